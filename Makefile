@@ -1,0 +1,31 @@
+# `make demo` and `make test` set everything up themselves, in .venv.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SETUP  := $(VENV)/.ready
+
+.PHONY: demo test test-fast lint bench clean
+
+demo: $(SETUP)
+	$(BIN)/loraport demo
+
+test: $(SETUP)
+	$(BIN)/python -m pytest
+
+test-fast: $(SETUP)
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(SETUP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(SETUP)
+	$(BIN)/python benchmarks/run.py
+
+$(SETUP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(SETUP)
+
+clean:
+	rm -rf $(VENV) demo-output .pytest_cache .ruff_cache

@@ -1,0 +1,83 @@
+"""Everything that can go wrong through no fault of ours, as one tree with one exit code a class.
+
+A message says what happened, where, with which values, and what to do next. Code that raises one of
+these never needs a traceback to be understood; anything else that escapes is a bug of ours (exit 1).
+"""
+
+
+class LoraportError(Exception):
+    """Base of all expected failures.
+
+    Args:
+        what: one sentence, what went wrong.
+        where: file, tensor or layer concerned.
+        values: what was found (and what was expected), as text.
+        fix: what the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, where: str | None = None, values: str | None = None, fix: str | None = None):
+        self.what = what
+        self.where = where
+        self.values = values
+        self.fix = fix
+        super().__init__(self.message)
+
+    @property
+    def message(self) -> str:
+        """The whole message, a line a part."""
+        parts = [self.what]
+        if self.where is not None:
+            parts.append(f"where: {self.where}")
+        if self.values is not None:
+            parts.append(f"found: {self.values}")
+        if self.fix is not None:
+            parts.append(f"try:   {self.fix}")
+        return "\n  ".join(parts)
+
+    def __reduce__(self):
+        # Keyword-only arguments do not survive the default pickling, and worker processes send errors home.
+        return _rebuild, (type(self), self.what, self.where, self.values, self.fix)
+
+
+def _rebuild(cls: type[LoraportError], what: str, where: str | None, values: str | None, fix: str | None):
+    return cls(what, where=where, values=values, fix=fix)
+
+
+class UsageError(LoraportError):
+    """The command or call itself makes no sense: an unknown method, a parameter out of range."""
+
+    exit_code = 2
+
+
+class MismatchError(LoraportError):
+    """The inputs are readable but do not fit each other: wrong family, size, or an unrelated target."""
+
+    exit_code = 3
+
+
+class UnmatchedKeysError(MismatchError):
+    """Keys of the LoRA that name no layer of the model, or halves of a pair without the other half."""
+
+
+class UnsupportedError(MismatchError):
+    """A format that is recognised and refused: LoHa, LoKr, DoRA, packed quantisations."""
+
+
+class NumericalError(LoraportError):
+    """NaN or infinity, a decomposition that no driver could do, or a quality gate that was not met."""
+
+    exit_code = 4
+
+
+class FileError(LoraportError):
+    """A file is missing, damaged, unsafe, already there, or could not be written."""
+
+    exit_code = 5
+
+
+class Interrupted(LoraportError):
+    """The user stopped the run; finished layers are in the cache and the same command resumes."""
+
+    exit_code = 130
