@@ -1,0 +1,1 @@
+"""Cache and resume in one: content-addressed safetensors entries."""

@@ -1,0 +1,116 @@
+"""Remembered digests: a tensor of a file that did not change since is not hashed again.
+
+One small JSON file for each input file, `<root>/digests/<two letters>/<hash of the identity>.json`. The
+identity names path, size, times and inode, so an edited file gets a fresh page. Several processes may write
+at once: each write merges what is on the disk, and an update lost in a race only means one more hashing.
+"""
+
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from loraport.errors import FileError
+from loraport.files import write_bytes
+from loraport.store import shelf
+
+_HEX = re.compile(r"^[0-9a-f]{16,128}$")
+
+
+class DigestMemo:
+    """Digests by (identity of the file, tensor), kept across runs.
+
+    Args:
+        root: the cache folder (that of the Store); None remembers in memory only, for `--cache off`.
+        batch: number of new digests after which they are written.
+
+    Use it as a context manager, or call `flush` at the end; what is not flushed is hashed again next time.
+    """
+
+    def __init__(self, root: Path | str | None, *, batch: int = 256):
+        self.root = None if root is None else Path(root)
+        self._batch = batch
+        self._pages: dict[str, dict[str, str]] = {}
+        self._fresh: dict[str, dict[str, str]] = {}
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict:
+        return {"root": self.root, "batch": self._batch}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(state["root"], batch=state["batch"])
+
+    def __enter__(self) -> "DigestMemo":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.flush()
+
+    def get(self, identity: str, tensor: str) -> str | None:
+        """The remembered digest, or None.
+
+        Args:
+            identity: names the file in its present state (path, size, modification time, inode).
+            tensor: names the tensor in the file, including the slice of rows if it is one.
+        """
+        with self._lock:
+            return self._page(identity).get(tensor)
+
+    def put(self, identity: str, tensor: str, digest: str) -> None:
+        """Remember a digest."""
+        with self._lock:
+            self._page(identity)[tensor] = digest
+            self._fresh.setdefault(identity, {})[tensor] = digest
+            due = sum(len(page) for page in self._fresh.values()) >= self._batch
+        if due:
+            self.flush()
+
+    def digest(self, identity: str, tensor: str, compute: Callable[[], str]) -> str:
+        """The remembered digest, or that of `compute()`, which is then remembered."""
+        known = self.get(identity, tensor)
+        if known is None:
+            known = compute()
+            self.put(identity, tensor, known)
+        return known
+
+    def flush(self) -> None:
+        """Write what is new. A disk that cannot be written is no error: the digests are computed again next time."""
+        with self._lock:
+            fresh, self._fresh = self._fresh, {}
+            if self.root is None:
+                return
+            for identity, page in fresh.items():
+                merged = self._read(identity) | page
+                text = json.dumps({"identity": identity, "digests": merged}, ensure_ascii=False, sort_keys=True)
+                try:
+                    write_bytes(self._path(identity), text.encode("utf-8"))
+                except (FileError, OSError):
+                    self.root = None
+                    return
+
+    def _page(self, identity: str) -> dict[str, str]:
+        if identity not in self._pages:
+            self._pages[identity] = self._read(identity)
+        return self._pages[identity]
+
+    def _read(self, identity: str) -> dict[str, str]:
+        """The page on the disk; a damaged or foreign one counts as empty and is replaced at the next write."""
+        if self.root is None:
+            return {}
+        path = self._path(identity)
+        try:
+            page = json.loads(path.read_bytes())
+            if page["identity"] != identity or not all(_HEX.match(text) for text in page["digests"].values()):
+                return {}
+            found = dict(page["digests"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return {}
+        shelf.touch(path)
+        return found
+
+    def _path(self, identity: str) -> Path:
+        assert self.root is not None
+        name = hashlib.sha256(identity.encode("utf-8", "surrogatepass")).hexdigest()
+        return self.root / "digests" / name[:2] / f"{name}.json"

@@ -1,0 +1,138 @@
+"""Where cache entries lie on the disk, and how many are kept. Knows file names and sizes, never what is inside.
+
+An entry is `<root>/<kind>/<first two letters of the key>/<key>.safetensors`. Its modification time is
+the time of its last use: writing sets it, and so does every read. Only names of exactly this pattern are
+ever listed or deleted, so a root that points at somebody's home folder by mistake loses nothing.
+"""
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+KINDS = ("basis", "result")
+DEFAULT_MAX_BYTES = 30 * 10**9
+_ENTRY = re.compile(r"^[0-9a-f]{64}\.safetensors$")
+_LEFTOVER = re.compile(r"^\.[0-9a-f]{64}\.(safetensors|json)\..*\.partial$")
+_LEFTOVER_AGE = 3600.0  # seconds; a younger temporary file may belong to a process that is still writing it
+
+
+@dataclass(frozen=True)
+class EntryInfo:
+    """One entry as `cache ls` shows it. `used` is the time of the last use, in seconds since the epoch."""
+
+    kind: str
+    key: str
+    path: Path
+    bytes: int
+    used: float
+
+
+def default_root() -> Path:
+    """The cache folder: `$LORAPORT_CACHE`, or the operating system's place for caches of this user."""
+    chosen = os.environ.get("LORAPORT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("loraport", appauthor=False))
+
+
+def entry_path(root: Path, kind: str, key: str) -> Path:
+    """Path of an entry, whether it exists or not."""
+    if kind not in KINDS:
+        raise ValueError(f"unknown kind of cache entry: {kind!r}, expected one of {KINDS}")
+    if not re.fullmatch(r"[0-9a-f]{64}", key):
+        raise ValueError(f"a cache key is 64 hexadecimal digits, got {key!r}")
+    return root / kind / key[:2] / f"{key}.safetensors"
+
+
+def entries(root: Path) -> list[EntryInfo]:
+    """All entries, least recently used first. A folder that does not exist has none."""
+    found = []
+    for kind in KINDS:
+        for file in _files(root / kind):
+            if _ENTRY.match(file.name):
+                with contextlib.suppress(OSError):  # another process may have removed it meanwhile
+                    status = file.stat()
+                    key = file.name.removesuffix(".safetensors")
+                    found.append(EntryInfo(kind, key, Path(file.path), status.st_size, status.st_mtime))
+    return sorted(found, key=lambda entry: (entry.used, entry.key))
+
+
+def collect(root: Path, *, max_bytes: int | None = None, older_than: float | None = None) -> list[EntryInfo]:
+    """Delete entries until the rest fits, least recently used first.
+
+    Args:
+        max_bytes: total size that may stay; None sets no bound.
+        older_than: entries unused for this many seconds go, whatever the total.
+
+    Returns:
+        The entries deleted. Temporary files that killed processes left behind are deleted too.
+    """
+    now = time.time()
+    remaining = entries(root)
+    total = sum(entry.bytes for entry in remaining)
+    deleted = []
+    for entry in remaining:
+        too_old = older_than is not None and now - entry.used > older_than
+        too_much = max_bytes is not None and total > max_bytes
+        if (too_old or too_much) and remove(entry.path):
+            total -= entry.bytes
+            deleted.append(entry)
+    for folder in (*KINDS, "digests"):
+        for file in list(_files(root / folder)):
+            with contextlib.suppress(OSError):
+                if _LEFTOVER.match(file.name) and now - file.stat().st_mtime > _LEFTOVER_AGE:
+                    os.unlink(file.path)
+    return deleted
+
+
+def clear(root: Path) -> list[EntryInfo]:
+    """Delete every entry and every remembered digest; returns the entries deleted."""
+    deleted = [entry for entry in entries(root) if remove(entry.path)]
+    for file in list(_files(root / "digests")):
+        if re.fullmatch(r"[0-9a-f]{64}\.json", file.name):
+            remove(Path(file.path))
+    collect(root)
+    for kind in (*KINDS, "digests"):
+        _remove_empty_folders(root / kind)
+    return deleted
+
+
+def remove(path: Path) -> bool:
+    """Delete a file; False when it was gone already or may not be deleted (in use on Windows, read-only cache)."""
+    try:
+        path.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def touch(path: Path) -> None:
+    """Mark an entry as used now. A read-only cache can still be read."""
+    with contextlib.suppress(OSError):
+        os.utime(path)
+
+
+def _files(folder: Path) -> Iterator[os.DirEntry]:
+    """Files in the two-letter folders of `folder`."""
+    try:
+        with os.scandir(folder) as subfolders:
+            names = [item.path for item in subfolders if len(item.name) == 2 and item.is_dir(follow_symlinks=False)]
+        for name in names:
+            with os.scandir(name) as items:
+                yield from (item for item in items if item.is_file(follow_symlinks=False))
+    except OSError:
+        return
+
+
+def _remove_empty_folders(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        for subfolder in [item for item in folder.iterdir() if item.is_dir()]:
+            with contextlib.suppress(OSError):  # not empty, and therefore none of our business
+                subfolder.rmdir()
+        folder.rmdir()

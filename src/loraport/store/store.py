@@ -1,0 +1,250 @@
+"""Cache and resume in one: results of expensive steps, found again by what they were computed from.
+
+A key is the SHA-256 of everything that determines the bytes of the entry, so an entry is right or absent,
+never stale. The cache is a convenience: a damaged entry is reported, dropped and computed again; a full or
+read-only disk is reported once and the run goes on without caching.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from loraport.errors import FileError
+from loraport.store import shelf
+from loraport.store.entry import DamagedEntry, Entry, NewerEntry, read_entry, write_entry
+from loraport.store.shelf import DEFAULT_MAX_BYTES, EntryInfo
+
+RESERVE_BYTES = 10**9  # left free on the disk, so that the cache never takes the room the output needs
+
+
+def entry_key(identity: Mapping[str, Any]) -> str:
+    """Key of an entry: SHA-256 of the canonical JSON of `identity`, 64 hexadecimal digits.
+
+    Args:
+        identity: all that determines the content (digests of the inputs, method, version, parameters), made of
+            text, whole numbers, finite floats, booleans, None, lists and dicts with text keys.
+
+    Raises:
+        TypeError, ValueError: something in it has no canonical JSON form.
+    """
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+@dataclass(frozen=True)
+class StoreProblem:
+    """Something about the cache that the user may want to know, and that did not stop the run.
+
+    `what` is "damaged" (entry dropped), "newer" (entry of a later program version), or "unwritable" (nothing
+    more is cached in this run).
+    """
+
+    what: str
+    entry: str
+    detail: str
+
+    @property
+    def message(self) -> str:
+        """One line for people."""
+        if self.what == "damaged":
+            return f"cache entry {self.entry} was not used and is computed again: {self.detail}"
+        if self.what == "newer":
+            return f"cache entry {self.entry} was not used: {self.detail}"
+        return f"the cache takes no more entries in this run ({self.entry}): {self.detail}"
+
+
+class Store:
+    """Content-addressed entries in a folder, bounded in size, safe with several processes at once.
+
+    Args:
+        root: the folder; None for `$LORAPORT_CACHE` or the operating system's place for caches.
+        max_bytes: total size kept (least recently used go first); None for 30 GB.
+        on_problem: called for every StoreProblem. Without it they gather in `problems`. It stays behind when
+            the store is sent to another process: collect there with `take_problems` and send those home.
+        reserve_bytes: free space on the disk that caching leaves alone.
+    """
+
+    def __init__(
+        self,
+        root: Path | str | None = None,
+        max_bytes: int | None = None,
+        *,
+        on_problem: Callable[[StoreProblem], None] | None = None,
+        reserve_bytes: int = RESERVE_BYTES,
+    ):
+        self.root = Path(root) if root is not None else shelf.default_root()
+        self.max_bytes = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
+        self.reserve_bytes = reserve_bytes
+        self.problems: list[StoreProblem] = []
+        self._on_problem = on_problem
+        self._closed = False  # True once writing failed
+        self._total: int | None = None  # bytes on the shelf as far as this process knows; None before the first put
+        self._unseen = 0  # bytes put here since the shelf was last counted
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"root": self.root, "max_bytes": self.max_bytes, "reserve_bytes": self.reserve_bytes}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["root"], state["max_bytes"], reserve_bytes=state["reserve_bytes"])
+
+    def path(self, kind: str, key: str) -> Path:
+        """Where an entry lies, or would lie."""
+        return shelf.entry_path(self.root, kind, key)
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether there is a file for this entry; for estimates, since only `get` knows whether it is sound."""
+        return self.path(kind, key).is_file()
+
+    def get(self, kind: str, key: str, expect: Mapping[str, tuple[int, ...]] | None = None) -> Entry | None:
+        """The entry as a dict of CPU tensors with its texts in `.meta`; None if absent or not to be trusted.
+
+        Args:
+            expect: names and shapes that it must hold, exactly; anything else counts as damaged.
+        """
+        path = self.path(kind, key)
+        try:
+            entry = read_entry(path, kind, key, expect=expect)
+        except FileNotFoundError:
+            return None
+        except NewerEntry as error:
+            self._report("newer", path, str(error))
+            return None
+        except (DamagedEntry, OSError) as error:
+            shelf.remove(path)
+            self._report("damaged", path, str(error))
+            return None
+        shelf.touch(path)
+        return entry
+
+    def put(self, kind: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> bool:
+        """Keep an entry, whole or not at all. Returns whether it was kept; failing to write is not an error."""
+        path = self.path(kind, key)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        if self._closed:
+            return False
+        try:
+            self._check_room(size)
+            write_entry(path, kind, key, tensors, meta or {})
+        except (FileError, OSError) as error:
+            if path.is_file():  # another process put the same entry first and is reading it (Windows)
+                return True
+            self._close(path, getattr(error, "values", None) or str(error))
+            return False
+        self._account(size)
+        return True
+
+    def entries(self) -> list[EntryInfo]:
+        """All entries, least recently used first."""
+        return shelf.entries(self.root)
+
+    def verify(self, remove: bool = False) -> list[StoreProblem]:
+        """Read every entry and recompute its digest; returns what is wrong. Nothing is deleted unless asked."""
+        problems = []
+        for info in self.entries():
+            try:
+                read_entry(info.path, info.kind, info.key, strong=True)
+            except FileNotFoundError:
+                continue
+            except NewerEntry as error:
+                problems.append(StoreProblem("newer", str(info.path), str(error)))
+            except (DamagedEntry, OSError) as error:
+                problems.append(StoreProblem("damaged", str(info.path), str(error)))
+                if remove:
+                    shelf.remove(info.path)
+        return problems
+
+    def gc(self, max_bytes: int | None = None, older_than: float | None = None) -> list[EntryInfo]:
+        """Delete least recently used entries until `max_bytes` (default: this store's bound) is met.
+
+        Args:
+            older_than: seconds; entries unused for longer go in any case.
+        """
+        deleted = shelf.collect(
+            self.root, max_bytes=self.max_bytes if max_bytes is None else max_bytes, older_than=older_than
+        )
+        with self._lock:
+            self._total = None
+        return deleted
+
+    def clear(self) -> list[EntryInfo]:
+        """Delete every entry and every remembered digest."""
+        with self._lock:
+            self._total = None
+        return shelf.clear(self.root)
+
+    def take_problems(self) -> list[StoreProblem]:
+        """The problems gathered since the last call, which are then forgotten here."""
+        with self._lock:
+            taken, self.problems = self.problems, []
+        return taken
+
+    def _check_room(self, size: int) -> None:
+        if size > self.max_bytes:
+            raise FileError("entry too large", values=f"{size:,} bytes, the cache is bounded to {self.max_bytes:,}")
+        folder = next((place for place in (self.root, *self.root.parents) if place.is_dir()), Path(os.curdir))
+        free = shutil.disk_usage(folder).free
+        if free < size + self.reserve_bytes:
+            raise FileError(
+                "not enough room for the cache",
+                values=f"{free:,} bytes free on the disk, {size:,} to write and {self.reserve_bytes:,} kept free",
+            )
+
+    def _account(self, size: int) -> None:
+        """Keep the bound. The shelf is counted rarely, since other processes put entries there as well."""
+        with self._lock:
+            self._unseen += size
+            known = None if self._total is None else self._total + self._unseen
+            if known is None or known > self.max_bytes or self._unseen > self.max_bytes // 20:
+                total = sum(entry.bytes for entry in shelf.entries(self.root))
+                if total > self.max_bytes:  # a little below the bound, so that the next put does not count again
+                    total -= sum(e.bytes for e in shelf.collect(self.root, max_bytes=self.max_bytes // 10 * 9))
+                self._total, self._unseen = total, 0
+
+    def _close(self, path: Path, detail: str) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._report("unwritable", path, detail)
+
+    def _report(self, what: str, path: Path, detail: str) -> None:
+        problem = StoreProblem(what, str(path), detail)
+        if self._on_problem is not None:
+            self._on_problem(problem)
+        else:
+            with self._lock:
+                self.problems.append(problem)
+
+
+class NullStore(Store):
+    """A store that keeps nothing and finds nothing, for `--cache off`. It never touches the disk."""
+
+    def has(self, kind: str, key: str) -> bool:
+        return False
+
+    def get(self, kind: str, key: str, expect: Mapping[str, tuple[int, ...]] | None = None) -> Entry | None:
+        return None
+
+    def put(self, kind: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> bool:
+        return False
+
+    def entries(self) -> list[EntryInfo]:
+        return []
+
+    def verify(self, remove: bool = False) -> list[StoreProblem]:
+        return []
+
+    def gc(self, max_bytes: int | None = None, older_than: float | None = None) -> list[EntryInfo]:
+        return []
+
+    def clear(self) -> list[EntryInfo]:
+        return []
