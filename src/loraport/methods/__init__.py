@@ -1,0 +1,1 @@
+"""Transfer methods, one file each: from the tensors of one layer to its new update. Pure functions."""

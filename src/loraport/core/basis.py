@@ -1,0 +1,51 @@
+"""The coordinate system of a layer: the singular vectors of its source weight."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.core.svd import thin_svd
+
+
+@dataclass(frozen=True)
+class SpectralBasis:
+    """W_source = U[:, :p] diag(S) Vh[:p], p = min(m, n); column i of U *receives*, row j of Vh *sends*.
+
+    Thin as a rule (a = b = p). A *completed* basis has a = m and b = n: the missing directions of the
+    longer side, in an arbitrary orthonormal basis of the null space.
+    """
+
+    U: Float[Tensor, "m a"]
+    S: Float[Tensor, " p"]
+    Vh: Float[Tensor, "b n"]
+    driver: str = "given"
+
+    @classmethod
+    def from_weight(cls, W: Float[Tensor, "m n"], *, name: str = "matrix") -> "SpectralBasis":
+        """Thin basis of a weight. Raises NumericalError, naming `name`, for NaN or infinity."""
+        svd = thin_svd(W, name=name)
+        return cls(svd.U, svd.S, svd.Vh, svd.driver)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the weight."""
+        return self.U.shape[0], self.Vh.shape[1]
+
+    def head(self, energy: float) -> int:
+        """Smallest k with sum_{i<k} S_i^2 >= energy * sum S_i^2 (Eq. 3 of the paper)."""
+        held = self.S.double().square().cumsum(0)
+        return min(int((held < energy * held[-1]).sum()) + 1, self.S.numel())
+
+    def completed(self) -> "SpectralBasis":
+        """The same basis with the null space of the longer side filled in (by QR)."""
+        m, n = self.shape
+        U = self.U if self.U.shape[1] == m else _completed(self.U)
+        Vh = self.Vh if self.Vh.shape[0] == n else _completed(self.Vh.T).T
+        return SpectralBasis(U, self.S, Vh, self.driver)
+
+
+def _completed(U: Float[Tensor, "m p"]) -> Float[Tensor, "m m"]:
+    Q = torch.linalg.qr(U, mode="complete").Q
+    return torch.cat([U, Q[:, U.shape[1] :]], dim=1)

@@ -1,0 +1,149 @@
+"""A low-rank matrix kept as its two factors, and what can be said of it without ever multiplying them out."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.errors import NumericalError
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The m x n matrix `B @ A`, with `B` (m x r) and `A` (r x n) of one dtype on one device.
+
+    A LoRA update is one of these with alpha / rank already folded in. Rank 0 is the zero matrix.
+    Everything here costs O((m + n) r^2) at most; only `dense` forms the product.
+    """
+
+    B: Float[Tensor, "m r"]
+    A: Float[Tensor, "r n"]
+
+    @classmethod
+    def zeros(
+        cls, m: int, n: int, rank: int = 0, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> "LowRank":
+        """The zero matrix, with `rank` zero columns and rows."""
+        return cls(torch.zeros(m, rank, dtype=dtype, device=device), torch.zeros(rank, n, dtype=dtype, device=device))
+
+    @classmethod
+    def from_dense(cls, matrix: Float[Tensor, "m n"]) -> "LowRank":
+        """The same matrix, exactly, with the identity of the smaller side as one factor."""
+        m, n = matrix.shape
+        eye = torch.eye(min(m, n), dtype=matrix.dtype, device=matrix.device)
+        return cls(matrix, eye) if n <= m else cls(eye, matrix)
+
+    @classmethod
+    def sum(cls, terms: "Sequence[LowRank]") -> "LowRank":
+        """The sum of at least one term; the ranks add up."""
+        return cls(torch.cat([term.B for term in terms], dim=1), torch.cat([term.A for term in terms], dim=0))
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n) of the product."""
+        return self.B.shape[0], self.A.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of B. The true rank may be lower."""
+        return self.B.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of both factors."""
+        return self.B.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of both factors."""
+        return self.B.device
+
+    def dense(self) -> Float[Tensor, "m n"]:
+        """B @ A. The one method that forms the whole matrix."""
+        return self.B @ self.A
+
+    def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
+        """B (A X)."""
+        return self.B @ (self.A @ X)
+
+    def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
+        """(B A)^T Y = A^T (B^T Y)."""
+        return self.A.T @ (self.B.T @ Y)
+
+    def norm(self) -> float:
+        """Frobenius norm: ||BA||^2 = <B^T B, A A^T>, from triangular factors so that nothing cancels."""
+        if self.rank == 0:
+            return 0.0
+        core = self._triangle(self.B) @ self._triangle(self.A.T).T
+        return float(torch.linalg.vector_norm(core))
+
+    def inner(self, other: "LowRank") -> float:
+        """Frobenius inner product <B A, B' A'>, in float64 where it is small."""
+        left = (self.B.T @ other.B).double()
+        right = (self.A @ other.A.T).double()
+        return float((left * right).sum())
+
+    def svd(self) -> tuple[Float[Tensor, "m q"], Float[Tensor, " q"], Float[Tensor, "q n"]]:
+        """Thin SVD (U, S, Vh) with q = min(m, n, r), exact: QR of both factors, then the SVD of an r x r core.
+
+        Raises:
+            NumericalError: a factor holds NaN or infinity.
+        """
+        q = min(*self.shape, self.rank)
+        left, right = self.B, self.A.T
+        Q_left, R_left = torch.linalg.qr(left.double())
+        Q_right, R_right = torch.linalg.qr(right.double())
+        core = R_left @ R_right.T
+        if not bool(torch.isfinite(core).all()):
+            raise NumericalError("a low-rank update holds NaN or infinity")
+        U, S, Vh = torch.linalg.svd(core, full_matrices=False)
+        U, S, Vh = U[:, :q], S[:q], Vh[:q]
+        return (Q_left @ U).to(self.dtype), S.to(self.dtype), (Vh @ Q_right.T).to(self.dtype)
+
+    def truncated(self, rank: int) -> "LowRank":
+        """Best approximation of at most this rank, balanced."""
+        U, S, Vh = self.svd()
+        return self.from_svd(U[:, :rank], S[:rank], Vh[:rank])
+
+    def balanced(self) -> "LowRank":
+        """The same matrix with B = U sqrt(S), A = sqrt(S) Vh: both factors carry the same norm."""
+        padded_to = self.rank
+        result = self.from_svd(*self.svd())
+        return result.padded(padded_to) if result.rank < padded_to else result
+
+    @classmethod
+    def from_svd(cls, U: Float[Tensor, "m q"], S: Float[Tensor, " q"], Vh: Float[Tensor, "q n"]) -> "LowRank":
+        """Balanced factors of U diag(S) Vh."""
+        root = S.clamp_min(0).sqrt()
+        return cls(U * root, root[:, None] * Vh)
+
+    def padded(self, rank: int) -> "LowRank":
+        """The same matrix with zero columns and rows up to `rank`.
+
+        Raises:
+            ValueError: the update already has a higher rank.
+        """
+        extra = rank - self.rank
+        if extra < 0:
+            raise ValueError(f"cannot pad rank {self.rank} to {rank}")
+        if extra == 0:
+            return self
+        m, n = self.shape
+        return LowRank.sum([self, LowRank.zeros(m, n, extra, dtype=self.dtype, device=self.device)])
+
+    def scaled(self, factor: float) -> "LowRank":
+        """The matrix times `factor`, its root put on both sides and its sign on B."""
+        root = math.sqrt(abs(factor))
+        return LowRank(self.B * math.copysign(root, factor), self.A * root)
+
+    def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "LowRank":
+        """The same factors in another dtype or on another device."""
+        return LowRank(self.B.to(device=device, dtype=dtype), self.A.to(device=device, dtype=dtype))
+
+    @staticmethod
+    def _triangle(matrix: Float[Tensor, "a b"]) -> Float[Tensor, "q b"]:
+        """R of the QR decomposition, in float64."""
+        return torch.linalg.qr(matrix.double(), mode="r").R
