@@ -33,6 +33,10 @@ class SpectralBasis:
         """(m, n) of the weight."""
         return self.U.shape[0], self.Vh.shape[1]
 
+    def to(self, device: torch.device | str) -> "SpectralBasis":
+        """The same basis on another device."""
+        return SpectralBasis(self.U.to(device), self.S.to(device), self.Vh.to(device), self.driver)
+
     def head(self, energy: float) -> int:
         """Smallest k with sum_{i<k} S_i^2 >= energy * sum S_i^2 (Eq. 3 of the paper)."""
         held = self.S.double().square().cumsum(0)

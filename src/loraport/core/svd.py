@@ -11,6 +11,10 @@ from loraport.core.operators import Operator, square_sum
 from loraport.errors import NumericalError
 
 
+ALGORITHM = "thin-svd-1"
+"""Part of the cache key of a basis: raised whenever `thin_svd` would return other numbers than before."""
+
+
 @dataclass(frozen=True)
 class ThinSVD:
     """U (m x p), S (p, descending), Vh (p x n), p = min(m, n), and the name of the driver that answered."""
