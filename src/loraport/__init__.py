@@ -1,3 +1,63 @@
-"""loraport: carry a LoRA from a base video diffusion model to its distilled variant, from weights alone."""
+"""loraport: carry a LoRA from a base video diffusion model to its distilled variant, from weights alone.
+
+    import loraport
+
+    report = loraport.transfer("style.safetensors", source="Wan2.1-T2V-1.3B", target="FastWan2.1-1.3B",
+                               output="style-fast.safetensors")
+    print(report.summary["energy_kept_total"], report.layers[0].stats)
+
+Everything here is loaded on first use, so that importing the package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from loraport.api import convert, inspect, methods, plan, transfer, verify
+    from loraport.engine.plan import TransferPlan
+    from loraport.engine.recipe import Recipe, RunOptions
+    from loraport.engine.results import LayerReport, TransferReport
+    from loraport.errors import LoraportError
+
+_HOMES = {
+    "transfer": "loraport.api",
+    "plan": "loraport.api",
+    "inspect": "loraport.api",
+    "convert": "loraport.api",
+    "verify": "loraport.api",
+    "methods": "loraport.api",
+    "Recipe": "loraport.engine.recipe",
+    "RunOptions": "loraport.engine.recipe",
+    "TransferPlan": "loraport.engine.plan",
+    "LayerReport": "loraport.engine.results",
+    "TransferReport": "loraport.engine.results",
+    "LoraportError": "loraport.errors",
+}
+
+__all__ = [
+    "LayerReport",
+    "LoraportError",
+    "Recipe",
+    "RunOptions",
+    "TransferPlan",
+    "TransferReport",
+    "__version__",
+    "convert",
+    "inspect",
+    "methods",
+    "plan",
+    "transfer",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'loraport' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

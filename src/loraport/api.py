@@ -1,0 +1,91 @@
+"""The public functions. Each does what the command of the same name does, and returns instead of printing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loraport.engine.events import Listener, ignore
+from loraport.engine.plan import TransferPlan, make_plan
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.results import TransferReport
+from loraport.engine.run import run
+from loraport.methods import registry
+
+PathLike = str | Path
+
+
+def transfer(
+    lora: PathLike,
+    *,
+    source: PathLike,
+    target: PathLike | None = None,
+    output: PathLike | None = None,
+    target_lora: str | None = None,
+    method: str = "casa",
+    params: Mapping[str, Any] | None = None,
+    rank: str | int = "auto",
+    amount: float = 1.0,
+    layers: str | None = None,
+    drop: str | None = None,
+    to: str = "universal",
+    dtype: str = "same",
+    nested_source: str | None = None,
+    nested_target: str | None = None,
+    allow_partial: bool = False,
+    force: bool = False,
+    options: RunOptions | None = None,
+    on_event: Listener = ignore,
+) -> TransferReport:
+    """Carry a LoRA from its base model to a distilled variant of that model.
+
+    Args:
+        lora: the LoRA file. source: the model it was trained on. target: the distilled model.
+        output: the file to write; None computes and reports only.
+        target_lora: instead of `target`: the target is the source plus this LoRA, `FILE` or `FILE:STRENGTH`.
+        method, params: a method or preset (`loraport.methods()`) and its settings, e.g. `{"q_dom": 0.6}`.
+        rank: `auto` (the input's, at least 32), `same`, `full`, a number, or `energy=0.99`.
+        amount: 0 is direct reuse, 1 the full method.
+        layers: regular expression; other layers keep the input's update. drop: layers to leave out.
+        to: `universal`, `diffusers`, `kohya`, `original` or `same-as-input`. dtype: `same` or a torch name.
+        nested_source, nested_target: part of a `.pt` file to read, such as `generator_ema`.
+        allow_partial: leave out what cannot be matched. force: accept a target that looks unrelated.
+        options: device, workers, memory, cache. on_event: called with every `loraport.engine.events.Event`.
+
+    Returns:
+        The report: per-layer results, totals, warnings.
+
+    Raises:
+        LoraportError: see `loraport.errors`; the output is then as it was before.
+    """
+    recipe = Recipe.build(
+        {
+            "lora": str(lora),
+            "source": str(source),
+            "target": None if target is None else str(target),
+            "target_lora": target_lora,
+            "method": method,
+            "params": dict(params or {}),
+            "rank": str(rank),
+            "amount": amount,
+            "layers": layers,
+            "drop": drop,
+            "to": to,
+            "dtype": dtype,
+            "nested_source": nested_source,
+            "nested_target": nested_target,
+            "allow_partial": allow_partial,
+            "force": force,
+        }
+    )
+    return run(make_plan(recipe), output, options or RunOptions(), on_event)
+
+
+def plan(recipe: Recipe) -> TransferPlan:
+    """Match the files of a recipe and list the work, reading headers only. Raises LoraportError."""
+    return make_plan(recipe)
+
+
+def methods() -> dict[str, str]:
+    """Every method and preset with its one-line summary."""
+    known = {name: registry.get(name).summary for name in registry.names()}
+    return known | {name: preset.summary for name, preset in registry.PRESETS.items() if name not in known}

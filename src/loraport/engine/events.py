@@ -1,0 +1,49 @@
+"""What happens during a run, as small facts. The engine tells; whoever listens decides what to show."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Union
+
+if TYPE_CHECKING:
+    from loraport.engine.plan import TransferPlan
+    from loraport.engine.results import LayerReport, TransferReport
+
+
+@dataclass(frozen=True)
+class PlanReady:
+    """All inputs have been matched; work starts now."""
+
+    plan: "TransferPlan"
+
+
+@dataclass(frozen=True)
+class LayerDone:
+    """A layer is finished. `done` and `total` count operations (flop equivalents), not layers."""
+
+    layer: "LayerReport"
+    finished: int
+    layers: int
+    done: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something the user should know, in one sentence."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The output is written, reopened and verified."""
+
+    report: "TransferReport"
+
+
+Event = Union[PlanReady, LayerDone, Warned, Finished]
+Listener = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The listener that listens to nothing."""

@@ -1,0 +1,253 @@
+"""From a recipe to work orders, by headers alone: names, shapes, dtypes and costs, no tensor data.
+
+Every key of the input LoRA ends in exactly one place: a job, carried, or dropped; anything else is an
+error before any work has begun.
+"""
+
+import re
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from loraport.engine.job import LayerJob, basis_cost, transfer_cost, working_bytes
+from loraport.engine.recipe import RankRule, Recipe, RunOptions
+from loraport.engine.executor import workers_for
+from loraport.errors import MismatchError, UnmatchedKeysError, UsageError
+from loraport.formats.adapter import Carried, LayerUpdate, LoraAdapter, open_adapter
+from loraport.formats.checkpoint import Checkpoint, open_checkpoint
+from loraport.formats.dialect import check_profile
+from loraport.methods import registry
+from loraport.methods.base import Needs
+
+_TORCH_NAMES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class TransferPlan:
+    """What a run will do.
+
+    Attributes:
+        recipe: the request. method, params: resolved from it.
+        adapter: the input LoRA. source, target: the checkpoints; `target` is None with a distillation LoRA.
+        distill: that LoRA. jobs: one a layer, in the model's order.
+        carried: tensors taken over unchanged. dropped: keys left out.
+        rank: settled rule. dtype: torch name of the output's dtype.
+        extra_source, extra_target: weights that only one checkpoint has.
+        warnings: sentences for the user.
+    """
+
+    recipe: Recipe
+    method: str
+    params: dict[str, Any]
+    adapter: LoraAdapter
+    source: Checkpoint
+    target: Checkpoint | None
+    distill: LoraAdapter | None
+    jobs: tuple[LayerJob, ...]
+    carried: tuple[Carried, ...]
+    dropped: tuple[str, ...]
+    rank: RankRule
+    dtype: str
+    extra_source: tuple[str, ...]
+    extra_target: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def cost(self) -> float:
+        """Operations expected when nothing is cached."""
+        return sum(job.cost for job in self.jobs)
+
+    @property
+    def output_bytes(self) -> int:
+        """Size of the output's layers when the rank is known beforehand (full rank otherwise)."""
+        ranks = [_rank_bound(job) for job in self.jobs]
+        uniform = max(ranks, default=0)
+        size = 4 if self.dtype == "float32" else 2
+        return sum(size * uniform * sum(job.shape) for job in self.jobs)
+
+    @property
+    def cache_bytes(self) -> int:
+        """What the bases take in the cache."""
+        return sum(4 * min(job.shape) * (sum(job.shape) + 1) for job in self.jobs if job.source is not None)
+
+    def peak_bytes(self, options: RunOptions) -> int:
+        """Memory expected for all layers in flight, the output and the program itself."""
+        program = 400_000_000
+        narrow = [job for job in self.jobs if not job.wide]
+        sizes = sorted((job.peak_bytes for job in narrow), reverse=True)[: workers_for(narrow, options)]
+        widest = max((job.peak_bytes for job in self.jobs if job.wide), default=0)
+        return program + self.output_bytes + max(sum(sizes), widest)
+
+    def seconds(self, options: RunOptions) -> float:
+        """Time expected when nothing is cached, from a matrix product timed now."""
+        return self.cost / (_operations_per_second() * min(workers_for(self.jobs, options), max(len(self.jobs), 1)))
+
+
+def make_plan(recipe: Recipe) -> TransferPlan:
+    """Match a recipe's files against each other and write the work orders.
+
+    Raises:
+        FileError, UnsupportedError: a file cannot be read or is of a kind that is refused.
+        MismatchError, UnmatchedKeysError: the files do not fit each other.
+        UsageError: an unknown method, parameter or profile.
+    """
+    method, params = registry.resolve(recipe.method, recipe.params)
+    needs = method.needs(params) if recipe.amount > 0 else Needs(basis=False, target_basis=False, drift=False)
+    check_profile(recipe.to)
+    source = open_checkpoint(recipe.source, nested=recipe.nested_source, role="source")
+    target, distill, strength = _open_target(recipe, source)
+    adapter = open_adapter(recipe.lora, source, allow_partial=recipe.allow_partial)
+    dropped = list(adapter.dropped)
+    warnings = list(adapter.warnings)
+    if recipe.amount == 0.0:
+        method, params = registry.resolve("direct", {})
+    rank = recipe.rank_rule.for_input(adapter.max_rank, adds_nothing=method.adds_nothing)
+    dtype = _TORCH_NAMES.get(adapter.dtype, "float32") if recipe.dtype == "same" else recipe.dtype
+
+    jobs = []
+    for name, update in adapter.layers.items():
+        if recipe.drop and re.search(recipe.drop, name):
+            dropped += update.keys
+            continue
+        found = _weights(name, update, source, target, recipe)
+        if found is None:
+            dropped += update.keys
+            warnings.append(f"{name} is in the LoRA but not in both checkpoints; it was left out (--allow-partial)")
+            continue
+        chosen = method.name if not recipe.layers or re.search(recipe.layers, name) else "direct"
+        values = params.model_dump(mode="json") if chosen == method.name else {}
+        job_needs = needs if chosen == method.name else Needs(basis=False, target_basis=False, drift=False)
+        m, n = update.shape
+        hinted = adapter.max_rank if rank.kind != "fixed" else int(rank.value)
+        distilled = distill.layers.get(name) if distill is not None else None
+        jobs.append(
+            LayerJob(
+                name=name,
+                shape=(m, n),
+                method=chosen,
+                params=values,
+                update=update,
+                source=found[0] if job_needs.basis or job_needs.drift else None,
+                target=found[1] if job_needs.drift else None,
+                distill=(distilled, strength) if distilled is not None and job_needs.drift else None,
+                has_drift=distill is None or distilled is not None,
+                round_to=_common_dtype(found),
+                rank=rank,
+                amount=recipe.amount,
+                dtype=dtype,
+                cost=(basis_cost(m, n) + transfer_cost(m, n, hinted)) if job_needs.basis else 4.0 * hinted * (m + n),
+                peak_bytes=working_bytes(m, n, job_needs.basis),
+            )
+        )
+    if not jobs:
+        raise MismatchError("no layer of the LoRA is left to transfer", where=str(adapter.path))
+    extra_source, extra_target = _extras(source, target)
+    return TransferPlan(
+        recipe=recipe,
+        method=method.name,
+        params=params.model_dump(mode="json"),
+        adapter=adapter,
+        source=source,
+        target=target,
+        distill=distill,
+        jobs=tuple(jobs),
+        carried=tuple(c for c in adapter.carried if not (recipe.drop and re.search(recipe.drop, c.param))),
+        dropped=tuple(dropped)
+        + tuple(k for c in adapter.carried if recipe.drop and re.search(recipe.drop, c.param) for k in c.keys),
+        rank=rank,
+        dtype=dtype,
+        extra_source=extra_source,
+        extra_target=extra_target,
+        warnings=tuple(warnings),
+    )
+
+
+def sample_for_kinship(plan: TransferPlan, count: int = 4) -> list[LayerJob]:
+    """A few small layers, spread over the model, to look at before the work: is the target derived from the source?"""
+    pairs = sorted((job for job in plan.jobs if job.source and job.target), key=lambda job: job.shape[0] * job.shape[1])
+    small = [job for job in pairs if job.shape == pairs[0].shape]
+    step = max(len(small) // count, 1)
+    return small[::step][:count]
+
+
+def _open_target(recipe: Recipe, source: Checkpoint) -> tuple[Checkpoint | None, LoraAdapter | None, float]:
+    parts = recipe.target_lora_parts()
+    if parts is not None:
+        return None, open_adapter(parts[0], source), parts[1]
+    assert recipe.target is not None
+    target = open_checkpoint(recipe.target, nested=recipe.nested_target, role="target")
+    require_same_family(source, target)
+    return target, None, 1.0
+
+
+def _weights(
+    name: str, update: LayerUpdate, source: Checkpoint, target: Checkpoint | None, recipe: Recipe
+) -> tuple[TensorRef, TensorRef | None] | None:
+    """The layer's two weights; None when one is missing and that is allowed."""
+    sides = {"source": source} | ({"target": target} if target is not None else {})
+    found = {}
+    for role, side in sides.items():
+        ref = side.tensors.get(f"{name}.weight")
+        if ref is None:
+            if recipe.allow_partial:
+                return None
+            raise UnmatchedKeysError(
+                f"the LoRA changes a layer that the {role} does not have",
+                where=name,
+                values=f"{update.keys[0]} in {recipe.lora}; {side.path}",
+                fix="check that the LoRA was trained on this model, or leave such layers out with --allow-partial",
+            )
+        if tuple(ref.shape) != tuple(update.shape):
+            raise MismatchError(
+                f"the LoRA and the {role} differ in size",
+                where=name,
+                values=f"LoRA {_size(update.shape)}, {role} {_size(ref.shape)} ({side.path})",
+                fix="use the checkpoint of the size that the LoRA was trained on",
+            )
+        found[role] = ref
+    return found["source"], found.get("target")
+
+
+def _common_dtype(found: tuple[TensorRef, TensorRef | None]) -> str | None:
+    """The coarser dtype when the two weights are stored in different ones."""
+    source, target = found
+    if target is None or source.dtype == target.dtype:
+        return None
+    dtypes = {source.dtype, target.dtype}
+    return "bfloat16" if "BF16" in dtypes else "float16" if "F16" in dtypes else None
+
+
+def _extras(source: Checkpoint, target: Checkpoint | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    if target is None:
+        return (), ()
+    only_source = [name for name in source.tensors if name not in target.tensors]
+    only_target = [name for name in target.tensors if name not in source.tensors]
+    return tuple(only_source) + source.unknown, tuple(only_target) + target.unknown
+
+
+def _rank_bound(job: LayerJob) -> int:
+    full = min(job.shape)
+    if job.rank.kind == "fixed":
+        return min(int(job.rank.value), full) if job.source is not None else job.update.rank
+    return full
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(str(side) for side in shape)
+
+
+def _operations_per_second() -> float:
+    """Speed of this machine for one job, from a small matrix product (a few milliseconds)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        square = torch.ones(512, 512)
+        square @ square
+        began = time.perf_counter()
+        for _ in range(4):
+            square @ square
+        return 4 * 2 * 512**3 / max(time.perf_counter() - began, 1e-6)
+    finally:
+        torch.set_num_threads(threads)

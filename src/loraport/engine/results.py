@@ -1,0 +1,74 @@
+"""What a run reports: one `LayerReport` a layer, gathered in a `TransferReport`."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+Stat = float | int | str | bool
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One layer of the output, in numbers.
+
+    Attributes:
+        name: canonical layer name. shape: (out, in).
+        method: what was done to it (`direct` for layers that `layers` left out).
+        rank_in, rank_out: rank of the input's update and of the output's, before padding to one rank.
+        energy_kept: share of the squared norm of the exact update that the output rank holds.
+        stats: the method's own measures (see `loraport methods NAME`), and `update_rel`, `drift_rel`:
+            Frobenius norms relative to the source weight.
+        seconds: time spent. cached: taken from an earlier run.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    method: str
+    rank_in: int
+    rank_out: int
+    energy_kept: float
+    stats: dict[str, Stat]
+    seconds: float
+    cached: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return asdict(self) | {"shape": list(self.shape)}
+
+
+@dataclass(frozen=True)
+class TransferReport:
+    """The outcome of a transfer; `to_json()` is what `--json` prints.
+
+    Attributes:
+        output: the file written, or None when the run was asked to write nothing.
+        layers: one report a transferred layer, in the order of the model.
+        carried: keys taken over unchanged. dropped: keys left out, by request or by `allow_partial`.
+        warnings: sentences for the user.
+        summary: totals (rank, energy, time, cache use, recipe, inputs).
+    """
+
+    output: Path | None
+    layers: tuple[LayerReport, ...]
+    carried: tuple[str, ...]
+    dropped: tuple[str, ...]
+    warnings: tuple[str, ...]
+    summary: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "output": None if self.output is None else str(self.output),
+            "summary": self.summary,
+            "warnings": list(self.warnings),
+            "carried": list(self.carried),
+            "dropped": list(self.dropped),
+            "layers": [layer.to_json() for layer in self.layers],
+        }
+
+
+def energy_kept_in_total(layers: tuple[LayerReport, ...]) -> float:
+    """Share of the squared norm of all exact updates together that the output holds."""
+    whole = sum(float(layer.stats["exact_norm"]) ** 2 for layer in layers)
+    kept = sum(float(layer.stats["exact_norm"]) ** 2 * layer.energy_kept for layer in layers)
+    return kept / whole if whole > 0 else 1.0

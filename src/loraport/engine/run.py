@@ -1,0 +1,195 @@
+"""A plan carried out: jobs through an executor, results into one file, one report.
+
+The output appears under its name only when everything has succeeded; the run log beside it grows line by
+line, so that there is something to read after a failure too.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loraport.core.lowrank import LowRank
+from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
+from loraport.engine.executor import run_all
+from loraport.engine.job import LayerJob
+from loraport.engine.plan import TransferPlan, sample_for_kinship
+from loraport.engine.recipe import RunOptions
+from loraport.engine.results import LayerReport, TransferReport, energy_kept_in_total
+from loraport.engine.worker import LayerResult, Worker, drift_ratio, pick_device
+from loraport.errors import FileError, MismatchError
+from loraport.files import JsonLines
+from loraport.formats.adapter import render_adapter, write_adapter
+from loraport.formats.header import build_metadata
+from loraport.store.digests import DigestMemo
+from loraport.store.store import NullStore, Store
+
+UNRELATED = 0.8
+"""A drift of this share of the source's norm is no distillation. Two unrelated models differ by 1.4; the
+most strongly distilled tiny model by 0.36."""
+
+
+def run(
+    plan: TransferPlan, output: Path | str | None, options: RunOptions = RunOptions(), on_event: Listener = ignore
+) -> TransferReport:
+    """Carry out a plan.
+
+    Args:
+        output: the file to write; None computes and reports only.
+        on_event: told about every step, from this thread.
+
+    Raises:
+        MismatchError: the target is not derived from the source (unless forced).
+        NumericalError: a tensor holds NaN or infinity.
+        FileError: the output exists, or cannot be written. No output file is left behind.
+    """
+    began = time.perf_counter()
+    path = None if output is None else Path(output)
+    if path is not None:
+        _check_free(path, plan, options)
+    warnings: list[str] = []
+
+    def warn(message: str) -> None:
+        if message not in warnings:
+            warnings.append(message)
+            on_event(Warned(message))
+
+    log = _open_log(path, options)
+    try:
+        on_event(PlanReady(plan))
+        for message in plan.warnings:
+            warn(message)
+        _check_kinship(plan)
+        store, memo = open_cache(options)
+        results = _run_jobs(plan, Worker(store, memo, pick_device(options.device)), options, on_event, warn, log)
+        memo.flush()
+        layers = tuple(result.report for result in results)
+        _judge(layers, plan, warn)
+        report = _report(plan, results, warnings, time.perf_counter() - began)
+        if path is not None:
+            tensors, metadata = _render(plan, results, report)
+            write_adapter(path, tensors, metadata)
+            report = TransferReport(
+                path, report.layers, report.carried, report.dropped, report.warnings, report.summary
+            )
+        if log is not None:
+            log.append({"event": "finished", **{k: v for k, v in report.to_json().items() if k != "layers"}})
+    except BaseException as error:
+        if log is not None:
+            log.append({"event": "failed", "error": str(error) or type(error).__name__})
+        raise
+    finally:
+        if log is not None:
+            log.close()
+    on_event(Finished(report))
+    return report
+
+
+def open_cache(options: RunOptions) -> tuple[Store, DigestMemo]:
+    """The store and the remembered digests that the options ask for."""
+    if options.cache == "off":
+        return NullStore(), DigestMemo(None)
+    store = Store(options.cache)
+    return store, DigestMemo(store.root)
+
+
+def _run_jobs(
+    plan: TransferPlan, work: Worker, options: RunOptions, on_event: Listener, warn: Any, log: JsonLines | None
+) -> list[LayerResult]:
+    total = plan.cost
+    costs = {job.name: job.cost for job in plan.jobs}
+    done = 0.0
+    by_name: dict[str, LayerResult] = {}
+    for result in run_all(plan.jobs, work, options):
+        report = result.report
+        by_name[report.name] = result
+        done += costs[report.name]
+        for problem in result.problems:
+            warn(problem.message)
+        if log is not None:
+            log.append({"event": "layer", **report.to_json()})
+        on_event(LayerDone(report, len(by_name), len(plan.jobs), done, total))
+    return [by_name[job.name] for job in plan.jobs]
+
+
+def _check_free(path: Path, plan: TransferPlan, options: RunOptions) -> None:
+    if path.is_dir():
+        raise FileError("the output is a folder", where=str(path), fix="give the name of a file")
+    if path.exists() and not options.overwrite:
+        raise FileError("the output file exists already", where=str(path), fix="choose another name or add --overwrite")
+    if path.exists() and path.resolve() == plan.adapter.path.resolve():
+        raise FileError("the output would replace the input", where=str(path), fix="choose another name")
+
+
+def _open_log(path: Path | None, options: RunOptions) -> JsonLines | None:
+    if options.log == "off" or (path is None and options.log is None):
+        return None
+    return JsonLines(Path(options.log) if options.log else path.with_name(f"{path.stem}.run.jsonl"))
+
+
+def _check_kinship(plan: TransferPlan) -> None:
+    """Look at a few layers before the work, so that a wrong pair costs a second and not an hour."""
+    ratios = {job.name: drift_ratio(job) for job in sample_for_kinship(plan)}
+    if ratios and not plan.recipe.force:
+        _refuse_unrelated(ratios, plan)
+
+
+def _judge(layers: Sequence[LayerReport], plan: TransferPlan, warn: Any) -> None:
+    """What the finished layers say about the pair of models as a whole."""
+    drifts = {layer.name: float(layer.stats["drift_rel"]) for layer in layers if "drift_rel" in layer.stats}
+    if not drifts:
+        return
+    if not plan.recipe.force:
+        _refuse_unrelated(drifts, plan)
+    if all(value == 0.0 for value in drifts.values()):
+        warn("the target equals the source in every layer of the LoRA: there is nothing to transfer")
+        return
+    noise = [layer.name for layer in layers if layer.stats.get("drift_is_rounding")]
+    if len(noise) > len(layers) // 2:
+        warn(
+            f"in {len(noise)} of {len(layers)} layers the drift is no larger than the rounding of the stored weights; "
+            "use checkpoints of a finer dtype if there are any"
+        )
+
+
+def _refuse_unrelated(ratios: dict[str, float], plan: TransferPlan) -> None:
+    ordered = sorted(ratios.values())
+    middle = ordered[len(ordered) // 2]
+    if middle > UNRELATED and plan.target is not None:
+        worst = max(ratios, key=lambda name: ratios[name])
+        raise MismatchError(
+            "the target does not look derived from the source",
+            where=f"{plan.source.path} and {plan.target.path}",
+            values=f"the weights differ by {middle:.2f} of their own norm in the middle layer, {ratios[worst]:.2f} in {worst}; "
+            f"a distilled model stays well below {UNRELATED}",
+            fix="check that the source is the very model that the target was distilled from, or go on with --force",
+        )
+
+
+def _report(plan: TransferPlan, results: list[LayerResult], warnings: list[str], seconds: float) -> TransferReport:
+    layers = tuple(result.report for result in results)
+    kept = [layer.energy_kept for layer in layers]
+    summary = {
+        "method": plan.method,
+        "params": plan.params,
+        "amount": plan.recipe.amount,
+        "layers": len(layers),
+        "rank_in": plan.adapter.max_rank,
+        "rank_out": max(result.update.rank for result in results),
+        "rank_rule": plan.recipe.rank,
+        "energy_kept_min": min(kept),
+        "energy_kept_mean": sum(kept) / len(kept),
+        "energy_kept_total": energy_kept_in_total(layers),
+        "dtype": plan.dtype,
+        "to": plan.recipe.to,
+        "lora": str(plan.adapter.path),
+        "source": str(plan.source.path),
+        "target": plan.recipe.target_lora if plan.target is None else str(plan.target.path),
+        "extra_source": list(plan.extra_source),
+        "extra_target": list(plan.extra_target),
+        "cached_layers": sum(layer.cached for layer in layers),
+        "seconds": seconds,
+    }
+    carried = tuple(key for item in plan.carried for key in item.keys)
+    return TransferReport(None, layers, carried, plan.dropped, tuple(warnings), summary)
