@@ -29,7 +29,7 @@ class Architecture:
     dimensions: dict[str, int]
 
     def role(self, module: str) -> str | None:
-        """"linear", "conv", "norm", "param", or None for a module the family does not have."""
+        """ "linear", "conv", "norm", "param", or None for a module the family does not have."""
         template = self.family.template_of(module)
         return None if template is None else template.role
 
@@ -97,7 +97,9 @@ def require_same_size(first: Architecture, second: Architecture, names: tuple[st
     )
 
 
-def _unify(module: str, shape: Shape, symbols: tuple[str, ...], dimensions: dict[str, int], proof: dict[str, str]) -> None:
+def _unify(
+    module: str, shape: Shape, symbols: tuple[str, ...], dimensions: dict[str, int], proof: dict[str, str]
+) -> None:
     if len(shape) != len(symbols):
         raise MismatchError(
             f"{module} has the wrong number of dimensions", values=f"shape {list(shape)}, expected {list(symbols)}"

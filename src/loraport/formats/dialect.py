@@ -95,3 +95,9 @@ def dialect_of(profile: str, input_dialect: Dialect | None = None) -> Dialect:
     if profile not in PROFILES:
         raise UsageError(f"there is no output dialect {profile!r}", values=profile, fix=", ".join(PROFILE_NAMES))
     return PROFILES[profile]
+
+
+def check_profile(profile: str) -> None:
+    """Raise UsageError unless there is an output profile of that name."""
+    if profile not in PROFILE_NAMES:
+        raise UsageError(f"there is no output dialect {profile!r}", fix=f"one of: {', '.join(PROFILE_NAMES)}")

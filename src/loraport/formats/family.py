@@ -57,7 +57,11 @@ class Family:
         template = self.template_of(module)
         if template is None:
             raise KeyError(module)
-        return template.spellings[naming].replace("<n>", block_of(module)) if template.repeated else template.spellings[naming]
+        return (
+            template.spellings[naming].replace("<n>", block_of(module))
+            if template.repeated
+            else template.spellings[naming]
+        )
 
     def modules(self, blocks: int) -> list[str]:
         """All canonical module paths of a model with that many blocks."""

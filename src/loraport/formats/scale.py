@@ -136,7 +136,9 @@ def _number(value: Any, path: Path) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise FileError("the LoRA configuration holds something that is not a number", where=str(path), values=repr(value)[:80])
+        raise FileError(
+            "the LoRA configuration holds something that is not a number", where=str(path), values=repr(value)[:80]
+        )
     return float(value)
 
 

@@ -96,7 +96,9 @@ def read_tensor(ref: TensorRef) -> Shaped[Tensor, "..."]:
     span = _locate(ref)
     dtype = DTYPES.get(ref.dtype)
     if dtype is None:
-        raise UnsupportedError(f"{ref.key} has a number format that is not known", where=str(ref.file), values=ref.dtype)
+        raise UnsupportedError(
+            f"{ref.key} has a number format that is not known", where=str(ref.file), values=ref.dtype
+        )
     buffer = torch.empty(span.end - span.start, dtype=torch.uint8)
     with _open(ref.file) as file:
         _fill(file, span.start, memoryview(buffer.numpy()), ref)

@@ -1,0 +1,73 @@
+"""The header of an output file: provenance in, stale facts out."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from loraport import __version__
+
+MAX_JSON = 4 * 2**20
+# Facts about the input file that are wrong for the output.
+STALE = (
+    "lora_adapter_metadata",
+    "sshs_model_hash",
+    "sshs_legacy_hash",
+    "modelspec.hash_sha256",
+    "modelspec.date",
+)
+
+
+def build_metadata(
+    *,
+    input_metadata: Mapping[str, str],
+    recipe: Mapping[str, Any],
+    inputs: Mapping[str, str],
+    method: str,
+    summary: Mapping[str, Any],
+    rank: int,
+    target_title: str,
+) -> dict[str, str]:
+    """The text that goes into the output's header. No date, so that the same inputs give the same bytes.
+
+    Args:
+        input_metadata: the input LoRA's header; training facts and trigger words are kept.
+        recipe: the settings that identify the result.
+        inputs: name of an input -> digest.
+        method: name and version.
+        summary: a few numbers about the result.
+        rank: of the output.
+        target_title: the model that the output is for.
+    """
+    kept = {key: value for key, value in input_metadata.items() if key not in STALE and not key.startswith("loraport.")}
+    title = kept.get("modelspec.title") or kept.get("ss_output_name") or "LoRA"
+    return {
+        **kept,
+        "format": "pt",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(rank),
+        "ss_base_model_version": target_title,
+        "modelspec.sai_model_spec": kept.get("modelspec.sai_model_spec", "1.0.0"),
+        "modelspec.title": title if target_title in title else f"{title} for {target_title}",
+        "modelspec.implementation": "loraport",
+        "loraport.version": __version__,
+        "loraport.method": method,
+        "loraport.recipe": canonical_json(recipe),
+        "loraport.inputs": canonical_json(inputs),
+        "loraport.summary": canonical_json(summary),
+    }
+
+
+def canonical_json(value: Mapping[str, Any]) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def read_json(metadata: Mapping[str, str], key: str) -> Any | None:
+    """A JSON field of a header that anybody may have written; None where it is absent, too long, or no JSON."""
+    text = metadata.get(key)
+    if text is None or len(text) > MAX_JSON:
+        return None
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
