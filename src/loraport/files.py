@@ -57,7 +57,7 @@ def atomic_path(path: Path, *, need_bytes: int = 0) -> Iterator[Path]:
 
 
 def write_safetensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
-    """Write tensors and header with the stock safetensors writer, atomically.
+    """Write tensors and header with the stock safetensors writer, atomically; same content, same bytes.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.
@@ -72,6 +72,7 @@ def write_safetensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Map
             save_file(ready, temporary, metadata=dict(metadata))
         except SafetensorError as error:  # the Rust writer wraps operating-system errors in its own type
             raise OSError(_errno_of(error), str(error)) from error
+        _sort_metadata(temporary)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -113,6 +114,21 @@ class JsonLines:
         """Close the file; closing twice is harmless."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the header's texts in order: the stock writer keeps them in a hash map, so their order is random."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        if "__metadata__" not in header:
+            return
+        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))} | header
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        if len(text) > length:
+            raise OSError(errno.EIO, "the header could not be put in order")
+        file.seek(8)
+        file.write(text.ljust(length))
 
 
 def _check_room(path: Path, need_bytes: int) -> None:

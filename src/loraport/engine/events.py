@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from loraport.engine.plan import TransferPlan
@@ -41,7 +41,7 @@ class Finished:
     report: "TransferReport"
 
 
-Event = Union[PlanReady, LayerDone, Warned, Finished]
+Event = PlanReady | LayerDone | Warned | Finished
 Listener = Callable[[Event], None]
 
 

@@ -11,13 +11,15 @@ from typing import Any
 
 import torch
 
+from loraport.engine.executor import workers_for
 from loraport.engine.job import LayerJob, basis_cost, transfer_cost, working_bytes
 from loraport.engine.recipe import RankRule, Recipe, RunOptions
-from loraport.engine.executor import workers_for
-from loraport.errors import MismatchError, UnmatchedKeysError, UsageError
+from loraport.errors import MismatchError, UnmatchedKeysError
 from loraport.formats.adapter import Carried, LayerUpdate, LoraAdapter, open_adapter
+from loraport.formats.architecture import require_same_size
 from loraport.formats.checkpoint import Checkpoint, open_checkpoint
 from loraport.formats.dialect import check_profile
+from loraport.formats.tensors import TensorRef
 from loraport.methods import registry
 from loraport.methods.base import Needs
 
@@ -96,21 +98,18 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     method, params = registry.resolve(recipe.method, recipe.params)
     needs = method.needs(params) if recipe.amount > 0 else Needs(basis=False, target_basis=False, drift=False)
     check_profile(recipe.to)
-    source = open_checkpoint(recipe.source, nested=recipe.nested_source, role="source")
+    source = open_checkpoint(recipe.source, nested=recipe.nested_source)
     target, distill, strength = _open_target(recipe, source)
-    adapter = open_adapter(recipe.lora, source, allow_partial=recipe.allow_partial)
+    adapter = open_adapter(recipe.lora, source, drop=recipe.drop, allow_partial=recipe.allow_partial)
     dropped = list(adapter.dropped)
     warnings = list(adapter.warnings)
     if recipe.amount == 0.0:
         method, params = registry.resolve("direct", {})
-    rank = recipe.rank_rule.for_input(adapter.max_rank, adds_nothing=method.adds_nothing)
+    rank = _settle_rank(recipe, adapter.max_rank, adds_nothing=not (needs.basis or needs.target_basis or needs.drift))
     dtype = _TORCH_NAMES.get(adapter.dtype, "float32") if recipe.dtype == "same" else recipe.dtype
 
     jobs = []
     for name, update in adapter.layers.items():
-        if recipe.drop and re.search(recipe.drop, name):
-            dropped += update.keys
-            continue
         found = _weights(name, update, source, target, recipe)
         if found is None:
             dropped += update.keys
@@ -153,9 +152,8 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         target=target,
         distill=distill,
         jobs=tuple(jobs),
-        carried=tuple(c for c in adapter.carried if not (recipe.drop and re.search(recipe.drop, c.param))),
-        dropped=tuple(dropped)
-        + tuple(k for c in adapter.carried if recipe.drop and re.search(recipe.drop, c.param) for k in c.keys),
+        carried=adapter.carried,
+        dropped=tuple(dropped),
         rank=rank,
         dtype=dtype,
         extra_source=extra_source,
@@ -177,9 +175,16 @@ def _open_target(recipe: Recipe, source: Checkpoint) -> tuple[Checkpoint | None,
     if parts is not None:
         return None, open_adapter(parts[0], source), parts[1]
     assert recipe.target is not None
-    target = open_checkpoint(recipe.target, nested=recipe.nested_target, role="target")
-    require_same_family(source, target)
+    target = open_checkpoint(recipe.target, nested=recipe.nested_target)
+    require_same_size(source.architecture, target.architecture)
     return target, None, 1.0
+
+
+def _settle_rank(recipe: Recipe, rank_in: int, adds_nothing: bool) -> RankRule:
+    preset = registry.PRESETS.get(recipe.method)
+    if recipe.rank == "auto" and preset is not None and preset.rank is not None:
+        return RankRule("fixed", preset.rank)
+    return recipe.rank_rule.for_input(rank_in, adds_nothing)
 
 
 def _weights(

@@ -30,7 +30,7 @@ class RankRule:
     """
 
     kind: Literal["auto", "same", "full", "fixed", "energy"]
-    value: float = 0.0
+    value: int | float = 0
 
     @classmethod
     def parse(cls, text: str) -> "RankRule":

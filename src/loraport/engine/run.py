@@ -4,16 +4,17 @@ The output appears under its name only when everything has succeeded; the run lo
 line, so that there is something to read after a failure too.
 """
 
-import json
+import hashlib
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loraport.core.lowrank import LowRank
+import torch
+from torch import Tensor
+
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import run_all
-from loraport.engine.job import LayerJob
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.recipe import RunOptions
 from loraport.engine.results import LayerReport, TransferReport, energy_kept_in_total
@@ -21,17 +22,18 @@ from loraport.engine.worker import LayerResult, Worker, drift_ratio, pick_device
 from loraport.errors import FileError, MismatchError
 from loraport.files import JsonLines
 from loraport.formats.adapter import render_adapter, write_adapter
-from loraport.formats.header import build_metadata
+from loraport.formats.header import build_metadata, canonical_json
 from loraport.store.digests import DigestMemo
 from loraport.store.store import NullStore, Store
 
+DEFAULTS = RunOptions()
 UNRELATED = 0.8
 """A drift of this share of the source's norm is no distillation. Two unrelated models differ by 1.4; the
 most strongly distilled tiny model by 0.36."""
 
 
 def run(
-    plan: TransferPlan, output: Path | str | None, options: RunOptions = RunOptions(), on_event: Listener = ignore
+    plan: TransferPlan, output: Path | str | None, options: RunOptions = DEFAULTS, on_event: Listener = ignore
 ) -> TransferReport:
     """Carry out a plan.
 
@@ -161,8 +163,8 @@ def _refuse_unrelated(ratios: dict[str, float], plan: TransferPlan) -> None:
         raise MismatchError(
             "the target does not look derived from the source",
             where=f"{plan.source.path} and {plan.target.path}",
-            values=f"the weights differ by {middle:.2f} of their own norm in the middle layer, {ratios[worst]:.2f} in {worst}; "
-            f"a distilled model stays well below {UNRELATED}",
+            values=f"the weights differ by {middle:.2f} of their own norm in the middle layer, {ratios[worst]:.2f} in "
+            f"{worst}; a distilled model stays well below {UNRELATED}",
             fix="check that the source is the very model that the target was distilled from, or go on with --force",
         )
 
@@ -193,3 +195,54 @@ def _report(plan: TransferPlan, results: list[LayerResult], warnings: list[str],
     }
     carried = tuple(key for item in plan.carried for key in item.keys)
     return TransferReport(None, layers, carried, plan.dropped, tuple(warnings), summary)
+
+
+def _render(
+    plan: TransferPlan, results: list[LayerResult], report: TransferReport
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The output's tensors, at one rank so that no loader mis-scales a layer, and its header."""
+    rank = max(result.update.rank for result in results)
+    layers = {result.report.name: result.update.padded(rank) for result in results}
+    dtype = getattr(torch, plan.dtype)
+    tensors = render_adapter(
+        layers, plan.carried, plan.recipe.to, plan.source.architecture, plan.adapter.dialect, dtype
+    )
+    told = ("layers", "rank_in", "rank_out", "energy_kept_min", "energy_kept_mean", "energy_kept_total")
+    metadata = build_metadata(
+        input_metadata=plan.adapter.metadata,
+        recipe=_identity(plan),
+        inputs=_input_digests(plan, results),
+        method=plan.method,
+        summary={name: report.summary[name] for name in told} | {"dropped": list(plan.dropped)},
+        rank=rank,
+        target_title=(plan.target or plan.source).architecture.title,
+    )
+    return tensors, metadata
+
+
+def _identity(plan: TransferPlan) -> dict[str, Any]:
+    """The settings that decide the result, without paths or anything else of this machine."""
+    recipe = plan.recipe
+    strength = recipe.target_lora_parts()
+    return {
+        "method": plan.method,
+        "params": plan.params,
+        "rank": str(plan.rank),
+        "amount": recipe.amount,
+        "layers": recipe.layers,
+        "drop": recipe.drop,
+        "to": recipe.to,
+        "dtype": plan.dtype,
+        "target_lora_strength": None if strength is None else strength[1],
+        "allow_partial": recipe.allow_partial,
+    }
+
+
+def _input_digests(plan: TransferPlan, results: list[LayerResult]) -> dict[str, str]:
+    """One SHA-256 for the tensors of each input that were used, over the digests of the tensors by name."""
+    roles: dict[str, dict[str, str]] = {}
+    for result in results:
+        for role, digest in result.digests.items():
+            owner = role if role in ("source", "target") else "target_lora" if role.startswith("distill") else "lora"
+            roles.setdefault(owner, {})[f"{result.report.name}/{role}"] = digest
+    return {owner: hashlib.sha256(canonical_json(found).encode()).hexdigest() for owner, found in roles.items()}

@@ -8,7 +8,7 @@ how an interrupted run resumes, and why device, workers and paths are not in the
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from loraport.engine.results import LayerReport
 from loraport.errors import MismatchError, NumericalError, UsageError
 from loraport.formats.tensors import TensorRef, digest, file_identity, read_float
 from loraport.methods import registry
-from loraport.methods.base import LayerInputs
+from loraport.methods.base import LayerInputs, Params, TransferMethod
 from loraport.store.digests import DigestMemo
 from loraport.store.store import Store, StoreProblem, entry_key
 
@@ -94,7 +94,7 @@ class Worker:
     ) -> tuple[LowRank, dict[str, Any]]:
         method, params = registry.resolve(job.method, job.params)
         needs = method.needs(params)
-        given = job.update.load().to(device)
+        given = job.update.load().to(device=device)
         stats: dict[str, Any] = {}
         basis, drift = None, None
         if job.source is not None:
@@ -108,7 +108,10 @@ class Worker:
             if needs.basis:
                 basis = self._basis(job, weight, digests["source"])
             del weight
-        output = method.transfer(LayerInputs(job.name, given, basis, None, drift), params)
+        inputs = LayerInputs(job.name, given, basis, None, drift)
+        if needs.drift and "target" in digests:
+            inputs = replace(inputs, prepared=self._prepared(job, inputs, method, params, digests))
+        output = method.transfer(inputs, params)
         exact: Operator = output.update
         if job.amount < 1.0:
             exact = Blend(given, exact, job.amount)
@@ -126,7 +129,7 @@ class Worker:
             return LowRank.zeros(m, n, 0, dtype=weight.dtype, device=device)
         if job.distill is not None:
             update, strength = job.distill
-            return update.load().scaled(strength).to(device)
+            return update.load().scaled(strength).to(device=device)
         assert job.target is not None
         return DenseOperator(_read(job.target, job.round_to, device).sub_(weight))
 
@@ -141,6 +144,29 @@ class Worker:
         basis = SpectralBasis.from_weight(weight, name=job.name)
         self.store.put("basis", key, {"U": basis.U, "S": basis.S, "Vh": basis.Vh}, {"driver": basis.driver})
         return basis
+
+    def _prepared(
+        self, job: LayerJob, inputs: LayerInputs, method: TransferMethod, params: Params, digests: dict[str, str]
+    ) -> dict[str, Tensor]:
+        """What the method computes from source and target alone: small, and the same for every LoRA."""
+        detail = method.prepared_key(params)
+        if detail is None:
+            return {}
+        key = entry_key(
+            {
+                "prepared": [method.name, method.version, detail],
+                "algorithm": ALGORITHM,
+                "source": digests["source"],
+                "target": digests["target"],
+                "round_to": job.round_to,
+            }
+        )
+        kept = self.store.get("basis", key)
+        if kept is not None:
+            return {name: tensor.to(inputs.update.device) for name, tensor in kept.items()}
+        made = method.prepare(inputs, params)
+        self.store.put("basis", key, made)
+        return made
 
     def _digests(self, job: LayerJob) -> dict[str, str]:
         refs = {"source": job.source, "target": job.target}
@@ -174,7 +200,8 @@ def drift_ratio(job: LayerJob) -> float:
     Raises:
         MismatchError: a weight of the source is zero while the target's is not.
     """
-    assert job.source is not None and job.target is not None
+    assert job.source is not None
+    assert job.target is not None
     source = _read(job.source, job.round_to, torch.device("cpu"))
     target = _read(job.target, job.round_to, torch.device("cpu"))
     scale = float(torch.linalg.vector_norm(source))

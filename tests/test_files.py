@@ -1,0 +1,70 @@
+"""Files are written whole or not at all, and the same content gives the same bytes."""
+
+import errno
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from loraport import files
+from loraport.errors import FileError
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path):
+    metadata = {f"key {index}": 'text with "quotes", \\ and ünïcode \n\x01' for index in range(12)}
+    tensors = {"b": torch.ones(3), "a": torch.zeros(2, 2, dtype=torch.bfloat16)}
+    written = set()
+    for attempt in range(8):
+        path = tmp_path / f"{attempt}.safetensors"
+        files.write_safetensors(path, tensors, dict(reversed(metadata.items())) if attempt % 2 else metadata)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    with safe_open(str(path), framework="pt") as file:
+        assert file.metadata() == metadata
+        assert torch.equal(file.get_tensor("b"), tensors["b"])
+
+
+def test_a_failure_leaves_the_old_file_and_no_debris(tmp_path):
+    path = tmp_path / "out.json"
+    files.write_json(path, {"version": 1})
+
+    def fail():
+        with files.atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert json.loads(path.read_text()) == {"version": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_said_so_and_leaves_nothing(tmp_path):
+    path = tmp_path / "out.bin"
+
+    def fill():
+        with files.atomic_path(path, need_bytes=10):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(FileError, match="disk is full") as caught:
+        fill()
+    assert caught.value.exit_code == 5
+    assert "10 bytes" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_room_is_seen_before_anything_is_written(tmp_path):
+    with (
+        pytest.raises(FileError, match="not enough room"),
+        files.atomic_path(tmp_path / "out.bin", need_bytes=10**18),
+    ):
+        pytest.fail("the block must not run")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FileError, match="could not write") as caught:
+        files.write_text(tmp_path / "file" / "out.txt", "hello")
+    assert "out.txt" in caught.value.where
