@@ -33,6 +33,16 @@ class Architecture:
         template = self.family.template_of(module)
         return None if template is None else template.role
 
+    def shape_of(self, module: str) -> Shape | None:
+        """Shape of a module: as found, else as its dimensions say, else None."""
+        if module in self.modules:
+            return self.modules[module]
+        template = self.family.template_of(module)
+        if template is None:
+            return None
+        sizes = [_size(symbol, self.dimensions) for symbol in template.shape]
+        return None if None in sizes else tuple(size for size in sizes if size is not None)
+
     @property
     def missing(self) -> tuple[str, ...]:
         """Modules that every model of the family with that many blocks has, and this one has not."""
@@ -120,6 +130,13 @@ def _unify(
                 f"the sizes contradict each other at {module}",
                 values=f"shape {list(shape)}, but {name} is {expected} by {proof.get(name, 'definition')}",
             )
+
+
+def _size(symbol: str, dimensions: Mapping[str, int]) -> int | None:
+    factor, _, name = symbol.rpartition("*")
+    if name.isdigit():
+        return int(name)
+    return dimensions[name] * int(factor or 1) if name in dimensions else None
 
 
 def _title(family: Family, dimensions: dict[str, int], shapes: Mapping[str, Shape]) -> str:

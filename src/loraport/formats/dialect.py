@@ -1,6 +1,7 @@
 """A LoRA dialect: prefix x naming x suffix style x place of alpha. Detect, parse a key, render a key."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from loraport.errors import UsageError
 from loraport.formats.family import Family
@@ -66,19 +67,47 @@ class Dialect:
         return self.module(name, family) + ending
 
 
-def _profiles() -> dict[str, Dialect]:
-    return {
-        name: Dialect(row["prefix"], row["names"], row["style"], bool(row.get("flat")), None, row["alpha"])
-        for name, row in grammar().profiles.items()
-    }
+@dataclass(frozen=True)
+class Profile:
+    """An output dialect with what it can pass on.
+
+    Args:
+        name: as the user says it.
+        dialect: the spelling.
+        carries: what is changed ("bias", "weight", "param") -> the part that spells it.
+        factor_matrices: write whole matrices as two factors.
+        complete_biases: as soon as one layer has a bias, give every layer one.
+    """
+
+    name: str
+    dialect: Dialect
+    carries: dict[str, str]
+    factor_matrices: bool = False
+    complete_biases: bool = False
 
 
-PROFILES: dict[str, Dialect] = _profiles()
+def _profile(name: str, row: dict[str, Any]) -> Profile:
+    return Profile(
+        name,
+        Dialect(**row["dialect"]),
+        dict(row["carries"]),
+        bool(row.get("factor_matrices")),
+        bool(row.get("complete_biases")),
+    )
+
+
+PROFILES: dict[str, Profile] = {name: _profile(name, row) for name, row in grammar().profiles.items()}
 PROFILE_NAMES: tuple[str, ...] = (*PROFILES, SAME_AS_INPUT)
 
 
-def dialect_of(profile: str, input_dialect: Dialect | None = None) -> Dialect:
-    """The dialect of an output profile.
+def check_profile(profile: str) -> None:
+    """Raise UsageError unless there is an output profile of that name."""
+    if profile not in PROFILE_NAMES:
+        raise UsageError(f"there is no output dialect {profile!r}", fix=f"one of: {', '.join(PROFILE_NAMES)}")
+
+
+def profile_of(profile: str, input_dialect: Dialect | None = None) -> Profile:
+    """An output profile by name.
 
     Args:
         profile: one of PROFILE_NAMES.
@@ -88,16 +117,10 @@ def dialect_of(profile: str, input_dialect: Dialect | None = None) -> Dialect:
     Raises:
         UsageError: no such profile, or "same-as-input" without an input.
     """
-    if profile == SAME_AS_INPUT:
-        if input_dialect is None:
-            raise UsageError("the profile same-as-input needs an input to be the same as")
-        return input_dialect if input_dialect.has_alpha_tensors else replace(input_dialect, alpha="none")
-    if profile not in PROFILES:
-        raise UsageError(f"there is no output dialect {profile!r}", values=profile, fix=", ".join(PROFILE_NAMES))
-    return PROFILES[profile]
-
-
-def check_profile(profile: str) -> None:
-    """Raise UsageError unless there is an output profile of that name."""
-    if profile not in PROFILE_NAMES:
-        raise UsageError(f"there is no output dialect {profile!r}", fix=f"one of: {', '.join(PROFILE_NAMES)}")
+    check_profile(profile)
+    if profile != SAME_AS_INPUT:
+        return PROFILES[profile]
+    if input_dialect is None:
+        raise UsageError("the profile same-as-input needs an input to be the same as")
+    kept = input_dialect if input_dialect.has_alpha_tensors else replace(input_dialect, alpha="none")
+    return Profile(SAME_AS_INPUT, kept, {})

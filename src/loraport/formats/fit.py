@@ -40,7 +40,7 @@ def check_fit(
     for item in done.carried:
         known = item.param in params if params is not None else item.module in architecture.modules
         if not known:
-            problems.update({key: f"the {role} has no {item.param}" for key in item.keys})
+            problems.update(dict.fromkeys(item.keys, f"the {role} has no {item.param}"))
     return problems
 
 

@@ -1,11 +1,13 @@
 """The header of an output file: provenance in, stale facts out."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Any
 
 from loraport import __version__
 
+CONTENT = "loraport.content"  # digest of all tensors; written by write_adapter, checked by verify
 MAX_JSON = 4 * 2**20
 # Facts about the input file that are wrong for the output.
 STALE = (
@@ -55,6 +57,12 @@ def build_metadata(
         "loraport.inputs": canonical_json(inputs),
         "loraport.summary": canonical_json(summary),
     }
+
+
+def content_digest(digests: Mapping[str, str]) -> str:
+    """One digest for a whole file, from its keys and the digest of each tensor."""
+    lines = "".join(f"{key} {digests[key]}\n" for key in sorted(digests))
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def canonical_json(value: Mapping[str, Any]) -> str:

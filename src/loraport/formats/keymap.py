@@ -48,9 +48,8 @@ class KeyMap:
             return self._hit("", path, False)
         for prefix in rules.flat_prefixes:
             rest = path[len(prefix) :]
-            if path.startswith(prefix):
-                if rest.replace(".", "_") in self.flat:
-                    return self._hit(prefix, rest.replace(".", "_"), True)
+            if path.startswith(prefix) and rest.replace(".", "_") in self.flat:
+                return self._hit(prefix, rest.replace(".", "_"), True)
         return None
 
     def nearest(self, path: str) -> str | None:

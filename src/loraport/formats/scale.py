@@ -113,7 +113,7 @@ def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
             "the LoRA was trained on a base whose weights its initialisation changed",
             where=str(path),
             values=f"init_lora_weights = {start}",
-            fix="convert it to an ordinary LoRA with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)",
+            fix="convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)",
         )
     rank, alpha = _number(fields.get("r"), path), _number(fields.get("lora_alpha"), path)
     return AdapterConfig(

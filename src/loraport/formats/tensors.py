@@ -4,9 +4,9 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from pathlib import Path
-from io import FileIO
 
 import torch
 from jaxtyping import Float32, Shaped
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from loraport.errors import FileError, NumericalError, UnsupportedError
 from loraport.formats.safetensors_file import ITEM_BYTES, SafetensorsHeader, Span, read_header
-from loraport.formats.torch_file import DTYPES, read_groups
+from loraport.formats.torch_file import DTYPES, NAMES, read_groups
 
 CHUNK_BYTES = 16 * 2**20
 
@@ -128,13 +128,20 @@ def read_float(ref: TensorRef) -> Float32[Tensor, "..."]:
 def digest(ref: TensorRef) -> str:
     """SHA-256 over dtype, shape and bytes, as hex. The same tensor has the same digest in any container."""
     span = _locate(ref)
-    state = hashlib.sha256(f"{ref.dtype} {list(ref.shape)}\n".encode())
     if span.strides is not None:
-        state.update(memoryview(read_tensor(ref).view(torch.uint8).numpy()).cast("B"))
-        return state.hexdigest()
+        return digest_tensor(read_tensor(ref))
+    state = hashlib.sha256(f"{ref.dtype} {list(ref.shape)}\n".encode())
     with _open(ref.file) as file:
         for chunk in _chunks(file, span, ref):
             state.update(chunk)
+    return state.hexdigest()
+
+
+def digest_tensor(tensor: Shaped[Tensor, "..."]) -> str:
+    """`digest` of a tensor in memory."""
+    tensor = tensor.detach().cpu().contiguous()
+    state = hashlib.sha256(f"{NAMES[tensor.dtype]} {list(tensor.shape)}\n".encode())
+    state.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return state.hexdigest()
 
 
