@@ -1,0 +1,160 @@
+"""`loraport cache`: look at the kept work, bound it, check it, fill it beforehand, or throw it away."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from loraport.cli import text
+from loraport.cli.options import Json, Quiet, Verbose
+from loraport.cli.voice import Voice
+from loraport.errors import FileError, UsageError
+
+app = typer.Typer(
+    help="The kept work of earlier runs: decompositions of source models, and finished layers.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    epilog="""How much is kept, and at most 10 GB of it from now on:
+
+    loraport cache ls
+
+    loraport cache gc --max-size 10GB""",
+)
+Folder = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        show_default="$LORAPORT_CACHE or the user's cache folder",
+        help="The cache folder.",
+    ),
+]
+
+
+@app.command("ls", epilog="    loraport cache ls -v")
+def ls(folder: Folder = None, verbose: Verbose = 0, quiet: Quiet = False, as_json: Json = False) -> None:
+    """How much is kept, where; with -v every entry."""
+    from loraport.store import shelf
+
+    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
+    root = _root(folder)
+    found = shelf.entries(root)
+    kinds = {kind: [entry for entry in found if entry.kind == kind] for kind in shelf.KINDS}
+    total = sum(entry.bytes for entry in found)
+    voice.result(f"{root}: {_entries(len(found))}, {text.size(total)}")
+    names = {"basis": "decomposed source layers", "result": "finished layers"}
+    rows = [
+        [names[kind], str(len(group)), text.size(sum(entry.bytes for entry in group))] for kind, group in kinds.items()
+    ]
+    voice.table(["kept", "entries", "size"], rows)
+    if verbose:
+        now = time.time()
+        voice.table(
+            ["entry", "kind", "size", "last used"],
+            [[e.key[:16], e.kind, text.size(e.bytes), f"{text.duration(max(now - e.used, 0))} ago"] for e in found],
+        )
+    voice.document(
+        {
+            "root": str(root),
+            "entries": len(found),
+            "bytes": total,
+            "kinds": {
+                kind: {"entries": len(group), "bytes": sum(entry.bytes for entry in group)}
+                for kind, group in kinds.items()
+            },
+            "list": [{"kind": e.kind, "key": e.key, "bytes": e.bytes, "used": e.used} for e in found],
+        }
+    )
+
+
+@app.command("gc", epilog="    loraport cache gc --max-size 10GB --older-than 30d")
+def gc(
+    folder: Folder = None,
+    max_size: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--max-size", metavar="SIZE", show_default="30GB", help="Total size that may stay."),
+    ] = None,
+    older_than: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--older-than", metavar="TIME", show_default=False, help="Drop what was not used for so long."),
+    ] = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Drop the least recently used entries until the rest fits."""
+    from loraport.store import shelf
+
+    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
+    bound = shelf.DEFAULT_MAX_BYTES if max_size is None else text.parse_size(max_size, name="--max-size")
+    age = None if older_than is None else text.parse_duration(older_than, name="--older-than")
+    root = _root(folder)
+    deleted = shelf.collect(root, max_bytes=bound, older_than=age)
+    _tell_deleted(root, deleted, voice)
+
+
+@app.command("clear", epilog="    loraport cache clear")
+def clear(folder: Folder = None, verbose: Verbose = 0, quiet: Quiet = False, as_json: Json = False) -> None:
+    """Drop everything. Nothing is lost but time."""
+    from loraport.store import shelf
+
+    root = _root(folder)
+    _tell_deleted(root, shelf.clear(root), Voice(verbose=verbose, quiet=quiet, as_json=as_json))
+
+
+@app.command("verify", epilog="    loraport cache verify --remove")
+def verify(
+    folder: Folder = None,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete entries that are damaged.")] = False,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Read every entry and check its content. Exit code 5 if one is damaged."""
+    from loraport.store.store import Store
+
+    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
+    store = Store(_root(folder))
+    checked = len(store.entries())
+    problems = store.verify(remove=remove)
+    damaged = [problem for problem in problems if problem.what == "damaged"]
+    if damaged and not remove:
+        raise FileError(
+            f"{_entries(len(damaged))} of {checked} damaged",
+            where=damaged[0].entry,
+            values=damaged[0].detail,
+            fix="loraport cache verify --remove (they would be dropped at their next use anyway)",
+        )
+    ending = f"{len(damaged)} damaged and removed" if damaged else "all sound"
+    voice.result(f"{store.root}: {_entries(checked)} checked, {ending}")
+    for problem in problems:
+        voice.warning(problem.message)
+    voice.document(
+        {
+            "root": str(store.root),
+            "checked": checked,
+            "problems": [{"what": p.what, "entry": p.entry, "detail": p.detail} for p in problems],
+        }
+    )
+
+
+def _root(folder: str | None) -> Path:
+    from loraport.store import shelf
+
+    if folder == "off":
+        raise UsageError("there is no cache to look at", values="--cache off")
+    root = shelf.default_root() if folder is None else Path(folder).expanduser()
+    if root.exists() and not root.is_dir():
+        raise FileError("the cache is not a folder", where=str(root))
+    return root
+
+
+def _tell_deleted(root: Path, deleted: list, voice: Voice) -> None:
+    freed = sum(entry.bytes for entry in deleted)
+    voice.result(f"{root}: {_entries(len(deleted))} dropped, {text.size(freed)} freed")
+    voice.document({"root": str(root), "deleted": len(deleted), "freed_bytes": freed})
+
+
+def _entries(number: int) -> str:
+    return "no entries" if number == 0 else "1 entry" if number == 1 else f"{number} entries"

@@ -1,0 +1,126 @@
+"""From whatever a command raises to one message and one exit code."""
+
+import contextlib
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from loraport.cli.voice import say_error
+from loraport.errors import FileError, Interrupted, LoraportError, UsageError
+
+# typer carries its own copy of click in some versions; this is ClickException of whichever it uses
+_ClickError = typer.BadParameter.__mro__[2]
+
+
+class Commands(TyperGroup):
+    """The top-level group: every way out of the program passes `main`."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+    ) -> Any:
+        """Run the command that `args` name, and exit with its code."""
+        words = list(sys.argv[1:] if args is None else args)
+
+        def command() -> Any:
+            return TyperGroup.main(
+                self,
+                args=args,
+                prog_name=prog_name,
+                complete_var=complete_var,
+                standalone_mode=False,
+                windows_expand_args=windows_expand_args,
+            )
+
+        sys.exit(guarded(command, as_json="--json" in words, verbose=_is_verbose(words)))
+
+
+def guarded(command: Callable[[], Any], *, as_json: bool, verbose: bool) -> int:
+    """Run a command; returns the exit code. A user's mistake never shows a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="backslashreplace")  # odd names on a narrow console must not be a crash
+    try:
+        code = command()
+        sys.stdout.flush()
+        if code == 130:  # click's own answer to Ctrl-C
+            raise KeyboardInterrupt
+        return code if isinstance(code, int) else 0
+    except LoraportError as error:
+        return _fail(error, as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail(
+            Interrupted("interrupted", fix="run the same command again to resume; finished layers are kept"), as_json
+        )
+    except _ClickError as error:
+        if not error.format_message().strip() and not as_json:
+            return error.exit_code  # no command was given, and the help text has been printed instead
+        return _fail(_usage_error(error), as_json)
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it must outlive this function
+        return 1
+    except Exception as error:
+        if _is_out_of_memory(error):
+            return _fail(
+                FileError(
+                    "out of memory",
+                    values=str(error).splitlines()[0] if str(error) else type(error).__name__,
+                    fix="use a smaller --max-memory or --workers 1; finished layers are kept",
+                ),
+                as_json,
+            )
+        return _fail(_bug(error, verbose), as_json)
+
+
+def _fail(error: LoraportError, as_json: bool) -> int:
+    with contextlib.suppress(OSError):
+        say_error(error, as_json=as_json)
+        sys.stdout.flush()
+    return error.exit_code
+
+
+def _usage_error(error: Exception) -> UsageError:
+    message = error.format_message().strip().rstrip(".")
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "loraport"
+    return UsageError(message[:1].lower() + message[1:] or "no command given", fix=f"{path} --help")
+
+
+def _bug(error: Exception, verbose: bool) -> LoraportError:
+    trace = "".join(traceback.format_exception(error))
+    fix = "please report it, with this message and the traceback"
+    if verbose:
+        print(trace, file=sys.stderr)
+    else:
+        with contextlib.suppress(OSError):
+            handle, name = tempfile.mkstemp(prefix="loraport-traceback-", suffix=".txt")
+            with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(trace)
+            fix = f"please report it, with this message and the traceback in {name}"
+    first = (str(error).strip().splitlines() or [""])[0]
+    return LoraportError(
+        "something went wrong that is a fault of this program, not yours",
+        values=f"{type(error).__name__}: {first}",
+        fix=fix,
+    )
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+    )
+
+
+def _is_verbose(words: Sequence[str]) -> bool:
+    return "--verbose" in words or any(len(w) > 1 and w[0] == "-" and set(w[1:]) == {"v"} for w in words)

@@ -1,0 +1,145 @@
+"""`loraport plan`: what a transfer would do and cost. Reads headers, changes nothing."""
+
+from typing import Any
+
+from loraport.cli import options, text
+from loraport.cli.options import Flags
+from loraport.cli.voice import Voice
+
+EXAMPLE = """What it would take, before it starts:
+
+    loraport plan style.safetensors -s Wan2.1-T2V-14B/ -t lightx2v.safetensors --max-memory 16GB"""
+
+
+def plan(
+    loras: options.Loras,
+    source: options.Source = None,
+    target: options.Target = None,
+    target_lora: options.TargetLora = None,
+    nested_source: options.NestedSource = None,
+    nested_target: options.NestedTarget = None,
+    force: options.Force = False,
+    method: options.Method = None,
+    preset: options.Preset = None,
+    settings: options.Set = None,
+    amount: options.Amount = 1.0,
+    layers: options.Layers = None,
+    drop: options.Drop = None,
+    allow_partial: options.AllowPartial = False,
+    output: options.Output = None,
+    rank: options.Rank = "auto",
+    to: options.To = "universal",
+    dtype: options.Dtype = "same",
+    overwrite: options.Overwrite = False,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    executor: options.Executor = "thread",
+    max_memory: options.MaxMemory = None,
+    cache: options.Cache = None,
+    log: options.Log = None,
+    verbose: options.Verbose = 0,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Say what a transfer would do: coverage, time, memory, disk. Takes the same options, changes nothing."""
+    flags = Flags(**locals())
+    recipes, run_options = [flags.recipe(lora) for lora in flags.loras], flags.options()
+    from loraport.engine.plan import make_plan
+
+    documents = []
+    for recipe in recipes:
+        made = make_plan(recipe)
+        facts = describe(made, run_options)
+        show(facts, flags.voice)
+        documents.append(facts)
+    flags.voice.document(documents[0] if len(documents) == 1 else {"plans": documents})
+
+
+def describe(plan: Any, run_options: Any) -> dict[str, Any]:
+    """A plan as plain values."""
+    adapter = plan.adapter
+    return {
+        "lora": str(adapter.path),
+        "source": _model(plan.source),
+        "target": None if plan.target is None else _model(plan.target),
+        "target_lora": None if plan.distill is None else str(plan.distill.path),
+        "method": plan.method,
+        "params": plan.params,
+        "amount": plan.recipe.amount,
+        "coverage": {
+            "keys": len(adapter.keys),
+            "layers": len(plan.jobs),
+            "carried": [key for item in plan.carried for key in item.keys],
+            "dropped": list(plan.dropped),
+        },
+        "rank": str(plan.rank),
+        "rank_in": adapter.max_rank,
+        "dtype": plan.dtype,
+        "to": plan.recipe.to,
+        "extra_source": list(plan.extra_source),
+        "extra_target": list(plan.extra_target),
+        "cost": {
+            "operations": plan.cost,
+            "seconds": plan.seconds(run_options),
+            "peak_bytes": plan.peak_bytes(run_options),
+            "output_bytes": plan.output_bytes,
+            "cache_bytes": 0 if run_options.cache == "off" else plan.cache_bytes,
+        },
+        "warnings": list(plan.warnings),
+        "layers": [
+            {
+                "name": job.name,
+                "shape": list(job.shape),
+                "rank_in": job.update.rank,
+                "method": job.method,
+                "operations": job.cost,
+                "peak_bytes": job.peak_bytes,
+            }
+            for job in plan.jobs
+        ],
+    }
+
+
+def show(facts: dict[str, Any], voice: Voice) -> None:
+    """A plan for people."""
+    cover, cost = facts["coverage"], facts["cost"]
+    target = facts["target"]["name"] if facts["target"] else f"the source plus {facts['target_lora']}"
+    lines = [
+        f"{facts['lora']}",
+        f"  from      {facts['source']['name']}  ({facts['source']['path']})",
+        f"  to        {target}" + (f"  ({facts['target']['path']})" if facts["target"] else ""),
+        f"  method    {facts['method']}" + (f" at amount {facts['amount']:g}" if facts["amount"] != 1 else ""),
+        f"  coverage  {text.count(cover['layers'], 'layer')} of {cover['keys']} keys in the file, "
+        f"{text.count(len(cover['carried']), 'key')} carried over unchanged, {len(cover['dropped']) or 'none'} dropped",
+        f"  rank      {facts['rank_in']} in, {facts['rank']} out, {facts['dtype']}, names: {facts['to']}",
+        f"  work      {text.operations(cost['operations'])} operations, "
+        f"about {text.duration(cost['seconds'])} when nothing is cached",
+        f"  memory    {text.size(cost['peak_bytes'])} at most",
+        f"  disk      {text.size(cost['output_bytes'])} for the output, {text.size(cost['cache_bytes'])} for the cache",
+    ]
+    for side in ("source", "target"):
+        extra = facts[f"extra_{side}"]
+        if extra:
+            lines.append(f"  only in the {side}: {text.listing(extra)}")
+    voice.result("\n".join(lines))
+    for message in facts["warnings"]:
+        voice.warning(message)
+    if voice.verbose:
+        voice.table(
+            ["layer", "shape", "rank", "method", "operations", "memory"],
+            [
+                [
+                    layer["name"],
+                    " x ".join(map(str, layer["shape"])),
+                    str(layer["rank_in"]),
+                    layer["method"],
+                    text.operations(layer["operations"]),
+                    text.size(layer["peak_bytes"]),
+                ]
+                for layer in facts["layers"]
+            ],
+        )
+
+
+def _model(checkpoint: Any) -> dict[str, str]:
+    return {"path": str(checkpoint.path), "name": checkpoint.architecture.title}

@@ -1,0 +1,104 @@
+"""Progress on stderr: a bar with an ETA by operations on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from types import TracebackType
+
+from loraport.cli import text
+from loraport.cli.voice import Voice, console
+
+_LINE_EVERY = 10.0  # seconds between plain lines
+
+
+class Progress:
+    """A listener for the engine's events. Use it as a context manager around the run."""
+
+    def __init__(self, voice: Voice):
+        self._voice = voice
+        self._bar = None
+        self._task = None
+        self._began = time.monotonic()
+        self._fresh_since = (self._began, 0.0)  # when work that was not cached began, and the operations before it
+        self._last_line = self._began
+        self._warned: list[str] = []
+
+    @property
+    def warned(self) -> tuple[str, ...]:
+        """Warnings said already."""
+        return tuple(self._warned)
+
+    def __enter__(self) -> "Progress":
+        if not self._voice.quiet and sys.stderr.isatty():
+            from rich import progress
+
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.TaskProgressColumn(),
+                progress.TimeElapsedColumn(),
+                progress.TextColumn("{task.fields[left]}"),
+                console=console(stderr=True),
+                transient=True,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("reading headers", total=None, left="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, event: object) -> None:
+        """Take one event."""
+        from loraport.engine import events
+
+        if isinstance(event, events.Warned):
+            self._warn(event.message)
+        elif isinstance(event, events.PlanReady):
+            self._began = time.monotonic()
+            self._fresh_since = (self._began, 0.0)
+        elif isinstance(event, events.LayerDone):
+            self._advance(event)
+        elif hasattr(event, "message") and hasattr(event, "total"):
+            self._stage(event.message, event.done, event.total)
+
+    def _warn(self, message: str) -> None:
+        if message in self._warned:
+            return
+        self._warned.append(message)
+        if self._bar is not None:
+            self._bar.console.print(f"warning: {message}", markup=False, style="yellow")
+        else:
+            self._voice.warning(message)
+
+    def _stage(self, message: str, done: int, total: int) -> None:
+        """A step of a longer story, such as the demo's."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=message, completed=done - 1, total=total, left="")
+        else:
+            self._voice.remark(f"[{done}/{total}] {message}")
+
+    def _advance(self, event) -> None:
+        now = time.monotonic()
+        left = self._time_left(event, now)
+        name = f"{event.finished}/{event.layers} layers"
+        if self._bar is not None:
+            self._bar.update(self._task, description=name, completed=event.done, total=event.total, left=left)
+        elif now - self._last_line >= _LINE_EVERY:
+            self._last_line = now
+            percent = 100 * event.done / event.total if event.total else 100.0
+            self._voice.remark(f"{name}, {percent:.0f} %{', ' + left if left else ''}")
+
+    def _time_left(self, event, now: float) -> str:
+        """The mean speed over layers that were really computed; those from an earlier run would flatter it."""
+        if event.layer.cached:
+            if event.done > self._fresh_since[1] and now - self._fresh_since[0] < 1.0:
+                self._fresh_since = (now, event.done)
+            return ""
+        began, before = self._fresh_since
+        if event.done <= before or now <= began:
+            return ""
+        seconds = (now - began) * (event.total - event.done) / (event.done - before)
+        return f"about {text.duration(round(seconds))} left" if seconds >= 1 else ""

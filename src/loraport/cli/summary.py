@@ -1,0 +1,105 @@
+"""What a finished transfer tells its user."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loraport.cli import text
+from loraport.cli.voice import Voice
+
+
+def show_report(report: Any, plan: Any, voice: Voice, said: Sequence[str] = ()) -> None:
+    """Summary for people, and the table of layers when asked for.
+
+    Args:
+        said: warnings that were shown already during the run.
+    """
+    if voice.verbose:
+        show_layers(report.layers, voice)
+    facts = report.summary
+    worst = min(report.layers, key=lambda layer: layer.energy_kept)
+    target = plan.target.architecture.title if plan.target is not None else f"the source plus {facts['target']}"
+    lines = [
+        f"carried {Path(facts['lora']).name} over to {target}",
+        f"  layers    {facts['layers']} transferred ({_method(facts)}), {text.count(len(report.carried), 'key')} "
+        f"carried over unchanged, {len(report.dropped) or 'none'} dropped",
+        f"  rank      {facts['rank_in']} in, {facts['rank_out']} out",
+        f"  energy    {text.share(facts['energy_kept_total'])} of the full update kept in total, "
+        f"{text.share(facts['energy_kept_mean'])} in the mean layer, {text.share(worst.energy_kept)} in {worst.name}",
+        f"  time      {text.duration(facts['seconds'])}"
+        + (
+            f", {facts['cached_layers']} of {facts['layers']} layers from an earlier run"
+            if facts["cached_layers"]
+            else ""
+        ),
+    ]
+    if report.dropped:
+        lines.append(f"  dropped   {text.listing(report.dropped)}")
+    for side in ("source", "target"):
+        if facts[f"extra_{side}"]:
+            lines.append(f"  only in the {side} (left alone): {text.listing(facts[f'extra_{side}'])}")
+    if report.output is not None:
+        size = text.size(report.output.stat().st_size)
+        lines.append(f"  output    {report.output}  ({size}, {facts['dtype']}, written and read back)")
+        lines += [f"  load it   {line}" if number == 0 else f"            {line}"
+                  for number, line in enumerate(how_to_load(report.output, facts["to"]))]  # fmt: skip
+    voice.result("\n".join(lines))
+    for message in report.warnings:
+        if message not in said:
+            voice.warning(message)
+
+
+def show_layers(layers: Sequence[Any], voice: Voice) -> None:
+    """One row a layer: how large the update and the drift are beside the weight, and what the rank kept."""
+    measures = {
+        "update": "update_rel",
+        "drift": "drift_rel",
+        "clusters": "clusters",
+        "dominant": "dominant_share",
+        "arbitrated": "arbitrated_share",
+        "undone": "drift_undone",
+        "cosine": "cosine",
+    }
+    columns = ["layer", "shape", "rank", "energy", *measures, "time"]
+    rows = []
+    for layer in layers:
+        rows.append(
+            [
+                layer.name,
+                f"{layer.shape[0]} x {layer.shape[1]}",
+                f"{layer.rank_in} -> {layer.rank_out}",
+                text.share(layer.energy_kept),
+                *(_stat(layer.stats, name) for name in measures.values()),
+                "kept" if layer.cached else text.duration(layer.seconds),
+            ]
+        )
+    used = [n for n in range(len(columns)) if any(row[n] != "" for row in rows)]
+    voice.table([columns[n] for n in used], [[row[n] for n in used] for row in rows])
+
+
+def how_to_load(path: Path, profile: str) -> list[str]:
+    """What to type or click to use the file, at strength 1."""
+    name = str(path)
+    if profile == "kohya":
+        return [f"ComfyUI: put {path.name} into models/loras and use a LoRA loader (model only) at strength 1.0"]
+    lines = [f"diffusers: pipe.load_lora_weights({name!r})"]
+    if profile != "diffusers":
+        lines.append(f"ComfyUI: put {path.name} into models/loras and use a LoRA loader (model only) at strength 1.0")
+    return lines
+
+
+def _method(facts: dict[str, Any]) -> str:
+    return facts["method"] + (f" at amount {facts['amount']:g}" if facts["amount"] != 1.0 else "")
+
+
+def _cache_use(facts: dict[str, Any]) -> str:
+    if not facts["cached_layers"]:
+        return ""
+    return f", {facts['cached_layers']} of {facts['layers']} layers from an earlier run"
+
+
+def _stat(stats: dict[str, Any], name: str) -> str:
+    value = stats.get(name)
+    if value is None:
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,76 @@
+"""Sizes, times and shares as people read them, and back."""
+
+import re
+
+from loraport.errors import UsageError
+
+_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{unit}b": size for unit, size in _UNITS.items() if unit not in ("", "b")}
+_UNITS |= {f"{unit}ib": 1024**power for power, unit in enumerate("kmgt", start=1)}
+
+
+def parse_size(text: str, *, name: str) -> int:
+    """Bytes from `16GB`, `500 MB`, `2GiB` or a plain number. Raises UsageError that names the option."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
+    if match is None or match[2].lower() not in _UNITS:
+        raise UsageError(f"{name} is not a size", values=text, fix="write for example 16GB, 500MB or 2GiB")
+    size = int(float(match[1]) * _UNITS[match[2].lower()])
+    if size <= 0:
+        raise UsageError(f"{name} must be more than nothing", values=text)
+    return size
+
+
+def parse_duration(text: str, *, name: str) -> float:
+    """Seconds from `30d`, `12h`, `45min` or `90s`. Raises UsageError that names the option."""
+    units = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d|w)\s*", text)
+    if match is None:
+        raise UsageError(f"{name} is not a length of time", values=text, fix="write for example 30d, 12h or 45min")
+    return float(match[1]) * units[match[2]]
+
+
+def size(count: float | int) -> str:
+    """Bytes for people: 1.5 GB."""
+    for unit, step in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count:.0f} bytes"
+
+
+def duration(seconds: float | int) -> str:
+    """A length of time for people: 3 min 5 s."""
+    if seconds < 1:
+        return f"{seconds:.2f} s"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def operations(count: float | int) -> str:
+    """Floating-point operations for people: 3.2 trillion."""
+    for unit, step in (("quadrillion", 1e15), ("trillion", 1e12), ("billion", 1e9), ("million", 1e6)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count:.0f}"
+
+
+def share(value: float | int) -> str:
+    """A share as a percentage that does not round a loss away: 99.99 %, but 100 % only when nothing is lost."""
+    if value >= 1.0:
+        return "100 %"
+    digits = 1 if value < 0.99 else 2 if value < 0.999 else 4
+    return f"{min(100 * value, 100 - 10**-digits):.{digits}f} %"
+
+
+def count(number: int, noun: str) -> str:
+    """`1 layer`, `2 layers`, `no layers`."""
+    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
+
+
+def listing(names: list[str] | tuple[str, ...], most: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -1,0 +1,254 @@
+"""The program itself: help, version, messages, exit codes. No models needed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from loraport.cli import guard, text
+from loraport.cli.main import app
+from loraport.cli.voice import Voice
+from loraport.errors import FileError, LoraportError, MismatchError, UsageError
+
+FLAGS = (
+    *(
+        "--source",
+        "--target",
+        "--target-lora",
+        "--rank",
+        "--amount",
+        "--set",
+        "--preset",
+        "--layers",
+        "--to",
+        "--dtype",
+    ),
+    *("--device", "--workers", "--executor", "--max-memory", "--cache", "--allow-partial", "--force", "--overwrite"),
+    *("--verbose", "--quiet", "--json", "--output"),
+)
+COMMANDS = ("transfer", "plan", "inspect", "convert", "verify", "cache", "methods", "demo")
+
+
+def invoke(*words: str):
+    return CliRunner().invoke(app, list(words), prog_name="loraport")
+
+
+def loraport(*words: str, **options) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-c", "from loraport.cli.main import run; run()", *words],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        **options,
+    )
+
+
+def test_version_and_help_load_nothing_heavy() -> None:
+    code = (
+        "import sys\nsys.argv = ['loraport', {word!r}]\nfrom loraport.cli.main import run\n"
+        "try: run()\nexcept SystemExit as end: assert not end.code, end.code\n"
+        "heavy = ('torch', 'numpy', 'pydantic', 'diffusers', 'matplotlib', 'safetensors')\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+    )
+    for word in ("--version", "--help"):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(word=word)], capture_output=True, text=True, encoding="utf-8", check=True
+        )
+        assert done.stderr.strip() == "[]"
+        assert "loraport" in done.stdout
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_listed_and_explains_itself_with_an_example(command: str) -> None:
+    assert f" {command} " in invoke("--help").output
+    page = invoke(command, "--help")
+    assert page.exit_code == 0
+    assert f"loraport {command}" in page.output.split("╰")[-1], "the epilog has no example"
+
+
+@pytest.mark.parametrize("command", ["transfer", "plan"])
+def test_the_shared_options_are_all_there_and_in_groups(command: str) -> None:
+    page = CliRunner(env={"COLUMNS": "160"}).invoke(app, [command, "--help"]).output
+    for flag in FLAGS:
+        assert f"{flag} " in page, flag
+    for panel in ("Models", "Method", "Output", "Machine", "Messages"):
+        assert f"─ {panel} ─" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["transfer"], "missing argument"),
+        (["transfer", "x.safetensors", "--fource"], "--force"),
+        (["nonsense"], "nonsense"),
+        (["transfer", "x", "-s", "a", "-t", "b"], "output is not given"),
+        (["transfer", "x", "-t", "b", "-o", "o"], "source is not given"),
+        (["transfer", "x", "-s", "a", "-o", "o"], "target is not given"),
+        (["transfer", "x", "-s", "a", "-t", "b", "--target-lora", "c", "-o", "o"], "two targets"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--rank", "many"], "many"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--rank", "energy=2"], "energy=2"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--amount", "1.5"], "amount"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--layers", "("], "regular expression"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--dtype", "fp7"], "dtype"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--workers", "0"], "--workers"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--executor", "ray"], "ray"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--executor", "magic"], "serial or process"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--max-memory", "lots"], "--max-memory"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--set", "q_dom"], "--set q_dom"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--preset", "paper"], "released-code"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--preset", "casa", "--method", "direct"], "belongs to"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "-q", "-v"], "contradict"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--method", "cassa"], "did you mean 'casa'"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--set", "casa.q_dum=1"], "did you mean 'q_dom'"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--set", "casa.q_dom=high"], "q_dom"),
+        (["methods", "dirct"], "did you mean 'direct'"),
+        (["cache", "gc", "--max-size", "-1"], "--max-size"),
+        (["cache", "gc", "--older-than", "long"], "--older-than"),
+        (["cache", "ls", "--cache", "off"], "no cache"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_a_mistake_in_the_command_is_one_message_and_code_2(words: list[str], says: str) -> None:
+    done = invoke(*words)
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    assert says.lower() in done.stderr.lower()
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.output
+
+
+def test_errors_as_json_keep_their_code() -> None:
+    done = invoke("transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--rank", "many", "--json")
+    assert done.exit_code == 2
+    assert done.stderr == ""
+    error = json.loads(done.stdout)["error"]
+    assert error["type"] == "UsageError"
+    assert error["exit_code"] == 2
+    assert error["values"] == "many"
+    done = invoke("transfer", "x", "--json", "--nonsense")
+    assert (done.exit_code, json.loads(done.stdout)["error"]["exit_code"]) == (2, 2)
+
+
+def test_a_command_alone_shows_the_help() -> None:
+    done = invoke()
+    assert done.exit_code == 2
+    assert "transfer" in done.output
+    assert "error:" not in done.output
+
+
+@pytest.mark.parametrize("error", [UsageError, MismatchError, FileError])
+def test_our_errors_give_their_own_code(error: type[LoraportError], capsys: pytest.CaptureFixture) -> None:
+    def command() -> None:
+        raise error("it broke", where="blocks.0", values="3 of 4", fix="mend it")
+
+    assert guard.guarded(command, as_json=False, verbose=False) == error.exit_code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err == "error: it broke\n  where: blocks.0\n  found: 3 of 4\n  try:   mend it\n"
+
+
+def test_a_bug_asks_for_a_report(
+    capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def command() -> None:
+        raise ZeroDivisionError("division by zero")
+
+    assert guard.guarded(command, as_json=False, verbose=False) == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" not in shown
+    assert "report" in shown
+    assert "ZeroDivisionError" in shown
+    (kept,) = tmp_path.iterdir()
+    assert str(kept) in shown
+    assert "Traceback" in kept.read_text(encoding="utf-8")
+    assert guard.guarded(command, as_json=False, verbose=True) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_interrupted_says_how_to_resume(capsys: pytest.CaptureFixture) -> None:
+    def command() -> None:
+        raise KeyboardInterrupt
+
+    assert guard.guarded(command, as_json=False, verbose=False) == 130
+    assert "run the same command again to resume" in capsys.readouterr().err
+
+
+def test_out_of_memory_is_not_a_bug(capsys: pytest.CaptureFixture) -> None:
+    def command() -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 10 bytes.")
+
+    assert guard.guarded(command, as_json=False, verbose=False) == 5
+    assert "--max-memory" in capsys.readouterr().err
+
+
+def test_methods() -> None:
+    page = invoke("methods").stdout
+    for name in ("casa", "direct", "released-code"):
+        assert name in page
+    assert "casa.q_dom" in invoke("methods", "casa").stdout
+    facts = json.loads(invoke("methods", "--json").stdout)
+    assert {"casa", "direct"} <= {method["name"] for method in facts["methods"]}
+    assert json.loads(invoke("methods", "released-code", "--json").stdout)["values"]["complete_basis"] is True
+
+
+def test_quiet_says_nothing() -> None:
+    done = invoke("methods", "-q")
+    assert (done.exit_code, done.output) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("written", "size"),
+    [
+        ("16GB", 16 * 10**9),
+        ("500 MB", 5 * 10**8),
+        ("2GiB", 2**31),
+        ("1.5g", 15 * 10**8),
+        ("4096", 4096),
+        ("3kib", 3072),
+    ],
+)
+def test_sizes(written: str, size: int) -> None:
+    assert text.parse_size(written, name="x") == size
+
+
+@pytest.mark.parametrize("written", ["", "GB", "-1GB", "0", "1 XB", "ten"])
+def test_sizes_that_are_none(written: str) -> None:
+    with pytest.raises(UsageError):
+        text.parse_size(written, name="x")
+
+
+def test_durations_and_shares() -> None:
+    assert text.parse_duration("30d", name="x") == 30 * 86400
+    assert text.duration(3725) == "1 h 2 min"
+    assert text.share(1.0) == "100 %"
+    assert text.share(0.9999999) != "100 %"
+    assert text.share(0.853) == "85.3 %"
+    assert text.size(1_500_000_000) == "1.5 GB"
+
+
+def test_the_voice_refuses_contradictions() -> None:
+    with pytest.raises(UsageError):
+        Voice(verbose=1, quiet=True)
+
+
+def test_a_closed_pipe_is_no_crash() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -c 'from loraport.cli.main import run; run()' methods | head -c 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+
+
+def test_a_real_process_with_an_odd_locale(tmp_path: Path) -> None:
+    done = loraport("inspect", "größe 日本.safetensors", cwd=tmp_path, env={"LC_ALL": "C", "PYTHONUTF8": "0"})
+    assert done.returncode == 5
+    assert "Traceback" not in done.stderr
