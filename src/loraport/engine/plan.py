@@ -23,6 +23,7 @@ from loraport.formats.tensors import TensorRef
 from loraport.methods import registry
 from loraport.methods.base import Needs
 
+_NOTHING = Needs()  # of a method that reads the LoRA alone, so that its output needs no more room than the input
 _TORCH_NAMES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -96,7 +97,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         UsageError: an unknown method, parameter or profile.
     """
     method, params = registry.resolve(recipe.method, recipe.params)
-    needs = method.needs(params) if recipe.amount > 0 else Needs(basis=False, target_basis=False, drift=False)
+    needs = method.needs(params) if recipe.amount > 0 else _NOTHING
     check_profile(recipe.to)
     source = open_checkpoint(recipe.source, nested=recipe.nested_source)
     target, distill, strength = _open_target(recipe, source)
@@ -105,7 +106,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     warnings = list(adapter.warnings)
     if recipe.amount == 0.0:
         method, params = registry.resolve("direct", {})
-    rank = _settle_rank(recipe, adapter.max_rank, adds_nothing=not (needs.basis or needs.target_basis or needs.drift))
+    rank = _settle_rank(recipe, adapter.max_rank, adds_nothing=needs == _NOTHING)
     dtype = _TORCH_NAMES.get(adapter.dtype, "float32") if recipe.dtype == "same" else recipe.dtype
 
     jobs = []
@@ -117,7 +118,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
             continue
         chosen = method.name if not recipe.layers or re.search(recipe.layers, name) else "direct"
         values = params.model_dump(mode="json") if chosen == method.name else {}
-        job_needs = needs if chosen == method.name else Needs(basis=False, target_basis=False, drift=False)
+        job_needs = needs if chosen == method.name else _NOTHING
         m, n = update.shape
         hinted = adapter.max_rank if rank.kind != "fixed" else int(rank.value)
         distilled = distill.layers.get(name) if distill is not None else None
@@ -134,7 +135,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
                 has_drift=distill is None or distilled is not None,
                 round_to=_common_dtype(found),
                 rank=rank,
-                amount=recipe.amount,
+                amount=recipe.amount if job_needs != _NOTHING else 1.0,
                 dtype=dtype,
                 cost=(basis_cost(m, n) + transfer_cost(m, n, hinted)) if job_needs.basis else 4.0 * hinted * (m + n),
                 peak_bytes=working_bytes(m, n, job_needs.basis),

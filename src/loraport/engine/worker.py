@@ -215,10 +215,10 @@ def _shrink(exact: Operator, job: LayerJob, start: LowRank, seed: int) -> Compre
     if isinstance(exact, LowRank) and job.rank.kind == "fixed" and exact.rank <= job.rank.value:
         return Compressed(update=exact, energy_kept=1.0, rank=exact.rank)  # nothing to cut, nothing to round
     if job.rank.kind == "energy":
-        return compress(exact, energy=job.rank.value, start=start, seed=seed)
+        return compress(exact, energy=float(job.rank.value), start=start, seed=seed, name=job.name)
     full = min(job.shape)
     rank = full if job.rank.kind == "full" else min(int(job.rank.value), full)
-    return compress(exact, rank=rank, start=start, seed=seed)
+    return compress(exact, rank=rank, start=start, seed=seed, name=job.name)
 
 
 def _read(ref: TensorRef, round_to: str | None, device: torch.device) -> Tensor:

@@ -1,0 +1,219 @@
+"""The main job end to end on a pico Wan: two routes to the same file, and the rules of the output."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import loraport
+from loraport.engine.recipe import RunOptions
+from loraport.errors import FileError, MismatchError, NumericalError
+from tests import pico
+
+
+@pytest.fixture
+def files(tmp_path) -> pico.Pico:
+    return pico.write(tmp_path / "pico")
+
+
+@pytest.fixture
+def options(tmp_path) -> RunOptions:
+    return RunOptions(cache=str(tmp_path / "cache"), log="off", overwrite=True)
+
+
+def _transfer(files, output, options, **settings):
+    target = settings.pop("target", files.target)
+    source = settings.pop("source", files.source)
+    lora = settings.pop("lora", files.lora)
+    return loraport.transfer(lora, source=source, target=target, output=output, options=options, **settings)
+
+
+def _updates(path) -> dict[str, torch.Tensor]:
+    """What the file adds to each weight."""
+    tensors = load_file(path)
+    prefix, down, up = "diffusion_model.", ".lora_A.weight", ".lora_B.weight"
+    names = [key.removesuffix(down) for key in tensors if key.endswith(down)]
+    return {name.removeprefix(prefix): tensors[name + up] @ tensors[name + down] for name in names}
+
+
+def _close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tolerance: float) -> None:
+    assert first.keys() == second.keys()
+    for name, matrix in first.items():
+        error = float((matrix - second[name]).norm() / second[name].norm())
+        assert error < tolerance, f"{name}: {error:.2e}"
+
+
+def test_every_executor_and_every_state_of_the_cache_gives_the_same_bytes(files, tmp_path):
+    def run(executor: str, cache: str, workers: int) -> tuple[bytes, int]:
+        options = RunOptions(executor=executor, workers=workers, cache=cache, overwrite=True)
+        report = _transfer(files, tmp_path / "out.safetensors", options)
+        return (tmp_path / "out.safetensors").read_bytes(), report.summary["cached_layers"]
+
+    warm = str(tmp_path / "cache")
+    reference, cached = run("serial", "off", 1)
+    assert cached == 0
+    assert run("thread", "off", 3) == (reference, 0)
+    assert run("thread", warm, 2) == (reference, 0)
+    assert run("process", warm, 2) == (reference, len(pico.LAYERS))
+    assert run("process", str(tmp_path / "other cache"), 2) == (reference, 0)
+
+
+def test_a_second_lora_for_the_same_pair_does_no_decomposition(files, tmp_path, options, monkeypatch):
+    _transfer(files, tmp_path / "first.safetensors", options)
+    save_file(pico.lora(9), files.folder / "second.safetensors")
+    monkeypatch.setattr("loraport.core.basis.SpectralBasis.from_weight", None)  # any call would fail
+    report = _transfer(files, tmp_path / "second.safetensors", options, lora=files.folder / "second.safetensors")
+    assert report.summary["cached_layers"] == 0
+
+
+def test_target_equal_to_source_gives_the_lora_back(files, tmp_path, options):
+    report = _transfer(files, tmp_path / "out.safetensors", options, target=files.source)
+    _close(_updates(tmp_path / "out.safetensors"), _updates(files.lora), 1e-5)
+    assert any("nothing to transfer" in warning for warning in report.warnings)
+
+
+def test_amount_zero_is_direct_reuse_and_half_lies_in_the_middle(files, tmp_path, options):
+    made = {}
+    for amount in (0.0, 0.5, 1.0):
+        path = tmp_path / f"{amount}.safetensors"
+        _transfer(files, path, options, amount=amount, rank="full" if amount else "same")
+        made[amount] = _updates(path)
+    direct = tmp_path / "direct.safetensors"
+    _transfer(files, direct, options, method="direct")
+    assert (tmp_path / "0.0.safetensors").read_bytes()[-10000:] == direct.read_bytes()[-10000:]  # past the header
+    _close(made[0.0], _updates(files.lora), 1e-5)
+    middle = {name: (made[0.0][name] + made[1.0][name]) / 2 for name in made[1.0]}
+    _close(made[0.5], middle, 1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"), [("auto", 32), ("same", 4), ("7", 7), ("full", 32), ("energy=0.9", None), ("900", 32)]
+)
+def test_the_output_has_one_rank_and_says_what_it_kept(files, tmp_path, options, rank, expected):
+    report = _transfer(files, tmp_path / "out.safetensors", options, rank=rank)
+    tensors = load_file(tmp_path / "out.safetensors")
+    ranks = {tensor.shape[0] for key, tensor in tensors.items() if "lora_A" in key}
+    assert len(ranks) == 1
+    assert expected is None or ranks == {expected}
+    exact = tmp_path / "exact.safetensors"
+    _transfer(files, exact, options, rank="full")
+    cut, whole = _updates(tmp_path / "out.safetensors"), _updates(exact)
+    for layer in report.layers:
+        kept = 1 - float((whole[layer.name] - cut[layer.name]).norm() / whole[layer.name].norm()) ** 2
+        assert layer.energy_kept == pytest.approx(kept, abs=1e-4)
+        if rank == "energy=0.9":
+            assert layer.energy_kept >= 0.9
+
+
+def test_layers_outside_the_pattern_keep_their_update_and_dropped_ones_go(files, tmp_path, options):
+    report = _transfer(files, tmp_path / "out.safetensors", options, layers=r"self_attn", drop=r"ffn")
+    assert {layer.name for layer in report.layers if layer.method == "casa"} == {n for n in pico.LAYERS if "self" in n}
+    updates, given = _updates(tmp_path / "out.safetensors"), _updates(files.lora)
+    assert not any("ffn" in name for name in updates)
+    kept = {name: matrix for name, matrix in updates.items() if "cross" in name}
+    _close(kept, {name: given[name] for name in kept}, 1e-5)
+    assert len(report.dropped) == 2 * 2 * pico.BLOCKS
+
+
+def test_every_key_of_the_input_ends_in_one_place(files, tmp_path, options):
+    tensors = load_file(files.lora)
+    generator = torch.Generator().manual_seed(4)
+    tensors["diffusion_model.blocks.0.norm3.diff"] = torch.randn(pico.WIDTH, generator=generator)
+    tensors["diffusion_model.blocks.0.self_attn.q.diff_b"] = torch.randn(pico.WIDTH, generator=generator)
+    save_file(tensors, files.lora)
+    report = _transfer(files, tmp_path / "out.safetensors", options, drop=r"blocks\.1\.")
+    assert set(report.carried) == {key for key in tensors if ".diff" in key}
+    assert set(report.dropped) == {key for key in tensors if "blocks.1." in key}
+    written = load_file(tmp_path / "out.safetensors")
+    for key in report.carried:
+        assert torch.equal(written[key], tensors[key])
+    extra = written.keys() - tensors.keys()  # diffusers wants a bias for every layer or for none: zeros
+    assert all(".diff_b" in key and not written[key].any() for key in extra)
+    assert not set(report.dropped) & written.keys()
+
+
+def test_stored_dtypes_may_differ_without_passing_for_drift(files, tmp_path, options):
+    source = load_file(files.source)
+    rounded = {name: tensor.bfloat16() for name, tensor in source.items()}
+    save_file(rounded, files.folder / "rounded.safetensors")
+    report = _transfer(files, tmp_path / "out.safetensors", options, target=files.folder / "rounded.safetensors")
+    assert all(layer.stats["drift_rel"] == 0.0 for layer in report.layers)
+
+
+def test_a_distillation_lora_as_target_equals_its_merged_checkpoint(files, tmp_path, options):
+    distill = pico.lora(5, rank=6)
+    save_file(distill, files.folder / "fast.safetensors")
+    merged = load_file(files.source)
+    for name, matrix in _updates(files.folder / "fast.safetensors").items():
+        merged[f"{name}.weight"] += 0.5 * matrix
+    save_file(merged, files.folder / "merged.safetensors")
+    for arbitrate in (False, True):
+        params = {"arbitrate": arbitrate}
+        one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+        _transfer(files, one, options, target=files.folder / "merged.safetensors", rank="full", params=params)
+        factored = f"{files.folder / 'fast.safetensors'}:0.5"
+        _transfer(files, two, options, target=None, target_lora=factored, rank="full", params=params)
+        _close(_updates(two), _updates(one), 1e-4)
+    exact = _transfer(
+        files, tmp_path / "exact.safetensors", options, target=None, target_lora=factored, rank="10",
+        params={"arbitrate": False},
+    )  # fmt: skip
+    assert all(layer.energy_kept > 1 - 1e-6 for layer in exact.layers)
+
+
+def test_an_unrelated_target_is_refused_unless_forced(files, tmp_path, options):
+    save_file(pico.weights(77), files.folder / "stranger.safetensors")
+    output = tmp_path / "out.safetensors"
+    with pytest.raises(MismatchError, match="derived"):
+        _transfer(files, output, options, target=files.folder / "stranger.safetensors")
+    assert not output.exists()
+    _transfer(files, output, options, target=files.folder / "stranger.safetensors", force=True)
+    assert output.exists()
+
+
+@pytest.mark.parametrize("role", ["source", "target", "lora"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_number_that_is_none_is_refused_by_name(files, tmp_path, options, role, value):
+    path = getattr(files, role)
+    tensors = load_file(path)
+    key = next(key for key in tensors if "blocks.1.ffn.0" in key and tensors[key].ndim == 2)
+    tensors[key][3, 1] = value
+    save_file(tensors, path)
+    with pytest.raises(NumericalError, match="ffn.0"):
+        _transfer(files, tmp_path / "out.safetensors", options)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_an_existing_output_is_kept_unless_told(files, tmp_path):
+    output = tmp_path / "out.safetensors"
+    output.write_text("precious")
+    with pytest.raises(FileError, match="exists"):
+        _transfer(files, output, RunOptions(cache="off"))
+    assert output.read_text() == "precious"
+    with pytest.raises(FileError, match="replace the input"):
+        _transfer(files, files.lora, RunOptions(cache="off", overwrite=True))
+
+
+def test_the_run_log_holds_every_layer_and_survives_a_failure(files, tmp_path):
+    output = tmp_path / "out.safetensors"
+    report = _transfer(files, output, RunOptions(cache="off"))
+    lines = [json.loads(line) for line in (tmp_path / "out.run.jsonl").read_text().splitlines()]
+    assert {line["name"] for line in lines if line["event"] == "layer"} == {layer.name for layer in report.layers}
+    assert lines[-1]["event"] == "finished"
+    save_file(pico.weights(77), files.target)
+    with pytest.raises(MismatchError):
+        _transfer(files, tmp_path / "bad.safetensors", RunOptions(cache="off"))
+    assert json.loads((tmp_path / "bad.run.jsonl").read_text().splitlines()[-1])["event"] == "failed"
+
+
+def test_the_header_tells_where_the_file_comes_from(files, tmp_path, options):
+    from safetensors import safe_open
+
+    _transfer(files, tmp_path / "out.safetensors", options)
+    with safe_open(str(tmp_path / "out.safetensors"), framework="pt") as file:
+        header = file.metadata()
+    assert json.loads(header["loraport.recipe"])["method"] == "casa"
+    assert set(json.loads(header["loraport.inputs"])) == {"source", "target", "lora"}
+    assert header["ss_network_dim"] == header["ss_network_alpha"] == "32"
+    assert str(tmp_path) not in "".join(header.values())
