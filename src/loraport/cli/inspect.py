@@ -12,6 +12,12 @@ from loraport.errors import LoraportError
 EXAMPLE = """What trainer wrote this, for which model, and does anything look odd?
 
     loraport inspect downloaded.safetensors"""
+_KINDS = {"lora": "a LoRA for", "checkpoint": "a model:", "unknown": "nothing that is known"}
+_HEADER = (
+    *("modelspec.title", "modelspec.trigger_phrase", "ss_output_name", "ss_base_model_version", "ss_network_dim"),
+    *("ss_network_alpha", "ss_network_module", "ss_training_comment", "loraport.version", "loraport.method"),
+)
+_SHOWN = 160  # characters of a header field
 
 
 def inspect(
@@ -21,13 +27,13 @@ def inspect(
     as_json: Json = False,
 ) -> None:
     """Say what files are: model or LoRA, names, ranks, scales, number format, header, and what is odd."""
-    from loraport.inspection import inspect as look
-
     voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
+    from loraport.formats.describe import describe
+
     documents, failures = [], []
     for file in files:
         try:
-            facts = look(file).to_json()
+            facts = describe(file).to_json()
         except LoraportError as error:
             if len(files) == 1:
                 raise
@@ -44,52 +50,30 @@ def inspect(
 
 
 def _lines(facts: dict[str, Any], verbose: int) -> list[str]:
-    more = facts["facts"]
-    lines = [
-        str(facts["path"]),
-        f"  what      {'a LoRA for' if facts['kind'] == 'lora' else 'a model:'} {facts['title']}",
-    ]
-    lines.append(f"  names     {more['names']}")
-    if facts["kind"] == "lora":
-        lines += _lora_lines(more)
-    else:
-        lines += _model_lines(more)
-    if facts["header"] and (verbose or facts["kind"] == "lora"):
-        shown = {name: value for name, value in facts["header"].items() if verbose or not name.startswith("loraport.")}
-        lines += [f"  header    {name} = {value}" for name, value in shown.items()]
-    lines += [f"  note      {finding}" for finding in facts["findings"]] or ["  note      nothing odd"]
+    def row(name: str, value: str) -> None:
+        if value:
+            lines.append(f"  {name:<9} {value}")
+
+    lines = [str(facts["path"])]
+    row("what", f"{_KINDS[facts['kind']]} {facts['title']}".rstrip())
+    row("names", facts["dialect"])
+    if facts["layers"]:
+        row("layers", f"{facts['layers']} linear layers")
+    row("numbers", f"{_counted(facts['dtypes'])}, {text.size(facts['nbytes'])}")
+    row("rank", _counted(facts["ranks"], "layer"))
+    if facts["kind"] == "lora" and facts["scales"]:
+        row("scale", f"{_counted(facts['scales'], 'layer')}; {text.listing(list(facts['scale_sources']))}")
+    row("besides", text.listing([f"{len(keys)} {kind}" for kind, keys in facts["carried"].items()]))
+    row("unknown", text.listing(facts["unknown"], most=50 if verbose else 5))
+    row("missing", text.listing(facts["missing"], most=50 if verbose else 5))
+    for name, value in facts["metadata"].items():
+        if verbose or name in _HEADER:
+            row("header", f"{name} = {value if len(value) <= _SHOWN or verbose > 1 else value[:_SHOWN] + '...'}")
+    for finding in facts["findings"]:
+        row("note", finding)
+    row("refused", facts["refused"].replace("\n", "\n          "))
     return lines
 
 
-def _lora_lines(more: dict[str, Any]) -> list[str]:
-    ranks = [f"{rank} ({text.count(number, 'layer')})" for rank, number in more["ranks"].items()]
-    whole = [f"{text.count(more['full_matrices'], 'whole matrix')}"] if more["full_matrices"] else []
-    lines = [
-        f"  layers    {more['layers']} from {more['keys']} keys, stored as {more['dtype']}",
-        f"  rank      {text.listing([*ranks, *whole])}",
-    ]
-    lines += [
-        f"  scale     {row['scale']:g} in {text.count(row['layers'], 'layer')}: {row['from']}"
-        for row in more["scales"][:5]
-    ]
-    if more["carried"]:
-        kinds = [f"{number} {kind}" for kind, number in more["carried"].items()]
-        lines.append(f"  besides   {text.listing(kinds)} (carried over unchanged)")
-    if "made_by" in more:
-        lines.append(f"  made by   {more['made_by']}")
-    return lines
-
-
-def _model_lines(more: dict[str, Any]) -> list[str]:
-    dtypes = [f"{number} {dtype}" for dtype, number in more["dtypes"].items()]
-    lines = [
-        f"  tensors   {more['tensors']} ({text.listing(dtypes)}), {text.size(more['bytes'])} "
-        f"in {text.count(more['files'], 'file')}, {more['linear_layers']} linear layers"
-    ]
-    if "nested" in more:
-        lines.append(f"  part      {more['nested']}")
-    if more["unknown"]:
-        lines.append(f"  extra     {text.listing(more['unknown'])}")
-    if more["missing"]:
-        lines.append(f"  missing   {text.listing(more['missing'])}")
-    return lines
+def _counted(counts: dict[str, int], noun: str = "tensor") -> str:
+    return text.listing([f"{value} ({text.count(number, noun)})" for value, number in counts.items()])
