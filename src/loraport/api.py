@@ -9,6 +9,10 @@ from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport
 from loraport.engine.run import run
+from loraport.formats.checkpoint import open_checkpoint
+from loraport.formats.convert import Conversion, convert_adapter
+from loraport.formats.describe import FileDescription, describe
+from loraport.formats.verify import Check, verify_adapter
 from loraport.methods import registry
 
 PathLike = str | Path
@@ -83,6 +87,41 @@ def transfer(
 def plan(recipe: Recipe) -> TransferPlan:
     """Match the files of a recipe and list the work, reading headers only. Raises LoraportError."""
     return make_plan(recipe)
+
+
+def inspect(path: PathLike) -> FileDescription:
+    """Say what a file is, from its header: dialect, model, ranks, scales, and what is odd. Raises FileError."""
+    return describe(path)
+
+
+def convert(
+    lora: PathLike, output: PathLike, *, to: str = "universal", model: PathLike | None = None, overwrite: bool = False
+) -> Conversion:
+    """Write a LoRA in another dialect without changing what it does.
+
+    Args:
+        lora: the file to read. output: the file to write.
+        to: `universal`, `diffusers`, `kohya`, `original` or `same-as-input`.
+        model: the model it belongs to, to check the names and sizes against.
+        overwrite: replace an existing file.
+
+    Raises:
+        LoraportError: see `loraport.errors`; the output is then as it was before.
+    """
+    fits = None if model is None else open_checkpoint(model)
+    return convert_adapter(lora, output, to=to, model=fits, overwrite=overwrite)
+
+
+def verify(path: PathLike, *, model: PathLike | None = None) -> tuple[Check, ...]:
+    """Check a written LoRA: header against content, every number finite, every key known.
+
+    Args:
+        path: the file. model: also check that it fits this model.
+
+    Returns:
+        One check a line; `passed` is False where something is wrong. Raises FileError for a damaged file.
+    """
+    return verify_adapter(path, None if model is None else open_checkpoint(model))
 
 
 def methods() -> dict[str, str]:
