@@ -1,5 +1,6 @@
 """The frozen layers of the published procedure, reproduced."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,10 @@ from safetensors import safe_open
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
+from loraport.core.routing import DriftRouting, routed
 from loraport.methods import registry
 from loraport.methods.base import LayerInputs
+from loraport.methods.casa import judge
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ["square_small", "square_strict", "square_one_cluster", "tall", "wide"]
@@ -43,5 +46,30 @@ def test_released_code_matches_the_frozen_update(name, dtype, tolerance):
     output = method.transfer(inputs, params)
     expected = tensors["delta_expected"]
     assert (output.update.dense() - expected).norm() / expected.norm() < tolerance
+    assert output.update.norm() == pytest.approx(float(expected.norm()), rel=tolerance)
     assert output.stats["head"] == int(meta["head"])
     assert output.stats["clusters"] == int(meta["clusters"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_and_masks_are_the_frozen_ones(name):
+    tensors, _, settings, inputs = load(name, torch.float64)
+    _, params = registry.resolve("released-code", settings)
+    basis, update = inputs.basis, inputs.update
+    k = tensors["labels"].numel()
+    routing = DriftRouting.of(basis, inputs.drift, k, "head")
+    verdict = judge(routed(basis, update).dense(), routing, basis.S, k, params)
+    assert torch.equal(verdict.clusters.labels, tensors["labels"])
+    assert torch.equal(verdict.rows[:, None] | verdict.cols[None, :], tensors["dominant"])
+    hits = torch.zeros(tensors["arbitrated"].numel(), dtype=torch.bool)
+    hits[verdict.hits] = True
+    assert torch.equal(hits.view_as(tensors["arbitrated"]), tensors["arbitrated"])
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("square")])
+def test_default_rules_agree_on_square_layers_and_with_a_basis_of_our_own(name):
+    tensors, _, settings, inputs = load(name, torch.float64)
+    method, params = registry.resolve("casa", settings)
+    own = replace(inputs, basis=SpectralBasis.from_weight(tensors["W_source"]))
+    expected = tensors["delta_expected"]
+    assert (method.transfer(own, params).update.dense() - expected).norm() / expected.norm() < 1e-9

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.core.svd import thin_svd
+from loraport.core.thin_svd import thin_svd
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class SpectralBasis:
     def shape(self) -> tuple[int, int]:
         """(m, n) of the weight."""
         return self.U.shape[0], self.Vh.shape[1]
+
+    @property
+    def T(self) -> "SpectralBasis":
+        """The basis of the transposed weight, all views."""
+        return SpectralBasis(self.Vh.T, self.S, self.U.T, self.driver)
 
     def to(self, device: torch.device | str) -> "SpectralBasis":
         """The same basis on another device."""

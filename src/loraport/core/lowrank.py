@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loraport.core.precision import wide
 from loraport.errors import NumericalError
 
 
@@ -61,6 +62,11 @@ class LowRank:
         """The device of both factors."""
         return self.B.device
 
+    @property
+    def T(self) -> "LowRank":
+        """A^T B^T, views of the same factors."""
+        return LowRank(self.A.T, self.B.T)
+
     def dense(self) -> Float[Tensor, "m n"]:
         """B @ A. The one method that forms the whole matrix."""
         return self.B @ self.A
@@ -74,16 +80,14 @@ class LowRank:
         return self.A.T @ (self.B.T @ Y)
 
     def norm(self) -> float:
-        """Frobenius norm: ||BA||^2 = <B^T B, A A^T>, from triangular factors so that nothing cancels."""
-        if self.rank == 0:
-            return 0.0
-        core = self._triangle(self.B) @ self._triangle(self.A.T).T
-        return float(torch.linalg.vector_norm(core))
+        """Frobenius norm by ||BA||^2 = <B^T B, A A^T>, r x r matrices in float64."""
+        left, right = wide(self.B), wide(self.A)
+        return math.sqrt(max(float(((left.T @ left) * (right @ right.T)).sum()), 0.0))
 
     def inner(self, other: "LowRank") -> float:
         """Frobenius inner product <B A, B' A'>, in float64 where it is small."""
-        left = (self.B.T @ other.B).double()
-        right = (self.A @ other.A.T).double()
+        left = wide(self.B).T @ wide(other.B)
+        right = wide(self.A) @ wide(other.A).T
         return float((left * right).sum())
 
     def svd(self) -> tuple[Float[Tensor, "m q"], Float[Tensor, " q"], Float[Tensor, "q n"]]:
@@ -92,16 +96,16 @@ class LowRank:
         Raises:
             NumericalError: a factor holds NaN or infinity.
         """
-        q = min(*self.shape, self.rank)
-        left, right = self.B, self.A.T
-        Q_left, R_left = torch.linalg.qr(left.double())
-        Q_right, R_right = torch.linalg.qr(right.double())
+        Q_left, R_left = torch.linalg.qr(wide(self.B))
+        Q_right, R_right = torch.linalg.qr(wide(self.A).T)
         core = R_left @ R_right.T
         if not bool(torch.isfinite(core).all()):
             raise NumericalError("a low-rank update holds NaN or infinity")
         U, S, Vh = torch.linalg.svd(core, full_matrices=False)
-        U, S, Vh = U[:, :q], S[:q], Vh[:q]
-        return (Q_left @ U).to(self.dtype), S.to(self.dtype), (Vh @ Q_right.T).to(self.dtype)
+        q = min(*self.shape, self.rank)
+        parts = Q_left @ U[:, :q], S[:q], Vh[:q] @ Q_right.T
+        U, S, Vh = (part.to(device=self.device, dtype=self.dtype) for part in parts)
+        return U, S, Vh
 
     def truncated(self, rank: int) -> "LowRank":
         """Best approximation of at most this rank, balanced."""
@@ -110,9 +114,8 @@ class LowRank:
 
     def balanced(self) -> "LowRank":
         """The same matrix with B = U sqrt(S), A = sqrt(S) Vh: both factors carry the same norm."""
-        padded_to = self.rank
         result = self.from_svd(*self.svd())
-        return result.padded(padded_to) if result.rank < padded_to else result
+        return result.padded(max(self.rank, result.rank))
 
     @classmethod
     def from_svd(cls, U: Float[Tensor, "m q"], S: Float[Tensor, " q"], Vh: Float[Tensor, "q n"]) -> "LowRank":
@@ -142,8 +145,3 @@ class LowRank:
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "LowRank":
         """The same factors in another dtype or on another device."""
         return LowRank(self.B.to(device=device, dtype=dtype), self.A.to(device=device, dtype=dtype))
-
-    @staticmethod
-    def _triangle(matrix: Float[Tensor, "a b"]) -> Float[Tensor, "q b"]:
-        """R of the QR decomposition, in float64."""
-        return torch.linalg.qr(matrix.double(), mode="r").R

@@ -1,4 +1,4 @@
-"""Matrices known by their products: what a method returns, so that nothing larger than needed is formed."""
+"""Matrices known by their products: what a method returns, so that nothing larger than a layer is formed."""
 
 import math
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.core.lowrank import LowRank
+from loraport.core.precision import dot, square_sum
 
 
 @runtime_checkable
@@ -22,6 +23,14 @@ class Operator(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the products."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the products are computed."""
+
+    @property
+    def T(self) -> "Operator":
+        """The transpose; nothing is copied."""
 
     def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
         """M X."""
@@ -52,6 +61,16 @@ class DenseOperator:
         """The dtype of W."""
         return self.W.dtype
 
+    @property
+    def device(self) -> torch.device:
+        """The device of W."""
+        return self.W.device
+
+    @property
+    def T(self) -> "DenseOperator":
+        """W^T, a view."""
+        return DenseOperator(self.W.T)
+
     def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
         """W X."""
         return self.W @ X
@@ -70,42 +89,59 @@ class DenseOperator:
 
 
 @dataclass(frozen=True)
-class Sum:
-    """`dense_sign * D + F`: a matrix that is there as it is (never copied) plus a low-rank one.
+class Spectral:
+    """U K Vh with orthonormal columns in U and rows in Vh: an update given by its routing matrix K.
 
-    `known_norm` is given where algebra knows the Frobenius norm better than a sum over entries could.
+    Its norm, its singular values and its best approximations are those of K, so all work is done on K.
     """
 
-    D: Float[Tensor, "m n"]
-    sign: float
-    F: LowRank
-    known_norm: float | None = None
+    U: Float[Tensor, "m a"]
+    K: Float[Tensor, "a b"]
+    Vh: Float[Tensor, "b n"]
 
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n)."""
-        return self.F.shape
+        return self.U.shape[0], self.Vh.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of D and F."""
-        return self.D.dtype
+        """The dtype of K."""
+        return self.K.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of K."""
+        return self.K.device
+
+    @property
+    def T(self) -> "Spectral":
+        """V K^T U^T, all views."""
+        return Spectral(self.Vh.T, self.K.T, self.U.T)
 
     def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
-        """sign D X + B (A X)."""
-        return torch.addmm(self.F.apply(X), self.D, X, alpha=self.sign)
+        """U (K (Vh X))."""
+        return self.U @ (self.K @ (self.Vh @ X))
 
     def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
-        """sign D^T Y + A^T (B^T Y)."""
-        return torch.addmm(self.F.apply_t(Y), self.D.T, Y, alpha=self.sign)
+        """V (K^T (U^T Y))."""
+        return self.Vh.T @ (self.K.T @ (self.U.T @ Y))
 
     def norm(self) -> float:
-        """Frobenius norm."""
-        return math.sqrt(square_sum(self.dense())) if self.known_norm is None else self.known_norm
+        """||K||."""
+        return math.sqrt(square_sum(self.K))
 
     def dense(self) -> Float[Tensor, "m n"]:
-        """The sum, formed."""
-        return torch.addmm(self.D, self.F.B, self.F.A, beta=self.sign)
+        """The product, formed."""
+        return self.U @ self.K @ self.Vh
+
+    def routed(self, update: LowRank) -> LowRank:
+        """An update in the coordinates of K: (U^T B)(A V)."""
+        return LowRank(self.U.T @ update.B, update.A @ self.Vh.T)
+
+    def unrouted(self, core: LowRank) -> LowRank:
+        """Back from the coordinates of K: (U B)(A Vh)."""
+        return LowRank(self.U @ core.B, core.A @ self.Vh)
 
 
 @dataclass(frozen=True)
@@ -125,6 +161,16 @@ class Blend:
     def dtype(self) -> torch.dtype:
         """The dtype of the products."""
         return self.a.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the products are computed."""
+        return self.a.device
+
+    @property
+    def T(self) -> "Blend":
+        """The blend of the transposes."""
+        return Blend(self.a.T, self.b.T, self.t)
 
     def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
         """The blend times X."""
@@ -151,19 +197,7 @@ def inner(a: Operator, b: Operator) -> float:
     if isinstance(a, LowRank) and isinstance(b, LowRank):
         return a.inner(b)
     if isinstance(a, LowRank):
-        return _dot(a.B, b.apply(a.A.T))  # <B A, b> = <B, b A^T>
+        return dot(a.B, b.apply(a.A.T))  # <B A, b> = <B, b A^T>
     if isinstance(b, LowRank):
         return inner(b, a)
-    return _dot(a.dense(), b.dense())
-
-
-def square_sum(matrix: Float[Tensor, "..."]) -> float:
-    """Sum of squares, accumulated in float64 without a float64 copy of the whole."""
-    if matrix.numel() == 0:
-        return 0.0
-    rows = matrix.reshape(matrix.shape[0], -1)
-    return float(torch.linalg.vector_norm(rows, dim=1).double().square().sum())
-
-
-def _dot(x: Float[Tensor, "m c"], y: Float[Tensor, "m c"]) -> float:
-    return float((x * y).sum(dim=1).double().sum())
+    return dot(a.dense(), b.dense())

@@ -84,10 +84,15 @@ class TransferMethod(ABC):
         """Identity of what `prepare` computes, or None when there is nothing worth keeping."""
         return None
 
-    def prepare(self, inputs: LayerInputs, params: Params) -> dict[str, Tensor]:
-        """Small tensors that depend on source and target but not on the LoRA (`inputs.update` is not read).
+    def reads_drift(self, shape: tuple[int, int], params: Params) -> bool:
+        """Whether `transfer` reads `inputs.drift` of such a layer even if `inputs.prepared` is given."""
+        return self.needs(params).drift
 
-        Optional: `transfer` computes what is missing. A caller that keeps them under
-        (source weight, target weight, method, version, `prepared_key`) saves the next LoRA that work.
+    def prepare(self, inputs: LayerInputs, params: Params) -> dict[str, Tensor]:
+        """Tensors that depend on source and target but not on the LoRA, at most min(m, n)^2 entries in all.
+
+        Optional: `transfer` computes them if `inputs.prepared` is None. A caller that keeps them under (source
+        weight, target weight, method, version, `prepared_key`) saves the next LoRA that work. Of `inputs.update`
+        only the shape is read. Opaque: hand them back as they are.
         """
         return {}

@@ -1,21 +1,50 @@
-"""Cluster-Aware Spectral Arbitration (arXiv 2605.01929)."""
+"""Cluster-Aware Spectral Arbitration (CASA, arXiv 2605.01929): undo the drift, except where it dominates.
+
+In the coordinates of the source weight W_source = U S Vh, with C_lora and C_fft the routing matrices of the LoRA
+update and of the drift W_target - W_source:
+
+1. *head*: the k directions that hold 90 % of the energy of S                                          (Eq. 3)
+2. *clusters*: head directions that the update mixes, |C_lora| / |S_i - S_j| > tau                      (Eq. 4)
+3. *dominant*: clusters whose mean density of C_fft is in the upper half, as receivers or as senders    (Eq. 5, 6)
+4. *restore*: where neither row nor column is dominant, subtract C_fft: the source's weight comes back
+5. *arbitrate*: on the strongest entries that agree in sign elsewhere, keep only the larger of the two
+
+Without step 5 this is D' = D - (I - U_d U_d^T) drift (I - V_d V_d^T) with the dominant singular vectors U_d, V_d,
+which also says what happens outside the thin basis of a rectangular layer.
+"""
 
 import math
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from loraport.core.clusters import block_sum, connected_components, perturbation_edges, quantile
+from loraport.core.arbitration import arbitrated_entries, smaller_of
+from loraport.core.basis import SpectralBasis
+from loraport.core.clusters import Clusters, connected_components, perturbation_edges
 from loraport.core.lowrank import LowRank
-from loraport.core.operators import DenseOperator, square_sum
-from loraport.core.routing import density, routed
+from loraport.core.operators import Operator, Spectral
+from loraport.core.precision import dot, square_sum, wide
+from loraport.core.routing import DriftRouting, Restored, beyond_basis, routed, subtract_quiet
 from loraport.methods import base
 
 
 class CasaParams(base.Params):
-    """Switches and thresholds; the defaults are the paper's."""
+    """Switches and thresholds of CASA; the defaults are the paper's.
+
+    Args:
+        restore: undo the drift where it does not dominate. arbitrate: keep only the larger where they collide.
+        tau: rotation (radians) above which two head directions belong to one cluster.
+        q_dom: quantile over clusters from which a cluster is dominant.
+        q_act: quantile over candidate entries above which one is arbitrated.
+        head_energy: share of the squared singular values that makes the head.
+        density: over the k x k "head" block (the published code) or "full" rows and columns (the paper's text).
+        cut_nonsquare: apply head_energy to rectangular layers too; the published code takes all directions there.
+        complete_basis: arbitrate also in an arbitrary basis of the null space, as the published code does.
+    """
 
     restore: bool = True
     arbitrate: bool = True
@@ -28,11 +57,48 @@ class CasaParams(base.Params):
     complete_basis: bool = False
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What CASA decides about a layer.
+
+    Args:
+        clusters: of the head directions.
+        rows, cols: which receivers and which senders are dominant; an entry is dominant if either is.
+        hits: flat indices of the arbitrated entries.
+    """
+
+    clusters: Clusters
+    rows: Bool[Tensor, " a"]
+    cols: Bool[Tensor, " b"]
+    hits: Int[Tensor, " h"]
+
+
+def judge(
+    C_lora: Float[Tensor, "a b"], drift: DriftRouting, S: Float[Tensor, " p"], k: int, params: CasaParams
+) -> Verdict:
+    """Steps 2, 3 and the selection of step 5 for a head of k directions."""
+    clusters = connected_components(perturbation_edges(C_lora[:k, :k], S[:k], params.tau))
+    rows = _dominant(clusters, drift.receivers, params.q_dom, among=C_lora.shape[0])
+    cols = _dominant(clusters, drift.senders, params.q_dom, among=C_lora.shape[1])
+    if params.arbitrate:
+        hits = arbitrated_entries(C_lora, drift.C, clusters, rows, cols, params.q_act)
+    else:
+        hits = torch.empty(0, dtype=torch.int64, device=C_lora.device)
+    return Verdict(clusters, rows, cols, hits)
+
+
+def _dominant(clusters: Clusters, density: Tensor, q: float, among: int) -> Tensor:
+    """Which of all directions are dominant; those beyond the head never are."""
+    marks = torch.zeros(among, dtype=torch.bool, device=density.device)
+    marks[: density.numel()] = clusters.dominant(density, q)
+    return marks
+
+
 class Casa(base.TransferMethod):
-    """Undo the drift where it does not dominate, and arbitrate where it does."""
+    """The method, for one layer. Layers wider than tall are transposed first, so that rows are the long side."""
 
     name: ClassVar[str] = "casa"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "undo the drift away from its dominant directions, arbitrate on them"
     reference: ClassVar[str] = "CASA, arXiv 2605.01929 (ICML 2026)"
     Params: ClassVar[type[base.Params]] = CasaParams
@@ -42,71 +108,106 @@ class Casa(base.TransferMethod):
         return base.Needs(basis=True, drift=True)
 
     def prepared_key(self, params: CasaParams) -> str | None:
-        """The densities depend on the head and the kind of density only."""
-        return f"density={params.density},head_energy={params.head_energy!r},cut_nonsquare={params.cut_nonsquare}"
+        """The routing of the drift depends on the head and on the kind of density only."""
+        return (
+            f"density={params.density},head_energy={params.head_energy!r},"
+            f"cut_nonsquare={params.cut_nonsquare},complete_basis={params.complete_basis}"
+        )
+
+    def reads_drift(self, shape: tuple[int, int], params: CasaParams) -> bool:
+        """Square layers lie in the basis with all they have; the others need the drift outside of it."""
+        return shape[0] != shape[1] and params.restore and not params.complete_basis
 
     def prepare(self, inputs: base.LayerInputs, params: CasaParams) -> dict[str, Tensor]:
-        """Densities of the drift."""
-        dens = density(inputs.basis, inputs.drift, self._head(inputs, params), params.density)
-        return {"receivers": dens.receivers, "senders": dens.senders}
-
-    def _head(self, inputs: base.LayerInputs, params: CasaParams) -> int:
-        m, n = inputs.update.shape
-        return inputs.basis.head(params.head_energy) if m == n or params.cut_nonsquare else min(m, n)
+        """The routing of the drift."""
+        inputs = _with_basis(_upright(inputs), params)
+        assert inputs.basis is not None
+        assert inputs.drift is not None
+        return DriftRouting.of(inputs.basis, inputs.drift, _head(inputs, params), params.density).tensors()
 
     def transfer(self, inputs: base.LayerInputs, params: CasaParams) -> base.LayerOutput:
-        """The new update, dense for now."""
-        update, basis, drift = inputs.update, inputs.basis, inputs.drift
-        k = self._head(inputs, params)
-        prepared = inputs.prepared or self.prepare(inputs, params)
-        if params.complete_basis:
-            basis = basis.completed()
-        C = routed(basis, update)
-        head = LowRank(C.B[:k], C.A[:, :k])
-        clusters = connected_components(perturbation_edges(head.dense(), basis.S[:k], params.tau))
-        rows = torch.zeros(basis.U.shape[1], dtype=torch.bool)
-        cols = torch.zeros(basis.Vh.shape[0], dtype=torch.bool)
-        rows[:k] = clusters.dominant(prepared["receivers"], params.q_dom)
-        cols[:k] = clusters.dominant(prepared["senders"], params.q_dom)
-        U_d, V_d = basis.U[:, rows], basis.Vh[cols].T
-        D = drift.dense()
-        new = update.dense()
-        undone = torch.zeros_like(D)
+        """The new update of one layer; the steps are at the top of this file, the figures in `_stats`."""
+        if inputs.update.shape[0] < inputs.update.shape[1]:
+            output = self.transfer(_upright(inputs), params)
+            return base.LayerOutput(output.update.T, output.stats, inputs.update)
+        inputs = _with_basis(inputs, params)
+        basis, update, kept = inputs.basis, inputs.update, inputs.prepared
+        assert basis is not None
+        drift = DriftRouting.from_tensors(self.prepare(inputs, params) if kept is None else kept)
+        if drift.energy == 0.0:
+            return base.LayerOutput(update, {"cosine": 1.0, "norm_ratio": 1.0, "drift_undone": 0.0}, update)
+
+        C_lora = routed(basis, update)
+        K = C_lora.dense()  # becomes the routing matrix of the new update
+        verdict = judge(K, drift, basis.S, _head(inputs, params), params)
+        rows, cols, hits = verdict.rows, verdict.cols, verdict.hits
+        taken = smaller_of(K.view(-1)[hits], drift.C.view(-1)[hits])
+        undone = 0.0
         if params.restore:
-            undone = D - U_d @ (U_d.T @ D)
-            undone = undone - (undone @ V_d) @ V_d.T
-            new = new - undone
-        mask = rows[:, None] | cols[None, :]
-        share = 0.0
-        if params.arbitrate:
-            lora, fft = C.dense(), basis.U.T @ D @ basis.Vh.T
-            product = lora * fft
-            block = [
-                block_sum(x[:k, :k], clusters.labels, clusters.labels, clusters.count)
-                for x in (product, lora**2, fft**2)
-            ]
-            cosine = block[0] / (block[1].sqrt() * block[2].sqrt() + 1e-8)
-            score = product.clone()
-            score[:k, :k] *= cosine[clusters.labels][:, clusters.labels]
-            candidates = (product > 0) & mask
-            if bool(candidates.any()):
-                hit = candidates & (score > quantile(score[candidates], params.q_act))
-                smaller = torch.minimum(lora.abs(), fft.abs()) * lora.sign() * hit
-                new = new - basis.U @ smaller @ basis.Vh
-                share = float(hit.sum()) / hit.numel()
+            undone = subtract_quiet(K, drift.C, rows, cols) + float(wide(drift.spill[~cols]).sum())
+        K.view(-1)[hits] -= taken
+
+        energy, along = square_sum(K), dot(C_lora.B.T @ K, C_lora.A)
+        new: Operator
+        if basis.U.shape[0] == basis.U.shape[1]:
+            new = Spectral(basis.U, K, basis.Vh)
+        else:
+            gone = inputs.drift if params.restore else None
+            outside, beside = beyond_basis(update, C_lora, basis, drift, gone, ~cols)
+            energy, along = energy + outside, along + beside
+            K.zero_()  # from here on only what the operator adds to its plain terms
+            if params.restore:
+                K[rows] = drift.C[rows] * ~cols
+            K.view(-1)[hits] -= taken
+            gone = LowRank.zeros(*update.shape, dtype=update.dtype, device=update.device) if gone is None else gone
+            new = Restored(update, basis.U, K, basis.Vh, gone, ~cols, math.sqrt(energy))
+        if isinstance(inputs.drift, LowRank) and not params.arbitrate:
+            new = _restored_in_factors(update, inputs.drift, basis, rows, cols) if params.restore else update
+
         m, n = update.shape
-        total = drift.norm() ** 2
-        op = DenseOperator(new)
-        norm = op.norm() * update.norm()
+        scale = update.norm()
         stats: dict[str, base.Stat] = {
-            "head": k,
-            "clusters": clusters.count,
-            "largest_cluster": int(clusters.sizes.max()),
-            "dominant_share": 1 - (m - int(rows.sum())) * (n - int(cols.sum())) / (m * n),
-            "arbitrated_share": share,
-            "drift_undone": square_sum(undone) / total if total > 0 else 0.0,
-            "cosine": float((new.double() * update.dense().double()).sum()) / norm if norm > 0 else 0.0,
-            "svd_driver": inputs.basis.driver,
-            "norm_ratio": op.norm() / update.norm() if update.norm() > 0 else math.inf,
+            "head": verdict.clusters.labels.numel(),
+            "clusters": verdict.clusters.count,
+            "largest_cluster": int(verdict.clusters.sizes.max()),
+            "dominant_share": 1.0 - (m - int(rows.sum())) * (n - int(cols.sum())) / (m * n),
+            "arbitrated_share": hits.numel() / (m * n),
+            "drift_undone": min(undone / drift.energy, 1.0),
+            "cosine": along / (math.sqrt(energy) * scale) if energy > 0 and scale > 0 else 0.0,
+            "norm_ratio": math.sqrt(energy) / scale if scale > 0 else 0.0,
+            "svd_driver": basis.driver,
         }
-        return base.LayerOutput(op, stats, update)
+        return base.LayerOutput(new, stats, update)
+
+
+def _head(inputs: base.LayerInputs, params: CasaParams) -> int:
+    """Eq. 3, on every layer or on square ones only."""
+    assert inputs.basis is not None
+    m, n = inputs.update.shape
+    return inputs.basis.head(params.head_energy) if m == n or params.cut_nonsquare else min(m, n)
+
+
+def _restored_in_factors(update: LowRank, drift: LowRank, basis: SpectralBasis, rows: Tensor, cols: Tensor) -> LowRank:
+    """D - (I - U_d U_d^T) B_fft A_fft (I - V_d V_d^T): exact at rank r + r_fft."""
+    U, Vh = basis.U[:, rows], basis.Vh[cols]
+    B = drift.B - U @ (U.T @ drift.B)
+    A = drift.A - (drift.A @ Vh.T) @ Vh
+    return LowRank.sum([update, LowRank(-B, A)])
+
+
+def _with_basis(inputs: base.LayerInputs, params: CasaParams) -> base.LayerInputs:
+    assert inputs.basis is not None
+    return replace(inputs, basis=inputs.basis.completed()) if params.complete_basis else inputs
+
+
+def _upright(inputs: base.LayerInputs) -> base.LayerInputs:
+    """The transposed layer, if this one is wider than tall. Receivers and senders change places."""
+    if inputs.update.shape[0] >= inputs.update.shape[1]:
+        return inputs
+    assert inputs.basis is not None
+    return replace(
+        inputs,
+        update=inputs.update.T,
+        basis=inputs.basis.T,
+        drift=None if inputs.drift is None else inputs.drift.T,
+    )

@@ -1,0 +1,176 @@
+"""The best low-rank approximation of an operator, without forming it.
+
+The right singular vectors are sought in a block Krylov space: start from the columns that are likely to matter
+(the LoRA's own, and a few random ones), multiply by M and M^T, keep everything that was seen, and take the best
+rank-r approximation within it (Rayleigh-Ritz). Flat spectra take more blocks than steep ones; the loop looks at
+the energy captured and stops when what is still missing is estimated below 2e-4 of it.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.core.lowrank import LowRank
+from loraport.core.operators import DenseOperator, Operator, Spectral
+from loraport.core.precision import wide
+from loraport.core.thin_svd import ALGORITHM, ThinSVD, thin_svd
+from loraport.errors import NumericalError
+
+__all__ = ["ALGORITHM", "Compressed", "ThinSVD", "compress", "thin_svd"]
+
+_EXTRA = 8  # random columns beside the hint, and columns beyond the rank
+_BLOCK = 40  # columns a step, unless the hint has more: wide enough for fast products, narrow enough for many steps
+_MISSING = 2e-4  # share of the energy that may still be missing, by extrapolation
+_DENSE = 1 / 4  # ranks beyond this share of min(m, n) take an exact SVD at once,
+_SPACE = 2 / 3  # and so does any rank whose Krylov space would grow beyond this one
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A low-rank approximation: balanced factors, the share of ||M||^2 they hold, and their rank."""
+
+    update: LowRank
+    energy_kept: float
+    rank: int
+
+
+def compress(
+    op: Operator,
+    *,
+    rank: int | str | None = None,
+    energy: float | None = None,
+    start: LowRank | None = None,
+    seed: int = 0,
+    name: str = "update",
+) -> Compressed:
+    """Best low-rank approximation of an operator M (m x n), with balanced factors.
+
+    Args:
+        rank: number of directions, clamped to min(m, n), or "full" for min(m, n).
+        energy: instead of a rank, the share of ||M||^2 to keep; the smallest rank that does is taken.
+        start: an update whose row space is likely to overlap the answer; only saves time.
+        seed: of the random columns. Same operator, same seed, same machine: same bytes.
+        name: layer name for messages.
+
+    Returns:
+        An update with at least 99.9 % of the energy that the best approximation of that rank has. `energy_kept`
+        is exact for the update returned. Full rank and `energy` use an exact SVD. Zero gives zeros.
+
+    Raises:
+        ValueError: neither or both of rank and energy, or out of range.
+        NumericalError: M holds NaN or infinity.
+    """
+    m, n = op.shape
+    count = _count(rank, energy, min(m, n))
+    if isinstance(op, Spectral):
+        hint = None if start is None else op.routed(start)
+        core = compress(DenseOperator(op.K), rank=count, energy=energy, start=hint, seed=seed, name=name)
+        return Compressed(op.unrouted(core.update), core.energy_kept, core.rank)
+    total = op.norm() ** 2
+    if not total < float("inf"):
+        raise NumericalError("the new update holds NaN or infinity", where=name)
+    if total == 0.0 or count == 0:
+        zero = LowRank.zeros(m, n, count or 0, dtype=op.dtype, device=op.device)
+        return Compressed(zero, 1.0 if total == 0.0 else 0.0, zero.rank)
+    if isinstance(op, LowRank):
+        return _cut(*op.svd(), count, energy, total)
+    if m < n:  # the Krylov space lives on the shorter side
+        flipped = compress(op.T, rank=count, energy=energy, start=None if start is None else start.T, seed=seed)
+        return Compressed(flipped.update.T, flipped.energy_kept, flipped.rank)
+    found = None if count is None or count > _DENSE * n else _krylov(op, count, start, seed, total)
+    if found is not None:
+        return found
+    svd = thin_svd(op.dense(), name=name)
+    return _cut(svd.U, svd.S, svd.Vh, count, energy, total)
+
+
+def _count(rank: int | str | None, energy: float | None, full: int) -> int | None:
+    if (rank is None) == (energy is None):
+        raise ValueError("give either a rank or a share of the energy")
+    if energy is not None:
+        if not 0.0 < energy <= 1.0:
+            raise ValueError(f"a share of the energy lies in (0, 1], not {energy}")
+        return None
+    if rank == "full":
+        return full
+    if not isinstance(rank, int) or rank < 0:
+        raise ValueError(f"a rank is a number or 'full', not {rank!r}")
+    return min(rank, full)
+
+
+def _cut(U: Tensor, S: Tensor, Vh: Tensor, count: int | None, energy: float | None, total: float) -> Compressed:
+    held = wide(S).square().cumsum(0)
+    if count is None:
+        assert energy is not None
+        count = min(int((held < energy * float(held[-1]) * (1 - 1e-12)).sum()) + 1, S.numel())
+    update = LowRank.from_svd(U[:, :count], S[:count], Vh[:count])
+    update = update.padded(max(count, update.rank))
+    kept = float(held[min(count, S.numel()) - 1]) / total
+    return Compressed(update, min(kept, 1.0), count)
+
+
+def _krylov(op: Operator, rank: int, start: LowRank | None, seed: int, total: float) -> Compressed | None:
+    """None if the space grew so large that an exact SVD is cheaper."""
+    m, n = op.shape
+    generator = torch.Generator().manual_seed(seed)
+    width = min(rank + _EXTRA, max(_BLOCK, 0 if start is None else start.rank + _EXTRA))
+    block = _first_block(n, rank, width, start, generator).to(op.device, op.dtype)
+    V = torch.empty(n, 0, dtype=op.dtype, device=op.device)  # orthonormal: the space
+    W = torch.empty(m, 0, dtype=op.dtype, device=op.device)  # M V
+    H = torch.empty(0, 0, dtype=torch.float64)  # W^T W
+    energies: list[float] = []
+    while V.shape[1] + block.shape[1] <= _SPACE * n:
+        block = _new_directions(block, V)
+        image = op.apply(block)
+        H = _bordered(H, wide(W.T @ image).cpu(), wide(image.T @ image).cpu())
+        V, W = torch.cat([V, block], dim=1), torch.cat([W, image], dim=1)
+        if V.shape[1] >= rank:
+            values, vectors = torch.linalg.eigh(H)
+            energies.append(float(values[-rank:].sum()))
+            if _missing(energies, total) <= _MISSING * energies[-1]:
+                return _ritz(V, W, values[-rank:].flip(0), vectors[:, -rank:].flip(1), total)
+        scaled = image / torch.linalg.vector_norm(image, dim=0).clamp_min(torch.finfo(op.dtype).tiny)
+        block = op.apply_t(scaled)
+    return None
+
+
+def _first_block(n: int, rank: int, width: int, start: LowRank | None, generator: torch.Generator) -> Tensor:
+    known = torch.empty(n, 0)
+    if start is not None and start.rank > 0:
+        known = (start if start.rank <= rank else start.truncated(rank)).A.T.cpu()
+    random = torch.randn(n, width - known.shape[1], generator=generator, dtype=known.dtype)
+    return torch.cat([known, random], dim=1)
+
+
+def _new_directions(X: Float[Tensor, "n c"], V: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
+    """Orthonormal columns that span what X adds to V. Twice, since once leaves the rounding of large parts of V."""
+    for _ in range(2):
+        X = torch.addmm(X, V, V.T @ X, alpha=-1.0)
+        X = torch.linalg.qr(X).Q if X.device.type != "mps" else torch.linalg.qr(X.cpu()).Q.to(X.device)
+    return X
+
+
+def _bordered(H: Tensor, side: Tensor, corner: Tensor) -> Tensor:
+    return torch.cat([torch.cat([H, side], dim=1), torch.cat([side.T, corner], dim=1)], dim=0)
+
+
+def _missing(energies: list[float], total: float) -> float:
+    """Estimate of the energy still to come: a geometric series through the last two gains, at most what is left."""
+    left = max(total - energies[-1], 0.0)
+    if len(energies) < 3:
+        return left
+    gain, before = (max(energies[-i] - energies[-i - 1], 0.0) for i in (1, 2))
+    ratio = min(gain / before, 0.9) if before > 0 else 0.0
+    return min(left, gain * ratio / (1 - ratio))
+
+
+def _ritz(V: Tensor, W: Tensor, values: Tensor, vectors: Tensor, total: float) -> Compressed:
+    """M restricted to the leading Ritz vectors, M Y Y^T with Y = V vectors, as balanced factors."""
+    S = values.clamp_min(0).sqrt()
+    root = S.sqrt()
+    inverse = torch.where(root > root[0] * 1e-8, 1 / root, 0.0)
+    left, right = (x.to(device=V.device, dtype=V.dtype) for x in (vectors * inverse, vectors * root))
+    kept = min(float(values.clamp_min(0).sum()) / total, 1.0)
+    return Compressed(LowRank(W @ left, (V @ right).T.contiguous()), kept, values.numel())
