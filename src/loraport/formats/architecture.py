@@ -147,7 +147,8 @@ def _title(family: Family, dimensions: dict[str, int], shapes: Mapping[str, Shap
     known["size"] = size["name"] if size else "?"
     variant = next((v for v in family.variants if whole and _agrees(v, known, exact=True)), None)
     name = variant["title"] if variant else f"{family.title} {size['name']}" if size else family.title
-    facts = [f"{dimensions['blocks']} blocks"] if dimensions.get("blocks") else []
+    blocks = dimensions.get("blocks", 0)
+    facts = [f"{blocks} block{'s' * (blocks != 1)}"] if blocks else []
     facts += [f"width {dimensions['width']}"] if "width" in dimensions else []
     return f"{name} ({', '.join(facts)})" if facts else name
 

@@ -130,9 +130,8 @@ def _findings(lora: LoraAdapter) -> list[str]:
     if scales and scales[-1] >= LARGE_SCALE:
         found.append(f"alpha / rank is {scales[-1]:g}, which is unusually large")
     if scales and scales[0] <= SMALL_SCALE:
-        found.append(
-            f"alpha / rank is {scales[0]:g}: a loader that ignores alpha applies it {1 / scales[0]:.0f} times too strongly"
-        )
+        factor = f"{1 / scales[0]:.0f} times too strongly"
+        found.append(f"alpha / rank is {scales[0]:g}: a loader that ignores alpha applies it {factor}")
     if len(scales) > 1:
         found.append(f"the scale differs from layer to layer, {scales[0]:g} to {scales[-1]:g}")
     whole = [layer.name for layer in layers if layer.kind == "diff"]

@@ -6,6 +6,7 @@ from loraport.errors import MismatchError
 from loraport.formats.architecture import Architecture
 from loraport.formats.assemble import Assembled
 from loraport.formats.checkpoint import Checkpoint
+from loraport.formats.family import block_of
 
 
 def check_fit(
@@ -30,7 +31,8 @@ def check_fit(
         if shape is not None and shape != layer.shape:
             raise _mismatch(own, architecture, role, path, f"{name}: {_by(layer.shape)} and {_by(shape)}")
     if more_blocks:
-        values = f"{own.dimensions['blocks']} blocks and {architecture.dimensions['blocks']}"
+        highest = max(done.layers, key=lambda name: int(block_of(name) or -1))
+        values = f"{highest}, but the {role} has {architecture.dimensions['blocks']} blocks"
         raise _mismatch(own, architecture, role, path, values)
     absent = f"the {role} has no such layer"
     problems = {

@@ -41,7 +41,7 @@ def open_adapter(
         role: what the model is called in messages.
         expert: "high" or "low", for files that hold the LoRAs of both Wan2.2 experts.
         adapter: which adapter, for files that name several.
-        drop: regular expression; raw keys in which it is found are left out.
+        drop: regular expression; keys and canonical layers in which it is found are left out.
         allow_partial: leave unmatched keys and half pairs out (listed in `dropped`) instead of refusing the file.
 
     Raises:
@@ -54,10 +54,11 @@ def open_adapter(
     path, refs, metadata = _read(Path(path))
     architecture = model.architecture if isinstance(model, Checkpoint) else model
     _refuse_kinds(path, refs)
-    dropped = [key for key in refs if drop is not None and re.search(drop, key)]
-    kept = {key: ref for key, ref in refs.items() if key not in set(dropped)}
-    family = architecture.family if architecture else _family_of(kept)
-    pieces, texts, unmatched = _sort(kept, family)
+    family = architecture.family if architecture else _family_of(refs)
+    dropped = _dropped(refs, family, drop)
+    pieces, texts, unmatched = _sort({key: refs[key] for key in refs if key not in set(dropped)}, family)
+    if not pieces and len(dropped) == len(refs):
+        raise UsageError("drop leaves nothing of the LoRA", where=str(path), values=str(drop))
     if not pieces:
         raise _not_this(path, refs, family, architecture, role)
     pieces, others = _choose(pieces, "expert", expert, path)
@@ -109,7 +110,7 @@ def _read(path: Path) -> tuple[Path, dict[str, TensorRef], dict[str, str]]:
         raise FileError("the file does not hold exactly one set of tensors", where=str(path), values=listed)
     refs = next(iter(groups.values()))
     if not refs:
-        raise FileError("the file holds no tensors", where=str(path))
+        raise MismatchError("a LoRA is needed here, but this file holds no tensors", where=str(path))
     return path, refs, file.metadata
 
 
@@ -130,6 +131,13 @@ def _refuse_kinds(path: Path, refs: Mapping[str, TensorRef]) -> None:
 
 def _family_of(refs: Mapping[str, TensorRef]) -> Family:
     return max(families().values(), key=lambda family: len(_sort(refs, family)[0]))
+
+
+def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None) -> list[str]:
+    if drop is None:
+        return []
+    modules = {key: piece.at.module for key, ref in refs.items() if (piece := _piece(key, ref, family))}
+    return [key for key in refs if re.search(drop, key) or re.search(drop, modules.get(key, ""))]
 
 
 def _sort(refs: Mapping[str, TensorRef], family: Family) -> tuple[list[Piece], list[str], list[str]]:
@@ -287,6 +295,8 @@ def _not_this(
             fix="give the LoRA's own file",
         )
     title = next((title for key in refs if (title := rules.kind_foreign(key))), None)
+    if title is None and any(rules.split_suffix(key) for key in refs):
+        return _unmatched(path, {key: _nearest(key, family) for key in refs}, len(refs), role, architecture)
     other = f"the {role} is {architecture.title}" if architecture else f"only {family.title} is known"
     what = f"This LoRA is for {title}, {other}." if title else f"This is no LoRA of a known model, {other}."
     return MismatchError(what, where=str(path), values=f"{len(refs)} keys, e.g. {', '.join(list(refs)[:3])}")

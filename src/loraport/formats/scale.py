@@ -25,10 +25,10 @@ class AdapterConfig:
     """Rank and alpha as PEFT states them, for all layers and by pattern."""
 
     source: str
-    rank: int | None = None
+    rank: float | None = None
     alpha: float | None = None
     rslora: bool = False
-    rank_pattern: dict[str, int] = field(default_factory=dict)
+    rank_pattern: dict[str, float] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
 
     def scale(self, module: str, rank: int, where: str) -> float | None:
@@ -45,7 +45,7 @@ class AdapterConfig:
             raise MismatchError(
                 f"the rank in the {self.source} is not the rank of the factors, so the scale cannot be known",
                 where=f"{module} in {where}",
-                values=f"rank {stated} stated, rank {rank} found",
+                values=f"rank {stated:g} stated, rank {rank} found",
                 fix="use the file with its own header and adapter_config.json",
             )
         return scale_of(alpha, rank, rslora=self.rslora, where=f"{self.source} of {where}")
@@ -115,13 +115,12 @@ def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
             values=f"init_lora_weights = {start}",
             fix="convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)",
         )
-    rank, alpha = _number(fields.get("r"), path), _number(fields.get("lora_alpha"), path)
     return AdapterConfig(
         source,
-        None if rank is None else int(rank),
-        alpha,
+        _number(fields.get("r"), path),
+        _number(fields.get("lora_alpha"), path),
         bool(fields.get("use_rslora")),
-        {key: int(value) for key, value in _patterns(fields.get("rank_pattern"), path).items()},
+        _patterns(fields.get("rank_pattern"), path),
         _patterns(fields.get("alpha_pattern"), path),
     )
 
@@ -142,7 +141,7 @@ def _number(value: Any, path: Path) -> float | None:
     return float(value)
 
 
-def _matching(patterns: Mapping[str, float | int], module: str, default: float | int | None) -> float | None:
+def _matching(patterns: Mapping[str, float], module: str, default: float | None) -> float | None:
     """PEFT's rule: the first pattern that matches the end of the module path."""
     for pattern, value in patterns.items():
         if _matches(pattern, module):

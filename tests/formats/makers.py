@@ -1,0 +1,166 @@
+"""Small LoRAs and models with real names, made here; the names are written out independently of the package."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+WIDTH, FFN, TEXT, FREQUENCY, OUTPUT, IMAGE, BLOCKS = 24, 48, 16, 8, 16, 20, 2
+
+# original -> (diffusers, FastVideo-internal), inside a block and outside.
+BLOCK = {
+    "self_attn.q": ("attn1.to_q", "to_q"),
+    "self_attn.k": ("attn1.to_k", "to_k"),
+    "self_attn.v": ("attn1.to_v", "to_v"),
+    "self_attn.o": ("attn1.to_out.0", "to_out"),
+    "cross_attn.q": ("attn2.to_q", "attn2.to_q"),
+    "cross_attn.k": ("attn2.to_k", "attn2.to_k"),
+    "cross_attn.v": ("attn2.to_v", "attn2.to_v"),
+    "cross_attn.o": ("attn2.to_out.0", "attn2.to_out"),
+    "ffn.0": ("ffn.net.0.proj", "ffn.fc_in"),
+    "ffn.2": ("ffn.net.2", "ffn.fc_out"),
+}
+OUTSIDE = {
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.head": "proj_out",
+}
+SIZES = {
+    "text_embedding.0": (WIDTH, TEXT),
+    "text_embedding.2": (WIDTH, WIDTH),
+    "time_embedding.0": (WIDTH, FREQUENCY),
+    "time_embedding.2": (WIDTH, WIDTH),
+    "time_projection.1": (6 * WIDTH, WIDTH),
+    "head.head": (OUTPUT, WIDTH),
+}
+Factors = dict[str, tuple[Tensor, Tensor]]
+
+
+def block_shape(name: str) -> tuple[int, int]:
+    """(out, in) of a linear layer of a block."""
+    return {"ffn.0": (FFN, WIDTH), "ffn.2": (WIDTH, FFN)}.get(name, (WIDTH, WIDTH))
+
+
+def layers(*, outside: bool = False, image: bool = False) -> dict[str, tuple[int, int]]:
+    """Linear layers of the pico model by original name."""
+    names = [*BLOCK, *(["cross_attn.k_img", "cross_attn.v_img"] if image else [])]
+    found = {f"blocks.{n}.{name}": block_shape(name) for n in range(BLOCKS) for name in names}
+    return found | (SIZES if outside else {})
+
+
+def diffusers_name(name: str) -> str:
+    """The diffusers spelling of an original layer name."""
+    if name in OUTSIDE:
+        return OUTSIDE[name]
+    _, block, rest = name.split(".", 2)
+    image = {"cross_attn.k_img": "attn2.add_k_proj", "cross_attn.v_img": "attn2.add_v_proj"}
+    return f"blocks.{block}.{image.get(rest) or BLOCK[rest][0]}"
+
+
+def fastvideo_name(name: str) -> str:
+    """The spelling that FastVideo uses inside."""
+    _, block, rest = name.split(".", 2)
+    return f"blocks.{block}.{BLOCK[rest][1]}"
+
+
+def flat(name: str) -> str:
+    """Dots as underscores."""
+    return name.replace(".", "_")
+
+
+def factors(seed: int = 0, rank: int = 4, *, outside: bool = False, image: bool = False) -> Factors:
+    """Random B and A for every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (torch.randn(m, rank, generator=generator), torch.randn(rank, n, generator=generator) / n**0.5)
+        for name, (m, n) in layers(outside=outside, image=image).items()
+    }
+
+
+def deltas(made: Factors) -> dict[str, Tensor]:
+    """The updates, in float64."""
+    return {name: b.double() @ a.double() for name, (b, a) in made.items()}
+
+
+def model(seed: int = 0, *, image: bool = False, in_channels: int = 4, blocks: int = BLOCKS) -> dict[str, Tensor]:
+    """All parameters of a pico Wan by original name."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def make(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    names = [*BLOCK, *(["cross_attn.k_img", "cross_attn.v_img"] if image else [])]
+    linear = {f"blocks.{n}.{name}": block_shape(name) for n in range(blocks) for name in names} | SIZES
+    found = {"patch_embedding.weight": make(WIDTH, in_channels, 1, 2, 2), "patch_embedding.bias": make(WIDTH)}
+    for n in range(blocks):
+        found[f"blocks.{n}.modulation"] = make(1, 6, WIDTH)
+        found |= {f"blocks.{n}.norm3.{kind}": make(WIDTH) for kind in ("weight", "bias")}
+        for attention in ("self_attn", "cross_attn"):
+            found |= {f"blocks.{n}.{attention}.norm_{kind}.weight": make(WIDTH) for kind in "qk"}
+        if image:
+            found[f"blocks.{n}.cross_attn.norm_k_img.weight"] = make(WIDTH)
+    if image:
+        linear |= {"img_emb.proj.1": (IMAGE, IMAGE), "img_emb.proj.3": (WIDTH, IMAGE)}
+        found |= {f"img_emb.proj.0.{kind}": make(IMAGE) for kind in ("weight", "bias")}
+        found |= {f"img_emb.proj.4.{kind}": make(WIDTH) for kind in ("weight", "bias")}
+    for name, shape in linear.items():
+        found |= {f"{name}.weight": make(*shape), f"{name}.bias": make(shape[0])}
+    found["head.modulation"] = make(1, 2, WIDTH)
+    return found
+
+
+@dataclass
+class LoraFile:
+    """What goes into a file, and beside it."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+    config: dict | None = None
+
+    def write(self, folder: Path, name: str = "lora.safetensors") -> Path:
+        """Write it all into a folder."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".pt"):
+            torch.save(self.tensors, folder / name)
+        else:
+            save_file(
+                {k: t.contiguous() for k, t in self.tensors.items()}, folder / name, metadata=self.metadata or None
+            )
+        if self.config is not None:
+            (folder / "adapter_config.json").write_text(json.dumps(self.config), encoding="utf-8")
+        return folder / name
+
+
+def spell(
+    made: Factors,
+    prefix: str,
+    name: Callable[[str], str],
+    down: str,
+    up: str,
+    *,
+    alpha: float | None = None,
+    alpha_key: str = ".alpha",
+    alpha_dtype: torch.dtype = torch.float32,
+    alpha_shape: tuple[int, ...] = (),
+    scale: float = 1.0,
+) -> dict[str, Tensor]:
+    """Factors under the keys of a dialect; `scale` is divided out of B, so that the stated alpha puts it back."""
+    found = {}
+    for layer, (b, a) in made.items():
+        stem = prefix + name(layer)
+        found[stem + down], found[stem + up] = a.clone(), b / scale
+        if alpha is not None:
+            found[stem + alpha_key] = torch.full(alpha_shape, alpha).to(alpha_dtype)
+    return found
+
+
+def same(name: str) -> str:
+    """The original name."""
+    return name
