@@ -193,8 +193,24 @@ def test_a_root_that_cannot_be_a_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     store = Store(tmp_path / "file", reserve_bytes=0)
     assert store.get("basis", key_of(0)) is None
+    assert store.get("basis", key_of(1)) is None
     assert not store.put("basis", key_of(0), tensors())
     assert store.entries() == []
+    assert [problem.what for problem in store.take_problems()] == ["unwritable"]
+
+
+def test_an_entry_that_cannot_be_read_is_said_once_and_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put_one(store)
+
+    def denied(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)
+    assert store.get("basis", key_of(0)) is None
+    assert store.get("basis", key_of(0)) is None
+    monkeypatch.undo()
+    assert path.exists()
+    assert [problem.what for problem in store.take_problems()] == ["unreadable"]
 
 
 def test_the_bound_drops_the_least_recently_used(tmp_path: Path) -> None:

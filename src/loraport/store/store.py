@@ -43,8 +43,8 @@ def entry_key(identity: Mapping[str, Any]) -> str:
 class StoreProblem:
     """Something about the cache that the user may want to know, and that did not stop the run.
 
-    `what` is "damaged" (entry dropped), "newer" (entry of a later program version), or "unwritable" (nothing
-    more is cached in this run).
+    `what` is "damaged" (entry dropped), "newer" (entry of a later program version), "unreadable" (the system does
+    not let us read; said once), or "unwritable" (nothing more is cached in this run; said once).
     """
 
     what: str
@@ -56,7 +56,7 @@ class StoreProblem:
         """One line for people."""
         if self.what == "damaged":
             return f"cache entry {self.entry} was not used and is computed again: {self.detail}"
-        if self.what == "newer":
+        if self.what in ("newer", "unreadable"):
             return f"cache entry {self.entry} was not used: {self.detail}"
         return f"the cache takes no more entries in this run ({self.entry}): {self.detail}"
 
@@ -86,6 +86,7 @@ class Store:
         self.problems: list[StoreProblem] = []
         self._on_problem = on_problem
         self._closed = False  # True once writing failed
+        self._unreadable = False  # True once reading failed for reasons that lie outside the entry
         self._total: int | None = None  # bytes on the shelf as far as this process knows; None before the first put
         self._unseen = 0  # bytes put here since the shelf was last counted
         self._lock = threading.Lock()
@@ -113,14 +114,19 @@ class Store:
         path = self.path(kind, key)
         try:
             entry = read_entry(path, kind, key, expect=expect)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
         except NewerEntry as error:
             self._report("newer", path, str(error))
             return None
-        except (DamagedEntry, OSError) as error:
+        except DamagedEntry as error:
             shelf.remove(path)
             self._report("damaged", path, str(error))
+            return None
+        except OSError as error:  # no rights, or a disk that fails: deleting would not help
+            if not self._unreadable:
+                self._unreadable = True
+                self._report("unreadable", path, error.strerror or str(error))
             return None
         shelf.touch(path)
         return entry
@@ -156,7 +162,9 @@ class Store:
                 continue
             except NewerEntry as error:
                 problems.append(StoreProblem("newer", str(info.path), str(error)))
-            except (DamagedEntry, OSError) as error:
+            except OSError as error:
+                problems.append(StoreProblem("unreadable", str(info.path), error.strerror or str(error)))
+            except DamagedEntry as error:
                 problems.append(StoreProblem("damaged", str(info.path), str(error)))
                 if remove:
                     shelf.remove(info.path)

@@ -1,0 +1,59 @@
+"""Real processes without the wait: one process that has imported everything forks a child for each command.
+
+python zygote.py        reads one JSON request a line, answers one JSON line each
+{"words": [...], "cwd": ..., "env": {...}, "out": file, "err": file, "file_limit": bytes or null}  ->  {"pid": n}
+{"wait": pid}  ->  {"status": waitpid status}
+"""
+
+import json
+import os
+import resource
+import signal
+import sys
+
+
+def child(request: dict) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.setsid()
+    for number, name in ((1, "out"), (2, "err")):
+        file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(file, number)
+        os.close(file)
+    os.chdir(request["cwd"])
+    os.environ.update(request["env"])
+    if request.get("file_limit") is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
+    from loraport.cli.main import app
+
+    code = 99
+    try:
+        app(request["words"], prog_name="loraport")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 98
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def main() -> None:
+    import loraport.api
+    import loraport.cli.main
+    import loraport.formats.parse
+    import loraport.formats.render  # noqa: F401
+
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = {"status": os.waitpid(request["wait"], 0)[1]}
+        else:
+            pid = os.fork()
+            if pid == 0:
+                child(request)
+            answer = {"pid": pid}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
