@@ -7,6 +7,7 @@ offset like those of a safetensors file.
 """
 
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Mapping
@@ -60,7 +61,8 @@ def _load(path: str) -> Any:
             )
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).split("\n")[0][:200]
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reason = named.group(1) if named else "objects that a restricted load does not make"
         raise FileError(
             "the file holds Python objects besides tensors, so it was not loaded; nothing in it was executed",
             where=path,
