@@ -1,4 +1,4 @@
-"""Real-shaped Wan pairs on disk: a source, a target that drifted from it, and two LoRAs, without any real weights.
+"""Real-shaped Wan pairs on disk: a source, a target that drifted from it, and LoRAs, without any real weights.
 
     python benchmarks/synthetic.py OUT --size 1.3B --blocks 2
 
@@ -67,7 +67,7 @@ class Pair:
 
     source: Path
     target: Path
-    loras: tuple[Path, Path]
+    loras: tuple[Path, ...]
 
 
 def linears(size: Size) -> dict[str, tuple[int, int]]:
@@ -88,19 +88,34 @@ def seeded(*parts: object) -> torch.Generator:
 
 
 def write_pair(
-    folder: Path, size: str, blocks: int, *, naming: str = "original", rank: int = 32, seed: int = 0
+    folder: Path,
+    size: str,
+    blocks: int,
+    *,
+    naming: str = "original",
+    rank: int = 32,
+    loras: int = 2,
+    seed: int = 0,
 ) -> Pair:
-    """Write source, target and two LoRAs (all bf16) into a folder; what is there already is kept.
+    """Write source, target and different LoRAs (all bf16) into a folder; what is there already is kept.
 
     Args:
         size: a key of `SIZES`. naming: `original` or `diffusers` spelling of the checkpoints' keys; the
             LoRAs are always in `diffusion_model.<original name>` spelling.
     """
-    facts = {"version": VERSION, "size": size, "blocks": blocks, "naming": naming, "rank": rank, "seed": seed}
+    facts = {
+        "version": VERSION,
+        "size": size,
+        "blocks": blocks,
+        "naming": naming,
+        "rank": rank,
+        "loras": loras,
+        "seed": seed,
+    }
     pair = Pair(
         folder / "source.safetensors",
         folder / "target.safetensors",
-        (folder / "lora-1.safetensors", folder / "lora-2.safetensors"),
+        tuple(folder / f"lora-{number + 1}.safetensors" for number in range(loras)),
     )
     manifest = folder / "manifest.json"
     if manifest.exists() and json.loads(manifest.read_text(encoding="utf-8")) == facts:
@@ -213,9 +228,12 @@ def main() -> None:
     parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--naming", choices=("original", "diffusers"), default="original")
     parser.add_argument("--rank", type=int, default=32)
+    parser.add_argument("--loras", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    pair = write_pair(args.out, args.size, args.blocks, naming=args.naming, rank=args.rank, seed=args.seed)
+    pair = write_pair(
+        args.out, args.size, args.blocks, naming=args.naming, rank=args.rank, loras=args.loras, seed=args.seed
+    )
     print(*(pair.source, pair.target, *pair.loras), sep="\n")
 
 
