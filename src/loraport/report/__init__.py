@@ -1,0 +1,22 @@
+"""Results made visible: tables, pictures and one self-contained page. Reads reports and pixels, never weights."""
+
+from loraport.report.comparison import Comparison, Curve, Measure, Row, Score
+from loraport.report.page import Words, render_page, write_page
+from loraport.report.runlog import read_run
+from loraport.report.tables import Column, Table, layer_table, summary_table
+
+__all__ = [
+    "Column",
+    "Comparison",
+    "Curve",
+    "Measure",
+    "Row",
+    "Score",
+    "Table",
+    "Words",
+    "layer_table",
+    "read_run",
+    "render_page",
+    "summary_table",
+    "write_page",
+]

@@ -1,0 +1,41 @@
+"""Reading a run log (`run.jsonl`) back into the dictionary that a report gives."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from loraport.errors import FileError
+
+
+def read_run(path: Path) -> dict[str, Any]:
+    """Gather the lines of a run log: its layers, and the totals if the run came to an end.
+
+    A last line that was cut short by a crash is left out.
+
+    Raises:
+        FileError: no such file, or not a run log.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise FileError("the run log cannot be read", where=str(path), values=str(error)) from error
+    events = []
+    for number, line in enumerate(lines, 1):
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise FileError("not a run log", where=f"{path}, line {number}", values=line[:80]) from error
+    if not all(isinstance(event, dict) for event in events):
+        raise FileError("not a run log", where=str(path), fix="give the .run.jsonl file of a transfer")
+    report: dict[str, Any] = {"output": None, "summary": {}, "warnings": [], "carried": [], "dropped": []}
+    for event in events:
+        if event.get("event") in ("finished", "failed"):
+            report |= {key: value for key, value in event.items() if key != "event"}
+    report["layers"] = [
+        {key: value for key, value in event.items() if key != "event"}
+        for event in events
+        if event.get("event") == "layer"
+    ]
+    return report

@@ -1,0 +1,123 @@
+"""Results as plain tables: typed columns, raw values, and one way to print each value."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Kind = Literal["text", "count", "share", "number"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: `key` finds the value in a row, `kind` says how it is printed, `help` explains it in a sentence."""
+
+    key: str
+    title: str
+    kind: Kind
+    help: str = ""
+
+    def show(self, value: Any) -> str:
+        """The printed form of a value; a missing one is a dash."""
+        if value is None:
+            return "–"
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if not isinstance(value, int | float) or self.kind == "text":
+            return str(value)
+        if self.kind == "share":
+            return _percent(float(value))
+        return f"{value:,d}" if isinstance(value, int) else f"{value:,.3g}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns and rows; a row maps column keys to raw values."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[Mapping[str, Any], ...]
+
+    def cells(self) -> list[list[str]]:
+        """Every value as printed, a list a row."""
+        return [[column.show(row.get(column.key)) for column in self.columns] for row in self.rows]
+
+
+LAYER_COLUMNS = (
+    Column("name", "layer", "text"),
+    Column("shape", "shape", "text", "output × input features"),
+    Column("method", "method", "text", "what was done to this layer"),
+    Column("rank_in", "rank in", "count"),
+    Column("rank_out", "rank out", "count"),
+    Column(
+        "energy_kept", "energy kept", "share", "share of the exact update's squared norm that the output rank holds"
+    ),
+    Column("cosine", "cosine", "number", "cosine between the transferred update and the input's"),
+    Column("norm_ratio", "norm ratio", "number", "norm of the transferred update over the input's"),
+    Column("update_rel", "update", "share", "Frobenius norm of the LoRA's update over the source weight's"),
+    Column("drift_rel", "drift", "share", "Frobenius norm of the distillation's change over the source weight's"),
+    Column("drift_undone", "drift undone", "share", "share of the drift's squared norm that the transfer takes back"),
+    Column("clusters", "clusters", "count", "connected components of the perturbation graph"),
+    Column("dominant_share", "dominant", "share", "share of the routing matrix in dominant rows and columns"),
+    Column("arbitrated_share", "arbitrated", "share", "share of its entries that were arbitrated"),
+)
+_HIDDEN = {"method", "seconds", "cached", "exact_norm", "drift_is_rounding"}  # told elsewhere, or the same in every row
+
+
+def layer_table(report: Mapping[str, Any]) -> Table:
+    """The per-layer table of a `TransferReport.to_json()` dictionary.
+
+    Columns that no layer fills are left out; measures that this module does not know keep their own name.
+    """
+    rows = [_flat(layer) for layer in report.get("layers", [])]
+    known = {column.key: column for column in LAYER_COLUMNS}
+    present = {key for row in rows for key in row}
+    methods = {row.get("method") for row in rows}
+    hidden = _HIDDEN - ({"method"} if len(methods) > 1 else set())
+    columns = [column for key, column in known.items() if key in present and key not in hidden]
+    for key in dict.fromkeys(key for row in rows for key in row if key not in known and key not in hidden):
+        kind: Kind = "text" if any(isinstance(row.get(key), str) for row in rows) else "number"
+        columns.append(Column(key, key.replace("_", " "), kind))
+    return Table(tuple(columns), tuple(rows))
+
+
+def block_and_module(name: str) -> tuple[str, str]:
+    """Split a layer name for a map of the model: `blocks.3.self_attn.q` gives (`3`, `self_attn.q`)."""
+    parts = name.split(".")
+    for at, part in enumerate(parts):
+        if part.isdigit():
+            return part, ".".join(parts[at + 1 :]) or ".".join(parts[:at])
+    return "–", name
+
+
+def summary_table(report: Mapping[str, Any]) -> Table:
+    """The totals of a report as (setting, value) rows; nested values are written out."""
+    columns = (Column("setting", "setting", "text"), Column("value", "value", "text"))
+    rows = tuple({"setting": key.replace("_", " "), "value": _written(key, value)} for key, value in _facts(report))
+    return Table(columns, rows)
+
+
+def _facts(report: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    facts = [(key, value) for key, value in report.get("summary", {}).items() if value not in (None, [], {}, ())]
+    return [*facts, *((key, len(report[key])) for key in ("carried", "dropped") if report.get(key))]
+
+
+def _written(key: str, value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{k}={_written(k, v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, float) and key.startswith("energy_kept"):
+        return _percent(value)
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return str(value)
+
+
+def _flat(layer: Mapping[str, Any]) -> dict[str, Any]:
+    row = {key: value for key, value in layer.items() if key != "stats"}
+    if "shape" in row:
+        row["shape"] = " × ".join(str(size) for size in row["shape"])
+    return {**row, **layer.get("stats", {})}
+
+
+def _percent(value: float) -> str:
+    return "100 %" if value == 1.0 else f"{100 * value:.1f} %" if abs(value) >= 0.0005 or value == 0 else "< 0.1 %"

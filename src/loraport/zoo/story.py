@@ -1,0 +1,163 @@
+"""What the demo says: sentences made from the numbers of the run, whichever way they come out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.report import Measure
+from loraport.zoo.catalogue import ModelCard
+from loraport.zoo.statistics import mean_and_error
+
+MEASURES = (
+    Measure(
+        "style",
+        "style shown",
+        "0: the clip has the colours and contrasts of a plain rendering of its prompt; 1: those of a rendering in the "
+        "style that the LoRA was trained on. It does not see whether the shape is right.",
+        "higher",
+        high=1.1,
+    ),
+    Measure(
+        "to_aim",
+        "distance to source + LoRA",
+        "Root mean square difference of pixels (0 to 1) to the clip that source + LoRA makes from the same noise. "
+        "Even a perfect transfer stays above 0, since the target draws its own clip from that noise.",
+        "lower",
+        high=0.4,
+        digits=3,
+    ),
+    Measure(
+        "to_drawn",
+        "distance to a drawn clip",
+        "Root mean square difference of pixels (0 to 1) to the nearest of 64 renderings of the prompt in the style: "
+        "small only if style, shape, colours and motion are all right.",
+        "lower",
+        high=0.4,
+        digits=3,
+    ),
+)
+CLEAR = 2.0
+"""A paired difference counts when it is larger than this many of its standard errors."""
+LITTLE = 0.05
+"""A difference below this share of the whole distance is called little."""
+
+
+@dataclass(frozen=True, eq=False)
+class Take:
+    """The clips of one row with their scores, a value a clip."""
+
+    key: str
+    label: str
+    note: str
+    clips: Float[Tensor, "n 3 f h w"]
+    scores: Mapping[str, Float[Tensor, " n"]]
+    kind: str
+    shown: bool
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Told:
+    """The sentences for the page."""
+
+    title: str
+    lead: str
+    remarks: tuple[str, ...]
+    legend: str
+
+
+def tell(takes: Sequence[Take], report: Mapping[str, Any], *, lora: str, target: ModelCard, style: str) -> Told:
+    """Say what the run showed: how much of the style arrives, whether the transfer helped, what was not tested."""
+    by_key = {take.key: take for take in takes}
+    aim, direct, moved = by_key["source+lora"], by_key["direct"], by_key["transferred"]
+    shares = {key: mean_and_error(take.scores["style"])[0] for key, take in by_key.items()}
+    verdict, nearer = _verdict(moved, direct)
+    lead = (
+        f"With its own model the LoRA shows {_percent(shares['source+lora'])} of the style. Reused as it is on "
+        f"“{target.name}” it shows {_percent(shares['direct'])}, carried over {_percent(shares['transferred'])}. "
+        f"{verdict}"
+    )
+    remarks = [
+        f"The style: {style}. The target: {target.summary}.",
+        f"Distance to source + LoRA, carried over minus reused as it is, clip by clip: {nearer}.",
+        _about_strength(by_key),
+        _about_rank(report),
+        "Tiny models, one LoRA, one kind of score: this shows what the program does, not how well it does on a model "
+        "of real size. Prompts and noise come from a seed, and the clips shown are the first eight, not the best.",
+    ]
+    clips = len(aim.scores["style"])
+    return Told(
+        title=f"“{lora}”, carried over to “{target.name}”",
+        lead=lead,
+        remarks=tuple(remark for remark in remarks if remark),
+        legend=f"Six frames of 16 × 16 pixels, enlarged without smoothing; the first {min(8, clips)} of {clips} clips.",
+    )
+
+
+def commands(settings: Mapping[str, Any], file: str) -> str:
+    """How to repeat this run, in Python."""
+    lora, target, seed, clips, method = (settings[key] for key in ("lora", "target", "seed", "clips", "method"))
+    return f"""# this page
+from loraport.zoo.demo import run_demo
+run_demo("demo-output", lora="{lora}", target="{target}", seed={seed}, clips={clips}, method="{method}")
+
+# the LoRA file alone
+import loraport
+from loraport import zoo
+loraport.transfer(zoo.path("{lora}"), source=zoo.path("source"), target=zoo.path("{target}"),
+                  method="{method}", output="{file}")"""
+
+
+def _verdict(moved: Take, direct: Take) -> tuple[str, str]:
+    """Whether the transfer helped by the distance to source + LoRA, as a sentence and as a number."""
+    change, error = mean_and_error(moved.scores["to_aim"] - direct.scores["to_aim"])
+    before = mean_and_error(direct.scores["to_aim"])[0]
+    share = abs(change) / before if before > 0 else 0.0
+    little = " a little" if share < LITTLE else ""
+    number = _signed(change, error)
+    if change < -CLEAR * error:
+        return f"The transfer helped{little}: its clips are {_percent(share)} nearer to those of source + LoRA.", number
+    if change > CLEAR * error:
+        return (
+            f"The transfer hurt{little}: its clips are {_percent(share)} farther from those of source + LoRA.",
+            number,
+        )
+    return "The transfer made no difference that these clips could show.", f"{number}, within the noise"
+
+
+def _about_strength(by_key: Mapping[str, Take]) -> str:
+    direct = by_key.get("direct-best", by_key["direct"])
+    moved = by_key.get("transferred-best", by_key["transferred"])
+    change, error = mean_and_error(moved.scores["to_aim"] - direct.scores["to_aim"])
+    if change < -CLEAR * error:
+        result = "the one carried over is nearer to source + LoRA"
+    elif change > CLEAR * error:
+        result = "the one reused as it is comes nearer to source + LoRA"
+    else:
+        result = "the two are equally near to source + LoRA"
+    return (
+        f"The rival is a strength slider. With each LoRA at its best strength ({direct.strength:g} reused as it is, "
+        f"{moved.strength:g} carried over), {result} ({_signed(change, error)})."
+    )
+
+
+def _about_rank(report: Mapping[str, Any]) -> str:
+    summary = report.get("summary", {})
+    kept, before, after = (summary.get(key) for key in ("energy_kept_total", "rank_in", "rank_out"))
+    if kept is None:
+        return ""
+    return (
+        f"The file has rank {after} (the input {before}), which holds {100 * kept:.0f} % of the energy of the exact "
+        "result; the rest is lost to the rank."
+    )
+
+
+def _signed(value: float, error: float) -> str:
+    return f"{value:+.3f} ± {error:.3f}".replace("-", "−")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"

@@ -1,0 +1,229 @@
+"""The tiny video world: a shape of some colour drifts over a plain background, six frames of 16 x 16 pixels.
+
+A prompt has four attributes, 384 combinations in all, and is encoded as four rows of a fixed token table, so there is
+no text encoder. A clip is rendered from signed distances: size, speed and offset of the shape are drawn at random,
+everything else is given by the prompt. A style redraws the same scene (a look) or bends its path (a motion); LoRAs
+are trained on styles, the source model on "base" only.
+
+Pixels lie in [-1, 1]. Image axes: x to the right, y down. Nothing here touches the global random state.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from loraport.errors import UsageError
+from loraport.zoo.catalogue import data_file
+
+FRAMES = 6
+SIZE = 16
+CHANNELS = 3
+
+SHAPES = ("circle", "square", "triangle", "cross")
+COLOURS = ("red", "green", "blue", "yellow", "magenta", "cyan")
+DIRECTIONS = ("right", "left", "down", "up")
+BACKGROUNDS = ("black", "navy", "grey", "white")
+ATTRIBUTES = (SHAPES, COLOURS, DIRECTIONS, BACKGROUNDS)
+
+STYLES = {
+    "base": "the plain scene that the source model was trained on",
+    "noir": "black and white, the shape glaring, the background dimmed towards the corners",
+    "outline": "the shape as a glowing outline, the background almost black",
+    "stripe": "a warm two-colour wash with dark horizontal lines",
+    "zigzag": "the plain scene, the shape wobbling across its path",
+}
+
+COLOUR_RGB = (
+    (0.95, 0.15, 0.15),
+    (0.1, 0.8, 0.2),
+    (0.2, 0.35, 1.0),
+    (1.0, 0.85, 0.1),
+    (0.9, 0.2, 0.85),
+    (0.1, 0.85, 0.9),
+)
+BACKGROUND_RGB = ((0.03, 0.03, 0.05), (0.08, 0.1, 0.35), (0.45, 0.45, 0.45), (0.93, 0.93, 0.9))
+HEADING = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))  # (x, y) of each direction
+
+TOKENS_PER_PROMPT = len(ATTRIBUTES)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt, by attribute values. Raises UsageError for a value that the world does not know."""
+
+    shape: str
+    colour: str
+    direction: str
+    background: str
+
+    def __post_init__(self):
+        for value, known in zip(self._values(), ATTRIBUTES, strict=True):
+            if value not in known:
+                raise UsageError(f"the tiny world knows no {value!r}", values=f"known: {', '.join(known)}")
+
+    @property
+    def text(self) -> str:
+        """The prompt as a sentence."""
+        return f"a {self.colour} {self.shape} moving {self.direction} on a {self.background} background"
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """Position of each attribute in `ATTRIBUTES`."""
+        return tuple(known.index(value) for value, known in zip(self._values(), ATTRIBUTES, strict=True))
+
+    def _values(self) -> tuple[str, str, str, str]:
+        return self.shape, self.colour, self.direction, self.background
+
+
+class Scene(NamedTuple):
+    """What a style may draw with; `b` clips, everything broadcasts against (b, 3, frames, height, width).
+
+    Attributes:
+        distance: signed distance of each pixel to the edge of the shape, negative inside, in pixels.
+        inside: how much of each pixel the shape covers, 0 to 1.
+        colour: colour of the shape.
+        background: colour of the background.
+    """
+
+    distance: Float[Tensor, "b 1 f h w"]
+    inside: Float[Tensor, "b 1 f h w"]
+    colour: Float[Tensor, "b 3 1 1 1"]
+    background: Float[Tensor, "b 3 1 1 1"]
+
+
+def all_prompts() -> list[Prompt]:
+    """Every prompt there is, in a fixed order."""
+    return [Prompt(s, c, d, b) for s in SHAPES for c in COLOURS for d in DIRECTIONS for b in BACKGROUNDS]
+
+
+def draw_prompts(count: int, *, seed: int) -> list[Prompt]:
+    """Draw `count` different prompts (at most 384) without bias.
+
+    Raises:
+        UsageError: more prompts are asked for than there are.
+    """
+    prompts = all_prompts()
+    if not 0 <= count <= len(prompts):
+        raise UsageError("the tiny world has no such number of prompts", values=f"{count}, of {len(prompts)}")
+    order = torch.randperm(len(prompts), generator=Generator().manual_seed(seed))
+    return [prompts[i] for i in order[:count].tolist()]
+
+
+def prompt_indices(prompts: Sequence[Prompt]) -> Int[Tensor, "n 4"]:
+    """Attribute positions of each prompt, the form that `render` and `encode` take."""
+    return torch.tensor([prompt.indices for prompt in prompts], dtype=torch.long).reshape(-1, TOKENS_PER_PROMPT)
+
+
+def encode(prompts: Int[Tensor, "n 4"]) -> Float[Tensor, "n 4 d"]:
+    """Prompt tokens, one for each attribute: what a text encoder would return."""
+    first_row = torch.tensor([0, *torch.tensor([len(known) for known in ATTRIBUTES]).cumsum(0)[:-1].tolist()])
+    return _token_table()[prompts + first_row]
+
+
+def encode_null(count: int) -> Float[Tensor, "n 4 d"]:
+    """Tokens of the empty prompt, for classifier-free guidance."""
+    return _token_table()[-TOKENS_PER_PROMPT:].expand(count, -1, -1)
+
+
+def render(prompts: Int[Tensor, "n 4"], *, style: str = "base", generator: Generator) -> Float[Tensor, "n 3 f h w"]:
+    """Draw one clip per prompt; size, speed and offset of the shape come from `generator`.
+
+    The same generator state gives the same scene in every style, so that styles can be compared pixel by pixel.
+
+    Raises:
+        UsageError: unknown style.
+    """
+    if style not in STYLES:
+        raise UsageError(f"the tiny world has no style {style!r}", values=f"known: {', '.join(STYLES)}")
+    scene = _scene(prompts, wobble=2.0 if style == "zigzag" else 0.0, generator=generator)
+    image = _LOOKS.get(style, _draw_plain)(scene)
+    return (image * 2 - 1).clamp(-1, 1)
+
+
+def _scene(prompts: Int[Tensor, "n 4"], *, wobble: float, generator: Generator) -> Scene:
+    shape, colour, direction, background = prompts.unbind(1)
+    count = len(prompts)
+    radius = 3.4 + 1.4 * torch.rand(count, generator=generator)  # pixels
+    speed = 1.3 + 0.7 * torch.rand(count, generator=generator)  # pixels per frame
+    offset = (torch.rand(count, 2, generator=generator) - 0.5) * 3.0  # of the middle of the path, pixels
+
+    heading = torch.tensor(HEADING)[direction]
+    time = torch.arange(FRAMES) - (FRAMES - 1) / 2
+    across = heading.flip(1).abs()  # unit vector across the path
+    sway = wobble * (torch.arange(FRAMES) % 2 * 2 - 1)
+    path = (
+        SIZE / 2
+        + offset[:, None]
+        + (heading * speed[:, None])[:, None] * time[:, None]
+        + across[:, None] * sway[:, None]
+    )
+
+    pixel = torch.arange(SIZE) + 0.5
+    dx = pixel[None, None, None, :] - path[:, :, 0, None, None]
+    dy = pixel[None, None, :, None] - path[:, :, 1, None, None]
+    distance = _shape_distance(shape, dx, dy, radius[:, None, None, None])[:, None]
+    return Scene(
+        distance=distance,
+        inside=torch.sigmoid(-2.5 * distance),
+        colour=torch.tensor(COLOUR_RGB)[colour][:, :, None, None, None],
+        background=torch.tensor(BACKGROUND_RGB)[background][:, :, None, None, None],
+    )
+
+
+def _shape_distance(
+    shape: Int[Tensor, " n"],
+    dx: Float[Tensor, "n f 1 w"],
+    dy: Float[Tensor, "n f h 1"],
+    radius: Float[Tensor, "n 1 1 1"],
+) -> Float[Tensor, "n f h w"]:
+    """Signed distance to the edge of each clip's shape (a bound on it, for shapes with corners)."""
+    ax, ay = dx.abs(), dy.abs()
+    arm = 0.36 * radius
+    circle = torch.sqrt(dx * dx + dy * dy + 1e-6) - radius
+    square = torch.maximum(ax, ay) - 0.85 * radius
+    triangle = torch.maximum(math.sqrt(3) / 2 * ax - 0.5 * dy, dy) - 0.62 * radius  # point up
+    cross = torch.minimum(torch.maximum(ax - arm, ay - radius), torch.maximum(ax - radius, ay - arm))
+    choices = torch.stack([circle, square, triangle, cross])
+    return choices[shape, torch.arange(len(shape))]
+
+
+def _draw_plain(scene: Scene) -> Float[Tensor, "n 3 f h w"]:
+    return scene.inside * scene.colour + (1 - scene.inside) * scene.background
+
+
+def _draw_noir(scene: Scene) -> Float[Tensor, "n 3 f h w"]:
+    luma = (scene.background * torch.tensor([0.35, 0.5, 0.15])[:, None, None, None]).sum(1, keepdim=True)
+    from_centre = torch.arange(SIZE) + 0.5 - SIZE / 2
+    falloff = 1 - 0.6 * (from_centre[:, None] ** 2 + from_centre[None] ** 2) / (SIZE**2 / 2)
+    grey = scene.inside * 0.95 + (1 - scene.inside) * (luma * 0.45 + 0.02) * falloff
+    return grey.expand(-1, CHANNELS, -1, -1, -1)
+
+
+def _draw_outline(scene: Scene) -> Float[Tensor, "n 3 f h w"]:
+    ring = torch.exp(-((scene.distance / 0.75) ** 2))
+    return ring * (scene.colour * 0.85 + 0.15) + (1 - ring) * scene.background * 0.15
+
+
+def _draw_stripe(scene: Scene) -> Float[Tensor, "n 3 f h w"]:
+    plain = _draw_plain(scene)
+    dark, light = torch.tensor([[0.25, 0.05, 0.3], [1.0, 0.8, 0.35]])[:, :, None, None, None]
+    washed = 0.5 * plain + 0.5 * (dark + (light - dark) * plain.mean(1, keepdim=True))
+    lines = 1 - 0.5 * (torch.arange(SIZE) % 4 < 2).float()
+    return washed * lines[:, None]
+
+
+_LOOKS = {"noir": _draw_noir, "outline": _draw_outline, "stripe": _draw_stripe}
+
+
+@functools.lru_cache(maxsize=1)
+def _token_table() -> Float[Tensor, "rows d"]:
+    """One row for each attribute value, in the order of `ATTRIBUTES`; the last four rows are the empty prompt."""
+    from safetensors.torch import load_file
+
+    return load_file(data_file("prompt-tokens.safetensors"))["tokens"]
