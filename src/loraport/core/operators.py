@@ -1,8 +1,8 @@
 """Matrices known by their products: what a method returns, so that nothing larger than a layer is formed."""
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -12,41 +12,55 @@ from loraport.core.lowrank import LowRank
 from loraport.core.precision import dot, square_sum
 
 
-@runtime_checkable
-class Operator(Protocol):
-    """An m x n matrix that can be applied to thin matrices from both sides. `LowRank` is one."""
+class Operator(ABC):
+    """An m x n matrix that can be applied to thin matrices from both sides. `LowRank` is one.
+
+    A base class and no protocol: checking a value against a protocol evaluates its properties, and `T` makes
+    another operator each time.
+    """
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, int]:
         """(m, n)."""
 
     @property
+    @abstractmethod
     def dtype(self) -> torch.dtype:
         """The dtype of the products."""
 
     @property
+    @abstractmethod
     def device(self) -> torch.device:
         """Where the products are computed."""
 
     @property
+    @abstractmethod
     def T(self) -> "Operator":
         """The transpose; nothing is copied."""
 
+    @abstractmethod
     def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
         """M X."""
 
+    @abstractmethod
     def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
         """M^T Y; a left product Y^T M is its transpose."""
 
+    @abstractmethod
     def norm(self) -> float:
         """Frobenius norm, accumulated in float64."""
 
+    @abstractmethod
     def dense(self) -> Float[Tensor, "m n"]:
         """The matrix itself."""
 
 
+Operator.register(LowRank)
+
+
 @dataclass(frozen=True)
-class DenseOperator:
+class DenseOperator(Operator):
     """A matrix that is there as it is."""
 
     W: Float[Tensor, "m n"]
@@ -89,7 +103,7 @@ class DenseOperator:
 
 
 @dataclass(frozen=True)
-class Spectral:
+class Spectral(Operator):
     """U K Vh with orthonormal columns in U and rows in Vh: an update given by its routing matrix K.
 
     Its norm, its singular values and its best approximations are those of K, so all work is done on K.
@@ -145,7 +159,7 @@ class Spectral:
 
 
 @dataclass(frozen=True)
-class Blend:
+class Blend(Operator):
     """a + t (b - a): `t` = 0 is `a`, 1 is `b`. What `--amount` means, with `a` the direct reuse."""
 
     a: Operator

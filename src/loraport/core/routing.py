@@ -82,7 +82,7 @@ def _column_energy(drift: Operator, Vh: Float[Tensor, "n n"]) -> Float[Tensor, "
 
 
 @dataclass(frozen=True)
-class Restored:
+class Restored(Operator):
     """D' = update + U K Vh - drift (I - V_d V_d^T) for a layer with m > n, as an operator.
 
     `senders` marks the columns that are *not* in V_d. K holds what happens inside the thin basis: the drift's
@@ -141,7 +141,7 @@ class Restored:
 
 
 @dataclass(frozen=True)
-class Transposed:
+class Transposed(Operator):
     """The transpose of an operator that has no cheaper one."""
 
     op: Operator
