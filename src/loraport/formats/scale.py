@@ -16,6 +16,8 @@ FROM_TENSOR = "alpha tensor"
 FROM_METADATA = "lora_adapter_metadata in the header"
 FROM_CONFIG = "adapter_config.json beside the file"
 ASSUMED = "no alpha anywhere, so scale 1"
+# Switches of PEFT that make B @ A something else than the update.
+_OTHER_KINDS = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "use_bdlora": "BD-LoRA", "kasa_config": "KaSA"}
 # Initialisations that move a part of the base weight into the factors: B @ A is then not the update.
 _REBASED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -105,8 +107,9 @@ def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
     kind = str(fields.get("peft_type") or "LORA").rpartition(".")[2]
     if kind.upper() != "LORA":
         raise UnsupportedError(f"{kind} adapters are not supported yet", where=str(path), values=f"peft_type {kind}")
-    if fields.get("use_dora"):
-        raise UnsupportedError("DoRA adapters are not supported yet", where=str(path), values="use_dora is true")
+    other = next((switch for switch in _OTHER_KINDS if fields.get(switch)), None)
+    if other is not None:
+        raise UnsupportedError(f"{_OTHER_KINDS[other]} adapters are not supported yet", where=str(path), values=other)
     start = str(fields.get("init_lora_weights") or "").lower()
     if start.startswith(_REBASED):
         raise UnsupportedError(
