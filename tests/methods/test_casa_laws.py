@@ -1,0 +1,237 @@
+"""What must hold for CASA whatever the numbers are. Tiny layers, float64."""
+
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loraport.core.basis import SpectralBasis
+from loraport.core.lowrank import LowRank
+from loraport.core.operators import DenseOperator
+from loraport.core.svd import compress
+from loraport.methods.base import LayerInputs
+from loraport.methods.casa import Casa, CasaParams
+
+sys.path.insert(0, str(Path(__file__).parent))
+import oracle
+
+CASA = Casa()
+SHAPES = [(1, 1), (1, 7), (7, 1), (8, 8), (13, 9), (9, 13), (24, 24), (40, 16), (16, 40)]
+layers = st.tuples(st.sampled_from(SHAPES), st.integers(0, 5), st.integers(0, 2**16))
+params_of_any_kind = st.builds(
+    CasaParams,
+    restore=st.booleans(),
+    arbitrate=st.booleans(),
+    tau=st.sampled_from([0.0, 0.05, 0.5, 5.0]),
+    q_dom=st.sampled_from([0.0, 0.45, 0.5, 1.0]),
+    q_act=st.sampled_from([0.0, 0.5, 0.85, 1.0]),
+    head_energy=st.sampled_from([0.3, 0.9, 1.0]),
+    density=st.sampled_from(["head", "full"]),
+    complete_basis=st.booleans(),
+    cut_nonsquare=st.booleans(),
+)
+
+
+def make(shape, rank, seed, *, drift=0.3, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    (m, n), p = shape, min(shape)
+
+    def random(a, b):
+        return torch.randn(a, b, generator=g, dtype=torch.float64).to(dtype)
+
+    U, V = torch.linalg.qr(random(m, p)).Q, torch.linalg.qr(random(n, p)).Q
+    W = (U * torch.linspace(3, 0.2, p, dtype=dtype)) @ V.T
+    D = drift * random(m, n) / math.sqrt(max(m, n))
+    update = LowRank(random(m, rank) / math.sqrt(m), random(rank, n))
+    return W, D, LayerInputs("layer", update, SpectralBasis.from_weight(W), None, DenseOperator(D))
+
+
+def run(inputs, params):
+    return CASA.transfer(inputs, params)
+
+
+def distance(a, b):
+    return float((a - b).norm() / max(float(b.norm()), 1e-30))
+
+
+@settings(deadline=None, max_examples=30)
+@given(layers, params_of_any_kind)
+def test_equals_the_dense_oracle(layer, params):
+    if params.complete_basis:
+        params = params.model_copy(update={"complete_basis": False})
+    W, D, inputs = make(*layer)
+    full = inputs.basis.completed()
+    k = inputs.basis.head(params.head_energy) if W.shape[0] == W.shape[1] or params.cut_nonsquare else min(W.shape)
+    expected = oracle.casa(
+        W,
+        D,
+        inputs.update.dense(),
+        U=full.U,
+        S=full.S,
+        Vh=full.Vh,
+        k=k,
+        tau=params.tau,
+        q_dom=params.q_dom,
+        q_act=params.q_act,
+        restore=params.restore,
+        arbitrate=params.arbitrate,
+        density=params.density,
+    )
+    output = run(inputs, params)
+    scale = float(D.norm() + inputs.update.norm())
+    assert float((output.update.dense() - expected.delta).norm()) <= 1e-9 * scale
+    assert abs(output.update.norm() - float(expected.delta.norm())) <= 1e-7 * scale
+    assert output.stats["dominant_share"] == pytest.approx(float(expected.dominant.double().mean()), abs=1e-12)
+    assert output.stats["arbitrated_share"] == pytest.approx(float(expected.hit.double().mean()), abs=1e-12)
+    if params.restore:
+        coordinates = full.U.T @ D @ full.Vh.T
+        undone = float(coordinates[~expected.dominant].square().sum() / D.square().sum())
+        assert output.stats["drift_undone"] == pytest.approx(undone, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=25)
+@given(layers, params_of_any_kind)
+def test_products_agree_with_the_matrix(layer, params):
+    _, _, inputs = make(*layer)
+    op = run(inputs, params).update
+    m, n = op.shape
+    g = torch.Generator().manual_seed(1)
+    X = torch.randn(n, 3, generator=g, dtype=torch.float64)
+    Y = torch.randn(m, 3, generator=g, dtype=torch.float64)
+    dense = op.dense()
+    scale = float(dense.norm()) + 1e-12
+    assert (op.shape, dense.shape) == (inputs.update.shape, torch.Size(inputs.update.shape))
+    assert float((op.apply(X) - dense @ X).abs().max()) < 1e-9 * scale
+    assert float((op.apply_t(Y) - dense.T @ Y).abs().max()) < 1e-9 * scale
+    assert float((op.T.apply(Y) - dense.T @ Y).abs().max()) < 1e-9 * scale
+    assert float((op.T.dense() - dense.T).abs().max()) < 1e-9 * scale
+
+
+@settings(deadline=None, max_examples=30)
+@given(layers, params_of_any_kind)
+def test_no_drift_gives_back_the_update(layer, params):
+    _, _, inputs = make(*layer, drift=0.0)
+    output = run(inputs, params)
+    assert output.update is inputs.update or torch.equal(output.update.dense(), inputs.update.dense())
+    nothing = replace(inputs, drift=LowRank.zeros(*inputs.update.shape, dtype=torch.float64))
+    assert torch.equal(run(nothing, params).update.dense(), inputs.update.dense())
+
+
+@settings(deadline=None, max_examples=30)
+@given(layers, params_of_any_kind, st.integers(0, 2**16))
+def test_signs_of_singular_pairs_and_the_split_of_the_update_do_not_matter(layer, params, seed):
+    _, _, inputs = make(*layer)
+    expected = run(inputs, params).update.dense()
+    basis, update = inputs.basis, inputs.update
+    g = torch.Generator().manual_seed(seed)
+    sign = torch.where(torch.rand(basis.S.numel(), generator=g) < 0.5, -1.0, 1.0).double()
+    if not params.complete_basis:  # the completion of a flipped basis is another one
+        flipped = SpectralBasis(basis.U * sign, basis.S, sign[:, None] * basis.Vh)
+        assert distance(run(replace(inputs, basis=flipped), params).update.dense(), expected) < 1e-8
+    for c in (-3.7, 0.01):
+        split = replace(inputs, update=LowRank(update.B * c, update.A / c))
+        assert distance(run(split, params).update.dense(), expected) < 1e-8
+
+
+@settings(deadline=None, max_examples=30)
+@given(layers, st.sampled_from([0.1, 0.5, 0.9]))
+def test_restore_only_is_the_closed_form(layer, q_dom):
+    W, D, inputs = make(*layer)
+    params = CasaParams(arbitrate=False, q_dom=q_dom)
+    output = run(inputs, params)
+    full = inputs.basis.completed()
+    k = inputs.basis.head(0.9)
+    dense = oracle.casa(
+        W, D, inputs.update.dense(), U=full.U, S=full.S, Vh=full.Vh, k=k, tau=0.5, q_dom=q_dom, q_act=0.85
+    )
+    rows, cols = dense.dominant.all(dim=1), dense.dominant.all(dim=0)
+    U, V = full.U[:, rows], full.Vh[cols].T
+    m, n = W.shape
+    left = torch.eye(m, dtype=torch.float64) - U @ U.T
+    right = torch.eye(n, dtype=torch.float64) - V @ V.T
+    expected = inputs.update.dense() - left @ D @ right
+    assert float((output.update.dense() - expected).norm()) < 1e-9 * float(D.norm() + inputs.update.norm())
+
+
+@settings(deadline=None, max_examples=30)
+@given(layers, params_of_any_kind, st.integers(0, 4))
+def test_a_drift_in_factors_equals_the_dense_route(layer, params, rank):
+    _, _, inputs = make(*layer)
+    m, n = inputs.update.shape
+    g = torch.Generator().manual_seed(rank)
+    drift = LowRank(
+        torch.randn(m, rank, generator=g, dtype=torch.float64), torch.randn(rank, n, generator=g, dtype=torch.float64)
+    )
+    factored = run(replace(inputs, drift=drift), params)
+    dense = run(replace(inputs, drift=DenseOperator(drift.dense())), params)
+    scale = drift.norm() + inputs.update.norm() + 1e-12
+    assert float((factored.update.dense() - dense.update.dense()).norm()) < 1e-7 * scale
+    if not params.arbitrate:
+        assert isinstance(factored.update, LowRank)
+        assert factored.update.rank <= inputs.update.rank + rank
+
+
+@settings(deadline=None, max_examples=30)
+@given(layers, params_of_any_kind)
+def test_what_was_prepared_for_one_update_serves_another(layer, params):
+    _, _, inputs = make(*layer)
+    shape, rank, seed = layer
+    _, _, other = make(shape, rank, seed + 1)
+    kept = CASA.prepare(replace(inputs, update=other.update), params)
+    reads = CASA.reads_drift(inputs.update.shape, params)
+    again = replace(inputs, prepared=kept, drift=inputs.drift if reads else None)
+    assert torch.equal(run(again, params).update.dense(), run(inputs, params).update.dense())
+
+
+@settings(deadline=None, max_examples=25)
+@given(layers, params_of_any_kind)
+def test_a_transposed_layer_gives_the_transposed_update(layer, params):
+    _, _, inputs = make(*layer)
+    flipped = LayerInputs("layer", inputs.update.T, inputs.basis.T, None, inputs.drift.T)
+    expected = run(inputs, params).update.dense()
+    if params.complete_basis and expected.shape[0] != expected.shape[1]:
+        return  # two completions of a null space
+    assert distance(run(flipped, params).update.dense().T, expected) < 1e-9
+
+
+@settings(deadline=None, max_examples=25)
+@given(layers, params_of_any_kind)
+def test_full_rank_output_is_the_update_itself(layer, params):
+    _, _, inputs = make(*layer)
+    output = run(inputs, params)
+    small = compress(output.update, rank="full", start=output.start)
+    assert small.rank == min(output.update.shape)
+    assert distance(small.update.dense(), output.update.dense()) < 1e-7 or output.update.norm() < 1e-12
+    assert small.energy_kept == pytest.approx(1.0, abs=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (40, 16), (16, 40)])
+def test_repeated_singular_values_and_equal_drift_are_no_trouble(shape):
+    _, D, inputs = make(shape, 3, 0)
+    basis = replace(inputs.basis, S=torch.ones_like(inputs.basis.S))
+    for drift in (D, torch.ones_like(D)):
+        output = run(replace(inputs, basis=basis, drift=DenseOperator(drift)), CasaParams())
+        assert bool(torch.isfinite(output.update.dense()).all())
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (96, 48), (48, 96)])
+def test_float32_is_close_to_float64(shape):
+    _, D, inputs = make(shape, 4, 5)
+    exact = run(inputs, CasaParams())
+    single = LayerInputs(
+        "layer",
+        inputs.update.to(torch.float32),
+        SpectralBasis(inputs.basis.U.float(), inputs.basis.S.float(), inputs.basis.Vh.float()),
+        None,
+        DenseOperator(D.float()),
+    )
+    output = run(single, CasaParams())
+    assert output.update.dtype == torch.float32
+    assert distance(output.update.dense().double(), exact.update.dense()) < 1e-4
+    assert output.update.norm() == pytest.approx(exact.update.norm(), rel=1e-5)
+    assert set(output.stats) == set(exact.stats)
