@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from loraport.cli import cache, convert, demo, inspect, methods, plan, transfer, verify
+from loraport.cli import cache, convert, demo, evaluate, inspect, methods, plan, transfer, verify
 from loraport.cli.guard import Commands
 
 _EXAMPLE = """First time? Watch the whole story on small bundled models, offline:
@@ -54,6 +54,7 @@ for module, panel in ((transfer, _JOB), (plan, _JOB), (inspect, _FILES), (conver
     app.command(name, epilog=module.EXAMPLE, rich_help_panel=panel)(getattr(module, name))
 app.command("methods", epilog=methods.EXAMPLE, rich_help_panel=_MORE)(methods.methods)
 app.command("demo", epilog=demo.EXAMPLE, rich_help_panel=_MORE)(demo.demo)
+app.command("evaluate", epilog=evaluate.EXAMPLE, rich_help_panel=_MORE)(evaluate.evaluate)
 app.add_typer(cache.app, name="cache", rich_help_panel=_MORE)
 
 

@@ -1,0 +1,190 @@
+"""`transfer` and `plan` from end to end on the pico Wan: what they write and what they say."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+import pico
+from loraport.cli.main import app
+
+
+def invoke(*words: object):
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(word) for word in words], prog_name="loraport")
+
+
+def transfer(files: pico.Pico, *more: object):
+    words = [files.lora, "--source", files.source, "--target", files.target, "-o", files.folder / "out.safetensors"]
+    return invoke("transfer", *words, *more)
+
+
+def plan(files: pico.Pico, *more: object):
+    return invoke("plan", files.lora, "--source", files.source, "--target", files.target, *more)
+
+
+def delta(path: Path, layer: str) -> torch.Tensor:
+    tensors = load_file(path)
+    key = f"diffusion_model.{layer}"
+    return tensors[f"{key}.lora_B.weight"].double() @ tensors[f"{key}.lora_A.weight"].double()
+
+
+def test_the_main_job(files: pico.Pico) -> None:
+    done = transfer(files)
+    assert done.exit_code == 0, done.output
+    output = files.folder / "out.safetensors"
+    for text in ("20 transferred (casa)", "4 in, 32 out", "energy", "time", "load_lora_weights", "ComfyUI"):
+        assert text in done.stdout
+    assert str(output) in done.stdout
+    assert len(load_file(output)) == 40
+    with safe_open(output, framework="pt") as file:
+        assert json.loads(file.metadata()["loraport.recipe"])
+    assert invoke("verify", output, "--no-load", "--model", files.target).exit_code == 0
+
+
+def test_json_is_one_document(files: pico.Pico) -> None:
+    done = transfer(files, "--json")
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["output"] == str(files.folder / "out.safetensors")
+    assert len(facts["layers"]) == 20
+    assert facts["summary"]["rank_out"] == 32
+    assert facts["carried"] == facts["dropped"] == []
+
+
+def test_the_second_run_takes_finished_layers(files: pico.Pico) -> None:
+    assert "from an earlier run" not in transfer(files).stdout
+    done = transfer(files, "--overwrite")
+    assert "20 of 20 layers from an earlier run" in done.stdout
+    assert transfer(files, "--overwrite", "--cache", "off", "--json").exit_code == 0
+
+
+def test_verbose_shows_a_table_and_quiet_nothing(files: pico.Pico) -> None:
+    table = transfer(files, "-v").stdout
+    assert all(name in table for name in pico.LAYERS)
+    for column in ("rank", "energy", "update", "drift", "cosine"):
+        assert column in table
+    done = transfer(files, "-q", "--overwrite")
+    assert (done.exit_code, done.output) == (0, "")
+
+
+def test_the_options_arrive(files: pico.Pico) -> None:
+    done = transfer(
+        files, "--rank", 6, "--amount", 0.5, "--dtype", "bfloat16", "--layers", r"^blocks\.0\.", "--set",
+        "casa.q_dom=0.7", "--set", "arbitrate=false", "--drop", "ffn", "--device", "cpu", "--workers", 1,
+        "--executor", "serial", "--max-memory", "2GB", "--json",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    summary = facts["summary"]
+    assert (summary["params"]["q_dom"], summary["params"]["arbitrate"], summary["amount"]) == (0.7, False, 0.5)
+    assert (summary["rank_out"], summary["dtype"], summary["layers"]) == (6, "bfloat16", 16)
+    assert {layer["method"] for layer in facts["layers"]} == {"casa", "direct"}
+    assert len(facts["dropped"]) == 8
+    assert {tensor.dtype for tensor in load_file(files.folder / "out.safetensors").values()} == {torch.bfloat16}
+
+
+def test_amount_nothing_is_the_lora_itself(files: pico.Pico) -> None:
+    assert transfer(files, "--amount", 0).exit_code == 0
+    for name in pico.LAYERS:
+        assert torch.allclose(delta(files.folder / "out.safetensors", name), delta(files.lora, name), atol=1e-6)
+
+
+@pytest.mark.parametrize("profile", ["universal", "diffusers", "kohya", "original", "same-as-input"])
+def test_profiles(files: pico.Pico, profile: str) -> None:
+    done = transfer(files, "--to", profile)
+    assert done.exit_code == 0, done.output
+    assert len(load_file(files.folder / "out.safetensors")) == (60 if profile == "kohya" else 40)
+
+
+def test_a_preset(files: pico.Pico) -> None:
+    facts = json.loads(transfer(files, "--preset", "released-code", "--json").stdout)
+    assert facts["summary"]["params"]["complete_basis"] is True
+
+
+def test_a_distillation_lora_as_the_target(files: pico.Pico) -> None:
+    fast = files.folder / "speed up.safetensors"
+    save_file(pico.lora(11), fast)
+    done = invoke(
+        "transfer",
+        files.lora,
+        "-s",
+        files.source,
+        "--target-lora",
+        f"{fast}:0.5",
+        "-o",
+        files.folder / "out.safetensors",
+    )
+    assert done.exit_code == 0, done.output
+    assert "speed up.safetensors" in done.stdout
+
+
+def test_several_into_a_folder(files: pico.Pico) -> None:
+    second, bad = files.folder / "second.safetensors", files.folder / "bad.safetensors"
+    save_file(pico.lora(9), second)
+    bad.write_bytes(b"junk")
+    folder = files.folder / "made"
+    words = [files.lora, bad, second, "-s", files.source, "-t", files.target, "-o", folder]
+    done = invoke("transfer", *words)
+    assert done.exit_code == 5
+    assert done.stderr.count("error: ") == 1
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == ["second.safetensors", "style.safetensors"]
+    assert re.search(r"bad\.safetensors +failed", done.stdout)
+    facts = json.loads(invoke("transfer", *words, "--overwrite", "--json").stdout)
+    assert facts["failed"] == 1
+    assert [("error" in report) for report in facts["reports"]] == [False, True, False]
+
+
+def test_several_need_a_folder_and_different_names(files: pico.Pico) -> None:
+    other = files.folder / "other"
+    other.mkdir()
+    (other / files.lora.name).write_bytes(files.lora.read_bytes())
+    words = ["-s", files.source, "-t", files.target, "-o"]
+    assert invoke("transfer", files.lora, other / files.lora.name, *words, files.folder / "made").exit_code == 2
+    assert invoke("transfer", files.lora, files.source, *words, files.target).exit_code == 2
+
+
+def test_an_existing_folder_as_output(files: pico.Pico) -> None:
+    (files.folder / "made").mkdir()
+    done = invoke("transfer", files.lora, "-s", files.source, "-t", files.target, "-o", files.folder / "made")
+    assert done.exit_code == 0, done.output
+    assert (files.folder / "made" / files.lora.name).is_file()
+
+
+def test_plan_changes_nothing(files: pico.Pico) -> None:
+    before = sorted(files.folder.rglob("*"))
+    done = plan(files, "-v")
+    assert done.exit_code == 0, done.output
+    for text in ("Wan (2 blocks, width 32)", "20 layers of 40 keys", "operations", "memory", "disk", "blocks.0.ffn.0"):
+        assert text in done.stdout
+    assert sorted(files.folder.rglob("*")) == before
+    facts = json.loads(plan(files, "--json").stdout)
+    assert facts["coverage"]["layers"] == 20
+    assert all(facts["cost"][name] > 0 for name in ("operations", "seconds", "peak_bytes", "output_bytes"))
+    assert len(facts["layers"]) == 20
+
+
+def test_a_plan_reads_no_tensor_data(files: pico.Pico, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("tensor data was read")
+
+    monkeypatch.setattr("loraport.formats.tensors.read_tensor", refuse)
+    assert plan(files).exit_code == 0
+
+
+def test_progress_is_plain_lines_when_nobody_watches(files: pico.Pico, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loraport.cli.progress._LINE_EVERY", 0.0)
+    done = transfer(files)
+    assert "10/20 layers" in done.stderr
+    assert "\x1b" not in done.output
+
+
+def test_warnings_come_once(files: pico.Pico) -> None:
+    save_file(load_file(files.source), files.target)
+    done = transfer(files)
+    assert done.exit_code == 0, done.output
+    assert done.output.count("nothing to transfer") == 1
