@@ -189,7 +189,13 @@ def _common_palette(comparison: Comparison, sheet: "Image", layout: _Layout) -> 
     labels = np.asarray(sheet.crop((0, 0, layout.left, layout.size[1])))[::2, ::2].reshape(-1, 3)
     ends = np.asarray(sheet.crop((layout.right, 0, *layout.size)))[::2, ::2].reshape(-1, 3)
     sample = np.concatenate([pixels, labels, ends])[: len(pixels) * 4]
-    return Image.fromarray(np.ascontiguousarray(sample[None])).quantize(256, kmeans=2, dither=0)
+    palette = Image.fromarray(np.ascontiguousarray(sample[None])).quantize(256, kmeans=2, dither=0)
+    colours = np.array(palette.getpalette()).reshape(-1, 3)
+    from_paper = np.abs(colours - PAPER).sum(1)
+    colours[from_paper <= max(from_paper.min(), 32)] = PAPER  # the sheet stays white; Pillow's lookup is coarse
+    palette.putpalette(colours.flatten().tolist())
+    palette.load()  # hands the new colours to the pixels, which `quantize` reads
+    return palette
 
 
 def _font(size: int) -> Any:

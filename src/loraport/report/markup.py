@@ -12,7 +12,7 @@ class Safe(str):
     __slots__ = ()
 
 
-def element(name: str, attributes: Mapping[str, str | float | None] | None = None, *children: str) -> Safe:
+def element(name: str, attributes: Mapping[str, str | float | int | None] | None = None, *children: str) -> Safe:
     """One element; children are escaped unless `Safe`, attributes always are, and None leaves one out."""
     pairs = "".join(
         f' {key}="{html.escape(str(value), quote=True)}"'

@@ -42,7 +42,7 @@ def load_model(model: str | Path) -> tuple[WanTransformer3DModel, ModelCard]:
     return network, card
 
 
-def load_lora(network: WanTransformer3DModel, file: Path, *, strength: float = 1.0) -> int:
+def load_lora(network: WanTransformer3DModel, file: Path, *, strength: float | int = 1.0) -> int:
     """Put a LoRA file on the network through diffusers' loader; replaces one loaded before.
 
     Args:
