@@ -7,6 +7,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import pico
 from loraport.cli.main import app
 from loraport.store.store import Store, entry_key
 
@@ -72,3 +73,27 @@ def test_verify(store: Store) -> None:
     done = cache(store, "verify", "--remove")
     assert done.exit_code == 0
     assert not path.exists()
+
+
+def test_warm_does_the_work_and_writes_nothing(files: pico.Pico, tmp_path: Path) -> None:
+    words = [
+        str(files.lora),
+        "--source",
+        str(files.source),
+        "--target",
+        str(files.target),
+        "--cache",
+        str(tmp_path / "c"),
+    ]
+    before = sorted(files.folder.iterdir())
+    done = CliRunner().invoke(app, ["cache", "warm", *words])
+    assert done.exit_code == 0, done.output
+    assert sorted(files.folder.iterdir()) == before
+    output = str(files.folder / "out.safetensors")
+    assert "20 of 20 layers from an earlier run" in CliRunner().invoke(app, ["transfer", *words, "-o", output]).stdout
+
+
+def test_warm_refuses_like_a_transfer(files: pico.Pico) -> None:
+    done = CliRunner().invoke(app, ["cache", "warm", str(files.lora), "--target", str(files.target)])
+    assert done.exit_code == 2
+    assert "source is not given" in done.stderr

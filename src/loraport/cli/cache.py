@@ -6,7 +6,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from loraport.cli import text
+from loraport.cli import flags, options, text
 from loraport.cli.options import Json, Quiet, Verbose
 from loraport.cli.voice import Voice
 from loraport.errors import FileError, UsageError
@@ -137,6 +137,64 @@ def verify(
             "problems": [{"what": p.what, "entry": p.entry, "detail": p.detail} for p in problems],
         }
     )
+
+
+@app.command("warm", epilog="    loraport cache warm style.safetensors -s Wan2.1-T2V-1.3B/ -t FastWan2.1-T2V-1.3B/")
+def warm(
+    loras: options.Loras,
+    source: options.Source = None,
+    target: options.Target = None,
+    target_lora: options.TargetLora = None,
+    nested_source: options.NestedSource = None,
+    nested_target: options.NestedTarget = None,
+    method: options.Method = None,
+    preset: options.Preset = None,
+    settings: options.Set = None,
+    layers: options.Layers = None,
+    device: options.Device = "auto",
+    workers: options.Workers = None,
+    executor: options.Executor = "thread",
+    max_memory: options.MaxMemory = None,
+    folder: Folder = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Do the work of a transfer beforehand and write nothing: the next one on the same source is quick.
+
+    The layers of the LoRA say which layers of the source are decomposed; any other LoRA on them profits.
+    """
+    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
+    root = _root(folder)
+    run_options = flags.run_options(
+        device=device, executor=executor, workers=workers, max_memory=max_memory, cache=str(root), log="off"
+    )
+    recipes = [
+        flags.build_recipe(
+            lora,
+            source=source,
+            target=target,
+            target_lora=target_lora,
+            nested_source=nested_source,
+            nested_target=nested_target,
+            method=flags.method_or_preset(method, preset),
+            params=flags.parse_settings(settings or []),
+            layers=layers,
+        )
+        for lora in loras
+    ]
+    from loraport.cli.progress import Progress
+    from loraport.engine.plan import make_plan
+    from loraport.engine.run import run
+    from loraport.store import shelf
+
+    for recipe in recipes:
+        with Progress(voice) as progress:
+            run(make_plan(recipe), None, run_options, progress)
+    found = shelf.entries(root)
+    total = sum(entry.bytes for entry in found)
+    voice.result(f"{root}: {_entries(len(found))}, {text.size(total)}")
+    voice.document({"root": str(root), "entries": len(found), "bytes": total})
 
 
 def _root(folder: str | None) -> Path:

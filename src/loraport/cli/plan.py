@@ -3,7 +3,7 @@
 from typing import Any
 
 from loraport.cli import options, text
-from loraport.cli.options import Flags
+from loraport.cli.flags import Flags
 from loraport.cli.voice import Voice
 
 EXAMPLE = """What it would take, before it starts:

@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from loraport.cli import options
-from loraport.cli.options import Flags
+from loraport.cli.flags import Flags
 from loraport.cli.voice import Voice, error_document, say_error
 from loraport.errors import Interrupted, LoraportError, UsageError
 

@@ -1,0 +1,50 @@
+"""`loraport demo`, with the sampling left out: what it says and passes on. The zoo tests the demo itself."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from typer.testing import CliRunner
+
+from loraport.cli.main import app
+from loraport.engine.results import TransferReport
+
+
+@dataclass(frozen=True)
+class Stage:
+    message: str
+    done: int
+    total: int
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
+    made = []
+
+    def run_demo(output: Path, **settings: object) -> SimpleNamespace:
+        made.append({"output": output, **settings})
+        settings["on_event"](Stage("sampling", 1, 2))
+        names = ("page", "still", "animation", "numbers", "lora", "log")
+        report = TransferReport(None, (), (), (), (), {})
+        files = {name: output / name for name in names}
+        return SimpleNamespace(lead="It helped.", remarks=("A little.",), seconds=61.0, report=report, **files)
+
+    monkeypatch.setattr("loraport.zoo.demo.run_demo", run_demo)
+    return made
+
+
+def test_the_demo_tells_where_to_look(calls: list[dict], tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["demo", "-o", str(tmp_path / "out"), "--seed", "3"])
+    assert done.exit_code == 0, done.output
+    assert (calls[0]["output"], calls[0]["seed"]) == (tmp_path / "out", 3)
+    for text in ("It helped.", "- A little.", "1 min 1 s", str(tmp_path / "out" / "page")):
+        assert text in done.stdout
+    assert "[1/2] sampling" in done.stderr
+
+
+def test_the_demo_as_json(calls: list[dict], tmp_path: Path) -> None:
+    facts = json.loads(CliRunner().invoke(app, ["demo", "-o", str(tmp_path), "--json"]).stdout)
+    assert facts["lead"] == "It helped."
+    assert facts["files"]["page"] == str(tmp_path / "page")
