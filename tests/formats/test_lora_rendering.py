@@ -292,3 +292,34 @@ class TestConversion:
         assert found["ss_network_alpha"] == "4"
         assert found["ss_tag_frequency"] == "{}"
         assert "sshs_model_hash" not in found
+
+    def test_an_fp8_file_goes_round(self, tmp_path):
+        tiny = {
+            name: (b.to(torch.float8_e4m3fn), a.to(torch.float8_e4m3fn)) for name, (b, a) in makers.factors().items()
+        }
+        path = LoraFile(
+            {f"diffusion_model.{n}{end}": t for n, (b, a) in tiny.items() for end, t in zip(PEFT, (a, b), strict=True)}
+        ).write(tmp_path)
+        assert open_adapter(path).layers["blocks.0.ffn.0"].load().dense().isfinite().all()
+        convert_adapter(path, tmp_path / "x.safetensors", to="kohya")
+        found = load_file(tmp_path / "x.safetensors")["lora_unet_blocks_0_ffn_0.lora_up.weight"]
+        assert torch.equal(found.float(), tiny["blocks.0.ffn.0"][0].float())
+
+
+@pytest.mark.parametrize(
+    ("profile", "extra", "words"),
+    [
+        ("universal", {}, ""),
+        ("universal", EXTRA, "norms, convolution and modulation"),
+        ("universal", {"lora_te_x.lora_up.weight": torch.ones(1)}, "text encoder"),
+        ("original", {}, "bare names"),
+        ("kohya", {}, ""),
+        ("kohya", {"diffusion_model.blocks.0.norm3.diff": torch.ones(24)}, "every layer of every block"),
+        ("diffusers", {}, ""),
+    ],
+)
+def test_loaders_that_will_not_take_all_of_it_are_named(profile, extra, words, tmp_path):
+    path = LoraFile(spell(makers.factors(), "diffusion_model.", same, *PEFT) | extra).write(tmp_path)
+    warnings = convert_adapter(path, tmp_path / "x.safetensors", to=profile).warnings
+    assert words in " ".join(warnings)
+    assert bool(warnings) == bool(words)

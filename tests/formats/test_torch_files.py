@@ -25,9 +25,10 @@ class Trap:
         return (os.system, (f"touch {self.mark}",))
 
 
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors", "x.bin", "x"])
 @pytest.mark.parametrize("how", ["inside a torch file", "a bare pickle"])
-def test_a_malicious_pickle_is_refused_and_does_not_run(how, tmp_path):
-    mark, path = tmp_path / "ran", tmp_path / "x.pt"
+def test_a_malicious_pickle_is_refused_and_does_not_run(how, name, tmp_path):
+    mark, path = tmp_path / "ran", tmp_path / name
     content = {"generator": makers.model(), "trap": Trap(mark)}
     if how == "a bare pickle":
         path.write_bytes(pickle.dumps(content["trap"]))

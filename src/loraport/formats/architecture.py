@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from loraport.errors import MismatchError
-from loraport.formats.family import Family, block_of, families
+from loraport.formats.family import Family, block_of
 
 LayerName = str
 Shape = tuple[int, ...]
@@ -52,8 +52,8 @@ class Architecture:
         )
 
 
-def detect(shapes: Mapping[str, Shape], family: Family) -> Architecture:
-    """Work out dimensions and a title from the shapes of canonical modules.
+def detect(shapes: Mapping[str, Shape], family: Family, where: str | None = None) -> Architecture:
+    """Work out dimensions and a title from the shapes of canonical modules (of the file `where`).
 
     Raises:
         MismatchError: shapes that contradict each other, such as two widths in one model.
@@ -67,18 +67,12 @@ def detect(shapes: Mapping[str, Shape], family: Family) -> Architecture:
             continue
         if template.role == "linear":
             if len(shape) != 2:
-                raise MismatchError(f"{module} is not a matrix", values=f"shape {list(shape)}")
+                raise MismatchError(f"{module} is not a matrix", where=where, values=f"shape {list(shape)}")
             layers[module] = (shape[0], shape[1])
-        _unify(module, shape, template.shape, dimensions, proof)
+        _unify(module, shape, template.shape, dimensions, proof, where)
     blocks = [int(block_of(module)) for module in shapes if block_of(module) and family.template_of(module)]
     dimensions["blocks"] = max(blocks) + 1 if blocks else 0
     return Architecture(family, _title(family, dimensions, shapes), layers, dict(shapes), dimensions)
-
-
-def detect_partial(shapes: Mapping[str, Shape]) -> Architecture:
-    """`detect` for a LoRA, whose modules are canonical already; the family is the one that knows them."""
-    family = max(families().values(), key=lambda family: sum(family.template_of(name) is not None for name in shapes))
-    return detect(shapes, family)
 
 
 def differing_shapes(first: Architecture, second: Architecture) -> dict[str, tuple[Shape, Shape]]:
@@ -108,11 +102,18 @@ def require_same_size(first: Architecture, second: Architecture, names: tuple[st
 
 
 def _unify(
-    module: str, shape: Shape, symbols: tuple[str, ...], dimensions: dict[str, int], proof: dict[str, str]
+    module: str,
+    shape: Shape,
+    symbols: tuple[str, ...],
+    dimensions: dict[str, int],
+    proof: dict[str, str],
+    where: str | None,
 ) -> None:
     if len(shape) != len(symbols):
         raise MismatchError(
-            f"{module} has the wrong number of dimensions", values=f"shape {list(shape)}, expected {list(symbols)}"
+            f"{module} has the wrong number of dimensions",
+            where=where,
+            values=f"shape {list(shape)}, expected {list(symbols)}",
         )
     for size, symbol in zip(shape, symbols, strict=True):
         factor, _, name = symbol.rpartition("*")
@@ -128,6 +129,7 @@ def _unify(
         if size != expected:
             raise MismatchError(
                 f"the sizes contradict each other at {module}",
+                where=where,
                 values=f"shape {list(shape)}, but {name} is {expected} by {proof.get(name, 'definition')}",
             )
 

@@ -80,7 +80,7 @@ def open_checkpoint(spec: str | Path, *, nested: str | None = None) -> Checkpoin
     _refuse_quantised(found.path, found.groups[nest])
     return Checkpoint(
         found.path,
-        detect(reading.shapes, reading.family),
+        detect(reading.shapes, reading.family, str(found.path)),
         reading.naming,
         reading.prefix,
         reading.tensors,

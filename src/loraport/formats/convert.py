@@ -13,6 +13,7 @@ from loraport.formats.architecture import Architecture
 from loraport.formats.checkpoint import Checkpoint
 from loraport.formats.dialect import SAME_AS_INPUT, Profile, profile_of
 from loraport.formats.header import STALE
+from loraport.formats.loaders import loader_notes
 from loraport.formats.parse import open_adapter
 from loraport.formats.render import Factors, render, write_adapter
 from loraport.formats.tensors import read_tensor
@@ -71,6 +72,7 @@ def convert_adapter(
     profile = profile_of(to, lora.dialect)
     tensors, folded = render_exact(lora, profile)
     write_adapter(output, tensors, _metadata(lora, profile))
+    ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.kind == "lora" or profile.factor_matrices}
     return Conversion(
         output,
         lora.dialect.title,
@@ -79,7 +81,7 @@ def convert_adapter(
         tuple(key for item in lora.carried for key in item.keys),
         lora.dropped,
         folded,
-        lora.warnings,
+        lora.warnings + loader_notes(to, ranks, lora.carried, lora.architecture),
     )
 
 

@@ -68,7 +68,7 @@ def open_adapter(
     config = read_config(path, metadata, dialect.prefix)
     done = assemble(pieces, family, config if dialect.alpha == "none" else None, path)
     problems = {**{key: _nearest(key, family) for key in unmatched}, **done.leftover}
-    own = detect({**{layer.name: layer.shape for layer in done.layers.values()}}, family)
+    own = detect({name: layer.shape for name, layer in done.layers.items()}, family, str(path))
     if architecture is not None:
         problems.update(check_fit(done, own, model if model is not None else architecture, role, path))
     if problems and not allow_partial:

@@ -69,9 +69,14 @@ def _load(path: str) -> Any:
             values=reason,
             fix="export the weights alone as safetensors, from a machine where you trust the file",
         ) from None
-    except (RuntimeError, ValueError, KeyError, EOFError, OSError, TypeError, AttributeError, IndexError) as error:
+    except FileError:
+        raise
+    except Exception as error:  # a damaged archive fails in whatever type the part that meets it happens to raise
         raise FileError(
-            "the torch file cannot be read", where=path, values=str(error).split("\n")[0][:200], fix="save it again"
+            "the torch file cannot be read",
+            where=path,
+            values=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
+            fix="a file that torch wrote must not be called .safetensors; else save or download it again",
         ) from None
 
 
