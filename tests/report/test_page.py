@@ -78,7 +78,7 @@ def _comparison(label="first & <b>best</b>"):
     rows = (Row("a", label, "a note", clips, {"m": score}, "reference"), Row("b", "numbers only", scores={"m": score}))
     curve = Curve("a line", ((0.5, Score(0.2, 0.01)), (1.0, Score(0.1, 0.01))), "result")
     captions = (("one", "1"), ("two", "2"), ("three", "3"))
-    return Comparison(captions, rows, (measure,), 48, (curve, curve), measure, "dial")
+    return Comparison(captions, rows, (measure,), 48, "a title", (curve, curve), measure, "dial")
 
 
 def test_an_ordinary_report_makes_a_page():

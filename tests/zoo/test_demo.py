@@ -6,18 +6,18 @@ import pytest
 import torch
 
 from loraport.errors import UsageError
-from loraport.zoo import catalogue, demo, story
+from loraport.zoo import catalogue, demo, story, studio
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    before = demo.STRENGTHS
-    demo.STRENGTHS = (1.0, 1.5)
+    before = studio.STRENGTHS
+    studio.STRENGTHS = (1.0, 1.5)
     events = []
     try:
         done = demo.run_demo(tmp_path_factory.mktemp("demo") / "demo-output", clips=8, on_event=events.append)
     finally:
-        demo.STRENGTHS = before
+        studio.STRENGTHS = before
     return done, events
 
 

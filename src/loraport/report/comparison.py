@@ -77,6 +77,7 @@ class Comparison:
         rows: in the order in which they are drawn.
         measures: the scores' meanings, in column order.
         scored: number of clips behind each score (more than are shown).
+        title: a few words for the corner of the pictures.
         curves: scores over a dial; `curve_measure` says which score, `curve_axis` names the dial.
     """
 
@@ -84,6 +85,7 @@ class Comparison:
     rows: tuple[Row, ...]
     measures: tuple[Measure, ...]
     scored: int
+    title: str = ""
     curves: tuple[Curve, ...] = ()
     curve_measure: Measure | None = None
     curve_axis: str = ""

@@ -124,6 +124,8 @@ def _sheet(comparison: Comparison, scores: tuple[str, ...], layout: _Layout, fra
     draw = ImageDraw.Draw(sheet)
     small = _font(12)
     measures = [measure for key in scores for measure in comparison.measures if measure.key == key]
+    for line, text in enumerate(_wrap(comparison.title, _font(17), layout.label_width - 20)):
+        draw.text((MARGIN, MARGIN + 22 * line - 2), text, font=_font(17), fill=INK)
     for column, caption in enumerate(comparison.captions):
         middle = layout.left + column * (layout.cell + GAP) + layout.cell // 2
         for line, text in enumerate(caption):
