@@ -26,8 +26,9 @@ class Process:
     out: Path
     err: Path
 
-    def send(self, which: signal.Signals) -> None:
-        os.kill(self.pid, which)
+    def send(self, which: signal.Signals, *, group: bool = False) -> None:
+        """Signal the process, or also its children, as Ctrl-C in a terminal does."""
+        (os.killpg if group else os.kill)(self.pid, which)
 
     def finish(self) -> "Done":
         status = self.zygote.ask({"wait": self.pid})["status"]

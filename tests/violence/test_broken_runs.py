@@ -96,7 +96,8 @@ def test_ctrl_c_in_the_middle_of_workers(case, executor: str) -> None:
     deadline = time.monotonic() + 60
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.0005)
-    process.send(signal.SIGINT)
+    time.sleep(1.0 if executor == "process" else 0.0)  # until there are workers
+    process.send(signal.SIGINT, group=True)
     done = process.finish()
     assert done.code == 130, done.stderr
     assert "Traceback" not in done.stderr
