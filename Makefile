@@ -1,13 +1,16 @@
-# `make demo` and `make test` set everything up themselves, in .venv.
+# `make demo` and `make test` set everything up themselves, in .venv. `make evidence QUICK=1` is the short form.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.ready
 
-.PHONY: demo test test-fast lint bench clean
+.PHONY: demo evidence test test-fast lint bench clean
 
 demo: $(SETUP)
 	$(BIN)/loraport demo
+
+evidence: $(SETUP)
+	$(BIN)/loraport evaluate $(if $(QUICK),--quick)
 
 test: $(SETUP)
 	$(BIN)/python -m pytest

@@ -1,0 +1,84 @@
+"""`loraport evaluate`: methods x LoRAs x targets on the bundled tiny models, with intervals."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from loraport.cli import text
+from loraport.cli.options import Json, Quiet, Verbose
+from loraport.cli.voice import Voice
+
+EXAMPLE = """The evidence behind docs/evidence.md (under half an hour on two cores), and a small form of it (minutes):
+
+    loraport evaluate
+
+    loraport evaluate --quick
+
+One method on one LoRA and target, against direct reuse at all its strengths:
+
+    loraport evaluate --method casa --lora outline --target step-strong"""
+
+
+def evaluate(
+    output: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="FOLDER", help="Where results go; what was sampled there is reused."),
+    ] = Path("evidence-output"),
+    quick: Annotated[bool, typer.Option("--quick", help="Few prompts, two seeds, the main rows only.")] = False,
+    method: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on every Python
+        typer.Option(
+            "--method", "-m", metavar="NAME", help="Only this method or row (repeatable).", show_default=False
+        ),
+    ] = None,
+    lora: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--lora", metavar="NAME", help="Only this LoRA (repeatable).", show_default=False),
+    ] = None,
+    target: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option("--target", metavar="NAME", help="Only this target (repeatable).", show_default=False),
+    ] = None,
+    family: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--family", metavar="FOLDER", help="Other models than the bundled ones, laid out like them."),
+    ] = None,
+    judge: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--judge", metavar="FILE", help="Another classifier than the bundled one."),
+    ] = None,
+    prompts: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--prompts", metavar="N", min=2, help="Different prompts.", show_default="64, quick 16"),
+    ] = None,
+    seeds: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option("--seeds", metavar="N", min=1, help="Starting noises per prompt.", show_default="3, quick 2"),
+    ] = None,
+    verbose: Verbose = 0,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure methods on the tiny models: function, quality and motion, with intervals and controls."""
+    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
+    from loraport.cli.progress import Progress
+    from loraport.evaluate import tables
+    from loraport.evaluate.evidence import FULL, QUICK, chosen, make_evidence
+    from loraport.evaluate.family import open_family
+    from loraport.evaluate.judge import open_judge
+    from loraport.evaluate.studio import Scale
+
+    rows = chosen(method or [], quick=quick)
+    members = open_family(family).pick(tuple(target or ()), tuple(lora or ()))
+    usual = QUICK if quick else FULL
+    scale = Scale(prompts=prompts or usual.prompts, seeds=seeds or usual.seeds)
+    with Progress(voice) as progress:
+        done = make_evidence(members, open_judge(judge), rows, output, scale=scale, on_event=progress)
+    lines = [f"{len(done.evidence.cells)} cells in {text.duration(done.evidence.seconds)}", ""]
+    lines += [tables.main_table(done.evidence)]
+    lines += [f"- {note}" for note in done.evidence.notes]
+    lines += ["", f"  numbers  {done.numbers}", f"  tables   {done.tables}"]
+    lines += [f"  picture  {file}" for file in done.pictures]
+    voice.result("\n".join(lines))
+    voice.document(done.evidence.to_json() | {"files": {"numbers": str(done.numbers), "tables": str(done.tables)}})

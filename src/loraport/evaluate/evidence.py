@@ -1,0 +1,119 @@
+"""`make evidence`: run the rows of the evidence and leave numbers, tables, plots and contact sheets in a folder."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraport import files
+from loraport.errors import UsageError
+from loraport.evaluate import drift, plots, tables, variants
+from loraport.evaluate.family import Family, Lora, Model
+from loraport.evaluate.judge import Judge
+from loraport.evaluate.run import Evidence, Step, evaluate
+from loraport.evaluate.studio import Scale
+from loraport.evaluate.variants import Variant
+from loraport.methods import registry
+
+FULL = Scale(prompts=64, seeds=3)
+QUICK = Scale(prompts=16, seeds=2)
+SWEPT = 2
+"""Sweeps over settings run on the first so many LoRAs and targets only."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files that were written, and the evidence."""
+
+    folder: Path
+    numbers: Path
+    tables: Path
+    pictures: tuple[Path, ...]
+    evidence: Evidence
+
+
+def chosen(labels: Sequence[str], *, quick: bool) -> list[Variant]:
+    """The rows to run: those named (rows, methods or presets), else all of the full or quick form.
+
+    Raises:
+        UsageError: a name is neither a row nor a method.
+    """
+    known = {variant.label: variant for variant in (*variants.MAIN, *variants.SWEEPS)}
+    if not labels:
+        return [known[label] for label in variants.QUICK] if quick else list(known.values())
+    rows = [variants.direct(strength) for strength in variants.STRENGTHS]
+    for label in labels:
+        variant = known.get(label)
+        if variant is None:
+            if label not in registry.names() and label not in registry.PRESETS:
+                raise UsageError(f"there is no method or row {label!r}", values=f"rows: {', '.join(known)}")
+            variant = Variant(label, label, "ours")
+        rows += [variant] if variant not in rows else []
+    return rows
+
+
+def make_evidence(
+    family: Family,
+    judge: Judge,
+    rows: Sequence[Variant],
+    output: Path,
+    *,
+    scale: Scale,
+    on_event: Callable[[Step], None] | None = None,
+) -> Written:
+    """Evaluate and write. Running again with the same folder takes what was sampled before from its cache.
+
+    Raises:
+        LoraportError: a transfer failed or the folder cannot be written.
+    """
+    swept = {lora.name for lora in family.loras[:SWEPT]}, {target.name for target in family.targets[:SWEPT]}
+
+    def only(variant: Variant, lora: Lora, target: Model) -> bool:
+        return variant.role != "sweep" or (lora.name in swept[0] and target.name in swept[1])
+
+    evidence = evaluate(family, rows, judge, scale=scale, folder=output / "work", only=only, on_event=on_event)
+    concentrations = {target.name: drift.summary(drift.concentrations(family, target)) for target in family.targets}
+    numbers, text = output / "evidence.json", output / "tables.md"
+    files.write_json(numbers, evidence.to_json() | {"drift": concentrations})
+    files.write_text(text, _tables(evidence, concentrations))
+    return Written(output, numbers, text, tuple(_pictures(evidence, output)), evidence)
+
+
+def _tables(evidence: Evidence, concentrations: dict[str, Any]) -> str:
+    counts = ", ".join(f"{name} {count}" for name, count in evidence.prompts.items())
+    parts = [
+        f"{evidence.scale.seeds} seeds, prompts: {counts}; {evidence.seconds:.0f} s.\n",
+        "## All pairs\n",
+        tables.main_table(evidence),
+        "## The LoRA's gain on its own source\n",
+        "\n".join(f"- {note}" for note in evidence.notes) + "\n",
+        "## Drift\n",
+        _drift_table(concentrations),
+    ]
+    for lora, target in evidence.pairs():
+        parts += [f"## {lora} on {target}\n", tables.pair_table(evidence, lora, target)]
+    return "\n".join(parts)
+
+
+def _drift_table(concentrations: dict[str, Any]) -> str:
+    names = list(dict.fromkeys(name for summary in concentrations.values() for name in summary))
+    lines = ["| target | " + " | ".join(names) + " |", "|" + " --- |" * (len(names) + 1)]
+    for target, summary in concentrations.items():
+        cells = [f"{s['mean']:.4g} ± {s['error']:.2g}" if (s := summary.get(name)) else "–" for name in names]
+        lines.append(f"| {target} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _pictures(evidence: Evidence, output: Path) -> list[Path]:
+    shown = [v.label for v in (*variants.MAIN,) if v.role != "sweep"]
+    made = []
+    for function, quality in (("taught", "accuracy"), ("statistic", "frechet")):
+        file = output / f"{quality}-against-{function}.png"
+        picture = plots.quality_against_function(evidence, function=function, quality=quality, labels=shown)
+        files.write_bytes(file, picture)
+        made.append(file)
+    for lora, target in evidence.pairs():
+        file = output / f"sheet-{lora}-{target}.png"
+        files.write_bytes(file, plots.contact_sheet(evidence, lora, target, variants.SHEET))
+        made.append(file)
+    return made

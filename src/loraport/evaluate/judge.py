@@ -1,0 +1,110 @@
+"""The learnt judge: one small classifier that reads what a clip shows and gives features for Frechet distances.
+
+Trained on renderings only (`training/train_classifier.py`), never on samples, so it owes nothing to any method.
+"""
+
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from loraport.errors import FileError
+from loraport.evaluate.tasks import ATTRIBUTES
+
+HEADS = {"shape": 4, "colour": 6, "direction": 4, "background": 4, "look": 4, "ring": 2, "zigzag": 2}
+LOOKS = ("base", "noir", "outline", "stripe")
+FEATURES = 64
+_BATCH = 256
+
+
+class ClipClassifier(nn.Module):
+    """Three strided 3D convolutions, one hidden layer, a linear head per question. Clips lie in [-1, 1].
+
+    Args:
+        cells: frames x height x width that are left after the convolutions.
+    """
+
+    def __init__(self, cells: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv3d(3, 24, 3, stride=(1, 2, 2), padding=1),
+            nn.GroupNorm(4, 24),
+            nn.SiLU(),
+            nn.Conv3d(24, 48, 3, stride=(1, 2, 2), padding=1),
+            nn.GroupNorm(8, 48),
+            nn.SiLU(),
+            nn.Conv3d(48, 64, 3, stride=2, padding=1),
+            nn.GroupNorm(8, 64),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear(64 * cells, FEATURES),
+        )
+        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, count) for name, count in HEADS.items()})
+
+    def forward(self, clips: Float[Tensor, "n 3 f h w"]) -> tuple[Float[Tensor, "n d"], dict[str, Tensor]]:
+        """Features, and logits of each head."""
+        features = nn.functional.silu(self.body(clips))
+        return features, {name: head(features) for name, head in self.heads.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the judge sees in clips: features, and for each head the probability of each answer."""
+
+    features: Float[Tensor, "n d"]
+    probabilities: dict[str, Float[Tensor, "n answers"]]
+
+    def taught(self, style: str) -> Float[Tensor, " n"]:
+        """Probability that a clip shows what the LoRA of this style was to teach."""
+        if style in LOOKS:
+            return self.probabilities["look"][:, LOOKS.index(style)]
+        return self.probabilities[style][:, 1]
+
+    def correct(self, attribute: str, prompts: Tensor) -> Float[Tensor, " n"]:
+        """1 where the most likely answer is what the prompt (attribute positions, n x 4) asks for, else 0."""
+        asked = prompts[:, ATTRIBUTES.index(attribute)]
+        return (self.probabilities[attribute].argmax(1) == asked).float()
+
+
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """A loaded classifier. Build it with `open_judge`."""
+
+    network: ClipClassifier
+
+    def read(self, clips: Float[Tensor, "n 3 f h w"]) -> Reading:
+        """Look at clips; pixels beyond [-1, 1] are cut first, as a player would."""
+        features, logits = [], []
+        with torch.inference_mode():
+            for part in clips.clamp(-1, 1).split(_BATCH):
+                seen, said = self.network(part)
+                features.append(seen)
+                logits.append(said)
+        return Reading(
+            torch.cat(features).clone(), {name: torch.cat([part[name] for part in logits]).softmax(1) for name in HEADS}
+        )
+
+
+def bundled_judge() -> Path:
+    """The classifier that ships with the package."""
+    return Path(str(resources.files("loraport.evaluate"))) / "data" / "classifier.safetensors"
+
+
+def open_judge(file: Path | None = None) -> Judge:
+    """Load the classifier, the bundled one by default.
+
+    Raises:
+        FileError: there is no such file.
+    """
+    file = file or bundled_judge()
+    if not file.is_file():
+        raise FileError("no such classifier", where=str(file))
+    state = {key: value.float() for key, value in load_file(file).items()}
+    with torch.random.fork_rng(devices=[]):  # a fresh network fills its weights at random; that is nobody's business
+        network = ClipClassifier(state["body.10.weight"].shape[1] // 64)
+    network.load_state_dict(state)
+    return Judge(network.requires_grad_(False).eval())

@@ -1,0 +1,133 @@
+"""Pictures of the evidence: quality against function with intervals, and contact sheets. Matplotlib loads late."""
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loraport.evaluate.estimates import Estimate
+from loraport.evaluate.run import SHOWN, Cell, Evidence
+from loraport.evaluate.tasks import get
+from loraport.report import Comparison, Measure, Row, Score, figures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLOURS = {
+    "direct": "#b06026",
+    "paper": "#167c80",
+    "control": "#7a7f8a",
+    "rival": "#8a5fb0",
+    "sweep": "#9bb7b8",
+    "ours": "#c2185b",
+}
+_MARKERS = "osD^v<>PX*hd8p"
+
+
+def quality_against_function(
+    evidence: Evidence, *, function: str = "taught", quality: str = "accuracy", labels: Sequence[str] | None = None
+) -> bytes:
+    """A PNG with one panel a (LoRA, target): every method as a point with 95 % intervals on both axes.
+
+    The grey cross is source + LoRA (B), the grey plus the target without the LoRA (C); the line joins the strengths of
+    direct reuse.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    rows = [lora.name for lora in evidence.family.loras]
+    columns = [target.name for target in evidence.family.targets]
+    figure = Figure(figsize=(4.1 * len(columns) + 2.2, 3.4 * len(rows)), layout="constrained")
+    axes = figure.subplots(len(rows), len(columns), squeeze=False)
+    marks: dict[str, tuple[str, str]] = {}
+    for (lora, target), panel in zip(evidence.pairs(), axes.flat, strict=True):
+        _panel(evidence, panel, lora, target, function, quality, labels, marks)
+    handles = [
+        axes.flat[0].plot([], [], marker=marker, color=colour, linestyle="", label=label)[0]
+        for label, (marker, colour) in marks.items()
+    ]
+    figure.legend(handles=handles, loc="outside right upper", fontsize=7, frameon=False)
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": ""})
+    return buffer.getvalue()
+
+
+def _panel(
+    evidence: Evidence,
+    panel: "Axes",
+    lora: str,
+    target: str,
+    function: str,
+    quality: str,
+    labels: Sequence[str] | None,
+    marks: dict[str, tuple[str, str]],
+) -> None:
+    cells = [cell for cell in evidence.of_pair(lora, target) if labels is None or cell.label in labels]
+    for cell, shape in ((evidence.cell(lora, "", "B"), "x"), (evidence.cell(lora, target, "C"), "+")):
+        x, y = cell.estimates[function], cell.estimates[quality]
+        panel.plot([x.value], [y.value], shape, color="#444444", markersize=9, markeredgewidth=2)
+    line = [cell for cell in cells if cell.variant and cell.variant.role == "direct"]
+    line.sort(key=lambda cell: float(cell.variant.params.get("strength", 1)) if cell.variant else 0)
+    path = [(cell.estimates[function].value, cell.estimates[quality].value) for cell in line]
+    panel.plot(*zip(*path, strict=True), color=_COLOURS["direct"], linewidth=0.8, alpha=0.6)
+    for cell in cells:
+        assert cell.variant is not None
+        marks.setdefault(cell.label, (_MARKERS[len(marks) % len(_MARKERS)], _COLOURS[cell.variant.role]))
+        marker, colour = marks[cell.label]
+        x, y = cell.estimates[function], cell.estimates[quality]
+        panel.errorbar(
+            [x.value],
+            [y.value],
+            xerr=_bars(x),
+            yerr=_bars(y),
+            marker=marker,
+            color=colour,
+            markersize=5,
+            elinewidth=0.7,
+            alpha=0.85,
+        )
+    panel.set_title(f"{lora} on {target}", fontsize=9)
+    panel.set_xlabel(f"function: {function}", fontsize=8)
+    panel.set_ylabel(f"quality: {quality}", fontsize=8)
+    panel.tick_params(labelsize=7)
+    if quality == "frechet":
+        panel.invert_yaxis()
+
+
+def _bars(estimate: Estimate) -> list[list[float]]:
+    low, high = estimate.interval()
+    return [[max(estimate.value - low, 0.0)], [max(high - estimate.value, 0.0)]]
+
+
+def contact_sheet(evidence: Evidence, lora: str, target: str, labels: Sequence[str]) -> bytes:
+    """A PNG: the first eight prompts (not the best), the anchors and some methods, with two scores a row."""
+    task = get(next(item.style for item in evidence.family.loras if item.name == lora))
+    rows = [
+        _row(evidence.cell(lora, "", "A"), "source", "baseline"),
+        _row(evidence.cell(lora, "", "B"), "source + LoRA", "reference"),
+        _row(evidence.cell(lora, target, "C"), f"target {target}", "baseline"),
+    ]
+    best = evidence.best_direct(lora, target).label
+    for cell in evidence.of_pair(lora, target):
+        if cell.label in labels or cell.label == best:
+            assert cell.variant is not None
+            label = cell.label + (" (its best)" if cell.label == best else "")
+            rows.append(_row(cell, label, "baseline" if cell.variant.role == "direct" else "result"))
+    comparison = Comparison(
+        captions=tuple(("",) for _ in range(SHOWN)),
+        rows=tuple(rows),
+        measures=(
+            Measure("taught", "P(taught)", "probability of what the LoRA was to teach", "higher"),
+            Measure("accuracy", "accuracy", f"of {', '.join(task.visible)}", "higher"),
+        ),
+        scored=evidence.prompts[lora] * evidence.scale.seeds,
+    )
+    return figures.still(comparison, scores=("taught", "accuracy"), cell=64)
+
+
+def _row(cell: Cell, label: str, kind: str) -> Row:
+    clips = cell.shown.permute(0, 2, 3, 4, 1).contiguous().numpy().astype(np.uint8)
+    scores = {name: Score(cell.estimates[name].value, cell.estimates[name].error) for name in ("taught", "accuracy")}
+    return Row(cell.label, label, "", clips, scores, kind)

@@ -1,0 +1,285 @@
+"""The evaluation: methods x LoRAs x targets, four anchors each, everything on the same prompts and noise.
+
+    A  source            B  source + LoRA
+    C  target            D  target + transferred LoRA
+
+A and B depend on the LoRA, C on the target: they are sampled once. Another method costs only its D.
+"""
+
+import itertools
+import platform
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+import loraport
+from loraport.evaluate import tasks
+from loraport.evaluate.estimates import Bootstrap, Estimate, Reference, gain_ratio
+from loraport.evaluate.family import Family, Lora, Model
+from loraport.evaluate.judge import Judge
+from loraport.evaluate.studio import Scale, Studio, Take, open_studios
+from loraport.evaluate.variants import Variant
+from loraport.methods import registry
+
+FUNCTION = ("taught", "statistic")
+"""Scores of what the LoRA was to teach: by the judge, and by a statistic that needs no learning."""
+MEASURES = (*FUNCTION, "accuracy", "frechet", "to_aim", "motion")
+HIGHER_IS_BETTER = {"taught": True, "statistic": True, "accuracy": True, "frechet": False, "to_aim": False}
+SHOWN = 8
+ANCHORS = {"A": "source", "B": "source + LoRA", "C": "target"}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: `done` of `total` cells, and what was just done."""
+
+    message: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One way of making the clips of one LoRA (on one target, unless it is A or B), scored.
+
+    Attributes:
+        lora, target: names; target is empty for A and B. label: of the variant, or "A", "B", "C", "real".
+        variant: None for anchors.
+        estimates: by measure, see `MEASURES`; single attributes too. For directions of improvement see
+            `HIGHER_IS_BETTER`; more motion is neither better nor worse.
+        gain_ratios: FGR by function score; None where the LoRA's gain on the source is within its noise.
+        transfer: figures of the transfer (share of energy kept, rank, norm ratio, cosine...).
+        shown: the first eight clips of the first seed, for contact sheets.
+    """
+
+    lora: str
+    target: str
+    label: str
+    variant: Variant | None
+    estimates: Mapping[str, Estimate]
+    gain_ratios: Mapping[str, Estimate | None]
+    transfer: Mapping[str, float]
+    shown: UInt8[Tensor, "n 3 f h w"]
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """The outcome. Cells in the order: anchors of a LoRA, then its targets with their variants.
+
+    `seconds` is the wall time, `sampling_seconds` the part that was spent sampling; takes found in the cache cost none.
+    """
+
+    family: Family
+    scale: Scale
+    cells: tuple[Cell, ...]
+    prompts: Mapping[str, int]
+    notes: tuple[str, ...]
+    seconds: float
+    sampling_seconds: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def cell(self, lora: str, target: str, label: str) -> Cell:
+        """The cell of this name. Raises KeyError."""
+        for cell in self.cells:
+            if (cell.lora, cell.target, cell.label) == (lora, target, label):
+                return cell
+        raise KeyError((lora, target, label))
+
+    def pairs(self) -> list[tuple[str, str]]:
+        """Every (LoRA, target)."""
+        return [(lora.name, target.name) for lora in self.family.loras for target in self.family.targets]
+
+    def of_pair(self, lora: str, target: str) -> list[Cell]:
+        """The variants on one target, in order."""
+        return [cell for cell in self.cells if (cell.lora, cell.target) == (lora, target) and cell.variant]
+
+    def best_direct(self, lora: str, target: str) -> Cell:
+        """Direct reuse at the strength that brings it nearest to source + LoRA.
+
+        The strength is chosen on the same clips that are reported, which favours direct reuse, the rival to beat.
+        """
+        cells = [cell for cell in self.of_pair(lora, target) if cell.variant and cell.variant.role == "direct"]
+        return min(cells, key=lambda cell: cell.estimates["to_aim"].value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Numbers only."""
+        return {
+            "loraport": loraport.__version__,
+            "settings": dict(self.settings),
+            "scale": {"prompts": dict(self.prompts), "seeds": self.scale.seeds, "seed": self.scale.seed},
+            "machine": {"torch": torch.__version__, "python": platform.python_version(), "cpu": platform.machine()},
+            "seconds": round(self.seconds, 1),
+            "sampling_seconds": round(self.sampling_seconds, 1),
+            "notes": list(self.notes),
+            "best_direct": {f"{a} on {b}": self.best_direct(a, b).label for a, b in self.pairs() if self.of_pair(a, b)},
+            "cells": [_plain(cell) for cell in self.cells],
+        }
+
+
+def evaluate(
+    family: Family,
+    variants: Sequence[Variant],
+    judge: Judge,
+    *,
+    scale: Scale,
+    folder: Path,
+    draws: int = 400,
+    only: Callable[[Variant, Lora, Model], bool] | None = None,
+    on_event: Callable[[Step], None] | None = None,
+) -> Evidence:
+    """Run every variant for every LoRA and target of the family.
+
+    Args:
+        family: what is evaluated. variants: the methods. judge: the classifier.
+        scale: prompts and seeds.
+        folder: where transferred LoRAs and cached scores are kept; running again with the same folder only adds.
+        draws: bootstrap draws.
+        only: leave out what it says no to.
+        on_event: told about every finished cell.
+
+    Raises:
+        LoraportError: a transfer failed, or the settings do not fit.
+    """
+    began = time.perf_counter()
+    tell = on_event or (lambda step: None)
+    wanted = {
+        (lora.name, target.name): [v for v in variants if only is None or only(v, lora, target)]
+        for lora, target in itertools.product(family.loras, family.targets)
+    }
+    total = sum(map(len, wanted.values())) + len(family.loras) * (2 + len(family.targets))
+    by_style = {lora.style: tasks.get(lora.style) for lora in family.loras}
+    studios = open_studios(family, family.loras, by_style, judge, scale, folder / "clips")
+    cells: list[Cell] = []
+    notes: list[str] = []
+    for lora in family.loras:
+        studio = studios[lora.name]
+        bench = _Bench(studio, lora, Bootstrap.of(len(studio.prompts), draws=draws), studio.real())
+        cells.append(bench.cell("real", "", studio.ceiling()))
+        for label, file in (("A", None), ("B", lora.file)):
+            cells.append(bench.cell(label, "", studio.take(family.source, file)))
+            tell(Step(f"{lora.name}: {ANCHORS[label]}", len(cells) - 1, total))
+        bench.anchors |= {cell.label: cell for cell in cells[-2:]}
+        notes += bench.notes()
+        for target in family.targets:
+            alone = bench.cell("C", target.name, studio.take(target))
+            bench.anchors["C"] = alone
+            cells.append(alone)
+            for variant in wanted[lora.name, target.name]:
+                file, facts = carry_over(family, lora, target, variant, folder)
+                cells.append(bench.cell(variant.label, target.name, studio.take(target, file), variant, facts))
+                tell(Step(f"{lora.name} on {target.name}: {variant.label}", len(cells) - 1, total))
+    return Evidence(
+        family=family,
+        scale=scale,
+        cells=tuple(cells),
+        prompts={name: len(studio.prompts) for name, studio in studios.items()},
+        notes=tuple(notes),
+        seconds=time.perf_counter() - began,
+        sampling_seconds=sum(studio.seconds for studio in studios.values()),
+        settings={"bootstrap_draws": draws, "judge_features": int(studios[family.loras[0].name].real().mean.numel())},
+    )
+
+
+def carry_over(
+    family: Family, lora: Lora, target: Model, variant: Variant, folder: Path
+) -> tuple[Path, dict[str, float]]:
+    """Transfer through the public interface, as a user would; returns the file and what the report says of it."""
+    slug = re.sub(r"[^a-z0-9.=]+", "-", variant.label.lower())
+    output = folder / "loras" / f"{lora.name}-{target.name}-{slug}.safetensors"
+    report = loraport.transfer(
+        lora.file,
+        source=family.source.folder,
+        target=None if target.distill else target.folder,
+        target_lora=str(target.distill) if target.distill else None,
+        output=output,
+        method=variant.method,
+        params=dict(variant.params),
+        rank=variant.rank if variant.rank != "auto" else registry_rank(variant.method),
+        amount=variant.amount,
+        force=True,
+        options=loraport.RunOptions(cache=str(folder / "cache"), overwrite=True, log="off"),
+    )
+    facts = {"rank": float(max(layer.rank_out for layer in report.layers))}
+    if "energy_kept_total" in report.summary:
+        facts["energy_kept"] = float(report.summary["energy_kept_total"])
+    shared = set.intersection(*(set(layer.stats) for layer in report.layers))
+    for name in sorted(shared):
+        values = [layer.stats[name] for layer in report.layers]
+        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+            facts[name] = sum(map(float, values)) / len(values)
+    return output, facts
+
+
+def registry_rank(name: str) -> str:
+    """The output rank that a preset asks for, or "auto"."""
+    preset = registry.PRESETS.get(name)
+    return "auto" if preset is None or preset.rank is None else str(preset.rank)
+
+
+@dataclass(eq=False)
+class _Bench:
+    """Scores takes of one LoRA against its anchors."""
+
+    studio: Studio
+    lora: Lora
+    bootstrap: Bootstrap
+    reference: Reference
+    anchors: dict[str, Cell] = field(default_factory=dict)
+    aim: Take | None = None
+
+    def cell(
+        self,
+        label: str,
+        target: str,
+        take: Take,
+        variant: Variant | None = None,
+        transfer: Mapping[str, float] | None = None,
+    ) -> Cell:
+        estimates = {name: self.bootstrap.mean(values) for name, values in take.scores.items()}
+        estimates["frechet"] = self.bootstrap.frechet(take.features, self.reference)
+        if label == "B":
+            self.aim = take
+        if self.aim is not None:
+            estimates["to_aim"] = self.bootstrap.mean(take.distance_to(self.aim))
+        ratios = {} if variant is None else {name: self.gain(name, estimates[name]) for name in FUNCTION}
+        return Cell(
+            self.lora.name, target, label, variant, estimates, ratios, transfer or {}, take.clips[0, :SHOWN].clone()
+        )
+
+    def gain(self, name: str, D: Estimate) -> Estimate | None:
+        A, B, C = (self.anchors[key].estimates[name] for key in "ABC")
+        return gain_ratio(A, B, C, D)
+
+    def notes(self) -> list[str]:
+        A, B = self.anchors["A"].estimates, self.anchors["B"].estimates
+        found = []
+        for name in FUNCTION:
+            gain = B[name] - A[name]
+            text = f"{self.lora.name}: gain of '{name}' on the source {gain.value:.3f} ± {gain.error:.3f}"
+            found.append(text + ("" if gain_ratio(A[name], B[name], A[name], B[name]) else ", within noise: no FGR"))
+        return found
+
+
+def _plain(cell: Cell) -> dict[str, Any]:
+    made: dict[str, Any] = {"lora": cell.lora, "target": cell.target, "label": cell.label}
+    if cell.variant is not None:
+        made |= {"method": cell.variant.method, "role": cell.variant.role, "params": dict(cell.variant.params)}
+        made |= {"rank": cell.variant.rank, "amount": cell.variant.amount}
+    made["estimates"] = {name: plain_estimate(value) for name, value in cell.estimates.items()}
+    made["gain_ratio"] = {name: value and plain_estimate(value) for name, value in cell.gain_ratios.items()}
+    made["transfer"] = {name: float(f"{value:.5g}") for name, value in cell.transfer.items()}
+    return made
+
+
+def plain_estimate(estimate: Estimate) -> dict[str, float]:
+    """Value, standard error and 95 % interval."""
+    low, high = estimate.interval()
+    facts = {"value": estimate.value, "error": estimate.error, "low": low, "high": high}
+    return {name: float(f"{value:.5g}") for name, value in facts.items()}

@@ -1,0 +1,101 @@
+"""Evidence as Markdown: one table of all methods over all pairs, and one table a pair."""
+
+from collections.abc import Sequence
+
+import torch
+
+from loraport.evaluate.estimates import Estimate
+from loraport.evaluate.run import ANCHORS, HIGHER_IS_BETTER, Cell, Evidence
+
+CLEAR = 2.0
+"""A difference counts when it is larger than this many of its standard errors."""
+
+TITLES = {
+    "taught": "P(taught)",
+    "statistic": "statistic",
+    "accuracy": "prompt accuracy",
+    "frechet": "Frechet",
+    "to_aim": "distance to B",
+    "motion": "motion, px/frame",
+}
+
+
+def verdict(measure: str, difference: Estimate) -> int:
+    """+1 if the difference is clearly an improvement, -1 if clearly a loss, 0 within noise."""
+    if abs(difference.value) <= CLEAR * difference.error:
+        return 0
+    return 1 if (difference.value > 0) == HIGHER_IS_BETTER[measure] else -1
+
+
+def pooled(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean over cells, draw by draw: cells share prompts, so they share draws."""
+    draws = torch.stack([estimate.draws for estimate in estimates]).mean(0)
+    return Estimate(sum(estimate.value for estimate in estimates) / len(estimates), draws)
+
+
+def show(estimate: Estimate | None, digits: int = 2, *, signed: bool = False) -> str:
+    """`0.41 ± 0.03`; a dash for what is not there."""
+    if estimate is None:
+        return "–"
+    value = f"{estimate.value:+.{digits}f}" if signed else f"{estimate.value:.{digits}f}"
+    return f"{value.replace('-', '−')} ± {estimate.error:.{digits}f}"
+
+
+def differences(evidence: Evidence, label: str, measure: str, rival: str = "direct") -> list[Estimate]:
+    """Paired differences of a row to direct reuse ("direct", or "best" for its best strength), one a pair."""
+    found = []
+    for lora, target in evidence.pairs():
+        cells = {cell.label: cell for cell in evidence.of_pair(lora, target)}
+        if label in cells:
+            other = evidence.best_direct(lora, target) if rival == "best" else cells[rival]
+            found.append(cells[label].estimates[measure] - other.estimates[measure])
+    return found
+
+
+def main_table(evidence: Evidence, labels: Sequence[str] | None = None) -> str:
+    """All rows over all pairs: mean gain ratio, mean paired difference to direct, and how often it wins and loses."""
+    measures = ("taught", "statistic", "accuracy", "frechet", "to_aim")
+    head = ["method", "pairs", "FGR (judge)", "FGR (statistic)"]
+    head += [f"{TITLES[name]} − direct" for name in measures]
+    head += ["wins / losses in distance: direct", "best strength"]
+    rows = []
+    for label in labels or _labels(evidence):
+        cells = [cell for cell in evidence.cells if cell.label == label and cell.variant]
+        ratios = [[c.gain_ratios[name] for c in cells if c.gain_ratios[name]] for name in ("taught", "statistic")]
+        row = [label, str(len(cells))] + [show(pooled(r)) if r else "–" for r in ratios]  # type: ignore[arg-type]
+        row += [show(pooled(differences(evidence, label, name)), 3, signed=True) for name in measures]
+        row += [_score(evidence, label, "direct"), _score(evidence, label, "best")]
+        rows.append(row)
+    return _markdown(head, rows)
+
+
+def pair_table(evidence: Evidence, lora: str, target: str, labels: Sequence[str] | None = None) -> str:
+    """One LoRA on one target: the anchors and every row, value ± standard error."""
+    head = ["", *TITLES.values(), "FGR (judge)", "FGR (statistic)"]
+    best = evidence.best_direct(lora, target).label
+    rows = [_row(evidence.cell(lora, "", "real"), "drawn in the taught variant")]
+    rows += [_row(evidence.cell(lora, "", key), f"{key}: {ANCHORS[key]}") for key in "AB"]
+    rows.append(_row(evidence.cell(lora, target, "C"), "C: target"))
+    for cell in evidence.of_pair(lora, target):
+        if labels is None or cell.label in labels or cell.label == best:
+            rows.append(_row(cell, f"**{cell.label}**" if cell.label == best else cell.label))
+    return _markdown(head, rows)
+
+
+def _row(cell: Cell, title: str) -> list[str]:
+    row = [title, *(show(cell.estimates.get(name)) for name in TITLES)]
+    return row + [show(cell.gain_ratios.get(name)) for name in ("taught", "statistic")]
+
+
+def _score(evidence: Evidence, label: str, rival: str) -> str:
+    verdicts = [verdict("to_aim", difference) for difference in differences(evidence, label, "to_aim", rival)]
+    return f"{verdicts.count(1)} / {verdicts.count(-1)}"
+
+
+def _labels(evidence: Evidence) -> list[str]:
+    return list(dict.fromkeys(cell.label for cell in evidence.cells if cell.variant))
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines) + "\n"
