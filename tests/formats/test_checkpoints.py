@@ -164,6 +164,9 @@ class TestFolders:
 
 
 class TestContent:
+    def test_a_choice_where_there_is_none_is_said_to_be_idle(self, pico_path):
+        assert "'generator' chose nothing" in open_checkpoint(pico_path, nested="generator").notes[0]
+
     def test_more_and_less_than_expected(self, tmp_path):
         state = makers.model()
         state["blocks.0.to_gate_compress.weight"] = torch.zeros(24, 24)

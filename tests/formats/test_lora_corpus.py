@@ -116,13 +116,12 @@ def _stored(adapter: LoraAdapter, layer: str, which: str) -> torch.Tensor:
     return read_tensor(ref).reshape(ref.shape[0], ref.shape[1])
 
 
-@pytest.mark.parametrize("name", GOOD)
+# Names that follow no rule come back in the nearest rule.
+@pytest.mark.parametrize("name", [name for name in GOOD if name != "hybrid"])
 def test_a_round_trip_in_the_own_dialect_gives_the_same_keys(name, tmp_path):
     entry, path = CORPUS[name], _write(name, tmp_path / "in")
     output = tmp_path / "out.safetensors"
     convert_adapter(path, output, to="same-as-input", expert=entry.get("expert"))
-    if name == "hybrid":
-        pytest.skip("names that follow no rule come back in the nearest rule")
     before = open_adapter(path, expert=entry.get("expert"))
     assert set(read_header(output).spans) == set(before.keys) - set(before.dropped)
     # ... and once more, byte for byte.

@@ -270,6 +270,17 @@ class TestConversion:
         assert not (tmp_path / "x.safetensors").exists()
         convert_adapter(path, tmp_path / "x.safetensors", to="kohya")
 
+    def test_convolution_shapes_stay_only_where_the_dialect_stays(self, tmp_path):
+        made = {name: (b[:, :, None, None], a[:, :, None, None]) for name, (b, a) in makers.factors().items()}
+        tensors = spell(made, "lora_unet_", flat, ".lora_down.weight", ".lora_up.weight", alpha=4.0)
+        path = LoraFile(tensors).write(tmp_path)
+        convert_adapter(path, tmp_path / "same.safetensors", to="same-as-input")
+        convert_adapter(path, tmp_path / "universal.safetensors")
+        assert load_file(tmp_path / "same.safetensors").keys() == tensors.keys()
+        shapes = {tuple(t.shape) for t in load_file(tmp_path / "same.safetensors").values()}
+        assert (4, 24, 1, 1) in shapes
+        assert all(t.ndim == 2 for t in load_file(tmp_path / "universal.safetensors").values())
+
     def test_an_existing_file_is_kept(self, tmp_path):
         path = LoraFile(spell(makers.factors(), "", same, *PEFT)).write(tmp_path)
         with pytest.raises(FileError, match="exists already"):

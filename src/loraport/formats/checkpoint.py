@@ -149,8 +149,10 @@ def _choose(
         raise UsageError(
             f"the file has no single model called {nested!r}", where=str(found.path), values=_listed(names.values())
         )
+    ignored = nested is not None and found.path.name != nested
+    notes = (f"the file holds one model only, so {nested!r} chose nothing",) if ignored else ()
     if len(models) == 1:
-        return next(iter(models)), ()
+        return next(iter(models)), notes
     for preferred in grammar().nests:
         wanted = [nest for nest in models if nest and nest[-1] == preferred]
         if len(wanted) == 1:

@@ -33,7 +33,8 @@ class Dialect:
     @property
     def title(self) -> str:
         """One line for people."""
-        pair = grammar().styles[self.style]
+        name = self.adapter or "default"
+        pair = {part: text.replace("<adapter>", name) for part, text in grammar().styles[self.style].items()}
         flat = ", dots as underscores" if self.flat else ""
         alpha = {"none": "no alpha", "metadata": "alpha in the header", "config": "alpha in adapter_config.json"}
         return (

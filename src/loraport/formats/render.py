@@ -22,10 +22,13 @@ from loraport.formats.update import Carried
 
 @dataclass(frozen=True)
 class Factors:
-    """The two factors of a layer as they will be written, with the alpha that goes with them (None: the rank)."""
+    """The two factors of a layer as they will be written, with the alpha that goes with them (None: the rank).
 
-    up: Float[Tensor, "m r"]
-    down: Float[Tensor, "r n"]
+    Matrices, or what the input stores in their place (convolutions with a kernel of size 1).
+    """
+
+    up: Shaped[Tensor, "m r *one"]
+    down: Shaped[Tensor, "r n *one"]
     alpha: float | None = None
 
     @property
