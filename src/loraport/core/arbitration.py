@@ -35,16 +35,18 @@ def arbitrated_entries(
     |C_lora C_fft| times the cosine of their block (1 outside the head); those above the q_act-quantile are hit.
     """
     k = clusters.labels.numel()
-    cosine = block_cosine(lora[:k, :k], fft[:k, :k], clusters)
+    cosine = block_cosine(lora[:k, :k], fft[:k, :k], clusters).clamp_(max=1.0).contiguous()
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     for row, col in _strips(rows, cols):
-        for chunk in row.split(max(_CHUNK // max(col.numel(), 1), 1)):
-            score = _pick(lora, chunk, col) * _pick(fft, chunk, col)
-            apart = score <= 0
-            in_rows, in_cols = int((chunk < k).sum()), int((col < k).sum())  # both are ascending
-            labels = clusters.labels[chunk[:in_rows]]
-            score[:in_rows, :in_cols] *= cosine[labels][:, clusters.labels[col[:in_cols]]]
-            parts.append((chunk, col, score.masked_fill_(apart, -torch.inf)))
+        head_cols = clusters.labels[col[: int((col < k).sum())]]  # indices are ascending, so the head comes first
+        for chunk in row.split(max(_CHUNK // col.numel(), 1)):
+            product = _pick(lora, chunk, col).mul_(_pick(fft, chunk, col))
+            agreeing = torch.threshold(product, 0.0, -torch.inf)
+            head_rows = clusters.labels[chunk[: int((chunk < k).sum())]]
+            context = cosine.index_select(0, head_rows).index_select(1, head_cols)
+            product[: head_rows.numel(), : head_cols.numel()].mul_(context)
+            # A cosine is at most 1, so the minimum is the score, and minus infinity where signs differ.
+            parts.append((chunk, col, torch.minimum(product, agreeing, out=product)))
     scores = torch.cat([score.reshape(-1) for _, _, score in parts]) if parts else lora.new_empty(0)
     candidates = int((scores > -torch.inf).sum())
     if candidates == 0:
@@ -70,5 +72,5 @@ def _strips(rows: Bool[Tensor, " a"], cols: Bool[Tensor, " b"]) -> list[tuple[Te
 
 
 def _pick(matrix: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
-    part = matrix[rows]
-    return part if cols.numel() == matrix.shape[1] else part[:, cols]
+    part = matrix.index_select(0, rows)  # several times faster than matrix[rows]
+    return part if cols.numel() == matrix.shape[1] else part.index_select(1, cols)

@@ -47,6 +47,10 @@ class Operator(ABC):
     def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
         """M^T Y; a left product Y^T M is its transpose."""
 
+    def gram(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """M^T M X; an operator may know a cheaper way than two products."""
+        return self.apply_t(self.apply(X))
+
     @abstractmethod
     def norm(self) -> float:
         """Frobenius norm, accumulated in float64."""
@@ -56,7 +60,7 @@ class Operator(ABC):
         """The matrix itself."""
 
 
-Operator.register(LowRank)
+Operator.register(LowRank)  # it satisfies the above; it does not derive from it so as to stand on its own
 
 
 @dataclass(frozen=True)
@@ -103,59 +107,109 @@ class DenseOperator(Operator):
 
 
 @dataclass(frozen=True)
-class Spectral(Operator):
-    """U K Vh with orthonormal columns in U and rows in Vh: an update given by its routing matrix K.
+class Routed(Operator):
+    """U core Vh with orthonormal columns in U and rows in Vh; None stands for the identity.
 
-    Its norm, its singular values and its best approximations are those of K, so all work is done on K.
+    Norm, singular values and best approximations are those of `core`, so the work is done there.
     """
 
-    U: Float[Tensor, "m a"]
-    K: Float[Tensor, "a b"]
-    Vh: Float[Tensor, "b n"]
+    U: Float[Tensor, "m a"] | None
+    core: Operator
+    Vh: Float[Tensor, "b n"] | None
 
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n)."""
-        return self.U.shape[0], self.Vh.shape[1]
+        a, b = self.core.shape
+        return a if self.U is None else self.U.shape[0], b if self.Vh is None else self.Vh.shape[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of K."""
-        return self.K.dtype
+        """The dtype of the core."""
+        return self.core.dtype
 
     @property
     def device(self) -> torch.device:
-        """The device of K."""
-        return self.K.device
+        """The device of the core."""
+        return self.core.device
 
     @property
-    def T(self) -> "Spectral":
-        """V K^T U^T, all views."""
-        return Spectral(self.Vh.T, self.K.T, self.U.T)
+    def T(self) -> "Routed":
+        """V core^T U^T, all views."""
+        return Routed(None if self.Vh is None else self.Vh.T, self.core.T, None if self.U is None else self.U.T)
 
     def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
-        """U (K (Vh X))."""
-        return self.U @ (self.K @ (self.Vh @ X))
+        """U (core (Vh X))."""
+        Y = self.core.apply(X if self.Vh is None else self.Vh @ X)
+        return Y if self.U is None else self.U @ Y
 
     def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
-        """V (K^T (U^T Y))."""
-        return self.Vh.T @ (self.K.T @ (self.U.T @ Y))
+        """V (core^T (U^T Y))."""
+        X = self.core.apply_t(Y if self.U is None else self.U.T @ Y)
+        return X if self.Vh is None else self.Vh.T @ X
 
     def norm(self) -> float:
-        """||K||."""
-        return math.sqrt(square_sum(self.K))
+        """||core||."""
+        return self.core.norm()
 
     def dense(self) -> Float[Tensor, "m n"]:
         """The product, formed."""
-        return self.U @ self.K @ self.Vh
+        left = self.core.dense() if self.U is None else self.U @ self.core.dense()
+        return left if self.Vh is None else left @ self.Vh
 
-    def routed(self, update: LowRank) -> LowRank:
-        """An update in the coordinates of K: (U^T B)(A V)."""
-        return LowRank(self.U.T @ update.B, update.A @ self.Vh.T)
+    def inward(self, update: LowRank) -> LowRank:
+        """The same update seen by the core: (U^T B)(A V)."""
+        B = update.B if self.U is None else self.U.T @ update.B
+        return LowRank(B, update.A if self.Vh is None else update.A @ self.Vh.T)
 
-    def unrouted(self, core: LowRank) -> LowRank:
-        """Back from the coordinates of K: (U B)(A Vh)."""
-        return LowRank(self.U @ core.B, core.A @ self.Vh)
+    def outward(self, update: LowRank) -> LowRank:
+        """Back again: (U B)(A Vh)."""
+        B = update.B if self.U is None else self.U @ update.B
+        return LowRank(B, update.A if self.Vh is None else update.A @ self.Vh)
+
+
+@dataclass(frozen=True)
+class Transposed(Operator):
+    """The transpose of an operator that has no cheaper one."""
+
+    op: Operator
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        m, n = self.op.shape
+        return n, m
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the products."""
+        return self.op.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the products are computed."""
+        return self.op.device
+
+    @property
+    def T(self) -> Operator:
+        """The operator itself."""
+        return self.op
+
+    def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
+        """op^T X."""
+        return self.op.apply_t(X)
+
+    def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
+        """op Y."""
+        return self.op.apply(Y)
+
+    def norm(self) -> float:
+        """||op||."""
+        return self.op.norm()
+
+    def dense(self) -> Float[Tensor, "m n"]:
+        """op^T, a view."""
+        return self.op.dense().T
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,12 @@
 
 Entry (i, j) is how much of input direction j (the sender) the update D sends to output direction i (the receiver).
 The drift's routing matrix depends on source and target only, so it serves every LoRA for that pair.
+
+Layers here have m >= n (transpose the others). V is then square, and only on the left can something lie outside
+the thin basis; `DriftRouting.spill` and `Overhang` take care of that part without ever forming it.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -14,11 +18,11 @@ from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
-from loraport.core.operators import DenseOperator, Operator
+from loraport.core.operators import DenseOperator, Operator, Transposed
 from loraport.core.precision import dot, square_sum, wide
 from loraport.core.thin_svd import gram
 
-_ROWS = 64
+_ROWS = 64  # rows worked on at a time, so that the passes over them stay in the processor's cache
 
 
 def routed(basis: SpectralBasis, update: LowRank) -> LowRank:
@@ -28,43 +32,54 @@ def routed(basis: SpectralBasis, update: LowRank) -> LowRank:
 
 @dataclass(frozen=True)
 class DriftRouting:
-    """The drift in the coordinates of the source basis, for a layer with m >= n (transpose the others).
+    """The drift D in the coordinates of the source basis.
 
     Args:
         C: routing matrix U^T D V.
         receivers, senders: densities of the k head directions: norms of their rows and columns (Eq. 5 and 6).
-        spill: ||(I - U U^T) D v_j||^2 for each sender: what leaves the thin basis. Zero if U is square.
+        spill: V^T D^T (I - U U^T) D V, what leaves the thin basis, as a Gram matrix; 0 x 0 if U is square.
         energy: ||D||^2.
     """
 
     C: Float[Tensor, "a n"]
     receivers: Float[Tensor, " k"]
     senders: Float[Tensor, " k"]
-    spill: Float[Tensor, " n"]
+    spill: Float[Tensor, "s s"]
     energy: float
 
     @classmethod
     def of(cls, basis: SpectralBasis, drift: Operator, k: int, density: Literal["head", "full"]) -> "DriftRouting":
-        """Two products with the basis, U^T D and (U^T D) V, and one Gram matrix of D if U is not square.
+        """Two products with the basis, (U^T D) V, and as much again for the spill if U is not square.
 
         `density` "head" takes norms over the k x k head block, "full" over whole rows and columns.
         """
-        factored = isinstance(drift, LowRank)
-        C = routed(basis, drift).dense() if factored else drift.apply_t(basis.U).T @ basis.Vh.T
+        if isinstance(drift, LowRank):
+            factors = routed(basis, drift)
+            C = factors.dense()
+            rest = torch.addmm(drift.B, basis.U, factors.B, alpha=-1.0)
+            missed = factors.A.T @ (rest.T @ rest) @ factors.A
+        else:
+            rows = drift.apply_t(basis.U).T
+            C = rows @ basis.Vh.T
+            missed = None if _is_square(basis) else _missed(drift, rows, basis.Vh)
+        spill = C.new_empty(0, 0) if _is_square(basis) else missed
+        assert spill is not None
         inside = torch.linalg.vector_norm(C, dim=0).square()
-        square = basis.U.shape[0] == basis.U.shape[1]
-        spill = torch.zeros_like(inside) if square else (_column_energy(drift, basis.Vh) - inside).clamp_min_(0)
+        columns = inside if _is_square(basis) else inside + spill.diagonal().clamp_min(0)
         if density == "head":
             receivers, senders = C[:k, :k].norm(dim=1), C[:k, :k].norm(dim=0)
         else:
-            receivers, senders = C[:k].norm(dim=1), (inside + spill)[:k].sqrt()
-        return cls(C, receivers, senders, spill, float(wide(inside).sum() + wide(spill).sum()))
+            receivers, senders = C[:k].norm(dim=1), columns[:k].sqrt()
+        return cls(C, receivers, senders, spill, float(wide(columns).sum()))
+
+    def spilled(self, senders: Bool[Tensor, " n"]) -> float:
+        """Energy of the drift outside the thin basis that comes from these senders."""
+        return 0.0 if self.spill.numel() == 0 else float(wide(self.spill.diagonal()[senders]).clamp_min(0).sum())
 
     def tensors(self) -> dict[str, Tensor]:
         """As plain tensors, to be kept."""
-        energy = torch.tensor([self.energy], dtype=torch.float64)
         parts = {"C": self.C, "receivers": self.receivers, "senders": self.senders, "spill": self.spill}
-        return parts | {"energy": energy}
+        return parts | {"energy": torch.tensor([self.energy], dtype=self.C.dtype)}
 
     @classmethod
     def from_tensors(cls, kept: Mapping[str, Tensor]) -> "DriftRouting":
@@ -72,145 +87,121 @@ class DriftRouting:
         return cls(kept["C"], kept["receivers"], kept["senders"], kept["spill"], float(kept["energy"]))
 
 
-def _column_energy(drift: Operator, Vh: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
-    """||D v_j||^2 for every j."""
-    if isinstance(drift, DenseOperator):
-        G = gram(drift.W)
-        G = torch.tril(G).add_(torch.tril(G, -1).T)
-        return ((Vh @ G) * Vh).sum(dim=1)
-    return torch.linalg.vector_norm(drift.apply(Vh.T), dim=0).square()
+def _is_square(basis: SpectralBasis) -> bool:
+    return basis.U.shape[0] == basis.U.shape[1]
+
+
+def _missed(drift: Operator, rows: Float[Tensor, "n n"], Vh: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """V^T (D^T D - rows^T rows) V."""
+    D = drift.W if isinstance(drift, DenseOperator) else drift.dense()
+    lower = gram(D).sub_(gram(rows)).tril_()
+    G = lower.add_(lower.tril(-1).T)
+    return Vh @ G @ Vh.T
 
 
 @dataclass(frozen=True)
-class Restored(Operator):
-    """D' = update + U K Vh - drift (I - V_d V_d^T) for a layer with m > n, as an operator.
+class Overhang(Operator):
+    """The new update of a layer with m > n, times V: U K + (I - U U^T)(B Q - D V diag(quiet)), m x n.
 
-    `senders` marks the columns that are *not* in V_d. K holds what happens inside the thin basis: the drift's
-    own entries in dominant rows (which cancel their removal) and the arbitration.
+    The second term is what the thin basis misses: of the LoRA update (routed to P Q) and of the drift D that is
+    taken away from the quiet senders. Build with `of`.
     """
 
-    update: LowRank
-    U: Float[Tensor, "m n"]
+    basis: SpectralBasis
     K: Float[Tensor, "n n"]
-    Vh: Float[Tensor, "n n"]
-    drift: Operator
-    senders: Bool[Tensor, " n"]
+    rest: LowRank  # (I - U U^T) B, Q
+    drift: Operator | None
+    routing: DriftRouting
+    quiet: Float[Tensor, "n 1"]
+    met: Float[Tensor, "n r"]  # V^T D^T (I - U U^T) B
     known_norm: float
+
+    @classmethod
+    def of(
+        cls,
+        basis: SpectralBasis,
+        K: Float[Tensor, "n n"],
+        update: LowRank,
+        C_lora: LowRank,
+        drift: Operator | None,
+        routing: DriftRouting,
+        quiet: Bool[Tensor, " n"],
+    ) -> "Overhang":
+        """`C_lora` is the routed update; drift None leaves the drift where it is."""
+        rest = LowRank(torch.addmm(update.B, basis.U, C_lora.B, alpha=-1.0), C_lora.A)
+        met = C_lora.A.T.new_zeros(C_lora.A.T.shape) if drift is None else basis.Vh @ drift.apply_t(rest.B)
+        outside = rest.norm() ** 2
+        if drift is not None:
+            outside += routing.spilled(quiet) - 2 * dot(met[quiet], C_lora.A.T[quiet])
+        norm = math.sqrt(square_sum(K) + max(outside, 0.0))
+        return cls(basis, K, rest, drift, routing, quiet.to(K.dtype)[:, None], met, norm)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(m, n)."""
-        return self.update.shape
+        return self.basis.shape
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the products."""
-        return self.update.dtype
+        return self.K.dtype
 
     @property
     def device(self) -> torch.device:
         """Where the products are computed."""
-        return self.update.device
+        return self.K.device
 
     @property
-    def T(self) -> "Transposed":
+    def T(self) -> Transposed:
         """The transpose."""
         return Transposed(self)
 
-    def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
+    def apply(self, Z: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
         """Two products with m x n matrices, three with n x n."""
-        Z = self.Vh @ X
-        kept = self.Vh.T @ (Z * self.senders[:, None])
-        return torch.addmm(self.update.apply(X), self.U, self.K @ Z).sub_(self.drift.apply(kept))
+        inside, result = self.K @ Z, self.rest.apply(Z)
+        if self.drift is not None:
+            quiet = self.quiet * Z
+            inside = torch.addmm(inside, self.routing.C, quiet)  # what D sends into the basis stays
+            result = result.sub_(self.drift.apply(self.basis.Vh.T @ quiet))
+        return result.addmm_(self.basis.U, inside)
 
     def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
         """The same, transposed."""
-        kept = (self.Vh @ self.drift.apply_t(Y)).mul_(self.senders[:, None])
-        Z = torch.addmm(kept, self.K.T, self.U.T @ Y, beta=-1.0)
-        return torch.addmm(self.update.apply_t(Y), self.Vh.T, Z)
+        inside = self.basis.U.T @ Y
+        result = self.rest.apply_t(Y).addmm_(self.K.T, inside)
+        if self.drift is not None:
+            stays = self.routing.C.T @ inside
+            result.add_((stays - self.basis.Vh @ self.drift.apply_t(Y)).mul_(self.quiet))
+        return result
+
+    def gram(self, Z: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """M^T M Z from n x n matrices alone: K^T K Z and the Gram matrix of the overhang."""
+        coordinates = self.rest.A @ Z
+        inner = (self.rest.B.T @ self.rest.B) @ coordinates
+        result = self.K.T @ (self.K @ Z)
+        if self.drift is not None:
+            quiet = self.quiet * Z
+            inner = torch.addmm(inner, self.met.T, quiet, alpha=-1.0)
+            gone = torch.addmm(self.met @ coordinates, self.routing.spill, quiet, beta=-1.0)
+            result.add_(gone.mul_(self.quiet))
+        return result.addmm_(self.rest.A.T, inner)
 
     def norm(self) -> float:
-        """Frobenius norm, as worked out by whoever built this."""
+        """Frobenius norm, by algebra on what is at hand."""
         return self.known_norm
+
+    def inner(self, C_lora: LowRank) -> float:
+        """<this, update V> with the routed update."""
+        inside = dot(C_lora.B.T @ self.K, C_lora.A)
+        return inside + self.rest.norm() ** 2 - dot(self.met * self.quiet, self.rest.A.T)
 
     def dense(self) -> Float[Tensor, "m n"]:
         """The matrix itself."""
-        V = self.Vh[self.senders].T
-        result = self.update.dense().addmm_(self.U, self.K @ self.Vh)
-        return result.addmm_(self.drift.apply(V), V.T, alpha=-1.0)
-
-
-@dataclass(frozen=True)
-class Transposed(Operator):
-    """The transpose of an operator that has no cheaper one."""
-
-    op: Operator
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(m, n)."""
-        m, n = self.op.shape
-        return n, m
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the products."""
-        return self.op.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the products are computed."""
-        return self.op.device
-
-    @property
-    def T(self) -> Operator:
-        """The operator itself."""
-        return self.op
-
-    def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
-        """op^T X."""
-        return self.op.apply_t(X)
-
-    def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
-        """op Y."""
-        return self.op.apply(Y)
-
-    def norm(self) -> float:
-        """||op||."""
-        return self.op.norm()
-
-    def dense(self) -> Float[Tensor, "m n"]:
-        """op^T, a view."""
-        return self.op.dense().T
-
-
-def beyond_basis(
-    update: LowRank,
-    C: LowRank,
-    basis: SpectralBasis,
-    routing: DriftRouting,
-    drift: Operator | None,
-    senders: Bool[Tensor, " n"],
-) -> tuple[float, float]:
-    """||N||^2 and <N, update> for N = (I - U U^T)(update - drift V diag(senders) V^T): what the thin basis misses.
-
-    C is the routed update. Without a drift only the update itself is missed. Thin matrices only; N is not formed.
-    """
-    rest = LowRank(torch.addmm(update.B, basis.U, C.B, alpha=-1.0), update.A)
-    own = rest.norm() ** 2
-    if drift is None:
-        return own, own
-    met = basis.Vh @ drift.apply_t(rest.B)  # n x r; <rest, drift V diag(senders) V^T> needs these rows of it
-    cross = dot(met[senders], C.A.T[senders])
-    gone = float(wide(routing.spill[senders]).sum())
-    return max(own - 2 * cross + gone, 0.0), own - cross
+        return self.apply(torch.eye(self.shape[1], dtype=self.dtype, device=self.device))
 
 
 def subtract_quiet(K: Float[Tensor, "a b"], C: Float[Tensor, "a b"], rows: Tensor, cols: Tensor) -> float:
-    """K -= C in place wherever neither row nor column is marked; returns the sum of squares of what was subtracted.
-
-    Row by row blocks, so that the passes over a block stay in the processor's cache.
-    """
+    """K -= C in place wherever neither row nor column is marked; returns the sum of squares of what was subtracted."""
     energy = 0.0
     keep = (~cols).to(K.dtype)
     for target, block, marked in zip(K.split(_ROWS), C.split(_ROWS), rows.split(_ROWS), strict=True):

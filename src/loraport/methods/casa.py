@@ -13,7 +13,6 @@ Without step 5 this is D' = D - (I - U_d U_d^T) drift (I - V_d V_d^T) with the d
 which also says what happens outside the thin basis of a rectangular layer.
 """
 
-import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -26,9 +25,9 @@ from loraport.core.arbitration import arbitrated_entries, smaller_of
 from loraport.core.basis import SpectralBasis
 from loraport.core.clusters import Clusters, connected_components, perturbation_edges
 from loraport.core.lowrank import LowRank
-from loraport.core.operators import Operator, Spectral
-from loraport.core.precision import dot, square_sum, wide
-from loraport.core.routing import DriftRouting, Restored, beyond_basis, routed, subtract_quiet
+from loraport.core.operators import DenseOperator, Operator, Routed
+from loraport.core.precision import dot
+from loraport.core.routing import DriftRouting, Overhang, routed, subtract_quiet
 from loraport.methods import base
 
 
@@ -144,28 +143,24 @@ class Casa(base.TransferMethod):
         taken = smaller_of(K.view(-1)[hits], drift.C.view(-1)[hits])
         undone = 0.0
         if params.restore:
-            undone = subtract_quiet(K, drift.C, rows, cols) + float(wide(drift.spill[~cols]).sum())
+            undone = subtract_quiet(K, drift.C, rows, cols) + drift.spilled(~cols)
         K.view(-1)[hits] -= taken
 
-        energy, along = square_sum(K), dot(C_lora.B.T @ K, C_lora.A)
-        new: Operator
+        core: DenseOperator | Overhang
         if basis.U.shape[0] == basis.U.shape[1]:
-            new = Spectral(basis.U, K, basis.Vh)
+            core = DenseOperator(K)
+            new: Operator = Routed(basis.U, core, basis.Vh)
+            along = dot(C_lora.B.T @ K, C_lora.A)
         else:
             gone = inputs.drift if params.restore else None
-            outside, beside = beyond_basis(update, C_lora, basis, drift, gone, ~cols)
-            energy, along = energy + outside, along + beside
-            K.zero_()  # from here on only what the operator adds to its plain terms
-            if params.restore:
-                K[rows] = drift.C[rows] * ~cols
-            K.view(-1)[hits] -= taken
-            gone = LowRank.zeros(*update.shape, dtype=update.dtype, device=update.device) if gone is None else gone
-            new = Restored(update, basis.U, K, basis.Vh, gone, ~cols, math.sqrt(energy))
+            core = Overhang.of(basis, K, update, C_lora, gone, drift, ~cols)
+            new = Routed(None, core, basis.Vh)
+            along = core.inner(C_lora)
         if isinstance(inputs.drift, LowRank) and not params.arbitrate:
             new = _restored_in_factors(update, inputs.drift, basis, rows, cols) if params.restore else update
 
         m, n = update.shape
-        scale = update.norm()
+        scale, size = update.norm(), core.norm()
         stats: dict[str, base.Stat] = {
             "head": verdict.clusters.labels.numel(),
             "clusters": verdict.clusters.count,
@@ -173,8 +168,8 @@ class Casa(base.TransferMethod):
             "dominant_share": 1.0 - (m - int(rows.sum())) * (n - int(cols.sum())) / (m * n),
             "arbitrated_share": hits.numel() / (m * n),
             "drift_undone": min(undone / drift.energy, 1.0),
-            "cosine": along / (math.sqrt(energy) * scale) if energy > 0 and scale > 0 else 0.0,
-            "norm_ratio": math.sqrt(energy) / scale if scale > 0 else 0.0,
+            "cosine": along / (size * scale) if size > 0 and scale > 0 else 0.0,
+            "norm_ratio": size / scale if scale > 0 else 0.0,
             "svd_driver": basis.driver,
         }
         return base.LayerOutput(new, stats, update)
