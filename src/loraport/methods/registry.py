@@ -9,9 +9,31 @@ from pydantic import ValidationError
 from loraport.errors import UsageError
 from loraport.methods.base import Params, TransferMethod
 from loraport.methods.casa import Casa
+from loraport.methods.cluster_transport import ClusterTransport
+from loraport.methods.cross_lora import CrossLora
 from loraport.methods.direct import Direct
+from loraport.methods.identity import Identity
+from loraport.methods.masked_restore import MaskedRestore
+from loraport.methods.orthogonal_shift import OrthogonalShift
+from loraport.methods.prolora import ProLora
+from loraport.methods.revert import Revert
+from loraport.methods.uniform_shrink import UniformShrink
 
-_METHODS: dict[str, TransferMethod] = {method.name: method for method in (Casa(), Direct())}
+_METHODS: dict[str, TransferMethod] = {
+    method.name: method
+    for method in (
+        Casa(),
+        Direct(),
+        Identity(),
+        Revert(),
+        MaskedRestore(),
+        UniformShrink(),
+        OrthogonalShift(),
+        ProLora(),
+        CrossLora(),
+        ClusterTransport(),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +53,13 @@ PRESETS: dict[str, Preset] = {
         "the published code: energy cut on square layers only, arbitration also in a completed null space, rank 32",
         {"cut_nonsquare": False, "complete_basis": True},
         rank=32,
+    ),
+    "restore-only": Preset("casa", "casa without arbitration", {"arbitrate": False}),
+    "arbitrate-only": Preset("casa", "casa without restoration", {"restore": False}),
+    "full-restore": Preset("uniform-shrink", "undo all of the drift in the LoRA's layers", {"share": 1.0}),
+    "random-mask": Preset("masked-restore", "undo as much drift as casa, away from random directions"),
+    "reversed-mask": Preset(
+        "masked-restore", "undo as much drift as casa, away from the weakest directions", {"mask": "reversed"}
     ),
 }
 

@@ -1,0 +1,42 @@
+"""What restoration alone does: CASA's undoing of the drift without the LoRA."""
+
+from typing import ClassVar
+
+from loraport.core.lowrank import LowRank
+from loraport.core.operators import DenseOperator, Operator
+from loraport.methods import base
+from loraport.methods.casa import Casa, CasaParams
+
+
+class RevertParams(CasaParams):
+    """Those of casa; arbitration needs a LoRA to arbitrate with and is left out."""
+
+    arbitrate: bool = False
+
+
+class Revert(base.TransferMethod):
+    """D' = -(I - U_d U_d^T) drift (I - V_d V_d^T), the dominant directions being those that casa finds with the LoRA.
+
+    If this control moves a style score by itself, that much of a method's gain is a return to the source.
+    """
+
+    name: ClassVar[str] = "revert"
+    version: ClassVar[int] = 1
+    summary: ClassVar[str] = "undo the drift where casa would, and leave the LoRA out (a control)"
+    reference: ClassVar[str] = "a control; cf. appendix B.2.1 of CASA, arXiv 2605.01929"
+    Params: ClassVar[type[base.Params]] = RevertParams
+
+    def needs(self, params: RevertParams) -> base.Needs:
+        """What casa needs."""
+        return base.Needs(basis=True, drift=True)
+
+    def transfer(self, inputs: base.LayerInputs, params: RevertParams) -> base.LayerOutput:
+        """Casa's update less the LoRA's."""
+        output = Casa().transfer(inputs, CasaParams(**params.model_dump() | {"arbitrate": False}))
+        new: Operator
+        if isinstance(output.update, LowRank):
+            new = LowRank.sum([output.update, inputs.update.scaled(-1.0)])
+        else:
+            new = DenseOperator(output.update.dense() - inputs.update.dense())
+        stats = {key: value for key, value in output.stats.items() if key not in ("cosine", "norm_ratio")}
+        return base.LayerOutput(new, stats, inputs.update)
