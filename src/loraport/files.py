@@ -24,12 +24,14 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path, *, need_bytes: int = 0) -> Iterator[Path]:
+def atomic_path(path: Path, *, need_bytes: int = 0, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
     Args:
         path: the final name. An existing file is replaced only at the very end.
         need_bytes: size to be written, checked against the free space before anything is written.
+        durable: wait until the data is on the disk. Without it a power cut may leave a torn file, which is
+            fine for what can be recognised as torn and made again.
 
     Raises:
         FileError: the folder cannot be written, or the disk is full. Nothing is left behind.
@@ -45,10 +47,12 @@ def atomic_path(path: Path, *, need_bytes: int = 0) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        _flush(temporary)
+        if durable:
+            _flush(temporary)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private; an output is an ordinary file
         os.replace(temporary, path)
-        _flush_folder(path.parent)
+        if durable:
+            _flush_folder(path.parent)
     except OSError as error:
         raise _write_error(path, error, need_bytes) from error
     finally:
@@ -56,7 +60,9 @@ def atomic_path(path: Path, *, need_bytes: int = 0) -> Iterator[Path]:
             temporary.unlink()
 
 
-def write_safetensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str]) -> None:
+def write_safetensors(
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], *, durable: bool = True
+) -> None:
     """Write tensors and header with the stock safetensors writer, atomically; same content, same bytes.
 
     Raises:
@@ -67,7 +73,7 @@ def write_safetensors(path: Path, tensors: "Mapping[str, Tensor]", metadata: Map
 
     ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     size = sum(tensor.numel() * tensor.element_size() for tensor in ready.values())
-    with atomic_path(path, need_bytes=size) as temporary:
+    with atomic_path(path, need_bytes=size, durable=durable) as temporary:
         try:
             save_file(ready, temporary, metadata=dict(metadata))
         except SafetensorError as error:  # the Rust writer wraps operating-system errors in its own type

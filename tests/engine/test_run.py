@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests import pico
 
 import loraport
 from loraport.engine.recipe import RunOptions
 from loraport.errors import FileError, MismatchError, NumericalError
-from tests import pico
 
 
 @pytest.fixture
@@ -180,7 +180,7 @@ def test_a_number_that_is_none_is_refused_by_name(files, tmp_path, options, role
     key = next(key for key in tensors if "blocks.1.ffn.0" in key and tensors[key].ndim == 2)
     tensors[key][3, 1] = value
     save_file(tensors, path)
-    with pytest.raises(NumericalError, match="ffn.0"):
+    with pytest.raises(NumericalError, match=r"ffn\.0"):
         _transfer(files, tmp_path / "out.safetensors", options)
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -191,7 +191,7 @@ def test_an_existing_output_is_kept_unless_told(files, tmp_path):
     with pytest.raises(FileError, match="exists"):
         _transfer(files, output, RunOptions(cache="off"))
     assert output.read_text() == "precious"
-    with pytest.raises(FileError, match="replace the input"):
+    with pytest.raises(FileError, match="replace the input LoRA"):
         _transfer(files, files.lora, RunOptions(cache="off", overwrite=True))
 
 

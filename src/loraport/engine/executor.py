@@ -6,6 +6,7 @@ number of workers. Narrow jobs run side by side, one thread each; wide ones foll
 
 import contextlib
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -61,7 +62,8 @@ def _run(jobs: Sequence[LayerJob], work: "Work[Result]", options: RunOptions, wo
         try:
             while True:
                 for job in waiting:  # a window, so that finished results are taken before many more are made
-                    running.add(pool.submit(work, job))
+                    with _interrupts_held():
+                        running.add(pool.submit(work, job))
                     if len(running) >= workers + 1:
                         break
                 if not running:
@@ -90,6 +92,19 @@ def _pool(options: RunOptions, workers: int) -> Executor:
     return ThreadPoolExecutor(
         workers, "loraport", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
     )
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal; workers started meanwhile inherit that they do not hear it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextlib.contextmanager

@@ -72,8 +72,22 @@ class TransferPlan:
 
     @property
     def cache_bytes(self) -> int:
-        """What the bases take in the cache."""
-        return sum(4 * min(job.shape) * (sum(job.shape) + 1) for job in self.jobs if job.source is not None)
+        """What the decompositions of all layers take in the cache."""
+        return sum(_cached_bytes(job) for job in self.jobs)
+
+    def layers_to_keep(self, limit: int) -> frozenset[str]:
+        """The layers, from the first on, whose decompositions fit into `limit` bytes of cache.
+
+        Keeping them all in a cache that is too small would be worse than keeping none: by the time a run ends
+        it has thrown out what the next run asks for first.
+        """
+        kept, used = [], 0
+        for job in self.jobs:
+            used += _cached_bytes(job)
+            if used > limit:
+                break
+            kept.append(job.name)
+        return frozenset(kept)
 
     def peak_bytes(self, options: RunOptions) -> int:
         """Memory expected for all layers in flight, the output and the program itself."""
@@ -223,6 +237,12 @@ def _common_dtype(found: tuple[TensorRef, TensorRef | None]) -> str | None:
         return None
     dtypes = {source.dtype, target.dtype}
     return "bfloat16" if "BF16" in dtypes else "float16" if "F16" in dtypes else None
+
+
+def _cached_bytes(job: LayerJob) -> int:
+    """Basis and routing of the drift, float32."""
+    p = min(job.shape)
+    return 4 * p * (sum(job.shape) + p + 3) if job.source is not None else 0
 
 
 def _extras(source: Checkpoint, target: Checkpoint | None) -> tuple[tuple[str, ...], tuple[str, ...]]:

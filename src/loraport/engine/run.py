@@ -4,9 +4,10 @@ The output appears under its name only when everything has succeeded; the run lo
 line, so that there is something to read after a failure too.
 """
 
+import contextlib
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,9 @@ def run(
             warn(message)
         _check_kinship(plan)
         store, memo = open_cache(options)
-        results = _run_jobs(plan, Worker(store, memo, pick_device(options.device)), options, on_event, warn, log)
+        keep = _layers_to_keep(plan, store, warn)
+        work = Worker(store, memo, pick_device(options.device), keep)
+        results = _run_jobs(plan, work, options, on_event, warn, log)
         memo.flush()
         layers = tuple(result.report for result in results)
         _judge(layers, plan, warn)
@@ -79,7 +82,8 @@ def run(
             log.append({"event": "finished", **{k: v for k, v in report.to_json().items() if k != "layers"}})
     except BaseException as error:
         if log is not None:
-            log.append({"event": "failed", "error": str(error) or type(error).__name__})
+            with contextlib.suppress(FileError):  # a full disk must not hide what went wrong first
+                log.append({"event": "failed", "error": str(error) or type(error).__name__})
         raise
     finally:
         if log is not None:
@@ -96,17 +100,34 @@ def open_cache(options: RunOptions) -> tuple[Store, DigestMemo]:
     return store, DigestMemo(store.root)
 
 
+def _layers_to_keep(plan: TransferPlan, store: Store, warn: Callable[[str], None]) -> frozenset[str]:
+    limit = int(store.max_bytes * 0.9)
+    keep = plan.layers_to_keep(limit)
+    if len(keep) < len(plan.jobs) and not isinstance(store, NullStore) and any(job.source for job in plan.jobs):
+        warn(
+            f"the decompositions of all layers take {plan.cache_bytes / 1e9:.0f} GB and the cache holds "
+            f"{store.max_bytes / 1e9:.0f} GB, so those of {len(keep)} of {len(plan.jobs)} layers are kept"
+        )
+    return keep
+
+
 def _run_jobs(
-    plan: TransferPlan, work: Worker, options: RunOptions, on_event: Listener, warn: Any, log: JsonLines | None
+    plan: TransferPlan,
+    work: Worker,
+    options: RunOptions,
+    on_event: Listener,
+    warn: Callable[[str], None],
+    log: JsonLines | None,
 ) -> list[LayerResult]:
     total = plan.cost
-    costs = {job.name: job.cost for job in plan.jobs}
     done = 0.0
     by_name: dict[str, LayerResult] = {}
+    jobs = {job.name: job for job in plan.jobs}
     for result in run_all(plan.jobs, work, options):
         report = result.report
+        work.remember(jobs[report.name], result.digests)
         by_name[report.name] = result
-        done += costs[report.name]
+        done += jobs[report.name].cost
         for problem in result.problems:
             warn(problem.message)
         if log is not None:
@@ -120,8 +141,18 @@ def _check_free(path: Path, plan: TransferPlan, options: RunOptions) -> None:
         raise FileError("the output is a folder", where=str(path), fix="give the name of a file")
     if path.exists() and not options.overwrite:
         raise FileError("the output file exists already", where=str(path), fix="choose another name or add --overwrite")
-    if path.exists() and path.resolve() == plan.adapter.path.resolve():
-        raise FileError("the output would replace the input", where=str(path), fix="choose another name")
+    for role, file in _input_files(plan):
+        if path.exists() and path.resolve() == file.resolve():
+            raise FileError(f"the output would replace the {role}", where=str(path), fix="choose another name")
+
+
+def _input_files(plan: TransferPlan) -> Iterator[tuple[str, Path]]:
+    yield "input LoRA", plan.adapter.path
+    if plan.distill is not None:
+        yield "distillation LoRA", plan.distill.path
+    for role, side in (("source", plan.source), ("target", plan.target)):
+        for file in {ref.file for ref in side.tensors.values()} if side is not None else ():
+            yield role, file
 
 
 def _open_log(path: Path | None, options: RunOptions) -> JsonLines | None:
@@ -137,7 +168,7 @@ def _check_kinship(plan: TransferPlan) -> None:
         _refuse_unrelated(ratios, plan)
 
 
-def _judge(layers: Sequence[LayerReport], plan: TransferPlan, warn: Any) -> None:
+def _judge(layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[str], None]) -> None:
     """What the finished layers say about the pair of models as a whole."""
     drifts = {layer.name: float(layer.stats["drift_rel"]) for layer in layers if "drift_rel" in layer.stats}
     if not drifts:

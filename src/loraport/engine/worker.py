@@ -8,23 +8,22 @@ how an interrupted run resumes, and why device, workers and paths are not in the
 
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from loraport.core import measures
-from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
-from loraport.core.operators import Blend, DenseOperator, Operator
+from loraport.core.operators import Blend, Operator
 from loraport.core.svd import ALGORITHM, Compressed, compress
 from loraport.engine.job import LayerJob
+from loraport.engine.layer import LayerMatrices, load_layer, read_weight
 from loraport.engine.results import LayerReport
 from loraport.errors import MismatchError, NumericalError, UsageError
-from loraport.formats.tensors import TensorRef, digest, file_identity, read_float
+from loraport.formats.tensors import TensorRef, digest, file_identity
 from loraport.methods import registry
-from loraport.methods.base import LayerInputs, Params, TransferMethod
 from loraport.store.digests import DigestMemo
 from loraport.store.store import Store, StoreProblem, entry_key
 
@@ -49,11 +48,13 @@ class Worker:
     Args:
         store: where bases and results are kept. memo: remembered digests of unchanged files.
         device: `cpu`, `cuda:0` or `mps`, settled by `pick_device`.
+        keep: layers whose decompositions go into the store; None for all.
     """
 
     store: Store
     memo: DigestMemo
     device: str
+    keep: frozenset[str] | None = None
 
     def __call__(self, job: LayerJob) -> LayerResult:
         """Do one job. A device that runs out of memory hands this layer to the CPU."""
@@ -93,25 +94,10 @@ class Worker:
         self, job: LayerJob, digests: dict[str, str], seed: int, device: torch.device
     ) -> tuple[LowRank, dict[str, Any]]:
         method, params = registry.resolve(job.method, job.params)
-        needs = method.needs(params)
-        given = job.update.load().to(device=device)
-        stats: dict[str, Any] = {}
-        basis, drift = None, None
-        if job.source is not None:
-            weight = _read(job.source, job.round_to, device)
-            scale = float(torch.linalg.vector_norm(weight.double() if weight.device.type == "cpu" else weight))
-            stats["update_rel"] = given.norm() / scale if scale > 0 else 0.0
-            if needs.drift:
-                drift = self._drift(job, weight, device)
-                stats["drift_rel"] = drift.norm() / scale if scale > 0 else 0.0
-                stats["drift_is_rounding"] = stats["drift_rel"] <= measures.rounding_floor(job.source.dtype)
-            if needs.basis:
-                basis = self._basis(job, weight, digests["source"])
-            del weight
-        inputs = LayerInputs(job.name, given, basis, None, drift)
-        if needs.drift and "target" in digests:
-            inputs = replace(inputs, prepared=self._prepared(job, inputs, method, params, digests))
-        output = method.transfer(inputs, params)
+        keep = self.keep is None or job.name in self.keep
+        layer = load_layer(job, method, params, digests, self.store, device, keep)
+        given, stats = layer.inputs.update, _relative_norms(job, layer)
+        output = method.transfer(layer.inputs, params)
         exact: Operator = output.update
         if job.amount < 1.0:
             exact = Blend(given, exact, job.amount)
@@ -123,62 +109,34 @@ class Worker:
         facts = {"rank_out": small.rank, "energy_kept": small.energy_kept, "stats": stats}
         return LowRank(update.B.cpu(), update.A.cpu()), facts
 
-    def _drift(self, job: LayerJob, weight: Tensor, device: torch.device) -> Operator:
-        m, n = job.shape
-        if not job.has_drift:
-            return LowRank.zeros(m, n, 0, dtype=weight.dtype, device=device)
-        if job.distill is not None:
-            update, strength = job.distill
-            return update.load().scaled(strength).to(device=device)
-        assert job.target is not None
-        return DenseOperator(_read(job.target, job.round_to, device).sub_(weight))
-
-    def _basis(self, job: LayerJob, weight: Tensor, digest_of_source: str) -> SpectralBasis:
-        m, n = job.shape
-        p = min(m, n)
-        key = entry_key({"weight": digest_of_source, "round_to": job.round_to, "algorithm": ALGORITHM})
-        kept = self.store.get("basis", key, expect={"U": (m, p), "S": (p,), "Vh": (p, n)})
-        if kept is not None:
-            basis = SpectralBasis(kept["U"], kept["S"], kept["Vh"], driver=kept.meta["driver"])
-            return basis.to(weight.device)
-        basis = SpectralBasis.from_weight(weight, name=job.name)
-        self.store.put("basis", key, {"U": basis.U, "S": basis.S, "Vh": basis.Vh}, {"driver": basis.driver})
-        return basis
-
-    def _prepared(
-        self, job: LayerJob, inputs: LayerInputs, method: TransferMethod, params: Params, digests: dict[str, str]
-    ) -> dict[str, Tensor]:
-        """What the method computes from source and target alone: small, and the same for every LoRA."""
-        detail = method.prepared_key(params)
-        if detail is None:
-            return {}
-        key = entry_key(
-            {
-                "prepared": [method.name, method.version, detail],
-                "algorithm": ALGORITHM,
-                "source": digests["source"],
-                "target": digests["target"],
-                "round_to": job.round_to,
-            }
-        )
-        kept = self.store.get("basis", key)
-        if kept is not None:
-            return {name: tensor.to(inputs.update.device) for name, tensor in kept.items()}
-        made = method.prepare(inputs, params)
-        self.store.put("basis", key, made)
-        return made
+    def remember(self, job: LayerJob, digests: dict[str, str]) -> None:
+        """Take over digests that a worker process computed into this process's memory."""
+        for role, ref in _references(job).items():
+            identity, name = _page(ref)
+            if self.memo.get(identity, name) is None:
+                self.memo.put(identity, name, digests[role])
 
     def _digests(self, job: LayerJob) -> dict[str, str]:
-        refs = {"source": job.source, "target": job.target}
-        refs |= {"A": job.update.A, "B": job.update.B, "diff": job.update.diff}
-        if job.distill is not None:
-            distill = job.distill[0]
-            refs |= {"distill.A": distill.A, "distill.B": distill.B, "distill.diff": distill.diff}
-        return {name: self._digest(ref) for name, ref in refs.items() if ref is not None}
+        found = {}
+        for role, ref in _references(job).items():
+            found[role] = self.memo.digest(*_page(ref), partial(digest, ref))
+        return found
 
-    def _digest(self, ref: TensorRef) -> str:
-        name = "/".join((*ref.nest, ref.key)) + (f"[{ref.rows[0]}:{ref.rows[1]}]" if ref.rows else "")
-        return self.memo.digest(file_identity(ref.file), name, lambda: digest(ref))
+
+def _references(job: LayerJob) -> dict[str, TensorRef]:
+    """Every tensor that the job reads, by its role."""
+    refs = {"source": job.source, "target": job.target}
+    refs |= {"A": job.update.A, "B": job.update.B, "diff": job.update.diff}
+    if job.distill is not None:
+        distill = job.distill[0]
+        refs |= {"distill.A": distill.A, "distill.B": distill.B, "distill.diff": distill.diff}
+    return {role: ref for role, ref in refs.items() if ref is not None}
+
+
+def _page(ref: TensorRef) -> tuple[str, str]:
+    """Under which names the digest of a tensor is remembered."""
+    rows = f"[{ref.rows[0]}:{ref.rows[1]}]" if ref.rows else ""
+    return file_identity(ref.file), "/".join((*ref.nest, ref.key)) + rows
 
 
 def pick_device(wanted: str) -> str:
@@ -202,8 +160,8 @@ def drift_ratio(job: LayerJob) -> float:
     """
     assert job.source is not None
     assert job.target is not None
-    source = _read(job.source, job.round_to, torch.device("cpu"))
-    target = _read(job.target, job.round_to, torch.device("cpu"))
+    source = read_weight(job.source, job.round_to, torch.device("cpu"))
+    target = read_weight(job.target, job.round_to, torch.device("cpu"))
     scale = float(torch.linalg.vector_norm(source))
     distance = float(torch.linalg.vector_norm(target.sub_(source)))
     if scale == 0.0 and distance > 0.0:
@@ -221,11 +179,16 @@ def _shrink(exact: Operator, job: LayerJob, start: LowRank, seed: int) -> Compre
     return compress(exact, rank=rank, start=start, seed=seed, name=job.name)
 
 
-def _read(ref: TensorRef, round_to: str | None, device: torch.device) -> Tensor:
-    weight = read_float(ref)
-    if round_to is not None:
-        weight = weight.to(getattr(torch, round_to)).float()
-    return weight.to(device)
+def _relative_norms(job: LayerJob, layer: LayerMatrices) -> dict[str, Any]:
+    """Update and drift relative to the source weight, as far as the method had them read."""
+    scale = layer.weight_norm
+    if scale is None:
+        return {}
+    stats: dict[str, Any] = {"update_rel": layer.inputs.update.norm() / scale if scale > 0 else 0.0}
+    if layer.drift_norm is not None and job.source is not None:
+        stats["drift_rel"] = layer.drift_norm / scale if scale > 0 else 0.0
+        stats["drift_is_rounding"] = stats["drift_rel"] <= measures.rounding_floor(job.source.dtype)
+    return stats
 
 
 def _check_cast(update: LowRank, job: LayerJob) -> None:
