@@ -170,7 +170,8 @@ def _ritz(op: Operator, Y: Tensor, rank: int, total: float) -> Compressed:
     The search went by M^T M, in which small singular values drown in float32; M Y still has their digits.
     """
     W = op.apply(Y)
-    values, vectors = torch.linalg.eigh(wide(W).T @ wide(W))
+    exact = wide(W)
+    values, vectors = torch.linalg.eigh(exact.T @ exact)
     values, vectors = values[-rank:].flip(0).clamp_min(0), vectors[:, -rank:].flip(1)
     root = values.sqrt().sqrt()
     inverse = torch.where(root > root[0] * 1e-8, 1 / root, 0.0)

@@ -1,0 +1,95 @@
+"""Laws of a matrix kept in factors."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loraport.core.lowrank import LowRank
+from loraport.errors import NumericalError
+
+sizes = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 14), st.integers(0, 2**16))
+
+
+def make(m, n, r, seed, dtype=torch.float64):
+    g = torch.Generator().manual_seed(seed)
+    return LowRank(torch.randn(m, r, generator=g, dtype=dtype), torch.randn(r, n, generator=g, dtype=dtype))
+
+
+def close(a, b, tolerance=1e-10):
+    return float((a - b).norm()) <= tolerance * (1 + float(b.norm()))
+
+
+@settings(deadline=None, max_examples=80)
+@given(sizes)
+def test_everything_agrees_with_the_product(size):
+    x = make(*size)
+    dense = x.dense()
+    m, n, r, seed = size
+    g = torch.Generator().manual_seed(seed + 1)
+    X, Y = (torch.randn(k, 2, generator=g, dtype=torch.float64) for k in (n, m))
+    assert (x.shape, x.rank, x.dtype) == ((m, n), r, torch.float64)
+    assert x.norm() == pytest.approx(float(dense.norm()), rel=1e-10, abs=1e-12)
+    assert close(x.apply(X), dense @ X)
+    assert close(x.apply_t(Y), dense.T @ Y)
+    assert close(x.T.dense(), dense.T)
+    for factor in (-2.5, 0.0, 1e-6):
+        assert close(x.scaled(factor).dense(), factor * dense)
+    assert close(x.padded(r + 3).dense(), dense)
+    assert x.padded(r + 3).rank == r + 3
+    assert close(LowRank.sum([x, x.scaled(-0.5)]).dense(), 0.5 * dense)
+    assert torch.equal(LowRank.from_dense(dense).dense(), dense)
+    other = make(m, n, 3, seed + 7)
+    assert x.inner(other) == pytest.approx(float((dense * other.dense()).sum()), rel=1e-9, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=80)
+@given(sizes)
+def test_svd_is_the_svd_of_the_product(size):
+    x = make(*size)
+    m, n, r, _ = size
+    U, S, Vh = x.svd()
+    q = min(m, n, r)
+    assert S.shape == (q,)
+    assert close(U * S @ Vh, x.dense())
+    assert close(U.T @ U, torch.eye(q, dtype=torch.float64))
+    assert close(Vh @ Vh.T, torch.eye(q, dtype=torch.float64))
+    assert close(S, torch.linalg.svdvals(x.dense())[:q])
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes, st.integers(0, 6))
+def test_truncation_is_the_best_one_and_factors_are_balanced(size, rank):
+    x = make(*size)
+    S = torch.linalg.svdvals(x.dense())
+    small = x.truncated(rank)
+    left = float(S[rank:].square().sum())
+    assert float((x.dense() - small.dense()).norm() ** 2) == pytest.approx(left, rel=1e-8, abs=1e-12)
+    balanced = x.balanced()
+    assert balanced.rank == x.rank
+    assert close(balanced.dense(), x.dense())
+    assert close(balanced.B.T @ balanced.B, balanced.A @ balanced.A.T)
+
+
+def test_nearly_cancelling_terms_have_a_norm_near_zero():
+    x = make(20, 15, 4, 0)
+    assert LowRank.sum([x, x.scaled(-1.0)]).norm() < 1e-6 * x.norm()
+    assert not math.isnan(LowRank.sum([x, x.scaled(-1.0)]).norm())
+
+
+def test_zeros_and_conversions():
+    zero = LowRank.zeros(4, 3, 2)
+    assert (zero.norm(), zero.rank, zero.dtype) == (0.0, 2, torch.float32)
+    assert LowRank.zeros(4, 3).svd()[1].numel() == 0
+    assert make(4, 3, 2, 0).to(torch.float32).dtype == torch.float32
+    with pytest.raises(ValueError, match="cannot pad"):
+        zero.padded(1)
+
+
+def test_not_a_number_is_refused():
+    x = make(4, 3, 2, 0)
+    x.A[0, 0] = math.nan
+    with pytest.raises(NumericalError, match="NaN"):
+        x.svd()

@@ -1,0 +1,53 @@
+"""Methods and presets by name, and settings from text."""
+
+import pytest
+import torch
+
+from loraport.core.lowrank import LowRank
+from loraport.errors import UsageError
+from loraport.methods import registry
+from loraport.methods.base import LayerInputs, Needs
+
+
+def test_every_method_and_preset_resolves_and_says_what_it_is():
+    for name in [*registry.names(), *registry.PRESETS]:
+        method, params = registry.resolve(name)
+        assert isinstance(method.needs(params), Needs)
+        assert method.summary
+        assert method.reference
+        assert method.version >= 1
+        assert registry.get(method.name) is method
+    assert registry.PRESETS["released-code"].rank == 32
+
+
+def test_settings_are_text_with_or_without_the_name_in_front():
+    _, params = registry.resolve("casa", {"casa.q_dom": "0.45", "arbitrate": "false", "density": "full"})
+    assert (params.q_dom, params.arbitrate, params.density) == (0.45, False, "full")
+    _, params = registry.resolve("released-code", {"casa.tau": "2"})
+    assert (params.tau, params.complete_basis, params.cut_nonsquare) == (2.0, True, False)
+    method, params = registry.resolve("direct", {"strength": "0.5"})
+    update = LowRank(torch.ones(3, 1), torch.ones(1, 2))
+    output = method.transfer(LayerInputs("layer", update), params)
+    assert torch.allclose(output.update.dense(), torch.full((3, 2), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("cassa", {}, "did you mean 'casa'"),
+        ("casa", {"q_don": "0.5"}, "did you mean 'q_dom'"),
+        ("casa", {"direct.strength": "1"}, "belongs to another method"),
+        ("casa", {"q_dom": "much"}, "q_dom"),
+        ("casa", {"q_dom": "1.5"}, "1.5"),
+        ("casa", {"density": "whole"}, "density"),
+    ],
+)
+def test_what_does_not_fit_is_a_usage_error_that_says_so(name, settings, message):
+    with pytest.raises(UsageError) as caught:
+        registry.resolve(name, settings)
+    assert message in str(caught.value)
+
+
+def test_unknown_method():
+    with pytest.raises(UsageError, match="nonsense"):
+        registry.get("nonsense")
