@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from loraport.engine.events import Listener, ignore
 from loraport.engine.plan import TransferPlan, make_plan
@@ -35,6 +35,8 @@ def transfer(
     dtype: str = "same",
     nested_source: str | None = None,
     nested_target: str | None = None,
+    expert: Literal["high", "low"] | None = None,
+    adapter: str | None = None,
     allow_partial: bool = False,
     force: bool = False,
     options: RunOptions | None = None,
@@ -52,7 +54,10 @@ def transfer(
         layers: regular expression; other layers keep the input's update. drop: layers to leave out.
         to: `universal`, `diffusers`, `kohya`, `original` or `same-as-input`. dtype: `same` or a torch name.
         nested_source, nested_target: part of a `.pt` file to read, such as `generator_ema`.
-        allow_partial: leave out what cannot be matched. force: accept a target that looks unrelated.
+        expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
+        adapter: which adapter, for a file that names several.
+        allow_partial: leave out what cannot be matched. force: accept a target that looks unrelated,
+            or a LoRA that was transferred before.
         options: device, workers, memory, cache. on_event: called with every `loraport.engine.events.Event`.
 
     Returns:
@@ -77,6 +82,8 @@ def transfer(
             "dtype": dtype,
             "nested_source": nested_source,
             "nested_target": nested_target,
+            "expert": expert,
+            "adapter": adapter,
             "allow_partial": allow_partial,
             "force": force,
         }

@@ -217,3 +217,33 @@ def test_the_header_tells_where_the_file_comes_from(files, tmp_path, options):
     assert set(json.loads(header["loraport.inputs"])) == {"source", "target", "lora"}
     assert header["ss_network_dim"] == header["ss_network_alpha"] == "32"
     assert str(tmp_path) not in "".join(header.values())
+
+
+def test_a_file_is_not_transferred_twice_unless_forced(files, tmp_path, options):
+    once, twice = tmp_path / "once.safetensors", tmp_path / "twice.safetensors"
+    _transfer(files, once, options)
+    with pytest.raises(MismatchError, match="already"):
+        _transfer(files, twice, options, lora=once)
+    assert not twice.exists()
+    _transfer(files, twice, options, lora=once, force=True)
+    assert twice.exists()
+
+
+@pytest.mark.parametrize("role", ["source", "target", "lora"])
+def test_no_input_is_ever_replaced(files, options, role):
+    path = getattr(files, role)
+    before = path.read_bytes()
+    with pytest.raises(FileError, match="replace the"):
+        _transfer(files, path, options)
+    assert path.read_bytes() == before
+
+
+def test_a_cache_too_small_for_the_pair_keeps_what_fits(files, tmp_path, monkeypatch):
+    monkeypatch.setattr("loraport.store.store.DEFAULT_MAX_BYTES", 120_000)
+    options = RunOptions(cache=str(tmp_path / "small"), log="off", overwrite=True)
+    report = _transfer(files, tmp_path / "out.safetensors", options)
+    assert any("layers are kept" in warning for warning in report.warnings)
+    roomy = RunOptions(cache=str(tmp_path / "other"), log="off", overwrite=True)
+    monkeypatch.undo()
+    _transfer(files, tmp_path / "same.safetensors", roomy)
+    assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "same.safetensors").read_bytes()

@@ -19,6 +19,7 @@ from loraport.formats.adapter import Carried, LayerUpdate, LoraAdapter, open_ada
 from loraport.formats.architecture import require_same_size
 from loraport.formats.checkpoint import Checkpoint, open_checkpoint
 from loraport.formats.dialect import check_profile
+from loraport.formats.loaders import loader_notes
 from loraport.formats.tensors import TensorRef
 from loraport.methods import registry
 from loraport.methods.base import Needs
@@ -115,7 +116,15 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     check_profile(recipe.to)
     source = open_checkpoint(recipe.source, nested=recipe.nested_source)
     target, distill, strength = _open_target(recipe, source)
-    adapter = open_adapter(recipe.lora, source, drop=recipe.drop, allow_partial=recipe.allow_partial)
+    adapter = open_adapter(
+        recipe.lora,
+        source,
+        expert=recipe.expert,
+        adapter=recipe.adapter,
+        drop=recipe.drop,
+        allow_partial=recipe.allow_partial,
+    )
+    _refuse_a_second_time(adapter, recipe)
     dropped = list(adapter.dropped)
     warnings = list(adapter.warnings)
     if recipe.amount == 0.0:
@@ -155,6 +164,10 @@ def make_plan(recipe: Recipe) -> TransferPlan:
                 peak_bytes=working_bytes(m, n, job_needs.basis),
             )
         )
+    ranks = {job.name: _rank_bound(job) for job in jobs}
+    warnings += loader_notes(
+        recipe.to, dict.fromkeys(ranks, max(ranks.values(), default=0)), adapter.carried, source.architecture
+    )
     if not jobs:
         raise MismatchError("no layer of the LoRA is left to transfer", where=str(adapter.path))
     extra_source, extra_target = _extras(source, target)
@@ -193,6 +206,17 @@ def _open_target(recipe: Recipe, source: Checkpoint) -> tuple[Checkpoint | None,
     target = open_checkpoint(recipe.target, nested=recipe.nested_target)
     require_same_size(source.architecture, target.architecture)
     return target, None, 1.0
+
+
+def _refuse_a_second_time(adapter: LoraAdapter, recipe: Recipe) -> None:
+    earlier = adapter.metadata.get("loraport.recipe")
+    if earlier is not None and not recipe.force:
+        raise MismatchError(
+            "the LoRA was transferred already",
+            where=str(adapter.path),
+            values=f"made for {adapter.metadata.get('ss_base_model_version', 'another model')}",
+            fix="transfer the original LoRA instead, or go on with --force",
+        )
 
 
 def _settle_rank(recipe: Recipe, rank_in: int, adds_nothing: bool) -> RankRule:

@@ -76,8 +76,10 @@ class Recipe(BaseModel):
         drop: regular expression; layers that match are left out of the output.
         to: output profile. dtype: of the output's tensors.
         nested_source, nested_target: which part of a `.pt` to read (`generator`, `generator_ema`).
+        expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
+        adapter: which adapter, for a file that names several.
         allow_partial: leave out what cannot be matched instead of refusing.
-        force: go on although the target does not look derived from the source.
+        force: go on although the target does not look derived from the source, or the LoRA was transferred before.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,6 +98,8 @@ class Recipe(BaseModel):
     dtype: DType = "same"
     nested_source: str | None = None
     nested_target: str | None = None
+    expert: Literal["high", "low"] | None = None
+    adapter: str | None = None
     allow_partial: bool = False
     force: bool = False
 

@@ -266,6 +266,8 @@ def _identity(plan: TransferPlan) -> dict[str, Any]:
         "dtype": plan.dtype,
         "target_lora_strength": None if strength is None else strength[1],
         "allow_partial": recipe.allow_partial,
+        "expert": recipe.expert,
+        "adapter": recipe.adapter,
     }
 
 
