@@ -20,6 +20,7 @@ RIVALS = (
     "uniform-shrink",
     "orthogonal-shift",
     "cluster-transport",
+    "matched-gain",
 )
 SHAPES = ((12, 12), (20, 12), (12, 20))
 
@@ -100,3 +101,24 @@ def test_cluster_transport_keeps_the_norm_and_one_cluster_is_direct_reuse():
     assert _new("cluster-transport", inputs).norm() == pytest.approx(float(inputs.update.norm()))
     whole = _new("cluster-transport", inputs, gap=1e9)
     torch.testing.assert_close(whole, inputs.update.dense(), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("factored", [False, True])
+def test_matched_gain_is_the_ratio_of_norms_and_what_the_drift_cancels(shape, factored):
+    inputs, D = _inputs(shape, 0.3, factored)
+    basis, update = inputs.basis, inputs.update.dense()
+    W = (basis.U * basis.S) @ basis.Vh
+    gain = float(((W + D).norm() / W.norm()) ** 2)
+    torch.testing.assert_close(_new("matched-gain", inputs, give_back=0.0), gain * update, atol=1e-8, rtol=0)
+    U, _, Vh = (part[..., :2] if i < 2 else part[:2] for i, part in enumerate(torch.linalg.svd(update, False)))
+    lost = (-(U.T @ D @ Vh.T).diagonal()).clamp_min(0)
+    expected = update + (U * lost) @ Vh
+    torch.testing.assert_close(_new("matched-gain", inputs, power=0.0), expected, atol=1e-8, rtol=0)
+
+
+def test_matched_gain_gives_back_exactly_what_a_parallel_drift_cancels():
+    inputs, _ = _inputs((12, 12), 0.3)
+    opposed = LayerInputs("layer", inputs.update, inputs.basis, None, inputs.update.scaled(-0.4))
+    new = _new("matched-gain", opposed, power=0.0)
+    torch.testing.assert_close(new - 0.4 * inputs.update.dense(), inputs.update.dense(), atol=1e-8, rtol=0)

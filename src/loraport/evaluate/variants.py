@@ -54,6 +54,9 @@ MAIN: tuple[Variant, ...] = (
     Variant("prolora mixed", "prolora", "rival", {"mixed": True}),
     Variant("cross-lora", "cross-lora", "rival"),
     Variant("cluster-transport", "cluster-transport", "rival"),
+    Variant("matched-gain", "matched-gain", "ours", rank="same"),
+    Variant("matched-gain, gain only", "matched-gain", "ours", {"give_back": 0.0}, rank="same"),
+    Variant("matched-gain, give back only", "matched-gain", "ours", {"power": 0.0}, rank="same"),
 )
 
 SWEEPS: tuple[Variant, ...] = (
@@ -68,7 +71,16 @@ SWEEPS: tuple[Variant, ...] = (
     Variant("uniform-shrink 1", "uniform-shrink", "sweep", {"share": 1.0}),
 )
 
-QUICK = ("direct", "direct x1.25", "direct x1.5", "casa", "restore-only", "revert", "uniform-shrink 0.5")
+QUICK = (
+    "direct",
+    "direct x1.25",
+    "direct x1.5",
+    "casa",
+    "restore-only",
+    "revert",
+    "uniform-shrink 0.5",
+    "matched-gain",
+)
 
-SHEET = ("direct", "casa", "restore-only", "uniform-shrink 0.5")
+SHEET = ("direct", "casa", "uniform-shrink 0.5", "matched-gain")
 """Rows of the contact sheets, besides the anchors and direct reuse at its best strength."""

@@ -14,6 +14,7 @@ from loraport.methods.cross_lora import CrossLora
 from loraport.methods.direct import Direct
 from loraport.methods.identity import Identity
 from loraport.methods.masked_restore import MaskedRestore
+from loraport.methods.matched_gain import MatchedGain
 from loraport.methods.orthogonal_shift import OrthogonalShift
 from loraport.methods.prolora import ProLora
 from loraport.methods.revert import Revert
@@ -24,6 +25,7 @@ _METHODS: dict[str, TransferMethod] = {
     for method in (
         Casa(),
         Direct(),
+        MatchedGain(),
         Identity(),
         Revert(),
         MaskedRestore(),
