@@ -247,3 +247,18 @@ def test_a_cache_too_small_for_the_pair_keeps_what_fits(files, tmp_path, monkeyp
     monkeypatch.undo()
     _transfer(files, tmp_path / "same.safetensors", roomy)
     assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "same.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("method", sorted(loraport.methods()))
+def test_every_method_runs_on_checkpoints_and_on_a_distillation_lora(files, tmp_path, options, method):
+    _transfer(files, tmp_path / "one.safetensors", options, method=method)
+    save_file(pico.lora(5, rank=6), files.folder / "fast.safetensors")
+    merged = load_file(files.source)
+    for name, matrix in _updates(files.folder / "fast.safetensors").items():
+        merged[f"{name}.weight"] += matrix
+    save_file(merged, files.folder / "merged.safetensors")
+    one, two = tmp_path / "merged.safetensors", tmp_path / "factored.safetensors"
+    _transfer(files, one, options, method=method, rank="full", target=files.folder / "merged.safetensors")
+    factored = str(files.folder / "fast.safetensors")
+    _transfer(files, two, options, method=method, rank="full", target=None, target_lora=factored)
+    _close(_updates(two), _updates(one), 2e-3)

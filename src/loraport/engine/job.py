@@ -1,7 +1,10 @@
 """One layer's work order: references and settings, no tensor and no device."""
 
+import time
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from loraport.engine.recipe import RankRule
 from loraport.formats.adapter import LayerUpdate
@@ -71,3 +74,18 @@ def working_bytes(m: int, n: int, with_basis: bool) -> int:
     """Memory of one layer in flight: weights, drift, basis, strips and factors in float32."""
     p = min(m, n)
     return 4 * ((4 * m * n + 3 * p * (m + n)) if with_basis else 2 * m * n) + 16_000_000
+
+
+def operations_per_second() -> float:
+    """Speed of this machine for one job, from a small matrix product (a few milliseconds)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        square = torch.ones(512, 512)
+        square @ square
+        began = time.perf_counter()
+        for _ in range(4):
+            square @ square
+        return 4 * 2 * 512**3 / max(time.perf_counter() - began, 1e-6)
+    finally:
+        torch.set_num_threads(threads)

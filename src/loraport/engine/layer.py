@@ -69,12 +69,9 @@ def load_layer(
     drift = _drift(job, weight, device) if reads_drift else None
     del weight
 
-    if needs.target_basis and job.target is not None:
-        target_basis = shelf.basis("target") or shelf.keep_basis(
-            "target", SpectralBasis.from_weight(read_weight(job.target, job.round_to, device), name=job.name)
-        )
-        inputs = replace(inputs, target_basis=target_basis)
     inputs = replace(inputs, basis=basis, drift=drift)
+    if needs.target_basis:
+        inputs = replace(inputs, target_basis=_target_basis(job, shelf, device))
     if not needs.drift:
         return LayerMatrices(inputs, norm, None)
     drift_norm = _norm_of_drift(drift, kept)
@@ -141,6 +138,19 @@ class _Shelf:
 
     def _basis_key(self, role: str) -> str:
         return entry_key({"weight": self.digests[role], "round_to": self.job.round_to, "algorithm": ALGORITHM})
+
+
+def _target_basis(job: LayerJob, shelf: _Shelf, device: torch.device) -> SpectralBasis:
+    """Basis of the target weight; of source plus distillation where that is what the target is."""
+    if job.target is not None:
+        known = shelf.basis("target")
+        if known is not None:
+            return known
+        weight = read_weight(job.target, job.round_to, device)
+        return shelf.keep_basis("target", SpectralBasis.from_weight(weight, name=job.name))
+    assert job.source is not None
+    weight = read_weight(job.source, job.round_to, device)
+    return SpectralBasis.from_weight(weight.add_(_drift(job, weight, device).dense()), name=job.name)
 
 
 _DRIFT_NORM = "engine.drift_norm"  # travels with what the method prepared; methods do not look at it

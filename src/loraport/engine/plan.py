@@ -5,22 +5,18 @@ error before any work has begun.
 """
 
 import re
-import time
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from loraport.engine.executor import workers_for
-from loraport.engine.job import LayerJob, basis_cost, transfer_cost, working_bytes
+from loraport.engine.job import LayerJob, basis_cost, operations_per_second, transfer_cost, working_bytes
+from loraport.engine.match import open_inputs, weights_of
 from loraport.engine.recipe import RankRule, Recipe, RunOptions
-from loraport.errors import MismatchError, UnmatchedKeysError
-from loraport.formats.adapter import Carried, LayerUpdate, LoraAdapter, open_adapter
-from loraport.formats.architecture import require_same_size
-from loraport.formats.checkpoint import Checkpoint, open_checkpoint
+from loraport.errors import MismatchError
+from loraport.formats.adapter import Carried, LoraAdapter
+from loraport.formats.checkpoint import Checkpoint
 from loraport.formats.dialect import check_profile
 from loraport.formats.loaders import loader_notes
-from loraport.formats.tensors import TensorRef
 from loraport.methods import registry
 from loraport.methods.base import Needs
 
@@ -100,7 +96,7 @@ class TransferPlan:
 
     def seconds(self, options: RunOptions) -> float:
         """Time expected when nothing is cached, from a matrix product timed now."""
-        return self.cost / (_operations_per_second() * min(workers_for(self.jobs, options), max(len(self.jobs), 1)))
+        return self.cost / (operations_per_second() * min(workers_for(self.jobs, options), max(len(self.jobs), 1)))
 
 
 def make_plan(recipe: Recipe) -> TransferPlan:
@@ -114,19 +110,10 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     method, params = registry.resolve(recipe.method, recipe.params)
     needs = method.needs(params) if recipe.amount > 0 else _NOTHING
     check_profile(recipe.to)
-    source = open_checkpoint(recipe.source, nested=recipe.nested_source)
-    target, distill, strength = _open_target(recipe, source)
-    adapter = open_adapter(
-        recipe.lora,
-        source,
-        expert=recipe.expert,
-        adapter=recipe.adapter,
-        drop=recipe.drop,
-        allow_partial=recipe.allow_partial,
-    )
-    _refuse_a_second_time(adapter, recipe)
+    inputs = open_inputs(recipe)
+    adapter, distill = inputs.adapter, inputs.distill
     dropped = list(adapter.dropped)
-    warnings = list(adapter.warnings)
+    warnings = list(inputs.notes)
     if recipe.amount == 0.0:
         method, params = registry.resolve("direct", {})
     rank = _settle_rank(recipe, adapter.max_rank, adds_nothing=needs == _NOTHING)
@@ -134,7 +121,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
 
     jobs = []
     for name, update in adapter.layers.items():
-        found = _weights(name, update, source, target, recipe)
+        found = weights_of(name, update, inputs, recipe)
         if found is None:
             dropped += update.keys
             warnings.append(f"{name} is in the LoRA but not in both checkpoints; it was left out (--allow-partial)")
@@ -152,11 +139,11 @@ def make_plan(recipe: Recipe) -> TransferPlan:
                 method=chosen,
                 params=values,
                 update=update,
-                source=found[0] if job_needs.basis or job_needs.drift else None,
-                target=found[1] if job_needs.drift else None,
-                distill=(distilled, strength) if distilled is not None and job_needs.drift else None,
+                source=found.source if job_needs != _NOTHING else None,
+                target=found.target if job_needs.drift or job_needs.target_basis else None,
+                distill=(distilled, inputs.strength) if distilled is not None and job_needs != _NOTHING else None,
                 has_drift=distill is None or distilled is not None,
-                round_to=_common_dtype(found),
+                round_to=found.common_dtype,
                 rank=rank,
                 amount=recipe.amount if job_needs != _NOTHING else 1.0,
                 dtype=dtype,
@@ -166,18 +153,18 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         )
     ranks = {job.name: _rank_bound(job) for job in jobs}
     warnings += loader_notes(
-        recipe.to, dict.fromkeys(ranks, max(ranks.values(), default=0)), adapter.carried, source.architecture
+        recipe.to, dict.fromkeys(ranks, max(ranks.values(), default=0)), adapter.carried, inputs.source.architecture
     )
     if not jobs:
         raise MismatchError("no layer of the LoRA is left to transfer", where=str(adapter.path))
-    extra_source, extra_target = _extras(source, target)
+    extra_source, extra_target = inputs.extras
     return TransferPlan(
         recipe=recipe,
         method=method.name,
         params=params.model_dump(mode="json"),
         adapter=adapter,
-        source=source,
-        target=target,
+        source=inputs.source,
+        target=inputs.target,
         distill=distill,
         jobs=tuple(jobs),
         carried=adapter.carried,
@@ -198,69 +185,11 @@ def sample_for_kinship(plan: TransferPlan, count: int = 4) -> list[LayerJob]:
     return small[::step][:count]
 
 
-def _open_target(recipe: Recipe, source: Checkpoint) -> tuple[Checkpoint | None, LoraAdapter | None, float]:
-    parts = recipe.target_lora_parts()
-    if parts is not None:
-        return None, open_adapter(parts[0], source), parts[1]
-    assert recipe.target is not None
-    target = open_checkpoint(recipe.target, nested=recipe.nested_target)
-    require_same_size(source.architecture, target.architecture)
-    return target, None, 1.0
-
-
-def _refuse_a_second_time(adapter: LoraAdapter, recipe: Recipe) -> None:
-    earlier = adapter.metadata.get("loraport.recipe")
-    if earlier is not None and not recipe.force:
-        raise MismatchError(
-            "the LoRA was transferred already",
-            where=str(adapter.path),
-            values=f"made for {adapter.metadata.get('ss_base_model_version', 'another model')}",
-            fix="transfer the original LoRA instead, or go on with --force",
-        )
-
-
 def _settle_rank(recipe: Recipe, rank_in: int, adds_nothing: bool) -> RankRule:
     preset = registry.PRESETS.get(recipe.method)
     if recipe.rank == "auto" and preset is not None and preset.rank is not None:
         return RankRule("fixed", preset.rank)
     return recipe.rank_rule.for_input(rank_in, adds_nothing)
-
-
-def _weights(
-    name: str, update: LayerUpdate, source: Checkpoint, target: Checkpoint | None, recipe: Recipe
-) -> tuple[TensorRef, TensorRef | None] | None:
-    """The layer's two weights; None when one is missing and that is allowed."""
-    sides = {"source": source} | ({"target": target} if target is not None else {})
-    found = {}
-    for role, side in sides.items():
-        ref = side.tensors.get(f"{name}.weight")
-        if ref is None:
-            if recipe.allow_partial:
-                return None
-            raise UnmatchedKeysError(
-                f"the LoRA changes a layer that the {role} does not have",
-                where=name,
-                values=f"{update.keys[0]} in {recipe.lora}; {side.path}",
-                fix="check that the LoRA was trained on this model, or leave such layers out with --allow-partial",
-            )
-        if tuple(ref.shape) != tuple(update.shape):
-            raise MismatchError(
-                f"the LoRA and the {role} differ in size",
-                where=name,
-                values=f"LoRA {_size(update.shape)}, {role} {_size(ref.shape)} ({side.path})",
-                fix="use the checkpoint of the size that the LoRA was trained on",
-            )
-        found[role] = ref
-    return found["source"], found.get("target")
-
-
-def _common_dtype(found: tuple[TensorRef, TensorRef | None]) -> str | None:
-    """The coarser dtype when the two weights are stored in different ones."""
-    source, target = found
-    if target is None or source.dtype == target.dtype:
-        return None
-    dtypes = {source.dtype, target.dtype}
-    return "bfloat16" if "BF16" in dtypes else "float16" if "F16" in dtypes else None
 
 
 def _cached_bytes(job: LayerJob) -> int:
@@ -269,35 +198,8 @@ def _cached_bytes(job: LayerJob) -> int:
     return 4 * p * (sum(job.shape) + p + 3) if job.source is not None else 0
 
 
-def _extras(source: Checkpoint, target: Checkpoint | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    if target is None:
-        return (), ()
-    only_source = [name for name in source.tensors if name not in target.tensors]
-    only_target = [name for name in target.tensors if name not in source.tensors]
-    return tuple(only_source) + source.unknown, tuple(only_target) + target.unknown
-
-
 def _rank_bound(job: LayerJob) -> int:
     full = min(job.shape)
     if job.rank.kind == "fixed":
         return min(int(job.rank.value), full) if job.source is not None else job.update.rank
     return full
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(side) for side in shape)
-
-
-def _operations_per_second() -> float:
-    """Speed of this machine for one job, from a small matrix product (a few milliseconds)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        square = torch.ones(512, 512)
-        square @ square
-        began = time.perf_counter()
-        for _ in range(4):
-            square @ square
-        return 4 * 2 * 512**3 / max(time.perf_counter() - began, 1e-6)
-    finally:
-        torch.set_num_threads(threads)
