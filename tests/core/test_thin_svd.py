@@ -73,7 +73,7 @@ def test_random_matrices(shape):
 
 def test_usual_weights_take_the_fast_driver_and_odd_ones_do_not():
     assert thin_svd(matrix(spectrum("like Wan"), P, P)).driver == "gram"
-    assert thin_svd(matrix(spectrum("graded over 6 decades"), P, P)).driver == "gesdd"
+    assert thin_svd(matrix(spectrum("rank deficient"), P, P)).driver == "gram"
     assert thin_svd(torch.zeros(P, P)).driver == "gesdd"
     assert (
         thin_svd(torch.randn(P, P, generator=torch.Generator().manual_seed(0), dtype=torch.float64)).driver == "gesdd"

@@ -52,8 +52,8 @@ def connected_components(edges: Bool[Tensor, "k k"]) -> Clusters:
     Boruvka's way: every node picks one edge that leaves its cluster, the picked edges merge clusters, and so on
     until no edge leaves any. Each round looks at all edges once and at least halves the clusters that have some.
     """
-    k = edges.shape[0]
-    labels = torch.arange(k, device=edges.device)
+    device, edges = edges.device, edges.cpu()  # many tiny steps: not for an accelerator
+    labels = torch.arange(edges.shape[0])
     while True:
         leaving = edges & (labels[:, None] != labels[None, :])
         tail = leaving.any(dim=1).nonzero()[:, 0]
@@ -62,7 +62,7 @@ def connected_components(edges: Bool[Tensor, "k k"]) -> Clusters:
         head = leaving[tail].to(torch.uint8).argmax(dim=1)
         labels = _merged(labels, labels[tail], labels[head])
     roots, labels = torch.unique(labels, return_inverse=True)
-    return Clusters(labels, roots.numel())
+    return Clusters(labels.to(device), roots.numel())
 
 
 def _merged(labels: Int[Tensor, " k"], a: Int[Tensor, " e"], b: Int[Tensor, " e"]) -> Int[Tensor, " k"]:
@@ -71,7 +71,7 @@ def _merged(labels: Int[Tensor, " k"], a: Int[Tensor, " e"], b: Int[Tensor, " e"
     Every label points at the smallest one that its partners point at, then at what that points at: distances
     double, so also a long chain takes few rounds.
     """
-    parent = torch.arange(labels.numel(), device=labels.device)
+    parent = torch.arange(labels.numel())
     while True:
         low = torch.minimum(parent[a], parent[b])
         after = parent.clone()

@@ -8,13 +8,13 @@ from torch import Tensor
 
 from loraport.errors import NumericalError
 
-ALGORITHM = "thin-svd-2"
+ALGORITHM = "thin-svd-3"
 """Part of the cache key of a basis: raised whenever `thin_svd` would return other numbers than before."""
 
 _SMALL = 128  # below this the library's SVD is as fast
 _WINDOW = 0.06  # singular values smaller than this share of the largest lose their digits in the Gram matrix
 _CLEAN = 0.12  # and below this share the columns of U are made orthonormal explicitly
-_LARGEST_WINDOW = 0.6  # a tail this wide (steeply graded spectra) costs more to repair than the library's SVD
+_BUDGET = 2.0  # eigenproblems of full size spent on tails before the library's SVD is the cheaper way
 _TOLERANCE = 100.0  # units of the last place of an orthonormal basis, on random probes
 _SCALES = (1e-12, 1e12)  # outside, squares leave the range of float32
 
@@ -104,12 +104,14 @@ def _by_gram(W: Tensor) -> _Parts | None:
     S = torch.linalg.vector_norm(M, dim=0)
     if not _SCALES[0] < float(S[0]) < _SCALES[1]:
         return None
-    top = 0
+    noise = torch.finfo(S.dtype).eps * n**0.5  # what W V has in place of a singular value of zero
+    top, spent = 0, 0.0
     while True:
         tail = int((_WINDOW * S[top] <= S).sum())
-        if n - tail < 2 or tail <= top:
+        if n - tail < 2 or tail <= top or float(S[tail]) < noise * float(S[0]):
             break
-        if n - tail > _LARGEST_WINDOW * n:
+        spent += ((n - tail) / n) ** 3
+        if spent > _BUDGET:
             return None
         rotation = _eigenvectors(gram(M[:, tail:]))
         if rotation is None:
