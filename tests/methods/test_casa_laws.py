@@ -235,3 +235,25 @@ def test_float32_is_close_to_float64(shape):
     assert distance(output.update.dense().double(), exact.update.dense()) < 1e-4
     assert output.update.norm() == pytest.approx(exact.update.norm(), rel=1e-5)
     assert set(output.stats) == set(exact.stats)
+
+
+@pytest.mark.parametrize("drift", [0.02, 0.5])
+@pytest.mark.parametrize("shape", [(256, 256), (400, 160), (160, 400)])
+def test_the_low_rank_result_is_nearly_the_best_one(shape, drift):
+    _, D, inputs = make(shape, 8, 7, drift=drift)
+    single = LayerInputs(
+        "layer",
+        inputs.update.to(torch.float32),
+        SpectralBasis(inputs.basis.U.float(), inputs.basis.S.float(), inputs.basis.Vh.float()),
+        None,
+        DenseOperator(D.float()),
+    )
+    output = run(single, CasaParams())
+    exact = output.update.dense().double()
+    energies = torch.linalg.svdvals(exact).square()
+    for rank in (8, 24):
+        small = compress(output.update, rank=rank, start=output.start)
+        best = float(energies[:rank].sum() / energies.sum())
+        kept = 1 - float((exact - small.update.to(torch.float64).dense()).norm() ** 2 / exact.norm() ** 2)
+        assert small.energy_kept == pytest.approx(kept, abs=1e-5)
+        assert kept >= 0.999 * best

@@ -125,7 +125,7 @@ class Casa(base.TransferMethod):
         return DriftRouting.of(inputs.basis, inputs.drift, _head(inputs, params), params.density).tensors()
 
     def transfer(self, inputs: base.LayerInputs, params: CasaParams) -> base.LayerOutput:
-        """The new update of one layer; the steps are at the top of this file, the figures in `_stats`."""
+        """The new update of one layer; the steps are at the top of this file, the figures in `_figures`."""
         if inputs.update.shape[0] < inputs.update.shape[1]:
             output = self.transfer(_upright(inputs), params)
             return base.LayerOutput(output.update.T, output.stats, inputs.update)
@@ -139,40 +139,49 @@ class Casa(base.TransferMethod):
         C_lora = routed(basis, update)
         K = C_lora.dense()  # becomes the routing matrix of the new update
         verdict = judge(K, drift, basis.S, _head(inputs, params), params)
-        rows, cols, hits = verdict.rows, verdict.cols, verdict.hits
-        taken = smaller_of(K.view(-1)[hits], drift.C.view(-1)[hits])
+        quiet = ~verdict.cols
+        taken = smaller_of(K.view(-1)[verdict.hits], drift.C.view(-1)[verdict.hits])
         undone = 0.0
         if params.restore:
-            undone = subtract_quiet(K, drift.C, rows, cols) + drift.spilled(~cols)
-        K.view(-1)[hits] -= taken
+            undone = subtract_quiet(K, drift.C, verdict.rows, verdict.cols) + drift.spilled(quiet)
+        K.view(-1)[verdict.hits] -= taken
 
         core: DenseOperator | Overhang
         if basis.U.shape[0] == basis.U.shape[1]:
             core = DenseOperator(K)
             new: Operator = Routed(basis.U, core, basis.Vh)
-            along = dot(C_lora.B.T @ K, C_lora.A)
+            along = dot(C_lora.B.T @ K, C_lora.A)  # <new, update>
         else:
-            gone = inputs.drift if params.restore else None
-            core = Overhang.of(basis, K, update, C_lora, gone, drift, ~cols)
+            core = Overhang.of(basis, K, update, C_lora, inputs.drift if params.restore else None, drift, quiet)
             new = Routed(None, core, basis.Vh)
             along = core.inner(C_lora)
         if isinstance(inputs.drift, LowRank) and not params.arbitrate:
-            new = _restored_in_factors(update, inputs.drift, basis, rows, cols) if params.restore else update
+            new = _restored_in_factors(update, inputs.drift, basis, verdict) if params.restore else update
+        stats = _figures(update, core.norm(), along, verdict, undone / drift.energy)
+        return base.LayerOutput(new, stats | {"svd_driver": basis.driver}, update)
 
-        m, n = update.shape
-        scale, size = update.norm(), core.norm()
-        stats: dict[str, base.Stat] = {
-            "head": verdict.clusters.labels.numel(),
-            "clusters": verdict.clusters.count,
-            "largest_cluster": int(verdict.clusters.sizes.max()),
-            "dominant_share": 1.0 - (m - int(rows.sum())) * (n - int(cols.sum())) / (m * n),
-            "arbitrated_share": hits.numel() / (m * n),
-            "drift_undone": min(undone / drift.energy, 1.0),
-            "cosine": along / (size * scale) if size > 0 and scale > 0 else 0.0,
-            "norm_ratio": size / scale if scale > 0 else 0.0,
-            "svd_driver": basis.driver,
-        }
-        return base.LayerOutput(new, stats, update)
+
+def _figures(update: LowRank, size: float, along: float, verdict: Verdict, undone: float) -> dict[str, base.Stat]:
+    """What the report says about a layer.
+
+    head: number of head directions; clusters, largest_cluster: how they fall apart.
+    dominant_share: entries of the m x n routing matrix in dominant rows or columns. arbitrated_share: those arbitrated.
+    drift_undone: share of ||drift||^2 that the restoration takes away (before truncation to a rank).
+    cosine: between new and old update. norm_ratio: ||new|| / ||old||. Both before truncation.
+    """
+    m, n = update.shape
+    scale = update.norm()
+    quiet = (m - int(verdict.rows.sum())) * (n - int(verdict.cols.sum()))
+    return {
+        "head": verdict.clusters.labels.numel(),
+        "clusters": verdict.clusters.count,
+        "largest_cluster": int(verdict.clusters.sizes.max()),
+        "dominant_share": 1.0 - quiet / (m * n),
+        "arbitrated_share": verdict.hits.numel() / (m * n),
+        "drift_undone": min(undone, 1.0),
+        "cosine": along / (size * scale) if size > 0 and scale > 0 else 0.0,
+        "norm_ratio": size / scale if scale > 0 else 0.0,
+    }
 
 
 def _head(inputs: base.LayerInputs, params: CasaParams) -> int:
@@ -182,9 +191,9 @@ def _head(inputs: base.LayerInputs, params: CasaParams) -> int:
     return inputs.basis.head(params.head_energy) if m == n or params.cut_nonsquare else min(m, n)
 
 
-def _restored_in_factors(update: LowRank, drift: LowRank, basis: SpectralBasis, rows: Tensor, cols: Tensor) -> LowRank:
+def _restored_in_factors(update: LowRank, drift: LowRank, basis: SpectralBasis, verdict: Verdict) -> LowRank:
     """D - (I - U_d U_d^T) B_fft A_fft (I - V_d V_d^T): exact at rank r + r_fft."""
-    U, Vh = basis.U[:, rows], basis.Vh[cols]
+    U, Vh = basis.U[:, verdict.rows], basis.Vh[verdict.cols]
     B = drift.B - U @ (U.T @ drift.B)
     A = drift.A - (drift.A @ Vh.T) @ Vh
     return LowRank.sum([update, LowRank(-B, A)])
