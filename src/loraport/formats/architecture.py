@@ -70,7 +70,7 @@ def detect(shapes: Mapping[str, Shape], family: Family, where: str | None = None
                 raise MismatchError(f"{module} is not a matrix", where=where, values=f"shape {list(shape)}")
             layers[module] = (shape[0], shape[1])
         _unify(module, shape, template.shape, dimensions, proof, where)
-    blocks = [int(block_of(module)) for module in shapes if block_of(module) and family.template_of(module)]
+    blocks = [int(block_of(module)) for module in shapes if (known := family.template_of(module)) and known.repeated]
     dimensions["blocks"] = max(blocks) + 1 if blocks else 0
     return Architecture(family, _title(family, dimensions, shapes), layers, dict(shapes), dimensions)
 

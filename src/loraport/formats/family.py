@@ -44,7 +44,7 @@ class Family:
     namings: tuple[str, ...]
     templates: dict[str, Template]
     aliases: dict[str, str]
-    image_marker: str
+    image_marker: str | None
     sizes: tuple[dict[str, Any], ...]
     variants: tuple[dict[str, Any], ...]
 
@@ -87,11 +87,13 @@ def families() -> dict[str, Family]:
 def _read(text: str) -> Family:
     data = yaml.safe_load(text)
     namings = tuple(data["spellings"])
-    optional = data["optional"]
+    optional = data.get("optional", [])
     templates: dict[str, Template] = {}
     for role in ROLES:
         for *names, shape in data.get(role, []):
             name = names[0]
+            if len(names) != len(namings):
+                raise ValueError(f"{data['family']}: {name} has {len(names)} spellings, not {len(namings)}")
             if name in templates:
                 raise ValueError(f"{data['family']}: {name} is defined twice")
             templates[name] = Template(
@@ -107,7 +109,7 @@ def _read(text: str) -> Family:
         namings,
         templates,
         dict(data.get("aliases", {})),
-        data["image_marker"],
-        tuple(data["sizes"]),
-        tuple(data["variants"]),
+        data.get("image_marker"),
+        tuple(data.get("sizes", [])),
+        tuple(data.get("variants", [])),
     )
