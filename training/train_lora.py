@@ -1,0 +1,75 @@
+"""Train one user LoRA on the source only: two looks, a texture, an identity, a motion."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from common import (
+    Run,
+    Schedule,
+    add_lora,
+    draw,
+    encode,
+    flow_matching_loss,
+    load_model,
+    prompt_pool,
+    save_lora,
+    write_card,
+)
+from torch import Tensor
+
+from loraport.zoo import world
+
+
+@dataclass(frozen=True)
+class Task:
+    steps: int
+    seed: int
+    rank: int = 8
+    rate: float = 2e-3
+
+
+TASKS = {
+    "noir": Task(steps=500, seed=31),
+    "outline": Task(steps=600, seed=32),
+    "stripe": Task(steps=350, seed=33),
+    "ring": Task(steps=400, seed=34),
+    "zigzag": Task(steps=600, seed=35),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("task", choices=TASKS)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, help="other than the task's own")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    task = TASKS[options.task]
+    model = load_model(options.out / "final" / "models" / "source")
+    parameters = add_lora(model, task.rank, task.seed)
+    steps = options.steps or task.steps
+    run = Run(options.task, options.out, parameters, Schedule(steps, task.rate, 50, steps // 2), task.seed, 0.99)
+    pool = prompt_pool(held_out=False)
+    circles = pool[pool[:, 0] == 0]
+
+    def loss(generator: torch.Generator) -> Tensor:
+        prompts = draw(pool, options.batch, generator)
+        if options.task == "ring":  # most clips show the ring; the others keep what must not change
+            few = options.batch // 3
+            prompts = torch.cat([prompts[:few], draw(circles, options.batch - few, generator)])
+        drop = torch.rand(options.batch, generator=generator) < 0.1
+        clips = world.render(prompts, style=options.task, generator=generator)
+        return flow_matching_loss(model, clips, encode(prompts, drop), generator)
+
+    folder = options.out / "final" / "loras"
+    save_lora(model, run.train(loss), folder / f"{options.task}.safetensors")
+    card = folder / f"{options.task}.json"
+    write_card(card, summary=world.STYLES[options.task], source="source", style=options.task)
+
+
+if __name__ == "__main__":
+    main()
