@@ -84,6 +84,32 @@ def _resident(pid: int) -> tuple[int, int]:
     return 0, 0
 
 
+class Others:
+    """Share of the machine's cores that programs other than this one and its children used, as a context manager.
+
+    More than a few per cent and the times are not to be believed.
+    """
+
+    def __enter__(self) -> "Others":
+        self.share = 0.0
+        self._began, self._busy, self._own = time.perf_counter(), _busy(), _own()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        seconds = (time.perf_counter() - self._began) * (os.cpu_count() or 1)
+        self.share = max(_busy() - self._busy - (_own() - self._own), 0.0) / seconds
+
+
+def _busy() -> float:
+    user, nice, system = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+def _own() -> float:
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
 def use_cores(count: int) -> list[int]:
     """Keep this process and its children to the first `count` cores; which ones."""
     chosen = sorted(os.sched_getaffinity(0))[:count]

@@ -30,26 +30,27 @@ def main() -> None:
     args = _arguments()
     cores = measure.use_cores(args.cores)
     bench = Bench(args.work, len(cores))
-    results: dict[str, Any] = {
-        "command": "python benchmarks/run.py " + " ".join(sys.argv[1:]),
-        "date": time.strftime("%Y-%m-%d"),
-        "machine": measure.machine(),
+    measures = {
+        "speed": (lambda: bench.speed(args.size, args.blocks, args.rounds), _show_speed),
+        "memory": (lambda: bench.memory(args.size, args.memory_blocks), _show_memory),
+        "large": (lambda: bench.large(args.large_size), _show_large),
     }
+    results = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else {}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
     try:
-        if "speed" in args.parts:
-            results["speed"] = bench.speed(args.size, args.blocks, args.rounds)
-            _show_speed(results["speed"])
-        if "memory" in args.parts:
-            results["memory"] = bench.memory(args.size, args.memory_blocks)
-            _show_memory(results["memory"])
-        if "large" in args.parts:
-            results["large"] = bench.large(args.large_size)
-            _show_large(results["large"])
+        for part in args.parts:
+            take, show = measures[part]
+            about = {"command": " ".join(["python benchmarks/run.py", *sys.argv[1:]])}
+            about |= {"date": time.strftime("%Y-%m-%d"), "machine": measure.machine()}
+            with measure.Others() as others:
+                found = take()
+            results[part] = {**about, "others_share": others.share, "found": found}
+            show(found)
+            print(f"\nOther programs took {others.share:.0%} of the cores meanwhile.")
+            args.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
     finally:
         if not args.keep:
             shutil.rmtree(args.work, ignore_errors=True)
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(results, indent=1), encoding="utf-8")
     print(f"\nall figures: {args.json}")
 
 
