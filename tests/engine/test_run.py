@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests import pico
+import pico
 
 import loraport
 from loraport.engine.recipe import RunOptions
