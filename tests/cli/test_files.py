@@ -91,6 +91,70 @@ def test_verify_names_what_is_wrong(files: pico.Pico) -> None:
     assert json.loads(invoke("verify", files.lora, "--no-load", "--json").stdout)["ok"] is False
 
 
+def test_verify_calls_nothing_wrong_in_a_sound_file_of_others(files: pico.Pico) -> None:
+    tensors = load_file(files.lora)
+    for name in pico.LAYERS:
+        tensors[f"diffusion_model.{name}.alpha"] = torch.tensor(1.0)
+    save_file(tensors, files.lora)
+    done = invoke("verify", files.lora, "--no-load", "--model", files.source)
+    assert done.exit_code == 0, done.output
+    assert "strength 1 in every loader     note     0.25 by .alpha tensor" in done.stdout
+    assert "FAILED" not in done.stdout
+    facts = json.loads(invoke("verify", files.lora, "--no-load", "--json").stdout)
+    assert facts["ok"] is True
+    assert {row["name"] for row in facts["checks"] if row["ok"] is None} == {
+        "header says how it was made",
+        "strength 1 in every loader",
+    }
+
+
+def test_verify_against_another_model(files: pico.Pico) -> None:
+    save_file(pico.weights(1, width=48), files.target)
+    done = invoke("verify", files.lora, "--no-load", "--model", files.target)
+    assert done.exit_code == 3, done.output
+    assert "width 48" in done.stderr
+    assert done.stderr.count("error: ") == 1
+
+
+def test_of_two_experts_or_adapters_one_must_be_named(files: pico.Pico) -> None:
+    plain = load_file(files.lora)
+    cases = {
+        "expert": ("low", {f"{prefix}{key}": t for prefix in ("transformer_1.", "transformer_2.")
+                           for key, t in ((k.removeprefix("diffusion_model."), t) for k, t in plain.items())}),
+        "adapter": ("b", {key.replace(".weight", f".{name}.weight"): t for name in "ab" for key, t in plain.items()}),
+    }  # fmt: skip
+    output = files.folder / "one.safetensors"
+    for what, (name, tensors) in cases.items():
+        save_file({key: tensor.clone() for key, tensor in tensors.items()}, files.lora)
+        pair = ["--source", files.source, "--target", files.target]
+        for words in (["convert", files.lora, "-o", output], ["verify", files.lora, "--no-load"],
+                      ["transfer", files.lora, *pair, "-o", output], ["plan", files.lora, *pair]):  # fmt: skip
+            refused = invoke(*words)
+            assert refused.exit_code == 2, refused.output
+            assert f"--{what} " in refused.stderr
+            done = invoke(*words, f"--{what}", name)
+            assert done.exit_code == 0, done.output
+            output.unlink(missing_ok=True)
+            nonsense = invoke(*words, f"--{what}", "nonsense")
+            assert nonsense.exit_code == 2, nonsense.output
+
+
+def test_a_choice_that_chooses_nothing_is_said(files: pico.Pico) -> None:
+    done = invoke("convert", files.lora, "-o", files.folder / "x.safetensors", "--adapter", "default")
+    assert done.exit_code == 0, done.output
+    assert "'default' chose nothing" in done.stderr
+
+
+def test_convert_into_a_folder_and_against_a_model(files: pico.Pico) -> None:
+    (files.folder / "made").mkdir()
+    done = invoke("convert", files.lora, "-o", files.folder / "made", "--model", files.source)
+    assert done.exit_code == 0, done.output
+    assert (files.folder / "made" / files.lora.name).is_file()
+    save_file(pico.weights(1, width=48), files.source)
+    done = invoke("convert", files.lora, "-o", files.folder / "x.safetensors", "--model", files.source)
+    assert done.exit_code == 3, done.output
+
+
 def test_verify_junk(files: pico.Pico) -> None:
     files.lora.write_bytes(b"junk")
     done = invoke("verify", files.lora, "--no-load")

@@ -4,7 +4,6 @@ import makers
 import pytest
 import torch
 from makers import LoraFile, flat, same, spell
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from loraport.core.lowrank import LowRank
@@ -13,8 +12,7 @@ from loraport.formats import render as render_room
 from loraport.formats.adapter import open_adapter, render_adapter, write_adapter
 from loraport.formats.convert import convert_adapter
 from loraport.formats.dialect import PROFILE_NAMES, Dialect, check_profile
-from loraport.formats.header import CONTENT, build_metadata, read_json
-from loraport.formats.verify import verify_adapter
+from loraport.formats.header import build_metadata, read_json
 
 PEFT = (".lora_A.weight", ".lora_B.weight")
 EXTRA = {
@@ -194,58 +192,6 @@ class TestHeader:
     def test_fields_of_strangers_are_read_with_care(self, text):
         assert read_json({"loraport.recipe": text}, "loraport.recipe") is None
         assert read_json({}, "loraport.recipe") is None
-
-
-class TestVerify:
-    @pytest.fixture
-    def written(self, tmp_path, pico):
-        path = tmp_path / "x.safetensors"
-        write_adapter(path, render_adapter(_layers(), (), "universal", pico.architecture), _metadata())
-        return path
-
-    def _failed(self, path, model=None) -> set[str]:
-        return {check.name for check in verify_adapter(path, model) if not check.passed}
-
-    def test_a_file_as_written_passes(self, written, pico):
-        assert self._failed(written, pico) == set()
-        with safe_open(str(written), framework="pt") as file:
-            assert CONTENT in file.metadata()
-
-    def test_a_changed_number_is_found(self, written):
-        data = bytearray(written.read_bytes())
-        data[-1] ^= 1
-        written.write_bytes(bytes(data))
-        assert self._failed(written) == {"content as written"}
-
-    def test_a_missing_layer_another_rank_and_an_alpha_are_found(self, written):
-        with safe_open(str(written), framework="pt") as file:
-            metadata = file.metadata()
-        tensors = {key: t for key, t in load_file(written).items() if "ffn.0" not in key}
-        tensors["diffusion_model.blocks.0.ffn.2.lora_A.weight"] = torch.zeros(6, 48)
-        tensors["diffusion_model.blocks.0.ffn.2.lora_B.weight"] = torch.zeros(24, 6)
-        tensors["diffusion_model.blocks.0.ffn.2.alpha"] = torch.tensor(1.0)
-        LoraFile(tensors, metadata).write(written.parent, written.name)
-        assert self._failed(written) == {
-            "every layer is there",
-            "rank as stated",
-            "one rank in the whole file",
-            "strength 1 in every loader",
-            "content as written",
-        }
-
-    def test_nan_is_found(self, written):
-        tensors = load_file(written)
-        next(iter(tensors.values()))[0, 0] = float("nan")
-        LoraFile(tensors).write(written.parent, written.name)
-        assert {"all numbers are finite", "header says how it was made"} == self._failed(written)
-
-    def test_a_foreign_key_is_found(self, written):
-        LoraFile(load_file(written) | {"x": torch.ones(1)}).write(written.parent, written.name)
-        assert self._failed(written) == {"every key is understood"}
-
-    def test_no_file(self, tmp_path):
-        with pytest.raises(FileError):
-            verify_adapter(tmp_path / "x.safetensors")
 
 
 class TestConversion:

@@ -12,6 +12,7 @@ from loraport.formats.adapter import open_adapter, render_adapter, write_adapter
 from loraport.formats.architecture import detect
 from loraport.formats.convert import convert_adapter
 from loraport.formats.family import families
+from loraport.formats.verify import verify_adapter
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
@@ -188,3 +189,43 @@ def test_the_model_level_loader_takes_the_diffusers_profile(tmp_path):
     model.load_lora_adapter(tmp_path / "x.safetensors", prefix="transformer")
     loaded = peft.get_peft_model_state_dict(model, adapter_name="default_0")
     assert {f"transformer.{key}" for key in loaded} == set(tensors)
+
+
+class TestVerifyWithTheRealLoader:
+    """The last check of `verify_adapter`: a promise in our own files, a remark in those of others."""
+
+    def _last(self, path):
+        check = verify_adapter(path, load=True)[-1]
+        assert check.name == "diffusers loads it"
+        return check
+
+    @pytest.mark.parametrize(
+        ("profile", "passed"),
+        [("universal", True), ("diffusers", True), ("kohya", True), ("original", None), ("same-as-input", None)],
+    )
+    def test_our_own_files(self, profile, passed, tmp_path):
+        path = LoraFile(spell(makers.factors(), "pipe.dit.", same, *PEFT)).write(tmp_path)
+        convert_adapter(path, tmp_path / "x.safetensors", to=profile)
+        check = self._last(tmp_path / "x.safetensors")
+        assert check.passed is passed
+        assert check.found == ("20 of 20 layers" if passed else "0 of 20 layers")
+
+    def test_our_own_file_that_it_refuses(self, tmp_path):
+        tensors = spell(makers.factors(), "diffusion_model.", same, *PEFT)
+        tensors["diffusion_model.time_embedding.0.diff"] = torch.ones(24, 8)
+        for metadata, passed in (({"loraport.version": "0"}, False), ({}, None)):
+            check = self._last(LoraFile(tensors, metadata).write(tmp_path))
+            assert check.passed is passed
+            assert "refused" in check.found
+
+    def test_files_of_others(self, tmp_path):
+        kohya = LoraFile(spell(makers.factors(), "lora_unet_", makers.flat, ".lora_down.weight", ".lora_up.weight"))
+        assert self._last(kohya.write(tmp_path)).passed is None
+        named = spell(makers.factors(), "transformer.", diffusers_name, *PEFT, alpha=4.0)
+        check = self._last(LoraFile(named).write(tmp_path))
+        assert (check.passed, "alpha" in check.found) == (None, True)
+
+    def test_a_text_encoder_was_warned_of(self, tmp_path):
+        tensors = spell(makers.factors(), "", same, *PEFT) | {"lora_te_x.lora_up.weight": torch.ones(2, 2)}
+        convert_adapter(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors")
+        assert self._last(tmp_path / "x.safetensors").passed is None

@@ -1,12 +1,12 @@
 """`loraport convert`: other names for the same LoRA."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
 from loraport.cli import text
-from loraport.cli.options import Json, Quiet, Verbose
+from loraport.cli.options import Adapter, AllowPartial, Drop, Expert, Json, Model, Overwrite, Quiet, To, Verbose
 from loraport.cli.voice import Voice
 
 EXAMPLE = """Make a file that diffusers wrote load in tools that read kohya's names:
@@ -16,39 +16,30 @@ EXAMPLE = """Make a file that diffusers wrote load in tools that read kohya's na
 
 def convert(
     lora: Annotated[str, typer.Argument(metavar="LORA", help="The LoRA file.", show_default=False)],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")],
-    to: Annotated[
-        str,
-        typer.Option("--to", metavar="PROFILE", help="universal, diffusers, kohya, original or same-as-input."),
-    ] = "universal",
-    expert: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
-        typer.Option("--expert", metavar="high|low", help="Which of two Wan2.2 LoRAs in one file.", show_default=False),
-    ] = None,
-    adapter: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--adapter", metavar="NAME", help="Which of several named LoRAs in one file.", show_default=False),
-    ] = None,
-    drop: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--drop", metavar="REGEX", help="Leave keys that match out.", show_default=False),
-    ] = None,
-    allow_partial: Annotated[
-        bool, typer.Option("--allow-partial", help="Leave out what is not understood, instead of refusing.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file if it exists.")] = False,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", rich_help_panel="Output", help="The file to write.")
+    ],
+    to: To = "universal",
+    model: Model = None,
+    expert: Expert = None,
+    adapter: Adapter = None,
+    drop: Drop = None,
+    allow_partial: AllowPartial = False,
+    overwrite: Overwrite = False,
     verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Rename the keys of a LoRA for another program. The numbers stay as they are."""
     voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
+    from loraport.formats.checkpoint import open_checkpoint
     from loraport.formats.convert import convert_adapter
 
     done = convert_adapter(
         lora,
-        output,
+        output / Path(lora).name if output.is_dir() else output,
         to=to,
+        model=None if model is None else open_checkpoint(model),
         expert=expert,
         adapter=adapter,
         drop=drop,

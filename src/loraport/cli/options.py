@@ -5,9 +5,11 @@ from typing import Annotated, Optional
 
 import typer
 
-_MODELS, _METHOD, _OUTPUT, _MACHINE, _TALK = "Models", "Method", "Output", "Machine", "Messages"
+_MODELS, _LORA, _METHOD, _OUTPUT = "Models", "LoRA", "Method", "Output"
+_MACHINE, _TALK = "Machine", "Messages"
+_FLAG = ""  # a switch takes no value, so none is named
 
-Loras = Annotated[list[str], typer.Argument(metavar="LORA...", help="LoRA files to carry over.", show_default=False)]
+Loras = Annotated[list[str], typer.Argument(metavar="LORA", help="LoRA files to carry over.", show_default=False)]
 Source = Annotated[
     Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
     typer.Option(
@@ -47,7 +49,7 @@ NestedSource = Annotated[
         metavar="NAME",
         show_default=False,
         rich_help_panel=_MODELS,
-        help="Part of a .pt source to read, such as generator or generator_ema.",
+        help="Part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.",
     ),
 ]
 NestedTarget = Annotated[
@@ -57,12 +59,41 @@ NestedTarget = Annotated[
         metavar="NAME",
         show_default=False,
         rich_help_panel=_MODELS,
-        help="Part of a .pt target to read, such as generator or generator_ema.",
+        help="Part of the target to read, in the same way.",
+    ),
+]
+Model = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option("--model", metavar="MODEL", show_default=False, help="Also check that it fits this model."),
+]
+Expert = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--expert",
+        metavar="high|low",
+        show_default=False,
+        rich_help_panel=_LORA,
+        help="Which LoRA of a file that holds those of both Wan2.2 experts.",
+    ),
+]
+Adapter = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--adapter",
+        metavar="NAME",
+        show_default=False,
+        rich_help_panel=_LORA,
+        help="Which LoRA of a file that holds several by name.",
     ),
 ]
 Force = Annotated[
     bool,
-    typer.Option("--force", rich_help_panel=_MODELS, help="Go on although the target does not look derived from it."),
+    typer.Option(
+        "--force",
+        metavar=_FLAG,
+        rich_help_panel=_MODELS,
+        help="Go on although the target does not look derived from the source, or the LoRA was transferred before.",
+    ),
 ]
 Method = Annotated[
     Optional[str],  # noqa: UP045
@@ -117,14 +148,17 @@ Drop = Annotated[
         "--drop",
         metavar="REGEX",
         show_default=False,
-        rich_help_panel=_METHOD,
-        help="Leave layers that match out of the output.",
+        rich_help_panel=_LORA,
+        help="Leave layers and keys that match out of the output.",
     ),
 ]
 AllowPartial = Annotated[
     bool,
     typer.Option(
-        "--allow-partial", rich_help_panel=_METHOD, help="Leave out what cannot be matched, instead of refusing."
+        "--allow-partial",
+        metavar=_FLAG,
+        rich_help_panel=_LORA,
+        help="Leave out what cannot be matched, instead of refusing.",
     ),
 ]
 Output = Annotated[
@@ -167,7 +201,8 @@ Dtype = Annotated[
     ),
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", rich_help_panel=_OUTPUT, help="Replace the output file if it exists.")
+    bool,
+    typer.Option("--overwrite", metavar=_FLAG, rich_help_panel=_OUTPUT, help="Replace the output file if it exists."),
 ]
 Device = Annotated[
     str, typer.Option("--device", metavar="NAME", rich_help_panel=_MACHINE, help="auto, cpu, cuda, cuda:1 or mps.")
@@ -222,8 +257,16 @@ Log = Annotated[
 Verbose = Annotated[
     int,
     typer.Option(
-        "--verbose", "-v", count=True, show_default=False, rich_help_panel=_TALK, help="Also show a table of layers."
+        "--verbose",
+        "-v",
+        count=True,
+        metavar=_FLAG,
+        show_default=False,
+        rich_help_panel=_TALK,
+        help="More detail, such as a table of layers.",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", rich_help_panel=_TALK, help="Show errors only.")]
-Json = Annotated[bool, typer.Option("--json", rich_help_panel=_TALK, help="Print one JSON document on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", metavar=_FLAG, rich_help_panel=_TALK, help="Show errors only.")]
+Json = Annotated[
+    bool, typer.Option("--json", metavar=_FLAG, rich_help_panel=_TALK, help="Print one JSON document on stdout.")
+]

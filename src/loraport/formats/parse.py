@@ -61,6 +61,7 @@ def open_adapter(
         raise UsageError("drop leaves nothing of the LoRA", where=str(path), values=str(drop))
     if not pieces:
         raise _not_this(path, refs, family, architecture, role)
+    idle = _idle(pieces, expert, adapter)
     pieces, others = _choose(pieces, "expert", expert, path)
     pieces, strangers = _choose(pieces, "adapter", adapter, path)
     dropped += others + strangers
@@ -88,7 +89,7 @@ def open_adapter(
         metadata,
         _common_dtype(done, pieces),
         tuple(refs),
-        tuple(_warnings(pieces, config, dialect, metadata, gone)),
+        tuple(idle + _warnings(pieces, config, dialect, metadata, gone)),
     )
 
 
@@ -192,11 +193,21 @@ def _choose(pieces: Sequence[Piece], what: str, wanted: str | None, path: Path) 
             f"the file holds several LoRAs, one for each {what}; name the one that is meant",
             where=str(path),
             values=", ".join(names),
-            fix=f"{what}={names[0]}",
+            fix=f"{what}={names[0]} (on the command line --{what} {names[0]})",
         )
     kept = [piece for piece in pieces if label[piece.key] in (None, wanted or (names[0] if names else None))]
     keys = {piece.key for piece in kept}
     return kept, [piece.key for piece in pieces if piece.key not in keys]
+
+
+def _idle(pieces: Sequence[Piece], expert: str | None, adapter: str | None) -> list[str]:
+    """A choice in a file that offers none is not wrong, but may be a mistake."""
+    found = []
+    if expert is not None and all(piece.at.expert is None for piece in pieces):
+        found.append(f"the names in the file speak of no expert, so {expert!r} chose nothing")
+    if adapter is not None and all(piece.adapter is None for piece in pieces):
+        found.append(f"the file names no adapters, so {adapter!r} chose nothing")
+    return found
 
 
 def _dialect(pieces: Sequence[Piece], family: Family) -> Dialect:
