@@ -25,6 +25,9 @@ FLAGS = (
         "--layers",
         "--to",
         "--dtype",
+        "--expert",
+        "--adapter",
+        "--drop",
     ),
     *("--device", "--workers", "--executor", "--max-memory", "--cache", "--allow-partial", "--force", "--overwrite"),
     *("--verbose", "--quiet", "--json", "--output"),
@@ -75,7 +78,7 @@ def test_the_shared_options_are_all_there_and_in_groups(command: str) -> None:
     page = CliRunner(env={"COLUMNS": "160"}).invoke(app, [command, "--help"]).output
     for flag in FLAGS:
         assert f"{flag} " in page, flag
-    for panel in ("Models", "Method", "Output", "Machine", "Messages"):
+    for panel in ("Models", "LoRA", "Method", "Output", "Machine", "Messages"):
         assert f"─ {panel} ─" in page
 
 

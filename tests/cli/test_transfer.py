@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import pico
 from loraport.cli.main import app
+from loraport.cli.summary import how_to_load
 
 
 def invoke(*words: object):
@@ -181,6 +182,38 @@ def test_progress_is_plain_lines_when_nobody_watches(files: pico.Pico, monkeypat
     done = transfer(files)
     assert "10/20 layers" in done.stderr
     assert "\x1b" not in done.output
+
+
+def test_the_summary_names_the_layer_that_lost_most(files: pico.Pico) -> None:
+    tensors = load_file(files.lora)
+    for half in "AB":
+        del tensors[f"diffusion_model.blocks.1.ffn.2.lora_{half}.weight"]
+    tensors["diffusion_model.blocks.1.ffn.2.diff"] = torch.randn(32, 64, generator=torch.Generator().manual_seed(5))
+    save_file(tensors, files.lora)
+    done = transfer(files, "--rank", 4, "--method", "direct")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"least in blocks\.1\.ffn\.2: \d+\.\d % \(a whole matrix in the input\)", done.stdout), done.stdout
+    done = transfer(files, "--rank", "full", "--overwrite")
+    assert "all of the full update kept, in every layer" in done.stdout
+
+
+def test_a_second_transfer_is_refused_unless_forced(files: pico.Pico) -> None:
+    assert transfer(files).exit_code == 0
+    once, twice = files.folder / "out.safetensors", files.folder / "twice.safetensors"
+    words = ["transfer", once, "-s", files.source, "-t", files.target, "-o", twice]
+    done = invoke(*words)
+    assert done.exit_code == 3, done.output
+    assert "was transferred already" in done.stderr
+    assert not twice.exists()
+    assert invoke(*words, "--force").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("profile", "words"),
+    [("diffusers", "load_lora_weights"), ("original", "LightX2V"), ("same-as-input", "whatever loads the input")],
+)
+def test_it_says_how_to_load_the_file(profile: str, words: str) -> None:
+    assert words in how_to_load(Path("x.safetensors"), profile)[0]
 
 
 def test_warnings_come_once(files: pico.Pico) -> None:

@@ -23,13 +23,15 @@ class Flags:
     nested_source: str | None
     nested_target: str | None
     force: bool
+    expert: str | None
+    adapter: str | None
+    drop: str | None
+    allow_partial: bool
     method: str | None
     preset: str | None
     settings: list[str] | None
     amount: float
     layers: str | None
-    drop: str | None
-    allow_partial: bool
     output: Path | None
     rank: str
     to: str
@@ -59,16 +61,18 @@ class Flags:
             target_lora=self.target_lora,
             nested_source=self.nested_source,
             nested_target=self.nested_target,
+            force=self.force,
+            expert=self.expert,
+            adapter=self.adapter,
+            drop=self.drop,
+            allow_partial=self.allow_partial,
             method=method_or_preset(self.method, self.preset),
             params=parse_settings(self.settings or []),
             layers=self.layers,
             rank=self.rank,
             amount=self.amount,
-            drop=self.drop,
             to=self.to,
             dtype=self.dtype,
-            allow_partial=self.allow_partial,
-            force=self.force,
         )
 
     def options(self) -> "RunOptions":
@@ -92,16 +96,18 @@ def build_recipe(
     target_lora: str | None,
     nested_source: str | None,
     nested_target: str | None,
+    force: bool,
+    expert: str | None,
+    adapter: str | None,
+    drop: str | None,
+    allow_partial: bool,
     method: str,
     params: dict[str, Any],
     layers: str | None,
     rank: str = "auto",
     amount: float = 1.0,
-    drop: str | None = None,
     to: str = "universal",
     dtype: str = "same",
-    allow_partial: bool = False,
-    force: bool = False,
 ) -> "Recipe":
     """The recipe for one LoRA. Raises UsageError that names the setting that is wrong or missing."""
     settings = dict(locals())

@@ -21,7 +21,7 @@ _SHOWN = 160  # characters of a header field
 
 
 def inspect(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="LoRA files or models.", show_default=False)],
+    files: Annotated[list[str], typer.Argument(metavar="FILE", help="LoRA files or models.", show_default=False)],
     verbose: Verbose = 0,
     quiet: Quiet = False,
     as_json: Json = False,

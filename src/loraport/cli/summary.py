@@ -17,21 +17,14 @@ def show_report(report: Any, plan: Any, voice: Voice, said: Sequence[str] = ()) 
     if voice.verbose:
         show_layers(report.layers, voice)
     facts = report.summary
-    worst = min(report.layers, key=lambda layer: layer.energy_kept)
     target = plan.target.architecture.title if plan.target is not None else f"the source plus {facts['target']}"
     lines = [
         f"carried {Path(facts['lora']).name} over to {target}",
         f"  layers    {facts['layers']} transferred ({_method(facts)}), {text.count(len(report.carried), 'key')} "
         f"carried over unchanged, {len(report.dropped) or 'none'} dropped",
         f"  rank      {facts['rank_in']} in, {facts['rank_out']} out",
-        f"  energy    {text.share(facts['energy_kept_total'])} of the full update kept in total, "
-        f"{text.share(facts['energy_kept_mean'])} in the mean layer, {text.share(worst.energy_kept)} in {worst.name}",
-        f"  time      {text.duration(facts['seconds'])}"
-        + (
-            f", {facts['cached_layers']} of {facts['layers']} layers from an earlier run"
-            if facts["cached_layers"]
-            else ""
-        ),
+        f"  energy    {_energy(report, plan)}",
+        f"  time      {text.duration(facts['seconds'])}{_cache_use(facts)}",
     ]
     if report.dropped:
         lines.append(f"  dropped   {text.listing(report.dropped)}")
@@ -79,13 +72,28 @@ def show_layers(layers: Sequence[Any], voice: Voice) -> None:
 
 def how_to_load(path: Path, profile: str) -> list[str]:
     """What to type or click to use the file, at strength 1."""
-    name = str(path)
-    if profile == "kohya":
-        return [f"ComfyUI: put {path.name} into models/loras and use a LoRA loader (model only) at strength 1.0"]
-    lines = [f"diffusers: pipe.load_lora_weights({name!r})"]
-    if profile != "diffusers":
-        lines.append(f"ComfyUI: put {path.name} into models/loras and use a LoRA loader (model only) at strength 1.0")
-    return lines
+    diffusers = f"diffusers: pipe.load_lora_weights({str(path)!r})"
+    comfy = f"ComfyUI: put {path.name} into models/loras and use a LoRA loader (model only) at strength 1.0"
+    return {
+        "universal": [diffusers, comfy],
+        "diffusers": [diffusers],
+        "kohya": [comfy],
+        "original": ["LightX2V, DiffSynth-Studio, FastVideo: as any LoRA with bare names, at strength 1.0"],
+    }.get(profile, ["with whatever loads the input, at strength 1.0"])
+
+
+def _energy(report: Any, plan: Any) -> str:
+    """How much of the exact update the rank holds, and where it holds least."""
+    facts = report.summary
+    worst = min(report.layers, key=lambda layer: layer.energy_kept)
+    if worst.energy_kept > 1 - 1e-6:  # what is missing is rounding
+        return "all of the full update kept, in every layer"
+    whole = any(job.name == worst.name and job.update.kind == "diff" for job in plan.jobs)
+    return (
+        f"{text.share(facts['energy_kept_total'])} of the full update kept in total, "
+        f"{text.share(facts['energy_kept_mean'])} in the mean layer, "
+        f"least in {worst.name}: {text.share(worst.energy_kept)}{' (a whole matrix in the input)' if whole else ''}"
+    )
 
 
 def _method(facts: dict[str, Any]) -> str:
