@@ -85,6 +85,12 @@ def _tables(evidence: Evidence, concentrations: dict[str, Any]) -> str:
         f"{evidence.scale.seeds} seeds, prompts: {counts}; {evidence.seconds:.0f} s.\n",
         "## All pairs\n",
         tables.main_table(evidence),
+        "## Row against row\n",
+        tables.contrast_table(evidence),
+        *(
+            f"The same on {target.name} only:\n\n{tables.contrast_table(evidence, (target.name,))}"
+            for target in evidence.family.targets
+        ),
         "## The LoRA's gain on its own source\n",
         "\n".join(f"- {note}" for note in evidence.notes) + "\n",
         "## Drift\n",

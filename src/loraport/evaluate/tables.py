@@ -10,6 +10,26 @@ from loraport.evaluate.run import ANCHORS, HIGHER_IS_BETTER, Cell, Evidence
 CLEAR = 2.0
 """A difference counts when it is larger than this many of its standard errors."""
 
+CONTRASTS = (
+    ("identity", "direct"),
+    ("casa", "direct"),
+    ("casa", "best"),
+    ("casa full rank", "casa"),
+    ("released-code", "casa"),
+    ("casa", "restore-only"),
+    ("restore-only", "direct"),
+    ("restore-only", "random-mask"),
+    ("restore-only", "reversed-mask"),
+    ("casa", "uniform-shrink 0.25"),
+    ("uniform-shrink 0.25", "direct"),
+    ("matched-gain", "direct"),
+    ("matched-gain", "direct x1.25"),
+    ("matched-gain", "best"),
+    ("matched-gain power 3", "direct x1.25"),
+    ("matched-gain power 3", "best"),
+    ("matched-gain", "casa"),
+)
+
 TITLES = {
     "taught": "P(taught)",
     "statistic": "statistic",
@@ -41,12 +61,14 @@ def show(estimate: Estimate | None, digits: int = 2, *, signed: bool = False) ->
     return f"{value.replace('-', '−')} ± {estimate.error:.{digits}f}"
 
 
-def differences(evidence: Evidence, label: str, measure: str, rival: str = "direct") -> list[Estimate]:
-    """Paired differences of a row to direct reuse ("direct", or "best" for its best strength), one a pair."""
+def differences(
+    evidence: Evidence, label: str, measure: str, rival: str = "direct", targets: Sequence[str] | None = None
+) -> list[Estimate]:
+    """Paired differences of a row to another ("best": direct reuse at its best strength), one a pair that has both."""
     found = []
     for lora, target in evidence.pairs():
         cells = {cell.label: cell for cell in evidence.of_pair(lora, target)}
-        if label in cells:
+        if label in cells and (rival == "best" or rival in cells) and (targets is None or target in targets):
             other = evidence.best_direct(lora, target) if rival == "best" else cells[rival]
             found.append(cells[label].estimates[measure] - other.estimates[measure])
     return found
@@ -66,6 +88,23 @@ def main_table(evidence: Evidence, labels: Sequence[str] | None = None) -> str:
         row += [show(pooled(differences(evidence, label, name)), 3, signed=True) for name in measures]
         row += [_score(evidence, label, "direct"), _score(evidence, label, "best")]
         rows.append(row)
+    return _markdown(head, rows)
+
+
+def contrast_table(evidence: Evidence, targets: Sequence[str] | None = None) -> str:
+    """Row against row: paired differences of `CONTRASTS`, mean over all pairs (of the named targets)."""
+    measures = ("taught", "statistic", "accuracy", "frechet", "to_aim")
+    head = ["first − second", "pairs", *(TITLES[name] for name in measures), "better / worse in distance"]
+    known = _labels(evidence)
+    rows = []
+    for first, second in CONTRASTS:
+        if first not in known or second not in (*known, "best"):
+            continue
+        found = [differences(evidence, first, name, second, targets) for name in measures]
+        verdicts = [verdict("to_aim", difference) for difference in found[-1]]
+        row = [f"{first} − {'direct at its best strength' if second == 'best' else second}", str(len(verdicts))]
+        row += [show(pooled(each), 3, signed=True) for each in found]
+        rows.append([*row, f"{verdicts.count(1)} / {verdicts.count(-1)}"])
     return _markdown(head, rows)
 
 

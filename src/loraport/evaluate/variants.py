@@ -55,6 +55,7 @@ MAIN: tuple[Variant, ...] = (
     Variant("cross-lora", "cross-lora", "rival"),
     Variant("cluster-transport", "cluster-transport", "rival"),
     Variant("matched-gain", "matched-gain", "ours", rank="same"),
+    Variant("matched-gain power 3", "matched-gain", "ours", {"power": 3.0}, rank="same"),
     Variant("matched-gain, gain only", "matched-gain", "ours", {"give_back": 0.0}, rank="same"),
     Variant("matched-gain, give back only", "matched-gain", "ours", {"power": 0.0}, rank="same"),
 )

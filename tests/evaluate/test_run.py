@@ -1,0 +1,103 @@
+"""The whole evaluation, very small, on the bundled models."""
+
+import json
+
+import pytest
+import torch
+
+from loraport.errors import UsageError
+from loraport.evaluate import tables
+from loraport.evaluate.evidence import chosen, make_evidence
+from loraport.evaluate.family import open_family
+from loraport.evaluate.judge import ClipClassifier, Judge
+from loraport.evaluate.run import evaluate
+from loraport.evaluate.studio import Scale
+from loraport.evaluate.variants import MAIN, SWEEPS, Variant, direct
+from loraport.methods import registry
+from loraport.zoo import world
+
+ROWS = (direct(1.0), Variant("identity", "identity", "control"), direct(1.5))
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def family():
+    return open_family().pick(("step-strong",), ("outline",))
+
+
+@pytest.fixture(scope="module")
+def judge():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Judge(ClipClassifier(cells=((world.FRAMES + 1) // 2) * 4).eval())
+
+
+@pytest.fixture(scope="module")
+def done(family, judge, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("evidence")
+    return make_evidence(family, judge, ROWS, folder, scale=Scale(prompts=3, seeds=1)), folder
+
+
+def test_every_row_is_measured_against_the_same_anchors(done):
+    evidence = done[0].evidence
+    assert [cell.label for cell in evidence.cells] == ["real", "A", "B", "C", "direct", "identity", "direct x1.5"]
+    assert evidence.cell("outline", "", "B").estimates["to_aim"].value == 0
+    assert evidence.cell("outline", "step-strong", "direct").estimates["to_aim"].value > 0
+    with pytest.raises(KeyError):
+        evidence.cell("outline", "step-strong", "nothing")
+
+
+def test_the_identity_conversion_scores_like_direct_reuse(done):
+    evidence = done[0].evidence
+    direct_, identity = (evidence.cell("outline", "step-strong", label).estimates for label in ("direct", "identity"))
+    for name in ("statistic", "to_aim", "motion"):
+        assert identity[name].value == pytest.approx(direct_[name].value, abs=0.02)
+
+
+def test_a_difference_to_itself_is_nothing_and_counts_as_no_win(done):
+    evidence = done[0].evidence
+    for difference in tables.differences(evidence, "direct", "to_aim"):
+        assert difference.value == difference.error == 0
+        assert tables.verdict("to_aim", difference) == 0
+
+
+def test_files_are_written_and_the_numbers_are_json(done):
+    written, _ = done
+    numbers = json.loads(written.numbers.read_text(encoding="utf-8"))
+    assert {"cells", "scale", "notes", "drift", "best_direct"} <= set(numbers)
+    assert "outline on step-strong" in written.tables.read_text(encoding="utf-8")
+    for picture in written.pictures:
+        assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_running_again_samples_nothing_and_gives_the_same_numbers(done, family, judge):
+    written, folder = done
+    again = evaluate(family, ROWS, judge, scale=Scale(prompts=3, seeds=1), folder=folder / "work")
+    assert again.sampling_seconds == 0
+    assert again.to_json()["cells"] == written.evidence.to_json()["cells"]
+
+
+@pytest.mark.slow
+def test_a_seed_gives_the_same_numbers_in_another_folder(done, family, judge, tmp_path):
+    again = evaluate(family, ROWS[:1], judge, scale=Scale(prompts=3, seeds=1), folder=tmp_path)
+    first = {cell.label: cell for cell in done[0].evidence.cells}
+    for cell in again.cells:
+        for name, estimate in cell.estimates.items():
+            assert estimate.value == pytest.approx(first[cell.label].estimates[name].value, abs=1e-6)
+    other = evaluate(family, ROWS[:1], judge, scale=Scale(prompts=3, seeds=1, seed=7), folder=tmp_path)
+    assert other.cells[2].estimates["statistic"].value != again.cells[2].estimates["statistic"].value
+
+
+def test_all_rows_of_the_evidence_exist():
+    for variant in (*MAIN, *SWEEPS):
+        registry.resolve(variant.method, variant.params)
+    labels = [variant.label for variant in (*MAIN, *SWEEPS)]
+    assert len(labels) == len(set(labels))
+
+
+def test_rows_are_chosen_by_name_with_direct_reuse_beside_them():
+    labels = [variant.label for variant in chosen(["casa", "revert"], quick=False)]
+    assert labels[-2:] == ["casa", "revert"]
+    assert "direct x1.5" in labels
+    with pytest.raises(UsageError, match="no method or row"):
+        chosen(["cassa"], quick=False)
