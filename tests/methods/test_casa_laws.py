@@ -257,3 +257,21 @@ def test_the_low_rank_result_is_nearly_the_best_one(shape, drift):
         kept = 1 - float((exact - small.update.to(torch.float64).dense()).norm() ** 2 / exact.norm() ** 2)
         assert small.energy_kept == pytest.approx(kept, abs=1e-5)
         assert kept >= 0.999 * best
+
+
+@pytest.mark.parametrize("shape", [(96, 96), (160, 64), (64, 160)])
+def test_a_distillation_lora_in_float32_equals_the_dense_route(shape):
+    _, _, inputs = make(shape, 4, 11)
+    g = torch.Generator().manual_seed(12)
+    drift = LowRank(torch.randn(shape[0], 8, generator=g) * 0.05, torch.randn(8, shape[1], generator=g) * 0.05)
+    basis = SpectralBasis(inputs.basis.U.float(), inputs.basis.S.float(), inputs.basis.Vh.float())
+    update = inputs.update.to(torch.float32)
+    for arbitrate in (True, False):
+        params = CasaParams(arbitrate=arbitrate)
+        factored = run(LayerInputs("layer", update, basis, None, drift), params)
+        dense = run(LayerInputs("layer", update, basis, None, DenseOperator(drift.dense())), params)
+        assert distance(factored.update.dense(), dense.update.dense()) < 1e-4
+        small = compress(factored.update, rank=12, start=factored.start)
+        if not arbitrate:
+            assert small.energy_kept == pytest.approx(1.0, abs=1e-6)
+            assert distance(small.update.dense(), dense.update.dense()) < 1e-4
