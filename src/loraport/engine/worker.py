@@ -102,7 +102,7 @@ class Worker:
         if job.amount < 1.0:
             exact = Blend(given, exact, job.amount)
         small = _shrink(exact, job, output.start, seed)
-        update = small.update.balanced().to(getattr(torch, job.dtype))
+        update = small.update.to(getattr(torch, job.dtype))
         _check_cast(update, job)
         stats |= output.stats
         stats["exact_norm"] = exact.norm()
@@ -171,7 +171,7 @@ def drift_ratio(job: LayerJob) -> float:
 
 def _shrink(exact: Operator, job: LayerJob, start: LowRank, seed: int) -> Compressed:
     if isinstance(exact, LowRank) and job.rank.kind == "fixed" and exact.rank <= job.rank.value:
-        return Compressed(update=exact, energy_kept=1.0, rank=exact.rank)  # nothing to cut, nothing to round
+        return Compressed(update=exact.balanced(), energy_kept=1.0, rank=exact.rank)  # nothing to cut
     if job.rank.kind == "energy":
         return compress(exact, energy=float(job.rank.value), start=start, seed=seed, name=job.name)
     full = min(job.shape)
