@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from loraport.api import convert, inspect, methods, plan, transfer, verify
+    from loraport.calibration.api import calibrate
     from loraport.engine.plan import TransferPlan
     from loraport.engine.recipe import Recipe, RunOptions
     from loraport.engine.results import LayerReport, TransferReport
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "transfer": "loraport.api",
+    "calibrate": "loraport.calibration.api",
     "plan": "loraport.api",
     "inspect": "loraport.api",
     "convert": "loraport.api",
@@ -44,6 +46,7 @@ __all__ = [
     "TransferPlan",
     "TransferReport",
     "__version__",
+    "calibrate",
     "convert",
     "inspect",
     "methods",

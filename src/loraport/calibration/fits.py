@@ -1,0 +1,77 @@
+"""The candidates: what needs no fit, and a fit for every guidance, penalty and family, from one set of moments."""
+
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.calibration.candidates import Candidate
+from loraport.calibration.directions import Directions
+from loraport.calibration.gradient import solve_by_gradient
+from loraport.calibration.inputs import Inputs
+from loraport.calibration.measure import Answers
+from loraport.calibration.moments import Moments
+from loraport.calibration.rollout import Stage
+from loraport.calibration.settings import Settings
+from loraport.core.lowrank import LowRank
+from loraport.engine.recipe import LEAST_RANK
+
+
+def plain_candidates(inputs: Inputs, settings: Settings) -> list[Candidate]:
+    made = []
+    for strength in settings.strengths:
+        label = "direct" if strength == 1 else f"direct x{strength:g}"
+        update = {name: term if strength == 1 else term.scaled(strength) for name, term in inputs.update.items()}
+        made.append(Candidate(label, "direct", update, {"strength": strength}))
+    if inputs.moved is not None:
+        made.append(Candidate(str(settings.transfer), "transfer", inputs.moved, {"transfer": settings.transfer}))
+    return made
+
+
+def fits(
+    stage: Stage,
+    inputs: Inputs,
+    states: Float[Tensor, "t n ..."],
+    answers: Answers,
+    moments: Moments,
+    settings: Settings,
+) -> list[tuple[Candidate, Float[Tensor, " k"]]]:
+    directions, start = inputs.directions, inputs.directions.start()
+    families = {"gains": directions.of_kind("gain")}
+    if directions.of_kind("restore"):
+        families["gains + restore"] = list(range(len(directions.items)))
+    made = []
+    for family, free in families.items():
+        for w in settings.guidances:
+            for penalty in settings.penalties:
+                if settings.solver == "forward" or family != "gains":
+                    c = moments.ridge(start, guidance=w, penalty=penalty, free=free)
+                else:
+                    scale = float(moments.gram.sum(0).diagonal()[free].mean())
+                    c = solve_by_gradient(
+                        stage, directions, states, answers.responses, inputs.probes,
+                        guidance=w, strength=penalty * scale,
+                    )  # fmt: skip
+                update, kept = _folded(directions, c, inputs)
+                about = {
+                    "family": family,
+                    "guidance": w,
+                    "penalty": penalty,
+                    "fitted_loss": moments.loss(start, c, w) / max(moments.loss(start, start, w), 1e-30),
+                    "energy_kept": kept,
+                }
+                made.append((Candidate(f"{family}, w {w:g}, ρ {penalty:g}", "calibrated", update, about), c))
+    return made
+
+
+def _folded(directions: Directions, c: Float[Tensor, " k"], inputs: Inputs) -> tuple[dict[str, LowRank], float]:
+    """The update of these coefficients at the rank that is written, and the share of its energy that this keeps."""
+    exact = directions.total(c)
+    rank = inputs.adapter.max_rank
+    if directions.of_kind("restore") and bool((c[directions.of_kind("restore")] != 0).any()):
+        rank = max(rank, LEAST_RANK)
+    whole = kept = 0.0
+    made = {}
+    for name, term in exact.items():
+        made[name] = term if term.rank <= rank else term.truncated(rank)
+        whole += term.norm() ** 2
+        kept += made[name].norm() ** 2
+    return made, min(kept / whole, 1.0) if whole > 0 else 1.0

@@ -1,0 +1,96 @@
+"""Everything that a calibration starts from: the LoRA taken apart, its rival from weights alone, prompts, noise."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.calibration.denoiser import Runnable
+from loraport.calibration.directions import Directions, gains, restores
+from loraport.calibration.progress import Teller
+from loraport.calibration.rollout import Conditions, draw_noise
+from loraport.calibration.settings import Settings
+from loraport.core.lowrank import LowRank
+from loraport.errors import UsageError
+from loraport.formats.adapter import LoraAdapter, open_adapter
+from loraport.formats.checkpoint import open_checkpoint
+
+HELD_OUT = 500_000  # seeds of held-out noise begin here, those of probes at 0
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What everything below works on."""
+
+    adapter: LoraAdapter
+    update: dict[str, LowRank]
+    moved: dict[str, LowRank] | None
+    directions: Directions
+    probes: Conditions
+    probe_noise: Float[Tensor, "n ..."]
+    heldout: Conditions
+    heldout_noise: Float[Tensor, "m ..."]
+
+
+def open_inputs(
+    lora: Path, source: Runnable, target: Runnable, conditions: Conditions, settings: Settings, tell: Teller
+) -> Inputs:
+    checkpoint = None if source.checkpoint is None else open_checkpoint(source.checkpoint)
+    adapter = open_adapter(lora, checkpoint)
+    if not adapter.layers:
+        raise UsageError("the LoRA changes no linear layer", where=str(lora))
+    update = {name: layer.load() for name, layer in adapter.layers.items()}
+    if adapter.carried:
+        tell.warn(
+            f"{len(adapter.carried)} tensors of the LoRA change other things than linear layers; "
+            "they are written unchanged and were off while measuring"
+        )
+    if len(conditions.prompts) < settings.probes + settings.heldout:
+        tell.warn(
+            f"{len(conditions.prompts)} prompts for {settings.probes} probes and {settings.heldout} held out: "
+            "some are used twice, with other noise"
+        )
+    moved = _moved(lora, source, target, settings, tell)
+    directions = gains(update, settings.groups)
+    if moved is not None and settings.restore:
+        by = "layer" if settings.groups == "component" else settings.groups
+        directions += restores(update, moved, by)
+    first = settings.seed * 1_000_000
+    return Inputs(
+        adapter,
+        update,
+        moved,
+        Directions(tuple(directions)),
+        conditions.take(0, settings.probes),
+        draw_noise(target.latents, range(first, first + settings.probes)),
+        conditions.take(settings.probes, settings.heldout),
+        draw_noise(target.latents, range(first + HELD_OUT, first + HELD_OUT + settings.heldout)),
+    )
+
+
+def _moved(
+    lora: Path, source: Runnable, target: Runnable, settings: Settings, tell: Teller
+) -> dict[str, LowRank] | None:
+    """The update of the weight-space transfer, through the public interface and its file, as a user would get it."""
+    if settings.transfer is None:
+        return None
+    if source.checkpoint is None or target.checkpoint is None:
+        tell.warn(f"no checkpoint on disk, so {settings.transfer} is not among the candidates")
+        return None
+    import loraport
+
+    with tempfile.TemporaryDirectory(prefix="loraport-") as folder:
+        file = Path(folder) / "transfer.safetensors"
+        loraport.transfer(
+            lora,
+            source=source.checkpoint,
+            target=target.checkpoint,
+            output=file,
+            method=settings.transfer,
+            dtype="float32",
+            options=loraport.RunOptions(cache="off" if source.small else None, log="off"),
+        )
+        moved = open_adapter(file)
+        return {name: layer.load() for name, layer in moved.layers.items()}

@@ -1,0 +1,48 @@
+"""Finished parts of a calibration on disk, so that the same command goes on where it was interrupted."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from loraport.files import write_safetensors
+from loraport.formats.header import canonical_json
+
+
+class Notes:
+    """Tensors by name in a folder, under a key made of everything that they depend on; in no folder, nothing is kept.
+
+    Args:
+        folder: where; None keeps nothing.
+        facts: settings and inputs that decide the numbers.
+    """
+
+    def __init__(self, folder: Path | None, facts: Mapping[str, Any]):
+        self._folder = folder
+        self._key = hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:16]
+        self.found: list[str] = []
+
+    def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
+        """The tensor of this name from an earlier run, or made now. A damaged file is made again."""
+        if self._folder is None:
+            return make()
+        file = self._folder / f"{self._key}-{name}.safetensors"
+        if file.is_file():
+            try:
+                kept = load_file(file)["value"]
+            except (SafetensorError, KeyError, OSError):
+                pass
+            else:
+                self.found.append(name)
+                return kept
+        value = make()
+        write_safetensors(file, {"value": value}, {})
+        return value
+
+    def has(self, name: str) -> bool:
+        """Whether an earlier run left it."""
+        return self._folder is not None and (self._folder / f"{self._key}-{name}.safetensors").is_file()

@@ -1,0 +1,46 @@
+"""What a calibration tells whoever listens."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from loraport.engine.events import Warned
+
+PART_EVERY = 2.0  # seconds between signs of life within a stage
+STAGES = 6
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: the `done`-th of `total` stages is under way."""
+
+    message: str
+    done: int
+    total: int
+
+
+@dataclass
+class Teller:
+    """Says what is done, and now and then how far it is."""
+
+    listen: Callable[[object], None]
+    warnings: list[str] = field(default_factory=list)
+    _stage: tuple[str, int] = ("", 0)
+    _last: float = 0.0
+
+    def stage(self, message: str) -> None:
+        """The next stage begins."""
+        self._stage = (message, self._stage[1] + 1)
+        self._last = time.monotonic()
+        self.listen(Step(message, self._stage[1], STAGES))
+
+    def tick(self, done: int, total: int) -> None:
+        """A part of the stage is done."""
+        if time.monotonic() - self._last >= PART_EVERY and done < total:
+            self._last = time.monotonic()
+            self.listen(Step(f"{self._stage[0]}, {100 * done // total} %", self._stage[1], STAGES))
+
+    def warn(self, message: str) -> None:
+        """Say something the user should know."""
+        self.warnings.append(message)
+        self.listen(Warned(message))
