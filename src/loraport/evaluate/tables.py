@@ -101,6 +101,8 @@ def contrast_table(evidence: Evidence, targets: Sequence[str] | None = None) -> 
         if first not in known or second not in (*known, "best"):
             continue
         found = [differences(evidence, first, name, second, targets) for name in measures]
+        if not found[0]:
+            continue
         verdicts = [verdict("to_aim", difference) for difference in found[-1]]
         row = [f"{first} − {'direct at its best strength' if second == 'best' else second}", str(len(verdicts))]
         row += [show(pooled(each), 3, signed=True) for each in found]
