@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -153,6 +154,23 @@ def test_convert_into_a_folder_and_against_a_model(files: pico.Pico) -> None:
     save_file(pico.weights(1, width=48), files.source)
     done = invoke("convert", files.lora, "-o", files.folder / "x.safetensors", "--model", files.source)
     assert done.exit_code == 3, done.output
+
+
+def test_a_mistyped_path_is_met_with_its_neighbour(files: pico.Pico, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(files.folder.parent)
+    files.folder.rename("models")
+    # Without its ending it looks like a hub id; but there is such a folder here.
+    for words in (["inspect", "models/sorce.safetensors"], ["verify", "models/sorce.x"], ["inspect", "models/sorce"]):
+        done = invoke(*words)
+        assert done.exit_code == 5
+        assert "did you mean" in done.stderr
+        assert "source.safetensors" in done.stderr
+
+
+def test_a_name_that_programs_overlook_is_said(files: pico.Pico) -> None:
+    done = invoke("convert", files.lora, "-o", files.folder / "made")
+    assert "does not end in .safetensors" in done.stderr
+    assert (done.exit_code, (files.folder / "made").is_file()) == (0, True)
 
 
 def test_verify_junk(files: pico.Pico) -> None:

@@ -195,6 +195,13 @@ def test_the_summary_names_the_layer_that_lost_most(files: pico.Pico) -> None:
     assert re.search(r"least in blocks\.1\.ffn\.2: \d+\.\d % \(a whole matrix in the input\)", done.stdout), done.stdout
     done = transfer(files, "--rank", "full", "--overwrite")
     assert "all of the full update kept, in every layer" in done.stdout
+    done = transfer(files, "--rank", 4, "--overwrite")
+    assert "more with a larger --rank" in done.stdout
+
+
+def test_layers_that_only_came_along_are_counted(files: pico.Pico) -> None:
+    done = transfer(files, "--layers", r"^blocks\.0\.")
+    assert "10 transferred (casa), 10 as they were" in done.stdout
 
 
 def test_a_second_transfer_is_refused_unless_forced(files: pico.Pico) -> None:

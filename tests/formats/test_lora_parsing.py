@@ -412,3 +412,18 @@ class TestCarried:
         (bias,) = adapter.carried
         assert (bias.kind, bias.scale) == ("lora_bias", 2.0)
         torch.testing.assert_close(bias.load(), torch.full((24,), 2.0))
+
+
+@pytest.mark.parametrize(("alpha", "said"), [("4", False), ("4.0", False), ("1.0", True), ("None", False)])
+def test_an_alpha_of_the_header_is_a_remark_only_where_it_matters(alpha, said, tmp_path):
+    metadata = {"ss_network_dim": "4", "ss_network_alpha": alpha}
+    warnings = open_adapter(LoraFile(spell(makers.factors(), "", same, *PEFT), metadata).write(tmp_path)).warnings
+    assert any("ss_network_alpha" in text for text in warnings) is said
+
+
+def test_unmatched_keys_are_named_once_a_module(tmp_path):
+    tensors = {key.replace(".q.", ".queries."): t for key, t in spell(makers.factors(), "", same, *PEFT).items()}
+    with pytest.raises(UnmatchedKeysError, match="8 of 40 keys") as caught:
+        open_adapter(LoraFile(tensors).write(tmp_path))
+    assert caught.value.message.count("queries") == 3
+    assert "and 5 more" in caught.value.message

@@ -11,8 +11,9 @@ from loraport.errors import FileError, NumericalError, UnsupportedError, UsageEr
 from loraport.formats import render as render_room
 from loraport.formats.adapter import open_adapter, render_adapter, write_adapter
 from loraport.formats.convert import convert_adapter
-from loraport.formats.dialect import PROFILE_NAMES, Dialect, check_profile
+from loraport.formats.dialect import PROFILE_NAMES, Dialect, check_profile, profile_of
 from loraport.formats.header import build_metadata, read_json
+from loraport.formats.render import check_carried
 
 PEFT = (".lora_A.weight", ".lora_B.weight")
 EXTRA = {
@@ -93,6 +94,10 @@ def test_what_is_carried_in_every_profile(tmp_path, pico):
         render_adapter(_layers(), carried, "kohya", pico.architecture)
     with pytest.raises(UnsupportedError):
         render_adapter(_layers(), carried, "diffusers", pico.architecture)
+    for name in ("kohya", "diffusers"):
+        with pytest.raises(UnsupportedError, match="do not take a change of"):
+            check_carried(carried, profile_of(name), pico.architecture.family)
+    check_carried(carried, profile_of("universal"), pico.architecture.family)
     same_again = render_adapter(_layers(), carried, "same-as-input", pico.architecture, Dialect("", "original", "peft"))
     assert set(EXTRA) <= set(same_again)
 

@@ -96,6 +96,21 @@ def test_no_header_at_all(content, tmp_path):
         open_tensors(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "Git LFS pointer"),
+        (b"<!DOCTYPE html><html><head>", "web page"),
+        (b"hello there, this is text", "no safetensors file"),
+    ],
+)
+@pytest.mark.parametrize("name", ["x.safetensors", "x"])
+def test_files_that_are_something_else_are_called_so(name, content, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(FileError, match=words):
+        open_tensors(tmp_path / name)
+
+
 def test_a_large_file_of_junk_costs_no_memory(tmp_path):
     path = tmp_path / "x.safetensors"
     with path.open("wb") as file:

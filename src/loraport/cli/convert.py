@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from loraport.cli import text
+from loraport.cli.flags import output_file, warn_of_name
 from loraport.cli.options import Adapter, AllowPartial, Drop, Expert, Json, Model, Overwrite, Quiet, To, Verbose
 from loraport.cli.voice import Voice
 
@@ -37,7 +38,7 @@ def convert(
 
     done = convert_adapter(
         lora,
-        output / Path(lora).name if output.is_dir() else output,
+        output_file(output, lora),
         to=to,
         model=None if model is None else open_checkpoint(model),
         expert=expert,
@@ -59,6 +60,7 @@ def convert(
     voice.result("\n".join(lines))
     for message in done.warnings:
         voice.warning(message)
+    warn_of_name(done.output, voice)
     voice.document(
         {
             "output": str(done.output),

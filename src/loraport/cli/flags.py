@@ -88,6 +88,17 @@ class Flags:
         )
 
 
+def output_file(given: Path, lora: str) -> Path:
+    """The file to write for `lora`, where a folder may have been given."""
+    return given / Path(lora).name if given.is_dir() else given
+
+
+def warn_of_name(path: Path, voice: Voice) -> None:
+    """Say that programs will overlook the file that was written, if its name is one they overlook."""
+    if path.suffix != ".safetensors":
+        voice.warning(f"{path.name} does not end in .safetensors, and many programs list only such files")
+
+
 def build_recipe(
     lora: str,
     *,

@@ -54,7 +54,10 @@ def _show_one(name: str, voice: Voice) -> None:
     facts = _describe(method) | {"values": params.model_dump(mode="json")}
     lines = [f"{name}: {method.summary}", f"  reference  {method.reference}", f"  version    {method.version}"]
     if method.Params.__doc__:
-        lines += ["", *(f"  {line.strip()}" for line in method.Params.__doc__.strip().splitlines())]
+        lines += [
+            "",
+            *(f"  {line.strip()}" for line in method.Params.__doc__.strip().splitlines() if line.strip() != "Args:"),
+        ]
     voice.result("\n".join(lines))
     rows = [[f"{method.name}.{key}", str(value)] for key, value in facts["values"].items()]
     voice.table(["setting (change it with --set)", "value"], rows)

@@ -7,6 +7,8 @@ from typing import Any
 from loraport.cli import text
 from loraport.cli.voice import Voice
 
+ENOUGH = 0.9  # of the energy; below it the summary says how to keep more
+
 
 def show_report(report: Any, plan: Any, voice: Voice, said: Sequence[str] = ()) -> None:
     """Summary for people, and the table of layers when asked for.
@@ -20,8 +22,9 @@ def show_report(report: Any, plan: Any, voice: Voice, said: Sequence[str] = ()) 
     target = plan.target.architecture.title if plan.target is not None else f"the source plus {facts['target']}"
     lines = [
         f"carried {Path(facts['lora']).name} over to {target}",
-        f"  layers    {facts['layers']} transferred ({_method(facts)}), {text.count(len(report.carried), 'key')} "
-        f"carried over unchanged, {len(report.dropped) or 'none'} dropped",
+        f"  layers    {_layers(report)}",
+        f"  keys      {text.count(len(report.carried), 'key')} carried over unchanged, "
+        f"{len(report.dropped) or 'none'} dropped",
         f"  rank      {facts['rank_in']} in, {facts['rank_out']} out",
         f"  energy    {_energy(report, plan)}",
         f"  time      {text.duration(facts['seconds'])}{_cache_use(facts)}",
@@ -34,8 +37,8 @@ def show_report(report: Any, plan: Any, voice: Voice, said: Sequence[str] = ()) 
     if report.output is not None:
         size = text.size(report.output.stat().st_size)
         lines.append(f"  output    {report.output}  ({size}, {facts['dtype']}, written and read back)")
-        lines += [f"  load it   {line}" if number == 0 else f"            {line}"
-                  for number, line in enumerate(how_to_load(report.output, facts["to"]))]  # fmt: skip
+        ways = how_to_load(report.output, facts["to"], plan.carried)
+        lines += [f"  {'load it' if way == ways[0] else '':<9} {way}" for way in ways]
     voice.result("\n".join(lines))
     for message in report.warnings:
         if message not in said:
@@ -70,12 +73,12 @@ def show_layers(layers: Sequence[Any], voice: Voice) -> None:
     voice.table([columns[n] for n in used], [[row[n] for n in used] for row in rows])
 
 
-def how_to_load(path: Path, profile: str) -> list[str]:
+def how_to_load(path: Path, profile: str, carried: Sequence[Any] = ()) -> list[str]:
     """What to type or click to use the file, at strength 1."""
     diffusers = f"diffusers: pipe.load_lora_weights({str(path)!r})"
     comfy = f"ComfyUI: put {path.name} into models/loras and use a LoRA loader (model only) at strength 1.0"
     return {
-        "universal": [diffusers, comfy],
+        "universal": [comfy] if any(item.kind == "text_encoder" for item in carried) else [diffusers, comfy],
         "diffusers": [diffusers],
         "kohya": [comfy],
         "original": ["LightX2V, DiffSynth-Studio, FastVideo: as any LoRA with bare names, at strength 1.0"],
@@ -89,15 +92,21 @@ def _energy(report: Any, plan: Any) -> str:
     if worst.energy_kept > 1 - 1e-6:  # what is missing is rounding
         return "all of the full update kept, in every layer"
     whole = any(job.name == worst.name and job.update.kind == "diff" for job in plan.jobs)
-    return (
+    kept = (
         f"{text.share(facts['energy_kept_total'])} of the full update kept in total, "
         f"{text.share(facts['energy_kept_mean'])} in the mean layer, "
         f"least in {worst.name}: {text.share(worst.energy_kept)}{' (a whole matrix in the input)' if whole else ''}"
     )
+    return kept if facts["energy_kept_total"] >= ENOUGH else f"{kept}\n            more with a larger --rank"
 
 
-def _method(facts: dict[str, Any]) -> str:
-    return facts["method"] + (f" at amount {facts['amount']:g}" if facts["amount"] != 1.0 else "")
+def _layers(report: Any) -> str:
+    """How many layers the method was applied to, and how many only came along."""
+    facts = report.summary
+    method = facts["method"] + (f" at amount {facts['amount']:g}" if facts["amount"] != 1.0 else "")
+    changed = sum(layer.method == facts["method"] for layer in report.layers)
+    rest = facts["layers"] - changed
+    return f"{changed} transferred ({method})" + (f", {rest} as they were (--layers)" if rest else "")
 
 
 def _cache_use(facts: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 import typer
 
 from loraport.cli import options
-from loraport.cli.flags import Flags
+from loraport.cli.flags import Flags, output_file, warn_of_name
 from loraport.cli.voice import Voice, error_document, say_error
 from loraport.errors import Interrupted, LoraportError, UsageError
 
@@ -55,7 +55,7 @@ def transfer(
     if flags.output is None:
         raise UsageError("the output is not given", fix="name the file to write: -o FILE")
     if len(flags.loras) == 1:
-        path = flags.output / Path(flags.loras[0]).name if flags.output.is_dir() else flags.output
+        path = output_file(flags.output, flags.loras[0])
         _transfer_one(flags, flags.loras[0], path, flags.voice)
     else:
         _transfer_many(flags, flags.output)
@@ -73,6 +73,7 @@ def _transfer_one(flags: Flags, lora: str, path: Path, voice: Voice) -> dict:
         plan = make_plan(recipe)
         report = run(plan, path, run_options, progress)
     show_report(report, plan, voice, said=progress.warned)
+    warn_of_name(path, voice)
     document = report.to_json()
     voice.document(document)
     return document

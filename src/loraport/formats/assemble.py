@@ -9,7 +9,7 @@ from loraport.errors import MismatchError, UnsupportedError
 from loraport.formats.family import Family
 from loraport.formats.grammar import grammar
 from loraport.formats.keymap import Resolved
-from loraport.formats.scale import ASSUMED, FROM_TENSOR, AdapterConfig, read_alpha, scale_of
+from loraport.formats.scale import ASSUMED, UNSCALED, AdapterConfig, read_alpha, scale_of
 from loraport.formats.tensors import TensorRef
 from loraport.formats.update import Carried, LayerUpdate
 
@@ -135,7 +135,7 @@ def _whole(module: str, parts: Mapping[str, Piece]) -> LayerUpdate:
     if shape is None:
         raise MismatchError(f"{piece.key} is no matrix", where=str(piece.ref.file), values=str(list(piece.ref.shape)))
     keys = (piece.key, *(parts[part].key for part in NOTES if part in parts))
-    return LayerUpdate(module, "diff", None, None, piece.ref, 1.0, FROM_TENSOR, min(shape), keys, shape)
+    return LayerUpdate(module, "diff", None, None, piece.ref, 1.0, UNSCALED, min(shape), keys, shape)
 
 
 def _matrix(shape: tuple[int, ...]) -> tuple[int, int] | None:

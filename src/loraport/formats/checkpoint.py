@@ -197,7 +197,7 @@ def _not_a_model(found: Located) -> Exception:
             "a checkpoint is needed here, but this file is a LoRA",
             where=str(found.path),
             values=f"{len(keys)} keys, e.g. {parts[0] if parts else keys[0]}",
-            fix="give the model's own weights",
+            fix="give the model's own weights (a distillation LoRA goes to --target-lora)",
         )
     title = next((title for key in keys if (title := rules.kind_foreign(key))), None)
     known = ", ".join(family.title for family in families().values())

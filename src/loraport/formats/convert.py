@@ -15,7 +15,7 @@ from loraport.formats.dialect import SAME_AS_INPUT, Profile, profile_of
 from loraport.formats.header import STALE
 from loraport.formats.loaders import loader_notes
 from loraport.formats.parse import open_adapter
-from loraport.formats.render import Factors, render, write_adapter
+from loraport.formats.render import Factors, check_carried, render, write_adapter
 from loraport.formats.tensors import read_tensor
 from loraport.formats.update import LayerUpdate, LoraAdapter
 
@@ -70,6 +70,7 @@ def convert_adapter(
         raise FileError("the output file exists already", where=str(output), fix="choose another name or --overwrite")
     lora = open_adapter(path, model, expert=expert, adapter=adapter, drop=drop, allow_partial=allow_partial)
     profile = profile_of(to, lora.dialect)
+    check_carried(lora.carried, profile, lora.architecture.family)
     tensors, folded = render_exact(lora, profile)
     write_adapter(output, tensors, _metadata(lora, profile))
     ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.kind == "lora" or profile.factor_matrices}

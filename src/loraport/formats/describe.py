@@ -111,13 +111,14 @@ def _lora(path: str | Path) -> FileDescription:
         unknown=list(lora.dropped),
         nbytes=sum(ref.nbytes for ref in refs.values()),
         metadata=lora.metadata,
-        findings=_findings(lora),
+        findings=_findings(lora, left_out=bool(refused)),
         refused=refused,
     )
 
 
-def _findings(lora: LoraAdapter) -> list[str]:
-    found = list(lora.warnings)
+def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
+    # A look leaves nothing out; what would have to be is in `unknown`.
+    found = [text for text in lora.warnings if not (left_out and " left out, " in text)]
     layers = list(lora.layers.values())
     ranks = sorted({layer.rank for layer in layers if layer.kind == "lora"})
     scales = sorted({layer.scale for layer in layers})
@@ -125,7 +126,8 @@ def _findings(lora: LoraAdapter) -> list[str]:
         found.append(
             f"ranks differ from layer to layer, {ranks[0]} to {ranks[-1]}: diffusers before 0.40 mis-scales that"
         )
-    if any(layer.scale_source == ASSUMED for layer in layers):
+    ours = "loraport.version" in lora.metadata  # then the scale is inside, and no alpha is missing
+    if not ours and any(layer.scale_source == ASSUMED for layer in layers):
         found.append("no alpha anywhere: scale 1 is assumed, as every loader does")
     if scales and scales[-1] >= LARGE_SCALE:
         found.append(f"alpha / rank is {scales[-1]:g}, which is unusually large")
@@ -136,12 +138,10 @@ def _findings(lora: LoraAdapter) -> list[str]:
         found.append(f"the scale differs from layer to layer, {scales[0]:g} to {scales[-1]:g}")
     whole = [layer.name for layer in layers if layer.kind == "diff"]
     if whole:
-        found.append(f"{len(whole)} layers hold a whole matrix instead of factors, e.g. {whole[0]}")
+        found.append(f"layers with a whole matrix instead of factors: {len(whole)}, e.g. {whole[0]}")
     oversized = [layer.name for layer in layers if layer.rank > min(layer.shape)]
     if oversized:
-        found.append(f"the rank exceeds the layer in {len(oversized)} layers, e.g. {oversized[0]}")
-    kinds = Counter(item.kind for item in lora.carried)
-    found += [f"{count} tensors of kind {kind} are passed on unchanged" for kind, count in kinds.items()]
+        found.append(f"layers smaller than their rank: {len(oversized)}, e.g. {oversized[0]}")
     if "loraport.recipe" in lora.metadata:
         found.append("this LoRA was made by loraport: transferring it again would restore twice")
     return found
@@ -158,9 +158,11 @@ def _checkpoint(path: str | Path) -> FileDescription:
     prefix = f"{model.prefix or '(no prefix)'} + {model.naming} names"
     findings = list(model.notes)
     if model.unknown:
-        findings.append(f"{len(model.unknown)} tensors are no part of the known architecture, e.g. {model.unknown[0]}")
+        findings.append(
+            f"tensors that are no part of the known architecture: {len(model.unknown)}, e.g. {model.unknown[0]}"
+        )
     if model.missing:
-        findings.append(f"{len(model.missing)} modules are missing, e.g. {model.missing[0]}")
+        findings.append(f"modules that are missing: {len(model.missing)}, e.g. {model.missing[0]}")
     return FileDescription(
         path=str(path),
         kind="checkpoint",

@@ -59,7 +59,7 @@ def download(repo: str, inside: str = "", nested: str | None = None) -> Path:
     if names is None:
         raise FileError(
             "there is no such file or folder here, and it could not be fetched as a hub id",
-            where=repo,
+            where="/".join(part for part in (repo, inside) if part),
             values=offline,
             fix="check the path, or the id and the network",
         )

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from loraport.errors import FileError, UsageError
-from loraport.formats.tensors import TensorFile, TensorRef, open_tensors
+from loraport.formats.tensors import TensorFile, TensorRef, nearest_path, open_tensors
 
 MAX_INDEX_BYTES = 32 * 2**20
 STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers call their files
@@ -42,11 +42,12 @@ def locate(spec: str | Path, *, nested: str | None = None) -> Located:
     if path.is_file():
         return _file(path)
     hub = _HUB_ID.fullmatch(str(spec)) if isinstance(spec, str) else None
-    if hub and not path.suffix and not path.is_absolute():
+    # What begins with a folder that is there is a path with a mistake in it, not the name of somebody on the hub.
+    if hub and not path.suffix and not path.is_absolute() and not Path(path.parts[0]).is_dir():
         from loraport.formats.hub import download
 
         return locate(download(hub["repo"], hub["inside"] or "", nested), nested=nested)
-    raise FileError("there is no such file or folder", where=str(spec), fix="check the path")
+    raise FileError("there is no such file or folder", where=str(spec), fix=nearest_path(path))
 
 
 def _file(path: Path) -> Located:

@@ -19,7 +19,7 @@ from loraport.formats.scale import FROM_CONFIG, FROM_METADATA, AdapterConfig, re
 from loraport.formats.tensors import TensorRef, open_tensors
 from loraport.formats.update import Carried, LoraAdapter
 
-SHOWN = 5  # how many unmatched keys a message names
+SHOWN = 3  # how many modules with unmatched keys a message names
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 
 
@@ -261,13 +261,14 @@ def _warnings(
         found.append(f"the LoRA mixes prefixes: {', '.join(prefixes)}")
     if config is not None and dialect.alpha != "none":
         found.append(f"the alpha tensors were taken; the {config.source} was not looked at")
-    if config is None and dialect.alpha == "none" and metadata.get("ss_network_alpha") not in {None, "None"}:
+    alpha, rank = (metadata.get(f"ss_network_{name}", "None")[:20] for name in ("alpha", "dim"))
+    if config is None and dialect.alpha == "none" and alpha != "None" and alpha.removesuffix(".0") != rank:
         found.append(
-            f"the header speaks of ss_network_alpha = {metadata['ss_network_alpha'][:20]}, "
-            "but there is no alpha tensor; scale 1 was taken"
+            f"the header speaks of ss_network_alpha = {alpha}, but there is no alpha tensor; scale 1 was taken"
         )
     if gone:
-        found.append(f"{len(gone)} keys were left out, e.g. {gone[0]}")
+        what = "1 key was" if len(gone) == 1 else f"{len(gone)} keys were"
+        found.append(f"{what} left out, e.g. {gone[0]}")
     return found
 
 
@@ -282,8 +283,14 @@ def _nearest(key: str, family: Family) -> str:
 def _unmatched(
     path: Path, problems: Mapping[str, str], total: int, role: str, architecture: Architecture | None
 ) -> UnmatchedKeysError:
-    shown = [f"{key} ({what})" for key, what in list(problems.items())[:SHOWN]]
-    more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+    rules = grammar()
+    stems: dict[str, str] = {}  # one key of each module tells enough
+    for key in problems:
+        suffix = rules.split_suffix(key)
+        stems.setdefault(key[: -suffix.length] if suffix else key, key)
+    named = list(stems.values())[:SHOWN]
+    shown = [f"{key} ({problems[key]})" for key in named]
+    more = f"; and {len(problems) - len(named)} more" if len(problems) > len(named) else ""
     model = f"the {role} ({architecture.title})" if architecture else "a known model"
     return UnmatchedKeysError(
         f"{len(problems)} of {total} keys of the LoRA cannot be matched to {model}",

@@ -96,6 +96,12 @@ def render(
     return tensors
 
 
+def check_carried(carried: Sequence[Carried], profile: Profile, family: Family) -> None:
+    """Raise UnsupportedError where the profile has no spelling for something that is carried, before any work."""
+    for item in carried:
+        carried_key(item, profile, family)
+
+
 def carried_key(item: Carried, profile: Profile, family: Family) -> str:
     """The key under which a carried tensor is written. Raises UnsupportedError where the profile has none."""
     if item.kind == "text_encoder" or profile.name == SAME_AS_INPUT:

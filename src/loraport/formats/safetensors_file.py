@@ -52,12 +52,19 @@ def _read_header(path: str, size: int, mtime_ns: int, inode: int) -> Safetensors
         raise _damaged(path, "the file is shorter than a header", f"{size} bytes")
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if length > min(MAX_HEADER_BYTES, size - 8):
+        if length > MAX_HEADER_BYTES:
+            file.seek(0)
+            raise FileError(
+                "this is no safetensors file",
+                where=path,
+                values=f"it begins with {file.read(24).decode('utf-8', 'backslashreplace')!r}",
+                fix="give a file that ends in .safetensors and was saved as such",
+            )
+        if length > size - 8:
             raise _damaged(
                 path,
-                "the file is cut short or not safetensors",
-                f"a header of {length:,} bytes is announced, the file has {size:,} "
-                f"and a header may have at most {MAX_HEADER_BYTES:,}",
+                "the file is cut short",
+                f"a header of {length:,} bytes is announced, the file has {size:,}",
             )
         raw = file.read(length)
     try:

@@ -12,10 +12,10 @@ from loraport.errors import FileError, MismatchError, NumericalError, Unsupporte
 from loraport.formats.tensors import TensorRef, read_tensor
 
 MAX_JSON_BYTES = 4 * 2**20
-FROM_TENSOR = "alpha tensor"
 FROM_METADATA = "lora_adapter_metadata in the header"
 FROM_CONFIG = "adapter_config.json beside the file"
 ASSUMED = "no alpha anywhere, so scale 1"
+UNSCALED = "a whole matrix, which has no scale"
 # Switches of PEFT that make B @ A something else than the update.
 _OTHER_KINDS = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "use_bdlora": "BD-LoRA", "kasa_config": "KaSA"}
 # Initialisations that move a part of the base weight into the factors: B @ A is then not the update.

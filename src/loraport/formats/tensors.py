@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from io import FileIO
 from math import prod
 from pathlib import Path
@@ -70,12 +71,13 @@ def open_tensors(path: Path) -> TensorFile:
         UnsupportedError: GGUF, or tensors of a type that is not known.
     """
     path = Path(path)
-    magic = _magic(path)
-    if magic[:4] == b"GGUF":
+    begin = _begin(path)
+    _refuse_stand_in(path, begin)
+    if begin[:4] == b"GGUF":
         raise UnsupportedError(
             "GGUF files are not supported yet", where=str(path), fix="use a bf16, fp16 or fp32 safetensors file"
         )
-    if magic[:4] == b"PK\x03\x04" or path.suffix in {".pt", ".pth", ".ckpt", ".bin"}:
+    if begin[:4] == b"PK\x03\x04" or path.suffix in {".pt", ".pth", ".ckpt", ".bin"}:
         groups = {
             nest: {key: _ref(path, key, span, "torch", nest) for key, span in group.items()}
             for nest, group in read_groups(path).items()
@@ -155,6 +157,16 @@ def file_identity(path: str | Path) -> str:
     return f"{resolved} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
 
 
+def nearest_path(path: Path) -> str:
+    """What to try instead of a path that is not there: the neighbour that was most likely meant."""
+    try:
+        there = {text: item for item in sorted(path.parent.iterdir()) for text in (item.stem, item.name)}
+    except OSError:
+        there = {}
+    close = get_close_matches(path.name, there, n=1)
+    return f"did you mean {there[close[0]]}?" if close else "check the path"
+
+
 def _ref(path: Path, key: str, span: Span, container: str, nest: tuple[str, ...]) -> TensorRef:
     return TensorRef(path, key, span.shape, span.dtype, container, nest)
 
@@ -209,13 +221,30 @@ def _open(path: Path) -> FileIO:
         raise _missing(path, error) from None
 
 
-def _magic(path: Path) -> bytes:
+def _begin(path: Path) -> bytes:
     if path.is_dir():
         raise FileError("a folder was given where a file is needed", where=str(path))
     with _open(path) as file:
-        return file.read(8)
+        return file.read(64)
+
+
+def _refuse_stand_in(path: Path, begin: bytes) -> None:
+    """What downloads leave behind under the right name when they go wrong."""
+    if begin.startswith(b"version https://git-lfs"):
+        raise FileError(
+            "this is a Git LFS pointer, a few lines that stand for the file",
+            where=str(path),
+            fix="git lfs pull, or download the file itself",
+        )
+    if begin.lstrip()[:1] == b"<":
+        raise FileError(
+            "this is a web page, not a tensor file",
+            where=str(path),
+            values=f"it begins with {begin.decode('utf-8', 'replace').split()[0]!r}",
+            fix="download the file itself; some need a log-in or a licence to be accepted",
+        )
 
 
 def _missing(path: Path, error: OSError | None) -> FileError:
     reason = "no such file" if error is None or not os.path.exists(path) else (error.strerror or str(error))
-    return FileError("the file cannot be read", where=str(path), values=reason, fix="check the path")
+    return FileError("the file cannot be read", where=str(path), values=reason, fix=nearest_path(path))
