@@ -1,6 +1,5 @@
 """The choice: every candidate is sampled to the end on held-out noise and compared with source + LoRA. No labels."""
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -81,57 +80,60 @@ class Choice:
     reason: str
 
 
-def choose(
-    stage: Stage,
-    candidates: Sequence[Candidate],
-    noise: Float[Tensor, "m ..."],
-    conditions: Conditions,
-    aim: Float[Tensor, "m ..."],
-    *,
-    sure: float = SURE,
-    tick: Callable[[int, int], None] = lambda done, total: None,
-) -> Choice:
-    """Race the candidates: all of them on a part of the noise, the plain ones and the best few on the rest.
+@dataclass(frozen=True, eq=False)
+class Judge:
+    """What candidates are compared with, on prompts and noise that no fit has seen.
 
-    Args:
-        candidates: at least one of them plain.
-        noise, conditions: held out, never seen by a fit. aim: what source + LoRA makes of them.
+    Attributes:
+        noise, conditions: held out. aim: what source + LoRA makes of them.
         sure: see `SURE`; 0 takes the nearest, whatever the noise.
+        tick: told after each candidate.
     """
-    first = max(2, len(noise) // 3)
-    heats = [0, first, len(noise)]
-    running = [Scored(each, torch.empty(0)) for each in candidates]
-    dropped: list[Scored] = []
-    total = len(running) + sum(each.plain for each in candidates) + FINALISTS
-    done = 0
-    for begin, end in itertools.pairwise(heats):
-        if begin == end:
-            continue
-        if begin:
-            fitted = sorted((each for each in running if not each.candidate.plain), key=lambda each: each.distance)
-            dropped = fitted[FINALISTS:]
-            running = [each for each in running if each.candidate.plain] + fitted[:FINALISTS]
-        rows = slice(begin, end)
-        some = conditions.take(begin, end - begin)
-        grown = []
-        for each in running:
-            clips = rolled(stage, each.candidate.update, noise[rows], some, seed=begin)
-            new = (clips - aim[rows]).flatten(1).square().mean(1)
-            grown.append(Scored(each.candidate, torch.cat([each.distances, new])))
-            done += 1
-            tick(done, total)
-        running = grown
-    ranking = sorted(running, key=lambda each: each.distance)
-    plain = next(each for each in ranking if each.candidate.plain)
-    best = ranking[0]
-    if best is plain:
-        return Choice(best, plain, tuple(ranking), tuple(dropped), "nothing that was fitted comes nearer")
-    gain, error = best.gain_over(plain)
-    if gain <= sure * error:
-        why = f"the best fit ({best.candidate.label}) is nearer only within the noise"
-        return Choice(plain, plain, tuple(ranking), tuple(dropped), why)
-    why = f"{100 * gain / plain.distance:.0f} % nearer to source + LoRA than {plain.candidate.label}"
-    return Choice(best, plain, tuple(ranking), tuple(dropped), why)
+
+    stage: Stage
+    noise: Float[Tensor, "m ..."]
+    conditions: Conditions
+    aim: Float[Tensor, "m ..."]
+    sure: float = SURE
+    tick: Callable[[int, int], None] = lambda done, total: None
+
+    def score(self, candidates: Sequence[Candidate], first: int = 0, last: int | None = None) -> list[Scored]:
+        """Each candidate on a part of the noises, all by default."""
+        end = len(self.noise) if last is None else last
+        rows, some = slice(first, end), self.conditions.take(first, end - first)
+        made = []
+        for number, each in enumerate(candidates, start=1):
+            clips = rolled(self.stage, each.update, self.noise[rows], some, seed=first)
+            made.append(Scored(each, (clips - self.aim[rows]).flatten(1).square().mean(1)))
+            self.tick(number, len(candidates))
+        return made
+
+    def choose(self, plain: Sequence[Scored], fits: Sequence[Candidate]) -> Choice:
+        """Race the fits: all of them on a third of the noises, the best few on the rest.
+
+        Args:
+            plain: candidates without a fit, scored on all noises; at least one.
+            fits: the others.
+        """
+        first = max(2, len(self.noise) // 3)
+        heat = sorted(self.score(fits, 0, first), key=lambda each: each.distance)
+        finalists, dropped = heat[:FINALISTS], heat[FINALISTS:]
+        if first < len(self.noise):
+            rest = self.score([each.candidate for each in finalists], first)
+            finalists = [
+                Scored(old.candidate, torch.cat([old.distances, new.distances]))
+                for old, new in zip(finalists, rest, strict=True)
+            ]
+        ranking = tuple(sorted([*plain, *finalists], key=lambda each: each.distance))
+        best, best_plain = ranking[0], min(plain, key=lambda each: each.distance)
+        if best.candidate.plain:
+            return Choice(best, best_plain, ranking, tuple(dropped), "nothing that was fitted comes nearer")
+        gain, error = best.gain_over(best_plain)
+        if gain <= self.sure * error:
+            why = f"the best fit ({best.candidate.label}) is nearer only within the noise"
+            return Choice(best_plain, best_plain, ranking, tuple(dropped), why)
+        why = f"{100 * gain / best_plain.distance:.0f} % nearer to source + LoRA than {best_plain.candidate.label}"
+        return Choice(best, best_plain, ranking, tuple(dropped), why)
 
 
 def rolled(

@@ -1,5 +1,8 @@
 """The candidates: what needs no fit, and a fit for every guidance, penalty and family, from one set of moments."""
 
+import itertools
+from collections.abc import Sequence
+
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,32 +36,47 @@ def fits(
     answers: Answers,
     moments: Moments,
     settings: Settings,
+    anchors: Sequence[float],
+    *,
+    earlier: tuple[Moments, Float[Tensor, " k"]] | None = None,
 ) -> list[tuple[Candidate, Float[Tensor, " k"]]]:
+    """A fit for every family, anchor, guidance and penalty, each with its coefficients.
+
+    Args:
+        anchors: strengths of direct reuse that the penalty holds the gains to.
+        earlier: for a later round: the first round's moments, whose scale of the penalty is kept, and the coefficients
+            around which the new ones were measured.
+    """
     directions, start = inputs.directions, inputs.directions.start()
+    first, around = (moments, start) if earlier is None else earlier
+    round_name = "" if earlier is None else ", again"
     families = {"gains": directions.of_kind("gain")}
     if directions.of_kind("restore"):
         families["gains + restore"] = list(range(len(directions.items)))
     made = []
-    for family, free in families.items():
-        for w in settings.guidances:
-            for penalty in settings.penalties:
-                if settings.solver == "forward" or family != "gains":
-                    c = moments.ridge(start, guidance=w, penalty=penalty, free=free)
-                else:
-                    scale = float(moments.gram.sum(0).diagonal()[free].mean())
-                    c = solve_by_gradient(
-                        stage, directions, states, answers.responses, inputs.probes,
-                        guidance=w, strength=penalty * scale,
-                    )  # fmt: skip
-                update, kept = _folded(directions, c, inputs)
-                about = {
-                    "family": family,
-                    "guidance": w,
-                    "penalty": penalty,
-                    "fitted_loss": moments.loss(start, c, w) / max(moments.loss(start, start, w), 1e-30),
-                    "energy_kept": kept,
-                }
-                made.append((Candidate(f"{family}, w {w:g}, ρ {penalty:g}", "calibrated", update, about), c))
+    for (family, free), strength, w, penalty in itertools.product(
+        families.items(), anchors, settings.guidances, settings.penalties
+    ):
+        anchor = start * strength  # restore shares start at 0, whatever the strength
+        if settings.solver == "forward" or family != "gains":
+            c = moments.ridge(anchor, guidance=w, penalty=penalty, free=free, around=around, scale=first.scale(free))
+        else:
+            c = solve_by_gradient(
+                stage, directions, states, answers.responses, inputs.probes,
+                guidance=w, strength=penalty * first.scale(free), anchor=anchor,
+            )  # fmt: skip
+        update, kept = _folded(directions, c, inputs)
+        about = {
+            "family": family,
+            "anchor": strength,
+            "guidance": w,
+            "penalty": penalty,
+            "fitted_loss": moments.loss(around, c, w) / max(first.loss(start, start, w), 1e-30),
+            "energy_kept": kept,
+        }
+        held = "" if strength == 1 else f" around x{strength:g}"
+        label = f"{family}{held}, w {w:g}, ρ {penalty:g}{round_name}"
+        made.append((Candidate(label, "calibrated", update, about), c))
     return made
 
 

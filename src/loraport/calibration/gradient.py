@@ -44,16 +44,18 @@ def solve_by_gradient(
     *,
     guidance: float,
     strength: float,
+    anchor: Float[Tensor, " k"] | None = None,
     steps: int = 40,
     rate: float = 0.1,
 ) -> Float[Tensor, " k"]:
-    """Minimise `objective + strength |c - start|²` by Adam, all probes in every step.
+    """Minimise `objective + strength |c - anchor|²` by Adam, all probes in every step.
 
     Args:
         strength: absolute; the ridge's is `ρ mean diag JᵀJ`.
+        anchor: what the penalty holds to, and where it starts; direct reuse by default.
         steps, rate: of Adam; the rate falls to a tenth along a cosine.
     """
-    start = directions.start()
+    start = directions.start() if anchor is None else anchor
     c = start.clone().requires_grad_(True)
     prompted, empty = responses
     wanted = empty + guidance * (prompted - empty)

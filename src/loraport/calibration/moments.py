@@ -33,23 +33,40 @@ class Moments:
         return made
 
     def ridge(
-        self, start: Float[Tensor, " k"], *, guidance: float, penalty: float, free: list[int]
+        self,
+        anchor: Float[Tensor, " k"],
+        *,
+        guidance: float,
+        penalty: float,
+        free: list[int],
+        around: Float[Tensor, " k"] | None = None,
+        scale: float | None = None,
     ) -> Float[Tensor, " k"]:
-        """Minimise `|now + J (c - start) - e_w|² + ρ s |c - start|²` over the free coefficients.
+        """Minimise `|now + J (c - a) - e_w|² + ρ s |c - anchor|²` over the free coefficients.
 
-        `s` is the mean of `diag JᵀJ` over them, so that ρ has no unit:
-        `c = start + (JᵀJ + ρ s I)⁻¹ Jᵀ (e_w - now)`.
+        `a` is where the moments were measured: `c = anchor + (JᵀJ + ρ s I)⁻¹ Jᵀ (e_w - now + J (a - anchor))`.
+
+        Args:
+            anchor: what the penalty holds the coefficients to: direct reuse at some strength.
+            around: a, by default the anchor.
+            scale: s, by default the mean of `diag JᵀJ` over the free coefficients, so that ρ has no unit;
+                a later round is given the first one's.
         """
         gram = self.gram.sum(0)
         residual = self.wanted(guidance)
         residual[NOW] = -1.0
+        if around is not None:
+            residual[: self.count] = around - anchor
         JJ = gram[free][:, free]
-        pull = gram[free] @ residual
-        strength = penalty * JJ.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-        step = torch.linalg.solve(JJ + strength * torch.eye(len(free), dtype=torch.float64), pull)
-        made = start.clone()
+        s = self.scale(free) if scale is None else scale
+        step = torch.linalg.solve(JJ + penalty * s * torch.eye(len(free), dtype=torch.float64), gram[free] @ residual)
+        made = anchor.clone()
         made[free] += step
         return made
+
+    def scale(self, free: list[int]) -> float:
+        """Mean of `diag JᵀJ`, summed over time steps: how much a coefficient changes the velocity."""
+        return max(float(self.gram.sum(0).diagonal()[free].mean()), torch.finfo(torch.float64).tiny)
 
     def loss(self, start: Float[Tensor, " k"], c: Float[Tensor, " k"], guidance: float) -> float:
         """`|now + J (c - start) - e_w|²` by the linear model, per output element, mean over time steps."""

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.calibration.attach import Attached
-from loraport.calibration.candidates import Choice, choose, rolled
+from loraport.calibration.candidates import Choice, Judge, rolled
 from loraport.calibration.denoiser import Runnable
 from loraport.calibration.diagnosis import Diagnosis
 from loraport.calibration.directions import Directions
@@ -191,29 +191,42 @@ def _fit_and_choose(
     notes: Notes,
     tell: Teller,
 ) -> tuple[Choice, dict[str, float], Diagnosis, float]:
+    def measure(around: Float[Tensor, " k"]) -> Moments:
+        at = digest_tensor(around)[:8]
+        with Attached(stage.denoiser, inputs.directions) as attached:
+
+            def gram() -> Tensor:
+                made = target_moments(
+                    stage,
+                    attached,
+                    inputs.directions,
+                    states,
+                    answers.responses,
+                    inputs.probes,
+                    step=settings.difference,
+                    around=around,
+                    tick=tell.tick,
+                )
+                return made.gram
+
+            return Moments(notes.once(f"moments-{at}", gram))
+
     tell.stage(f"the target's response to {len(inputs.directions.items)} coefficients")
-    with Attached(stage.denoiser, inputs.directions) as attached:
-        moments = Moments(
-            notes.once(
-                "moments",
-                lambda: (
-                    target_moments(
-                        stage,
-                        attached,
-                        inputs.directions,
-                        states,
-                        answers.responses,
-                        inputs.probes,
-                        step=settings.difference,
-                        tick=tell.tick,
-                    ).gram
-                ),
-            )
-        )
-    fitted = fits(stage, inputs, states, answers, moments, settings)
-    candidates = [*plain_candidates(inputs, settings), *(fit for fit, _ in fitted)]
-    tell.stage(f"choosing among {len(candidates)} candidates")
-    choice = choose(stage, candidates, inputs.heldout_noise, inputs.heldout, answers.aim, tick=tell.tick)
+    first = measure(inputs.directions.start())
+    tell.stage("choosing by roll-outs on held-out noise")
+    judge = Judge(stage, inputs.heldout_noise, inputs.heldout, answers.aim, tick=tell.tick)
+    plain = judge.score(plain_candidates(inputs, settings))
+    strengths = [each for each in plain if each.candidate.kind == "direct"]
+    best = min(strengths, key=lambda each: each.distance).candidate.settings["strength"]
+    anchors = sorted({1.0, float(best)})
+    fitted = fits(stage, inputs, states, answers, first, settings, anchors)
+    choice = judge.choose(plain, [fit for fit, _ in fitted])
+    for _ in range(settings.rounds - 1):
+        nearest = next(each.candidate for each in choice.ranking if not each.candidate.plain)
+        around = next(c for fit, c in fitted if fit is nearest)
+        again = fits(stage, inputs, states, answers, measure(around), settings, anchors, earlier=(first, around))
+        fitted = [(nearest, around), *again]
+        choice = judge.choose(plain, [fit for fit, _ in fitted])
     taken = choice.chosen.candidate
     by_candidate = {id(fit): c for fit, c in fitted}
     values = by_candidate.get(id(taken))

@@ -22,6 +22,7 @@ class Settings:
         probes: prompts and noises that the fit sees. heldout: others, on which the choice is made.
         group_probes: probes behind the diagnosis by group of layers; 0 leaves it out.
         difference: h of the central differences. solver: `forward` or `gradient`.
+        rounds: a second one measures the Jacobian again around the nearest fit of the first, and so on.
         batch: clips a pass. seed: of prompts and noise.
     """
 
@@ -35,6 +36,7 @@ class Settings:
     heldout: int = 32
     group_probes: int = 4
     difference: float = 0.1
+    rounds: int = 1
     solver: str = "forward"
     batch: int = 16
     seed: int = 0
@@ -44,7 +46,7 @@ class Settings:
             raise UsageError("there is no such grouping", values=f"{self.groups!r}; known: {', '.join(GROUPS)}")
         if self.solver not in SOLVERS:
             raise UsageError("there is no such solver", values=f"{self.solver!r}; known: {', '.join(SOLVERS)}")
-        if self.probes < 1 or self.heldout < 2 or self.batch < 1 or self.group_probes < 0:
+        if self.probes < 1 or self.heldout < 2 or self.batch < 1 or self.group_probes < 0 or self.rounds < 1:
             raise UsageError(
                 "too few probes", values=f"{self.probes} probes, {self.heldout} held out, batches of {self.batch}",
                 fix="at least 1 probe and 2 held out",
