@@ -26,25 +26,36 @@ class Pico:
     lora: Path
 
 
-def weights(seed: int, *, width: int = WIDTH, ffn: int = FFN, blocks: int = BLOCKS) -> dict[str, Tensor]:
-    """Every parameter of a small Wan by its original name."""
+def weights(
+    seed: int,
+    *,
+    width: int = WIDTH,
+    ffn: int = FFN,
+    blocks: int = BLOCKS,
+    in_channels: int = 16,
+    text: int = 48,
+    frequency: int = 16,
+    output: int = 64,
+    image: int | None = None,
+) -> dict[str, Tensor]:
+    """Every parameter of a small Wan by its original name; with `image`, of an image-to-video one."""
     generator = torch.Generator().manual_seed(seed)
 
     def make(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
 
     found = {
-        "patch_embedding.weight": make(width, 16, 1, 2, 2),
+        "patch_embedding.weight": make(width, in_channels, 1, 2, 2),
         "patch_embedding.bias": make(width),
         "head.modulation": make(1, 2, width),
     }
     sizes = {
-        "text_embedding.0": (width, 48),
+        "text_embedding.0": (width, text),
         "text_embedding.2": (width, width),
-        "time_embedding.0": (width, 16),
+        "time_embedding.0": (width, frequency),
         "time_embedding.2": (width, width),
         "time_projection.1": (6 * width, width),
-        "head.head": (64, width),
+        "head.head": (output, width),
     }
     for block in range(blocks):
         found[f"blocks.{block}.modulation"] = make(1, 6, width)
@@ -55,6 +66,13 @@ def weights(seed: int, *, width: int = WIDTH, ffn: int = FFN, blocks: int = BLOC
             found[f"blocks.{block}.{kind}.norm_k.weight"] = make(width)
             sizes |= {f"blocks.{block}.{kind}.{name}": (width, width) for name in "qkvo"}
         sizes |= {f"blocks.{block}.ffn.0": (ffn, width), f"blocks.{block}.ffn.2": (width, ffn)}
+        if image is not None:
+            found[f"blocks.{block}.cross_attn.norm_k_img.weight"] = make(width)
+            sizes |= {f"blocks.{block}.cross_attn.{name}": (width, width) for name in ("k_img", "v_img")}
+    if image is not None:
+        sizes |= {"img_emb.proj.1": (image, image), "img_emb.proj.3": (width, image)}
+        found |= {f"img_emb.proj.0.{kind}": make(image) for kind in ("weight", "bias")}
+        found |= {f"img_emb.proj.4.{kind}": make(width) for kind in ("weight", "bias")}
     for name, shape in sizes.items():
         found[f"{name}.weight"] = make(*shape)
         found[f"{name}.bias"] = make(shape[0])

@@ -9,6 +9,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+import pico
+
 WIDTH, FFN, TEXT, FREQUENCY, OUTPUT, IMAGE, BLOCKS = 24, 48, 16, 8, 16, 20, 2
 
 # original -> (diffusers, FastVideo-internal), inside a block and outside.
@@ -90,30 +92,11 @@ def deltas(made: Factors) -> dict[str, Tensor]:
 
 
 def model(seed: int = 0, *, image: bool = False, in_channels: int = 4, blocks: int = BLOCKS) -> dict[str, Tensor]:
-    """All parameters of a pico Wan by original name."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def make(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator)
-
-    names = [*BLOCK, *(["cross_attn.k_img", "cross_attn.v_img"] if image else [])]
-    linear = {f"blocks.{n}.{name}": block_shape(name) for n in range(blocks) for name in names} | SIZES
-    found = {"patch_embedding.weight": make(WIDTH, in_channels, 1, 2, 2), "patch_embedding.bias": make(WIDTH)}
-    for n in range(blocks):
-        found[f"blocks.{n}.modulation"] = make(1, 6, WIDTH)
-        found |= {f"blocks.{n}.norm3.{kind}": make(WIDTH) for kind in ("weight", "bias")}
-        for attention in ("self_attn", "cross_attn"):
-            found |= {f"blocks.{n}.{attention}.norm_{kind}.weight": make(WIDTH) for kind in "qk"}
-        if image:
-            found[f"blocks.{n}.cross_attn.norm_k_img.weight"] = make(WIDTH)
-    if image:
-        linear |= {"img_emb.proj.1": (IMAGE, IMAGE), "img_emb.proj.3": (WIDTH, IMAGE)}
-        found |= {f"img_emb.proj.0.{kind}": make(IMAGE) for kind in ("weight", "bias")}
-        found |= {f"img_emb.proj.4.{kind}": make(WIDTH) for kind in ("weight", "bias")}
-    for name, shape in linear.items():
-        found |= {f"{name}.weight": make(*shape), f"{name}.bias": make(shape[0])}
-    found["head.modulation"] = make(1, 2, WIDTH)
-    return found
+    """All parameters of a pico Wan by original name, in the sizes of this room."""
+    return pico.weights(
+        seed, width=WIDTH, ffn=FFN, blocks=blocks, in_channels=in_channels, text=TEXT, frequency=FREQUENCY,
+        output=OUTPUT, image=IMAGE if image else None,
+    )  # fmt: skip
 
 
 @dataclass
