@@ -19,6 +19,13 @@ def test_the_names_are_there_sources_first():
     assert {"noir", "outline"} <= set(zoo.loras())
 
 
+def test_a_distillation_kept_as_a_lora_is_a_file_and_no_model():
+    assert zoo.distillations() == ["distill-lora"]
+    assert "distill-lora" not in zoo.models()
+    assert zoo.path("distill-lora").is_file()
+    assert zoo.model_card("distill-lora").parent in zoo.models()
+
+
 def test_bundled_weights_stay_small():
     assert sum(file.stat().st_size for file in data_file("").rglob("*.safetensors")) < MOST_BYTES
 
@@ -41,7 +48,7 @@ def test_every_lora_has_a_card_that_names_its_source_and_a_style():
         assert card.style in world.STYLES
 
 
-@pytest.mark.parametrize("name", ["source", "step", "step-strong"])
+@pytest.mark.parametrize("name", ["source", "step", "step-strong", "causal"])
 def test_models_load_in_diffusers_with_no_key_missing_or_left_over(name):
     import torch
 

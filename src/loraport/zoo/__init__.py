@@ -6,6 +6,6 @@
 trained and how good they are is written in `data/README.md`.
 """
 
-from loraport.zoo.catalogue import LoraCard, ModelCard, lora_card, loras, model_card, models, path
+from loraport.zoo.catalogue import LoraCard, ModelCard, distillations, lora_card, loras, model_card, models, path
 
-__all__ = ["LoraCard", "ModelCard", "lora_card", "loras", "model_card", "models", "path"]
+__all__ = ["LoraCard", "ModelCard", "distillations", "lora_card", "loras", "model_card", "models", "path"]

@@ -9,6 +9,9 @@ from pathlib import Path
 from loraport.errors import FileError, UsageError
 
 
+_DISTILL = "lora.safetensors"
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How a model wants to be sampled; a wrong schedule is often mistaken for a bad LoRA.
@@ -49,7 +52,13 @@ class LoraCard:
 def models() -> list[str]:
     """Names of the bundled models, sources first."""
     names = sorted(card.parent.name for card in (_data() / "models").glob("*/model.json"))
-    return sorted(names, key=lambda name: model_card(name).parent is not None)
+    whole = [name for name in names if name not in distillations()]
+    return sorted(whole, key=lambda name: model_card(name).parent is not None)
+
+
+def distillations() -> list[str]:
+    """Names of the bundled distillations that are kept as a LoRA on their source (for `--target-lora`)."""
+    return sorted(file.parent.name for file in (_data() / "models").glob(f"*/{_DISTILL}"))
 
 
 def loras() -> list[str]:
@@ -58,7 +67,7 @@ def loras() -> list[str]:
 
 
 def path(name: str) -> Path:
-    """The diffusers folder of a bundled model, or the file of a bundled LoRA.
+    """The diffusers folder of a bundled model, or the file of a bundled LoRA or distillation.
 
     Raises:
         UsageError: nothing of that name is bundled.
@@ -67,7 +76,9 @@ def path(name: str) -> Path:
         return _data() / "models" / name
     if name in loras():
         return _data() / "loras" / f"{name}.safetensors"
-    raise _unknown(name, [*models(), *loras()], "model or LoRA")
+    if name in distillations():
+        return _data() / "models" / name / _DISTILL
+    raise _unknown(name, [*models(), *loras(), *distillations()], "model or LoRA")
 
 
 def model_card(name: str) -> ModelCard:
