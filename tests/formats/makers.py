@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import pico
+from loraport.formats.checkpoint import Checkpoint
+from loraport.formats.tensors import read_tensor
 
 WIDTH, FFN, TEXT, FREQUENCY, OUTPUT, IMAGE, BLOCKS = 24, 48, 16, 8, 16, 20, 2
 
@@ -43,6 +45,8 @@ SIZES = {
     "head.head": (OUTPUT, WIDTH),
 }
 Factors = dict[str, tuple[Tensor, Tensor]]
+PEFT = (".lora_A.weight", ".lora_B.weight")
+KOHYA = (".lora_down.weight", ".lora_up.weight")
 
 
 def block_shape(name: str) -> tuple[int, int]:
@@ -99,6 +103,15 @@ def model(seed: int = 0, *, image: bool = False, in_channels: int = 4, blocks: i
     )  # fmt: skip
 
 
+def check_model(found: Checkpoint, state: dict[str, Tensor]) -> None:
+    """A checkpoint was opened as the model with these parameters, all of them and with their numbers."""
+    assert found.tensors.keys() == state.keys()
+    assert found.unknown == ()
+    assert found.missing == ()
+    for name in ("blocks.1.cross_attn.o.weight", "blocks.0.modulation", "blocks.0.norm3.bias", "head.head.weight"):
+        assert torch.equal(read_tensor(found.tensors[name]), state[name]), name
+
+
 @dataclass
 class LoraFile:
     """What goes into a file, and beside it."""
@@ -147,3 +160,13 @@ def spell(
 def same(name: str) -> str:
     """The original name."""
     return name
+
+
+def universal() -> dict[str, Tensor]:
+    """A LoRA in the commonest spelling."""
+    return spell(factors(), "diffusion_model.", same, *PEFT)
+
+
+def peft_config(**more) -> dict:
+    """A configuration as PEFT writes it beside the file, for factors of rank 4."""
+    return {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": False, **more}

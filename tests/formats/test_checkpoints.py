@@ -1,8 +1,6 @@
 """Checkpoints: every layout and naming leads to the same canonical tensors; the rest is refused in a sentence."""
 
 import json
-import sys
-import types
 
 import makers
 import pytest
@@ -28,14 +26,6 @@ def _spelled(state: dict, naming: str, prefix: str = "") -> dict:
     return found
 
 
-def _check(found, state) -> None:
-    assert found.tensors.keys() == state.keys()
-    assert found.unknown == ()
-    assert found.missing == ()
-    for name in ("blocks.1.cross_attn.o.weight", "blocks.0.modulation", "blocks.0.norm3.bias", "head.head.weight"):
-        assert torch.equal(read_tensor(found.tensors[name]), state[name]), name
-
-
 @pytest.mark.parametrize("image", [False, True])
 @pytest.mark.parametrize("naming", WAN.namings)
 @pytest.mark.parametrize("prefix", ["", "model.", "model.diffusion_model.", "diffusion_model.", "generator.model."])
@@ -43,7 +33,7 @@ def test_every_naming_and_prefix(naming, prefix, image, tmp_path):
     state = makers.model(image=image)
     save_file(_spelled(state, naming, prefix), tmp_path / "x.safetensors")
     found = open_checkpoint(tmp_path / "x.safetensors")
-    _check(found, state)
+    makers.check_model(found, state)
     assert (found.naming, found.prefix) == (naming, prefix)
     assert found.architecture.title == "Wan (2 blocks, width 24)"
     assert found.architecture.layers["blocks.0.ffn.0"] == (48, 24)
@@ -87,12 +77,12 @@ class TestShards:
         return tmp_path
 
     def test_the_index_is_followed_and_strays_are_not_read(self, folder):
-        _check(open_checkpoint(folder), self.state)
-        _check(open_checkpoint(self.index), self.state)
+        makers.check_model(open_checkpoint(folder), self.state)
+        makers.check_model(open_checkpoint(self.index), self.state)
 
     def test_one_shard_leads_to_all(self, folder):
         found = open_checkpoint(folder / "diffusion_pytorch_model-00002-of-00003.safetensors")
-        _check(found, self.state)
+        makers.check_model(found, self.state)
         assert "one of several shards" in found.notes[0]
 
     def test_one_shard_alone(self, folder):
@@ -134,8 +124,8 @@ class TestFolders:
         (tmp_path / "vae").mkdir()
         save_file(_spelled(state, "diffusers"), tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
         save_file({"x": torch.zeros(1)}, tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
-        _check(open_checkpoint(tmp_path), state)
-        _check(open_checkpoint(str(tmp_path / "transformer")), state)
+        makers.check_model(open_checkpoint(tmp_path), state)
+        makers.check_model(open_checkpoint(str(tmp_path / "transformer")), state)
 
     def test_two_experts(self, tmp_path):
         for seed, name in enumerate(["transformer", "transformer_2"]):
@@ -276,69 +266,3 @@ def test_an_image_model_may_be_the_target_of_a_text_model():
     text, image = detect(_shapes(5120, 13824, 2, 16), WAN), detect(_shapes(5120, 13824, 2, 36, image=True), WAN)
     require_same_size(text, image)
     assert differing_shapes(text, image) == {"patch_embedding": ((5120, 16, 1, 2, 2), (5120, 36, 1, 2, 2))}
-
-
-class TestHub:
-    def _hub(self, monkeypatch, *, files: dict | None, reachable: bool = True):
-        hub = types.ModuleType("huggingface_hub")
-        asked = []
-
-        class HfApi:
-            def model_info(self, repo, timeout):
-                if not reachable:
-                    raise ConnectionError("no route to host")
-                return types.SimpleNamespace(siblings=[types.SimpleNamespace(rfilename=name) for name in files])
-
-        def hf_hub_download(repo, name, local_files_only=False):
-            asked.append(name)
-            if local_files_only and name not in (files or {}):
-                raise FileNotFoundError(name)
-            return str(files[name])
-
-        hub.HfApi, hub.hf_hub_download = HfApi, hf_hub_download
-        monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
-        return asked
-
-    def test_the_transformer_of_a_repository(self, monkeypatch, tmp_path):
-        save_file(makers.model(), tmp_path / "diffusion_pytorch_model.safetensors")
-        name = "transformer/diffusion_pytorch_model.safetensors"
-        asked = self._hub(monkeypatch, files={name: tmp_path / "diffusion_pytorch_model.safetensors", "x.bin": None})
-        _check(open_checkpoint("someone/some-model"), makers.model())
-        assert asked == [name]
-
-    def test_shards_are_fetched_by_the_index(self, monkeypatch, tmp_path):
-        state = makers.model()
-        shard = "diffusion_pytorch_model-00001-of-00001.safetensors"
-        save_file(state, tmp_path / shard)
-        index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
-        index.write_text(json.dumps({"weight_map": dict.fromkeys(state, shard)}))
-        asked = self._hub(monkeypatch, files={f"sub/{index.name}": index, f"sub/{shard}": tmp_path / shard})
-        _check(open_checkpoint("hf:someone/some-model/sub"), state)
-        assert asked == [f"sub/{index.name}", f"sub/{shard}"]
-
-    def test_what_was_fetched_before_needs_no_network(self, monkeypatch, tmp_path):
-        save_file(makers.model(), tmp_path / "model.safetensors")
-        self._hub(monkeypatch, files={"model.safetensors": tmp_path / "model.safetensors"}, reachable=False)
-        _check(open_checkpoint("someone/some-model"), makers.model())
-
-    def test_no_network(self, monkeypatch):
-        self._hub(monkeypatch, files={}, reachable=False)
-        with pytest.raises(FileError, match=r"hub id(.|\n)*no route to host"):
-            open_checkpoint("someone/some-model")
-
-    def test_nothing_to_read_there(self, monkeypatch):
-        self._hub(monkeypatch, files={"README.md": None})
-        with pytest.raises(FileError, match="no model that can be read"):
-            open_checkpoint("someone/some-model")
-
-    def test_without_the_package(self, monkeypatch):
-        monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-        with pytest.raises(FileError, match=r"loraport\[hub\]"):
-            open_checkpoint("someone/some-model")
-
-    @pytest.mark.parametrize("spec", ["models/x.safetensors", "./a/b", "/a/b", "a/b/../c d"])
-    def test_a_path_is_not_taken_for_an_id(self, spec, monkeypatch):
-        asked = self._hub(monkeypatch, files={})
-        with pytest.raises(FileError, match="no such file or folder"):
-            open_checkpoint(spec)
-        assert asked == []

@@ -5,7 +5,7 @@ import json
 import makers
 import pytest
 import torch
-from makers import LoraFile, flat, same, spell
+from makers import KOHYA, PEFT, LoraFile, flat, same, spell
 from safetensors.torch import save_file
 
 from loraport.errors import FileError
@@ -14,9 +14,6 @@ from loraport.formats.family import families
 from loraport.formats.grammar import grammar
 from loraport.formats.keymap import build, family_keymap
 
-PEFT = (".lora_A.weight", ".lora_B.weight")
-KOHYA = (".lora_down.weight", ".lora_up.weight")
-
 
 def _findings(tensors: dict, tmp_path, metadata: dict | None = None) -> str:
     return "\n".join(describe(LoraFile(tensors, metadata or {}).write(tmp_path)).findings)
@@ -24,7 +21,7 @@ def _findings(tensors: dict, tmp_path, metadata: dict | None = None) -> str:
 
 @pytest.mark.parametrize(
     ("alpha", "words"),
-    [(64.0, "unusually large"), (0.125, "32 times too strongly"), (4.0, ""), (None, "no alpha anywhere")],
+    [(64.0, "unusually large"), (0.125, "32 times too strongly"), (4.0, ""), (None, "scale 1 is assumed")],
 )
 def test_findings_about_alpha(alpha, words, tmp_path):
     found = _findings(spell(makers.factors(), "lora_unet_", flat, *KOHYA, alpha=alpha), tmp_path)
@@ -33,7 +30,7 @@ def test_findings_about_alpha(alpha, words, tmp_path):
 
 
 def test_findings_about_ranks_parts_and_origin(tmp_path):
-    tensors = spell(makers.factors(), "diffusion_model.", same, *PEFT)
+    tensors = makers.universal()
     tensors |= spell({"head.head": makers.factors(rank=40, outside=True)["head.head"]}, "diffusion_model.", same, *PEFT)
     tensors["diffusion_model.blocks.0.self_attn.q.diff_b"] = torch.ones(24)
     tensors["diffusion_model.time_embedding.0.diff"] = torch.ones(24, 8)
@@ -49,7 +46,7 @@ def test_findings_about_ranks_parts_and_origin(tmp_path):
 
 
 def test_a_file_that_cannot_be_used_is_described_all_the_same(tmp_path):
-    tensors = spell(makers.factors(), "diffusion_model.", same, *PEFT) | {"mystery": torch.ones(1)}
+    tensors = makers.universal() | {"mystery": torch.ones(1)}
     found = describe(LoraFile(tensors).write(tmp_path))
     assert (found.kind, found.layers, found.unknown) == ("lora", 20, ["mystery"])
     assert "mystery" in found.refused

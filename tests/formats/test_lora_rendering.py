@@ -3,7 +3,7 @@
 import makers
 import pytest
 import torch
-from makers import LoraFile, flat, same, spell
+from makers import PEFT, LoraFile, flat, same, spell
 from safetensors.torch import load_file
 
 from loraport.core.lowrank import LowRank
@@ -15,7 +15,6 @@ from loraport.formats.dialect import PROFILE_NAMES, Dialect, check_profile, prof
 from loraport.formats.header import build_metadata, read_json
 from loraport.formats.render import check_carried
 
-PEFT = (".lora_A.weight", ".lora_B.weight")
 EXTRA = {
     "diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(24),
     "diffusion_model.blocks.0.norm3.diff": torch.ones(24),
@@ -31,7 +30,7 @@ def _layers(rank: int = 4) -> dict[str, LowRank]:
 
 
 def _carried(tmp_path, extra: dict):
-    path = LoraFile(spell(makers.factors(), "diffusion_model.", same, *PEFT) | extra).write(tmp_path)
+    path = LoraFile(makers.universal() | extra).write(tmp_path)
     return open_adapter(path).carried
 
 
@@ -281,7 +280,7 @@ class TestConversion:
     ],
 )
 def test_loaders_that_will_not_take_all_of_it_are_named(profile, extra, words, tmp_path):
-    path = LoraFile(spell(makers.factors(), "diffusion_model.", same, *PEFT) | extra).write(tmp_path)
+    path = LoraFile(makers.universal() | extra).write(tmp_path)
     warnings = convert_adapter(path, tmp_path / "x.safetensors", to=profile).warnings
     assert words in " ".join(warnings)
     assert bool(warnings) == bool(words)

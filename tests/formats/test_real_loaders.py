@@ -5,7 +5,7 @@ import logging
 import makers
 import pytest
 import torch
-from makers import LoraFile, diffusers_name, same, spell
+from makers import PEFT, LoraFile, diffusers_name, same, spell
 
 from loraport.core.lowrank import LowRank
 from loraport.formats.adapter import open_adapter, render_adapter, write_adapter
@@ -17,7 +17,6 @@ from loraport.formats.verify import verify_adapter
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore")
-PEFT = (".lora_A.weight", ".lora_B.weight")
 
 
 @pytest.fixture(autouse=True)
@@ -211,7 +210,7 @@ class TestVerifyWithTheRealLoader:
         assert check.found == ("20 of 20 layers" if passed else "0 of 20 layers")
 
     def test_our_own_file_that_it_refuses(self, tmp_path):
-        tensors = spell(makers.factors(), "diffusion_model.", same, *PEFT)
+        tensors = makers.universal()
         tensors["diffusion_model.time_embedding.0.diff"] = torch.ones(24, 8)
         for metadata, passed in (({"loraport.version": "0"}, False), ({}, None)):
             check = self._last(LoraFile(tensors, metadata).write(tmp_path))

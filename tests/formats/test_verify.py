@@ -5,7 +5,7 @@ from pathlib import Path
 import makers
 import pytest
 import torch
-from makers import LoraFile, flat, same, spell
+from makers import KOHYA, PEFT, LoraFile, flat, same, spell
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -16,9 +16,6 @@ from loraport.formats.checkpoint import open_checkpoint
 from loraport.formats.convert import convert_adapter
 from loraport.formats.header import CONTENT, build_metadata
 from loraport.formats.verify import verify_adapter
-
-PEFT = (".lora_A.weight", ".lora_B.weight")
-KOHYA = (".lora_down.weight", ".lora_up.weight")
 
 
 def _layers() -> dict[str, LowRank]:
@@ -129,7 +126,7 @@ class TestNotes:
 
     def test_layers_that_were_added_for_their_bias_are_none_too_many(self, tmp_path, pico):
         bias = {"diffusion_model.text_embedding.2.diff_b": torch.ones(24)}
-        source = LoraFile(spell(makers.factors(), "diffusion_model.", same, *PEFT) | bias).write(tmp_path)
+        source = LoraFile(makers.universal() | bias).write(tmp_path)
         tensors = render_adapter(_layers(), open_adapter(source).carried, "universal", pico.architecture)
         write_adapter(tmp_path / "out.safetensors", tensors, _metadata(layers=20))
         assert _outcomes(tmp_path / "out.safetensors", False) == set()

@@ -128,7 +128,7 @@ def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
         )
     ours = "loraport.version" in lora.metadata  # then the scale is inside, and no alpha is missing
     if not ours and any(layer.scale_source == ASSUMED for layer in layers):
-        found.append("no alpha anywhere: scale 1 is assumed, as every loader does")
+        found.append("without an alpha scale 1 is assumed, as every loader does")
     if scales and scales[-1] >= LARGE_SCALE:
         found.append(f"alpha / rank is {scales[-1]:g}, which is unusually large")
     if scales and scales[0] <= SMALL_SCALE:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loraport.errors import FileError, MismatchError, UnmatchedKeysError, UnsupportedError, UsageError
+from loraport.errors import FileError, MismatchError, UsageError
 from loraport.formats.architecture import Architecture, detect
 from loraport.formats.assemble import FACTORS, Assembled, Piece, assemble
 from loraport.formats.checkpoint import Checkpoint
@@ -15,11 +15,11 @@ from loraport.formats.family import Family, families
 from loraport.formats.fit import check_fit
 from loraport.formats.grammar import grammar
 from loraport.formats.keymap import Resolved, family_keymap
+from loraport.formats.refusals import doubts, idle_choices, nearest_key, not_a_lora, refuse_kinds, unmatched_keys
 from loraport.formats.scale import FROM_CONFIG, FROM_METADATA, AdapterConfig, read_config
 from loraport.formats.tensors import TensorRef, open_tensors
 from loraport.formats.update import Carried, LoraAdapter
 
-SHOWN = 3  # how many modules with unmatched keys a message names
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 
 
@@ -53,30 +53,30 @@ def open_adapter(
     """
     path, refs, metadata = _read(Path(path))
     architecture = model.architecture if isinstance(model, Checkpoint) else model
-    _refuse_kinds(path, refs)
+    refuse_kinds(path, refs)
     family = architecture.family if architecture else _family_of(refs)
     dropped = _dropped(refs, family, drop)
     pieces, texts, unmatched = _sort({key: refs[key] for key in refs if key not in set(dropped)}, family)
     if not pieces and len(dropped) == len(refs):
         raise UsageError("drop leaves nothing of the LoRA", where=str(path), values=str(drop))
     if not pieces:
-        raise _not_this(path, refs, family, architecture, role)
-    idle = _idle(pieces, expert, adapter)
+        raise not_a_lora(path, refs, family, architecture, role)
+    idle = idle_choices(pieces, expert, adapter)
     pieces, others = _choose(pieces, "expert", expert, path)
     pieces, strangers = _choose(pieces, "adapter", adapter, path)
     dropped += others + strangers
     dialect = _dialect(pieces, family)
     config = read_config(path, metadata, dialect.prefix)
     done = assemble(pieces, family, config if dialect.alpha == "none" else None, path)
-    problems = {**{key: _nearest(key, family) for key in unmatched}, **done.leftover}
+    problems = {**{key: nearest_key(key, family) for key in unmatched}, **done.leftover}
     own = detect({name: layer.shape for name, layer in done.layers.items()}, family, str(path))
     if architecture is not None:
         problems.update(check_fit(done, own, model if model is not None else architecture, role, path))
     if problems and not allow_partial:
-        raise _unmatched(path, problems, len(refs), role, architecture)
+        raise unmatched_keys(path, problems, len(refs), role, architecture)
     done, gone = _without(done, problems)
     if not done.layers and not done.carried:
-        raise _unmatched(path, problems, len(refs), role, architecture)
+        raise unmatched_keys(path, problems, len(refs), role, architecture)
     order = family.modules(int(own.dimensions["blocks"]))
     texts_carried = tuple(Carried((key,), key, "text_encoder", refs[key]) for key in texts)
     return LoraAdapter(
@@ -89,7 +89,7 @@ def open_adapter(
         metadata,
         _common_dtype(done, pieces),
         tuple(refs),
-        tuple(idle + _warnings(pieces, config, dialect, metadata, gone)),
+        tuple(idle + doubts(pieces, config, dialect, metadata, gone)),
     )
 
 
@@ -113,21 +113,6 @@ def _read(path: Path) -> tuple[Path, dict[str, TensorRef], dict[str, str]]:
     if not refs:
         raise MismatchError("a LoRA is needed here, but this file holds no tensors", where=str(path))
     return path, refs, file.metadata
-
-
-def _refuse_kinds(path: Path, refs: Mapping[str, TensorRef]) -> None:
-    rules = grammar()
-    for key in refs:
-        kind = rules.kind_refused(key)
-        if kind is None:
-            kind = next((f"quantised ({name})" for name, pattern in rules.quantised if pattern.search(key)), None)
-        if kind is not None:
-            raise UnsupportedError(
-                f"this is no plain LoRA but: {kind}, which is not supported yet",
-                where=str(path),
-                values=f"first such key {key}",
-                fix="export it as a plain LoRA (A and B, or down and up)",
-            )
 
 
 def _family_of(refs: Mapping[str, TensorRef]) -> Family:
@@ -200,16 +185,6 @@ def _choose(pieces: Sequence[Piece], what: str, wanted: str | None, path: Path) 
     return kept, [piece.key for piece in pieces if piece.key not in keys]
 
 
-def _idle(pieces: Sequence[Piece], expert: str | None, adapter: str | None) -> list[str]:
-    """A choice in a file that offers none is not wrong, but may be a mistake."""
-    found = []
-    if expert is not None and all(piece.at.expert is None for piece in pieces):
-        found.append(f"the names in the file speak of no expert, so {expert!r} chose nothing")
-    if adapter is not None and all(piece.adapter is None for piece in pieces):
-        found.append(f"the file names no adapters, so {adapter!r} chose nothing")
-    return found
-
-
 def _dialect(pieces: Sequence[Piece], family: Family) -> Dialect:
     namings = Counter(naming for piece in pieces for naming in piece.at.namings)
     prefix, flat = Counter((piece.at.prefix, piece.at.flat) for piece in pieces).most_common(1)[0][0]
@@ -246,75 +221,3 @@ def _without(done: Assembled, problems: Mapping[str, str]) -> tuple[Assembled, l
 def _common_dtype(done: Assembled, pieces: Sequence[Piece]) -> str:
     factors = Counter(piece.ref.dtype for piece in pieces if piece.part in FACTORS)
     return (factors or Counter(piece.ref.dtype for piece in pieces)).most_common(1)[0][0]
-
-
-def _warnings(
-    pieces: Sequence[Piece],
-    config: AdapterConfig | None,
-    dialect: Dialect,
-    metadata: Mapping[str, str],
-    gone: Sequence[str],
-) -> list[str]:
-    found = []
-    prefixes = sorted({piece.at.prefix or "(none)" for piece in pieces})
-    if len(prefixes) > 1:
-        found.append(f"the LoRA mixes prefixes: {', '.join(prefixes)}")
-    if config is not None and dialect.alpha != "none":
-        found.append(f"the alpha tensors were taken; the {config.source} was not looked at")
-    alpha, rank = (metadata.get(f"ss_network_{name}", "None")[:20] for name in ("alpha", "dim"))
-    if config is None and dialect.alpha == "none" and alpha != "None" and alpha.removesuffix(".0") != rank:
-        found.append(
-            f"the header speaks of ss_network_alpha = {alpha}, but there is no alpha tensor; scale 1 was taken"
-        )
-    if gone:
-        what = "1 key was" if len(gone) == 1 else f"{len(gone)} keys were"
-        found.append(f"{what} left out, e.g. {gone[0]}")
-    return found
-
-
-def _nearest(key: str, family: Family) -> str:
-    rules = grammar()
-    suffix = rules.split_suffix(rules.unwrap(key))
-    stem = rules.unwrap(key)[: -suffix.length] if suffix else rules.unwrap(key)
-    near = family_keymap(family.name).nearest(stem)
-    return f"nearest known: {near}{rules.unwrap(key)[len(stem) :]}" if near else "nothing like it is known"
-
-
-def _unmatched(
-    path: Path, problems: Mapping[str, str], total: int, role: str, architecture: Architecture | None
-) -> UnmatchedKeysError:
-    rules = grammar()
-    stems: dict[str, str] = {}  # one key of each module tells enough
-    for key in problems:
-        suffix = rules.split_suffix(key)
-        stems.setdefault(key[: -suffix.length] if suffix else key, key)
-    named = list(stems.values())[:SHOWN]
-    shown = [f"{key} ({problems[key]})" for key in named]
-    more = f"; and {len(problems) - len(named)} more" if len(problems) > len(named) else ""
-    model = f"the {role} ({architecture.title})" if architecture else "a known model"
-    return UnmatchedKeysError(
-        f"{len(problems)} of {total} keys of the LoRA cannot be matched to {model}",
-        where=str(path),
-        values="; ".join(shown) + more,
-        fix="check that file and model belong together, or leave such keys out with --allow-partial",
-    )
-
-
-def _not_this(
-    path: Path, refs: Mapping[str, TensorRef], family: Family, architecture: Architecture | None, role: str
-) -> MismatchError:
-    rules = grammar()
-    keymap = family_keymap(family.name)
-    if any(keymap.resolve(rules.unwrap(key).rpartition(".")[0]) for key in refs):
-        return MismatchError(
-            "a LoRA is needed here, but this file is a checkpoint",
-            where=str(path),
-            values=f"{len(refs)} tensors, e.g. {next(iter(refs))}",
-            fix="give the LoRA's own file",
-        )
-    title = next((title for key in refs if (title := rules.kind_foreign(key))), None)
-    if title is None and any(rules.split_suffix(key) for key in refs):
-        return _unmatched(path, {key: _nearest(key, family) for key in refs}, len(refs), role, architecture)
-    other = f"the {role} is {architecture.title}" if architecture else f"only {family.title} is known"
-    what = f"This LoRA is for {title}, {other}." if title else f"This is no LoRA of a known model, {other}."
-    return MismatchError(what, where=str(path), values=f"{len(refs)} keys, e.g. {', '.join(list(refs)[:3])}")

@@ -14,7 +14,7 @@ from loraport.formats.tensors import TensorRef, read_tensor
 MAX_JSON_BYTES = 4 * 2**20
 FROM_METADATA = "lora_adapter_metadata in the header"
 FROM_CONFIG = "adapter_config.json beside the file"
-ASSUMED = "no alpha anywhere, so scale 1"
+ASSUMED = "no alpha anywhere"
 UNSCALED = "a whole matrix, which has no scale"
 # Switches of PEFT that make B @ A something else than the update.
 _OTHER_KINDS = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "use_bdlora": "BD-LoRA", "kasa_config": "KaSA"}

@@ -121,11 +121,8 @@ class _Locator:
             for base in bases
             if all(self.records.get(address - base, -1) >= size for address, size in storages.items())
         ]
-        if len(fitting) != 1 and len(storages) > 1:
-            # Equal-sized storages may fit in several ways only when records are left over; then the mapping,
-            # which starts on a page, decides.
-            fitting = [base for base in fitting if base % 4096 == 0]
-        elif len(fitting) > 1:
+        if len(fitting) > 1:
+            # Several ways are possible where records are left over; the mapping, which starts on a page, decides.
             fitting = [base for base in fitting if base % 4096 == 0]
         if len(fitting) != 1:
             raise FileError(

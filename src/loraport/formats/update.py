@@ -42,17 +42,13 @@ class LayerUpdate:
 
     def load(self) -> LowRank:
         """The update in float32 with the scale folded in. Raises NumericalError where it holds NaN or infinity."""
-        update = self.load_unscaled()
-        return update if self.scale == 1.0 else update.scaled(self.scale)
-
-    def load_unscaled(self) -> LowRank:
-        """The factors in float32 as they are stored. Raises NumericalError where they hold NaN or infinity."""
         m, n = self.shape
         if self.diff is not None:
             return LowRank.from_dense(read_float(self.diff).reshape(m, n))
         assert self.B is not None
         assert self.A is not None
-        return LowRank(read_float(self.B).reshape(m, self.rank), read_float(self.A).reshape(self.rank, n))
+        update = LowRank(read_float(self.B).reshape(m, self.rank), read_float(self.A).reshape(self.rank, n))
+        return update if self.scale == 1.0 else update.scaled(self.scale)
 
 
 @dataclass(frozen=True)
