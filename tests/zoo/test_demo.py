@@ -5,19 +5,21 @@ import json
 import pytest
 import torch
 
+from loraport.calibration import Settings
 from loraport.errors import UsageError
 from loraport.zoo import catalogue, demo, story, studio
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    before = studio.STRENGTHS
+    before = studio.STRENGTHS, demo.CALIBRATION
     studio.STRENGTHS = (1.0, 1.5)
+    demo.CALIBRATION = Settings(groups="type", probes=2, heldout=4, guidances=(1.5,), penalties=(1.0,), group_probes=0)
     events = []
     try:
         done = demo.run_demo(tmp_path_factory.mktemp("demo") / "demo-output", clips=8, on_event=events.append)
     finally:
-        studio.STRENGTHS = before
+        studio.STRENGTHS, demo.CALIBRATION = before
     return done, events
 
 
@@ -26,6 +28,7 @@ def test_every_promised_file_is_there(result):
     names = {file.name for file in done.output.iterdir()}
     assert names == {
         "outline-for-step-strong.safetensors",
+        "outline-for-step-strong-calibrated.safetensors",
         "run.jsonl",
         "comparison.png",
         "comparison.gif",
@@ -39,7 +42,7 @@ def test_every_promised_file_is_there(result):
 def test_the_rows_are_the_ones_promised_over_the_same_clips(result):
     done, _ = result
     rows = {row.key: row for row in done.comparison.rows}
-    assert {"source+lora", "target", "direct", "transferred"} <= set(rows)
+    assert {"source+lora", "target", "direct", "transferred", "calibrated"} <= set(rows)
     assert all(row.clips.shape == (8, 6, 16, 16, 3) for row in rows.values() if row.clips is not None)
     assert rows["source+lora"].scores["style"].mean > rows["direct"].scores["style"].mean
     assert rows["direct"].scores["style"].mean > rows["target"].scores["style"].mean + 0.1
@@ -68,7 +71,7 @@ def test_the_page_shows_rows_layers_and_the_lead(result):
 def test_progress_is_told_in_order(result):
     _, events = result
     stages = [event.done for event in events if isinstance(event, demo.Stage)]
-    assert stages == [1, 2, 3, 4, 5]
+    assert stages == [1, 2, 3, 4, 5, 6]
     assert any(type(event).__name__ == "LayerDone" for event in events)
 
 
@@ -110,16 +113,19 @@ def test_the_verdict_follows_the_numbers_either_way(shift, says):
         _take("source+lora", torch.zeros(20)),
         _take("direct", direct),
         _take("transferred", direct + shift + wobble),
+        _take("calibrated", direct - 0.1),
     ]
     report = {"summary": {"energy_kept_total": 0.86, "rank_in": 8, "rank_out": 32}}
-    told = story.tell(takes, report, lora="x", target=catalogue.model_card("step"), style="a look")
+    told = story.tell(takes, report, "It took “direct”.", lora="x", target=catalogue.model_card("step"), style="a look")
     assert says in told.lead
     assert any("86 %" in remark for remark in told.remarks)
-    assert any("slider" in remark for remark in told.remarks)
+    assert sum("slider" in remark for remark in told.remarks) == 2
+    assert "Calibration helped" in told.lead
+    assert "It took “direct”." in told.remarks
 
 
 def test_the_commands_name_every_setting():
     settings = {"lora": "noir", "target": "step", "seed": 3, "clips": 9, "method": "direct"}
-    text = story.commands(settings, "noir-for-step.safetensors")
+    text = story.commands(settings, "noir-for-step.safetensors", "noir-calibrated.safetensors")
     compile(text, "commands", "exec")
     assert 'lora="noir", target="step", seed=3, clips=9, method="direct"' in text

@@ -75,7 +75,7 @@ def fits(
             "energy_kept": kept,
         }
         held = "" if strength == 1 else f" around x{strength:g}"
-        label = f"{family}{held}, w {w:g}, ρ {penalty:g}{round_name}"
+        label = f"{family}{held}, w {w:g}, penalty {penalty:g}{round_name}"
         made.append((Candidate(label, "calibrated", update, about), c))
     return made
 

@@ -17,7 +17,8 @@ from loraport.errors import UsageError
 from loraport.formats.adapter import LoraAdapter, open_adapter
 from loraport.formats.checkpoint import open_checkpoint
 
-HELD_OUT = 500_000  # seeds of held-out noise begin here, those of probes at 0
+PROBES, HELD_OUT = 7_000_000_000, 7_000_500_000
+"""Seeds of noise begin here, far from those of anybody who scores the result on noise of his own."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ def open_inputs(
         moved,
         Directions(tuple(directions)),
         conditions.take(0, settings.probes),
-        draw_noise(target.latents, range(first, first + settings.probes)),
+        draw_noise(target.latents, range(first + PROBES, first + PROBES + settings.probes)),
         conditions.take(settings.probes, settings.heldout),
         draw_noise(target.latents, range(first + HELD_OUT, first + HELD_OUT + settings.heldout)),
     )

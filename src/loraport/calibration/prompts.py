@@ -43,11 +43,11 @@ def conditions_for(source: Runnable, target: Runnable, file: Path | None, *, see
 
 
 def tiny_prompts(seed: int = 0) -> Conditions:
-    """Every prompt of the tiny world, shuffled."""
+    """Every prompt of the tiny world, shuffled; not in the order in which `world.draw_prompts` draws them."""
     from loraport.zoo import world
 
     known = world.all_prompts()
-    order = torch.randperm(len(known), generator=Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(known), generator=Generator().manual_seed(7_919 + seed)).tolist()
     prompts = [known[i] for i in order]
     return Conditions(
         world.encode(world.prompt_indices(prompts)), world.encode_null(1), tuple(prompt.text for prompt in prompts)

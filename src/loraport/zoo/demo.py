@@ -11,11 +11,12 @@ more `Candidate` of the studio.
 import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import loraport
+from loraport.calibration import CalibrationReport, Settings
 from loraport.errors import UsageError
 from loraport.files import write_bytes, write_json
 from loraport.report import Comparison, Words, figures, write_page
@@ -25,6 +26,8 @@ from loraport.zoo.studio import SHOWN, Candidate, Studio
 from loraport.zoo.threads import one_thread_each
 
 SCORED = 48
+CALIBRATION = Settings(probes=16, heldout=24, group_probes=0)
+"""Fewer probes than usual, to be quick."""
 NEEDED = ("diffusers", "peft", "PIL")
 
 
@@ -42,19 +45,21 @@ class DemoResult:
     """What the demo left behind.
 
     Attributes:
-        output: the folder. lora, log, page, still, animation, numbers: the files in it.
-        report: of the transfer. comparison: rows and scores. lead: the result in a sentence or two.
-        remarks: what to notice. seconds: wall time.
+        output: the folder. lora, calibrated, log, page, still, animation, numbers: the files in it.
+        report: of the transfer. calibration: of the calibration. comparison: rows and scores.
+        lead: the result in a sentence or two. remarks: what to notice. seconds: wall time.
     """
 
     output: Path
     lora: Path
+    calibrated: Path
     log: Path
     page: Path
     still: Path
     animation: Path
     numbers: Path
     report: "loraport.TransferReport"
+    calibration: CalibrationReport
     comparison: Comparison
     lead: str
     remarks: tuple[str, ...]
@@ -93,7 +98,7 @@ def run_demo(
     output = Path(output)
     file, log = output / f"{lora}-for-{target}.safetensors", output / "run.jsonl"
 
-    tell(Stage("carrying the LoRA over", 1, 5))
+    tell(Stage("carrying the LoRA over, from weights alone", 1, 6))
     report = loraport.transfer(
         path(lora),
         source=path(source.name),
@@ -102,6 +107,16 @@ def run_demo(
         method=method,
         options=loraport.RunOptions(cache="off", overwrite=True, log=str(log)),
         on_event=tell,
+    )
+    tell(Stage("calibrating: running both models on noise", 2, 6))
+    calibrated = output / f"{lora}-for-{target}-calibrated.safetensors"
+    calibration = loraport.calibrate(
+        path(lora),
+        source=path(source.name),
+        target=path(target),
+        output=calibrated,
+        settings=replace(CALIBRATION, transfer=None if method == "direct" else method, seed=seed),
+        overwrite=True,
     )
     candidates = (
         Candidate(
@@ -119,37 +134,54 @@ def run_demo(
             f"by loraport, method {method}",
             "carried over",
             file,
+            "baseline",
+        ),
+        Candidate(
+            "calibrated",
+            "target + LoRA, calibrated",
+            _how(calibration),
+            "calibrated",
+            calibrated,
             "result",
         ),
     )
     with one_thread_each():
         studio = Studio.open(card.style, clips, seed)
-        tell(Stage(f"sampling the source, {source.sampling.steps} steps", 2, 5))
+        tell(Stage(f"sampling the source, {source.sampling.steps} steps", 3, 6))
         takes = studio.source_takes(source, path(lora))
-        tell(Stage(f"sampling the target, {goal.sampling.steps} steps", 3, 5))
+        tell(Stage(f"sampling the target, {goal.sampling.steps} steps", 4, 6))
         takes, curves = studio.target_takes(goal, candidates, takes)
 
-    tell(Stage("drawing", 4, 5))
+    tell(Stage("drawing", 5, 6))
     title = f"LoRA “{lora}”, carried over to “{target}”"
     comparison = studio.comparison(takes, curves, title)
-    told = story.tell(takes, report.to_json(), lora=lora, target=goal, style=card.summary)
+    about_fit = f"{calibration.diagnosis.sentence} It took “{calibration.chosen}”: {calibration.choice.reason}."
+    told = story.tell(takes, report.to_json(), about_fit, lora=lora, target=goal, style=card.summary)
     result = DemoResult(
         output=output,
         lora=file,
+        calibrated=calibrated,
         log=log,
         page=output / "index.html",
         still=output / "comparison.png",
         animation=output / "comparison.gif",
         numbers=output / "comparison.json",
         report=report,
+        calibration=calibration,
         comparison=comparison,
         lead=told.lead,
         remarks=told.remarks,
         seconds=time.perf_counter() - began,
     )
     _write(result, told, settings={"lora": lora, "target": target, "seed": seed, "clips": clips, "method": method})
-    tell(Stage("done", 5, 5))
+    tell(Stage("done", 6, 6))
     return result
+
+
+def _how(calibration: CalibrationReport) -> str:
+    if calibration.choice.chosen.candidate.plain:
+        return f"by loraport calibrate, which kept {calibration.chosen}"
+    return "by loraport calibrate: gains fitted by running both models on noise"
 
 
 def _check(source: ModelCard, goal: ModelCard, clips: int) -> None:
@@ -173,6 +205,8 @@ def _write(result: DemoResult, told: story.Told, settings: dict[str, Any]) -> No
     write_bytes(result.still, figures.still(result.comparison, scores=("style", "to_aim")))
     write_bytes(result.animation, figures.animation(result.comparison, scores=("style", "to_aim")))
     numbers = {"settings": settings, "version": loraport.__version__, "seconds": round(result.seconds, 1)}
-    write_json(result.numbers, numbers | result.comparison.to_json() | {"lead": told.lead, "remarks": told.remarks})
-    words = Words(told.title, told.lead, told.remarks, told.legend, story.commands(settings, result.lora.name))
+    numbers |= result.comparison.to_json() | {"calibration": result.calibration.to_json()}
+    write_json(result.numbers, numbers | {"lead": told.lead, "remarks": told.remarks})
+    repeat = story.commands(settings, result.lora.name, result.calibrated.name)
+    words = Words(told.title, told.lead, told.remarks, told.legend, repeat)
     write_page(result.page, result.report.to_json(), comparison=result.comparison, words=words)

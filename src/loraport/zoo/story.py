@@ -41,6 +41,8 @@ MEASURES = (
 )
 CLEAR = 2.0
 """A paired difference counts when it is larger than this many of its standard errors."""
+RIVALS = {"transferred": "carried over", "calibrated": "calibrated"}
+"""Rows that are held against a strength slider, with the words for them."""
 LITTLE = 0.05
 """A difference below this share of the whole distance is called little."""
 
@@ -69,21 +71,35 @@ class Told:
     legend: str
 
 
-def tell(takes: Sequence[Take], report: Mapping[str, Any], *, lora: str, target: ModelCard, style: str) -> Told:
-    """Say what the run showed: how much of the style arrives, whether the transfer helped, what was not tested."""
+def tell(
+    takes: Sequence[Take],
+    report: Mapping[str, Any],
+    calibration: str,
+    *,
+    lora: str,
+    target: ModelCard,
+    style: str,
+) -> Told:
+    """Say what the run showed: how much of the style arrives, whether each way helped, what was not tested.
+
+    Args:
+        takes: rows with their scores. report: of the transfer. calibration: what the calibration says of itself.
+    """
     by_key = {take.key: take for take in takes}
-    aim, direct, moved = by_key["source+lora"], by_key["direct"], by_key["transferred"]
+    aim, direct, moved, fitted = (by_key[key] for key in ("source+lora", "direct", "transferred", "calibrated"))
     shares = {key: mean_and_error(take.scores["style"])[0] for key, take in by_key.items()}
-    verdict, nearer = _verdict(moved, direct)
+    verdict, nearer = _verdict("The transfer", moved, direct)
+    fit_verdict, fit_nearer = _verdict("Calibration", fitted, direct)
     lead = (
         f"With its own model the LoRA shows {_percent(shares['source+lora'])} of the style. Reused as it is on "
-        f"“{target.name}” it shows {_percent(shares['direct'])}, carried over {_percent(shares['transferred'])}. "
-        f"{verdict}"
+        f"“{target.name}” it shows {_percent(shares['direct'])}, carried over from weights alone "
+        f"{_percent(shares['transferred'])}, calibrated {_percent(shares['calibrated'])}. {verdict} {fit_verdict}"
     )
     remarks = [
         f"The style: {style}. The target: {target.summary}.",
-        f"Distance to source + LoRA, carried over minus reused as it is, clip by clip: {nearer}.",
-        _about_strength(by_key),
+        f"Distance to source + LoRA minus that of reuse, clip by clip: carried over {nearer}; calibrated {fit_nearer}.",
+        *(_about_strength(by_key, key, words) for key, words in RIVALS.items()),
+        calibration,
         _about_rank(report),
         "Tiny models, one LoRA, one kind of score: this shows what the program does, not how well it does on a model "
         "of real size. Prompts and noise come from a seed, and the clips shown are the first eight, not the best.",
@@ -97,50 +113,48 @@ def tell(takes: Sequence[Take], report: Mapping[str, Any], *, lora: str, target:
     )
 
 
-def commands(settings: Mapping[str, Any], file: str) -> str:
+def commands(settings: Mapping[str, Any], file: str, calibrated: str) -> str:
     """How to repeat this run, in Python."""
     lora, target, seed, clips, method = (settings[key] for key in ("lora", "target", "seed", "clips", "method"))
     return f"""# this page
 from loraport.zoo.demo import run_demo
 run_demo("demo-output", lora="{lora}", target="{target}", seed={seed}, clips={clips}, method="{method}")
 
-# the LoRA file alone
+# the LoRA files alone (this page calibrates with fewer probes)
 import loraport
 from loraport import zoo
 loraport.transfer(zoo.path("{lora}"), source=zoo.path("source"), target=zoo.path("{target}"),
-                  method="{method}", output="{file}")"""
+                  method="{method}", output="{file}")
+loraport.calibrate(zoo.path("{lora}"), source="zoo:source", target="zoo:{target}", output="{calibrated}")"""
 
 
-def _verdict(moved: Take, direct: Take) -> tuple[str, str]:
-    """Whether the transfer helped by the distance to source + LoRA, as a sentence and as a number."""
+def _verdict(what: str, moved: Take, direct: Take) -> tuple[str, str]:
+    """Whether a way helped by the distance to source + LoRA, as a sentence and as a number."""
     change, error = mean_and_error(moved.scores["to_aim"] - direct.scores["to_aim"])
     before = mean_and_error(direct.scores["to_aim"])[0]
     share = abs(change) / before if before > 0 else 0.0
     little = " a little" if share < LITTLE else ""
     number = _signed(change, error)
     if change < -CLEAR * error:
-        return f"The transfer helped{little}: its clips are {_percent(share)} nearer to those of source + LoRA.", number
+        return f"{what} helped{little}: its clips are {_percent(share)} nearer to those of source + LoRA.", number
     if change > CLEAR * error:
-        return (
-            f"The transfer hurt{little}: its clips are {_percent(share)} farther from those of source + LoRA.",
-            number,
-        )
-    return "The transfer made no difference that these clips could show.", f"{number}, within the noise"
+        return f"{what} hurt{little}: its clips are {_percent(share)} farther from those of source + LoRA.", number
+    return f"{what} made no difference that these clips could show.", f"{number}, within the noise"
 
 
-def _about_strength(by_key: Mapping[str, Take]) -> str:
+def _about_strength(by_key: Mapping[str, Take], key: str, words: str) -> str:
     direct = by_key.get("direct-best", by_key["direct"])
-    moved = by_key.get("transferred-best", by_key["transferred"])
+    moved = by_key.get(f"{key}-best", by_key[key])
     change, error = mean_and_error(moved.scores["to_aim"] - direct.scores["to_aim"])
     if change < -CLEAR * error:
-        result = "the one carried over is nearer to source + LoRA"
+        result = f"the one {words} is nearer to source + LoRA"
     elif change > CLEAR * error:
         result = "the one reused as it is comes nearer to source + LoRA"
     else:
         result = "the two are equally near to source + LoRA"
     return (
         f"The rival is a strength slider. With each LoRA at its best strength ({direct.strength:g} reused as it is, "
-        f"{moved.strength:g} carried over), {result} ({_signed(change, error)})."
+        f"{moved.strength:g} {words}), {result} ({_signed(change, error)})."
     )
 
 
@@ -150,7 +164,7 @@ def _about_rank(report: Mapping[str, Any]) -> str:
     if kept is None:
         return ""
     return (
-        f"The file has rank {after} (the input {before}), which holds {100 * kept:.0f} % of the energy of the exact "
+        f"The file that was carried over has rank {after} (the input {before}), which holds {100 * kept:.0f} % of the energy of the exact "
         "result; the rest is lost to the rank."
     )
 
