@@ -5,9 +5,9 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-import pico
 
 import loraport
+import pico
 from loraport.engine.recipe import RunOptions
 from loraport.errors import FileError, MismatchError, NumericalError
 
