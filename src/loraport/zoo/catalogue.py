@@ -8,7 +8,6 @@ from pathlib import Path
 
 from loraport.errors import FileError, UsageError
 
-
 _DISTILL = "lora.safetensors"
 
 
