@@ -138,6 +138,22 @@ class Case:
         return done.stderr
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """What a run that nobody disturbs leaves: the bytes of the output, and its cache."""
+
+    output: bytes
+    cache: Path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(originals: pico.Pico, zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = Case(originals, folder / "out.safetensors", folder / "cache", zygote).run()
+    assert done.code == 0, done.stderr
+    return Undisturbed((folder / "out.safetensors").read_bytes(), folder / "cache")
+
+
 @pytest.fixture
 def case(originals: pico.Pico, zygote: Zygote, tmp_path: Path) -> Case:
     folder = tmp_path / "räume & co"  # every test also walks through a path with a space and an umlaut
