@@ -62,7 +62,7 @@ def _lines(facts: dict[str, Any], verbose: int) -> list[str]:
     row("numbers", f"{_counted(facts['dtypes'])}, {text.size(facts['nbytes'])}")
     row("rank", _counted(facts["ranks"], "layer"))
     if facts["kind"] == "lora" and facts["scales"]:
-        row("scale", f"{_counted(facts['scales'], 'layer')}, by: {text.listing(list(facts['scale_sources']))}")
+        row("scale", f"{_counted(facts['scales'], 'layer')}; {text.listing(list(facts['scale_sources']))}")
     row("besides", text.listing([f"{len(keys)} {kind}" for kind, keys in facts["carried"].items()]))
     row("unknown", text.listing(facts["unknown"], most=50 if verbose else 5))
     row("missing", text.listing(facts["missing"], most=50 if verbose else 5))

@@ -159,6 +159,8 @@ def file_identity(path: str | Path) -> str:
 
 def nearest_path(path: Path) -> str:
     """What to try instead of a path that is not there: the neighbour that was most likely meant."""
+    while not path.parent.is_dir() and path.parent != path:
+        path = path.parent  # to the first part that is wrong
     try:
         there = {text: item for item in sorted(path.parent.iterdir()) for text in (item.stem, item.name)}
     except OSError:
