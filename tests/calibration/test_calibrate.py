@@ -13,9 +13,7 @@ from loraport.formats.adapter import open_adapter
 
 from .conftest import toy
 
-SMALL = Settings(
-    transfer=None, probes=4, heldout=6, batch=8, guidances=(1.0, 1.5), penalties=(0.1, 1.0), group_probes=2
-)
+SMALL = Settings(transfers=(), probes=4, heldout=6, batch=8, guidances=(1.0, 1.5), penalties=(0.1, 1.0), group_probes=2)
 
 
 def _updates(path):
@@ -66,7 +64,7 @@ def test_the_result_is_an_ordinary_lora_with_its_gains_folded_in(run, lora):
 def test_it_is_never_worse_than_the_plain_candidates_by_its_measure(run):
     choice = run(output=None).choice
     assert choice.chosen.distance <= min(each.distance for each in choice.ranking if each.candidate.plain)
-    assert {"direct", "direct x0.75", "direct x1.25", "direct x1.5"} <= {
+    assert {"direct", "direct x0.75", "direct x1.25", "direct x1.5", "direct x2"} <= {
         each.candidate.label for each in choice.ranking
     }
 

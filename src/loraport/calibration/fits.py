@@ -24,9 +24,7 @@ def plain_candidates(inputs: Inputs, settings: Settings) -> list[Candidate]:
         label = "direct" if strength == 1 else f"direct x{strength:g}"
         update = {name: term if strength == 1 else term.scaled(strength) for name, term in inputs.update.items()}
         made.append(Candidate(label, "direct", update, {"strength": strength}))
-    if inputs.moved is not None:
-        made.append(Candidate(str(settings.transfer), "transfer", inputs.moved, {"transfer": settings.transfer}))
-    return made
+    return made + [Candidate(name, "transfer", update, {"transfer": name}) for name, update in inputs.moved.items()]
 
 
 def fits(

@@ -27,7 +27,7 @@ class Inputs:
 
     adapter: LoraAdapter
     update: dict[str, LowRank]
-    moved: dict[str, LowRank] | None
+    moved: dict[str, dict[str, LowRank]]
     directions: Directions
     probes: Conditions
     probe_noise: Float[Tensor, "n ..."]
@@ -55,9 +55,9 @@ def open_inputs(
         )
     moved = _moved(lora, source, target, settings, tell)
     directions = gains(update, settings.groups)
-    if moved is not None and settings.restore:
+    if moved and settings.restore:
         by = "layer" if settings.groups == "component" else settings.groups
-        directions += restores(update, moved, by)
+        directions += restores(update, moved[settings.transfers[0]], by)
     first = settings.seed * 1_000_000
     return Inputs(
         adapter,
@@ -73,25 +73,29 @@ def open_inputs(
 
 def _moved(
     lora: Path, source: Runnable, target: Runnable, settings: Settings, tell: Teller
-) -> dict[str, LowRank] | None:
-    """The update of the weight-space transfer, through the public interface and its file, as a user would get it."""
-    if settings.transfer is None:
-        return None
-    if source.checkpoint is None or target.checkpoint is None:
-        tell.warn(f"no checkpoint on disk, so {settings.transfer} is not among the candidates")
-        return None
+) -> dict[str, dict[str, LowRank]]:
+    """The weight-space transfers, through the public interface and its files, as a user would get them."""
+    if not settings.transfers:
+        return {}
+    if source.checkpoint is None or (target.checkpoint is None and target.distill is None):
+        tell.warn(f"no checkpoint on disk, so {', '.join(settings.transfers)} cannot be among the candidates")
+        return {}
     import loraport
 
+    made = {}
     with tempfile.TemporaryDirectory(prefix="loraport-") as folder:
-        file = Path(folder) / "transfer.safetensors"
-        loraport.transfer(
-            lora,
-            source=source.checkpoint,
-            target=target.checkpoint,
-            output=file,
-            method=settings.transfer,
-            dtype="float32",
-            options=loraport.RunOptions(cache="off" if source.small else None, log="off"),
-        )
-        moved = open_adapter(file)
-        return {name: layer.load() for name, layer in moved.layers.items()}
+        options = loraport.RunOptions(cache=str(Path(folder) / "cache") if source.small else None, log="off")
+        for method in settings.transfers:
+            file = Path(folder) / f"{method}.safetensors"
+            loraport.transfer(
+                lora,
+                source=source.checkpoint,
+                target=target.checkpoint,
+                target_lora=None if target.distill is None else str(target.distill),
+                output=file,
+                method=method,
+                dtype="float32",
+                options=options,
+            )
+            made[method] = {name: layer.load() for name, layer in open_adapter(file).layers.items()}
+    return made

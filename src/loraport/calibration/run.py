@@ -134,7 +134,7 @@ def _facts(
     lora: Path, source: Runnable, target: Runnable, conditions: Conditions, settings: Settings
 ) -> dict[str, Any]:
     """Everything that decides what is measured (not what is made of it)."""
-    measured = ("groups", "transfer", "restore", "probes", "heldout", "group_probes", "difference", "batch", "seed")
+    measured = ("groups", "transfers", "restore", "probes", "heldout", "group_probes", "difference", "batch", "seed")
     plain = settings.to_json()
     prompts = digest_tensor(conditions.prompts.contiguous()) + digest_tensor(conditions.empty.contiguous())
     models = [[model.name, list(model.latents), repr(model.schedule)] for model in (source, target)]

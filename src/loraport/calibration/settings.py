@@ -15,9 +15,8 @@ class Settings:
 
     Attributes:
         groups: which layers share a coefficient, see `directions.GROUPS`.
-        transfer: weight-space method whose result is a candidate, and whose restore shares may be fitted; None for
-            none (models without a checkpoint on disk have none).
-        restore: fit a share of that transfer per group besides the gains, as further candidates.
+        transfers: weight-space methods whose results are candidates (models without a checkpoint on disk have none).
+        restore: fit a share of the first of these transfers per group besides the gains, as further candidates.
         guidances, penalties: w and ρ of the fits that are tried. strengths: of direct reuse.
         probes: prompts and noises that the fit sees. heldout: others, on which the choice is made.
         group_probes: probes behind the diagnosis by group of layers; 0 leaves it out.
@@ -27,11 +26,11 @@ class Settings:
     """
 
     groups: str = "type-depth"
-    transfer: str | None = "casa"
+    transfers: tuple[str, ...] = ("casa", "matched-gain")
     restore: bool = False
     guidances: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0)
     penalties: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0)
-    strengths: tuple[float, ...] = (0.75, 1.0, 1.25, 1.5)
+    strengths: tuple[float, ...] = (0.75, 1.0, 1.25, 1.5, 2.0)
     probes: int = 32
     heldout: int = 32
     group_probes: int = 4
@@ -53,7 +52,7 @@ class Settings:
             )  # fmt: skip
         if 1.0 not in self.strengths or any(penalty <= 0 for penalty in self.penalties) or self.difference <= 0:
             raise UsageError("strengths must hold 1, penalties and the difference must be above 0")
-        if self.restore and self.transfer is None:
+        if self.restore and not self.transfers:
             raise UsageError("a restore share needs a weight-space transfer", fix="name one, such as casa")
 
     def to_json(self) -> dict[str, Any]:

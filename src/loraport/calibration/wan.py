@@ -17,6 +17,7 @@ from loraport.zoo import catalogue
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
+DISTILL = "lora.safetensors"  # a tiny model that is kept as a LoRA on its parent
 TIME_SCALE = 1000  # the model counts time from 0 to 1000
 
 
@@ -82,9 +83,9 @@ def open_runnable(spec: str | Path, settings: RunSettings = NO_SETTINGS, *, role
         MismatchError: a model that needs more than noise and a prompt.
     """
     folder = _folder(spec, role)
-    config = _config(folder, role)
     if (folder / "model.json").is_file():
-        return _tiny(folder, config, settings)
+        return _tiny(folder, settings, role)
+    config = _config(folder, role)
     schedule, latents = settings.schedule, settings.latents
     if schedule is None:
         raise UsageError(
@@ -113,10 +114,12 @@ def check_together(source: Runnable, target: Runnable) -> None:
 
 def _folder(spec: str | Path, role: str) -> Path:
     text = str(spec)
-    if text.startswith("zoo:"):
-        return catalogue.path(text.removeprefix("zoo:"))
-    if not Path(spec).exists() and text in catalogue.models():
-        return catalogue.path(text)
+    name = text.removeprefix("zoo:")
+    if text.startswith("zoo:") or (
+        not Path(spec).exists() and name in (*catalogue.models(), *catalogue.distillations())
+    ):
+        found = catalogue.path(name)
+        return found.parent if name in catalogue.distillations() else found
     folder = Path(spec)
     if not folder.is_dir():
         raise FileError(
@@ -148,19 +151,28 @@ def _config(folder: Path, role: str) -> dict:
     return config
 
 
-def _tiny(folder: Path, config: dict, settings: RunSettings) -> Runnable:
+def _tiny(folder: Path, settings: RunSettings, role: str) -> Runnable:
     from loraport.zoo import sampler, world
 
     card = catalogue.read_model_card(folder)
+    distill = folder / DISTILL if (folder / DISTILL).is_file() else None
+    whole = folder if distill is None else folder.parent / str(card.parent)
 
     def load() -> WanDenoiser:
         _need_diffusers()
-        return WanDenoiser(sampler.load_model(folder)[0], torch.device("cpu"))
+        network = sampler.load_model(whole)[0]
+        if distill is not None:
+            sampler.load_lora(network, distill)
+            network.fuse_lora()
+            with torch.random.fork_rng(devices=[]):
+                network.unload_lora()
+        return WanDenoiser(network, torch.device("cpu"))
 
     times = tuple(sampler.time_grid(card.sampling).tolist())
     schedule = settings.schedule or Schedule(times, float(card.sampling.guidance))
-    latents = (config["in_channels"], world.FRAMES, world.SIZE, world.SIZE)
-    return Runnable(card.name, load, schedule, folder, latents, small=True)
+    latents = (_config(whole, role)["in_channels"], world.FRAMES, world.SIZE, world.SIZE)
+    checkpoint = folder if distill is None else None
+    return Runnable(card.name, load, schedule, checkpoint, latents, small=True, distill=distill)
 
 
 def _load(folder: Path, settings: RunSettings) -> WanDenoiser:

@@ -47,10 +47,13 @@ _Restore = Annotated[
     ),
 ]  # fmt: skip
 _Transfer = _option(
-    str, "--transfer", panel=_FIT, metavar="METHOD", help="Weight-space candidate besides direct reuse, or none."
+    str, "--transfer", panel=_FIT, metavar="METHODS", help="Weight-space candidates besides direct reuse, or none."
 )
 _Probes = _option(int, "--probes", panel=_FIT, metavar="N", help="Prompts and noises that the fit sees.")
 _Heldout = _option(int, "--heldout", panel=_FIT, metavar="N", help="Others, on which the choice is made.")
+_GroupProbes = _option(
+    int, "--group-probes", panel=_FIT, metavar="N", help="Probes of the diagnosis by group of layers; 0 leaves it out."
+)
 _Solver = _option(str, "--solver", panel=_FIT, metavar="NAME", help="forward (passes only) or gradient (small models).")
 _Difference = _option(
     float, "--difference", panel=_FIT, metavar="H", help="Size of the differences; 0.5 to 1 for models in 16 bits."
@@ -103,9 +106,10 @@ def calibrate(
     prompts: _Prompts = None,
     groups: _Groups = "type-depth",
     restore: _Restore = False,
-    transfer: _Transfer = "casa",
+    transfer: _Transfer = "casa,matched-gain",
     probes: _Probes = 32,
     heldout: _Heldout = 32,
+    group_probes: _GroupProbes = 4,
     solver: _Solver = "forward",
     difference: _Difference = 0.1,
     seed: _Seed = 0,
@@ -141,10 +145,11 @@ def calibrate(
 
     settings = Settings(
         groups=groups,
-        transfer=None if transfer == "none" else transfer,
+        transfers=() if transfer == "none" else tuple(transfer.split(",")),
         restore=restore,
         probes=probes,
         heldout=heldout,
+        group_probes=group_probes,
         solver=solver,
         difference=difference,
         batch=batch,

@@ -115,7 +115,7 @@ def run_demo(
         source=path(source.name),
         target=path(target),
         output=calibrated,
-        settings=replace(CALIBRATION, transfer=None if method == "direct" else method, seed=seed),
+        settings=replace(CALIBRATION, seed=seed),
         overwrite=True,
     )
     candidates = (

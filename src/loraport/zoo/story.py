@@ -164,8 +164,8 @@ def _about_rank(report: Mapping[str, Any]) -> str:
     if kept is None:
         return ""
     return (
-        f"The file that was carried over has rank {after} (the input {before}), which holds {100 * kept:.0f} % of the energy of the exact "
-        "result; the rest is lost to the rank."
+        f"The file that was carried over has rank {after} (the input {before}), which holds {100 * kept:.0f} % of the "
+        "energy of the exact result; the rest is lost to the rank."
     )
 
 
