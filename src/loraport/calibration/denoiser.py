@@ -85,6 +85,7 @@ class Runnable:
         schedule: how it is sampled.
         checkpoint: its weights on disk, if weight-space candidates are wanted.
         latents: shape of one clip's latents.
+        bundled: one of the tiny family, which brings its own prompts.
         distill: a LoRA that makes this model of its source, for a target that is kept so (`checkpoint` is then None).
         small: run batches side by side on one thread each (tiny models on a CPU).
     """
@@ -95,4 +96,5 @@ class Runnable:
     checkpoint: Path | None
     latents: tuple[int, ...]
     small: bool = False
+    bundled: bool = False
     distill: Path | None = None

@@ -27,7 +27,7 @@ def conditions_for(source: Runnable, target: Runnable, file: Path | None, *, see
         FileError: a file that cannot be read, or no text encoder for a text file.
         MismatchError: embeddings of odd shapes.
     """
-    if file is None and source.small and target.small:
+    if file is None and source.bundled and target.bundled:
         return tiny_prompts(seed)
     if file is None:
         raise UsageError(

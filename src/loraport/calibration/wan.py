@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
 DISTILL = "lora.safetensors"  # a tiny model that is kept as a LoRA on its parent
+SMALL = 512  # models up to this width run batches side by side on a CPU, one thread each
 TIME_SCALE = 1000  # the model counts time from 0 to 1000
 
 
@@ -97,8 +98,11 @@ def open_runnable(spec: str | Path, settings: RunSettings = NO_SETTINGS, *, role
             "the size of the probes is not given", fix="frames, height, width in latents: --latents 5x32x56"
         )
     _check_size(latents, config, role)
+    small = (
+        config["num_attention_heads"] * config["attention_head_dim"] <= SMALL and _device(settings.device).type == "cpu"
+    )
     return Runnable(
-        str(spec), lambda: _load(folder, settings), schedule, folder, (config["in_channels"], *latents), small=False
+        str(spec), lambda: _load(folder, settings), schedule, folder, (config["in_channels"], *latents), small=small
     )
 
 
@@ -172,7 +176,7 @@ def _tiny(folder: Path, settings: RunSettings, role: str) -> Runnable:
     schedule = settings.schedule or Schedule(times, float(card.sampling.guidance))
     latents = (_config(whole, role)["in_channels"], world.FRAMES, world.SIZE, world.SIZE)
     checkpoint = folder if distill is None else None
-    return Runnable(card.name, load, schedule, checkpoint, latents, small=True, distill=distill)
+    return Runnable(card.name, load, schedule, checkpoint, latents, small=True, bundled=True, distill=distill)
 
 
 def _load(folder: Path, settings: RunSettings) -> WanDenoiser:
