@@ -31,10 +31,10 @@ class Task:
 
 
 TASKS = {
-    "noir": Task(steps=500, seed=31),
-    "outline": Task(steps=600, seed=32),
-    "stripe": Task(steps=350, seed=33),
-    "ring": Task(steps=400, seed=34),
+    "noir": Task(steps=400, seed=31),
+    "outline": Task(steps=400, seed=32),
+    "stripe": Task(steps=250, seed=33),
+    "ring": Task(steps=250, seed=34),
     "zigzag": Task(steps=600, seed=35),
 }
 
