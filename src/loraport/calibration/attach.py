@@ -22,6 +22,9 @@ class Attached:
         denoiser: the model. directions: what can be turned.
         beside: run beside the weights whatever their dtype.
 
+    Attributes:
+        coarse: some weights have fewer than 32 bits, so that passes are noisy.
+
     Raises:
         MismatchError: a layer that the model does not have, or of another size.
     """
@@ -31,7 +34,8 @@ class Attached:
         for name, linear in self._linears.items():
             _check(name, linear, directions.terms(name)[0][1])
         self._terms = {name: directions.terms(name) for name in directions.layers}
-        self._beside = beside or any(linear.weight.dtype != torch.float32 for linear in self._linears.values())
+        self.coarse = any(linear.weight.dtype != torch.float32 for linear in self._linears.values())
+        self._beside = beside or self.coarse
         self._now: list[float] | None = None
         self._coefficients: Float[Tensor, " k"] | None = None
         self._weights: dict[str, Tensor] = {}

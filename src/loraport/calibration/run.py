@@ -31,6 +31,8 @@ from loraport.calibration.settings import Settings
 from loraport.errors import FileError
 from loraport.formats.tensors import digest_tensor
 
+STEP, COARSE_STEP = 0.1, 0.25
+"""h of the central differences: a wider one where passes are noisy (measured: docs/calibration.md)."""
 SOURCE_PARTS = ("responses", "groups", "aim", "alone")
 
 
@@ -203,7 +205,7 @@ def _fit_and_choose(
                     states,
                     answers.responses,
                     inputs.probes,
-                    step=settings.difference,
+                    step=settings.difference or (COARSE_STEP if attached.coarse else STEP),
                     around=around,
                     tick=tell.tick,
                 )

@@ -20,7 +20,8 @@ class Settings:
         guidances, penalties: w and ρ of the fits that are tried. strengths: of direct reuse.
         probes: prompts and noises that the fit sees. heldout: others, on which the choice is made.
         group_probes: probes behind the diagnosis by group of layers; 0 leaves it out.
-        difference: h of the central differences. solver: `forward` or `gradient`.
+        difference: h of the central differences; None takes 0.1, or 0.25 where weights have 16 bits.
+        solver: `forward` or `gradient`.
         rounds: a second one measures the Jacobian again around the nearest fit of the first, and so on.
         batch: clips a pass. seed: of prompts and noise.
     """
@@ -34,7 +35,7 @@ class Settings:
     probes: int = 32
     heldout: int = 32
     group_probes: int = 4
-    difference: float = 0.1
+    difference: float | None = None
     rounds: int = 1
     solver: str = "forward"
     batch: int = 16
@@ -50,7 +51,7 @@ class Settings:
                 "too few probes", values=f"{self.probes} probes, {self.heldout} held out, batches of {self.batch}",
                 fix="at least 1 probe and 2 held out",
             )  # fmt: skip
-        if 1.0 not in self.strengths or any(penalty <= 0 for penalty in self.penalties) or self.difference <= 0:
+        if 1.0 not in self.strengths or any(penalty <= 0 for penalty in self.penalties) or (self.difference or 1) <= 0:
             raise UsageError("strengths must hold 1, penalties and the difference must be above 0")
         if self.restore and not self.transfers:
             raise UsageError("a restore share needs a weight-space transfer", fix="name one, such as casa")

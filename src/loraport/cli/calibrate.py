@@ -56,8 +56,9 @@ _GroupProbes = _option(
 )
 _Solver = _option(str, "--solver", panel=_FIT, metavar="NAME", help="forward (passes only) or gradient (small models).")
 _Difference = _option(
-    float, "--difference", panel=_FIT, metavar="H", help="Size of the differences; 0.5 to 1 for models in 16 bits."
-)
+    Optional[float],  # noqa: UP045
+    "--difference", panel=_FIT, metavar="H", help="Size of the differences.", shown="0.1, or 0.25 in 16 bits",
+)  # fmt: skip
 _Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, rich_help_panel=_FIT, help="Of prompts and noise.")]
 _Latents = _option(
     Optional[str],  # noqa: UP045
@@ -111,7 +112,7 @@ def calibrate(
     heldout: _Heldout = 32,
     group_probes: _GroupProbes = 4,
     solver: _Solver = "forward",
-    difference: _Difference = 0.1,
+    difference: _Difference = None,
     seed: _Seed = 0,
     latents: _Latents = None,
     source_steps: _SourceSteps = None,
