@@ -103,5 +103,6 @@ def test_every_public_name_resolves():
 
     for name in loraport.__all__:
         assert getattr(loraport, name) is not None
+        assert not (PACKAGE / name).is_dir(), f"importing the package {name} would hide the function"
     with pytest.raises(AttributeError):
         loraport.nonsense  # noqa: B018

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from loraport.api import convert, inspect, methods, plan, transfer, verify
+    from loraport.api import convert, inspect, list_methods, plan, transfer, verify
     from loraport.calibration.api import calibrate
     from loraport.engine.plan import TransferPlan
     from loraport.engine.recipe import Recipe, RunOptions
@@ -29,7 +29,7 @@ _HOMES = {
     "inspect": "loraport.api",
     "convert": "loraport.api",
     "verify": "loraport.api",
-    "methods": "loraport.api",
+    "list_methods": "loraport.api",
     "Recipe": "loraport.engine.recipe",
     "RunOptions": "loraport.engine.recipe",
     "TransferPlan": "loraport.engine.plan",
@@ -49,7 +49,7 @@ __all__ = [
     "calibrate",
     "convert",
     "inspect",
-    "methods",
+    "list_methods",
     "plan",
     "transfer",
     "verify",

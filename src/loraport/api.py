@@ -48,7 +48,7 @@ def transfer(
         lora: the LoRA file. source: the model it was trained on. target: the distilled model.
         output: the file to write; None computes and reports only.
         target_lora: instead of `target`: the target is the source plus this LoRA, `FILE` or `FILE:STRENGTH`.
-        method, params: a method or preset (`loraport.methods()`) and its settings, e.g. `{"q_dom": 0.6}`.
+        method, params: a method or preset (`loraport.list_methods()`) and its settings, e.g. `{"q_dom": 0.6}`.
         rank: `auto` (the input's, at least 32), `same`, `full`, a number, or `energy=0.99`.
         amount: 0 is direct reuse, 1 the full method.
         layers: regular expression; other layers keep the input's update. drop: layers to leave out.
@@ -131,7 +131,7 @@ def verify(path: PathLike, *, model: PathLike | None = None) -> tuple[Check, ...
     return verify_adapter(path, None if model is None else open_checkpoint(model))
 
 
-def methods() -> dict[str, str]:
+def list_methods() -> dict[str, str]:
     """Every method and preset with its one-line summary."""
     known = {name: registry.get(name).summary for name in registry.names()}
     return known | {name: preset.summary for name, preset in registry.PRESETS.items() if name not in known}

@@ -249,7 +249,7 @@ def test_a_cache_too_small_for_the_pair_keeps_what_fits(files, tmp_path, monkeyp
     assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "same.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize("method", sorted(loraport.methods()))
+@pytest.mark.parametrize("method", sorted(loraport.list_methods()))
 def test_every_method_runs_on_checkpoints_and_on_a_distillation_lora(files, tmp_path, options, method):
     _transfer(files, tmp_path / "one.safetensors", options, method=method)
     save_file(pico.lora(5, rank=6), files.folder / "fast.safetensors")
