@@ -177,6 +177,27 @@ def test_a_plan_reads_no_tensor_data(files: pico.Pico, monkeypatch: pytest.Monke
     assert plan(files).exit_code == 0
 
 
+def test_a_profile_that_cannot_spell_what_is_carried_is_refused_before_the_work(
+    files: pico.Pico, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = load_file(files.lora)
+    tensors["diffusion_model.blocks.0.norm3.diff"] = torch.ones(pico.WIDTH)
+    save_file(tensors, files.lora)
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("work was begun")
+
+    monkeypatch.setattr("loraport.engine.run.run_all", refuse)
+    for command in (plan, transfer):
+        done = command(files, "--to", "diffusers")
+        assert done.exit_code == 3, done.output
+        for word in ("diffusers profile", "blocks.0.norm3.weight", "diffusion_model.blocks.0.norm3.diff", "--drop"):
+            assert word in done.stderr
+        assert "Traceback" not in done.output
+    assert plan(files, "--to", "diffusers", "--drop", "norm3").exit_code == 0
+    assert plan(files, "--to", "universal").exit_code == 0
+
+
 def test_progress_is_plain_lines_when_nobody_watches(files: pico.Pico, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loraport.cli.progress._LINE_EVERY", 0.0)
     done = transfer(files)

@@ -15,8 +15,9 @@ from loraport.engine.recipe import RankRule, Recipe, RunOptions
 from loraport.errors import MismatchError
 from loraport.formats.adapter import Carried, LoraAdapter
 from loraport.formats.checkpoint import Checkpoint
-from loraport.formats.dialect import check_profile
+from loraport.formats.dialect import check_profile, profile_of
 from loraport.formats.loaders import loader_notes
+from loraport.formats.render import check_carried
 from loraport.methods import registry
 from loraport.methods.base import Needs
 
@@ -103,7 +104,8 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     """Match a recipe's files against each other and write the work orders.
 
     Raises:
-        FileError, UnsupportedError: a file cannot be read or is of a kind that is refused.
+        FileError, UnsupportedError: a file cannot be read or is of a kind that is refused, or the output
+            profile has no spelling for something that is carried over.
         MismatchError, UnmatchedKeysError: the files do not fit each other.
         UsageError: an unknown method, parameter or profile.
     """
@@ -112,6 +114,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     check_profile(recipe.to)
     inputs = open_inputs(recipe)
     adapter, distill = inputs.adapter, inputs.distill
+    check_carried(adapter.carried, profile_of(recipe.to, adapter.dialect), inputs.source.architecture.family)
     dropped = list(adapter.dropped)
     warnings = list(inputs.notes)
     if recipe.amount == 0.0:
