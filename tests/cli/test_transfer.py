@@ -198,6 +198,18 @@ def test_a_profile_that_cannot_spell_what_is_carried_is_refused_before_the_work(
     assert plan(files, "--to", "universal").exit_code == 0
 
 
+@pytest.mark.parametrize("more", [[], ["--amount", 0], ["--method", "direct"]])
+def test_layers_that_match_nothing_are_a_usage_error(files: pico.Pico, more: list) -> None:
+    for command in (plan, transfer):
+        done = command(files, "--layers", "attention", *more)
+        assert done.exit_code == 2, done.output
+        for word in ("--layers", "attention", "blocks.0.self_attn.q", "blocks.0.cross_attn", "blocks.0.ffn"):
+            assert word in done.stderr
+    assert not (files.folder / "out.safetensors").exists()
+    assert plan(files, "--layers", "ffn", "--drop", "attn").exit_code == 0
+    assert plan(files, "--layers", "ffn", "--drop", "ffn").exit_code == 2  # what is left out cannot match
+
+
 def test_progress_is_plain_lines_when_nobody_watches(files: pico.Pico, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loraport.cli.progress._LINE_EVERY", 0.0)
     done = transfer(files)

@@ -12,7 +12,7 @@ from loraport.engine.executor import workers_for
 from loraport.engine.job import LayerJob, basis_cost, operations_per_second, transfer_cost, working_bytes
 from loraport.engine.match import open_inputs, weights_of
 from loraport.engine.recipe import RankRule, Recipe, RunOptions
-from loraport.errors import MismatchError
+from loraport.errors import MismatchError, UsageError
 from loraport.formats.adapter import Carried, LoraAdapter
 from loraport.formats.checkpoint import Checkpoint
 from loraport.formats.dialect import check_profile, profile_of
@@ -107,7 +107,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         FileError, UnsupportedError: a file cannot be read or is of a kind that is refused, or the output
             profile has no spelling for something that is carried over.
         MismatchError, UnmatchedKeysError: the files do not fit each other.
-        UsageError: an unknown method, parameter or profile.
+        UsageError: an unknown method, parameter or profile, or a `layers` pattern that matches nothing.
     """
     method, params = registry.resolve(recipe.method, recipe.params)
     needs = method.needs(params) if recipe.amount > 0 else _NOTHING
@@ -160,6 +160,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     )
     if not jobs:
         raise MismatchError("no layer of the LoRA is left to transfer", where=str(adapter.path))
+    _check_layers(recipe, [job.name for job in jobs])
     extra_source, extra_target = inputs.extras
     return TransferPlan(
         recipe=recipe,
@@ -193,6 +194,22 @@ def _settle_rank(recipe: Recipe, rank_in: int, adds_nothing: bool) -> RankRule:
     if recipe.rank == "auto" and preset is not None and preset.rank is not None:
         return RankRule("fixed", preset.rank)
     return recipe.rank_rule.for_input(rank_in, adds_nothing)
+
+
+def _check_layers(recipe: Recipe, names: list[str]) -> None:
+    """A pattern that matches nothing would pass for the method while every layer is reused as it is."""
+    pattern = recipe.layers
+    if not pattern or any(re.search(pattern, name) for name in names):
+        return
+    kinds: dict[str, str] = {}  # one name of each kind of module, the block's number aside
+    for name in names:
+        kinds.setdefault(re.sub(r"\d+", "", name.rpartition(".")[0]), name)
+    raise UsageError(
+        "no layer of the LoRA matches --layers",
+        where=recipe.lora,
+        values=f"{pattern!r}; its {len(names)} layers are named like {', '.join(list(kinds.values())[:6])}",
+        fix="give a regular expression that is found in such names, such as self_attn or ^blocks\\.0\\.",
+    )
 
 
 def _cached_bytes(job: LayerJob) -> int:
