@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import loraport
 import pico
 from loraport.engine.recipe import RunOptions
-from loraport.errors import FileError, MismatchError, NumericalError
+from loraport.errors import FileError, LoraportError, MismatchError, NumericalError
 
 
 @pytest.fixture
@@ -201,10 +201,35 @@ def test_the_run_log_holds_every_layer_and_survives_a_failure(files, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out.run.jsonl").read_text().splitlines()]
     assert {line["name"] for line in lines if line["event"] == "layer"} == {layer.name for layer in report.layers}
     assert lines[-1]["event"] == "finished"
-    save_file(pico.weights(77), files.target)
-    with pytest.raises(MismatchError):
+    tensors = load_file(files.lora)
+    tensors["diffusion_model.blocks.1.ffn.2.lora_A.weight"][0, 0] = float("nan")
+    save_file(tensors, files.lora)
+    with pytest.raises(NumericalError):
         _transfer(files, tmp_path / "bad.safetensors", RunOptions(cache="off"))
     assert json.loads((tmp_path / "bad.run.jsonl").read_text().splitlines()[-1])["event"] == "failed"
+
+
+@pytest.mark.parametrize("reason", ["stranger", "device", "exists"])
+def test_a_run_refused_before_any_work_leaves_nothing(files, tmp_path, reason):
+    """Neither a log, nor a folder, nor a cache; and the log of the run before stays as it was."""
+    folder = tmp_path / "new"
+    output = folder / "out.safetensors"
+    options = RunOptions(cache=str(tmp_path / "cache"), device="abacus" if reason == "device" else "auto")
+    if reason == "stranger":
+        save_file(pico.weights(77), files.target)
+    if reason == "exists":
+        folder.mkdir()
+        output.write_text("precious")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(LoraportError):
+        _transfer(files, output, options)
+    assert sorted(tmp_path.rglob("*")) == before
+    folder.mkdir(exist_ok=True)
+    log = folder / "out.run.jsonl"
+    log.write_text("the run before\n")
+    with pytest.raises(LoraportError):
+        _transfer(files, output, options)
+    assert log.read_text() == "the run before\n"
 
 
 def test_the_header_tells_where_the_file_comes_from(files, tmp_path, options):

@@ -43,6 +43,7 @@ def run(
         on_event: told about every step, from this thread.
 
     Raises:
+        UsageError: the device is unknown or not there.
         MismatchError: the target is not derived from the source (unless forced).
         NumericalError: a tensor holds NaN or infinity.
         FileError: the output exists, or cannot be written. No output file is left behind.
@@ -58,15 +59,15 @@ def run(
             warnings.append(message)
             on_event(Warned(message))
 
-    log = _open_log(path, options)
+    on_event(PlanReady(plan))
+    for message in plan.warnings:
+        warn(message)
+    device = pick_device(options.device)
+    _check_kinship(plan)
+    store, memo = open_cache(options)
+    work = Worker(store, memo, device, _layers_to_keep(plan, store, warn))
+    log = _open_log(path, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
     try:
-        on_event(PlanReady(plan))
-        for message in plan.warnings:
-            warn(message)
-        _check_kinship(plan)
-        store, memo = open_cache(options)
-        keep = _layers_to_keep(plan, store, warn)
-        work = Worker(store, memo, pick_device(options.device), keep)
         results = _run_jobs(plan, work, options, on_event, warn, log)
         memo.flush()
         layers = tuple(result.report for result in results)
