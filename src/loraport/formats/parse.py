@@ -50,6 +50,7 @@ def open_adapter(
         UnsupportedError: LoHa, LoKr, DoRA, ... by name.
         MismatchError: a checkpoint, another family, another size.
         NumericalError: an alpha that is negative or not finite.
+        UsageError: `drop` is no regular expression or leaves nothing; several LoRAs and none is named.
     """
     path, refs, metadata = _read(Path(path))
     architecture = model.architecture if isinstance(model, Checkpoint) else model
@@ -122,6 +123,10 @@ def _family_of(refs: Mapping[str, TensorRef]) -> Family:
 def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None) -> list[str]:
     if drop is None:
         return []
+    try:
+        re.compile(drop)
+    except re.error as error:
+        raise UsageError("drop is no regular expression", values=f"{drop}: {error}") from error
     modules = {key: piece.at.module for key, ref in refs.items() if (piece := _piece(key, ref, family))}
     return [key for key in refs if re.search(drop, key) or re.search(drop, modules.get(key, ""))]
 
