@@ -102,7 +102,16 @@ def inspect(path: PathLike) -> FileDescription:
 
 
 def convert(
-    lora: PathLike, output: PathLike, *, to: str = "universal", model: PathLike | None = None, overwrite: bool = False
+    lora: PathLike,
+    output: PathLike,
+    *,
+    to: str = "universal",
+    model: PathLike | None = None,
+    expert: Literal["high", "low"] | None = None,
+    adapter: str | None = None,
+    drop: str | None = None,
+    allow_partial: bool = False,
+    overwrite: bool = False,
 ) -> Conversion:
     """Write a LoRA in another dialect without changing what it does.
 
@@ -110,25 +119,52 @@ def convert(
         lora: the file to read. output: the file to write.
         to: `universal`, `diffusers`, `kohya`, `original` or `same-as-input`.
         model: the model it belongs to, to check the names and sizes against.
+        expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
+        adapter: which adapter, for a file that names several.
+        drop: regular expression; layers and keys that match are left out.
+        allow_partial: leave out what cannot be matched.
         overwrite: replace an existing file.
 
     Raises:
         LoraportError: see `loraport.errors`; the output is then as it was before.
     """
-    fits = None if model is None else open_checkpoint(model)
-    return convert_adapter(lora, output, to=to, model=fits, overwrite=overwrite)
+    return convert_adapter(
+        lora,
+        output,
+        to=to,
+        model=None if model is None else open_checkpoint(model),
+        expert=expert,
+        adapter=adapter,
+        drop=drop,
+        allow_partial=allow_partial,
+        overwrite=overwrite,
+    )
 
 
-def verify(path: PathLike, *, model: PathLike | None = None) -> tuple[Check, ...]:
-    """Check a written LoRA: header against content, every number finite, every key known.
+def verify(
+    path: PathLike,
+    *,
+    model: PathLike | None = None,
+    load: bool = True,
+    expert: Literal["high", "low"] | None = None,
+    adapter: str | None = None,
+) -> tuple[Check, ...]:
+    """Check a LoRA: header against content, every number finite, every key known, and the loader of diffusers.
 
     Args:
         path: the file. model: also check that it fits this model.
+        load: also hand the file to diffusers' own loader, if installed.
+        expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
+        adapter: which adapter, for a file that names several.
 
     Returns:
-        One check a line; `passed` is False where something is wrong. Raises FileError for a damaged file.
+        One check a line; `passed` is False where something is wrong and None for a remark.
+
+    Raises:
+        LoraportError: the file is damaged, no plain LoRA, or holds several LoRAs of which none was named.
     """
-    return verify_adapter(path, None if model is None else open_checkpoint(model))
+    fits = None if model is None else open_checkpoint(model)
+    return verify_adapter(path, fits, load=load, expert=expert, adapter=adapter)
 
 
 def list_methods() -> dict[str, str]:

@@ -1,0 +1,111 @@
+"""The public functions and the commands of the same names: as many choices here as there, and they arrive."""
+
+import inspect
+import re
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import loraport
+import pico
+from loraport.cli.convert import convert as convert_command
+from loraport.cli.transfer import transfer as transfer_command
+from loraport.cli.verify import verify as verify_command
+from loraport.errors import UnmatchedKeysError, UsageError
+
+TALK = {"verbose", "quiet", "as_json"}
+MACHINE = {"device", "workers", "executor", "max_memory", "cache", "log", "overwrite"}
+
+
+@pytest.fixture
+def files(tmp_path) -> pico.Pico:
+    return pico.write(tmp_path / "pico")
+
+
+@pytest.fixture
+def two_in_one(files):
+    """A file with one LoRA named style on the first block and one named motion on the second."""
+    owners = {"blocks.0.": "style", "blocks.1.": "motion"}
+    tensors = {}
+    for key, tensor in load_file(files.lora).items():
+        name = next(name for block, name in owners.items() if block in key)
+        tensors[re.sub(r"(lora_[AB])\.weight", rf"\1.{name}.weight", key)] = tensor
+    save_file(tensors, files.folder / "two.safetensors")
+    return files.folder / "two.safetensors"
+
+
+def _choices(function) -> dict[str, object]:
+    return {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+
+
+@pytest.mark.parametrize(
+    ("function", "command", "other_names"),
+    [
+        (loraport.convert, convert_command, {}),
+        (loraport.verify, verify_command, {"files": "path"}),
+        (loraport.transfer, transfer_command, {"loras": "lora", "settings": "params", "preset": "method"}),
+    ],
+)
+def test_a_function_takes_what_its_command_takes(function, command, other_names):
+    theirs, ours = _choices(command), _choices(function)
+    if "options" in ours:  # how to use the machine is one argument here
+        assert MACHINE - set(inspect.signature(loraport.RunOptions).parameters) == set()
+        theirs = {name: value for name, value in theirs.items() if name not in MACHINE}
+    asked = {other_names.get(name, name) for name in theirs} - TALK
+    assert asked - set(ours) == set()
+    switches = {name for name, value in theirs.items() if isinstance(value, bool) and name not in TALK}
+    assert {name: ours[name] for name in switches} == {name: theirs[name] for name in switches}
+
+
+def test_convert_leaves_out_what_it_is_told_to(files, tmp_path):
+    output = tmp_path / "out.safetensors"
+    done = loraport.convert(files.lora, output, to="diffusers", drop=r"ffn")
+    assert len(done.dropped) == 2 * 2 * pico.BLOCKS
+    assert not any("ffn" in key for key in load_file(output))
+    tensors = load_file(files.lora)
+    tensors["diffusion_model.blocks.0.nonsense.lora_A.weight"] = torch.ones(pico.RANK, pico.WIDTH)
+    save_file(tensors, files.lora)
+    with pytest.raises(UnmatchedKeysError):
+        loraport.convert(files.lora, output, overwrite=True)
+    done = loraport.convert(files.lora, output, allow_partial=True, overwrite=True)
+    assert done.dropped == ("diffusion_model.blocks.0.nonsense.lora_A.weight",)
+
+
+def test_convert_and_verify_take_one_lora_of_several(two_in_one, tmp_path):
+    output = tmp_path / "out.safetensors"
+    for call in (lambda: loraport.convert(two_in_one, output), lambda: loraport.verify(two_in_one, load=False)):
+        with pytest.raises(UsageError, match="motion"):
+            call()
+    assert loraport.convert(two_in_one, output, adapter="motion").layers == len(pico.LINEARS)
+    assert all("blocks.1." in key for key in load_file(output))
+    checks = loraport.verify(two_in_one, load=False, adapter="motion")
+    assert not any(check.passed is False for check in checks)
+
+
+def test_verify_asks_the_loader_unless_told_not_to(files):
+    name = "diffusers loads it"
+    assert name in [check.name for check in loraport.verify(files.lora)]
+    assert name not in [check.name for check in loraport.verify(files.lora, load=False)]
+
+
+def test_convert_and_verify_take_one_expert_of_two(files, tmp_path):
+    both = {}
+    for number, seed in ((1, 3), (2, 4)):
+        for key, tensor in pico.lora(seed).items():
+            both[key.replace("diffusion_model.", f"diffusion_model.transformer_{number}.")] = tensor
+    save_file(both, files.lora)
+    output = tmp_path / "out.safetensors"
+    for call in (lambda: loraport.convert(files.lora, output), lambda: loraport.verify(files.lora, load=False)):
+        with pytest.raises(UsageError, match="one for each expert"):
+            call()
+    loraport.convert(files.lora, output, expert="low")
+    written = load_file(output)
+    assert all(torch.equal(written[key], tensor) for key, tensor in pico.lora(4).items())
+    checks = loraport.verify(files.lora, load=False, expert="low")
+    assert not any(check.passed is False for check in checks)
+
+
+def test_a_pattern_that_is_none_is_a_usage_error(files, tmp_path):
+    with pytest.raises(UsageError, match=r"drop is no regular expression"):
+        loraport.convert(files.lora, tmp_path / "out.safetensors", drop="(")
