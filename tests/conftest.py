@@ -1,8 +1,14 @@
 """Every test runs with jaxtyping's shapes checked by beartype, and may not touch the global random state."""
 
+import os
+
 import pytest
 from jaxtyping import install_import_hook
 
+# Before torch is imported, and for the processes that tests start. The tensors here are so small that two threads
+# mostly wait for each other: 35 times as slow as one when the machine is busy. What must not depend on the number
+# of threads sets it by itself.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 install_import_hook("loraport", "beartype.beartype")
 
 

@@ -55,7 +55,7 @@ def test_every_executor_and_every_state_of_the_cache_gives_the_same_bytes(files,
     assert cached == 0
     assert run("thread", "off", 3) == (reference, 0)
     assert run("thread", warm, 2) == (reference, 0)
-    assert run("process", warm, 2) == (reference, len(pico.LAYERS))
+    assert run("process", warm, 1) == (reference, len(pico.LAYERS))
     assert run("process", str(tmp_path / "other cache"), 2) == (reference, 0)
 
 
@@ -275,7 +275,8 @@ def test_a_cache_too_small_for_the_pair_keeps_what_fits(files, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize("method", sorted(loraport.list_methods()))
-def test_every_method_runs_on_checkpoints_and_on_a_distillation_lora(files, tmp_path, options, method):
+def test_every_method_runs_on_checkpoints_and_on_a_distillation_lora(files, tmp_path, method):
+    options = RunOptions(cache="off", log="off")  # three pairs of models, each used once: nothing to keep
     _transfer(files, tmp_path / "one.safetensors", options, method=method)
     save_file(pico.lora(5, rank=6), files.folder / "fast.safetensors")
     merged = load_file(files.source)
