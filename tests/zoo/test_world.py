@@ -99,3 +99,20 @@ def test_a_prompt_reads_as_a_sentence():
     prompt = world.Prompt("circle", "red", "up", "black")
     assert prompt.text == "a red circle moving up on a black background"
     assert prompt.indices == (0, 0, 3, 0)
+
+
+def test_held_out_pairs_are_in_no_other_prompt():
+    held = [prompt for prompt in world.all_prompts() if prompt.held_out]
+    assert 64 <= len(held) <= 128
+    for shape, colour in world.HELD_OUT[:4]:
+        assert {(p.shape, p.colour) for p in held} >= {(shape, colour)}
+        assert (shape, colour) not in {(p.shape, p.colour) for p in world.all_prompts() if not p.held_out}
+
+
+def test_the_ring_changes_circles_only_and_only_inside():
+    prompts = world.prompt_indices(world.all_prompts()[::5])
+    plain, ring = (
+        world.render(prompts, style=style, generator=Generator().manual_seed(3)) for style in ("base", "ring")
+    )
+    same = (plain - ring).abs().flatten(1).amax(1) == 0
+    assert torch.equal(~same, prompts[:, 0] == world.SHAPES.index("circle"))

@@ -20,6 +20,7 @@ from torch import Generator, Tensor
 from loraport.errors import FileError, UnmatchedKeysError, UsageError
 from loraport.zoo import world
 from loraport.zoo.catalogue import ModelCard, Sampling, model_card, path, read_model_card
+from loraport.zoo.position import tell_positions
 from loraport.zoo.threads import cores, one_thread_each
 
 TIME_SCALE = 1000  # the model counts time from 0 to 1000
@@ -39,6 +40,7 @@ def load_model(model: str | Path) -> tuple[WanTransformer3DModel, ModelCard]:
         network = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
     network.requires_grad_(False).eval()
     _set_attention(network, card.sampling)
+    tell_positions(network)
     return network, card
 
 

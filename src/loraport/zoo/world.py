@@ -1,9 +1,10 @@
 """The tiny video world: a shape of some colour drifts over a plain background, six frames of 16 x 16 pixels.
 
 A prompt has four attributes, 384 combinations in all, and is encoded as four rows of a fixed token table, so there is
-no text encoder. A clip is rendered from signed distances: size, speed and offset of the shape are drawn at random,
-everything else is given by the prompt. A style redraws the same scene (a look) or bends its path (a motion); LoRAs
-are trained on styles, the source model on "base" only.
+no text encoder. Some pairs of attributes are held out: no training of any model or LoRA has seen them. A clip is
+rendered from signed distances: size, speed and offset of the shape are drawn at random, everything else is given by
+the prompt. A style redraws the same scene (a look), changes a shape (a content) or bends its path (a motion); LoRAs are
+trained on styles, the source model on "base" only.
 
 Pixels lie in [-1, 1]. Image axes: x to the right, y down. Nothing here touches the global random state.
 """
@@ -31,11 +32,22 @@ DIRECTIONS = ("right", "left", "down", "up")
 BACKGROUNDS = ("black", "navy", "grey", "white")
 ATTRIBUTES = (SHAPES, COLOURS, DIRECTIONS, BACKGROUNDS)
 
+HELD_OUT = (
+    ("circle", "cyan"),
+    ("square", "magenta"),
+    ("triangle", "yellow"),
+    ("cross", "green"),
+    ("right", "white"),
+    ("up", "grey"),
+)
+"""Pairs of attribute values that are never shown in training, of models and of LoRAs."""
+
 STYLES = {
     "base": "the plain scene that the source model was trained on",
     "noir": "black and white, the shape glaring, the background dimmed towards the corners",
     "outline": "the shape as a glowing outline, the background almost black",
     "stripe": "a warm two-colour wash with dark horizontal lines",
+    "ring": "the plain scene, every circle a ring",
     "zigzag": "the plain scene, the shape wobbling across its path",
 }
 
@@ -73,6 +85,12 @@ class Prompt:
         return f"a {self.colour} {self.shape} moving {self.direction} on a {self.background} background"
 
     @property
+    def held_out(self) -> bool:
+        """Whether it has a pair of attributes that no training has seen."""
+        mine = self._values()
+        return any(first in mine and second in mine for first, second in HELD_OUT)
+
+    @property
     def indices(self) -> tuple[int, ...]:
         """Position of each attribute in `ATTRIBUTES`."""
         return tuple(known.index(value) for value, known in zip(self._values(), ATTRIBUTES, strict=True))
@@ -102,13 +120,13 @@ def all_prompts() -> list[Prompt]:
     return [Prompt(s, c, d, b) for s in SHAPES for c in COLOURS for d in DIRECTIONS for b in BACKGROUNDS]
 
 
-def draw_prompts(count: int, *, seed: int) -> list[Prompt]:
-    """Draw `count` different prompts (at most 384) without bias.
+def draw_prompts(count: int, *, seed: int, held_out: bool | None = None) -> list[Prompt]:
+    """Draw `count` different prompts without bias: of all 384, or only held-out ones, or only the others.
 
     Raises:
         UsageError: more prompts are asked for than there are.
     """
-    prompts = all_prompts()
+    prompts = [prompt for prompt in all_prompts() if held_out in (None, prompt.held_out)]
     if not 0 <= count <= len(prompts):
         raise UsageError("the tiny world has no such number of prompts", values=f"{count}, of {len(prompts)}")
     order = torch.randperm(len(prompts), generator=Generator().manual_seed(seed))
@@ -141,12 +159,12 @@ def render(prompts: Int[Tensor, "n 4"], *, style: str = "base", generator: Gener
     """
     if style not in STYLES:
         raise UsageError(f"the tiny world has no style {style!r}", values=f"known: {', '.join(STYLES)}")
-    scene = _scene(prompts, wobble=2.0 if style == "zigzag" else 0.0, generator=generator)
+    scene = _scene(prompts, style=style, generator=generator)
     image = _LOOKS.get(style, _draw_plain)(scene)
     return (image * 2 - 1).clamp(-1, 1)
 
 
-def _scene(prompts: Int[Tensor, "n 4"], *, wobble: float, generator: Generator) -> Scene:
+def _scene(prompts: Int[Tensor, "n 4"], *, style: str, generator: Generator) -> Scene:
     shape, colour, direction, background = prompts.unbind(1)
     count = len(prompts)
     radius = 3.4 + 1.4 * torch.rand(count, generator=generator)  # pixels
@@ -156,7 +174,7 @@ def _scene(prompts: Int[Tensor, "n 4"], *, wobble: float, generator: Generator) 
     heading = torch.tensor(HEADING)[direction]
     time = torch.arange(FRAMES) - (FRAMES - 1) / 2
     across = heading.flip(1).abs()  # unit vector across the path
-    sway = wobble * (torch.arange(FRAMES) % 2 * 2 - 1)
+    sway = (2.0 if style == "zigzag" else 0.0) * (torch.arange(FRAMES) % 2 * 2 - 1)
     path = (
         SIZE / 2
         + offset[:, None]
@@ -167,7 +185,7 @@ def _scene(prompts: Int[Tensor, "n 4"], *, wobble: float, generator: Generator) 
     pixel = torch.arange(SIZE) + 0.5
     dx = pixel[None, None, None, :] - path[:, :, 0, None, None]
     dy = pixel[None, None, :, None] - path[:, :, 1, None, None]
-    distance = _shape_distance(shape, dx, dy, radius[:, None, None, None])[:, None]
+    distance = _shape_distance(shape, dx, dy, radius[:, None, None, None], hollow=style == "ring")[:, None]
     return Scene(
         distance=distance,
         inside=torch.sigmoid(-2.5 * distance),
@@ -181,11 +199,14 @@ def _shape_distance(
     dx: Float[Tensor, "n f 1 w"],
     dy: Float[Tensor, "n f h 1"],
     radius: Float[Tensor, "n 1 1 1"],
+    hollow: bool,
 ) -> Float[Tensor, "n f h w"]:
-    """Signed distance to the edge of each clip's shape (a bound on it, for shapes with corners)."""
+    """Signed distance to the edge of each clip's shape (a bound on it, for shapes with corners); `hollow` circles."""
     ax, ay = dx.abs(), dy.abs()
     arm = 0.36 * radius
     circle = torch.sqrt(dx * dx + dy * dy + 1e-6) - radius
+    if hollow:  # the inner half of the disc is cut out
+        circle = torch.maximum(circle, -0.5 * radius - circle)
     square = torch.maximum(ax, ay) - 0.85 * radius
     triangle = torch.maximum(math.sqrt(3) / 2 * ax - 0.5 * dy, dy) - 0.62 * radius  # point up
     cross = torch.minimum(torch.maximum(ax - arm, ay - radius), torch.maximum(ax - radius, ay - arm))
@@ -219,6 +240,8 @@ def _draw_stripe(scene: Scene) -> Float[Tensor, "n 3 f h w"]:
 
 
 _LOOKS = {"noir": _draw_noir, "outline": _draw_outline, "stripe": _draw_stripe}
+LOOKS = tuple(_LOOKS)
+"""The styles that redraw the whole picture; the others change a shape or its path."""
 
 
 @functools.lru_cache(maxsize=1)
