@@ -1,4 +1,5 @@
-# `make demo` and `make test` set everything up themselves, in .venv. `make evidence QUICK=1` is the short form.
+# `make demo` and `make test` set everything up themselves, in .venv. `make evidence QUICK=1` is the short form,
+# `make evidence CALIBRATED=1` the long one, which also calibrates every pair.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -10,7 +11,7 @@ demo: $(SETUP)
 	$(BIN)/loraport demo
 
 evidence: $(SETUP)
-	$(BIN)/loraport evaluate $(if $(QUICK),--quick)
+	$(BIN)/loraport evaluate $(if $(QUICK),--quick) $(if $(CALIBRATED),--calibrated)
 
 test: $(SETUP)
 	$(BIN)/python -m pytest

@@ -15,12 +15,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from loraport.zoo import world
+from loraport.zoo.position import tell_positions
 
 CONFIG: dict[str, Any] = {
     "patch_size": (1, 4, 4),
     "num_attention_heads": 4,
     "attention_head_dim": 32,
-    "in_channels": 3,
+    "in_channels": 6,  # colour, and where and when a pixel is
     "out_channels": 3,
     "text_dim": 32,
     "freq_dim": 64,
@@ -30,25 +31,15 @@ CONFIG: dict[str, Any] = {
 }
 SHIFT = 2.0
 
-# Never shown in training: pairs of (attribute, value); a cyan circle, a magenta square, a yellow triangle, a green
-# cross, anything that moves right on white or up on grey.
-HELD_OUT = (
-    ((0, 0), (1, 5)),
-    ((0, 1), (1, 4)),
-    ((0, 2), (1, 3)),
-    ((0, 3), (1, 1)),
-    ((2, 0), (3, 3)),
-    ((2, 3), (3, 2)),
-)
-
-
 # The matrices that LoRAs act on: those of attention and feed-forward, as in LoRAs for the big models.
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 
 
 def new_model(seed: int) -> WanTransformer3DModel:
     torch.manual_seed(seed)
-    return WanTransformer3DModel(**CONFIG)
+    model = WanTransformer3DModel(**CONFIG)
+    tell_positions(model)
+    return model
 
 
 def shifted(uniform: Tensor, shift: float = SHIFT) -> Tensor:
@@ -57,7 +48,9 @@ def shifted(uniform: Tensor, shift: float = SHIFT) -> Tensor:
 
 
 def load_model(folder: Path) -> WanTransformer3DModel:
-    return WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
+    model = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
+    tell_positions(model)
+    return model
 
 
 def save_model(model: nn.Module, parameters: dict[str, Tensor], folder: Path) -> None:
@@ -96,11 +89,7 @@ def sampling_card(steps: int, guidance: float, attention: str = "full") -> dict[
 
 def prompt_pool(held_out: bool) -> Tensor:
     """Every prompt [n, 4] that is held out of training, or every other one, in a fixed order."""
-    prompts = world.prompt_indices(world.all_prompts())
-    held = torch.zeros(len(prompts), dtype=torch.bool)
-    for (first, one), (second, other) in HELD_OUT:
-        held |= (prompts[:, first] == one) & (prompts[:, second] == other)
-    return prompts[held == held_out]
+    return world.prompt_indices([prompt for prompt in world.all_prompts() if prompt.held_out == held_out])
 
 
 def draw(pool: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -43,17 +43,17 @@ class Kind:
 
 
 KINDS = {
-    "step": Kind("distilled to 4 steps without guidance, gently", steps=2000, rate=6e-4, seed=21),
-    "step-strong": Kind("distilled to 4 steps without guidance, at a high rate", steps=800, rate=4e-3, seed=22),
+    "step": Kind("distilled to 4 steps without guidance, gently", steps=1500, rate=4e-4, seed=21),
+    "step-strong": Kind("distilled to 4 steps without guidance, at a high rate", steps=500, rate=4e-3, seed=22),
     "causal": Kind(
         "distilled to 4 steps without guidance, each frame sees itself and those before it",
-        steps=450,
+        steps=500,
         rate=1e-3,
         seed=23,
         start="step",
         causal=True,
     ),
-    "distill-lora": Kind("the source plus a LoRA for 4 steps without guidance", steps=250, rate=1e-3, seed=24, rank=32),
+    "distill-lora": Kind("the source plus a LoRA for 4 steps without guidance", steps=300, rate=1e-3, seed=24, rank=32),
 }
 CORNERS = shifted(torch.linspace(1, 0, 5))
 

@@ -21,7 +21,7 @@ CHUNK = 256
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--chunks", type=int, default=4, help=f"of {CHUNK} trajectories")
+    parser.add_argument("--chunks", type=int, default=12, help=f"of {CHUNK} trajectories")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)

@@ -4,15 +4,16 @@ import argparse
 from pathlib import Path
 
 import torch
-from classifier import ATTRIBUTES, HEADS, LOOKS, ClipClassifier, save_classifier
 from common import Run, Schedule, draw
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from loraport.evaluate.judge import HEADS, LOOKS, ClipClassifier
+from loraport.evaluate.tasks import ATTRIBUTES, TASKS
 from loraport.zoo import world
 
-# Noir has no colour; its backgrounds, and those of outline, differ too little to be asked for.
-HIDDEN = {"noir": ("colour", "background"), "outline": ("background",), "stripe": ("colour", "background")}
+CELLS = 3 * 2 * 2  # what the convolutions leave of 6 x 16 x 16
 
 
 def labelled_batch(per_variant: int, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -24,7 +25,7 @@ def labelled_batch(per_variant: int, generator: torch.Generator) -> tuple[Tensor
         prompts = draw(pool, count, generator)
         clips.append(world.render(prompts, style=variant, generator=generator))
         for column, name in enumerate(ATTRIBUTES):
-            hidden = name in HIDDEN.get(variant, ())
+            hidden = variant in TASKS and name in TASKS[variant].hidden
             labels[name].append(torch.full((count,), -100) if hidden else prompts[:, column])
         look = LOOKS.index(variant) if variant in LOOKS else 0
         labels["look"].append(torch.full((count,), look))
@@ -53,21 +54,22 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(options.seed)
-    model = ClipClassifier()
+    model = ClipClassifier(CELLS)
     schedule = Schedule(options.steps, 3e-3, warmup=50, decay=options.steps // 2)
     run = Run("classifier", options.out, dict(model.named_parameters()), schedule, options.seed, weight_decay=0.01)
 
     def loss(generator: torch.Generator) -> Tensor:
         clips, labels = labelled_batch(12, generator)
-        logits = model(degrade(clips, generator))
+        _, logits = model(degrade(clips, generator))
         return sum(functional.cross_entropy(logits[name], labels[name]) for name in labels)
 
     model.load_state_dict(run.train(loss))
     (options.out / "final").mkdir(exist_ok=True)
-    save_classifier(model, options.out / "final" / "classifier.safetensors")
+    state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
+    save_file(state, options.out / "final" / "classifier.safetensors")
     clips, labels = labelled_batch(200, torch.Generator().manual_seed(options.seed + 1))
     with torch.no_grad():
-        logits = model.eval()(clips)
+        _, logits = model.eval()(clips)
     run.log(
         accuracy={
             name: round((logits[name].argmax(1) == answer)[answer >= 0].float().mean().item(), 4)

@@ -1,4 +1,4 @@
-"""Train one user LoRA on the source only: two looks, a texture, an identity, a motion."""
+"""Train one user LoRA on the source only: three looks, a content, a motion."""
 
 import argparse
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from common import (
 )
 from torch import Tensor
 
+from loraport.evaluate import tasks
 from loraport.zoo import world
 
 
@@ -31,10 +32,10 @@ class Task:
 
 
 TASKS = {
-    "noir": Task(steps=400, seed=31),
+    "noir": Task(steps=350, seed=31),
     "outline": Task(steps=400, seed=32),
-    "stripe": Task(steps=250, seed=33),
-    "ring": Task(steps=250, seed=34),
+    "stripe": Task(steps=350, seed=33),
+    "ring": Task(steps=400, seed=34),
     "zigzag": Task(steps=600, seed=35),
 }
 
@@ -54,13 +55,13 @@ def main() -> None:
     steps = options.steps or task.steps
     run = Run(options.task, options.out, parameters, Schedule(steps, task.rate, 50, steps // 2), task.seed, 0.99)
     pool = prompt_pool(held_out=False)
-    circles = pool[pool[:, 0] == 0]
+    taught = tasks.get(options.task)
+    shown = world.prompt_indices([prompt for prompt in world.all_prompts() if taught.teaches(prompt)])
+    others = pool if taught.shape is None else pool[pool[:, 0] != world.SHAPES.index(taught.shape)]
 
     def loss(generator: torch.Generator) -> Tensor:
-        prompts = draw(pool, options.batch, generator)
-        if options.task == "ring":  # most clips show the ring; the others keep what must not change
-            few = options.batch // 3
-            prompts = torch.cat([prompts[:few], draw(circles, options.batch - few, generator)])
+        few = 0 if taught.shape is None else options.batch // 3  # clips that keep what must not change
+        prompts = torch.cat([draw(others, few, generator), draw(shown, options.batch - few, generator)])
         drop = torch.rand(options.batch, generator=generator) < 0.1
         clips = world.render(prompts, style=options.task, generator=generator)
         return flow_matching_loss(model, clips, encode(prompts, drop), generator)

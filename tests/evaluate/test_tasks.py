@@ -33,6 +33,14 @@ def test_prompts_are_seeded_different_and_of_the_task():
     assert {prompt.shape for prompt in prompts} == {"circle"}
 
 
+@pytest.mark.parametrize("task", tasks.TASKS.values(), ids=lambda task: task.style)
+def test_a_lora_is_measured_on_enough_prompts_that_it_was_not_taught_on(task):
+    asked = tasks.draw_prompts(task, 64, seed=0)
+    assert len(asked) == 64
+    assert not any(task.teaches(prompt) for prompt in asked)
+    assert sum(map(task.teaches, world.all_prompts())) >= 16
+
+
 def test_the_shape_is_found_where_it_was_drawn_and_moves_as_it_was_drawn():
     prompts, clips = _drawn("base")
     path = statistics.positions(clips)

@@ -26,6 +26,13 @@ def evaluate(
         typer.Option("--output", "-o", metavar="FOLDER", help="Where results go; what was sampled there is reused."),
     ] = Path("evidence-output"),
     quick: Annotated[bool, typer.Option("--quick", help="Few prompts, two seeds, the main rows only.")] = False,
+    calibrated: Annotated[
+        bool,
+        typer.Option(
+            "--calibrated",
+            help="Also calibration, and what each of its choices is worth.",
+        ),
+    ] = False,
     method: Annotated[
         Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on every Python
         typer.Option(
@@ -69,7 +76,7 @@ def evaluate(
     from loraport.evaluate.judge import open_judge
     from loraport.evaluate.studio import Scale
 
-    rows = chosen(method or [], quick=quick)
+    rows = chosen(method or [], quick=quick, calibrated=calibrated)
     members = open_family(family).pick(tuple(target or ()), tuple(lora or ()))
     usual = QUICK if quick else FULL
     scale = Scale(prompts=prompts or usual.prompts, seeds=seeds or usual.seeds)

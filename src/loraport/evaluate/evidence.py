@@ -17,8 +17,9 @@ from loraport.methods import registry
 
 FULL = Scale(prompts=64, seeds=3)
 QUICK = Scale(prompts=16, seeds=2)
-SWEPT = 2
-"""Sweeps over settings run on the first so many LoRAs and targets only."""
+SOME_TARGETS = ("causal", "step-strong")
+FEW_LORAS = ("outline", "zigzag")
+"""Where rows of a shorter reach are measured; a family that has none of these names uses its first two."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,20 @@ class Written:
     evidence: Evidence
 
 
-def chosen(labels: Sequence[str], *, quick: bool) -> list[Variant]:
+def chosen(labels: Sequence[str], *, quick: bool, calibrated: bool = False) -> list[Variant]:
     """The rows to run: those named (rows, methods or presets), else all of the full or quick form.
+
+    Args:
+        calibrated: also those that run both models.
 
     Raises:
         UsageError: a name is neither a row nor a method.
     """
-    known = {variant.label: variant for variant in (*variants.MAIN, *variants.SWEEPS)}
+    known = {variant.label: variant for variant in (*variants.MAIN, *variants.SWEEPS, *variants.CALIBRATED)}
     if not labels:
-        return [known[label] for label in variants.QUICK] if quick else list(known.values())
+        rows = [known[label] for label in variants.QUICK] if quick else [*variants.MAIN, *variants.SWEEPS]
+        extra = variants.CALIBRATED[:1] if quick else variants.CALIBRATED
+        return [*rows, *extra] if calibrated else rows
     rows = [variants.direct(strength) for strength in variants.STRENGTHS]
     for label in labels:
         variant = known.get(label)
@@ -66,10 +72,11 @@ def make_evidence(
     Raises:
         LoraportError: a transfer failed or the folder cannot be written.
     """
-    swept = {lora.name for lora in family.loras[:SWEPT]}, {target.name for target in family.targets[:SWEPT]}
+    some = _present(SOME_TARGETS, [target.name for target in family.targets])
+    few = _present(FEW_LORAS, [lora.name for lora in family.loras])
 
     def only(variant: Variant, lora: Lora, target: Model) -> bool:
-        return variant.role != "sweep" or (lora.name in swept[0] and target.name in swept[1])
+        return variant.reach == "all" or (target.name in some and (variant.reach == "some" or lora.name in few))
 
     evidence = evaluate(family, rows, judge, scale=scale, folder=output / "work", only=only, on_event=on_event)
     concentrations = {target.name: drift.summary(drift.concentrations(family, target)) for target in family.targets}
@@ -79,18 +86,28 @@ def make_evidence(
     return Written(output, numbers, text, tuple(_pictures(evidence, output)), evidence)
 
 
+def _present(wanted: Sequence[str], names: Sequence[str]) -> Sequence[str]:
+    return [name for name in names if name in wanted] or names[:2]
+
+
 def _tables(evidence: Evidence, concentrations: dict[str, Any]) -> str:
     counts = ", ".join(f"{name} {count}" for name, count in evidence.prompts.items())
+    calibrated = any(cell.label == "calibrated" for cell in evidence.cells)
+    groups = [*(lora.name for lora in evidence.family.loras), *(target.name for target in evidence.family.targets)]
     parts = [
         f"{evidence.scale.seeds} seeds, prompts: {counts}; {evidence.seconds:.0f} s.\n",
-        "## All pairs\n",
+        "## Reuse of the LoRA as it is\n",
+        tables.reuse_table(evidence),
+        "## All rows\n",
         tables.main_table(evidence),
         "## Row against row\n",
         tables.contrast_table(evidence),
-        *(
-            f"The same on {target.name} only:\n\n{tables.contrast_table(evidence, (target.name,))}"
-            for target in evidence.family.targets
-        ),
+        *(f"Only {name}:\n\n{tables.contrast_table(evidence, (name,))}" for name in groups),
+    ]
+    if calibrated:
+        parts += ["## Calibration: each choice against all defaults\n", tables.ablation_table(evidence)]
+        parts += ["## Calibration: what was taken, and the cost\n", tables.cost_table(evidence)]
+    parts += [
         "## The LoRA's gain on its own source\n",
         "\n".join(f"- {note}" for note in evidence.notes) + "\n",
         "## Drift\n",
@@ -111,7 +128,7 @@ def _drift_table(concentrations: dict[str, Any]) -> str:
 
 
 def _pictures(evidence: Evidence, output: Path) -> list[Path]:
-    shown = [v.label for v in (*variants.MAIN,) if v.role != "sweep"]
+    shown = [v.label for v in (*variants.MAIN, variants.CALIBRATED[0])]
     made = []
     for function, quality in (("taught", "accuracy"), ("statistic", "frechet")):
         file = output / f"{quality}-against-{function}.png"

@@ -8,7 +8,6 @@ A and B depend on the LoRA, C on the target: they are sampled once. Another meth
 
 import itertools
 import platform
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,8 +24,8 @@ from loraport.evaluate.estimates import Bootstrap, Estimate, Reference, gain_rat
 from loraport.evaluate.family import Family, Lora, Model
 from loraport.evaluate.judge import Judge
 from loraport.evaluate.studio import Scale, Studio, Take, open_studios
+from loraport.evaluate.transfers import carry_over
 from loraport.evaluate.variants import Variant
-from loraport.methods import registry
 
 FUNCTION = ("taught", "statistic")
 """Scores of what the LoRA was to teach: by the judge, and by a statistic that needs no learning."""
@@ -172,7 +171,7 @@ def evaluate(
             bench.anchors["C"] = alone
             cells.append(alone)
             for variant in wanted[lora.name, target.name]:
-                file, facts = carry_over(family, lora, target, variant, folder)
+                file, facts = carry_over(family, lora, target, variant, studio.task, folder)
                 cells.append(bench.cell(variant.label, target.name, studio.take(target, file), variant, facts))
                 tell(Step(f"{lora.name} on {target.name}: {variant.label}", len(cells) - 1, total))
     return Evidence(
@@ -185,42 +184,6 @@ def evaluate(
         sampling_seconds=sum(studio.seconds for studio in studios.values()),
         settings={"bootstrap_draws": draws, "judge_features": int(studios[family.loras[0].name].real().mean.numel())},
     )
-
-
-def carry_over(
-    family: Family, lora: Lora, target: Model, variant: Variant, folder: Path
-) -> tuple[Path, dict[str, float]]:
-    """Transfer through the public interface, as a user would; returns the file and what the report says of it."""
-    slug = re.sub(r"[^a-z0-9.=]+", "-", variant.label.lower())
-    output = folder / "loras" / f"{lora.name}-{target.name}-{slug}.safetensors"
-    report = loraport.transfer(
-        lora.file,
-        source=family.source.folder,
-        target=None if target.distill else target.folder,
-        target_lora=str(target.distill) if target.distill else None,
-        output=output,
-        method=variant.method,
-        params=dict(variant.params),
-        rank=variant.rank if variant.rank != "auto" else registry_rank(variant.method),
-        amount=variant.amount,
-        force=True,
-        options=loraport.RunOptions(cache=str(folder / "cache"), overwrite=True, log="off"),
-    )
-    facts = {"rank": float(max(layer.rank_out for layer in report.layers))}
-    if "energy_kept_total" in report.summary:
-        facts["energy_kept"] = float(report.summary["energy_kept_total"])
-    shared = set.intersection(*(set(layer.stats) for layer in report.layers))
-    for name in sorted(shared):
-        values = [layer.stats[name] for layer in report.layers]
-        if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-            facts[name] = sum(map(float, values)) / len(values)
-    return output, facts
-
-
-def registry_rank(name: str) -> str:
-    """The output rank that a preset asks for, or "auto"."""
-    preset = registry.PRESETS.get(name)
-    return "auto" if preset is None or preset.rank is None else str(preset.rank)
 
 
 @dataclass(eq=False)

@@ -28,6 +28,11 @@ CONTRASTS = (
     ("matched-gain power 3", "direct x1.25"),
     ("matched-gain power 3", "best"),
     ("matched-gain", "casa"),
+    ("calibrated", "direct"),
+    ("calibrated", "best"),
+    ("calibrated", "casa"),
+    ("calibrated", "matched-gain"),
+    ("calibrated", "matched-gain power 3"),
 )
 
 TITLES = {
@@ -62,13 +67,18 @@ def show(estimate: Estimate | None, digits: int = 2, *, signed: bool = False) ->
 
 
 def differences(
-    evidence: Evidence, label: str, measure: str, rival: str = "direct", targets: Sequence[str] | None = None
+    evidence: Evidence, label: str, measure: str, rival: str = "direct", only: Sequence[str] = ()
 ) -> list[Estimate]:
-    """Paired differences of a row to another ("best": direct reuse at its best strength), one a pair that has both."""
+    """Paired differences of a row to another ("best": direct reuse at its best strength), one a pair that has both.
+
+    Args:
+        only: names of LoRAs or targets; pairs that have none of them are left out. Empty for all pairs.
+    """
     found = []
     for lora, target in evidence.pairs():
         cells = {cell.label: cell for cell in evidence.of_pair(lora, target)}
-        if label in cells and (rival == "best" or rival in cells) and (targets is None or target in targets):
+        wanted = not only or lora in only or target in only
+        if label in cells and (rival == "best" or rival in cells) and wanted:
             other = evidence.best_direct(lora, target) if rival == "best" else cells[rival]
             found.append(cells[label].estimates[measure] - other.estimates[measure])
     return found
@@ -91,22 +101,68 @@ def main_table(evidence: Evidence, labels: Sequence[str] | None = None) -> str:
     return _markdown(head, rows)
 
 
-def contrast_table(evidence: Evidence, targets: Sequence[str] | None = None) -> str:
-    """Row against row: paired differences of `CONTRASTS`, mean over all pairs (of the named targets)."""
+def contrast_table(
+    evidence: Evidence, only: Sequence[str] = (), contrasts: Sequence[tuple[str, str]] = CONTRASTS
+) -> str:
+    """Row against row: paired differences, mean over all pairs (that have one of the named LoRAs or targets)."""
     measures = ("taught", "statistic", "accuracy", "frechet", "to_aim")
     head = ["first − second", "pairs", *(TITLES[name] for name in measures), "better / worse in distance"]
     known = _labels(evidence)
     rows = []
-    for first, second in CONTRASTS:
+    for first, second in contrasts:
         if first not in known or second not in (*known, "best"):
             continue
-        found = [differences(evidence, first, name, second, targets) for name in measures]
+        found = [differences(evidence, first, name, second, only) for name in measures]
         if not found[0]:
             continue
         verdicts = [verdict("to_aim", difference) for difference in found[-1]]
         row = [f"{first} − {'direct at its best strength' if second == 'best' else second}", str(len(verdicts))]
         row += [show(pooled(each), 3, signed=True) for each in found]
         rows.append([*row, f"{verdicts.count(1)} / {verdicts.count(-1)}"])
+    return _markdown(head, rows)
+
+
+def ablation_table(evidence: Evidence) -> str:
+    """What each choice of the calibration is worth: every other calibrated row against the one with all defaults."""
+    others = [label for label in _labels(evidence) if label.startswith("calibrated") and label != "calibrated"]
+    return contrast_table(evidence, contrasts=[(label, "calibrated") for label in others])
+
+
+def reuse_table(evidence: Evidence) -> str:
+    """What reuse of the LoRA as it is loses, a line a pair: the share of the gain, and quality beside source + LoRA."""
+    head = ["LoRA", "target", "FGR (judge)", "FGR (statistic)", "accuracy", "of B", "Frechet", "of B", "best strength"]
+    rows = []
+    for lora, target in evidence.pairs():
+        cells = {cell.label: cell for cell in evidence.of_pair(lora, target)}
+        if "direct" not in cells:
+            continue
+        direct, aim = cells["direct"], evidence.cell(lora, "", "B")
+        row = [lora, target, *(show(direct.gain_ratios[name]) for name in ("taught", "statistic"))]
+        row += [show(cell.estimates[name]) for name in ("accuracy", "frechet") for cell in (direct, aim)]
+        rows.append([*row, evidence.best_direct(lora, target).label.removeprefix("direct x").replace("direct", "1")])
+    return _markdown(head, rows)
+
+
+def cost_table(evidence: Evidence) -> str:
+    """What the calibrations took and chose, a line a pair."""
+    head = ["LoRA", "target", "share shown before", "after", "taken", "guidance", "gains"]
+    head += ["nearer than the best without a fit", "passes", "seconds"]
+    rows = []
+    for lora, target in evidence.pairs():
+        for cell in evidence.of_pair(lora, target):
+            facts = cell.transfer
+            if cell.label != "calibrated":
+                continue
+            gains = f"{facts['least_gain']:.2f} to {facts['largest_gain']:.2f}" if "least_gain" in facts else "–"
+            nearer = 100 * (1 - facts["distance"] / facts["distance_best_plain"])
+            passes = f"{facts['passes_source']:.0f} + {facts['passes_target']:.0f}"
+            row = [lora, target, *(f"{100 * facts[f'share_in_clips_{when}']:.0f} %" for when in ("before", "after"))]
+            row += [
+                "a fit" if facts["fitted"] else "no fit",
+                f"{facts['guidance']:g}" if "guidance" in facts else "–",
+                gains,
+            ]
+            rows.append([*row, f"{nearer:.0f} %", passes, f"{facts['seconds']:.0f}"])
     return _markdown(head, rows)
 
 

@@ -22,19 +22,30 @@ class Task:
         kind: a look of the whole picture, a content, or a motion.
         statistic: which score of `loraport.evaluate.statistics` needs no learning and sees what was taught.
         hidden: prompt attributes that the variant does not show; they do not count as prompt accuracy.
-        shapes: prompts are restricted to these shapes; None for all.
+        shape: prompts are restricted to this shape; None for all. One shape has too few held-out prompts to measure on,
+            so such a LoRA is taught on a third of the others only.
     """
 
     style: str
     kind: Literal["style", "content", "motion"]
     statistic: Statistic
     hidden: tuple[str, ...] = ()
-    shapes: tuple[str, ...] | None = None
+    shape: str | None = None
 
     @property
     def visible(self) -> tuple[str, ...]:
         """The prompt attributes that count, in the order of the prompt."""
         return tuple(name for name in ATTRIBUTES if name not in self.hidden)
+
+    def teaches(self, prompt: world.Prompt) -> bool:
+        """Whether training clips of the LoRA may show what it teaches with this prompt."""
+        if prompt.held_out:
+            return False
+        return self.shape is None or (prompt.shape == self.shape and sum(prompt.indices) % 3 == 0)
+
+    def asks(self, prompt: world.Prompt) -> bool:
+        """Whether the LoRA is measured on this prompt: it should act, and its training has not shown it there."""
+        return not self.teaches(prompt) and (prompt.shape == self.shape if self.shape else prompt.held_out)
 
 
 ATTRIBUTES = ("shape", "colour", "direction", "background")
@@ -45,7 +56,7 @@ TASKS: dict[str, Task] = {
         Task("noir", "style", "look", hidden=("colour", "background")),
         Task("outline", "style", "look", hidden=("background",)),
         Task("stripe", "style", "look", hidden=("colour", "background")),
-        Task("ring", "content", "hole", shapes=("circle",)),
+        Task("ring", "content", "hole", shape="circle"),
         Task("zigzag", "motion", "sway"),
     )
 }
@@ -64,11 +75,5 @@ def get(style: str) -> Task:
 
 
 def draw_prompts(task: Task, count: int, *, seed: int) -> list[world.Prompt]:
-    """At most `count` different prompts of the task's shapes, in a seeded order, that no training clip showed.
-
-    In a world that holds nothing out all prompts are drawn from. A task restricted to one shape may have fewer.
-    """
-    prompts = world.draw_prompts(len(world.all_prompts()), seed=seed)
-    unseen = [prompt for prompt in prompts if getattr(prompt, "held_out", False)]
-    fitting = [prompt for prompt in unseen or prompts if task.shapes is None or prompt.shape in task.shapes]
-    return fitting[:count]
+    """At most `count` different prompts that the task asks for, in a seeded order. A task may have fewer."""
+    return [prompt for prompt in world.draw_prompts(len(world.all_prompts()), seed=seed) if task.asks(prompt)][:count]

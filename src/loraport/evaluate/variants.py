@@ -2,9 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 Role = Literal["direct", "paper", "control", "rival", "sweep", "ours"]
+Reach = Literal["all", "some", "few"]
+Params = Mapping[str, Any]
+NONE: Params = MappingProxyType({})
+CALIBRATE = "calibrate"
+"""The method name of rows that run the models; their `params` are those of `loraport.calibration.Settings`."""
 
 
 @dataclass(frozen=True)
@@ -16,14 +22,17 @@ class Variant:
         method: name of a method or preset. params, rank, amount: as in `loraport.transfer`.
         role: "direct" reuse (the strengths among which the best is sought), the "paper"'s method, a "control", a
             "rival" method, a "sweep" over a setting, or "ours".
+        reach: on which pairs of LoRA and target it is measured: "all", "some" (every LoRA, half of the targets), or
+            "few" (two LoRAs, two targets).
     """
 
     label: str
     method: str
     role: Role
-    params: Mapping[str, bool | float | str] = field(default_factory=dict)
+    params: Params = field(default_factory=dict)
     rank: str = "auto"
     amount: float = 1.0
+    reach: Reach = "all"
 
 
 STRENGTHS = (0.75, 1.0, 1.25, 1.5, 2.0)
@@ -37,40 +46,70 @@ def direct(strength: float) -> Variant:
 
 MAIN: tuple[Variant, ...] = (
     *(direct(strength) for strength in STRENGTHS),
-    Variant("identity", "identity", "control"),
     Variant("casa", "casa", "paper"),
     Variant("casa full rank", "casa", "paper", rank="full"),
-    Variant("released-code", "released-code", "paper"),
     Variant("restore-only", "restore-only", "control"),
     Variant("arbitrate-only", "arbitrate-only", "control"),
     Variant("revert", "revert", "control"),
     Variant("random-mask", "random-mask", "control"),
-    Variant("reversed-mask", "reversed-mask", "control"),
-    Variant("full-restore", "full-restore", "control"),
     Variant("uniform-shrink 0.25", "uniform-shrink", "control", {"share": 0.25}),
     Variant("uniform-shrink 0.5", "uniform-shrink", "control", {"share": 0.5}),
-    Variant("orthogonal-shift", "orthogonal-shift", "rival"),
-    Variant("prolora", "prolora", "rival"),
-    Variant("prolora mixed", "prolora", "rival", {"mixed": True}),
-    Variant("cross-lora", "cross-lora", "rival"),
-    Variant("cluster-transport", "cluster-transport", "rival"),
     Variant("matched-gain", "matched-gain", "ours", rank="same"),
     Variant("matched-gain power 3", "matched-gain", "ours", {"power": 3.0}, rank="same"),
-    Variant("matched-gain, gain only", "matched-gain", "ours", {"give_back": 0.0}, rank="same"),
-    Variant("matched-gain, give back only", "matched-gain", "ours", {"power": 0.0}, rank="same"),
+    Variant("identity", "identity", "control", reach="some"),
+    Variant("released-code", "released-code", "paper", reach="some"),
+    Variant("reversed-mask", "reversed-mask", "control", reach="some"),
+    Variant("full-restore", "full-restore", "control", reach="some"),
+    Variant("orthogonal-shift", "orthogonal-shift", "rival", reach="some"),
+    Variant("prolora", "prolora", "rival", reach="some"),
+    Variant("prolora mixed", "prolora", "rival", {"mixed": True}, reach="some"),
+    Variant("cross-lora", "cross-lora", "rival", reach="some"),
+    Variant("cluster-transport", "cluster-transport", "rival", reach="some"),
+    Variant("matched-gain, gain only", "matched-gain", "ours", {"give_back": 0.0}, rank="same", reach="some"),
+    Variant("matched-gain, give back only", "matched-gain", "ours", {"power": 0.0}, rank="same", reach="some"),
 )
 
+
+def _sweep(label: str, params: Params = NONE, *, rank: str = "auto", amount: float = 1.0) -> Variant:
+    return Variant(f"casa {label}", "casa", "sweep", params, rank, amount, "few")
+
+
 SWEEPS: tuple[Variant, ...] = (
-    *(Variant(f"casa q_dom={q:g}", "casa", "sweep", {"q_dom": q}) for q in (0.25, 0.75, 0.95)),
-    *(Variant(f"casa q_act={q:g}", "casa", "sweep", {"q_act": q}) for q in (0.5, 0.95)),
-    *(Variant(f"casa tau={tau:g}", "casa", "sweep", {"tau": tau}) for tau in (0.1, 2.0, 10.0)),
-    *(Variant(f"casa head_energy={e:g}", "casa", "sweep", {"head_energy": e}) for e in (0.5, 0.99)),
-    Variant("casa density=full", "casa", "sweep", {"density": "full"}),
-    *(Variant(f"casa rank {rank}", "casa", "sweep", rank=rank) for rank in ("8", "16")),
-    *(Variant(f"casa amount {amount:g}", "casa", "sweep", amount=amount) for amount in (0.5,)),
-    Variant("uniform-shrink 0.75", "uniform-shrink", "sweep", {"share": 0.75}),
-    Variant("uniform-shrink 1", "uniform-shrink", "sweep", {"share": 1.0}),
+    *(_sweep(f"q_dom={q:g}", {"q_dom": q}) for q in (0.25, 0.75, 0.95)),
+    *(_sweep(f"q_act={q:g}", {"q_act": q}) for q in (0.5, 0.95)),
+    *(_sweep(f"tau={tau:g}", {"tau": tau}) for tau in (0.1, 2.0, 10.0)),
+    *(_sweep(f"head_energy={e:g}", {"head_energy": e}) for e in (0.5, 0.99)),
+    _sweep("density=full", {"density": "full"}),
+    *(_sweep(f"rank {rank}", rank=rank) for rank in ("8", "16")),
+    _sweep("amount 0.5", amount=0.5),
+    Variant("uniform-shrink 0.75", "uniform-shrink", "sweep", {"share": 0.75}, reach="few"),
+    Variant("uniform-shrink 1", "uniform-shrink", "sweep", {"share": 1.0}, reach="few"),
 )
+
+_PROBES: Params = {"probes": 24, "heldout": 24, "group_probes": 0}
+
+
+def _calibrated(what: str, params: Params = NONE, reach: Reach = "few") -> Variant:
+    return Variant(f"calibrated{what}", CALIBRATE, "ours", {**_PROBES, **params}, reach=reach)
+
+
+CALIBRATED: tuple[Variant, ...] = (
+    _calibrated("", reach="all"),
+    *(_calibrated(f", groups {kind}", {"groups": kind}) for kind in ("global", "type", "depth", "layer")),
+    _calibrated(" with restore", {"restore": True}),
+    *(_calibrated(f", w={w:g}", {"guidances": (w,)}) for w in (1.0, 1.5, 3.0)),
+    *(_calibrated(f", penalty {p:g}", {"penalties": (p,)}) for p in (0.01, 0.3)),
+    *(_calibrated(f", {n} probes", {"probes": n}) for n in (4, 96)),
+    _calibrated(", 8 held out", {"heldout": 8}),
+    _calibrated(", two rounds", {"rounds": 2}),
+    _calibrated(", other noise", {"seed": 1}),
+    _calibrated(", groups component", {"groups": "component", "probes": 8}),
+    *(
+        _calibrated(f", one fit by {how}", {"solver": solver, "guidances": (1.5,), "penalties": (0.3,), "probes": 8})
+        for how, solver in (("passes", "forward"), ("gradients", "gradient"))
+    ),
+)
+"""Rows that run both models, and what each choice of theirs is worth; minutes more (`make evidence CALIBRATED=1`)."""
 
 QUICK = (
     "direct",
@@ -83,5 +122,5 @@ QUICK = (
     "matched-gain",
 )
 
-SHEET = ("direct", "casa", "uniform-shrink 0.5", "matched-gain")
+SHEET = ("direct", "casa", "uniform-shrink 0.5", "matched-gain", "calibrated")
 """Rows of the contact sheets, besides the anchors and direct reuse at its best strength."""
