@@ -21,7 +21,7 @@ from loraport.errors import UsageError
 from loraport.files import write_bytes, write_json
 from loraport.report import Comparison, Words, figures, write_page
 from loraport.zoo import story, world
-from loraport.zoo.catalogue import ModelCard, lora_card, model_card, path
+from loraport.zoo.catalogue import LoraCard, ModelCard, lora_card, loras, model_card, path
 from loraport.zoo.studio import SHOWN, Candidate, Studio
 from loraport.zoo.threads import one_thread_each
 
@@ -94,7 +94,7 @@ def run_demo(
     tell = on_event or (lambda event: None)
     card = lora_card(lora)
     source, goal = model_card(card.source), model_card(target)
-    _check(source, goal, clips)
+    _check(card, source, goal, clips)
     output = Path(output)
     file, log = output / f"{lora}-for-{target}.safetensors", output / "run.jsonl"
 
@@ -184,7 +184,7 @@ def _how(calibration: CalibrationReport) -> str:
     return "by loraport calibrate: gains fitted by running both models on noise"
 
 
-def _check(source: ModelCard, goal: ModelCard, clips: int) -> None:
+def _check(card: LoraCard, source: ModelCard, goal: ModelCard, clips: int) -> None:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -197,8 +197,15 @@ def _check(source: ModelCard, goal: ModelCard, clips: int) -> None:
             f"{goal.name} was not made from {source.name}, which the LoRA was trained on",
             values=f"made from {goal.parent or 'nothing: it is a source'}",
         )
-    if not SHOWN <= clips <= len(world.all_prompts()):
-        raise UsageError("too few or too many clips", values=f"{clips}; between {SHOWN} and {len(world.all_prompts())}")
+    if card.style not in world.LOOKS:
+        raise UsageError(
+            f"the demo scores looks, and {card.name} teaches something else",
+            values=f"looks: {', '.join(name for name in loras() if lora_card(name).style in world.LOOKS)}",
+            fix=f"loraport evaluate --lora {card.name} --target {goal.name} measures it",
+        )
+    most = sum(prompt.held_out for prompt in world.all_prompts())
+    if not SHOWN <= clips <= most:
+        raise UsageError("too few or too many clips", values=f"{clips}; between {SHOWN} and {most} held-out prompts")
 
 
 def _write(result: DemoResult, told: story.Told, settings: dict[str, Any]) -> None:

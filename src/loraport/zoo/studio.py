@@ -46,10 +46,10 @@ class Studio:
 
     @classmethod
     def open(cls, style: str, clips: int, seed: int) -> "Studio":
-        """Draw `clips` different prompts, a noise for each, and the renderings they are compared with."""
+        """Draw `clips` different held-out prompts, a noise for each, and the renderings they are compared with."""
         from loraport.zoo import sampler
 
-        prompts = world.draw_prompts(clips, seed=seed)
+        prompts = world.draw_prompts(clips, seed=seed, held_out=True)
         indices = world.prompt_indices(prompts)
         noise = sampler.draw_noise(range(seed * 1_000_000, seed * 1_000_000 + clips))
         return cls(prompts, indices, noise, statistics.references(indices, style=style, seed=seed), style)
