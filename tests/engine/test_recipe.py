@@ -33,10 +33,10 @@ def test_other_ranks_are_refused(text):
 
 def test_the_default_rank_is_the_inputs_but_at_least_32():
     auto = RankRule("auto")
-    assert auto.for_input(8, adds_nothing=False) == RankRule("fixed", 32)
-    assert auto.for_input(64, adds_nothing=False) == RankRule("fixed", 64)
-    assert auto.for_input(8, adds_nothing=True) == RankRule("fixed", 8)
-    assert RankRule("same").for_input(8, adds_nothing=False) == RankRule("fixed", 8)
+    assert auto.for_input(8, keeps=False) == RankRule("fixed", 32)
+    assert auto.for_input(64, keeps=False) == RankRule("fixed", 64)
+    assert auto.for_input(8, keeps=True) == RankRule("fixed", 8)
+    assert RankRule("same").for_input(8, keeps=False) == RankRule("fixed", 8)
 
 
 @pytest.mark.parametrize(

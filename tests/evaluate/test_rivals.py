@@ -122,3 +122,11 @@ def test_matched_gain_gives_back_exactly_what_a_parallel_drift_cancels():
     opposed = LayerInputs("layer", inputs.update, inputs.basis, None, inputs.update.scaled(-0.4))
     new = _new("matched-gain", opposed, power=0.0)
     torch.testing.assert_close(new - 0.4 * inputs.update.dense(), inputs.update.dense(), atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names() if registry.get(name).keeps_rank])
+def test_a_method_that_keeps_the_rank_needs_no_more_and_loses_nothing_in_it(name):
+    inputs, _ = _inputs((20, 12), 0.3)
+    method, params = registry.resolve(name)
+    new = method.transfer(inputs, params).update
+    assert torch.linalg.matrix_rank(new.dense()) <= inputs.update.rank

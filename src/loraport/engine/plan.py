@@ -119,7 +119,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     warnings = list(inputs.notes)
     if recipe.amount == 0.0:
         method, params = registry.resolve("direct", {})
-    rank = _settle_rank(recipe, adapter.max_rank, adds_nothing=needs == _NOTHING)
+    rank = _settle_rank(recipe, adapter.max_rank, keeps=method.keeps_rank or needs == _NOTHING)
     dtype = _TORCH_NAMES.get(adapter.dtype, "float32") if recipe.dtype == "same" else recipe.dtype
 
     jobs = []
@@ -189,11 +189,11 @@ def sample_for_kinship(plan: TransferPlan, count: int = 4) -> list[LayerJob]:
     return small[::step][:count]
 
 
-def _settle_rank(recipe: Recipe, rank_in: int, adds_nothing: bool) -> RankRule:
+def _settle_rank(recipe: Recipe, rank_in: int, keeps: bool) -> RankRule:
     preset = registry.PRESETS.get(recipe.method)
     if recipe.rank == "auto" and preset is not None and preset.rank is not None:
         return RankRule("fixed", preset.rank)
-    return recipe.rank_rule.for_input(rank_in, adds_nothing)
+    return recipe.rank_rule.for_input(rank_in, keeps)
 
 
 def _check_layers(recipe: Recipe, names: list[str]) -> None:

@@ -24,7 +24,7 @@ DType = Literal["same", "float32", "bfloat16", "float16"]
 class RankRule:
     """How many rank-one terms each layer of the output may hold.
 
-    kind: `auto` (the input's rank, at least 32; the input's own for methods that add nothing), `same`,
+    kind: `auto` (the input's rank, at least 32; the input's own for methods that keep it), `same`,
     `full` (min(m, n): nothing is lost), `fixed` (`value` terms) or `energy` (as many as keep the share
     `value` of the squared Frobenius norm).
     """
@@ -49,9 +49,9 @@ class RankRule:
             fix="give a whole number, same, full, or energy=0.99 (a share between 0 and 1)",
         )
 
-    def for_input(self, rank: int, adds_nothing: bool) -> "RankRule":
-        """Settle `auto` and `same` for an input whose largest rank is `rank`."""
-        if self.kind == "same" or (self.kind == "auto" and adds_nothing):
+    def for_input(self, rank: int, keeps: bool) -> "RankRule":
+        """Settle `auto` and `same` for an input whose largest rank is `rank`; `keeps`: the method needs no more."""
+        if self.kind == "same" or (self.kind == "auto" and keeps):
             return RankRule("fixed", rank)
         if self.kind == "auto":
             return RankRule("fixed", max(rank, LEAST_RANK))

@@ -63,7 +63,8 @@ class LayerOutput:
 class TransferMethod(ABC):
     """A way to carry an update from source to target.
 
-    `version` is part of every cache key: raise it when results change.
+    `version` is part of every cache key: raise it when results change. A method that `keeps_rank` returns updates of
+    the input's rank at most, so that the output needs no more.
     """
 
     name: ClassVar[str]
@@ -71,6 +72,7 @@ class TransferMethod(ABC):
     summary: ClassVar[str]
     reference: ClassVar[str]
     Params: ClassVar[type[Params]]
+    keeps_rank: ClassVar[bool] = False
 
     @abstractmethod
     def needs(self, params: Params) -> Needs:

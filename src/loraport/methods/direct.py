@@ -19,6 +19,7 @@ class Direct(base.TransferMethod):
     summary: ClassVar[str] = "reuse the update unchanged, at a strength"
     reference: ClassVar[str] = "the usual practice; the 'direct' rows of arXiv 2605.01929"
     Params: ClassVar[type[base.Params]] = DirectParams
+    keeps_rank: ClassVar[bool] = True
 
     def needs(self, params: DirectParams) -> base.Needs:
         """Nothing but the LoRA."""

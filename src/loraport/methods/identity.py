@@ -17,6 +17,7 @@ class Identity(base.TransferMethod):
     summary: ClassVar[str] = "take the update apart and put it together again (a control)"
     reference: ClassVar[str] = "a control; every published comparison of converted LoRAs needs it"
     Params: ClassVar[type[base.Params]] = IdentityParams
+    keeps_rank: ClassVar[bool] = True
 
     def needs(self, params: IdentityParams) -> base.Needs:
         """Nothing but the LoRA."""

@@ -35,6 +35,7 @@ class MatchedGain(base.TransferMethod):
     summary: ClassVar[str] = "reuse the update at a gain read off both weights, and give back what the drift cancels"
     reference: ClassVar[str] = "loraport; see docs/evidence.md"
     Params: ClassVar[type[base.Params]] = MatchedGainParams
+    keeps_rank: ClassVar[bool] = True
 
     def needs(self, params: MatchedGainParams) -> base.Needs:
         """Source basis (for the norm of the weight) and drift."""
