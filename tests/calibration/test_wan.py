@@ -1,7 +1,6 @@
 """Diffusers' own Wan class as a user runs it: a plain folder without a card, embeddings from a file, refusals."""
 
 import json
-import shutil
 
 import pytest
 import torch
@@ -10,11 +9,13 @@ from typer.testing import CliRunner
 
 from loraport import zoo
 from loraport.calibration import Schedule
-from loraport.calibration.prompts import conditions_for, read_embeddings, tiny_prompts
+from loraport.calibration.prompts import conditions_for, read_embeddings
 from loraport.calibration.wan import RunSettings, check_together, open_runnable
 from loraport.cli.main import app
 from loraport.errors import FileError, MismatchError, UsageError
 from loraport.formats.adapter import open_adapter
+
+from . import tinywan
 
 TIMES = Schedule((1.0, 0.757, 0.522, 0.0), 1.0, "renoise")
 
@@ -23,18 +24,18 @@ TIMES = Schedule((1.0, 0.757, 0.522, 0.0), 1.0, "renoise")
 def folders(tmp_path):
     """A source and a target as plain diffusers folders, which do not say how they are sampled."""
     made = []
-    for name in ("source", "step-strong"):
+    for name, drift in (("source", 0.0), ("target", 0.2)):
         folder = tmp_path / f"wan {name}"
-        shutil.copytree(zoo.path(name) / "transformer", folder / "transformer")
+        tinywan.transformer(drift=drift).save_pretrained(folder / "transformer")
         made.append(folder)
     return made
 
 
 @pytest.fixture
 def embeddings(tmp_path):
-    known = tiny_prompts()
     file = tmp_path / "prompts.safetensors"
-    save_file({"prompt_embeds": known.prompts[:4].clone(), "negative_prompt_embeds": known.empty.clone()}, file)
+    prompts = torch.randn(4, 5, 16, generator=torch.Generator().manual_seed(1))
+    save_file({"prompt_embeds": prompts, "negative_prompt_embeds": torch.zeros(1, 5, 16)}, file)
     return file
 
 
@@ -45,7 +46,8 @@ def _calibrate(*words):
 def test_a_plain_wan_folder_from_the_command_line(folders, embeddings, tmp_path):
     source, target = folders
     out = tmp_path / "out.safetensors"
-    words = ["outline", "-s", source, "-t", target, "-o", out, "--prompts", embeddings, "--latents", "2x8x8"]
+    lora = tinywan.lora(tmp_path / "style.safetensors")
+    words = [lora, "-s", source, "-t", target, "-o", out, "--prompts", embeddings, "--latents", "2x8x8"]
     words += ["--source-steps", 2, "--source-guidance", 3, "--target-times", "1000,757,522"]
     words += ["--target-sampler", "renoise", "--groups", "type", "--probes", 2, "--heldout", 2, "--transfer", "none"]
     words += ["--group-probes", 0]
@@ -53,9 +55,9 @@ def test_a_plain_wan_folder_from_the_command_line(folders, embeddings, tmp_path)
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert len(report["diagnosis"]["steps"]) == 3
-    assert report["layers"] == 40
+    assert report["layers"] == 20
     assert report["output"] == str(out)
-    assert open_adapter(out).max_rank == 8
+    assert open_adapter(out).max_rank == 2
     again = _calibrate(*words)
     assert again.exit_code == 5
     assert "--overwrite" in again.stderr
@@ -67,7 +69,7 @@ def test_what_is_shown_to_people(tmp_path):
         *words, "--groups", "global", "--probes", 1, "--heldout", 2, "--group-probes", 0, "--transfer", "none", "-v"
     )
     assert done.exit_code == 0, done.output
-    for text in ("On this target the LoRA shows", "direct x1.5", "took", "passes", "use it at strength 1", "t = 0.857"):
+    for text in ("On this target the LoRA shows", "direct x1.5", "took", "passes", "use it at strength 1", "t = 1"):
         assert text in done.stdout
 
 

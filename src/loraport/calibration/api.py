@@ -1,13 +1,13 @@
 """The public function."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loraport.calibration.denoiser import Runnable
+from loraport.calibration.denoiser import Conditions
+from loraport.calibration.pipelines import Model, as_runnable
 from loraport.calibration.report import CalibrationReport
-from loraport.calibration.rollout import Conditions
+from loraport.calibration.sampling import NO_SETTINGS, RunSettings
 from loraport.calibration.settings import Settings
-from loraport.calibration.wan import NO_SETTINGS, RunSettings, check_together, open_runnable
 
 DEFAULTS = Settings()
 
@@ -15,10 +15,10 @@ DEFAULTS = Settings()
 def calibrate(
     lora: str | Path,
     *,
-    source: str | Path | Runnable,
-    target: str | Path | Runnable,
+    source: Model,
+    target: Model,
     output: str | Path | None = None,
-    prompts: str | Path | Conditions | None = None,
+    prompts: str | Path | Sequence[str] | Conditions | None = None,
     settings: Settings = DEFAULTS,
     run_source: RunSettings = NO_SETTINGS,
     run_target: RunSettings = NO_SETTINGS,
@@ -36,12 +36,16 @@ def calibrate(
 
     Args:
         lora: the LoRA file.
-        source, target: `zoo:NAME`, a bundled model's name, a diffusers folder of Wan, or a `Runnable` of your own.
+        source, target: `zoo:NAME`, a bundled model's name, a diffusers folder of Wan; diffusers' own `WanPipeline` or
+            `WanTransformer3DModel` in memory, which are used as they are and left as they were; or a `Runnable` of
+            your own.
         output: the file to write; None computes and reports only.
-        prompts: file of embeddings or of text (see `loraport.calibration.prompts`), or the conditions themselves;
-            the bundled models bring their own.
+        prompts: file of embeddings or of text (see `loraport.calibration.prompts`), a list of texts, or the
+            conditions themselves; the bundled models bring their own. Texts need a text encoder: that of the source's
+            folder or pipeline, else the target's.
         settings: groups, probes, what is tried; see `Settings`.
-        run_source, run_target: time steps, size and device of models that do not say so themselves.
+        run_source, run_target: time steps, size and device of models that do not say so themselves. A pipeline or a
+            folder with a scheduler needs `RunSettings(latents=(5, 32, 56), steps=30)`.
         to, dtype: as in `loraport.transfer`. overwrite: replace an existing file.
         keep: folder for finished parts; the same call then goes on where it was interrupted.
         on_event: told about the progress (objects with `message`, `done`, `total`) and warnings.
@@ -49,20 +53,19 @@ def calibrate(
     Raises:
         UsageError, MismatchError, FileError, NumericalError: see `loraport.errors`; no output file is left behind.
     """
-    import torch
-
     from loraport.calibration.prompts import conditions_for
     from loraport.calibration.run import run_calibration
-    from loraport.calibration.wan import out_of_memory
+    from loraport.calibration.wan import check_together, is_out_of_memory, out_of_memory
 
-    base = source if isinstance(source, Runnable) else open_runnable(source, run_source, role="source")
-    goal = target if isinstance(target, Runnable) else open_runnable(target, run_target, role="target")
+    base = as_runnable(source, run_source, role="source")
+    goal = as_runnable(target, run_target, role="target")
     check_together(base, goal)
-    if isinstance(prompts, Conditions):
-        conditions = prompts
-    else:
-        conditions = conditions_for(base, goal, None if prompts is None else Path(prompts), seed=settings.seed)
     try:
+        if isinstance(prompts, Conditions):
+            conditions = prompts
+        else:
+            given = Path(prompts) if isinstance(prompts, str) else prompts
+            conditions = conditions_for(base, goal, given, seed=settings.seed)
         return run_calibration(
             Path(lora),
             base,
@@ -76,5 +79,7 @@ def calibrate(
             keep=None if keep is None else Path(keep),
             listen=on_event,
         )
-    except torch.OutOfMemoryError as error:
-        raise out_of_memory(error) from error
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(error) from error
+        raise

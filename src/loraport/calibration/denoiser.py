@@ -4,8 +4,8 @@ Time runs from 1 (noise) to 0 (clip), `x_t = (1 - t) x + t ε`, and the velocity
 plugged in by an object with the two methods of `Denoiser`; the ready-made one for diffusers is in `wan.py`.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
@@ -34,6 +34,25 @@ class Denoiser(Protocol):
     def linear(self, layer: str) -> nn.Linear:
         """The module of a canonical layer name (`blocks.7.self_attn.q`). Raises MismatchError for an unknown one."""
         ...
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Prompts as the models take them.
+
+    Attributes:
+        prompts: one row a prompt. empty: the empty (negative) prompt, one row, for guidance.
+        texts: for the report; may be empty.
+    """
+
+    prompts: Float[Tensor, "p ..."]
+    empty: Float[Tensor, "1 ..."]
+    texts: tuple[str, ...] = ()
+
+    def take(self, start: int, count: int) -> "Conditions":
+        """`count` rows from `start` on, round and round."""
+        rows = [(start + i) % len(self.prompts) for i in range(count)]
+        return Conditions(self.prompts[rows], self.empty, tuple(self.texts[row] for row in rows if self.texts))
 
 
 @dataclass(frozen=True)
@@ -88,6 +107,9 @@ class Runnable:
         bundled: one of the tiny family, which brings its own prompts.
         distill: a LoRA that makes this model of its source, for a target that is kept so (`checkpoint` is then None).
         small: run batches side by side on one thread each (tiny models on a CPU).
+        encode: turns texts into conditions, if there is a text encoder. Raises LoraportError.
+        identity: says which weights these are, so that kept parts of a run on others are not taken for theirs;
+            without it the files of `checkpoint` say so, or nothing but the name.
     """
 
     name: str
@@ -98,3 +120,5 @@ class Runnable:
     small: bool = False
     bundled: bool = False
     distill: Path | None = None
+    encode: Callable[[Sequence[str]], Conditions] | None = field(default=None, repr=False)
+    identity: Callable[[], str] | None = field(default=None, repr=False)

@@ -68,8 +68,9 @@ def solve_by_gradient(
                 rows = slice(first, first + stage.batch)
                 some = Conditions(conditions.prompts[rows], conditions.empty)
                 share = len(some.prompts) / states.shape[1]
-                (share * objective(stage, attached, c, states[:, rows], wanted[:, rows], some)).backward()
-            (strength * (c - start).square().sum()).backward()
+                loss = share * objective(stage, attached, c, states[:, rows], wanted[:, rows], some)
+                loss.backward(inputs=[c])  # the model's own weights get no gradient
+            (strength * (c - start).square().sum()).backward(inputs=[c])
             optimiser.step()
             falling.step()
     return c.detach()

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -11,6 +11,10 @@ from torch import Tensor
 
 from loraport.files import write_safetensors
 from loraport.formats.header import canonical_json
+from loraport.formats.tensors import file_identity
+
+if TYPE_CHECKING:
+    from loraport.calibration.denoiser import Runnable
 
 
 class Notes:
@@ -46,3 +50,13 @@ class Notes:
     def has(self, name: str) -> bool:
         """Whether an earlier run left it."""
         return self._folder is not None and (self._folder / f"{self._key}-{name}.safetensors").is_file()
+
+
+def weights_of(model: "Runnable") -> str:
+    """What changes when the weights of a model change: its own word, or name, size and time of its files."""
+    if model.identity is not None:
+        return model.identity()
+    places = [place for place in (model.checkpoint, model.distill) if place is not None]
+    files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
+    lines = [file_identity(file) for file in files if file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".json")]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -11,28 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from loraport.calibration.denoiser import Denoiser, Runnable, Schedule
+from loraport.calibration.denoiser import Conditions, Denoiser, Runnable, Schedule
 from loraport.errors import NumericalError
 from loraport.zoo.threads import cores, one_thread_each
-
-
-@dataclass(frozen=True)
-class Conditions:
-    """Prompts as the models take them.
-
-    Attributes:
-        prompts: one row a prompt. empty: the empty (negative) prompt, one row, for guidance.
-        texts: for the report; may be empty.
-    """
-
-    prompts: Float[Tensor, "p ..."]
-    empty: Float[Tensor, "1 ..."]
-    texts: tuple[str, ...] = ()
-
-    def take(self, start: int, count: int) -> "Conditions":
-        """`count` rows from `start` on, round and round."""
-        rows = [(start + i) % len(self.prompts) for i in range(count)]
-        return Conditions(self.prompts[rows], self.empty, tuple(self.texts[row] for row in rows if self.texts))
 
 
 def draw_noise(shape: tuple[int, ...], seeds: range) -> Float[Tensor, "n ..."]:

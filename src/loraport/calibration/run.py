@@ -22,7 +22,7 @@ from loraport.calibration.fits import fits, plain_candidates
 from loraport.calibration.inputs import Inputs, open_inputs
 from loraport.calibration.measure import Answers, by_group_of, diagnose, only
 from loraport.calibration.moments import Moments
-from loraport.calibration.notes import Notes
+from loraport.calibration.notes import Notes, weights_of
 from loraport.calibration.probes import source_responses, target_moments, visited
 from loraport.calibration.progress import Teller
 from loraport.calibration.report import CalibrationReport, file_digest, write_result
@@ -55,7 +55,7 @@ def run_calibration(
     _check_output(output, lora, overwrite)
     tell = Teller(listen)
     inputs = open_inputs(lora, source, target, conditions, settings, tell)
-    notes = Notes(keep, _facts(lora, source, target, conditions, settings))
+    notes = Notes(keep, {} if keep is None else _facts(lora, source, target, conditions, settings))
     passes, seconds = {"source": 0, "target": 0}, {"source": 0.0, "target": 0.0}
 
     def at_work(model: Runnable, role: str, work: Callable[[Stage], Any]) -> Any:
@@ -139,7 +139,7 @@ def _facts(
     measured = ("groups", "transfers", "restore", "probes", "heldout", "group_probes", "difference", "batch", "seed")
     plain = settings.to_json()
     prompts = digest_tensor(conditions.prompts.contiguous()) + digest_tensor(conditions.empty.contiguous())
-    models = [[model.name, list(model.latents), repr(model.schedule)] for model in (source, target)]
+    models = [[m.name, list(m.latents), repr(m.schedule), weights_of(m)] for m in (source, target)]
     return {name: plain[name] for name in measured} | {"lora": file_digest(lora), "prompts": prompts, "models": models}
 
 

@@ -1,15 +1,19 @@
 """Runnable Wan models: diffusers' own transformer class, from the bundled tiny models to 14B with offloading."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraport.calibration.denoiser import Runnable, Schedule
+from loraport.calibration.prompts import encode_by_folder, has_encoder
+from loraport.calibration.sampling import NO_SETTINGS, RunSettings, scheduler_in, settle
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.formats.family import families
 from loraport.zoo import catalogue
@@ -17,29 +21,10 @@ from loraport.zoo import catalogue
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
+CARD = "model.json"
 DISTILL = "lora.safetensors"  # a tiny model that is kept as a LoRA on its parent
 SMALL = 512  # models up to this width run batches side by side on a CPU, one thread each
 TIME_SCALE = 1000  # the model counts time from 0 to 1000
-
-
-@dataclass(frozen=True)
-class RunSettings:
-    """How to run a model that does not say so itself (everything but the bundled ones).
-
-    Attributes:
-        schedule: time steps, guidance and sampler.
-        latents: frames, height, width of the probes, in latent units.
-        device: `auto`, `cpu`, `cuda[:i]` or `mps`.
-        offload: keep the weights on the CPU and bring one layer at a time to the device.
-    """
-
-    schedule: Schedule | None = None
-    latents: tuple[int, int, int] | None = None
-    device: str = "auto"
-    offload: bool = False
-
-
-NO_SETTINGS = RunSettings()
 
 
 @dataclass(frozen=True)
@@ -53,7 +38,12 @@ class WanDenoiser:
         self, latents: Float[Tensor, "n c f h w"], time: float, condition: Float[Tensor, "n l d"]
     ) -> Float[Tensor, "n c f h w"]:
         """One pass through the network; what comes back lies where the latents lay."""
-        dtype = self.network.dtype
+        dtype, width = self.network.dtype, self.network.config.text_dim
+        if condition.shape[-1] != width:
+            raise MismatchError(
+                "the prompts do not fit the model", values=f"{condition.shape[-1]} numbers a token, it takes {width}",
+                fix="encode them with the text encoder that belongs to the model",
+            )  # fmt: skip
         moment = torch.full((len(latents),), time * TIME_SCALE, device=self.device)
         x, tokens = latents.to(self.device, dtype), condition.to(self.device, dtype)
         return self.network(x, moment, tokens, return_dict=False)[0].float().to(latents.device)
@@ -75,34 +65,37 @@ def open_runnable(spec: str | Path, settings: RunSettings = NO_SETTINGS, *, role
     Args:
         spec: `zoo:NAME`, the name of a bundled model, a folder like theirs (with a `model.json`), or any diffusers
             folder of Wan.
-        settings: needed for the last kind; a schedule given here goes before a model's own.
+        settings: needed for the last kind; what is given here goes before what the model says itself.
         role: what to call it in messages.
 
     Raises:
         FileError: no such folder, or no transformer in it.
         UsageError: its time steps or the size of the probes are not given.
-        MismatchError: a model that needs more than noise and a prompt.
+        MismatchError: a model that needs more than noise and a prompt, or that is two.
     """
-    folder = _folder(spec, role)
-    if (folder / "model.json").is_file():
+    folder = find_folder(spec, role)
+    if (folder / CARD).is_file():
         return _tiny(folder, settings, role)
     config = _config(folder, role)
-    schedule, latents = settings.schedule, settings.latents
-    if schedule is None:
-        raise UsageError(
-            f"the time steps of the {role} are not given", where=str(folder),
-            fix=f"say how it is sampled: --{role}-times 1000,757,522 or --{role}-steps 30",
-        )  # fmt: skip
-    if latents is None:
-        raise UsageError(
-            "the size of the probes is not given", fix="frames, height, width in latents: --latents 5x32x56"
-        )
-    _check_size(latents, config, role)
-    small = (
-        config["num_attention_heads"] * config["attention_head_dim"] <= SMALL and _device(settings.device).type == "cpu"
-    )
+    if (folder / "transformer_2").is_dir():
+        raise two_experts(role, str(folder))
+    scheduler = None
+    if settings.steps is not None and settings.shift is None:
+        scheduler = scheduler_in(folder, role=role)
+    schedule = settle(settings, scheduler, role=role, where=str(folder))
+    latents = settle_latents(settings.latents, config, role)
+    device = _device(settings.device)
+    encode = None
+    if has_encoder(folder):
+        encode = partial(encode_by_folder, folder, device=device)
     return Runnable(
-        str(spec), lambda: _load(folder, settings), schedule, folder, (config["in_channels"], *latents), small=small
+        str(spec),
+        lambda: _load(folder, settings),
+        schedule,
+        folder,
+        latents,
+        small=is_small(config, device),
+        encode=encode,
     )
 
 
@@ -116,7 +109,13 @@ def check_together(source: Runnable, target: Runnable) -> None:
         )
 
 
-def _folder(spec: str | Path, role: str) -> Path:
+def brings_settings(spec: str | Path, role: str = "model") -> bool:
+    """Whether a model says itself how it is run, as the bundled ones do. Raises FileError if there is none."""
+    return (find_folder(spec, role) / CARD).is_file()
+
+
+def find_folder(spec: str | Path, role: str) -> Path:
+    """The folder of a model given by name or path. Raises FileError."""
     text = str(spec)
     name = text.removeprefix("zoo:")
     if text.startswith("zoo:") or (
@@ -145,14 +144,19 @@ def _config(folder: Path, role: str) -> dict:
             f"the {role} is not a Wan transformer", where=str(file), values=str(config.get("_class_name")),
             fix="other models can be run through loraport.calibration.Denoiser",
         )  # fmt: skip
+    check_config(config, role, str(file))
+    return config
+
+
+def check_config(config: Mapping[str, Any], role: str, where: str) -> None:
+    """Raises MismatchError unless this Wan transformer takes noise and a prompt only."""
     if config.get("image_dim") or config["in_channels"] != config["out_channels"]:
         raise MismatchError(
             f"the {role} takes an image besides the prompt, which this command cannot give it",
-            where=str(file),
+            where=where,
             values=f"{config['in_channels']} channels in, {config['out_channels']} out",
             fix="plug your own code in through loraport.calibration.Denoiser",
         )
-    return config
 
 
 def _tiny(folder: Path, settings: RunSettings, role: str) -> Runnable:
@@ -163,7 +167,7 @@ def _tiny(folder: Path, settings: RunSettings, role: str) -> Runnable:
     whole = folder if distill is None else folder.parent / str(card.parent)
 
     def load() -> WanDenoiser:
-        _need_diffusers()
+        need_diffusers()
         network = sampler.load_model(whole)[0]
         if distill is not None:
             sampler.load_lora(network, distill)
@@ -172,15 +176,28 @@ def _tiny(folder: Path, settings: RunSettings, role: str) -> Runnable:
                 network.unload_lora()
         return WanDenoiser(network, torch.device("cpu"))
 
-    times = tuple(sampler.time_grid(card.sampling).tolist())
-    schedule = settings.schedule or Schedule(times, float(card.sampling.guidance))
-    latents = (_config(whole, role)["in_channels"], world.FRAMES, world.SIZE, world.SIZE)
+    latents = (world.CHANNELS, world.FRAMES, world.SIZE, world.SIZE)
+    schedule = _of_card(card.sampling, settings)
     checkpoint = folder if distill is None else None
     return Runnable(card.name, load, schedule, checkpoint, latents, small=True, bundled=True, distill=distill)
 
 
+def _of_card(card: "catalogue.Sampling", settings: RunSettings) -> Schedule:
+    """A bundled model's own schedule, with what the user wants otherwise."""
+    from loraport.zoo import sampler
+
+    if settings.schedule is not None:
+        return settings.schedule
+    if settings.steps is None and settings.shift is None:
+        own = Schedule(tuple(sampler.time_grid(card).tolist()), float(card.guidance))
+    else:
+        shift = card.shift if settings.shift is None else settings.shift
+        own = Schedule.even(settings.steps or card.steps, shift=shift, guidance=card.guidance)
+    return settings.over(own)
+
+
 def _load(folder: Path, settings: RunSettings) -> WanDenoiser:
-    _need_diffusers()
+    need_diffusers()
     from diffusers import WanTransformer3DModel
 
     device = _device(settings.device)
@@ -209,8 +226,23 @@ def out_of_memory(error: BaseException) -> LoraportError:
     """The message for a device that is too small."""
     return FileError(
         "out of memory on the device",
-        values=str(error).splitlines()[0],
+        values=next(iter(str(error).splitlines()), type(error).__name__),
         fix="add --offload, a smaller --latents or --batch 1; finished parts are kept with --keep FOLDER",
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or beside the processor, where PyTorch has no class of its own for it."""
+    plain = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return plain or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+
+
+def two_experts(role: str, where: str) -> MismatchError:
+    """The message for models that hand over from one transformer to another on the way."""
+    return MismatchError(
+        f"the {role} has two transformers, one for early and one for late steps, which cannot be calibrated together",
+        where=where,
+        fix="plug your own code in through loraport.calibration.Denoiser, which picks one of them by the time",
     )
 
 
@@ -220,15 +252,30 @@ def _device(name: str) -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _check_size(latents: tuple[int, int, int], config: dict, role: str) -> None:
+def is_small(config: Mapping[str, Any], device: torch.device) -> bool:
+    """Whether batches run side by side, one thread each."""
+    return device.type == "cpu" and config["num_attention_heads"] * config["attention_head_dim"] <= SMALL
+
+
+def settle_latents(
+    latents: tuple[int, int, int] | None, config: Mapping[str, Any], role: str
+) -> tuple[int, int, int, int]:
+    """Channels, frames, height, width of the probes. Raises UsageError if they are missing or do not fit patches."""
+    if latents is None:
+        raise UsageError(
+            "the size of the probes is not given",
+            fix="frames, height, width in latents: --latents 5x32x56, in Python RunSettings(latents=(5, 32, 56))",
+        )
     patch = config["patch_size"]
     if any(size <= 0 or size % step for size, step in zip(latents, patch, strict=True)):
         raise UsageError(
             f"the probes do not divide into the {role}'s patches", values=f"{_by(latents)}, patches of {_by(patch)}"
         )
+    return (config["in_channels"], *latents)
 
 
-def _need_diffusers() -> None:
+def need_diffusers() -> None:
+    """Raises UsageError unless what runs the models is installed."""
     import importlib.util
 
     missing = [name for name in ("diffusers", "peft") if importlib.util.find_spec(name) is None]
