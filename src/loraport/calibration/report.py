@@ -11,6 +11,7 @@ from loraport.calibration.candidates import Choice, Scored
 from loraport.calibration.diagnosis import Diagnosis
 from loraport.calibration.settings import Settings
 from loraport.core.lowrank import LowRank
+from loraport.files import write_bytes
 from loraport.formats.adapter import LoraAdapter, render_adapter, write_adapter
 from loraport.formats.architecture import Architecture
 from loraport.formats.header import build_metadata
@@ -52,6 +53,12 @@ class CalibrationReport:
     def chosen(self) -> str:
         """Label of the candidate that was taken."""
         return self.choice.chosen.candidate.label
+
+    def save_plot(self, path: str | Path) -> None:
+        """Draw the diagnosis, before and after, as a PNG. Raises FileError; UsageError without matplotlib."""
+        from loraport.calibration.plot import diagnosis_png
+
+        write_bytes(Path(path), diagnosis_png(self.diagnosis))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -1,16 +1,14 @@
 """`loraport calibrate`: both models, run on noise, say how strong each part of a LoRA should be on the target."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import Annotated, Any, Optional
 
 import typer
 
-from loraport.cli import options, text
+from loraport.cli import options
+from loraport.cli.calibration import Job, need, run_job
 from loraport.cli.voice import Voice
 from loraport.errors import UsageError
-
-if TYPE_CHECKING:
-    from loraport.calibration.denoiser import Schedule
 
 EXAMPLE = """On the bundled models, offline, about half a minute (a LoRA file of your own works the same):
 
@@ -68,23 +66,33 @@ _SourceSteps = _option(
     Optional[int],  # noqa: UP045
     "--source-steps", panel=_RUN, metavar="N", help="Sampling steps of the source.", shown=False,
 )  # fmt: skip
-_SourceShift = _option(float, "--source-shift", panel=_RUN, metavar="S", help="Time shift of the source.")
+_SHIFT = "its scheduler's, else 1"
+_SourceShift = _option(
+    Optional[float],  # noqa: UP045
+    "--source-shift", panel=_RUN, metavar="S", help="Time shift of the source.", shown=_SHIFT,
+)  # fmt: skip
 _SourceGuidance = _option(
-    float, "--source-guidance", panel=_RUN, metavar="W", help="Guidance that the source is used with."
-)
+    Optional[float],  # noqa: UP045
+    "--source-guidance", panel=_RUN, metavar="W", help="Guidance that the source is used with.",
+    shown="5; its own if bundled",
+)  # fmt: skip
 _TargetSteps = _option(
     Optional[int],  # noqa: UP045
-    "--target-steps", panel=_RUN, metavar="N", help="Sampling steps of the target, even and shifted.",
+    "--target-steps", panel=_RUN, metavar="N", help="Sampling steps of the target.",
     shown=False,
 )  # fmt: skip
-_TargetShift = _option(float, "--target-shift", panel=_RUN, metavar="S", help="Time shift of the target.")
+_TargetShift = _option(
+    Optional[float],  # noqa: UP045
+    "--target-shift", panel=_RUN, metavar="S", help="Time shift of the target.", shown=_SHIFT,
+)  # fmt: skip
 _TargetTimes = _option(
     Optional[str],  # noqa: UP045
     "--target-times", panel=_RUN, metavar="T,T,...", help="Or its time steps, from 1000 down.", shown=False,
 )  # fmt: skip
 _TargetSampler = _option(
-    str, "--target-sampler", panel=_RUN, metavar="NAME", help="euler, or renoise (distribution matching)."
-)
+    Optional[str],  # noqa: UP045
+    "--target-sampler", panel=_RUN, metavar="NAME", help="euler, or renoise (distribution matching).", shown="euler",
+)  # fmt: skip
 _Batch = _option(int, "--batch", panel=_RUN, metavar="N", help="Clips a pass.")
 _Offload = Annotated[
     bool,
@@ -96,6 +104,11 @@ _Offload = Annotated[
 _Keep = _option(
     Optional[Path],  # noqa: UP045
     "--keep", panel=_RUN, metavar="FOLDER", help="Keep finished parts there, and go on from them.", shown=False,
+)  # fmt: skip
+
+_Plot = _option(
+    Optional[Path],  # noqa: UP045
+    "--plot", panel="Output", metavar="FILE", help="Also draw the diagnosis, as a PNG.", shown=False,
 )  # fmt: skip
 
 
@@ -116,16 +129,17 @@ def calibrate(
     seed: _Seed = 0,
     latents: _Latents = None,
     source_steps: _SourceSteps = None,
-    source_shift: _SourceShift = 1.0,
-    source_guidance: _SourceGuidance = 5.0,
+    source_shift: _SourceShift = None,
+    source_guidance: _SourceGuidance = None,
     target_steps: _TargetSteps = None,
-    target_shift: _TargetShift = 1.0,
+    target_shift: _TargetShift = None,
     target_times: _TargetTimes = None,
-    target_sampler: _TargetSampler = "euler",
+    target_sampler: _TargetSampler = None,
     batch: _Batch = 16,
     device: options.Device = "auto",
     offload: _Offload = False,
     keep: _Keep = None,
+    plot: _Plot = None,
     to: options.To = "universal",
     dtype: options.Dtype = "same",
     overwrite: options.Overwrite = False,
@@ -135,14 +149,10 @@ def calibrate(
 ) -> None:
     """Fit the strength of each part of a LoRA on the target by running both models on noise. No data, no labels."""
     voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
-    for value, name in ((source, "--source"), (target, "--target"), (output, "--output")):
-        if value is None:
-            raise UsageError(f"the {name.strip('-')} is not given", fix=f"add {name}")
-    from loraport.calibration.api import calibrate as run
+    need(source=source, target=target, output=output)
     from loraport.calibration.denoiser import Schedule
+    from loraport.calibration.sampling import RunSettings
     from loraport.calibration.settings import Settings
-    from loraport.calibration.wan import RunSettings
-    from loraport.cli.progress import Progress
 
     settings = Settings(
         groups=groups,
@@ -157,74 +167,26 @@ def calibrate(
         seed=seed,
     )
     size = None if latents is None else _size(latents)
-    own = None if source_steps is None else Schedule.even(source_steps, shift=source_shift, guidance=source_guidance)
-    theirs = _target_schedule(target_steps, target_shift, target_times, target_sampler)
-    with Progress(voice) as progress:
-        report = run(
-            _bundled(lora),
-            source=str(source),
-            target=str(target),
-            output=output,
-            prompts=prompts,
-            settings=settings,
-            run_source=RunSettings(own, size, device, offload),
-            run_target=RunSettings(theirs, size, device, offload),
-            to=to,
-            dtype=dtype,
-            overwrite=overwrite,
-            keep=keep,
-            on_event=progress,
-        )
-    _show(report, voice)
-    voice.document(report.to_json())
-
-
-def _show(report: Any, voice: Voice) -> None:
-    ranking = report.choice.ranking
-    voice.result(f"{report.diagnosis.sentence}\n")
-    taken = report.choice.chosen
-    rows = [
-        [each.candidate.label, f"{each.distance:.4f}", f"{each.error:.4f}", "<- taken" if each is taken else ""]
-        for each in ranking
-    ]
-    voice.table(["candidate", "distance", "+-", ""], rows, title="Distance to source + LoRA on held-out noise")
-    if voice.verbose:
-        for name, table in (("time", report.diagnosis.steps), ("group", report.diagnosis.groups)):
-            if table.before:
-                _show_table(name, table, voice)
-        gains = [[label, f"{value:.2f}"] for label, value in report.coefficients.items()]
-        voice.table(["coefficient", "value"], gains)
-    passes = ", ".join(f"{count} of the {name}" for name, count in report.passes.items())
-    lines = [
-        f"took {report.chosen}: {report.choice.reason}",
-        f"  layers    {report.layers}, rank {report.rank}",
-        f"  passes    {passes}, in {text.duration(report.seconds['all'])}",
-    ]
-    if report.resumed:
-        lines.append(f"  resumed   {', '.join(report.resumed)}")
-    if report.output is not None:
-        size = text.size(report.output.stat().st_size)
-        lines.append(f"  output    {report.output}  ({size}, written and read back; use it at strength 1)")
-    voice.result("\n".join(lines))
-
-
-def _show_table(name: str, table: Any, voice: Voice) -> None:
-    rows = [
-        [old.where, *(f"{value:.2f}" for value in (old.share, old.ratio, old.cosine, new.share, new.ratio, new.cosine))]
-        for old, new in zip(table.before, table.after, strict=True)
-    ]
-    columns = [name, "share", "ratio", "cosine", "share after", "ratio after", "cosine after"]
-    voice.table(columns, rows, title="What the target shows of the source's change")
-
-
-def _bundled(lora: str) -> str:
-    """The file of a bundled LoRA, if it is the name of one and no file."""
-    from loraport.zoo import catalogue
-
-    name = lora.removeprefix("zoo:")
-    if lora.startswith("zoo:") or (not Path(lora).exists() and name in catalogue.loras()):
-        return str(catalogue.path(name))
-    return lora
+    own = RunSettings(None, size, device, offload, steps=source_steps, shift=source_shift, guidance=source_guidance)
+    sampler, times = _sampler(target_sampler), _times(target_times, target_steps, target_shift)
+    if times is None:
+        theirs = RunSettings(None, size, device, offload, steps=target_steps, shift=target_shift, sampler=sampler)
+    else:
+        theirs = RunSettings(Schedule(times, 1.0, sampler or "euler"), size, device, offload)
+    job = Job(
+        source=str(source),
+        target=str(target),
+        prompts=prompts,
+        settings=settings,
+        run_source=own,
+        run_target=theirs,
+        to=to,
+        dtype=dtype,
+        overwrite=overwrite,
+        keep=keep,
+        plot=plot,
+    )
+    voice.document(run_job(job, lora, output, voice))
 
 
 def _size(given: str) -> tuple[int, int, int]:
@@ -234,20 +196,22 @@ def _size(given: str) -> tuple[int, int, int]:
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 
-def _target_schedule(steps: int | None, shift: float, times: str | None, sampler: str) -> "Schedule | None":
-    from loraport.calibration.denoiser import Schedule
+def _sampler(given: str | None) -> str | None:
+    if given not in (None, "euler", "renoise"):
+        raise UsageError("unknown sampler", values=given, fix="use euler or renoise")
+    return given
 
-    if sampler not in ("euler", "renoise"):
-        raise UsageError("unknown sampler", values=sampler, fix="use euler or renoise")
-    if times is not None and steps is not None:
-        raise UsageError("--target-times and --target-steps contradict each other")
-    if times is not None:
-        try:
-            values = [float(part) / 1000 for part in times.split(",")]
-        except ValueError:
-            raise UsageError("--target-times is not understood", values=times, fix="such as 1000,757,522") from None
-        return Schedule((*values, 0.0), 1.0, sampler)
-    if steps is not None:
-        even = Schedule.even(steps, shift=shift)
-        return Schedule(even.times, 1.0, sampler)
-    return None
+
+def _times(times: str | None, steps: int | None, shift: float | None) -> tuple[float, ...] | None:
+    """What --target-times spells out, if it is given, from 1 to 0."""
+    if times is None:
+        return None
+    if steps is not None or shift is not None:
+        raise UsageError(
+            "--target-times says all the times, so --target-steps and --target-shift contradict it", values=times
+        )
+    try:
+        values = [float(part) / 1000 for part in times.split(",")]
+    except ValueError:
+        raise UsageError("--target-times is not understood", values=times, fix="such as 1000,757,522") from None
+    return (*values, 0.0)

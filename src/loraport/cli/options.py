@@ -132,6 +132,15 @@ Amount = Annotated[
         "--amount", metavar="0..1", rich_help_panel=_METHOD, help="0 is the LoRA reused as it is, 1 the full method."
     ),
 ]
+Calibrate = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate",
+        metavar=_FLAG,
+        rich_help_panel=_METHOD,
+        help="Fit the strengths by running both models on noise instead; all its dials: `loraport calibrate`.",
+    ),
+]
 Layers = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(

@@ -1,5 +1,7 @@
 """`loraport transfer`: the main job."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import typer
@@ -15,10 +17,18 @@ EXAMPLE = """Carry a LoRA over, and the same with more room for what the distill
 
     loraport transfer style.safetensors -s base.safetensors -t fast.pt --rank energy=0.99 -o style-fast.safetensors
 
+Fit the strengths by running both models, here the bundled ones (others: loraport calibrate):
+
+    loraport transfer outline -s zoo:source -t zoo:step-strong --calibrate -o outline-calibrated.safetensors
+
 The same command again resumes what was interrupted."""
+
+# typer carries its own copy of click in some versions; this is the class of what it hands over
+Context = typer.Context.__mro__[1]
 
 
 def transfer(
+    context: Context,
     loras: options.Loras,
     source: options.Source = None,
     target: options.Target = None,
@@ -34,6 +44,7 @@ def transfer(
     preset: options.Preset = None,
     settings: options.Set = None,
     amount: options.Amount = 1.0,
+    calibrate: options.Calibrate = False,
     layers: options.Layers = None,
     output: options.Output = None,
     rank: options.Rank = "auto",
@@ -51,14 +62,39 @@ def transfer(
     as_json: options.Json = False,
 ) -> None:
     """Carry LoRAs over from the model they were trained on to its distilled variant."""
-    flags = Flags(**locals())
+    said = dict(locals())
+    del said["context"], said["calibrate"]
+    flags = Flags(**said)
     if flags.output is None:
         raise UsageError("the output is not given", fix="name the file to write: -o FILE")
+    carry = _transfer_one
+    if calibrate:
+        from loraport.cli.calibration import bundled_lora
+
+        flags = dataclasses.replace(flags, loras=[bundled_lora(lora) for lora in flags.loras])
+        carry = _calibrated(flags, context)
     if len(flags.loras) == 1:
-        path = output_file(flags.output, flags.loras[0])
-        _transfer_one(flags, flags.loras[0], path, flags.voice)
+        carry(flags, flags.loras[0], output_file(flags.output, flags.loras[0]), flags.voice)
     else:
-        _transfer_many(flags, flags.output)
+        _transfer_many(flags, flags.output, carry)
+
+
+_Carry = Callable[[Flags, str, Path, Voice], dict]
+
+
+def _calibrated(flags: Flags, context: Context) -> _Carry:
+    """A calibration in the place of a transfer. Raises UsageError for options that it would ignore."""
+    from loraport.cli.calibration import job_of_transfer, run_job
+
+    given = [name for name in vars(flags) if context.get_parameter_source(name).name == "COMMANDLINE"]
+    job = job_of_transfer(flags, given)
+
+    def carry(flags: Flags, lora: str, path: Path, voice: Voice) -> dict:
+        document = run_job(job, lora, path, voice)
+        voice.document(document)
+        return document
+
+    return carry
 
 
 def _transfer_one(flags: Flags, lora: str, path: Path, voice: Voice) -> dict:
@@ -79,7 +115,7 @@ def _transfer_one(flags: Flags, lora: str, path: Path, voice: Voice) -> dict:
     return document
 
 
-def _transfer_many(flags: Flags, folder: Path) -> None:
+def _transfer_many(flags: Flags, folder: Path, carry: _Carry) -> None:
     """Several LoRAs into one folder. One that fails does not stop the others; the first failure sets the code."""
     if folder.exists() and not folder.is_dir():
         raise UsageError("several LoRAs need a folder to be written to", values=str(folder), fix="-o FOLDER")
@@ -92,10 +128,8 @@ def _transfer_many(flags: Flags, folder: Path) -> None:
     rows, documents, failures = [], [], []
     for lora, name in zip(flags.loras, names, strict=True):
         try:
-            document = _transfer_one(flags, lora, folder / name, inner)
-            facts = document["summary"]
-            energy = f"{100 * facts['energy_kept_total']:.1f} %"
-            rows.append([name, "done", str(facts["layers"]), f"{facts['rank_in']} -> {facts['rank_out']}", energy])
+            document = carry(flags, lora, folder / name, inner)
+            rows.append([name, "done", *_facts(document)])
             documents.append(document)
         except Interrupted:
             raise
@@ -109,3 +143,12 @@ def _transfer_many(flags: Flags, folder: Path) -> None:
     voice.document({"reports": documents, "failed": len(failures)})
     if failures:
         raise typer.Exit(failures[0].exit_code)
+
+
+def _facts(document: dict) -> tuple[str, str, str]:
+    """Layers, rank and energy kept, of a transfer or a calibration."""
+    if "summary" not in document:
+        return str(document["layers"]), str(document["rank"]), f"{100 * document['energy_kept']:.1f} %"
+    facts = document["summary"]
+    energy = f"{100 * facts['energy_kept_total']:.1f} %"
+    return str(facts["layers"]), f"{facts['rank_in']} -> {facts['rank_out']}", energy

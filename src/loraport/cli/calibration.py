@@ -1,0 +1,183 @@
+"""A calibration from the command line, whichever command asks for it: run, draw, tell."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraport.cli import text
+from loraport.cli.flags import Flags, warn_of_name
+from loraport.cli.progress import Progress
+from loraport.cli.voice import Voice
+from loraport.errors import FileError, UsageError
+
+if TYPE_CHECKING:
+    from loraport.calibration.sampling import RunSettings
+    from loraport.calibration.settings import Settings
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to calibrate with: the arguments of `loraport.calibrate`, and where to draw the diagnosis."""
+
+    source: str
+    target: str
+    prompts: Path | None
+    settings: "Settings"
+    run_source: "RunSettings"
+    run_target: "RunSettings"
+    to: str
+    dtype: str
+    overwrite: bool
+    keep: Path | None = None
+    plot: Path | None = None
+
+
+SHARED = frozenset(
+    ("loras", "source", "target", "output", "to", "dtype", "overwrite", "device", "verbose", "quiet", "as_json")
+)
+"""Options of `transfer` that say the same with --calibrate; whatever else is given is refused."""
+
+
+def job_of_transfer(flags: Flags, given: Collection[str]) -> Job:
+    """What `transfer --calibrate` amounts to: every dial at its default.
+
+    Args:
+        flags: the options of `transfer`. given: names of those that were on the command line.
+
+    Raises:
+        UsageError: an option that says nothing to a calibration, or a model that does not say how it is run.
+        FileError: a model that is not there or no folder.
+    """
+    need(source=flags.source, target=flags.target, output=flags.output)
+    idle = [f"--{_SPELT.get(name, name).replace('_', '-')}" for name in sorted(set(given) - SHARED)]
+    if idle:
+        raise UsageError(
+            "options of a transfer from weights alone say nothing to a calibration", values=", ".join(idle),
+            fix="leave them out, or leave out --calibrate; the dials of a calibration: loraport calibrate --help",
+        )  # fmt: skip
+    from loraport.calibration.sampling import RunSettings
+    from loraport.calibration.settings import Settings
+    from loraport.calibration.wan import brings_settings
+
+    for spec, role in ((flags.source, "source"), (flags.target, "target")):
+        if not brings_settings(str(spec), role):
+            raise UsageError(
+                f"the {role} does not say how it is run, and --calibrate runs it", where=str(spec),
+                values="not given: prompts, the size of the probes, time steps",
+                fix="use loraport calibrate, which takes them: --prompts FILE --latents 5x32x56 --source-steps 30 "
+                "--target-times 1000,757,522",
+            )  # fmt: skip
+    return Job(
+        source=str(flags.source),
+        target=str(flags.target),
+        prompts=None,
+        settings=Settings(),
+        run_source=RunSettings(device=flags.device),
+        run_target=RunSettings(device=flags.device),
+        to=flags.to,
+        dtype=flags.dtype,
+        overwrite=flags.overwrite,
+    )
+
+
+_SPELT = {"settings": "set"}  # where the option is not called as its parameter
+
+
+def need(*, source: str | None, target: str | None, output: Path | None) -> None:
+    """Raises UsageError unless all three are given."""
+    for value, name in ((source, "source"), (target, "target"), (output, "output")):
+        if value is None:
+            raise UsageError(f"the {name} is not given", fix=f"add --{name}")
+
+
+def run_job(job: Job, lora: str, output: Path, voice: Voice) -> dict[str, Any]:
+    """One calibration from start to summary; returns the report as plain values."""
+    if job.plot is not None:
+        _check_plot(job.plot, output, overwrite=job.overwrite)
+    from loraport.calibration.api import calibrate
+
+    with Progress(voice) as progress:
+        report = calibrate(
+            bundled_lora(lora),
+            source=job.source,
+            target=job.target,
+            output=output,
+            prompts=job.prompts,
+            settings=job.settings,
+            run_source=job.run_source,
+            run_target=job.run_target,
+            to=job.to,
+            dtype=job.dtype,
+            overwrite=job.overwrite,
+            keep=job.keep,
+            on_event=progress,
+        )
+    if job.plot is not None:
+        report.save_plot(job.plot)
+    _show(report, job.plot, voice)
+    warn_of_name(output, voice)
+    return report.to_json() | ({} if job.plot is None else {"plot": str(job.plot)})
+
+
+def _check_plot(plot: Path, output: Path, *, overwrite: bool) -> None:
+    """What would fail after the run is said before it."""
+    from loraport.calibration.plot import check_drawing
+
+    check_drawing()
+    if plot.suffix.lower() != ".png":
+        raise UsageError("a plot is written as PNG", values=f"--plot {plot}", fix=f"--plot {plot.with_suffix('.png')}")
+    if plot.is_dir() or plot.resolve() == output.resolve():
+        raise FileError("the plot cannot be written there", where=str(plot), fix="give the name of a file of its own")
+    if plot.exists() and not overwrite:
+        raise FileError("the plot exists already", where=str(plot), fix="choose another name or add --overwrite")
+
+
+def _show(report: Any, plot: Path | None, voice: Voice) -> None:
+    ranking = report.choice.ranking
+    voice.result(f"{report.diagnosis.sentence}\n")
+    taken = report.choice.chosen
+    rows = [
+        [each.candidate.label, f"{each.distance:.4f}", f"{each.error:.4f}", "<- taken" if each is taken else ""]
+        for each in ranking
+    ]
+    voice.table(["candidate", "distance", "+-", ""], rows, title="Distance to source + LoRA on held-out noise")
+    if voice.verbose:
+        for name, table in (("time", report.diagnosis.steps), ("group", report.diagnosis.groups)):
+            if table.before:
+                _show_table(name, table, voice)
+        gains = [[label, f"{value:.2f}"] for label, value in report.coefficients.items()]
+        voice.table(["coefficient", "value"], gains)
+    passes = ", ".join(f"{count} of the {name}" for name, count in report.passes.items())
+    lines = [
+        f"took {report.chosen}: {report.choice.reason}",
+        f"  layers    {report.layers}, rank {report.rank}",
+        f"  passes    {passes}, in {text.duration(report.seconds['all'])}",
+    ]
+    if report.resumed:
+        lines.append(f"  resumed   {', '.join(report.resumed)}")
+    if report.output is not None:
+        size = text.size(report.output.stat().st_size)
+        lines.append(f"  output    {report.output}  ({size}, written and read back; use it at strength 1)")
+    if plot is not None:
+        lines.append(f"  plot      {plot}")
+    voice.result("\n".join(lines))
+
+
+def _show_table(name: str, table: Any, voice: Voice) -> None:
+    rows = [
+        [old.where, *(f"{value:.2f}" for value in (old.share, old.ratio, old.cosine, new.share, new.ratio, new.cosine))]
+        for old, new in zip(table.before, table.after, strict=True)
+    ]
+    columns = [name, "share", "ratio", "cosine", "share after", "ratio after", "cosine after"]
+    voice.table(columns, rows, title="What the target shows of the source's change")
+
+
+def bundled_lora(lora: str) -> str:
+    """The file of a bundled LoRA, if it is the name of one and no file."""
+    from loraport.zoo import catalogue
+
+    name = lora.removeprefix("zoo:")
+    if lora.startswith("zoo:") or (not Path(lora).exists() and name in catalogue.loras()):
+        return str(catalogue.path(name))
+    return lora
