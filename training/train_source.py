@@ -23,8 +23,8 @@ from loraport.zoo import world
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--decay", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=9000)
+    parser.add_argument("--decay", type=int, default=5000)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=11)

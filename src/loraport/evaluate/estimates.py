@@ -106,15 +106,14 @@ def frechet(features: Float[Tensor, "n d"], reference: Reference) -> float:
 def _frechet(x: Float[Tensor, "n d"], weights: Float[Tensor, "r n"], reference: Reference) -> Float[Tensor, " r"]:
     """One distance a row of weights (how often each clip counts)."""
     total = weights.sum(1)
-    mean = weights @ x / total[:, None]
     values, vectors = torch.linalg.eigh(reference.covariance)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
+    x = x - reference.mean
     y = x @ root  # tr (C C')^(1/2) = tr (R C R)^(1/2) with R = C'^(1/2), and R C R is the covariance of x R
-    distances = []
-    for count, weight, middle in zip(total, weights, mean, strict=True):
-        spread = (weight[:, None] * (x - middle).square()).sum() / (count - 1)
-        z = (y - middle @ root) * (weight / (count - 1)).sqrt()[:, None]
-        cross = torch.linalg.eigvalsh(z.T @ z).clamp_min(0).sqrt().sum()
-        distances.append((middle - reference.mean).square().sum() + spread - 2 * cross)
+    mean, middle = (weights @ part / total[:, None] for part in (x, y))
+    spread = (weights @ x.square().sum(1) - total * mean.square().sum(1)) / (total - 1)
+    second = (weights @ (y[:, :, None] * y[:, None, :]).flatten(1)).unflatten(1, reference.covariance.shape)
+    inner = (second - total[:, None, None] * middle[:, :, None] * middle[:, None, :]) / (total - 1)[:, None, None]
+    cross = torch.linalg.eigvalsh(inner).clamp_min(0).sqrt().sum(1)
     trace = reference.covariance.trace()
-    return (torch.stack(distances) + trace) / trace
+    return (mean.square().sum(1) + spread - 2 * cross + trace) / trace

@@ -18,8 +18,9 @@ from loraport.methods import registry
 FULL = Scale(prompts=64, seeds=3)
 QUICK = Scale(prompts=16, seeds=2)
 SOME_TARGETS = ("causal", "step-strong")
+ONE_TARGET = ("step-strong",)
 FEW_LORAS = ("outline", "zigzag")
-"""Where rows of a shorter reach are measured; a family that has none of these names uses its first two."""
+"""Where rows of a shorter reach are measured; a family that has none of these names uses its first."""
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,14 @@ def make_evidence(
     Raises:
         LoraportError: a transfer failed or the folder cannot be written.
     """
-    some = _present(SOME_TARGETS, [target.name for target in family.targets])
+    names = [target.name for target in family.targets]
+    some, one = _present(SOME_TARGETS, names), _present(ONE_TARGET, names)
     few = _present(FEW_LORAS, [lora.name for lora in family.loras])
+    targets = {"all": names, "some": some, "few": some, "two": one}
 
     def only(variant: Variant, lora: Lora, target: Model) -> bool:
-        return variant.reach == "all" or (target.name in some and (variant.reach == "some" or lora.name in few))
+        wide = variant.reach in ("all", "some")
+        return target.name in targets[variant.reach] and (wide or lora.name in few)
 
     evidence = evaluate(family, rows, judge, scale=scale, folder=output / "work", only=only, on_event=on_event)
     concentrations = {target.name: drift.summary(drift.concentrations(family, target)) for target in family.targets}
@@ -87,7 +91,7 @@ def make_evidence(
 
 
 def _present(wanted: Sequence[str], names: Sequence[str]) -> Sequence[str]:
-    return [name for name in names if name in wanted] or names[:2]
+    return [name for name in names if name in wanted] or names[: len(wanted)]
 
 
 def _tables(evidence: Evidence, concentrations: dict[str, Any]) -> str:

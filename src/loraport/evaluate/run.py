@@ -163,7 +163,7 @@ def evaluate(
         cells.append(bench.cell("real", "", studio.ceiling()))
         for label, file in (("A", None), ("B", lora.file)):
             cells.append(bench.cell(label, "", studio.take(family.source, file)))
-            tell(Step(f"{lora.name}: {ANCHORS[label]}", len(cells) - 1, total))
+            tell(Step(f"{lora.name}: {ANCHORS[label]}", _done(cells), total))
         bench.anchors |= {cell.label: cell for cell in cells[-2:]}
         notes += bench.notes()
         for target in family.targets:
@@ -173,7 +173,7 @@ def evaluate(
             for variant in wanted[lora.name, target.name]:
                 file, facts = carry_over(family, lora, target, variant, studio.task, folder)
                 cells.append(bench.cell(variant.label, target.name, studio.take(target, file), variant, facts))
-                tell(Step(f"{lora.name} on {target.name}: {variant.label}", len(cells) - 1, total))
+                tell(Step(f"{lora.name} on {target.name}: {variant.label}", _done(cells), total))
     return Evidence(
         family=family,
         scale=scale,
@@ -184,6 +184,11 @@ def evaluate(
         sampling_seconds=sum(studio.seconds for studio in studios.values()),
         settings={"bootstrap_draws": draws, "judge_features": int(studios[family.loras[0].name].real().mean.numel())},
     )
+
+
+def _done(cells: Sequence[Cell]) -> int:
+    """How many of the cells had to be sampled."""
+    return sum(cell.label != "real" for cell in cells)
 
 
 @dataclass(eq=False)

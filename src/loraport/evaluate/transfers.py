@@ -84,6 +84,7 @@ def _calibrated(
             prompts=probe_prompts(task),
             settings=settings,
             overwrite=True,
+            keep=folder / "calibrated" / "parts",  # rows of a pair share what was measured
         )
         files.write_json(record, _figures(report))
     return output, json.loads(record.read_text(encoding="utf-8"))

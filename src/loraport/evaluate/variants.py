@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 Role = Literal["direct", "paper", "control", "rival", "sweep", "ours"]
-Reach = Literal["all", "some", "few"]
+Reach = Literal["all", "some", "few", "two"]
 Params = Mapping[str, Any]
 NONE: Params = MappingProxyType({})
 CALIBRATE = "calibrate"
@@ -22,8 +22,8 @@ class Variant:
         method: name of a method or preset. params, rank, amount: as in `loraport.transfer`.
         role: "direct" reuse (the strengths among which the best is sought), the "paper"'s method, a "control", a
             "rival" method, a "sweep" over a setting, or "ours".
-        reach: on which pairs of LoRA and target it is measured: "all", "some" (every LoRA, half of the targets), or
-            "few" (two LoRAs, two targets).
+        reach: on which pairs of LoRA and target it is measured: "all", "some" (every LoRA, half of the targets),
+            "few" (two LoRAs, two targets), or "two" (two LoRAs, one target).
     """
 
     label: str
@@ -89,7 +89,7 @@ SWEEPS: tuple[Variant, ...] = (
 _PROBES: Params = {"probes": 24, "heldout": 24, "group_probes": 0}
 
 
-def _calibrated(what: str, params: Params = NONE, reach: Reach = "few") -> Variant:
+def _calibrated(what: str, params: Params = NONE, reach: Reach = "two") -> Variant:
     return Variant(f"calibrated{what}", CALIBRATE, "ours", {**_PROBES, **params}, reach=reach)
 
 
