@@ -13,7 +13,7 @@ from loraport.formats.checkpoint import open_checkpoint
 from loraport.formats.convert import Conversion, convert_adapter
 from loraport.formats.describe import FileDescription, describe
 from loraport.formats.verify import Check, verify_adapter
-from loraport.methods import registry
+from loraport.methods import DEFAULT, registry
 
 PathLike = str | Path
 
@@ -25,7 +25,7 @@ def transfer(
     target: PathLike | None = None,
     output: PathLike | None = None,
     target_lora: str | None = None,
-    method: str = "casa",
+    method: str = DEFAULT,
     params: Mapping[str, Any] | None = None,
     rank: str | int = "auto",
     amount: float = 1.0,

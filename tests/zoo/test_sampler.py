@@ -62,8 +62,8 @@ def test_the_real_loader_adds_what_merging_by_hand_adds(strength):
     for key in factors:
         if key.endswith(".lora_A.weight"):
             layer = key.removeprefix("transformer.").removesuffix(".lora_A.weight")
-            up = factors[key.replace("lora_A", "lora_B")]
-            weights[f"{layer}.weight"] += strength * up @ factors[key]  # alpha equals the rank
+            down, up = factors[key].float(), factors[key.replace("lora_A", "lora_B")].float()
+            weights[f"{layer}.weight"] += strength * up @ down  # alpha equals the rank
     by_hand = sampler.sample(merged, FEW, prompts, noise)
     assert torch.allclose(loaded, by_hand, atol=2e-4)
 

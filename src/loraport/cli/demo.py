@@ -8,6 +8,7 @@ import typer
 from loraport.cli import text
 from loraport.cli.options import Json, Quiet, Verbose
 from loraport.cli.voice import Voice
+from loraport.methods import DEFAULT
 
 EXAMPLE = """About a minute, no network, no GPU:
 
@@ -20,7 +21,7 @@ def demo(
     ] = Path("demo-output"),
     lora: Annotated[str, typer.Option("--lora", metavar="NAME", help="A bundled LoRA.")] = "outline",
     target: Annotated[str, typer.Option("--target", metavar="NAME", help="A bundled distilled model.")] = "step-strong",
-    method: Annotated[str, typer.Option("--method", "-m", metavar="NAME", help="See `loraport methods`.")] = "casa",
+    method: Annotated[str, typer.Option("--method", "-m", metavar="NAME", help="See `loraport methods`.")] = DEFAULT,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of prompts and noise.")] = 0,
     verbose: Verbose = 0,
     quiet: Quiet = False,

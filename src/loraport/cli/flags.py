@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from loraport.cli.text import parse_size
 from loraport.cli.voice import Voice
 from loraport.errors import UsageError
+from loraport.methods import DEFAULT
 
 if TYPE_CHECKING:
     from loraport.engine.recipe import Recipe, RunOptions
@@ -161,7 +162,7 @@ def run_options(
 def method_or_preset(method: str | None, preset: str | None) -> str:
     """The one name that --method and --preset amount to. Raises UsageError when they contradict each other."""
     if preset is None:
-        return method or "casa"
+        return method or DEFAULT
     from loraport.methods import registry
 
     if preset not in registry.PRESETS:

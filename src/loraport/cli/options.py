@@ -5,6 +5,8 @@ from typing import Annotated, Optional
 
 import typer
 
+from loraport.methods import DEFAULT
+
 _MODELS, _LORA, _METHOD, _OUTPUT = "Models", "LoRA", "Method", "Output"
 _MACHINE, _TALK = "Machine", "Messages"
 _FLAG = ""  # a switch takes no value, so none is named
@@ -101,7 +103,7 @@ Method = Annotated[
         "--method",
         "-m",
         metavar="NAME",
-        show_default="casa",
+        show_default=DEFAULT,
         rich_help_panel=_METHOD,
         help="How to carry it over; see `loraport methods`.",
     ),

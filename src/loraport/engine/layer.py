@@ -60,16 +60,19 @@ def load_layer(
     reads_drift = needs.drift and (kept is None or method.reads_drift(job.shape, params))
 
     weight = None
-    if (needs.basis and basis is None) or not needs.basis or (reads_drift and job.distill is None):
+    if needs.weight or basis is None or (reads_drift and job.distill is None):
         weight = read_weight(job.source, job.round_to, device)
     if needs.basis and basis is None:
         assert weight is not None
         basis = shelf.keep_basis("source", SpectralBasis.from_weight(weight, name=job.name))
     norm = _norm(basis.S if basis is not None else weight)
     drift = _drift(job, weight, device) if reads_drift else None
+    inputs = replace(inputs, basis=basis, drift=drift)
+    if needs.weight:
+        assert weight is not None
+        inputs = replace(inputs, weight=DenseOperator(weight))
     del weight
 
-    inputs = replace(inputs, basis=basis, drift=drift)
     if needs.target_basis:
         inputs = replace(inputs, target_basis=_target_basis(job, shelf, device))
     if not needs.drift:

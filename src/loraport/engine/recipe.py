@@ -13,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from loraport.errors import UsageError
+from loraport.methods import DEFAULT
 
 LEAST_RANK = 32
 """The default output rank never falls below this: restoring the drift needs room of its own."""
@@ -88,7 +89,7 @@ class Recipe(BaseModel):
     source: str
     target: str | None = None
     target_lora: str | None = None
-    method: str = "casa"
+    method: str = DEFAULT
     params: dict[str, Any] = Field(default_factory=dict)
     rank: str = "auto"
     amount: float = Field(default=1.0, ge=0.0, le=1.0)

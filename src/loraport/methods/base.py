@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
-from loraport.core.operators import Operator
+from loraport.core.operators import DenseOperator, Operator
 
 Stat = float | int | str
 
@@ -28,6 +28,7 @@ class Needs:
     basis: bool = False
     target_basis: bool = False
     drift: bool = False
+    weight: bool = False
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class LayerInputs:
         target_basis: SVD of the target weight, if needed.
         drift: target minus source weight, if needed; `LowRank` when the distillation is itself a LoRA.
         prepared: what `TransferMethod.prepare` returned for this layer, if the caller kept it.
+        weight: the source weight itself, if needed.
     """
 
     name: str
@@ -49,6 +51,7 @@ class LayerInputs:
     target_basis: SpectralBasis | None = None
     drift: Operator | None = None
     prepared: Mapping[str, Tensor] | None = None
+    weight: DenseOperator | None = None
 
 
 @dataclass(frozen=True)

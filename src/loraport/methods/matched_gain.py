@@ -31,23 +31,23 @@ class MatchedGain(base.TransferMethod):
     """
 
     name: ClassVar[str] = "matched-gain"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     summary: ClassVar[str] = "reuse the update at a gain read off both weights, and give back what the drift cancels"
     reference: ClassVar[str] = "loraport; see docs/evidence.md"
     Params: ClassVar[type[base.Params]] = MatchedGainParams
     keeps_rank: ClassVar[bool] = True
 
     def needs(self, params: MatchedGainParams) -> base.Needs:
-        """Source basis (for the norm of the weight) and drift."""
-        return base.Needs(basis=True, drift=True)
+        """The two weights; no decomposition of either."""
+        return base.Needs(weight=True, drift=True)
 
     def transfer(self, inputs: base.LayerInputs, params: MatchedGainParams) -> base.LayerOutput:
         """Products with the update's own r singular pairs only."""
-        basis, drift, update = inputs.basis, inputs.drift, inputs.update
-        assert basis is not None
+        weight, drift, update = inputs.weight, inputs.drift, inputs.update
+        assert weight is not None
         assert drift is not None
         U, S, Vh = update.svd()
-        gain = norm_ratio(basis.S, (basis.U * basis.S, basis.Vh), drift) ** params.power
+        gain = norm_ratio(weight, drift) ** params.power
         along = (U * drift.apply(Vh.T)).sum(0)
         grown = gain * S + params.give_back * (-along).clamp_min(0)
         new = LowRank.from_svd(U, grown, Vh)
@@ -62,15 +62,14 @@ class MatchedGain(base.TransferMethod):
         return base.LayerOutput(new, stats, new)
 
 
-def norm_ratio(S: torch.Tensor, factors: tuple[torch.Tensor, torch.Tensor], drift: Operator) -> float:
-    """|W + drift| / |W| for W given by its singular values and by factors, without forming W unless drift is dense."""
-    source = float(S.double().norm())
+def norm_ratio(weight: DenseOperator, drift: Operator) -> float:
+    """|W + drift| / |W| in Frobenius norms; 1 for a weight of zeros. W + drift is formed only if drift is dense."""
+    source = weight.norm()
     if source == 0:
         return 1.0
-    left, Vh = factors
     if isinstance(drift, DenseOperator):
-        cross = float(((left.T @ drift.W) * Vh).double().sum())
-    else:
-        cross = float((left * drift.apply(Vh.T)).double().sum())
+        return float(torch.linalg.vector_norm(weight.W + drift.W)) / source
+    assert isinstance(drift, LowRank)  # |W + BA|² = |W|² + 2 <B, W Aᵀ> + |BA|²
+    cross = float((drift.B * weight.apply(drift.A.T)).double().sum())
     square = source**2 + 2 * cross + drift.norm() ** 2
     return max(square, 0.0) ** 0.5 / source

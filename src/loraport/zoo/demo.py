@@ -19,6 +19,7 @@ import loraport
 from loraport.calibration import CalibrationReport, Settings
 from loraport.errors import UsageError
 from loraport.files import write_bytes, write_json
+from loraport.methods import DEFAULT
 from loraport.report import Comparison, Words, figures, write_page
 from loraport.zoo import story, world
 from loraport.zoo.catalogue import LoraCard, ModelCard, lora_card, loras, model_card, path
@@ -73,7 +74,7 @@ def run_demo(
     target: str = "step-strong",
     seed: int = 0,
     clips: int = SCORED,
-    method: str = "casa",
+    method: str = DEFAULT,
     on_event: Callable[[object], None] | None = None,
 ) -> DemoResult:
     """Carry a bundled LoRA over to a bundled distilled model and show what comes of it.
