@@ -99,13 +99,13 @@ class Evidence:
         """The variants on one target, in order."""
         return [cell for cell in self.cells if (cell.lora, cell.target) == (lora, target) and cell.variant]
 
-    def best_direct(self, lora: str, target: str) -> Cell:
-        """Direct reuse at the strength that brings it nearest to source + LoRA.
+    def best_direct(self, lora: str, target: str, by: str = "to_aim") -> Cell:
+        """Direct reuse at its best strength: nearest to source + LoRA, or by "frechet" to renderings in the variant.
 
         The strength is chosen on the same clips that are reported, which favours direct reuse, the rival to beat.
         """
         cells = [cell for cell in self.of_pair(lora, target) if cell.variant and cell.variant.role == "direct"]
-        return min(cells, key=lambda cell: cell.estimates["to_aim"].value)
+        return min(cells, key=lambda cell: cell.estimates[by].value)
 
     def to_json(self) -> dict[str, Any]:
         """Numbers only."""

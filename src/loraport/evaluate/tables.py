@@ -14,6 +14,7 @@ CONTRASTS = (
     ("identity", "direct"),
     ("casa", "direct"),
     ("casa", "best"),
+    ("casa", "best by Frechet"),
     ("casa full rank", "casa"),
     ("released-code", "casa"),
     ("casa", "restore-only"),
@@ -25,15 +26,21 @@ CONTRASTS = (
     ("matched-gain", "direct"),
     ("matched-gain", "direct x1.25"),
     ("matched-gain", "best"),
+    ("matched-gain", "best by Frechet"),
     ("matched-gain power 3", "direct x1.25"),
     ("matched-gain power 3", "best"),
+    ("matched-gain power 3", "best by Frechet"),
     ("matched-gain", "casa"),
     ("calibrated", "direct"),
     ("calibrated", "best"),
+    ("calibrated", "best by Frechet"),
     ("calibrated", "casa"),
     ("calibrated", "matched-gain"),
     ("calibrated", "matched-gain power 3"),
 )
+
+BEST = {"best": "to_aim", "best by Frechet": "frechet"}
+"""Direct reuse at the strength that suits it best, chosen in hindsight by this measure."""
 
 TITLES = {
     "taught": "P(taught)",
@@ -69,7 +76,7 @@ def show(estimate: Estimate | None, digits: int = 2, *, signed: bool = False) ->
 def differences(
     evidence: Evidence, label: str, measure: str, rival: str = "direct", only: Sequence[str] = ()
 ) -> list[Estimate]:
-    """Paired differences of a row to another ("best": direct reuse at its best strength), one a pair that has both.
+    """Paired differences of a row to another (or to direct reuse at its best, see `BEST`), one a pair that has both.
 
     Args:
         only: names of LoRAs or targets; pairs that have none of them are left out. Empty for all pairs.
@@ -78,8 +85,8 @@ def differences(
     for lora, target in evidence.pairs():
         cells = {cell.label: cell for cell in evidence.of_pair(lora, target)}
         wanted = not only or lora in only or target in only
-        if label in cells and (rival == "best" or rival in cells) and wanted:
-            other = evidence.best_direct(lora, target) if rival == "best" else cells[rival]
+        if label in cells and (rival in BEST or rival in cells) and wanted:
+            other = evidence.best_direct(lora, target, BEST[rival]) if rival in BEST else cells[rival]
             found.append(cells[label].estimates[measure] - other.estimates[measure])
     return found
 
@@ -110,13 +117,14 @@ def contrast_table(
     known = _labels(evidence)
     rows = []
     for first, second in contrasts:
-        if first not in known or second not in (*known, "best"):
+        if first not in known or second not in (*known, *BEST):
             continue
         found = [differences(evidence, first, name, second, only) for name in measures]
         if not found[0]:
             continue
         verdicts = [verdict("to_aim", difference) for difference in found[-1]]
-        row = [f"{first} − {'direct at its best strength' if second == 'best' else second}", str(len(verdicts))]
+        rival = {"best": "direct at its best strength", "best by Frechet": "the same by Frechet"}.get(second, second)
+        row = [f"{first} − {rival}", str(len(verdicts))]
         row += [show(pooled(each), 3, signed=True) for each in found]
         rows.append([*row, f"{verdicts.count(1)} / {verdicts.count(-1)}"])
     return _markdown(head, rows)
