@@ -49,7 +49,7 @@ def transfer(
         output: the file to write; None computes and reports only.
         target_lora: instead of `target`: the target is the source plus this LoRA, `FILE` or `FILE:STRENGTH`.
         method, params: a method or preset (`loraport.list_methods()`) and its settings, e.g. `{"q_dom": 0.6}`.
-        rank: `auto` (the input's, at least 32), `same`, `full`, a number, or `energy=0.99`.
+        rank: `auto` (the input's, at least 32 where the method adds to it), `same`, `full`, a number, or `energy=0.99`.
         amount: 0 is direct reuse, 1 the full method.
         layers: regular expression; other layers keep the input's update. drop: layers to leave out.
         to: `universal`, `diffusers`, `kohya`, `original` or `same-as-input`. dtype: `same` or a torch name.

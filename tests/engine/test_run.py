@@ -22,11 +22,12 @@ def options(tmp_path) -> RunOptions:
     return RunOptions(cache=str(tmp_path / "cache"), log="off", overwrite=True)
 
 
-def _transfer(files, output, options, **settings):
+def _transfer(files, output, options, *, method="casa", **settings):
+    """By the method that uses the most of the engine: decompositions, what is kept of them, an output rank."""
     target = settings.pop("target", files.target)
     source = settings.pop("source", files.source)
     lora = settings.pop("lora", files.lora)
-    return loraport.transfer(lora, source=source, target=target, output=output, options=options, **settings)
+    return loraport.transfer(lora, source=source, target=target, output=output, method=method, options=options, **settings)
 
 
 def _updates(path) -> dict[str, torch.Tensor]:

@@ -114,7 +114,7 @@ class Case:
 
     def words(self, *more: object, command: str = "transfer") -> list[object]:
         files = self.files
-        out = ["-o", self.output] if command == "transfer" else []
+        out = ["-o", self.output, "--method", "casa"] if command == "transfer" else []  # the one that keeps the most
         return [command, files.lora, "--source", files.source, "--target", files.target, *out, *more]
 
     def start(self, *more: object, file_limit: int | None = None) -> Process:

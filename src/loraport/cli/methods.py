@@ -24,14 +24,17 @@ def methods(
     as_json: Json = False,
 ) -> None:
     """List the methods and presets, or the settings of one."""
-    from loraport.methods import registry
+    from loraport.methods import DEFAULT, registry
 
     voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
     if name is not None:
         _show_one(name, voice)
         return
     known = [registry.get(method) for method in registry.names()]
-    voice.table(["method", "what it does"], [[method.name, method.summary] for method in known])
+    voice.table(
+        ["method", "what it does"],
+        [[method.name + (" (default)" if method.name == DEFAULT else ""), method.summary] for method in known],
+    )
     voice.table(
         ["preset", "method", "what it sets"],
         [[preset, about.method, about.summary] for preset, about in registry.PRESETS.items()],

@@ -190,7 +190,7 @@ Rank = Annotated[
         "-r",
         metavar="N|same|full|energy=X",
         rich_help_panel=_OUTPUT,
-        help="Rank of the output. auto: the input's, at least 32. energy=0.99: as much as keeps 99 %.",
+        help="Rank of the output. auto: the input's, at least 32 if the method adds to it. energy=0.99: keeps 99 %.",
     ),
 ]
 To = Annotated[

@@ -63,13 +63,17 @@ class MatchedGain(base.TransferMethod):
 
 
 def norm_ratio(weight: DenseOperator, drift: Operator) -> float:
-    """|W + drift| / |W| in Frobenius norms; 1 for a weight of zeros. W + drift is formed only if drift is dense."""
+    """|W + drift| / |W| in Frobenius norms; 1 for a weight of zeros. W + drift is not formed.
+
+    |W + D|² = |W|² + 2 <W, D> + |D|², with <W, BA> = <B, W Aᵀ> where the drift is factored.
+    """
     source = weight.norm()
     if source == 0:
         return 1.0
     if isinstance(drift, DenseOperator):
-        return float(torch.linalg.vector_norm(weight.W + drift.W)) / source
-    assert isinstance(drift, LowRank)  # |W + BA|² = |W|² + 2 <B, W Aᵀ> + |BA|²
-    cross = float((drift.B * weight.apply(drift.A.T)).double().sum())
+        cross = float(torch.dot(weight.W.reshape(-1), drift.W.reshape(-1)))
+    else:
+        assert isinstance(drift, LowRank)
+        cross = float((drift.B * weight.apply(drift.A.T)).double().sum())
     square = source**2 + 2 * cross + drift.norm() ** 2
     return max(square, 0.0) ** 0.5 / source

@@ -96,7 +96,11 @@ def resolve(
     for key, value in (overrides or {}).items():
         owner, _, parameter = key.rpartition(".")
         if owner not in ("", method.name, name):
-            raise UsageError(f"the setting {key} belongs to another method", values=f"the method is {method.name}")
+            raise UsageError(
+                f"the setting {key} belongs to another method",
+                values=f"the method is {method.name}",
+                fix=f"--method {owner}" if owner in _METHODS else None,
+            )
         if parameter not in method.Params.model_fields:
             raise _unknown(f"setting of {method.name}", parameter, list(method.Params.model_fields))
         values[parameter] = value

@@ -163,6 +163,8 @@ def _about_rank(report: Mapping[str, Any]) -> str:
     kept, before, after = (summary.get(key) for key in ("energy_kept_total", "rank_in", "rank_out"))
     if kept is None:
         return ""
+    if kept > 0.9995:
+        return f"The file that was carried over has rank {after} (the input {before}), which loses nothing."
     return (
         f"The file that was carried over has rank {after} (the input {before}), which holds {100 * kept:.0f} % of the "
         "energy of the exact result; the rest is lost to the rank."
