@@ -86,12 +86,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, help="other than the kind's own")
     parser.add_argument("--rate", type=float, help="other than the kind's own")
+    parser.add_argument("--seed", type=int, help="other than the kind's own")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     kind = KINDS[options.kind]
-    steps, rate = options.steps or kind.steps, options.rate or kind.rate
+    steps, rate, seed = options.steps or kind.steps, options.rate or kind.rate, options.seed or kind.seed
     prompts, states = load_trajectories(options.out / "trajectories")
     models = options.out / "final" / "models"
     model = load_model(models / kind.start)
@@ -101,11 +102,11 @@ def main() -> None:
             block.attn1.set_processor(FrameCausalProcessor((world.SIZE // high) * (world.SIZE // wide)))
     if kind.rank:
         moved = dict(load_model(models / "step").named_parameters())
-        parameters = add_lora(model, kind.rank, kind.seed)
+        parameters = add_lora(model, kind.rank, seed)
         print(f"the LoRA starts with {extract(model, moved):.3f} of the energy of what step changed", flush=True)
     else:
         parameters = dict(model.named_parameters())
-    run = Run(options.kind, options.out, parameters, Schedule(steps, rate, decay=steps // 2), kind.seed)
+    run = Run(options.kind, options.out, parameters, Schedule(steps, rate, decay=steps // 2), seed)
 
     def loss(generator: torch.Generator) -> Tensor:
         pick = torch.randint(len(prompts), (options.batch,), generator=generator)

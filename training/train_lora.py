@@ -45,15 +45,17 @@ def main() -> None:
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, help="other than the task's own")
+    parser.add_argument("--seed", type=int, help="other than the task's own")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     task = TASKS[options.task]
     model = load_model(options.out / "final" / "models" / "source")
-    parameters = add_lora(model, task.rank, task.seed)
+    seed = options.seed or task.seed
+    parameters = add_lora(model, task.rank, seed)
     steps = options.steps or task.steps
-    run = Run(options.task, options.out, parameters, Schedule(steps, task.rate, 50, steps // 2), task.seed, 0.99)
+    run = Run(options.task, options.out, parameters, Schedule(steps, task.rate, 50, steps // 2), seed, 0.99)
     pool = prompt_pool(held_out=False)
     taught = tasks.get(options.task)
     shown = world.prompt_indices([prompt for prompt in world.all_prompts() if taught.teaches(prompt)])

@@ -5,7 +5,6 @@ import torch
 
 from loraport.calibration import Schedule
 from loraport.calibration.attach import Attached
-from loraport.calibration.candidates import Candidate, Judge, Scored, rolled
 from loraport.calibration.diagnosis import Shown
 from loraport.calibration.directions import GROUPS, Direction, Directions, gains, grouped, restores
 from loraport.calibration.notes import Notes
@@ -141,30 +140,6 @@ def test_an_output_that_is_not_finite_is_refused(prompts):
     broken = Stage.of(toy("broken", broken=True), 4)
     with pytest.raises(NumericalError, match="not finite"):
         broken.roll_out(draw_noise((4, 2, 3, 3), range(2)), prompts.take(0, 2))
-
-
-def test_the_choice_is_the_nearest_but_only_beyond_the_noise(update, target, prompts):
-    noise, some = draw_noise(target.latents, range(9)), prompts.take(0, 9)
-    stage = Stage.of(target, 4)
-    strengths = {"direct": 1.0, "exact": 1.4, "off": 0.2}
-    made = {name: {k: t.scaled(s) for k, t in update.items()} for name, s in strengths.items()}
-    direct = Candidate("direct", "direct", made["direct"])
-    fits = [Candidate(name, "calibrated", made[name]) for name in ("exact", "off")]
-    judge = Judge(stage, noise, some, rolled(stage, made["exact"], noise, some))
-    choice = judge.choose(judge.score([direct]), fits)
-    assert choice.chosen.candidate.label == "exact"
-    assert choice.chosen.distance == pytest.approx(0.0, abs=1e-9)
-    assert choice.best_plain.candidate.label == "direct"
-    judge = Judge(stage, noise, some, rolled(stage, made["direct"], noise, some))
-    assert judge.choose(judge.score([direct]), fits).chosen.candidate.label == "direct"
-
-
-def test_a_gain_within_the_noise_keeps_the_plain_one():
-    plain = Scored(Candidate("direct", "direct", {}), torch.tensor([1.0, 1.2, 0.9, 1.1]))
-    better = Scored(Candidate("fit", "calibrated", {}), torch.tensor([0.2, 2.0, 0.1, 1.8]))
-    gain, error = better.gain_over(plain)
-    assert gain < error
-    assert gain == pytest.approx(1.05 - 1.025)
 
 
 def test_what_is_shown():

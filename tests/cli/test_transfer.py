@@ -75,8 +75,8 @@ def test_verbose_shows_a_table_and_quiet_nothing(files: pico.Pico) -> None:
 
 def test_the_options_arrive(files: pico.Pico) -> None:
     done = transfer(
-        files, "--method", "casa", "--rank", 6, "--amount", 0.5, "--dtype", "bfloat16", "--layers", r"^blocks\.0\.", "--set",
-        "casa.q_dom=0.7", "--set", "arbitrate=false", "--drop", "ffn", "--device", "cpu", "--workers", 1,
+        files, "--method", "casa", "--rank", 6, "--amount", 0.5, "--dtype", "bfloat16", "--layers", r"^blocks\.0\.",
+        "--set", "casa.q_dom=0.7", "--set", "arbitrate=false", "--drop", "ffn", "--device", "cpu", "--workers", 1,
         "--executor", "serial", "--max-memory", "2GB", "--json",
     )  # fmt: skip
     assert done.exit_code == 0, done.output

@@ -27,7 +27,9 @@ def _transfer(files, output, options, *, method="casa", **settings):
     target = settings.pop("target", files.target)
     source = settings.pop("source", files.source)
     lora = settings.pop("lora", files.lora)
-    return loraport.transfer(lora, source=source, target=target, output=output, method=method, options=options, **settings)
+    return loraport.transfer(
+        lora, source=source, target=target, output=output, method=method, options=options, **settings
+    )
 
 
 def _updates(path) -> dict[str, torch.Tensor]:

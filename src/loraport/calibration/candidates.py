@@ -1,22 +1,24 @@
-"""The choice: every candidate is sampled to the end on held-out noise and compared with source + LoRA. No labels."""
+"""The choice: every candidate is sampled to the end on held-out noise and held against source + LoRA. No labels."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
 
 from loraport.calibration.attach import Attached
 from loraport.calibration.directions import Direction, Directions
+from loraport.calibration.gaps import Gap
 from loraport.calibration.rollout import Conditions, Stage
 from loraport.core.lowrank import LowRank
 
 SURE = 1.0
 """A fitted candidate is taken only if it beats the best plain one by this many standard errors of the difference."""
 FINALISTS = 6
+DRAWS = 200
+"""Bootstrap draws of the held-out noises behind every error; shared, so that differences are paired."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,27 +42,58 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
+class Seen:
+    """The clips of a candidate on some of the held-out noises, as far as the choice needs them.
+
+    Attributes:
+        columns: what the gap is made of, see `gaps.Gap`. latents: mean squared difference to source + LoRA, per noise.
+    """
+
+    columns: Float[Tensor, "q n"]
+    latents: Float[Tensor, " n"]
+
+    def joined(self, other: "Seen") -> "Seen":
+        """These noises and those of another."""
+        return Seen(torch.cat([self.columns, other.columns], 1), torch.cat([self.latents, other.latents]))
+
+
+@dataclass(frozen=True, eq=False)
 class Scored:
-    """A candidate with its mean squared distance to source + LoRA, one value a held-out noise."""
+    """A candidate with its gap to source + LoRA.
+
+    Attributes:
+        seen: its clips. distance: the gap over all noises. draws: the gap in every bootstrap draw.
+    """
 
     candidate: Candidate
-    distances: Float[Tensor, " m"]
+    seen: Seen
+    distance: float
+    draws: Float[Tensor, " r"]
 
-    @property
-    def distance(self) -> float:
-        """Mean over the noises."""
-        return float(self.distances.double().mean())
+    @classmethod
+    def of(cls, candidate: Candidate, seen: Seen, gap: Gap) -> "Scored":
+        """Score what was seen."""
+        count = len(seen.latents)
+        picks = torch.randint(count, (DRAWS, count), generator=Generator().manual_seed(0))
+        weights = torch.zeros(DRAWS, count, dtype=torch.float64)
+        weights.scatter_add_(1, picks, torch.ones(DRAWS, count, dtype=torch.float64))
+        once = torch.ones(1, count, dtype=torch.float64)
+        values = gap.values(seen.columns.double(), torch.cat([once, weights]))
+        return cls(candidate, seen, float(values[0]), values[1:])
 
     @property
     def error(self) -> float:
-        """Standard error of the mean."""
-        return _error(self.distances)
+        """Standard error of the gap."""
+        return float(self.draws.std())
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What candidates are sorted by: the gap; where that is equal, the distance of latents."""
+        return self.distance, float(self.seen.latents.double().mean())
 
     def gain_over(self, other: "Scored") -> tuple[float, float]:
-        """By how much it is nearer than another, with the standard error of the paired difference."""
-        count = min(len(self.distances), len(other.distances))
-        difference = other.distances[:count].double() - self.distances[:count].double()
-        return float(difference.mean()), _error(difference)
+        """By how much its gap is smaller than another's on as many noises, with the error of the paired difference."""
+        return other.distance - self.distance, float((other.draws - self.draws).std())
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +103,7 @@ class Choice:
     Attributes:
         chosen: the result. best_plain: the best candidate without a fit.
         ranking: all that went to the last round, nearest first; dropped: those that fell out in the first.
-        reason: one sentence.
+        reason: one sentence. measure: what the gap is, for people.
     """
 
     chosen: Scored
@@ -78,35 +111,27 @@ class Choice:
     ranking: tuple[Scored, ...]
     dropped: tuple[Scored, ...]
     reason: str
+    measure: str = ""
 
 
 @dataclass(frozen=True, eq=False)
 class Judge:
-    """What candidates are compared with, on prompts and noise that no fit has seen.
+    """Holds candidates against source + LoRA on prompts and noise that no fit has seen.
 
     Attributes:
-        noise, conditions: held out. aim: what source + LoRA makes of them.
+        gap: the measure. look: samples candidates on some of the noises. noises: how many there are.
         sure: see `SURE`; 0 takes the nearest, whatever the noise.
-        tick: told after each candidate.
     """
 
-    stage: Stage
-    noise: Float[Tensor, "m ..."]
-    conditions: Conditions
-    aim: Float[Tensor, "m ..."]
+    gap: Gap
+    look: Callable[[Sequence[Candidate], slice], list[Seen]]
+    noises: int
     sure: float = SURE
-    tick: Callable[[int, int], None] = lambda done, total: None
 
-    def score(self, candidates: Sequence[Candidate], first: int = 0, last: int | None = None) -> list[Scored]:
-        """Each candidate on a part of the noises, all by default."""
-        end = len(self.noise) if last is None else last
-        rows, some = slice(first, end), self.conditions.take(first, end - first)
-        made = []
-        for number, each in enumerate(candidates, start=1):
-            clips = rolled(self.stage, each.update, self.noise[rows], some, seed=first)
-            made.append(Scored(each, (clips - self.aim[rows]).flatten(1).square().mean(1)))
-            self.tick(number, len(candidates))
-        return made
+    def score(self, candidates: Sequence[Candidate]) -> list[Scored]:
+        """Each candidate on all noises."""
+        seen = self.look(candidates, slice(0, self.noises))
+        return [Scored.of(each, what, self.gap) for each, what in zip(candidates, seen, strict=True)]
 
     def choose(self, plain: Sequence[Scored], fits: Sequence[Candidate]) -> Choice:
         """Race the fits: all of them on a third of the noises, the best few on the rest.
@@ -115,25 +140,29 @@ class Judge:
             plain: candidates without a fit, scored on all noises; at least one.
             fits: the others.
         """
-        first = max(2, len(self.noise) // 3)
-        heat = sorted(self.score(fits, 0, first), key=lambda each: each.distance)
+        first = max(2, self.noises // 3)
+        seen = self.look(fits, slice(0, first))
+        heat = sorted((Scored.of(*pair, self.gap) for pair in zip(fits, seen, strict=True)), key=lambda each: each.rank)
         finalists, dropped = heat[:FINALISTS], heat[FINALISTS:]
-        if first < len(self.noise):
-            rest = self.score([each.candidate for each in finalists], first)
+        if first < self.noises:
+            rest = self.look([each.candidate for each in finalists], slice(first, self.noises))
             finalists = [
-                Scored(old.candidate, torch.cat([old.distances, new.distances]))
+                Scored.of(old.candidate, old.seen.joined(new), self.gap)
                 for old, new in zip(finalists, rest, strict=True)
             ]
-        ranking = tuple(sorted([*plain, *finalists], key=lambda each: each.distance))
-        best, best_plain = ranking[0], min(plain, key=lambda each: each.distance)
+        ranking = tuple(sorted([*plain, *finalists], key=lambda each: each.rank))
+        best_plain = min(plain, key=lambda each: each.rank)
+        best = ranking[0]
         if best.candidate.plain:
-            return Choice(best, best_plain, ranking, tuple(dropped), "nothing that was fitted comes nearer")
-        gain, error = best.gain_over(best_plain)
-        if gain <= self.sure * error:
-            why = f"the best fit ({best.candidate.label}) is nearer only within the noise"
-            return Choice(best_plain, best_plain, ranking, tuple(dropped), why)
-        why = f"{100 * gain / best_plain.distance:.0f} % nearer to source + LoRA than {best_plain.candidate.label}"
-        return Choice(best, best_plain, ranking, tuple(dropped), why)
+            taken, why = best, "nothing that was fitted comes nearer"
+        else:
+            gain, error = best.gain_over(best_plain)
+            if gain > self.sure * error:
+                share = f"{100 * gain / best_plain.distance:.0f} %"
+                taken, why = best, f"{share} nearer to source + LoRA than {best_plain.candidate.label}"
+            else:
+                taken, why = best_plain, f"the best fit ({best.candidate.label}) is nearer only within the noise"
+        return Choice(taken, best_plain, ranking, tuple(dropped), why, self.gap.words)
 
 
 def rolled(
@@ -149,7 +178,3 @@ def rolled(
     with Attached(stage.denoiser, whole) as attached:
         attached.put_on(whole.start())
         return stage.roll_out(noise, conditions, seed=seed)
-
-
-def _error(values: Tensor) -> float:
-    return float(values.double().std()) / math.sqrt(len(values)) if len(values) > 1 else math.inf

@@ -28,7 +28,7 @@ def plain_candidates(inputs: Inputs, settings: Settings) -> list[Candidate]:
 
 
 def fits(
-    stage: Stage,
+    stage: Stage | None,
     inputs: Inputs,
     states: Float[Tensor, "t n ..."],
     answers: Answers,
@@ -41,6 +41,7 @@ def fits(
     """A fit for every family, anchor, guidance and penalty, each with its coefficients.
 
     Args:
+        stage: the target at work; only the gradient solver needs it.
         anchors: strengths of direct reuse that the penalty holds the gains to.
         earlier: for a later round: the first round's moments, whose scale of the penalty is kept, and the coefficients
             around which the new ones were measured.
@@ -59,6 +60,7 @@ def fits(
         if settings.solver == "forward" or family != "gains":
             c = moments.ridge(anchor, guidance=w, penalty=penalty, free=free, around=around, scale=first.scale(free))
         else:
+            assert stage is not None
             c = solve_by_gradient(
                 stage, directions, states, answers.responses, inputs.probes,
                 guidance=w, strength=penalty * first.scale(free), anchor=anchor,

@@ -69,6 +69,7 @@ class CalibrationReport:
             "settings": self.settings.to_json(),
             "chosen": _row(self.choice.chosen),
             "reason": self.choice.reason,
+            "measure": self.choice.measure,
             "best_plain": _row(self.choice.best_plain),
             "ranking": [_row(each) for each in self.choice.ranking],
             "dropped": [_row(each) for each in self.choice.dropped],
@@ -91,7 +92,8 @@ def _row(scored: Scored) -> dict[str, Any]:
         "kind": scored.candidate.kind,
         "distance": scored.distance,
         "error": None if error == float("inf") else error,
-        "noises": len(scored.distances),
+        "latents": float(scored.seen.latents.double().mean()),
+        "noises": len(scored.seen.latents),
         "settings": scored.candidate.settings,
     }
 

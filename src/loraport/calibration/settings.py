@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from loraport.calibration.directions import GROUPS
+from loraport.calibration.gaps import MEASURES
 from loraport.errors import UsageError
 
 SOLVERS = ("forward", "gradient")
@@ -22,6 +23,7 @@ class Settings:
         group_probes: probes behind the diagnosis by group of layers; 0 leaves it out.
         difference: h of the central differences; None takes 0.1, or 0.25 where weights have 16 bits.
         solver: `forward` or `gradient`.
+        measure: what the choice goes by: `reading` or `latents`, see `gaps`.
         rounds: a second one measures the Jacobian again around the nearest fit of the first, and so on.
         batch: clips a pass. seed: of prompts and noise.
     """
@@ -38,6 +40,7 @@ class Settings:
     difference: float | None = None
     rounds: int = 1
     solver: str = "forward"
+    measure: str = "reading"
     batch: int = 16
     seed: int = 0
 
@@ -46,6 +49,8 @@ class Settings:
             raise UsageError("there is no such grouping", values=f"{self.groups!r}; known: {', '.join(GROUPS)}")
         if self.solver not in SOLVERS:
             raise UsageError("there is no such solver", values=f"{self.solver!r}; known: {', '.join(SOLVERS)}")
+        if self.measure not in MEASURES:
+            raise UsageError("there is no such measure", values=f"{self.measure!r}; known: {', '.join(MEASURES)}")
         if self.probes < 1 or self.heldout < 2 or self.batch < 1 or self.group_probes < 0 or self.rounds < 1:
             raise UsageError(
                 "too few probes", values=f"{self.probes} probes, {self.heldout} held out, batches of {self.batch}",

@@ -138,10 +138,12 @@ def _show(report: Any, plot: Path | None, voice: Voice) -> None:
     voice.result(f"{report.diagnosis.sentence}\n")
     taken = report.choice.chosen
     rows = [
-        [each.candidate.label, f"{each.distance:.4f}", f"{each.error:.4f}", "<- taken" if each is taken else ""]
+        [each.candidate.label, f"{each.distance:.3f}", f"{each.error:.3f}", "<- taken" if each is taken else ""]
         for each in ranking
     ]
-    voice.table(["candidate", "distance", "+-", ""], rows, title="Distance to source + LoRA on held-out noise")
+    voice.table(
+        ["candidate", "gap", "+-", ""], rows, title=f"Gap to source + LoRA on held-out noise: {report.choice.measure}"
+    )
     if voice.verbose:
         for name, table in (("time", report.diagnosis.steps), ("group", report.diagnosis.groups)):
             if table.before:

@@ -101,6 +101,7 @@ CALIBRATED: tuple[Variant, ...] = (
     *(_calibrated(f", penalty {p:g}", {"penalties": (p,)}) for p in (0.01, 0.3)),
     *(_calibrated(f", {n} probes", {"probes": n}) for n in (4, 96)),
     _calibrated(", 8 held out", {"heldout": 8}),
+    _calibrated(", chosen by latents", {"measure": "latents"}, "all"),
     _calibrated(", two rounds", {"rounds": 2}),
     _calibrated(", other noise", {"seed": 1}),
     _calibrated(", groups component", {"groups": "component", "probes": 8}),
