@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--executor", default="thread")
     parser.add_argument("--workers", type=int, default=None)
     parser.add_argument("--layers", default=None)
+    parser.add_argument("--method", default="casa", help="the published method, as its rival; or another")
     args = parser.parse_args()
     options = loraport.RunOptions(
         device="cpu", executor=args.executor, workers=args.workers, cache=args.cache, overwrite=True, log="off"
@@ -35,7 +36,14 @@ def main() -> None:
     for lora, out in zip(args.lora, args.out, strict=True):
         began = time.perf_counter()
         report = loraport.transfer(
-            lora, source=args.source, target=args.target, output=out, rank=32, layers=args.layers, options=options
+            lora,
+            source=args.source,
+            target=args.target,
+            output=out,
+            method=args.method,
+            rank=32,
+            layers=args.layers,
+            options=options,
         )
         seconds = time.perf_counter() - began
         runs.append(

@@ -183,7 +183,7 @@ class Bench:
     def _command(self, pair: dict[str, Any], lora: str, cache: Path) -> measure.Finished:
         """`loraport transfer` as a user would call it."""
         out = self._work / "out.safetensors"
-        flags = ["--rank", "32", "--device", "cpu", "--overwrite", "--quiet", "--cache", str(cache)]
+        flags = ["--method", "casa", "--rank", "32", "--device", "cpu", "--overwrite", "--quiet", "--cache", str(cache)]
         files = ["-s", pair["source"], "-t", pair["target"], "-o", str(out)]
         return measure.run([self._loraport(), "transfer", lora, *files, *flags], self._cores)
 
