@@ -95,16 +95,14 @@ def _calibrated(what: str, params: Params = NONE, reach: Reach = "two") -> Varia
 
 CALIBRATED: tuple[Variant, ...] = (
     _calibrated("", reach="all"),
-    *(_calibrated(f", groups {kind}", {"groups": kind}) for kind in ("global", "type", "depth", "layer")),
+    _calibrated(", chosen by latents", {"measure": "latents"}, "few"),
+    *(_calibrated(f", groups {kind}", {"groups": kind}) for kind in ("global", "type", "layer")),
+    _calibrated(", groups component", {"groups": "component", "probes": 4}),
     _calibrated(" with restore", {"restore": True}),
-    *(_calibrated(f", w={w:g}", {"guidances": (w,)}) for w in (1.0, 1.5, 3.0)),
-    *(_calibrated(f", penalty {p:g}", {"penalties": (p,)}) for p in (0.01, 0.3)),
-    *(_calibrated(f", {n} probes", {"probes": n}) for n in (4, 96)),
-    _calibrated(", 8 held out", {"heldout": 8}),
-    _calibrated(", chosen by latents", {"measure": "latents"}, "all"),
-    _calibrated(", two rounds", {"rounds": 2}),
+    *(_calibrated(f", w={w:g}", {"guidances": (w,)}) for w in (1.0, 3.0)),
+    _calibrated(", penalty 0.01", {"penalties": (0.01,)}),
+    _calibrated(", 4 probes", {"probes": 4}),
     _calibrated(", other noise", {"seed": 1}),
-    _calibrated(", groups component", {"groups": "component", "probes": 8}),
     *(
         _calibrated(f", one fit by {how}", {"solver": solver, "guidances": (1.5,), "penalties": (0.3,), "probes": 8})
         for how, solver in (("passes", "forward"), ("gradients", "gradient"))
