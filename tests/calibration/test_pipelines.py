@@ -171,7 +171,8 @@ def test_folders_and_a_text_file_from_the_command_line(lora, folders, tmp_path):
     resumed = json.loads(again.stdout)
     assert {"states", "responses", "aim"} <= set(resumed["resumed"])
     assert resumed["coefficients"] == report["coefficients"]
-    assert resumed["passes"]["source"] == 0
+    for model in ("source", "target"):  # what was measured is there; what is left is the choice
+        assert 0 < resumed["passes"][model] < report["passes"][model]
 
 
 def test_a_folder_brings_its_scheduler(folders):
