@@ -95,6 +95,7 @@ def _calibrated(what: str, params: Params = NONE, reach: Reach = "two") -> Varia
 
 CALIBRATED: tuple[Variant, ...] = (
     _calibrated("", reach="all"),
+    _calibrated(", no fit", {"guidances": (1.0,), "penalties": (1e6,)}, "all"),  # gains held to reuse at a strength
     _calibrated(", chosen by latents", {"measure": "latents"}, "few"),
     *(_calibrated(f", groups {kind}", {"groups": kind}) for kind in ("global", "type", "layer")),
     _calibrated(", groups component", {"groups": "component", "probes": 4}),
