@@ -65,6 +65,25 @@ def test_a_gain_within_the_noise_keeps_the_plain_one():
     assert gain == pytest.approx(1.05 - 1.025)
 
 
+def test_a_fit_that_only_one_measure_finds_nearer_is_not_taken():
+    def seen(gap, latents):
+        return Seen(torch.full((1, NOISES), gap), torch.full((NOISES,), latents))
+
+    known = {"direct": seen(0.3, 0.5), "farther": seen(0.1, 0.6), "agreed": seen(0.2, 0.4)}
+    judge = Judge(Latents(), lambda some, rows: [_part(known[each.label], rows) for each in some], NOISES)
+    plain = judge.score([Candidate("direct", "direct", {})])
+    choice = judge.choose(plain, [Candidate("farther", "calibrated", {})])
+    assert choice.chosen.candidate.label == "direct"
+    assert "one measure only" in choice.reason
+    choice = judge.choose(plain, [Candidate(name, "calibrated", {}) for name in ("farther", "agreed")])
+    assert choice.chosen.candidate.label == "agreed"
+    assert choice.ranking[0].candidate.label == "farther"
+
+
+def _part(seen, rows):
+    return Seen(seen.columns[:, rows], seen.latents[rows])
+
+
 def test_the_clips_of_source_and_lora_leave_no_gap_and_those_of_the_source_the_whole(update, source, prompts):
     noise, some = draw_noise(source.latents, range(NOISES)), prompts.take(0, NOISES)
     stage = Stage.of(source, 4)

@@ -15,7 +15,8 @@ from loraport.calibration.rollout import Conditions, Stage
 from loraport.core.lowrank import LowRank
 
 SURE = 1.0
-"""A fitted candidate is taken only if it beats the best plain one by this many standard errors of the difference."""
+"""A fit is taken only if it beats the best plain candidate by this many standard errors of the paired difference, and
+is not farther from source + LoRA in latents: two measures that err in opposite ways must agree."""
 FINALISTS = 6
 DRAWS = 200
 """Bootstrap draws of the held-out noises behind every error; shared, so that differences are paired."""
@@ -89,7 +90,12 @@ class Scored:
     @property
     def rank(self) -> tuple[float, float]:
         """What candidates are sorted by: the gap; where that is equal, the distance of latents."""
-        return self.distance, float(self.seen.latents.double().mean())
+        return self.distance, self.latents
+
+    @property
+    def latents(self) -> float:
+        """Mean squared distance of latents to source + LoRA."""
+        return float(self.seen.latents.double().mean())
 
     def gain_over(self, other: "Scored") -> tuple[float, float]:
         """By how much its gap is smaller than another's on as many noises, with the error of the paired difference."""
@@ -152,16 +158,21 @@ class Judge:
             ]
         ranking = tuple(sorted([*plain, *finalists], key=lambda each: each.rank))
         best_plain = min(plain, key=lambda each: each.rank)
-        best = ranking[0]
-        if best.candidate.plain:
-            taken, why = best, "nothing that was fitted comes nearer"
+        nearer = [each for each in ranking if not each.candidate.plain and each.rank < best_plain.rank]
+        agreed = [each for each in nearer if each.latents <= best_plain.latents]
+        taken = best_plain
+        if not nearer:
+            why = "nothing that was fitted comes nearer"
+        elif not agreed:
+            why = f"the best fit ({nearer[0].candidate.label}) is nearer by one measure only"
         else:
-            gain, error = best.gain_over(best_plain)
+            gain, error = agreed[0].gain_over(best_plain)
             if gain > self.sure * error:
+                taken = agreed[0]
                 share = f"{100 * gain / best_plain.distance:.0f} %"
-                taken, why = best, f"{share} nearer to source + LoRA than {best_plain.candidate.label}"
+                why = f"{share} nearer to source + LoRA than {best_plain.candidate.label}"
             else:
-                taken, why = best_plain, f"the best fit ({best.candidate.label}) is nearer only within the noise"
+                why = f"the best fit ({agreed[0].candidate.label}) is nearer only within the noise"
         return Choice(taken, best_plain, ranking, tuple(dropped), why, self.gap.words)
 
 

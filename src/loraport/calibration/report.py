@@ -92,7 +92,7 @@ def _row(scored: Scored) -> dict[str, Any]:
         "kind": scored.candidate.kind,
         "distance": scored.distance,
         "error": None if error == float("inf") else error,
-        "latents": float(scored.seen.latents.double().mean()),
+        "latents": scored.latents,
         "noises": len(scored.seen.latents),
         "settings": scored.candidate.settings,
     }

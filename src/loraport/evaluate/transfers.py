@@ -15,7 +15,7 @@ from loraport.evaluate.variants import CALIBRATE, Variant
 from loraport.methods import registry
 from loraport.zoo import world
 
-CALIBRATED = 1
+CALIBRATED = 2
 """Part of the key of kept calibrations: raised when what they compute changes."""
 
 
