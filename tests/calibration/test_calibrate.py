@@ -105,6 +105,18 @@ def test_an_interrupted_run_goes_on(run, source, target, tmp_path):
     assert {"states", "responses", "aim", "alone", "groups"} <= set(again.resumed)
 
 
+@pytest.mark.parametrize("part", ["states", "responses", "aim", "alone", "moments"])
+def test_a_damaged_part_is_measured_again(run, tmp_path, part):
+    whole = run(keep=tmp_path / "keep", output=None).to_json()
+    (victim,) = (tmp_path / "keep").glob(f"*-{part}*.safetensors")
+    victim.write_bytes(victim.read_bytes()[:40])
+    again = run(keep=tmp_path / "keep", output=None)
+    assert not any(name.startswith(part) for name in again.resumed)
+    assert len(set(again.resumed)) == len(again.resumed)
+    assert again.to_json()["coefficients"] == whole["coefficients"]
+    assert again.to_json()["chosen"] == whole["chosen"]
+
+
 def test_the_models_are_never_in_memory_together(run, source, target):
     alive = set()
 

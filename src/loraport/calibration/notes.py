@@ -30,26 +30,31 @@ class Notes:
         self._key = hashlib.sha256(canonical_json(facts).encode()).hexdigest()[:16]
         self.found: list[str] = []
 
+    def find(self, name: str) -> Tensor | None:
+        """The tensor of this name from an earlier run; None if there is none, or its file is damaged."""
+        if self._folder is None:
+            return None
+        try:
+            kept = load_file(self._file(name))["value"]
+        except (SafetensorError, KeyError, OSError):
+            return None
+        if name not in self.found:
+            self.found.append(name)
+        return kept
+
     def once(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """The tensor of this name from an earlier run, or made now. A damaged file is made again."""
-        if self._folder is None:
-            return make()
-        file = self._folder / f"{self._key}-{name}.safetensors"
-        if file.is_file():
-            try:
-                kept = load_file(file)["value"]
-            except (SafetensorError, KeyError, OSError):
-                pass
-            else:
-                self.found.append(name)
-                return kept
+        kept = self.find(name)
+        if kept is not None:
+            return kept
         value = make()
-        write_safetensors(file, {"value": value}, {})
+        if self._folder is not None:
+            write_safetensors(self._file(name), {"value": value}, {})
         return value
 
-    def has(self, name: str) -> bool:
-        """Whether an earlier run left it."""
-        return self._folder is not None and (self._folder / f"{self._key}-{name}.safetensors").is_file()
+    def _file(self, name: str) -> Path:
+        assert self._folder is not None
+        return self._folder / f"{self._key}-{name}.safetensors"
 
 
 def weights_of(model: "Runnable") -> str:

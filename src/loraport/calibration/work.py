@@ -62,9 +62,8 @@ class Work:
     def states(self) -> Float[Tensor, "t n ..."]:
         """The states that the target meets with the LoRA as it is, from the probes' noise."""
         self.tell.stage(f"the states that {self.target.name} meets")
-        if self.notes.has("states"):
-            return self.notes.once("states", lambda: torch.empty(0))
-        return self.at("target", self._states)
+        kept = self.notes.find("states")
+        return self.at("target", self._states) if kept is None else kept
 
     def _states(self, stage: Stage) -> Float[Tensor, "t n ..."]:
         with Attached(stage.denoiser, self.inputs.directions) as attached:
@@ -74,9 +73,10 @@ class Work:
     def answers(self, states: Float[Tensor, "t n ..."]) -> Answers:
         """What the source says at these states, and its clips from held-out noise."""
         self.tell.stage(f"what the LoRA does in {self.source.name}")
-        if all(self.notes.has(name) for name in SOURCE_PARTS):
-            return Answers(*(self.notes.once(name, lambda: torch.empty(0)) for name in SOURCE_PARTS))
-        return self.at("source", lambda stage: self._answers(stage, states))
+        kept = [self.notes.find(name) for name in SOURCE_PARTS]
+        if any(part is None for part in kept):
+            return self.at("source", lambda stage: self._answers(stage, states))
+        return Answers(*kept)
 
     def _answers(self, stage: Stage, states: Float[Tensor, "t n ..."]) -> Answers:
         inputs, settings, once = self.inputs, self.settings, self.notes.once
@@ -135,8 +135,9 @@ class Work:
 
     def _moments(self, around: Float[Tensor, " k"], states: Tensor, answers: Answers) -> Moments:
         name = f"moments-{digest_tensor(around)[:8]}"
-        if self.notes.has(name):
-            return Moments(self.notes.once(name, lambda: torch.empty(0)))
+        kept = self.notes.find(name)
+        if kept is not None:
+            return Moments(kept)
 
         def work(stage: Stage) -> Moments:
             with Attached(stage.denoiser, self.inputs.directions) as attached:

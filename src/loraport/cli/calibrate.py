@@ -10,7 +10,7 @@ from loraport.cli.calibration import Job, need, run_job
 from loraport.cli.voice import Voice
 from loraport.errors import UsageError
 
-EXAMPLE = """On the bundled models, offline, about half a minute (a LoRA file of your own works the same):
+EXAMPLE = """On the bundled models, offline, about a minute (a LoRA file of your own works the same):
 
     loraport calibrate outline --source zoo:source --target zoo:step-strong -o outline-calibrated.safetensors
 
