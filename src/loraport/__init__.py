@@ -12,7 +12,7 @@ Everything here is loaded on first use, so that importing the package costs noth
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-__version__ = "0.1.0"
+from loraport.version import __version__
 
 if TYPE_CHECKING:
     from loraport.api import convert, inspect, list_methods, plan, transfer, verify

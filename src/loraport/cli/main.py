@@ -32,7 +32,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> bool:
     if wanted:
-        from loraport import __version__
+        from loraport.version import __version__
 
         print(f"loraport {__version__}")
         raise typer.Exit

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport import __version__
+from loraport.version import __version__
 from loraport.errors import FileError, NumericalError
 from loraport.formats.architecture import Architecture
 from loraport.formats.checkpoint import Checkpoint

@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from loraport import __version__
+from loraport.version import __version__
 
 CONTENT = "loraport.content"  # digest of all tensors; written by write_adapter, checked by verify
 MAX_JSON = 4 * 2**20

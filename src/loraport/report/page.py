@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from loraport import __version__
+from loraport.version import __version__
 from loraport.files import write_text
 from loraport.report import charts, figures, tables
 from loraport.report.comparison import Comparison, Measure, Score
