@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport import zoo
+from loraport.adapters.parse import open_adapter
 from loraport.calibration.attach import Attached
 from loraport.calibration.directions import Directions, gains
 from loraport.calibration.gradient import objective, solve_by_gradient
@@ -24,7 +25,6 @@ from loraport.calibration.prompts import tiny_prompts
 from loraport.calibration.rollout import Conditions, Stage, draw_noise
 from loraport.calibration.wan import open_runnable
 from loraport.core.lowrank import LowRank
-from loraport.formats.adapter import open_adapter
 
 SIZES = (0.025, 0.05, 0.1, 0.25, 0.5)
 GUIDANCE, PENALTY = 1.5, 0.3

@@ -19,3 +19,23 @@ def _global_rng_untouched():
     before = torch.random.get_rng_state()
     yield
     assert torch.equal(before, torch.random.get_rng_state()), "the global random state was touched"
+
+
+@pytest.fixture(scope="session")
+def pico_path(tmp_path_factory):
+    """A two-block Wan in original names, on disk."""
+    from safetensors.torch import save_file
+
+    import makers
+
+    path = tmp_path_factory.mktemp("pico") / "wan.safetensors"
+    save_file(makers.model(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pico(pico_path):
+    """The same, opened."""
+    from loraport.models.checkpoint import open_checkpoint
+
+    return open_checkpoint(pico_path)

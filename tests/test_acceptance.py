@@ -8,9 +8,9 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 from loraport import zoo
+from loraport.adapters.parse import open_adapter
 from loraport.engine.recipe import RunOptions
-from loraport.formats.adapter import open_adapter
-from loraport.formats.checkpoint import open_checkpoint
+from loraport.models.checkpoint import open_checkpoint
 
 LORA, SOURCE, TARGET = "outline", "source", "step-strong"
 
@@ -148,6 +148,6 @@ def test_names_of_source_and_target_may_differ(tmp_path, options):
 
 
 def _read(ref) -> torch.Tensor:
-    from loraport.formats.tensors import read_tensor
+    from loraport.containers.tensors import read_tensor
 
     return read_tensor(ref)

@@ -4,16 +4,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from loraport.adapters.convert import Conversion, convert_adapter
+from loraport.adapters.describe import FileDescription, describe
+from loraport.adapters.verify import Check, verify_adapter
 from loraport.engine.events import Listener, ignore
 from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport
 from loraport.engine.run import run
-from loraport.formats.checkpoint import open_checkpoint
-from loraport.formats.convert import Conversion, convert_adapter
-from loraport.formats.describe import FileDescription, describe
-from loraport.formats.verify import Check, verify_adapter
 from loraport.methods import DEFAULT, registry
+from loraport.models.checkpoint import open_checkpoint
 
 PathLike = str | Path
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loraport.formats.adapter import open_adapter
-from loraport.formats.checkpoint import open_checkpoint
+from loraport.adapters.parse import open_adapter
+from loraport.models.checkpoint import open_checkpoint
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 MODULES = ("synthetic", "matrices")

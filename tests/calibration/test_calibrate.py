@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import loraport
+from loraport.adapters.parse import open_adapter
 from loraport.calibration import Conditions, Schedule, Settings
 from loraport.errors import FileError, MismatchError, NumericalError, UsageError
-from loraport.formats.adapter import open_adapter
 
 from .conftest import toy
 

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
+from loraport.adapters.parse import open_adapter
 from loraport.calibration.attach import Attached
 from loraport.calibration.candidates import Candidate, Judge, Scored, Seen, rolled
 from loraport.calibration.directions import Direction, Directions
 from loraport.calibration.gaps import TIMES, Latents, Reading, evidence, read
 from loraport.calibration.rollout import Stage, draw_noise
-from loraport.formats.adapter import open_adapter
 
 NOISES = 9
 

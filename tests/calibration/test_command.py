@@ -10,12 +10,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import loraport
+from loraport.adapters.parse import open_adapter
 from loraport.calibration import Settings
 from loraport.calibration.diagnosis import Diagnosis, Shown, Table
 from loraport.calibration.plot import AFTER, BEFORE, diagnosis_png
 from loraport.cli.main import app
 from loraport.errors import FileError
-from loraport.formats.adapter import open_adapter
 from loraport.zoo import world
 
 from . import tinywan

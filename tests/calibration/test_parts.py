@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from loraport.adapters.parse import open_adapter
 from loraport.calibration import Schedule
 from loraport.calibration.attach import Attached
 from loraport.calibration.diagnosis import Shown
@@ -11,7 +12,6 @@ from loraport.calibration.notes import Notes
 from loraport.calibration.rollout import Stage, draw_noise
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, NumericalError, UsageError
-from loraport.formats.adapter import open_adapter
 
 from .conftest import toy
 

@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMulti
 from typer.testing import CliRunner
 
 import loraport
+from loraport.adapters.parse import open_adapter
 from loraport.calibration import Runnable, RunSettings, Schedule, Settings
 from loraport.calibration.pipelines import as_runnable
 from loraport.calibration.rollout import Stage, draw_noise
@@ -15,7 +16,6 @@ from loraport.calibration.sampling import schedule_of
 from loraport.calibration.wan import WanDenoiser, open_runnable
 from loraport.cli.main import app
 from loraport.errors import FileError, MismatchError, UsageError
-from loraport.formats.adapter import open_adapter
 from loraport.zoo.attention import FrameCausalProcessor
 
 from . import tinywan

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from loraport.adapters.parse import open_adapter
 from loraport.calibration.attach import Attached
 from loraport.calibration.directions import Directions, gains
 from loraport.calibration.gradient import objective, solve_by_gradient
 from loraport.calibration.moments import EMPTY, NOW, PROMPTED, Moments
 from loraport.calibration.probes import source_responses, target_moments, visited
 from loraport.calibration.rollout import Stage, draw_noise
-from loraport.formats.adapter import open_adapter
 
 
 @pytest.fixture

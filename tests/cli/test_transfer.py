@@ -173,7 +173,7 @@ def test_a_plan_reads_no_tensor_data(files: pico.Pico, monkeypatch: pytest.Monke
     def refuse(*arguments: object) -> None:
         raise AssertionError("tensor data was read")
 
-    monkeypatch.setattr("loraport.formats.tensors.read_tensor", refuse)
+    monkeypatch.setattr("loraport.containers.tensors.read_tensor", refuse)
     assert plan(files).exit_code == 0
 
 

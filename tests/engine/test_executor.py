@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from loraport.adapters.adapter import LayerUpdate
 from loraport.engine.executor import run_all, workers_for
 from loraport.engine.job import WIDE_ELEMENTS, LayerJob
 from loraport.engine.recipe import RankRule, RunOptions, cores
 from loraport.errors import NumericalError
-from loraport.formats.update import LayerUpdate
 
 UPDATE = LayerUpdate("layer", "lora", None, None, None, 1.0, "no alpha", 4, ("layer.lora_A.weight",), (4, 4))
 

@@ -15,7 +15,7 @@ from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
 from loraport.core.svd import compress
 from loraport.methods.base import LayerInputs
-from loraport.methods.casa import Casa, CasaParams
+from loraport.methods.casa.method import Casa, CasaParams
 
 sys.path.insert(0, str(Path(__file__).parent))
 import oracle

@@ -10,10 +10,10 @@ from safetensors import safe_open
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
-from loraport.core.routing import DriftRouting, routed
 from loraport.methods import registry
 from loraport.methods.base import LayerInputs
-from loraport.methods.casa import judge
+from loraport.methods.casa.method import judge
+from loraport.methods.casa.routing import DriftRouting, routed
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ["square_small", "square_strict", "square_one_cluster", "tall", "wide"]

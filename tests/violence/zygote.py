@@ -37,10 +37,6 @@ def child(request: dict) -> None:
 
 
 def main() -> None:
-    import loraport.api
-    import loraport.cli.main
-    import loraport.formats.parse
-    import loraport.formats.render  # noqa: F401
 
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:

@@ -9,9 +9,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from loraport.adapters.header import canonical_json
+from loraport.containers.tensors import file_identity
 from loraport.files import write_safetensors
-from loraport.formats.header import canonical_json
-from loraport.formats.tensors import file_identity
 
 if TYPE_CHECKING:
     from loraport.calibration.denoiser import Runnable

@@ -18,8 +18,8 @@ from loraport.calibration.wan import (
     settle_latents,
     two_experts,
 )
+from loraport.containers.tensors import digest_tensor
 from loraport.errors import UsageError
-from loraport.formats.tensors import digest_tensor
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin, WanPipeline, WanTransformer3DModel

@@ -7,14 +7,15 @@ from typing import Any
 
 import torch
 
+from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.header import build_metadata
+from loraport.adapters.render import render_adapter, write_adapter
 from loraport.calibration.candidates import Choice, Scored
 from loraport.calibration.diagnosis import Diagnosis
 from loraport.calibration.settings import Settings
 from loraport.core.lowrank import LowRank
 from loraport.files import write_bytes
-from loraport.formats.adapter import LoraAdapter, render_adapter, write_adapter
-from loraport.formats.architecture import Architecture
-from loraport.formats.header import build_metadata
+from loraport.models.architecture import Architecture
 
 VERSION = 1
 """Of the method; part of the header."""

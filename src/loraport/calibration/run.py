@@ -17,8 +17,8 @@ from loraport.calibration.progress import Teller
 from loraport.calibration.report import CalibrationReport, file_digest, write_result
 from loraport.calibration.settings import Settings
 from loraport.calibration.work import Work
+from loraport.containers.tensors import digest_tensor
 from loraport.errors import FileError
-from loraport.formats.tensors import digest_tensor
 
 
 def run_calibration(

@@ -15,7 +15,7 @@ from loraport.calibration.denoiser import Runnable, Schedule
 from loraport.calibration.prompts import encode_by_folder, has_encoder
 from loraport.calibration.sampling import NO_SETTINGS, RunSettings, scheduler_in, settle
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
-from loraport.formats.family import families
+from loraport.models.family import families
 from loraport.zoo import catalogue
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from loraport.calibration.probes import source_responses, target_moments, visite
 from loraport.calibration.progress import Teller
 from loraport.calibration.rollout import Stage
 from loraport.calibration.settings import Settings
-from loraport.formats.tensors import digest_tensor
+from loraport.containers.tensors import digest_tensor
 
 T = TypeVar("T")
 STEP, COARSE_STEP = 0.1, 0.25

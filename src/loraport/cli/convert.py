@@ -33,8 +33,8 @@ def convert(
 ) -> None:
     """Rename the keys of a LoRA for another program. The numbers stay as they are."""
     voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
-    from loraport.formats.checkpoint import open_checkpoint
-    from loraport.formats.convert import convert_adapter
+    from loraport.adapters.convert import convert_adapter
+    from loraport.models.checkpoint import open_checkpoint
 
     done = convert_adapter(
         lora,

@@ -28,7 +28,7 @@ def inspect(
 ) -> None:
     """Say what files are: model or LoRA, names, ranks, scales, number format, header, and what is odd."""
     voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
-    from loraport.formats.describe import describe
+    from loraport.adapters.describe import describe
 
     documents, failures = [], []
     for file in files:

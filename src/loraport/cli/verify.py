@@ -9,7 +9,7 @@ from loraport.cli.voice import Voice, error_document, say_error
 from loraport.errors import FileError, LoraportError, MismatchError
 
 if TYPE_CHECKING:
-    from loraport.formats.verify import Check
+    from loraport.adapters.verify import Check
 
 EXAMPLE = """After a copy or a download, and with the model it is meant for:
 
@@ -36,8 +36,8 @@ def verify(
     A note is no failure: something that not every loader takes, in a file that never promised more.
     """
     voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
-    from loraport.formats.checkpoint import open_checkpoint
-    from loraport.formats.verify import verify_adapter
+    from loraport.adapters.verify import verify_adapter
+    from loraport.models.checkpoint import open_checkpoint
 
     fits = None if model is None else open_checkpoint(model)
     documents, failures = [], []
@@ -63,7 +63,7 @@ def verify(
 
 
 def _failure(file: str, check: "Check") -> LoraportError:
-    from loraport.formats.verify import FITS
+    from loraport.adapters.verify import FITS
 
     if check.name == FITS:
         return MismatchError("the file does not fit the model", where=file, values=check.found)

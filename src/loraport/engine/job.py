@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
+from loraport.adapters.adapter import LayerUpdate
+from loraport.containers.tensors import TensorRef
 from loraport.engine.recipe import RankRule
-from loraport.formats.adapter import LayerUpdate
-from loraport.formats.tensors import TensorRef
 
 WIDE_ELEMENTS = 40_000_000
 """Layers with more elements than this get all cores to themselves; smaller ones run one on each core.

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator, Operator
 from loraport.core.svd import ALGORITHM
 from loraport.engine.job import LayerJob
-from loraport.formats.tensors import TensorRef, read_float
 from loraport.methods.base import LayerInputs, Params, TransferMethod
 from loraport.store.store import Store, entry_key
 

@@ -2,12 +2,13 @@
 
 from dataclasses import dataclass
 
+from loraport.adapters.adapter import LayerUpdate, LoraAdapter
+from loraport.adapters.parse import open_adapter
+from loraport.containers.tensors import TensorRef
 from loraport.engine.recipe import Recipe
 from loraport.errors import MismatchError, UnmatchedKeysError
-from loraport.formats.adapter import LayerUpdate, LoraAdapter, open_adapter
-from loraport.formats.architecture import require_same_size
-from loraport.formats.checkpoint import Checkpoint, open_checkpoint
-from loraport.formats.tensors import TensorRef
+from loraport.models.architecture import require_same_size
+from loraport.models.checkpoint import Checkpoint, open_checkpoint
 
 
 @dataclass(frozen=True)

@@ -8,18 +8,18 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from loraport.adapters.adapter import Carried, LoraAdapter
+from loraport.adapters.dialect import check_profile, profile_of
+from loraport.adapters.loaders import loader_notes
+from loraport.adapters.render import check_carried
 from loraport.engine.executor import workers_for
 from loraport.engine.job import LayerJob, basis_cost, operations_per_second, transfer_cost, working_bytes
 from loraport.engine.match import open_inputs, weights_of
 from loraport.engine.recipe import RankRule, Recipe, RunOptions
 from loraport.errors import MismatchError, UsageError
-from loraport.formats.adapter import Carried, LoraAdapter
-from loraport.formats.checkpoint import Checkpoint
-from loraport.formats.dialect import check_profile, profile_of
-from loraport.formats.loaders import loader_notes
-from loraport.formats.render import check_carried
 from loraport.methods import registry
 from loraport.methods.base import Needs
+from loraport.models.checkpoint import Checkpoint
 
 _NOTHING = Needs()  # of a method that reads the LoRA alone, so that its output needs no more room than the input
 _TORCH_NAMES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraport.adapters.header import build_metadata, canonical_json
+from loraport.adapters.render import render_adapter, write_adapter
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import run_all
 from loraport.engine.plan import TransferPlan, sample_for_kinship
@@ -22,8 +24,6 @@ from loraport.engine.results import LayerReport, TransferReport, energy_kept_in_
 from loraport.engine.worker import LayerResult, Worker, drift_ratio, pick_device
 from loraport.errors import FileError, MismatchError
 from loraport.files import JsonLines
-from loraport.formats.adapter import render_adapter, write_adapter
-from loraport.formats.header import build_metadata, canonical_json
 from loraport.store.digests import DigestMemo
 from loraport.store.store import NullStore, Store
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from loraport.containers.tensors import TensorRef, digest, file_identity
 from loraport.core import measures
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, Operator
@@ -22,7 +23,6 @@ from loraport.engine.job import LayerJob
 from loraport.engine.layer import LayerMatrices, load_layer, read_weight
 from loraport.engine.results import LayerReport
 from loraport.errors import MismatchError, NumericalError, UsageError
-from loraport.formats.tensors import TensorRef, digest, file_identity
 from loraport.methods import registry
 from loraport.store.digests import DigestMemo
 from loraport.store.store import Store, StoreProblem, entry_key

@@ -11,7 +11,7 @@ from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator, Operator
 from loraport.methods import base
-from loraport.methods.casa import Casa, CasaParams
+from loraport.methods.casa.method import Casa, CasaParams
 
 _HALVINGS = 30
 

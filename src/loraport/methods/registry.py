@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from loraport.errors import UsageError
 from loraport.methods.base import Params, TransferMethod
-from loraport.methods.casa import Casa
+from loraport.methods.casa.method import Casa
 from loraport.methods.cluster_transport import ClusterTransport
 from loraport.methods.cross_lora import CrossLora
 from loraport.methods.direct import Direct

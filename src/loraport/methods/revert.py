@@ -5,7 +5,7 @@ from typing import ClassVar
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator, Operator
 from loraport.methods import base
-from loraport.methods.casa import Casa, CasaParams
+from loraport.methods.casa.method import Casa, CasaParams
 
 
 class RevertParams(CasaParams):

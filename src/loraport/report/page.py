@@ -7,11 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from loraport.version import __version__
 from loraport.files import write_text
 from loraport.report import charts, figures, tables
 from loraport.report.comparison import Comparison, Measure, Score
 from loraport.report.markup import Safe, element, join
+from loraport.version import __version__
 
 MAP_MEASURES = ("energy_kept", "drift_undone", "cosine")
 

@@ -1,0 +1,1 @@
+"""LoRA files in and out: what each key is, the scale, the dialects, writing and checking."""

@@ -1,0 +1,160 @@
+"""From one dialect to another: names only. Factors stay bit for bit unless a scale must go into them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.adapters.adapter import LayerUpdate, LoraAdapter
+from loraport.adapters.dialect import SAME_AS_INPUT, Profile, profile_of
+from loraport.adapters.header import STALE
+from loraport.adapters.loaders import loader_notes
+from loraport.adapters.parse import open_adapter
+from loraport.adapters.render import Factors, check_carried, render, write_adapter
+from loraport.containers.tensors import read_tensor
+from loraport.errors import FileError, NumericalError
+from loraport.models.architecture import Architecture
+from loraport.models.checkpoint import Checkpoint
+from loraport.version import __version__
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Args:
+        output: the file written.
+        before: the input's dialect, for people. after: the output's.
+        layers: number of layers. carried: keys passed on. dropped: keys left out by request.
+        folded: layers whose scale had to be written into a factor, and so are not bit for bit the same.
+        warnings: sentences for the user.
+    """
+
+    output: Path
+    before: str
+    after: str
+    layers: int
+    carried: tuple[str, ...]
+    dropped: tuple[str, ...]
+    folded: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def convert_adapter(
+    path: str | Path,
+    output: str | Path,
+    *,
+    to: str = "universal",
+    model: Checkpoint | Architecture | None = None,
+    expert: str | None = None,
+    adapter: str | None = None,
+    drop: str | None = None,
+    allow_partial: bool = False,
+    overwrite: bool = False,
+) -> Conversion:
+    """Write a LoRA in another dialect, without changing what it does.
+
+    Args:
+        path: the LoRA. output: the file to write. to: an output profile.
+        model: a model it must fit; not needed.
+        expert, adapter, drop, allow_partial: as for `open_adapter`.
+        overwrite: whether `output` may exist.
+
+    Raises:
+        LoraportError: as `open_adapter`, `render_adapter` and `write_adapter` do.
+    """
+    output = Path(output)
+    if output.exists() and not overwrite:
+        raise FileError("the output file exists already", where=str(output), fix="choose another name or --overwrite")
+    lora = open_adapter(path, model, expert=expert, adapter=adapter, drop=drop, allow_partial=allow_partial)
+    profile = profile_of(to, lora.dialect)
+    check_carried(lora.carried, profile, lora.architecture.family)
+    tensors, folded = render_exact(lora, profile)
+    write_adapter(output, tensors, _metadata(lora, profile))
+    ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.kind == "lora" or profile.factor_matrices}
+    return Conversion(
+        output,
+        lora.dialect.title,
+        profile.dialect.title,
+        len(lora.layers),
+        tuple(key for item in lora.carried for key in item.keys),
+        lora.dropped,
+        folded,
+        lora.warnings + loader_notes(to, ranks, lora.carried, lora.architecture),
+    )
+
+
+def render_exact(lora: LoraAdapter, profile: Profile) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The tensors of a LoRA in another profile, in their stored dtype; and the layers whose scale was folded in.
+
+    Raises:
+        NumericalError: a NaN or infinity, or a scale that does not fit the dtype.
+        UnsupportedError: the profile has no spelling for something that is carried.
+    """
+    keeps_header = profile.name == SAME_AS_INPUT and lora.dialect.alpha == "metadata"
+    factors: dict[str, Factors] = {}
+    matrices: dict[str, Tensor] = {}
+    folded: list[str] = []
+    for name, layer in lora.layers.items():
+        if layer.diff is not None:
+            matrix = _read(layer, "diff").reshape(layer.shape)
+            if profile.factor_matrices:
+                factors[name] = _factored(matrix)
+            else:
+                matrices[name] = matrix
+            continue
+        up, down = _read(layer, "B"), _read(layer, "A")
+        if profile.name != SAME_AS_INPUT:
+            up, down = up.reshape(layer.shape[0], layer.rank), down.reshape(layer.rank, layer.shape[1])
+        if profile.dialect.has_alpha_tensors:
+            factors[name] = Factors(up, down, layer.scale * layer.rank)
+        elif layer.scale == 1.0 or keeps_header:
+            factors[name] = Factors(up, down)
+        else:
+            factors[name] = Factors(_fold(up, layer), down)
+            folded.append(name)
+    tensors = render(factors, matrices, lora.carried, profile, lora.architecture)
+    if profile.name == SAME_AS_INPUT and (profile.dialect.has_alpha_tensors or keeps_header):
+        # The bias of a scaled LoRA is scaled by its reader, so here it must stay as it was.
+        tensors.update({item.keys[0]: read_tensor(item.ref) for item in lora.carried if item.scale != 1.0})
+    return tensors, tuple(folded)
+
+
+def _read(layer: LayerUpdate, which: str) -> Tensor:
+    ref = {"diff": layer.diff, "B": layer.B, "A": layer.A}[which]
+    assert ref is not None
+    tensor = read_tensor(ref)
+    if not torch.isfinite(tensor.float()).all():
+        raise NumericalError(f"{ref.key} holds NaN or infinity", where=str(ref.file))
+    return tensor
+
+
+def _factored(matrix: Float[Tensor, "m n"]) -> Factors:
+    m, n = matrix.shape
+    eye = torch.eye(min(m, n)).to(matrix.dtype)
+    return Factors(matrix, eye) if n <= m else Factors(eye, matrix)
+
+
+def _fold(up: Tensor, layer: LayerUpdate) -> Tensor:
+    # One factor only: one rounding instead of two, and none at all for the usual powers of two.
+    scaled = (up.float() * layer.scale).to(up.dtype)
+    lost = (scaled == 0) & (up != 0)
+    if not torch.isfinite(scaled.float()).all() or lost.float().mean() > 1e-3:
+        raise NumericalError(
+            f"the scale of {layer.name} does not fit into {up.dtype}",
+            values=f"scale {layer.scale:g}, largest entry {float(up.float().abs().max()):.3g}",
+            fix="convert to kohya, which keeps the scale beside the factors",
+        )
+    return scaled
+
+
+def _metadata(lora: LoraAdapter, profile: Profile) -> dict[str, str]:
+    keeps_header = profile.name == SAME_AS_INPUT and lora.dialect.alpha == "metadata"
+    stale = set(STALE) - ({"lora_adapter_metadata"} if keeps_header else set())
+    kept = {key: value for key, value in lora.metadata.items() if key not in stale}
+    if "ss_network_alpha" in kept and not profile.dialect.has_alpha_tensors:
+        kept["ss_network_alpha"] = kept.get("ss_network_dim", str(lora.max_rank))
+    # The version also tells readers to look for no alpha outside the file.
+    return {**kept, "format": "pt", "loraport.version": __version__}

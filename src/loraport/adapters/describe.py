@@ -1,0 +1,196 @@
+"""What a file is, from its header alone: for `inspect`, and for people who wonder."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.grammar import grammar
+from loraport.adapters.parse import open_adapter
+from loraport.adapters.scale import ASSUMED
+from loraport.containers.locate import locate
+from loraport.containers.tensors import open_tensors
+from loraport.errors import LoraportError, MismatchError, UnsupportedError, UsageError
+from loraport.models.checkpoint import open_checkpoint
+
+LARGE_SCALE = 4.0
+SMALL_SCALE = 1 / 8
+
+
+@dataclass(frozen=True)
+class FileDescription:
+    """A LoRA or a checkpoint in words and counts.
+
+    Args:
+        path: the file or folder. kind: "lora", "checkpoint", or "unknown".
+        title: the model. dialect: how names are spelled. dtypes: stored dtype -> number of tensors.
+        layers: number of linear layers. ranks, scales, scale_sources: value -> number of layers (LoRA).
+        carried: kind -> raw keys that are passed on (LoRA). unknown: raw keys of no known layer.
+        missing: canonical modules that are not there (checkpoint).
+        nbytes: size of all tensors. metadata: the header's text.
+        findings: sentences worth knowing. refused: why it cannot be used, "" if it can.
+    """
+
+    path: str
+    kind: str
+    title: str = ""
+    dialect: str = ""
+    dtypes: dict[str, int] = field(default_factory=dict)
+    layers: int = 0
+    ranks: dict[str, int] = field(default_factory=dict)
+    scales: dict[str, int] = field(default_factory=dict)
+    scale_sources: dict[str, int] = field(default_factory=dict)
+    carried: dict[str, list[str]] = field(default_factory=dict)
+    unknown: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    nbytes: int = 0
+    metadata: dict[str, str] = field(default_factory=dict)
+    findings: list[str] = field(default_factory=list)
+    refused: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values only."""
+        return asdict(self)
+
+
+def describe(path: str | Path) -> FileDescription:
+    """Say what a file is. Never reads tensor data except alphas.
+
+    A file that is recognised and refused (LoHa, another family, an unmatched key) is described as far as
+    possible, with the reason in `refused`.
+
+    Raises:
+        FileError: missing, damaged or unsafe.
+    """
+    if _looks_like_lora(path):
+        return _lora(path)
+    return _checkpoint(path)
+
+
+def _looks_like_lora(path: str | Path) -> bool:
+    path = Path(path)
+    if path.is_dir():
+        return (path / "adapter_model.safetensors").is_file() or (path / "pytorch_lora_weights.safetensors").is_file()
+    if not path.is_file() or path.suffix == ".json":
+        return False
+    rules = grammar()
+    keys = [key for group in open_tensors(path).groups.values() for key in group]
+    return any(rules.split_suffix(key) is not None or rules.kind_refused(key) for key in keys)
+
+
+def _lora(path: str | Path) -> FileDescription:
+    try:
+        lora = open_adapter(path)
+    except (MismatchError, UsageError) as error:
+        refused = error.message
+        if isinstance(error, UnsupportedError | UsageError):
+            return _raw(path, "lora", refused)
+        try:
+            lora = open_adapter(path, allow_partial=True)
+        except LoraportError:
+            return _raw(path, "lora", refused)
+    else:
+        refused = ""
+    refs = next(group for group in open_tensors(lora.path).groups.values() if lora.keys[0] in group)
+    carried: dict[str, list[str]] = {}
+    for item in lora.carried:
+        carried.setdefault(item.kind, []).extend(item.keys)
+    layers = list(lora.layers.values())
+    return FileDescription(
+        path=str(path),
+        kind="lora",
+        title=lora.architecture.title,
+        dialect=lora.dialect.title,
+        dtypes=dict(Counter(ref.dtype for ref in refs.values())),
+        layers=len(layers),
+        ranks=_counts(layer.rank if layer.kind == "lora" else "whole matrix" for layer in layers),
+        scales=_counts(f"{layer.scale:g}" for layer in layers),
+        scale_sources=_counts(layer.scale_source for layer in layers),
+        carried=carried,
+        unknown=list(lora.dropped),
+        nbytes=sum(ref.nbytes for ref in refs.values()),
+        metadata=lora.metadata,
+        findings=_findings(lora, left_out=bool(refused)),
+        refused=refused,
+    )
+
+
+def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
+    # A look leaves nothing out; what would have to be is in `unknown`.
+    found = [text for text in lora.warnings if not (left_out and " left out, " in text)]
+    layers = list(lora.layers.values())
+    ranks = sorted({layer.rank for layer in layers if layer.kind == "lora"})
+    scales = sorted({layer.scale for layer in layers})
+    if len(ranks) > 1:
+        found.append(
+            f"ranks differ from layer to layer, {ranks[0]} to {ranks[-1]}: diffusers before 0.40 mis-scales that"
+        )
+    ours = "loraport.version" in lora.metadata  # then the scale is inside, and no alpha is missing
+    if not ours and any(layer.scale_source == ASSUMED for layer in layers):
+        found.append("without an alpha scale 1 is assumed, as every loader does")
+    if scales and scales[-1] >= LARGE_SCALE:
+        found.append(f"alpha / rank is {scales[-1]:g}, which is unusually large")
+    if scales and scales[0] <= SMALL_SCALE:
+        factor = f"{1 / scales[0]:.0f} times too strongly"
+        found.append(f"alpha / rank is {scales[0]:g}: a loader that ignores alpha applies it {factor}")
+    if len(scales) > 1:
+        found.append(f"the scale differs from layer to layer, {scales[0]:g} to {scales[-1]:g}")
+    whole = [layer.name for layer in layers if layer.kind == "diff"]
+    if whole:
+        found.append(f"layers with a whole matrix instead of factors: {len(whole)}, e.g. {whole[0]}")
+    oversized = [layer.name for layer in layers if layer.rank > min(layer.shape)]
+    if oversized:
+        found.append(f"layers smaller than their rank: {len(oversized)}, e.g. {oversized[0]}")
+    if "loraport.recipe" in lora.metadata:
+        found.append("this LoRA was made by loraport: transferring it again would restore twice")
+    return found
+
+
+def _checkpoint(path: str | Path) -> FileDescription:
+    try:
+        model = open_checkpoint(path)
+    except (MismatchError, UsageError) as error:
+        return _raw(
+            path, "checkpoint" if isinstance(error, UnsupportedError | UsageError) else "unknown", error.message
+        )
+    refs = model.tensors.values()
+    prefix = f"{model.prefix or '(no prefix)'} + {model.naming} names"
+    findings = list(model.notes)
+    if model.unknown:
+        findings.append(
+            f"tensors that are no part of the known architecture: {len(model.unknown)}, e.g. {model.unknown[0]}"
+        )
+    if model.missing:
+        findings.append(f"modules that are missing: {len(model.missing)}, e.g. {model.missing[0]}")
+    return FileDescription(
+        path=str(path),
+        kind="checkpoint",
+        title=model.architecture.title,
+        dialect=prefix + (f", under {model.nested}" if model.nested else ""),
+        dtypes=dict(Counter(ref.dtype for ref in refs)),
+        layers=len(model.architecture.layers),
+        unknown=list(model.unknown),
+        missing=list(model.missing),
+        nbytes=sum(ref.nbytes for ref in refs),
+        metadata=locate(path, nested=model.nested or None).metadata,
+        findings=findings,
+    )
+
+
+def _raw(path: str | Path, kind: str, refused: str) -> FileDescription:
+    found = locate(path) if kind != "lora" or Path(path).is_file() else None
+    groups = found.groups if found else {}
+    refs = [ref for group in groups.values() for ref in group.values()]
+    return FileDescription(
+        path=str(path),
+        kind=kind,
+        dtypes=dict(Counter(ref.dtype for ref in refs)),
+        nbytes=sum(ref.nbytes for ref in refs),
+        metadata=found.metadata if found else {},
+        refused=refused,
+    )
+
+
+def _counts(values: Any) -> dict[str, int]:
+    return {str(value): count for value, count in Counter(values).most_common()}

@@ -1,0 +1,127 @@
+"""A LoRA dialect: prefix x naming x suffix style x place of alpha. Detect, parse a key, render a key."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loraport.adapters.grammar import grammar
+from loraport.errors import UsageError
+from loraport.models.family import Family
+
+SAME_AS_INPUT = "same-as-input"
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a LoRA file spells its keys.
+
+    Args:
+        prefix: what stands before the module path, e.g. "diffusion_model.".
+        names: naming of the modules: "original", "diffusers", "fastvideo".
+        style: suffix style of the factors, a key of `styles` in grammar.yaml ("peft", "kohya", ...).
+        flat: whether the dots of the module path are written as underscores.
+        adapter: adapter name inside the suffix ("default"), where the style has one.
+        alpha: where alpha lies: "none", "alpha" or "lora_alpha" (tensors), "metadata" (header), "config" (file beside).
+    """
+
+    prefix: str
+    names: str
+    style: str
+    flat: bool = False
+    adapter: str | None = None
+    alpha: str = "none"
+
+    @property
+    def title(self) -> str:
+        """One line for people."""
+        name = self.adapter or "default"
+        pair = {part: text.replace("<adapter>", name) for part, text in grammar().styles[self.style].items()}
+        flat = ", dots as underscores" if self.flat else ""
+        alpha = {"none": "no alpha", "metadata": "alpha in the header", "config": "alpha in adapter_config.json"}
+        return (
+            f"{self.prefix or '(no prefix)'} + {self.names} names{flat}, "
+            f"{pair['down']}/{pair['up']}, {alpha.get(self.alpha, f'.{self.alpha} tensors')}"
+        )
+
+    @property
+    def has_alpha_tensors(self) -> bool:
+        """Whether the file holds an alpha tensor for every layer."""
+        return self.alpha in {"alpha", "lora_alpha"}
+
+    def module(self, name: str, family: Family) -> str:
+        """A canonical module path as this dialect writes it, with the prefix."""
+        spelled = family.spell(name, self.names)
+        return self.prefix + (spelled.replace(".", "_") if self.flat else spelled)
+
+    def factor(self, name: str, part: str, family: Family) -> str:
+        """The key of a factor ("down" or "up") of a canonical layer."""
+        ending = grammar().styles[self.style][part].replace("<adapter>", self.adapter or "default")
+        return self.module(name, family) + ending
+
+    def extra(self, name: str, part: str, family: Family) -> str:
+        """The key of another part of a canonical module: "alpha", "lora_alpha", "diff_b", ..."""
+        if part == "diff_m":  # written in place of the parameter's own name, not after it
+            name = name.removesuffix(".modulation")
+            spelled = name.replace(".", "_") if self.flat else name
+            return f"{self.prefix}{spelled}.diff_m"
+        named = self.adapter is not None and part == "lora_bias"
+        ending = grammar().parts["lora_bias_named" if named else part].replace("<adapter>", self.adapter or "default")
+        return self.module(name, family) + ending
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An output dialect with what it can pass on.
+
+    Args:
+        name: as the user says it.
+        dialect: the spelling.
+        carries: what is changed ("bias", "weight", "param") -> the part that spells it.
+        factor_matrices: write whole matrices as two factors.
+        complete_biases: as soon as one layer has a bias, give every layer one.
+    """
+
+    name: str
+    dialect: Dialect
+    carries: dict[str, str]
+    factor_matrices: bool = False
+    complete_biases: bool = False
+
+
+def _profile(name: str, row: dict[str, Any]) -> Profile:
+    return Profile(
+        name,
+        Dialect(**row["dialect"]),
+        dict(row["carries"]),
+        bool(row.get("factor_matrices")),
+        bool(row.get("complete_biases")),
+    )
+
+
+PROFILES: dict[str, Profile] = {name: _profile(name, row) for name, row in grammar().profiles.items()}
+PROFILE_NAMES: tuple[str, ...] = (*PROFILES, SAME_AS_INPUT)
+
+
+def check_profile(profile: str) -> None:
+    """Raise UsageError unless there is an output profile of that name."""
+    if profile not in PROFILE_NAMES:
+        raise UsageError(f"there is no output dialect {profile!r}", fix=f"one of: {', '.join(PROFILE_NAMES)}")
+
+
+def profile_of(profile: str, input_dialect: Dialect | None = None) -> Profile:
+    """An output profile by name.
+
+    Args:
+        profile: one of PROFILE_NAMES.
+        input_dialect: the dialect of the input, for "same-as-input". An alpha that lies outside the tensors
+            is dropped there, since the scale is then written into the factors.
+
+    Raises:
+        UsageError: no such profile, or "same-as-input" without an input.
+    """
+    check_profile(profile)
+    if profile != SAME_AS_INPUT:
+        return PROFILES[profile]
+    if input_dialect is None:
+        raise UsageError("the profile same-as-input needs an input to be the same as")
+    kept = input_dialect if input_dialect.has_alpha_tensors else replace(input_dialect, alpha="none")
+    return Profile(SAME_AS_INPUT, kept, {})

@@ -1,0 +1,229 @@
+"""Opening a LoRA file: recognise every key, refuse what is not understood, by name."""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from loraport.adapters.adapter import Carried, LoraAdapter
+from loraport.adapters.assemble import FACTORS, Assembled, Piece, assemble
+from loraport.adapters.dialect import Dialect
+from loraport.adapters.fit import check_fit
+from loraport.adapters.grammar import grammar
+from loraport.adapters.refusals import doubts, idle_choices, nearest_key, not_a_lora, refuse_kinds, unmatched_keys
+from loraport.adapters.scale import FROM_CONFIG, FROM_METADATA, AdapterConfig, read_config
+from loraport.containers.tensors import TensorRef, open_tensors
+from loraport.errors import FileError, MismatchError, UsageError
+from loraport.models.architecture import Architecture, detect
+from loraport.models.checkpoint import Checkpoint
+from loraport.models.family import Family, families
+from loraport.models.keymap import Resolved, family_keymap
+from loraport.models.keys import key_rules
+
+FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
+
+
+def open_adapter(
+    path: str | Path,
+    model: Checkpoint | Architecture | None = None,
+    *,
+    role: str = "source",
+    expert: str | None = None,
+    adapter: str | None = None,
+    drop: str | None = None,
+    allow_partial: bool = False,
+) -> LoraAdapter:
+    """Open a LoRA by its header; alphas are read, factors are not.
+
+    Args:
+        path: a safetensors or torch file, or a folder that holds one adapter.
+        model: what it must fit; without it only the family is required.
+        role: what the model is called in messages.
+        expert: "high" or "low", for files that hold the LoRAs of both Wan2.2 experts.
+        adapter: which adapter, for files that name several.
+        drop: regular expression; keys and canonical layers in which it is found are left out.
+        allow_partial: leave unmatched keys and half pairs out (listed in `dropped`) instead of refusing the file.
+
+    Raises:
+        FileError: missing, damaged or unsafe.
+        UnmatchedKeysError: keys that name no layer, or half pairs; with the nearest known ones.
+        UnsupportedError: LoHa, LoKr, DoRA, ... by name.
+        MismatchError: a checkpoint, another family, another size.
+        NumericalError: an alpha that is negative or not finite.
+        UsageError: `drop` is no regular expression or leaves nothing; several LoRAs and none is named.
+    """
+    path, refs, metadata = _read(Path(path))
+    architecture = model.architecture if isinstance(model, Checkpoint) else model
+    refuse_kinds(path, refs)
+    family = architecture.family if architecture else _family_of(refs)
+    dropped = _dropped(refs, family, drop)
+    pieces, texts, unmatched = _sort({key: refs[key] for key in refs if key not in set(dropped)}, family)
+    if not pieces and len(dropped) == len(refs):
+        raise UsageError("drop leaves nothing of the LoRA", where=str(path), values=str(drop))
+    if not pieces:
+        raise not_a_lora(path, refs, family, architecture, role)
+    idle = idle_choices(pieces, expert, adapter)
+    pieces, others = _choose(pieces, "expert", expert, path)
+    pieces, strangers = _choose(pieces, "adapter", adapter, path)
+    dropped += others + strangers
+    dialect = _dialect(pieces, family)
+    config = read_config(path, metadata, dialect.prefix)
+    done = assemble(pieces, family, config if dialect.alpha == "none" else None, path)
+    problems = {**{key: nearest_key(key, family) for key in unmatched}, **done.leftover}
+    own = detect({name: layer.shape for name, layer in done.layers.items()}, family, str(path))
+    if architecture is not None:
+        problems.update(check_fit(done, own, model if model is not None else architecture, role, path))
+    if problems and not allow_partial:
+        raise unmatched_keys(path, problems, len(refs), role, architecture)
+    done, gone = _without(done, problems)
+    if not done.layers and not done.carried:
+        raise unmatched_keys(path, problems, len(refs), role, architecture)
+    order = family.modules(int(own.dimensions["blocks"]))
+    texts_carried = tuple(Carried((key,), key, "text_encoder", refs[key]) for key in texts)
+    return LoraAdapter(
+        path,
+        replace(dialect, alpha=_alpha_place(dialect, config, done)),
+        own,
+        {name: done.layers[name] for name in order if name in done.layers},
+        tuple(done.carried) + texts_carried,
+        tuple(dropped) + tuple(gone),
+        metadata,
+        _common_dtype(done, pieces),
+        tuple(refs),
+        tuple(idle + doubts(pieces, config, dialect, metadata, gone)),
+    )
+
+
+def _read(path: Path) -> tuple[Path, dict[str, TensorRef], dict[str, str]]:
+    if path.is_dir():
+        named = [path / name for name in FILES if (path / name).is_file()]
+        files = named or sorted(item for item in path.iterdir() if item.suffix == ".safetensors")
+        if len(files) != 1:
+            listed = ", ".join(item.name for item in files[:8]) or "no safetensors file"
+            raise FileError("cannot tell which file of the folder is the LoRA", where=str(path), values=listed)
+        path = files[0]
+    file = open_tensors(path)
+    rules = grammar()
+    groups = {
+        nest: group for nest, group in file.groups.items() if any(rules.split_suffix(key) for key in group)
+    } or file.groups
+    if len(groups) != 1:
+        listed = ", ".join(".".join(nest) for nest in groups) or "none"
+        raise FileError("the file does not hold exactly one set of tensors", where=str(path), values=listed)
+    refs = next(iter(groups.values()))
+    if not refs:
+        raise MismatchError("a LoRA is needed here, but this file holds no tensors", where=str(path))
+    return path, refs, file.metadata
+
+
+def _family_of(refs: Mapping[str, TensorRef]) -> Family:
+    return max(families().values(), key=lambda family: len(_sort(refs, family)[0]))
+
+
+def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None) -> list[str]:
+    if drop is None:
+        return []
+    try:
+        re.compile(drop)
+    except re.error as error:
+        raise UsageError("drop is no regular expression", values=f"{drop}: {error}") from error
+    modules = {key: piece.at.module for key, ref in refs.items() if (piece := _piece(key, ref, family))}
+    return [key for key in refs if re.search(drop, key) or re.search(drop, modules.get(key, ""))]
+
+
+def _sort(refs: Mapping[str, TensorRef], family: Family) -> tuple[list[Piece], list[str], list[str]]:
+    """Keys that are parts of known modules, keys of text encoders, and the rest."""
+    rules = grammar()
+    pieces: list[Piece] = []
+    texts: list[str] = []
+    unmatched: list[str] = []
+    for key, ref in refs.items():
+        if key.startswith(rules.text_encoders):
+            texts.append(key)
+            continue
+        piece = _piece(key, ref, family)
+        if piece is None:
+            unmatched.append(key)
+        else:
+            pieces.append(piece)
+    prefixes = {piece.at.prefix for piece in pieces}
+    if "transformer_2." in prefixes and "transformer." in prefixes:
+        # diffusers writes the pair like this; alone, "transformer." says nothing about experts.
+        pieces = [
+            replace(piece, at=replace(piece.at, expert="high")) if piece.at.prefix == "transformer." else piece
+            for piece in pieces
+        ]
+    return pieces, texts, unmatched
+
+
+def _piece(key: str, ref: TensorRef, family: Family) -> Piece | None:
+    rules = grammar()
+    plain = key_rules().unwrap(key)
+    suffix = rules.split_suffix(plain)
+    if suffix is None:
+        return None
+    stem = plain[: -suffix.length]
+    keymap = family_keymap(family.name)
+    at: Resolved | None
+    if suffix.part == "diff_m":
+        at = keymap.resolve(f"{stem}.modulation") or keymap.resolve(f"{stem}_modulation")
+    else:
+        at = keymap.resolve(stem)
+    return None if at is None else Piece(key, ref, suffix.part, suffix.style, suffix.adapter, at)
+
+
+def _choose(pieces: Sequence[Piece], what: str, wanted: str | None, path: Path) -> tuple[list[Piece], list[str]]:
+    """Keep the pieces of one expert or one named adapter; the keys of the others."""
+    label = {piece.key: piece.at.expert if what == "expert" else piece.adapter for piece in pieces}
+    names = sorted({name for name in label.values() if name is not None})
+    if wanted is not None and names and wanted not in names:
+        raise UsageError(f"the file has no {what} {wanted!r}", where=str(path), values=", ".join(names))
+    if len(names) > 1 and wanted is None:
+        raise UsageError(
+            f"the file holds several LoRAs, one for each {what}; name the one that is meant",
+            where=str(path),
+            values=", ".join(names),
+            fix=f"{what}={names[0]} (on the command line --{what} {names[0]})",
+        )
+    kept = [piece for piece in pieces if label[piece.key] in (None, wanted or (names[0] if names else None))]
+    keys = {piece.key for piece in kept}
+    return kept, [piece.key for piece in pieces if piece.key not in keys]
+
+
+def _dialect(pieces: Sequence[Piece], family: Family) -> Dialect:
+    namings = Counter(naming for piece in pieces for naming in piece.at.namings)
+    prefix, flat = Counter((piece.at.prefix, piece.at.flat) for piece in pieces).most_common(1)[0][0]
+    styles = Counter(piece.style for piece in pieces if piece.style)
+    adapters = Counter(piece.adapter for piece in pieces if piece.adapter)
+    parts = {piece.part for piece in pieces}
+    return Dialect(
+        prefix=prefix,
+        names=max(family.namings, key=lambda name: namings[name]),
+        style=styles.most_common(1)[0][0] if styles else "peft",
+        flat=flat,
+        adapter=adapters.most_common(1)[0][0] if adapters else None,
+        alpha="alpha" if "alpha" in parts else "lora_alpha" if "lora_alpha" in parts else "none",
+    )
+
+
+def _alpha_place(dialect: Dialect, config: AdapterConfig | None, done: Assembled) -> str:
+    if dialect.alpha != "none" or config is None:
+        return dialect.alpha
+    used = {layer.scale_source for layer in done.layers.values()}
+    return "metadata" if FROM_METADATA in used else "config" if FROM_CONFIG in used else "none"
+
+
+def _without(done: Assembled, problems: Mapping[str, str]) -> tuple[Assembled, list[str]]:
+    """Leave out whatever has a key with a problem, whole."""
+    layers = {name: layer for name, layer in done.layers.items() if not set(layer.keys) & problems.keys()}
+    carried = [item for item in done.carried if not set(item.keys) & problems.keys()]
+    gone = [key for name, layer in done.layers.items() if name not in layers for key in layer.keys]
+    kept = {key for layer in layers.values() for key in layer.keys} | {key for item in carried for key in item.keys}
+    gone += [key for key in problems if key not in kept and key not in set(gone)]
+    return Assembled(layers, carried), gone
+
+
+def _common_dtype(done: Assembled, pieces: Sequence[Piece]) -> str:
+    factors = Counter(piece.ref.dtype for piece in pieces if piece.part in FACTORS)
+    return (factors or Counter(piece.ref.dtype for piece in pieces)).most_common(1)[0][0]

@@ -1,0 +1,120 @@
+"""What opening a LoRA says when it refuses or has doubts: one sentence, the keys, and what to do."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from loraport.adapters.assemble import Piece
+from loraport.adapters.dialect import Dialect
+from loraport.adapters.grammar import grammar
+from loraport.adapters.scale import AdapterConfig
+from loraport.containers.tensors import TensorRef
+from loraport.errors import MismatchError, UnmatchedKeysError, UnsupportedError
+from loraport.models.architecture import Architecture
+from loraport.models.family import Family, families
+from loraport.models.keymap import family_keymap
+from loraport.models.keys import key_rules
+
+SHOWN = 3  # how many modules with unmatched keys a message names
+
+
+def refuse_kinds(path: Path, refs: Mapping[str, TensorRef]) -> None:
+    """Raise UnsupportedError, by name, for adapters that are no plain LoRA and for quantised ones."""
+    rules = grammar()
+    for key in refs:
+        kind = rules.kind_refused(key)
+        if kind is None:
+            kind = next((f"quantised ({name})" for name, pattern in key_rules().quantised if pattern.search(key)), None)
+        if kind is not None:
+            raise UnsupportedError(
+                f"this is no plain LoRA but: {kind}, which is not supported yet",
+                where=str(path),
+                values=f"first such key {key}",
+                fix="export it as a plain LoRA (A and B, or down and up)",
+            )
+
+
+def idle_choices(pieces: Sequence[Piece], expert: str | None, adapter: str | None) -> list[str]:
+    """A choice in a file that offers none is not wrong, but may be a mistake."""
+    found = []
+    if expert is not None and all(piece.at.expert is None for piece in pieces):
+        found.append(f"the names in the file speak of no expert, so {expert!r} chose nothing")
+    if adapter is not None and all(piece.adapter is None for piece in pieces):
+        found.append(f"the file names no adapters, so {adapter!r} chose nothing")
+    return found
+
+
+def doubts(
+    pieces: Sequence[Piece],
+    config: AdapterConfig | None,
+    dialect: Dialect,
+    metadata: Mapping[str, str],
+    gone: Sequence[str],
+) -> list[str]:
+    """What the user should know of a file that is read all the same. `gone`: keys that had to be left out."""
+    found = []
+    prefixes = sorted({piece.at.prefix or "(none)" for piece in pieces})
+    if len(prefixes) > 1:
+        found.append(f"the LoRA mixes prefixes: {', '.join(prefixes)}")
+    if config is not None and dialect.alpha != "none":
+        found.append(f"the alpha tensors were taken; the {config.source} was not looked at")
+    alpha, rank = (metadata.get(f"ss_network_{name}", "None")[:20] for name in ("alpha", "dim"))
+    if config is None and dialect.alpha == "none" and alpha != "None" and alpha.removesuffix(".0") != rank:
+        found.append(
+            f"the header speaks of ss_network_alpha = {alpha}, but there is no alpha tensor; scale 1 was taken"
+        )
+    if gone:
+        what = "1 key was" if len(gone) == 1 else f"{len(gone)} keys were"
+        found.append(f"{what} left out, e.g. {gone[0]}")
+    return found
+
+
+def nearest_key(key: str, family: Family) -> str:
+    """The known key most like an unknown one, as the end of a message."""
+    rules = grammar()
+    suffix = rules.split_suffix(key_rules().unwrap(key))
+    stem = key_rules().unwrap(key)[: -suffix.length] if suffix else key_rules().unwrap(key)
+    near = family_keymap(family.name).nearest(stem)
+    return f"nearest known: {near}{key_rules().unwrap(key)[len(stem) :]}" if near else "nothing like it is known"
+
+
+def unmatched_keys(
+    path: Path, problems: Mapping[str, str], total: int, role: str, architecture: Architecture | None
+) -> UnmatchedKeysError:
+    """The error for keys that name no layer, or are half of a pair: `problems` says of each what is wrong with it."""
+    rules = grammar()
+    stems: dict[str, str] = {}  # one key of each module tells enough
+    for key in problems:
+        suffix = rules.split_suffix(key)
+        stems.setdefault(key[: -suffix.length] if suffix else key, key)
+    named = list(stems.values())[:SHOWN]
+    shown = [f"{key} ({problems[key]})" for key in named]
+    more = f"; and {len(problems) - len(named)} more" if len(problems) > len(named) else ""
+    model = f"the {role} ({architecture.title})" if architecture else "a known model"
+    return UnmatchedKeysError(
+        f"{len(problems)} of {total} keys of the LoRA cannot be matched to {model}",
+        where=str(path),
+        values="; ".join(shown) + more,
+        fix="check that file and model belong together, or leave such keys out with --allow-partial",
+    )
+
+
+def not_a_lora(
+    path: Path, refs: Mapping[str, TensorRef], family: Family, architecture: Architecture | None, role: str
+) -> MismatchError:
+    """The error for a file without a single known layer: say what it is instead, as far as that can be told."""
+    rules = grammar()
+    keymap = family_keymap(family.name)
+    if any(keymap.resolve(key_rules().unwrap(key).rpartition(".")[0]) for key in refs):
+        return MismatchError(
+            "a LoRA is needed here, but this file is a checkpoint",
+            where=str(path),
+            values=f"{len(refs)} tensors, e.g. {next(iter(refs))}",
+            fix="give the LoRA's own file",
+        )
+    title = next((title for key in refs if (title := key_rules().kind_foreign(key))), None)
+    if title is None and any(rules.split_suffix(key) for key in refs):
+        return unmatched_keys(path, {key: nearest_key(key, family) for key in refs}, len(refs), role, architecture)
+    known = [each.title for each in families().values()]
+    other = f"the {role} is {architecture.title}" if architecture else f"known: {', '.join(known)}"
+    what = f"This LoRA is for {title}, {other}." if title else f"This is no LoRA of a known model, {other}."
+    return MismatchError(what, where=str(path), values=f"{len(refs)} keys, e.g. {', '.join(list(refs)[:3])}")

@@ -1,0 +1,177 @@
+"""Where the scale of a LoRA comes from: alpha / rank from tensors, the header, a file beside, or nowhere."""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraport.containers.tensors import TensorRef, read_tensor
+from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError
+
+MAX_JSON_BYTES = 4 * 2**20
+FROM_METADATA = "lora_adapter_metadata in the header"
+FROM_CONFIG = "adapter_config.json beside the file"
+ASSUMED = "no alpha anywhere"
+UNSCALED = "a whole matrix, which has no scale"
+# Switches of PEFT that make B @ A something else than the update.
+_OTHER_KINDS = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "use_bdlora": "BD-LoRA", "kasa_config": "KaSA"}
+# Initialisations that move a part of the base weight into the factors: B @ A is then not the update.
+_REBASED = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """Rank and alpha as PEFT states them, for all layers and by pattern."""
+
+    source: str
+    rank: float | None = None
+    alpha: float | None = None
+    rslora: bool = False
+    rank_pattern: dict[str, float] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+
+    def scale(self, module: str, rank: int, where: str) -> float | None:
+        """Scale of a module, spelled as in the file without its prefix; None if this says nothing of it.
+
+        Raises:
+            MismatchError: the stated rank is not the rank of the factors, so the scale cannot be trusted.
+        """
+        alpha = _matching(self.alpha_pattern, module, self.alpha)
+        stated = _matching(self.rank_pattern, module, self.rank)
+        if alpha is None:
+            return None
+        if stated is not None and stated != rank:
+            raise MismatchError(
+                f"the rank in the {self.source} is not the rank of the factors, so the scale cannot be known",
+                where=f"{module} in {where}",
+                values=f"rank {stated:g} stated, rank {rank} found",
+                fix="use the file with its own header and adapter_config.json",
+            )
+        return scale_of(alpha, rank, rslora=self.rslora, where=f"{self.source} of {where}")
+
+
+def scale_of(alpha: float, rank: int, *, rslora: bool = False, where: str = "") -> float:
+    """alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA; an alpha of 0 means the rank.
+
+    Raises:
+        NumericalError: a negative, infinite or NaN alpha.
+    """
+    if not math.isfinite(alpha) or alpha < 0:
+        raise NumericalError("alpha must be a finite number, not negative", where=where, values=f"alpha = {alpha}")
+    if alpha == 0:
+        return 1.0
+    return alpha / math.sqrt(rank) if rslora else alpha / rank
+
+
+def read_alpha(ref: TensorRef) -> float:
+    """The one number of an alpha tensor, of any dtype, 0-dim or one entry. Raises FileError otherwise."""
+    if math.prod(ref.shape) != 1:
+        raise FileError("an alpha must be a single number", where=ref.name, values=f"shape {list(ref.shape)}")
+    return float(read_tensor(ref).float().reshape(-1)[0])
+
+
+def read_config(path: Path, metadata: Mapping[str, str], prefix: str) -> AdapterConfig | None:
+    """The PEFT configuration of a LoRA file: in its header, else in adapter_config.json beside it.
+
+    Args:
+        prefix: the dialect's prefix; diffusers writes it before the fields ("transformer.r").
+
+    Raises:
+        FileError: it is there and cannot be read.
+        UnsupportedError: it describes an adapter that is no plain LoRA.
+    """
+    if "lora_adapter_metadata" in metadata:
+        fields = _parse(metadata["lora_adapter_metadata"], f"lora_adapter_metadata of {path}")
+        return _config(_unprefixed(fields, prefix), FROM_METADATA, path)
+    beside = path.parent / "adapter_config.json"
+    # A file of our own has its scale inside the factors, whatever lies beside it.
+    if "loraport.version" in metadata or not beside.is_file():
+        return None
+    if beside.stat().st_size > MAX_JSON_BYTES:
+        raise FileError("the configuration is too large to be one", where=str(beside))
+    return _config(_parse(beside.read_text("utf-8", errors="replace"), str(beside)), FROM_CONFIG, beside)
+
+
+def _unprefixed(fields: dict[str, Any], prefix: str) -> dict[str, Any]:
+    starts = {prefix, "transformer.", "unet.", "diffusion_model."} - {""}
+    plain = {key: value for key, value in fields.items() if "." not in key}
+    for start in sorted(starts):
+        plain.update({key[len(start) :]: value for key, value in fields.items() if key.startswith(start)})
+    return plain
+
+
+def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
+    kind = str(fields.get("peft_type") or "LORA").rpartition(".")[2]
+    if kind.upper() != "LORA":
+        raise UnsupportedError(f"{kind} adapters are not supported yet", where=str(path), values=f"peft_type {kind}")
+    other = next((switch for switch in _OTHER_KINDS if fields.get(switch)), None)
+    if other is not None:
+        raise UnsupportedError(f"{_OTHER_KINDS[other]} adapters are not supported yet", where=str(path), values=other)
+    start = str(fields.get("init_lora_weights") or "").lower()
+    if start.startswith(_REBASED):
+        raise UnsupportedError(
+            "the LoRA was trained on a base whose weights its initialisation changed",
+            where=str(path),
+            values=f"init_lora_weights = {start}",
+            fix="convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)",
+        )
+    return AdapterConfig(
+        source,
+        _number(fields.get("r"), path),
+        _number(fields.get("lora_alpha"), path),
+        bool(fields.get("use_rslora")),
+        _patterns(fields.get("rank_pattern"), path),
+        _patterns(fields.get("alpha_pattern"), path),
+    )
+
+
+def _patterns(value: Any, path: Path) -> dict[str, float]:
+    if not isinstance(value, dict):
+        return {}
+    return {str(key): number for key, item in value.items() if (number := _number(item, path)) is not None}
+
+
+def _number(value: Any, path: Path) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise FileError(
+            "the LoRA configuration holds something that is not a number", where=str(path), values=repr(value)[:80]
+        )
+    return float(value)
+
+
+def _matching(patterns: Mapping[str, float], module: str, default: float | None) -> float | None:
+    """PEFT's rule: the first pattern that matches the end of the module path."""
+    for pattern, value in patterns.items():
+        if _matches(pattern, module):
+            return value
+    return default
+
+
+def _matches(pattern: str, module: str) -> bool:
+    plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+    if module == plain or (not pattern.startswith("^") and module.endswith("." + plain)):
+        return True
+    # Patterns come out of a file, so a repeated group, which can take for ever, is not run.
+    if len(pattern) > 256 or re.search(r"\)[*+?{]", pattern):
+        return False
+    try:
+        return re.match(rf"(.*\.)?({pattern})$", module) is not None
+    except re.error:
+        return False
+
+
+def _parse(text: str, where: str) -> dict[str, Any]:
+    try:
+        if len(text) > MAX_JSON_BYTES:
+            raise ValueError("too long")
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FileError("the LoRA configuration is not valid JSON", where=where, values=str(error)[:200]) from None
+    if not isinstance(value, dict):
+        raise FileError("the LoRA configuration is not a table", where=where, values=type(value).__name__)
+    return value

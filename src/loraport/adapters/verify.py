@@ -1,0 +1,174 @@
+"""Header against content: is an output file what its header says, and do loaders take it?"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.dialect import PROFILES
+from loraport.adapters.header import CONTENT, content_digest, read_json
+from loraport.adapters.parse import open_adapter
+from loraport.containers.tensors import TensorRef, digest, open_tensors, read_tensor
+from loraport.errors import LoraportError, MismatchError, NumericalError, UnmatchedKeysError
+from loraport.models.checkpoint import Checkpoint
+
+FITS = "fits the model"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Args:
+        name: what it was.
+        passed: True where it holds, False where the file is at fault. None for a remark: worth knowing, but neither
+            promised by the file's header nor wrong in a file that somebody else wrote.
+        found: what was found.
+    """
+
+    name: str
+    passed: bool | None
+    found: str
+
+
+def verify_adapter(
+    path: str | Path,
+    model: Checkpoint | None = None,
+    *,
+    load: bool = False,
+    expert: str | None = None,
+    adapter: str | None = None,
+) -> tuple[Check, ...]:
+    """Compare a LoRA with its own header, and with a model if one is given. Reads every tensor.
+
+    Args:
+        path: the file; one written by this package can be checked in full, any other as far as it goes.
+        model: the model it is meant for.
+        load: also hand it to the loader of diffusers, where that is installed.
+        expert, adapter: which LoRA of the file, as for `open_adapter`.
+
+    Raises:
+        FileError: it cannot be read at all.
+        UnsupportedError, MismatchError: it is no plain LoRA, or none at all.
+        UsageError: it holds several LoRAs and none was named.
+    """
+    try:
+        lora = open_adapter(path, expert=expert, adapter=adapter)
+    except UnmatchedKeysError as error:
+        return (Check("every key is understood", False, _in_one_line(error)),)
+    except NumericalError as error:
+        return (Check("all numbers are finite", False, _in_one_line(error)),)
+    refs = next(group for group in open_tensors(lora.path).groups.values() if lora.keys[0] in group)
+    checks = [Check("every key is understood", True, f"{len(lora.keys)} keys, {len(lora.layers)} layers")]
+    checks += _header(lora)
+    checks += _scale(lora)
+    checks += _content(lora, refs)
+    if model is not None:
+        checks.append(_fit(lora, model, expert, adapter))
+    if load and all(check.passed is not False for check in checks):
+        checks.append(_diffusers(lora, refs))
+    return tuple(checks)
+
+
+def _header(lora: LoraAdapter) -> list[Check]:
+    made = lora.metadata.get("loraport.version")
+    if made is None:
+        return [Check("header says how it was made", None, "not written by loraport: no content to compare with")]
+    checks = [Check("header says how it was made", True, f"loraport {made}")]
+    summary = read_json(lora.metadata, "loraport.summary")
+    layers = summary.get("layers") if isinstance(summary, dict) else None
+    if layers is not None:
+        # Layers that were added for their bias alone are not counted there.
+        same = layers <= len(lora.layers) if _has_biases(lora) else layers == len(lora.layers)
+        checks.append(Check("every layer is there", same, f"{len(lora.layers)} layers, header {layers}"))
+    stated = lora.metadata.get("ss_network_dim")
+    if stated is not None and _transferred(lora):
+        checks.append(Check("rank as stated", stated == str(lora.max_rank), f"rank {lora.max_rank}, header {stated}"))
+    return checks
+
+
+def _scale(lora: LoraAdapter) -> list[Check]:
+    ranks = sorted({layer.rank for layer in lora.layers.values() if layer.kind == "lora"})
+    scales = sorted({layer.scale for layer in lora.layers.values()})
+    sources = sorted({layer.scale_source for layer in lora.layers.values() if layer.scale != 1.0})
+    wrong = False if _transferred(lora) else None  # a transfer promises both, a trainer neither
+    mixed = "; diffusers before 0.40 mis-scales mixed ranks" if len(ranks) > 1 else ""
+    by = f" by {', '.join(sources)}; not every loader reads it" if sources else ""
+    return [
+        Check(
+            "one rank in the whole file",
+            True if len(ranks) <= 1 else wrong,
+            (", ".join(map(str, ranks)) or "no factors") + mixed,
+        ),
+        Check(
+            "strength 1 in every loader",
+            True if scales in ([1.0], []) else wrong,
+            (", ".join(f"{scale:g}" for scale in scales) or "no layers") + by,
+        ),
+    ]
+
+
+def _content(lora: LoraAdapter, refs: dict[str, TensorRef]) -> list[Check]:
+    broken = [
+        key
+        for key, ref in refs.items()
+        if (tensor := read_tensor(ref)).is_floating_point() and not torch.isfinite(tensor.float()).all()
+    ]
+    checks = [Check("all numbers are finite", not broken, ", ".join(broken[:5]) or f"{len(refs)} tensors")]
+    stated = lora.metadata.get(CONTENT)
+    if stated is not None:
+        actual = content_digest({key: digest(ref) for key, ref in refs.items()})
+        checks.append(Check("content as written", actual == stated, actual[:16]))
+    return checks
+
+
+def _fit(lora: LoraAdapter, model: Checkpoint, expert: str | None, adapter: str | None) -> Check:
+    try:
+        open_adapter(lora.path, model, role="model", expert=expert, adapter=adapter)
+    except MismatchError as error:
+        return Check(FITS, False, _in_one_line(error))
+    return Check(FITS, True, model.architecture.title)
+
+
+def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
+    """Whether the loader of diffusers finds a pair of factors, and nothing it refuses, for every layer."""
+    name = "diffusers loads it"
+    try:
+        from diffusers.loaders import WanLoraLoaderMixin
+    except ImportError:
+        return Check(name, None, "not looked at: diffusers is not installed")
+    family = lora.architecture.family
+    if family.name != "wan":
+        return Check(name, None, f"not looked at: no loader for {family.title} is known here")
+    plain = replace(lora.dialect, alpha="none")
+    promised = "loraport.version" in lora.metadata and plain in (
+        PROFILES["universal"].dialect,
+        PROFILES["diffusers"].dialect,
+    )
+    # Files of our own that diffusers is known to refuse were written with a warning.
+    wrong = False if promised and not any(item.kind == "text_encoder" for item in lora.carried) else None
+    try:
+        # Given as tensors, so that no other reader opens the file.
+        found = WanLoraLoaderMixin.lora_state_dict({key: read_tensor(ref) for key, ref in refs.items()})
+    except (ValueError, KeyError, RuntimeError) as error:
+        return Check(name, wrong, f"refused: {type(error).__name__}: {str(error)[:160]}")
+    strange = [key for key in found if "lora" not in key]
+    if strange:
+        return Check(name, wrong, f"refused for {strange[0]}")
+    wanted = [f"transformer.{family.spell(layer, 'diffusers')}.lora_{half}.weight"
+              for layer in lora.layers for half in "AB"]  # fmt: skip
+    pairs = sum(key in found for key in wanted) // 2
+    return Check(name, True if pairs == len(lora.layers) else wrong, f"{pairs} of {len(lora.layers)} layers")
+
+
+def _transferred(lora: LoraAdapter) -> bool:
+    return "loraport.recipe" in lora.metadata
+
+
+def _has_biases(lora: LoraAdapter) -> bool:
+    return any(item.param.endswith(".bias") for item in lora.carried)
+
+
+def _in_one_line(error: LoraportError) -> str:
+    return ": ".join(part for part in (error.what, error.values) if part)

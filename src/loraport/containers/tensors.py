@@ -1,0 +1,252 @@
+"""References to tensors in files, and reading them one at a time in bounded memory."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from io import FileIO
+from math import prod
+from pathlib import Path
+
+import torch
+from jaxtyping import Float32, Shaped
+from torch import Tensor
+
+from loraport.containers.safetensors import ITEM_BYTES, SafetensorsHeader, Span, read_header
+from loraport.containers.torch_zip import DTYPES, NAMES, read_groups
+from loraport.errors import FileError, NumericalError, UnsupportedError
+
+CHUNK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor in a file, without its data: what plans are made of. Cheap to pickle.
+
+    Args:
+        file: the file that holds it.
+        key: its name there, as written.
+        shape: its shape; with `rows` the shape of the slice.
+        dtype: safetensors spelling, "BF16", "F32", ...
+        container: "safetensors" or "torch".
+        nest: names that lead to the mapping with `key` in a torch file.
+        rows: half-open range of rows of a fused weight, or None for all of it.
+    """
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    container: str = "safetensors"
+    nest: tuple[str, ...] = ()
+    rows: tuple[int, int] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Size as stored, in bytes."""
+        return prod(self.shape) * ITEM_BYTES.get(self.dtype, 1)
+
+    @property
+    def name(self) -> str:
+        """File and key, for messages."""
+        return f"{'/'.join((*self.nest, self.key))} in {self.file}"
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """The tensors of one file: for torch files a group for every nested mapping, else one group `()`."""
+
+    path: Path
+    container: str
+    groups: dict[tuple[str, ...], dict[str, TensorRef]]
+    metadata: dict[str, str]
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """List the tensors of a safetensors or torch file without reading their data.
+
+    Raises:
+        FileError: missing, damaged, or unsafe to load.
+        UnsupportedError: GGUF, or tensors of a type that is not known.
+    """
+    path = Path(path)
+    begin = _begin(path)
+    _refuse_stand_in(path, begin)
+    if begin[:4] == b"GGUF":
+        raise UnsupportedError(
+            "GGUF files are not supported yet", where=str(path), fix="use a bf16, fp16 or fp32 safetensors file"
+        )
+    if begin[:4] == b"PK\x03\x04" or path.suffix in {".pt", ".pth", ".ckpt", ".bin"}:
+        groups = {
+            nest: {key: _ref(path, key, span, "torch", nest) for key, span in group.items()}
+            for nest, group in read_groups(path).items()
+        }
+        return TensorFile(path, "torch", groups, {})
+    header: SafetensorsHeader = read_header(path)
+    refs = {key: _ref(path, key, span, "safetensors", ()) for key, span in header.spans.items()}
+    return TensorFile(path, "safetensors", {(): refs}, header.metadata)
+
+
+def read_tensor(ref: TensorRef) -> Shaped[Tensor, "..."]:
+    """Read one tensor in its stored dtype to the CPU; peak memory is the tensor itself.
+
+    Raises:
+        FileError: the file is gone, damaged, or changed since the reference was made.
+        UnsupportedError: a dtype that torch cannot hold.
+    """
+    span = _locate(ref)
+    dtype = DTYPES.get(ref.dtype)
+    if dtype is None:
+        raise UnsupportedError(
+            f"{ref.key} has a number format that is not known", where=str(ref.file), values=ref.dtype
+        )
+    buffer = torch.empty(span.end - span.start, dtype=torch.uint8)
+    with _open(ref.file) as file:
+        _fill(file, span.start, memoryview(buffer.numpy()), ref)
+    if span.strides is not None:
+        return buffer.view(dtype).as_strided(ref.shape, span.strides).contiguous()
+    return buffer.view(dtype).reshape(ref.shape)
+
+
+def read_float(ref: TensorRef) -> Float32[Tensor, "..."]:
+    """Read one tensor as float32. Raises NumericalError, by name, where it holds NaN or infinity."""
+    tensor = read_tensor(ref).float()
+    # A finite sum proves that every entry is finite; only a suspicious one pays for the exact look.
+    if not torch.isfinite(tensor.sum()):
+        bad = ~torch.isfinite(tensor)
+        count = int(bad.sum())
+        if count:
+            first = [int(index) for index in bad.nonzero()[0]]
+            raise NumericalError(
+                f"{ref.key} holds NaN or infinity",
+                where=str(ref.file),
+                values=f"{count:,} of {tensor.numel():,} entries, the first at {first}",
+                fix="the file was damaged or badly trained; use another copy",
+            )
+    return tensor
+
+
+def digest(ref: TensorRef) -> str:
+    """SHA-256 over dtype, shape and bytes, as hex. The same tensor has the same digest in any container."""
+    span = _locate(ref)
+    if span.strides is not None:
+        return digest_tensor(read_tensor(ref))
+    state = hashlib.sha256(f"{ref.dtype} {list(ref.shape)}\n".encode())
+    with _open(ref.file) as file:
+        for chunk in _chunks(file, span, ref):
+            state.update(chunk)
+    return state.hexdigest()
+
+
+def digest_tensor(tensor: Shaped[Tensor, "..."]) -> str:
+    """`digest` of a tensor in memory."""
+    tensor = tensor.detach().cpu().contiguous()
+    state = hashlib.sha256(f"{NAMES[tensor.dtype]} {list(tensor.shape)}\n".encode())
+    state.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return state.hexdigest()
+
+
+def file_identity(path: str | Path) -> str:
+    """A line that changes when the file does: resolved path, size, modification time, inode. Raises FileError."""
+    try:
+        resolved = Path(path).resolve()
+        stat = resolved.stat()
+    except OSError as error:
+        raise _missing(Path(path), error) from None
+    return f"{resolved} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+
+
+def nearest_path(path: Path) -> str:
+    """What to try instead of a path that is not there: the neighbour that was most likely meant."""
+    while not path.parent.is_dir() and path.parent != path:
+        path = path.parent  # to the first part that is wrong
+    try:
+        there = {text: item for item in sorted(path.parent.iterdir()) for text in (item.stem, item.name)}
+    except OSError:
+        there = {}
+    close = get_close_matches(path.name, there, n=1)
+    return f"did you mean {there[close[0]]}?" if close else "check the path"
+
+
+def _ref(path: Path, key: str, span: Span, container: str, nest: tuple[str, ...]) -> TensorRef:
+    return TensorRef(path, key, span.shape, span.dtype, container, nest)
+
+
+def _locate(ref: TensorRef) -> Span:
+    if not ref.file.is_file():
+        raise _missing(ref.file, None)
+    spans = read_groups(ref.file).get(ref.nest, {}) if ref.container == "torch" else read_header(ref.file).spans
+    span = spans.get(ref.key)
+    whole = None if span is None else span.shape
+    expected = ref.shape if ref.rows is None or whole is None else (ref.rows[1] - ref.rows[0], *whole[1:])
+    if span is None or span.dtype != ref.dtype or (ref.rows is None and whole != ref.shape) or expected != ref.shape:
+        raise FileError(
+            "the file changed since it was first looked at",
+            where=ref.name,
+            values=f"{ref.dtype} {list(ref.shape)} expected, "
+            + ("nothing there now" if span is None else f"{span.dtype} {list(span.shape)} found"),
+            fix="run the command again",
+        )
+    if ref.rows is None:
+        return span
+    if span.strides is not None or not 0 <= ref.rows[0] <= ref.rows[1] <= span.shape[0]:
+        raise FileError("the rows asked for do not exist", where=ref.name, values=f"{ref.rows} of {list(span.shape)}")
+    row = (span.end - span.start) // max(span.shape[0], 1)
+    return Span(span.dtype, ref.shape, span.start + ref.rows[0] * row, span.start + ref.rows[1] * row)
+
+
+def _chunks(file: FileIO, span: Span, ref: TensorRef) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, span.end - span.start)))
+    position = span.start
+    while position < span.end:
+        part = buffer[: min(len(buffer), span.end - position)]
+        _fill(file, position, part, ref)
+        yield part
+        position += len(part)
+
+
+def _fill(file: FileIO, offset: int, target: memoryview, ref: TensorRef) -> None:
+    file.seek(offset)
+    done = 0
+    while done < len(target):
+        count = file.readinto(target[done:])
+        if not count:
+            raise FileError("the file is cut short", where=ref.name, values=f"{done:,} of {len(target):,} bytes")
+        done += count
+
+
+def _open(path: Path) -> FileIO:
+    try:
+        return open(path, "rb", buffering=0)
+    except OSError as error:
+        raise _missing(path, error) from None
+
+
+def _begin(path: Path) -> bytes:
+    if path.is_dir():
+        raise FileError("a folder was given where a file is needed", where=str(path))
+    with _open(path) as file:
+        return file.read(64)
+
+
+def _refuse_stand_in(path: Path, begin: bytes) -> None:
+    """What downloads leave behind under the right name when they go wrong."""
+    if begin.startswith(b"version https://git-lfs"):
+        raise FileError(
+            "this is a Git LFS pointer, a few lines that stand for the file",
+            where=str(path),
+            fix="git lfs pull, or download the file itself",
+        )
+    if begin.lstrip()[:1] == b"<":
+        raise FileError(
+            "this is a web page, not a tensor file",
+            where=str(path),
+            values=f"it begins with {begin.decode('utf-8', 'replace').split()[0]!r}",
+            fix="download the file itself; some need a log-in or a licence to be accepted",
+        )
+
+
+def _missing(path: Path, error: OSError | None) -> FileError:
+    reason = "no such file" if error is None or not os.path.exists(path) else (error.strerror or str(error))
+    return FileError("the file cannot be read", where=str(path), values=reason, fix=nearest_path(path))

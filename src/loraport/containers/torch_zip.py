@@ -1,0 +1,161 @@
+"""Tensors of a `.pt` file, by restricted loading only, located so that they can be read one by one.
+
+`torch.load(weights_only=True, mmap=True)` executes nothing and reads no tensor data, but whatever is
+touched later stays mapped. So the load serves only to learn names, shapes and places; the places are
+checked against the records of the zip archive that the file is, and the tensors are then read by
+offset like those of a safetensors file.
+"""
+
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraport.containers.safetensors import Span
+from loraport.errors import FileError, UnsupportedError
+
+MAX_DEPTH = 4
+NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
+    torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+DTYPES = {name: dtype for dtype, name in NAMES.items()}
+
+Groups = dict[tuple[str, ...], dict[str, Span]]
+
+
+def read_groups(path: Path) -> Groups:
+    """Every mapping in the file that holds tensors, by the path of names that leads to it.
+
+    Raises:
+        FileError: the file holds anything but tensors and plain containers, or is damaged.
+        UnsupportedError: a tensor type that cannot be located (packed quantised tensors, old formats).
+    """
+    stat = Path(path).stat()
+    return _read_groups(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+
+
+@lru_cache(maxsize=16)
+def _read_groups(path: str, size: int, mtime_ns: int, inode: int) -> Groups:
+    tensors: dict[tuple[str, ...], dict[str, Tensor]] = {}
+    _collect(_load(path), (), tensors)
+    locate = _Locator(path, [tensor for group in tensors.values() for tensor in group.values()])
+    return {nest: {key: locate.span(key, tensor) for key, tensor in group.items()} for nest, group in tensors.items()}
+
+
+def _load(path: str) -> Any:
+    try:
+        if not zipfile.is_zipfile(path):
+            raise FileError(
+                "not a safetensors file, nor a torch file that can be read piece by piece",
+                where=path,
+                fix="save the weights again as safetensors",
+            )
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        reason = named.group(1) if named else "objects that a restricted load does not make"
+        raise FileError(
+            "the file holds Python objects besides tensors, so it was not loaded; nothing in it was executed",
+            where=path,
+            values=reason,
+            fix="export the weights alone as safetensors, from a machine where you trust the file",
+        ) from None
+    except FileError:
+        raise
+    except Exception as error:  # a damaged archive fails in whatever type the part that meets it happens to raise
+        raise FileError(
+            "the torch file cannot be read",
+            where=path,
+            values=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
+            fix="a file that torch wrote must not be called .safetensors; else save or download it again",
+        ) from None
+
+
+def _collect(value: Any, nest: tuple[str, ...], found: dict[tuple[str, ...], dict[str, Tensor]]) -> None:
+    if not isinstance(value, Mapping) or len(nest) > MAX_DEPTH:
+        return
+    for key, item in value.items():
+        if isinstance(item, Tensor):
+            found.setdefault(nest, {})[str(key)] = item
+        else:
+            _collect(item, (*nest, str(key)), found)
+
+
+class _Locator:
+    """Turns the address of a mapped storage into an offset in the file.
+
+    All storages of a mapped load lie in one mapping, so one base address explains them all. It is found by
+    trying the records of the archive for the lowest storage, and kept only if every storage then begins at
+    a record that is long enough.
+    """
+
+    def __init__(self, path: str, tensors: list[Tensor]):
+        self.path = path
+        self.records = _records(path)
+        for tensor in tensors:
+            if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
+                raise UnsupportedError(
+                    "the torch file holds packed or sparse tensors",
+                    where=path,
+                    values=f"{type(tensor).__name__}, {tensor.layout}",
+                    fix="use a bf16, fp16 or fp32 copy of the model",
+                )
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        storages = {address: size for address, size in storages.items() if size > 0}
+        self.base = self._find_base(storages) if storages else 0
+
+    def _find_base(self, storages: dict[int, int]) -> int:
+        lowest = min(storages)
+        bases = [lowest - offset for offset, size in self.records.items() if size >= storages[lowest]]
+        fitting = [
+            base
+            for base in bases
+            if all(self.records.get(address - base, -1) >= size for address, size in storages.items())
+        ]
+        if len(fitting) > 1:
+            # Several ways are possible where records are left over; the mapping, which starts on a page, decides.
+            fitting = [base for base in fitting if base % 4096 == 0]
+        if len(fitting) != 1:
+            raise FileError(
+                "the tensors of the torch file cannot be located", where=self.path, fix="save it as safetensors"
+            )
+        return fitting[0]
+
+    def span(self, key: str, tensor: Tensor) -> Span:
+        name = NAMES.get(tensor.dtype)
+        if name is None:
+            raise UnsupportedError(
+                f"{key} has a number format that is not known", where=self.path, values=str(tensor.dtype)
+            )
+        shape = tuple(tensor.shape)
+        item = tensor.element_size()
+        if tensor.numel() == 0:
+            return Span(name, shape, 0, 0)
+        last = sum((size - 1) * stride for size, stride in zip(shape, tensor.stride(), strict=True))
+        start = tensor.untyped_storage().data_ptr() - self.base + tensor.storage_offset() * item
+        strides = None if tensor.is_contiguous() else tuple(tensor.stride())
+        return Span(name, shape, start, start + (last + 1) * item, strides)
+
+
+def _records(path: str) -> dict[int, int]:
+    """Offset of the data of every stored record of the zip archive -> its length."""
+    places: dict[int, int] = {}
+    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+        for info in archive.infolist():
+            if info.compress_type != zipfile.ZIP_STORED:
+                raise FileError(
+                    "the torch file is compressed inside", where=path, values=info.filename, fix="save it again"
+                )
+            file.seek(info.header_offset + 26)  # the local header ends with the lengths of its two trailing fields
+            name_length, extra_length = struct.unpack("<HH", file.read(4))
+            places[info.header_offset + 30 + name_length + extra_length] = info.file_size
+    return places

@@ -1,0 +1,76 @@
+"""The elementwise part of CASA: where update and drift meet on dominant directions, only the larger one stays."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from loraport.methods.casa.clusters import Clusters, block_sum, quantile
+
+_COSINE_FLOOR = 1e-8  # of the published code, in the denominator of the block cosine
+_CHUNK = 1 << 17  # entries worked on at a time, so that the passes over them stay in the processor's cache
+
+
+def block_cosine(
+    lora: Float[Tensor, "k k"], fft: Float[Tensor, "k k"], clusters: Clusters
+) -> Float[Tensor, "count count"]:
+    """Cosine between update and drift within every pair (row cluster, column cluster)."""
+    product, own, other = (
+        block_sum(x, clusters.labels, clusters.labels, clusters.count)
+        for x in (lora * fft, lora.square(), fft.square())
+    )
+    return product / (own.sqrt() * other.sqrt() + _COSINE_FLOOR)
+
+
+def arbitrated_entries(
+    lora: Float[Tensor, "a b"],
+    fft: Float[Tensor, "a b"],
+    clusters: Clusters,
+    rows: Bool[Tensor, " a"],
+    cols: Bool[Tensor, " b"],
+    q_act: float,
+) -> Int[Tensor, " hits"]:
+    """Flat indices of the entries to arbitrate.
+
+    Candidates lie in a dominant row or column and have update and drift of the same sign. They are scored by
+    |C_lora C_fft| times the cosine of their block (1 outside the head); those above the q_act-quantile are hit.
+    """
+    k = clusters.labels.numel()
+    cosine = block_cosine(lora[:k, :k], fft[:k, :k], clusters).clamp_(max=1.0).contiguous()
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    for row, col in _strips(rows, cols):
+        head_cols = clusters.labels[col[: int((col < k).sum())]]  # indices are ascending, so the head comes first
+        for chunk in row.split(max(_CHUNK // col.numel(), 1)):
+            product = _pick(lora, chunk, col).mul_(_pick(fft, chunk, col))
+            agreeing = torch.threshold(product, 0.0, -torch.inf)
+            head_rows = clusters.labels[chunk[: int((chunk < k).sum())]]
+            context = cosine.index_select(0, head_rows).index_select(1, head_cols)
+            product[: head_rows.numel(), : head_cols.numel()].mul_(context)
+            # A cosine is at most 1, so the minimum is the score, and minus infinity where signs differ.
+            parts.append((chunk, col, torch.minimum(product, agreeing, out=product)))
+    scores = torch.cat([score.reshape(-1) for _, _, score in parts]) if parts else lora.new_empty(0)
+    candidates = int((scores > -torch.inf).sum())
+    if candidates == 0:
+        return torch.empty(0, dtype=torch.int64, device=lora.device)
+    threshold = quantile(scores, q_act, among_largest=candidates)
+    hits = []
+    for chunk, col, score in parts:
+        i, j = (score > threshold).nonzero(as_tuple=True)
+        hits.append(chunk[i] * lora.shape[1] + col[j])
+    return torch.cat(hits)
+
+
+def smaller_of(lora: Float[Tensor, " hits"], fft: Float[Tensor, " hits"]) -> Float[Tensor, " hits"]:
+    """sign min(|lora|, |fft|) for pairs of one sign: what is taken away so that the sum is the larger of the two."""
+    return torch.where(lora.abs() < fft.abs(), lora, fft)
+
+
+def _strips(rows: Bool[Tensor, " a"], cols: Bool[Tensor, " b"]) -> list[tuple[Tensor, Tensor]]:
+    """The dominant entries as two rectangles: dominant rows whole, and dominant columns of the other rows."""
+    every = torch.arange(cols.numel(), device=cols.device)
+    strips = [(rows.nonzero()[:, 0], every), ((~rows).nonzero()[:, 0], cols.nonzero()[:, 0])]
+    return [(row, col) for row, col in strips if row.numel() and col.numel()]
+
+
+def _pick(matrix: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    part = matrix.index_select(0, rows)  # several times faster than matrix[rows]
+    return part if cols.numel() == matrix.shape[1] else part.index_select(1, cols)

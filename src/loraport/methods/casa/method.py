@@ -1,0 +1,217 @@
+"""Cluster-Aware Spectral Arbitration (CASA, arXiv 2605.01929): undo the drift, except where it dominates.
+
+In the coordinates of the source weight W_source = U S Vh, with C_lora and C_fft the routing matrices of the LoRA
+update and of the drift W_target - W_source:
+
+1. *head*: the k directions that hold 90 % of the energy of S                                          (Eq. 3)
+2. *clusters*: head directions that the update mixes, |C_lora| / |S_i - S_j| > tau                      (Eq. 4)
+3. *dominant*: clusters whose mean density of C_fft is in the upper half, as receivers or as senders    (Eq. 5, 6)
+4. *restore*: where neither row nor column is dominant, subtract C_fft: the source's weight comes back
+5. *arbitrate*: on the strongest entries that agree in sign elsewhere, keep only the larger of the two
+
+Without step 5 this is D' = D - (I - U_d U_d^T) drift (I - V_d V_d^T) with the dominant singular vectors U_d, V_d,
+which also says what happens outside the thin basis of a rectangular layer.
+"""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import Field
+from torch import Tensor
+
+from loraport.core.basis import SpectralBasis
+from loraport.core.lowrank import LowRank
+from loraport.core.operators import DenseOperator, Operator, Routed
+from loraport.core.precision import dot
+from loraport.methods import base
+from loraport.methods.casa.arbitration import arbitrated_entries, smaller_of
+from loraport.methods.casa.clusters import Clusters, connected_components, perturbation_edges
+from loraport.methods.casa.routing import DriftRouting, Overhang, routed, subtract_quiet
+
+
+class CasaParams(base.Params):
+    """Switches and thresholds of CASA; the defaults are the paper's.
+
+    Args:
+        restore: undo the drift where it does not dominate. arbitrate: keep only the larger where they collide.
+        tau: rotation (radians) above which two head directions belong to one cluster.
+        q_dom: quantile over clusters from which a cluster is dominant.
+        q_act: quantile over candidate entries above which one is arbitrated.
+        head_energy: share of the squared singular values that makes the head.
+        density: over the k x k "head" block (the published code) or "full" rows and columns (the paper's text).
+        cut_nonsquare: apply head_energy to rectangular layers too; the published code takes all directions there.
+        complete_basis: arbitrate also in an arbitrary basis of the null space, as the published code does.
+    """
+
+    restore: bool = True
+    arbitrate: bool = True
+    tau: float = Field(0.5, ge=0)
+    q_dom: float = Field(0.5, ge=0, le=1)
+    q_act: float = Field(0.85, ge=0, le=1)
+    head_energy: float = Field(0.9, gt=0, le=1)
+    density: Literal["head", "full"] = "head"
+    cut_nonsquare: bool = True
+    complete_basis: bool = False
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What CASA decides about a layer.
+
+    Args:
+        clusters: of the head directions.
+        rows, cols: which receivers and which senders are dominant; an entry is dominant if either is.
+        hits: flat indices of the arbitrated entries.
+    """
+
+    clusters: Clusters
+    rows: Bool[Tensor, " a"]
+    cols: Bool[Tensor, " b"]
+    hits: Int[Tensor, " h"]
+
+
+def judge(
+    C_lora: Float[Tensor, "a b"], drift: DriftRouting, S: Float[Tensor, " p"], k: int, params: CasaParams
+) -> Verdict:
+    """Steps 2, 3 and the selection of step 5 for a head of k directions."""
+    clusters = connected_components(perturbation_edges(C_lora[:k, :k], S[:k], params.tau))
+    rows = _dominant(clusters, drift.receivers, params.q_dom, among=C_lora.shape[0])
+    cols = _dominant(clusters, drift.senders, params.q_dom, among=C_lora.shape[1])
+    if params.arbitrate:
+        hits = arbitrated_entries(C_lora, drift.C, clusters, rows, cols, params.q_act)
+    else:
+        hits = torch.empty(0, dtype=torch.int64, device=C_lora.device)
+    return Verdict(clusters, rows, cols, hits)
+
+
+def _dominant(clusters: Clusters, density: Tensor, q: float, among: int) -> Tensor:
+    """Which of all directions are dominant; those beyond the head never are."""
+    marks = torch.zeros(among, dtype=torch.bool, device=density.device)
+    marks[: density.numel()] = clusters.dominant(density, q)
+    return marks
+
+
+class Casa(base.TransferMethod):
+    """The method, for one layer. Layers wider than tall are transposed first, so that rows are the long side."""
+
+    name: ClassVar[str] = "casa"
+    version: ClassVar[int] = 2
+    summary: ClassVar[str] = "undo the drift away from its dominant directions, arbitrate on them"
+    reference: ClassVar[str] = "CASA, arXiv 2605.01929 (ICML 2026)"
+    Params: ClassVar[type[base.Params]] = CasaParams
+
+    def needs(self, params: CasaParams) -> base.Needs:
+        """The source basis and the drift."""
+        return base.Needs(basis=True, drift=True)
+
+    def prepared_key(self, params: CasaParams) -> str | None:
+        """The routing of the drift depends on the head and on the kind of density only."""
+        return (
+            f"density={params.density},head_energy={params.head_energy!r},"
+            f"cut_nonsquare={params.cut_nonsquare},complete_basis={params.complete_basis}"
+        )
+
+    def reads_drift(self, shape: tuple[int, int], params: CasaParams) -> bool:
+        """Square layers lie in the basis with all they have; the others need the drift outside of it."""
+        return shape[0] != shape[1] and params.restore and not params.complete_basis
+
+    def prepare(self, inputs: base.LayerInputs, params: CasaParams) -> dict[str, Tensor]:
+        """The routing of the drift."""
+        inputs = _with_basis(_upright(inputs), params)
+        assert inputs.basis is not None
+        assert inputs.drift is not None
+        return DriftRouting.of(inputs.basis, inputs.drift, _head(inputs, params), params.density).tensors()
+
+    def transfer(self, inputs: base.LayerInputs, params: CasaParams) -> base.LayerOutput:
+        """The new update of one layer; the steps are at the top of this file, the figures in `_figures`."""
+        if inputs.update.shape[0] < inputs.update.shape[1]:
+            output = self.transfer(_upright(inputs), params)
+            return base.LayerOutput(output.update.T, output.stats, inputs.update)
+        inputs = _with_basis(inputs, params)
+        basis, update, kept = inputs.basis, inputs.update, inputs.prepared
+        assert basis is not None
+        drift = DriftRouting.from_tensors(self.prepare(inputs, params) if kept is None else kept)
+        if drift.energy == 0.0:
+            return base.LayerOutput(update, {"cosine": 1.0, "norm_ratio": 1.0, "drift_undone": 0.0}, update)
+
+        C_lora = routed(basis, update)
+        K = C_lora.dense()  # becomes the routing matrix of the new update
+        verdict = judge(K, drift, basis.S, _head(inputs, params), params)
+        quiet = ~verdict.cols
+        taken = smaller_of(K.view(-1)[verdict.hits], drift.C.view(-1)[verdict.hits])
+        undone = 0.0
+        if params.restore:
+            undone = subtract_quiet(K, drift.C, verdict.rows, verdict.cols) + drift.spilled(quiet)
+        K.view(-1)[verdict.hits] -= taken
+
+        core: DenseOperator | Overhang
+        if basis.U.shape[0] == basis.U.shape[1]:
+            core = DenseOperator(K)
+            new: Operator = Routed(basis.U, core, basis.Vh)
+            along = dot(C_lora.B.T @ K, C_lora.A)  # <new, update>
+        else:
+            core = Overhang.of(basis, K, update, C_lora, inputs.drift if params.restore else None, drift, quiet)
+            new = Routed(None, core, basis.Vh)
+            along = core.inner(C_lora)
+        if isinstance(inputs.drift, LowRank) and not params.arbitrate:
+            new = _restored_in_factors(update, inputs.drift, basis, verdict) if params.restore else update
+        stats = _figures(update, core.norm(), along, verdict, undone / drift.energy)
+        return base.LayerOutput(new, stats | {"svd_driver": basis.driver}, update)
+
+
+def _figures(update: LowRank, size: float, along: float, verdict: Verdict, undone: float) -> dict[str, base.Stat]:
+    """What the report says about a layer.
+
+    head: number of head directions; clusters, largest_cluster: how they fall apart.
+    dominant_share: entries of the m x n routing matrix in dominant rows or columns. arbitrated_share: those arbitrated.
+    drift_undone: share of ||drift||^2 that the restoration takes away (before truncation to a rank).
+    cosine: between new and old update. norm_ratio: ||new|| / ||old||. Both before truncation.
+    """
+    m, n = update.shape
+    scale = update.norm()
+    quiet = (m - int(verdict.rows.sum())) * (n - int(verdict.cols.sum()))
+    return {
+        "head": verdict.clusters.labels.numel(),
+        "clusters": verdict.clusters.count,
+        "largest_cluster": int(verdict.clusters.sizes.max()),
+        "dominant_share": 1.0 - quiet / (m * n),
+        "arbitrated_share": verdict.hits.numel() / (m * n),
+        "drift_undone": min(undone, 1.0),
+        "cosine": along / (size * scale) if size > 0 and scale > 0 else 0.0,
+        "norm_ratio": size / scale if scale > 0 else 0.0,
+    }
+
+
+def _head(inputs: base.LayerInputs, params: CasaParams) -> int:
+    """Eq. 3, on every layer or on square ones only."""
+    assert inputs.basis is not None
+    m, n = inputs.update.shape
+    return inputs.basis.head(params.head_energy) if m == n or params.cut_nonsquare else min(m, n)
+
+
+def _restored_in_factors(update: LowRank, drift: LowRank, basis: SpectralBasis, verdict: Verdict) -> LowRank:
+    """D - (I - U_d U_d^T) B_fft A_fft (I - V_d V_d^T): exact at rank r + r_fft."""
+    U, Vh = basis.U[:, verdict.rows], basis.Vh[verdict.cols]
+    B = drift.B - U @ (U.T @ drift.B)
+    A = drift.A - (drift.A @ Vh.T) @ Vh
+    return LowRank.sum([update, LowRank(-B, A)])
+
+
+def _with_basis(inputs: base.LayerInputs, params: CasaParams) -> base.LayerInputs:
+    assert inputs.basis is not None
+    return replace(inputs, basis=inputs.basis.completed()) if params.complete_basis else inputs
+
+
+def _upright(inputs: base.LayerInputs) -> base.LayerInputs:
+    """The transposed layer, if this one is wider than tall. Receivers and senders change places."""
+    if inputs.update.shape[0] >= inputs.update.shape[1]:
+        return inputs
+    assert inputs.basis is not None
+    return replace(
+        inputs,
+        update=inputs.update.T,
+        basis=inputs.basis.T,
+        drift=None if inputs.drift is None else inputs.drift.T,
+    )

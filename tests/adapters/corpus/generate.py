@@ -1,0 +1,259 @@
+"""Writes the corpus: for every trainer the names and shapes it would write for a two-block model, and what is expected.
+
+Made from the documented naming rules of each trainer, for width 24; no file of anybody's was copied.
+Run it after a change of the rules:  python tests/adapters/corpus/generate.py
+"""
+
+import json
+from pathlib import Path
+
+D, F, R = 24, 48, 4
+ORIGINAL = {
+    **{f"{kind}.{name}": (D, D) for kind in ("self_attn", "cross_attn") for name in "qkvo"},
+    "ffn.0": (F, D),
+    "ffn.2": (D, F),
+}
+IMAGE = {"cross_attn.k_img": (D, D), "cross_attn.v_img": (D, D)}
+DIFFUSERS = {
+    **{f"{kind}.{name}": (D, D) for kind in ("attn1", "attn2") for name in ("to_q", "to_k", "to_v", "to_out.0")},
+    "ffn.net.0.proj": (F, D),
+    "ffn.net.2": (D, F),
+}
+DIFFUSERS_IMAGE = {"attn2.add_k_proj": (D, D), "attn2.add_v_proj": (D, D)}
+FASTVIDEO = {
+    **dict.fromkeys(("to_q", "to_k", "to_v", "to_out"), (D, D)),
+    **{f"attn2.{name}": (D, D) for name in ("to_q", "to_k", "to_v", "to_out")},
+    "ffn.fc_in": (F, D),
+    "ffn.fc_out": (D, F),
+}
+HYBRID = {
+    **{f"{kind}.{name}": (D, D) for kind in ("self_attn", "cross_attn") for name in ("q", "k", "v", "to_out.0")},
+    "ffn.net.0.proj": (F, D),
+    "ffn.net.2": (D, F),
+}
+AB = (".lora_A.weight", ".lora_B.weight")
+DOWN_UP = (".lora_down.weight", ".lora_up.weight")
+
+
+def blocks(modules: dict) -> dict:
+    return {f"blocks.{n}.{name}": shape for n in range(2) for name, shape in modules.items()}
+
+
+def keys(prefix: str, modules: dict, pair: tuple[str, str], *, flat: bool = False, extra: dict | None = None) -> dict:
+    found = {}
+    for name, (out, into) in modules.items():
+        stem = prefix + (name.replace(".", "_") if flat else name)
+        found[stem + pair[0]], found[stem + pair[1]] = [R, into], [out, R]
+        for suffix, shape in (extra or {}).items():
+            found[stem + suffix] = shape
+    return found
+
+
+def extraction(prefix: str) -> dict:
+    """What an extraction from two checkpoints writes: factors where large, whole differences elsewhere."""
+    found = keys(prefix, blocks(ORIGINAL), DOWN_UP)
+    for n in range(2):
+        found |= {f"{prefix}blocks.{n}.{name}.diff_b": [shape[0]] for name, shape in ORIGINAL.items()}
+        found |= {f"{prefix}blocks.{n}.{a}.norm_{x}.diff": [D] for a in ("self_attn", "cross_attn") for x in "qk"}
+        found |= {f"{prefix}blocks.{n}.norm3.diff": [D], f"{prefix}blocks.{n}.norm3.diff_b": [D]}
+        found[f"{prefix}blocks.{n}.diff_m"] = [1, 6, D]
+    for name, shape in {"time_embedding.0": [D, 8], "head.head": [16, D], "text_embedding.0": [D, 16]}.items():
+        found |= {f"{prefix}{name}.diff": shape, f"{prefix}{name}.diff_b": [shape[0]]}
+    found |= {f"{prefix}patch_embedding.diff": [D, 4, 1, 2, 2], f"{prefix}patch_embedding.diff_b": [D]}
+    found[f"{prefix}head.diff_m"] = [1, 2, D]
+    return found
+
+
+def entry(about: str, keys: dict, *, layers: int = 0, carried: int = 0, error: str = "", **more) -> dict:
+    expect = {"error": error} if error else {"layers": layers, "carried": carried}
+    return {"about": about, "keys": keys, "expect": expect | more.pop("expect", {}), **more}
+
+
+META = json.dumps({"transformer.r": R, "transformer.lora_alpha": 2 * R, "transformer.use_rslora": False})
+CORPUS = {
+    "diffusers": entry(
+        "WanPipeline.save_lora_weights with its configuration in the header",
+        keys("transformer.", blocks(DIFFUSERS), AB),
+        layers=20,
+        metadata={"format": "pt", "lora_adapter_metadata": META},
+        expect={"names": "diffusers", "scale": 2.0},
+    ),
+    "diffusers-model": entry(
+        "model.save_lora_adapter",
+        keys("", blocks(DIFFUSERS), AB),
+        layers=20,
+        expect={"prefix": "", "names": "diffusers"},
+    ),
+    "diffusers-i2v": entry(
+        "an image-to-video LoRA of diffusers",
+        keys("transformer.", blocks(DIFFUSERS | DIFFUSERS_IMAGE), AB),
+        layers=24,
+        expect={"names": "diffusers"},
+    ),
+    "peft": entry(
+        "PEFT save_pretrained, adapter_config.json beside",
+        keys("base_model.model.", blocks(DIFFUSERS), AB),
+        layers=20,
+        config={"peft_type": "LORA", "r": R, "lora_alpha": 6, "use_rslora": True},
+        expect={"scale": 3.0, "alpha": "config"},
+    ),
+    "peft-wrapped": entry(
+        "PEFT over a pipeline's transformer, with biases",
+        keys("base_model.model.transformer.", blocks(DIFFUSERS), AB)
+        | {f"base_model.model.transformer.{n}.lora_B.bias": [s[0]] for n, s in blocks(DIFFUSERS).items()},
+        layers=20,
+        carried=20,
+    ),
+    "musubi": entry(
+        "musubi-tuner / kohya",
+        keys("lora_unet_", blocks(ORIGINAL), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=20,
+        alpha=1.0,
+        metadata={"ss_network_dim": "4", "ss_network_alpha": "1.0", "ss_network_module": "networks.lora_wan"},
+        expect={"names": "original", "scale": 0.25, "flat": True, "alpha": "alpha"},
+    ),
+    "musubi-i2v": entry(
+        "musubi-tuner, image-to-video",
+        keys("lora_unet_", blocks(ORIGINAL | IMAGE), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=24,
+        alpha=4.0,
+    ),
+    "kohya-diffusers-names": entry(
+        "flattened diffusers names",
+        keys("lora_unet_", blocks(DIFFUSERS), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=20,
+        alpha=8.0,
+        expect={"names": "diffusers", "scale": 2.0},
+    ),
+    "videox-fun": entry(
+        "VideoX-Fun: the separator doubles",
+        keys("lora_unet__", blocks(ORIGINAL), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=20,
+        alpha=2.0,
+        expect={"prefix": "lora_unet__", "scale": 0.5},
+    ),
+    "diffusion-pipe": entry(
+        "diffusion-pipe: alpha is always the rank",
+        keys("diffusion_model.", blocks(ORIGINAL), AB),
+        layers=20,
+        config={"peft_type": "LORA", "r": R, "lora_alpha": R},
+        expect={"scale": 1.0},
+    ),
+    "ai-toolkit": entry(
+        "ai-toolkit",
+        keys("diffusion_model.", blocks(ORIGINAL), AB),
+        layers=20,
+        metadata={"software": '{"name": "ai-toolkit"}', "ss_output_name": "style"},
+    ),
+    "ai-toolkit-wan22": entry(
+        "ai-toolkit, both experts of Wan2.2 in one file",
+        keys("diffusion_model.transformer_1.", blocks(ORIGINAL), AB)
+        | keys("diffusion_model.transformer_2.", blocks(ORIGINAL), AB),
+        layers=20,
+        expert="low",
+        dropped=40,
+    ),
+    "diffsynth": entry(
+        "DiffSynth-Studio",
+        keys("", blocks(ORIGINAL), (".lora_A.default.weight", ".lora_B.default.weight")),
+        layers=20,
+        expect={"adapter": "default", "prefix": ""},
+    ),
+    "diffsynth-prefixed": entry(
+        "DiffSynth-Studio without --remove_prefix_in_ckpt",
+        keys("pipe.dit.", blocks(ORIGINAL), (".lora_A.default.weight", ".lora_B.default.weight")),
+        layers=20,
+    ),
+    "fastvideo": entry(
+        "FastVideo's extractor, names of its own",
+        keys("", blocks(FASTVIDEO), AB, extra={".lora_alpha": [1], ".lora_rank": [1]}),
+        layers=20,
+        alpha=8.0,
+        expect={"names": "fastvideo", "scale": 2.0, "alpha": "lora_alpha"},
+    ),
+    "fastvideo-direct": entry(
+        "FastVideo's extractor, reading the file directly",
+        keys("", blocks(DIFFUSERS), AB, extra={".lora_alpha": [1], ".lora_rank": [1]}),
+        layers=20,
+        alpha=4.0,
+    ),
+    "lightning": entry(
+        "LightX2V / Lightning: down and up, no alpha",
+        keys("diffusion_model.", blocks(ORIGINAL), DOWN_UP),
+        layers=20,
+        dtype="BF16",
+    ),
+    "lightx2v-extraction": entry(
+        "LightX2V extraction of a small model: whole differences, biases, modulation",
+        extraction("diffusion_model."),
+        layers=23,
+        carried=20 + 8 + 4 + 2 + 3 + 2 + 1,
+        dtype="BF16",
+        profiles=["universal", "original", "same-as-input"],
+    ),
+    "simpletuner-comfy": entry(
+        "SimpleTuner --lora_format comfyui",
+        keys("diffusion_model.", blocks(ORIGINAL), AB, extra={".alpha": []}),
+        layers=20,
+        alpha=8.0,
+    ),
+    "onetrainer": entry(
+        "flattened diffusers names with their own prefix",
+        keys("lora_transformer_", blocks(DIFFUSERS), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=20,
+        alpha=1.0,
+    ),
+    "hybrid": entry(
+        "names half converted in place, then flattened",
+        keys("lycoris_", blocks(HYBRID), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=20,
+        alpha=4.0,
+    ),
+    "causal-trainers": entry(
+        "trainers of causal models: generator.model.",
+        keys("generator.model.", blocks(ORIGINAL), DOWN_UP, extra={".alpha": []}),
+        layers=20,
+        alpha=8.0,
+    ),
+    "lokr": entry(
+        "LyCORIS LoKr",
+        {"lycoris_blocks_0_self_attn_q.lokr_w1": [4, 4], "lycoris_blocks_0_self_attn_q.lokr_w2": [6, 6]},
+        error="LoKr",
+    ),
+    "loha": entry(
+        "LyCORIS LoHa",
+        {f"lora_unet_blocks_0_self_attn_q.hada_w{i}_{x}": [D, 2] if x == "a" else [2, D] for i in (1, 2) for x in "ab"},
+        error="LoHa",
+    ),
+    "dora": entry(
+        "DoRA of PEFT",
+        keys("base_model.model.", blocks(DIFFUSERS), AB)
+        | {f"base_model.model.{n}.lora_magnitude_vector": [s[0]] for n, s in blocks(DIFFUSERS).items()},
+        error="DoRA",
+    ),
+    "hunyuanvideo": entry(
+        "diffusion-pipe for another family",
+        {
+            "transformer.double_blocks.0.img_attn_qkv.lora_A.weight": [R, D],
+            "transformer.double_blocks.0.img_attn_qkv.lora_B.weight": [3 * D, R],
+        },
+        error="HunyuanVideo",
+    ),
+    "sdxl": entry(
+        "kohya for a UNet",
+        {
+            "lora_unet_input_blocks_4_1_proj_in.lora_down.weight": [R, D],
+            "lora_unet_input_blocks_4_1_proj_in.lora_up.weight": [D, R],
+            "lora_unet_input_blocks_4_1_proj_in.alpha": [],
+        },
+        error="Stable Diffusion",
+        alpha=1.0,
+    ),
+}
+
+if __name__ == "__main__":
+    for name, content in CORPUS.items():
+        lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(shape)}" for key, shape in content.pop("keys").items())
+        head = json.dumps(content, indent=2)[:-2]
+        text = f'{head},\n  "keys": {{\n{lines}\n  }}\n}}\n'
+        Path(__file__).with_name(f"{name}.json").write_text(text, encoding="utf-8")

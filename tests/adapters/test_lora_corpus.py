@@ -1,0 +1,178 @@
+"""Key sets as trainers write them: each parses, goes round in its own dialect, and is written in every other."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.convert import convert_adapter
+from loraport.adapters.describe import describe
+from loraport.adapters.parse import open_adapter
+from loraport.containers.safetensors import read_header
+from loraport.containers.tensors import open_tensors, read_tensor
+from loraport.errors import LoraportError
+from makers import LoraFile
+
+FILES = sorted((Path(__file__).parent / "corpus").glob("*.json"))
+CORPUS = {path.stem: json.loads(path.read_text("utf-8")) for path in FILES}
+GOOD = [name for name, entry in CORPUS.items() if "error" not in entry["expect"]]
+PROFILES = ["universal", "diffusers", "kohya", "original", "same-as-input"]
+
+
+def _write(name: str, folder: Path, keys: dict | None = None) -> Path:
+    entry = CORPUS[name]
+    generator = torch.Generator().manual_seed(0)
+    dtype = torch.bfloat16 if entry.get("dtype") == "BF16" else torch.float32
+    tensors = {}
+    for key, shape in (entry["keys"] if keys is None else keys).items():
+        if key.endswith((".alpha", ".lora_alpha")):
+            tensors[key] = torch.full(shape, entry["alpha"])
+        elif key.endswith(".lora_rank"):
+            tensors[key] = torch.full(shape, 4, dtype=torch.int32)
+        else:
+            tensors[key] = torch.randn(shape, generator=generator).to(dtype)
+    return LoraFile(tensors, entry.get("metadata", {}), entry.get("config")).write(folder)
+
+
+def _accounted(adapter: LoraAdapter) -> list[str]:
+    layers = [key for layer in adapter.layers.values() for key in layer.keys]
+    return sorted(layers + [key for item in adapter.carried for key in item.keys] + list(adapter.dropped))
+
+
+def _deltas(adapter: LoraAdapter) -> dict[str, torch.Tensor]:
+    return {name: layer.load().dense().double() for name, layer in adapter.layers.items()}
+
+
+def _effects(adapter: LoraAdapter) -> dict[str, torch.Tensor]:
+    """What is carried, by the parameter it changes; zero changes (added for some loaders) do not count."""
+    found = {item.param: item.load().float() for item in adapter.carried}
+    return {param: tensor for param, tensor in found.items() if tensor.any()}
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_it_parses_or_is_refused_as_expected(name, tmp_path):
+    entry, path = CORPUS[name], _write(name, tmp_path)
+    expect = entry["expect"]
+    if "error" in expect:
+        with pytest.raises(LoraportError, match=expect["error"]):
+            open_adapter(path)
+        assert expect["error"] in describe(path).refused
+        return
+    adapter = open_adapter(path, expert=entry.get("expert"))
+    assert len(adapter.layers) == expect["layers"]
+    assert len(adapter.carried) == expect["carried"]
+    assert len(adapter.dropped) == entry.get("dropped", 0)
+    assert _accounted(adapter) == sorted(entry["keys"])
+    for field in ("prefix", "names", "flat", "adapter", "alpha"):
+        if field in expect:
+            assert getattr(adapter.dialect, field) == expect[field]
+    if "scale" in expect:
+        assert all(layer.scale == pytest.approx(expect["scale"]) for layer in adapter.layers.values())
+    assert adapter.dtype == entry.get("dtype", "F32")
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", GOOD)
+def test_it_is_written_in_every_dialect_without_a_change(name, profile, tmp_path):
+    entry, path = CORPUS[name], _write(name, tmp_path / "in")
+    output = tmp_path / "out" / "lora.safetensors"
+    options = {"to": profile, "expert": entry.get("expert")}
+    if profile not in entry.get("profiles", PROFILES):
+        with pytest.raises(LoraportError, match="do not take a change of"):
+            convert_adapter(path, output, **options)
+        assert not output.exists()
+        return
+    done = convert_adapter(path, output, **options)
+    before, after = open_adapter(path, expert=entry.get("expert")), open_adapter(output)
+    assert done.layers == len(after.layers) >= len(before.layers)
+    assert done.after == replace(after.dialect, alpha=after.dialect.alpha).title or profile == "same-as-input"
+    wanted, found = _deltas(before), _deltas(after)
+    for layer, delta in found.items():
+        if layer not in wanted:
+            assert not delta.any(), f"{layer} was added and is not zero"
+            continue
+        tolerance = 8e-3 if layer in done.folded and before.dtype == "BF16" else 1e-5
+        assert (delta - wanted[layer]).norm() <= tolerance * wanted[layer].norm(), layer
+        exact = before.layers[layer].kind == "lora" and layer not in done.folded
+        if exact:
+            assert torch.equal(_stored(before, layer, "B"), _stored(after, layer, "B")), layer
+            assert torch.equal(_stored(before, layer, "A"), _stored(after, layer, "A")), layer
+    first, second = _effects(before), _effects(after)
+    assert first.keys() == second.keys()
+    for param, tensor in first.items():
+        torch.testing.assert_close(second[param], tensor, rtol=8e-3, atol=1e-6)
+    if profile == "same-as-input":
+        kept = set(entry["keys"]) - set(before.dropped)
+        missing = kept - set(after.keys)
+        assert not {key for key in missing if not key.endswith((".diff", ".lora_B.bias"))} or name == "hybrid"
+
+
+def _stored(adapter: LoraAdapter, layer: str, which: str) -> torch.Tensor:
+    ref = getattr(adapter.layers[layer], which)
+    return read_tensor(ref).reshape(ref.shape[0], ref.shape[1])
+
+
+# Names that follow no rule come back in the nearest rule.
+@pytest.mark.parametrize("name", [name for name in GOOD if name != "hybrid"])
+def test_a_round_trip_in_the_own_dialect_gives_the_same_keys(name, tmp_path):
+    entry, path = CORPUS[name], _write(name, tmp_path / "in")
+    output = tmp_path / "out.safetensors"
+    convert_adapter(path, output, to="same-as-input", expert=entry.get("expert"))
+    before = open_adapter(path, expert=entry.get("expert"))
+    assert set(read_header(output).spans) == set(before.keys) - set(before.dropped)
+    # ... and once more, byte for byte.
+    again = tmp_path / "again.safetensors"
+    convert_adapter(output, again, to="same-as-input")
+    assert again.read_bytes() == output.read_bytes()
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_it_is_described(name, tmp_path):
+    entry, path = CORPUS[name], _write(name, tmp_path)
+    found = describe(path)
+    assert found.kind == "lora"
+    assert sum(found.dtypes.values()) == len(entry["keys"])
+    assert found.nbytes == sum(ref.nbytes for ref in open_tensors(path).groups[()].values())
+    if "error" not in entry["expect"] and "expert" not in entry:
+        assert found.layers == entry["expect"]["layers"]
+        assert sum(len(keys) for keys in found.carried.values()) == entry["expect"]["carried"]
+        assert json.loads(json.dumps(found.to_json()))["refused"] == ""
+
+
+PARTITION = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@PARTITION
+@given(data=st.data(), name=st.sampled_from([name for name in GOOD if "config" not in CORPUS[name]]))
+def test_every_key_ends_in_exactly_one_place(data, name, tmp_path):
+    """Keys taken away, renamed, mixed with those of other trainers: what is opened accounts for each once."""
+    keys = dict(CORPUS[name]["keys"])
+    for key in data.draw(st.lists(st.sampled_from(sorted(keys)), max_size=6, unique=True)):
+        change = data.draw(st.sampled_from(["remove", "rename", "prefix", "text encoder"]))
+        shape = keys.pop(key)
+        if change == "rename":
+            keys[key.replace("blocks", "block5")] = shape
+        elif change == "prefix":
+            keys["other." + key] = shape
+        elif change == "text encoder":
+            keys["lora_te_" + key] = shape
+    if not keys:
+        return
+    path = _write(name, tmp_path, keys)
+    drop = data.draw(st.sampled_from([None, "ffn", r"blocks[._]1"]))
+    try:
+        adapter = open_adapter(path, expert=CORPUS[name].get("expert"), drop=drop, allow_partial=True)
+    except LoraportError:
+        return
+    assert _accounted(adapter) == sorted(keys)
+    try:
+        strict = open_adapter(path, expert=CORPUS[name].get("expert"), drop=drop)
+    except LoraportError:
+        assert adapter.dropped
+    else:
+        assert _accounted(strict) == sorted(keys)

@@ -1,0 +1,236 @@
+"""LoRA files with something wrong or doubtful: named, refused, or left out by request and listed."""
+
+import json
+
+import pytest
+import torch
+
+import makers
+from loraport.adapters.parse import open_adapter
+from loraport.errors import FileError, MismatchError, NumericalError, UnmatchedKeysError, UnsupportedError, UsageError
+from makers import KOHYA, PEFT, LoraFile, diffusers_name, flat, same, spell
+
+RANK = 4
+
+
+def _refusal(tensors: dict, tmp_path, pico, error: type, *, metadata: dict | None = None, config: dict | None = None):
+    path = LoraFile(tensors, metadata or {}, config).write(tmp_path)
+    with pytest.raises(error) as caught:
+        open_adapter(path, pico)
+    assert str(path.parent) in caught.value.message
+    return caught.value.message
+
+
+class TestBadKeys:
+    Q = "diffusion_model.blocks.0.self_attn.q.lora_A.weight"
+
+    def test_a_renamed_half_names_the_key_and_the_nearest(self, tmp_path, pico):
+        tensors = makers.universal()
+        tensors["diffusion_model.blocks.0.self_attn.qq.lora_A.weight"] = tensors.pop(self.Q)
+        message = _refusal(tensors, tmp_path, pico, UnmatchedKeysError)
+        assert f"nearest known: {self.Q}" in message
+        assert f"its other half {self.Q} is missing" in message
+
+    def test_a_foreign_key(self, tmp_path, pico):
+        message = _refusal(makers.universal() | {"mystery": torch.zeros(3)}, tmp_path, pico, UnmatchedKeysError)
+        assert "1 of 41 keys" in message
+        assert "mystery" in message
+
+    def test_all_keys_of_an_unknown_kind(self, tmp_path, pico):
+        message = _refusal({"blocks.0.self_attn.quu.lora_A.weight": torch.zeros(4, 24)}, tmp_path, pico, MismatchError)
+        assert "blocks.0.self_attn.q" in message
+
+    def test_an_alpha_alone(self, tmp_path, pico):
+        tensors = makers.universal() | {"diffusion_model.head.head.alpha": torch.tensor(1.0)}
+        assert "head.head.alpha" in _refusal(tensors, tmp_path, pico, UnmatchedKeysError)
+
+    def test_allow_partial_leaves_them_out_and_lists_them(self, tmp_path, pico):
+        tensors = makers.universal() | {"mystery": torch.zeros(3)}
+        tensors.pop(self.Q)
+        adapter = open_adapter(LoraFile(tensors).write(tmp_path), pico, allow_partial=True)
+        assert set(adapter.dropped) == {"mystery", self.Q.replace("lora_A", "lora_B")}
+        assert len(adapter.layers) == 19
+        assert any("left out" in warning for warning in adapter.warnings)
+
+    def test_the_same_layer_twice(self, tmp_path, pico):
+        tensors = makers.universal() | spell(makers.factors(), "transformer.", diffusers_name, *PEFT)
+        assert "occurs twice" in _refusal(tensors, tmp_path, pico, MismatchError)
+
+    def test_factors_that_do_not_fit(self, tmp_path, pico):
+        tensors = makers.universal() | {self.Q: torch.zeros(3, 24)}
+        assert "do not fit each other" in _refusal(tensors, tmp_path, pico, MismatchError)
+
+    def test_two_adapter_names(self, tmp_path, pico):
+        made = makers.factors()
+        tensors = spell(made, "", same, ".lora_A.one.weight", ".lora_B.one.weight")
+        tensors |= spell(made, "", same, ".lora_A.two.weight", ".lora_B.two.weight")
+        path = LoraFile(tensors).write(tmp_path)
+        with pytest.raises(UsageError, match="adapter=one"):
+            open_adapter(path, pico)
+        chosen = open_adapter(path, pico, adapter="two")
+        assert len(chosen.layers) == 20
+        assert len(chosen.dropped) == 40
+
+    @pytest.mark.parametrize(
+        ("high", "low"),
+        [("diffusion_model.transformer_1.", "diffusion_model.transformer_2."), ("transformer.", "transformer_2.")],
+    )
+    def test_two_experts_in_one_file(self, high, low, tmp_path, pico):
+        made = makers.factors()
+        name = diffusers_name if high == "transformer." else same
+        path = LoraFile(spell(made, high, name, *PEFT) | spell(made, low, name, *PEFT)).write(tmp_path)
+        with pytest.raises(UsageError, match="high, low"):
+            open_adapter(path, pico)
+        for expert, prefix in (("high", high), ("low", low)):
+            adapter = open_adapter(path, pico, expert=expert)
+            assert len(adapter.layers) == 20
+            assert all(key.startswith(prefix) for layer in adapter.layers.values() for key in layer.keys)
+
+    def test_drop_by_key_or_canonical_name(self, tmp_path, pico):
+        path = LoraFile(spell(makers.factors(), "transformer.", diffusers_name, *PEFT)).write(tmp_path)
+        adapter = open_adapter(path, pico, drop=r"self_attn\.|ffn\.net\.2")
+        assert len(adapter.layers) == 10
+        assert len(adapter.dropped) == 20
+        with pytest.raises(UsageError):
+            open_adapter(path, pico, drop=".")
+
+
+REFUSED = {
+    "LoHa": "lora_unet_blocks_0_ffn_0.hada_w1_a",
+    "LoKr": "lycoris_blocks_0_ffn_0.lokr_w1",
+    "DoRA": "diffusion_model.blocks.0.ffn.0.dora_scale",
+    "DoRA ": "diffusion_model.blocks.0.ffn.0.lora_magnitude_vector",
+    "GLoRA": "lora_unet_blocks_0_ffn_0.a1.weight",
+    "OFT": "lora_unet_blocks_0_ffn_0.oft_blocks",
+    "Tucker": "lora_unet_patch_embedding.lora_mid.weight",
+    "Stand-In": "diffusion_model.blocks.0.self_attn.q_loras.down.weight",
+    "split LoRA": "lora_unet_blocks_0_ffn_0.lora_up.0.weight",
+    "replaced weights": "diffusion_model.patch_embedding.set_weight",
+    "scaled fp8": "diffusion_model.blocks.0.ffn.0.scale_weight",
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_other_adapters_are_refused_by_name(kind, tmp_path, pico):
+    message = _refusal(makers.universal() | {REFUSED[kind]: torch.zeros(4, 4)}, tmp_path, pico, UnsupportedError)
+    assert kind.strip() in message
+    assert REFUSED[kind] in message
+
+
+def test_a_lora_on_the_convolution_is_refused(tmp_path, pico):
+    conv = {
+        "diffusion_model.patch_embedding.lora_A.weight": torch.zeros(2, 4, 1, 2, 2),
+        "diffusion_model.patch_embedding.lora_B.weight": torch.zeros(24, 2, 1, 1, 1),
+    }
+    assert "patch_embedding" in _refusal(makers.universal() | conv, tmp_path, pico, UnsupportedError)
+
+
+class TestAlpha:
+    @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+    def test_impossible_values(self, value, tmp_path, pico):
+        tensors = spell(makers.factors(), "lora_unet_", flat, *KOHYA, alpha=value)
+        assert ".alpha" in _refusal(tensors, tmp_path, pico, NumericalError)
+
+    def test_not_one_number(self, tmp_path, pico):
+        tensors = spell(makers.factors(), "lora_unet_", flat, *KOHYA, alpha=1.0, alpha_shape=(2,))
+        _refusal(tensors, tmp_path, pico, FileError)
+
+    def test_a_stale_rank_in_the_header(self, tmp_path, pico):
+        metadata = {"lora_adapter_metadata": json.dumps({"r": 16, "lora_alpha": 16})}
+        message = _refusal(makers.universal(), tmp_path, pico, MismatchError, metadata=metadata)
+        assert "rank 16 stated, rank 4 found" in message
+
+    @pytest.mark.parametrize(
+        ("more", "word"),
+        [
+            ({"use_dora": True}, "DoRA"),
+            ({"peft_type": "LOHA"}, "LOHA"),
+            ({"init_lora_weights": "pissa_niter_16"}, "initialisation"),
+        ],
+    )
+    def test_configurations_of_other_adapters(self, more, word, tmp_path, pico):
+        message = _refusal(makers.universal(), tmp_path, pico, UnsupportedError, config=makers.peft_config(**more))
+        assert word in message
+
+    @pytest.mark.parametrize("text", ["{", "[]", "[" * 20_000, '{"r": "four"}', '{"r": true}'])
+    def test_junk_in_the_header(self, text, tmp_path, pico):
+        _refusal(makers.universal(), tmp_path, pico, FileError, metadata={"lora_adapter_metadata": text})
+
+    def test_a_pattern_that_would_run_for_ever(self, tmp_path, pico):
+        config = {"r": 4, "lora_alpha": 8, "alpha_pattern": {"((a+)+)+$": 1, "(": 2, "x" * 10_000: 3}}
+        path = LoraFile(makers.universal(), {"lora_adapter_metadata": json.dumps(config)}).write(tmp_path)
+        assert {layer.scale for layer in open_adapter(path, pico).layers.values()} == {2.0}
+
+    def test_tensors_win_over_the_header(self, tmp_path, pico):
+        tensors = spell(makers.factors(), "diffusion_model.", same, *PEFT, alpha=2.0)
+        path = LoraFile(tensors, {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 8})}).write(tmp_path)
+        adapter = open_adapter(path, pico)
+        assert {layer.scale for layer in adapter.layers.values()} == {0.5}
+        assert any("not looked at" in warning for warning in adapter.warnings)
+
+
+class TestOtherFiles:
+    def test_a_checkpoint_given_as_a_lora(self, pico, pico_path):
+        with pytest.raises(MismatchError, match="this file is a checkpoint"):
+            open_adapter(pico_path, pico)
+
+    @pytest.mark.parametrize(
+        ("key", "title"),
+        [
+            ("transformer.double_blocks.0.img_attn_qkv.lora_A.weight", "HunyuanVideo"),
+            ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "a Stable Diffusion UNet"),
+            ("transformer.single_transformer_blocks.0.attn.to_q.lora_A.weight", "FLUX"),
+            ("diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight", "LTX"),
+        ],
+    )
+    def test_another_family_in_one_sentence(self, key, title, tmp_path, pico):
+        message = _refusal({key: torch.zeros(4, 24)}, tmp_path, pico, MismatchError)
+        assert message.startswith(
+            f"This LoRA is for {title}" if title != "Stable Diffusion" else "This LoRA is for a St"
+        )
+        assert "the source is Wan (2 blocks, width 24)" in message
+
+    def test_another_size_in_one_sentence(self, tmp_path, pico):
+        tensors = {
+            "diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.zeros(1, 5120),
+            "diffusion_model.blocks.0.ffn.0.lora_B.weight": torch.zeros(13824, 1),
+        }
+        message = _refusal(tensors, tmp_path, pico, MismatchError)
+        assert message.startswith(
+            "This LoRA is for Wan 14B (1 block, width 5120), the source is Wan (2 blocks, width 24)."
+        )
+
+    def test_more_blocks(self, tmp_path, pico):
+        tensors = {
+            "diffusion_model.blocks.7.self_attn.q.lora_A.weight": torch.zeros(1, 24),
+            "diffusion_model.blocks.7.self_attn.q.lora_B.weight": torch.zeros(24, 1),
+        }
+        assert "blocks.7.self_attn.q" in _refusal(tensors, tmp_path, pico, MismatchError)
+
+    def test_image_layers_on_a_text_model(self, tmp_path, pico):
+        tensors = spell(makers.factors(image=True), "diffusion_model.", same, *PEFT)
+        message = _refusal(tensors, tmp_path, pico, UnmatchedKeysError)
+        assert "k_img" in message
+        assert "8 of 48 keys" in message
+
+    def test_nan_in_a_factor_is_found_when_it_is_read(self, tmp_path, pico):
+        tensors = makers.universal()
+        tensors["diffusion_model.blocks.1.ffn.2.lora_B.weight"][3, 2] = float("nan")
+        adapter = open_adapter(LoraFile(tensors).write(tmp_path), pico)
+        with pytest.raises(NumericalError, match=r"blocks.1.ffn.2.lora_B.weight(.|\n)*\[3, 2\]"):
+            adapter.layers["blocks.1.ffn.2"].load()
+
+
+@pytest.mark.parametrize(("alpha", "said"), [("4", False), ("4.0", False), ("1.0", True), ("None", False)])
+def test_an_alpha_of_the_header_is_a_remark_only_where_it_matters(alpha, said, tmp_path):
+    metadata = {"ss_network_dim": "4", "ss_network_alpha": alpha}
+    warnings = open_adapter(LoraFile(spell(makers.factors(), "", same, *PEFT), metadata).write(tmp_path)).warnings
+    assert any("ss_network_alpha" in text for text in warnings) is said
+
+
+def test_unmatched_keys_are_named_once_a_module(tmp_path):
+    tensors = {key.replace(".q.", ".queries."): t for key, t in spell(makers.factors(), "", same, *PEFT).items()}
+    with pytest.raises(UnmatchedKeysError, match="8 of 40 keys") as caught:
+        open_adapter(LoraFile(tensors).write(tmp_path))
+    assert caught.value.message.count("queries") == 3
+    assert "and 5 more" in caught.value.message

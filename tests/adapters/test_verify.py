@@ -1,0 +1,142 @@
+"""`verify_adapter`: faults are found; what is merely worth knowing is a note, above all in files of others."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import makers
+from loraport.adapters.convert import convert_adapter
+from loraport.adapters.header import CONTENT, build_metadata
+from loraport.adapters.parse import open_adapter
+from loraport.adapters.render import render_adapter, write_adapter
+from loraport.adapters.verify import verify_adapter
+from loraport.core.lowrank import LowRank
+from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError
+from loraport.models.checkpoint import open_checkpoint
+from makers import KOHYA, PEFT, LoraFile, flat, same, spell
+
+
+def _layers() -> dict[str, LowRank]:
+    return {name: LowRank(b, a) for name, (b, a) in makers.factors().items()}
+
+
+def _metadata(layers: int = 20) -> dict[str, str]:
+    return build_metadata(
+        input_metadata={}, recipe={"method": "casa"}, inputs={}, method="casa", summary={"layers": layers}, rank=4,
+        target_title="Wan",
+    )  # fmt: skip
+
+
+@pytest.fixture
+def written(tmp_path, pico) -> Path:
+    """A file with the header of a transfer."""
+    path = tmp_path / "x.safetensors"
+    write_adapter(path, render_adapter(_layers(), (), "universal", pico.architecture), _metadata())
+    return path
+
+
+def _outcomes(path: Path, outcome: bool | None, model=None, **options) -> set[str]:
+    return {check.name for check in verify_adapter(path, model, **options) if check.passed is outcome}
+
+
+class TestFaults:
+    def test_a_file_as_written_passes(self, written, pico):
+        assert {check.passed for check in verify_adapter(written, pico)} == {True}
+        with safe_open(str(written), framework="pt") as file:
+            assert CONTENT in file.metadata()
+
+    def test_a_changed_number_is_found(self, written):
+        data = bytearray(written.read_bytes())
+        data[-1] ^= 1
+        written.write_bytes(bytes(data))
+        assert _outcomes(written, False) == {"content as written"}
+
+    def test_a_missing_layer_another_rank_and_an_alpha_are_found(self, written):
+        with safe_open(str(written), framework="pt") as file:
+            metadata = file.metadata()
+        tensors = {key: t for key, t in load_file(written).items() if "ffn.0" not in key}
+        tensors["diffusion_model.blocks.0.ffn.2.lora_A.weight"] = torch.zeros(6, 48)
+        tensors["diffusion_model.blocks.0.ffn.2.lora_B.weight"] = torch.zeros(24, 6)
+        tensors["diffusion_model.blocks.0.ffn.2.alpha"] = torch.tensor(1.0)
+        LoraFile(tensors, metadata).write(written.parent, written.name)
+        assert _outcomes(written, False) == {
+            "every layer is there",
+            "rank as stated",
+            "one rank in the whole file",
+            "strength 1 in every loader",
+            "content as written",
+        }
+
+    def test_nan_is_found(self, written):
+        tensors = load_file(written)
+        next(iter(tensors.values()))[0, 0] = float("nan")
+        LoraFile(tensors).write(written.parent, written.name)
+        assert _outcomes(written, False) == {"all numbers are finite"}
+
+    def test_an_alpha_that_is_no_number_is_found(self, tmp_path):
+        path = LoraFile(spell(makers.factors(), "lora_unet_", flat, *KOHYA, alpha=float("nan"))).write(tmp_path)
+        assert _outcomes(path, False) == {"all numbers are finite"}
+
+    def test_a_foreign_key_is_found(self, written):
+        LoraFile(load_file(written) | {"x": torch.ones(1)}).write(written.parent, written.name)
+        (check,) = verify_adapter(written)
+        assert (check.name, check.passed) == ("every key is understood", False)
+        assert "x (" in check.found
+        assert "\n" not in check.found
+
+    def test_another_model_is_found(self, written, tmp_path):
+        save_file(makers.model(blocks=1), tmp_path / "half.safetensors")
+        assert _outcomes(written, False, open_checkpoint(tmp_path / "half.safetensors")) == {"fits the model"}
+
+    def test_what_is_no_lora_is_said_as_everywhere(self, tmp_path, pico_path):
+        with pytest.raises(FileError):
+            verify_adapter(tmp_path / "x.safetensors")
+        with pytest.raises(MismatchError, match="a checkpoint"):
+            verify_adapter(pico_path)
+        loha = {f"lora_unet_blocks_0_ffn_0.hada_w{n}_{side}": torch.ones(4, 4) for n in (1, 2) for side in "ab"}
+        with pytest.raises(UnsupportedError, match="LoHa"):
+            verify_adapter(LoraFile(loha).write(tmp_path))
+
+
+class TestNotes:
+    def test_files_of_trainers_are_sound(self, tmp_path, pico):
+        made = makers.factors()
+        made["blocks.0.ffn.0"] = makers.factors(rank=6)["blocks.0.ffn.0"]
+        path = LoraFile(spell(made, "lora_unet_", flat, *KOHYA, alpha=1.0)).write(tmp_path)
+        checks = {check.name: check for check in verify_adapter(path, pico)}
+        assert {name for name, check in checks.items() if check.passed is None} == {
+            "header says how it was made",
+            "one rank in the whole file",
+            "strength 1 in every loader",
+        }
+        assert not [check for check in checks.values() if check.passed is False]
+        assert "4, 6" in checks["one rank in the whole file"].found
+        assert "alpha tensor" in checks["strength 1 in every loader"].found
+
+    @pytest.mark.parametrize("to", ["universal", "kohya", "same-as-input"])
+    def test_what_convert_leaves_as_it_was_is_no_fault(self, to, tmp_path):
+        made = makers.factors()
+        made["blocks.0.ffn.0"] = makers.factors(rank=6)["blocks.0.ffn.0"]
+        path = LoraFile(spell(made, "lora_unet_", flat, *KOHYA, alpha=2.0)).write(tmp_path)
+        convert_adapter(path, tmp_path / "out.safetensors", to=to)
+        assert _outcomes(tmp_path / "out.safetensors", False) == set()
+        assert "content as written" in _outcomes(tmp_path / "out.safetensors", True)
+
+    def test_layers_that_were_added_for_their_bias_are_none_too_many(self, tmp_path, pico):
+        bias = {"diffusion_model.text_embedding.2.diff_b": torch.ones(24)}
+        source = LoraFile(makers.universal() | bias).write(tmp_path)
+        tensors = render_adapter(_layers(), open_adapter(source).carried, "universal", pico.architecture)
+        write_adapter(tmp_path / "out.safetensors", tensors, _metadata(layers=20))
+        assert _outcomes(tmp_path / "out.safetensors", False) == set()
+
+    def test_of_two_experts_one_must_be_named(self, tmp_path):
+        both = [f"diffusion_model.transformer_{n}." for n in (1, 2)]
+        path = LoraFile({k: t for p in both for k, t in spell(makers.factors(), p, same, *PEFT).items()}).write(
+            tmp_path
+        )
+        with pytest.raises(UsageError, match="one for each expert"):
+            verify_adapter(path)
+        assert _outcomes(path, False, expert="low") == set()

@@ -1,0 +1,70 @@
+"""Clusters against scipy, block sums against one-hot products, quantiles against torch."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.csgraph import connected_components as reference
+
+from loraport.methods.casa.clusters import Clusters, block_sum, connected_components, perturbation_edges, quantile
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(1, 40), st.floats(0, 0.2), st.integers(0, 2**16))
+def test_components_are_those_of_scipy(k, density, seed):
+    edges = torch.rand(k, k, generator=torch.Generator().manual_seed(seed)) < density
+    count, labels = reference(edges.numpy(), directed=False)
+    ours = connected_components(edges)
+    assert ours.count == count
+    assert ours.labels.tolist() == labels.tolist()
+    assert ours.sizes.tolist() == np.bincount(labels).tolist()
+
+
+@pytest.mark.parametrize("k", [1, 2, 1000])
+def test_long_chains_in_any_order(k):
+    order = torch.randperm(k, generator=torch.Generator().manual_seed(0))
+    edges = torch.zeros(k, k, dtype=torch.bool)
+    edges[order[:-1], order[1:]] = True  # one direction only
+    assert connected_components(edges).count == 1
+
+
+def test_edges_by_hand():
+    C = torch.tensor([[9.0, 0.3, 0.0], [0.0, 9.0, 0.0], [0.0, 0.001, 9.0]])
+    S = torch.tensor([2.0, 1.5, 1.5])
+    edges = perturbation_edges(C, S, tau=0.5)
+    assert edges.tolist() == [[False, True, False], [False, False, False], [False, True, False]]
+    assert not perturbation_edges(torch.zeros(3, 3), S, tau=0.0).any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 6), st.integers(0, 2**16))
+def test_block_sums_are_one_hot_products(a, b, count, seed):
+    g = torch.Generator().manual_seed(seed)
+    X = torch.randn(a, b, generator=g, dtype=torch.float64)
+    rows, cols = (torch.randint(count, (size,), generator=g) for size in (a, b))
+    one_hot = [torch.nn.functional.one_hot(labels, count).double() for labels in (rows, cols)]
+    assert torch.allclose(block_sum(X, rows, cols, count), one_hot[0].T @ X @ one_hot[1])
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=50),
+    st.floats(0, 1),
+    st.sampled_from([torch.float32, torch.float64]),
+)
+def test_quantiles_are_those_of_torch(values, q, dtype):
+    x = torch.tensor(values, dtype=dtype)
+    before = x.clone()
+    expected = torch.quantile(x, q)
+    assert torch.allclose(quantile(x, q), expected, rtol=1e-6, atol=1e-9)
+    assert torch.equal(x, before)
+    padded = torch.cat([torch.full((7,), -torch.inf, dtype=dtype), x])
+    assert torch.equal(quantile(padded, q, among_largest=x.numel()), quantile(x, q))
+
+
+def test_dominant_clusters_count_once_each():
+    clusters = Clusters(torch.tensor([0, 0, 0, 1, 2]), 3)
+    marks = clusters.dominant(torch.tensor([3.0, 3.0, 3.0, 2.0, 1.0]), q=0.5)
+    assert marks.tolist() == [True, True, True, True, False]
+    assert clusters.mean(torch.tensor([3.0, 0.0, 0.0, 2.0, 1.0])).tolist() == pytest.approx([1, 2, 1], rel=1e-5)

@@ -1,0 +1,268 @@
+"""Checkpoints: every layout and naming leads to the same canonical tensors; the rest is refused in a sentence."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import makers
+from loraport.containers.tensors import read_tensor
+from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError
+from loraport.models.architecture import detect, differing_shapes, require_same_size
+from loraport.models.checkpoint import open_checkpoint
+from loraport.models.family import families
+
+WAN = families()["wan"]
+
+
+def _spelled(state: dict, naming: str, prefix: str = "") -> dict:
+    found = {}
+    for name, tensor in state.items():
+        module, _, kind = name.rpartition(".")
+        is_param = WAN.template_of(name) is not None
+        spelled = WAN.spell(name, naming) if is_param else f"{WAN.spell(module, naming)}.{kind}"
+        found[prefix + spelled] = tensor
+    return found
+
+
+@pytest.mark.parametrize("image", [False, True])
+@pytest.mark.parametrize("naming", WAN.namings)
+@pytest.mark.parametrize("prefix", ["", "model.", "model.diffusion_model.", "diffusion_model.", "generator.model."])
+def test_every_naming_and_prefix(naming, prefix, image, tmp_path):
+    state = makers.model(image=image)
+    save_file(_spelled(state, naming, prefix), tmp_path / "x.safetensors")
+    found = open_checkpoint(tmp_path / "x.safetensors")
+    makers.check_model(found, state)
+    assert (found.naming, found.prefix) == (naming, prefix)
+    assert found.architecture.title == "Wan (2 blocks, width 24)"
+    assert found.architecture.layers["blocks.0.ffn.0"] == (48, 24)
+
+
+def test_the_names_are_those_of_the_real_model(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = diffusers.WanTransformer3DModel(
+            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
+            text_dim=16, freq_dim=8, ffn_dim=48, num_layers=2, rope_max_seq_len=32, image_dim=20,
+            added_kv_proj_dim=24, pos_embed_seq_len=6, cross_attn_norm=True,
+        )  # fmt: skip
+    model.save_pretrained(tmp_path / "transformer", max_shard_size="20KB")
+    assert len(list((tmp_path / "transformer").glob("*.safetensors"))) > 2
+    found = open_checkpoint(tmp_path)
+    assert found.naming == "diffusers"
+    assert found.unknown == ()
+    assert found.missing == ()
+    assert len(found.tensors) == len(model.state_dict())
+    own = read_tensor(found.tensors["blocks.1.norm3.weight"])
+    assert torch.equal(own, model.state_dict()["blocks.1.norm2.weight"])
+    assert found.tensors["blocks.0.cross_attn.k_img.weight"].key == "blocks.0.attn2.add_k_proj.weight"
+    assert found.tensors["img_emb.emb_pos"].key == "condition_embedder.image_embedder.pos_embed"
+
+
+class TestShards:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        self.state = makers.model()
+        names = list(self.state)
+        weight_map = {}
+        for part in range(3):
+            file = f"diffusion_pytorch_model-{part + 1:05d}-of-00003.safetensors"
+            save_file({name: self.state[name] for name in names[part::3]}, tmp_path / file)
+            weight_map |= dict.fromkeys(names[part::3], file)
+        self.index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
+        self.index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+        save_file({"blocks.0.ffn.0.weight": torch.zeros(1, 1)}, tmp_path / "stray-00001-of-00001.safetensors")
+        return tmp_path
+
+    def test_the_index_is_followed_and_strays_are_not_read(self, folder):
+        makers.check_model(open_checkpoint(folder), self.state)
+        makers.check_model(open_checkpoint(self.index), self.state)
+
+    def test_one_shard_leads_to_all(self, folder):
+        found = open_checkpoint(folder / "diffusion_pytorch_model-00002-of-00003.safetensors")
+        makers.check_model(found, self.state)
+        assert "one of several shards" in found.notes[0]
+
+    def test_one_shard_alone(self, folder):
+        self.index.unlink()
+        with pytest.raises(FileError, match="index"):
+            open_checkpoint(folder / "diffusion_pytorch_model-00002-of-00003.safetensors")
+        with pytest.raises(FileError, match="cannot tell which file"):
+            open_checkpoint(folder)
+
+    def test_a_missing_shard(self, folder):
+        (folder / "diffusion_pytorch_model-00002-of-00003.safetensors").unlink()
+        with pytest.raises(FileError, match=r"shard(.|\n)*00002-of-00003"):
+            open_checkpoint(folder)
+
+    @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "a/../../x.safetensors", "C:\\x.safetensors"])
+    def test_an_index_that_points_elsewhere(self, name, folder):
+        self.index.write_text(json.dumps({"weight_map": {"blocks.0.ffn.0.weight": name}}))
+        with pytest.raises(FileError, match="outside its folder"):
+            open_checkpoint(folder)
+
+    @pytest.mark.parametrize("text", ["", "[]", "{}", '{"weight_map": {}}', '{"weight_map": 3}', "[" * 9999])
+    def test_an_index_that_is_none(self, text, folder):
+        self.index.write_text(text)
+        with pytest.raises(FileError):
+            open_checkpoint(folder)
+
+    def test_a_key_that_is_not_where_the_index_says(self, folder):
+        content = json.loads(self.index.read_text())
+        content["weight_map"]["blocks.7.ffn.0.weight"] = "diffusion_pytorch_model-00001-of-00003.safetensors"
+        self.index.write_text(json.dumps(content))
+        with pytest.raises(FileError, match=r"blocks\.7\.ffn\.0\.weight"):
+            open_checkpoint(folder)
+
+
+class TestFolders:
+    def test_pipeline_root_and_transformer(self, tmp_path):
+        state = makers.model()
+        (tmp_path / "transformer").mkdir()
+        (tmp_path / "vae").mkdir()
+        save_file(_spelled(state, "diffusers"), tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
+        save_file({"x": torch.zeros(1)}, tmp_path / "vae" / "diffusion_pytorch_model.safetensors")
+        makers.check_model(open_checkpoint(tmp_path), state)
+        makers.check_model(open_checkpoint(str(tmp_path / "transformer")), state)
+
+    def test_two_experts(self, tmp_path):
+        for seed, name in enumerate(["transformer", "transformer_2"]):
+            (tmp_path / name).mkdir()
+            save_file(makers.model(seed), tmp_path / name / "diffusion_pytorch_model.safetensors")
+        found = open_checkpoint(tmp_path)
+        assert "two experts" in found.notes[0]
+        assert found.path.name == "transformer"
+        assert open_checkpoint(tmp_path, nested="transformer_2").path.name == "transformer_2"
+
+    def test_two_experts_of_the_original_layout(self, tmp_path):
+        for name in ("high_noise_model", "low_noise_model"):
+            (tmp_path / name).mkdir()
+            save_file(makers.model(), tmp_path / name / "diffusion_pytorch_model.safetensors")
+        with pytest.raises(UsageError, match="high_noise_model, low_noise_model"):
+            open_checkpoint(tmp_path)
+        assert open_checkpoint(tmp_path / "low_noise_model").notes == ()
+
+    def test_an_empty_folder_and_a_full_one(self, tmp_path):
+        with pytest.raises(FileError, match="holds no model"):
+            open_checkpoint(tmp_path)
+        for name in ("a", "b"):
+            save_file(makers.model(), tmp_path / f"{name}.safetensors")
+        with pytest.raises(FileError, match=r"a\.safetensors, b\.safetensors"):
+            open_checkpoint(tmp_path)
+
+
+class TestContent:
+    def test_a_choice_where_there_is_none_is_said_to_be_idle(self, pico_path):
+        assert "'generator' chose nothing" in open_checkpoint(pico_path, nested="generator").notes[0]
+
+    def test_more_and_less_than_expected(self, tmp_path):
+        state = makers.model()
+        state["blocks.0.to_gate_compress.weight"] = torch.zeros(24, 24)
+        state["first_stage_model.decoder.weight"] = torch.zeros(3)
+        del state["blocks.1.ffn.0.weight"], state["blocks.1.ffn.0.bias"]
+        save_file(state, tmp_path / "x.safetensors")
+        found = open_checkpoint(tmp_path / "x.safetensors")
+        assert set(found.unknown) == {"blocks.0.to_gate_compress.weight", "first_stage_model.decoder.weight"}
+        assert found.missing == ("blocks.1.ffn.0",)
+
+    def test_the_same_weight_twice(self, tmp_path):
+        state = makers.model()
+        both = state | {name: tensor.clone() for name, tensor in _spelled(state, "diffusers").items()}
+        save_file(both, tmp_path / "x.safetensors")
+        with pytest.raises(MismatchError, match="twice"):
+            open_checkpoint(tmp_path / "x.safetensors")
+
+    def test_two_widths_in_one_model(self, tmp_path):
+        save_file(makers.model() | {"blocks.0.ffn.2.weight": torch.zeros(25, 48)}, tmp_path / "x.safetensors")
+        with pytest.raises(MismatchError, match="contradict"):
+            open_checkpoint(tmp_path / "x.safetensors")
+
+    def test_a_lora_given_as_a_checkpoint(self, tmp_path):
+        made = makers.spell(makers.factors(), "diffusion_model.", makers.same, ".lora_A.weight", ".lora_B.weight")
+        save_file(made, tmp_path / "x.safetensors")
+        with pytest.raises(MismatchError, match="this file is a LoRA"):
+            open_checkpoint(tmp_path / "x.safetensors")
+
+    @pytest.mark.parametrize(
+        ("key", "word"),
+        [
+            ("double_blocks.0.img_attn.qkv.weight", "HunyuanVideo"),
+            ("model.layers.3.self_attn.q_proj.weight", "language model"),
+            ("x", "no model of a known family"),
+        ],
+    )
+    def test_another_family(self, key, word, tmp_path):
+        save_file({key: torch.zeros(8, 8)}, tmp_path / "x.safetensors")
+        with pytest.raises(MismatchError, match=word):
+            open_checkpoint(tmp_path / "x.safetensors")
+
+    @pytest.mark.parametrize(
+        ("extra", "word"),
+        [
+            ({"blocks.0.ffn.0.scale_weight": torch.ones(1)}, "scaled fp8"),
+            ({"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}, "scaled fp8"),
+            ({"model.diffusion_model.scaled_fp8": torch.zeros(2)}, "scaled fp8"),
+            ({"blocks.0.ffn.0.weight_scale": torch.ones(48, 1)}, "fp8 or int8"),
+            ({"blocks.0.ffn.0.comfy_quant": torch.zeros(9, dtype=torch.uint8)}, "fp8 or int8"),
+            ({"blocks.0.ffn.0.weight_scale_2": torch.ones(1)}, "nvfp4"),
+            ({"blocks.0.ffn.0.qweight": torch.zeros(4, 4, dtype=torch.int32)}, "GPTQ"),
+            ({"blocks.0.ffn.0.weight.absmax": torch.ones(3)}, "bitsandbytes"),
+            ({"blocks.0.ffn.0.weight": torch.zeros(48, 24).to(torch.float8_e4m3fn)}, "fp8 .e4m3"),
+            ({"blocks.0.ffn.0.weight": torch.zeros(48, 24).to(torch.float8_e5m2)}, "fp8 .e5m2"),
+            ({"blocks.0.ffn.0.weight": torch.zeros(48, 24, dtype=torch.uint8)}, "packed"),
+            ({"blocks.0.ffn.0.weight": torch.zeros(48, 24, dtype=torch.int8)}, "int8"),
+        ],
+    )
+    def test_quantised_storage_is_refused_by_name(self, extra, word, tmp_path):
+        save_file(makers.model() | extra, tmp_path / "x.safetensors")
+        with pytest.raises(UnsupportedError, match=word):
+            open_checkpoint(tmp_path / "x.safetensors")
+
+    def test_gguf_is_refused_by_name(self, tmp_path):
+        (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(100))
+        with pytest.raises(UnsupportedError, match="GGUF"):
+            open_checkpoint(tmp_path / "x.gguf")
+
+
+def _shapes(width: int, ffn: int, blocks: int, channels: int, *, image: bool = False) -> dict:
+    found = {"patch_embedding": (width, channels, 1, 2, 2)}
+    for n in range(blocks):
+        found |= {f"blocks.{n}.self_attn.q": (width, width), f"blocks.{n}.ffn.0": (ffn, width)}
+        if image:
+            found[f"blocks.{n}.cross_attn.k_img"] = (width, width)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("shapes", "title"),
+    [
+        (_shapes(1536, 8960, 30, 16), "Wan2.1 T2V 1.3B (30 blocks, width 1536)"),
+        (_shapes(5120, 13824, 40, 16), "Wan2.1/2.2 T2V 14B (40 blocks, width 5120)"),
+        (_shapes(5120, 13824, 40, 36, image=True), "Wan2.1 I2V 14B (40 blocks, width 5120)"),
+        (_shapes(5120, 13824, 40, 36), "Wan2.2 I2V 14B (40 blocks, width 5120)"),
+        (_shapes(3072, 14336, 30, 48), "Wan2.2 TI2V 5B (30 blocks, width 3072)"),
+        (_shapes(1536, 8960, 30, 48), "Wan 1.3B (30 blocks, width 1536)"),
+        (_shapes(128, 512, 4, 3), "Wan (4 blocks, width 128)"),
+        (_shapes(1536, 8960, 40, 16), "Wan (40 blocks, width 1536)"),
+    ],
+)
+def test_human_names(shapes, title):
+    assert detect(shapes, WAN).title == title
+
+
+def test_a_pair_of_different_size_is_refused_in_one_sentence():
+    small, large = detect(_shapes(1536, 8960, 30, 16), WAN), detect(_shapes(5120, 13824, 40, 16), WAN)
+    with pytest.raises(MismatchError) as caught:
+        require_same_size(small, large)
+    assert caught.value.what == (
+        "The source is Wan2.1 T2V 1.3B (30 blocks, width 1536), "
+        "the target is Wan2.1/2.2 T2V 14B (40 blocks, width 5120)."
+    )
+
+
+def test_an_image_model_may_be_the_target_of_a_text_model():
+    text, image = detect(_shapes(5120, 13824, 2, 16), WAN), detect(_shapes(5120, 13824, 2, 36, image=True), WAN)
+    require_same_size(text, image)
+    assert differing_shapes(text, image) == {"patch_embedding": ((5120, 16, 1, 2, 2), (5120, 36, 1, 2, 2))}

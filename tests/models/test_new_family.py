@@ -1,0 +1,84 @@
+"""The family of docs/adding-an-architecture.md, added as the page says: one yaml file and nothing else."""
+
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from loraport.adapters.convert import convert_adapter
+from loraport.adapters.describe import describe
+from loraport.adapters.parse import open_adapter
+from loraport.errors import MismatchError
+from loraport.models import family as family_room
+from loraport.models.checkpoint import open_checkpoint
+from loraport.models.family import families
+from loraport.models.keymap import build, family_keymap
+from makers import LoraFile
+
+PAGE = Path(__file__).parents[2] / "docs" / "adding-an-architecture.md"
+DATA = Path(family_room.__file__).parent / "data"
+D, F = 24, 48
+ATTENTION = [f"{kind}.{name}" for kind in ("attn1", "attn2") for name in ("to_q", "to_k", "to_v", "to_out.0")]
+BLOCK = {**dict.fromkeys(ATTENTION, (D, D)), "ff.net.0.proj": (F, D), "ff.net.2": (D, F)}
+LAYERS = {f"transformer_blocks.{n}.{name}": shape for n in range(2) for name, shape in BLOCK.items()}
+
+
+@pytest.fixture
+def _added(tmp_path, monkeypatch):
+    """A data folder with the page's yaml file beside those that are there."""
+    folder = tmp_path / "package" / "data"
+    folder.mkdir(parents=True)
+    for path in DATA.glob("*.yaml"):
+        (folder / path.name).write_bytes(path.read_bytes())
+    found = re.search(r"```yaml\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
+    assert found is not None
+    (folder / "ltx.yaml").write_text(found.group(1), encoding="utf-8")
+    monkeypatch.setattr(family_room, "resources", SimpleNamespace(files=lambda package: folder.parent))
+    families.cache_clear()
+    family_keymap.cache_clear()
+    yield
+    families.cache_clear()
+    family_keymap.cache_clear()
+
+
+def _model() -> dict[str, torch.Tensor]:
+    found = {f"model.diffusion_model.{name}.weight": torch.ones(shape) for name, shape in LAYERS.items()}
+    found |= {f"model.diffusion_model.transformer_blocks.{n}.scale_shift_table": torch.ones(6, D) for n in range(2)}
+    norms = [f"transformer_blocks.{n}.attn1.{name}.weight" for n in range(2) for name in ("q_norm", "k_norm")]
+    found |= {f"model.diffusion_model.{name}": torch.ones(D) for name in norms}
+    found |= {"model.diffusion_model.patchify_proj.weight": torch.ones(D, 8)}
+    return found | {"model.diffusion_model.adaln_single.linear.weight": torch.ones(6 * D, D)}
+
+
+@pytest.mark.usefixtures("_added")
+def test_a_page_of_yaml_is_enough(tmp_path):
+    build(families()["ltx"].modules(2), families()["ltx"])  # names go one to one
+    save_file(_model(), tmp_path / "model.safetensors")
+    model = open_checkpoint(tmp_path / "model.safetensors")
+    assert model.architecture.title == "LTX-Video (2 blocks, width 24)"
+    assert (model.unknown, model.missing, len(model.architecture.layers)) == ((), (), 22)
+
+    flat = {}
+    for name, (m, n) in LAYERS.items():
+        stem = "lora_unet_" + name.replace(".", "_")
+        flat |= {f"{stem}.lora_down.weight": torch.ones(4, n), f"{stem}.lora_up.weight": torch.ones(m, 4)}
+        flat[f"{stem}.alpha"] = torch.tensor(2.0)
+    path = LoraFile(flat).write(tmp_path)
+    assert describe(path).title == "LTX-Video (2 blocks, width 24)"
+    assert all(layer.scale == 0.5 for layer in open_adapter(path, model).layers.values())
+    convert_adapter(path, tmp_path / "out.safetensors", to="diffusers", model=model)
+    assert load_file(tmp_path / "out.safetensors").keys() == {
+        f"transformer.{name}.{part}.weight" for name in LAYERS for part in ("lora_A", "lora_B")
+    }
+
+
+@pytest.mark.usefixtures("_added")
+def test_the_others_are_still_themselves(pico_path, tmp_path):
+    assert open_checkpoint(pico_path).architecture.family.name == "wan"
+    factors = {"diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight": torch.ones(4, D)}
+    factors["diffusion_model.transformer_blocks.0.attn1.to_q.lora_B.weight"] = torch.ones(D, 4)
+    with pytest.raises(MismatchError):
+        open_adapter(LoraFile(factors).write(tmp_path), open_checkpoint(pico_path))
