@@ -5,19 +5,14 @@ line, so that there is something to read after a failure too.
 """
 
 import contextlib
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from loraport.adapters.header import build_metadata, canonical_json
-from loraport.adapters.render import render_adapter, write_adapter
+from loraport.adapters.render import write_adapter
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import run_all
+from loraport.engine.output import check_free, render_output
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.recipe import RunOptions
 from loraport.engine.results import LayerReport, TransferReport, energy_kept_in_total
@@ -51,7 +46,7 @@ def run(
     began = time.perf_counter()
     path = None if output is None else Path(output)
     if path is not None:
-        _check_free(path, plan, options)
+        check_free(path, plan, options)
     warnings: list[str] = []
 
     def warn(message: str) -> None:
@@ -74,7 +69,7 @@ def run(
         _judge(layers, plan, warn)
         report = _report(plan, results, warnings, time.perf_counter() - began)
         if path is not None:
-            tensors, metadata = _render(plan, results, report)
+            tensors, metadata = render_output(plan, results, report)
             write_adapter(path, tensors, metadata)
             report = TransferReport(
                 path, report.layers, report.carried, report.dropped, report.warnings, report.summary
@@ -135,25 +130,6 @@ def _run_jobs(
             log.append({"event": "layer", **report.to_json()})
         on_event(LayerDone(report, len(by_name), len(plan.jobs), done, total))
     return [by_name[job.name] for job in plan.jobs]
-
-
-def _check_free(path: Path, plan: TransferPlan, options: RunOptions) -> None:
-    if path.is_dir():
-        raise FileError("the output is a folder", where=str(path), fix="give the name of a file")
-    if path.exists() and not options.overwrite:
-        raise FileError("the output file exists already", where=str(path), fix="choose another name or add --overwrite")
-    for role, file in _input_files(plan):
-        if path.exists() and path.resolve() == file.resolve():
-            raise FileError(f"the output would replace the {role}", where=str(path), fix="choose another name")
-
-
-def _input_files(plan: TransferPlan) -> Iterator[tuple[str, Path]]:
-    yield "input LoRA", plan.adapter.path
-    if plan.distill is not None:
-        yield "distillation LoRA", plan.distill.path
-    for role, side in (("source", plan.source), ("target", plan.target)):
-        for file in {ref.file for ref in side.tensors.values()} if side is not None else ():
-            yield role, file
 
 
 def _open_log(path: Path | None, options: RunOptions) -> JsonLines | None:
@@ -227,56 +203,3 @@ def _report(plan: TransferPlan, results: list[LayerResult], warnings: list[str],
     }
     carried = tuple(key for item in plan.carried for key in item.keys)
     return TransferReport(None, layers, carried, plan.dropped, tuple(warnings), summary)
-
-
-def _render(
-    plan: TransferPlan, results: list[LayerResult], report: TransferReport
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The output's tensors, at one rank so that no loader mis-scales a layer, and its header."""
-    rank = max(result.update.rank for result in results)
-    layers = {result.report.name: result.update.padded(rank) for result in results}
-    dtype = getattr(torch, plan.dtype)
-    tensors = render_adapter(
-        layers, plan.carried, plan.recipe.to, plan.source.architecture, plan.adapter.dialect, dtype
-    )
-    told = ("layers", "rank_in", "rank_out", "energy_kept_min", "energy_kept_mean", "energy_kept_total")
-    metadata = build_metadata(
-        input_metadata=plan.adapter.metadata,
-        recipe=_identity(plan),
-        inputs=_input_digests(plan, results),
-        method=plan.method,
-        summary={name: report.summary[name] for name in told} | {"dropped": list(plan.dropped)},
-        rank=rank,
-        target_title=(plan.target or plan.source).architecture.title,
-    )
-    return tensors, metadata
-
-
-def _identity(plan: TransferPlan) -> dict[str, Any]:
-    """The settings that decide the result, without paths or anything else of this machine."""
-    recipe = plan.recipe
-    strength = recipe.target_lora_parts()
-    return {
-        "method": plan.method,
-        "params": plan.params,
-        "rank": str(plan.rank),
-        "amount": recipe.amount,
-        "layers": recipe.layers,
-        "drop": recipe.drop,
-        "to": recipe.to,
-        "dtype": plan.dtype,
-        "target_lora_strength": None if strength is None else strength[1],
-        "allow_partial": recipe.allow_partial,
-        "expert": recipe.expert,
-        "adapter": recipe.adapter,
-    }
-
-
-def _input_digests(plan: TransferPlan, results: list[LayerResult]) -> dict[str, str]:
-    """One SHA-256 for the tensors of each input that were used, over the digests of the tensors by name."""
-    roles: dict[str, dict[str, str]] = {}
-    for result in results:
-        for role, digest in result.digests.items():
-            owner = role if role in ("source", "target") else "target_lora" if role.startswith("distill") else "lora"
-            roles.setdefault(owner, {})[f"{result.report.name}/{role}"] = digest
-    return {owner: hashlib.sha256(canonical_json(found).encode()).hexdigest() for owner, found in roles.items()}
