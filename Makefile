@@ -22,6 +22,7 @@ test-fast: $(SETUP)
 lint: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(SETUP)
 	$(BIN)/python benchmarks/run.py
