@@ -21,10 +21,10 @@ from loraport.calibration.directions import Directions, gains
 from loraport.calibration.gradient import objective, solve_by_gradient
 from loraport.calibration.moments import Moments
 from loraport.calibration.probes import source_responses, target_moments, visited
-from loraport.calibration.prompts import tiny_prompts
-from loraport.calibration.rollout import Conditions, Stage, draw_noise
-from loraport.calibration.wan import open_runnable
 from loraport.core.lowrank import LowRank
+from loraport.sampling.prompts import tiny_prompts
+from loraport.sampling.rollout import Conditions, Stage, draw_noise
+from loraport.sampling.wan import open_runnable
 
 SIZES = (0.025, 0.05, 0.1, 0.25, 0.5)
 GUIDANCE, PENALTY = 1.5, 0.3

@@ -19,7 +19,8 @@ from loraport.evaluate.estimates import Reference, frechet
 from loraport.evaluate.family import Family, Model, load_network, open_family
 from loraport.evaluate.judge import Judge, open_judge
 from loraport.evaluate.tasks import ATTRIBUTES
-from loraport.zoo import sampler, world
+from loraport.sampling import tiny as sampler
+from loraport.zoo import world
 
 RENDERED = 8  # clips a prompt behind the Frechet distance
 

@@ -8,7 +8,7 @@ from loraport.calibration.attach import Attached
 from loraport.calibration.candidates import Candidate, Judge, Scored, Seen, rolled
 from loraport.calibration.directions import Direction, Directions
 from loraport.calibration.gaps import TIMES, Latents, Reading, evidence, read
-from loraport.calibration.rollout import Stage, draw_noise
+from loraport.sampling.rollout import Stage, draw_noise
 
 NOISES = 9
 

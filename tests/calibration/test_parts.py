@@ -9,9 +9,9 @@ from loraport.calibration.attach import Attached
 from loraport.calibration.diagnosis import Shown
 from loraport.calibration.directions import GROUPS, Direction, Directions, gains, grouped, restores
 from loraport.calibration.notes import Notes
-from loraport.calibration.rollout import Stage, draw_noise
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, NumericalError, UsageError
+from loraport.sampling.rollout import Stage, draw_noise
 
 from .conftest import toy
 

@@ -10,12 +10,12 @@ from typer.testing import CliRunner
 import loraport
 from loraport.adapters.parse import open_adapter
 from loraport.calibration import Runnable, RunSettings, Schedule, Settings
-from loraport.calibration.pipelines import as_runnable
-from loraport.calibration.rollout import Stage, draw_noise
-from loraport.calibration.sampling import schedule_of
-from loraport.calibration.wan import WanDenoiser, open_runnable
 from loraport.cli.main import app
 from loraport.errors import FileError, MismatchError, UsageError
+from loraport.sampling.pipelines import as_runnable
+from loraport.sampling.rollout import Stage, draw_noise
+from loraport.sampling.schedule import schedule_of
+from loraport.sampling.wan import WanDenoiser, open_runnable
 from loraport.zoo.attention import FrameCausalProcessor
 
 from . import tinywan

@@ -9,7 +9,7 @@ from loraport.calibration.directions import Directions, gains
 from loraport.calibration.gradient import objective, solve_by_gradient
 from loraport.calibration.moments import EMPTY, NOW, PROMPTED, Moments
 from loraport.calibration.probes import source_responses, target_moments, visited
-from loraport.calibration.rollout import Stage, draw_noise
+from loraport.sampling.rollout import Stage, draw_noise
 
 
 @pytest.fixture

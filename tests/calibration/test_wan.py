@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from loraport import zoo
 from loraport.adapters.parse import open_adapter
 from loraport.calibration import Schedule
-from loraport.calibration.prompts import conditions_for, read_embeddings
-from loraport.calibration.wan import RunSettings, check_together, open_runnable
 from loraport.cli.main import app
 from loraport.errors import FileError, MismatchError, UsageError
+from loraport.sampling.prompts import conditions_for, read_embeddings
+from loraport.sampling.wan import RunSettings, check_together, open_runnable
 
 from . import tinywan
 

@@ -7,9 +7,9 @@ what is written is an ordinary LoRA with the gains folded in. The equations are 
 The way in is `loraport.calibrate`; `Denoiser` and `Runnable` plug other inference code in.
 """
 
-from loraport.calibration.denoiser import Conditions, Denoiser, Runnable, Schedule
 from loraport.calibration.report import CalibrationReport
-from loraport.calibration.sampling import RunSettings
 from loraport.calibration.settings import Settings
+from loraport.sampling.denoiser import Conditions, Denoiser, Runnable, Schedule
+from loraport.sampling.schedule import RunSettings
 
 __all__ = ["CalibrationReport", "Conditions", "Denoiser", "RunSettings", "Runnable", "Schedule", "Settings"]

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from loraport.calibration.denoiser import Conditions
-from loraport.calibration.pipelines import Model, as_runnable
 from loraport.calibration.report import CalibrationReport
-from loraport.calibration.sampling import NO_SETTINGS, RunSettings
 from loraport.calibration.settings import Settings
+from loraport.sampling.denoiser import Conditions
+from loraport.sampling.pipelines import Model, as_runnable
+from loraport.sampling.schedule import NO_SETTINGS, RunSettings
 
 DEFAULTS = Settings()
 
@@ -40,7 +40,7 @@ def calibrate(
             `WanTransformer3DModel` in memory, which are used as they are and left as they were; or a `Runnable` of
             your own.
         output: the file to write; None computes and reports only.
-        prompts: file of embeddings or of text (see `loraport.calibration.prompts`), a list of texts, or the
+        prompts: file of embeddings or of text (see `loraport.sampling.prompts`), a list of texts, or the
             conditions themselves; the bundled models bring their own. Texts need a text encoder: that of the source's
             folder or pipeline, else the target's.
         settings: groups, probes, what is tried; see `Settings`.
@@ -53,9 +53,9 @@ def calibrate(
     Raises:
         UsageError, MismatchError, FileError, NumericalError: see `loraport.errors`; no output file is left behind.
     """
-    from loraport.calibration.prompts import conditions_for
     from loraport.calibration.run import run_calibration
-    from loraport.calibration.wan import check_together, is_out_of_memory, out_of_memory
+    from loraport.sampling.prompts import conditions_for
+    from loraport.sampling.wan import check_together, is_out_of_memory, out_of_memory
 
     base = as_runnable(source, run_source, role="source")
     goal = as_runnable(target, run_target, role="target")

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraport.calibration.denoiser import Denoiser
 from loraport.calibration.directions import Directions
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError
+from loraport.sampling.denoiser import Denoiser
 
 
 class Attached:

@@ -11,8 +11,8 @@ from torch import Generator, Tensor
 from loraport.calibration.attach import Attached
 from loraport.calibration.directions import Direction, Directions
 from loraport.calibration.gaps import Gap
-from loraport.calibration.rollout import Conditions, Stage
 from loraport.core.lowrank import LowRank
+from loraport.sampling.rollout import Conditions, Stage
 
 SURE = 1.0
 """A fit is taken only if it beats the best plain candidate by this many standard errors of the paired difference, and

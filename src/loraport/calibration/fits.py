@@ -12,10 +12,10 @@ from loraport.calibration.gradient import solve_by_gradient
 from loraport.calibration.inputs import Inputs
 from loraport.calibration.measure import Answers
 from loraport.calibration.moments import Moments
-from loraport.calibration.rollout import Stage
 from loraport.calibration.settings import Settings
 from loraport.core.lowrank import LowRank
 from loraport.engine.recipe import LEAST_RANK
+from loraport.sampling.rollout import Stage
 
 
 def plain_candidates(inputs: Inputs, settings: Settings) -> list[Candidate]:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float
 from torch import Generator, Tensor
 
 from loraport.calibration.attach import Attached
-from loraport.calibration.rollout import Conditions, Stage
+from loraport.sampling.rollout import Conditions, Stage
 
 MEASURES = ("reading", "latents")
 TIMES = (0.1, 0.25, 0.9)

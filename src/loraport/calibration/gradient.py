@@ -10,7 +10,7 @@ from torch import Tensor
 
 from loraport.calibration.attach import Attached
 from loraport.calibration.directions import Directions
-from loraport.calibration.rollout import Conditions, Stage
+from loraport.sampling.rollout import Conditions, Stage
 
 
 def objective(

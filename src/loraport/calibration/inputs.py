@@ -9,14 +9,14 @@ from torch import Tensor
 
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.parse import open_adapter
-from loraport.calibration.denoiser import Runnable
 from loraport.calibration.directions import Directions, gains, restores
 from loraport.calibration.progress import Teller
-from loraport.calibration.rollout import Conditions, draw_noise
 from loraport.calibration.settings import Settings
 from loraport.core.lowrank import LowRank
 from loraport.errors import UsageError
 from loraport.models.checkpoint import open_checkpoint
+from loraport.sampling.denoiser import Runnable
+from loraport.sampling.rollout import Conditions, draw_noise
 
 PROBES, HELD_OUT = 7_000_000_000, 7_000_500_000
 """Seeds of noise begin here, far from those of anybody who scores the result on noise of his own."""

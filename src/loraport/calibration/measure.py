@@ -13,9 +13,9 @@ from loraport.calibration.diagnosis import Diagnosis, Shown, Table, under_guidan
 from loraport.calibration.directions import Direction, Directions, grouped
 from loraport.calibration.inputs import Inputs
 from loraport.calibration.probes import target_response
-from loraport.calibration.rollout import Stage
 from loraport.calibration.settings import Settings
 from loraport.core.lowrank import LowRank
+from loraport.sampling.rollout import Stage
 
 
 @dataclass(frozen=True, eq=False)

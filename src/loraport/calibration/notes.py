@@ -14,7 +14,7 @@ from loraport.containers.tensors import file_identity
 from loraport.files import write_safetensors
 
 if TYPE_CHECKING:
-    from loraport.calibration.denoiser import Runnable
+    from loraport.sampling.denoiser import Runnable
 
 
 class Notes:

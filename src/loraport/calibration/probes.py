@@ -9,7 +9,7 @@ from torch import Tensor
 from loraport.calibration.attach import Attached
 from loraport.calibration.directions import Directions
 from loraport.calibration.moments import EMPTY, NOW, PROMPTED, Gathering, Moments
-from loraport.calibration.rollout import Conditions, Stage
+from loraport.sampling.rollout import Conditions, Stage
 
 Tick = Callable[[int, int], None]
 

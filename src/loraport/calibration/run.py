@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from loraport.calibration.candidates import Choice
-from loraport.calibration.denoiser import Conditions, Runnable
 from loraport.calibration.inputs import open_inputs
 from loraport.calibration.measure import diagnose
 from loraport.calibration.notes import Notes, weights_of
@@ -19,6 +18,7 @@ from loraport.calibration.settings import Settings
 from loraport.calibration.work import Work
 from loraport.containers.tensors import digest_tensor
 from loraport.errors import FileError
+from loraport.sampling.denoiser import Conditions, Runnable
 
 
 def run_calibration(

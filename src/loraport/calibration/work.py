@@ -15,7 +15,6 @@ from torch import Tensor
 
 from loraport.calibration.attach import Attached
 from loraport.calibration.candidates import Candidate, Choice, Judge, Seen, rolled
-from loraport.calibration.denoiser import Runnable
 from loraport.calibration.directions import Direction, Directions
 from loraport.calibration.fits import fits, plain_candidates
 from loraport.calibration.gaps import Gap, Latents, Reading, read
@@ -25,9 +24,10 @@ from loraport.calibration.moments import Moments
 from loraport.calibration.notes import Notes
 from loraport.calibration.probes import source_responses, target_moments, visited
 from loraport.calibration.progress import Teller
-from loraport.calibration.rollout import Stage
 from loraport.calibration.settings import Settings
 from loraport.containers.tensors import digest_tensor
+from loraport.sampling.denoiser import Runnable
+from loraport.sampling.rollout import Stage
 
 T = TypeVar("T")
 STEP, COARSE_STEP = 0.1, 0.25

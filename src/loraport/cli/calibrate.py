@@ -150,9 +150,9 @@ def calibrate(
     """Fit the strength of each part of a LoRA on the target by running both models on noise. No data, no labels."""
     voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
     need(source=source, target=target, output=output)
-    from loraport.calibration.denoiser import Schedule
-    from loraport.calibration.sampling import RunSettings
     from loraport.calibration.settings import Settings
+    from loraport.sampling.denoiser import Schedule
+    from loraport.sampling.schedule import RunSettings
 
     settings = Settings(
         groups=groups,

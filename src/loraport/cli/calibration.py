@@ -12,8 +12,8 @@ from loraport.cli.voice import Voice
 from loraport.errors import FileError, UsageError
 
 if TYPE_CHECKING:
-    from loraport.calibration.sampling import RunSettings
     from loraport.calibration.settings import Settings
+    from loraport.sampling.schedule import RunSettings
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ def job_of_transfer(flags: Flags, given: Collection[str]) -> Job:
             "options of a transfer from weights alone say nothing to a calibration", values=", ".join(idle),
             fix="leave them out, or leave out --calibrate; the dials of a calibration: loraport calibrate --help",
         )  # fmt: skip
-    from loraport.calibration.sampling import RunSettings
     from loraport.calibration.settings import Settings
-    from loraport.calibration.wan import brings_settings
+    from loraport.sampling.schedule import RunSettings
+    from loraport.sampling.wan import brings_settings
 
     for spec, role in ((flags.source, "source"), (flags.target, "target")):
         if not brings_settings(str(spec), role):

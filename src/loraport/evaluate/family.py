@@ -13,7 +13,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from loraport.errors import FileError, UsageError
-from loraport.zoo import sampler
+from loraport.sampling import tiny as sampler
 from loraport.zoo.catalogue import ModelCard, data_file, read_model_card
 
 DISTILL = "lora.safetensors"

@@ -20,7 +20,8 @@ from loraport.evaluate.family import Family, Lora, Model, digest, file_digest, l
 from loraport.evaluate.judge import Judge, Reading
 from loraport.evaluate.statistics import TaughtStatistic
 from loraport.evaluate.tasks import Task, draw_prompts
-from loraport.zoo import sampler, world
+from loraport.sampling import tiny as sampler
+from loraport.zoo import world
 from loraport.zoo.statistics import distance_between
 
 SAMPLING = 1

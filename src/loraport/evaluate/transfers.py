@@ -8,11 +8,11 @@ from pathlib import Path
 import loraport
 from loraport import files
 from loraport.calibration import CalibrationReport, Conditions, Settings
-from loraport.calibration.prompts import tiny_prompts
 from loraport.evaluate.family import Family, Lora, Model, digest, file_digest
 from loraport.evaluate.tasks import Task
 from loraport.evaluate.variants import CALIBRATE, Variant
 from loraport.methods import registry
+from loraport.sampling.prompts import tiny_prompts
 from loraport.zoo import world
 
 CALIBRATED = 2

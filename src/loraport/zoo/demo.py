@@ -21,10 +21,10 @@ from loraport.errors import UsageError
 from loraport.files import write_bytes, write_json
 from loraport.methods import DEFAULT
 from loraport.report import Comparison, Words, figures, write_page
+from loraport.sampling.threads import one_thread_each
 from loraport.zoo import story, world
 from loraport.zoo.catalogue import LoraCard, ModelCard, lora_card, loras, model_card, path
 from loraport.zoo.studio import SHOWN, Candidate, Studio
-from loraport.zoo.threads import one_thread_each
 
 SCORED = 48
 CALIBRATION = Settings(probes=16, heldout=24, group_probes=0)

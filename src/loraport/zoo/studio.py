@@ -47,7 +47,7 @@ class Studio:
     @classmethod
     def open(cls, style: str, clips: int, seed: int) -> "Studio":
         """Draw `clips` different held-out prompts, a noise for each, and the renderings they are compared with."""
-        from loraport.zoo import sampler
+        from loraport.sampling import tiny as sampler
 
         prompts = world.draw_prompts(clips, seed=seed, held_out=True)
         indices = world.prompt_indices(prompts)
@@ -56,7 +56,7 @@ class Studio:
 
     def source_takes(self, source: ModelCard, lora: Path) -> list[story.Take]:
         """The source without and with the LoRA: where it starts and what is aimed at."""
-        from loraport.zoo import sampler
+        from loraport.sampling import tiny as sampler
 
         network, card = sampler.load_model(source.name)
         alone = sampler.sample(network, card.sampling, self.indices, self.noise)
@@ -72,7 +72,7 @@ class Studio:
         self, goal: ModelCard, candidates: tuple[Candidate, ...], takes: list[story.Take]
     ) -> tuple[list[story.Take], list[Curve]]:
         """The target alone and with every candidate at every strength; adds to `takes`."""
-        from loraport.zoo import sampler
+        from loraport.sampling import tiny as sampler
 
         aim = next(take for take in takes if take.key == "source+lora").clips
         network, card = sampler.load_model(goal.name)

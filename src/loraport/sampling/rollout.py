@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from loraport.calibration.denoiser import Conditions, Denoiser, Runnable, Schedule
 from loraport.errors import NumericalError
-from loraport.zoo.threads import cores, one_thread_each
+from loraport.sampling.denoiser import Conditions, Denoiser, Runnable, Schedule
+from loraport.sampling.threads import cores, one_thread_each
 
 
 def draw_noise(shape: tuple[int, ...], seeds: range) -> Float[Tensor, "n ..."]:

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraport.calibration.denoiser import Runnable, Schedule
-from loraport.calibration.prompts import encode_by_folder, has_encoder
-from loraport.calibration.sampling import NO_SETTINGS, RunSettings, scheduler_in, settle
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.models.family import families
+from loraport.sampling.denoiser import Runnable, Schedule
+from loraport.sampling.prompts import encode_by_folder, has_encoder
+from loraport.sampling.schedule import NO_SETTINGS, RunSettings, scheduler_in, settle
 from loraport.zoo import catalogue
 
 if TYPE_CHECKING:
@@ -160,7 +160,8 @@ def check_config(config: Mapping[str, Any], role: str, where: str) -> None:
 
 
 def _tiny(folder: Path, settings: RunSettings, role: str) -> Runnable:
-    from loraport.zoo import sampler, world
+    from loraport.sampling import tiny as sampler
+    from loraport.zoo import world
 
     card = catalogue.read_model_card(folder)
     distill = folder / DISTILL if (folder / DISTILL).is_file() else None
@@ -184,7 +185,7 @@ def _tiny(folder: Path, settings: RunSettings, role: str) -> Runnable:
 
 def _of_card(card: "catalogue.Sampling", settings: RunSettings) -> Schedule:
     """A bundled model's own schedule, with what the user wants otherwise."""
-    from loraport.zoo import sampler
+    from loraport.sampling import tiny as sampler
 
     if settings.schedule is not None:
         return settings.schedule

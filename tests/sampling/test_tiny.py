@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from loraport import zoo
 from loraport.errors import FileError, UnmatchedKeysError, UsageError
-from loraport.zoo import sampler, statistics, world
+from loraport.sampling import tiny as sampler
+from loraport.zoo import statistics, world
 from loraport.zoo.catalogue import Sampling
 
 FEW = Sampling(steps=2, guidance=1.0, shift=2.0)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from loraport.calibration.denoiser import Schedule
 from loraport.errors import FileError, UsageError
+from loraport.sampling.denoiser import Schedule
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin

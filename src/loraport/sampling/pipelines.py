@@ -6,10 +6,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from loraport.calibration.denoiser import Runnable
-from loraport.calibration.prompts import encode_by
-from loraport.calibration.sampling import NO_SETTINGS, RunSettings, settle
-from loraport.calibration.wan import (
+from loraport.containers.tensors import digest_tensor
+from loraport.errors import UsageError
+from loraport.sampling.denoiser import Runnable
+from loraport.sampling.prompts import encode_by
+from loraport.sampling.schedule import NO_SETTINGS, RunSettings, settle
+from loraport.sampling.wan import (
     WanDenoiser,
     check_config,
     is_small,
@@ -18,8 +20,6 @@ from loraport.calibration.wan import (
     settle_latents,
     two_experts,
 )
-from loraport.containers.tensors import digest_tensor
-from loraport.errors import UsageError
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin, WanPipeline, WanTransformer3DModel

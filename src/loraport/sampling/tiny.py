@@ -18,10 +18,10 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from loraport.errors import FileError, UnmatchedKeysError, UsageError
+from loraport.sampling.threads import cores, one_thread_each
 from loraport.zoo import world
 from loraport.zoo.catalogue import ModelCard, Sampling, model_card, path, read_model_card
 from loraport.zoo.position import tell_positions
-from loraport.zoo.threads import cores, one_thread_each
 
 TIME_SCALE = 1000  # the model counts time from 0 to 1000
 ADAPTER = "lora"

@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
-from loraport.calibration.denoiser import Conditions, Runnable
 from loraport.errors import FileError, MismatchError, UsageError
+from loraport.sampling.denoiser import Conditions, Runnable
 from loraport.zoo import world
 
 if TYPE_CHECKING:
