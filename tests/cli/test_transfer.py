@@ -261,3 +261,20 @@ def test_warnings_come_once(files: pico.Pico) -> None:
     done = transfer(files)
     assert done.exit_code == 0, done.output
     assert done.output.count("nothing to transfer") == 1
+
+
+def test_bundled_models_and_loras_go_by_name_everywhere(tmp_path: Path) -> None:
+    pair = ("--source", "zoo:source", "--target", "zoo:step", "--method", "direct")
+    assert invoke("plan", "zoo:outline", *pair).exit_code == 0
+    done = invoke("transfer", "zoo:outline", *pair, "-o", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["outline.safetensors"]
+    assert invoke("inspect", "zoo:outline", "zoo:source", "zoo:distill-lora").exit_code == 0
+    assert invoke("verify", "zoo:outline", "--model", "zoo:source").exit_code == 0
+    assert invoke("convert", "zoo:outline", "-o", tmp_path / "c.safetensors", "--to", "kohya").exit_code == 0
+    distill = ("--source", "zoo:source", "--target-lora", "zoo:distill-lora:0.5", "--method", "direct")
+    done = invoke("transfer", "zoo:outline", *distill, "-o", tmp_path / "d.safetensors")
+    assert done.exit_code == 0, done.output
+    unknown = invoke("plan", "zoo:outlyne", *pair)
+    assert unknown.exit_code == 2
+    assert "outline" in unknown.output

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save, save_file
 
-from loraport.containers.safetensors import ITEM_BYTES, read_header
+from loraport.containers.dtypes import FORMATS
+from loraport.containers.safetensors import read_header
 from loraport.containers.tensors import open_tensors, read_tensor
 from loraport.errors import FileError, LoraportError
 
@@ -133,7 +134,7 @@ JSON = st.recursive(
 )
 ENTRIES = st.fixed_dictionaries(
     {
-        "dtype": st.sampled_from([*ITEM_BYTES, "X9"]) | JSON,
+        "dtype": st.sampled_from([*FORMATS, "X9"]) | JSON,
         "shape": st.lists(st.integers(0, 4), max_size=3) | JSON,
         "data_offsets": st.lists(st.integers(0, 40), min_size=2, max_size=2) | JSON,
     }

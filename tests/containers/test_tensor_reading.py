@@ -9,7 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loraport.containers.tensors import digest, digest_tensor, file_identity, open_tensors, read_float, read_tensor
+from loraport.containers.tensors import (
+    digest,
+    digest_tensor,
+    file_identity,
+    open_tensors,
+    read_float,
+    read_float_with_digest,
+    read_tensor,
+)
 from loraport.errors import FileError, NumericalError, UnsupportedError
 
 
@@ -42,6 +50,37 @@ def test_digests_do_not_depend_on_the_container(made):
         assert stored == {digest_tensor(tensor)}
     assert digest_tensor(tensors["w"]) != digest_tensor(tensors["w"].reshape(5, 8))
     assert digest_tensor(tensors["w"]) != digest_tensor(tensors["w"].view(torch.int32))
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+def test_one_read_gives_the_numbers_and_the_digest(name, tmp_path, monkeypatch):
+    tensors = {
+        "w": torch.arange(2100.0).reshape(300, 7),
+        "h": torch.arange(36.0).reshape(9, 4).bfloat16(),
+        "e": torch.zeros(0, 3),
+        "s": torch.tensor(2.0),
+    }
+    if name.endswith(".pt"):
+        torch.save(tensors | {"t": torch.arange(30.0).reshape(5, 6).t()}, tmp_path / name)
+    else:
+        save_file(tensors, tmp_path / name)
+    monkeypatch.setattr("loraport.containers.tensors.CHUNK_BYTES", 100)  # many parts, the last one short
+    refs = _refs(tmp_path / name)
+    refs["rows"] = replace(refs["w"], shape=(20, 7), rows=(100, 120))
+    for key, ref in refs.items():
+        found, hashed = read_float_with_digest(ref)
+        assert torch.equal(found, read_float(ref)), key
+        assert hashed == digest(ref), key
+
+
+def test_a_file_rewritten_in_place_with_its_old_time_is_another_file(made):
+    path = made[1] / "x.safetensors"
+    stat, before = path.stat(), file_identity(path)
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert path.stat().st_mtime_ns == stat.st_mtime_ns
+    assert path.stat().st_ino == stat.st_ino
+    assert file_identity(path) != before
 
 
 def test_references_are_cheap_to_send(made):

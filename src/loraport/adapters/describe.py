@@ -10,6 +10,7 @@ from loraport.adapters.grammar import grammar
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.scale import ASSUMED
 from loraport.containers.locate import locate
+from loraport.containers.names import named_path
 from loraport.containers.tensors import open_tensors
 from loraport.errors import LoraportError, MismatchError, UnsupportedError, UsageError
 from loraport.models.checkpoint import open_checkpoint
@@ -69,7 +70,7 @@ def describe(path: str | Path) -> FileDescription:
 
 
 def _looks_like_lora(path: str | Path) -> bool:
-    path = Path(path)
+    path = named_path(path)
     if path.is_dir():
         return (path / "adapter_model.safetensors").is_file() or (path / "pytorch_lora_weights.safetensors").is_file()
     if not path.is_file() or path.suffix == ".json":
@@ -179,7 +180,7 @@ def _checkpoint(path: str | Path) -> FileDescription:
 
 
 def _raw(path: str | Path, kind: str, refused: str) -> FileDescription:
-    found = locate(path) if kind != "lora" or Path(path).is_file() else None
+    found = locate(path) if kind != "lora" or named_path(path).is_file() else None
     groups = found.groups if found else {}
     refs = [ref for group in groups.values() for ref in group.values()]
     return FileDescription(

@@ -13,6 +13,7 @@ from loraport.adapters.fit import check_fit
 from loraport.adapters.grammar import grammar
 from loraport.adapters.refusals import doubts, idle_choices, nearest_key, not_a_lora, refuse_kinds, unmatched_keys
 from loraport.adapters.scale import FROM_CONFIG, FROM_METADATA, AdapterConfig, read_config
+from loraport.containers.names import named_path
 from loraport.containers.tensors import TensorRef, open_tensors
 from loraport.errors import FileError, MismatchError, UsageError
 from loraport.models.architecture import Architecture, detect
@@ -37,7 +38,7 @@ def open_adapter(
     """Open a LoRA by its header; alphas are read, factors are not.
 
     Args:
-        path: a safetensors or torch file, or a folder that holds one adapter.
+        path: a safetensors or torch file, a folder that holds one adapter, or `zoo:NAME`.
         model: what it must fit; without it only the family is required.
         role: what the model is called in messages.
         expert: "high" or "low", for files that hold the LoRAs of both Wan2.2 experts.
@@ -53,7 +54,7 @@ def open_adapter(
         NumericalError: an alpha that is negative or not finite.
         UsageError: `drop` is no regular expression or leaves nothing; several LoRAs and none is named.
     """
-    path, refs, metadata = _read(Path(path))
+    path, refs, metadata = _read(named_path(path))
     architecture = model.architecture if isinstance(model, Checkpoint) else model
     refuse_kinds(path, refs)
     family = architecture.family if architecture else _family_of(refs)

@@ -13,13 +13,13 @@ from loraport.adapters.render import render_adapter, write_adapter
 from loraport.calibration.candidates import Choice, Scored
 from loraport.calibration.diagnosis import Diagnosis
 from loraport.calibration.settings import Settings
+from loraport.containers.dtypes import written_as
 from loraport.core.lowrank import LowRank
 from loraport.files import write_bytes
 from loraport.models.architecture import Architecture
 
 VERSION = 1
 """Of the method; part of the header."""
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +101,7 @@ def _row(scored: Scored) -> dict[str, Any]:
 
 def dtype_of(adapter: LoraAdapter, wanted: str) -> str:
     """The output's dtype: as asked, or the input's."""
-    return _DTYPES.get(adapter.dtype, "float32") if wanted == "same" else wanted
+    return written_as(adapter.dtype) if wanted == "same" else wanted
 
 
 def write_result(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraport.cli.text import parse_size
 from loraport.cli.voice import Voice
+from loraport.containers.names import named_path
 from loraport.errors import UsageError
 from loraport.methods import DEFAULT
 
@@ -91,7 +92,7 @@ class Flags:
 
 def output_file(given: Path, lora: str) -> Path:
     """The file to write for `lora`, where a folder may have been given."""
-    return given / Path(lora).name if given.is_dir() else given
+    return given / named_path(lora).name if given.is_dir() else given
 
 
 def warn_of_name(path: Path, voice: Voice) -> None:

@@ -9,6 +9,7 @@ import typer
 from loraport.cli import options
 from loraport.cli.flags import Flags, output_file, warn_of_name
 from loraport.cli.voice import Voice, error_document, say_error
+from loraport.containers.names import named_path
 from loraport.errors import Interrupted, LoraportError, UsageError
 
 EXAMPLE = """Carry a LoRA over, and the same with more room for what the distillation took away:
@@ -119,7 +120,7 @@ def _transfer_many(flags: Flags, folder: Path, carry: _Carry) -> None:
     """Several LoRAs into one folder. One that fails does not stop the others; the first failure sets the code."""
     if folder.exists() and not folder.is_dir():
         raise UsageError("several LoRAs need a folder to be written to", values=str(folder), fix="-o FOLDER")
-    names = [Path(lora).name for lora in flags.loras]
+    names = [named_path(lora).name for lora in flags.loras]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise UsageError("two LoRAs would get the same output name", values=", ".join(twice))

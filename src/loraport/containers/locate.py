@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from loraport.containers.names import named_path
 from loraport.containers.tensors import TensorFile, TensorRef, nearest_path, open_tensors
 from loraport.errors import FileError, UsageError
 
@@ -30,13 +31,14 @@ def locate(spec: str | Path, *, nested: str | None = None) -> Located:
 
     Args:
         spec: a file, a diffusers folder (pipeline root or its transformer), an index, a shard that belongs to
-            an index, or a hub id ("owner/name", optionally "owner/name/path/inside").
+            an index, `zoo:NAME`, or a hub id ("owner/name", optionally "owner/name/path/inside").
         nested: for a pipeline folder with two experts, which subfolder.
 
     Raises:
         FileError: nothing there, or something incomplete or damaged.
+        UsageError: a name that the zoo does not have, or one of two experts is to be named.
     """
-    path = Path(spec)
+    path = named_path(spec)
     if path.is_dir():
         return _folder(path, nested)
     if path.is_file():

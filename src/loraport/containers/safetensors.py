@@ -12,13 +12,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from loraport.containers.dtypes import FORMATS
 from loraport.errors import FileError
 
 MAX_HEADER_BYTES = 16 * 2**20  # the largest honest headers (tag lists of trainers) stay below 2 MB
-ITEM_BYTES = {
-    "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1,
-    "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,8 +88,8 @@ def _span(path: str, key: str, entry: Any, base: int) -> Span:
     start, end = offsets
     if len(shape) > 16 or end < start:
         raise _damaged(path, f"the header entry of {key!r} is malformed", str(entry)[:200])
-    item = ITEM_BYTES.get(dtype)
-    if item is not None and prod(shape) * item != end - start:
+    known = FORMATS.get(dtype)
+    if known is not None and prod(shape) * known.item_bytes != end - start:
         raise _damaged(
             path,
             f"the size of {key!r} does not fit its shape",

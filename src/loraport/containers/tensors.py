@@ -13,8 +13,9 @@ import torch
 from jaxtyping import Float32, Shaped
 from torch import Tensor
 
-from loraport.containers.safetensors import ITEM_BYTES, SafetensorsHeader, Span, read_header
-from loraport.containers.torch_zip import DTYPES, NAMES, read_groups
+from loraport.containers.dtypes import FORMATS, name_of
+from loraport.containers.safetensors import SafetensorsHeader, Span, read_header
+from loraport.containers.torch_zip import read_groups
 from loraport.errors import FileError, NumericalError, UnsupportedError
 
 CHUNK_BYTES = 16 * 2**20
@@ -45,7 +46,8 @@ class TensorRef:
     @property
     def nbytes(self) -> int:
         """Size as stored, in bytes."""
-        return prod(self.shape) * ITEM_BYTES.get(self.dtype, 1)
+        known = FORMATS.get(self.dtype)
+        return prod(self.shape) * (1 if known is None else known.item_bytes)
 
     @property
     def name(self) -> str:
@@ -95,23 +97,54 @@ def read_tensor(ref: TensorRef) -> Shaped[Tensor, "..."]:
         FileError: the file is gone, damaged, or changed since the reference was made.
         UnsupportedError: a dtype that torch cannot hold.
     """
-    span = _locate(ref)
-    dtype = DTYPES.get(ref.dtype)
-    if dtype is None:
-        raise UnsupportedError(
-            f"{ref.key} has a number format that is not known", where=str(ref.file), values=ref.dtype
-        )
-    buffer = torch.empty(span.end - span.start, dtype=torch.uint8)
-    with _open(ref.file) as file:
-        _fill(file, span.start, memoryview(buffer.numpy()), ref)
-    if span.strides is not None:
-        return buffer.view(dtype).as_strided(ref.shape, span.strides).contiguous()
-    return buffer.view(dtype).reshape(ref.shape)
+    return _read(ref, None)
 
 
 def read_float(ref: TensorRef) -> Float32[Tensor, "..."]:
     """Read one tensor as float32. Raises NumericalError, by name, where it holds NaN or infinity."""
-    tensor = read_tensor(ref).float()
+    return _finite(_read(ref, None), ref)
+
+
+def read_float_with_digest(ref: TensorRef) -> tuple[Float32[Tensor, "..."], str]:
+    """`read_float(ref)` and `digest(ref)` of one and the same read: what is hashed is what is returned.
+
+    Raises:
+        FileError, UnsupportedError, NumericalError: as `read_float`.
+    """
+    state = hashlib.sha256()
+    tensor = _read(ref, state)
+    return _finite(tensor, ref), state.hexdigest()
+
+
+def _read(ref: TensorRef, state: "hashlib._Hash | None") -> Shaped[Tensor, "..."]:
+    """The stored tensor; `state` is fed with what `digest` hashes, while it is read."""
+    span = _locate(ref)
+    known = FORMATS.get(ref.dtype)
+    if known is None:
+        raise UnsupportedError(
+            f"{ref.key} has a number format that is not known", where=str(ref.file), values=ref.dtype
+        )
+    if state is not None:
+        state.update(_digest_head(ref.dtype, ref.shape))
+    buffer = torch.empty(span.end - span.start, dtype=torch.uint8)
+    target = memoryview(buffer.numpy())
+    plain = span.strides is None
+    with _open(ref.file) as file:
+        for start in range(0, len(target), CHUNK_BYTES):
+            part = target[start : start + CHUNK_BYTES]
+            _fill(file, span.start + start, part, ref)
+            if state is not None and plain:
+                state.update(part)
+    if span.strides is None:
+        return buffer.view(known.dtype).reshape(ref.shape)
+    tensor = buffer.view(known.dtype).as_strided(ref.shape, span.strides).contiguous()
+    if state is not None:
+        state.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+    return tensor
+
+
+def _finite(stored: Shaped[Tensor, "..."], ref: TensorRef) -> Float32[Tensor, "..."]:
+    tensor = stored.float()
     # A finite sum proves that every entry is finite; only a suspicious one pays for the exact look.
     if not torch.isfinite(tensor.sum()):
         bad = ~torch.isfinite(tensor)
@@ -132,7 +165,7 @@ def digest(ref: TensorRef) -> str:
     span = _locate(ref)
     if span.strides is not None:
         return digest_tensor(read_tensor(ref))
-    state = hashlib.sha256(f"{ref.dtype} {list(ref.shape)}\n".encode())
+    state = hashlib.sha256(_digest_head(ref.dtype, ref.shape))
     with _open(ref.file) as file:
         for chunk in _chunks(file, span, ref):
             state.update(chunk)
@@ -142,19 +175,28 @@ def digest(ref: TensorRef) -> str:
 def digest_tensor(tensor: Shaped[Tensor, "..."]) -> str:
     """`digest` of a tensor in memory."""
     tensor = tensor.detach().cpu().contiguous()
-    state = hashlib.sha256(f"{NAMES[tensor.dtype]} {list(tensor.shape)}\n".encode())
+    state = hashlib.sha256(_digest_head(str(name_of(tensor.dtype)), tuple(tensor.shape)))
     state.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
     return state.hexdigest()
 
 
+def _digest_head(dtype: str, shape: tuple[int, ...]) -> bytes:
+    return f"{dtype} {list(shape)}\n".encode()
+
+
 def file_identity(path: str | Path) -> str:
-    """A line that changes when the file does: resolved path, size, modification time, inode. Raises FileError."""
+    """A line that changes when the file does: resolved path, size, times, inode. Raises FileError.
+
+    The time of the last change of the inode is in it, which a program cannot set back, so a file that was rewritten
+    and given its old modification time is seen. A change through a shared mapping moves the times only when the
+    system writes it out, and is not seen before.
+    """
     try:
         resolved = Path(path).resolve()
         stat = resolved.stat()
     except OSError as error:
         raise _missing(Path(path), error) from None
-    return f"{resolved} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
+    return f"{resolved} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
 
 
 def nearest_path(path: Path) -> str:

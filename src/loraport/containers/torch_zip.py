@@ -18,16 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraport.containers.dtypes import name_of
 from loraport.containers.safetensors import Span
 from loraport.errors import FileError, UnsupportedError
 
 MAX_DEPTH = 4
-NAMES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8",
-    torch.bool: "BOOL", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
-}  # fmt: skip
-DTYPES = {name: dtype for dtype, name in NAMES.items()}
 
 Groups = dict[tuple[str, ...], dict[str, Span]]
 
@@ -131,7 +126,7 @@ class _Locator:
         return fitting[0]
 
     def span(self, key: str, tensor: Tensor) -> Span:
-        name = NAMES.get(tensor.dtype)
+        name = name_of(tensor.dtype)
         if name is None:
             raise UnsupportedError(
                 f"{key} has a number format that is not known", where=self.path, values=str(tensor.dtype)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.parse import open_adapter
+from loraport.containers.dtypes import common_dtype
 from loraport.containers.tensors import TensorRef
 from loraport.engine.recipe import Recipe
 from loraport.errors import MismatchError, UnmatchedKeysError
@@ -52,10 +53,7 @@ class Weights:
     @property
     def common_dtype(self) -> str | None:
         """The coarser dtype (torch name) when the two are stored in different ones."""
-        if self.target is None or self.source.dtype == self.target.dtype:
-            return None
-        dtypes = {self.source.dtype, self.target.dtype}
-        return "bfloat16" if "BF16" in dtypes else "float16" if "F16" in dtypes else None
+        return None if self.target is None else common_dtype(self.source.dtype, self.target.dtype)
 
 
 def open_inputs(recipe: Recipe) -> Inputs:

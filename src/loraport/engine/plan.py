@@ -12,6 +12,7 @@ from loraport.adapters.adapter import Carried, LoraAdapter
 from loraport.adapters.dialect import check_profile, profile_of
 from loraport.adapters.loaders import loader_notes
 from loraport.adapters.render import check_carried
+from loraport.containers.dtypes import written_as
 from loraport.engine.executor import workers_for
 from loraport.engine.job import LayerJob, basis_cost, operations_per_second, transfer_cost, working_bytes
 from loraport.engine.match import open_inputs, weights_of
@@ -22,7 +23,6 @@ from loraport.methods.base import Needs
 from loraport.models.checkpoint import Checkpoint
 
 _NOTHING = Needs()  # of a method that reads the LoRA alone, so that its output needs no more room than the input
-_TORCH_NAMES = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     if recipe.amount == 0.0:
         method, params = registry.resolve("direct", {})
     rank = _settle_rank(recipe, adapter.max_rank, keeps=method.keeps_rank or needs == _NOTHING)
-    dtype = _TORCH_NAMES.get(adapter.dtype, "float32") if recipe.dtype == "same" else recipe.dtype
+    dtype = written_as(adapter.dtype) if recipe.dtype == "same" else recipe.dtype
 
     jobs = []
     for name, update in adapter.layers.items():

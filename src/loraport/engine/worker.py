@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
+from loraport.containers.dtypes import rounding_floor
 from loraport.containers.tensors import TensorRef, digest, file_identity
-from loraport.core import measures
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, Operator
 from loraport.core.svd import ALGORITHM, Compressed, compress
@@ -187,7 +187,7 @@ def _relative_norms(job: LayerJob, layer: LayerMatrices) -> dict[str, Any]:
     stats: dict[str, Any] = {"update_rel": layer.inputs.update.norm() / scale if scale > 0 else 0.0}
     if layer.drift_norm is not None and job.source is not None:
         stats["drift_rel"] = layer.drift_norm / scale if scale > 0 else 0.0
-        stats["drift_is_rounding"] = stats["drift_rel"] <= measures.rounding_floor(job.source.dtype)
+        stats["drift_is_rounding"] = stats["drift_rel"] <= rounding_floor(job.source.dtype)
     return stats
 
 

@@ -17,22 +17,12 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from loraport.containers.dtypes import FORMATS, name_of
 from loraport.files import write_safetensors
 
 FORMAT_VERSION = 1
 _PREFIX = "loraport.store."
 _MAX_HEADER = 10_000_000  # bytes; a basis needs a few hundred
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class DamagedEntry(Exception):
@@ -105,9 +95,10 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
     running = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name]
-        if tensor.dtype not in _NAMES:
+        stored = name_of(tensor.dtype)
+        if stored is None:
             raise ValueError(f"cache entries do not hold {tensor.dtype} ({name})")
-        running.update(json.dumps([name, _NAMES[tensor.dtype], list(tensor.shape)]).encode())
+        running.update(json.dumps([name, stored, list(tensor.shape)]).encode())
         running.update(memoryview(_as_bytes(tensor).numpy()))
     return running.hexdigest()
 
@@ -144,7 +135,7 @@ def _check_layout(header: Mapping[str, dict], data_bytes: int) -> None:
     try:
         for name, slot in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
             start, end = slot["data_offsets"]
-            needed = math.prod(slot["shape"]) * _DTYPES[slot["dtype"]].itemsize
+            needed = math.prod(slot["shape"]) * FORMATS[slot["dtype"]].item_bytes
             if start != end_of_last or end - start != needed or min(slot["shape"], default=0) < 0:
                 raise DamagedEntry(f"tensor {name}: bytes {start} to {end} for shape {slot['shape']}")
             end_of_last = end
@@ -165,7 +156,7 @@ def _fill(file, buffer: UInt8[Tensor, " n"]) -> None:
 
 def _view(buffer: UInt8[Tensor, " n"], slot: Mapping) -> Tensor:
     start, end = slot["data_offsets"]
-    dtype = _DTYPES[slot["dtype"]]
+    dtype = FORMATS[slot["dtype"]].dtype
     piece = buffer[start:end]
     if start % dtype.itemsize:  # the stock writer aligns tensors, other writers may not
         piece = piece.clone()

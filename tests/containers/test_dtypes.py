@@ -1,0 +1,46 @@
+"""The one table of number formats, against what torch and the stock writer do."""
+
+import pytest
+import torch
+from safetensors.torch import _TYPES
+
+from loraport.containers.dtypes import FORMATS, common_dtype, name_of, rounding_floor, written_as
+
+
+def test_the_table_agrees_with_torch_and_with_the_stock_writer():
+    for name, known in FORMATS.items():
+        assert _TYPES[name] == known.dtype
+        assert known.item_bytes == known.dtype.itemsize
+        assert name_of(known.dtype) == name
+        if known.significand_bits is not None:
+            assert torch.finfo(known.dtype).eps == 2.0 ** (1 - known.significand_bits)
+    assert name_of(torch.complex64) is None
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "common"),
+    [
+        ("F32", "BF16", "bfloat16"), ("F16", "BF16", "bfloat16"), ("F32", "F16", "float16"), ("F64", "F16", "float16"),
+        ("F64", "F32", None), ("BF16", "BF16", None), ("F8_E4M3", "BF16", None), ("F32", "F8_E5M2", None),
+        ("I8", "F32", None),
+    ],
+)  # fmt: skip
+def test_two_weights_are_compared_in_the_coarser_dtype_but_never_in_eight_bits(a, b, common):
+    assert common_dtype(a, b) == common_dtype(b, a) == common
+
+
+def test_what_factors_are_written_in():
+    assert [written_as(name) for name in ("F32", "F16", "BF16")] == ["float32", "float16", "bfloat16"]
+    assert {written_as(name) for name in ("F64", "F8_E4M3", "I8", "?")} == {"float32"}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("BF16", torch.bfloat16), ("F16", torch.float16), ("F8_E4M3", torch.float8_e4m3fn)]
+)
+def test_rounding_floor_is_what_rounding_does(name, dtype):
+    x = torch.randn(200_000, generator=torch.Generator().manual_seed(0))
+    y = x * (1 + 1e-5)
+    measured = float(((x + 3e-9).to(dtype).float() - x).norm() / x.norm()) * 2**0.5
+    assert rounding_floor(name) == pytest.approx(measured, rel=0.02)
+    assert float((y - x).norm() / x.norm()) < rounding_floor(name)
+    assert rounding_floor("something else") == 0.0
