@@ -31,7 +31,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
         files = {name: output / name for name in names}
         return SimpleNamespace(lead="It helped.", remarks=("A little.",), seconds=61.0, report=report, **files)
 
-    monkeypatch.setattr("loraport.zoo.demo.run_demo", run_demo)
+    monkeypatch.setattr("loraport.demo.run.run_demo", run_demo)
     return made
 
 

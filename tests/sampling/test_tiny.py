@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 
 from loraport import zoo
 from loraport.errors import FileError, UnmatchedKeysError, UsageError
+from loraport.evaluate import looks
 from loraport.sampling import tiny as sampler
-from loraport.zoo import statistics, world
+from loraport.zoo import world
 from loraport.zoo.catalogue import Sampling
 
 FEW = Sampling(steps=2, guidance=1.0, shift=2.0)
@@ -37,8 +38,8 @@ def test_the_distilled_model_paints_what_is_asked_for():
     network, card = sampler.load_model("step")
     prompts, noise = _setting(8)
     clips = sampler.sample(network, card.sampling, prompts, noise)
-    right = statistics.distance_to_styled(clips, statistics.references(prompts, style="base"))
-    wrong = statistics.distance_to_styled(clips, statistics.references(prompts.flip(0), style="base"))
+    right = looks.distance_to_styled(clips, looks.references(prompts, style="base"))
+    wrong = looks.distance_to_styled(clips, looks.references(prompts.flip(0), style="base"))
     assert right.mean() < 0.5 * wrong.mean()
 
 
@@ -46,8 +47,8 @@ def test_the_source_with_its_lora_shows_the_style():
     network, card = sampler.load_model("source")
     prompts, noise = _setting(2)
     sampler.load_lora(network, zoo.path("outline"))
-    references = statistics.references(prompts, style="outline")
-    assert statistics.style_progress(sampler.sample(network, card.sampling, prompts, noise), references).mean() > 0.7
+    references = looks.references(prompts, style="outline")
+    assert looks.style_progress(sampler.sample(network, card.sampling, prompts, noise), references).mean() > 0.7
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])

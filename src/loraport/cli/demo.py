@@ -31,7 +31,7 @@ def demo(
     voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_layers
-    from loraport.zoo.demo import run_demo
+    from loraport.demo.run import run_demo
 
     with Progress(voice) as progress:
         done = run_demo(output, lora=lora, target=target, method=method, seed=seed, on_event=progress)

@@ -18,7 +18,6 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-import loraport
 from loraport.evaluate import tasks
 from loraport.evaluate.estimates import Bootstrap, Estimate, Reference, gain_ratio
 from loraport.evaluate.family import Family, Lora, Model
@@ -26,6 +25,7 @@ from loraport.evaluate.judge import Judge
 from loraport.evaluate.studio import Scale, Studio, Take, open_studios
 from loraport.evaluate.transfers import carry_over
 from loraport.evaluate.variants import Variant
+from loraport.version import __version__
 
 FUNCTION = ("taught", "statistic")
 """Scores of what the LoRA was to teach: by the judge, and by a statistic that needs no learning."""
@@ -110,7 +110,7 @@ class Evidence:
     def to_json(self) -> dict[str, Any]:
         """Numbers only."""
         return {
-            "loraport": loraport.__version__,
+            "loraport": __version__,
             "settings": dict(self.settings),
             "scale": {"prompts": dict(self.prompts), "seeds": self.scale.seeds, "seed": self.scale.seed},
             "machine": {"torch": torch.__version__, "python": platform.python_version(), "cpu": platform.machine()},

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
+from loraport.evaluate import looks as looks
 from loraport.evaluate.tasks import Task
-from loraport.zoo import statistics as looks
 from loraport.zoo import world
 
 _DRAWN = 256  # renderings behind a template

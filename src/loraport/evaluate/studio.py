@@ -18,11 +18,11 @@ from loraport.evaluate import statistics
 from loraport.evaluate.estimates import Reference
 from loraport.evaluate.family import Family, Lora, Model, digest, file_digest, load_network, merge_lora
 from loraport.evaluate.judge import Judge, Reading
+from loraport.evaluate.looks import distance_between
 from loraport.evaluate.statistics import TaughtStatistic
 from loraport.evaluate.tasks import Task, draw_prompts
 from loraport.sampling import tiny as sampler
 from loraport.zoo import world
-from loraport.zoo.statistics import distance_between
 
 SAMPLING = 1
 """Part of every cache key: raised when the sampler changes."""

@@ -1,13 +1,16 @@
-"""Carrying a LoRA over as a row of the evidence says, through the public interface, as a user would."""
+"""Carrying a LoRA over as a row of the evidence says, by the engine and by calibration, as a user would."""
 
 import hashlib
 import json
 import re
 from pathlib import Path
 
-import loraport
 from loraport import files
 from loraport.calibration import CalibrationReport, Conditions, Settings
+from loraport.calibration.api import calibrate
+from loraport.engine.plan import make_plan
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.run import run
 from loraport.evaluate.family import Family, Lora, Model, digest, file_digest
 from loraport.evaluate.tasks import Task
 from loraport.evaluate.variants import CALIBRATE, Variant
@@ -37,19 +40,18 @@ def _transferred(
 ) -> tuple[Path, dict[str, float]]:
     slug = re.sub(r"[^a-z0-9.=]+", "-", variant.label.lower())
     output = folder / "loras" / f"{lora.name}-{target.name}-{slug}.safetensors"
-    report = loraport.transfer(
-        lora.file,
-        source=family.source.folder,
-        target=None if target.distill else target.folder,
+    recipe = Recipe(
+        lora=str(lora.file),
+        source=str(family.source.folder),
+        target=None if target.distill else str(target.folder),
         target_lora=str(target.distill) if target.distill else None,
-        output=output,
         method=variant.method,
         params=dict(variant.params),
         rank=variant.rank if variant.rank != "auto" else _preset_rank(variant.method),
         amount=variant.amount,
         force=True,
-        options=loraport.RunOptions(cache=str(folder / "cache"), overwrite=True, log="off"),
     )
+    report = run(make_plan(recipe), output, RunOptions(cache=str(folder / "cache"), overwrite=True, log="off"))
     facts = {"rank": float(max(layer.rank_out for layer in report.layers))}
     if "energy_kept_total" in report.summary:
         facts["energy_kept"] = float(report.summary["energy_kept_total"])
@@ -76,7 +78,7 @@ def _calibrated(
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:24]
     output, record = (folder / "calibrated" / f"{key}{suffix}" for suffix in (".safetensors", ".json"))
     if not (output.is_file() and record.is_file()):
-        report = loraport.calibrate(
+        report = calibrate(
             lora.file,
             source=family.source.folder,
             target=target.folder,

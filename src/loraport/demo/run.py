@@ -1,11 +1,11 @@
 """The whole story on the bundled models, offline: carry a LoRA over, sample, compare, write a page.
 
-    from loraport.zoo.demo import run_demo
+    from loraport.demo.run import run_demo
 
     print(run_demo("demo-output").lead)
 
 Every row starts from the same prompts and the same noise. Rows are data: a new way of carrying a LoRA over is one
-more `Candidate` of the studio.
+more `Candidate` of the sampler.
 """
 
 import importlib.util
@@ -15,16 +15,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import loraport
 from loraport.calibration import CalibrationReport, Settings
+from loraport.calibration.api import calibrate
+from loraport.demo import words
+from loraport.demo.clips import SHOWN, Candidate, ClipSampler
+from loraport.engine.plan import make_plan
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.results import TransferReport
+from loraport.engine.run import run
 from loraport.errors import UsageError
 from loraport.files import write_bytes, write_json
 from loraport.methods import DEFAULT
 from loraport.report import Comparison, Words, figures, write_page
 from loraport.sampling.threads import one_thread_each
-from loraport.zoo import story, world
+from loraport.version import __version__
+from loraport.zoo import world
 from loraport.zoo.catalogue import LoraCard, ModelCard, lora_card, loras, model_card, path
-from loraport.zoo.studio import SHOWN, Candidate, Studio
 
 SCORED = 48
 CALIBRATION = Settings(probes=16, heldout=24, group_probes=0)
@@ -59,7 +65,7 @@ class DemoResult:
     still: Path
     animation: Path
     numbers: Path
-    report: "loraport.TransferReport"
+    report: TransferReport
     calibration: CalibrationReport
     comparison: Comparison
     lead: str
@@ -85,7 +91,7 @@ def run_demo(
         seed: of prompts and noise.
         clips: how many clips are scored; the first eight are shown.
         method: as in `loraport.transfer`.
-        on_event: told about every `Stage` and every event of the transfer.
+        on_event: called with every `Stage` and every event of the transfer.
 
     Raises:
         UsageError: unknown names, a target that was not made from the LoRA's source, or diffusers is not installed.
@@ -100,18 +106,12 @@ def run_demo(
     file, log = output / f"{lora}-for-{target}.safetensors", output / "run.jsonl"
 
     tell(Stage("carrying the LoRA over, from weights alone", 1, 6))
-    report = loraport.transfer(
-        path(lora),
-        source=path(source.name),
-        target=path(target),
-        output=file,
-        method=method,
-        options=loraport.RunOptions(cache="off", overwrite=True, log=str(log)),
-        on_event=tell,
-    )
+    recipe = Recipe(lora=str(path(lora)), source=str(path(source.name)), target=str(path(target)), method=method)
+    options = RunOptions(cache="off", overwrite=True, log=str(log))
+    report = run(make_plan(recipe), file, options, tell)
     tell(Stage("calibrating: running both models on noise", 2, 6))
     calibrated = output / f"{lora}-for-{target}-calibrated.safetensors"
-    calibration = loraport.calibrate(
+    calibration = calibrate(
         path(lora),
         source=path(source.name),
         target=path(target),
@@ -147,17 +147,17 @@ def run_demo(
         ),
     )
     with one_thread_each():
-        studio = Studio.open(card.style, clips, seed)
+        sampler = ClipSampler.open(card.style, clips, seed)
         tell(Stage(f"sampling the source, {source.sampling.steps} steps", 3, 6))
-        takes = studio.source_takes(source, path(lora))
+        sets = sampler.source_sets(source, path(lora))
         tell(Stage(f"sampling the target, {goal.sampling.steps} steps", 4, 6))
-        takes, curves = studio.target_takes(goal, candidates, takes)
+        sets, curves = sampler.target_sets(goal, candidates, sets)
 
     tell(Stage("drawing", 5, 6))
     title = f"LoRA “{lora}”, carried over to “{target}”"
-    comparison = studio.comparison(takes, curves, title)
+    comparison = sampler.comparison(sets, curves, title)
     about_fit = f"{calibration.diagnosis.sentence} It took “{calibration.chosen}”: {calibration.choice.reason}."
-    told = story.tell(takes, report.to_json(), about_fit, lora=lora, target=goal, style=card.summary)
+    summary = words.summarise(sets, report.to_json(), about_fit, lora=lora, target=goal, style=card.summary)
     result = DemoResult(
         output=output,
         lora=file,
@@ -170,11 +170,11 @@ def run_demo(
         report=report,
         calibration=calibration,
         comparison=comparison,
-        lead=told.lead,
-        remarks=told.remarks,
+        lead=summary.lead,
+        remarks=summary.remarks,
         seconds=time.perf_counter() - began,
     )
-    _write(result, told, settings={"lora": lora, "target": target, "seed": seed, "clips": clips, "method": method})
+    _write(result, summary, settings={"lora": lora, "target": target, "seed": seed, "clips": clips, "method": method})
     tell(Stage("done", 6, 6))
     return result
 
@@ -209,12 +209,12 @@ def _check(card: LoraCard, source: ModelCard, goal: ModelCard, clips: int) -> No
         raise UsageError("too few or too many clips", values=f"{clips}; between {SHOWN} and {most} held-out prompts")
 
 
-def _write(result: DemoResult, told: story.Told, settings: dict[str, Any]) -> None:
+def _write(result: DemoResult, summary: words.Summary, settings: dict[str, Any]) -> None:
     write_bytes(result.still, figures.still(result.comparison, scores=("style", "to_aim")))
     write_bytes(result.animation, figures.animation(result.comparison, scores=("style", "to_aim")))
-    numbers = {"settings": settings, "version": loraport.__version__, "seconds": round(result.seconds, 1)}
+    numbers = {"settings": settings, "version": __version__, "seconds": round(result.seconds, 1)}
     numbers |= result.comparison.to_json() | {"calibration": result.calibration.to_json()}
-    write_json(result.numbers, numbers | {"lead": told.lead, "remarks": told.remarks})
-    repeat = story.commands(settings, result.lora.name, result.calibrated.name)
-    words = Words(told.title, told.lead, told.remarks, told.legend, repeat)
-    write_page(result.page, result.report.to_json(), comparison=result.comparison, words=words)
+    write_json(result.numbers, numbers | {"lead": summary.lead, "remarks": summary.remarks})
+    repeat = words.commands(settings, result.lora.name, result.calibrated.name)
+    text = Words(summary.title, summary.lead, summary.remarks, summary.legend, repeat)
+    write_page(result.page, result.report.to_json(), comparison=result.comparison, words=text)

@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from loraport.demo import words
+from loraport.evaluate import looks
 from loraport.report import Comparison, Curve, Row, Score
-from loraport.zoo import statistics, story, world
+from loraport.zoo import world
 from loraport.zoo.catalogue import ModelCard
 
 SHOWN = 8
@@ -35,26 +37,26 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False)
-class Studio:
+class ClipSampler:
     """Prompts, noise and references that all rows share."""
 
     prompts: list[world.Prompt]
     indices: Int[Tensor, "n 4"]
     noise: Float[Tensor, "n 3 f h w"]
-    references: statistics.References
+    references: looks.References
     style: str
 
     @classmethod
-    def open(cls, style: str, clips: int, seed: int) -> "Studio":
+    def open(cls, style: str, clips: int, seed: int) -> "ClipSampler":
         """Draw `clips` different held-out prompts, a noise for each, and the renderings they are compared with."""
         from loraport.sampling import tiny as sampler
 
         prompts = world.draw_prompts(clips, seed=seed, held_out=True)
         indices = world.prompt_indices(prompts)
         noise = sampler.draw_noise(range(seed * 1_000_000, seed * 1_000_000 + clips))
-        return cls(prompts, indices, noise, statistics.references(indices, style=style, seed=seed), style)
+        return cls(prompts, indices, noise, looks.references(indices, style=style, seed=seed), style)
 
-    def source_takes(self, source: ModelCard, lora: Path) -> list[story.Take]:
+    def source_sets(self, source: ModelCard, lora: Path) -> list[words.ClipSet]:
         """The source without and with the LoRA: where it starts and what is aimed at."""
         from loraport.sampling import tiny as sampler
 
@@ -64,34 +66,34 @@ class Studio:
         aim = sampler.sample(network, card.sampling, self.indices, self.noise)
         steps = f"{card.sampling.steps} steps with guidance"
         return [
-            self._take("source", "source alone", steps, alone, aim, shown=False),
-            self._take("source+lora", "source + LoRA", f"what is aimed at: {steps}", aim, aim, kind="reference"),
+            self._scored("source", "source alone", steps, alone, aim, shown=False),
+            self._scored("source+lora", "source + LoRA", f"what is aimed at: {steps}", aim, aim, kind="reference"),
         ]
 
-    def target_takes(
-        self, goal: ModelCard, candidates: tuple[Candidate, ...], takes: list[story.Take]
-    ) -> tuple[list[story.Take], list[Curve]]:
-        """The target alone and with every candidate at every strength; adds to `takes`."""
+    def target_sets(
+        self, goal: ModelCard, candidates: tuple[Candidate, ...], sets: list[words.ClipSet]
+    ) -> tuple[list[words.ClipSet], list[Curve]]:
+        """The target alone and with every candidate at every strength; adds to `sets`."""
         from loraport.sampling import tiny as sampler
 
-        aim = next(take for take in takes if take.key == "source+lora").clips
+        aim = next(one for one in sets if one.key == "source+lora").clips
         network, card = sampler.load_model(goal.name)
         alone = sampler.sample(network, card.sampling, self.indices, self.noise)
-        takes = [*takes, self._take("target", "target alone", f"{card.sampling.steps} steps, no LoRA", alone, aim)]
+        sets = [*sets, self._scored("target", "target alone", f"{card.sampling.steps} steps, no LoRA", alone, aim)]
         curves = []
         for candidate in candidates:
-            tries: dict[float, story.Take] = {}
+            tries: dict[float, words.ClipSet] = {}
             for strength in STRENGTHS:
                 sampler.load_lora(network, candidate.file, strength=strength)
                 made = sampler.sample(network, card.sampling, self.indices, self.noise)
                 key = candidate.key if strength == 1 else f"{candidate.key}x{strength:g}"
-                tries[strength] = self._take(key, candidate.label, candidate.note, made, aim, kind=candidate.kind)
-            takes.append(tries[1.0])
+                tries[strength] = self._scored(key, candidate.label, candidate.note, made, aim, kind=candidate.kind)
+            sets.append(tries[1.0])
             best = min(tries, key=lambda strength: tries[strength].scores["to_aim"].mean().item())
             if best != 1:
                 note = "the best of its strengths, chosen on these clips"
                 label = f"the same at strength {best:g}"
-                takes.append(
+                sets.append(
                     replace(
                         tries[best],
                         key=f"{candidate.key}-best",
@@ -101,11 +103,11 @@ class Studio:
                         strength=best,
                     )
                 )
-            points = tuple((strength, _score(take.scores["to_aim"])) for strength, take in tries.items())
+            points = tuple((strength, _score(one.scores["to_aim"])) for strength, one in tries.items())
             curves.append(Curve(candidate.short, points, candidate.kind))
-        return takes, curves
+        return sets, curves
 
-    def comparison(self, takes: list[story.Take], curves: list[Curve], title: str) -> Comparison:
+    def comparison(self, sets: list[words.ClipSet], curves: list[Curve], title: str) -> Comparison:
         """What the page and the pictures are drawn from."""
         captions = [(p.colour, p.shape, f"moving {p.direction}", f"on {p.background}") for p in self.prompts[:SHOWN]]
         drawn = Row(
@@ -115,10 +117,10 @@ class Studio:
             _pixels(self.references.clips[:SHOWN, 0]),
             kind="reference",
         )
-        measures = story.MEASURES
+        measures = words.MEASURES
         return Comparison(
             captions=tuple(captions),
-            rows=(drawn, *(_row(take) for take in takes)),
+            rows=(drawn, *(_row(one) for one in sets)),
             measures=measures,
             scored=len(self.prompts),
             title=title,
@@ -127,7 +129,7 @@ class Studio:
             curve_axis="strength of the LoRA",
         )
 
-    def _take(
+    def _scored(
         self,
         key: str,
         label: str,
@@ -137,24 +139,24 @@ class Studio:
         *,
         kind: str = "baseline",
         shown: bool = True,
-    ) -> story.Take:
+    ) -> words.ClipSet:
         scores = {
-            "style": statistics.style_progress(clips, self.references),
-            "to_aim": statistics.distance_between(clips, aim),
-            "to_drawn": statistics.distance_to_styled(clips, self.references),
+            "style": looks.style_progress(clips, self.references),
+            "to_aim": looks.distance_between(clips, aim),
+            "to_drawn": looks.distance_to_styled(clips, self.references),
         }
-        return story.Take(key, label, note, clips, scores, kind, shown)
+        return words.ClipSet(key, label, note, clips, scores, kind, shown)
 
 
-def _row(take: story.Take) -> Row:
-    scores = {key: _score(values) for key, values in take.scores.items()}
-    if take.key == "source+lora":
+def _row(one: words.ClipSet) -> Row:
+    scores = {key: _score(values) for key, values in one.scores.items()}
+    if one.key == "source+lora":
         del scores["to_aim"]  # its distance to itself
-    return Row(take.key, take.label, take.note, _pixels(take.clips[:SHOWN]) if take.shown else None, scores, take.kind)
+    return Row(one.key, one.label, one.note, _pixels(one.clips[:SHOWN]) if one.shown else None, scores, one.kind)
 
 
 def _score(values: Float[Tensor, " n"]) -> Score:
-    return Score(*statistics.mean_and_error(values))
+    return Score(*looks.mean_and_error(values))
 
 
 def _pixels(clips: Float[Tensor, "n 3 f h w"]) -> np.ndarray:

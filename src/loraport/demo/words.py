@@ -7,9 +7,9 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from loraport.evaluate.looks import mean_and_error
 from loraport.report import Measure
 from loraport.zoo.catalogue import ModelCard
-from loraport.zoo.statistics import mean_and_error
 
 MEASURES = (
     Measure(
@@ -48,7 +48,7 @@ LITTLE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class Take:
+class ClipSet:
     """The clips of one row with their scores, a value a clip."""
 
     key: str
@@ -62,7 +62,7 @@ class Take:
 
 
 @dataclass(frozen=True)
-class Told:
+class Summary:
     """The sentences for the page."""
 
     title: str
@@ -71,23 +71,23 @@ class Told:
     legend: str
 
 
-def tell(
-    takes: Sequence[Take],
+def summarise(
+    sets: Sequence[ClipSet],
     report: Mapping[str, Any],
     calibration: str,
     *,
     lora: str,
     target: ModelCard,
     style: str,
-) -> Told:
+) -> Summary:
     """Say what the run showed: how much of the style arrives, whether each way helped, what was not tested.
 
     Args:
-        takes: rows with their scores. report: of the transfer. calibration: what the calibration says of itself.
+        sets: rows with their scores. report: of the transfer. calibration: what the calibration says of itself.
     """
-    by_key = {take.key: take for take in takes}
+    by_key = {one.key: one for one in sets}
     aim, direct, moved, fitted = (by_key[key] for key in ("source+lora", "direct", "transferred", "calibrated"))
-    shares = {key: mean_and_error(take.scores["style"])[0] for key, take in by_key.items()}
+    shares = {key: mean_and_error(one.scores["style"])[0] for key, one in by_key.items()}
     verdict, nearer = _verdict("The transfer", moved, direct)
     fit_verdict, fit_nearer = _verdict("Calibration", fitted, direct)
     lead = (
@@ -105,7 +105,7 @@ def tell(
         "of real size. Prompts and noise come from a seed, and the clips shown are the first eight, not the best.",
     ]
     clips = len(aim.scores["style"])
-    return Told(
+    return Summary(
         title=f"“{lora}”, carried over to “{target.name}”",
         lead=lead,
         remarks=tuple(remark for remark in remarks if remark),
@@ -117,7 +117,7 @@ def commands(settings: Mapping[str, Any], file: str, calibrated: str) -> str:
     """How to repeat this run, in Python."""
     lora, target, seed, clips, method = (settings[key] for key in ("lora", "target", "seed", "clips", "method"))
     return f"""# this page
-from loraport.zoo.demo import run_demo
+from loraport.demo.run import run_demo
 run_demo("demo-output", lora="{lora}", target="{target}", seed={seed}, clips={clips}, method="{method}")
 
 # the LoRA files alone (this page calibrates with fewer probes)
@@ -128,7 +128,7 @@ loraport.transfer(zoo.path("{lora}"), source=zoo.path("source"), target=zoo.path
 loraport.calibrate(zoo.path("{lora}"), source="zoo:source", target="zoo:{target}", output="{calibrated}")"""
 
 
-def _verdict(what: str, moved: Take, direct: Take) -> tuple[str, str]:
+def _verdict(what: str, moved: ClipSet, direct: ClipSet) -> tuple[str, str]:
     """Whether a way helped by the distance to source + LoRA, as a sentence and as a number."""
     change, error = mean_and_error(moved.scores["to_aim"] - direct.scores["to_aim"])
     before = mean_and_error(direct.scores["to_aim"])[0]
@@ -142,7 +142,7 @@ def _verdict(what: str, moved: Take, direct: Take) -> tuple[str, str]:
     return f"{what} made no difference that these clips could show.", f"{number}, within the noise"
 
 
-def _about_strength(by_key: Mapping[str, Take], key: str, words: str) -> str:
+def _about_strength(by_key: Mapping[str, ClipSet], key: str, words: str) -> str:
     direct = by_key.get("direct-best", by_key["direct"])
     moved = by_key.get(f"{key}-best", by_key[key])
     change, error = mean_and_error(moved.scores["to_aim"] - direct.scores["to_aim"])

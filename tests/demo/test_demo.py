@@ -6,20 +6,21 @@ import pytest
 import torch
 
 from loraport.calibration import Settings
+from loraport.demo import clips, run, words
 from loraport.errors import UsageError
-from loraport.zoo import catalogue, demo, story, studio
+from loraport.zoo import catalogue
 
 
 @pytest.fixture(scope="module")
 def result(tmp_path_factory):
-    before = studio.STRENGTHS, demo.CALIBRATION
-    studio.STRENGTHS = (1.0, 1.5)
-    demo.CALIBRATION = Settings(groups="type", probes=2, heldout=4, guidances=(1.5,), penalties=(1.0,), group_probes=0)
+    before = clips.STRENGTHS, run.CALIBRATION
+    clips.STRENGTHS = (1.0, 1.5)
+    run.CALIBRATION = Settings(groups="type", probes=2, heldout=4, guidances=(1.5,), penalties=(1.0,), group_probes=0)
     events = []
     try:
-        done = demo.run_demo(tmp_path_factory.mktemp("demo") / "demo-output", clips=8, on_event=events.append)
+        done = run.run_demo(tmp_path_factory.mktemp("demo") / "demo-output", clips=8, on_event=events.append)
     finally:
-        studio.STRENGTHS, demo.CALIBRATION = before
+        clips.STRENGTHS, run.CALIBRATION = before
     return done, events
 
 
@@ -70,7 +71,7 @@ def test_the_page_shows_rows_layers_and_the_lead(result):
 
 def test_progress_is_told_in_order(result):
     _, events = result
-    stages = [event.done for event in events if isinstance(event, demo.Stage)]
+    stages = [event.done for event in events if isinstance(event, run.Stage)]
     assert stages == [1, 2, 3, 4, 5, 6]
     assert any(type(event).__name__ == "LayerDone" for event in events)
 
@@ -87,19 +88,19 @@ def test_progress_is_told_in_order(result):
 )
 def test_bad_requests_are_refused_before_any_work(tmp_path, bad, says):
     with pytest.raises(UsageError, match=says):
-        demo.run_demo(tmp_path / "out", **bad)
+        run.run_demo(tmp_path / "out", **bad)
     assert not (tmp_path / "out").exists()
 
 
 def test_without_diffusers_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "NEEDED", ("diffusers", "no_such_module"))
+    monkeypatch.setattr(run, "NEEDED", ("diffusers", "no_such_module"))
     with pytest.raises(UsageError, match="pip install"):
-        demo.run_demo(tmp_path)
+        run.run_demo(tmp_path)
 
 
-def _take(key, distance, style=0.5, strength=1.0):
+def _clip_set(key, distance, style=0.5, strength=1.0):
     scores = {"style": torch.full((20,), style), "to_aim": distance, "to_drawn": distance}
-    return story.Take(key, key, "", torch.zeros(20, 3, 1, 2, 2), scores, "baseline", True, strength)
+    return words.ClipSet(key, key, "", torch.zeros(20, 3, 1, 2, 2), scores, "baseline", True, strength)
 
 
 @pytest.mark.parametrize(
@@ -110,23 +111,25 @@ def test_the_verdict_follows_the_numbers_either_way(shift, says):
     noise = torch.linspace(-0.01, 0.01, 20)
     direct = 0.2 + noise
     wobble = noise.flip(0) if shift == 0.0 else 0.1 * noise
-    takes = [
-        _take("source+lora", torch.zeros(20)),
-        _take("direct", direct),
-        _take("transferred", direct + shift + wobble),
-        _take("calibrated", direct - 0.1),
+    sets = [
+        _clip_set("source+lora", torch.zeros(20)),
+        _clip_set("direct", direct),
+        _clip_set("transferred", direct + shift + wobble),
+        _clip_set("calibrated", direct - 0.1),
     ]
     report = {"summary": {"energy_kept_total": 0.86, "rank_in": 8, "rank_out": 32}}
-    told = story.tell(takes, report, "It took “direct”.", lora="x", target=catalogue.model_card("step"), style="a look")
-    assert says in told.lead
-    assert any("86 %" in remark for remark in told.remarks)
-    assert sum("slider" in remark for remark in told.remarks) == 2
-    assert "Calibration helped" in told.lead
-    assert "It took “direct”." in told.remarks
+    summary = words.summarise(
+        sets, report, "It took “direct”.", lora="x", target=catalogue.model_card("step"), style="a look"
+    )
+    assert says in summary.lead
+    assert any("86 %" in remark for remark in summary.remarks)
+    assert sum("slider" in remark for remark in summary.remarks) == 2
+    assert "Calibration helped" in summary.lead
+    assert "It took “direct”." in summary.remarks
 
 
 def test_the_commands_name_every_setting():
     settings = {"lora": "noir", "target": "step", "seed": 3, "clips": 9, "method": "direct"}
-    text = story.commands(settings, "noir-for-step.safetensors", "noir-calibrated.safetensors")
+    text = words.commands(settings, "noir-for-step.safetensors", "noir-calibrated.safetensors")
     compile(text, "commands", "exec")
     assert 'lora="noir", target="step", seed=3, clips=9, method="direct"' in text

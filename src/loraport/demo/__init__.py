@@ -1,0 +1,1 @@
+"""The whole story on the bundled models, offline: `run` does it, `clips` samples, `words` says what came out."""
