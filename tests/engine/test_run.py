@@ -8,7 +8,9 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import pico
-from loraport.engine.recipe import RunOptions
+from loraport.engine.plan import make_plan
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.run import compute
 from loraport.errors import FileError, LoraportError, MismatchError, NumericalError
 
 
@@ -60,6 +62,13 @@ def test_every_executor_and_every_state_of_the_cache_gives_the_same_bytes(files,
     assert run("thread", warm, 2) == (reference, 0)
     assert run("process", warm, 1) == (reference, len(pico.LAYERS))
     assert run("process", str(tmp_path / "other cache"), 2) == (reference, 0)
+
+
+def test_computing_in_memory_gives_what_is_written(files, tmp_path, options):
+    _transfer(files, tmp_path / "out.safetensors", options)
+    recipe = Recipe(lora=str(files.lora), source=str(files.source), target=str(files.target), method="casa")
+    made = {name: update.dense() for name, update in compute(make_plan(recipe), options).items()}
+    _close(made, _updates(tmp_path / "out.safetensors"), 1e-6)
 
 
 def test_a_second_lora_for_the_same_pair_does_no_decomposition(files, tmp_path, options, monkeypatch):

@@ -1,6 +1,5 @@
 """Everything that a calibration starts from: the LoRA taken apart, its rival from weights alone, prompts, noise."""
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,9 @@ from loraport.calibration.directions import Directions, gains, restores
 from loraport.calibration.progress import Teller
 from loraport.calibration.settings import Settings
 from loraport.core.lowrank import LowRank
+from loraport.engine.plan import make_plan
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.run import compute
 from loraport.errors import UsageError
 from loraport.models.checkpoint import open_checkpoint
 from loraport.sampling.denoiser import Runnable
@@ -75,28 +77,22 @@ def open_inputs(
 def _moved(
     lora: Path, source: Runnable, target: Runnable, settings: Settings, tell: Teller
 ) -> dict[str, dict[str, LowRank]]:
-    """The weight-space transfers, through the public interface and its files, as a user would get them."""
+    """The weight-space transfers, by the engine, as a user would get them."""
     if not settings.transfers:
         return {}
     if source.checkpoint is None or (target.checkpoint is None and target.distill is None):
         tell.warn(f"no checkpoint on disk, so {', '.join(settings.transfers)} cannot be among the candidates")
         return {}
-    import loraport
-
+    options = RunOptions(cache="off" if source.small else None)
     made = {}
-    with tempfile.TemporaryDirectory(prefix="loraport-") as folder:
-        options = loraport.RunOptions(cache=str(Path(folder) / "cache") if source.small else None, log="off")
-        for method in settings.transfers:
-            file = Path(folder) / f"{method}.safetensors"
-            loraport.transfer(
-                lora,
-                source=source.checkpoint,
-                target=target.checkpoint,
-                target_lora=None if target.distill is None else str(target.distill),
-                output=file,
-                method=method,
-                dtype="float32",
-                options=options,
-            )
-            made[method] = {name: layer.load() for name, layer in open_adapter(file).layers.items()}
+    for method in settings.transfers:
+        recipe = Recipe(
+            lora=str(lora),
+            source=str(source.checkpoint),
+            target=None if target.checkpoint is None else str(target.checkpoint),
+            target_lora=None if target.distill is None else str(target.distill),
+            method=method,
+            dtype="float32",
+        )
+        made[method] = compute(make_plan(recipe), options)
     return made

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from loraport.adapters.render import write_adapter
+from loraport.core.lowrank import LowRank
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import run_all
 from loraport.engine.output import check_free, render_output
@@ -86,6 +87,21 @@ def run(
             log.close()
     on_event(Finished(report))
     return report
+
+
+def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, LowRank]:
+    """Every layer's new update by canonical name, in memory: what `run` would write, without file, log or report.
+
+    Raises:
+        UsageError, MismatchError, NumericalError: as `run`.
+    """
+    device = pick_device(options.device)
+    _check_kinship(plan)
+    store, memo = open_cache(options)
+    work = Worker(store, memo, device, plan.layers_to_keep(int(store.max_bytes * 0.9)))
+    results = _run_jobs(plan, work, options, ignore, lambda message: None, None)
+    memo.flush()
+    return {result.report.name: result.update for result in results}
 
 
 def open_cache(options: RunOptions) -> tuple[Store, DigestMemo]:
