@@ -68,3 +68,29 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     with pytest.raises(FileError, match="could not write") as caught:
         files.write_text(tmp_path / "file" / "out.txt", "hello")
     assert "out.txt" in caught.value.where
+
+
+def test_a_name_that_is_taken_meanwhile_is_not_taken_away(tmp_path):
+    path = tmp_path / "out.txt"
+
+    def write():
+        with files.atomic_path(path, overwrite=False) as temporary:
+            temporary.write_text("ours")
+            path.write_text("theirs")
+
+    with pytest.raises(FileError, match="appeared"):
+        write()
+    assert path.read_text() == "theirs"
+    assert list(tmp_path.iterdir()) == [path]
+    path.unlink()
+    with files.atomic_path(path, overwrite=False) as temporary:
+        temporary.write_text("ours")
+    assert path.read_text() == "ours"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "file/out.txt"])
+def test_a_name_that_cannot_be_is_said_so_before_the_work(tmp_path, name):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(FileError, match="cannot be written there"):
+        files.check_output(tmp_path / name, overwrite=True)

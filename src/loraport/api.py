@@ -29,6 +29,8 @@ def transfer(
     params: Mapping[str, Any] | None = None,
     rank: str | int = "auto",
     amount: float = 1.0,
+    strength: float = 1.0,
+    scale: float | None = None,
     layers: str | None = None,
     drop: str | None = None,
     to: str = "universal",
@@ -51,6 +53,8 @@ def transfer(
         method, params: a method or preset (`loraport.list_methods()`) and its settings, e.g. `{"q_dom": 0.6}`.
         rank: `auto` (the input's, at least 32 where the method adds to it), `same`, `full`, a number, or `energy=0.99`.
         amount: 0 is direct reuse, 1 the full method.
+        strength: a factor on the whole LoRA, before any method.
+        scale: the LoRA's own scale (alpha / rank), stated by hand; None takes what its file says.
         layers: regular expression; other layers keep the input's update. drop: layers to leave out.
         to: `universal`, `diffusers`, `kohya`, `original` or `same-as-input`. dtype: `same` or a torch name.
         nested_source, nested_target: part of a `.pt` file to read, such as `generator_ema`.
@@ -76,6 +80,8 @@ def transfer(
             "params": dict(params or {}),
             "rank": str(rank),
             "amount": amount,
+            "strength": strength,
+            "scale": scale,
             "layers": layers,
             "drop": drop,
             "to": to,

@@ -1,8 +1,9 @@
-"""The only place that writes files: whole or not at all.
+"""The only place that writes files: whole or not at all, and never over what was not given up.
 
-`atomic_path` hands out a temporary sibling; when the block ends well the data is flushed to the disk
-and renamed over the final name in one step, and the folder entry is flushed too. When anything goes
-wrong the sibling is removed and the final name is as it was.
+`check_output` says before the work whether a name may be written. `atomic_path` hands out a temporary sibling;
+when the block ends well the data is flushed to the disk and renamed over the final name in one step, and the
+folder entry is flushed too. When anything goes wrong the sibling is removed and the final name is as it was.
+A symbolic link under the final name is replaced itself; what it points to is left alone.
 """
 
 import contextlib
@@ -10,8 +11,9 @@ import errno
 import json
 import os
 import shutil
+import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,11 +22,124 @@ from loraport.errors import FileError
 if TYPE_CHECKING:
     from torch import Tensor
 
+_LOG_EVENTS = ("started", "layer", "finished", "failed")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def check_output(
+    path: Path, inputs: Iterable[tuple[str, Path]] = (), *, overwrite: bool, what: str = "output", log: bool = False
+) -> None:
+    """Raise FileError unless a file may be written under this name. To be asked before any work is done.
+
+    Args:
+        path: the file to be written.
+        inputs: what the command reads, as (role, file or folder); none of it may be replaced, under whatever name
+            (relative, through links of either kind, in other letters where the system does not tell them apart).
+            Everything in a folder counts.
+        overwrite: whether the user gave up what is there.
+        what: the role of the file in messages.
+        log: an earlier run log of ours, or an empty file, may be replaced without `overwrite`.
+    """
+    found = _status(path, what)
+    if found is None:
+        _check_folder(path, what)
+        return
+    try:
+        followed: os.stat_result | None = os.stat(path)
+    except OSError:  # a link to nowhere, or in a circle
+        followed = None
+    if followed is not None and stat.S_ISDIR(followed.st_mode):
+        raise FileError(f"the {what} is a folder", where=str(path), fix="give the name of a file")
+    if followed is not None:
+        for role, file in _files_of(inputs):
+            if os.path.samestat(followed, file):
+                raise FileError(f"the {what} would replace the {role}", where=str(path), fix="choose another name")
+    if followed is not None and not stat.S_ISREG(followed.st_mode):
+        raise FileError(f"the {what} is no ordinary file", where=str(path), fix="give the name of a file")
+    if not overwrite and not (log and followed is not None and is_run_log(path)):
+        raise FileError(
+            f"the {what} file exists already" if not log else "the run log would replace a file that is none",
+            where=str(path),
+            fix="choose another name or add --overwrite" if not log else "--log FILE with another name, or --log off",
+        )
+    _check_folder(path, what)
+
+
+def with_settings(role: str, file: Path) -> Iterator[tuple[str, Path]]:
+    """An input file with its role, and the JSON files beside it, which say how it is read."""
+    yield role, file
+    folder = file if file.is_dir() else file.parent
+    with contextlib.suppress(OSError):
+        yield from ((f"settings of the {role}", found) for found in sorted(folder.glob("*.json")))
+
+
+def check_apart(outputs: Iterable[tuple[str, Path]]) -> None:
+    """Raise FileError where two files to be written, as (role, path), have the same name."""
+    seen: dict[str, str] = {}
+    for role, path in outputs:
+        name = os.path.realpath(path).casefold()
+        if name in seen:
+            raise FileError(
+                f"the {role} would replace the {seen[name]}", where=str(path), fix="give each a name of its own"
+            )
+        seen[name] = role
+
+
+def _status(path: Path, what: str) -> os.stat_result | None:
+    """What stands under this very name, a link itself included; None for nothing."""
+    try:
+        return os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise FileError(
+            f"the {what} cannot be written there", where=str(path), values=_reason(error), fix="choose another name"
+        ) from error
+
+
+def _check_folder(path: Path, what: str) -> None:
+    """The folder, or the nearest one above that exists, can take a new file."""
+    folder = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), None)
+    if folder is None or (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+        return
+    raise FileError(
+        f"the {what} cannot be written there",
+        where=str(path),
+        values=f"{folder} is no folder" if not folder.is_dir() else f"no permission to write into {folder}",
+        fix="choose another folder",
+    )
+
+
+def _files_of(inputs: Iterable[tuple[str, Path]]) -> Iterator[tuple[str, os.stat_result]]:
+    """Every file that an input consists of. What cannot be looked at here is refused when it is opened."""
+    for role, path in inputs:
+        for name in (path, *(path.rglob("*") if path.is_dir() else ())):
+            with contextlib.suppress(OSError):
+                yield role, os.stat(name)
+
+
+def is_run_log(path: Path) -> bool:
+    """Whether a file is a run log of ours, or empty."""
+    try:
+        with path.open("rb") as file:
+            line = file.readline(1 << 20)
+    except OSError:
+        return False
+    if not line:
+        return True
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(record, dict) and record.get("event") in _LOG_EVENTS
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
 @contextlib.contextmanager
-def atomic_path(path: Path, *, need_bytes: int = 0, durable: bool = True) -> Iterator[Path]:
+def atomic_path(path: Path, *, need_bytes: int = 0, durable: bool = True, overwrite: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it to `path` if the block succeeds.
 
     Args:
@@ -32,9 +147,10 @@ def atomic_path(path: Path, *, need_bytes: int = 0, durable: bool = True) -> Ite
         need_bytes: size to be written, checked against the free space before anything is written.
         durable: wait until the data is on the disk. Without it a power cut may leave a torn file, which is
             fine for what can be recognised as torn and made again.
+        overwrite: whether a file that got this name meanwhile may be replaced.
 
     Raises:
-        FileError: the folder cannot be written, or the disk is full. Nothing is left behind.
+        FileError: the folder cannot be written, the disk is full, or the name is taken. Nothing is left behind.
     """
     path = Path(path)
     try:
@@ -50,7 +166,10 @@ def atomic_path(path: Path, *, need_bytes: int = 0, durable: bool = True) -> Ite
         if durable:
             _flush(temporary)
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private; an output is an ordinary file
-        os.replace(temporary, path)
+        if overwrite:
+            os.replace(temporary, path)
+        else:
+            _take_free_name(temporary, path)
         if durable:
             _flush_folder(path.parent)
     except OSError as error:
@@ -97,14 +216,20 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-class JsonLines:
-    """An append-only log, one JSON object a line; each line reaches the file before the next begins."""
+class RunLog:
+    """An append-only log, one JSON object a line; each line reaches the file before the next begins.
+
+    It is always a new file: what stood under its name (see `check_output`) loses the name and is not written to,
+    so that a link leads nowhere it should not.
+    """
 
     def __init__(self, path: Path):
         self.path = Path(path)
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("w", encoding="utf-8")
+            with contextlib.suppress(FileNotFoundError):
+                self.path.unlink()
+            self._file = self.path.open("x", encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             raise _write_error(self.path, error, 0) from error
 
@@ -120,6 +245,22 @@ class JsonLines:
         """Close the file; closing twice is harmless."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def _take_free_name(temporary: Path, path: Path) -> None:
+    """Give the file its name unless another has it. A second name cannot replace one, unlike a rename."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise FileError(
+            "a file of this name appeared while the output was made",
+            where=str(path),
+            fix="choose another name; finished layers are kept in the cache",
+        ) from error
+    except OSError:  # a file system without second names: look, and rename
+        if os.path.lexists(path):
+            raise FileError("the output file exists already", where=str(path), fix="choose another name") from None
+        os.replace(temporary, path)
 
 
 def _sort_metadata(path: Path) -> None:

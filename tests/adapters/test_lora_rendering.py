@@ -233,10 +233,18 @@ class TestConversion:
 
     def test_an_existing_file_is_kept(self, tmp_path):
         path = LoraFile(spell(makers.factors(), "", same, *PEFT)).write(tmp_path)
+        (tmp_path / "kept.safetensors").write_bytes(b"precious")
         with pytest.raises(FileError, match="exists already"):
-            convert_adapter(path, path)
-        convert_adapter(path, path, overwrite=True)
-        assert open_adapter(path).dialect.prefix == "diffusion_model."
+            convert_adapter(path, tmp_path / "kept.safetensors")
+        convert_adapter(path, tmp_path / "kept.safetensors", overwrite=True)
+        assert open_adapter(tmp_path / "kept.safetensors").dialect.prefix == "diffusion_model."
+
+    def test_the_input_is_kept_even_so(self, tmp_path):
+        path = LoraFile(spell(makers.factors(), "", same, *PEFT)).write(tmp_path)
+        before = path.read_bytes()
+        with pytest.raises(FileError, match="replace the input LoRA"):
+            convert_adapter(path, path, overwrite=True)
+        assert path.read_bytes() == before
 
     def test_nan_is_refused(self, tmp_path):
         tensors = spell(makers.factors(), "", same, *PEFT)

@@ -14,7 +14,8 @@ from loraport.adapters.loaders import loader_notes
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import Factors, check_carried, render, write_adapter
 from loraport.containers.tensors import read_tensor
-from loraport.errors import FileError, NumericalError
+from loraport.errors import NumericalError
+from loraport.files import check_output, with_settings
 from loraport.models.architecture import Architecture
 from loraport.models.checkpoint import Checkpoint
 from loraport.version import __version__
@@ -66,13 +67,15 @@ def convert_adapter(
         LoraportError: as `open_adapter`, `render_adapter` and `write_adapter` do.
     """
     output = Path(output)
-    if output.exists() and not overwrite:
-        raise FileError("the output file exists already", where=str(output), fix="choose another name or --overwrite")
     lora = open_adapter(path, model, expert=expert, adapter=adapter, drop=drop, allow_partial=allow_partial)
+    inputs = list(with_settings("input LoRA", lora.path))
+    if isinstance(model, Checkpoint):
+        inputs += [("model", file) for file in {ref.file for ref in model.tensors.values()}]
+    check_output(output, inputs, overwrite=overwrite)
     profile = profile_of(to, lora.dialect)
     check_carried(lora.carried, profile, lora.architecture.family)
     tensors, folded = render_exact(lora, profile)
-    write_adapter(output, tensors, _metadata(lora, profile))
+    write_adapter(output, tensors, _metadata(lora, profile), overwrite=overwrite)
     ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.kind == "lora" or profile.factor_matrices}
     return Conversion(
         output,

@@ -122,10 +122,15 @@ def carried_key(item: Carried, profile: Profile, family: Family) -> str:
     return profile.dialect.extra(item.module, part, family)
 
 
-def write_adapter(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_adapter(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, overwrite: bool = True
+) -> None:
     """Write a LoRA file atomically; it gets its name only after it was reopened and found as meant.
 
     A header of ours (one with `loraport.version`) gets a digest of the content as well, for `verify`.
+
+    Args:
+        overwrite: whether a file of this name may be replaced.
 
     Raises:
         FileError: it cannot be written, or what was written is not what was meant; nothing is left behind.
@@ -134,7 +139,7 @@ def write_adapter(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     digests = {key: digest_tensor(tensor) for key, tensor in tensors.items()}
     if "loraport.version" in metadata:
         metadata = {**metadata, CONTENT: content_digest(digests)}
-    with atomic_path(path) as temporary:
+    with atomic_path(path, overwrite=overwrite) as temporary:
         write_safetensors(temporary, tensors, metadata)
         written = {key: digest(ref) for key, ref in open_tensors(temporary).groups[()].items()}
         if written != digests or read_header(temporary).metadata != dict(metadata):

@@ -17,7 +17,7 @@ from loraport.calibration.report import CalibrationReport, file_digest, write_re
 from loraport.calibration.settings import Settings
 from loraport.calibration.work import Work
 from loraport.containers.tensors import digest_tensor
-from loraport.errors import FileError
+from loraport.files import check_output
 from loraport.sampling.denoiser import Conditions, Runnable
 
 
@@ -37,7 +37,9 @@ def run_calibration(
 ) -> CalibrationReport:
     """See `loraport.calibrate`."""
     began = time.perf_counter()
-    _check_output(output, lora, overwrite)
+    if output is not None:
+        models = [(role, m.checkpoint) for role, m in (("source", source), ("target", target)) if m.checkpoint]
+        check_output(output, [("input LoRA", lora), *models], overwrite=overwrite)
     tell = Teller(listen)
     inputs = open_inputs(lora, source, target, conditions, settings, tell)
     notes = Notes(keep, _facts(lora, source, target, conditions, settings))
@@ -81,19 +83,6 @@ def run_calibration(
         rank=max(term.rank for term in taken.update.values()),
         energy_kept=kept,
     )
-
-
-def _check_output(output: Path | None, lora: Path, overwrite: bool) -> None:
-    if output is None:
-        return
-    if output.is_dir():
-        raise FileError("the output is a folder", where=str(output), fix="give the name of a file")
-    if output.exists() and output.resolve() == lora.resolve():
-        raise FileError("the output would replace the input", where=str(output), fix="choose another name")
-    if output.exists() and not overwrite:
-        raise FileError(
-            "the output file exists already", where=str(output), fix="choose another name or add --overwrite"
-        )
 
 
 def _facts(

@@ -9,7 +9,8 @@ from loraport.cli import text
 from loraport.cli.flags import Flags, warn_of_name
 from loraport.cli.progress import Progress
 from loraport.cli.voice import Voice
-from loraport.errors import FileError, UsageError
+from loraport.errors import UsageError
+from loraport.files import check_apart, check_output
 
 if TYPE_CHECKING:
     from loraport.calibration.settings import Settings
@@ -127,10 +128,8 @@ def _check_plot(plot: Path, output: Path, *, overwrite: bool) -> None:
     check_drawing()
     if plot.suffix.lower() != ".png":
         raise UsageError("a plot is written as PNG", values=f"--plot {plot}", fix=f"--plot {plot.with_suffix('.png')}")
-    if plot.is_dir() or plot.resolve() == output.resolve():
-        raise FileError("the plot cannot be written there", where=str(plot), fix="give the name of a file of its own")
-    if plot.exists() and not overwrite:
-        raise FileError("the plot exists already", where=str(plot), fix="choose another name or add --overwrite")
+    check_output(plot, overwrite=overwrite, what="plot")
+    check_apart([("output", output), ("plot", plot)])
 
 
 def _show(report: Any, plot: Path | None, voice: Voice) -> None:

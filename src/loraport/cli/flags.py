@@ -27,6 +27,8 @@ class Flags:
     force: bool
     expert: str | None
     adapter: str | None
+    strength: float
+    scale: float | None
     drop: str | None
     allow_partial: bool
     method: str | None
@@ -66,6 +68,8 @@ class Flags:
             force=self.force,
             expert=self.expert,
             adapter=self.adapter,
+            strength=self.strength,
+            scale=self.scale,
             drop=self.drop,
             allow_partial=self.allow_partial,
             method=method_or_preset(self.method, self.preset),
@@ -112,6 +116,8 @@ def build_recipe(
     force: bool,
     expert: str | None,
     adapter: str | None,
+    strength: float,
+    scale: float | None,
     drop: str | None,
     allow_partial: bool,
     method: str,

@@ -134,6 +134,25 @@ Amount = Annotated[
         "--amount", metavar="0..1", rich_help_panel=_METHOD, help="0 is the LoRA reused as it is, 1 the full method."
     ),
 ]
+Strength = Annotated[
+    float,
+    typer.Option(
+        "--strength",
+        metavar="X",
+        rich_help_panel=_LORA,
+        help="Use the whole LoRA this strong, before any method.",
+    ),
+]
+Scale = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        "--scale",
+        metavar="X",
+        show_default="what its file says",
+        rich_help_panel=_LORA,
+        help="The LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.",
+    ),
+]
 Calibrate = Annotated[
     bool,
     typer.Option(

@@ -21,6 +21,8 @@ def plan(
     force: options.Force = False,
     expert: options.Expert = None,
     adapter: options.Adapter = None,
+    strength: options.Strength = 1.0,
+    scale: options.Scale = None,
     drop: options.Drop = None,
     allow_partial: options.AllowPartial = False,
     method: options.Method = None,

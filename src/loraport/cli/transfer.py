@@ -39,6 +39,8 @@ def transfer(
     force: options.Force = False,
     expert: options.Expert = None,
     adapter: options.Adapter = None,
+    strength: options.Strength = 1.0,
+    scale: options.Scale = None,
     drop: options.Drop = None,
     allow_partial: options.AllowPartial = False,
     method: options.Method = None,

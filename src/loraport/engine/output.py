@@ -17,27 +17,39 @@ from loraport.engine.plan import TransferPlan
 from loraport.engine.recipe import RunOptions
 from loraport.engine.results import TransferReport
 from loraport.engine.worker import LayerResult
-from loraport.errors import FileError
+from loraport.files import check_apart, check_output, with_settings
 
 
-def check_free(path: Path, plan: TransferPlan, options: RunOptions) -> None:
-    """Raise FileError where the output exists, is a folder, or would replace an input."""
-    if path.is_dir():
-        raise FileError("the output is a folder", where=str(path), fix="give the name of a file")
-    if path.exists() and not options.overwrite:
-        raise FileError("the output file exists already", where=str(path), fix="choose another name or add --overwrite")
-    for role, file in _input_files(plan):
-        if path.exists() and path.resolve() == file.resolve():
-            raise FileError(f"the output would replace the {role}", where=str(path), fix="choose another name")
+def check_outputs(path: Path | None, plan: TransferPlan, options: RunOptions) -> None:
+    """Raise FileError where the output or the run log would replace an input, or a file that nobody gave up."""
+    log = log_path(path, options)
+    inputs = list(_inputs(plan))
+    if path is not None:
+        check_output(path, inputs, overwrite=options.overwrite)
+    if log is not None:
+        check_output(log, inputs, overwrite=options.overwrite, what="run log", log=True)
+    if path is not None and log is not None:
+        check_apart([("output", path), ("run log", log)])
 
 
-def _input_files(plan: TransferPlan) -> Iterator[tuple[str, Path]]:
-    yield "input LoRA", plan.adapter.path
-    if plan.distill is not None:
-        yield "distillation LoRA", plan.distill.path
+def log_path(path: Path | None, options: RunOptions) -> Path | None:
+    """Where the run log goes: where it was told to, else beside the output; None for none."""
+    if options.log == "off" or (path is None and options.log is None):
+        return None
+    if options.log is not None:
+        return Path(options.log)
+    assert path is not None
+    return path.with_name(f"{path.stem}.run.jsonl")
+
+
+def _inputs(plan: TransferPlan) -> Iterator[tuple[str, Path]]:
+    """Every file that the run reads, and what lies beside it and was read for it."""
+    for role, adapter in (("input LoRA", plan.adapter), ("distillation LoRA", plan.distill)):
+        if adapter is not None:
+            yield from with_settings(role, adapter.path)
     for role, side in (("source", plan.source), ("target", plan.target)):
-        for file in {ref.file for ref in side.tensors.values()} if side is not None else ():
-            yield role, file
+        for file in {side.path} | {ref.file for ref in side.tensors.values()} if side is not None else ():
+            yield from with_settings(role, file)
 
 
 def render_output(
@@ -72,6 +84,8 @@ def _identity(plan: TransferPlan) -> dict[str, Any]:
         "params": plan.params,
         "rank": str(plan.rank),
         "amount": recipe.amount,
+        "strength": recipe.strength,
+        "scale": recipe.scale,
         "layers": recipe.layers,
         "drop": recipe.drop,
         "to": recipe.to,

@@ -73,6 +73,8 @@ class Recipe(BaseModel):
         method, params: a method or preset of `loraport.methods` and its settings.
         rank: see `RankRule`.
         amount: 0 is direct reuse, 1 the full method, in between a straight line of updates.
+        strength: a factor on the whole LoRA, before any method.
+        scale: the LoRA's own scale (alpha / rank), stated by hand; None takes what its file says.
         layers: regular expression; layers that do not match keep the input's update unchanged.
         drop: regular expression; layers that match are left out of the output.
         to: output profile. dtype: of the output's tensors.
@@ -93,6 +95,8 @@ class Recipe(BaseModel):
     params: dict[str, Any] = Field(default_factory=dict)
     rank: str = "auto"
     amount: float = Field(default=1.0, ge=0.0, le=1.0)
+    strength: float = Field(default=1.0, allow_inf_nan=False)
+    scale: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
     layers: str | None = None
     drop: str | None = None
     to: str = "universal"

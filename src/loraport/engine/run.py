@@ -13,15 +13,16 @@ from loraport.adapters.render import write_adapter
 from loraport.core.lowrank import LowRank
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import run_all
-from loraport.engine.output import check_free, render_output
+from loraport.engine.output import check_outputs, log_path, render_output
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.recipe import RunOptions
 from loraport.engine.results import LayerReport, TransferReport, energy_kept_in_total
 from loraport.engine.worker import LayerResult, Worker, drift_ratio, pick_device
 from loraport.errors import FileError, MismatchError
-from loraport.files import JsonLines
+from loraport.files import RunLog
 from loraport.store.digests import DigestMemo
 from loraport.store.store import NullStore, Store
+from loraport.version import __version__
 
 DEFAULTS = RunOptions()
 UNRELATED = 0.8
@@ -46,8 +47,7 @@ def run(
     """
     began = time.perf_counter()
     path = None if output is None else Path(output)
-    if path is not None:
-        check_free(path, plan, options)
+    check_outputs(path, plan, options)
     warnings: list[str] = []
 
     def warn(message: str) -> None:
@@ -71,7 +71,7 @@ def run(
         report = _report(plan, results, warnings, time.perf_counter() - began)
         if path is not None:
             tensors, metadata = render_output(plan, results, report)
-            write_adapter(path, tensors, metadata)
+            write_adapter(path, tensors, metadata, overwrite=options.overwrite)
             report = TransferReport(
                 path, report.layers, report.carried, report.dropped, report.warnings, report.summary
             )
@@ -129,7 +129,7 @@ def _run_jobs(
     options: RunOptions,
     on_event: Listener,
     warn: Callable[[str], None],
-    log: JsonLines | None,
+    log: RunLog | None,
 ) -> list[LayerResult]:
     total = plan.cost
     done = 0.0
@@ -148,10 +148,13 @@ def _run_jobs(
     return [by_name[job.name] for job in plan.jobs]
 
 
-def _open_log(path: Path | None, options: RunOptions) -> JsonLines | None:
-    if options.log == "off" or (path is None and options.log is None):
+def _open_log(path: Path | None, options: RunOptions) -> RunLog | None:
+    place = log_path(path, options)
+    if place is None:
         return None
-    return JsonLines(Path(options.log) if options.log else path.with_name(f"{path.stem}.run.jsonl"))
+    log = RunLog(place)
+    log.append({"event": "started", "program": "loraport", "version": __version__})
+    return log
 
 
 def _check_kinship(plan: TransferPlan) -> None:
