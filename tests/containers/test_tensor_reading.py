@@ -33,14 +33,27 @@ def _refs(path):
     return open_tensors(path).groups[()]
 
 
-def test_rows(made):
-    tensors, folder = made
-    ref = _refs(folder / "x.safetensors")["w"]
-    part = replace(ref, shape=(3, 5), rows=(2, 5))
-    assert torch.equal(read_tensor(part), tensors["w"][2:5])
-    assert digest(part) == digest_tensor(tensors["w"][2:5])
+@pytest.mark.parametrize("name", ["x.safetensors", "x.pt"])
+@pytest.mark.parametrize("rows", [((2, 5),), ((4, 8), (0, 4)), ((6, 7), (1, 3), (1, 2))])
+@pytest.mark.parametrize("turned", [False, True])
+def test_rows_of_a_fused_weight(rows, name, turned, tmp_path):
+    """Part of a weight, or its rows in another order; also of a tensor that lies transposed in its file."""
+    whole = torch.arange(40.0).reshape(5, 8).T if turned else torch.arange(40.0).reshape(8, 5)
+    if name == "x.pt":
+        torch.save({"w": whole}, tmp_path / name)
+    else:
+        save_file({"w": whole.contiguous()}, tmp_path / name)
+    wanted = torch.cat([whole[start:end] for start, end in rows])
+    part = replace(_refs(tmp_path / name)["w"], shape=tuple(wanted.shape), rows=rows)
+    assert torch.equal(read_tensor(part), wanted)
+    assert digest(part) == digest_tensor(wanted)
+    assert read_float_with_digest(part)[1] == digest_tensor(wanted)
+
+
+def test_rows_that_do_not_exist(made):
+    _, folder = made
     with pytest.raises(FileError):
-        read_tensor(replace(ref, shape=(3, 5), rows=(7, 10)))
+        read_tensor(replace(_refs(folder / "x.safetensors")["w"], shape=(3, 5), rows=((7, 10),)))
 
 
 def test_digests_do_not_depend_on_the_container(made):
@@ -66,7 +79,7 @@ def test_one_read_gives_the_numbers_and_the_digest(name, tmp_path, monkeypatch):
         save_file(tensors, tmp_path / name)
     monkeypatch.setattr("loraport.containers.tensors.CHUNK_BYTES", 100)  # many parts, the last one short
     refs = _refs(tmp_path / name)
-    refs["rows"] = replace(refs["w"], shape=(20, 7), rows=(100, 120))
+    refs["rows"] = replace(refs["w"], shape=(20, 7), rows=((100, 120),))
     for key, ref in refs.items():
         found, hashed = read_float_with_digest(ref)
         assert torch.equal(found, read_float(ref)), key

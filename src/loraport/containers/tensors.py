@@ -32,7 +32,8 @@ class TensorRef:
         dtype: safetensors spelling, "BF16", "F32", ...
         container: "safetensors" or "torch".
         nest: names that lead to the mapping with `key` in a torch file.
-        rows: half-open range of rows of a fused weight, or None for all of it.
+        rows: half-open ranges of rows of a fused weight, in the order in which they follow each other here; or None
+            for all of it as it is.
     """
 
     file: Path
@@ -41,7 +42,7 @@ class TensorRef:
     dtype: str
     container: str = "safetensors"
     nest: tuple[str, ...] = ()
-    rows: tuple[int, int] | None = None
+    rows: tuple[tuple[int, int], ...] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -126,21 +127,29 @@ def _read(ref: TensorRef, state: "hashlib._Hash | None") -> Shaped[Tensor, "..."
         )
     if state is not None:
         state.update(_digest_head(ref.dtype, ref.shape))
-    buffer = torch.empty(span.end - span.start, dtype=torch.uint8)
-    target = memoryview(buffer.numpy())
-    plain = span.strides is None
+    if span.strides is not None:
+        stored = torch.empty(span.end - span.start, dtype=torch.uint8)
+        with _open(ref.file) as file:
+            _fill(file, span.start, memoryview(stored.numpy()), ref)
+        tensor = stored.view(known.dtype).as_strided(span.shape, span.strides)
+        if ref.rows is not None:
+            tensor = torch.cat([tensor[start:end] for start, end in ref.rows])
+        tensor = tensor.contiguous()
+        if state is not None:
+            state.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
+        return tensor
+    ranges = _ranges(ref, span)
+    buffer = torch.empty(sum(end - start for start, end in ranges), dtype=torch.uint8)
+    target, done = memoryview(buffer.numpy()), 0
     with _open(ref.file) as file:
-        for start in range(0, len(target), CHUNK_BYTES):
-            part = target[start : start + CHUNK_BYTES]
-            _fill(file, span.start + start, part, ref)
-            if state is not None and plain:
-                state.update(part)
-    if span.strides is None:
-        return buffer.view(known.dtype).reshape(ref.shape)
-    tensor = buffer.view(known.dtype).as_strided(ref.shape, span.strides).contiguous()
-    if state is not None:
-        state.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))
-    return tensor
+        for start, end in ranges:
+            for position in range(start, end, CHUNK_BYTES):
+                part = target[done : done + min(CHUNK_BYTES, end - position)]
+                _fill(file, position, part, ref)
+                done += len(part)
+                if state is not None:
+                    state.update(part)
+    return buffer.view(known.dtype).reshape(ref.shape)
 
 
 def _finite(stored: Shaped[Tensor, "..."], ref: TensorRef) -> Float32[Tensor, "..."]:
@@ -167,8 +176,9 @@ def digest(ref: TensorRef) -> str:
         return digest_tensor(read_tensor(ref))
     state = hashlib.sha256(_digest_head(ref.dtype, ref.shape))
     with _open(ref.file) as file:
-        for chunk in _chunks(file, span, ref):
-            state.update(chunk)
+        for start, end in _ranges(ref, span):
+            for chunk in _chunks(file, start, end, ref):
+                state.update(chunk)
     return state.hexdigest()
 
 
@@ -216,13 +226,17 @@ def _ref(path: Path, key: str, span: Span, container: str, nest: tuple[str, ...]
 
 
 def _locate(ref: TensorRef) -> Span:
+    """Where the tensor lies; of a fused one where all of it lies."""
     if not ref.file.is_file():
         raise _missing(ref.file, None)
     spans = read_groups(ref.file).get(ref.nest, {}) if ref.container == "torch" else read_header(ref.file).spans
     span = spans.get(ref.key)
-    whole = None if span is None else span.shape
-    expected = ref.shape if ref.rows is None or whole is None else (ref.rows[1] - ref.rows[0], *whole[1:])
-    if span is None or span.dtype != ref.dtype or (ref.rows is None and whole != ref.shape) or expected != ref.shape:
+    found = None if span is None else span.shape
+    if ref.rows is not None and found:
+        if any(not 0 <= start <= end <= found[0] for start, end in ref.rows):
+            raise FileError("the rows asked for do not exist", where=ref.name, values=f"{ref.rows} of {list(found)}")
+        found = (sum(end - start for start, end in ref.rows), *found[1:])
+    if span is None or span.dtype != ref.dtype or found != ref.shape:
         raise FileError(
             "the file changed since it was first looked at",
             where=ref.name,
@@ -230,19 +244,22 @@ def _locate(ref: TensorRef) -> Span:
             + ("nothing there now" if span is None else f"{span.dtype} {list(span.shape)} found"),
             fix="run the command again",
         )
+    return span
+
+
+def _ranges(ref: TensorRef, span: Span) -> list[tuple[int, int]]:
+    """The bytes of a contiguous tensor in the file, one range after the other."""
     if ref.rows is None:
-        return span
-    if span.strides is not None or not 0 <= ref.rows[0] <= ref.rows[1] <= span.shape[0]:
-        raise FileError("the rows asked for do not exist", where=ref.name, values=f"{ref.rows} of {list(span.shape)}")
+        return [(span.start, span.end)]
     row = (span.end - span.start) // max(span.shape[0], 1)
-    return Span(span.dtype, ref.shape, span.start + ref.rows[0] * row, span.start + ref.rows[1] * row)
+    return [(span.start + start * row, span.start + end * row) for start, end in ref.rows]
 
 
-def _chunks(file: FileIO, span: Span, ref: TensorRef) -> Iterator[memoryview]:
-    buffer = memoryview(bytearray(min(CHUNK_BYTES, span.end - span.start)))
-    position = span.start
-    while position < span.end:
-        part = buffer[: min(len(buffer), span.end - position)]
+def _chunks(file: FileIO, start: int, end: int, ref: TensorRef) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(min(CHUNK_BYTES, end - start)))
+    position = start
+    while position < end:
+        part = buffer[: min(len(buffer), end - position)]
         _fill(file, position, part, ref)
         yield part
         position += len(part)

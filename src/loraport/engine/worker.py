@@ -135,7 +135,7 @@ def _references(job: LayerJob) -> dict[str, TensorRef]:
 
 def _page(ref: TensorRef) -> tuple[str, str]:
     """Under which names the digest of a tensor is remembered."""
-    rows = f"[{ref.rows[0]}:{ref.rows[1]}]" if ref.rows else ""
+    rows = "" if ref.rows is None else "".join(f"[{start}:{end}]" for start, end in ref.rows)
     return file_identity(ref.file), "/".join((*ref.nest, ref.key)) + rows
 
 
