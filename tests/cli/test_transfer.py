@@ -187,7 +187,7 @@ def test_a_profile_that_cannot_spell_what_is_carried_is_refused_before_the_work(
     def refuse(*arguments: object) -> None:
         raise AssertionError("work was begun")
 
-    monkeypatch.setattr("loraport.engine.run.run_all", refuse)
+    monkeypatch.setattr("loraport.engine.run.executor_for", refuse)
     for command in (plan, transfer):
         done = command(files, "--to", "diffusers")
         assert done.exit_code == 3, done.output

@@ -1,15 +1,22 @@
 """Executors: same results whoever calls, bounded work in flight, errors come home."""
 
+import os
+import signal
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 import torch
 
 from loraport.adapters.adapter import LayerUpdate
-from loraport.engine.executor import run_all, workers_for
+from loraport.engine import devices
+from loraport.engine.executor import Limits, Slot, dispatch, executor_for, local_slots, phases, workers_for
+from loraport.engine.executors import NAMES, make_executor
 from loraport.engine.job import WIDE_ELEMENTS, LayerJob
-from loraport.engine.recipe import RankRule, RunOptions, cores
-from loraport.errors import NumericalError
+from loraport.engine.recipe import RankRule, RunOptions
+from loraport.errors import FileError, NumericalError, UsageError
+from loraport.threads import cores
 
 UPDATE = LayerUpdate("layer", "lora", None, None, None, 1.0, "no alpha", 4, ("layer.lora_A.weight",), (4, 4))
 
@@ -34,17 +41,27 @@ def _job(name: str, shape=(4, 4), peak_bytes: int = 100) -> LayerJob:
     )
 
 
-def _threads(job: LayerJob) -> tuple[str, int]:
+def _threads(job: LayerJob, slot: Slot) -> tuple[str, int]:
+    assert slot.threads == torch.get_num_threads()
     return job.name, torch.get_num_threads()
 
 
-def _fail(job: LayerJob) -> str:
+def _die(job: LayerJob, slot: Slot) -> str:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return job.name
+
+
+def _fail(job: LayerJob, slot: Slot) -> str:
     if job.name == "bad":
         raise NumericalError("not finite", where=job.name)
     return job.name
 
 
 JOBS = [_job(f"layer {index}") for index in range(9)]
+
+
+def _executor(name: str, workers: int | None = None):
+    return make_executor(name, Limits(workers=workers))
 
 
 @pytest.fixture(autouse=True)
@@ -58,19 +75,19 @@ def _three_threads_outside():
 
 @pytest.mark.parametrize("executor", ["serial", "thread"])
 def test_every_job_is_done_once_with_one_thread(executor):
-    done = list(run_all(JOBS, _threads, RunOptions(executor=executor, workers=3)))
+    done = list(_executor(executor, 3).run(JOBS, _threads))
     assert sorted(done) == sorted((job.name, 1) for job in JOBS)
 
 
 def test_process_workers_give_the_same():
-    done = list(run_all(JOBS[:3], _threads, RunOptions(executor="process", workers=2)))
+    done = list(_executor("process", 2).run(JOBS[:3], _threads))
     assert sorted(done) == sorted((job.name, 1) for job in JOBS[:3])
 
 
 def test_wide_layers_get_all_cores_and_the_setting_is_put_back():
     before = torch.get_num_threads()
     wide = _job("wide", shape=(WIDE_ELEMENTS, 2))
-    done = dict(run_all([wide, *JOBS], _threads, RunOptions(executor="thread")))
+    done = dict(_executor("thread").run([wide, *JOBS], _threads))
     assert done.pop("wide") == cores()
     assert set(done.values()) == {1}
     assert torch.get_num_threads() == before
@@ -80,12 +97,93 @@ def test_wide_layers_get_all_cores_and_the_setting_is_put_back():
 def test_an_error_comes_home_as_itself(executor, workers):
     jobs = [JOBS[0], _job("bad"), *JOBS[1:]]
     with pytest.raises(NumericalError, match="not finite") as caught:
-        list(run_all(jobs, _fail, RunOptions(executor=executor, workers=workers)))
+        list(_executor(executor, workers).run(jobs, _fail))
     assert caught.value.where == "bad"
 
 
 def test_memory_limits_the_number_of_workers():
-    options = RunOptions(workers=4, max_memory=250)
+    options = RunOptions(device="cpu", workers=4, max_memory=250)
     assert workers_for(JOBS, options) == 2
     assert workers_for([replace(JOBS[0], peak_bytes=1000), *JOBS], options) == 1  # one always runs
-    assert workers_for(JOBS, RunOptions(executor="serial")) == 1
+    assert workers_for(JOBS, RunOptions(device="cpu", executor="serial")) == 1
+
+
+def test_the_names_are_the_files():
+    assert NAMES == ("process", "serial", "thread")
+    for name in NAMES:
+        (first, *_) = _executor(name).slots()
+        assert (first.device, first.threads) == ("cpu", 1)
+    with pytest.raises(UsageError, match="unknown executor") as caught:
+        executor_for(RunOptions(executor="ray"))
+    assert "process, serial, thread" in caught.value.fix
+
+
+def test_a_worker_that_is_killed_is_said():
+    with pytest.raises(FileError, match="a worker process was killed"):
+        list(_executor("process", 1).run(JOBS[:2], _die))
+
+
+class _Held:
+    """Begins jobs when told to and records which ran at the same time."""
+
+    def __init__(self):
+        self.now: dict[str, list[LayerJob]] = {}
+        self.seen: list[dict[str, list[int]]] = []
+        self.lock = threading.Lock()
+
+    def __call__(self, job: LayerJob, slot: Slot) -> str:
+        with self.lock:
+            self.now.setdefault(slot.device, []).append(job)
+            self.seen.append({device: [job.peak_bytes for job in jobs] for device, jobs in self.now.items()})
+        threading.Event().wait(0.002)
+        with self.lock:
+            self.now[slot.device].remove(job)
+        return job.name
+
+
+def test_the_memory_of_each_device_bounds_what_is_in_flight_there():
+    """Two devices of 250 and 120 bytes, four slots: layers of 100 bytes run two and one at a time, a giant alone."""
+    slots = [Slot("cuda:0", 1, 125)] * 2 + [Slot("cuda:1", 1, 60)] * 2
+    jobs = [_job(f"layer {index}") for index in range(12)] + [_job("giant", peak_bytes=1000)]
+    held = _Held()
+    with ThreadPoolExecutor(4) as pool:
+        done = list(dispatch(jobs, slots, lambda job, slot: pool.submit(held, job, slot)))
+    assert sorted(done) == sorted(job.name for job in jobs)
+    for moment in held.seen:
+        for device, room in (("cuda:0", 250), ("cuda:1", 120)):
+            sizes = moment.get(device, [])
+            assert sum(sizes) <= room or len(sizes) == 1
+    assert max(len(moment.get("cuda:0", [])) for moment in held.seen) == 2
+    assert {device for moment in held.seen for device in moment} == {"cuda:0", "cuda:1"}
+
+
+def test_wide_layers_run_one_at_a_time_on_each_device():
+    wide = _job("wide", shape=(WIDE_ELEMENTS, 2))
+    slots = [Slot("cuda:0", 1, 50), Slot("cuda:0", 1, 50), Slot("cuda:1", 1, 70)]
+    (narrow, at_once), (broad, alone) = phases([JOBS[0], wide], slots, 16)
+    assert (narrow, broad) == ([JOBS[0]], [wide])
+    assert at_once == slots
+    assert alone == [Slot("cuda:0", 16, 100), Slot("cuda:1", 16, 70)]
+
+
+def test_layers_in_flight_on_a_gpu_go_by_its_own_memory(monkeypatch):
+    """A machine with two GPUs of one kind and a third of another, as far as torch is asked about them."""
+    names = ["H200", "H200", "old card"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: names[index])
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100_000_000_000, 140_000_000_000))
+    assert devices.pick_devices("auto") == devices.pick_devices("cuda") == ("cuda:0", "cuda:1")
+    assert devices.pick_devices("cuda:2") == ("cuda:2",)
+    with pytest.raises(UsageError, match="no such CUDA device"):
+        devices.pick_devices("cuda:3")
+    slots = local_slots(Limits(("cuda:0", "cuda:1")))
+    assert slots == [Slot(device, 1, 42_500_000_000) for device in ("cuda:0", "cuda:0", "cuda:1", "cuda:1")]
+    assert [slot.bytes for slot in local_slots(Limits(("cuda:0",), memory=10_000))] == [5_000, 5_000]
+    assert len(local_slots(Limits(("cuda:0",), workers=5))) == 5
+
+
+@pytest.mark.parametrize("wanted", ["abacus", "cpu:1", "cuda:x", "cuda:", "mps:0"])
+def test_devices_that_do_not_exist(wanted):
+    with pytest.raises(UsageError, match="unknown device"):
+        devices.pick_devices(wanted)

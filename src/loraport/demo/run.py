@@ -27,7 +27,7 @@ from loraport.errors import UsageError
 from loraport.files import write_bytes, write_json
 from loraport.methods import DEFAULT
 from loraport.report import Comparison, Words, figures, write_page
-from loraport.sampling.threads import one_thread_each
+from loraport.threads import one_thread_each
 from loraport.version import __version__
 from loraport.zoo import world
 from loraport.zoo.catalogue import LoraCard, ModelCard, lora_card, loras, model_card, path

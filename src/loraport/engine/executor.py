@@ -1,117 +1,187 @@
-"""Three ways to call one function for many layers. None of them can change a result.
+"""What an executor is: places where layers can be worked on, and a way to put layers there.
 
-Every job computes with a number of threads that depends on its layer alone (`job.wide`), never on the
-number of workers. Narrow jobs run side by side, one thread each; wide ones follow one by one with all cores.
+No executor can change a result. A layer computes with a number of threads that depends on the layer alone
+(`job.wide`), never on how many are worked on at once: `phases` is the one place that knows this rule.
 """
 
-import contextlib
-import multiprocessing
-import signal
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from typing import TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 
+from loraport.engine import devices
+from loraport.engine.executors import make_executor
 from loraport.engine.job import LayerJob
-from loraport.engine.recipe import RunOptions, cores
-from loraport.errors import FileError
+from loraport.engine.recipe import RunOptions
+from loraport.threads import cores
 
 Result = TypeVar("Result")
-Work = Callable[[LayerJob], Result]
+Work = Callable[[LayerJob, "Slot"], Result]
+
+_ON_ACCELERATOR = 2
+"""Layers in flight on a GPU: one computes while the next is read. More only contend for it."""
 
 
-def run_all(jobs: Sequence[LayerJob], work: "Work[Result]", options: RunOptions) -> "Iterator[Result]":
-    """Yield the results of all jobs as they finish, in no particular order.
+@dataclass(frozen=True)
+class Slot:
+    """A place where one layer at a time is worked on.
 
-    Args:
-        work: a function of one job; for the process executor it must be picklable.
-
-    Raises:
-        Whatever a job raises; jobs not yet begun are cancelled, running ones are waited for.
+    Attributes:
+        device: torch name, such as `cpu` or `cuda:0`.
+        threads: CPU threads that an operation may use.
+        bytes: memory of the device that is this slot's even share. A larger layer takes from the shares of
+            slots that stand empty meanwhile.
     """
-    narrow = [job for job in jobs if not job.wide]
-    wide = [job for job in jobs if job.wide]
-    with _threads(1):
-        yield from _run(narrow, work, options, workers=workers_for(narrow, options))
-    with _threads(cores()):
-        yield from _run(wide, work, options, workers=1)
+
+    device: str
+    threads: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the user allows; what is not said is for the executor to find out.
+
+    Attributes:
+        devices: torch names, settled by `devices.pick_devices`.
+        workers: layers in flight on each device; None for as many as are useful.
+        memory: bytes that all layers in flight on a device may take; None for what is free.
+    """
+
+    devices: tuple[str, ...] = ("cpu",)
+    workers: int | None = None
+    memory: int | None = None
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Calls one function for many layers. Made from `Limits` alone."""
+
+    def slots(self) -> list[Slot]:
+        """Places for layers of ordinary size that work side by side, at least one."""
+        ...
+
+    def run(self, jobs: Sequence[LayerJob], work: Work[Result]) -> Iterator[Result]:
+        """Yield `work(job, slot)` for every job as they finish, in no particular order.
+
+        Args:
+            jobs: each is done exactly once.
+            work: picklable. The slot it is given says on which device, and with how many threads set for torch.
+
+        Raises:
+            Whatever a job raises; jobs not yet begun are dropped then, those in work are waited for.
+        """
+        ...
+
+
+def executor_for(options: RunOptions) -> Executor:
+    """The executor that the options ask for, with their limits."""
+    return make_executor(
+        options.executor, Limits(devices.pick_devices(options.device), options.workers, options.max_memory)
+    )
 
 
 def workers_for(jobs: Sequence[LayerJob], options: RunOptions) -> int:
-    """How many jobs may be in flight so that the largest ones together stay within the memory limit."""
-    limit = options.memory_limit()
-    largest = sorted((job.peak_bytes for job in jobs), reverse=True)[: options.worker_limit()]
+    """How many of these jobs will be in flight at once when all are as large as the largest ones."""
+    return in_flight(jobs, executor_for(options).slots())
+
+
+def in_flight(jobs: Sequence[LayerJob], slots: Sequence[Slot]) -> int:
+    """How many of the largest jobs fit into the slots at once, at least one."""
+    room = sum(slot.bytes for slot in slots)
     count, used = 0, 0
-    for size in largest:
+    for size in sorted((job.peak_bytes for job in jobs), reverse=True)[: len(slots)]:
         used += size
-        if used > limit and count > 0:
+        if used > room and count > 0:
             break
         count += 1
     return max(count, 1)
 
 
-def _run(jobs: Sequence[LayerJob], work: "Work[Result]", options: RunOptions, workers: int) -> "Iterator[Result]":
-    if options.executor == "serial" or not jobs:
-        yield from map(work, jobs)
-        return
-    with _pool(options, workers) as pool:
-        waiting = iter(jobs)
-        running: set[Future] = set()
-        try:
-            while True:
-                for job in waiting:  # a window, so that finished results are taken before many more are made
-                    with _interrupts_held():
-                        running.add(pool.submit(work, job))
-                    if len(running) >= workers + 1:
-                        break
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        except BrokenProcessPool as error:
-            raise FileError(
-                "a worker process was killed",
-                values="most often the system ran out of memory",
-                fix="use fewer workers (--workers 1) or a smaller --max-memory; finished layers are kept",
-            ) from error
-        finally:
-            for future in running:
-                future.cancel()
+def local_slots(limits: Limits, workers: int | None = None) -> list[Slot]:
+    """Slots on the devices of this machine, one thread each.
+
+    Args:
+        workers: for each device, in place of what `limits` says.
+    """
+    found = []
+    for device in limits.devices:
+        count = workers or limits.workers or (cores() if device == "cpu" else _ON_ACCELERATOR)
+        free = devices.usable_bytes(device)
+        room = free if limits.memory is None else limits.memory if device == "cpu" else min(limits.memory, free)
+        found += [Slot(device, 1, room // count)] * count
+    return found
 
 
-def _pool(options: RunOptions, workers: int) -> Executor:
-    if options.executor == "process":
-        # spawn: a forked child would inherit locks of the parent's threads
-        context = multiprocessing.get_context("spawn")
-        return ProcessPoolExecutor(
-            workers, mp_context=context, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
-        )
-    return ThreadPoolExecutor(
-        workers, "loraport", initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)
-    )
+def phases(jobs: Sequence[LayerJob], slots: Sequence[Slot], cores: int) -> Iterator[tuple[list[LayerJob], list[Slot]]]:
+    """Which jobs may run at the same time, and where.
+
+    Narrow jobs run side by side, one thread each; wide ones one at a time on each device, with all cores.
+
+    Args:
+        slots: those of the executor.
+        cores: of the machine that the slots are on.
+    """
+    narrow = [job for job in jobs if not job.wide]
+    wide = [job for job in jobs if job.wide]
+    if narrow:
+        yield narrow, [replace(slot, threads=1) for slot in slots]
+    if wide:
+        room = _room(slots)
+        yield wide, [Slot(device, cores, room[device]) for device in room]
 
 
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C reaches every process of a terminal; workers started meanwhile inherit that they do not hear it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def dispatch(
+    jobs: Sequence[LayerJob], slots: Sequence[Slot], submit: "Callable[[LayerJob, Slot], Future[Result]]"
+) -> Iterator[Result]:
+    """Keep the slots busy within the memory of their devices, and yield results as they come.
+
+    Args:
+        submit: begins a job in a slot that is free.
+    """
+    waiting, free, room = deque(jobs), list(slots), _room(slots)
+    used = dict.fromkeys(room, 0)
+    running: dict[Future[Result], tuple[LayerJob, Slot]] = {}
+
+    def fill() -> None:
+        while waiting:
+            size = waiting[0].peak_bytes
+            fits = (s for s in free if used[s.device] == 0 or used[s.device] + size <= room[s.device])
+            slot = next(fits, None)  # a layer too large for the device is tried on its own
+            if slot is None:
+                return
+            free.remove(slot)
+            used[slot.device] += size
+            job = waiting.popleft()
+            running[submit(job, slot)] = job, slot
+
     try:
-        yield
+        fill()
+        while running:
+            done = wait(running, return_when=FIRST_COMPLETED).done
+            for future in done:
+                job, slot = running.pop(future)
+                free.append(slot)
+                used[slot.device] -= job.peak_bytes
+            fill()  # before the results are looked at, so that no slot waits for whoever takes them
+            for future in done:
+                yield future.result()
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for future in running:
+            future.cancel()
 
 
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def in_slot(work: Work[Result], job: LayerJob, slot: Slot) -> Result:
+    """`work(job, slot)` with the slot's number of threads set in the calling thread, which keeps it."""
+    torch.set_num_threads(slot.threads)
+    return work(job, slot)
+
+
+def _room(slots: Sequence[Slot]) -> dict[str, int]:
+    room: dict[str, int] = {}
+    for slot in slots:
+        room[slot.device] = room.get(slot.device, 0) + slot.bytes
+    return room

@@ -9,6 +9,7 @@ import torch
 from loraport.adapters.adapter import LayerUpdate
 from loraport.containers.tensors import TensorRef
 from loraport.engine.recipe import RankRule
+from loraport.threads import threads_of_torch
 
 WIDE_ELEMENTS = 40_000_000
 """Layers with more elements than this get all cores to themselves; smaller ones run one on each core.
@@ -78,14 +79,10 @@ def working_bytes(m: int, n: int, with_basis: bool) -> int:
 
 def operations_per_second() -> float:
     """Speed of this machine for one job, from a small matrix product (a few milliseconds)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with threads_of_torch(1):
         square = torch.ones(512, 512)
         square @ square
         began = time.perf_counter()
         for _ in range(4):
             square @ square
         return 4 * 2 * 512**3 / max(time.perf_counter() - began, 1e-6)
-    finally:
-        torch.set_num_threads(threads)

@@ -4,7 +4,6 @@ Everything in a recipe can change the result, so it enters the keys of cached re
 the output. Nothing in the options can: device, workers, cache and paths are the machine's business.
 """
 
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,38 +157,20 @@ class RunOptions:
     """How a run uses the machine. None of these can change a byte of the output.
 
     Attributes:
-        device: `auto`, `cpu`, `cuda[:i]` or `mps`.
-        executor: `thread` (default), `serial` or `process`.
-        workers: layers at a time; None means as many as cores and memory allow.
-        max_memory: bytes that all layers in flight may take; None means 60 % of what is free now.
+        device: `auto`, `cpu`, `cuda` (all of one kind), `cuda:1` or `mps`.
+        executor: one of `loraport.engine.executors.NAMES`.
+        workers: layers at a time on each device; None means as many as cores and memory allow, and two on a GPU.
+        max_memory: bytes that all layers in flight may take; None means 60 % of the memory that is free now, on a
+            GPU 85 % of its own.
         cache: folder of the cache, None for the default one, `off` for none.
         overwrite: replace an existing output file.
         log: where the run log goes; None means beside the output, `off` for none.
     """
 
     device: str = "auto"
-    executor: Literal["thread", "serial", "process"] = "thread"
+    executor: str = "thread"
     workers: int | None = None
     max_memory: int | None = None
     cache: str | None = None
     overwrite: bool = False
     log: str | None = None
-
-    def memory_limit(self) -> int:
-        """Bytes that the layers in flight may take together."""
-        if self.max_memory is not None:
-            return self.max_memory
-        import psutil
-
-        return int(psutil.virtual_memory().available * 0.6)
-
-    def worker_limit(self) -> int:
-        """Layers in flight at most, before memory is considered."""
-        if self.executor == "serial":
-            return 1
-        return self.workers or cores()
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

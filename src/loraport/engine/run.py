@@ -12,12 +12,12 @@ from pathlib import Path
 from loraport.adapters.render import write_adapter
 from loraport.core.lowrank import LowRank
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
-from loraport.engine.executor import run_all
+from loraport.engine.executor import Executor, executor_for
 from loraport.engine.output import check_outputs, log_path, render_output
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.recipe import RunOptions
 from loraport.engine.results import LayerReport, TransferReport, energy_kept_in_total
-from loraport.engine.worker import LayerResult, Worker, drift_ratio, pick_device
+from loraport.engine.worker import LayerResult, Worker, drift_ratio
 from loraport.errors import FileError, MismatchError
 from loraport.files import RunLog
 from loraport.store.digests import DigestMemo
@@ -58,13 +58,13 @@ def run(
     on_event(PlanReady(plan))
     for message in plan.warnings:
         warn(message)
-    device = pick_device(options.device)
+    executor = executor_for(options)
     _check_kinship(plan)
     store, memo = open_cache(options)
-    work = Worker(store, memo, device, _layers_to_keep(plan, store, warn))
+    work = Worker(store, memo, _layers_to_keep(plan, store, warn))
     log = _open_log(path, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
     try:
-        results = _run_jobs(plan, work, options, on_event, warn, log)
+        results = _run_jobs(plan, work, executor, on_event, warn, log)
         memo.flush()
         layers = tuple(result.report for result in results)
         _judge(layers, plan, warn)
@@ -95,11 +95,11 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
     Raises:
         UsageError, MismatchError, NumericalError: as `run`.
     """
-    device = pick_device(options.device)
+    executor = executor_for(options)
     _check_kinship(plan)
     store, memo = open_cache(options)
-    work = Worker(store, memo, device, plan.layers_to_keep(int(store.max_bytes * 0.9)))
-    results = _run_jobs(plan, work, options, ignore, lambda message: None, None)
+    work = Worker(store, memo, plan.layers_to_keep(int(store.max_bytes * 0.9)))
+    results = _run_jobs(plan, work, executor, ignore, lambda message: None, None)
     memo.flush()
     return {result.report.name: result.update for result in results}
 
@@ -126,7 +126,7 @@ def _layers_to_keep(plan: TransferPlan, store: Store, warn: Callable[[str], None
 def _run_jobs(
     plan: TransferPlan,
     work: Worker,
-    options: RunOptions,
+    executor: Executor,
     on_event: Listener,
     warn: Callable[[str], None],
     log: RunLog | None,
@@ -135,7 +135,7 @@ def _run_jobs(
     done = 0.0
     by_name: dict[str, LayerResult] = {}
     jobs = {job.name: job for job in plan.jobs}
-    for result in run_all(plan.jobs, work, options):
+    for result in executor.run(plan.jobs, work):
         report = result.report
         work.remember(jobs[report.name], result.digests)
         by_name[report.name] = result

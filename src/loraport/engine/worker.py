@@ -1,4 +1,4 @@
-"""One layer from files to factors. The only place that picks a device.
+"""One layer from files to factors, on the device of its slot.
 
     read W_source, W_target -> drift -> basis (from the store, or an SVD) -> method -> low-rank output -> store
 
@@ -19,10 +19,11 @@ from loraport.containers.tensors import TensorRef, digest, file_identity
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, Operator
 from loraport.core.svd import ALGORITHM, Compressed, compress
+from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
 from loraport.engine.layer import LayerMatrices, load_layer, read_weight
 from loraport.engine.results import LayerReport
-from loraport.errors import MismatchError, NumericalError, UsageError
+from loraport.errors import MismatchError, NumericalError
 from loraport.methods import registry
 from loraport.store.digests import DigestMemo
 from loraport.store.store import Store, StoreProblem, entry_key
@@ -43,25 +44,24 @@ class LayerResult:
 
 @dataclass(frozen=True)
 class Worker:
-    """A function of one job, with the store and the device it works with. Picklable.
+    """A function of one job and the slot that it is done in. Picklable.
 
     Args:
-        store: where bases and results are kept. memo: remembered digests of unchanged files.
-        device: `cpu`, `cuda:0` or `mps`, settled by `pick_device`.
+        store: where bases and results are kept.
+        memo: remembered digests of unchanged files.
         keep: layers whose decompositions go into the store; None for all.
     """
 
     store: Store
     memo: DigestMemo
-    device: str
     keep: frozenset[str] | None = None
 
-    def __call__(self, job: LayerJob) -> LayerResult:
+    def __call__(self, job: LayerJob, slot: Slot) -> LayerResult:
         """Do one job. A device that runs out of memory hands this layer to the CPU."""
         try:
-            return self._run(job, torch.device(self.device))
+            return self._run(job, torch.device(slot.device))
         except torch.OutOfMemoryError:
-            if self.device == "cpu":
+            if slot.device == "cpu":
                 raise
             torch.cuda.empty_cache()
             return self._run(job, torch.device("cpu"))
@@ -137,19 +137,6 @@ def _page(ref: TensorRef) -> tuple[str, str]:
     """Under which names the digest of a tensor is remembered."""
     rows = "" if ref.rows is None else "".join(f"[{start}:{end}]" for start, end in ref.rows)
     return file_identity(ref.file), "/".join((*ref.nest, ref.key)) + rows
-
-
-def pick_device(wanted: str) -> str:
-    """Settle `auto`, and refuse a device that is not there. Raises UsageError."""
-    if wanted == "auto":
-        return "cuda:0" if torch.cuda.is_available() else "cpu"
-    kind = wanted.partition(":")[0]
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if kind not in there:
-        raise UsageError("unknown device", values=wanted, fix="use auto, cpu, cuda, cuda:1 or mps")
-    if not there[kind]:
-        raise UsageError(f"this machine has no {kind} device that PyTorch can use", values=wanted, fix="--device cpu")
-    return wanted
 
 
 def drift_ratio(job: LayerJob) -> float:

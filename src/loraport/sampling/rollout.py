@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 
 from loraport.errors import NumericalError
 from loraport.sampling.denoiser import Conditions, Denoiser, Runnable, Schedule
-from loraport.sampling.threads import cores, one_thread_each
+from loraport.threads import cores, one_thread_each
 
 
 def draw_noise(shape: tuple[int, ...], seeds: range) -> Float[Tensor, "n ..."]:

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from loraport.errors import FileError, UnmatchedKeysError, UsageError
-from loraport.sampling.threads import cores, one_thread_each
+from loraport.threads import cores, one_thread_each
 from loraport.zoo import world
 from loraport.zoo.catalogue import ModelCard, Sampling, model_card, path, read_model_card
 from loraport.zoo.position import tell_positions

@@ -1,0 +1,76 @@
+"""Layers side by side in processes of their own."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from loraport.engine.executor import Limits, Result, Slot, Work, dispatch, in_slot, local_slots, phases
+from loraport.engine.job import LayerJob
+from loraport.errors import FileError
+from loraport.threads import cores
+
+
+class LayerExecutor:
+    """A process for each slot. Work and results travel by pickle."""
+
+    def __init__(self, limits: Limits):
+        self._slots = local_slots(limits)
+
+    def slots(self) -> list[Slot]:
+        """As many on each device as may work side by side."""
+        return self._slots
+
+    def run(self, jobs: Sequence[LayerJob], work: Work[Result]) -> Iterator[Result]:
+        """Yield results as they come. After an error, layers in work are waited for and no more are begun.
+
+        Raises:
+            FileError: the system killed a worker.
+        """
+        context = multiprocessing.get_context("spawn")  # a forked child would inherit locks of the parent's threads
+        try:
+            with ProcessPoolExecutor(len(self._slots), mp_context=context, initializer=_end_with_parent) as pool:
+
+                def submit(job: LayerJob, slot: Slot) -> "Future[Result]":
+                    with _signals_held():
+                        return pool.submit(in_slot, work, job, slot)
+
+                for some, slots in phases(jobs, self._slots, cores()):
+                    yield from dispatch(some, slots, submit)
+        except BrokenProcessPool as error:
+            raise FileError(
+                "a worker process was killed",
+                values="most often the system ran out of memory",
+                fix="use fewer workers (--workers 1) or a smaller --max-memory; finished layers are kept",
+            ) from error
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Ctrl-C, and the end of a terminal or a service, reach every process of a group, but ending is for the parent
+    to arrange. Workers started within the block inherit that they do not hear these signals."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent() -> None:
+    """A worker whose parent was killed would wait for work for ever: end it at once, whatever it is doing."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    threading.Thread(target=watch, name="loraport-parent", daemon=True).start()

@@ -1,0 +1,29 @@
+"""Layers side by side in threads of this process. torch lets go of Python's lock while it computes."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from loraport.engine.executor import Limits, Result, Slot, Work, dispatch, in_slot, local_slots, phases
+from loraport.engine.job import LayerJob
+from loraport.threads import cores, threads_of_torch
+
+
+class LayerExecutor:
+    """A thread for each slot."""
+
+    def __init__(self, limits: Limits):
+        self._slots = local_slots(limits)
+
+    def slots(self) -> list[Slot]:
+        """As many on each device as may work side by side."""
+        return self._slots
+
+    def run(self, jobs: Sequence[LayerJob], work: Work[Result]) -> Iterator[Result]:
+        """Yield results as they come. After an error, layers in work are waited for and no more are begun."""
+        for some, slots in phases(jobs, self._slots, cores()):
+            with threads_of_torch(slots[0].threads), ThreadPoolExecutor(len(slots), "loraport") as pool:
+
+                def submit(job: LayerJob, slot: Slot, pool: ThreadPoolExecutor = pool) -> "Future[Result]":
+                    return pool.submit(in_slot, work, job, slot)
+
+                yield from dispatch(some, slots, submit)
