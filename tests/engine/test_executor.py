@@ -18,7 +18,7 @@ from loraport.engine.recipe import RankRule, RunOptions
 from loraport.errors import FileError, NumericalError, UsageError
 from loraport.threads import cores
 
-UPDATE = LayerUpdate("layer", "lora", None, None, None, 1.0, "no alpha", 4, ("layer.lora_A.weight",), (4, 4))
+UPDATE = LayerUpdate("layer", "lora", {}, 1.0, "no alpha", 4, ("layer.lora_A.weight",), (4, 4))
 
 
 def _job(name: str, shape=(4, 4), peak_bytes: int = 100) -> LayerJob:

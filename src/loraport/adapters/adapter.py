@@ -1,14 +1,20 @@
 """What a LoRA file holds, taken apart: updates of linear layers, and what is passed on unchanged."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
 from loraport.adapters.dialect import Dialect
+from loraport.adapters.grammar import grammar
+from loraport.adapters.kinds import KINDS
+from loraport.adapters.scale import check_factor
 from loraport.containers.tensors import TensorRef, read_float, read_tensor
 from loraport.core.lowrank import LowRank
+from loraport.errors import NumericalError
 from loraport.models.architecture import Architecture, LayerName
 
 
@@ -18,22 +24,18 @@ class LayerUpdate:
 
     Args:
         name: canonical module path.
-        kind: "lora" (factors B and A) or "diff" (a whole matrix).
-        B: up factor, m x r (or m x r x 1 x 1).
-        A: down factor, r x n (or r x n x 1 x 1).
-        diff: the whole matrix, m x n.
-        scale: alpha / rank, or what else the file says; the update is scale * B @ A.
+        kind: name of its kind, a key of `adapters.kinds.KINDS`.
+        parts: role -> tensor; the roles name the kind too, so roles, tensors and scale determine the update.
+        scale: factor on what the parts give: alpha / rank, or what else the file says.
         scale_source: where the scale comes from, for people.
-        rank: r; for a diff the smaller side.
+        rank: the largest rank the update can have; for a whole matrix the smaller side.
         keys: the raw keys that make it up.
         shape: (m, n).
     """
 
     name: LayerName
     kind: str
-    B: TensorRef | None
-    A: TensorRef | None
-    diff: TensorRef | None
+    parts: Mapping[str, TensorRef]
     scale: float
     scale_source: str
     rank: int
@@ -42,13 +44,26 @@ class LayerUpdate:
 
     def load(self) -> LowRank:
         """The update in float32 with the scale folded in. Raises NumericalError where it holds NaN or infinity."""
-        m, n = self.shape
-        if self.diff is not None:
-            return LowRank.from_dense(read_float(self.diff).reshape(m, n))
-        assert self.B is not None
-        assert self.A is not None
-        update = LowRank(read_float(self.B).reshape(m, self.rank), read_float(self.A).reshape(self.rank, n))
+        update = KINDS[self.kind].load(self.parts, self.shape)
         return update if self.scale == 1.0 else update.scaled(self.scale)
+
+    def stored(self) -> tuple[Shaped[Tensor, "m r *one"], Shaped[Tensor, "r n *one"]] | Shaped[Tensor, "..."]:
+        """Two factors (up, down) or one matrix, without the scale and without any rounding: see `AdapterKind.stored`.
+
+        Raises:
+            NumericalError: NaN or infinity.
+        """
+        return KINDS[self.kind].stored(self.parts, self.shape)
+
+    @property
+    def factored(self) -> bool:
+        """Whether it is better kept as two factors of its rank than as a whole matrix."""
+        return KINDS[self.kind].factored(self.shape, self.rank)
+
+    @property
+    def size(self) -> str:
+        """Its rank, or what it is instead, for people."""
+        return KINDS[self.kind].size(self.shape, self.rank)
 
 
 @dataclass(frozen=True)
@@ -75,13 +90,36 @@ class Carried:
         name, _, last = self.param.rpartition(".")
         return name if last in {"weight", "bias"} else self.param
 
+    @property
+    def proportional(self) -> bool:
+        """Whether the change is proportional to this tensor; of another model's factors one of each pair counts."""
+        if self.kind != "text_encoder":
+            return True
+        suffix = grammar().split_suffix(self.param)
+        linear = {part for kind in KINDS.values() for part in kind.linear}
+        return suffix is not None and suffix.part in linear | set(grammar().changes)
+
     def load(self) -> Shaped[Tensor, "..."]:
-        """The tensor in its stored dtype, with its scale folded in. Raises NumericalError on NaN or infinity."""
+        """The tensor in its stored dtype, with its scale folded in.
+
+        Raises:
+            NumericalError: NaN or infinity, before or after the scale.
+        """
         tensor = read_tensor(self.ref)
         if not tensor.is_floating_point():
             return tensor
         exact = read_float(self.ref)
-        return tensor if self.scale == 1.0 else (exact * self.scale).to(tensor.dtype)
+        if self.scale == 1.0:
+            return tensor
+        scaled = (exact * self.scale).to(tensor.dtype)
+        if not torch.isfinite(scaled.float()).all():
+            raise NumericalError(
+                f"{self.keys[0]} does not fit into {self.ref.dtype} any more",
+                where=str(self.ref.file),
+                values=f"scale {self.scale:g}, largest entry {float(exact.abs().max()):.3g}",
+                fix="a smaller --scale or --strength, or leave it out with --drop",
+            )
+        return scaled
 
 
 @dataclass(frozen=True)
@@ -115,5 +153,25 @@ class LoraAdapter:
     @property
     def max_rank(self) -> int:
         """The largest rank among the factored layers; of the whole matrices if there are no others."""
-        factored = [layer.rank for layer in self.layers.values() if layer.kind == "lora"]
+        factored = [layer.rank for layer in self.layers.values() if layer.factored]
         return max(factored or [layer.rank for layer in self.layers.values()], default=0)
+
+    def scaled(self, strength: float) -> "LoraAdapter":
+        """The whole LoRA times a factor: every update, and every change that is passed on.
+
+        All of them are added to a parameter, so all are linear in the factor. Of another model's LoRA (a text
+        encoder) one factor of each pair is scaled, which scales the product.
+
+        Args:
+            strength: a finite number above zero.
+
+        Raises:
+            UsageError: any other number.
+        """
+        if check_factor(strength, "strength") == 1.0:
+            return self
+        layers = {name: replace(layer, scale=layer.scale * strength) for name, layer in self.layers.items()}
+        carried = tuple(
+            replace(item, scale=item.scale * strength) if item.proportional else item for item in self.carried
+        )
+        return replace(self, layers=layers, carried=carried)

@@ -2,31 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 
 from loraport.adapters.adapter import Carried, LayerUpdate
 from loraport.adapters.grammar import grammar
-from loraport.adapters.scale import ASSUMED, UNSCALED, AdapterConfig, read_alpha, scale_of
-from loraport.containers.tensors import TensorRef
+from loraport.adapters.kinds import KINDS
+from loraport.adapters.kinds.base import Claim, Piece
+from loraport.adapters.scale import ASSUMED, BY_HAND, AdapterConfig, read_alpha, scale_of
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.family import Family
-from loraport.models.keymap import Resolved
 
-FACTORS = ("down", "up")
-NOTES = ("alpha", "lora_alpha", "lora_rank")  # they say something of the factors and are nothing without them
+NOTES = ("alpha", "lora_alpha", "lora_rank")  # they say something of an update and are nothing without it
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One key of the file: which part of which module it is."""
+class Scales:
+    """What speaks of scales besides the tensors: a PEFT configuration, and the user."""
 
-    key: str
-    ref: TensorRef
-    part: str
-    style: str | None
-    adapter: str | None
-    at: Resolved
+    config: AdapterConfig | None
+    stated: float | None
 
 
 @dataclass
@@ -38,8 +32,17 @@ class Assembled:
     leftover: dict[str, str] = field(default_factory=dict)
 
 
-def assemble(pieces: Sequence[Piece], family: Family, config: AdapterConfig | None, path: Path) -> Assembled:
+def assemble(
+    pieces: Sequence[Piece], family: Family, config: AdapterConfig | None, path: Path, scale: float | None = None
+) -> Assembled:
     """Put the pieces of all modules together.
+
+    Args:
+        pieces: the keys of the file that name a known module.
+        family: of the model.
+        config: what PEFT's configuration says of the scale; None where there is none or tensors say it.
+        path: the file, for messages.
+        scale: stated by hand; wins over everything in or beside the file, which is then not even read.
 
     Raises:
         MismatchError: factors that do not fit each other, or one part of a module twice.
@@ -59,94 +62,88 @@ def assemble(pieces: Sequence[Piece], family: Family, config: AdapterConfig | No
         parts[piece.part] = piece
     done = Assembled()
     for module, parts in modules.items():
-        _module(module, parts, family, config, path, done)
+        _module(module, parts, family, Scales(config, scale), path, done)
     return done
 
 
 def _module(
-    module: str, parts: Mapping[str, Piece], family: Family, config: AdapterConfig | None, path: Path, done: Assembled
+    module: str, parts: Mapping[str, Piece], family: Family, scales: Scales, path: Path, done: Assembled
 ) -> None:
     template = family.template_of(module)
     assert template is not None
-    factors = [parts[part] for part in FACTORS if part in parts]
-    notes = [parts[part] for part in NOTES if part in parts]
-    scale = 1.0
-    if len(factors) == 2:
-        if template.role != "linear":
-            raise UnsupportedError(
-                f"a LoRA on {module}, which is no linear layer, is not supported yet",
-                where=str(path),
-                values=f"{factors[0].key} {list(factors[0].ref.shape)}",
-            )
-        if "diff" in parts:
-            raise UnsupportedError(
-                f"{module} has both factors and a whole matrix", where=str(path), values=parts["diff"].key
-            )
-        layer = _factored(module, parts, config, path)
-        done.layers[module] = layer
-        scale = layer.scale
-    elif factors:
-        missing = _partner(factors[0])
-        done.leftover[factors[0].key] = f"its other half {missing} is missing"
-    elif "diff" in parts and template.role == "linear":
-        done.layers[module] = _whole(module, parts)
-    if len(factors) != 2 and notes and module not in done.layers:
-        done.leftover.update({piece.key: "the factors it belongs to are missing" for piece in notes})
-    for part, piece in parts.items():
-        if part in FACTORS or part in NOTES or (part == "diff" and module in done.layers):
-            continue
-        changed = grammar().changes[part]
-        param = module if template.role == "param" or changed == "modulation" else f"{module}.{changed}"
-        done.carried.append(Carried((piece.key,), param, part, piece.ref, scale if part == "lora_bias" else 1.0))
-
-
-def _factored(module: str, parts: Mapping[str, Piece], config: AdapterConfig | None, path: Path) -> LayerUpdate:
-    down, up = parts["down"], parts["up"]
-    a, b = _matrix(down.ref.shape), _matrix(up.ref.shape)
-    if a is None or b is None or a[0] != b[1] or a[0] == 0:
-        raise MismatchError(
-            f"the two factors of {module} do not fit each other",
+    rules = grammar()
+    update = {part: piece for part, piece in parts.items() if part not in NOTES and part not in rules.changes}
+    if template.role != "linear" and update:
+        piece = next(iter(update.values()))
+        raise UnsupportedError(
+            f"a LoRA on {module}, which is no linear layer, is not supported yet",
             where=str(path),
-            values=f"{down.key} {list(down.ref.shape)}, {up.key} {list(up.ref.shape)}",
-            fix="the file is damaged or not a plain LoRA",
+            values=f"{piece.key} {list(piece.ref.shape)}",
         )
-    rank = a[0]
-    scale, source = _scale(parts, rank, config)
-    keys = tuple(parts[part].key for part in (*FACTORS, *NOTES) if part in parts)
-    return LayerUpdate(module, "lora", up.ref, down.ref, None, scale, source, rank, keys, (b[0], a[1]))
+    layer = _layer(module, parts, scales, path, done) if template.role == "linear" else None
+    used = {part for part, piece in parts.items() if layer is not None and piece.key in layer.keys}
+    for part, piece in parts.items():
+        if part in used or piece.key in done.leftover:
+            continue
+        if part in NOTES:
+            done.leftover[piece.key] = "the factors it belongs to are missing"
+            continue
+        changed = rules.changes[part]
+        param = module if template.role == "param" or changed == "modulation" else f"{module}.{changed}"
+        scale = layer.scale if layer is not None and part == "lora_bias" else 1.0
+        done.carried.append(Carried((piece.key,), param, part, piece.ref, scale))
 
 
-def _scale(parts: Mapping[str, Piece], rank: int, config: AdapterConfig | None) -> tuple[float, str]:
+def _layer(module: str, parts: Mapping[str, Piece], scales: Scales, path: Path, done: Assembled) -> LayerUpdate | None:
+    """The update of a linear layer; None where there is none, or only a part of one (then in `done.leftover`)."""
+    claims: dict[str, Claim] = {}
+    for kind in KINDS.values():
+        claim = kind.claim(module, parts)
+        if isinstance(claim, Claim):
+            claims[kind.name] = claim
+        elif claim is not None:
+            mine = [parts[part] for part in parts if part in kind.essential]
+            why = f"its other half {_spelled(mine[0], claim)} is missing"
+            done.leftover.update({piece.key: why for piece in mine})
+    if len(claims) > 1:
+        raise UnsupportedError(
+            f"{module} has updates of several kinds: {' and '.join(claims)}",
+            where=str(path),
+            values=", ".join(parts[claim.used[0]].key for claim in claims.values()),
+            fix="keep one of them, the other to be left out with --drop",
+        )
+    if not claims:
+        return None
+    kind_name, claim = next(iter(claims.items()))
+    scale, source = _scale(parts, claim, scales)
+    keys = tuple(parts[part].key for part in (*claim.used, *NOTES) if part in parts)
+    layer = LayerUpdate(module, kind_name, claim.parts, scale, source, claim.rank, keys, claim.shape)
+    done.layers[module] = layer
+    return layer
+
+
+def _scale(parts: Mapping[str, Piece], claim: Claim, scales: Scales) -> tuple[float, str]:
+    if scales.stated is not None and not claim.fixed:
+        return scales.stated, BY_HAND
+    if claim.divisor is None:
+        return 1.0, claim.unscaled
     for part in ("alpha", "lora_alpha"):
         if part in parts:
             piece = parts[part]
-            return scale_of(read_alpha(piece.ref), rank, where=piece.ref.name), f".{part} tensor"
-    if config is not None:
-        down = parts["down"]
-        stated = config.scale(down.at.spelled, rank, str(down.ref.file))
-        if stated is not None:
-            return stated, config.source
+            return scale_of(read_alpha(piece.ref), claim.divisor, where=piece.ref.name), f".{part} tensor"
+    if scales.config is not None:
+        piece = parts[claim.used[0]]
+        configured = scales.config.scale(piece.at.spelled, claim.divisor, str(piece.ref.file))
+        if configured is not None:
+            return configured, scales.config.source
     return 1.0, ASSUMED
 
 
-def _whole(module: str, parts: Mapping[str, Piece]) -> LayerUpdate:
-    piece = parts["diff"]
-    shape = _matrix(piece.ref.shape)
-    if shape is None:
-        raise MismatchError(f"{piece.key} is no matrix", where=str(piece.ref.file), values=str(list(piece.ref.shape)))
-    keys = (piece.key, *(parts[part].key for part in NOTES if part in parts))
-    return LayerUpdate(module, "diff", None, None, piece.ref, 1.0, UNSCALED, min(shape), keys, shape)
-
-
-def _matrix(shape: tuple[int, ...]) -> tuple[int, int] | None:
-    """Rows and columns of a matrix, also of one stored as a convolution with a kernel of size 1."""
-    if len(shape) < 2 or prod(shape[2:]) != 1:
-        return None
-    return shape[0], shape[1]
-
-
-def _partner(piece: Piece) -> str:
-    other = "up" if piece.part == "down" else "down"
-    ending = grammar().styles[piece.style or "peft"]
-    mine = ending[piece.part].replace("<adapter>", piece.adapter or "")
-    return piece.key.removesuffix(mine) + ending[other].replace("<adapter>", piece.adapter or "")
+def _spelled(piece: Piece, part: str) -> str:
+    """The key of another part of the same module, in the same style."""
+    rules = grammar()
+    if piece.style is None:
+        return piece.key.removesuffix(piece.part) + part
+    ending = rules.styles[piece.style]
+    mine, other = (ending[each].replace("<adapter>", piece.adapter or "") for each in (piece.part, part))
+    return piece.key.removesuffix(mine) + other

@@ -53,6 +53,7 @@ def convert_adapter(
     adapter: str | None = None,
     drop: str | None = None,
     allow_partial: bool = False,
+    scale: float | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Write a LoRA in another dialect, without changing what it does.
@@ -60,14 +61,16 @@ def convert_adapter(
     Args:
         path: the LoRA. output: the file to write. to: an output profile.
         model: a model it must fit; not needed.
-        expert, adapter, drop, allow_partial: as for `open_adapter`.
+        expert, adapter, drop, allow_partial, scale: as for `open_adapter`.
         overwrite: whether `output` may exist.
 
     Raises:
         LoraportError: as `open_adapter`, `render_adapter` and `write_adapter` do.
     """
     output = Path(output)
-    lora = open_adapter(path, model, expert=expert, adapter=adapter, drop=drop, allow_partial=allow_partial)
+    lora = open_adapter(
+        path, model, expert=expert, adapter=adapter, drop=drop, allow_partial=allow_partial, scale=scale
+    )
     inputs = list(with_settings("input LoRA", lora.path))
     if isinstance(model, Checkpoint):
         inputs += [("model", file) for file in {ref.file for ref in model.tensors.values()}]
@@ -76,7 +79,7 @@ def convert_adapter(
     check_carried(lora.carried, profile, lora.architecture.family)
     tensors, folded = render_exact(lora, profile)
     write_adapter(output, tensors, _metadata(lora, profile), overwrite=overwrite)
-    ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.kind == "lora" or profile.factor_matrices}
+    ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.factored or profile.factor_matrices}
     return Conversion(
         output,
         lora.dialect.title,
@@ -101,14 +104,16 @@ def render_exact(lora: LoraAdapter, profile: Profile) -> tuple[dict[str, Tensor]
     matrices: dict[str, Tensor] = {}
     folded: list[str] = []
     for name, layer in lora.layers.items():
-        if layer.diff is not None:
-            matrix = _read(layer, "diff").reshape(layer.shape)
+        found = layer.stored()
+        if isinstance(found, Tensor):
+            matrix = found if layer.scale == 1.0 else _fold(found, layer)
+            folded += [name] if layer.scale != 1.0 else []
             if profile.factor_matrices:
                 factors[name] = _factored(matrix)
             else:
                 matrices[name] = matrix
             continue
-        up, down = _read(layer, "B"), _read(layer, "A")
+        up, down = found
         if profile.name != SAME_AS_INPUT:
             up, down = up.reshape(layer.shape[0], layer.rank), down.reshape(layer.rank, layer.shape[1])
         if profile.dialect.has_alpha_tensors:
@@ -123,15 +128,6 @@ def render_exact(lora: LoraAdapter, profile: Profile) -> tuple[dict[str, Tensor]
         # The bias of a scaled LoRA is scaled by its reader, so here it must stay as it was.
         tensors.update({item.keys[0]: read_tensor(item.ref) for item in lora.carried if item.scale != 1.0})
     return tensors, tuple(folded)
-
-
-def _read(layer: LayerUpdate, which: str) -> Tensor:
-    ref = {"diff": layer.diff, "B": layer.B, "A": layer.A}[which]
-    assert ref is not None
-    tensor = read_tensor(ref)
-    if not torch.isfinite(tensor.float()).all():
-        raise NumericalError(f"{ref.key} holds NaN or infinity", where=str(ref.file))
-    return tensor
 
 
 def _factored(matrix: Float[Tensor, "m n"]) -> Factors:

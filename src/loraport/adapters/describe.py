@@ -105,7 +105,7 @@ def _lora(path: str | Path) -> FileDescription:
         dialect=lora.dialect.title,
         dtypes=dict(Counter(ref.dtype for ref in refs.values())),
         layers=len(layers),
-        ranks=_counts(layer.rank if layer.kind == "lora" else "whole matrix" for layer in layers),
+        ranks=_counts(layer.size for layer in layers),
         scales=_counts(f"{layer.scale:g}" for layer in layers),
         scale_sources=_counts(layer.scale_source for layer in layers),
         carried=carried,
@@ -121,7 +121,7 @@ def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
     # A look leaves nothing out; what would have to be is in `unknown`.
     found = [text for text in lora.warnings if not (left_out and " left out, " in text)]
     layers = list(lora.layers.values())
-    ranks = sorted({layer.rank for layer in layers if layer.kind == "lora"})
+    ranks = sorted({layer.rank for layer in layers if layer.factored})
     scales = sorted({layer.scale for layer in layers})
     if len(ranks) > 1:
         found.append(
@@ -137,7 +137,7 @@ def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
         found.append(f"alpha / rank is {scales[0]:g}: a loader that ignores alpha applies it {factor}")
     if len(scales) > 1:
         found.append(f"the scale differs from layer to layer, {scales[0]:g} to {scales[-1]:g}")
-    whole = [layer.name for layer in layers if layer.kind == "diff"]
+    whole = [layer.name for layer in layers if not layer.factored]
     if whole:
         found.append(f"layers with a whole matrix instead of factors: {len(whole)}, e.g. {whole[0]}")
     oversized = [layer.name for layer in layers if layer.rank > min(layer.shape)]

@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from loraport.adapters.kinds import KINDS
+
 
 @dataclass(frozen=True)
 class Suffix:
@@ -51,6 +53,7 @@ def grammar() -> Grammar:
     data = yaml.safe_load((resources.files("loraport.adapters") / "grammar.yaml").read_text("utf-8"))
     endings = [(text, part, style) for style, pair in data["styles"].items() for part, text in pair.items()]
     endings += [(text, part.removesuffix("_named"), None) for part, text in data["parts"].items()]
+    endings += [(text, part, None) for kind in KINDS.values() for part, texts in kind.endings.items() for text in texts]
     endings.sort(key=lambda ending: -len(ending[0]))  # the longest ending wins
     return Grammar(
         text_encoders=tuple(data["text_encoders"]),

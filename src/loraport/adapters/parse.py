@@ -7,12 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraport.adapters.adapter import Carried, LoraAdapter
-from loraport.adapters.assemble import FACTORS, Assembled, Piece, assemble
+from loraport.adapters.assemble import Assembled, assemble
 from loraport.adapters.dialect import Dialect
 from loraport.adapters.fit import check_fit
 from loraport.adapters.grammar import grammar
-from loraport.adapters.refusals import doubts, idle_choices, nearest_key, not_a_lora, refuse_kinds, unmatched_keys
-from loraport.adapters.scale import FROM_CONFIG, FROM_METADATA, AdapterConfig, read_config
+from loraport.adapters.kinds import KINDS
+from loraport.adapters.kinds.base import Piece
+from loraport.adapters.refusals import (
+    doubts,
+    idle_choices,
+    nearest_key,
+    not_a_lora,
+    refuse_kinds,
+    scale_doubts,
+    unmatched_keys,
+)
+from loraport.adapters.scale import FROM_CONFIG, FROM_METADATA, AdapterConfig, check_factor, read_config
 from loraport.containers.names import named_path
 from loraport.containers.tensors import TensorRef, open_tensors
 from loraport.errors import FileError, MismatchError, UsageError
@@ -34,6 +44,7 @@ def open_adapter(
     adapter: str | None = None,
     drop: str | None = None,
     allow_partial: bool = False,
+    scale: float | None = None,
 ) -> LoraAdapter:
     """Open a LoRA by its header; alphas are read, factors are not.
 
@@ -45,6 +56,8 @@ def open_adapter(
         adapter: which adapter, for files that name several.
         drop: regular expression; keys and canonical layers in which it is found are left out.
         allow_partial: leave unmatched keys and half pairs out (listed in `dropped`) instead of refusing the file.
+        scale: alpha / rank stated by hand; wins over everything in or beside the file, and every layer's
+            `scale_source` says so. Whole matrices have no scale and stay as they are.
 
     Raises:
         FileError: missing, damaged or unsafe.
@@ -52,8 +65,11 @@ def open_adapter(
         UnsupportedError: LoHa, LoKr, DoRA, ... by name.
         MismatchError: a checkpoint, another family, another size.
         NumericalError: an alpha that is negative or not finite.
-        UsageError: `drop` is no regular expression or leaves nothing; several LoRAs and none is named.
+        UsageError: `scale` is not above zero; `drop` is no regular expression or leaves nothing; several LoRAs
+            and none is named.
     """
+    if scale is not None:
+        check_factor(scale, "scale")
     path, refs, metadata = _read(named_path(path))
     architecture = model.architecture if isinstance(model, Checkpoint) else model
     refuse_kinds(path, refs)
@@ -69,8 +85,8 @@ def open_adapter(
     pieces, strangers = _choose(pieces, "adapter", adapter, path)
     dropped += others + strangers
     dialect = _dialect(pieces, family)
-    config = read_config(path, metadata, dialect.prefix)
-    done = assemble(pieces, family, config if dialect.alpha == "none" else None, path)
+    config = _config(path, metadata, dialect, scale)
+    done = assemble(pieces, family, config if dialect.alpha == "none" else None, path, scale)
     problems = {**{key: nearest_key(key, family) for key in unmatched}, **done.leftover}
     own = detect({name: layer.shape for name, layer in done.layers.items()}, family, str(path))
     if architecture is not None:
@@ -92,7 +108,7 @@ def open_adapter(
         metadata,
         _common_dtype(done, pieces),
         tuple(refs),
-        tuple(idle + doubts(pieces, config, dialect, metadata, gone)),
+        tuple(idle + scale_doubts(done.layers.values(), config, dialect, metadata) + doubts(pieces, gone)),
     )
 
 
@@ -116,6 +132,15 @@ def _read(path: Path) -> tuple[Path, dict[str, TensorRef], dict[str, str]]:
     if not refs:
         raise MismatchError("a LoRA is needed here, but this file holds no tensors", where=str(path))
     return path, refs, file.metadata
+
+
+def _config(path: Path, metadata: Mapping[str, str], dialect: Dialect, scale: float | None) -> AdapterConfig | None:
+    try:
+        return read_config(path, metadata, dialect.prefix)
+    except FileError:
+        if scale is None:
+            raise
+        return None  # damaged, and not needed
 
 
 def _family_of(refs: Mapping[str, TensorRef]) -> Family:
@@ -226,5 +251,7 @@ def _without(done: Assembled, problems: Mapping[str, str]) -> tuple[Assembled, l
 
 
 def _common_dtype(done: Assembled, pieces: Sequence[Piece]) -> str:
-    factors = Counter(piece.ref.dtype for piece in pieces if piece.part in FACTORS)
+    # Whole matrices are mostly of small layers, often in another dtype.
+    essential = {part for kind in KINDS.values() for part in kind.essential if part not in grammar().changes}
+    factors = Counter(piece.ref.dtype for piece in pieces if piece.part in essential)
     return (factors or Counter(piece.ref.dtype for piece in pieces)).most_common(1)[0][0]

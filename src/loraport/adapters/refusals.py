@@ -1,12 +1,13 @@
 """What opening a LoRA says when it refuses or has doubts: one sentence, the keys, and what to do."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from loraport.adapters.assemble import Piece
+from loraport.adapters.adapter import LayerUpdate
 from loraport.adapters.dialect import Dialect
 from loraport.adapters.grammar import grammar
-from loraport.adapters.scale import AdapterConfig
+from loraport.adapters.kinds.base import Piece
+from loraport.adapters.scale import BY_HAND, FROM_CONFIG, AdapterConfig
 from loraport.containers.tensors import TensorRef
 from loraport.errors import MismatchError, UnmatchedKeysError, UnsupportedError
 from loraport.models.architecture import Architecture
@@ -43,18 +44,21 @@ def idle_choices(pieces: Sequence[Piece], expert: str | None, adapter: str | Non
     return found
 
 
-def doubts(
-    pieces: Sequence[Piece],
-    config: AdapterConfig | None,
-    dialect: Dialect,
-    metadata: Mapping[str, str],
-    gone: Sequence[str],
+def scale_doubts(
+    layers: Iterable[LayerUpdate], config: AdapterConfig | None, dialect: Dialect, metadata: Mapping[str, str]
 ) -> list[str]:
-    """What the user should know of a file that is read all the same. `gone`: keys that had to be left out."""
+    """Where the scale comes from, whenever it is not 1 and not in the file itself; and what contradicts it."""
     found = []
-    prefixes = sorted({piece.at.prefix or "(none)" for piece in pieces})
-    if len(prefixes) > 1:
-        found.append(f"the LoRA mixes prefixes: {', '.join(prefixes)}")
+    scales: dict[str, set[float]] = {}
+    for layer in layers:
+        scales.setdefault(layer.scale_source, set()).add(layer.scale)
+    for source in (BY_HAND, FROM_CONFIG):
+        if scales.get(source, {1.0}) != {1.0}:
+            low, high = min(scales[source]), max(scales[source])
+            span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+            found.append(f"the scale {span} was taken from: {source}")
+    if BY_HAND in scales:
+        return found
     if config is not None and dialect.alpha != "none":
         found.append(f"the alpha tensors were taken; the {config.source} was not looked at")
     alpha, rank = (metadata.get(f"ss_network_{name}", "None")[:20] for name in ("alpha", "dim"))
@@ -62,6 +66,15 @@ def doubts(
         found.append(
             f"the header speaks of ss_network_alpha = {alpha}, but there is no alpha tensor; scale 1 was taken"
         )
+    return found
+
+
+def doubts(pieces: Sequence[Piece], gone: Sequence[str]) -> list[str]:
+    """What the user should know of a file that is read all the same. `gone`: keys that had to be left out."""
+    found = []
+    prefixes = sorted({piece.at.prefix or "(none)" for piece in pieces})
+    if len(prefixes) > 1:
+        found.append(f"the LoRA mixes prefixes: {', '.join(prefixes)}")
     if gone:
         what = "1 key was" if len(gone) == 1 else f"{len(gone)} keys were"
         found.append(f"{what} left out, e.g. {gone[0]}")

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from loraport.containers.tensors import TensorRef, read_tensor
-from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError
+from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError, UsageError
 
 MAX_JSON_BYTES = 4 * 2**20
 FROM_METADATA = "lora_adapter_metadata in the header"
 FROM_CONFIG = "adapter_config.json beside the file"
+BY_HAND = "stated by hand"
 ASSUMED = "no alpha anywhere"
-UNSCALED = "a whole matrix, which has no scale"
 # Switches of PEFT that make B @ A something else than the update.
 _OTHER_KINDS = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "use_bdlora": "BD-LoRA", "kasa_config": "KaSA"}
 # Initialisations that move a part of the base weight into the factors: B @ A is then not the update.
@@ -48,7 +48,7 @@ class AdapterConfig:
                 f"the rank in the {self.source} is not the rank of the factors, so the scale cannot be known",
                 where=f"{module} in {where}",
                 values=f"rank {stated:g} stated, rank {rank} found",
-                fix="use the file with its own header and adapter_config.json",
+                fix="state alpha / rank by hand with --scale, or use the file with its own adapter_config.json",
             )
         return scale_of(alpha, rank, rslora=self.rslora, where=f"{self.source} of {where}")
 
@@ -64,6 +64,13 @@ def scale_of(alpha: float, rank: int, *, rslora: bool = False, where: str = "") 
     if alpha == 0:
         return 1.0
     return alpha / math.sqrt(rank) if rslora else alpha / rank
+
+
+def check_factor(factor: float, what: str) -> float:
+    """A scale or strength given by hand. Raises UsageError unless it is a finite number above zero."""
+    if not math.isfinite(factor) or factor <= 0:
+        raise UsageError(f"the {what} must be a finite number above zero", values=f"{factor}")
+    return float(factor)
 
 
 def read_alpha(ref: TensorRef) -> float:

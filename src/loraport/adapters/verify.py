@@ -89,7 +89,7 @@ def _header(lora: LoraAdapter) -> list[Check]:
 
 
 def _scale(lora: LoraAdapter) -> list[Check]:
-    ranks = sorted({layer.rank for layer in lora.layers.values() if layer.kind == "lora"})
+    ranks = sorted({layer.rank for layer in lora.layers.values() if layer.factored})
     scales = sorted({layer.scale for layer in lora.layers.values()})
     sources = sorted({layer.scale_source for layer in lora.layers.values() if layer.scale != 1.0})
     wrong = False if _transferred(lora) else None  # a transfer promises both, a trainer neither

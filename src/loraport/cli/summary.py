@@ -91,7 +91,7 @@ def _energy(report: Any, plan: Any) -> str:
     worst = min(report.layers, key=lambda layer: layer.energy_kept)
     if worst.energy_kept > 1 - 1e-6:  # what is missing is rounding
         return "all of the full update kept, in every layer"
-    whole = any(job.name == worst.name and job.update.kind == "diff" for job in plan.jobs)
+    whole = any(job.name == worst.name and not job.update.factored for job in plan.jobs)
     kept = (
         f"{text.share(facts['energy_kept_total'])} of the full update kept in total, "
         f"{text.share(facts['energy_kept_mean'])} in the mean layer, "

@@ -125,11 +125,9 @@ class Worker:
 
 def _references(job: LayerJob) -> dict[str, TensorRef]:
     """Every tensor that the job reads, by its role."""
-    refs = {"source": job.source, "target": job.target}
-    refs |= {"A": job.update.A, "B": job.update.B, "diff": job.update.diff}
+    refs = {"source": job.source, "target": job.target, **job.update.parts}
     if job.distill is not None:
-        distill = job.distill[0]
-        refs |= {"distill.A": distill.A, "distill.B": distill.B, "distill.diff": distill.diff}
+        refs |= {f"distill.{role}": ref for role, ref in job.distill[0].parts.items()}
     return {role: ref for role, ref in refs.items() if ref is not None}
 
 

@@ -1,0 +1,137 @@
+"""The seam behind which a kind of adapter lies: what it is given, and what it must say.
+
+A kind claims the keys of one module, names the tensors in them by role, and gives the update they stand for.
+It knows no scale: alpha, a configuration and a strength are the same for all kinds (`scale.py`).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import ClassVar
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from loraport.containers.tensors import TensorRef, read_tensor
+from loraport.core.lowrank import LowRank
+from loraport.errors import NumericalError
+from loraport.models.keymap import Resolved
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One key of a LoRA file: which part of which module it is.
+
+    Args:
+        key: the raw key.
+        ref: where its tensor lies.
+        part: what the end of the key says, e.g. "down", "alpha", "diff_b", "lokr_w1".
+        style: the suffix style of plain factors, None for other parts.
+        adapter: the adapter's name inside the suffix, None where there is none.
+        at: the module, with prefix and spelling.
+    """
+
+    key: str
+    ref: TensorRef
+    part: str
+    style: str | None
+    adapter: str | None
+    at: Resolved
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The update of one module, as a kind understands its keys.
+
+    Args:
+        parts: role -> tensor. The roles of different kinds differ, so that roles and tensors name a result.
+        shape: (m, n) of the update.
+        rank: largest rank the update can have, at most what its factors hold.
+        divisor: what alpha is divided by; None for an update that has no scale.
+        used: the parts (see `Piece.part`) that it is made of.
+        unscaled: why there is no scale, for people; "" where there is one.
+        fixed: not even a scale stated by hand applies.
+    """
+
+    parts: Mapping[str, TensorRef]
+    shape: tuple[int, int]
+    rank: int
+    divisor: int | None
+    used: tuple[str, ...]
+    unscaled: str = ""
+    fixed: bool = False
+
+
+class AdapterKind(ABC):
+    """One kind of adapter. Stateless; one file each.
+
+    Attributes:
+        name: in `LayerUpdate.kind`, in reports and in the cache.
+        endings: part -> the ends of keys that spell it. Plain factors have theirs in grammar.yaml.
+        essential: the parts of which any one says that the module has an update of this kind.
+        linear: the parts of which each module has exactly one, and which the update is proportional to.
+    """
+
+    name: ClassVar[str]
+    endings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    essential: ClassVar[tuple[str, ...]]
+    linear: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def claim(self, module: str, parts: Mapping[str, Piece]) -> Claim | str | None:
+        """Understand the keys of one linear layer.
+
+        Args:
+            module: canonical path, for messages.
+            parts: part -> its key, all keys of the module.
+
+        Returns:
+            The claim; the name of the part that is missing where only some are there; None where none is.
+
+        Raises:
+            MismatchError: parts that do not fit each other.
+            UnsupportedError: a variant of the kind that is recognised and refused.
+        """
+
+    @abstractmethod
+    def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
+        """The update in float32 without a scale, exactly. Raises NumericalError where it holds NaN or infinity."""
+
+    @abstractmethod
+    def stored(
+        self, parts: Mapping[str, TensorRef], shape: tuple[int, int]
+    ) -> tuple[Shaped[Tensor, "m r *one"], Shaped[Tensor, "r n *one"]] | Shaped[Tensor, "..."]:
+        """The update as plain factors (up, down) or as one m x n matrix, without a scale and without any rounding.
+
+        What lies in the file as such keeps its dtype bit for bit; what must be multiplied out is float32.
+        Raises NumericalError where it holds NaN or infinity.
+        """
+
+    def factored(self, shape: tuple[int, int], rank: int) -> bool:
+        """Whether the update is worth keeping as two factors of that rank, rather than as a whole matrix."""
+        m, n = shape
+        return rank <= SMALL_RANK or rank * (m + n) <= m * n
+
+    def size(self, shape: tuple[int, int], rank: int) -> str:
+        """Rank or whatever else says how much is in it, for people."""
+        return f"{self.name} of rank {rank}"
+
+
+SMALL_RANK = 128  # two factors of this rank are no burden, however small the layer
+
+
+def matrix_shape(ref: TensorRef) -> tuple[int, int] | None:
+    """Rows and columns of a matrix, also of one stored as a convolution with a kernel of size 1; else None."""
+    if len(ref.shape) < 2 or prod(ref.shape[2:]) != 1:
+        return None
+    return ref.shape[0], ref.shape[1]
+
+
+def read_finite(ref: TensorRef) -> Shaped[Tensor, "..."]:
+    """A tensor in its stored dtype. Raises NumericalError where it holds NaN or infinity."""
+    tensor = read_tensor(ref)
+    if not torch.isfinite(tensor.float()).all():
+        raise NumericalError(f"{ref.key} holds NaN or infinity", where=str(ref.file))
+    return tensor

@@ -1,0 +1,116 @@
+"""The scale stated by hand, the strength, and what is said of where a scale came from."""
+
+import json
+
+import pytest
+import torch
+
+import makers
+from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.convert import convert_adapter
+from loraport.adapters.parse import open_adapter
+from loraport.errors import MismatchError, NumericalError, UsageError
+from makers import KOHYA, PEFT, LoraFile, flat, spell
+
+Q = "blocks.0.self_attn.q"
+
+
+def _dense(adapter: LoraAdapter) -> dict[str, torch.Tensor]:
+    return {name: layer.load().dense().double() for name, layer in adapter.layers.items()}
+
+
+def _kohya(alpha: float | None) -> LoraFile:
+    tensors = spell(makers.factors(), "lora_unet_", flat, *KOHYA)
+    if alpha is not None:
+        tensors |= {f"lora_unet_{flat(name)}.alpha": torch.tensor(alpha) for name in makers.layers()}
+    return LoraFile(tensors)
+
+
+class TestByHand:
+    @pytest.mark.parametrize("alpha", [None, 1.0, float("nan"), -1.0])
+    def test_it_wins_over_alpha_tensors_and_over_nothing(self, alpha, tmp_path, pico):
+        adapter = open_adapter(_kohya(alpha).write(tmp_path), pico, scale=3.0)
+        for name, dense in makers.deltas(makers.factors()).items():
+            torch.testing.assert_close(_dense(adapter)[name], 3 * dense, rtol=1e-5, atol=1e-6)
+        assert {layer.scale_source for layer in adapter.layers.values()} == {"stated by hand"}
+        assert "the scale 3 was taken from: stated by hand" in adapter.warnings
+
+    @pytest.mark.parametrize("config", [{"r": 16, "lora_alpha": 64}, "no JSON at all"])
+    def test_it_wins_over_a_configuration_that_contradicts_the_file(self, config, tmp_path, pico):
+        path = LoraFile(makers.universal()).write(tmp_path)
+        (path.parent / "adapter_config.json").write_text(config if isinstance(config, str) else json.dumps(config))
+        assert {layer.scale for layer in open_adapter(path, pico, scale=2.0).layers.values()} == {2.0}
+
+    def test_an_outdated_rank_in_the_header_can_be_overridden_and_the_message_says_so(self, tmp_path, pico):
+        header = {"lora_adapter_metadata": json.dumps({"transformer.r": 16, "transformer.lora_alpha": 16})}
+        tensors = spell(makers.factors(), "transformer.", makers.diffusers_name, *PEFT)
+        path = LoraFile(tensors, header).write(tmp_path)
+        with pytest.raises(MismatchError, match="--scale"):
+            open_adapter(path, pico)
+        assert open_adapter(path, pico, scale=1.0).layers[Q].scale == 1.0
+
+    @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+    def test_what_is_no_scale_is_refused(self, scale, tmp_path):
+        with pytest.raises(UsageError, match="scale"):
+            open_adapter(_kohya(None).write(tmp_path), scale=scale)
+
+    @pytest.mark.parametrize("to", ["universal", "kohya", "same-as-input"])
+    def test_a_conversion_writes_it_down(self, to, tmp_path):
+        header = {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 4})}
+        path = LoraFile(makers.universal(), header).write(tmp_path)
+        convert_adapter(path, tmp_path / "out.safetensors", to=to, scale=0.5)
+        for name, dense in makers.deltas(makers.factors()).items():
+            found = _dense(open_adapter(tmp_path / "out.safetensors"))[name]
+            torch.testing.assert_close(found, dense / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_a_scale_from_beside_the_file_is_said(tmp_path, pico):
+    path = LoraFile(makers.universal(), {}, {"peft_type": "LORA", "r": 4, "lora_alpha": 16}).write(tmp_path)
+    assert "the scale 4 was taken from: adapter_config.json beside the file" in open_adapter(path, pico).warnings
+
+
+class TestStrength:
+    def test_every_update_and_every_change_that_is_passed_on(self, tmp_path, pico):
+        extra = {
+            "diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(24),
+            "diffusion_model.blocks.0.norm3.diff": torch.ones(24),
+            "diffusion_model.head.modulation.diff": torch.ones(1, 2, 24),
+            "diffusion_model.head.head.diff": torch.ones(16, 24),
+        }
+        adapter = open_adapter(LoraFile(makers.universal() | extra).write(tmp_path), pico)
+        halved = adapter.scaled(0.5)
+        for name, dense in _dense(adapter).items():
+            torch.testing.assert_close(_dense(halved)[name], dense / 2, rtol=1e-6, atol=1e-7)
+        assert [item.load().unique().tolist() for item in halved.carried] == [[0.5]] * 3
+
+    def test_a_text_encoder_is_scaled_in_one_factor_of_each_pair(self, tmp_path, pico):
+        up, down = torch.arange(12.0).reshape(6, 2), torch.arange(10.0).reshape(2, 5)
+        text = {
+            "lora_te_layers_0_q.lora_up.weight": up,
+            "lora_te_layers_0_q.lora_down.weight": down,
+            "lora_te_layers_0_q.alpha": torch.tensor(1.0),
+        }
+        adapter = open_adapter(LoraFile(makers.universal() | text).write(tmp_path), pico).scaled(3.0)
+        kept = {item.param: item.load() for item in adapter.carried}
+        factors = kept["lora_te_layers_0_q.lora_up.weight"] @ kept["lora_te_layers_0_q.lora_down.weight"]
+        torch.testing.assert_close(factors, 3 * up @ down)
+        assert kept["lora_te_layers_0_q.alpha"] == 1.0
+
+    def test_the_bias_of_a_scaled_lora(self, tmp_path, pico):
+        tensors = spell(makers.factors(), "base_model.model.", makers.diffusers_name, *PEFT)
+        tensors["base_model.model.blocks.0.attn1.to_q.lora_B.bias"] = torch.ones(24)
+        config = makers.peft_config(lora_bias=True)
+        adapter = open_adapter(LoraFile(tensors, {}, config).write(tmp_path), pico)
+        (bias,), (scaled,) = adapter.carried, adapter.scaled(2.0).carried
+        assert torch.equal(scaled.load(), 2 * bias.load())
+
+    def test_a_change_that_overflows_is_named(self, tmp_path, pico):
+        extra = {"diffusion_model.blocks.0.norm3.diff": torch.full((24,), 60000.0, dtype=torch.float16)}
+        adapter = open_adapter(LoraFile(makers.universal() | extra).write(tmp_path), pico).scaled(2.0)
+        with pytest.raises(NumericalError, match=r"norm3\.diff does not fit into F16"):
+            adapter.carried[0].load()
+
+    @pytest.mark.parametrize("strength", [0.0, -2.0, float("nan")])
+    def test_what_is_no_strength_is_refused(self, strength, tmp_path, pico):
+        with pytest.raises(UsageError, match="strength"):
+            open_adapter(LoraFile(makers.universal()).write(tmp_path), pico).scaled(strength)
