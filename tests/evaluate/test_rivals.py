@@ -35,7 +35,13 @@ def _inputs(shape: tuple[int, int], drift: float, factored: bool = False) -> tup
     D = drift * draw(m, 3) @ draw(3, n) if factored else drift * draw(m, n)
     op = LowRank.from_dense(D).truncated(3) if factored else DenseOperator(D)
     return LayerInputs(
-        "layer", LowRank(draw(m, 2), draw(2, n)), SpectralBasis.from_weight(W), None, op, weight=DenseOperator(W)
+        name="layer",
+        update=LowRank(draw(m, 2), draw(2, n)),
+        basis=SpectralBasis.from_weight(W),
+        target_basis=SpectralBasis.from_weight(W + D),
+        drift=op,
+        source=DenseOperator(W),
+        target=DenseOperator(W + D),
     ), D
 
 
@@ -111,7 +117,7 @@ def test_cluster_transport_keeps_the_norm_and_one_cluster_is_direct_reuse():
 @pytest.mark.parametrize("factored", [False, True])
 def test_matched_gain_is_the_ratio_of_norms_and_what_the_drift_cancels(shape, factored):
     inputs, D = _inputs(shape, 0.3, factored)
-    update, W = inputs.update.dense(), inputs.weight.dense()
+    update, W = inputs.update.dense(), inputs.source.dense()
     gain = float(((W + D).norm() / W.norm()) ** 2)
     torch.testing.assert_close(_new("matched-gain", inputs, give_back=0.0), gain * update, atol=1e-8, rtol=0)
     U, _, Vh = (part[..., :2] if i < 2 else part[:2] for i, part in enumerate(torch.linalg.svd(update, False)))

@@ -60,18 +60,23 @@ def load_layer(
     reads_drift = needs.drift and (kept is None or method.reads_drift(job.shape, params))
 
     weight = None
-    if needs.weight or basis is None or (reads_drift and job.distill is None):
+    through_source = needs.target if job.target is None else reads_drift  # the target, or the drift
+    if needs.source or basis is None or through_source:
         weight = read_weight(job.source, job.round_to, device)
     if needs.basis and basis is None:
         assert weight is not None
         basis = shelf.keep_basis("source", SpectralBasis.from_weight(weight, name=job.name))
     norm = _norm(basis.S if basis is not None else weight)
-    drift = _drift(job, weight, device) if reads_drift else None
-    inputs = replace(inputs, basis=basis, drift=drift)
-    if needs.weight:
-        assert weight is not None
-        inputs = replace(inputs, weight=DenseOperator(weight))
-    del weight
+    target = _target(job, weight, device) if needs.target else None
+    drift = _drift(job, weight, target, device) if reads_drift else None
+    inputs = replace(
+        inputs,
+        basis=basis,
+        drift=drift,
+        source=DenseOperator(weight) if needs.source and weight is not None else None,
+        target=DenseOperator(target) if target is not None else None,
+    )
+    del weight, target
 
     if needs.target_basis:
         inputs = replace(inputs, target_basis=_target_basis(job, shelf, device))
@@ -153,7 +158,7 @@ def _target_basis(job: LayerJob, shelf: _Shelf, device: torch.device) -> Spectra
         return shelf.keep_basis("target", SpectralBasis.from_weight(weight, name=job.name))
     assert job.source is not None
     weight = read_weight(job.source, job.round_to, device)
-    return SpectralBasis.from_weight(weight.add_(_drift(job, weight, device).dense()), name=job.name)
+    return SpectralBasis.from_weight(_target(job, weight, device), name=job.name)
 
 
 _DRIFT_NORM = "engine.drift_norm"  # travels with what the method prepared; methods do not look at it
@@ -171,7 +176,16 @@ def _norm(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values))
 
 
-def _drift(job: LayerJob, weight: Tensor | None, device: torch.device) -> Operator:
+def _target(job: LayerJob, weight: Tensor | None, device: torch.device) -> Tensor:
+    """The target weight; the source weight plus the distillation where that is what the target is."""
+    if job.target is not None:
+        return read_weight(job.target, job.round_to, device)
+    assert weight is not None
+    return weight + _drift(job, weight, None, device).dense()
+
+
+def _drift(job: LayerJob, weight: Tensor | None, target: Tensor | None, device: torch.device) -> Operator:
+    """Target minus source; `target` is the target weight if it was read already, and is left as it is."""
     m, n = job.shape
     if not job.has_drift:
         return LowRank.zeros(m, n, device=device)
@@ -180,4 +194,6 @@ def _drift(job: LayerJob, weight: Tensor | None, device: torch.device) -> Operat
         return update.load().scaled(strength).to(device=device)
     assert job.target is not None
     assert weight is not None
+    if target is not None:
+        return DenseOperator(target - weight)
     return DenseOperator(read_weight(job.target, job.round_to, device).sub_(weight))

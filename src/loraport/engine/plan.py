@@ -22,7 +22,7 @@ from loraport.methods import registry
 from loraport.methods.base import Needs
 from loraport.models.checkpoint import Checkpoint
 
-_NOTHING = Needs()  # of a method that reads the LoRA alone, so that its output needs no more room than the input
+_NOTHING = Needs()
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
                 params=values,
                 update=update,
                 source=found.source if job_needs != _NOTHING else None,
-                target=found.target if job_needs.drift or job_needs.target_basis else None,
+                target=found.target if job_needs.target or job_needs.drift or job_needs.target_basis else None,
                 distill=(distilled, inputs.strength) if distilled is not None and job_needs != _NOTHING else None,
                 has_drift=distill is None or distilled is not None,
                 round_to=found.common_dtype,
@@ -213,9 +213,11 @@ def _check_layers(recipe: Recipe, names: list[str]) -> None:
 
 
 def _cached_bytes(job: LayerJob) -> int:
-    """Basis and routing of the drift, float32."""
-    p = min(job.shape)
-    return 4 * p * (sum(job.shape) + p + 3) if job.source is not None else 0
+    """What the method keeps of such a layer for the next LoRA."""
+    if job.source is None:
+        return 0
+    method, params = registry.resolve(job.method, job.params)
+    return method.kept_bytes(job.shape, params)
 
 
 def _rank_bound(job: LayerJob) -> int:

@@ -1,10 +1,34 @@
 """What a run reports: one `LayerReport` a layer, gathered in a `TransferReport`."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraport.methods.columns import Column
+
 Stat = float | int | str | bool
+
+COLUMNS = (
+    Column("rank_in", "rank in", "rank of the LoRA's update in the input", "count"),
+    Column("rank_out", "rank out", "rank of the new update, before all layers are padded to one", "count"),
+    Column(
+        "energy_kept", "energy kept", "share of the exact update's squared norm that the output rank holds", "share"
+    ),
+    Column("update_rel", "update", "Frobenius norm of the LoRA's update over that of the source weight", "share"),
+    Column("drift_rel", "drift", "Frobenius norm of target minus source over that of the source weight", "share"),
+)
+"""What the engine itself says about a layer, whatever the method; the last two where the method has both weights."""
+
+
+def layer_columns(methods: Iterable[str]) -> tuple[Column, ...]:
+    """The engine's columns, then those that these methods declare, each key once."""
+    from loraport.methods import registry  # brings torch along
+
+    found = {column.key: column for column in COLUMNS}
+    for name in methods:
+        found |= {column.key: column for column in registry.get(name).columns if column.key not in found}
+    return tuple(found.values())
 
 
 @dataclass(frozen=True)
@@ -16,8 +40,8 @@ class LayerReport:
         method: what was done to it (`direct` for layers that `layers` left out).
         rank_in, rank_out: rank of the input's update and of the output's, before padding to one rank.
         energy_kept: share of the squared norm of the exact update that the output rank holds.
-        stats: the method's own measures (see `loraport methods NAME`), and `update_rel`, `drift_rel`:
-            Frobenius norms relative to the source weight.
+        stats: the method's own figures and the engine's `update_rel` and `drift_rel`; `layer_columns` says what
+            each of them means, and so does `loraport methods NAME`.
         seconds: time spent. cached: taken from an earlier run.
     """
 

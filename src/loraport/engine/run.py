@@ -115,7 +115,7 @@ def open_cache(options: RunOptions) -> tuple[Store, DigestMemo]:
 def _layers_to_keep(plan: TransferPlan, store: Store, warn: Callable[[str], None]) -> frozenset[str]:
     limit = int(store.max_bytes * 0.9)
     keep = plan.layers_to_keep(limit)
-    if len(keep) < len(plan.jobs) and not isinstance(store, NullStore) and any(job.source for job in plan.jobs):
+    if len(keep) < len(plan.jobs) and not isinstance(store, NullStore):
         warn(
             f"the decompositions of all layers take {plan.cache_bytes / 1e9:.0f} GB and the cache holds "
             f"{store.max_bytes / 1e9:.0f} GB, so those of {len(keep)} of {len(plan.jobs)} layers are kept"

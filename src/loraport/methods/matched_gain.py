@@ -1,26 +1,29 @@
 """Reuse the update at a gain per layer that is read off the two weights, and give back what the drift takes from it."""
 
-from typing import ClassVar
-
 import torch
 from pydantic import Field
 
 from loraport.core.lowrank import LowRank
-from loraport.core.operators import DenseOperator, Operator
+from loraport.core.operators import Operator
 from loraport.methods import base
+from loraport.methods.columns import COSINE, NORM_RATIO, Column
+from loraport.methods.cost import Cost, elementwise, factors, product
 
 
 class MatchedGainParams(base.Params):
-    """power: the update grows with the weight, by (|W_target| / |W_source|)^power; 0 leaves it as it is.
+    """Settings of matched-gain.
 
-    give_back: share of what the drift takes from the update's own singular pairs that is added again.
+    Args:
+        power: the update grows with the weight, by (|W_target| / |W_source|)^power; 0 leaves it as it is.
+        give_back: share of what the drift takes from the update's own singular pairs that is added again.
     """
 
-    power: float = Field(2.0, ge=0)
-    give_back: float = Field(1.0, ge=0)
+    power: float = Field(default=2.0, ge=0)
+    give_back: float = Field(default=1.0, ge=0)
 
 
-class MatchedGain(base.TransferMethod):
+@base.register
+class MatchedGain(base.TransferMethod[MatchedGainParams]):
     """D' = sum_i (g s_i + give_back max(-c_i, 0)) u_i v_i^T, with D = sum_i s_i u_i v_i^T and c_i = u_i^T drift v_i.
 
     Not in the paper. Two observations behind it, both from the tables in docs/evidence.md. A step-distilled model has
@@ -30,50 +33,55 @@ class MatchedGain(base.TransferMethod):
     input stay as they are; nothing is undone anywhere else, so quality is the target's own.
     """
 
-    name: ClassVar[str] = "matched-gain"
-    version: ClassVar[int] = 2
-    summary: ClassVar[str] = "reuse the update at a gain read off both weights, and give back what the drift cancels"
-    reference: ClassVar[str] = "loraport; see docs/evidence.md"
-    Params: ClassVar[type[base.Params]] = MatchedGainParams
-    keeps_rank: ClassVar[bool] = True
+    name = "matched-gain"
+    version = 3
+    summary = "reuse the update at a gain read off both weights, and give back what the drift cancels"
+    reference = "loraport; see docs/evidence.md"
+    Params = MatchedGainParams
+    columns = (
+        Column("gain", "gain", "factor on the update: the ratio of the two weights' norms to the given power"),
+        Column("given_back", "given back", "norm of what the drift cancels and is added again, over the update's"),
+        COSINE,
+        NORM_RATIO,
+    )
+    keeps_rank = True
 
     def needs(self, params: MatchedGainParams) -> base.Needs:
-        """The two weights; no decomposition of either."""
-        return base.Needs(weight=True, drift=True)
+        """The two weights and their difference; no decomposition of either."""
+        return base.Needs(source=True, target=True, drift=True)
 
     def transfer(self, inputs: base.LayerInputs, params: MatchedGainParams) -> base.LayerOutput:
         """Products with the update's own r singular pairs only."""
-        weight, drift, update = inputs.weight, inputs.drift, inputs.update
-        assert weight is not None
-        assert drift is not None
+        drift, update = inputs.require_drift(), inputs.update
         U, S, Vh = update.svd()
-        gain = norm_ratio(weight, drift) ** params.power
+        gain = norm_ratio(inputs.require_source(), inputs.require_target()) ** params.power
         along = (U * drift.apply(Vh.T)).sum(0)
-        grown = gain * S + params.give_back * (-along).clamp_min(0)
+        lost = torch.where(_rounding(S) < S, (-along).clamp_min(0), 0.0)  # a pair of s = 0 is no direction of D
+        grown = gain * S + params.give_back * lost
         new = LowRank.from_svd(U, grown, Vh)
         scale = update.norm()
         length = float(grown.double().norm())
-        stats = {
+        stats: dict[str, base.Stat] = {
             "gain": gain,
-            "given_back": params.give_back * float((-along).clamp_min(0).double().norm()) / scale if scale > 0 else 0.0,
+            "given_back": params.give_back * float(lost.double().norm()) / scale if scale > 0 else 0.0,
             "norm_ratio": length / scale if scale > 0 else 0.0,
             "cosine": float((grown.double() * S.double()).sum()) / (length * scale) if length * scale > 0 else 0.0,
         }
         return base.LayerOutput(new, stats, new)
 
+    def cost(self, shape: tuple[int, int], rank: int, params: MatchedGainParams, warm: bool) -> Cost:
+        """Two norms, one thin product, and two decompositions of factors."""
+        m, n = shape
+        return elementwise(m, n, 2) + product(m, n, rank) + factors(m, n, rank) + factors(m, n, rank)
 
-def norm_ratio(weight: DenseOperator, drift: Operator) -> float:
-    """|W + drift| / |W| in Frobenius norms; 1 for a weight of zeros. W + drift is not formed.
 
-    |W + D|² = |W|² + 2 <W, D> + |D|², with <W, BA> = <B, W Aᵀ> where the drift is factored.
-    """
-    source = weight.norm()
-    if source == 0:
-        return 1.0
-    if isinstance(drift, DenseOperator):
-        cross = float(torch.dot(weight.W.reshape(-1), drift.W.reshape(-1)))
-    else:
-        assert isinstance(drift, LowRank)
-        cross = float((drift.B * weight.apply(drift.A.T)).double().sum())
-    square = source**2 + 2 * cross + drift.norm() ** 2
-    return max(square, 0.0) ** 0.5 / source
+def norm_ratio(source: Operator, target: Operator) -> float:
+    """|W_target| / |W_source| in Frobenius norms; 1 for a source of zeros."""
+    size = source.norm()
+    return target.norm() / size if size > 0 else 1.0
+
+
+def _rounding(S: torch.Tensor) -> float:
+    """Singular values of float32 factors below this are rounding errors of the largest."""
+    largest = float(S[0]) if S.numel() else 0.0
+    return largest * float(torch.finfo(torch.float32).eps) * max(S.numel(), 1)

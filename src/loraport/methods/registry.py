@@ -1,81 +1,31 @@
-"""Methods by name, presets, and parameters from text."""
+"""Methods and presets by name, and settings from text. Every module of this room is loaded; each names itself."""
 
 import difflib
+import importlib
+import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
+from loraport import methods
 from loraport.errors import UsageError
-from loraport.methods.base import Params, TransferMethod
-from loraport.methods.casa.method import Casa
-from loraport.methods.cluster_transport import ClusterTransport
-from loraport.methods.cross_lora import CrossLora
-from loraport.methods.direct import Direct
-from loraport.methods.identity import Identity
-from loraport.methods.masked_restore import MaskedRestore
-from loraport.methods.matched_gain import MatchedGain
-from loraport.methods.orthogonal_shift import OrthogonalShift
-from loraport.methods.prolora import ProLora
-from loraport.methods.revert import Revert
-from loraport.methods.uniform_shrink import UniformShrink
+from loraport.methods.base import METHODS, PRESETS, Params, Preset, TransferMethod
 
-_METHODS: dict[str, TransferMethod] = {
-    method.name: method
-    for method in (
-        Casa(),
-        Direct(),
-        MatchedGain(),
-        Identity(),
-        Revert(),
-        MaskedRestore(),
-        UniformShrink(),
-        OrthogonalShift(),
-        ProLora(),
-        CrossLora(),
-        ClusterTransport(),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A method with some parameters set, and the output rank that belongs to it (None: the usual one)."""
-
-    method: str
-    summary: str
-    values: Mapping[str, bool | float | str] = field(default_factory=dict)
-    rank: int | None = None
-
-
-PRESETS: dict[str, Preset] = {
-    "casa": Preset("casa", "the paper's rules, 90 % energy on every layer, nothing arbitrary outside the thin basis"),
-    "released-code": Preset(
-        "casa",
-        "the published code: energy cut on square layers only, arbitration also in a completed null space, rank 32",
-        {"cut_nonsquare": False, "complete_basis": True},
-        rank=32,
-    ),
-    "restore-only": Preset("casa", "casa without arbitration", {"arbitrate": False}),
-    "arbitrate-only": Preset("casa", "casa without restoration", {"restore": False}),
-    "full-restore": Preset("uniform-shrink", "undo all of the drift in the LoRA's layers", {"share": 1.0}),
-    "random-mask": Preset("masked-restore", "undo as much drift as casa, away from random directions"),
-    "reversed-mask": Preset(
-        "masked-restore", "undo as much drift as casa, away from the weakest directions", {"mask": "reversed"}
-    ),
-}
+_modules = [module.name for module in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")]
+for _module in sorted(_modules, key=lambda name: (".baselines." in name, name)):  # the order of `names`
+    importlib.import_module(_module)
 
 
 def names() -> list[str]:
-    """All method names."""
-    return list(_METHODS)
+    """All method names, the baselines last."""
+    return list(METHODS)
 
 
 def get(name: str) -> TransferMethod:
     """The method of this name. Raises UsageError, with the nearest name, if there is none."""
-    if name in _METHODS:
-        return _METHODS[name]
-    raise _unknown("method", name, list(_METHODS))
+    if name in METHODS:
+        return METHODS[name]
+    raise _unknown("method", name, list(METHODS))
 
 
 def resolve(
@@ -88,18 +38,18 @@ def resolve(
     Raises:
         UsageError: unknown name or setting, or a value that does not fit.
     """
-    if name not in PRESETS and name not in _METHODS:
-        raise _unknown("method or preset", name, sorted({*PRESETS, *_METHODS}))
-    preset = PRESETS.get(name, Preset(name, ""))
-    method = get(preset.method)
-    values: dict[str, object] = dict(preset.values)
+    if name not in PRESETS and name not in METHODS:
+        raise _unknown("method or preset", name, sorted({*PRESETS, *METHODS}))
+    chosen = PRESETS.get(name, Preset(name, name, ""))
+    method = get(chosen.method)
+    values: dict[str, object] = dict(chosen.values)
     for key, value in (overrides or {}).items():
         owner, _, parameter = key.rpartition(".")
         if owner not in ("", method.name, name):
             raise UsageError(
                 f"the setting {key} belongs to another method",
                 values=f"the method is {method.name}",
-                fix=f"--method {owner}" if owner in _METHODS else None,
+                fix=f"--method {owner}" if owner in METHODS else None,
             )
         if parameter not in method.Params.model_fields:
             raise _unknown(f"setting of {method.name}", parameter, list(method.Params.model_fields))

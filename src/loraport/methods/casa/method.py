@@ -14,7 +14,7 @@ which also says what happens outside the thin basis of a rectangular layer.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -29,13 +29,16 @@ from loraport.methods import base
 from loraport.methods.casa.arbitration import arbitrated_entries, smaller_of
 from loraport.methods.casa.clusters import Clusters, connected_components, perturbation_edges
 from loraport.methods.casa.routing import DriftRouting, Overhang, routed, subtract_quiet
+from loraport.methods.columns import COSINE, DRIFT_UNDONE, NORM_RATIO, Column
+from loraport.methods.cost import Cost, basis_bytes, elementwise, matrix_bytes, product, truncation
 
 
 class CasaParams(base.Params):
     """Switches and thresholds of CASA; the defaults are the paper's.
 
     Args:
-        restore: undo the drift where it does not dominate. arbitrate: keep only the larger where they collide.
+        restore: undo the drift where it does not dominate.
+        arbitrate: keep only the larger of update and drift where they collide.
         tau: rotation (radians) above which two head directions belong to one cluster.
         q_dom: quantile over clusters from which a cluster is dominant.
         q_act: quantile over candidate entries above which one is arbitrated.
@@ -47,10 +50,10 @@ class CasaParams(base.Params):
 
     restore: bool = True
     arbitrate: bool = True
-    tau: float = Field(0.5, ge=0)
-    q_dom: float = Field(0.5, ge=0, le=1)
-    q_act: float = Field(0.85, ge=0, le=1)
-    head_energy: float = Field(0.9, gt=0, le=1)
+    tau: float = Field(default=0.5, ge=0)
+    q_dom: float = Field(default=0.5, ge=0, le=1)
+    q_act: float = Field(default=0.85, ge=0, le=1)
+    head_energy: float = Field(default=0.9, gt=0, le=1)
     density: Literal["head", "full"] = "head"
     cut_nonsquare: bool = True
     complete_basis: bool = False
@@ -93,14 +96,26 @@ def _dominant(clusters: Clusters, density: Tensor, q: float, among: int) -> Tens
     return marks
 
 
-class Casa(base.TransferMethod):
+@base.register
+class Casa(base.TransferMethod[CasaParams]):
     """The method, for one layer. Layers wider than tall are transposed first, so that rows are the long side."""
 
-    name: ClassVar[str] = "casa"
-    version: ClassVar[int] = 2
-    summary: ClassVar[str] = "undo the drift away from its dominant directions, arbitrate on them"
-    reference: ClassVar[str] = "CASA, arXiv 2605.01929 (ICML 2026)"
-    Params: ClassVar[type[base.Params]] = CasaParams
+    name = "casa"
+    version = 2
+    summary = "undo the drift away from its dominant directions, arbitrate on them"
+    reference = "CASA, arXiv 2605.01929 (ICML 2026)"
+    Params = CasaParams
+    columns = (
+        Column("head", "head", "number of leading singular directions of the source that are looked at", "count"),
+        Column("clusters", "clusters", "sets of head directions that the LoRA mixes with each other", "count"),
+        Column("largest_cluster", "largest", "directions in the largest of these clusters", "count"),
+        Column("dominant_share", "dominant", "share of the routing matrix in dominant rows and columns", "share"),
+        Column("arbitrated_share", "arbitrated", "share of its entries where only the larger one stays", "share"),
+        DRIFT_UNDONE,
+        COSINE,
+        NORM_RATIO,
+        Column("svd_driver", "driver", "which algorithm decomposed the source weight", "text"),
+    )
 
     def needs(self, params: CasaParams) -> base.Needs:
         """The source basis and the drift."""
@@ -120,9 +135,8 @@ class Casa(base.TransferMethod):
     def prepare(self, inputs: base.LayerInputs, params: CasaParams) -> dict[str, Tensor]:
         """The routing of the drift."""
         inputs = _with_basis(_upright(inputs), params)
-        assert inputs.basis is not None
-        assert inputs.drift is not None
-        return DriftRouting.of(inputs.basis, inputs.drift, _head(inputs, params), params.density).tensors()
+        basis, drift = inputs.require_basis(), inputs.require_drift()
+        return DriftRouting.of(basis, drift, _head(inputs, params), params.density).tensors()
 
     def transfer(self, inputs: base.LayerInputs, params: CasaParams) -> base.LayerOutput:
         """The new update of one layer; the steps are at the top of this file, the figures in `_figures`."""
@@ -130,8 +144,7 @@ class Casa(base.TransferMethod):
             output = self.transfer(_upright(inputs), params)
             return base.LayerOutput(output.update.T, output.stats, inputs.update)
         inputs = _with_basis(inputs, params)
-        basis, update, kept = inputs.basis, inputs.update, inputs.prepared
-        assert basis is not None
+        basis, update, kept = inputs.require_basis(), inputs.update, inputs.prepared
         drift = DriftRouting.from_tensors(self.prepare(inputs, params) if kept is None else kept)
         if drift.energy == 0.0:
             return base.LayerOutput(update, {"cosine": 1.0, "norm_ratio": 1.0, "drift_undone": 0.0}, update)
@@ -160,15 +173,37 @@ class Casa(base.TransferMethod):
         stats = _figures(update, core.norm(), along, verdict, undone / drift.energy)
         return base.LayerOutput(new, stats | {"svd_driver": basis.driver}, update)
 
+    def cost(self, shape: tuple[int, int], rank: int, params: CasaParams, warm: bool) -> Cost:
+        """Routing of the drift unless it is there, routing of the update, decisions, and the cut in the core."""
+        p, longer = min(shape), max(shape)
+        side = longer if params.complete_basis else p
+        work = product(p + longer, p, rank) + product(side, p, rank) + elementwise(side, p, 40)
+        work += truncation(side, p, rank)
+        if side != longer:
+            work += product(longer, p, rank, 6)  # what lies outside the thin basis
+        if not warm:
+            work += product(side, longer, p) + product(side, p, p)
+            if side != longer:
+                work += product(p, longer, p, 5 / 8) + product(p, p, p, 2.6)
+        return work
+
+    def memory(self, shape: tuple[int, int], rank: int, params: CasaParams) -> int:
+        """Drift and basis; the two routing matrices, the spill, and what the decisions hold of them."""
+        m, n = shape
+        p, longer = min(shape), max(shape)
+        side = longer if params.complete_basis else p
+        return basis_bytes(m, n) + matrix_bytes(m, n) + matrix_bytes(side, p, 6) + matrix_bytes(m + n, rank, 6)
+
+    def kept_bytes(self, shape: tuple[int, int], params: CasaParams) -> int:
+        """The basis and the routing of the drift, with the spill of a rectangular layer."""
+        p, longer = min(shape), max(shape)
+        side = longer if params.complete_basis else p
+        spill = 0 if side == longer else p * p
+        return basis_bytes(*shape) + matrix_bytes(1, side * p + spill + 2 * p)
+
 
 def _figures(update: LowRank, size: float, along: float, verdict: Verdict, undone: float) -> dict[str, base.Stat]:
-    """What the report says about a layer.
-
-    head: number of head directions; clusters, largest_cluster: how they fall apart.
-    dominant_share: entries of the m x n routing matrix in dominant rows or columns. arbitrated_share: those arbitrated.
-    drift_undone: share of ||drift||^2 that the restoration takes away (before truncation to a rank).
-    cosine: between new and old update. norm_ratio: ||new|| / ||old||. Both before truncation.
-    """
+    """The values of `Casa.columns`, before the update is cut to a rank; shares are of the m x n routing matrix."""
     m, n = update.shape
     scale = update.norm()
     quiet = (m - int(verdict.rows.sum())) * (n - int(verdict.cols.sum()))
@@ -186,9 +221,8 @@ def _figures(update: LowRank, size: float, along: float, verdict: Verdict, undon
 
 def _head(inputs: base.LayerInputs, params: CasaParams) -> int:
     """Eq. 3, on every layer or on square ones only."""
-    assert inputs.basis is not None
     m, n = inputs.update.shape
-    return inputs.basis.head(params.head_energy) if m == n or params.cut_nonsquare else min(m, n)
+    return inputs.require_basis().head(params.head_energy) if m == n or params.cut_nonsquare else min(m, n)
 
 
 def _restored_in_factors(update: LowRank, drift: LowRank, basis: SpectralBasis, verdict: Verdict) -> LowRank:
@@ -200,18 +234,28 @@ def _restored_in_factors(update: LowRank, drift: LowRank, basis: SpectralBasis, 
 
 
 def _with_basis(inputs: base.LayerInputs, params: CasaParams) -> base.LayerInputs:
-    assert inputs.basis is not None
-    return replace(inputs, basis=inputs.basis.completed()) if params.complete_basis else inputs
+    return replace(inputs, basis=inputs.require_basis().completed()) if params.complete_basis else inputs
 
 
 def _upright(inputs: base.LayerInputs) -> base.LayerInputs:
     """The transposed layer, if this one is wider than tall. Receivers and senders change places."""
     if inputs.update.shape[0] >= inputs.update.shape[1]:
         return inputs
-    assert inputs.basis is not None
     return replace(
         inputs,
         update=inputs.update.T,
-        basis=inputs.basis.T,
+        basis=inputs.require_basis().T,
         drift=None if inputs.drift is None else inputs.drift.T,
     )
+
+
+base.preset("casa", "casa", "the paper's rules, 90 % energy on every layer, nothing arbitrary outside the thin basis")
+base.preset(
+    "released-code",
+    "casa",
+    "the published code: energy cut on square layers only, arbitration also in a completed null space, rank 32",
+    {"cut_nonsquare": False, "complete_basis": True},
+    rank=32,
+)
+base.preset("restore-only", "casa", "casa without arbitration", {"arbitrate": False})
+base.preset("arbitrate-only", "casa", "casa without restoration", {"restore": False})

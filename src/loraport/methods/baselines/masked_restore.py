@@ -1,7 +1,7 @@
 """Undo as much of the drift as casa does, but elsewhere: is casa's choice of directions better than chance?"""
 
 import zlib
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -12,14 +12,21 @@ from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator, Operator
 from loraport.methods import base
 from loraport.methods.casa.method import Casa, CasaParams
+from loraport.methods.columns import DRIFT_UNDONE, Column
+from loraport.methods.cost import Cost, elementwise, product, truncation
 
 _HALVINGS = 30
 
 
 class MaskedRestoreParams(base.Params):
-    """mask: which directions are spared, "random" ones or those where the drift is weakest ("reversed").
+    """Settings of masked-restore. The last three are those of casa, whose amount of undone drift is matched.
 
-    seed: of the random order. q_dom, tau, head_energy: as in casa, whose amount of undone drift is matched.
+    Args:
+        mask: which directions are spared, "random" ones or those where the drift is weakest ("reversed").
+        seed: of the random order.
+        q_dom: as in casa.
+        tau: as in casa.
+        head_energy: as in casa.
     """
 
     mask: Literal["random", "reversed"] = "random"
@@ -29,18 +36,25 @@ class MaskedRestoreParams(base.Params):
     head_energy: float = 0.9
 
 
-class MaskedRestore(base.TransferMethod):
+@base.register
+class MaskedRestore(base.TransferMethod[MaskedRestoreParams]):
     """D' = D - (I - U_x U_x^T) drift (I - V_x V_x^T), with other directions x than casa's dominant ones.
 
     As many directions are spared, in a random order or from the weakest drift upwards, as make the energy of the
     undone drift equal to that of casa's restoration. `drift_undone` says how equal.
     """
 
-    name: ClassVar[str] = "masked-restore"
-    version: ClassVar[int] = 1
-    summary: ClassVar[str] = "undo as much drift as casa, away from random or from the weakest directions (a control)"
-    reference: ClassVar[str] = "a control for CASA, arXiv 2605.01929"
-    Params: ClassVar[type[base.Params]] = MaskedRestoreParams
+    name = "masked-restore"
+    version = 1
+    summary = "undo as much drift as casa, away from random or from the weakest directions (a control)"
+    reference = "a control for CASA, arXiv 2605.01929"
+    Params = MaskedRestoreParams
+    columns = (
+        DRIFT_UNDONE,
+        Column(
+            "drift_undone_by_casa", "undone by casa", "share of the drift's squared norm that casa takes away", "share"
+        ),
+    )
 
     def needs(self, params: MaskedRestoreParams) -> base.Needs:
         """What casa needs."""
@@ -48,10 +62,8 @@ class MaskedRestore(base.TransferMethod):
 
     def transfer(self, inputs: base.LayerInputs, params: MaskedRestoreParams) -> base.LayerOutput:
         """Casa's share of the drift undone in other places."""
-        basis, drift = inputs.basis, inputs.drift
-        assert basis is not None
-        assert drift is not None
-        settings = CasaParams(arbitrate=False, q_dom=params.q_dom, tau=params.tau, head_energy=params.head_energy)
+        basis, drift = inputs.require_basis(), inputs.require_drift()
+        settings = _as_casa(params)
         wanted = float(Casa().transfer(inputs, settings).stats["drift_undone"])
         D = drift.dense()
         C = basis.U.T @ D @ basis.Vh.T
@@ -68,6 +80,27 @@ class MaskedRestore(base.TransferMethod):
         if isinstance(drift, LowRank):
             new = LowRank.sum([inputs.update, LowRank.from_dense(-rest).truncated(drift.rank)])
         return base.LayerOutput(new, {"drift_undone": undone, "drift_undone_by_casa": wanted}, inputs.update)
+
+    def cost(self, shape: tuple[int, int], rank: int, params: MaskedRestoreParams, warm: bool) -> Cost:
+        """Casa's own work, the drift's routing, and four projections for each halving of the share."""
+        m, n = shape
+        p = min(m, n)
+        each = product(m, n, p, 2) + elementwise(m, n, 6)
+        tries = Cost(each.products * _HALVINGS, 0.0, each.passes * _HALVINGS)
+        return Casa().cost(shape, rank, _as_casa(params), False) + product(m, n, p, 2) + tries + truncation(m, n, rank)
+
+
+base.preset("random-mask", "masked-restore", "undo as much drift as casa, away from random directions")
+base.preset(
+    "reversed-mask",
+    "masked-restore",
+    "undo as much drift as casa, away from the weakest directions",
+    {"mask": "reversed"},
+)
+
+
+def _as_casa(params: MaskedRestoreParams) -> CasaParams:
+    return CasaParams(arbitrate=False, q_dom=params.q_dom, tau=params.tau, head_energy=params.head_energy)
 
 
 def _order(density: Float[Tensor, " p"], mask: str, generator: Generator) -> Int[Tensor, " p"]:

@@ -1,23 +1,25 @@
 """Take the update apart and put it together again: a control for everything but the method."""
 
-from typing import ClassVar
-
 from loraport.methods import base
+from loraport.methods.columns import COSINE
+from loraport.methods.cost import Cost, factors
 
 
 class IdentityParams(base.Params):
     """No settings."""
 
 
-class Identity(base.TransferMethod):
+@base.register
+class Identity(base.TransferMethod[IdentityParams]):
     """D' = D by way of its singular value decomposition. Must score like `direct`; if not, a file is read wrongly."""
 
-    name: ClassVar[str] = "identity"
-    version: ClassVar[int] = 1
-    summary: ClassVar[str] = "take the update apart and put it together again (a control)"
-    reference: ClassVar[str] = "a control; every published comparison of converted LoRAs needs it"
-    Params: ClassVar[type[base.Params]] = IdentityParams
-    keeps_rank: ClassVar[bool] = True
+    name = "identity"
+    version = 1
+    summary = "take the update apart and put it together again (a control)"
+    reference = "a control; every published comparison of converted LoRAs needs it"
+    Params = IdentityParams
+    columns = (COSINE,)
+    keeps_rank = True
 
     def needs(self, params: IdentityParams) -> base.Needs:
         """Nothing but the LoRA."""
@@ -27,3 +29,7 @@ class Identity(base.TransferMethod):
         """The update from its singular values and vectors."""
         update = inputs.update.balanced()
         return base.LayerOutput(update, {"cosine": 1.0}, update)
+
+    def cost(self, shape: tuple[int, int], rank: int, params: IdentityParams, warm: bool) -> Cost:
+        """Taken apart here, and once more for the output."""
+        return factors(*shape, rank) + factors(*shape, rank)

@@ -1,7 +1,5 @@
 """Turn the update with the singular vectors: from the source's clusters of directions to the target's."""
 
-from typing import ClassVar
-
 import torch
 from jaxtyping import Float
 from pydantic import Field
@@ -10,20 +8,24 @@ from torch import Tensor
 from loraport.core.lowrank import LowRank
 from loraport.core.measures import cosine
 from loraport.methods import base
-from loraport.methods.prolora import target_basis
+from loraport.methods.columns import COSINE, NORM_RATIO, Column
+from loraport.methods.cost import Cost, factors, product
 
 
 class ClusterTransportParams(base.Params):
-    """gap: neighbours in the spectrum whose singular values differ by less than this share belong together.
+    """Settings of cluster-transport.
 
-    largest: clusters are cut at this size. One cluster of everything is direct reuse.
+    Args:
+        gap: neighbours in the spectrum whose singular values differ by less than this share belong together.
+        largest: clusters are cut at this size. One cluster of everything is direct reuse.
     """
 
-    gap: float = Field(0.02, ge=0)
-    largest: int = Field(64, ge=1)
+    gap: float = Field(default=0.02, ge=0)
+    largest: int = Field(default=64, ge=1)
 
 
-class ClusterTransport(base.TransferMethod):
+@base.register
+class ClusterTransport(base.TransferMethod[ClusterTransportParams]):
     """D' = P_U D P_V^T, P_U = sum over clusters c of U_t,c polar(U_t,c^T U_s,c) U_s,c^T, and P_V likewise.
 
     What a rectangular layer has outside the thin basis is projected off the target's basis. Norm and rank are
@@ -31,32 +33,42 @@ class ClusterTransport(base.TransferMethod):
     clusters that it leaves open.
     """
 
-    name: ClassVar[str] = "cluster-transport"
-    version: ClassVar[int] = 1
-    summary: ClassVar[str] = "turn the update from the source's clusters of directions to the target's"
-    reference: ClassVar[str] = "after DART, arXiv 2609.20051, and Theseus, arXiv 2602.12952"
-    Params: ClassVar[type[base.Params]] = ClusterTransportParams
+    name = "cluster-transport"
+    version = 1
+    summary = "turn the update from the source's clusters of directions to the target's"
+    reference = "after DART, arXiv 2609.20051, and Theseus, arXiv 2602.12952"
+    Params = ClusterTransportParams
+    columns = (
+        Column("clusters", "clusters", "runs of neighbouring singular directions that are turned together", "count"),
+        COSINE,
+        NORM_RATIO,
+    )
 
     def needs(self, params: ClusterTransportParams) -> base.Needs:
-        """Both weights."""
-        return base.Needs(basis=True, drift=True)
+        """The bases of both weights."""
+        return base.Needs(basis=True, target_basis=True)
 
     def transfer(self, inputs: base.LayerInputs, params: ClusterTransportParams) -> base.LayerOutput:
         """A small polar decomposition a cluster; the factors' rank does not change."""
-        source, target = inputs.basis, target_basis(inputs)
-        assert source is not None
+        source, target = inputs.require_basis(), inputs.require_target_basis()
         update = inputs.update
         labels = spectral_clusters(source.S, params.gap, params.largest)
         B = _turned(update.B, source.U, target.U, labels)
         A = _turned(update.A.T, source.Vh.T, target.Vh.T, labels).T
         new = LowRank(B, A.contiguous())
         scale = update.norm()
-        stats = {
+        stats: dict[str, base.Stat] = {
             "clusters": int(labels.max()) + 1,
             "cosine": cosine(update, new),
             "norm_ratio": new.norm() / scale if scale > 0 else 0.0,
         }
         return base.LayerOutput(new, stats, new)
+
+    def cost(self, shape: tuple[int, int], rank: int, params: ClusterTransportParams, warm: bool) -> Cost:
+        """Products of both bases with each other, cluster by cluster, and with the factors."""
+        m, n = shape
+        p = min(m, n)
+        return product(m + n, p, params.largest + 4 * rank) + factors(m, n, rank)
 
 
 def spectral_clusters(S: Float[Tensor, " p"], gap: float, largest: int) -> Tensor:

@@ -1,47 +1,49 @@
 """ProLoRA-style projection: the part inside the source's main subspaces goes to the target's, the rest to the rest."""
 
-from typing import ClassVar
-
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.measures import cosine
 from loraport.methods import base
+from loraport.methods.columns import COSINE, Column
+from loraport.methods.cost import Cost, factors, product
 
 
 class ProLoraParams(base.Params):
-    """energy: share of the squared singular values of the source that makes the main subspace.
+    """Settings of prolora.
 
-    mixed: keep the terms between the main subspace and the rest, which the published equations drop.
+    Args:
+        energy: share of the squared singular values of the source that makes the main subspace.
+        mixed: keep the terms between the main subspace and the rest, which the published equations drop.
     """
 
-    energy: float = Field(0.9, gt=0, le=1)
+    energy: float = Field(default=0.9, gt=0, le=1)
     mixed: bool = False
 
 
-class ProLora(base.TransferMethod):
+@base.register
+class ProLora(base.TransferMethod[ProLoraParams]):
     """D' = sum over a, b of P_t^a P_s^a D P_s^b P_t^b; P projects on the main subspace (a = b, "||") or off it.
 
     "-style": there is no official code, and the published rule for the size of the main subspace is not given.
     """
 
-    name: ClassVar[str] = "prolora"
-    version: ClassVar[int] = 1
-    summary: ClassVar[str] = "project on the target's main subspaces and their complements (ProLoRA-style)"
-    reference: ClassVar[str] = "after ProLoRA, arXiv 2506.04244 (ICML 2025)"
-    Params: ClassVar[type[base.Params]] = ProLoraParams
+    name = "prolora"
+    version = 1
+    summary = "project on the target's main subspaces and their complements (ProLoRA-style)"
+    reference = "after ProLoRA, arXiv 2506.04244 (ICML 2025)"
+    Params = ProLoraParams
+    columns = (Column("main_subspace", "main subspace", "number of leading directions of the source", "count"), COSINE)
 
     def needs(self, params: ProLoraParams) -> base.Needs:
-        """Both weights."""
-        return base.Needs(basis=True, drift=True)
+        """The bases of both weights."""
+        return base.Needs(basis=True, target_basis=True)
 
     def transfer(self, inputs: base.LayerInputs, params: ProLoraParams) -> base.LayerOutput:
         """Four products with thin matrices; rank r, or 2 r without the mixed terms."""
-        source, target = inputs.basis, target_basis(inputs)
-        assert source is not None
+        source, target = inputs.require_basis(), inputs.require_target_basis()
         k, update = source.head(params.energy), inputs.update
         left_in = _onto(target.U[:, :k], _onto(source.U[:, :k], update.B))
         left_out = _off(target.U[:, :k], _off(source.U[:, :k], update.B))
@@ -53,15 +55,10 @@ class ProLora(base.TransferMethod):
             new = LowRank.sum([LowRank(left_in, right_in), LowRank(left_out, right_out)])
         return base.LayerOutput(new, {"main_subspace": k, "cosine": cosine(update, new)}, new)
 
-
-def target_basis(inputs: base.LayerInputs) -> SpectralBasis:
-    """The target weight's basis; from source basis and drift if it was not given."""
-    if inputs.target_basis is not None:
-        return inputs.target_basis
-    basis, drift = inputs.basis, inputs.drift
-    assert basis is not None
-    assert drift is not None
-    return SpectralBasis.from_weight((basis.U * basis.S) @ basis.Vh + drift.dense(), name=inputs.name)
+    def cost(self, shape: tuple[int, int], rank: int, params: ProLoraParams, warm: bool) -> Cost:
+        """Eight projections of thin factors, and a decomposition of factors of twice the rank."""
+        m, n = shape
+        return product(m + n, min(m, n), rank, 8) + factors(m, n, 2 * rank)
 
 
 def _onto(U: Float[Tensor, "m k"], X: Float[Tensor, "m r"]) -> Float[Tensor, "m r"]:

@@ -1,0 +1,158 @@
+"""What holds for every method there is, without naming one."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Generator
+
+import loraport
+import pico
+from loraport.core.basis import SpectralBasis
+from loraport.core.lowrank import LowRank
+from loraport.core.operators import DenseOperator
+from loraport.engine.plan import make_plan
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.results import COLUMNS, layer_columns
+from loraport.methods import base, registry
+from loraport.methods.base import LayerInputs
+
+DOCS = Path(__file__).parents[2] / "docs"
+SHAPES = [(24, 24), (40, 16), (16, 40)]
+NAMES = [*registry.names(), *registry.PRESETS]
+
+
+def layer(shape, *, rank=3, drift=0.3, dtype=torch.float64) -> LayerInputs:
+    """A layer with all that a method can ask for."""
+    m, n = shape
+    generator = Generator().manual_seed(m * 31 + n)
+
+    def draw(a: int, b: int) -> torch.Tensor:
+        return torch.randn(a, b, generator=generator, dtype=dtype)
+
+    W, D = draw(m, n), drift * draw(m, n)
+    return LayerInputs(
+        name="layer",
+        update=LowRank(draw(m, rank), draw(rank, n)),
+        basis=SpectralBasis.from_weight(W),
+        target_basis=SpectralBasis.from_weight(W + D),
+        drift=DenseOperator(D),
+        source=DenseOperator(W),
+        target=DenseOperator(W + D),
+    )
+
+
+def only_what_is_needed(inputs: LayerInputs, needs: base.Needs) -> LayerInputs:
+    """The layer as the engine would hand it over."""
+    return LayerInputs(
+        name=inputs.name,
+        update=inputs.update,
+        basis=inputs.basis if needs.basis else None,
+        target_basis=inputs.target_basis if needs.target_basis else None,
+        drift=inputs.drift if needs.drift else None,
+        source=inputs.source if needs.source else None,
+        target=inputs.target if needs.target else None,
+    )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_reports_what_it_declares_and_reads_what_it_asks_for(name, shape):
+    method, params = registry.resolve(name)
+    output = method.transfer(only_what_is_needed(layer(shape), method.needs(params)), params)
+    assert output.stats.keys() == {column.key for column in method.columns}
+    assert len({column.title for column in method.columns}) == len(method.columns)
+    for column in method.columns:
+        assert column.help
+        value = output.stats[column.key]
+        assert isinstance(value, str) == (column.unit == "text"), column
+        assert column.unit != "count" or isinstance(value, int), column
+        assert column.unit != "share" or -1e-9 <= value <= 1 + 1e-9, column
+
+
+def test_something_not_asked_for_is_named():
+    inputs = LayerInputs("blocks.0.q", LowRank.zeros(3, 2))
+    for need in ("source", "target", "drift", "basis", "target_basis"):
+        with pytest.raises(RuntimeError, match=rf"blocks\.0\.q.*'{need}'"):
+            getattr(inputs, f"require_{need}")()
+
+
+def test_columns_of_a_run_are_the_engine_s_and_then_the_method_s():
+    keys = [column.key for column in layer_columns(["casa", "direct"])]
+    assert keys[: len(COLUMNS)] == [column.key for column in COLUMNS]
+    assert keys.count("cosine") == 1
+    assert {"clusters", "cosine"} <= set(keys)
+
+
+@pytest.mark.parametrize("shape", [(1536, 1536), (8960, 1536), (1536, 8960)])
+@pytest.mark.parametrize("name", NAMES)
+def test_estimates_grow_with_the_work(name, shape):
+    method, params = registry.resolve(name)
+    m, n = shape
+
+    def total(work: base.Cost) -> float:
+        return work.products + work.decompositions + work.passes
+
+    cost = total(method.cost(shape, 32, params, False))
+    assert 0 < cost < total(method.cost((2 * m, 2 * n), 32, params, False))
+    assert total(method.cost(shape, 32, params, True)) <= cost
+    assert method.memory(shape, 32, params) < method.memory(shape, 64, params)
+    if not method.needs(params).nothing:
+        assert method.memory(shape, 32, params) >= 4 * m * n
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_what_a_run_keeps_in_the_cache_is_what_the_method_says(name, tmp_path):
+    files = pico.write(tmp_path / "pico")
+    recipe = Recipe(lora=str(files.lora), source=str(files.source), target=str(files.target), method=name)
+    options = RunOptions(cache=str(tmp_path / "cache"), log="off")
+    loraport.transfer(
+        files.lora, source=files.source, target=files.target, output=tmp_path / "out.safetensors", method=name,
+        options=options,
+    )  # fmt: skip
+    kept = [load_file(file) for file in (tmp_path / "cache" / "basis").rglob("*.safetensors")]
+    total = sum(tensor.numel() * tensor.element_size() for entry in kept for tensor in entry.values())
+    assert total == pytest.approx(make_plan(recipe).cache_bytes, rel=0.02)
+
+
+@pytest.fixture
+def no_trace(monkeypatch):
+    """What a test registers is forgotten."""
+    monkeypatch.setattr(base, "METHODS", dict(base.METHODS))
+    monkeypatch.setattr(base, "PRESETS", dict(base.PRESETS))
+    monkeypatch.setattr(registry, "METHODS", base.METHODS)
+    monkeypatch.setattr(registry, "PRESETS", base.PRESETS)
+
+
+def test_the_example_in_the_documents_is_a_method(tmp_path, no_trace):
+    code = re.search(r"```python\n(.*?)```", (DOCS / "adding-a-method.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(code[1], "adding-a-method.md", "exec"), {"__name__": "example"})
+    method, params = registry.resolve("shrink-all")
+    output = method.transfer(layer((24, 16)), params)
+    assert output.stats.keys() == {column.key for column in method.columns}
+    files = pico.write(tmp_path / "pico")
+    made = tmp_path / "made.safetensors"
+    report = loraport.transfer(
+        files.lora, source=files.source, target=files.target, output=made, method="shrink",
+        params={"shrink.beta": 1.0}, rank="full", options=RunOptions(cache="off", log="off"),
+    )  # fmt: skip
+    source, target, given, new = (load_file(f) for f in (files.source, files.target, files.lora, made))
+    for entry in report.layers:
+        key = f"diffusion_model.{entry.name}"
+        update = given[f"{key}.lora_B.weight"] @ given[f"{key}.lora_A.weight"]
+        added = new[f"{key}.lora_B.weight"] @ new[f"{key}.lora_A.weight"]
+        whole = target[f"{entry.name}.weight"] + added
+        assert torch.allclose(whole, source[f"{entry.name}.weight"] + update, atol=1e-4)
+        assert "removed" in entry.stats
+
+
+def test_two_methods_of_one_name_are_an_error(no_trace):
+    class Other(base.TransferMethod):
+        """Another."""
+
+        name = "casa"
+
+    with pytest.raises(ValueError, match="casa"):
+        base.register(Other)
