@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 import makers
 from loraport.adapters.describe import describe
+from loraport.adapters.dialect import PROFILES
 from loraport.adapters.grammar import grammar
 from loraport.errors import FileError
 from loraport.models.family import families
@@ -113,6 +114,6 @@ class TestTables:
     def test_the_grammar_holds_together(self):
         rules = grammar()
         assert set(rules.changes) == set(rules.parts) - {"alpha", "lora_alpha", "lora_rank", "lora_bias_named"}
-        for profile in rules.profiles.values():
-            assert profile["dialect"]["style"] in rules.styles
-            assert set(profile["carries"].values()) <= set(rules.parts)
+        for profile in PROFILES.values():
+            assert profile.dialect.style in rules.styles
+            assert set(profile.carries.values()) <= set(rules.parts)

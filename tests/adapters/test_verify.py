@@ -44,7 +44,8 @@ def _outcomes(path: Path, outcome: bool | None, model=None, **options) -> set[st
 
 class TestFaults:
     def test_a_file_as_written_passes(self, written, pico):
-        assert {check.passed for check in verify_adapter(written, pico)} == {True}
+        checks = verify_adapter(written, pico)
+        assert {check.name for check in checks if check.passed is not True} == {"not read by"}
         with safe_open(str(written), framework="pt") as file:
             assert CONTENT in file.metadata()
 
@@ -107,7 +108,8 @@ class TestNotes:
         made["blocks.0.ffn.0"] = makers.factors(rank=6)["blocks.0.ffn.0"]
         path = LoraFile(spell(made, "lora_unet_", flat, *KOHYA, alpha=1.0)).write(tmp_path)
         checks = {check.name: check for check in verify_adapter(path, pico)}
-        assert {name for name, check in checks.items() if check.passed is None} == {
+        programs = {"refused by", "not read by"}
+        assert {name for name, check in checks.items() if check.passed is None} - programs == {
             "header says how it was made",
             "one rank in the whole file",
             "strength 1 in every loader",

@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 
 import pico
 from loraport.cli.main import app
-from loraport.cli.summary import how_to_load
 
 
 def invoke(*words: object):
@@ -95,7 +94,7 @@ def test_amount_nothing_is_the_lora_itself(files: pico.Pico) -> None:
         assert torch.allclose(delta(files.folder / "out.safetensors", name), delta(files.lora, name), atol=1e-6)
 
 
-@pytest.mark.parametrize("profile", ["universal", "diffusers", "kohya", "original", "same-as-input"])
+@pytest.mark.parametrize("profile", ["universal", "diffusers", "kohya", "original", "fastvideo", "same-as-input"])
 def test_profiles(files: pico.Pico, profile: str) -> None:
     done = transfer(files, "--to", profile)
     assert done.exit_code == 0, done.output
@@ -250,10 +249,10 @@ def test_a_second_transfer_is_refused_unless_forced(files: pico.Pico) -> None:
 
 @pytest.mark.parametrize(
     ("profile", "words"),
-    [("diffusers", "load_lora_weights"), ("original", "LightX2V"), ("same-as-input", "whatever loads the input")],
+    [("diffusers", "diffusers: pipe.load_lora_weights('"), ("original", "LightX2V"), ("fastvideo", "set_lora_adapter")],
 )
-def test_it_says_how_to_load_the_file(profile: str, words: str) -> None:
-    assert words in how_to_load(Path("x.safetensors"), profile)[0]
+def test_it_says_how_to_load_the_file(files: pico.Pico, profile: str, words: str) -> None:
+    assert f"load it   {words}" in transfer(files, "--to", profile).stdout.replace("FastVideo: generator.", "")
 
 
 def test_warnings_come_once(files: pico.Pico) -> None:

@@ -8,9 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.adapters.adapter import LayerUpdate, LoraAdapter
+from loraport.adapters.consumers import content_of
 from loraport.adapters.dialect import SAME_AS_INPUT, Profile, profile_of
 from loraport.adapters.header import STALE
-from loraport.adapters.loaders import loader_notes
+from loraport.adapters.loaders import loader_notes, ways_to_load
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import Factors, check_carried, render, write_adapter
 from loraport.containers.tensors import read_tensor
@@ -30,6 +31,7 @@ class Conversion:
         before: the input's dialect, for people. after: the output's.
         layers: number of layers. carried: keys passed on. dropped: keys left out by request.
         folded: layers whose scale had to be written into a factor, and so are not bit for bit the same.
+        load: how to load the output, one program a line.
         warnings: sentences for the user.
     """
 
@@ -40,6 +42,7 @@ class Conversion:
     carried: tuple[str, ...]
     dropped: tuple[str, ...]
     folded: tuple[str, ...]
+    load: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
@@ -80,6 +83,7 @@ def convert_adapter(
     tensors, folded = render_exact(lora, profile)
     write_adapter(output, tensors, _metadata(lora, profile), overwrite=overwrite)
     ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.factored or profile.factor_matrices}
+    content = content_of(to, ranks, lora.carried, lora.architecture, lora.dialect)
     return Conversion(
         output,
         lora.dialect.title,
@@ -88,7 +92,8 @@ def convert_adapter(
         tuple(key for item in lora.carried for key in item.keys),
         lora.dropped,
         folded,
-        lora.warnings + loader_notes(to, ranks, lora.carried, lora.architecture),
+        tuple(ways_to_load(output, content)),
+        lora.warnings + loader_notes(content),
     )
 
 

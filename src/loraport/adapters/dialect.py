@@ -1,7 +1,10 @@
 """A LoRA dialect: prefix x naming x suffix style x place of alpha. Detect, parse a key, render a key."""
 
 from dataclasses import dataclass, replace
+from importlib import resources
 from typing import Any
+
+import yaml
 
 from loraport.adapters.grammar import grammar
 from loraport.errors import UsageError
@@ -97,7 +100,8 @@ def _profile(name: str, row: dict[str, Any]) -> Profile:
     )
 
 
-PROFILES: dict[str, Profile] = {name: _profile(name, row) for name, row in grammar().profiles.items()}
+_ROWS = yaml.safe_load((resources.files("loraport.adapters") / "profiles.yaml").read_text("utf-8"))
+PROFILES: dict[str, Profile] = {name: _profile(name, row) for name, row in _ROWS.items()}
 PROFILE_NAMES: tuple[str, ...] = (*PROFILES, SAME_AS_INPUT)
 
 

@@ -4,7 +4,6 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Any
 
 import yaml
 
@@ -30,7 +29,6 @@ class Grammar:
     parts: dict[str, str]
     changes: dict[str, str]
     refused: tuple[tuple[str, re.Pattern[str]], ...]
-    profiles: dict[str, dict[str, Any]]
     suffixes: tuple[tuple[re.Pattern[str], str, str | None], ...]
 
     def split_suffix(self, key: str) -> Suffix | None:
@@ -61,7 +59,6 @@ def grammar() -> Grammar:
         parts=data["parts"],
         changes=data["changes"],
         refused=tuple((row["kind"], re.compile(row["pattern"])) for row in data["refused"]),
-        profiles=data["profiles"],
         suffixes=tuple((_ending(text), part, style) for text, part, style in endings),
     )
 

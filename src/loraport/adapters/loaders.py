@@ -1,53 +1,141 @@
-"""What programs that load LoRAs will make of a file, where they do not all take it in full."""
+"""What a user is told about the programs that may load a file: how to load it, and what would be missing there."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
-from loraport.adapters.adapter import Carried
-from loraport.models.architecture import Architecture, LayerName
-from loraport.models.family import block_of
+from loraport.adapters.consumers import ALL, PARTS, Consumer, Content, Outcome, consumers, writable
+from loraport.adapters.dialect import SAME_AS_INPUT
+
+NAMED = 3  # programs that a sentence names before it counts the rest
+LONG = 160  # characters; a longer list of what is left out is for `verify`
+
+IN_FULL = "taken in full by"
+_Losses = Mapping[Consumer, Mapping[str, Outcome]]
 
 
-def loader_notes(
-    profile: str, ranks: Mapping[LayerName, int], carried: Iterable[Carried], architecture: Architecture
-) -> tuple[str, ...]:
-    """Sentences about what some loaders leave out or refuse.
+def loader_notes(content: Content) -> tuple[str, ...]:
+    """A few sentences: what the common programs leave out, what the others do, and what nobody takes.
 
     Args:
-        profile: the output profile.
-        ranks: canonical layer -> rank, of everything that is written as factors.
-        carried: what is passed on.
-        architecture: the model the file is for.
+        content: what is in the file.
     """
-    carried = list(carried)
-    kinds = {architecture.role(item.module) for item in carried if item.kind != "text_encoder"} - {"linear"}
+    readers = {consumer: content.losses(consumer) for consumer in consumers() if content.reads(consumer)}
+    lost_by_all = [part for part in content.parts if readers and all(part in lost for lost in readers.values())]
     notes = []
-    if profile == "kohya":
-        notes += _kohya(ranks, carried, architecture)
-    if profile == "original":
-        notes.append("bare names: diffusers and ComfyUI do not read this file; LightX2V, DiffSynth and FastVideo do")
-    if profile == "universal":
-        if any(item.kind == "text_encoder" for item in carried):
-            notes.append("diffusers refuses the file, because it also holds keys of a text encoder; others take it")
-        if kinds:
-            notes.append(
-                "diffusers, FastVideo and DiffSynth leave the changes of norms, convolution and modulation out"
-            )
-    if len(set(ranks.values())) > 1:
+    if readers and not any(consumer.common for consumer in readers):
+        strangers = [consumer.name for consumer in consumers() if consumer.common and content.reading(consumer)]
+        notes += [f"{_and(strangers)} do not read a file of the {content.profile} profile"] if strangers else []
+    notes += [_common(consumer, content, lost_by_all) for consumer in readers if consumer.common]
+    notes.append(_others({c: lost for c, lost in readers.items() if not c.common}, lost_by_all))
+    notes += [_nobody(part, content) for part in lost_by_all]
+    if content.mixed_ranks:
         notes.append("the ranks differ from layer to layer; diffusers before 0.40 mis-scales such a file")
-    if profile in {"universal", "original"} and any(name.endswith(("k_img", "v_img")) for name in ranks):
-        notes.append("FastVideo leaves the image projections (k_img, v_img) out unless they have diffusers names")
-    return tuple(notes)
+    return tuple(note for note in notes if note)
 
 
-def _kohya(ranks: Mapping[LayerName, int], carried: list[Carried], architecture: Architecture) -> list[str]:
-    family = architecture.family
-    inside = {
-        name
-        for name in family.modules(architecture.dimensions["blocks"])
-        if (template := family.template_of(name)) and template.repeated and template.role == "linear"
-        if not template.optional
-    }
-    outside = [name for name in ranks if not block_of(name)]
-    if carried or outside or inside - ranks.keys():
-        return ["diffusers reads kohya files only where every layer of every block is there and nothing else"]
-    return []
+def ways_to_load(path: str | Path, content: Content, at_most: int = 2) -> list[str]:
+    """What to type or click to use a file at strength 1, in the first programs that take it.
+
+    Args:
+        path: the file.
+        content: what is in it.
+        at_most: number of programs to name.
+    """
+    ways: dict[str, str] = {}
+    for consumer in consumers():
+        reading = content.reading(consumer)
+        if reading is None or not content.reads(consumer) or _refused(content.losses(consumer)):
+            continue
+        text = reading.load.replace("{path}", repr(str(path))).replace("{name}", Path(path).name)
+        ways.setdefault(consumer.program, f"{consumer.program}: {text}")
+    return list(ways.values())[:at_most] or ["with whatever loads the input, at strength 1.0"]
+
+
+def takers(content: Content) -> list[tuple[str, list[str]]]:
+    """Who takes how much of a file, the best first: (how much, names of the programs).
+
+    Args:
+        content: what is in the file.
+    """
+    found: dict[str, list[str]] = {}
+    order = {}
+    for consumer in consumers():
+        reading = content.reading(consumer)
+        if reading is None or content.profile is None:
+            continue
+        losses = content.losses(consumer)
+        refused = [part for part, outcome in losses.items() if outcome.refused]
+        if not content.reads(consumer) and not refused:
+            everything = reading.profiles[content.profile][ALL]
+            rank, title = 3, "refused by" if everything.refused else "not read by"
+        elif content.unknown(consumer):
+            continue
+        elif refused:
+            rank, title = 2, f"refused for {_parts(refused)}"
+        else:
+            rank, title = (1, f"taken without {_parts(losses)}") if losses else (0, IN_FULL)
+        order[title] = rank
+        found.setdefault(title, []).append(consumer.name)
+    return sorted(found.items(), key=lambda row: order[row[0]])
+
+
+def _refused(losses: Mapping[str, Outcome]) -> bool:
+    return any(outcome.refused for outcome in losses.values())
+
+
+def _common(consumer: Consumer, content: Content, known: Sequence[str]) -> str:
+    """What a common program leaves out of a file, what everybody leaves out aside."""
+    losses = content.losses(consumer)
+    refused = [part for part, outcome in losses.items() if outcome.refused]
+    if refused:
+        other = [
+            profile
+            for profile, row in consumer.families[content.family].profiles.items()
+            if profile != SAME_AS_INPUT and ALL not in row and not _refused(content.losses_in(row))
+            if all(writable(profile, part) for part in content.parts)
+        ]
+        way = f"; with --to {other[0]} it does" if other else ""
+        return f"{consumer.name} does not load the file, because of {_parts(refused)}{way}"
+    lost = [part for part in losses if part not in known]
+    return f"{consumer.name} leaves out {_parts(lost)}" if lost else ""
+
+
+def _others(losses: _Losses, known: Sequence[str]) -> str:
+    """What the other programs leave out, in one sentence."""
+    refused = [consumer.name for consumer, lost in losses.items() if _refused(lost)]
+    together: dict[tuple[str, ...], list[str]] = {}  # parts left out -> programs
+    for consumer, lost in losses.items():
+        parts = tuple(part for part in lost if part not in known)
+        if parts and not _refused(lost):
+            together.setdefault(parts, []).append(consumer.name)
+    said = [f"{_parts(parts)} are left out by {_and(names)}" for parts, names in together.items()]
+    counted = len(refused) > NAMED or any(len(names) > NAMED for names in together.values())
+    if len("; ".join(said)) > LONG:
+        said, counted = [f"parts of it are left out by {_and([n for names in together.values() for n in names])}"], True
+    if refused:
+        said.append(f"the whole file is refused by {_and(refused)}")
+    return "; ".join(said) + (" (loraport verify lists them all)" if counted else "")
+
+
+def _nobody(part: str, content: Content) -> str:
+    """A part that no program takes from this file, and where else it would arrive."""
+    said = f"no program applies the {PARTS[part]} from this file"
+    for consumer in consumers():
+        reading = consumer.families.get(content.family)
+        for profile, row in reading.profiles.items() if reading else ():
+            if profile != SAME_AS_INPUT and not {part, ALL} & row.keys() and writable(profile, part):
+                return f"{said}; {consumer.program} does with --to {profile}, and --drop leaves it out"
+    return f"{said}; --drop leaves it out"
+
+
+def _parts(parts: Iterable[str]) -> str:
+    wanted = set(parts)
+    return _and([title for part, title in PARTS.items() if part in wanted], limit=len(PARTS))
+
+
+def _and(names: Sequence[str], limit: int = NAMED) -> str:
+    """Names as people list them; those beyond the limit are counted."""
+    shown = list(names[:limit])
+    if len(names) > limit:
+        shown.append(f"{len(names) - limit} more")
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"

@@ -6,8 +6,10 @@ from pathlib import Path
 import torch
 
 from loraport.adapters.adapter import LoraAdapter
-from loraport.adapters.dialect import PROFILES
+from loraport.adapters.consumers import content_of
+from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT
 from loraport.adapters.header import CONTENT, content_digest, read_json
+from loraport.adapters.loaders import IN_FULL, takers
 from loraport.adapters.parse import open_adapter
 from loraport.containers.tensors import TensorRef, digest, open_tensors, read_tensor
 from loraport.errors import LoraportError, MismatchError, NumericalError, UnmatchedKeysError
@@ -66,6 +68,7 @@ def verify_adapter(
     checks += _content(lora, refs)
     if model is not None:
         checks.append(_fit(lora, model, expert, adapter))
+    checks += _programs(lora)
     if load and all(check.passed is not False for check in checks):
         checks.append(_diffusers(lora, refs))
     return tuple(checks)
@@ -129,6 +132,13 @@ def _fit(lora: LoraAdapter, model: Checkpoint, expert: str | None, adapter: str 
     except MismatchError as error:
         return Check(FITS, False, _in_one_line(error))
     return Check(FITS, True, model.architecture.title)
+
+
+def _programs(lora: LoraAdapter) -> list[Check]:
+    """Which programs take how much of the file, where it is spelled as an output of ours."""
+    ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.factored}
+    content = content_of(SAME_AS_INPUT, ranks, lora.carried, lora.architecture, lora.dialect)
+    return [Check(title, True if title == IN_FULL else None, ", ".join(names)) for title, names in takers(content)]
 
 
 def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:

@@ -57,6 +57,7 @@ def convert(
     if done.dropped:
         lines.append(f"  dropped   {text.listing(done.dropped)}")
     lines.append(f"  output    {done.output}  ({text.size(done.output.stat().st_size)}, written and read back)")
+    lines += [f"  {'load it' if way == done.load[0] else '':<9} {way}" for way in done.load]
     voice.result("\n".join(lines))
     for message in done.warnings:
         voice.warning(message)
@@ -70,6 +71,7 @@ def convert(
             "carried": list(done.carried),
             "dropped": list(done.dropped),
             "folded": list(done.folded),
+            "load": list(done.load),
             "warnings": list(done.warnings),
         }
     )

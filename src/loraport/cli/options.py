@@ -218,7 +218,7 @@ To = Annotated[
         "--to",
         metavar="PROFILE",
         rich_help_panel=_OUTPUT,
-        help="Names in the output: universal, diffusers, kohya, original, same-as-input.",
+        help="Names in the output: universal, diffusers, kohya, original, fastvideo, same-as-input.",
     ),
 ]
 Dtype = Annotated[

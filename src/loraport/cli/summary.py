@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loraport.adapters.loaders import ways_to_load
 from loraport.cli import text
 from loraport.cli.voice import Voice
 
@@ -37,7 +38,7 @@ def show_report(report: Any, plan: Any, voice: Voice, said: Sequence[str] = ()) 
     if report.output is not None:
         size = text.size(report.output.stat().st_size)
         lines.append(f"  output    {report.output}  ({size}, {facts['dtype']}, written and read back)")
-        ways = how_to_load(report.output, facts["to"], plan.carried)
+        ways = ways_to_load(report.output, plan.content)
         lines += [f"  {'load it' if way == ways[0] else '':<9} {way}" for way in ways]
     voice.result("\n".join(lines))
     for message in report.warnings:
@@ -71,18 +72,6 @@ def show_layers(layers: Sequence[Any], voice: Voice) -> None:
         )
     used = [n for n in range(len(columns)) if any(row[n] != "" for row in rows)]
     voice.table([columns[n] for n in used], [[row[n] for n in used] for row in rows])
-
-
-def how_to_load(path: Path, profile: str, carried: Sequence[Any] = ()) -> list[str]:
-    """What to type or click to use the file, at strength 1."""
-    diffusers = f"diffusers: pipe.load_lora_weights({str(path)!r})"
-    comfy = f"ComfyUI: put {path.name} into models/loras and use a LoRA loader (model only) at strength 1.0"
-    return {
-        "universal": [comfy] if any(item.kind == "text_encoder" for item in carried) else [diffusers, comfy],
-        "diffusers": [diffusers],
-        "kohya": [comfy],
-        "original": ["LightX2V, DiffSynth-Studio, FastVideo: as any LoRA with bare names, at strength 1.0"],
-    }.get(profile, ["with whatever loads the input, at strength 1.0"])
 
 
 def _energy(report: Any, plan: Any) -> str:

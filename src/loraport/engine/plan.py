@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraport.adapters.adapter import Carried, LoraAdapter
+from loraport.adapters.consumers import Content, content_of
 from loraport.adapters.dialect import check_profile, profile_of
 from loraport.adapters.loaders import loader_notes
 from loraport.adapters.render import check_carried
@@ -36,6 +37,7 @@ class TransferPlan:
         carried: tensors taken over unchanged. dropped: keys left out.
         rank: settled rule. dtype: torch name of the output's dtype.
         extra_source, extra_target: weights that only one checkpoint has.
+        content: what of the output decides which programs take it.
         warnings: sentences for the user.
     """
 
@@ -53,6 +55,7 @@ class TransferPlan:
     dtype: str
     extra_source: tuple[str, ...]
     extra_target: tuple[str, ...]
+    content: Content
     warnings: tuple[str, ...]
 
     @property
@@ -154,12 +157,11 @@ def make_plan(recipe: Recipe) -> TransferPlan:
                 peak_bytes=working_bytes(m, n, job_needs.basis),
             )
         )
-    ranks = {job.name: _rank_bound(job) for job in jobs}
-    warnings += loader_notes(
-        recipe.to, dict.fromkeys(ranks, max(ranks.values(), default=0)), adapter.carried, inputs.source.architecture
-    )
     if not jobs:
         raise MismatchError("no layer of the LoRA is left to transfer", where=str(adapter.path))
+    one_rank = dict.fromkeys((job.name for job in jobs), 1)
+    content = content_of(recipe.to, one_rank, adapter.carried, inputs.source.architecture, adapter.dialect)
+    warnings += loader_notes(content)
     _check_layers(recipe, [job.name for job in jobs])
     extra_source, extra_target = inputs.extras
     return TransferPlan(
@@ -177,6 +179,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         dtype=dtype,
         extra_source=extra_source,
         extra_target=extra_target,
+        content=content,
         warnings=tuple(warnings),
     )
 

@@ -1,0 +1,241 @@
+"""Programs that load LoRAs, as the rows of consumers.yaml have it: what each makes of a file, and how it is loaded."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from loraport.adapters.adapter import Carried
+from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT, Dialect
+from loraport.models.architecture import Architecture, LayerName
+from loraport.models.family import block_of
+
+ALL = "all"
+# Parts of a file, as they are called in sentences and in the tables.
+PARTS = {
+    "partial": "layers missing in its blocks",
+    "outside": "layers outside the blocks",
+    "image": "image projections",
+    "bias": "biases",
+    "norm": "norms/convolutions",
+    "modulation": "modulation",
+    "text_encoder": "keys of a text encoder",
+}
+_CARRIED_AS = {"bias": "bias", "norm": "weight", "modulation": "param"}  # keys of Profile.carries
+OUTCOMES = {
+    "quiet": "left out without a word",
+    "warning": "left out, with a line in the log",
+    "count": "left out, only a number is shown",
+    "outside": "left out outside the blocks, without a word",
+    "error": "the whole file is refused",
+    "unknown": "not looked at",
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a program does with a part of a file that it does not take.
+
+    Args:
+        word: a key of OUTCOMES.
+        remark: what one word does not say.
+    """
+
+    word: str
+    remark: str = ""
+
+    @property
+    def refused(self) -> bool:
+        """Whether the whole file is refused for it."""
+        return self.word == "error"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a program makes of the LoRAs of one family.
+
+    Args:
+        load: how a file is loaded at strength 1, with {path} and {name} to fill in.
+        profiles: output profile -> part that does not arrive (or ALL) -> what happens instead.
+    """
+
+    load: str
+    profiles: dict[str, dict[str, Outcome]]
+
+
+@dataclass(frozen=True, eq=False)  # a row is itself, so that it can be a key
+class Consumer:
+    """A program that loads LoRAs: one row.
+
+    Args:
+        name: of the program, with what sets this row apart in brackets.
+        looked_at: version -> "run", "part" (part run, part read) or "read".
+        scale: what it multiplies an update with at strength 1.
+        common: whether it is named first.
+        families: family of models -> what it makes of its LoRAs.
+    """
+
+    name: str
+    looked_at: dict[str, str]
+    scale: float
+    common: bool
+    families: dict[str, Reading]
+
+    @property
+    def program(self) -> str:
+        """The name without the brackets."""
+        return self.name.partition(" (")[0]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What of a file decides who takes it.
+
+    Args:
+        family: of models.
+        profile: the column of the rows that it belongs to; None where no row speaks of its spelling.
+        parts: the parts it has -> whether some of that lies outside the blocks.
+        mixed_ranks: whether its ranks differ from layer to layer.
+    """
+
+    family: str
+    profile: str | None
+    parts: dict[str, bool] = field(default_factory=dict)
+    mixed_ranks: bool = False
+
+    def reading(self, consumer: Consumer) -> Reading | None:
+        """What a program makes of such files, or None where nobody has looked."""
+        reading = consumer.families.get(self.family)
+        return reading if reading is not None and self.profile in reading.profiles else None
+
+    def reads(self, consumer: Consumer) -> bool:
+        """Whether a program reads the spelling at all, as far as anybody has looked."""
+        reading = self.reading(consumer)
+        return reading is not None and self.profile is not None and ALL not in reading.profiles[self.profile]
+
+    def losses(self, consumer: Consumer) -> dict[str, Outcome]:
+        """The parts of this file that a program is known not to take, with what happens instead."""
+        reading = self.reading(consumer)
+        if reading is None or self.profile is None:
+            return {}
+        return self.losses_in(reading.profiles[self.profile])
+
+    def losses_in(self, row: Mapping[str, Outcome]) -> dict[str, Outcome]:
+        """The same for one profile of a program."""
+        return {
+            part: row[part]
+            for part, outside in self.parts.items()
+            if part in row and row[part].word != "unknown" and (outside or row[part].word != "outside")
+        }
+
+    def unknown(self, consumer: Consumer) -> bool:
+        """Whether nobody has looked at what a program makes of some part of this file."""
+        reading = self.reading(consumer)
+        row = reading.profiles[self.profile] if reading is not None and self.profile is not None else {}
+        return any(part in row and row[part].word == "unknown" for part in self.parts)
+
+
+def content_of(
+    profile: str,
+    ranks: Mapping[LayerName, int],
+    carried: Iterable[Carried],
+    architecture: Architecture,
+    dialect: Dialect | None = None,
+) -> Content:
+    """What of a file decides who takes it.
+
+    Args:
+        profile: the output profile.
+        ranks: canonical layer -> rank, of everything that is written as factors.
+        carried: what is passed on.
+        architecture: the model the file is for.
+        dialect: the spelling of a file "same-as-input".
+    """
+    family = architecture.family
+    carried = list(carried)
+    parts: dict[str, bool] = {}
+
+    def has(part: str, module: str = "") -> None:
+        parts[part] = parts.get(part, False) or not block_of(module)
+
+    for name in ranks:
+        template = family.template_of(name)
+        if not block_of(name):
+            has("outside", name)
+        elif template is not None and template.optional:
+            has("image", name)
+    for item in carried:
+        role = architecture.role(item.module)
+        if item.kind == "text_encoder":
+            has("text_encoder")
+        elif role == "param":
+            has("modulation", item.module)
+        else:
+            has("bias" if role == "linear" else "norm", item.module)
+    if _whole_blocks(architecture) - ranks.keys():
+        has("partial")
+    known: str | None = profile
+    if profile == SAME_AS_INPUT:
+        biased = {item.module for item in carried if architecture.role(item.module) == "linear"}
+        complete = biased in (set(), set(ranks)) and not any(item.kind == "diff_m" for item in carried)
+        known = _profile_of_spelling(dialect, complete)
+    return Content(family.name, known, parts, len(set(ranks.values())) > 1)
+
+
+def writable(profile: str, part: str) -> bool:
+    """Whether a profile has a spelling for a part of a file; what it has none for is refused before it is written."""
+    return part not in _CARRIED_AS or profile == SAME_AS_INPUT or _CARRIED_AS[part] in PROFILES[profile].carries
+
+
+@cache
+def consumers() -> tuple[Consumer, ...]:
+    """All rows, in their order. Raises ValueError for a row that says what no reader of it understands."""
+    text = (resources.files("loraport.adapters") / "consumers.yaml").read_text("utf-8")
+    return tuple(_consumer(row) for row in yaml.safe_load(text))
+
+
+def _whole_blocks(architecture: Architecture) -> set[str]:
+    """Every linear layer of every block up to the last one known, the optional ones aside."""
+    family = architecture.family
+    found = set()
+    for name in family.modules(architecture.dimensions.get("blocks", 0)):
+        template = family.template_of(name)
+        if template is not None and template.repeated and template.role == "linear" and not template.optional:
+            found.add(name)
+    return found
+
+
+def _profile_of_spelling(dialect: Dialect | None, complete: bool) -> str | None:
+    """The column for a file that keeps the spelling of its input.
+
+    Args:
+        dialect: of the input.
+        complete: whether its biases and its modulation are as `universal` would write them.
+    """
+    found = next((name for name, profile in PROFILES.items() if profile.dialect == dialect), None)
+    return SAME_AS_INPUT if found == "universal" and not complete else found
+
+
+def _consumer(row: dict[str, Any]) -> Consumer:
+    families = {
+        family: Reading(
+            said["load"],
+            {profile: _row(cells, row["name"]) for profile, cells in said.items() if profile != "load"},
+        )
+        for family, said in row["families"].items()
+    }
+    looked_at = {str(version): str(how) for version, how in row["looked_at"].items()}
+    return Consumer(row["name"], looked_at, float(row["scale"]), bool(row.get("common")), families)
+
+
+def _row(cells: Mapping[str, Any], name: str) -> dict[str, Outcome]:
+    found = {}
+    for part, said in cells.items():
+        word, remark = said if isinstance(said, list) else (said, "")
+        if part not in {*PARTS, ALL} or word not in OUTCOMES:
+            raise ValueError(f"consumers.yaml, {name}: {part}: {word} is not understood")
+        found[part] = Outcome(word, remark)
+    return found

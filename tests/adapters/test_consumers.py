@@ -1,0 +1,130 @@
+"""Programs that load the output: the rows, the page made of them, and what a user is told about a file."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+import makers
+from loraport.adapters.consumers import ALL, consumers, writable
+from loraport.adapters.convert import convert_adapter
+from loraport.adapters.dialect import PROFILE_NAMES, PROFILES, SAME_AS_INPUT
+from loraport.adapters.verify import verify_adapter
+from loraport.models.family import families
+from makers import PEFT, LoraFile, same, spell
+
+DOCS = Path(__file__).parents[2] / "docs"
+V = "diffusion_model."
+BIAS = {f"{V}blocks.0.self_attn.q.diff_b": torch.ones(24)}
+NORM = {f"{V}blocks.0.norm3.diff": torch.ones(24), f"{V}blocks.0.self_attn.norm_k.w_norm": torch.ones(24)}
+MODULATION = {f"{V}blocks.1.diff_m": torch.ones(1, 6, 24)}
+TEXT = {"lora_te_x.lora_up.weight": torch.ones(1)}
+OUTSIDE = spell(makers.factors(outside=True), V, same, *PEFT)
+IMAGE = spell(makers.factors(image=True), V, same, *PEFT)
+ONE_LAYER = {key: tensor for key, tensor in makers.universal().items() if "blocks.0.self_attn.q." in key}
+
+
+def _convert(tensors: dict, to: str, folder: Path):
+    return convert_adapter(LoraFile(tensors).write(folder), folder / "x.safetensors", to=to)
+
+
+class TestRows:
+    def test_every_row_speaks_of_what_exists(self):
+        for consumer in consumers():
+            assert set(consumer.families) <= set(families())
+            assert set(consumer.looked_at.values()) <= {"run", "part", "read"}
+            for reading in consumer.families.values():
+                assert set(reading.profiles) <= set(PROFILE_NAMES)
+                for profile, row in reading.profiles.items():
+                    # What a profile refuses to write cannot be lost by a program, except along with everything.
+                    assert ALL in row or all(writable(profile, part) for part in row), (consumer.name, profile)
+
+    def test_every_profile_has_a_program_that_reads_it(self):
+        for profile in {*PROFILES, SAME_AS_INPUT}:
+            rows = [reading.profiles.get(profile) for c in consumers() for reading in c.families.values()]
+            assert [row for row in rows if row is not None and ALL not in row], profile
+
+    def test_the_page_is_made_of_them(self):
+        made = runpy.run_path(str(DOCS / "tables.py"))["page"]()
+        assert made == (DOCS / "consumers.md").read_text("utf-8"), "run: python docs/tables.py"
+
+
+class TestNotes:
+    @pytest.mark.parametrize(
+        ("to", "tensors", "words"),
+        [
+            ("universal", OUTSIDE, ["layers outside the blocks are left out by LightX2V (lora_dynamic_apply)"]),
+            ("universal", IMAGE, ["image projections are left out by FastVideo"]),
+            ("universal", makers.universal() | BIAS, ["biases are left out by DiffSynth-Studio, CASA's loader,",
+                                                      "refused by FastVideo 0.2.1 (set_lora_adapter) and VideoX-Fun"]),
+            ("universal", makers.universal() | NORM, ["diffusers leaves out norms/convolutions",
+                                                      "norms/convolutions are left out by DiffSynth-Studio"]),
+            ("universal", makers.universal() | MODULATION, ["no program applies the modulation from this file",
+                                                            "LightX2V does with --to original"]),
+            ("universal", makers.universal() | TEXT, ["diffusers does not load the file",
+                                                      "with --to diffusers it does"]),
+            ("original", makers.universal(), ["diffusers and ComfyUI do not read a file of the original profile"]),
+            ("original", makers.universal() | MODULATION, ["the whole file is refused by", "Wan2GP"]),
+            ("kohya", ONE_LAYER, ["diffusers does not load the file, because of layers missing in its blocks"]),
+            ("kohya", makers.universal() | NORM, ["because of norms/convolutions", "musubi-tuner", "Wan2GP"]),
+            ("same-as-input", makers.universal() | BIAS, ["diffusers does not load the file, because of biases",
+                                                          "with --to universal it does"]),
+            ("fastvideo", IMAGE, ["diffusers do not read"]),
+        ],
+    )  # fmt: skip
+    def test_what_a_program_drops_or_refuses_is_said(self, to, tensors, words, tmp_path):
+        notes = _convert(tensors, to, tmp_path).warnings
+        for word in words:
+            assert word in "\n".join(notes)
+
+    @pytest.mark.parametrize("to", ["universal", "diffusers", "kohya", "same-as-input"])
+    def test_a_plain_file_needs_no_word(self, to, tmp_path):
+        assert _convert(makers.universal(), to, tmp_path).warnings == ()
+
+    def test_it_is_never_a_wall_of_text(self, tmp_path):
+        for to in ("universal", "original", "same-as-input"):
+            notes = _convert(OUTSIDE | IMAGE | BIAS | NORM | MODULATION | TEXT, to, tmp_path / to).warnings
+            assert 0 < len(notes) <= 3
+            assert all(len(note) <= 240 for note in notes), [len(note) for note in notes]
+
+    def test_of_an_unknown_spelling_nothing_is_claimed(self, tmp_path):
+        tensors = spell(makers.factors(), "pipe.dit.", same, *PEFT) | {"pipe.dit.blocks.0.norm3.diff": torch.ones(24)}
+        done = _convert(tensors, "same-as-input", tmp_path)
+        assert done.warnings == ()
+        assert done.load == ("with whatever loads the input, at strength 1.0",)
+
+
+class TestWaysToLoad:
+    @pytest.mark.parametrize(
+        ("to", "tensors", "programs"),
+        [
+            ("universal", makers.universal(), ["diffusers", "ComfyUI"]),
+            ("universal", makers.universal() | TEXT, ["ComfyUI", "LightX2V"]),
+            ("kohya", ONE_LAYER, ["ComfyUI", "WanVideoWrapper"]),
+            ("original", makers.universal(), ["LightX2V", "DiffSynth-Studio"]),
+            ("fastvideo", makers.universal(), ["FastVideo"]),
+        ],
+    )
+    def test_the_first_programs_that_take_it_are_named(self, to, tensors, programs, tmp_path):
+        ways = _convert(tensors, to, tmp_path).load
+        assert [way.partition(": ")[0] for way in ways] == programs
+        assert any("x.safetensors" in way for way in ways)
+
+
+class TestVerify:
+    def _found(self, tensors: dict, to: str, folder: Path) -> dict[str, str]:
+        return {check.name: check.found for check in verify_adapter(_convert(tensors, to, folder).output)}
+
+    def test_everybody_who_was_looked_at_is_listed_once(self, tmp_path):
+        found = self._found(makers.universal() | BIAS | NORM, "universal", tmp_path)
+        assert found["taken in full by"] == "ComfyUI, LightX2V, LightX2V (lora_dynamic_apply), WanVideoWrapper"
+        assert "diffusers" in found["taken without norms/convolutions"]
+        assert "VideoX-Fun" in found["refused for biases and norms/convolutions"]
+        assert found["not read by"] == "musubi-tuner"
+        rows = [names for title, names in found.items() if title.startswith(("taken", "refused", "not read"))]
+        assert sorted(", ".join(rows).split(", ")) == sorted(c.name for c in consumers())
+
+    def test_a_file_in_nobodys_spelling_is_not_judged(self, tmp_path):
+        path = LoraFile(spell(makers.factors(), "pipe.dit.", same, *PEFT)).write(tmp_path)
+        assert not [check for check in verify_adapter(path) if check.name.startswith(("taken", "not read"))]
