@@ -96,8 +96,9 @@ class TestBadKeys:
 
 
 REFUSED = {
-    "LoHa": "lora_unet_blocks_0_ffn_0.hada_w1_a",
-    "LoKr": "lycoris_blocks_0_ffn_0.lokr_w1",
+    "LoHa with a Tucker core": "lora_unet_blocks_0_ffn_0.hada_t1",
+    "LoKr with a Tucker core": "lycoris_blocks_0_ffn_0.lokr_t2",
+    "LyCORIS with a separate scalar": "lycoris_blocks_0_ffn_0.scalar",
     "DoRA": "diffusion_model.blocks.0.ffn.0.dora_scale",
     "DoRA ": "diffusion_model.blocks.0.ffn.0.lora_magnitude_vector",
     "GLoRA": "lora_unet_blocks_0_ffn_0.a1.weight",
@@ -144,7 +145,7 @@ class TestAlpha:
         ("more", "word"),
         [
             ({"use_dora": True}, "DoRA"),
-            ({"peft_type": "LOHA"}, "LOHA"),
+            ({"peft_type": "OFT"}, "OFT"),
             ({"init_lora_weights": "pissa_niter_16"}, "initialisation"),
         ],
     )

@@ -97,9 +97,9 @@ class TestFaults:
             verify_adapter(tmp_path / "x.safetensors")
         with pytest.raises(MismatchError, match="a checkpoint"):
             verify_adapter(pico_path)
-        loha = {f"lora_unet_blocks_0_ffn_0.hada_w{n}_{side}": torch.ones(4, 4) for n in (1, 2) for side in "ab"}
-        with pytest.raises(UnsupportedError, match="LoHa"):
-            verify_adapter(LoraFile(loha).write(tmp_path))
+        dora = makers.universal() | {"diffusion_model.blocks.0.ffn.0.dora_scale": torch.ones(48, 1)}
+        with pytest.raises(UnsupportedError, match="DoRA"):
+            verify_adapter(LoraFile(dora).write(tmp_path))
 
 
 class TestNotes:
