@@ -16,8 +16,6 @@ class KeyRules:
     flat_prefixes: tuple[str, ...]
     experts: dict[str, str]
     wrappers: tuple[str, ...]
-    quantised: tuple[tuple[str, re.Pattern[str]], ...]
-    quantised_dtypes: dict[str, str]
     foreign: tuple[tuple[str, re.Pattern[str]], ...]
     nests: tuple[str, ...]
     adapter_keys: re.Pattern[str]
@@ -42,8 +40,6 @@ def key_rules() -> KeyRules:
         flat_prefixes=tuple(sorted(data["flat_prefixes"], key=len, reverse=True)),
         experts=data["experts"],
         wrappers=tuple(data["wrappers"]),
-        quantised=tuple((row["kind"], re.compile(row["pattern"])) for row in data["quantised"]),
-        quantised_dtypes=data["quantised_dtypes"],
         foreign=tuple((row["title"], re.compile(row["pattern"])) for row in data["foreign"]),
         nests=tuple(data["nests"]),
         adapter_keys=re.compile(data["adapter_keys"]),

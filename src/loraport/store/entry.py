@@ -99,7 +99,7 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
         if stored is None:
             raise ValueError(f"cache entries do not hold {tensor.dtype} ({name})")
         running.update(json.dumps([name, stored, list(tensor.shape)]).encode())
-        running.update(memoryview(_as_bytes(tensor).numpy()))
+        running.update(_as_bytes(tensor).numpy().data)
     return running.hexdigest()
 
 
@@ -146,7 +146,7 @@ def _check_layout(header: Mapping[str, dict], data_bytes: int) -> None:
 
 
 def _fill(file, buffer: UInt8[Tensor, " n"]) -> None:
-    target = memoryview(buffer.numpy())
+    target = buffer.numpy().data
     while len(target):
         count = file.readinto(target)
         if not count:
