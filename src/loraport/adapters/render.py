@@ -11,11 +11,11 @@ from torch import Tensor
 from loraport.adapters.adapter import Carried
 from loraport.adapters.dialect import SAME_AS_INPUT, Dialect, Profile, profile_of
 from loraport.adapters.header import CONTENT, content_digest
-from loraport.containers.safetensors import read_header
+from loraport.containers.safetensors import read_header, write_safetensors
 from loraport.containers.tensors import digest, digest_tensor, open_tensors
 from loraport.core.lowrank import LowRank
 from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError
-from loraport.files import atomic_path, write_safetensors
+from loraport.files import atomic_path
 from loraport.models.architecture import Architecture, LayerName
 from loraport.models.family import Family
 

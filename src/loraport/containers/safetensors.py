@@ -5,18 +5,25 @@ instead (containers/stored.py). That makes the checks of the header ours: nothin
 that has not been checked against the length of the file.
 """
 
+import errno
 import json
+import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import FileIO
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from loraport.containers.access import open_file, status, unreadable
 from loraport.containers.dtypes import FORMATS
 from loraport.errors import FileError
+from loraport.files import NO_ROOM, atomic_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -108,6 +115,55 @@ def parse_entries(file: FileIO | BinaryIO, size: int, where: str) -> tuple[dict[
     if not isinstance(entries, dict):
         raise _damaged(where, "the header is not a table of tensors", type(entries).__name__)
     return entries, 8 + length
+
+
+def write_safetensors(
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], *, durable: bool = True
+) -> None:
+    """Write tensors and header with the stock safetensors writer, atomically; same content, same bytes.
+
+    Args:
+        path: the final name.
+        tensors: by key.
+        metadata: the header's texts.
+        durable: wait until the data is on the disk (see `files.atomic_path`).
+
+    Raises:
+        FileError: the folder cannot be written, or the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in ready.values())
+    with atomic_path(path, need_bytes=size, durable=durable) as temporary:
+        try:
+            save_file(ready, temporary, metadata=dict(metadata))
+        except SafetensorError as error:  # the Rust writer wraps operating-system errors in its own type
+            raise OSError(_errno_of(error), str(error)) from error
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the header's texts in order: the stock writer keeps them in a hash map, so their order is random."""
+    with path.open("rb+") as file:
+        entries, base = parse_entries(file, path.stat().st_size, str(path))
+        if "__metadata__" not in entries:
+            return
+        ordered = {"__metadata__": dict(sorted(entries.pop("__metadata__").items()))} | entries
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        if len(text) > base - 8:
+            raise OSError(errno.EIO, "the header could not be put in order")
+        file.seek(8)
+        file.write(text.ljust(base - 8))
+
+
+def _errno_of(error: Exception) -> int:
+    text = str(error)
+    for code in NO_ROOM:
+        if os.strerror(code) in text or f"os error {code}" in text:
+            return code
+    return errno.EIO
 
 
 def _span(where: str, key: str, entry: Any, base: int) -> Span:
