@@ -245,6 +245,8 @@ def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     cast = tensor.detach().cpu().to(dtype).contiguous()
     if not torch.isfinite(cast).all():
         raise NumericalError(
-            f"the update of {name} is not finite in {dtype}", values=f"largest entry {float(tensor.abs().max()):.3g}"
+            f"the update of {name} is not finite in {dtype}",
+            values=f"largest entry {float(tensor.abs().max()):.3g}",
+            fix="write a wider dtype: --dtype bfloat16 or --dtype float32",
         )
     return cast
