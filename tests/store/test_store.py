@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from loraport.store import shelf
+from loraport.store import index
 from loraport.store.entry import Entry
 from loraport.store.store import NullStore, Store, entry_key
 
@@ -316,7 +316,7 @@ def test_keys_are_canonical() -> None:
 
 
 @pytest.mark.parametrize(("kind", "key"), [("drift", "0" * 64), ("basis", "../../etc/passwd"), ("basis", "A" * 64)])
-def test_names_that_would_leave_the_shelf(store: Store, kind: str, key: str) -> None:
+def test_names_that_would_leave_the_cache(store: Store, kind: str, key: str) -> None:
     with pytest.raises(ValueError, match=r"kind|digits"):
         store.path(kind, key)
 
@@ -325,4 +325,4 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LORAPORT_CACHE", str(tmp_path / "größe x"))
     assert Store().root == tmp_path / "größe x"
     monkeypatch.delenv("LORAPORT_CACHE")
-    assert shelf.default_root().name == "loraport"
+    assert index.default_root().name == "loraport"

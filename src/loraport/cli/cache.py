@@ -35,17 +35,18 @@ Folder = Annotated[
 @app.command("ls", epilog="    loraport cache ls -v")
 def ls(folder: Folder = None, verbose: Verbose = 0, quiet: Quiet = False, as_json: Json = False) -> None:
     """How much is kept, where; with -v every entry."""
-    from loraport.store import shelf
+    from loraport.store import index
 
     voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
     root = _root(folder)
-    found = shelf.entries(root)
-    kinds = {kind: [entry for entry in found if entry.kind == kind] for kind in shelf.KINDS}
+    found = index.entries(root)
+    kinds = {kind: [entry for entry in found if entry.kind == kind] for kind in index.KINDS}
     total = sum(entry.bytes for entry in found)
     voice.result(f"{root}: {_entries(len(found))}, {text.size(total)}")
-    names = {"basis": "decomposed source layers", "result": "finished layers"}
     rows = [
-        [names[kind], str(len(group)), text.size(sum(entry.bytes for entry in group))] for kind, group in kinds.items()
+        [index.KINDS[kind], str(len(group)), text.size(sum(entry.bytes for entry in group))]
+        for kind, group in kinds.items()
+        if group or kind == "result"
     ]
     voice.table(["kept", "entries", "size"], rows)
     if verbose:
@@ -84,23 +85,23 @@ def gc(
     as_json: Json = False,
 ) -> None:
     """Drop the least recently used entries until the rest fits."""
-    from loraport.store import shelf
+    from loraport.store import index
 
     voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
-    bound = shelf.DEFAULT_MAX_BYTES if max_size is None else text.parse_size(max_size, name="--max-size")
+    bound = index.DEFAULT_MAX_BYTES if max_size is None else text.parse_size(max_size, name="--max-size")
     age = None if older_than is None else text.parse_duration(older_than, name="--older-than")
     root = _root(folder)
-    deleted = shelf.collect(root, max_bytes=bound, older_than=age)
+    deleted = index.collect(root, max_bytes=bound, older_than=age)
     _tell_deleted(root, deleted, voice)
 
 
 @app.command("clear", epilog="    loraport cache clear")
 def clear(folder: Folder = None, verbose: Verbose = 0, quiet: Quiet = False, as_json: Json = False) -> None:
     """Drop everything. Nothing is lost but time."""
-    from loraport.store import shelf
+    from loraport.store import index
 
     root = _root(folder)
-    _tell_deleted(root, shelf.clear(root), Voice(verbose=verbose, quiet=quiet, as_json=as_json))
+    _tell_deleted(root, index.clear(root), Voice(verbose=verbose, quiet=quiet, as_json=as_json))
 
 
 @app.command("verify", epilog="    loraport cache verify --remove")
@@ -200,23 +201,23 @@ def warm(
     from loraport.cli.progress import Progress
     from loraport.engine.plan import make_plan
     from loraport.engine.run import run
-    from loraport.store import shelf
+    from loraport.store import index
 
     for recipe in recipes:
         with Progress(voice) as progress:
             run(make_plan(recipe), None, run_options, progress)
-    found = shelf.entries(root)
+    found = index.entries(root)
     total = sum(entry.bytes for entry in found)
     voice.result(f"{root}: {_entries(len(found))}, {text.size(total)}")
     voice.document({"root": str(root), "entries": len(found), "bytes": total})
 
 
 def _root(folder: str | None) -> Path:
-    from loraport.store import shelf
+    from loraport.store import index
 
     if folder == "off":
         raise UsageError("there is no cache to look at", values="--cache off")
-    root = shelf.default_root() if folder is None else Path(folder).expanduser()
+    root = index.default_root() if folder is None else Path(folder).expanduser()
     if root.exists() and not root.is_dir():
         raise FileError("the cache is not a folder", where=str(root))
     return root

@@ -1,4 +1,4 @@
-"""Devices of this machine: which to use, and how much memory they have. The only place that picks one."""
+"""Devices of this machine: which to use, how much memory they have, how they fail. The only place that picks one."""
 
 import torch
 
@@ -56,3 +56,27 @@ def usable_bytes(device: str) -> int:
     import psutil
 
     return int(psutil.virtual_memory().available * _HOST_SHARE)
+
+
+def warm_up(device: str) -> None:
+    """Make the libraries for decompositions ready, from one thread.
+
+    torch loads those of CUDA at the first decomposition, and several threads that do this at once crash it.
+    """
+    if device.startswith("cuda"):
+        torch.linalg.eigh(torch.eye(2, device=device))
+        torch.linalg.svd(torch.eye(2, device=device))
+        torch.linalg.qr(torch.eye(2, device=device))
+        torch.cuda.synchronize(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no room; not all of torch's libraries say so by the type of the error."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "ALLOC_FAILED" in said
+
+
+def release_memory(device: str) -> None:
+    """Give back what torch keeps of a device's memory for later."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()

@@ -4,28 +4,33 @@ What a further LoRA for the same pair needs is in the store: the basis of the so
 prepared from the drift. Then the two weights are not even read, unless the method wants the drift itself.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from loraport.containers.tensors import TensorRef, read_float
+from loraport.containers.tensors import TensorRef
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator, Operator
 from loraport.core.svd import ALGORITHM
 from loraport.engine.job import LayerJob
+from loraport.engine.reading import InputReader
 from loraport.methods.base import LayerInputs, Params, TransferMethod
 from loraport.store.store import Store, entry_key
+
+_STRIP = 1_000_000  # entries of a difference that are held at once where only its norm is wanted
 
 
 @dataclass(frozen=True)
 class LayerMatrices:
     """Inputs for the method, and two norms for the report.
 
-    Args:
-        inputs: what the method asked for. weight_norm: Frobenius norm of the source weight, None if not read.
-        drift_norm: that of target minus source, None if the method needs no drift.
+    Attributes:
+        inputs: what the method asked for.
+        weight_norm: Frobenius norm of the source weight, None if there is none.
+        drift_norm: that of target minus source, None where there are not two weights and the method needs no drift.
     """
 
     inputs: LayerInputs
@@ -39,67 +44,122 @@ def load_layer(
     params: Params,
     digests: dict[str, str],
     store: Store,
+    reader: InputReader,
     device: torch.device,
     keep: bool,
 ) -> LayerMatrices:
     """Bring together what `method` needs of a layer.
 
     Args:
-        digests: of the tensors that the job names. store: looked up first; new entries go there if `keep`.
+        job: the layer.
+        method: what will be done with it.
+        params: the method's settings.
+        digests: of the tensors that the job names, by role.
+        store: looked up first; new entries go there if `keep`.
+        reader: of the input files.
+        device: where the matrices go.
+        keep: whether bases and what the method prepares are worth their room.
 
     Raises:
+        FileError: an input changed since it was hashed.
         NumericalError: a tensor holds NaN or infinity, or no decomposition succeeded.
     """
     needs = method.needs(params)
-    inputs = LayerInputs(job.name, job.update.load().to(device=device))
+    inputs = LayerInputs(job.name, reader.load(job.update).to(device=device))
     if job.source is None:
         return LayerMatrices(inputs, None, None)
-    shelf = _Shelf(job, digests, store, device, keep)
-    basis = shelf.basis("source") if needs.basis else None
-    key, kept = shelf.prepared(method, params) if needs.drift else (None, None)
-    reads_drift = needs.drift and (kept is None or method.reads_drift(job.shape, params))
+    cache = _LayerCache(job, digests, store, device, keep)
+    basis = cache.basis("source") if needs.basis else None
+    target_basis = cache.basis("target") if needs.target_basis and job.target is not None else None
+    key, kept = cache.prepared(method, params) if needs.drift else (None, None)
+
+    # What has to be read. Where a LoRA makes the target, the target is the source plus that.
+    wants_target = needs.target or (needs.target_basis and target_basis is None)
+    wants_drift = needs.drift and (kept is None or method.reads_drift(job.shape, params))
+    reads_pair = job.target is not None and (wants_drift or kept is None)  # if only for the norm of the difference
 
     weight = None
-    through_source = needs.target if job.target is None else reads_drift  # the target, or the drift
-    if needs.source or basis is None or through_source:
-        weight = read_weight(job.source, job.round_to, device)
+    if needs.source or basis is None or reads_pair or (wants_target and job.target is None):
+        weight = read_weight(reader, job.source, job.round_to, device)
     if needs.basis and basis is None:
-        assert weight is not None
-        basis = shelf.keep_basis("source", SpectralBasis.from_weight(weight, name=job.name))
-    norm = _norm(basis.S if basis is not None else weight)
-    target = _target(job, weight, device) if needs.target else None
-    drift = _drift(job, weight, target, device) if reads_drift else None
+        basis = cache.keep_basis("source", SpectralBasis.from_weight(_there(weight), name=job.name))
+    norm = _norm(basis.S if basis is not None else _there(weight))
+
+    target: Tensor | None = None
+    drift: Operator | None = None
+    if job.target is None:
+        factored = _factored_drift(job, reader, device)
+        drift, drift_norm = factored, factored.norm() if needs.drift else None
+        if wants_target:
+            target = _there(weight) + factored.dense()
+    else:
+        if wants_target or reads_pair:
+            target = read_weight(reader, job.target, job.round_to, device)
+        if wants_drift:
+            drift = DenseOperator(_difference(_there(target), _there(weight), in_place=not wants_target))
+        if kept is not None:
+            drift_norm = kept.drift_norm
+        else:
+            drift_norm = drift.norm() if drift is not None else _distance(_there(target), _there(weight))
+    if needs.target_basis and target_basis is None:
+        target_basis = cache.keep_basis("target", SpectralBasis.from_weight(_there(target), name=job.name))
+
     inputs = replace(
         inputs,
         basis=basis,
-        drift=drift,
-        source=DenseOperator(weight) if needs.source and weight is not None else None,
-        target=DenseOperator(target) if target is not None else None,
+        target_basis=target_basis,
+        drift=drift if needs.drift else None,
+        source=DenseOperator(_there(weight)) if needs.source else None,
+        target=DenseOperator(_there(target)) if needs.target else None,
     )
     del weight, target
-
-    if needs.target_basis:
-        inputs = replace(inputs, target_basis=_target_basis(job, shelf, device))
-    if not needs.drift:
-        return LayerMatrices(inputs, norm, None)
-    drift_norm = _norm_of_drift(drift, kept)
     if key is not None and kept is None:
-        kept = method.prepare(inputs, params)
-        if kept:
-            shelf.keep_prepared(key, kept, drift_norm)
-    return LayerMatrices(replace(inputs, prepared=kept), norm, drift_norm)
+        assert drift_norm is not None
+        tensors = method.prepare(inputs, params)
+        if tensors:
+            kept = Prepared(tensors, drift_norm)
+            cache.keep_prepared(key, kept)
+    return LayerMatrices(replace(inputs, prepared=None if kept is None else kept.tensors), norm, drift_norm)
 
 
-def read_weight(ref: TensorRef, round_to: str | None, device: torch.device) -> Tensor:
-    """One weight in float32, rounded first to `round_to` if the other checkpoint is coarser."""
-    weight = read_float(ref)
+def read_weight(
+    reader: InputReader, ref: TensorRef, round_to: str | None, device: torch.device, *, hold: bool = False
+) -> Tensor:
+    """One weight in float32, rounded first to `round_to` if the other checkpoint is coarser.
+
+    Args:
+        reader: of the input files.
+        ref: which one.
+        round_to: torch name of a dtype, or None.
+        device: where it goes.
+        hold: it will be read again; then it must not be written to.
+    """
+    weight = reader.read(ref, hold=hold)
     if round_to is not None:
         weight = weight.to(getattr(torch, round_to)).float()
     return weight.to(device)
 
 
+def drift_ratio(job: LayerJob, reader: InputReader) -> tuple[float, float]:
+    """Frobenius norms of the drift and of the source weight of a layer, whose weights the reader then holds."""
+    assert job.source is not None
+    assert job.target is not None
+    cpu = torch.device("cpu")
+    source = read_weight(reader, job.source, job.round_to, cpu, hold=True)
+    target = read_weight(reader, job.target, job.round_to, cpu, hold=True)
+    return _distance(target, source), _norm(source)
+
+
 @dataclass(frozen=True)
-class _Shelf:
+class Prepared:
+    """What a method made of a pair of weights, opaque to everybody else, and the norm of their difference."""
+
+    tensors: Mapping[str, Tensor]
+    drift_norm: float
+
+
+@dataclass(frozen=True)
+class _LayerCache:
     """The store, as one layer sees it."""
 
     job: LayerJob
@@ -117,58 +177,50 @@ class _Shelf:
         return SpectralBasis(kept["U"], kept["S"], kept["Vh"], driver=kept.meta["driver"]).to(self.device)
 
     def keep_basis(self, role: str, basis: SpectralBasis) -> SpectralBasis:
-        if self.keep:
+        if self.keep and role in self.digests:  # a target that is source plus a LoRA has no digest of its own
             tensors = {"U": basis.U, "S": basis.S, "Vh": basis.Vh}
             self.store.put("basis", self._basis_key(role), tensors, {"driver": basis.driver})
         return basis
 
-    def prepared(self, method: TransferMethod, params: Params) -> tuple[str | None, dict[str, Tensor] | None]:
+    def prepared(self, method: TransferMethod, params: Params) -> tuple[str | None, Prepared | None]:
+        """The key of what the method prepares, None where it is not worth keeping, and what is there under it."""
         detail = method.prepared_key(params)
-        if detail is None or self.job.distill is not None or "target" not in self.digests:
+        if detail is None or "target" not in self.digests:
             return None, None
-        identity = {
-            "prepared": [method.name, method.version, detail],
-            "algorithm": ALGORITHM,
-            "source": self.digests["source"],
-            "target": self.digests["target"],
-            "round_to": self.job.round_to,
-        }
-        key = entry_key(identity)
-        kept = self.store.get("basis", key)
+        key = entry_key(
+            {
+                "prepared": [method.name, method.version, detail],
+                "algorithm": ALGORITHM,
+                "source": self.digests["source"],
+                "target": self.digests["target"],
+                "round_to": self.job.round_to,
+            }
+        )
+        kept = self.store.get("prepared", key)
         if kept is None or "drift_norm" not in kept.meta:
             return key, None
         tensors = {name: tensor.to(self.device) for name, tensor in kept.items()}
-        return key, tensors | {_DRIFT_NORM: torch.tensor(float(kept.meta["drift_norm"]), dtype=torch.float64)}
+        return key, Prepared(tensors, float(kept.meta["drift_norm"]))
 
-    def keep_prepared(self, key: str, tensors: dict[str, Tensor], drift_norm: float) -> None:
+    def keep_prepared(self, key: str, prepared: Prepared) -> None:
         if self.keep:
-            self.store.put("basis", key, tensors, {"drift_norm": repr(drift_norm)})
+            self.store.put("prepared", key, prepared.tensors, {"drift_norm": repr(prepared.drift_norm)})
 
     def _basis_key(self, role: str) -> str:
         return entry_key({"weight": self.digests[role], "round_to": self.job.round_to, "algorithm": ALGORITHM})
 
 
-def _target_basis(job: LayerJob, shelf: _Shelf, device: torch.device) -> SpectralBasis:
-    """Basis of the target weight; of source plus distillation where that is what the target is."""
-    if job.target is not None:
-        known = shelf.basis("target")
-        if known is not None:
-            return known
-        weight = read_weight(job.target, job.round_to, device)
-        return shelf.keep_basis("target", SpectralBasis.from_weight(weight, name=job.name))
-    assert job.source is not None
-    weight = read_weight(job.source, job.round_to, device)
-    return SpectralBasis.from_weight(_target(job, weight, device), name=job.name)
+def _factored_drift(job: LayerJob, reader: InputReader, device: torch.device) -> LowRank:
+    """What the distillation LoRA adds to this layer; nothing where it leaves it alone."""
+    if job.distill is None:
+        return LowRank.zeros(*job.shape, device=device)
+    update, strength = job.distill
+    return reader.load(update).scaled(strength).to(device=device)
 
 
-_DRIFT_NORM = "engine.drift_norm"  # travels with what the method prepared; methods do not look at it
-
-
-def _norm_of_drift(drift: Operator | None, kept: dict[str, Tensor] | None) -> float:
-    if kept is not None and _DRIFT_NORM in kept:
-        return float(kept[_DRIFT_NORM])
-    assert drift is not None
-    return drift.norm()
+def _there(weight: Tensor | None) -> Tensor:
+    assert weight is not None, "a weight that is needed was not read"
+    return weight
 
 
 def _norm(values: Tensor) -> float:
@@ -176,24 +228,12 @@ def _norm(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values))
 
 
-def _target(job: LayerJob, weight: Tensor | None, device: torch.device) -> Tensor:
-    """The target weight; the source weight plus the distillation where that is what the target is."""
-    if job.target is not None:
-        return read_weight(job.target, job.round_to, device)
-    assert weight is not None
-    return weight + _drift(job, weight, None, device).dense()
+def _difference(target: Tensor, source: Tensor, *, in_place: bool) -> Tensor:
+    return target.sub_(source) if in_place else target - source
 
 
-def _drift(job: LayerJob, weight: Tensor | None, target: Tensor | None, device: torch.device) -> Operator:
-    """Target minus source; `target` is the target weight if it was read already, and is left as it is."""
-    m, n = job.shape
-    if not job.has_drift:
-        return LowRank.zeros(m, n, device=device)
-    if job.distill is not None:
-        update, strength = job.distill
-        return update.load().scaled(strength).to(device=device)
-    assert job.target is not None
-    assert weight is not None
-    if target is not None:
-        return DenseOperator(target - weight)
-    return DenseOperator(read_weight(job.target, job.round_to, device).sub_(weight))
+def _distance(target: Tensor, source: Tensor) -> float:
+    """Frobenius norm of the difference, which is formed in strips only."""
+    rows = max(_STRIP // max(target.shape[1], 1), 1)
+    strips = zip(target.split(rows), source.split(rows), strict=True)
+    return sum(float(torch.linalg.vector_norm(t - s)) ** 2 for t, s in strips) ** 0.5

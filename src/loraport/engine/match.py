@@ -1,14 +1,19 @@
 """The files of a recipe, opened and fitted together by their headers."""
 
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.parse import open_adapter
-from loraport.containers.tensors import TensorRef, common_dtype
+from loraport.containers.tensors import TensorRef, common_dtype, file_identity
 from loraport.engine.recipe import Recipe
-from loraport.errors import MismatchError, UnmatchedKeysError
+from loraport.errors import FileError, MismatchError, UnmatchedKeysError, UsageError
 from loraport.models.architecture import require_same_size
 from loraport.models.checkpoint import Checkpoint, open_checkpoint
+
+_NAMED = 20  # keys named in a sentence
 
 
 @dataclass(frozen=True)
@@ -16,8 +21,12 @@ class Inputs:
     """What the recipe names, opened.
 
     Attributes:
-        adapter: the LoRA. source: its model. target: the distilled model, None where a LoRA makes it.
-        distill, strength: that LoRA, None where a checkpoint is given.
+        adapter: the LoRA, at the strength and scale asked for.
+        source: its model.
+        target: the distilled model, None where a LoRA makes it.
+        distill: that LoRA, None where a checkpoint is given.
+        strength: of the distillation LoRA.
+        identities: file -> its `file_identity` when it was opened.
     """
 
     adapter: LoraAdapter
@@ -25,11 +34,17 @@ class Inputs:
     target: Checkpoint | None
     distill: LoraAdapter | None
     strength: float
+    identities: Mapping[Path, str]
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Choices made while opening, and oddities of the LoRA, for the user."""
-        return self.source.notes + (self.target.notes if self.target is not None else ()) + self.adapter.warnings
+        """Choices made while opening, and oddities of the LoRAs, for the user."""
+        return (
+            self.source.notes
+            + (self.target.notes if self.target is not None else ())
+            + self.adapter.warnings
+            + (() if self.distill is None else _notes_on_distillation(self.distill))
+        )
 
     @property
     def extras(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -59,14 +74,16 @@ def open_inputs(recipe: Recipe) -> Inputs:
     """Open every file of a recipe.
 
     Raises:
-        FileError, UnsupportedError: a file cannot be read or is of a kind that is refused.
+        FileError, UnsupportedError: a file cannot be read, is of a kind that is refused, or changes meanwhile.
         MismatchError, UnmatchedKeysError: the files do not fit each other, or the LoRA was transferred before.
     """
+    before = _identities(Path(spec) for spec in (recipe.lora, recipe.source, recipe.target) if spec is not None)
     source = open_checkpoint(recipe.source, nested=recipe.nested_source)
     target, distill, strength = None, None, 1.0
     parts = recipe.target_lora_parts()
     if parts is not None:
-        distill, strength = open_adapter(parts[0], source), parts[1]
+        before |= _identities([Path(parts[0])])
+        distill, strength = _open_distillation(parts[0], source, recipe), parts[1]
     else:
         assert recipe.target is not None
         target = open_checkpoint(recipe.target, nested=recipe.nested_target)
@@ -78,9 +95,56 @@ def open_inputs(recipe: Recipe) -> Inputs:
         adapter=recipe.adapter,
         drop=recipe.drop,
         allow_partial=recipe.allow_partial,
-    )
+        scale=recipe.scale,
+    ).scaled(recipe.strength)
     _refuse_a_second_time(adapter, recipe)
-    return Inputs(adapter, source, target, distill, strength)
+    identities = before | _identities(_files(source, target, adapter, distill))
+    for file, identity in before.items():
+        if file_identity(file) != identity:
+            raise FileError(
+                "a file changed while it was opened",
+                where=str(file),
+                fix="run the command again when nothing writes to the file",
+            )
+    return Inputs(adapter, source, target, distill, strength, identities)
+
+
+def _open_distillation(path: str, source: Checkpoint, recipe: Recipe) -> LoraAdapter:
+    """The LoRA that makes the target. What was said of the LoRA's keys holds for its keys as well."""
+
+    def opened(adapter: str | None) -> LoraAdapter:
+        return open_adapter(
+            path,
+            source,
+            expert=recipe.expert,
+            adapter=adapter,
+            drop=recipe.drop,
+            allow_partial=recipe.allow_partial,
+        )
+
+    try:
+        return opened(recipe.adapter)
+    except UsageError:
+        if recipe.adapter is None:
+            raise
+        return opened(None)  # the name was meant for the other file; several adapters are still an error
+
+
+def _identities(files: Iterable[Path]) -> dict[Path, str]:
+    """Which state each file is in; what is no file (a folder, a name on the hub) is left out."""
+    return {file: file_identity(file) for file in files if os.path.isfile(file)}  # false for impossible names too
+
+
+def _files(*inputs: Checkpoint | LoraAdapter | None) -> set[Path]:
+    """Every file that tensors are read from."""
+    found: set[Path] = set()
+    for one in inputs:
+        if isinstance(one, Checkpoint):
+            found |= {ref.file for ref in one.tensors.values()}
+        elif one is not None:
+            found |= {one.path} | {ref.file for layer in one.layers.values() for ref in layer.parts.values()}
+            found |= {item.ref.file for item in one.carried}
+    return found
 
 
 def weights_of(name: str, update: LayerUpdate, inputs: Inputs, recipe: Recipe) -> Weights | None:
@@ -111,6 +175,15 @@ def weights_of(name: str, update: LayerUpdate, inputs: Inputs, recipe: Recipe) -
             )
         found[role] = ref
     return Weights(found["source"], found.get("target"))
+
+
+def _notes_on_distillation(distill: LoraAdapter) -> tuple[str, ...]:
+    """Its oddities; choices that were made for the other LoRA may well choose nothing in it."""
+    notes = [f"distillation LoRA: {note}" for note in distill.warnings if not note.endswith("chose nothing")]
+    if distill.dropped:
+        named = ", ".join(distill.dropped[:_NAMED]) + (", ..." if len(distill.dropped) > _NAMED else "")
+        notes.append(f"{len(distill.dropped)} keys of the distillation LoRA were left out: {named}")
+    return tuple(notes)
 
 
 def _refuse_a_second_time(adapter: LoraAdapter, recipe: Recipe) -> None:

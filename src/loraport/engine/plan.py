@@ -5,7 +5,9 @@ error before any work has begun.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from loraport.adapters.adapter import Carried, LoraAdapter
@@ -39,6 +41,7 @@ class TransferPlan:
         extra_source, extra_target: weights that only one checkpoint has.
         content: what of the output decides which programs take it.
         warnings: sentences for the user.
+        identities: file -> `file_identity` of every file that is read, as it was when it was opened.
     """
 
     recipe: Recipe
@@ -57,6 +60,7 @@ class TransferPlan:
     extra_target: tuple[str, ...]
     content: Content
     warnings: tuple[str, ...]
+    identities: Mapping[Path, str]
 
     @property
     def cost(self) -> float:
@@ -181,6 +185,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         extra_target=extra_target,
         content=content,
         warnings=tuple(warnings),
+        identities=inputs.identities,
     )
 
 

@@ -163,6 +163,8 @@ class RunOptions:
         max_memory: bytes that all layers in flight may take; None means 60 % of the memory that is free now, on a
             GPU 85 % of its own.
         cache: folder of the cache, None for the default one, `off` for none.
+        verify_inputs: hash every tensor that is used anew, instead of believing what earlier runs remembered of a
+            file whose size and times are still the same.
         overwrite: replace an existing output file.
         log: where the run log goes; None means beside the output, `off` for none.
     """
@@ -172,5 +174,6 @@ class RunOptions:
     workers: int | None = None
     max_memory: int | None = None
     cache: str | None = None
+    verify_inputs: bool = False
     overwrite: bool = False
     log: str | None = None

@@ -42,7 +42,9 @@ class LayerReport:
         energy_kept: share of the squared norm of the exact update that the output rank holds.
         stats: the method's own figures and the engine's `update_rel` and `drift_rel`; `layer_columns` says what
             each of them means, and so does `loraport methods NAME`.
-        seconds: time spent. cached: taken from an earlier run.
+        seconds: time spent.
+        cached: taken from an earlier run.
+        device: where it was computed, by this run or the earlier one; the CPU where a GPU ran out of memory.
     """
 
     name: str
@@ -54,6 +56,7 @@ class LayerReport:
     stats: dict[str, Stat]
     seconds: float
     cached: bool
+    device: str = "cpu"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -13,11 +13,14 @@ from loraport.adapters.render import write_adapter
 from loraport.core.lowrank import LowRank
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
+from loraport.engine.job import LayerJob
+from loraport.engine.layer import drift_ratio
 from loraport.engine.output import check_outputs, log_path, render_output
 from loraport.engine.plan import TransferPlan, sample_for_kinship
+from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
 from loraport.engine.results import LayerReport, TransferReport, energy_kept_in_total
-from loraport.engine.worker import LayerResult, Worker, drift_ratio
+from loraport.engine.worker import LayerResult, Worker, references
 from loraport.errors import FileError, MismatchError
 from loraport.files import RunLog
 from loraport.store.digests import DigestMemo
@@ -59,18 +62,19 @@ def run(
     for message in plan.warnings:
         warn(message)
     executor = executor_for(options)
-    _check_kinship(plan)
-    store, memo = open_cache(options)
-    work = Worker(store, memo, _layers_to_keep(plan, store, warn))
+    store, reader = open_cache(plan, options)
+    sample = sample_for_kinship(plan)
+    _check_kinship(plan, sample, reader)
+    work = Worker(store, reader, _layers_to_keep(plan, store, warn))
     log = _open_log(path, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
     try:
-        results = _run_jobs(plan, work, executor, on_event, warn, log)
-        memo.flush()
+        results = _run_jobs(plan, sample, work, executor, on_event, warn, log)
         layers = tuple(result.report for result in results)
         _judge(layers, plan, warn)
         report = _report(plan, results, warnings, time.perf_counter() - began)
         if path is not None:
             tensors, metadata = render_output(plan, results, report)
+            reader.check_unchanged()
             write_adapter(path, tensors, metadata, overwrite=options.overwrite)
             report = TransferReport(
                 path, report.layers, report.carried, report.dropped, report.warnings, report.summary
@@ -83,6 +87,7 @@ def run(
                 log.append({"event": "failed", "error": str(error) or type(error).__name__})
         raise
     finally:
+        reader.memo.flush()
         if log is not None:
             log.close()
     on_event(Finished(report))
@@ -96,20 +101,24 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
         UsageError, MismatchError, NumericalError: as `run`.
     """
     executor = executor_for(options)
-    _check_kinship(plan)
-    store, memo = open_cache(options)
-    work = Worker(store, memo, plan.layers_to_keep(int(store.max_bytes * 0.9)))
-    results = _run_jobs(plan, work, executor, ignore, lambda message: None, None)
-    memo.flush()
+    store, reader = open_cache(plan, options)
+    sample = sample_for_kinship(plan)
+    _check_kinship(plan, sample, reader)
+    work = Worker(store, reader, plan.layers_to_keep(int(store.max_bytes * 0.9)))
+    try:
+        results = _run_jobs(plan, sample, work, executor, ignore, lambda message: None, None)
+        reader.check_unchanged()
+    finally:
+        reader.memo.flush()
     return {result.report.name: result.update for result in results}
 
 
-def open_cache(options: RunOptions) -> tuple[Store, DigestMemo]:
-    """The store and the remembered digests that the options ask for."""
+def open_cache(plan: TransferPlan, options: RunOptions) -> tuple[Store, InputReader]:
+    """The store that the options ask for, and a reader of the plan's files with the digests remembered there."""
     if options.cache == "off":
-        return NullStore(), DigestMemo(None)
+        return NullStore(), InputReader(DigestMemo(None), plan.identities)
     store = Store(options.cache)
-    return store, DigestMemo(store.root)
+    return store, InputReader(DigestMemo(store.root, trust=not options.verify_inputs), plan.identities)
 
 
 def _layers_to_keep(plan: TransferPlan, store: Store, warn: Callable[[str], None]) -> frozenset[str]:
@@ -125,6 +134,7 @@ def _layers_to_keep(plan: TransferPlan, store: Store, warn: Callable[[str], None
 
 def _run_jobs(
     plan: TransferPlan,
+    sample: Sequence[LayerJob],
     work: Worker,
     executor: Executor,
     on_event: Listener,
@@ -134,14 +144,17 @@ def _run_jobs(
     total = plan.cost
     done = 0.0
     by_name: dict[str, LayerResult] = {}
-    jobs = {job.name: job for job in plan.jobs}
-    for result in executor.run(plan.jobs, work):
+    jobs = {job.name: job for job in (*sample, *plan.jobs)}  # the sample first: its weights have been read already
+    for result in executor.run(list(jobs.values()), work):
         report = result.report
-        work.remember(jobs[report.name], result.digests)
+        job = jobs[report.name]
+        for role, ref in references(job).items():  # for the jobs of other processes
+            work.reader.remember(ref, result.digests[role])
+        work.reader.drop(references(job).values())
         by_name[report.name] = result
-        done += jobs[report.name].cost
-        for problem in result.problems:
-            warn(problem.message)
+        done += job.cost
+        for message in result.warnings:
+            warn(message)
         if log is not None:
             log.append({"event": "layer", **report.to_json()})
         on_event(LayerDone(report, len(by_name), len(plan.jobs), done, total))
@@ -157,9 +170,14 @@ def _open_log(path: Path | None, options: RunOptions) -> RunLog | None:
     return log
 
 
-def _check_kinship(plan: TransferPlan) -> None:
+def _check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputReader) -> None:
     """Look at a few layers before the work, so that a wrong pair costs a second and not an hour."""
-    ratios = {job.name: drift_ratio(job) for job in sample_for_kinship(plan)}
+    ratios = {}
+    for job in sample:
+        drift, weight = drift_ratio(job, reader)
+        if weight == 0.0 and drift > 0.0:
+            raise MismatchError("the source's weight is all zeros, the target's is not", where=job.name)
+        ratios[job.name] = drift / weight if weight > 0.0 else 0.0
     if ratios and not plan.recipe.force:
         _refuse_unrelated(ratios, plan)
 

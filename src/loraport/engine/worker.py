@@ -8,37 +8,45 @@ how an interrupted run resumes, and why device, workers and paths are not in the
 
 import json
 import time
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from loraport.containers.tensors import TensorRef, digest, identity, rounding_floor
+from loraport.containers.tensors import TensorRef, rounding_floor
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, Operator
 from loraport.core.svd import ALGORITHM, Compressed, compress
+from loraport.engine.devices import is_out_of_memory, release_memory
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
-from loraport.engine.layer import LayerMatrices, load_layer, read_weight
+from loraport.engine.layer import LayerMatrices, load_layer
+from loraport.engine.reading import InputReader
 from loraport.engine.results import LayerReport
-from loraport.errors import MismatchError, NumericalError
+from loraport.errors import NumericalError
 from loraport.methods import registry
-from loraport.store.digests import DigestMemo
-from loraport.store.store import Store, StoreProblem, entry_key
+from loraport.store.store import Store, entry_key
 
+_WEIGHTS = ("source", "target")  # roles that are worth holding from hashing to computing; the rest is small
 RESULT_VERSION = 1
 """Raised whenever the same job would give other bytes than before."""
 
 
 @dataclass(frozen=True)
 class LayerResult:
-    """A finished layer: the factors in the output's dtype, the report, and what was hashed on the way."""
+    """A finished layer.
+
+    Attributes:
+        update: the factors, in the output's dtype.
+        report: the layer in numbers.
+        digests: of the tensors it was made from, by role.
+        warnings: sentences for the user.
+    """
 
     update: LowRank
     report: LayerReport
     digests: dict[str, str]
-    problems: tuple[StoreProblem, ...]
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -47,54 +55,62 @@ class Worker:
 
     Args:
         store: where bases and results are kept.
-        memo: remembered digests of unchanged files.
+        reader: of the input files.
         keep: layers whose decompositions go into the store; None for all.
     """
 
     store: Store
-    memo: DigestMemo
+    reader: InputReader
     keep: frozenset[str] | None = None
 
     def __call__(self, job: LayerJob, slot: Slot) -> LayerResult:
-        """Do one job. A device that runs out of memory hands this layer to the CPU."""
+        """Do one job. A device that runs out of memory hands this layer to the CPU, and says so."""
         try:
             return self._run(job, torch.device(slot.device))
-        except torch.OutOfMemoryError:
-            if slot.device == "cpu":
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if slot.device == "cpu" or not is_out_of_memory(error):
                 raise
-            torch.cuda.empty_cache()
-            return self._run(job, torch.device("cpu"))
+        # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.
+        release_memory(slot.device)
+        result = self._run(job, torch.device("cpu"))
+        said = (
+            f"{job.name}: {slot.device} ran out of memory, so this layer was computed on the CPU; fewer layers at a "
+            "time (--workers 1) may avoid that"
+        )
+        return replace(result, warnings=(said, *result.warnings))
 
     def _run(self, job: LayerJob, device: torch.device) -> LayerResult:
         began = time.perf_counter()
-        digests = self._digests(job)
-        key = entry_key(_identity(job, digests))
-        kept = self.store.get("result", key, expect=None)
-        if kept is not None:
-            facts = json.loads(kept.meta["report"])
-            update = LowRank(kept["B"], kept["A"])
-            cached = True
-        else:
-            update, facts = self._compute(job, digests, seed=int(key[:15], 16), device=device)
-            self.store.put("result", key, {"B": update.B, "A": update.A}, {"report": json.dumps(facts)})
-            cached = False
+        refs = references(job)
+        try:
+            digests = {role: self.reader.digest(ref, hold=role in _WEIGHTS) for role, ref in refs.items()}
+            key = entry_key(_identity(job, digests))
+            kept = self.store.get("result", key, expect=None)
+            if kept is not None:
+                facts = {"device": "unknown"} | json.loads(kept.meta["report"])
+                update = LowRank(kept["B"], kept["A"])
+            else:
+                update, facts = self._compute(job, digests, seed=int(key[:15], 16), device=device)
+                self.store.put("result", key, {"B": update.B, "A": update.A}, {"report": json.dumps(facts)})
+        finally:
+            self.reader.drop(refs.values())
         report = LayerReport(
             name=job.name,
             shape=job.shape,
             method=job.method,
             rank_in=job.update.rank,
             seconds=time.perf_counter() - began,
-            cached=cached,
+            cached=kept is not None,
             **facts,
         )
-        return LayerResult(update, report, digests, tuple(self.store.take_problems()))
+        return LayerResult(update, report, digests, tuple(problem.message for problem in self.store.take_problems()))
 
     def _compute(
         self, job: LayerJob, digests: dict[str, str], seed: int, device: torch.device
     ) -> tuple[LowRank, dict[str, Any]]:
         method, params = registry.resolve(job.method, job.params)
         keep = self.keep is None or job.name in self.keep
-        layer = load_layer(job, method, params, digests, self.store, device, keep)
+        layer = load_layer(job, method, params, digests, self.store, self.reader, device, keep)
         given, stats = layer.inputs.update, _relative_norms(job, layer)
         output = method.transfer(layer.inputs, params)
         exact: Operator = output.update
@@ -105,46 +121,16 @@ class Worker:
         _check_cast(update, job)
         stats |= output.stats
         stats["exact_norm"] = exact.norm()
-        facts = {"rank_out": small.rank, "energy_kept": small.energy_kept, "stats": stats}
+        facts = {"rank_out": small.rank, "energy_kept": small.energy_kept, "stats": stats, "device": str(device)}
         return LowRank(update.B.cpu(), update.A.cpu()), facts
 
-    def remember(self, job: LayerJob, digests: dict[str, str]) -> None:
-        """Take over digests that a worker process computed into this process's memory."""
-        for role, ref in _references(job).items():
-            page, name = identity(ref)
-            if self.memo.get(page, name) is None:
-                self.memo.put(page, name, digests[role])
 
-    def _digests(self, job: LayerJob) -> dict[str, str]:
-        found = {}
-        for role, ref in _references(job).items():
-            found[role] = self.memo.digest(*identity(ref), partial(digest, ref))
-        return found
-
-
-def _references(job: LayerJob) -> dict[str, TensorRef]:
+def references(job: LayerJob) -> dict[str, TensorRef]:
     """Every tensor that the job reads, by its role."""
     refs = {"source": job.source, "target": job.target, **job.update.parts}
     if job.distill is not None:
         refs |= {f"distill.{role}": ref for role, ref in job.distill[0].parts.items()}
     return {role: ref for role, ref in refs.items() if ref is not None}
-
-
-def drift_ratio(job: LayerJob) -> float:
-    """Frobenius norm of the drift relative to the source weight, read straight from the two files.
-
-    Raises:
-        MismatchError: a weight of the source is zero while the target's is not.
-    """
-    assert job.source is not None
-    assert job.target is not None
-    source = read_weight(job.source, job.round_to, torch.device("cpu"))
-    target = read_weight(job.target, job.round_to, torch.device("cpu"))
-    scale = float(torch.linalg.vector_norm(source))
-    distance = float(torch.linalg.vector_norm(target.sub_(source)))
-    if scale == 0.0 and distance > 0.0:
-        raise MismatchError("the source's weight is all zeros, the target's is not", where=job.name)
-    return distance / scale if scale > 0.0 else 0.0
 
 
 def _shrink(exact: Operator, job: LayerJob, start: LowRank, seed: int) -> Compressed:

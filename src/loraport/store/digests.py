@@ -10,11 +10,13 @@ import json
 import re
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from loraport.errors import FileError
 from loraport.files import write_bytes
-from loraport.store import shelf
+from loraport.store import index
 
 _HEX = re.compile(r"^[0-9a-f]{16,128}$")
 
@@ -25,22 +27,21 @@ class DigestMemo:
     Args:
         root: the cache folder (that of the Store); None remembers in memory only, for `--cache off`.
         batch: number of new digests after which they are written.
+        trust: believe what earlier runs wrote; else each digest is computed anew, and replaces theirs.
 
     Use it as a context manager, or call `flush` at the end; what is not flushed is hashed again next time.
     """
 
-    def __init__(self, root: Path | str | None, *, batch: int = 256):
+    def __init__(self, root: Path | str | None, *, batch: int = 256, trust: bool = True):
         self.root = None if root is None else Path(root)
         self._batch = batch
+        self._trust = trust
         self._pages: dict[str, dict[str, str]] = {}
         self._fresh: dict[str, dict[str, str]] = {}
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict:
-        return {"root": self.root, "batch": self._batch}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__init__(state["root"], batch=state["batch"])
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(DigestMemo, batch=self._batch, trust=self._trust), (self.root,)
 
     def __enter__(self) -> "DigestMemo":
         return self
@@ -58,10 +59,19 @@ class DigestMemo:
         with self._lock:
             return self._page(identity).get(tensor)
 
-    def put(self, identity: str, tensor: str, digest: str) -> None:
-        """Remember a digest."""
+    def put(self, identity: str, tensor: str, digest: str, *, lasting: bool = True) -> None:
+        """Remember a digest.
+
+        Args:
+            identity: as in `get`.
+            tensor: as in `get`.
+            digest: hexadecimal.
+            lasting: also for later runs.
+        """
         with self._lock:
             self._page(identity)[tensor] = digest
+            if not lasting:
+                return
             self._fresh.setdefault(identity, {})[tensor] = digest
             due = sum(len(page) for page in self._fresh.values()) >= self._batch
         if due:
@@ -92,7 +102,7 @@ class DigestMemo:
 
     def _page(self, identity: str) -> dict[str, str]:
         if identity not in self._pages:
-            self._pages[identity] = self._read(identity)
+            self._pages[identity] = self._read(identity) if self._trust else {}
         return self._pages[identity]
 
     def _read(self, identity: str) -> dict[str, str]:
@@ -107,7 +117,7 @@ class DigestMemo:
             found = dict(page["digests"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return {}
-        shelf.touch(path)
+        index.touch(path)
         return found
 
     def _path(self, identity: str) -> Path:

@@ -12,15 +12,16 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from loraport.errors import FileError
-from loraport.store import shelf
+from loraport.store import index
 from loraport.store.entry import DamagedEntry, Entry, NewerEntry, read_entry, write_entry
-from loraport.store.shelf import DEFAULT_MAX_BYTES, EntryInfo
+from loraport.store.index import DEFAULT_MAX_BYTES, EntryInfo
 
 RESERVE_BYTES = 10**9  # left free on the disk, so that the cache never takes the room the output needs
 
@@ -80,26 +81,23 @@ class Store:
         on_problem: Callable[[StoreProblem], None] | None = None,
         reserve_bytes: int = RESERVE_BYTES,
     ):
-        self.root = Path(root) if root is not None else shelf.default_root()
+        self.root = Path(root) if root is not None else index.default_root()
         self.max_bytes = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
         self.reserve_bytes = reserve_bytes
         self.problems: list[StoreProblem] = []
         self._on_problem = on_problem
         self._closed = False  # True once writing failed
         self._unreadable = False  # True once reading failed for reasons that lie outside the entry
-        self._total: int | None = None  # bytes on the shelf as far as this process knows; None before the first put
-        self._unseen = 0  # bytes put here since the shelf was last counted
+        self._total: int | None = None  # bytes in the cache as far as this process knows; None before the first put
+        self._unseen = 0  # bytes put here since the index was last read
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"root": self.root, "max_bytes": self.max_bytes, "reserve_bytes": self.reserve_bytes}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["root"], state["max_bytes"], reserve_bytes=state["reserve_bytes"])
+    def __reduce__(self) -> tuple[Any, ...]:
+        return partial(type(self), reserve_bytes=self.reserve_bytes), (self.root, self.max_bytes)
 
     def path(self, kind: str, key: str) -> Path:
         """Where an entry lies, or would lie."""
-        return shelf.entry_path(self.root, kind, key)
+        return index.entry_path(self.root, kind, key)
 
     def has(self, kind: str, key: str) -> bool:
         """Whether there is a file for this entry; for estimates, since only `get` knows whether it is sound."""
@@ -120,7 +118,7 @@ class Store:
             self._report("newer", path, str(error))
             return None
         except DamagedEntry as error:
-            shelf.remove(path)
+            index.remove(path)
             self._report("damaged", path, str(error))
             return None
         except OSError as error:  # no rights, or a disk that fails: deleting would not help
@@ -128,7 +126,7 @@ class Store:
                 self._unreadable = True
                 self._report("unreadable", path, error.strerror or str(error))
             return None
-        shelf.touch(path)
+        index.touch(path)
         return entry
 
     def put(self, kind: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> bool:
@@ -150,7 +148,7 @@ class Store:
 
     def entries(self) -> list[EntryInfo]:
         """All entries, least recently used first."""
-        return shelf.entries(self.root)
+        return index.entries(self.root)
 
     def verify(self, remove: bool = False) -> list[StoreProblem]:
         """Read every entry and recompute its digest; returns what is wrong. Nothing is deleted unless asked."""
@@ -167,7 +165,7 @@ class Store:
             except DamagedEntry as error:
                 problems.append(StoreProblem("damaged", str(info.path), str(error)))
                 if remove:
-                    shelf.remove(info.path)
+                    index.remove(info.path)
         return problems
 
     def gc(self, max_bytes: int | None = None, older_than: float | None = None) -> list[EntryInfo]:
@@ -176,7 +174,7 @@ class Store:
         Args:
             older_than: seconds; entries unused for longer go in any case.
         """
-        deleted = shelf.collect(
+        deleted = index.collect(
             self.root, max_bytes=self.max_bytes if max_bytes is None else max_bytes, older_than=older_than
         )
         with self._lock:
@@ -187,7 +185,7 @@ class Store:
         """Delete every entry and every remembered digest."""
         with self._lock:
             self._total = None
-        return shelf.clear(self.root)
+        return index.clear(self.root)
 
     def take_problems(self) -> list[StoreProblem]:
         """The problems gathered since the last call, which are then forgotten here."""
@@ -207,14 +205,14 @@ class Store:
             )
 
     def _account(self, size: int) -> None:
-        """Keep the bound. The shelf is counted rarely, since other processes put entries there as well."""
+        """Keep the bound. The index is read rarely, since other processes put entries there as well."""
         with self._lock:
             self._unseen += size
             known = None if self._total is None else self._total + self._unseen
             if known is None or known > self.max_bytes or self._unseen > self.max_bytes // 20:
-                total = sum(entry.bytes for entry in shelf.entries(self.root))
+                total = sum(entry.bytes for entry in index.entries(self.root))
                 if total > self.max_bytes:  # a little below the bound, so that the next put does not count again
-                    total -= sum(e.bytes for e in shelf.collect(self.root, max_bytes=self.max_bytes // 10 * 9))
+                    total -= sum(e.bytes for e in index.collect(self.root, max_bytes=self.max_bytes // 10 * 9))
                 self._total, self._unseen = total, 0
 
     def _close(self, path: Path, detail: str) -> None:

@@ -13,7 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-KINDS = ("basis", "result")
+KINDS = {
+    "basis": "decomposed weights",
+    "prepared": "what methods made of pairs of weights",
+    "result": "finished layers",
+    "measurement": "measurements of calibrations",
+    "clips": "sampled clips",
+}
+"""Kinds of entries, and what people call them."""
+
 DEFAULT_MAX_BYTES = 30 * 10**9
 _ENTRY = re.compile(r"^[0-9a-f]{64}\.safetensors$")
 _LEFTOVER = re.compile(r"^\.[0-9a-f]{64}\.(safetensors|json)\..*\.partial$")
@@ -44,7 +52,7 @@ def default_root() -> Path:
 def entry_path(root: Path, kind: str, key: str) -> Path:
     """Path of an entry, whether it exists or not."""
     if kind not in KINDS:
-        raise ValueError(f"unknown kind of cache entry: {kind!r}, expected one of {KINDS}")
+        raise ValueError(f"unknown kind of cache entry: {kind!r}, expected one of {tuple(KINDS)}")
     if not re.fullmatch(r"[0-9a-f]{64}", key):
         raise ValueError(f"a cache key is 64 hexadecimal digits, got {key!r}")
     return root / kind / key[:2] / f"{key}.safetensors"

@@ -1,0 +1,162 @@
+"""The tensors of a run, read once: hashed while they are read, and checked against the file that the plan looked at.
+
+What is computed with must be what was hashed, or a result would be kept under the name of another. So a digest comes
+from the reading itself, or from the memory of an earlier run, and then the reading must agree with it. A file
+counts as unchanged while its path, size, inode and both times are those taken when it was opened for the plan.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import Float32
+from torch import Tensor
+
+from loraport.adapters.adapter import LayerUpdate
+from loraport.containers.tensors import TensorRef, digest, file_identity, identity, read_float_with_digest
+from loraport.core.lowrank import LowRank
+from loraport.errors import FileError
+from loraport.store.digests import DigestMemo
+
+_CLOCK_NS = 50_000_000  # a file changed twice within this time may show the same time of change
+
+
+class InputReader:
+    """Reads tensors for all jobs of a run. Safe with threads; a copy sent to another process holds no tensors.
+
+    Args:
+        memo: digests remembered from earlier runs.
+        identities: file -> its `file_identity` when the plan was made. Files not named are taken as they are now.
+    """
+
+    def __init__(self, memo: DigestMemo, identities: Mapping[Path, str] | None = None):
+        self.memo = memo
+        self.identities = dict(identities or {})
+        self._held: dict[tuple[str, str], Tensor] = {}
+        self._hashed: set[tuple[str, str]] = set()  # what this reader hashed itself
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return InputReader, (self.memo, self.identities)
+
+    def digest(self, ref: TensorRef, *, hold: bool = False) -> str:
+        """The digest of a tensor, remembered or computed.
+
+        Args:
+            hold: if it must be read for that, keep what was read until `read` or `drop`.
+
+        Raises:
+            FileError: the file cannot be read, or changed since the plan was made.
+            NumericalError: it is read to be held and holds NaN or infinity.
+        """
+        page = self._page(ref)
+        known = self.memo.get(*page)
+        if known is not None:
+            return known
+        if not hold:
+            found = digest(ref)
+            self._remember(ref, page, found)
+            return found
+        tensor, found = read_float_with_digest(ref)
+        self._remember(ref, page, found)
+        with self._lock:
+            self._held[page] = tensor
+        return found
+
+    def read(self, ref: TensorRef, *, hold: bool = False) -> Float32[Tensor, "..."]:
+        """A tensor in float32, sure to be the one whose digest was given.
+
+        Args:
+            hold: keep it for the next `read` as well.
+
+        Raises:
+            FileError: the file cannot be read, or changed since the plan was made or since it was last hashed.
+            NumericalError: it holds NaN or infinity.
+        """
+        page = self._page(ref)
+        with self._lock:
+            tensor = self._held.get(page) if hold else self._held.pop(page, None)
+        if tensor is not None:
+            return tensor
+        tensor, found = read_float_with_digest(ref)
+        self._agree(ref, page, found)
+        if hold:
+            with self._lock:
+                self._held[page] = tensor
+        return tensor
+
+    def load(self, update: LayerUpdate) -> LowRank:
+        """An update of a LoRA, sure to be made of the tensors whose digests were given. Raises as `read`."""
+        loaded = update.load()
+        for ref in update.parts.values():
+            page = self._page(ref)
+            if page in self._hashed:
+                self._check(ref.file)
+            else:  # the digest is remembered, so that nothing of this run has seen the bytes yet
+                self._agree(ref, page, digest(ref))
+        return loaded
+
+    def drop(self, refs: Iterable[TensorRef]) -> None:
+        """Let go of what is held of these tensors."""
+        with self._lock:
+            for ref in refs:
+                self._held.pop(self._page(ref), None)
+
+    def remember(self, ref: TensorRef, found: str) -> None:
+        """Take over a digest that a worker process computed."""
+        page = self._page(ref)
+        if self.memo.get(*page) is None and _settled(ref.file):
+            self.memo.put(*page, found)
+
+    def check_unchanged(self) -> None:
+        """Raise FileError if any input file is not the one that the plan was made from."""
+        for file in self.identities:
+            self._check(file)
+
+    def _agree(self, ref: TensorRef, page: tuple[str, str], found: str) -> None:
+        known = self.memo.get(*page)
+        self._remember(ref, page, found)
+        if known is not None and known != found:
+            raise FileError(
+                "the content of a tensor changed while it was read, or since it was last hashed",
+                where=ref.name,
+                values=f"digest {found[:12]}, and {known[:12]} before, although size and times are the same",
+                fix="run the command again when nothing writes to the file; the new digest is remembered",
+            )
+
+    def _remember(self, ref: TensorRef, page: tuple[str, str], found: str) -> None:
+        self._check(ref.file)
+        with self._lock:
+            self._hashed.add(page)
+        self.memo.put(*page, found, lasting=_settled(ref.file))
+
+    def _check(self, file: Path) -> None:
+        planned = self.identities.get(file)
+        if planned is None:
+            return
+        now = file_identity(file)
+        if now != planned:
+            raise FileError(
+                "a file changed while it was read",
+                where=str(file),
+                values=f"{now}, and {planned} when it was first looked at",
+                fix="run the command again when nothing writes to the file",
+            )
+
+    def _page(self, ref: TensorRef) -> tuple[str, str]:
+        """Under which names the digest of a tensor is remembered."""
+        files = dict.fromkeys([ref.file, *(companion.file for _, companion in ref.companions)])
+        state = "\n".join(self.identities.get(file) or file_identity(file) for file in files)
+        return state, identity(ref)[1]
+
+
+def _settled(file: Path) -> bool:
+    """Whether a further change of the file would show in its times, which move in steps of some milliseconds."""
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return False
+    return time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > _CLOCK_NS
