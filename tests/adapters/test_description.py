@@ -69,7 +69,7 @@ def test_checkpoints(tmp_path, pico_path):
     [
         ({"a": torch.ones(1)}, "unknown", "no model of a known family"),
         ({"double_blocks.0.img_attn.qkv.weight": torch.ones(2, 2)}, "unknown", "HunyuanVideo"),
-        (makers.model() | {"blocks.0.ffn.0.weight_scale_2": torch.ones(1)}, "checkpoint", "nvfp4"),
+        (makers.model() | {"scaled_fp8": torch.ones(1)}, "checkpoint", "scaled fp8"),
     ],
 )
 def test_what_is_refused_says_why(tensors, kind, word, tmp_path):
@@ -88,12 +88,15 @@ def test_no_file(tmp_path):
 class TestTables:
     def test_spellings_are_told_apart_in_every_family(self):
         for family in families().values():
-            keymap = build(family.modules(3), family)
-            for module in family.modules(3):
+            keymap = build(family)
+            for module in family.modules(dict.fromkeys(family.counters.values(), 12)):
                 for naming in family.namings:
-                    spelled = family.spell(module, naming)
-                    assert keymap.dotted[spelled][0] == module
-                    assert keymap.flat[spelled.replace(".", "_")][0] == module
+                    place = family.place(module, naming)
+                    for path in (place.name, "lora_unet_" + place.name.replace(".", "_")):
+                        found = keymap.resolve(path)
+                        assert found is not None, path
+                        assert found.parts[place.index or 0].module == module, path
+                        assert found.whole == (place.index is None and not place.order), path
 
     def test_names_that_only_tables_can_take_apart(self):
         keymap = family_keymap("wan")

@@ -40,8 +40,10 @@ def _write(name: str, folder: Path, keys: dict | None = None) -> Path:
 
 
 def _accounted(adapter: LoraAdapter) -> list[str]:
-    layers = [key for layer in adapter.layers.values() for key in layer.keys]
-    return sorted(layers + [key for item in adapter.carried for key in item.keys] + list(adapter.dropped))
+    """Every key, as often as it has a place; of the layers of a fused weight, which share its keys, once."""
+    layers = {key for layer in adapter.layers.values() for key in layer.keys}
+    carried = {key for item in adapter.carried for key in item.keys}
+    return sorted([*layers, *carried, *adapter.dropped])
 
 
 def _deltas(adapter: LoraAdapter) -> dict[str, torch.Tensor]:
@@ -71,7 +73,6 @@ def test_it_parses_or_is_refused_as_expected(name, tmp_path):
     for field in ("prefix", "names", "flat", "adapter", "alpha"):
         if field in expect:
             assert getattr(adapter.dialect, field) == expect[field]
-    assert list(adapter.dialect.others) == expect.get("others", list(adapter.dialect.others))
     if "scale" in expect:
         assert all(layer.scale == pytest.approx(expect["scale"]) for layer in adapter.layers.values())
     assert adapter.dtype == entry.get("dtype", "F32")
@@ -100,6 +101,7 @@ def test_it_is_written_in_every_dialect_without_a_change(name, profile, tmp_path
         tolerance = 8e-3 if layer in done.folded and before.dtype == "BF16" else 1e-5
         assert (delta - wanted[layer]).norm() <= tolerance * wanted[layer].norm(), layer
         exact = before.layers[layer].kind == "lora" and layer not in done.folded
+        exact &= before.layers[layer].rank == after.layers[layer].rank  # not so where it is fused or taken apart
         if exact:
             assert torch.equal(_stored(before, layer, "B"), _stored(after, layer, "B")), layer
             assert torch.equal(_stored(before, layer, "A"), _stored(after, layer, "A")), layer
@@ -107,7 +109,7 @@ def test_it_is_written_in_every_dialect_without_a_change(name, profile, tmp_path
     assert first.keys() == second.keys()
     for param, tensor in first.items():
         torch.testing.assert_close(second[param], tensor, rtol=8e-3, atol=1e-6)
-    if profile == "same-as-input" and not before.dialect.others:
+    if profile == "same-as-input":
         kept = set(entry["keys"]) - set(before.dropped)
         missing = kept - set(after.keys)
         assert not {key for key in missing if not key.endswith((".diff", ".lora_B.bias"))} or name == "hybrid"
@@ -118,8 +120,8 @@ def _stored(adapter: LoraAdapter, layer: str, which: str) -> torch.Tensor:
     return read_tensor(ref).reshape(ref.shape[0], ref.shape[1])
 
 
-# Names that follow no rule come back in the nearest rule; LoKr and LoHa come back as plain factors.
-@pytest.mark.parametrize("name", [name for name in GOOD if name != "hybrid" and not name.startswith(("lokr", "loha"))])
+# Names that follow no rule come back in the nearest rule.
+@pytest.mark.parametrize("name", [name for name in GOOD if name != "hybrid"])
 def test_a_round_trip_in_the_own_dialect_gives_the_same_keys(name, tmp_path):
     entry, path = CORPUS[name], _write(name, tmp_path / "in")
     output = tmp_path / "out.safetensors"

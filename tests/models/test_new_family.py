@@ -55,7 +55,7 @@ def _model() -> dict[str, torch.Tensor]:
 
 @pytest.mark.usefixtures("_added")
 def test_a_page_of_yaml_is_enough(tmp_path):
-    build(families()["ltx"].modules(2), families()["ltx"])  # names go one to one
+    build(families()["ltx"])  # every spelling names one module
     save_file(_model(), tmp_path / "model.safetensors")
     model = open_checkpoint(tmp_path / "model.safetensors")
     assert model.architecture.title == "LTX-Video (2 blocks, width 24)"

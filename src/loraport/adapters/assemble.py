@@ -1,7 +1,7 @@
 """From sorted pieces of a LoRA file to layer updates and carried tensors."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from loraport.adapters.adapter import Carried, LayerUpdate
@@ -11,6 +11,7 @@ from loraport.adapters.kinds.base import Claim, Piece
 from loraport.adapters.scale import ASSUMED, BY_HAND, AdapterConfig, read_alpha, scale_of
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.family import Family
+from loraport.models.placement import Part, Rows, is_whole, split, take_ref
 
 NOTES = ("alpha", "lora_alpha", "lora_rank")  # they say something of an update and are nothing without it
 
@@ -49,25 +50,91 @@ def assemble(
         UnsupportedError: a LoRA on something that is no linear layer.
         NumericalError: an alpha that is negative or not finite.
     """
-    modules: dict[str, dict[str, Piece]] = {}
+    weights: dict[tuple[Part, ...], dict[str, Piece]] = {}
     for piece in pieces:
-        parts = modules.setdefault(piece.at.module, {})
+        parts = weights.setdefault(piece.at.parts, {})
         if piece.part in parts:
-            raise MismatchError(
-                f"{piece.at.module} occurs twice under different names",
-                where=str(path),
-                values=f"{parts[piece.part].key} and {piece.key}",
-                fix="the file was merged from several; keep one of them",
-            )
+            raise _twice(piece.at.module, parts[piece.part].key, piece.key, path)
         parts[piece.part] = piece
     done = Assembled()
-    for module, parts in modules.items():
-        _module(module, parts, family, Scales(config, scale), path, done)
+    for held, parts in weights.items():
+        if is_whole(held):
+            found = Assembled()
+            _module(held[0].module, parts, family, Scales(config, scale), path, found)
+        else:
+            found = _fused(held, parts, family, Scales(config, scale), path)
+        _add(done, found, path)
     return done
 
 
+def _add(done: Assembled, found: Assembled, path: Path) -> None:
+    """Add what a weight gave; refuse a layer that is there under its own name and in a fused weight as well."""
+    for name, layer in found.layers.items():
+        if name in done.layers:
+            raise _twice(name, done.layers[name].keys[0], layer.keys[0], path)
+    done.layers.update(found.layers)
+    done.carried += found.carried
+    done.leftover.update(found.leftover)
+
+
+def _fused(held: tuple[Part, ...], parts: Mapping[str, Piece], family: Family, scales: Scales, path: Path) -> Assembled:
+    """The layers of a weight that holds several, or one with its rows in another order: each gets its own rows."""
+    spelled = next(iter(parts.values())).at.spelled
+    template = family.template_of(held[0].module)
+    assert template is not None
+    whole = Assembled()
+    _module(held[0].module, parts, family, scales, path, whole, spelled)
+    found = Assembled(leftover=whole.leftover)
+    for layer in whole.layers.values():
+        for module, rows in _rows(
+            held, layer.shape[0], {template.shape[1]: layer.shape[1]}, layer.keys[0], path
+        ).items():
+            own = KINDS[layer.kind].narrow(layer.parts, rows)
+            if own is None:
+                raise UnsupportedError(
+                    f"the {layer.kind} adapter of {spelled}, a weight of several layers, cannot be taken apart",
+                    where=str(path),
+                    values=layer.keys[0],
+                    fix="leave it out with --drop",
+                )
+            size = sum(end - start for start, end in rows)
+            found.layers[module] = replace(layer, name=module, parts=own, shape=(size, layer.shape[1]))
+    for item in whole.carried:
+        for module, rows in _rows(held, item.ref.shape[0], {}, item.keys[0], path).items():
+            param = module + item.param.removeprefix(held[0].module)
+            found.carried.append(replace(item, param=param, ref=take_ref(item.ref, rows)))
+    return found
+
+
+def _rows(held: tuple[Part, ...], rows: int, known: Mapping[str, int], key: str, path: Path) -> dict[str, Rows]:
+    found = split(held, rows, known)
+    if found is None:
+        raise MismatchError(
+            f"{key} cannot be shared out among the layers that it stands for",
+            where=str(path),
+            values=f"{rows} rows for {', '.join(part.module for part in held)}",
+            fix="the file is damaged or for another model",
+        )
+    return found
+
+
+def _twice(name: str, first: str, second: str, path: Path) -> MismatchError:
+    return MismatchError(
+        f"{name} occurs twice under different names",
+        where=str(path),
+        values=f"{first} and {second}",
+        fix="the file was merged from several; keep one of them",
+    )
+
+
 def _module(
-    module: str, parts: Mapping[str, Piece], family: Family, scales: Scales, path: Path, done: Assembled
+    module: str,
+    parts: Mapping[str, Piece],
+    family: Family,
+    scales: Scales,
+    path: Path,
+    done: Assembled,
+    spelled: str | None = None,
 ) -> None:
     template = family.template_of(module)
     assert template is not None
@@ -80,7 +147,7 @@ def _module(
             where=str(path),
             values=f"{piece.key} {list(piece.ref.shape)}",
         )
-    layer = _layer(module, parts, scales, path, done) if template.role == "linear" else None
+    layer = _layer(spelled or module, parts, scales, path, done) if template.role == "linear" else None
     used = {part for part, piece in parts.items() if layer is not None and piece.key in layer.keys}
     for part, piece in parts.items():
         if part in used or piece.key in done.leftover:
@@ -123,12 +190,12 @@ def _layer(module: str, parts: Mapping[str, Piece], scales: Scales, path: Path, 
 
 
 def _scale(parts: Mapping[str, Piece], claim: Claim, scales: Scales) -> tuple[float, str]:
-    if claim.fixed:
-        return 1.0, claim.unscaled
-    if scales.stated is not None:
+    if scales.stated is not None and not claim.fixed:
         return scales.stated, BY_HAND
+    if claim.divisor is None:
+        return 1.0, claim.unscaled
     for part in ("alpha", "lora_alpha"):
-        if part in parts and claim.divisor is not None:
+        if part in parts:
             piece = parts[part]
             return scale_of(read_alpha(piece.ref), claim.divisor, where=piece.ref.name), f".{part} tensor"
     if scales.config is not None:
@@ -136,15 +203,14 @@ def _scale(parts: Mapping[str, Piece], claim: Claim, scales: Scales) -> tuple[fl
         configured = scales.config.scale(piece.at.spelled, claim.divisor, str(piece.ref.file))
         if configured is not None:
             return configured, scales.config.source
-    return 1.0, claim.unscaled or ASSUMED
+    return 1.0, ASSUMED
 
 
 def _spelled(piece: Piece, part: str) -> str:
     """The key of another part of the same module, in the same style."""
     rules = grammar()
     if piece.style is None:
-        stem, _, named = piece.key.rpartition(piece.part)
-        return stem + part + named
+        return piece.key.removesuffix(piece.part) + part
     ending = rules.styles[piece.style]
     mine, other = (ending[each].replace("<adapter>", piece.adapter or "") for each in (piece.part, part))
     return piece.key.removesuffix(mine) + other

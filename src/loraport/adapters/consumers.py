@@ -11,7 +11,7 @@ import yaml
 from loraport.adapters.adapter import Carried
 from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT, Dialect
 from loraport.models.architecture import Architecture, LayerName
-from loraport.models.family import block_of
+from loraport.models.family import Family, block_of
 
 ALL = "all"
 # Parts of a file, as they are called in sentences and in the tables.
@@ -175,14 +175,13 @@ def content_of(
             has("modulation", item.module)
         else:
             has("bias" if role == "linear" else "norm", item.module)
-    blocks = {int(block_of(name)) for name in ranks if block_of(name)}
-    if any(int(block_of(name)) <= max(blocks, default=-1) for name in _whole_blocks(architecture) - ranks.keys()):
+    if _whole_blocks(architecture) - ranks.keys():
         has("partial")
     known: str | None = profile
     if profile == SAME_AS_INPUT:
         biased = {item.module for item in carried if architecture.role(item.module) == "linear"}
         complete = biased in (set(), set(ranks)) and not any(item.kind == "diff_m" for item in carried)
-        known = _profile_of_spelling(dialect, complete)
+        known = _profile_of_spelling(dialect, complete, family)
     return Content(family.name, known, parts, len(set(ranks.values())) > 1)
 
 
@@ -202,21 +201,22 @@ def _whole_blocks(architecture: Architecture) -> set[str]:
     """Every linear layer of every block up to the last one known, the optional ones aside."""
     family = architecture.family
     found = set()
-    for name in family.modules(architecture.dimensions.get("blocks", 0)):
+    for name in architecture.expected:
         template = family.template_of(name)
         if template is not None and template.repeated and template.role == "linear" and not template.optional:
             found.add(name)
     return found
 
 
-def _profile_of_spelling(dialect: Dialect | None, complete: bool) -> str | None:
+def _profile_of_spelling(dialect: Dialect | None, complete: bool, family: Family) -> str | None:
     """The column for a file that keeps the spelling of its input.
 
     Args:
         dialect: of the input.
         complete: whether its biases and its modulation are as `universal` would write them.
+        family: of models.
     """
-    found = next((name for name, profile in PROFILES.items() if profile.dialect == dialect), None)
+    found = next((name for name, profile in PROFILES.items() if profile.of(family).dialect == dialect), None)
     return SAME_AS_INPUT if found == "universal" and not complete else found
 
 

@@ -24,7 +24,6 @@ class Dialect:
         flat: whether the dots of the module path are written as underscores.
         adapter: adapter name inside the suffix ("default"), where the style has one.
         alpha: where alpha lies: "none", "alpha" or "lora_alpha" (tensors), "metadata" (header), "config" (file beside).
-        others: titles of the kinds that stand in the place of plain factors, or beside them.
     """
 
     prefix: str
@@ -33,7 +32,6 @@ class Dialect:
     flat: bool = False
     adapter: str | None = None
     alpha: str = "none"
-    others: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -42,10 +40,9 @@ class Dialect:
         pair = {part: text.replace("<adapter>", name) for part, text in grammar().styles[self.style].items()}
         flat = ", dots as underscores" if self.flat else ""
         alpha = {"none": "no alpha", "metadata": "alpha in the header", "config": "alpha in adapter_config.json"}
-        factors = " and ".join(self.others) or f"{pair['down']}/{pair['up']}"
         return (
             f"{self.prefix or '(no prefix)'} + {self.names} names{flat}, "
-            f"{factors}, {alpha.get(self.alpha, f'.{self.alpha} tensors')}"
+            f"{pair['down']}/{pair['up']}, {alpha.get(self.alpha, f'.{self.alpha} tensors')}"
         )
 
     @property
@@ -84,6 +81,7 @@ class Profile:
         carries: what is changed ("bias", "weight", "param") -> the part that spells it.
         factor_matrices: write whole matrices as two factors.
         complete_biases: as soon as one layer has a bias, give every layer one.
+        comfyui: the names are those that ComfyUI reads, which some families call differently.
     """
 
     name: str
@@ -91,6 +89,13 @@ class Profile:
     carries: dict[str, str]
     factor_matrices: bool = False
     complete_biases: bool = False
+    comfyui: bool = False
+
+    def of(self, family: Family) -> "Profile":
+        """The profile as it is for a family of models."""
+        if not self.comfyui or self.dialect.names == family.universal:
+            return self
+        return replace(self, dialect=replace(self.dialect, names=family.universal))
 
 
 def _profile(name: str, row: dict[str, Any]) -> Profile:
@@ -100,6 +105,7 @@ def _profile(name: str, row: dict[str, Any]) -> Profile:
         dict(row["carries"]),
         bool(row.get("factor_matrices")),
         bool(row.get("complete_biases")),
+        bool(row.get("comfyui")),
     )
 
 
@@ -130,7 +136,5 @@ def profile_of(profile: str, input_dialect: Dialect | None = None) -> Profile:
         return PROFILES[profile]
     if input_dialect is None:
         raise UsageError("the profile same-as-input needs an input to be the same as")
-    # Other kinds are written as plain factors.
-    alpha = input_dialect.alpha if input_dialect.has_alpha_tensors else "none"
-    kept = replace(input_dialect, alpha=alpha, others=())
+    kept = input_dialect if input_dialect.has_alpha_tensors else replace(input_dialect, alpha="none")
     return Profile(SAME_AS_INPUT, kept, {})

@@ -6,7 +6,6 @@ from loraport.adapters.assemble import Assembled
 from loraport.errors import MismatchError
 from loraport.models.architecture import Architecture
 from loraport.models.checkpoint import Checkpoint
-from loraport.models.family import block_of
 
 
 def check_fit(
@@ -25,15 +24,27 @@ def check_fit(
         MismatchError: another size of the same family.
     """
     architecture = model.architecture if isinstance(model, Checkpoint) else model
-    more_blocks = own.dimensions["blocks"] > architecture.dimensions["blocks"]
     for name, layer in done.layers.items():
-        shape = architecture.layers.get(name)
-        if shape is not None and shape != layer.shape:
-            raise _mismatch(own, architecture, role, path, f"{name}: {_by(layer.shape)} and {_by(shape)}")
-    if more_blocks:
-        highest = max(done.layers, key=lambda name: int(block_of(name) or -1))
-        values = f"{highest}, but the {role} has {architecture.dimensions['blocks']} blocks"
-        raise _mismatch(own, architecture, role, path, values)
+        shape = architecture.modules.get(name)
+        if shape is None or shape == layer.shape:
+            continue
+        if name in architecture.misfits or own.title == architecture.title:
+            raise MismatchError(
+                f"{name} is {_by(layer.shape)} in the LoRA and {_by(shape)} in the {role}",
+                where=str(path),
+                values=architecture.misfits.get(name, layer.keys[0]),
+                fix="use the checkpoint that the LoRA was trained on, or leave the layer out with --drop",
+            )
+        raise _mismatch(own, architecture, role, path, f"{name}: {_by(layer.shape)} and {_by(shape)}")
+    for letter, called in own.family.counters.items():
+        has = architecture.dimensions.get(called, 0)
+        # A model without any blocks of a kind lacks these layers; one with fewer is another size.
+        if own.dimensions[called] > has > 0:
+            numbers = {
+                n: found[1] or 0 for n in done.layers if (found := own.family.find(n)) and found[0].counter == letter
+            }
+            highest = max(numbers, key=lambda name: numbers[name])
+            raise _mismatch(own, architecture, role, path, f"{highest}, but the {role} has {has} {called}")
     absent = f"the {role} has no such layer"
     problems = {
         key: absent for name, layer in done.layers.items() if name not in architecture.layers for key in layer.keys

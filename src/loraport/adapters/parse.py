@@ -16,7 +16,6 @@ from loraport.adapters.kinds.base import Piece
 from loraport.adapters.refusals import (
     doubts,
     idle_choices,
-    nearest_key,
     not_a_lora,
     refuse_kinds,
     scale_doubts,
@@ -25,7 +24,7 @@ from loraport.adapters.refusals import (
 from loraport.adapters.scale import FROM_CONFIG, FROM_METADATA, AdapterConfig, check_factor, read_config
 from loraport.containers.names import named_path
 from loraport.containers.tensors import TensorRef, open_tensors
-from loraport.errors import FileError, MismatchError, UsageError
+from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.models.architecture import Architecture, detect
 from loraport.models.checkpoint import Checkpoint
 from loraport.models.family import Family, families
@@ -75,11 +74,12 @@ def open_adapter(
     refuse_kinds(path, refs)
     family = architecture.family if architecture else _family_of(refs)
     dropped = _dropped(refs, family, drop)
-    pieces, texts, unmatched = _sort({key: refs[key] for key in refs if key not in set(dropped)}, family)
+    left_out = set(dropped)
+    pieces, texts, unmatched = _sort({key: ref for key, ref in refs.items() if key not in left_out}, family)
     if not pieces and len(dropped) == len(refs):
         raise UsageError("drop leaves nothing of the LoRA", where=str(path), values=str(drop))
     if not pieces:
-        raise not_a_lora(path, refs, family, architecture, role)
+        raise not_a_lora(path, refs, architecture, role, _title_of(refs, path))
     idle = idle_choices(pieces, expert, adapter)
     pieces, others = _choose(pieces, "expert", expert, path)
     pieces, strangers = _choose(pieces, "adapter", adapter, path)
@@ -87,22 +87,23 @@ def open_adapter(
     dialect = _dialect(pieces, family)
     config = _config(path, metadata, dialect, scale)
     done = assemble(pieces, family, config if dialect.alpha == "none" else None, path, scale)
-    problems = {**{key: nearest_key(key, family) for key in unmatched}, **done.leftover}
-    own = detect({name: layer.shape for name, layer in done.layers.items()}, family, str(path))
+    _drop_layers(done, drop)
+    problems = {**dict.fromkeys(unmatched, ""), **done.leftover}
+    own = detect({name: layer.shape for name, layer in done.layers.items()}, family)
+    _check_shapes(own, path)
     if architecture is not None:
         problems.update(check_fit(done, own, model if model is not None else architecture, role, path))
     if problems and not allow_partial:
-        raise unmatched_keys(path, problems, len(refs), role, architecture)
+        raise unmatched_keys(path, problems, len(refs), role, architecture, family)
     done, gone = _without(done, problems)
     if not done.layers and not done.carried:
-        raise unmatched_keys(path, problems, len(refs), role, architecture)
-    order = family.modules(int(own.dimensions["blocks"]))
+        raise unmatched_keys(path, problems, len(refs), role, architecture, family)
     texts_carried = tuple(Carried((key,), key, "text_encoder", refs[key]) for key in texts)
     return LoraAdapter(
         path,
         replace(dialect, alpha=_alpha_place(dialect, config, done)),
         own,
-        {name: done.layers[name] for name in order if name in done.layers},
+        {name: done.layers[name] for name in own.expected if name in done.layers},
         tuple(done.carried) + texts_carried,
         tuple(dropped) + tuple(gone),
         metadata,
@@ -144,7 +145,30 @@ def _config(path: Path, metadata: Mapping[str, str], dialect: Dialect, scale: fl
 
 
 def _family_of(refs: Mapping[str, TensorRef]) -> Family:
-    return max(families().values(), key=lambda family: len(_sort(refs, family)[0]))
+    possible = [family for family in families().values() if family.lookalike(refs) is None]
+    return max(possible or families().values(), key=lambda family: len(_sort(refs, family)[0]))
+
+
+def _title_of(refs: Mapping[str, TensorRef], path: Path) -> str | None:
+    """What model the LoRA is for by its own names and shapes, None if that cannot be told."""
+    family = _family_of(refs)
+    pieces = _sort(refs, family)[0]
+    if not pieces:
+        return None
+    try:
+        done = assemble(pieces, family, None, path, scale=1.0)
+    except LoraportError:
+        return family.title
+    return detect({name: layer.shape for name, layer in done.layers.items()}, family).title
+
+
+def _check_shapes(own: Architecture, path: Path) -> None:
+    """A LoRA of one model has layers whose sizes agree."""
+    if own.lookalike is not None:
+        raise MismatchError(f"This LoRA is for {own.title}, which is not supported.", where=str(path))
+    if own.misfits:
+        name, wrong = next(iter(own.misfits.items()))
+        raise MismatchError(f"the sizes contradict each other at {name}", where=str(path), values=wrong)
 
 
 def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None) -> list[str]:
@@ -154,8 +178,19 @@ def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None) ->
         re.compile(drop)
     except re.error as error:
         raise UsageError("drop is no regular expression", values=f"{drop}: {error}") from error
-    modules = {key: piece.at.module for key, ref in refs.items() if (piece := _piece(key, ref, family))}
-    return [key for key in refs if re.search(drop, key) or re.search(drop, modules.get(key, ""))]
+    parts = {key: piece.at.parts for key, ref in refs.items() if (piece := _piece(key, ref, family))}
+    return [
+        key
+        for key in refs
+        if re.search(drop, key) or (key in parts and all(re.search(drop, part.module) for part in parts[key]))
+    ]
+
+
+def _drop_layers(done: Assembled, drop: str | None) -> None:
+    """Leave out single layers of a fused weight; the key stays for the others."""
+    if drop is not None:
+        done.layers = {name: layer for name, layer in done.layers.items() if not re.search(drop, name)}
+        done.carried = [item for item in done.carried if not re.search(drop, item.module)]
 
 
 def _sort(refs: Mapping[str, TensorRef], family: Family) -> tuple[list[Piece], list[str], list[str]]:
@@ -223,16 +258,13 @@ def _dialect(pieces: Sequence[Piece], family: Family) -> Dialect:
     styles = Counter(piece.style for piece in pieces if piece.style)
     adapters = Counter(piece.adapter for piece in pieces if piece.adapter)
     parts = {piece.part for piece in pieces}
-    others = [kind for kind in KINDS.values() if kind.endings and parts & set(kind.essential)]
-    plain = ["plain factors"] if others and styles else []
     return Dialect(
         prefix=prefix,
         names=max(family.namings, key=lambda name: namings[name]),
-        style=styles.most_common(1)[0][0] if styles else "kohya" if flat else "peft",
+        style=styles.most_common(1)[0][0] if styles else "peft",
         flat=flat,
         adapter=adapters.most_common(1)[0][0] if adapters else None,
         alpha="alpha" if "alpha" in parts else "lora_alpha" if "lora_alpha" in parts else "none",
-        others=tuple(plain + [kind.title for kind in others]),
     )
 
 
@@ -249,8 +281,7 @@ def _without(done: Assembled, problems: Mapping[str, str]) -> tuple[Assembled, l
     carried = [item for item in done.carried if not set(item.keys) & problems.keys()]
     gone = [key for name, layer in done.layers.items() if name not in layers for key in layer.keys]
     kept = {key for layer in layers.values() for key in layer.keys} | {key for item in carried for key in item.keys}
-    gone += [key for key in problems if key not in kept and key not in set(gone)]
-    return Assembled(layers, carried), gone
+    return Assembled(layers, carried), list(dict.fromkeys([*gone, *(key for key in problems if key not in kept)]))
 
 
 def _common_dtype(done: Assembled, pieces: Sequence[Piece]) -> str:

@@ -1,6 +1,7 @@
 """What opening a LoRA says when it refuses or has doubts: one sentence, the keys, and what to do."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from loraport.adapters.adapter import LayerUpdate
@@ -8,12 +9,12 @@ from loraport.adapters.dialect import Dialect
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds.base import Piece
 from loraport.adapters.scale import BY_HAND, FROM_CONFIG, AdapterConfig
-from loraport.containers.tensors import TensorRef, refusal
+from loraport.containers.tensors import TensorRef
 from loraport.errors import MismatchError, UnmatchedKeysError, UnsupportedError
 from loraport.models.architecture import Architecture
 from loraport.models.family import Family, families
 from loraport.models.keymap import family_keymap
-from loraport.models.keys import key_rules
+from loraport.models.keys import MAX_LOOKED_AT, key_rules
 
 SHOWN = 3  # how many modules with unmatched keys a message names
 
@@ -21,10 +22,10 @@ SHOWN = 3  # how many modules with unmatched keys a message names
 def refuse_kinds(path: Path, refs: Mapping[str, TensorRef]) -> None:
     """Raise UnsupportedError, by name, for adapters that are no plain LoRA and for quantised ones."""
     rules = grammar()
-    for key, ref in refs.items():
+    for key in refs:
         kind = rules.kind_refused(key)
         if kind is None:
-            kind = _unreadable(ref)
+            kind = next((f"quantised ({name})" for name, pattern in key_rules().quantised if pattern.search(key)), None)
         if kind is not None:
             raise UnsupportedError(
                 f"this is no plain LoRA but: {kind}, which is not supported yet",
@@ -32,14 +33,6 @@ def refuse_kinds(path: Path, refs: Mapping[str, TensorRef]) -> None:
                 values=f"first such key {key}",
                 fix="export it as a plain LoRA (A and B, or down and up)",
             )
-
-
-def _unreadable(ref: TensorRef) -> str | None:
-    """Why a factor cannot be read. A number by itself (alpha, rank) may be an integer."""
-    reason = refusal(ref)
-    if reason is None or (ref.codec == "raw" and len(ref.shape) < 2):
-        return None
-    return reason if ref.codec == "raw" else f"quantised ({reason})"
 
 
 def idle_choices(pieces: Sequence[Piece], expert: str | None, adapter: str | None) -> list[str]:
@@ -90,51 +83,83 @@ def doubts(pieces: Sequence[Piece], gone: Sequence[str]) -> list[str]:
 
 
 def nearest_key(key: str, family: Family) -> str:
-    """The known key most like an unknown one, as the end of a message."""
+    """The known key most like an unknown one, or what else it is part of, as the end of a message."""
     rules = grammar()
-    suffix = rules.split_suffix(key_rules().unwrap(key))
-    stem = key_rules().unwrap(key)[: -suffix.length] if suffix else key_rules().unwrap(key)
+    plain = key_rules().unwrap(key)
+    suffix = rules.split_suffix(plain)
+    stem = plain[: -suffix.length] if suffix else plain
+    title = key_rules().kind_foreign([key])
+    if title:
+        return f"a part of {title}"
     near = family_keymap(family.name).nearest(stem)
-    return f"nearest known: {near}{key_rules().unwrap(key)[len(stem) :]}" if near else "nothing like it is known"
+    return f"nearest known: {near}{plain[len(stem) :]}" if near else "nothing like it is known"
 
 
 def unmatched_keys(
-    path: Path, problems: Mapping[str, str], total: int, role: str, architecture: Architecture | None
+    path: Path,
+    problems: Mapping[str, str],
+    total: int,
+    role: str,
+    architecture: Architecture | None,
+    family: Family,
 ) -> UnmatchedKeysError:
-    """The error for keys that name no layer, or are half of a pair: `problems` says of each what is wrong with it."""
+    """The error for keys that name no layer, or are half of a pair.
+
+    Args:
+        path: the file.
+        problems: key -> what is wrong with it; "" for one that names no layer.
+        total: keys of the file.
+        role: what the model is called.
+        architecture: the model, None where there is none to fit.
+        family: of models, for the nearest names.
+    """
     rules = grammar()
     stems: dict[str, str] = {}  # one key of each module tells enough
     for key in problems:
         suffix = rules.split_suffix(key)
         stems.setdefault(key[: -suffix.length] if suffix else key, key)
-    named = list(stems.values())[:SHOWN]
-    shown = [f"{key} ({problems[key]})" for key in named]
-    more = f"; and {len(problems) - len(named)} more" if len(problems) > len(named) else ""
+        if len(stems) == SHOWN:
+            break
+    shown = [f"{key} ({problems[key] or nearest_key(key, family)})" for key in stems.values()]
+    more = f"; and {len(problems) - len(stems)} more" if len(problems) > len(stems) else ""
     model = f"the {role} ({architecture.title})" if architecture else "a known model"
+    partial = "" if len(problems) == total else ", or leave such keys out with --allow-partial"
     return UnmatchedKeysError(
         f"{len(problems)} of {total} keys of the LoRA cannot be matched to {model}",
         where=str(path),
         values="; ".join(shown) + more,
-        fix="check that file and model belong together, or leave such keys out with --allow-partial",
+        fix=f"check that file and model belong together{partial}",
     )
 
 
 def not_a_lora(
-    path: Path, refs: Mapping[str, TensorRef], family: Family, architecture: Architecture | None, role: str
+    path: Path, refs: Mapping[str, TensorRef], architecture: Architecture | None, role: str, title: str | None
 ) -> MismatchError:
-    """The error for a file without a single known layer: say what it is instead, as far as that can be told."""
+    """The error for a file without a single layer that is known here: say what it is instead, as far as that shows.
+
+    Args:
+        path: the file.
+        refs: its keys.
+        architecture: the model that it should fit, None where there is none.
+        role: what that is called.
+        title: the model of another known family that it is for.
+    """
     rules = grammar()
-    keymap = family_keymap(family.name)
-    if any(keymap.resolve(key_rules().unwrap(key).rpartition(".")[0]) for key in refs):
-        return MismatchError(
-            "a LoRA is needed here, but this file is a checkpoint",
-            where=str(path),
-            values=f"{len(refs)} tensors, e.g. {next(iter(refs))}",
-            fix="give the LoRA's own file",
-        )
-    title = next((title for key in refs if (title := key_rules().kind_foreign(key))), None)
-    if title is None and any(rules.split_suffix(key) for key in refs):
-        return unmatched_keys(path, {key: nearest_key(key, family) for key in refs}, len(refs), role, architecture)
+    plain = [key for key in islice(refs, MAX_LOOKED_AT) if rules.split_suffix(key) is None]
+    stems = [key_rules().unwrap(key).rpartition(".")[0] for key in plain]
+    for family in families().values():
+        if any(map(family_keymap(family.name).resolve, stems)):
+            return MismatchError(
+                "a LoRA is needed here, but this file is a checkpoint",
+                where=str(path),
+                values=f"{len(refs)} tensors, e.g. {next(iter(refs))}",
+                fix="give the LoRA's own file",
+            )
+    told = [other for family in families().values() if (other := family.lookalike(refs))]
+    title = title or key_rules().kind_foreign(refs) or next(iter(told), None)
+    if title is None and any(rules.split_suffix(key) for key in islice(refs, MAX_LOOKED_AT)):
+        family = architecture.family if architecture else next(iter(families().values()))
+        return unmatched_keys(path, dict.fromkeys(refs, ""), len(refs), role, architecture, family)
     known = [each.title for each in families().values()]
     other = f"the {role} is {architecture.title}" if architecture else f"known: {', '.join(known)}"
     what = f"This LoRA is for {title}, {other}." if title else f"This is no LoRA of a known model, {other}."

@@ -121,7 +121,8 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     check_profile(recipe.to)
     inputs = open_inputs(recipe)
     adapter, distill = inputs.adapter, inputs.distill
-    check_carried(adapter.carried, profile_of(recipe.to, adapter.dialect), inputs.source.architecture.family)
+    family = inputs.source.architecture.family
+    check_carried(adapter.carried, profile_of(recipe.to, adapter.dialect).of(family), family)
     dropped = list(adapter.dropped)
     warnings = list(inputs.notes)
     if recipe.amount == 0.0:

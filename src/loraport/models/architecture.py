@@ -1,10 +1,12 @@
 """Which model it is: detected from names and shapes, never from file names or free text."""
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from loraport.errors import MismatchError
-from loraport.models.family import Family, block_of
+from loraport.models.family import Family
+from loraport.models.placement import size_of
 
 LayerName = str
 Shape = tuple[int, ...]
@@ -19,7 +21,10 @@ class Architecture:
         title: for people, e.g. "Wan2.1 T2V 1.3B (30 blocks, width 1536)".
         layers: linear layers by canonical module path -> (out, in).
         modules: all known modules by canonical path -> shape of the weight (or of the parameter itself).
-        dimensions: the family's symbols with their values, e.g. {"width": 1536, "ffn": 8960, "blocks": 30}.
+        dimensions: the family's symbols with their values, e.g. {"width": 1536, "ffn": 8960, "blocks": 30}; the
+            number of blocks of every kind is among them.
+        misfits: modules whose shape is not what the dimensions say -> what is wrong. They keep the shape they have.
+        lookalike: the other family with the same names that this is, going by its dimensions; None if it is none.
     """
 
     family: Family
@@ -27,6 +32,8 @@ class Architecture:
     layers: dict[LayerName, tuple[int, int]]
     modules: dict[str, Shape]
     dimensions: dict[str, int]
+    misfits: dict[str, str] = field(default_factory=dict)
+    lookalike: str | None = None
 
     def role(self, module: str) -> str | None:
         """ "linear", "conv", "norm", "param", or None for a module the family does not have."""
@@ -40,39 +47,74 @@ class Architecture:
         template = self.family.template_of(module)
         if template is None:
             return None
-        sizes = [_size(symbol, self.dimensions) for symbol in template.shape]
+        sizes = [size_of(symbol, self.dimensions) for symbol in template.shape]
         return None if None in sizes else tuple(size for size in sizes if size is not None)
+
+    @property
+    def expected(self) -> list[str]:
+        """All modules that a model of the family with as many blocks may have, in order."""
+        return self.family.modules(self.dimensions)
 
     @property
     def missing(self) -> tuple[str, ...]:
         """Modules that every model of the family with that many blocks has, and this one has not."""
-        expected = self.family.modules(self.dimensions.get("blocks", 0))
         return tuple(
-            name for name in expected if name not in self.modules and not self.family.template_of(name).optional
+            name
+            for name in self.expected
+            if name not in self.modules and (known := self.family.template_of(name)) and not known.optional
         )
 
 
-def detect(shapes: Mapping[str, Shape], family: Family, where: str | None = None) -> Architecture:
-    """Work out dimensions and a title from the shapes of canonical modules (of the file `where`).
+def detect(shapes: Mapping[str, Shape], family: Family) -> Architecture:
+    """Work out dimensions and a title from the shapes of canonical modules.
 
-    Raises:
-        MismatchError: shapes that contradict each other, such as two widths in one model.
+    A dimension has the size that most modules give it. Modules that do not agree are no error here, because a part of
+    a checkpoint that no layer of a LoRA needs cannot make it unreadable: they are in `Architecture.misfits`.
     """
-    dimensions: dict[str, int] = {}
-    proof: dict[str, str] = {}
+    dimensions, proof = measure(shapes, family)
     layers: dict[LayerName, tuple[int, int]] = {}
+    misfits: dict[str, str] = {}
+    counts = dict.fromkeys(family.counters.values(), 0)
+    for module, shape in shapes.items():
+        found = family.find(module)
+        if found is None:
+            continue
+        template, number = found
+        if number is not None:
+            called = family.counters[template.counter]
+            counts[called] = max(counts[called], number + 1)
+        if template.role == "linear" and len(shape) == 2:
+            layers[module] = (shape[0], shape[1])
+        wrong = _misfit(shape, template.shape, dimensions, proof)
+        if wrong:
+            misfits[module] = wrong
+    dimensions |= counts
+    dimensions.setdefault("blocks", 0)
+    lookalike = family.lookalike(dimensions=dimensions)
+    title = _title(family, dimensions, shapes, lookalike)
+    return Architecture(family, title, layers, dict(shapes), dimensions, misfits, lookalike)
+
+
+def measure(shapes: Mapping[str, Shape], family: Family) -> tuple[dict[str, int], dict[str, str]]:
+    """The family's symbols as most modules have them, and for each symbol a module that has it so.
+
+    Args:
+        shapes: canonical module -> shape of its weight.
+        family: the family.
+    """
+    votes: dict[str, Counter[int]] = {}
+    first: dict[tuple[str, int], str] = {}
     for module, shape in shapes.items():
         template = family.template_of(module)
-        if template is None:
+        if template is None or len(template.shape) != len(shape):
             continue
-        if template.role == "linear":
-            if len(shape) != 2:
-                raise MismatchError(f"{module} is not a matrix", where=where, values=f"shape {list(shape)}")
-            layers[module] = (shape[0], shape[1])
-        _unify(module, shape, template.shape, dimensions, proof, where)
-    blocks = [int(block_of(module)) for module in shapes if (known := family.template_of(module)) and known.repeated]
-    dimensions["blocks"] = max(blocks) + 1 if blocks else 0
-    return Architecture(family, _title(family, dimensions, shapes), layers, dict(shapes), dimensions)
+        for size, symbol in zip(shape, template.shape, strict=True):
+            # A multiple proves nothing: "6*width" of the wrong width may still be a multiple of six.
+            if symbol != "_" and "*" not in symbol and not symbol.isdigit():
+                votes.setdefault(symbol, Counter())[size] += 1
+                first.setdefault((symbol, size), module)
+    dimensions = {symbol: sizes.most_common(1)[0][0] for symbol, sizes in votes.items()}
+    return dimensions, {symbol: first[symbol, size] for symbol, size in dimensions.items()}
 
 
 def differing_shapes(first: Architecture, second: Architecture) -> dict[str, tuple[Shape, Shape]]:
@@ -85,10 +127,18 @@ def differing_shapes(first: Architecture, second: Architecture) -> dict[str, tup
 
 
 def require_same_size(first: Architecture, second: Architecture, names: tuple[str, str] = ("source", "target")) -> None:
-    """Raise MismatchError, in one sentence, unless the linear layers that both have agree in shape."""
-    same_family = first.family.name == second.family.name
-    differing = {n: s for n, s in differing_shapes(first, second).items() if n in first.layers}
-    if same_family and not differing and first.layers.keys() & second.layers.keys():
+    """Raise MismatchError, in one sentence, unless the two are the same model as far as its blocks tell.
+
+    What lies outside the blocks, and single layers of an odd shape, matter only where a LoRA changes them; they are
+    compared with the LoRA.
+    """
+    odd = first.misfits.keys() | second.misfits.keys()
+    differing = {
+        name: sizes
+        for name, sizes in differing_shapes(first, second).items()
+        if name in first.layers and name not in odd and (t := first.family.template_of(name)) and t.repeated
+    }
+    if first.family.name == second.family.name and not differing and first.layers.keys() & second.layers.keys():
         return
     values = None
     if differing:
@@ -101,49 +151,23 @@ def require_same_size(first: Architecture, second: Architecture, names: tuple[st
     )
 
 
-def _unify(
-    module: str,
-    shape: Shape,
-    symbols: tuple[str, ...],
-    dimensions: dict[str, int],
-    proof: dict[str, str],
-    where: str | None,
-) -> None:
+def _misfit(
+    shape: Shape, symbols: tuple[str, ...], dimensions: Mapping[str, int], proof: Mapping[str, str]
+) -> str | None:
+    """What is wrong with a shape, or None."""
     if len(shape) != len(symbols):
-        raise MismatchError(
-            f"{module} has the wrong number of dimensions",
-            where=where,
-            values=f"shape {list(shape)}, expected {list(symbols)}",
-        )
+        return f"shape {list(shape)}, expected {len(symbols)} dimensions ({' x '.join(symbols)})"
     for size, symbol in zip(shape, symbols, strict=True):
-        factor, _, name = symbol.rpartition("*")
-        if name == "_":
-            continue
-        if name.isdigit():
-            expected = int(name)
-        elif factor and name not in dimensions:
-            continue  # a multiple proves nothing before the dimension itself is known
-        else:
-            proof.setdefault(name, module)
-            expected = dimensions.setdefault(name, size) * int(factor or 1)
-        if size != expected:
-            raise MismatchError(
-                f"the sizes contradict each other at {module}",
-                where=where,
-                values=f"shape {list(shape)}, but {name} is {expected} by {proof.get(name, 'definition')}",
-            )
+        expected = size_of(symbol, dimensions)
+        if expected is not None and size != expected:
+            name = symbol.rpartition("*")[2]
+            return f"shape {list(shape)}, but {symbol} is {expected} by {proof.get(name, 'definition')}"
+    return None
 
 
-def _size(symbol: str, dimensions: Mapping[str, int]) -> int | None:
-    factor, _, name = symbol.rpartition("*")
-    if name.isdigit():
-        return int(name)
-    return dimensions[name] * int(factor or 1) if name in dimensions else None
-
-
-def _title(family: Family, dimensions: dict[str, int], shapes: Mapping[str, Shape]) -> str:
+def _title(family: Family, dimensions: dict[str, int], shapes: Mapping[str, Shape], lookalike: str | None) -> str:
     has_image = any(family.image_marker in name.split(".") for name in shapes)
-    known = {**dimensions, "has_image": has_image}
+    known: dict[str, object] = {**dimensions, "has_image": has_image}
     size = next((s for s in family.sizes if _agrees(s, known, exact=False) and "width" in known), None)
     whole = size is not None and "in_channels" in known
     known["size"] = size["name"] if size else "?"
@@ -152,6 +176,7 @@ def _title(family: Family, dimensions: dict[str, int], shapes: Mapping[str, Shap
     blocks = dimensions.get("blocks", 0)
     facts = [f"{blocks} block{'s' * (blocks != 1)}"] if blocks else []
     facts += [f"width {dimensions['width']}"] if "width" in dimensions else []
+    name = lookalike or name
     return f"{name} ({', '.join(facts)})" if facts else name
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.containers.locate import Located, locate
-from loraport.containers.tensors import TensorRef, refusal
+from loraport.containers.tensors import TensorRef
 from loraport.errors import MismatchError, UnsupportedError, UsageError
-from loraport.models.architecture import Architecture, Shape, detect
+from loraport.models.architecture import Architecture, Shape, detect, measure
 from loraport.models.family import Family, families
 from loraport.models.keymap import Resolved, family_keymap
 from loraport.models.keys import key_rules
+from loraport.models.placement import split, take_ref
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Checkpoint:
         architecture: what it is.
         naming: how its modules are spelled ("original", "diffusers", "fastvideo").
         prefix: what stands before every module path, e.g. "model.diffusion_model.".
-        tensors: canonical parameter name (original spelling, with ".weight") -> where it lies.
+        tensors: canonical parameter name (with ".weight") -> where it lies; of a fused weight, in which rows.
         unknown: raw keys that are no part of the architecture (extra layers, text encoders), in file order.
         nested: the nesting that was taken in a torch file, "" if none.
         notes: choices made on the way that the user should know.
@@ -43,6 +44,11 @@ class Checkpoint:
         """Canonical modules that a model of this size should have and this file has not."""
         return self.architecture.missing
 
+    @property
+    def extra(self) -> dict[str, str]:
+        """The keys of `unknown` by what they are called without prefixes and wrappers, to compare two files."""
+        return {_bare(key, self.prefix): key for key in self.unknown}
+
 
 @dataclass(frozen=True)
 class _Reading:
@@ -52,6 +58,7 @@ class _Reading:
     tensors: dict[str, TensorRef]
     shapes: dict[str, Shape]
     unknown: tuple[str, ...]
+    unsplit: dict[str, str]
     naming: str
     prefix: str
 
@@ -67,7 +74,7 @@ def open_checkpoint(spec: str | Path, *, nested: str | None = None) -> Checkpoin
     Raises:
         FileError: missing, damaged or unsafe.
         MismatchError: it is a LoRA, or a model of no known family.
-        UnsupportedError: a way of storing weights that is not read, such as nvfp4.
+        UnsupportedError: quantised storage.
         UsageError: several mappings could be meant.
     """
     found = locate(spec, nested=nested)
@@ -77,16 +84,19 @@ def open_checkpoint(spec: str | Path, *, nested: str | None = None) -> Checkpoin
         raise _not_a_model(found)
     nest, notes = _choose(found, models, nested)
     reading = models[nest]
-    _refuse_unreadable(found.path, reading.tensors)
+    _refuse_quantised(found.path, found.groups[nest])
+    architecture = detect(reading.shapes, reading.family)
+    if architecture.lookalike is not None:
+        raise _not_a_model(found, architecture.title)
     return Checkpoint(
         found.path,
-        detect(reading.shapes, reading.family, str(found.path)),
+        architecture,
         reading.naming,
         reading.prefix,
         reading.tensors,
         reading.unknown,
         ".".join(nest),
-        found.notes + notes,
+        found.notes + notes + _odd_shapes({**reading.unsplit, **architecture.misfits}),
     )
 
 
@@ -96,46 +106,90 @@ def _read(tensors: Mapping[str, TensorRef]) -> _Reading | None:
     return max(known, key=lambda reading: len(reading.tensors)) if known else None
 
 
+@dataclass(frozen=True)
+class _Hit:
+    """A key of the file: what it names, and which of its parameters ("weight", "bias", "" for a bare one)."""
+
+    key: str
+    ref: TensorRef
+    at: Resolved
+    kind: str
+
+    def name(self, module: str) -> str:
+        return f"{module}.{self.kind}" if self.kind else module
+
+
 def _read_as(family: Family, tensors: Mapping[str, TensorRef]) -> _Reading | None:
-    keymap = family_keymap(family.name)
-    rules = key_rules()
+    if family.lookalike(tensors) is not None:
+        return None
+    hits, unknown = _matched(family, tensors)
+    whole = {hit.at.module: hit.ref.shape for hit in hits if hit.at.whole and hit.kind != "bias"}
+    sizes, _ = measure(whole, family)
     refs: dict[str, TensorRef] = {}
     shapes: dict[str, Shape] = {}
+    unsplit: dict[str, str] = {}
+    for hit in hits:
+        rows = split(hit.at.parts, hit.ref.shape[0], sizes) if hit.ref.shape and not hit.at.whole else None
+        if rows is None and not hit.at.whole:
+            unsplit[hit.key] = f"shape {list(hit.ref.shape)}, which {len(hit.at.parts)} modules cannot share"
+            unknown.append(hit.key)
+            continue
+        for part in hit.at.parts:
+            name = hit.name(part.module)
+            if name in refs:
+                raise MismatchError(
+                    "the file holds the same weight twice under different names",
+                    where=str(hit.ref.file),
+                    values=f"{refs[name].key} and {hit.key}",
+                )
+            refs[name] = hit.ref if rows is None else take_ref(hit.ref, rows[part.module])
+            if hit.kind != "bias":
+                shapes[part.module] = refs[name].shape
+    known = [family.template_of(name) for name in shapes]
+    if not any(template is not None and template.repeated and template.role == "linear" for template in known):
+        return None
+    namings = Counter(naming for hit in hits for naming in hit.at.namings)
+    prefixes = Counter(hit.at.prefix for hit in hits)
+    naming = max(family.namings, key=lambda name: namings[name])
+    return _Reading(family, refs, shapes, tuple(unknown), unsplit, naming, prefixes.most_common(1)[0][0])
+
+
+def _matched(family: Family, tensors: Mapping[str, TensorRef]) -> tuple[list[_Hit], list[str]]:
+    """The keys that name parameters of the family, and those that name none."""
+    keymap, rules = family_keymap(family.name), key_rules()
+    hits: list[_Hit] = []
     unknown: list[str] = []
-    namings: Counter[str] = Counter()
-    prefixes: Counter[str] = Counter()
     for key, ref in tensors.items():
         path = rules.unwrap(key)
         module, _, kind = path.rpartition(".")
         whole = keymap.resolve(path)
-        hit: Resolved | None = whole if whole and _is_param(family, whole.module) else None
-        if hit is None and kind in {"weight", "bias"}:
-            hit = keymap.resolve(module)
-            hit = hit if hit and not hit.flat and not _is_param(family, hit.module) else None
-        if hit is None:
-            unknown.append(key)
+        if whole is not None and not whole.flat and _role(family, whole.module) == "param":
+            hits.append(_Hit(key, ref, whole, ""))
             continue
-        name = hit.module if hit is whole else f"{hit.module}.{kind}"
-        if name in refs:
-            raise MismatchError(
-                "the file holds the same weight twice under different names",
-                where=str(ref.file),
-                values=f"{refs[name].key} and {key}",
-            )
-        refs[name] = ref
-        if hit is whole or kind == "weight":
-            shapes[hit.module] = ref.shape
-        namings.update(hit.namings)
-        prefixes[hit.prefix] += 1
-    if not any(family.template_of(name).repeated and family.template_of(name).role == "linear" for name in shapes):
-        return None
-    naming = max(family.namings, key=lambda name: namings[name])
-    return _Reading(family, refs, shapes, tuple(unknown), naming, prefixes.most_common(1)[0][0])
+        hit = keymap.resolve(module) if kind in {"weight", "bias", "scale"} else None
+        role = None if hit is None or hit.flat else _role(family, hit.module)
+        if hit is None or role in {None, "param"} or (kind == "scale" and role != "norm"):
+            unknown.append(key)
+        else:
+            hits.append(_Hit(key, ref, hit, "bias" if kind == "bias" else "weight"))
+    return hits, unknown
 
 
-def _is_param(family: Family, module: str) -> bool:
+def _role(family: Family, module: str) -> str | None:
     template = family.template_of(module)
-    return template is not None and template.role == "param"
+    return None if template is None else template.role
+
+
+def _odd_shapes(wrong: Mapping[str, str]) -> tuple[str, ...]:
+    if not wrong:
+        return ()
+    name, why = next(iter(wrong.items()))
+    more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+    return (f"modules of an unexpected shape, which no LoRA can change here: {name} ({why}){more}",)
+
+
+def _bare(key: str, prefix: str) -> str:
+    return key_rules().unwrap(key).removeprefix(prefix)
 
 
 def _choose(
@@ -171,23 +225,26 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(name or "(top level)" for name in names)
 
 
-def _refuse_unreadable(path: Path, tensors: Mapping[str, TensorRef]) -> None:
-    for ref in tensors.values():
-        reason = refusal(ref)
-        if reason is not None:
+def _refuse_quantised(path: Path, tensors: Mapping[str, TensorRef]) -> None:
+    rules = key_rules()
+    for key, ref in tensors.items():
+        kind = next((kind for kind, pattern in rules.quantised if pattern.search(key)), None)
+        if kind is None and len(ref.shape) >= 2:
+            kind = rules.quantised_dtypes.get(ref.dtype)
+        if kind is not None:
             raise UnsupportedError(
-                f"the checkpoint cannot be read: {reason}",
+                f"the checkpoint is quantised ({kind}), which is not supported yet",
                 where=str(path),
-                values=f"{ref.key}, {ref.dtype} {list(ref.shape)}",
-                fix="use the bf16, fp16 or fp32 copy of the model, or one in fp8 with scales",
+                values=f"{key}, {ref.dtype} {list(ref.shape)}",
+                fix="use the bf16, fp16 or fp32 copy of the model",
             )
 
 
-def _not_a_model(found: Located) -> Exception:
+def _not_a_model(found: Located, title: str | None = None) -> MismatchError:
     keys = [key for group in found.groups.values() for key in group]
     rules = key_rules()
     for group in found.groups.values():
-        _refuse_unreadable(found.path, {key: ref for key, ref in group.items() if ref.codec != "raw"})
+        _refuse_quantised(found.path, group)
     parts = [key for key in keys if rules.adapter_keys.search(key)]
     if parts:
         return MismatchError(
@@ -196,7 +253,11 @@ def _not_a_model(found: Located) -> Exception:
             values=f"{len(keys)} keys, e.g. {parts[0]}",
             fix="give the model's own weights (a distillation LoRA goes to --target-lora)",
         )
-    title = next((title for key in keys if (title := rules.kind_foreign(key))), None)
+    title = (
+        title
+        or rules.kind_foreign(keys)
+        or next((other for family in families().values() if (other := family.lookalike(keys))), None)
+    )
     known = ", ".join(family.title for family in families().values())
     return MismatchError(
         f"this is {title}, which is not supported" if title else "this is no model of a known family",

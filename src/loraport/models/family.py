@@ -1,73 +1,184 @@
 """Model families as data: one yaml file each under `data/`, read into templates."""
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any
 
 import yaml
 
-ROLES = ("linear", "conv", "norm", "param")
+from loraport.models.placement import Place
+
+ROLES = ("linear", "conv", "norm", "embedding", "param")
+MAX_BLOCKS = 512
+"""Block numbers beyond this are no block numbers: a file cannot make tables of a billion blocks."""
+NUMBER = r"(?:0|[1-9][0-9]{0,3})"
+_COUNTER = re.compile(r"<([a-z])>")
+_PART = re.compile(r"(.+)\[([0-9]+)\]")
 
 
 @dataclass(frozen=True)
 class Template:
-    """One module of a family, with "<n>" for the block number.
+    """One module of a family, with "<n>" for the block number ("<r>" and so on for other kinds of blocks).
 
     Args:
-        name: canonical (original) path, e.g. "blocks.<n>.self_attn.q".
-        spellings: path in every naming, keyed by naming; includes the canonical one.
-        role: "linear", "conv", "norm", or "param" (a bare parameter without ".weight").
+        name: canonical path, e.g. "blocks.<n>.self_attn.q".
+        places: where every naming keeps it.
+        role: "linear", "conv", "norm", "embedding", or "param" (a bare parameter without ".weight").
         shape: of the weight, in symbols ("width"), numbers, multiples ("6*width") or "_" for anything.
         optional: absent in some variants of the family.
+        group: layers that do the same in every block, for people ("self q/k"); "" for what belongs to none.
+        counter: the letter of the block number, "" outside the blocks.
     """
 
     name: str
-    spellings: dict[str, str]
+    places: dict[str, Place]
     role: str
     shape: tuple[str, ...]
     optional: bool
+    group: str = ""
+    counter: str = ""
 
     @property
     def repeated(self) -> bool:
         """Whether there is one in every block."""
-        return "<n>" in self.name
+        return self.counter != ""
+
+    def of_block(self, number: int | str) -> str:
+        """The canonical path in one block."""
+        return self.name.replace(f"<{self.counter}>", str(number)) if self.counter else self.name
+
+
+@dataclass(frozen=True)
+class DiffusersClasses:
+    """What diffusers calls the parts of a family that a LoRA needs; "" for what it does not have.
+
+    Args:
+        model: class of the network.
+        pipeline: class of the pipeline.
+        loader: class that takes a LoRA file for the pipeline, with `lora_state_dict`.
+    """
+
+    model: str = ""
+    pipeline: str = ""
+    loader: str = ""
+
+
+@dataclass(frozen=True)
+class Lookalike:
+    """Another family with some of the same names, and how it is told apart.
+
+    Args:
+        title: for people.
+        pattern: found in no key of this family.
+        sizes: dimensions that no model of this family has, e.g. {"width": 3072}.
+    """
+
+    title: str
+    pattern: re.Pattern[str] | None
+    sizes: Mapping[str, int]
 
 
 @dataclass(frozen=True)
 class Family:
-    """A family of models that share module names, whatever their size."""
+    """A family of models that share module names, whatever their size.
+
+    Args:
+        name: key of the family.
+        title: for people.
+        namings: the systematic ways to spell its modules; "original" first.
+        templates: canonical name with "<n>" -> module.
+        aliases: further spellings in LoRA files -> canonical name.
+        counters: letter of a block number -> what such blocks are called in `Architecture.dimensions`.
+        universal: the naming that ComfyUI reads, for the output profile universal.
+        diffusers: its classes there.
+        lookalikes: families that share names with this one.
+        image_marker: the part of a name that shows the image variant.
+        sizes: names by dimensions.
+        variants: whole titles by dimensions.
+    """
 
     name: str
     title: str
     namings: tuple[str, ...]
     templates: dict[str, Template]
     aliases: dict[str, str]
+    counters: dict[str, str]
+    universal: str
+    diffusers: DiffusersClasses
+    lookalikes: tuple[Lookalike, ...]
     image_marker: str | None
     sizes: tuple[dict[str, Any], ...]
     variants: tuple[dict[str, Any], ...]
+    _patterns: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    def find(self, module: str) -> tuple[Template, int | None] | None:
+        """The template that a canonical module path is an instance of, with its block number; None if there is none."""
+        if module in self.templates:
+            return self.templates[module], None
+        for pattern, number in numbered(module, "."):
+            name = self._patterns.get(pattern)
+            if name is not None:
+                return self.templates[name], number
+        return None
 
     def template_of(self, module: str) -> Template | None:
         """The template that a canonical module path is an instance of, or None."""
-        return self.templates.get(re.sub(r"(?<=\.)\d+", "<n>", module, count=1)) or self.templates.get(module)
+        found = self.find(module)
+        return None if found is None else found[0]
+
+    def place(self, module: str, naming: str) -> Place:
+        """Where a naming keeps a canonical module. Raises KeyError for a module the family does not have."""
+        found = self.find(module)
+        if found is None:
+            raise KeyError(module)
+        template, number = found
+        place = template.places[naming]
+        name = place.name if number is None else place.name.replace(f"<{template.counter}>", str(number))
+        return Place(name, place.index, place.order)
 
     def spell(self, module: str, naming: str) -> str:
-        """A canonical module path in another naming. Raises KeyError for a module the family does not have."""
-        template = self.template_of(module)
-        if template is None:
-            raise KeyError(module)
-        return (
-            template.spellings[naming].replace("<n>", block_of(module))
-            if template.repeated
-            else template.spellings[naming]
+        """The path under which a naming keeps a canonical module, alone or with others in a fused weight.
+
+        Raises:
+            KeyError: the family does not have the module.
+        """
+        return self.place(module, naming).name
+
+    def modules(self, counts: Mapping[str, int]) -> list[str]:
+        """All canonical module paths of a model.
+
+        Args:
+            counts: how many blocks of each kind it has, e.g. {"blocks": 30}; `Architecture.dimensions` will do.
+        """
+        found = [template.name for template in self.templates.values() if not template.repeated]
+        for letter, called in self.counters.items():
+            repeated = [template for template in self.templates.values() if template.counter == letter]
+            found += [t.of_block(n) for n in range(min(counts.get(called, 0), MAX_BLOCKS)) for t in repeated]
+        return found
+
+    def lookalike(self, keys: Iterable[str] = (), dimensions: Mapping[str, int] | None = None) -> str | None:
+        """The title of the other family that keys or dimensions betray, None where they are of this one."""
+        told_by_names = [other for other in self.lookalikes if other.pattern is not None]
+        for key in keys if told_by_names else ():
+            for other in told_by_names:
+                if other.pattern is not None and other.pattern.search(key):
+                    return other.title
+        known = dimensions or {}
+        return next(
+            (other.title for other in self.lookalikes if any(known.get(k) == v for k, v in other.sizes.items())), None
         )
 
-    def modules(self, blocks: int) -> list[str]:
-        """All canonical module paths of a model with that many blocks."""
-        once = [t.name for t in self.templates.values() if not t.repeated]
-        repeated = [t.name for t in self.templates.values() if t.repeated]
-        return once + [name.replace("<n>", str(n)) for n in range(blocks) for name in repeated]
+
+def numbered(path: str, separator: str) -> Iterable[tuple[str, int]]:
+    """A path with each of its numbers in turn written as "<>", and that number."""
+    edge = re.escape(separator)
+    for found in re.finditer(rf"(?<![^{edge}]){NUMBER}(?![^{edge}])", path):
+        number = int(found.group())
+        if number < MAX_BLOCKS:
+            yield path[: found.start()] + "<>" + path[found.end() :], number
 
 
 def block_of(module: str) -> str:
@@ -87,29 +198,62 @@ def families() -> dict[str, Family]:
 def _read(text: str) -> Family:
     data = yaml.safe_load(text)
     namings = tuple(data["spellings"])
-    optional = data.get("optional", [])
     templates: dict[str, Template] = {}
     for role in ROLES:
-        for *names, shape in data.get(role, []):
-            name = names[0]
-            if len(names) != len(namings):
-                raise ValueError(f"{data['family']}: {name} has {len(names)} spellings, not {len(namings)}")
-            if name in templates:
-                raise ValueError(f"{data['family']}: {name} is defined twice")
-            templates[name] = Template(
-                name,
-                dict(zip(namings, names, strict=True)),
-                role,
-                tuple(str(size) for size in shape),
-                any(part in name.replace("<n>", "").split(".") for part in optional),
-            )
+        for *cells, shape in data.get(role, []):
+            template = _template(data, namings, role, cells, shape)
+            if template.name in templates:
+                raise ValueError(f"{data['family']}: {template.name} is defined twice")
+            templates[template.name] = template
+    counters = {"n": "blocks", **data.get("counters", {})}
+    used = {template.counter for template in templates.values()} - {""}
+    if used - counters.keys():
+        raise ValueError(f"{data['family']}: no name for the blocks counted by {sorted(used - counters.keys())}")
     return Family(
         data["family"],
         data["title"],
         namings,
         templates,
         dict(data.get("aliases", {})),
+        {letter: called for letter, called in counters.items() if letter in used},
+        data.get("universal", namings[0]),
+        DiffusersClasses(**data.get("diffusers", {})),
+        tuple(_lookalike(row) for row in data.get("lookalikes", [])),
         data.get("image_marker"),
         tuple(data.get("sizes", [])),
         tuple(data.get("variants", [])),
+        {_COUNTER.sub("<>", name): name for name, template in templates.items() if template.repeated},
     )
+
+
+def _template(
+    data: Mapping[str, Any], namings: tuple[str, ...], role: str, cells: list[str], shape: list[Any]
+) -> Template:
+    if len(cells) != len(namings):
+        raise ValueError(f"{data['family']}: {cells[0]} has {len(cells)} spellings, not {len(namings)}")
+    permuted = data.get("permuted", {})
+    places = {}
+    for naming, cell in zip(namings, cells, strict=True):
+        part = _PART.fullmatch(cell)
+        name, index = (part.group(1), int(part.group(2))) if part else (cell, None)
+        places[naming] = Place(name, index, tuple(permuted.get(naming, {}).get(cell, ())))
+    name = next((place.name for place in places.values() if place.index is None), None)
+    if name is None:
+        raise ValueError(f"{data['family']}: {cells[0]} is fused in every naming; write the fused module as one row")
+    counter = _COUNTER.search(name)
+    plain = _COUNTER.sub("", name)
+    groups = {ending: group for group, endings in data.get("groups", {}).items() for ending in endings}
+    return Template(
+        name,
+        places,
+        role,
+        tuple(str(size) for size in shape),
+        any(part in plain.split(".") for part in data.get("optional", [])),
+        next((group for ending, group in groups.items() if name == ending or name.endswith(f">.{ending}")), ""),
+        counter.group(1) if counter else "",
+    )
+
+
+def _lookalike(row: Mapping[str, Any]) -> Lookalike:
+    sizes = {key: value for key, value in row.items() if key not in {"title", "pattern"}}
+    return Lookalike(row["title"], re.compile(row["pattern"]) if "pattern" in row else None, sizes)

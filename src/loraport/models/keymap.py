@@ -1,113 +1,177 @@
-"""From any spelling of a module to its canonical path, by tables built from the model's real modules.
+"""From any spelling of a module to the canonical modules that it holds, by a table of the family's templates.
 
-Flattened names cannot be un-flattened by rule (`self_attn`, `k_img`, `to_out.0` hold underscores and
-digits of their own), so every spelling of every module is written out once and looked up.
+Flattened names cannot be un-flattened by rule (`self_attn`, `k_img`, `to_out.0` hold underscores and digits of their
+own), so every spelling of every template is written out once, with the block number as "<>", and looked up.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import lru_cache
 
 from loraport.errors import LoraportError
-from loraport.models.family import Family, block_of
+from loraport.models.family import Family, families, numbered
 from loraport.models.keys import key_rules
+from loraport.models.placement import Part, is_whole
 
-MAX_BLOCKS = 64  # the deepest model of any family here has 40
+MAX_PREFIXES = 8  # no more than this many prefixes one after the other are taken off
+MAX_PATH = 200  # characters of an unknown path that are compared with the known ones
+MIXED = "mixed"  # the naming of aliases, which follow none
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A module path as written, taken apart: prefix, canonical module, and the namings that write it so."""
+    """A module path as written, taken apart.
+
+    Args:
+        prefix: what stands before the module path.
+        flat: whether its dots are written as underscores.
+        parts: the canonical modules that the named weight holds, in the order of its rows; one, except in a fused one.
+        spelled: the path without the prefix.
+        namings: the namings that write it so.
+        expert: "high" or "low" where the prefix names an expert.
+    """
 
     prefix: str
     flat: bool
-    module: str
+    parts: tuple[Part, ...]
     spelled: str
     namings: frozenset[str]
     expert: str | None = None
 
+    @property
+    def module(self) -> str:
+        """The canonical module; of a fused weight the first."""
+        return self.parts[0].module
+
+    @property
+    def whole(self) -> bool:
+        """Whether the named weight is one module as it is, neither fused nor in another order."""
+        return is_whole(self.parts)
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """What a path names: modules with "<n>" for the block number, whose letter is `counter`, and who writes it so."""
+
+    parts: tuple[Part, ...]
+    counter: str
+    namings: frozenset[str]
+
+    def at(self, number: int | None) -> tuple[Part, ...]:
+        """The modules in one block."""
+        if number is None:
+            return self.parts
+        return tuple(replace(p, module=p.module.replace(f"<{self.counter}>", str(number))) for p in self.parts)
+
 
 @dataclass(frozen=True)
 class KeyMap:
-    """Spelling tables of a model: dotted and flattened paths -> (canonical module, namings)."""
+    """Spelling tables of a family: dotted and flattened paths, the block number as "<>"."""
 
-    dotted: dict[str, tuple[str, frozenset[str]]]
-    flat: dict[str, tuple[str, frozenset[str]]]
+    dotted: dict[str, Spelling]
+    flat: dict[str, Spelling]
 
     def resolve(self, path: str) -> Resolved | None:
-        """Take a module path with its prefix apart, or None if it names no module of the model."""
-        rules = key_rules()
-        for prefix, expert in rules.experts.items():
-            if path.startswith(prefix) and path[len(prefix) :] in self.dotted:
-                return self._hit(prefix, path[len(prefix) :], False, expert)
-        for prefix in rules.prefixes:
-            if path.startswith(prefix) and path[len(prefix) :] in self.dotted:
-                return self._hit(prefix, path[len(prefix) :], False)
-        if path in self.dotted:
-            return self._hit("", path, False)
-        for prefix in rules.flat_prefixes:
-            rest = path[len(prefix) :]
-            if path.startswith(prefix) and rest.replace(".", "_") in self.flat:
-                return self._hit(prefix, rest.replace(".", "_"), True)
+        """Take a module path with its prefixes apart, or None if it names no module of the family.
+
+        Any chain of known prefixes is taken off when what is left names a module exactly.
+        """
+        for prefix, rest, flat, expert in _peeled(path):
+            table, separator = (self.flat, "_") if flat else (self.dotted, ".")
+            if rest in table and not table[rest].counter:
+                return Resolved(prefix, flat, table[rest].parts, rest, table[rest].namings, expert)
+            for pattern, number in numbered(rest, separator):
+                found = table.get(pattern)
+                if found is not None:
+                    return Resolved(prefix, flat, found.at(number), rest, found.namings, expert)
         return None
 
+    def held(self, path: str) -> tuple[Part, ...]:
+        """The modules in a stored weight, by its path in any naming, without a prefix. Raises KeyError for no such."""
+        found = self.resolve(path)
+        if found is None or found.prefix:
+            raise KeyError(path)
+        return found.parts
+
     def nearest(self, path: str) -> str | None:
-        """The known spelling most like an unknown path, with the path's own prefix, or None."""
-        rules = key_rules()
-        prefixes = (*rules.experts, *rules.prefixes, *rules.flat_prefixes, "")
-        prefix = next(prefix for prefix in prefixes if path.startswith(prefix))
-        rest = path[len(prefix) :]
-        table = self.flat if prefix in rules.flat_prefixes else self.dotted
-        # Only the same block comes near; that keeps the search short on a model with forty of them.
-        digits = next((piece for piece in rest.replace("_", ".").split(".") if piece.isdigit()), "")
-        near = [name for name in table if digits in name.replace("_", ".").split(".")] or list(table)
-        close = get_close_matches(rest, near, n=1, cutoff=0.5)
-        return prefix + close[0] if close else None
+        """The known spelling most like an unknown path, with the path's own prefixes, or None.
 
-    def _hit(self, prefix: str, spelled: str, flat: bool, expert: str | None = None) -> Resolved:
-        module, namings = (self.flat if flat else self.dotted)[spelled]
-        return Resolved(prefix, flat, module, spelled, namings, expert)
+        Costs a comparison with every template; for messages, not for every key of a file.
+        """
+        path = path[:MAX_PATH]
+        prefix, rest, flat, _ = list(_peeled(path))[-1]
+        table, separator = (self.flat, "_") if flat else (self.dotted, ".")
+        pattern, number = next(iter(numbered(rest, separator)), (rest, 0))
+        close = get_close_matches(pattern, table, n=1, cutoff=0.5)
+        return prefix + close[0].replace("<>", str(number)) if close else None
 
 
-def build(modules: Iterable[str], family: Family) -> KeyMap:
-    """Tables for the given canonical modules.
+def build(family: Family) -> KeyMap:
+    """The tables of a family.
 
     Raises:
-        LoraportError: two modules share a spelling, so that names could not be told apart. The tables of the
-            families that are built in are tested against this; it guards new yaml files.
+        LoraportError: two modules share a spelling, so that names could not be told apart, or the parts of a fused
+            weight are not counted 0, 1, 2. The tables of the families that are built in are tested against this;
+            it guards new yaml files.
     """
-    dotted: dict[str, tuple[str, frozenset[str]]] = {}
-    flat: dict[str, tuple[str, frozenset[str]]] = {}
-    for module in modules:
-        for naming in family.namings:
-            spelled = family.spell(module, naming)
-            _add(dotted, spelled, module, naming)
-            _add(flat, spelled.replace(".", "_"), module, naming)
-    blocks = sorted({block_of(module) for module in modules})
-    known = {module for module, _ in dotted.values()}
+    dotted: dict[str, Spelling] = {}
+    flat: dict[str, Spelling] = {}
+    for naming in family.namings:
+        stored: dict[str, dict[int | None, Part]] = {}
+        counters: dict[str, str] = {}
+        for name, template in family.templates.items():
+            place = template.places[naming]
+            parts = stored.setdefault(place.name, {})
+            if place.index in parts or (parts and None in {place.index, *parts}):
+                raise LoraportError(f"{place.name} would name two modules", values=f"{name} among them, in {naming}")
+            parts[place.index] = Part(name, template.shape[0] if template.shape else "1", place.order)
+            counters[place.name] = template.counter
+        for spelled, parts in stored.items():
+            ordered = [parts[index] for index in sorted(parts, key=lambda index: index or 0)]
+            if None not in parts and sorted(index or 0 for index in parts) != list(range(len(parts))):
+                raise LoraportError(
+                    f"the parts of {spelled} are not counted from 0", values=str(sorted(map(str, parts)))
+                )
+            _add(dotted, flat, spelled, Spelling(tuple(ordered), counters[spelled], frozenset({naming})))
     for alias, name in family.aliases.items():
-        for block in blocks if "<n>" in alias else [""]:
-            module = name.replace("<n>", block)
-            if module in known:
-                spelled = alias.replace("<n>", block)
-                _add(dotted, spelled, module, "mixed")
-                _add(flat, spelled.replace(".", "_"), module, "mixed")
+        template = family.templates[name]
+        part = Part(name, template.shape[0])
+        _add(dotted, flat, alias, Spelling((part,), template.counter, frozenset({MIXED})))
     return KeyMap(dotted, flat)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def family_keymap(name: str) -> KeyMap:
-    """Tables for the largest model that a family is expected to have."""
-    from loraport.models.family import families
-
-    family = families()[name]
-    return build(family.modules(MAX_BLOCKS), family)
+    """The tables of a family by its name."""
+    return build(families()[name])
 
 
-def _add(table: dict[str, tuple[str, frozenset[str]]], spelled: str, module: str, naming: str) -> None:
-    known = table.get(spelled)
-    if known is not None and known[0] != module:
-        raise LoraportError(f"{spelled} would name two modules", values=f"{known[0]} and {module}")
-    namings = known[1] if known else frozenset()
-    table[spelled] = (module, namings | {naming})
+def _add(dotted: dict[str, Spelling], flat: dict[str, Spelling], spelled: str, spelling: Spelling) -> None:
+    path = spelled.replace(f"<{spelling.counter}>", "<>")
+    for table, key in ((dotted, path), (flat, path.replace(".", "_"))):
+        known = table.get(key)
+        if known is not None and (known.parts, known.counter) != (spelling.parts, spelling.counter):
+            raise LoraportError(
+                f"{spelled} would name two modules",
+                values=f"{', '.join(part.module for part in (*known.parts, *spelling.parts))}",
+            )
+        namings = spelling.namings | (known.namings if known else frozenset())
+        table[key] = replace(spelling, namings=namings)
+
+
+def _peeled(path: str) -> Iterator[tuple[str, str, bool, str | None]]:
+    """The path with more and more known prefixes taken off: (prefixes, rest, whether it is flat, expert)."""
+    rules = key_rules()
+    prefix, rest, flat, expert = "", path, False, None
+    yield prefix, rest, flat, expert
+    for _ in range(MAX_PREFIXES):
+        known = rules.flattened if flat else rules.peel
+        found = next((each for each in known if rest.startswith(each)), None)
+        if found is None:
+            return
+        expert = rules.experts.get(found, expert)
+        prefix, rest = prefix + found, rest[len(found) :]
+        if found in rules.flat_prefixes:
+            flat, rest = True, rest.replace(".", "_")
+        yield prefix, rest, flat, expert

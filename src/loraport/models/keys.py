@@ -1,21 +1,32 @@
 """Prefixes, wrappers and foreign names of model keys, read once from keys.yaml."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from itertools import islice
 
 import yaml
+
+MAX_LOOKED_AT = 5000  # keys of a file that are looked at to tell what else it may be
 
 
 @dataclass(frozen=True)
 class KeyRules:
-    """Everything that keys.yaml says, with its patterns compiled."""
+    """Everything that keys.yaml says, with its patterns compiled.
 
-    prefixes: tuple[str, ...]
+    `peel` has every prefix that may stand before a module path, longest first; `flattened` those that may follow a
+    flat prefix, with underscores.
+    """
+
     flat_prefixes: tuple[str, ...]
     experts: dict[str, str]
+    peel: tuple[str, ...]
+    flattened: tuple[str, ...]
     wrappers: tuple[str, ...]
+    quantised: tuple[tuple[str, re.Pattern[str]], ...]
+    quantised_dtypes: dict[str, str]
     foreign: tuple[tuple[str, re.Pattern[str]], ...]
     nests: tuple[str, ...]
     adapter_keys: re.Pattern[str]
@@ -26,21 +37,30 @@ class KeyRules:
             key = key.replace(wrapper, "")
         return key
 
-    def kind_foreign(self, key: str) -> str | None:
-        """The other family of models that a key belongs to, if it is recognised."""
-        return next((title for title, pattern in self.foreign if pattern.search(key)), None)
+    def kind_foreign(self, keys: Iterable[str]) -> str | None:
+        """The other family of models that keys belong to, if it is recognised. The most telling pattern wins."""
+        looked_at = list(islice(keys, MAX_LOOKED_AT))
+        return next((title for title, pattern in self.foreign if any(map(pattern.search, looked_at))), None)
 
 
 @cache
 def key_rules() -> KeyRules:
     """The rules, read on first use."""
     data = yaml.safe_load((resources.files("loraport.models") / "keys.yaml").read_text("utf-8"))
+    dotted = {*data["prefixes"], *data["experts"]}
     return KeyRules(
-        prefixes=tuple(sorted(data["prefixes"], key=len, reverse=True)),
-        flat_prefixes=tuple(sorted(data["flat_prefixes"], key=len, reverse=True)),
+        flat_prefixes=tuple(data["flat_prefixes"]),
         experts=data["experts"],
+        peel=_longest_first({*dotted, *data["flat_prefixes"]}),
+        flattened=_longest_first({prefix.replace(".", "_") for prefix in dotted}),
         wrappers=tuple(data["wrappers"]),
+        quantised=tuple((row["kind"], re.compile(row["pattern"])) for row in data["quantised"]),
+        quantised_dtypes=data["quantised_dtypes"],
         foreign=tuple((row["title"], re.compile(row["pattern"])) for row in data["foreign"]),
         nests=tuple(data["nests"]),
         adapter_keys=re.compile(data["adapter_keys"]),
     )
+
+
+def _longest_first(prefixes: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(prefixes, key=lambda prefix: (-len(prefix), prefix)))

@@ -31,12 +31,33 @@ HYBRID = {
     "ffn.net.0.proj": (F, D),
     "ffn.net.2": (D, F),
 }
+# HunyuanVideo-1.5: Tencent's split projections, ComfyUI's fused ones, and the names in diffusers.
+HUNYUAN = {
+    **{f"{a}_attn_{x}": (D, D) for a in ("img", "txt") for x in ("q", "k", "v", "proj")},
+    **{f"{a}_mod.linear": (6 * D, D) for a in ("img", "txt")},
+    **{f"{a}_mlp.fc1": (F, D) for a in ("img", "txt")},
+    **{f"{a}_mlp.fc2": (D, F) for a in ("img", "txt")},
+}
+HUNYUAN_COMFYUI = {
+    **{f"{a}_attn.qkv": (3 * D, D) for a in ("img", "txt")},
+    **{f"{a}_attn.proj": (D, D) for a in ("img", "txt")},
+    **{f"{a}_mod.lin": (6 * D, D) for a in ("img", "txt")},
+    **{f"{a}_mlp.0": (F, D) for a in ("img", "txt")},
+    **{f"{a}_mlp.2": (D, F) for a in ("img", "txt")},
+}
+HUNYUAN_DIFFUSERS = {
+    **{f"attn.{x}": (D, D) for x in ("to_q", "to_k", "to_v", "to_out.0")},
+    **{f"attn.{x}": (D, D) for x in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")},
+    **{f"{a}.linear": (6 * D, D) for a in ("norm1", "norm1_context")},
+    **{f"{a}.net.0.proj": (F, D) for a in ("ff", "ff_context")},
+    **{f"{a}.net.2": (D, F) for a in ("ff", "ff_context")},
+}
 AB = (".lora_A.weight", ".lora_B.weight")
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 
 
-def blocks(modules: dict) -> dict:
-    return {f"blocks.{n}.{name}": shape for n in range(2) for name, shape in modules.items()}
+def blocks(modules: dict, called: str = "blocks") -> dict:
+    return {f"{called}.{n}.{name}": shape for n in range(2) for name, shape in modules.items()}
 
 
 def keys(prefix: str, modules: dict, pair: tuple[str, str], *, flat: bool = False, extra: dict | None = None) -> dict:
@@ -46,31 +67,6 @@ def keys(prefix: str, modules: dict, pair: tuple[str, str], *, flat: bool = Fals
         found[stem + pair[0]], found[stem + pair[1]] = [R, into], [out, R]
         for suffix, shape in (extra or {}).items():
             found[stem + suffix] = shape
-    return found
-
-
-def lokr(
-    prefix: str, modules: dict, *, rank: int = 0, both: bool = False, flat: bool = False, extra: dict | None = None
-) -> dict:
-    """LoKr with a small matrix of 4 x 4; rank 0 keeps the large one whole."""
-    found = {}
-    for name, (out, into) in modules.items():
-        stem = prefix + (name.replace(".", "_") if flat else name)
-        pairs = {f"{stem}.lokr_w1": (4, 4, rank if both else 0), f"{stem}.lokr_w2": (out // 4, into // 4, rank)}
-        for key, (m, n, r) in pairs.items():
-            found |= {f"{key}_a": [m, r], f"{key}_b": [r, n]} if r else {key: [m, n]}
-        found |= {stem + suffix: shape for suffix, shape in (extra or {}).items()}
-    return found
-
-
-def loha(prefix: str, modules: dict, *, flat: bool = False, extra: dict | None = None) -> dict:
-    """LoHa of two pairs of rank 2."""
-    found = {}
-    for name, (out, into) in modules.items():
-        stem = prefix + (name.replace(".", "_") if flat else name)
-        for half in ("hada_w1", "hada_w2"):
-            found |= {f"{stem}.{half}_a": [out, 2], f"{stem}.{half}_b": [2, into]}
-        found |= {stem + suffix: shape for suffix, shape in (extra or {}).items()}
     return found
 
 
@@ -240,66 +236,15 @@ CORPUS = {
         layers=20,
         alpha=8.0,
     ),
-    "lokr-musubi": entry(
-        "musubi-tuner / LyCORIS LoKr: w1 whole, w2 in factors",
-        lokr("lora_unet_", blocks(ORIGINAL), rank=2, flat=True, extra={".alpha": []}),
-        layers=20,
-        alpha=1.0,
-        metadata={"ss_network_module": "networks.lokr", "ss_network_dim": "2", "ss_network_alpha": "1.0"},
-        expect={"names": "original", "scale": 0.5, "flat": True, "others": ["LoKr"]},
+    "lokr": entry(
+        "LyCORIS LoKr",
+        {"lycoris_blocks_0_self_attn_q.lokr_w1": [4, 4], "lycoris_blocks_0_self_attn_q.lokr_w2": [6, 6]},
+        error="LoKr",
     ),
-    "lokr-decompose-both": entry(
-        "LyCORIS LoKr with decompose_both",
-        lokr("lora_unet_", blocks(ORIGINAL), rank=2, both=True, flat=True, extra={".alpha": []}),
-        layers=20,
-        alpha=4.0,
-        expect={"scale": 2.0},
-    ),
-    "lokr-ai-toolkit": entry(
-        "ai-toolkit LoKr of full rank: both matrices whole, the huge alpha counts for nothing",
-        lokr("diffusion_model.", blocks(ORIGINAL), extra={".alpha": []}),
-        layers=20,
-        alpha=9999999.0,
-        dtype="BF16",
-        metadata={"software": '{"name": "ai-toolkit"}'},
-        expect={"scale": 1.0, "prefix": "diffusion_model."},
-    ),
-    "lokr-simpletuner": entry(
-        "SimpleTuner LyCORIS: flattened diffusers names",
-        lokr("lycoris_", blocks(DIFFUSERS), rank=2, flat=True, extra={".alpha": []}),
-        layers=20,
-        alpha=2.0,
-        metadata={"lycoris_config": json.dumps({"algo": "lokr", "linear_dim": 2, "linear_alpha": 2, "factor": 4})},
-        expect={"names": "diffusers", "scale": 1.0, "prefix": "lycoris_"},
-    ),
-    "lokr-diffusion-pipe": entry(
-        "diffusion-pipe LoKr: PEFT, its configuration beside",
-        lokr("diffusion_model.", blocks(ORIGINAL), rank=2),
-        layers=20,
-        config={"peft_type": "LOKR", "r": 2, "alpha": 2},
-        expect={"scale": 1.0},
-    ),
-    "lokr-peft": entry(
-        "PEFT LoKr of two whole matrices: PEFT divides by the rank it states all the same",
-        lokr("base_model.model.", blocks(DIFFUSERS)),
-        layers=20,
-        config={"peft_type": "LOKR", "r": 32, "alpha": 16},
-        expect={"scale": 0.5, "alpha": "config"},
-    ),
-    "loha-musubi": entry(
-        "musubi-tuner / LyCORIS LoHa",
-        loha("lora_unet_", blocks(ORIGINAL), flat=True, extra={".alpha": []}),
-        layers=20,
-        alpha=1.0,
-        metadata={"ss_network_module": "networks.loha", "ss_network_dim": "2", "ss_network_alpha": "1.0"},
-        expect={"scale": 0.5, "flat": True, "others": ["LoHa"]},
-    ),
-    "loha-peft": entry(
-        "PEFT LoHa, the state dictionary as it is: with the adapter's name",
-        {f"{key}.default": shape for key, shape in loha("base_model.model.", blocks(DIFFUSERS)).items()},
-        layers=20,
-        config={"peft_type": "LOHA", "r": 2, "alpha": 8},
-        expect={"scale": 4.0, "adapter": "default"},
+    "loha": entry(
+        "LyCORIS LoHa",
+        {f"lora_unet_blocks_0_self_attn_q.hada_w{i}_{x}": [D, 2] if x == "a" else [2, D] for i in (1, 2) for x in "ab"},
+        error="LoHa",
     ),
     "dora": entry(
         "DoRA of PEFT",
@@ -307,13 +252,92 @@ CORPUS = {
         | {f"base_model.model.{n}.lora_magnitude_vector": [s[0]] for n, s in blocks(DIFFUSERS).items()},
         error="DoRA",
     ),
+    "hunyuan-video-15-tencent": entry(
+        "HunyuanVideo-1.5's own trainer, all linear layers: the scale stands in the header only",
+        keys(
+            "",
+            blocks(HUNYUAN, "double_blocks")
+            | {
+                "txt_in.individual_token_refiner.blocks.1.self_attn_qkv": (3 * D, D),
+                "txt_in.individual_token_refiner.blocks.1.mlp.fc1": (4 * D, D),
+                "final_layer.adaLN_modulation.1": (2 * D, D),
+            },
+            AB,
+        ),
+        layers=28 + 4 + 1,
+        metadata={"lora_adapter_metadata": json.dumps({"r": R, "lora_alpha": 2 * R})},
+        expect={"names": "original", "scale": 2.0, "alpha": "metadata"},
+    ),
+    "hunyuan-video-15-musubi": entry(
+        "musubi-tuner for HunyuanVideo-1.5",
+        keys("lora_unet_", blocks(HUNYUAN, "double_blocks"), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=28,
+        alpha=1.0,
+        expect={"names": "original", "scale": 0.25},
+    ),
+    "hunyuan-video-15-diffusion-pipe": entry(
+        "diffusion-pipe for HunyuanVideo-1.5: ComfyUI's names, fused projections",
+        keys("diffusion_model.", blocks(HUNYUAN_COMFYUI, "double_blocks"), AB),
+        layers=28,
+        dtype="BF16",
+        expect={"names": "comfyui", "scale": 1.0},
+    ),
+    "hunyuan-video-15-comfyui-kohya": entry(
+        "musubi-tuner's LoRA converted for ComfyUI: fused projections, alpha tensors, biases",
+        keys("lora_unet_", blocks(HUNYUAN_COMFYUI, "double_blocks"), DOWN_UP, flat=True, extra={".alpha": []})
+        | {f"lora_unet_double_blocks_{n}_img_attn_qkv.diff_b": [3 * D] for n in range(2)},
+        layers=28,
+        carried=6,
+        alpha=2.0,
+        expect={"names": "comfyui", "scale": 0.5},
+    ),
+    "hunyuan-video-15-diffusers": entry(
+        "the network's save_lora_adapter",
+        keys("", blocks(HUNYUAN_DIFFUSERS, "transformer_blocks") | {"norm_out.linear": (2 * D, D)}, AB),
+        layers=29,
+        expect={"names": "diffusers"},
+    ),
     "hunyuanvideo": entry(
-        "diffusion-pipe for another family",
+        "diffusion-pipe for HunyuanVideo, without its single blocks: told from HunyuanVideo-1.5 by its width",
         {
-            "transformer.double_blocks.0.img_attn_qkv.lora_A.weight": [R, D],
-            "transformer.double_blocks.0.img_attn_qkv.lora_B.weight": [3 * D, R],
+            "transformer.double_blocks.0.img_attn_qkv.lora_A.weight": [R, 3072],
+            "transformer.double_blocks.0.img_attn_qkv.lora_B.weight": [3 * 3072, R],
         },
-        error="HunyuanVideo",
+        error="HunyuanVideo or Qwen-Image",
+    ),
+    "flux": entry(
+        "kohya for FLUX",
+        keys(
+            "lora_unet_",
+            blocks({"img_attn_qkv": (3 * D, D), "img_mlp_0": (F, D)}, "double_blocks")
+            | blocks({"linear1": (3 * D + F, D)}, "single_blocks"),
+            DOWN_UP,
+            flat=True,
+            extra={".alpha": []},
+        ),
+        alpha=10.0,
+        error="FLUX or HunyuanVideo",
+    ),
+    "qwen-image": entry(
+        "diffusers for Qwen-Image",
+        keys("transformer.", blocks({"attn.to_q": (D, D), "img_mlp.net.0.proj": (F, D)}, "transformer_blocks"), AB),
+        error="Qwen-Image",
+    ),
+    "sdxl-diffusers": entry(
+        "diffusers for a UNet, attention layers only",
+        keys("unet.", {f"down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_{x}": (D, D) for x in "qkv"}, AB),
+        error="Stable Diffusion UNet",
+    ),
+    "vace": entry(
+        "DiffSynth for Wan with VACE blocks",
+        keys("", blocks(ORIGINAL, "vace_blocks"), (".lora_A.default.weight", ".lora_B.default.weight")),
+        error="VACE",
+    ),
+    "wan-chained-prefixes": entry(
+        "SimpleTuner: the pipeline's prefix, then PEFT's",
+        keys("transformer.base_model.model.", blocks(DIFFUSERS), AB),
+        layers=20,
+        expect={"prefix": "transformer.base_model.model."},
     ),
     "sdxl": entry(
         "kohya for a UNet",

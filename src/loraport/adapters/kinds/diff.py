@@ -14,9 +14,9 @@ class Diff(AdapterKind):
     """One m x n matrix, added to the weight as it is: it has no alpha."""
 
     name = "diff"
-    title = "whole matrix"
     essential = ("diff",)
     linear = ("diff",)
+    rowwise = ("diff",)
 
     def claim(self, module: str, parts: Mapping[str, Piece]) -> Claim | str | None:
         """The matrix. See `AdapterKind.claim`."""

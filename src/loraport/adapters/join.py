@@ -1,0 +1,135 @@
+"""Layers that one weight holds in the output's naming: their updates become one, exactly."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from loraport.errors import UnsupportedError
+from loraport.models.architecture import Architecture, LayerName
+from loraport.models.keymap import family_keymap
+from loraport.models.placement import Part, Rows, is_whole, join, join_factors, lay_out
+
+
+@dataclass(frozen=True)
+class Factors:
+    """The two factors of a layer as they will be written, with the alpha that goes with them (None: the rank).
+
+    Matrices, or what the input stores in their place (convolutions with a kernel of size 1).
+    """
+
+    up: Shaped[Tensor, "m r *one"]
+    down: Shaped[Tensor, "r n *one"]
+    alpha: float | None = None
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.down.shape[0]
+
+    @property
+    def scale(self) -> float:
+        """What a reader multiplies the product with."""
+        return 1.0 if self.alpha is None else self.alpha / self.rank
+
+
+def join_layers(
+    factors: Mapping[LayerName, Factors],
+    matrices: Mapping[LayerName, Float[Tensor, "m n"]],
+    naming: str,
+    architecture: Architecture,
+) -> tuple[dict[LayerName, Factors], dict[LayerName, Float[Tensor, "m n"]]]:
+    """The updates of stored weights from those of layers.
+
+    A weight that holds several layers is called by the first of them that has an update. Its rank is the sum of
+    theirs, unless they share their A.
+
+    Args:
+        factors: canonical layer -> factors.
+        matrices: canonical layer -> whole matrix.
+        naming: of the output.
+        architecture: the model.
+    """
+    whole_factors: dict[LayerName, Factors] = {}
+    whole_matrices: dict[LayerName, Tensor] = {}
+    for names in _weights([*factors, *matrices], naming, architecture):
+        first = names[0]
+        held = _held(first, naming, architecture)
+        if is_whole(held):
+            if first in factors:
+                whole_factors[first] = factors[first]
+            else:
+                whole_matrices[first] = matrices[first]
+            continue
+        sizes = {name: (factors[name].up if name in factors else matrices[name]).shape[0] for name in names}
+        rows, places = _places(held, sizes, architecture)
+        if all(name in matrices for name in names):
+            whole_matrices[first] = join([(places[name], matrices[name]) for name in names], rows)
+        else:
+            pairs = {name: factors[name] if name in factors else factored(matrices[name]) for name in names}
+            whole_factors[first] = _join_pairs({name: (places[name], pair) for name, pair in pairs.items()}, rows)
+    return whole_factors, whole_matrices
+
+
+def join_rows(
+    pieces: Sequence[tuple[str, Shaped[Tensor, "..."]]], naming: str, architecture: Architecture
+) -> Shaped[Tensor, "..."]:
+    """A tensor with a row for every output of a stored weight (a bias, mostly), from those of its modules.
+
+    Args:
+        pieces: canonical module, and its tensor.
+        naming: of the output.
+        architecture: the model.
+    """
+    module, tensor = pieces[0]
+    held = _held(module, naming, architecture)
+    if is_whole(held):
+        return tensor
+    rows, places = _places(held, {name: len(piece) for name, piece in pieces}, architecture)
+    return join([(places[name], piece) for name, piece in pieces], rows)
+
+
+def factored(matrix: Float[Tensor, "m n"]) -> Factors:
+    """A whole matrix as two factors, exactly."""
+    m, n = matrix.shape
+    eye = torch.eye(min(m, n)).to(matrix.dtype)
+    return Factors(matrix, eye) if n <= m else Factors(eye, matrix)
+
+
+def _join_pairs(pairs: Mapping[str, tuple[Rows, Factors]], rows: int) -> Factors:
+    scales = {pair.scale for _, pair in pairs.values()}
+    if len(scales) == 1:
+        up, down = join_factors([(places, pair.up, pair.down) for places, pair in pairs.values()], rows)
+        scale = scales.pop()
+        return Factors(up, down, None if scale == 1.0 else scale * down.shape[0])
+    # One alpha cannot say several scales.
+    scaled = [(places, (pair.up.float() * pair.scale).to(pair.up.dtype), pair.down) for places, pair in pairs.values()]
+    return Factors(*join_factors(scaled, rows))
+
+
+def _weights(names: Sequence[str], naming: str, architecture: Architecture) -> list[list[str]]:
+    """The layers by the weight that holds them in a naming, in order."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(architecture.family.spell(name, naming), []).append(name)
+    return list(found.values())
+
+
+def _held(module: str, naming: str, architecture: Architecture) -> tuple[Part, ...]:
+    family = architecture.family
+    if family.template_of(module) is None:
+        return (Part(module, "_"),)  # of another model, passed on as it is
+    return family_keymap(family.name).held(family.spell(module, naming))
+
+
+def _places(held: Sequence[Part], sizes: Mapping[str, int], architecture: Architecture) -> tuple[int, dict[str, Rows]]:
+    try:
+        return lay_out(held, sizes, architecture.dimensions)
+    except KeyError as error:
+        raise UnsupportedError(
+            "a layer is stored together with others whose size is not known",
+            values=f"{', '.join(sizes)} beside {error.args[0]}",
+            fix="state the model (--model), or write another profile",
+        ) from None

@@ -1,1 +1,0 @@
-"""How stored bytes become weights, one codec a file; `registry` knows them all."""

@@ -1,0 +1,188 @@
+"""Where a layer lies in a stored weight: fused and split layers, and rows in another order. Split and join, once.
+
+A canonical module is the finest piece that any naming has: where one naming stores the query, key and value
+projections as three weights and another as one, the three are the modules, and the one is three places in the same
+weight. So a module always lies in exactly one stored weight; what differs is in which of its rows. Rows in another
+order (diffusers keeps the halves of some modulations the other way round) are the same thing: several ranges.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from loraport.containers.tensors import TensorRef
+
+Rows = tuple[tuple[int, int], ...]
+"""Half-open ranges of rows of a stored weight. A module is these rows, one range after the other."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a naming keeps a module.
+
+    Args:
+        name: path of the stored module, with the block number as "<n>".
+        index: which part of it, counted from 0, where the stored weight is fused; None where it is all of it.
+        order: the equal parts of the module in the order in which they are stored; () for their own order.
+    """
+
+    name: str
+    index: int | None = None
+    order: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Part:
+    """A module inside a stored weight.
+
+    Args:
+        module: canonical path.
+        rows: how many rows it has, in the symbols of the family ("width", "6*width", "3").
+        order: as in `Place`.
+    """
+
+    module: str
+    rows: str
+    order: tuple[int, ...] = ()
+
+
+def is_whole(parts: Sequence[Part]) -> bool:
+    """Whether a stored weight is one module as it is."""
+    return len(parts) == 1 and not parts[0].order
+
+
+def split(parts: Sequence[Part], rows: int, known: Mapping[str, int]) -> dict[str, Rows] | None:
+    """The rows of every module in a stored weight.
+
+    Args:
+        parts: what the weight holds, in the order of its rows.
+        rows: how many rows it has.
+        known: sizes that are known already, by symbol; needed only for parts of different sizes.
+
+    Returns:
+        Canonical module -> its rows; None where the rows cannot be shared out like that.
+    """
+    sizes = _sizes([part.rows for part in parts], rows, known)
+    if sizes is None:
+        return None
+    found: dict[str, Rows] = {}
+    start = 0
+    for part, size in zip(parts, sizes, strict=True):
+        ranges = _ordered(start, size, part.order)
+        if ranges is None:
+            return None
+        found[part.module] = ranges
+        start += size
+    return found
+
+
+def lay_out(parts: Sequence[Part], sizes: Mapping[str, int], known: Mapping[str, int]) -> tuple[int, dict[str, Rows]]:
+    """The other way round: how many rows a stored weight has, and where in it every module lies.
+
+    Args:
+        parts: what the weight holds, in the order of its rows.
+        sizes: canonical module -> its rows, for some of the modules.
+        known: sizes by symbol, for the others.
+
+    Raises:
+        KeyError: the rows of a module are given by neither.
+    """
+    known = {**known, **{part.rows: sizes[part.module] for part in parts if part.module in sizes}}
+    found: dict[str, Rows] = {}
+    start = 0
+    for part in parts:
+        size = sizes.get(part.module) or size_of(part.rows, known)
+        ranges = None if size is None else _ordered(start, size, part.order)
+        if size is None or ranges is None:
+            raise KeyError(part.module)
+        found[part.module] = ranges
+        start += size
+    return start, found
+
+
+def take_ref(ref: TensorRef, rows: Rows) -> TensorRef:
+    """A reference to the rows of one module. `rows` that are the whole tensor in its own order change nothing."""
+    if rows == ((0, ref.shape[0]),):
+        return ref
+    return replace(ref, shape=(sum(end - start for start, end in rows), *ref.shape[1:]), rows=rows)
+
+
+def join(pieces: Sequence[tuple[Rows, Shaped[Tensor, "_ *rest"]]], rows: int) -> Shaped[Tensor, "M *rest"]:
+    """A stored tensor from those of its modules; the rows of modules that are not given are zero.
+
+    Args:
+        pieces: the rows of a module in the stored tensor, and its own tensor.
+        rows: how many rows the stored tensor has.
+    """
+    dtype = reduce(torch.promote_types, (tensor.dtype for _, tensor in pieces))
+    whole = torch.zeros(rows, *pieces[0][1].shape[1:], dtype=dtype)
+    for ranges, tensor in pieces:
+        position = 0
+        for start, end in ranges:
+            whole[start:end] = tensor[position : position + end - start]
+            position += end - start
+    return whole
+
+
+def join_factors(
+    pieces: Sequence[tuple[Rows, Shaped[Tensor, "_ _"], Shaped[Tensor, "_ n"]]], rows: int
+) -> tuple[Shaped[Tensor, "M R"], Shaped[Tensor, "R n"]]:
+    """The two factors of a stored weight from those of its modules, exactly.
+
+    Modules that share one A, as those of a LoRA that was trained on the fused weight do, keep sharing it, and the
+    rank stays. Otherwise B gets a block for each of them, the A's are stacked, and the ranks add up.
+
+    Args:
+        pieces: the rows of a module in the stored weight, its B (m x r) and its A (r x n).
+        rows: how many rows the stored weight has.
+    """
+    shared: list[tuple[Tensor, list[tuple[Rows, Tensor]]]] = []
+    for ranges, up, down in pieces:
+        same = next((ups for other, ups in shared if other.shape == down.shape and torch.equal(other, down)), None)
+        if same is None:
+            shared.append((down, [(ranges, up)]))
+        else:
+            same.append((ranges, up))
+    return torch.cat([join(ups, rows) for _, ups in shared], dim=1), torch.cat([down for down, _ in shared])
+
+
+def size_of(symbol: str, known: Mapping[str, int]) -> int | None:
+    """A size in the symbols of a family as a number: "3", "width", "6*width". None for "_" and what is not known."""
+    factor, _, name = symbol.rpartition("*")
+    if name.isdigit():
+        return int(name)
+    return known[name] * int(factor or 1) if name in known else None
+
+
+def _sizes(symbols: Sequence[str], total: int, known: Mapping[str, int]) -> list[int] | None:
+    """Numbers for the symbols that add up to the total. One symbol follows from the others."""
+    names = {symbol.rpartition("*")[2] for symbol in symbols if size_of(symbol, {}) is None}
+    unknown = names if len(names) == 1 else names - known.keys()
+    if len(unknown) > 1:
+        return None
+    sizes = dict(known)
+    if unknown:
+        name = next(iter(unknown))
+        rest = {key: size for key, size in known.items() if key != name}
+        fixed = sum(size_of(symbol, rest) or 0 for symbol in symbols)
+        times = sum(int(symbol.rpartition("*")[0] or 1) for symbol in symbols if symbol.rpartition("*")[2] == name)
+        if total <= fixed or (total - fixed) % times:
+            return None
+        sizes[name] = (total - fixed) // times
+    found = [size_of(symbol, sizes) or 0 for symbol in symbols]
+    return found if sum(found) == total else None
+
+
+def _ordered(start: int, size: int, order: Sequence[int]) -> Rows | None:
+    """The equal parts of a module, each where it is stored: as ranges in the module's own order."""
+    if not order:
+        return ((start, start + size),)
+    if size % len(order):
+        return None
+    step = size // len(order)
+    stored_at = {part: start + position * step for position, part in enumerate(order)}
+    return tuple((stored_at[part], stored_at[part] + step) for part in range(len(order)))
