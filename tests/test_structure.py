@@ -9,7 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "loraport"
 
-GROUND = {"errors", "files", "threads", "version"}  # threads: of the process, set by rooms that do not know each other
+GROUND = {
+    "errors",
+    "files",
+    "partial",
+    "threads",
+    "version",
+}  # threads: of the process, set by rooms that do not know each other
 # Bottom to top: a room may import itself, the ground, and what stands here; never a room further down the list.
 MAY_IMPORT = {
     "core": set(),

@@ -12,12 +12,12 @@ import json
 import os
 import shutil
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraport.errors import FileError
+from loraport.partial import partial_file
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -156,27 +156,19 @@ def atomic_path(path: Path, *, need_bytes: int = 0, durable: bool = True, overwr
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _check_room(path, need_bytes)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    except OSError as error:
-        raise _write_error(path, error, need_bytes) from error
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        if durable:
-            _flush(temporary)
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private; an output is an ordinary file
-        if overwrite:
-            os.replace(temporary, path)
-        else:
-            _take_free_name(temporary, path)
+        with partial_file(path) as temporary:
+            yield temporary
+            if durable:
+                _flush(temporary)
+            os.chmod(temporary, 0o666 & ~_umask())  # some writers make private files; an output is an ordinary one
+            if overwrite:
+                os.replace(temporary, path)
+            else:
+                _take_free_name(temporary, path)
         if durable:
             _flush_folder(path.parent)
     except OSError as error:
         raise _write_error(path, error, need_bytes) from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def write_safetensors(

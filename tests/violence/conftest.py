@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,21 @@ class Case:
 
     def run(self, *more: object, file_limit: int | None = None) -> Done:
         return self.start(*more, file_limit=file_limit).finish()
+
+    def layers_done(self) -> int:
+        """How many finished layers the run log tells of."""
+        log = self.output.with_name("out.run.jsonl")
+        return log.read_text(encoding="utf-8").count('"event": "layer"') if log.exists() else 0
+
+    def wait_for_layers(self, count: int) -> None:
+        """Wait until the run log tells of that many finished layers."""
+        deadline = time.monotonic() + 60
+        while self.layers_done() < count and time.monotonic() < deadline:
+            time.sleep(0.0005)
+
+    def partials(self) -> list[Path]:
+        """Half-written files, beside the output and in the cache."""
+        return [path for folder in (self.files.folder, self.cache) for path in folder.rglob("*.partial")]
 
     def refuses(self, code: int, *says: str, more: tuple[object, ...] = ()) -> str:
         """Run a transfer that must fail well: code, one message that names things, no traceback, no output."""

@@ -11,18 +11,6 @@ import pytest
 from safetensors.torch import load_file
 
 
-def layers_done(case) -> int:
-    log = case.output.with_name("out.run.jsonl")
-    return log.read_text(encoding="utf-8").count('"event": "layer"') if log.exists() else 0
-
-
-def wait_for_layers(case, count: int) -> None:
-    """Wait until the run log tells of that many finished layers."""
-    deadline = time.monotonic() + 60
-    while layers_done(case) < count and time.monotonic() < deadline:
-        time.sleep(0.0005)
-
-
 def test_two_runs_give_the_same_bytes(case, undisturbed) -> None:
     expected = undisturbed.output
     assert case.run().code == 0
@@ -40,7 +28,7 @@ def test_killed_and_run_again_gives_the_same_bytes(case, undisturbed, after: int
     chance = random.Random(after)
     for _ in range(2):
         process = case.start("--overwrite", "--executor", "serial")
-        wait_for_layers(case, after)
+        case.wait_for_layers(after)
         time.sleep(chance.uniform(0, 0.01))
         process.send(signal.SIGKILL)
         done = process.finish()
@@ -66,7 +54,7 @@ def test_killed_at_random_moments(case, undisturbed) -> None:
 def test_ctrl_c_and_run_again(case, undisturbed) -> None:
     expected = undisturbed.output
     process = case.start("--executor", "serial")
-    wait_for_layers(case, 3)
+    case.wait_for_layers(3)
     process.send(signal.SIGINT)
     done = process.finish()
     assert done.code == 130, done.stderr

@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from loraport.cli.signals import ended_by_signals
 from loraport.cli.voice import say_error
 from loraport.errors import FileError, Interrupted, LoraportError, UsageError
 
@@ -50,6 +51,12 @@ def guarded(command: Callable[[], Any], *, as_json: bool, verbose: bool) -> int:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="backslashreplace")  # odd names on a narrow console must not be a crash
+    with ended_by_signals() as received:
+        code = _guarded(command, as_json, verbose)
+    return 128 + received[0] if received and code == Interrupted.exit_code else code
+
+
+def _guarded(command: Callable[[], Any], as_json: bool, verbose: bool) -> int:
     try:
         code = command()
         sys.stdout.flush()

@@ -23,6 +23,7 @@ from loraport.engine.results import LayerReport, TransferReport, energy_kept_in_
 from loraport.engine.worker import LayerResult, Worker, references
 from loraport.errors import FileError, MismatchError
 from loraport.files import RunLog
+from loraport.partial import remove_abandoned
 from loraport.store.digests import DigestMemo
 from loraport.store.store import NullStore, Store
 from loraport.version import __version__
@@ -67,6 +68,8 @@ def run(
     _check_kinship(plan, sample, reader)
     work = Worker(store, reader, _layers_to_keep(plan, store, warn))
     log = _open_log(path, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
+    if path is not None:
+        remove_abandoned(path)
     try:
         results = _run_jobs(plan, sample, work, executor, on_event, warn, log)
         layers = tuple(result.report for result in results)
@@ -82,6 +85,7 @@ def run(
         if log is not None:
             log.append({"event": "finished", **{k: v for k, v in report.to_json().items() if k != "layers"}})
     except BaseException as error:
+        store.sweep()  # workers may have been ended in the middle of writing
         if log is not None:
             with contextlib.suppress(FileError):  # a full disk must not hide what went wrong first
                 log.append({"event": "failed", "error": str(error) or type(error).__name__})
@@ -118,6 +122,7 @@ def open_cache(plan: TransferPlan, options: RunOptions) -> tuple[Store, InputRea
     if options.cache == "off":
         return NullStore(), InputReader(DigestMemo(None), plan.identities)
     store = Store(options.cache)
+    store.sweep()
     return store, InputReader(DigestMemo(store.root, trust=not options.verify_inputs), plan.identities)
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraport.partial import remove_if_abandoned
+
 KINDS = {
     "basis": "decomposed weights",
     "prepared": "what methods made of pairs of weights",
@@ -25,7 +27,6 @@ KINDS = {
 DEFAULT_MAX_BYTES = 30 * 10**9
 _ENTRY = re.compile(r"^[0-9a-f]{64}\.safetensors$")
 _LEFTOVER = re.compile(r"^\.[0-9a-f]{64}\.(safetensors|json)\..*\.partial$")
-_LEFTOVER_AGE = 3600.0  # seconds; a younger temporary file may belong to a process that is still writing it
 
 
 @dataclass(frozen=True)
@@ -91,12 +92,14 @@ def collect(root: Path, *, max_bytes: int | None = None, older_than: float | Non
         if (too_old or too_much) and remove(entry.path):
             total -= entry.bytes
             deleted.append(entry)
-    for folder in (*KINDS, "digests"):
-        for file in list(_files(root / folder)):
-            with contextlib.suppress(OSError):
-                if _LEFTOVER.match(file.name) and now - file.stat().st_mtime > _LEFTOVER_AGE:
-                    os.unlink(file.path)
+    sweep(root)
     return deleted
+
+
+def sweep(root: Path) -> int:
+    """Delete the temporary files that killed processes left behind; returns how many there were."""
+    left = [item for folder in (*KINDS, "digests") for item in _items(root / folder) if _LEFTOVER.match(item.name)]
+    return sum(remove_if_abandoned(Path(item.path)) for item in left)
 
 
 def clear(root: Path) -> list[EntryInfo]:
@@ -128,12 +131,17 @@ def touch(path: Path) -> None:
 
 def _files(folder: Path) -> Iterator[os.DirEntry]:
     """Files in the two-letter folders of `folder`."""
+    return (item for item in _items(folder) if item.is_file(follow_symlinks=False))
+
+
+def _items(folder: Path) -> Iterator[os.DirEntry]:
+    """Whatever lies in the two-letter folders of `folder`."""
     try:
         with os.scandir(folder) as subfolders:
             names = [item.path for item in subfolders if len(item.name) == 2 and item.is_dir(follow_symlinks=False)]
         for name in names:
             with os.scandir(name) as items:
-                yield from (item for item in items if item.is_file(follow_symlinks=False))
+                yield from items
     except OSError:
         return
 

@@ -181,6 +181,10 @@ class Store:
             self._total = None
         return deleted
 
+    def sweep(self) -> None:
+        """Delete what killed processes left behind."""
+        index.sweep(self.root)
+
     def clear(self) -> list[EntryInfo]:
         """Delete every entry and every remembered digest."""
         with self._lock:
@@ -251,6 +255,9 @@ class NullStore(Store):
 
     def gc(self, max_bytes: int | None = None, older_than: float | None = None) -> list[EntryInfo]:
         return []
+
+    def sweep(self) -> None:
+        return None
 
     def clear(self) -> list[EntryInfo]:
         return []

@@ -36,7 +36,7 @@ class LayerExecutor:
             with ProcessPoolExecutor(len(self._slots), mp_context=context, initializer=_end_with_parent) as pool:
 
                 def submit(job: LayerJob, slot: Slot) -> "Future[Result]":
-                    with _signals_held():
+                    with _ctrl_c_held():
                         return pool.submit(in_slot, work, job, slot)
 
                 for some, slots in phases(jobs, self._slots, cores()):
@@ -50,13 +50,14 @@ class LayerExecutor:
 
 
 @contextlib.contextmanager
-def _signals_held() -> Iterator[None]:
-    """Ctrl-C, and the end of a terminal or a service, reach every process of a group, but ending is for the parent
-    to arrange. Workers started within the block inherit that they do not hear these signals."""
+def _ctrl_c_held() -> Iterator[None]:
+    """Ctrl-C reaches every process of a terminal; workers started within the block inherit that they do not hear it.
+
+    The layers in work are finished and kept then. Other signals end a worker at once."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:

@@ -1,0 +1,128 @@
+"""Temporary files that can be told from those that a killed process left behind.
+
+A file is written inside a folder of its own beside its final name, so that whatever a writer puts there on the way
+(the stock safetensors writer makes a temporary file itself) is found together. The folder stays locked while it is in
+use, and the system takes the lock back when the process ends, however it ends. So a folder of this kind that can be
+locked belongs to nobody, and whoever finds it removes it.
+"""
+
+import contextlib
+import os
+import re
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment] - the only name that differs between systems
+
+_AGE = 3600.0  # seconds; where the system knows no locks, what is older is taken for abandoned
+_LONGEST = 150  # bytes of the final name within the temporary one, which may not be much longer itself
+
+
+@contextlib.contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a file that can be written and renamed to `path`; it is not there yet.
+
+    Whatever is left of it when the block ends is removed. So is, before, what killed processes left on the way to the
+    same `path`.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    remove_abandoned(path)
+    handle, folder = _locked(path)
+    try:
+        yield Path(folder, "data")
+    finally:
+        _remove(folder)
+        if handle is not None:
+            os.close(handle)
+
+
+def remove_abandoned(path: Path) -> int:
+    """Remove what killed processes left of earlier attempts to write `path`; returns how many there were."""
+    pattern = re.compile(re.escape(_prefix(path)) + r"[a-z0-9_]{8}\.partial")
+    try:
+        with os.scandir(path.parent) as items:
+            names = [item.path for item in items if pattern.fullmatch(item.name)]
+    except OSError:
+        return 0
+    return sum(remove_if_abandoned(Path(name)) for name in names)
+
+
+def remove_if_abandoned(temporary: Path) -> bool:
+    """Remove a temporary folder, or a file of that name, unless it is in use. Returns whether it was removed."""
+    try:
+        handle = os.open(temporary, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError:  # gone, or somebody else's
+        return False
+    try:
+        locked = _lock(handle)
+        if locked is None:
+            locked = time.time() - os.fstat(handle).st_mtime > _AGE
+        return locked and _remove(str(temporary))
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+
+
+def _remove(temporary: str) -> bool:
+    """Remove a folder and the files in it, and no folder within; or a file."""
+    try:
+        if not stat.S_ISDIR(os.lstat(temporary).st_mode):
+            os.unlink(temporary)
+            return True
+        with os.scandir(temporary) as items:
+            for item in list(items):
+                os.unlink(item.path)
+        os.rmdir(temporary)
+    except OSError:
+        return False
+    return True
+
+
+def _prefix(path: Path) -> str:
+    name = path.name
+    while len(os.fsencode(name)) > _LONGEST:
+        name = name[:-1]
+    return f".{name}."
+
+
+def _locked(path: Path) -> tuple[int | None, str]:
+    """A new folder, and the handle that holds its lock; None where there are no locks."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=_prefix(path), suffix=".partial", dir=path.parent)
+        if fcntl is None:
+            return None, folder
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # found and removed before it was locked
+            continue
+        if _lock(handle) is None:
+            os.close(handle)
+            return None, folder
+        try:
+            if os.path.samestat(os.stat(folder), os.fstat(handle)):
+                return handle, folder
+        except FileNotFoundError:
+            pass
+        os.close(handle)
+
+
+def _lock(handle: int) -> bool | None:
+    """Lock what is open; False if another has it locked, None where there are no locks."""
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
