@@ -249,7 +249,7 @@ def test_a_second_transfer_is_refused_unless_forced(files: pico.Pico) -> None:
 
 @pytest.mark.parametrize(
     ("profile", "words"),
-    [("diffusers", "diffusers: pipe.load_lora_weights('"), ("original", "LightX2V"), ("fastvideo", "set_lora_adapter")],
+    [("diffusers", 'diffusers: pipe.load_lora_weights("'), ("original", "LightX2V"), ("fastvideo", "set_lora_adapter")],
 )
 def test_it_says_how_to_load_the_file(files: pico.Pico, profile: str, words: str) -> None:
     assert f"load it   {words}" in transfer(files, "--to", profile).stdout.replace("FastVideo: generator.", "")

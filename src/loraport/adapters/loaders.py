@@ -1,5 +1,6 @@
 """What a user is told about the programs that may load a file: how to load it, and what would be missing there."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from loraport.adapters.dialect import SAME_AS_INPUT
 NAMED = 3  # programs that a sentence names before it counts the rest
 LONG = 160  # characters; a longer list of what is left out is for `verify`
 
-IN_FULL = "taken in full by"
+IN_FULL, IN_PART, REFUSED, UNREAD = "taken in full by", "taken in part by", "refused by", "not read by"
 _Losses = Mapping[Consumer, Mapping[str, Outcome]]
 
 
@@ -46,19 +47,20 @@ def ways_to_load(path: str | Path, content: Content, at_most: int = 2) -> list[s
         reading = content.reading(consumer)
         if reading is None or not content.reads(consumer) or _refused(content.losses(consumer)):
             continue
-        text = reading.load.replace("{path}", repr(str(path))).replace("{name}", Path(path).name)
+        text = reading.load.replace("{path}", json.dumps(str(path), ensure_ascii=False)).replace(
+            "{name}", Path(path).name
+        )
         ways.setdefault(consumer.program, f"{consumer.program}: {text}")
     return list(ways.values())[:at_most] or ["with whatever loads the input, at strength 1.0"]
 
 
-def takers(content: Content) -> list[tuple[str, list[str]]]:
-    """Who takes how much of a file, the best first: (how much, names of the programs).
+def takers(content: Content) -> list[tuple[str, str]]:
+    """Who takes how much of a file, the best first: (how much, names of the programs with what is missing there).
 
     Args:
         content: what is in the file.
     """
-    found: dict[str, list[str]] = {}
-    order = {}
+    found: dict[tuple[str, str], list[str]] = {}
     for consumer in consumers():
         reading = content.reading(consumer)
         if reading is None or content.profile is None:
@@ -67,16 +69,17 @@ def takers(content: Content) -> list[tuple[str, list[str]]]:
         refused = [part for part, outcome in losses.items() if outcome.refused]
         if not content.reads(consumer) and not refused:
             everything = reading.profiles[content.profile][ALL]
-            rank, title = 3, "refused by" if everything.refused else "not read by"
+            row = (REFUSED, "") if everything.refused else (UNREAD, "")
         elif content.unknown(consumer):
             continue
         elif refused:
-            rank, title = 2, f"refused for {_parts(refused)}"
+            row = REFUSED, f" (because of {_parts(refused)})"
         else:
-            rank, title = (1, f"taken without {_parts(losses)}") if losses else (0, IN_FULL)
-        order[title] = rank
-        found.setdefault(title, []).append(consumer.name)
-    return sorted(found.items(), key=lambda row: order[row[0]])
+            row = (IN_PART, f" (without {_parts(losses)})") if losses else (IN_FULL, "")
+        found.setdefault(row, []).append(consumer.name)
+    order = (IN_FULL, IN_PART, REFUSED, UNREAD)
+    rows = sorted(found.items(), key=lambda item: order.index(item[0][0]))
+    return [(title, ", ".join(names) + detail) for (title, detail), names in rows]
 
 
 def _refused(losses: Mapping[str, Outcome]) -> bool:

@@ -138,7 +138,7 @@ def _programs(lora: LoraAdapter) -> list[Check]:
     """Which programs take how much of the file, where it is spelled as an output of ours."""
     ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.factored}
     content = content_of(SAME_AS_INPUT, ranks, lora.carried, lora.architecture, lora.dialect)
-    return [Check(title, True if title == IN_FULL else None, ", ".join(names)) for title, names in takers(content)]
+    return [Check(title, True if title == IN_FULL else None, names) for title, names in takers(content)]
 
 
 def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
