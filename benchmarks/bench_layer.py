@@ -7,7 +7,7 @@ Columns, in seconds (best of --repeat):
   gemm     U^T D and (U^T D) V, the two routing products
   svd      the thin SVD of the source weight, once per source
   routing  `prepare`: the two products, and for rectangular layers one Gram matrix, once per pair
-  update   `transfer` and `compress` with the routing at hand: what each further LoRA costs
+  update   `transfer` and `truncated_svd` with the routing at hand: what each further LoRA costs
   ratio    (routing + update) / gemm: a LoRA whose routing is not kept
   kept     update / gemm: a LoRA whose routing is kept
   peak     resident memory at the end, MB
@@ -24,8 +24,8 @@ from torch import Tensor
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
-from loraport.core.svd import compress
 from loraport.core.thin_svd import thin_svd
+from loraport.core.truncation import truncated_svd
 from loraport.methods import registry
 from loraport.methods.base import LayerInputs
 
@@ -82,7 +82,7 @@ def measure(shape: str, rank: int, repeat: int, clock: Callable[[], float]) -> d
 
     def further(kept):
         output = method.transfer(LayerInputs(shape, update, basis, None, inputs.drift, kept), params)
-        return output, compress(output.update, rank=rank, start=output.start, seed=1)
+        return output, truncated_svd(output.update, rank=rank, start=output.start, seed=1)
 
     gemm_seconds, _ = best(repeat, products)
     routing_seconds, kept = best(repeat, method.prepare, inputs, params)

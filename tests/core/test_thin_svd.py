@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from loraport.core import thin_svd as module
-from loraport.core.basis import SpectralBasis
 from loraport.core.thin_svd import gram, thin_svd
 from loraport.errors import NumericalError
 
@@ -91,7 +90,7 @@ def test_what_is_not_finite_is_refused_by_name(value):
     W = torch.ones(4, 4)
     W[1, 2] = value
     with pytest.raises(NumericalError) as caught:
-        SpectralBasis.from_weight(W, name="blocks.3.ffn.0")
+        thin_svd(W, name="blocks.3.ffn.0")
     assert "blocks.3.ffn.0" in str(caught.value)
     assert "1 entries" in str(caught.value)
 
@@ -99,7 +98,7 @@ def test_what_is_not_finite_is_refused_by_name(value):
 def test_drivers_stand_in_for_each_other(monkeypatch):
     W = torch.randn(P, P, generator=torch.Generator().manual_seed(3))
 
-    def none(matrix):
+    def none(matrix, driver=None):
         return None
 
     def wrong(matrix):
@@ -132,7 +131,7 @@ def test_gram_has_the_lower_triangle(n):
 
 
 def test_head_and_completion():
-    basis = SpectralBasis.from_weight(torch.diag(torch.tensor([3.0, 2.0, 1.0]))[:, :2])
+    basis = thin_svd(torch.diag(torch.tensor([3.0, 2.0, 1.0]))[:, :2])
     assert [basis.head(energy) for energy in (0.1, 9 / 13, 0.9, 1.0)] == [1, 1, 2, 2]
     full = basis.completed()
     assert full.U.shape == (3, 3)
@@ -140,5 +139,5 @@ def test_head_and_completion():
     assert torch.equal(full.U[:, :2], basis.U)
     assert full.completed().U is full.U
     assert basis.T.shape == (2, 3)
-    zero = SpectralBasis.from_weight(torch.zeros(4, 4))
+    zero = thin_svd(torch.zeros(4, 4))
     assert zero.head(0.9) == 1

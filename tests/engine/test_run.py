@@ -74,7 +74,7 @@ def test_computing_in_memory_gives_what_is_written(files, tmp_path, options):
 def test_a_second_lora_for_the_same_pair_does_no_decomposition(files, tmp_path, options, monkeypatch):
     _transfer(files, tmp_path / "first.safetensors", options)
     save_file(pico.lora(9), files.folder / "second.safetensors")
-    monkeypatch.setattr("loraport.core.basis.SpectralBasis.from_weight", None)  # any call would fail
+    monkeypatch.setattr("loraport.engine.layer.thin_svd", None)  # any call would fail
     report = _transfer(files, tmp_path / "second.safetensors", options, lora=files.folder / "second.safetensors")
     assert report.summary["cached_layers"] == 0
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Generator
 
-from loraport.core.basis import SpectralBasis
+from loraport.core.thin_svd import thin_svd
 from loraport.evaluate.drift import concentration, head_share, summary
 
 
@@ -14,7 +14,7 @@ def _weight(m: int, n: int) -> torch.Tensor:
 
 def test_share_of_drifts_inside_and_outside_the_head():
     W = _weight(24, 16)
-    basis = SpectralBasis.from_weight(W)
+    basis = thin_svd(W)
     inside, outside = basis.U[:, :1] @ basis.Vh[7:8], basis.U[:, 5:6] @ basis.Vh[7:8]
     assert head_share(basis, inside, 3) == pytest.approx(1, abs=1e-5)
     assert head_share(basis, outside, 3) == pytest.approx(0, abs=1e-5)

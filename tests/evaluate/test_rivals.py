@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Generator
 
-from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
+from loraport.core.thin_svd import thin_svd
 from loraport.methods import registry
 from loraport.methods.base import LayerInputs
 
@@ -37,8 +37,8 @@ def _inputs(shape: tuple[int, int], drift: float, factored: bool = False) -> tup
     return LayerInputs(
         name="layer",
         update=LowRank(draw(m, 2), draw(2, n)),
-        basis=SpectralBasis.from_weight(W),
-        target_basis=SpectralBasis.from_weight(W + D),
+        basis=thin_svd(W),
+        target_basis=thin_svd(W + D),
         drift=op,
         source=DenseOperator(W),
         target=DenseOperator(W + D),

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
-from loraport.core.svd import compress
+from loraport.core.thin_svd import thin_svd
+from loraport.core.truncation import truncated_svd
 from loraport.methods.base import LayerInputs
 from loraport.methods.casa.method import Casa, CasaParams
 
@@ -48,7 +49,7 @@ def make(shape, rank, seed, *, drift=0.3, dtype=torch.float64):
     W = (U * torch.linspace(3, 0.2, p, dtype=dtype)) @ V.T
     D = drift * random(m, n) / math.sqrt(max(m, n))
     update = LowRank(random(m, rank) / math.sqrt(m), random(rank, n))
-    return W, D, LayerInputs("layer", update, SpectralBasis.from_weight(W), None, DenseOperator(D))
+    return W, D, LayerInputs("layer", update, thin_svd(W), None, DenseOperator(D))
 
 
 def run(inputs, params):
@@ -204,7 +205,7 @@ def test_a_transposed_layer_gives_the_transposed_update(layer, params):
 def test_full_rank_output_is_the_update_itself(layer, params):
     _, _, inputs = make(*layer)
     output = run(inputs, params)
-    small = compress(output.update, rank="full", start=output.start)
+    small = truncated_svd(output.update, rank="full", start=output.start)
     assert small.rank == min(output.update.shape)
     assert distance(small.update.dense(), output.update.dense()) < 1e-7 or output.update.norm() < 1e-12
     assert small.energy_kept == pytest.approx(1.0, abs=1e-7)
@@ -252,7 +253,7 @@ def test_the_low_rank_result_is_nearly_the_best_one(shape, drift):
     exact = output.update.dense().double()
     energies = torch.linalg.svdvals(exact).square()
     for rank in (8, 24):
-        small = compress(output.update, rank=rank, start=output.start)
+        small = truncated_svd(output.update, rank=rank, start=output.start)
         best = float(energies[:rank].sum() / energies.sum())
         kept = 1 - float((exact - small.update.to(torch.float64).dense()).norm() ** 2 / exact.norm() ** 2)
         assert small.energy_kept == pytest.approx(kept, abs=1e-5)
@@ -271,7 +272,7 @@ def test_a_distillation_lora_in_float32_equals_the_dense_route(shape):
         factored = run(LayerInputs("layer", update, basis, None, drift), params)
         dense = run(LayerInputs("layer", update, basis, None, DenseOperator(drift.dense())), params)
         assert distance(factored.update.dense(), dense.update.dense()) < 1e-4
-        small = compress(factored.update, rank=12, start=factored.start)
+        small = truncated_svd(factored.update, rank=12, start=factored.start)
         if not arbitrate:
             assert small.energy_kept == pytest.approx(1.0, abs=1e-6)
             assert distance(small.update.dense(), dense.update.dense()) < 1e-4

@@ -10,9 +10,9 @@ from torch import Generator
 
 import loraport
 import pico
-from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
+from loraport.core.thin_svd import thin_svd
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import COLUMNS, layer_columns
@@ -36,8 +36,8 @@ def layer(shape, *, rank=3, drift=0.3, dtype=torch.float64) -> LayerInputs:
     return LayerInputs(
         name="layer",
         update=LowRank(draw(m, rank), draw(rank, n)),
-        basis=SpectralBasis.from_weight(W),
-        target_basis=SpectralBasis.from_weight(W + D),
+        basis=thin_svd(W),
+        target_basis=thin_svd(W + D),
         drift=DenseOperator(D),
         source=DenseOperator(W),
         target=DenseOperator(W + D),

@@ -10,9 +10,10 @@ from safetensors import safe_open
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
+from loraport.core.thin_svd import thin_svd
 from loraport.methods import registry
 from loraport.methods.base import LayerInputs
-from loraport.methods.casa.method import judge
+from loraport.methods.casa.method import select
 from loraport.methods.casa.routing import DriftRouting, routed
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -58,11 +59,11 @@ def test_labels_and_masks_are_the_frozen_ones(name):
     basis, update = inputs.basis, inputs.update
     k = tensors["labels"].numel()
     routing = DriftRouting.of(basis, inputs.drift, k, "head")
-    verdict = judge(routed(basis, update).dense(), routing, basis.S, k, params)
-    assert torch.equal(verdict.clusters.labels, tensors["labels"])
-    assert torch.equal(verdict.rows[:, None] | verdict.cols[None, :], tensors["dominant"])
+    selection = select(routed(basis, update).dense(), routing, basis.S, k, params)
+    assert torch.equal(selection.clusters.labels, tensors["labels"])
+    assert torch.equal(selection.rows[:, None] | selection.cols[None, :], tensors["dominant"])
     hits = torch.zeros(tensors["arbitrated"].numel(), dtype=torch.bool)
-    hits[verdict.hits] = True
+    hits[selection.hits] = True
     assert torch.equal(hits.view_as(tensors["arbitrated"]), tensors["arbitrated"])
 
 
@@ -70,6 +71,6 @@ def test_labels_and_masks_are_the_frozen_ones(name):
 def test_default_rules_agree_on_square_layers_and_with_a_basis_of_our_own(name):
     tensors, _, settings, inputs = load(name, torch.float64)
     method, params = registry.resolve("casa", settings)
-    own = replace(inputs, basis=SpectralBasis.from_weight(tensors["W_source"]))
+    own = replace(inputs, basis=thin_svd(tensors["W_source"]))
     expected = tensors["delta_expected"]
     assert (method.transfer(own, params).update.dense() - expected).norm() / expected.norm() < 1e-9

@@ -6,27 +6,25 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.core.thin_svd import thin_svd
-
 
 @dataclass(frozen=True)
 class SpectralBasis:
     """W_source = U[:, :p] diag(S) Vh[:p], p = min(m, n); column i of U *receives*, row j of Vh *sends*.
 
-    Thin as a rule (a = b = p). A *completed* basis has a = m and b = n: the missing directions of the
-    longer side, in an arbitrary orthonormal basis of the null space.
+    Thin as a rule (a = b = p); `core.thin_svd` makes it. A *completed* basis has a = m and b = n: the missing
+    directions of the longer side, in an arbitrary orthonormal basis of the null space.
+
+    Args:
+        U: output directions, orthonormal columns.
+        S: singular values, descending.
+        Vh: input directions, orthonormal rows.
+        driver: which algorithm found it.
     """
 
     U: Float[Tensor, "m a"]
     S: Float[Tensor, " p"]
     Vh: Float[Tensor, "b n"]
     driver: str = "given"
-
-    @classmethod
-    def from_weight(cls, W: Float[Tensor, "m n"], *, name: str = "matrix") -> "SpectralBasis":
-        """Thin basis of a weight. Raises NumericalError, naming `name`, for NaN or infinity."""
-        svd = thin_svd(W, name=name)
-        return cls(svd.U, svd.S, svd.Vh, svd.driver)
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.core.precision import wide
+from loraport.core.operator import Operator, wide
 from loraport.errors import NumericalError
 
 
 @dataclass(frozen=True)
-class LowRank:
+class LowRank(Operator):
     """The m x n matrix `B @ A`, with `B` (m x r) and `A` (r x n) of one dtype on one device.
 
     A LoRA update is one of these with alpha / rank already folded in. Rank 0 is the zero matrix.

@@ -1,7 +1,6 @@
 """Matrices known by their products: what a method returns, so that nothing larger than a layer is formed."""
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -9,58 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.core.lowrank import LowRank
-from loraport.core.precision import dot, square_sum
-
-
-class Operator(ABC):
-    """An m x n matrix that can be applied to thin matrices from both sides. `LowRank` is one.
-
-    A base class and no protocol: checking a value against a protocol evaluates its properties, and `T` makes
-    another operator each time.
-    """
-
-    @property
-    @abstractmethod
-    def shape(self) -> tuple[int, int]:
-        """(m, n)."""
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype:
-        """The dtype of the products."""
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device:
-        """Where the products are computed."""
-
-    @property
-    @abstractmethod
-    def T(self) -> "Operator":
-        """The transpose; nothing is copied."""
-
-    @abstractmethod
-    def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
-        """M X."""
-
-    @abstractmethod
-    def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
-        """M^T Y; a left product Y^T M is its transpose."""
-
-    def gram(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """M^T M X; an operator may know a cheaper way than two products."""
-        return self.apply_t(self.apply(X))
-
-    @abstractmethod
-    def norm(self) -> float:
-        """Frobenius norm, accumulated in float64."""
-
-    @abstractmethod
-    def dense(self) -> Float[Tensor, "m n"]:
-        """The matrix itself."""
-
-
-Operator.register(LowRank)  # it satisfies the above; it does not derive from it so as to stand on its own
+from loraport.core.operator import Operator, dot, norm
 
 
 @dataclass(frozen=True)
@@ -99,7 +47,7 @@ class DenseOperator(Operator):
 
     def norm(self) -> float:
         """Frobenius norm."""
-        return math.sqrt(square_sum(self.W))
+        return norm(self.W)
 
     def dense(self) -> Float[Tensor, "m n"]:
         """W, not a copy."""
@@ -157,13 +105,13 @@ class Routed(Operator):
         left = self.core.dense() if self.U is None else self.U @ self.core.dense()
         return left if self.Vh is None else left @ self.Vh
 
-    def inward(self, update: LowRank) -> LowRank:
-        """The same update seen by the core: (U^T B)(A V)."""
+    def project(self, update: LowRank) -> LowRank:
+        """The update in the coordinates of the core: (U^T B)(A V)."""
         B = update.B if self.U is None else self.U.T @ update.B
         return LowRank(B, update.A if self.Vh is None else update.A @ self.Vh.T)
 
-    def outward(self, update: LowRank) -> LowRank:
-        """Back again: (U B)(A Vh)."""
+    def lift(self, update: LowRank) -> LowRank:
+        """An update given in the coordinates of the core, in those of the layer: (U B)(A Vh)."""
         B = update.B if self.U is None else self.U @ update.B
         return LowRank(B, update.A if self.Vh is None else update.A @ self.Vh)
 
@@ -269,3 +217,9 @@ def inner(a: Operator, b: Operator) -> float:
     if isinstance(b, LowRank):
         return inner(b, a)
     return dot(a.dense(), b.dense())
+
+
+def cosine(a: Operator, b: Operator) -> float:
+    """Frobenius cosine <a, b> / (||a|| ||b||); 0 if one of them is zero."""
+    scale = a.norm() * b.norm()
+    return inner(a, b) / scale if scale > 0 else 0.0

@@ -1,60 +1,62 @@
 """Thin SVD of a weight, at the price of one symmetric eigenproblem."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loraport.core.basis import SpectralBasis
 from loraport.errors import NumericalError
 
 ALGORITHM = "thin-svd-3"
 """Part of the cache key of a basis: raised whenever `thin_svd` would return other numbers than before."""
 
-_SMALL = 128  # below this the library's SVD is as fast
-_WINDOW = 0.06  # singular values smaller than this share of the largest lose their digits in the Gram matrix
-_CLEAN = 0.12  # below this share the columns of U are made orthonormal among each other,
-_FAINT = 0.03  # and below this one to all others as well
-_BUDGET = 2.0  # eigenproblems of full size spent on tails before the library's SVD is the cheaper way
-_TOLERANCE = 100.0  # units of the last place of an orthonormal basis, on random probes
-_PROBES = 16  # as fast as fewer: thinner products run at a fraction of the speed
-_SCALES = (1e-12, 1e12)  # outside, squares leave the range of float32
+# Columns of W V that belong to singular values of a share s of the largest miss orthogonality by about eps / s^2 in
+# float32. Measured on 512 x 512 with graded spectra: 2e-6 at s = 0.12, 2e-5 at 0.06, 1.5e-4 at 0.03, 3e-3 at 0.01.
+_WINDOW = 0.06  # below this share the columns are found again from a Gram matrix of their own: keeps to 2e-5
+_CLEAN = 0.12  # below this one they are made orthonormal among each other: one product gains the last digit,
+_FAINT = 0.03  # and below this one to all others as well, whose errors they have from the first Gram matrix
+_SMALL = 128  # the library takes 1.4 ms there and the eigenproblem 2.0; at 192 it is 5.4 against 2.1
+_BUDGET = 2.0  # eigenproblems of full size spent on tails; the library's SVD takes 1.8 to 2.7 of them
+_TOLERANCE = 100.0  # units in the last place on random probes; sound bases show at most 24, a lost direction 5e5
+_PROBES = 16  # a product with 4 to 16 columns takes the same time, with 32 half as much again
+_SCALES = (1e-12, 1e12)  # of the largest singular value: outside, squares of the small ones leave float32
+
+_LIBRARY = {"cpu": ("gesdd",), "cuda": ("gesvdj", "gesvd")}
+"""The library's drivers by device, the quicker one first. LAPACK's gesdd is torch's only one on the CPU."""
 
 
-@dataclass(frozen=True)
-class ThinSVD:
-    """U (m x p), S (p, descending), Vh (p x n), p = min(m, n), and the name of the driver that answered."""
-
-    U: Float[Tensor, "m p"]
-    S: Float[Tensor, " p"]
-    Vh: Float[Tensor, "p n"]
-    driver: str
-
-
-def thin_svd(W: Float[Tensor, "m n"], *, name: str = "matrix") -> ThinSVD:
+def thin_svd(W: Float[Tensor, "m n"], *, name: str = "matrix") -> SpectralBasis:
     """Thin SVD of W, orthonormal to about 1e-5 and exact to about 1e-5 ||W|| in float32.
 
-    Drivers, in this order; each is checked before it is believed:
-    `gram` (float32 only: eigenvectors of W^T W, then a repair of the tail), `gesdd`, `gesdd-float64`.
-    MPS has no SVD worth the name: the work is done on the CPU and moved back.
+    Drivers, in this order; each is checked before it is believed: `gram` (float32 only: eigenvectors of W^T W, then a
+    repair of the tail), the library's (`gesdd` on the CPU; `gesvdj`, then `gesvd` on CUDA), and the last of these in
+    float64. torch has no SVD on MPS: the work is done on the CPU and moved back.
+
+    Args:
+        W: the matrix.
+        name: of its layer, for messages.
+
+    Returns:
+        The basis, with the name of the driver that answered.
 
     Raises:
         NumericalError: W holds NaN or infinity, or no driver could do it. Names `name`.
     """
     if W.device.type == "mps":
-        svd = thin_svd(W.cpu(), name=name)
-        return ThinSVD(svd.U.to(W.device), svd.S.to(W.device), svd.Vh.to(W.device), svd.driver)
+        return thin_svd(W.cpu(), name=name).to(W.device)
     if not bool(torch.linalg.vector_norm(W).isfinite()) and not bool(torch.isfinite(W).all()):
         raise NumericalError(
             "a weight holds NaN or infinity", where=name, values=f"{int((~torch.isfinite(W)).sum())} entries"
         )
     if W.shape[0] < W.shape[1]:
-        svd = thin_svd(W.T, name=name)
-        return ThinSVD(svd.Vh.T, svd.S, svd.U.T, svd.driver)
-    for driver, attempt in (("gram", _by_gram), ("gesdd", _by_library), ("gesdd-float64", _by_library_in_float64)):
-        svd = attempt(W)
-        if svd is not None and _holds(W, *svd):
-            return ThinSVD(*svd, driver)
+        return thin_svd(W.T, name=name).T
+    for driver, attempt in _attempts(W.device.type):
+        parts = attempt(W)
+        if parts is not None and _holds(W, *parts):
+            return SpectralBasis(*parts, driver)
     raise NumericalError(
         "no driver found the singular value decomposition of a weight",
         where=name,
@@ -76,16 +78,24 @@ def gram(W: Float[Tensor, "m n"], blocks: int = 4) -> Float[Tensor, "n n"]:
 _Parts = tuple[Tensor, Tensor, Tensor]
 
 
-def _by_library(W: Tensor) -> _Parts | None:
-    try:
-        U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+def _attempts(device: str) -> Iterator[tuple[str, Callable[[Tensor], _Parts | None]]]:
+    library = _LIBRARY.get(device, _LIBRARY["cpu"])
+    yield "gram", _by_gram
+    for driver in library:
+        yield driver, partial(_by_library, driver=driver)
+    yield f"{library[-1]}-float64", partial(_by_library_in_float64, driver=library[-1])
+
+
+def _by_library(W: Tensor, driver: str) -> _Parts | None:
+    try:  # torch takes the name of a driver on CUDA only
+        U, S, Vh = torch.linalg.svd(W, full_matrices=False, driver=driver if W.is_cuda else None)
     except torch.linalg.LinAlgError:
         return None
     return U, S, Vh
 
 
-def _by_library_in_float64(W: Tensor) -> _Parts | None:
-    parts = _by_library(W.double())
+def _by_library_in_float64(W: Tensor, driver: str) -> _Parts | None:
+    parts = _by_library(W.double(), driver)
     return None if parts is None else (parts[0].to(W.dtype), parts[1].to(W.dtype), parts[2].to(W.dtype))
 
 

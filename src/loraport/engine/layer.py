@@ -14,7 +14,7 @@ from loraport.containers.tensors import TensorRef
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator, Operator
-from loraport.core.svd import ALGORITHM
+from loraport.core.thin_svd import ALGORITHM, thin_svd
 from loraport.engine.job import LayerJob
 from loraport.engine.reading import InputReader
 from loraport.methods.base import LayerInputs, Params, TransferMethod
@@ -82,7 +82,7 @@ def load_layer(
     if needs.source or basis is None or reads_pair or (wants_target and job.target is None):
         weight = read_weight(reader, job.source, job.round_to, device)
     if needs.basis and basis is None:
-        basis = cache.keep_basis("source", SpectralBasis.from_weight(_there(weight), name=job.name))
+        basis = cache.keep_basis("source", thin_svd(_there(weight), name=job.name))
     norm = _norm(basis.S if basis is not None else _there(weight))
 
     target: Tensor | None = None
@@ -102,7 +102,7 @@ def load_layer(
         else:
             drift_norm = drift.norm() if drift is not None else _distance(_there(target), _there(weight))
     if needs.target_basis and target_basis is None:
-        target_basis = cache.keep_basis("target", SpectralBasis.from_weight(_there(target), name=job.name))
+        target_basis = cache.keep_basis("target", thin_svd(_there(target), name=job.name))
 
     inputs = replace(
         inputs,

@@ -17,7 +17,8 @@ from loraport.containers.dtypes import rounding_floor
 from loraport.containers.tensors import TensorRef
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, Operator
-from loraport.core.svd import ALGORITHM, Compressed, compress
+from loraport.core.thin_svd import ALGORITHM
+from loraport.core.truncation import Truncation, truncated_svd
 from loraport.engine.devices import is_out_of_memory, release_memory
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
@@ -134,14 +135,14 @@ def references(job: LayerJob) -> dict[str, TensorRef]:
     return {role: ref for role, ref in refs.items() if ref is not None}
 
 
-def _shrink(exact: Operator, job: LayerJob, start: LowRank, seed: int) -> Compressed:
+def _shrink(exact: Operator, job: LayerJob, start: LowRank, seed: int) -> Truncation:
     if isinstance(exact, LowRank) and job.rank.kind == "fixed" and exact.rank <= job.rank.value:
-        return Compressed(update=exact.balanced(), energy_kept=1.0, rank=exact.rank)  # nothing to cut
+        return Truncation(update=exact.balanced(), energy_kept=1.0, rank=exact.rank)  # nothing to cut
     if job.rank.kind == "energy":
-        return compress(exact, energy=float(job.rank.value), start=start, seed=seed, name=job.name)
+        return truncated_svd(exact, energy=float(job.rank.value), start=start, seed=seed, name=job.name)
     full = min(job.shape)
     rank = full if job.rank.kind == "full" else min(int(job.rank.value), full)
-    return compress(exact, rank=rank, start=start, seed=seed, name=job.name)
+    return truncated_svd(exact, rank=rank, start=start, seed=seed, name=job.name)
 
 
 def _relative_norms(job: LayerJob, layer: LayerMatrices) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from loraport.core.basis import SpectralBasis
+from loraport.core.thin_svd import thin_svd
 from loraport.evaluate.family import Family, Model, load_network
 
 TOP = 0.1
@@ -51,7 +52,7 @@ def concentration(
 ) -> Concentration:
     """One layer; see `Concentration`."""
     drift = W_target - W
-    basis = SpectralBasis.from_weight(W, name=name)
+    basis = thin_svd(W, name=name)
     noise = torch.randn(W.shape, generator=Generator().manual_seed(seed))
     factors = (part.bfloat16().float() for part in (basis.U, basis.S, basis.Vh))
     U, S, Vh = factors

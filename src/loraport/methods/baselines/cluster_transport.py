@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import Tensor
 
 from loraport.core.lowrank import LowRank
-from loraport.core.measures import cosine
+from loraport.core.operators import cosine
 from loraport.methods import base
 from loraport.methods.columns import COSINE, NORM_RATIO, Column
 from loraport.methods.cost import Cost, factors, product

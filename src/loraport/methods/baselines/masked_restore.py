@@ -73,7 +73,7 @@ class MaskedRestore(base.TransferMethod[MaskedRestoreParams]):
         low, high, undone, rest = 0.0, 1.0, 1.0, D
         for _ in range(_HALVINGS if total > 0 else 0):
             share = (low + high) / 2
-            rest = _quiet(D, basis, *(_first(order, share) for order in orders))
+            rest = _restored(D, basis, *(_first(order, share) for order in orders))
             undone = float(rest.square().sum()) / total
             low, high = (share, high) if undone > wanted else (low, share)
         new: Operator = DenseOperator(inputs.update.dense() - rest)
@@ -115,7 +115,7 @@ def _first(order: Int[Tensor, " p"], share: float) -> Bool[Tensor, " p"]:
     return marks
 
 
-def _quiet(
+def _restored(
     D: Float[Tensor, "m n"], basis: SpectralBasis, rows: Bool[Tensor, " p"], cols: Bool[Tensor, " p"]
 ) -> Float[Tensor, "m n"]:
     """(I - U_x U_x^T) D (I - V_x V_x^T)."""

@@ -5,7 +5,7 @@ from pydantic import Field
 from torch import Tensor
 
 from loraport.core.lowrank import LowRank
-from loraport.core.measures import cosine
+from loraport.core.operators import cosine
 from loraport.methods import base
 from loraport.methods.columns import COSINE, Column
 from loraport.methods.cost import Cost, factors, product

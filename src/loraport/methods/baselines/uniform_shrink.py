@@ -3,8 +3,7 @@
 from pydantic import Field
 
 from loraport.core.lowrank import LowRank
-from loraport.core.measures import cosine
-from loraport.core.operators import DenseOperator, Operator
+from loraport.core.operators import DenseOperator, Operator, cosine
 from loraport.methods import base
 from loraport.methods.columns import COSINE
 from loraport.methods.cost import Cost, elementwise, product, truncation

@@ -23,12 +23,12 @@ from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
+from loraport.core.operator import dot
 from loraport.core.operators import DenseOperator, Operator, Routed
-from loraport.core.precision import dot
 from loraport.methods import base
 from loraport.methods.casa.arbitration import arbitrated_entries, smaller_of
 from loraport.methods.casa.clusters import Clusters, connected_components, perturbation_edges
-from loraport.methods.casa.routing import DriftRouting, Overhang, routed, subtract_quiet
+from loraport.methods.casa.routing import DriftRouting, TallUpdate, routed, subtract_nondominant
 from loraport.methods.columns import COSINE, DRIFT_UNDONE, NORM_RATIO, Column
 from loraport.methods.cost import Cost, basis_bytes, elementwise, matrix_bytes, product, truncation
 
@@ -60,12 +60,13 @@ class CasaParams(base.Params):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Selection:
     """What CASA decides about a layer.
 
     Args:
         clusters: of the head directions.
-        rows, cols: which receivers and which senders are dominant; an entry is dominant if either is.
+        rows: which receivers are dominant.
+        cols: which senders are; an entry is dominant if its row or its column is.
         hits: flat indices of the arbitrated entries.
     """
 
@@ -75,9 +76,9 @@ class Verdict:
     hits: Int[Tensor, " h"]
 
 
-def judge(
+def select(
     C_lora: Float[Tensor, "a b"], drift: DriftRouting, S: Float[Tensor, " p"], k: int, params: CasaParams
-) -> Verdict:
+) -> Selection:
     """Steps 2, 3 and the selection of step 5 for a head of k directions."""
     clusters = connected_components(perturbation_edges(C_lora[:k, :k], S[:k], params.tau))
     rows = _dominant(clusters, drift.receivers, params.q_dom, among=C_lora.shape[0])
@@ -86,7 +87,7 @@ def judge(
         hits = arbitrated_entries(C_lora, drift.C, clusters, rows, cols, params.q_act)
     else:
         hits = torch.empty(0, dtype=torch.int64, device=C_lora.device)
-    return Verdict(clusters, rows, cols, hits)
+    return Selection(clusters, rows, cols, hits)
 
 
 def _dominant(clusters: Clusters, density: Tensor, q: float, among: int) -> Tensor:
@@ -101,7 +102,7 @@ class Casa(base.TransferMethod[CasaParams]):
     """The method, for one layer. Layers wider than tall are transposed first, so that rows are the long side."""
 
     name = "casa"
-    version = 2
+    version = 3
     summary = "undo the drift away from its dominant directions, arbitrate on them"
     reference = "CASA, arXiv 2605.01929 (ICML 2026)"
     Params = CasaParams
@@ -151,26 +152,28 @@ class Casa(base.TransferMethod[CasaParams]):
 
         C_lora = routed(basis, update)
         K = C_lora.dense()  # becomes the routing matrix of the new update
-        verdict = judge(K, drift, basis.S, _head(inputs, params), params)
-        quiet = ~verdict.cols
-        taken = smaller_of(K.view(-1)[verdict.hits], drift.C.view(-1)[verdict.hits])
+        selection = select(K, drift, basis.S, _head(inputs, params), params)
+        nondominant = ~selection.cols
+        taken = smaller_of(K.view(-1)[selection.hits], drift.C.view(-1)[selection.hits])
         undone = 0.0
         if params.restore:
-            undone = subtract_quiet(K, drift.C, verdict.rows, verdict.cols) + drift.spilled(quiet)
-        K.view(-1)[verdict.hits] -= taken
+            undone = subtract_nondominant(K, drift.C, selection.rows, selection.cols) + drift.residual_energy(
+                nondominant
+            )
+        K.view(-1)[selection.hits] -= taken
 
-        core: DenseOperator | Overhang
+        core: DenseOperator | TallUpdate
         if basis.U.shape[0] == basis.U.shape[1]:
             core = DenseOperator(K)
             new: Operator = Routed(basis.U, core, basis.Vh)
             along = dot(C_lora.B.T @ K, C_lora.A)  # <new, update>
         else:
-            core = Overhang.of(basis, K, update, C_lora, inputs.drift if params.restore else None, drift, quiet)
+            core = TallUpdate.of(basis, K, update, C_lora, inputs.drift if params.restore else None, drift, nondominant)
             new = Routed(None, core, basis.Vh)
             along = core.inner(C_lora)
         if isinstance(inputs.drift, LowRank) and not params.arbitrate:
-            new = _restored_in_factors(update, inputs.drift, basis, verdict) if params.restore else update
-        stats = _figures(update, core.norm(), along, verdict, undone / drift.energy)
+            new = _restored_in_factors(update, inputs.drift, basis, selection) if params.restore else update
+        stats = _figures(update, core.norm(), along, selection, undone / drift.energy)
         return base.LayerOutput(new, stats | {"svd_driver": basis.driver}, update)
 
     def cost(self, shape: tuple[int, int], rank: int, params: CasaParams, warm: bool) -> Cost:
@@ -188,31 +191,31 @@ class Casa(base.TransferMethod[CasaParams]):
         return work
 
     def memory(self, shape: tuple[int, int], rank: int, params: CasaParams) -> int:
-        """Drift and basis; the two routing matrices, the spill, and what the decisions hold of them."""
+        """Drift and basis; the two routing matrices, the residual Gram matrix, and what the decisions hold of them."""
         m, n = shape
         p, longer = min(shape), max(shape)
         side = longer if params.complete_basis else p
         return basis_bytes(m, n) + matrix_bytes(m, n) + matrix_bytes(side, p, 6) + matrix_bytes(m + n, rank, 6)
 
     def kept_bytes(self, shape: tuple[int, int], params: CasaParams) -> int:
-        """The basis and the routing of the drift, with the spill of a rectangular layer."""
+        """The basis, the routing of the drift, and of a rectangular layer what lies outside the basis, as a Gram matrix."""
         p, longer = min(shape), max(shape)
         side = longer if params.complete_basis else p
-        spill = 0 if side == longer else p * p
-        return basis_bytes(*shape) + matrix_bytes(1, side * p + spill + 2 * p)
+        residual = 0 if side == longer else p * p
+        return basis_bytes(*shape) + matrix_bytes(1, side * p + residual + 2 * p)
 
 
-def _figures(update: LowRank, size: float, along: float, verdict: Verdict, undone: float) -> dict[str, base.Stat]:
+def _figures(update: LowRank, size: float, along: float, selection: Selection, undone: float) -> dict[str, base.Stat]:
     """The values of `Casa.columns`, before the update is cut to a rank; shares are of the m x n routing matrix."""
     m, n = update.shape
     scale = update.norm()
-    quiet = (m - int(verdict.rows.sum())) * (n - int(verdict.cols.sum()))
+    nondominant = (m - int(selection.rows.sum())) * (n - int(selection.cols.sum()))
     return {
-        "head": verdict.clusters.labels.numel(),
-        "clusters": verdict.clusters.count,
-        "largest_cluster": int(verdict.clusters.sizes.max()),
-        "dominant_share": 1.0 - quiet / (m * n),
-        "arbitrated_share": verdict.hits.numel() / (m * n),
+        "head": selection.clusters.labels.numel(),
+        "clusters": selection.clusters.count,
+        "largest_cluster": int(selection.clusters.sizes.max()),
+        "dominant_share": 1.0 - nondominant / (m * n),
+        "arbitrated_share": selection.hits.numel() / (m * n),
         "drift_undone": min(undone, 1.0),
         "cosine": along / (size * scale) if size > 0 and scale > 0 else 0.0,
         "norm_ratio": size / scale if scale > 0 else 0.0,
@@ -225,9 +228,9 @@ def _head(inputs: base.LayerInputs, params: CasaParams) -> int:
     return inputs.require_basis().head(params.head_energy) if m == n or params.cut_nonsquare else min(m, n)
 
 
-def _restored_in_factors(update: LowRank, drift: LowRank, basis: SpectralBasis, verdict: Verdict) -> LowRank:
+def _restored_in_factors(update: LowRank, drift: LowRank, basis: SpectralBasis, selection: Selection) -> LowRank:
     """D - (I - U_d U_d^T) B_fft A_fft (I - V_d V_d^T): exact at rank r + r_fft."""
-    U, Vh = basis.U[:, verdict.rows], basis.Vh[verdict.cols]
+    U, Vh = basis.U[:, selection.rows], basis.Vh[selection.cols]
     B = drift.B - U @ (U.T @ drift.B)
     A = drift.A - (drift.A @ Vh.T) @ Vh
     return LowRank.sum([update, LowRank(-B, A)])

@@ -4,7 +4,7 @@ Entry (i, j) is how much of input direction j (the sender) the update D sends to
 The drift's routing matrix depends on source and target only, so it serves every LoRA for that pair.
 
 Layers here have m >= n (transpose the others). V is then square, and only on the left can something lie outside
-the thin basis; `DriftRouting.spill` and `Overhang` take care of that part without ever forming it.
+the thin basis; `DriftRouting.residual_gram` and `TallUpdate` take care of that part without ever forming it.
 """
 
 import math
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
+from loraport.core.operator import dot, square_sum, wide
 from loraport.core.operators import DenseOperator, Operator, Transposed
-from loraport.core.precision import dot, square_sum, wide
 from loraport.core.thin_svd import gram
 
 _ROWS = 64  # rows worked on at a time, so that the passes over them stay in the processor's cache
@@ -36,20 +36,22 @@ class DriftRouting:
 
     Args:
         C: routing matrix U^T D V.
-        receivers, senders: densities of the k head directions: norms of their rows and columns (Eq. 5 and 6).
-        spill: V^T D^T (I - U U^T) D V, what leaves the thin basis, as a Gram matrix; 0 x 0 if U is square.
+        receivers: densities of the k head directions as rows: their norms (Eq. 5).
+        senders: the same of the columns (Eq. 6).
+        residual_gram: V^T D^T (I - U U^T) D V: the part in the complement of the thin column space, as a Gram matrix;
+            0 x 0 if U is square.
         energy: ||D||^2.
     """
 
     C: Float[Tensor, "a n"]
     receivers: Float[Tensor, " k"]
     senders: Float[Tensor, " k"]
-    spill: Float[Tensor, "s s"]
+    residual_gram: Float[Tensor, "s s"]
     energy: float
 
     @classmethod
     def of(cls, basis: SpectralBasis, drift: Operator, k: int, density: Literal["head", "full"]) -> "DriftRouting":
-        """Two products with the basis, (U^T D) V, and as much again for the spill if U is not square.
+        """Two products with the basis, (U^T D) V, and as much again for the residual Gram matrix if U is not square.
 
         `density` "head" takes norms over the k x k head block, "full" over whole rows and columns.
         """
@@ -57,41 +59,45 @@ class DriftRouting:
             factors = routed(basis, drift)
             C = factors.dense()
             rest = torch.addmm(drift.B, basis.U, factors.B, alpha=-1.0)
-            missed = factors.A.T @ (rest.T @ rest) @ factors.A
+            residual = factors.A.T @ (rest.T @ rest) @ factors.A
         else:
             rows = drift.apply_t(basis.U).T
             C = rows @ basis.Vh.T
-            missed = None if _is_square(basis) else _missed(drift, rows, basis.Vh)
-        spill = C.new_empty(0, 0) if _is_square(basis) else missed
-        assert spill is not None
+            residual = None if _is_square(basis) else _residual_gram(drift, rows, basis.Vh)
+        residual_gram = C.new_empty(0, 0) if _is_square(basis) else residual
+        assert residual_gram is not None
         inside = torch.linalg.vector_norm(C, dim=0).square()
-        columns = inside if _is_square(basis) else inside + spill.diagonal().clamp_min(0)
+        columns = inside if _is_square(basis) else inside + residual_gram.diagonal().clamp_min(0)
         if density == "head":
             receivers, senders = C[:k, :k].norm(dim=1), C[:k, :k].norm(dim=0)
         else:
             receivers, senders = C[:k].norm(dim=1), columns[:k].sqrt()
-        return cls(C, receivers, senders, spill, float(wide(columns).sum()))
+        return cls(C, receivers, senders, residual_gram, float(wide(columns).sum()))
 
-    def spilled(self, senders: Bool[Tensor, " n"]) -> float:
-        """Energy of the drift outside the thin basis that comes from these senders."""
-        return 0.0 if self.spill.numel() == 0 else float(wide(self.spill.diagonal()[senders]).clamp_min(0).sum())
+    def residual_energy(self, senders: Bool[Tensor, " n"]) -> float:
+        """Energy of the drift in the complement of the thin column space that comes from these senders."""
+        return (
+            0.0
+            if self.residual_gram.numel() == 0
+            else float(wide(self.residual_gram.diagonal()[senders]).clamp_min(0).sum())
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """As plain tensors, to be kept."""
-        parts = {"C": self.C, "receivers": self.receivers, "senders": self.senders, "spill": self.spill}
+        parts = {"C": self.C, "receivers": self.receivers, "senders": self.senders, "residual_gram": self.residual_gram}
         return parts | {"energy": torch.tensor([self.energy], dtype=self.C.dtype)}
 
     @classmethod
     def from_tensors(cls, kept: Mapping[str, Tensor]) -> "DriftRouting":
         """Back from `tensors`."""
-        return cls(kept["C"], kept["receivers"], kept["senders"], kept["spill"], float(kept["energy"]))
+        return cls(kept["C"], kept["receivers"], kept["senders"], kept["residual_gram"], float(kept["energy"]))
 
 
 def _is_square(basis: SpectralBasis) -> bool:
     return basis.U.shape[0] == basis.U.shape[1]
 
 
-def _missed(drift: Operator, rows: Float[Tensor, "n n"], Vh: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+def _residual_gram(drift: Operator, rows: Float[Tensor, "n n"], Vh: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """V^T (D^T D - rows^T rows) V."""
     D = drift.W if isinstance(drift, DenseOperator) else drift.dense()
     lower = gram(D).sub_(gram(rows)).tril_()
@@ -100,11 +106,11 @@ def _missed(drift: Operator, rows: Float[Tensor, "n n"], Vh: Float[Tensor, "n n"
 
 
 @dataclass(frozen=True)
-class Overhang(Operator):
-    """The new update of a layer with m > n, times V: U K + (I - U U^T)(B Q - D V diag(quiet)), m x n.
+class TallUpdate(Operator):
+    """The new update of a layer with m > n, times V: U K + (I - U U^T)(B Q - D V diag(nondominant)), m x n.
 
-    The second term is what the thin basis misses: of the LoRA update (routed to P Q) and of the drift D that is
-    taken away from the quiet senders. Build with `of`.
+    The second term lies in the complement of the thin column space: the LoRA update's part there (routed to P Q), less
+    the part of the drift D that is taken away from the nondominant senders. Build with `of`.
     """
 
     basis: SpectralBasis
@@ -112,8 +118,8 @@ class Overhang(Operator):
     rest: LowRank  # (I - U U^T) B, Q
     drift: Operator | None
     routing: DriftRouting
-    quiet: Float[Tensor, "n 1"]
-    met: Float[Tensor, "n r"]  # V^T D^T (I - U U^T) B
+    nondominant: Float[Tensor, "n 1"]
+    cross: Float[Tensor, "n r"]  # V^T D^T (I - U U^T) B
     known_norm: float
 
     @classmethod
@@ -125,16 +131,16 @@ class Overhang(Operator):
         C_lora: LowRank,
         drift: Operator | None,
         routing: DriftRouting,
-        quiet: Bool[Tensor, " n"],
-    ) -> "Overhang":
+        nondominant: Bool[Tensor, " n"],
+    ) -> "TallUpdate":
         """`C_lora` is the routed update; drift None leaves the drift where it is."""
         rest = LowRank(torch.addmm(update.B, basis.U, C_lora.B, alpha=-1.0), C_lora.A)
-        met = C_lora.A.T.new_zeros(C_lora.A.T.shape) if drift is None else basis.Vh @ drift.apply_t(rest.B)
+        cross = C_lora.A.T.new_zeros(C_lora.A.T.shape) if drift is None else basis.Vh @ drift.apply_t(rest.B)
         outside = rest.norm() ** 2
         if drift is not None:
-            outside += routing.spilled(quiet) - 2 * dot(met[quiet], C_lora.A.T[quiet])
+            outside += routing.residual_energy(nondominant) - 2 * dot(cross[nondominant], C_lora.A.T[nondominant])
         norm = math.sqrt(square_sum(K) + max(outside, 0.0))
-        return cls(basis, K, rest, drift, routing, quiet.to(K.dtype)[:, None], met, norm)
+        return cls(basis, K, rest, drift, routing, nondominant.to(K.dtype)[:, None], cross, norm)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -160,9 +166,9 @@ class Overhang(Operator):
         """Two products with m x n matrices, three with n x n."""
         inside, result = self.K @ Z, self.rest.apply(Z)
         if self.drift is not None:
-            quiet = self.quiet * Z
-            inside = torch.addmm(inside, self.routing.C, quiet)  # what D sends into the basis stays
-            result = result.sub_(self.drift.apply(self.basis.Vh.T @ quiet))
+            nondominant = self.nondominant * Z
+            inside = torch.addmm(inside, self.routing.C, nondominant)  # what D sends into the basis stays
+            result = result.sub_(self.drift.apply(self.basis.Vh.T @ nondominant))
         return result.addmm_(self.basis.U, inside)
 
     def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
@@ -171,19 +177,19 @@ class Overhang(Operator):
         result = self.rest.apply_t(Y).addmm_(self.K.T, inside)
         if self.drift is not None:
             stays = self.routing.C.T @ inside
-            result.add_((stays - self.basis.Vh @ self.drift.apply_t(Y)).mul_(self.quiet))
+            result.add_((stays - self.basis.Vh @ self.drift.apply_t(Y)).mul_(self.nondominant))
         return result
 
     def gram(self, Z: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
-        """M^T M Z from n x n matrices alone: K^T K Z and the Gram matrix of the overhang."""
+        """M^T M Z from n x n matrices alone: K^T K Z and the Gram matrix of the part in the complement."""
         coordinates = self.rest.A @ Z
         inner = (self.rest.B.T @ self.rest.B) @ coordinates
         result = self.K.T @ (self.K @ Z)
         if self.drift is not None:
-            quiet = self.quiet * Z
-            inner = torch.addmm(inner, self.met.T, quiet, alpha=-1.0)
-            gone = torch.addmm(self.met @ coordinates, self.routing.spill, quiet, beta=-1.0)
-            result.add_(gone.mul_(self.quiet))
+            nondominant = self.nondominant * Z
+            inner = torch.addmm(inner, self.cross.T, nondominant, alpha=-1.0)
+            gone = torch.addmm(self.cross @ coordinates, self.routing.residual_gram, nondominant, beta=-1.0)
+            result.add_(gone.mul_(self.nondominant))
         return result.addmm_(self.rest.A.T, inner)
 
     def norm(self) -> float:
@@ -193,19 +199,19 @@ class Overhang(Operator):
     def inner(self, C_lora: LowRank) -> float:
         """<this, update V> with the routed update."""
         inside = dot(C_lora.B.T @ self.K, C_lora.A)
-        return inside + self.rest.norm() ** 2 - dot(self.met * self.quiet, self.rest.A.T)
+        return inside + self.rest.norm() ** 2 - dot(self.cross * self.nondominant, self.rest.A.T)
 
     def dense(self) -> Float[Tensor, "m n"]:
         """The matrix itself."""
         return self.apply(torch.eye(self.shape[1], dtype=self.dtype, device=self.device))
 
 
-def subtract_quiet(K: Float[Tensor, "a b"], C: Float[Tensor, "a b"], rows: Tensor, cols: Tensor) -> float:
+def subtract_nondominant(K: Float[Tensor, "a b"], C: Float[Tensor, "a b"], rows: Tensor, cols: Tensor) -> float:
     """K -= C in place wherever neither row nor column is marked; returns the sum of squares of what was subtracted."""
     energy = 0.0
     keep = (~cols).to(K.dtype)
     for target, block, marked in zip(K.split(_ROWS), C.split(_ROWS), rows.split(_ROWS), strict=True):
-        quiet = (block * keep).mul_((~marked).to(K.dtype)[:, None])
-        energy += square_sum(quiet)
-        target.sub_(quiet)
+        nondominant = (block * keep).mul_((~marked).to(K.dtype)[:, None])
+        energy += square_sum(nondominant)
+        target.sub_(nondominant)
     return energy

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, DenseOperator, Routed
-from loraport.core.svd import compress
+from loraport.core.truncation import truncated_svd
 from loraport.errors import NumericalError
 
 N = 320
@@ -60,7 +60,7 @@ def test_captures_what_the_best_approximation_captures(kind, rank, dtype):
     M = hard(kind).to(dtype)
     hints = [None, LowRank(M[:, :16].clone(), torch.eye(16, N, dtype=dtype))]
     for seed, start in enumerate(hints):
-        small = compress(DenseOperator(M), rank=rank, start=start, seed=seed)
+        small = truncated_svd(DenseOperator(M), rank=rank, start=start, seed=seed)
         assert small.rank == small.update.rank == rank
         assert small.update.dtype == dtype
         assert small.energy_kept >= 0.999 * best(M, rank)
@@ -70,7 +70,7 @@ def test_captures_what_the_best_approximation_captures(kind, rank, dtype):
 @pytest.mark.parametrize("shape", [(N, 96), (96, N)])
 def test_rectangles(shape):
     M = gaussian(*shape, 5)
-    small = compress(DenseOperator(M), rank=16)
+    small = truncated_svd(DenseOperator(M), rank=16)
     assert small.energy_kept >= 0.999 * best(M, 16)
     assert small.energy_kept == pytest.approx(kept(M, small.update), abs=1e-9)
 
@@ -80,7 +80,7 @@ def test_a_hint_that_is_invariant_and_misleading_does_not_hide_the_rest():
     strength = torch.cat([torch.full((20,), 0.1), torch.linspace(2, 1, 40)]).double()
     M = (U * strength) @ V.T  # the hint's 20 directions are the weakest, and M maps them onto themselves
     hint = LowRank(U[:, :20] * 0.1, V[:, :20].T)
-    small = compress(DenseOperator(M), rank=20, start=hint)
+    small = truncated_svd(DenseOperator(M), rank=20, start=hint)
     assert small.energy_kept >= 0.999 * best(M, 20)
 
 
@@ -90,19 +90,19 @@ def test_an_update_plus_drift_as_in_practice():
         noise = gaussian(N, N, 5)
         M = (update.dense() + noise * share * update.norm() / noise.norm()).float()
         for rank in (16, 32):
-            small = compress(DenseOperator(M), rank=rank, start=update.to(torch.float32))
+            small = truncated_svd(DenseOperator(M), rank=rank, start=update.to(torch.float32))
             assert small.energy_kept >= 0.999 * best(M, rank)
 
 
 def test_weak_directions_of_an_exact_update_survive_float32():
     U, V = orthonormal(N, 32, 1), orthonormal(N, 32, 2)
     M = ((U * torch.logspace(0, -4, 32, dtype=torch.float64)) @ V.T).float()
-    small = compress(DenseOperator(M), rank=32, start=LowRank(M, torch.eye(N)).truncated(32))
+    small = truncated_svd(DenseOperator(M), rank=32, start=LowRank(M, torch.eye(N)).truncated(32))
     assert float((small.update.dense() - M).norm() / M.norm()) < 2e-6
 
 
 def test_factors_are_balanced_and_ordered():
-    small = compress(DenseOperator(hard("power law")), rank=10).update
+    small = truncated_svd(DenseOperator(hard("power law")), rank=10).update
     left, right = small.B.T @ small.B, small.A @ small.A.T
     assert torch.allclose(left, right, atol=1e-9)
     assert torch.allclose(left, left.diagonal().diag(), atol=1e-9)
@@ -111,7 +111,7 @@ def test_factors_are_balanced_and_ordered():
 
 def test_same_seed_same_bytes_and_the_seed_matters_little():
     M = DenseOperator(hard("gaussian").float())
-    first, again, other = (compress(M, rank=8, seed=seed) for seed in (1, 1, 2))
+    first, again, other = (truncated_svd(M, rank=8, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(first.update.B, again.update.B)
     assert torch.equal(first.update.A, again.update.A)
     assert first.energy_kept == again.energy_kept
@@ -122,7 +122,7 @@ def test_same_seed_same_bytes_and_the_seed_matters_little():
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 20), st.integers(0, 2**16))
 def test_small_matrices_any_rank(m, n, rank, seed):
     M = gaussian(m, n, seed)
-    small = compress(DenseOperator(M), rank=rank)
+    small = truncated_svd(DenseOperator(M), rank=rank)
     assert small.rank == min(rank, m, n)
     assert small.energy_kept == pytest.approx(best(M, small.rank), abs=1e-9)
 
@@ -130,17 +130,17 @@ def test_small_matrices_any_rank(m, n, rank, seed):
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 1.0])
 def test_a_share_of_the_energy(share):
     M = hard("power law")
-    small = compress(DenseOperator(M), energy=share)
+    small = truncated_svd(DenseOperator(M), energy=share)
     assert small.energy_kept >= share - 1e-9
     if small.rank > 1:
         assert best(M, small.rank - 1) < share
     low = LowRank(gaussian(30, 5, 0), gaussian(5, 20, 1))
-    assert compress(low, energy=share).rank <= 5
+    assert truncated_svd(low, energy=share).rank <= 5
 
 
 def test_full_rank_is_the_matrix_itself():
     M = hard("gaussian")[:, :50]
-    small = compress(DenseOperator(M), rank="full")
+    small = truncated_svd(DenseOperator(M), rank="full")
     assert (small.rank, small.energy_kept) == (50, pytest.approx(1.0))
     assert float((small.update.dense() - M).norm() / M.norm()) < 1e-12
 
@@ -148,16 +148,16 @@ def test_full_rank_is_the_matrix_itself():
 @pytest.mark.parametrize("kind", ["dense", "lowrank"])
 def test_zero_gives_zeros(kind):
     op = DenseOperator(torch.zeros(6, 4)) if kind == "dense" else LowRank.zeros(6, 4, 2)
-    small = compress(op, rank=3)
+    small = truncated_svd(op, rank=3)
     assert (small.rank, small.energy_kept, small.update.norm()) == (3, 1.0, 0.0)
-    assert compress(op, rank="full").rank == 4
-    assert compress(op, energy=0.9).update.norm() == 0.0
+    assert truncated_svd(op, rank="full").rank == 4
+    assert truncated_svd(op, energy=0.9).update.norm() == 0.0
 
 
 def test_low_rank_operators_are_cut_exactly():
     low = LowRank(gaussian(30, 5, 0), gaussian(5, 20, 1))
     for rank in (2, 5, 9, "full"):
-        small = compress(low, rank=rank)
+        small = truncated_svd(low, rank=rank)
         count = 20 if rank == "full" else rank
         assert small.update.rank == small.rank == count
         assert small.energy_kept == pytest.approx(best(low.dense(), count), abs=1e-12)
@@ -166,23 +166,23 @@ def test_low_rank_operators_are_cut_exactly():
 def test_through_a_basis_and_through_a_blend():
     U, V = orthonormal(40, 24, 1), orthonormal(30, 20, 2)
     routed = Routed(U, DenseOperator(gaussian(24, 20, 3)), V.T)
-    small = compress(routed, rank=6)
+    small = truncated_svd(routed, rank=6)
     assert small.energy_kept == pytest.approx(best(routed.dense(), 6), rel=1e-3)
     assert small.energy_kept == pytest.approx(kept(routed.dense(), small.update), abs=1e-9)
     blend = Blend(LowRank(gaussian(40, 3, 4), gaussian(3, 30, 5)), routed, 0.4)
     assert float((blend.dense() - 0.6 * blend.a.dense() - 0.4 * routed.dense()).norm()) < 1e-10
     assert blend.norm() == pytest.approx(float(blend.dense().norm()))
-    assert compress(blend, rank=6).energy_kept == pytest.approx(best(blend.dense(), 6), rel=1e-3)
+    assert truncated_svd(blend, rank=6).energy_kept == pytest.approx(best(blend.dense(), 6), rel=1e-3)
 
 
 def test_what_is_not_finite_is_refused_by_name():
     M = torch.ones(4, 4)
     M[0, 0] = math.nan
     with pytest.raises(NumericalError, match=r"blocks\.1\.q"):
-        compress(DenseOperator(M), rank=2, name="blocks.1.q")
+        truncated_svd(DenseOperator(M), rank=2, name="blocks.1.q")
 
 
 @pytest.mark.parametrize("arguments", [{}, {"rank": 2, "energy": 0.5}, {"rank": -1}, {"rank": "most"}, {"energy": 0.0}])
 def test_senseless_requests(arguments):
     with pytest.raises(ValueError, match=r"rank|share"):
-        compress(DenseOperator(torch.ones(4, 4)), **arguments)
+        truncated_svd(DenseOperator(torch.ones(4, 4)), **arguments)

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from loraport.core.lowrank import LowRank
-from loraport.core.measures import cosine
-from loraport.core.operators import DenseOperator
+from loraport.core.operators import DenseOperator, cosine
 
 
 def test_cosine():

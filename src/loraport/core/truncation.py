@@ -13,12 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.core.lowrank import LowRank
-from loraport.core.operators import Operator, Routed
-from loraport.core.precision import wide
-from loraport.core.thin_svd import ALGORITHM, ThinSVD, thin_svd
+from loraport.core.operator import Operator, wide
+from loraport.core.operators import Routed
+from loraport.core.thin_svd import thin_svd
 from loraport.errors import NumericalError
-
-__all__ = ["ALGORITHM", "Compressed", "ThinSVD", "compress", "thin_svd"]
 
 _EXTRA = 8  # random columns beside the hint, and columns beyond the rank
 _BLOCK = 48  # columns a step, unless the hint has more: wide enough for fast products, narrow enough for many steps
@@ -28,15 +26,21 @@ _SPACE = 2 / 3  # and so does any rank whose Krylov space would grow beyond this
 
 
 @dataclass(frozen=True)
-class Compressed:
-    """A low-rank approximation: balanced factors, the share of ||M||^2 they hold, and their rank."""
+class Truncation:
+    """A low-rank approximation of a matrix M.
+
+    Args:
+        update: balanced factors.
+        energy_kept: share of ||M||^2 that they hold.
+        rank: their number of columns.
+    """
 
     update: LowRank
     energy_kept: float
     rank: int
 
 
-def compress(
+def truncated_svd(
     op: Operator,
     *,
     rank: int | str | None = None,
@@ -44,10 +48,11 @@ def compress(
     start: LowRank | None = None,
     seed: int = 0,
     name: str = "update",
-) -> Compressed:
+) -> Truncation:
     """Best low-rank approximation of an operator M (m x n), with balanced factors.
 
     Args:
+        op: the operator M.
         rank: number of directions, clamped to min(m, n), or "full" for min(m, n).
         energy: instead of a rank, the share of ||M||^2 to keep; the smallest rank that does is taken.
         start: an update whose row space is likely to overlap the answer; only saves time.
@@ -65,20 +70,20 @@ def compress(
     m, n = op.shape
     count = _count(rank, energy, min(m, n))
     if isinstance(op, Routed):
-        hint = None if start is None else op.inward(start)
-        core = compress(op.core, rank=count, energy=energy, start=hint, seed=seed, name=name)
-        return Compressed(op.outward(core.update), core.energy_kept, core.rank)
+        hint = None if start is None else op.project(start)
+        core = truncated_svd(op.core, rank=count, energy=energy, start=hint, seed=seed, name=name)
+        return Truncation(op.lift(core.update), core.energy_kept, core.rank)
     total = op.norm() ** 2
     if not total < float("inf"):
         raise NumericalError("the new update holds NaN or infinity", where=name)
     if total == 0.0 or count == 0:
         zero = LowRank.zeros(m, n, count or 0, dtype=op.dtype, device=op.device)
-        return Compressed(zero, 1.0 if total == 0.0 else 0.0, zero.rank)
+        return Truncation(zero, 1.0 if total == 0.0 else 0.0, zero.rank)
     if isinstance(op, LowRank):
         return _cut(*op.svd(), count, energy, total)
     if m < n:  # the Krylov space lives on the shorter side
-        flipped = compress(op.T, rank=count, energy=energy, start=None if start is None else start.T, seed=seed)
-        return Compressed(flipped.update.T, flipped.energy_kept, flipped.rank)
+        flipped = truncated_svd(op.T, rank=count, energy=energy, start=None if start is None else start.T, seed=seed)
+        return Truncation(flipped.update.T, flipped.energy_kept, flipped.rank)
     found = None if count is None or count > _DENSE * n else _krylov(op, count, start, seed, total)
     if found is not None:
         return found
@@ -100,7 +105,7 @@ def _count(rank: int | str | None, energy: float | None, full: int) -> int | Non
     return min(rank, full)
 
 
-def _cut(U: Tensor, S: Tensor, Vh: Tensor, count: int | None, energy: float | None, total: float) -> Compressed:
+def _cut(U: Tensor, S: Tensor, Vh: Tensor, count: int | None, energy: float | None, total: float) -> Truncation:
     held = wide(S).square().cumsum(0)
     if count is None:
         assert energy is not None
@@ -108,10 +113,10 @@ def _cut(U: Tensor, S: Tensor, Vh: Tensor, count: int | None, energy: float | No
     update = LowRank.from_svd(U[:, :count], S[:count], Vh[:count])
     update = update.padded(max(count, update.rank))
     kept = float(held[min(count, S.numel()) - 1]) / total
-    return Compressed(update, min(kept, 1.0), count)
+    return Truncation(update, min(kept, 1.0), count)
 
 
-def _krylov(op: Operator, rank: int, start: LowRank | None, seed: int, total: float) -> Compressed | None:
+def _krylov(op: Operator, rank: int, start: LowRank | None, seed: int, total: float) -> Truncation | None:
     """None if the space grew so large that an exact SVD is cheaper."""
     n = op.shape[1]
     generator = torch.Generator().manual_seed(seed)
@@ -164,7 +169,7 @@ def _missing(energies: list[float], total: float) -> float:
     return min(left, gain * ratio / (1 - ratio))
 
 
-def _ritz(op: Operator, Y: Tensor, rank: int, total: float) -> Compressed:
+def _ritz(op: Operator, Y: Tensor, rank: int, total: float) -> Truncation:
     """The best rank-r part of M Y Y^T, Y orthonormal with a few columns more than r, as balanced factors.
 
     The search went by M^T M, in which small singular values drown in float32; M Y still has their digits.
@@ -177,4 +182,4 @@ def _ritz(op: Operator, Y: Tensor, rank: int, total: float) -> Compressed:
     inverse = torch.where(root > root[0] * 1e-8, 1 / root, 0.0)
     left, right = (x.to(device=Y.device, dtype=Y.dtype) for x in (vectors * inverse, vectors * root))
     kept = min(float(values.sum()) / total, 1.0)
-    return Compressed(LowRank(W @ left, (Y @ right).T.contiguous()), kept, rank)
+    return Truncation(LowRank(W @ left, (Y @ right).T.contiguous()), kept, rank)

@@ -1,0 +1,90 @@
+"""What it takes to be a matrix here, and sums over matrices that lose no digits and do not overflow."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Operator(ABC):
+    """An m x n matrix that can be applied to thin matrices from both sides.
+
+    A base class and no protocol: checking a value against a protocol evaluates its properties, and `T` makes
+    another operator each time.
+    """
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype:
+        """The dtype of the products."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the products are computed."""
+
+    @property
+    @abstractmethod
+    def T(self) -> "Operator":
+        """The transpose; nothing is copied."""
+
+    @abstractmethod
+    def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
+        """M X."""
+
+    @abstractmethod
+    def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
+        """M^T Y; a left product Y^T M is its transpose."""
+
+    def gram(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """M^T M X; an operator may know a cheaper way than two products."""
+        return self.apply_t(self.apply(X))
+
+    @abstractmethod
+    def norm(self) -> float:
+        """Frobenius norm, accumulated in float64."""
+
+    @abstractmethod
+    def dense(self) -> Float[Tensor, "m n"]:
+        """The matrix itself."""
+
+
+def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """x in float64, on the CPU where its device has none (MPS). For small matrices and vectors."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
+_SAFE = (1e-12, 1e18)  # norms whose squares, and those of a millionth part of them, are well inside float32
+
+
+def norm(matrix: Float[Tensor, "..."]) -> float:
+    """Frobenius norm, accumulated in float64 row by row, right also where squares leave the range of float32."""
+    rows = matrix if matrix.dim() == 2 else matrix.reshape(1, -1)
+    size = _norm(rows)
+    if _SAFE[0] < size < _SAFE[1] or rows.numel() == 0:
+        return size
+    largest = float(rows.abs().max())
+    if largest == 0.0 or not math.isfinite(largest):
+        return largest
+    return _norm(rows / largest) * largest
+
+
+def _norm(rows: Float[Tensor, "m n"]) -> float:
+    return math.sqrt(float(wide(torch.linalg.vector_norm(rows, dim=1)).square().sum()))
+
+
+def square_sum(matrix: Float[Tensor, "m n"]) -> float:
+    """Sum of squares, accumulated in float64."""
+    return norm(matrix) ** 2
+
+
+def dot(x: Float[Tensor, "m n"], y: Float[Tensor, "m n"]) -> float:
+    """Sum of products, accumulated in float64 row by row."""
+    return float(wide((x * y).sum(dim=1)).sum())
