@@ -1,9 +1,12 @@
 """Figures for the report."""
 
+import math
+
 import pytest
 import torch
 
 from loraport.core.lowrank import LowRank
+from loraport.core.operator import norm
 from loraport.core.operators import DenseOperator, cosine
 
 
@@ -12,3 +15,18 @@ def test_cosine():
     assert cosine(DenseOperator(x), DenseOperator(-2 * x)) == pytest.approx(-1)
     assert cosine(LowRank.from_dense(x), DenseOperator(x)) == pytest.approx(1)
     assert cosine(DenseOperator(x), LowRank.zeros(2, 2)) == 0.0
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-19, 1.0, 1e19, 1e37])
+def test_norms_are_right_where_squares_leave_float32(size):
+    x = torch.full((3, 5), size)
+    assert norm(x) == pytest.approx(float(x.double().norm()), rel=1e-6)
+    assert norm(x[0]) == pytest.approx(float(x[0].double().norm()), rel=1e-6)
+    assert DenseOperator(x).norm() == norm(x)
+
+
+def test_norms_of_nothing_and_of_what_is_not_finite():
+    assert norm(torch.zeros(2, 3)) == 0.0
+    assert norm(torch.zeros(0, 3)) == 0.0
+    assert norm(torch.tensor([[1.0, math.inf]])) == math.inf
+    assert math.isnan(norm(torch.tensor([[1.0, math.nan]])))

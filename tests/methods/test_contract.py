@@ -1,6 +1,7 @@
 """What holds for every method there is, without naming one."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,17 @@ def test_a_method_reports_what_it_declares_and_reads_what_it_asks_for(name, shap
         assert isinstance(value, str) == (column.unit == "text"), column
         assert column.unit != "count" or isinstance(value, int), column
         assert column.unit != "share" or -1e-9 <= value <= 1 + 1e-9, column
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_product_of_the_factors_counts(name):
+    plain = layer((24, 16))
+    method, params = registry.resolve(name)
+    expected = method.transfer(plain, params).update.dense()
+    B, A = plain.update.B, plain.update.A
+    for update in (plain.update.padded(8), LowRank(torch.cat([B / 2, B / 2], dim=1), torch.cat([A, A]))):
+        new = method.transfer(replace(plain, update=update), params).update.dense()
+        assert float((new - expected).norm()) < 1e-9 * float(expected.norm())
 
 
 def test_something_not_asked_for_is_named():

@@ -4,6 +4,7 @@ What a further LoRA for the same pair needs is in the store: the basis of the so
 prepared from the drift. Then the two weights are not even read, unless the method wants the drift itself.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -13,10 +14,12 @@ from torch import Tensor
 from loraport.containers.tensors import TensorRef
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
+from loraport.core.operator import norm as norm_of
 from loraport.core.operators import DenseOperator, Operator
 from loraport.core.thin_svd import ALGORITHM, thin_svd
 from loraport.engine.job import LayerJob
 from loraport.engine.reading import InputReader
+from loraport.errors import MismatchError, NumericalError
 from loraport.methods.base import LayerInputs, Params, TransferMethod
 from loraport.store.store import Store, entry_key
 
@@ -47,6 +50,7 @@ def load_layer(
     reader: InputReader,
     device: torch.device,
     keep: bool,
+    update: LowRank,
 ) -> LayerMatrices:
     """Bring together what `method` needs of a layer.
 
@@ -59,13 +63,15 @@ def load_layer(
         reader: of the input files.
         device: where the matrices go.
         keep: whether bases and what the method prepares are worth their room.
+        update: the LoRA's, as read.
 
     Raises:
         FileError: an input changed since it was hashed.
-        NumericalError: a tensor holds NaN or infinity, or no decomposition succeeded.
+        NumericalError: a tensor holds NaN or infinity, a norm is beyond float32, or no decomposition succeeded.
+        MismatchError: the source's weight is all zeros and the target's is not.
     """
     needs = method.needs(params)
-    inputs = LayerInputs(job.name, reader.load(job.update).to(device=device))
+    inputs = LayerInputs(job.name, update.to(device=device))
     if job.source is None:
         return LayerMatrices(inputs, None, None)
     cache = _LayerCache(job, digests, store, device, keep)
@@ -83,7 +89,7 @@ def load_layer(
         weight = read_weight(reader, job.source, job.round_to, device)
     if needs.basis and basis is None:
         basis = cache.keep_basis("source", thin_svd(_there(weight), name=job.name))
-    norm = _norm(basis.S if basis is not None else _there(weight))
+    norm = norm_of(basis.S if basis is not None else _there(weight))
 
     target: Tensor | None = None
     drift: Operator | None = None
@@ -104,6 +110,8 @@ def load_layer(
     if needs.target_basis and target_basis is None:
         target_basis = cache.keep_basis("target", thin_svd(_there(target), name=job.name))
 
+    check_norms(job.name, norm, drift_norm)
+
     inputs = replace(
         inputs,
         basis=basis,
@@ -120,6 +128,29 @@ def load_layer(
             kept = Prepared(tensors, drift_norm)
             cache.keep_prepared(key, kept)
     return LayerMatrices(replace(inputs, prepared=None if kept is None else kept.tensors), norm, drift_norm)
+
+
+LARGEST = 1e15
+"""Norms beyond this are refused: methods square entries and add them up in float32, which ends at 3e38."""
+
+
+def check_norms(name: str, weight: float, drift: float | None) -> None:
+    """Refuse what no trained weight looks like and float32 cannot work with.
+
+    Raises:
+        NumericalError: a norm is too large.
+        MismatchError: a source of zeros, and a drift.
+    """
+    for what, size in (("source's weight", weight), ("difference between target and source", drift or 0.0)):
+        if not size <= LARGEST:
+            raise NumericalError(
+                f"the norm of the {what} is too large to work with",
+                where=name,
+                values=f"{size:.3g}, at most {LARGEST:g}",
+                fix="no trained model looks like this; check the checkpoints",
+            )
+    if weight == 0.0 and drift is not None and drift > 0.0:
+        raise MismatchError("the source's weight is all zeros, the target's is not", where=name)
 
 
 def read_weight(
@@ -147,7 +178,7 @@ def drift_ratio(job: LayerJob, reader: InputReader) -> tuple[float, float]:
     cpu = torch.device("cpu")
     source = read_weight(reader, job.source, job.round_to, cpu, hold=True)
     target = read_weight(reader, job.target, job.round_to, cpu, hold=True)
-    return _distance(target, source), _norm(source)
+    return _distance(target, source), norm_of(source)
 
 
 @dataclass(frozen=True)
@@ -223,11 +254,6 @@ def _there(weight: Tensor | None) -> Tensor:
     return weight
 
 
-def _norm(values: Tensor) -> float:
-    """Frobenius norm; of a weight or of its singular values."""
-    return float(torch.linalg.vector_norm(values))
-
-
 def _difference(target: Tensor, source: Tensor, *, in_place: bool) -> Tensor:
     return target.sub_(source) if in_place else target - source
 
@@ -236,4 +262,4 @@ def _distance(target: Tensor, source: Tensor) -> float:
     """Frobenius norm of the difference, which is formed in strips only."""
     rows = max(_STRIP // max(target.shape[1], 1), 1)
     strips = zip(target.split(rows), source.split(rows), strict=True)
-    return sum(float(torch.linalg.vector_norm(t - s)) ** 2 for t, s in strips) ** 0.5
+    return math.sqrt(sum(norm_of(t - s) ** 2 for t, s in strips))

@@ -14,7 +14,7 @@ from loraport.core.lowrank import LowRank
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
-from loraport.engine.layer import drift_ratio
+from loraport.engine.layer import check_norms, drift_ratio
 from loraport.engine.output import check_outputs, log_path, render_output
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
@@ -180,8 +180,7 @@ def _check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: Input
     ratios = {}
     for job in sample:
         drift, weight = drift_ratio(job, reader)
-        if weight == 0.0 and drift > 0.0:
-            raise MismatchError("the source's weight is all zeros, the target's is not", where=job.name)
+        check_norms(job.name, weight, drift)
         ratios[job.name] = drift / weight if weight > 0.0 else 0.0
     if ratios and not plan.recipe.force:
         _refuse_unrelated(ratios, plan)
@@ -189,6 +188,8 @@ def _check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: Input
 
 def _judge(layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[str], None]) -> None:
     """What the finished layers say about the pair of models as a whole."""
+    if all(layer.stats["exact_norm"] == 0.0 for layer in layers):
+        warn("every update is zero, so the output does nothing; was the LoRA trained, and saved whole?")
     drifts = {layer.name: float(layer.stats["drift_rel"]) for layer in layers if "drift_rel" in layer.stats}
     if not drifts:
         return

@@ -30,7 +30,7 @@ from loraport.methods import registry
 from loraport.store.store import Store, entry_key
 
 _WEIGHTS = ("source", "target")  # roles that are worth holding from hashing to computing; the rest is small
-RESULT_VERSION = 1
+RESULT_VERSION = 2
 """Raised whenever the same job would give other bytes than before."""
 
 
@@ -112,7 +112,10 @@ class Worker:
     ) -> tuple[LowRank, dict[str, Any]]:
         method, params = registry.resolve(job.method, job.params)
         keep = self.keep is None or job.name in self.keep
-        layer = load_layer(job, method, params, digests, self.store, self.reader, device, keep)
+        given = self.reader.load(job.update)
+        if given.norm() == 0.0:
+            return _untouched(job, given, device)
+        layer = load_layer(job, method, params, digests, self.store, self.reader, device, keep, given)
         given, stats = layer.inputs.update, _relative_norms(job, layer)
         output = method.transfer(layer.inputs, params)
         exact: Operator = output.update
@@ -133,6 +136,14 @@ def references(job: LayerJob) -> dict[str, TensorRef]:
     if job.distill is not None:
         refs |= {f"distill.{role}": ref for role, ref in job.distill[0].parts.items()}
     return {role: ref for role, ref in refs.items() if ref is not None}
+
+
+def _untouched(job: LayerJob, update: LowRank, device: torch.device) -> tuple[LowRank, dict[str, Any]]:
+    """A zero update is one that the LoRA does not have: file formats pad with zeros, and a file with such a layer
+    must give what the file without it gives. So every method leaves the layer alone."""
+    rank = min(int(job.rank.value), update.rank) if job.rank.kind == "fixed" else update.rank
+    zero = LowRank.zeros(*job.shape, rank=rank, dtype=getattr(torch, job.dtype))
+    return zero, {"rank_out": rank, "energy_kept": 1.0, "stats": {"exact_norm": 0.0}, "device": str(device)}
 
 
 def _shrink(exact: Operator, job: LayerJob, start: LowRank, seed: int) -> Truncation:

@@ -198,7 +198,7 @@ class Casa(base.TransferMethod[CasaParams]):
         return basis_bytes(m, n) + matrix_bytes(m, n) + matrix_bytes(side, p, 6) + matrix_bytes(m + n, rank, 6)
 
     def kept_bytes(self, shape: tuple[int, int], params: CasaParams) -> int:
-        """The basis, the routing of the drift, and of a rectangular layer what lies outside the basis, as a Gram matrix."""
+        """The basis and the routing of the drift, with the residual Gram matrix of a rectangular layer."""
         p, longer = min(shape), max(shape)
         side = longer if params.complete_basis else p
         residual = 0 if side == longer else p * p
