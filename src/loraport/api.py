@@ -18,51 +18,59 @@ from loraport.models.checkpoint import open_checkpoint
 PathLike = str | Path
 
 
+# The fields of Recipe, written by tests/test_signatures.py.
 def transfer(
     lora: PathLike,
     *,
     source: PathLike,
     target: PathLike | None = None,
+    target_lora: PathLike | None = None,
     output: PathLike | None = None,
-    target_lora: str | None = None,
-    method: str = DEFAULT,
-    params: Mapping[str, Any] | None = None,
-    rank: str | int = "auto",
-    amount: float = 1.0,
-    strength: float = 1.0,
-    scale: float | None = None,
-    layers: str | None = None,
-    drop: str | None = None,
-    to: str = "universal",
-    dtype: str = "same",
     nested_source: str | None = None,
     nested_target: str | None = None,
+    force: bool = False,
+    strength: float = 1.0,
+    scale: float | None = None,
     expert: Literal["high", "low"] | None = None,
     adapter: str | None = None,
+    drop: str | None = None,
     allow_partial: bool = False,
-    force: bool = False,
+    method: str = DEFAULT,
+    params: Mapping[str, Any] | None = None,
+    amount: float = 1.0,
+    layers: str | None = None,
+    rank: str | int = "auto",
+    to: str = "universal",
+    dtype: Literal["same", "float32", "bfloat16", "float16"] = "same",
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> TransferReport:
     """Carry a LoRA from its base model to a distilled variant of that model.
 
     Args:
-        lora: the LoRA file. source: the model it was trained on. target: the distilled model.
+        lora: the LoRA to carry over: a file, a folder, a hub id, or zoo:NAME.
+        source: model the LoRA was trained on: a safetensors file, a diffusers folder, a hub id, or zoo:NAME.
+        target: distilled model to carry it to: the same kinds, or a .pt file.
+        target_lora: instead of `target`: the target is the source plus this distillation LoRA.
         output: the file to write; None computes and reports only.
-        target_lora: instead of `target`: the target is the source plus this LoRA, `FILE` or `FILE:STRENGTH`.
-        method, params: a method or preset (`loraport.list_methods()`) and its settings, e.g. `{"q_dom": 0.6}`.
-        rank: `auto` (the input's, at least 32 where the method adds to it), `same`, `full`, a number, or `energy=0.99`.
-        amount: 0 is direct reuse, 1 the full method.
-        strength: a factor on the whole LoRA, before any method.
-        scale: the LoRA's own scale (alpha / rank), stated by hand; None takes what its file says.
-        layers: regular expression; other layers keep the input's update. drop: layers to leave out.
-        to: `universal`, `diffusers`, `kohya`, `original` or `same-as-input`. dtype: `same` or a torch name.
-        nested_source, nested_target: part of a `.pt` file to read, such as `generator_ema`.
-        expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
-        adapter: which adapter, for a file that names several.
-        allow_partial: leave out what cannot be matched. force: accept a target that looks unrelated,
-            or a LoRA that was transferred before.
-        options: device, workers, memory, cache. on_event: called with every `loraport.engine.events.Event`.
+        nested_source: part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.
+        nested_target: part of the target to read, in the same way.
+        force: go on although the target does not look derived from the source, or the LoRA was transferred before.
+        strength: use the whole LoRA this strong, before any method.
+        scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
+        expert: which LoRA of a file that holds those of both Wan2.2 experts.
+        adapter: which LoRA of a file that holds several by name.
+        drop: leave layers and keys that match out of the output.
+        allow_partial: leave out what cannot be matched, instead of refusing.
+        method: how to carry it over: a method or a preset; see `loraport methods`.
+        params: settings of the method, such as `{"q_dom": 0.5}`.
+        amount: 0 is the LoRA reused as it is, 1 the full method; in between a straight line.
+        layers: apply the method to layers that match; the others keep their update as it is.
+        rank: rank of the output. auto: the input's, at least 32 if the method adds to it. energy=0.99: keeps 99 %.
+        to: names in the output: universal, diffusers, kohya, original, fastvideo, same-as-input.
+        dtype: number format of the output: same, float32, bfloat16, float16.
+        options: how to use the machine: device, workers, memory, cache.
+        on_event: called with every `loraport.engine.events.Event`.
 
     Returns:
         The report: per-layer results, totals, warnings.
@@ -72,29 +80,32 @@ def transfer(
     """
     recipe = Recipe.build(
         {
-            "lora": str(lora),
-            "source": str(source),
-            "target": None if target is None else str(target),
+            "lora": lora,
+            "source": source,
+            "target": target,
             "target_lora": target_lora,
-            "method": method,
-            "params": dict(params or {}),
-            "rank": str(rank),
-            "amount": amount,
-            "strength": strength,
-            "scale": scale,
-            "layers": layers,
-            "drop": drop,
-            "to": to,
-            "dtype": dtype,
             "nested_source": nested_source,
             "nested_target": nested_target,
+            "force": force,
+            "strength": strength,
+            "scale": scale,
             "expert": expert,
             "adapter": adapter,
+            "drop": drop,
             "allow_partial": allow_partial,
-            "force": force,
+            "method": method,
+            "params": dict(params or {}),
+            "amount": amount,
+            "layers": layers,
+            "rank": rank,
+            "to": to,
+            "dtype": dtype,
         }
     )
     return run(make_plan(recipe), output, options or RunOptions(), on_event)
+
+
+# End of what is written.
 
 
 def plan(recipe: Recipe) -> TransferPlan:
@@ -122,8 +133,9 @@ def convert(
     """Write a LoRA in another dialect without changing what it does.
 
     Args:
-        lora: the file to read. output: the file to write.
-        to: `universal`, `diffusers`, `kohya`, `original` or `same-as-input`.
+        lora: the file to read.
+        output: the file to write.
+        to: names in the output: `universal`, `diffusers`, `kohya`, `original`, `fastvideo` or `same-as-input`.
         model: the model it belongs to, to check the names and sizes against.
         expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
         adapter: which adapter, for a file that names several.
@@ -158,7 +170,8 @@ def verify(
     """Check a LoRA: header against content, every number finite, every key known, and the loader of diffusers.
 
     Args:
-        path: the file. model: also check that it fits this model.
+        path: the file.
+        model: also check that it fits this model.
         load: also hand the file to diffusers' own loader, if installed.
         expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
         adapter: which adapter, for a file that names several.

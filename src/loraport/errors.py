@@ -4,6 +4,8 @@ A message says what happened, where, with which values, and what to do next. Cod
 these never needs a traceback to be understood; anything else that escapes is a bug of ours (exit 1).
 """
 
+from collections.abc import Iterable
+
 
 class LoraportError(Exception):
     """Base of all expected failures.
@@ -27,6 +29,11 @@ class LoraportError(Exception):
     @property
     def message(self) -> str:
         """The whole message, a line a part."""
+        return "\n  ".join(self.parts)
+
+    @property
+    def parts(self) -> list[str]:
+        """The message in parts: what, and where, found and try as far as they are known."""
         parts = [self.what]
         if self.where is not None:
             parts.append(f"where: {self.where}")
@@ -34,7 +41,7 @@ class LoraportError(Exception):
             parts.append(f"found: {self.values}")
         if self.fix is not None:
             parts.append(f"try:   {self.fix}")
-        return "\n  ".join(parts)
+        return parts
 
     def __reduce__(self):
         # Keyword-only arguments do not survive the default pickling, and worker processes send errors home.
@@ -81,3 +88,11 @@ class Interrupted(LoraportError):
     """The user stopped the run; finished layers are in the cache and the same command resumes."""
 
     exit_code = 130
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+    """The nearest of the known names as a question, for `fix`; None where none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(name[:200], list(known), n=1, cutoff=cutoff)
+    return f"did you mean {near[0]!r}?" if near else None

@@ -192,9 +192,22 @@ def write_safetensors(
         _sort_metadata(temporary)
 
 
+def read_text(path: Path, what: str, *, most: int) -> str:
+    """The text of a small file. Raises FileError where there is none, or it is larger than `most` bytes."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(most + 1)
+        if len(data) > most:
+            raise FileError(f"the {what} is too large to be one", where=str(path), values=f"more than {most:,} bytes")
+        return data.decode("utf-8")
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
+        reason = _reason(error)
+        raise FileError(f"the {what} cannot be read", where=str(path), values=reason, fix="check the name") from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file (UTF-8) atomically. Raises FileError."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))  # a name that is no text must not stop a page
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from loraport.cli import guard, text
+from loraport.cli.console import Console
 from loraport.cli.main import app
-from loraport.cli.voice import Voice
+from loraport.engine.settings import parse_size
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 
 FLAGS = (
@@ -54,7 +55,7 @@ def test_version_and_help_load_nothing_heavy() -> None:
     code = (
         "import sys\nsys.argv = ['loraport', {word!r}]\nfrom loraport.cli.main import run\n"
         "try: run()\nexcept SystemExit as end: assert not end.code, end.code\n"
-        "heavy = ('torch', 'numpy', 'pydantic', 'diffusers', 'matplotlib', 'safetensors')\n"
+        "heavy = ('torch', 'numpy', 'diffusers', 'matplotlib', 'safetensors')\n"
         "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
     )
     for word in ("--version", "--help"):
@@ -85,7 +86,7 @@ def test_the_shared_options_are_all_there_and_in_groups(command: str) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["transfer"], "missing argument"),
+        (["transfer", "-o", "o"], "no LoRA is given"),
         (["transfer", "x.safetensors", "--fource"], "--force"),
         (["nonsense"], "nonsense"),
         (["transfer", "x", "-s", "a", "-t", "b"], "output is not given"),
@@ -99,7 +100,7 @@ def test_the_shared_options_are_all_there_and_in_groups(command: str) -> None:
         (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--dtype", "fp7"], "dtype"),
         (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--workers", "0"], "--workers"),
         (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--executor", "ray"], "ray"),
-        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--executor", "magic"], "serial or process"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--executor", "magic"], "use process, serial, thread"),
         (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--max-memory", "lots"], "--max-memory"),
         (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--set", "q_dom"], "--set q_dom"),
         (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--preset", "paper"], "released-code"),
@@ -221,13 +222,13 @@ def test_quiet_says_nothing() -> None:
     ],
 )
 def test_sizes(written: str, size: int) -> None:
-    assert text.parse_size(written, name="x") == size
+    assert parse_size(written, name="x") == size
 
 
 @pytest.mark.parametrize("written", ["", "GB", "-1GB", "0", "1 XB", "ten"])
 def test_sizes_that_are_none(written: str) -> None:
     with pytest.raises(UsageError):
-        text.parse_size(written, name="x")
+        parse_size(written, name="x")
 
 
 def test_durations_and_shares() -> None:
@@ -239,9 +240,9 @@ def test_durations_and_shares() -> None:
     assert text.size(1_500_000_000) == "1.5 GB"
 
 
-def test_the_voice_refuses_contradictions() -> None:
+def test_the_console_refuses_contradictions() -> None:
     with pytest.raises(UsageError):
-        Voice(verbose=1, quiet=True)
+        Console(verbose=1, quiet=True)
 
 
 def test_a_closed_pipe_is_no_crash() -> None:

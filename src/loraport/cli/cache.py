@@ -6,9 +6,11 @@ from typing import Annotated, Optional
 
 import typer
 
-from loraport.cli import flags, options, text
-from loraport.cli.options import Json, Quiet, Verbose
-from loraport.cli.voice import Voice
+from loraport.cli import text
+from loraport.cli.console import Console
+from loraport.cli.flags import Given, command
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.settings import parse_size
 from loraport.errors import FileError, UsageError
 
 app = typer.Typer(
@@ -33,29 +35,29 @@ Folder = Annotated[
 
 
 @app.command("ls", epilog="    loraport cache ls -v")
-def ls(folder: Folder = None, verbose: Verbose = 0, quiet: Quiet = False, as_json: Json = False) -> None:
+@command()
+def ls(console: Console, folder: Folder = None) -> None:
     """How much is kept, where; with -v every entry."""
     from loraport.store import index
 
-    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
     root = _root(folder)
     found = index.entries(root)
     kinds = {kind: [entry for entry in found if entry.kind == kind] for kind in index.KINDS}
     total = sum(entry.bytes for entry in found)
-    voice.result(f"{root}: {_entries(len(found))}, {text.size(total)}")
+    console.result(f"{root}: {_entries(len(found))}, {text.size(total)}")
     rows = [
         [index.KINDS[kind], str(len(group)), text.size(sum(entry.bytes for entry in group))]
         for kind, group in kinds.items()
         if group or kind == "result"
     ]
-    voice.table(["kept", "entries", "size"], rows)
-    if verbose:
+    console.table(["kept", "entries", "size"], rows)
+    if console.verbose:
         now = time.time()
-        voice.table(
+        console.table(
             ["entry", "kind", "size", "last used"],
             [[e.key[:16], e.kind, text.size(e.bytes), f"{text.duration(max(now - e.used, 0))} ago"] for e in found],
         )
-    voice.document(
+    console.document(
         {
             "root": str(root),
             "entries": len(found),
@@ -70,7 +72,9 @@ def ls(folder: Folder = None, verbose: Verbose = 0, quiet: Quiet = False, as_jso
 
 
 @app.command("gc", epilog="    loraport cache gc --max-size 10GB --older-than 30d")
+@command()
 def gc(
+    console: Console,
     folder: Folder = None,
     max_size: Annotated[
         Optional[str],  # noqa: UP045
@@ -80,42 +84,37 @@ def gc(
         Optional[str],  # noqa: UP045
         typer.Option("--older-than", metavar="TIME", show_default=False, help="Drop what was not used for so long."),
     ] = None,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
 ) -> None:
     """Drop the least recently used entries until the rest fits."""
     from loraport.store import index
 
-    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
-    bound = index.DEFAULT_MAX_BYTES if max_size is None else text.parse_size(max_size, name="--max-size")
+    bound = index.DEFAULT_MAX_BYTES if max_size is None else parse_size(max_size, name="--max-size")
     age = None if older_than is None else text.parse_duration(older_than, name="--older-than")
     root = _root(folder)
     deleted = index.collect(root, max_bytes=bound, older_than=age)
-    _tell_deleted(root, deleted, voice)
+    _tell_deleted(root, deleted, console)
 
 
 @app.command("clear", epilog="    loraport cache clear")
-def clear(folder: Folder = None, verbose: Verbose = 0, quiet: Quiet = False, as_json: Json = False) -> None:
+@command()
+def clear(console: Console, folder: Folder = None) -> None:
     """Drop everything. Nothing is lost but time."""
     from loraport.store import index
 
     root = _root(folder)
-    _tell_deleted(root, index.clear(root), Voice(verbose=verbose, quiet=quiet, as_json=as_json))
+    _tell_deleted(root, index.clear(root), console)
 
 
 @app.command("verify", epilog="    loraport cache verify --remove")
+@command()
 def verify(
+    console: Console,
     folder: Folder = None,
     remove: Annotated[bool, typer.Option("--remove", metavar="", help="Delete entries that are damaged.")] = False,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
 ) -> None:
     """Read every entry and check its content. Exit code 5 if one is damaged."""
     from loraport.store.store import Store
 
-    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
     store = Store(_root(folder))
     checked = len(store.entries())
     problems = store.verify(remove=remove)
@@ -128,10 +127,10 @@ def verify(
             fix="loraport cache verify --remove (they would be dropped at their next use anyway)",
         )
     ending = f"{len(damaged)} damaged and removed" if damaged else "all sound"
-    voice.result(f"{store.root}: {_entries(checked)} checked, {ending}")
+    console.result(f"{store.root}: {_entries(checked)} checked, {ending}")
     for problem in problems:
-        voice.warning(problem.message)
-    voice.document(
+        console.warning(problem.message)
+    console.document(
         {
             "root": str(store.root),
             "checked": checked,
@@ -141,75 +140,27 @@ def verify(
 
 
 @app.command("warm", epilog="    loraport cache warm style.safetensors -s Wan2.1-T2V-1.3B/ -t FastWan2.1-T2V-1.3B/")
-def warm(
-    loras: options.Loras,
-    source: options.Source = None,
-    target: options.Target = None,
-    target_lora: options.TargetLora = None,
-    nested_source: options.NestedSource = None,
-    nested_target: options.NestedTarget = None,
-    force: options.Force = False,
-    expert: options.Expert = None,
-    adapter: options.Adapter = None,
-    strength: options.Strength = 1.0,
-    scale: options.Scale = None,
-    drop: options.Drop = None,
-    allow_partial: options.AllowPartial = False,
-    method: options.Method = None,
-    preset: options.Preset = None,
-    settings: options.Set = None,
-    layers: options.Layers = None,
-    device: options.Device = "auto",
-    workers: options.Workers = None,
-    executor: options.Executor = "thread",
-    max_memory: options.MaxMemory = None,
-    folder: Folder = None,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
-) -> None:
+@command(Recipe, RunOptions, without=("overwrite", "log"))
+def warm(given: Given, console: Console) -> None:
     """Do the work of a transfer beforehand and write nothing: the next one on the same source is quick.
 
     The layers of the LoRA say which layers of the source are decomposed; any other LoRA on them profits.
     """
-    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
-    root = _root(folder)
-    run_options = flags.run_options(
-        device=device, executor=executor, workers=workers, max_memory=max_memory, cache=str(root), log="off"
-    )
-    recipes = [
-        flags.build_recipe(
-            lora,
-            source=source,
-            target=target,
-            target_lora=target_lora,
-            nested_source=nested_source,
-            nested_target=nested_target,
-            force=force,
-            expert=expert,
-            adapter=adapter,
-            drop=drop,
-            strength=strength,
-            scale=scale,
-            allow_partial=allow_partial,
-            method=flags.method_or_preset(method, preset),
-            params=flags.parse_settings(settings or []),
-            layers=layers,
-        )
-        for lora in loras
-    ]
+    root = _root(given.values.get("cache"))
+    run_options = given.make(RunOptions).model_copy(update={"cache": str(root), "log": "off"})
+    recipes = [given.recipe(lora) for lora in given.loras]
     from loraport.cli.progress import Progress
     from loraport.engine.plan import make_plan
     from loraport.engine.run import run
     from loraport.store import index
 
     for recipe in recipes:
-        with Progress(voice) as progress:
+        with Progress(console) as progress:
             run(make_plan(recipe), None, run_options, progress)
     found = index.entries(root)
     total = sum(entry.bytes for entry in found)
-    voice.result(f"{root}: {_entries(len(found))}, {text.size(total)}")
-    voice.document({"root": str(root), "entries": len(found), "bytes": total})
+    console.result(f"{root}: {_entries(len(found))}, {text.size(total)}")
+    console.document({"root": str(root), "entries": len(found), "bytes": total})
 
 
 def _root(folder: str | None) -> Path:
@@ -223,10 +174,10 @@ def _root(folder: str | None) -> Path:
     return root
 
 
-def _tell_deleted(root: Path, deleted: list, voice: Voice) -> None:
+def _tell_deleted(root: Path, deleted: list, console: Console) -> None:
     freed = sum(entry.bytes for entry in deleted)
-    voice.result(f"{root}: {_entries(len(deleted))} dropped, {text.size(freed)} freed")
-    voice.document({"root": str(root), "deleted": len(deleted), "freed_bytes": freed})
+    console.result(f"{root}: {_entries(len(deleted))} dropped, {text.size(freed)} freed")
+    console.document({"root": str(root), "deleted": len(deleted), "freed_bytes": freed})
 
 
 def _entries(number: int) -> str:

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Optional
 import typer
 
 from loraport.cli import options
-from loraport.cli.calibration import Job, need, run_job
-from loraport.cli.voice import Voice
+from loraport.cli.calibration import SHARED_OPTIONS, SHARED_RECIPE, Job, run_job
+from loraport.cli.console import Console
+from loraport.cli.flags import Given, command
 from loraport.errors import UsageError
 
 EXAMPLE = """On the bundled models, offline, about a minute (a LoRA file of your own works the same):
@@ -26,7 +27,8 @@ def _option(kind: Any, *names: str, panel: str, metavar: str, help: str, shown: 
 
 
 _Lora = Annotated[
-    str, typer.Argument(metavar="LORA", help="The LoRA file, or the name of a bundled one.", show_default=False)
+    Optional[str],  # noqa: UP045
+    typer.Argument(metavar="LORA", help="The LoRA file, or the name of a bundled one.", show_default=False),
 ]
 _Prompts = _option(
     Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
@@ -112,10 +114,11 @@ _Plot = _option(
 )  # fmt: skip
 
 
+@command(SHARED_RECIPE, SHARED_OPTIONS, file=True)
 def calibrate(
-    lora: _Lora,
-    source: options.Source = None,
-    target: options.Target = None,
+    given: Given,
+    console: Console,
+    lora: _Lora = None,
     output: options.Output = None,
     prompts: _Prompts = None,
     groups: _Groups = "type-depth",
@@ -136,22 +139,17 @@ def calibrate(
     target_times: _TargetTimes = None,
     target_sampler: _TargetSampler = None,
     batch: _Batch = 16,
-    device: options.Device = "auto",
     offload: _Offload = False,
     keep: _Keep = None,
     plot: _Plot = None,
-    to: options.To = "universal",
-    dtype: options.Dtype = "same",
-    overwrite: options.Overwrite = False,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
 ) -> None:
     """Fit the strength of each part of a LoRA on the target by running both models on noise. No data, no labels."""
-    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
-    need(source=source, target=target, output=output)
-    from loraport.calibration.settings import Settings
-    from loraport.sampling.denoiser import Schedule
+    asked = Given(given.models, {**given.values, **({} if lora is None else {"lora": lora})}).checked()
+    for name, value in (("target", asked["target"]), ("output", output)):
+        if value is None:
+            raise UsageError(f"the {name} is not given", fix=f"--{name}")
+    assert output is not None
+    device = asked["device"]
     from loraport.sampling.schedule import RunSettings
 
     settings = Settings(
@@ -174,19 +172,19 @@ def calibrate(
     else:
         theirs = RunSettings(Schedule(times, 1.0, sampler or "euler"), size, device, offload)
     job = Job(
-        source=str(source),
-        target=str(target),
+        source=asked["source"],
+        target=asked["target"],
         prompts=prompts,
         settings=settings,
         run_source=own,
         run_target=theirs,
-        to=to,
-        dtype=dtype,
-        overwrite=overwrite,
+        to=asked["to"],
+        dtype=asked["dtype"],
+        overwrite=asked["overwrite"],
         keep=keep,
         plot=plot,
     )
-    voice.document(run_job(job, lora, output, voice))
+    console.document(run_job(job, asked["lora"], output, console))
 
 
 def _size(given: str) -> tuple[int, int, int]:

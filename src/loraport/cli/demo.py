@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from loraport.cli import text
-from loraport.cli.options import Json, Quiet, Verbose
-from loraport.cli.voice import Voice
+from loraport.cli.console import Console
+from loraport.cli.flags import command
 from loraport.methods import DEFAULT
 
 EXAMPLE = """About a minute, no network, no GPU:
@@ -15,7 +15,9 @@ EXAMPLE = """About a minute, no network, no GPU:
     loraport demo"""
 
 
+@command()
 def demo(
+    console: Console,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the results go; earlier ones are replaced.")
     ] = Path("demo-output"),
@@ -23,20 +25,16 @@ def demo(
     target: Annotated[str, typer.Option("--target", metavar="NAME", help="A bundled distilled model.")] = "step-strong",
     method: Annotated[str, typer.Option("--method", "-m", metavar="NAME", help="See `loraport methods`.")] = DEFAULT,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of prompts and noise.")] = 0,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
 ) -> None:
     """Carry a bundled LoRA over to a bundled distilled model, and show what it changes in pictures."""
-    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_layers
     from loraport.demo.run import run_demo
 
-    with Progress(voice) as progress:
+    with Progress(console) as progress:
         done = run_demo(output, lora=lora, target=target, method=method, seed=seed, on_event=progress)
-    if verbose:
-        show_layers(done.report.layers, voice)
+    if console.verbose:
+        show_layers(done.report.layers, console)
     lines = [f"carried the LoRA {lora} over to {target} and sampled both in {text.duration(done.seconds)}", ""]
     lines += [done.lead, *(f"- {remark}" for remark in done.remarks), ""]
     lines += [
@@ -47,8 +45,8 @@ def demo(
         f"  LoRA       {done.lora}",
         f"  run log    {done.log}",
     ]
-    voice.result("\n".join(lines))
-    voice.document(
+    console.result(*lines)
+    console.document(
         {
             "lead": done.lead,
             "remarks": list(done.remarks),

@@ -6,8 +6,8 @@ from typing import Annotated, Optional
 import typer
 
 from loraport.cli import text
-from loraport.cli.options import Json, Quiet, Verbose
-from loraport.cli.voice import Voice
+from loraport.cli.console import Console
+from loraport.cli.flags import command
 
 EXAMPLE = """The evidence behind docs/evidence.md (under half an hour on two cores), and a small form of it (minutes):
 
@@ -20,7 +20,9 @@ One method on one LoRA and target, against direct reuse at all its strengths:
     loraport evaluate --method casa --lora outline --target step-strong"""
 
 
+@command()
 def evaluate(
+    console: Console,
     output: Annotated[
         Path,
         typer.Option("--output", "-o", metavar="FOLDER", help="Where results go; what was sampled there is reused."),
@@ -63,12 +65,8 @@ def evaluate(
         Optional[int],  # noqa: UP045
         typer.Option("--seeds", metavar="N", min=1, help="Starting noises per prompt.", show_default="3, quick 2"),
     ] = None,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
 ) -> None:
     """Measure methods on the tiny models: function, quality and motion, with intervals and controls."""
-    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
     from loraport.cli.progress import Progress
     from loraport.evaluate import tables
     from loraport.evaluate.evidence import FULL, QUICK, chosen, make_evidence
@@ -80,12 +78,12 @@ def evaluate(
     members = open_family(family).pick(tuple(target or ()), tuple(lora or ()))
     usual = QUICK if quick else FULL
     scale = Scale(prompts=prompts or usual.prompts, seeds=seeds or usual.seeds)
-    with Progress(voice) as progress:
+    with Progress(console) as progress:
         done = make_evidence(members, open_judge(judge), rows, output, scale=scale, on_event=progress)
     lines = [f"{len(done.evidence.cells)} cells in {text.duration(done.evidence.seconds)}", ""]
-    lines += [tables.main_table(done.evidence)]
+    lines += tables.main_table(done.evidence).splitlines()
     lines += [f"- {note}" for note in done.evidence.notes]
     lines += ["", f"  numbers  {done.numbers}", f"  tables   {done.tables}"]
     lines += [f"  picture  {file}" for file in done.pictures]
-    voice.result("\n".join(lines))
-    voice.document(done.evidence.to_json() | {"files": {"numbers": str(done.numbers), "tables": str(done.tables)}})
+    console.result(*lines)
+    console.document(done.evidence.to_json() | {"files": {"numbers": str(done.numbers), "tables": str(done.tables)}})

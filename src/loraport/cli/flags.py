@@ -1,175 +1,171 @@
-"""From options as given to what the engine takes: a recipe and run options."""
+"""Commands made from the fields of their settings: flags, help, a recipe file, and the checked values.
 
+    @command(Recipe, RunOptions)
+    def plan(given: Given, console: Console) -> None: ...
+
+gives a function with a flag for every field, for typer to read. Nothing is said twice: type, default, help and
+flag are those of the field (`loraport.engine.settings.Setting`).
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import Annotated, Any, Optional, TypeVar, Union, get_args, get_origin
 
-from loraport.cli.text import parse_size
-from loraport.cli.voice import Voice
-from loraport.containers.names import named_path
+import typer
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
+
+from loraport.cli import options
+from loraport.cli.console import Console
+from loraport.cli.recipe_file import merged, read_recipe
+from loraport.engine.recipe import METHOD, Recipe
+from loraport.engine.settings import Setting, Settings
 from loraport.errors import UsageError
-from loraport.methods import DEFAULT
 
-if TYPE_CHECKING:
-    from loraport.engine.recipe import Recipe, RunOptions
+Model = TypeVar("Model", bound=Settings)
+_LORA = Recipe.part("lora")
+
+_PRESET = Setting(
+    "A method with settings chosen for it, such as released-code.", "--preset", panel=METHOD, metavar="NAME"
+)
+_SET = Setting(
+    "Change one setting of the method, such as casa.q_dom=0.5. May be repeated.",
+    "--set", panel=METHOD, metavar="NAME=VALUE",
+)  # fmt: skip
+_FILE = Setting(
+    "Take settings from a YAML file, named as the long flags, with _ for -. Flags that are given win.",
+    "--recipe", metavar="FILE",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
-class Flags:
-    """The options of a transfer or a plan as given, by name of the option."""
+class Given:
+    """The settings that a command was given: flags over the recipe file.
 
-    loras: list[str]
-    source: str | None
-    target: str | None
-    target_lora: str | None
-    nested_source: str | None
-    nested_target: str | None
-    force: bool
-    expert: str | None
-    adapter: str | None
-    strength: float
-    scale: float | None
-    drop: str | None
-    allow_partial: bool
-    method: str | None
-    preset: str | None
-    settings: list[str] | None
-    amount: float
-    layers: str | None
-    output: Path | None
-    rank: str
-    to: str
-    dtype: str
-    overwrite: bool
-    device: str
-    workers: int | None
-    executor: str
-    max_memory: str | None
-    cache: str | None
-    log: str | None
-    verbose: int
-    quiet: bool
-    as_json: bool
+    Attributes:
+        models: what the settings are of.
+        values: by name of the field; what was not given is missing.
+        loras: LoRA files to work on.
+    """
 
-    @property
-    def voice(self) -> Voice:
-        """How to talk to the user."""
-        return Voice(verbose=self.verbose, quiet=self.quiet, as_json=self.as_json)
+    models: tuple[type[Settings], ...]
+    values: Mapping[str, Any]
+    loras: tuple[str, ...] = ()
 
-    def recipe(self, lora: str) -> "Recipe":
+    def make(self, model: type[Model]) -> Model:
+        """The settings of one kind, checked. Raises UsageError."""
+        return model.model_validate({name: value for name, value in self.values.items() if name in model.model_fields})
+
+    def checked(self) -> dict[str, Any]:
+        """All settings by name, with defaults for those that were not given, checked. Raises UsageError."""
+        return {name: value for model in self.models for name, value in self.make(model).values().items()}
+
+    def recipe(self, lora: str) -> Recipe:
         """The recipe for one of the LoRAs. Raises UsageError."""
-        return build_recipe(
-            lora,
-            source=self.source,
-            target=self.target,
-            target_lora=self.target_lora,
-            nested_source=self.nested_source,
-            nested_target=self.nested_target,
-            force=self.force,
-            expert=self.expert,
-            adapter=self.adapter,
-            strength=self.strength,
-            scale=self.scale,
-            drop=self.drop,
-            allow_partial=self.allow_partial,
-            method=method_or_preset(self.method, self.preset),
-            params=parse_settings(self.settings or []),
-            layers=self.layers,
-            rank=self.rank,
-            amount=self.amount,
-            to=self.to,
-            dtype=self.dtype,
-        )
-
-    def options(self) -> "RunOptions":
-        """How to use the machine. Raises UsageError."""
-        return run_options(
-            device=self.device,
-            executor=self.executor,
-            workers=self.workers,
-            max_memory=self.max_memory,
-            cache=self.cache,
-            overwrite=self.overwrite,
-            log=self.log,
-        )
+        return Given(self.models, {**self.values, "lora": lora}).make(Recipe)
 
 
-def output_file(given: Path, lora: str) -> Path:
-    """The file to write for `lora`, where a folder may have been given."""
-    return given / named_path(lora).name if given.is_dir() else given
+def command(
+    *models: type[Settings], without: tuple[str, ...] = (), file: bool | None = None
+) -> Callable[[Callable[..., None]], Any]:
+    """Turn `function(given, console, ...)` into a command with a flag for every field of `models`.
+
+    Without models the function takes the console alone, and the parameters of its own.
+
+    Args:
+        models: where the settings are defined. With `Recipe` among them the command takes LORA arguments.
+        without: fields that the command has no use for.
+        file: whether the settings may come from --recipe FILE; by default where `Recipe` is among the models.
+    """
+    flags = [flag for model in models for flag in _flags_of(model, without)]
+    if Recipe in models:
+        flags = [_parameter("loras", options.Loras), *flags]
+    if file or (file is None and Recipe in models):
+        flags.append(_parameter("recipe", _option(Path, _FILE)))
+
+    def decorate(function: Callable[..., None]) -> Any:
+        own = list(inspect.signature(function).parameters.values())[2 if models else 1 :]
+        talk = list(inspect.signature(options.talk).parameters.values())
+
+        def call(said: dict[str, Any]) -> None:
+            console = Console(*(said.pop(each.name) for each in talk))
+            mine = {each.name: said.pop(each.name) for each in own}
+            first = (_given(models, said), console) if models else (console,)
+            function(*first, **mine)
+
+        entry: Any = lambda **said: call(said)  # noqa: E731 - typer gives everything by name
+        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*flags, *own, *talk)]
+        entry.__signature__ = inspect.Signature(parameters)
+        entry.__name__, entry.__module__, entry.__doc__ = function.__name__, function.__module__, function.__doc__
+        return entry
+
+    return decorate
 
 
-def warn_of_name(path: Path, voice: Voice) -> None:
-    """Say that programs will overlook the file that was written, if its name is one they overlook."""
-    if path.suffix != ".safetensors":
-        voice.warning(f"{path.name} does not end in .safetensors, and many programs list only such files")
+def _flags_of(model: type[Settings], without: tuple[str, ...]) -> list[inspect.Parameter]:
+    made = []
+    for name, setting in model.described().items():
+        field = model.model_fields[name]
+        if setting.flags and name not in without:
+            made.append(_parameter(name, _option(_plain(field), setting, field.default)))
+        elif model is Recipe and name == "params":
+            made.append(_parameter("preset", _option(str, _PRESET)))
+            made.append(_parameter("settings", _option(list[str], _SET)))
+    return made
 
 
-def build_recipe(
-    lora: str,
-    *,
-    source: str | None,
-    target: str | None,
-    target_lora: str | None,
-    nested_source: str | None,
-    nested_target: str | None,
-    force: bool,
-    expert: str | None,
-    adapter: str | None,
-    strength: float,
-    scale: float | None,
-    drop: str | None,
-    allow_partial: bool,
-    method: str,
-    params: dict[str, Any],
-    layers: str | None,
-    rank: str = "auto",
-    amount: float = 1.0,
-    to: str = "universal",
-    dtype: str = "same",
-) -> "Recipe":
-    """The recipe for one LoRA. Raises UsageError that names the setting that is wrong or missing."""
-    settings = dict(locals())
-    from loraport.engine.recipe import Recipe
-
-    if source is None:
-        raise UsageError("the source is not given", fix="name the model that the LoRA was trained on: --source MODEL")
-    return Recipe.build(settings)
+def _parameter(name: str, annotation: Any) -> inspect.Parameter:
+    """The value is None where nothing was given, so that what was given is known."""
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def run_options(
-    *,
-    device: str,
-    executor: str,
-    workers: int | None,
-    max_memory: str | None,
-    cache: str | None,
-    overwrite: bool = False,
-    log: str | None = None,
-) -> "RunOptions":
-    """Run options from texts. Raises UsageError for a value that is not understood or not available."""
-    from loraport.engine.recipe import RunOptions
-
-    if executor == "ray":
-        raise UsageError("the ray executor is not available in this version", values="--executor ray",
-                         fix="use --executor process for several processes on this machine")  # fmt: skip
-    if executor not in ("thread", "serial", "process"):
-        raise UsageError("unknown executor", values=executor, fix="use thread, serial or process")
-    return RunOptions(
-        device=device,
-        executor=executor,
-        workers=workers,
-        max_memory=None if max_memory is None else parse_size(max_memory, name="--max-memory"),
-        cache=cache,
-        overwrite=overwrite,
-        log=log,
-    )
+def _option(kind: Any, setting: Setting, default: Any = None) -> Any:
+    shown = setting.default
+    if shown is None and kind is not bool and isinstance(default, str | int | float):
+        shown = default if isinstance(default, str) else f"{default:g}"
+    return Annotated[
+        Optional[kind],  # noqa: UP045 - typer reads the annotation at run time on every Python
+        typer.Option(
+            *setting.flags,
+            metavar=setting.metavar,
+            rich_help_panel=setting.panel or None,
+            show_default=False,
+            help=setting.help.replace("[", r"\[") + (rf" [dim]\[default: {shown}][/dim]" if shown else ""),
+        ),
+    ]
 
 
-def method_or_preset(method: str | None, preset: str | None) -> str:
+def _plain(field: FieldInfo) -> Any:
+    """What typer reads a value as: a switch, a number, or text for the model to understand."""
+    if any(isinstance(note, BeforeValidator) for note in field.metadata):
+        return str
+    annotation = field.annotation
+    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+    return next((kind for kind in (bool, int, float) if kind in kinds), str)
+
+
+def _given(models: tuple[type[Settings], ...], said: dict[str, Any]) -> Given:
+    loras, file = said.pop("loras", None), said.pop("recipe", None)
+    preset, settings = said.pop("preset", None), said.pop("settings", None)
+    values = {name: value for name, value in said.items() if value is not None}
+    if preset is not None:
+        values["method"] = _preset_or(values.get("method"), preset)
+    if settings:
+        values["params"] = _parse_settings(settings)
+    if file is not None:
+        values = merged(read_recipe(file, models), values)
+    if Recipe in models and not loras:
+        if values.get("lora") is None:
+            raise UsageError("no LoRA is given", fix="name the file, before or after the flags; or several of them")
+        loras = [Given(models, values).make(_LORA).values()["lora"]]
+    return Given(models, values, tuple(loras or ()))
+
+
+def _preset_or(method: str | None, preset: str) -> str:
     """The one name that --method and --preset amount to. Raises UsageError when they contradict each other."""
-    if preset is None:
-        return method or DEFAULT
     from loraport.methods import registry
 
     if preset not in registry.PRESETS:
@@ -179,11 +175,14 @@ def method_or_preset(method: str | None, preset: str | None) -> str:
         )  # fmt: skip
     owner = registry.PRESETS[preset].method
     if method not in (None, owner):
-        raise UsageError(f"the preset {preset} belongs to the method {owner}", values=f"--method {method}")
+        raise UsageError(
+            f"the preset {preset} belongs to the method {owner}", values=f"--method {method}",
+            fix=f"leave out --method, or say --method {owner}",
+        )  # fmt: skip
     return preset
 
 
-def parse_settings(texts: list[str]) -> dict[str, Any]:
+def _parse_settings(texts: list[str]) -> dict[str, str]:
     """`name=value` texts by name, later ones winning. Raises UsageError."""
     settings = {}
     for text in texts:

@@ -11,8 +11,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from loraport.cli.console import Console
 from loraport.cli.signals import ended_by_signals
-from loraport.cli.voice import say_error
 from loraport.errors import FileError, Interrupted, LoraportError, UsageError
 
 # typer carries its own copy of click in some versions; this is ClickException of whichever it uses
@@ -91,7 +91,7 @@ def _guarded(command: Callable[[], Any], as_json: bool, verbose: bool) -> int:
 
 def _fail(error: LoraportError, as_json: bool) -> int:
     with contextlib.suppress(OSError):
-        say_error(error, as_json=as_json)
+        Console(as_json=as_json).error(error)
         sys.stdout.flush()
     return error.exit_code
 

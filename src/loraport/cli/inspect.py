@@ -5,8 +5,8 @@ from typing import Annotated, Any
 import typer
 
 from loraport.cli import text
-from loraport.cli.options import Json, Quiet, Verbose
-from loraport.cli.voice import Voice, error_document, say_error
+from loraport.cli.console import Console, error_document
+from loraport.cli.flags import command
 from loraport.errors import LoraportError
 
 EXAMPLE = """What trainer wrote this, for which model, and does anything look odd?
@@ -20,14 +20,12 @@ _HEADER = (
 _SHOWN = 160  # characters of a header field
 
 
+@command()
 def inspect(
+    console: Console,
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="LoRA files or models.", show_default=False)],
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
 ) -> None:
     """Say what files are: model or LoRA, names, ranks, scales, number format, header, and what is odd."""
-    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
     from loraport.adapters.describe import describe
 
     documents, failures = [], []
@@ -37,14 +35,14 @@ def inspect(
         except LoraportError as error:
             if len(files) == 1:
                 raise
-            if not as_json:
-                say_error(error, as_json=False)
+            if not console.as_json:
+                console.error(error)
             documents.append({"path": file, "error": error_document(error)})
             failures.append(error)
             continue
         documents.append(facts)
-        voice.result("\n".join(_lines(facts, verbose)))
-    voice.document(documents[0] if len(files) == 1 else {"files": documents})
+        console.result(*_lines(facts, console.verbose))
+    console.document(documents[0] if len(files) == 1 else {"files": documents})
     if failures:
         raise typer.Exit(failures[0].exit_code)
 
@@ -71,7 +69,8 @@ def _lines(facts: dict[str, Any], verbose: int) -> list[str]:
             row("header", f"{name} = {value if len(value) <= _SHOWN or verbose > 1 else value[:_SHOWN] + '...'}")
     for finding in facts["findings"]:
         row("note", finding)
-    row("refused", facts["refused"].replace("\n", "\n          "))
+    for number, part in enumerate(facts["refused"].splitlines()):
+        row("refused" if number == 0 else "", part.strip())
     return lines
 
 

@@ -4,8 +4,8 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from loraport.cli.options import Json, Quiet, Verbose
-from loraport.cli.voice import Voice
+from loraport.cli.console import Console
+from loraport.cli.flags import command
 
 EXAMPLE = """All methods and presets, then the settings of one:
 
@@ -14,32 +14,30 @@ EXAMPLE = """All methods and presets, then the settings of one:
     loraport methods casa"""
 
 
+@command()
 def methods(
+    console: Console,
     name: Annotated[
         Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
         typer.Argument(metavar="[NAME]", help="A method or preset, for its settings.", show_default=False),
     ] = None,
-    verbose: Verbose = 0,
-    quiet: Quiet = False,
-    as_json: Json = False,
 ) -> None:
     """List the methods and presets, or the settings of one."""
     from loraport.methods import DEFAULT, registry
 
-    voice = Voice(verbose=verbose, quiet=quiet, as_json=as_json)
     if name is not None:
-        _show_one(name, voice)
+        _show_one(name, console)
         return
     known = [registry.get(method) for method in registry.names()]
-    voice.table(
+    console.table(
         ["method", "what it does"],
         [[method.name + (" (default)" if method.name == DEFAULT else ""), method.summary] for method in known],
     )
-    voice.table(
+    console.table(
         ["preset", "method", "what it sets"],
         [[preset, about.method, about.summary] for preset, about in registry.PRESETS.items()],
     )
-    voice.document(
+    console.document(
         {
             "methods": [_describe(method) for method in known],
             "presets": {
@@ -50,7 +48,7 @@ def methods(
     )
 
 
-def _show_one(name: str, voice: Voice) -> None:
+def _show_one(name: str, console: Console) -> None:
     from loraport.methods import registry
 
     method, params = registry.resolve(name)
@@ -61,10 +59,10 @@ def _show_one(name: str, voice: Voice) -> None:
             "",
             *(f"  {line.strip()}" for line in method.Params.__doc__.strip().splitlines() if line.strip() != "Args:"),
         ]
-    voice.result("\n".join(lines))
+    console.result(*lines)
     rows = [[f"{method.name}.{key}", str(value)] for key, value in facts["values"].items()]
-    voice.table(["setting (change it with --set)", "value"], rows)
-    voice.document(facts)
+    console.table(["setting (change it with --set)", "value"], rows)
+    console.document(facts)
 
 
 def _describe(method: Any) -> dict[str, Any]:

@@ -3,60 +3,27 @@
 from typing import Any
 
 from loraport.cli import options, text
-from loraport.cli.flags import Flags
-from loraport.cli.voice import Voice
+from loraport.cli.console import Console
+from loraport.cli.flags import Given, command
+from loraport.engine.recipe import Recipe, RunOptions
 
 EXAMPLE = """What it would take, before it starts:
 
     loraport plan style.safetensors -s Wan2.1-T2V-14B/ -t lightx2v.safetensors --max-memory 16GB"""
 
 
-def plan(
-    loras: options.Loras,
-    source: options.Source = None,
-    target: options.Target = None,
-    target_lora: options.TargetLora = None,
-    nested_source: options.NestedSource = None,
-    nested_target: options.NestedTarget = None,
-    force: options.Force = False,
-    expert: options.Expert = None,
-    adapter: options.Adapter = None,
-    strength: options.Strength = 1.0,
-    scale: options.Scale = None,
-    drop: options.Drop = None,
-    allow_partial: options.AllowPartial = False,
-    method: options.Method = None,
-    preset: options.Preset = None,
-    settings: options.Set = None,
-    amount: options.Amount = 1.0,
-    layers: options.Layers = None,
-    output: options.Output = None,
-    rank: options.Rank = "auto",
-    to: options.To = "universal",
-    dtype: options.Dtype = "same",
-    overwrite: options.Overwrite = False,
-    device: options.Device = "auto",
-    workers: options.Workers = None,
-    executor: options.Executor = "thread",
-    max_memory: options.MaxMemory = None,
-    cache: options.Cache = None,
-    log: options.Log = None,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
-) -> None:
+@command(Recipe, RunOptions)
+def plan(given: Given, console: Console, output: options.Output = None) -> None:
     """Say what a transfer would do: coverage, time, memory, disk. Takes the same options, changes nothing."""
-    flags = Flags(**locals())
-    recipes, run_options = [flags.recipe(lora) for lora in flags.loras], flags.options()
+    recipes, run_options = [given.recipe(lora) for lora in given.loras], given.make(RunOptions)
     from loraport.engine.plan import make_plan
 
     documents = []
     for recipe in recipes:
-        made = make_plan(recipe)
-        facts = describe(made, run_options)
-        show(facts, flags.voice)
+        facts = describe(make_plan(recipe), run_options)
+        show(facts, console)
         documents.append(facts)
-    flags.voice.document(documents[0] if len(documents) == 1 else {"plans": documents})
+    console.document(documents[0] if len(documents) == 1 else {"plans": documents})
 
 
 def describe(plan: Any, run_options: Any) -> dict[str, Any]:
@@ -104,7 +71,7 @@ def describe(plan: Any, run_options: Any) -> dict[str, Any]:
     }
 
 
-def show(facts: dict[str, Any], voice: Voice) -> None:
+def show(facts: dict[str, Any], console: Console) -> None:
     """A plan for people."""
     cover, cost = facts["coverage"], facts["cost"]
     target = facts["target"]["name"] if facts["target"] else f"the source plus {facts['target_lora']}"
@@ -125,11 +92,11 @@ def show(facts: dict[str, Any], voice: Voice) -> None:
         extra = facts[f"extra_{side}"]
         if extra:
             lines.append(f"  only in the {side}: {text.listing(extra)}")
-    voice.result("\n".join(lines))
+    console.result(*lines)
     for message in facts["warnings"]:
-        voice.warning(message)
-    if voice.verbose:
-        voice.table(
+        console.warning(message)
+    if console.verbose:
+        console.table(
             ["layer", "shape", "rank", "method", "operations", "memory"],
             [
                 [

@@ -5,7 +5,7 @@ import time
 from types import TracebackType
 
 from loraport.cli import text
-from loraport.cli.voice import Voice, console
+from loraport.cli.console import Console, printable, terminal
 
 _LINE_EVERY = 10.0  # seconds between plain lines
 
@@ -13,8 +13,8 @@ _LINE_EVERY = 10.0  # seconds between plain lines
 class Progress:
     """A listener for the engine's events. Use it as a context manager around the run."""
 
-    def __init__(self, voice: Voice):
-        self._voice = voice
+    def __init__(self, console: Console):
+        self._console = console
         self._bar = None
         self._task = None
         self._began = time.monotonic()
@@ -28,16 +28,16 @@ class Progress:
         return tuple(self._warned)
 
     def __enter__(self) -> "Progress":
-        if not self._voice.quiet and sys.stderr.isatty():
+        if not self._console.quiet and sys.stderr.isatty():
             from rich import progress
 
             self._bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
+                progress.TextColumn("{task.description}", markup=False),
                 progress.BarColumn(),
                 progress.TaskProgressColumn(),
                 progress.TimeElapsedColumn(),
-                progress.TextColumn("{task.fields[left]}"),
-                console=console(stderr=True),
+                progress.TextColumn("{task.fields[left]}", markup=False),
+                console=terminal(stderr=True),
                 transient=True,
             )
             self._bar.start()
@@ -69,16 +69,16 @@ class Progress:
             return
         self._warned.append(message)
         if self._bar is not None:
-            self._bar.console.print(f"warning: {message}", markup=False, style="yellow")
+            self._bar.console.print(f"warning: {printable(message)}", markup=False, style="yellow")
         else:
-            self._voice.warning(message)
+            self._console.warning(message)
 
     def _stage(self, message: str, done: int, total: int) -> None:
         """A step of a longer story, such as the demo's."""
         if self._bar is not None:
             self._bar.update(self._task, description=message, completed=done - 1, total=total, left="")
         else:
-            self._voice.remark(f"[{done}/{total}] {message}")
+            self._console.remark(f"[{done}/{total}] {message}")
 
     def _advance(self, event) -> None:
         now = time.monotonic()
@@ -89,7 +89,7 @@ class Progress:
         elif now - self._last_line >= _LINE_EVERY:
             self._last_line = now
             percent = 100 * event.done / event.total if event.total else 100.0
-            self._voice.remark(f"{name}, {percent:.0f} %{', ' + left if left else ''}")
+            self._console.remark(f"{name}, {percent:.0f} %{', ' + left if left else ''}")
 
     def _time_left(self, event, now: float) -> str:
         """The mean speed over layers that were really computed; those from an earlier run would flatter it."""

@@ -6,19 +6,19 @@ from typing import Any
 
 from loraport.adapters.loaders import ways_to_load
 from loraport.cli import text
-from loraport.cli.voice import Voice
+from loraport.cli.console import Console
 
 ENOUGH = 0.9  # of the energy; below it the summary says how to keep more
 
 
-def show_report(report: Any, plan: Any, voice: Voice, said: Sequence[str] = ()) -> None:
+def show_report(report: Any, plan: Any, console: Console, said: Sequence[str] = ()) -> None:
     """Summary for people, and the table of layers when asked for.
 
     Args:
         said: warnings that were shown already during the run.
     """
-    if voice.verbose:
-        show_layers(report.layers, voice)
+    if console.verbose:
+        show_layers(report.layers, console)
     facts = report.summary
     target = plan.target.architecture.title if plan.target is not None else f"the source plus {facts['target']}"
     lines = [
@@ -40,13 +40,13 @@ def show_report(report: Any, plan: Any, voice: Voice, said: Sequence[str] = ()) 
         lines.append(f"  output    {report.output}  ({size}, {facts['dtype']}, written and read back)")
         ways = ways_to_load(report.output, plan.content)
         lines += [f"  {'load it' if way == ways[0] else '':<9} {way}" for way in ways]
-    voice.result("\n".join(lines))
+    console.result(*lines)
     for message in report.warnings:
         if message not in said:
-            voice.warning(message)
+            console.warning(message)
 
 
-def show_layers(layers: Sequence[Any], voice: Voice) -> None:
+def show_layers(layers: Sequence[Any], console: Console) -> None:
     """One row a layer: how large the update and the drift are beside the weight, and what the rank kept."""
     measures = {
         "update": "update_rel",
@@ -71,7 +71,7 @@ def show_layers(layers: Sequence[Any], voice: Voice) -> None:
             ]
         )
     used = [n for n in range(len(columns)) if any(row[n] != "" for row in rows)]
-    voice.table([columns[n] for n in used], [[row[n] for n in used] for row in rows])
+    console.table([columns[n] for n in used], [[row[n] for n in used] for row in rows])
 
 
 def _energy(report: Any, plan: Any) -> str:

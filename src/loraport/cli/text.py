@@ -4,21 +4,6 @@ import re
 
 from loraport.errors import UsageError
 
-_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
-_UNITS |= {f"{unit}b": size for unit, size in _UNITS.items() if unit not in ("", "b")}
-_UNITS |= {f"{unit}ib": 1024**power for power, unit in enumerate("kmgt", start=1)}
-
-
-def parse_size(text: str, *, name: str) -> int:
-    """Bytes from `16GB`, `500 MB`, `2GiB` or a plain number. Raises UsageError that names the option."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", text)
-    if match is None or match[2].lower() not in _UNITS:
-        raise UsageError(f"{name} is not a size", values=text, fix="write for example 16GB, 500MB or 2GiB")
-    size = int(float(match[1]) * _UNITS[match[2].lower()])
-    if size <= 0:
-        raise UsageError(f"{name} must be more than nothing", values=text)
-    return size
-
 
 def parse_duration(text: str, *, name: str) -> float:
     """Seconds from `30d`, `12h`, `45min` or `90s`. Raises UsageError that names the option."""

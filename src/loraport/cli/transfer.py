@@ -1,15 +1,16 @@
 """`loraport transfer`: the main job."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from loraport.cli import options
-from loraport.cli.flags import Flags, output_file, warn_of_name
-from loraport.cli.voice import Voice, error_document, say_error
-from loraport.containers.names import named_path
+from loraport.cli.console import Console, error_document
+from loraport.cli.flags import Given, command
+from loraport.cli.outputs import output_file, output_name, warn_of_name
+from loraport.engine.recipe import METHOD, Recipe, RunOptions
 from loraport.errors import Interrupted, LoraportError, UsageError
 
 EXAMPLE = """Carry a LoRA over, and the same with more room for what the distillation took away:
@@ -24,126 +25,88 @@ Fit the strengths by running both models, here the bundled ones (others: lorapor
 
 The same command again resumes what was interrupted."""
 
-# typer carries its own copy of click in some versions; this is the class of what it hands over
-Context = typer.Context.__mro__[1]
+Calibrate = Annotated[
+    bool,
+    typer.Option(
+        "--calibrate",
+        metavar=options.NO_VALUE,
+        rich_help_panel=METHOD,
+        help="Fit the strengths by running both models on noise instead; all its dials: `loraport calibrate`.",
+    ),
+]
+Carry = Callable[[str, Path, Console], dict[str, Any]]
+"""Works on one LoRA, writes one file, and returns the report as plain values."""
 
 
-def transfer(
-    context: Context,
-    loras: options.Loras,
-    source: options.Source = None,
-    target: options.Target = None,
-    target_lora: options.TargetLora = None,
-    nested_source: options.NestedSource = None,
-    nested_target: options.NestedTarget = None,
-    force: options.Force = False,
-    expert: options.Expert = None,
-    adapter: options.Adapter = None,
-    strength: options.Strength = 1.0,
-    scale: options.Scale = None,
-    drop: options.Drop = None,
-    allow_partial: options.AllowPartial = False,
-    method: options.Method = None,
-    preset: options.Preset = None,
-    settings: options.Set = None,
-    amount: options.Amount = 1.0,
-    calibrate: options.Calibrate = False,
-    layers: options.Layers = None,
-    output: options.Output = None,
-    rank: options.Rank = "auto",
-    to: options.To = "universal",
-    dtype: options.Dtype = "same",
-    overwrite: options.Overwrite = False,
-    device: options.Device = "auto",
-    workers: options.Workers = None,
-    executor: options.Executor = "thread",
-    max_memory: options.MaxMemory = None,
-    cache: options.Cache = None,
-    log: options.Log = None,
-    verbose: options.Verbose = 0,
-    quiet: options.Quiet = False,
-    as_json: options.Json = False,
-) -> None:
+@command(Recipe, RunOptions)
+def transfer(given: Given, console: Console, output: options.Output = None, calibrate: Calibrate = False) -> None:
     """Carry LoRAs over from the model they were trained on to its distilled variant."""
-    said = dict(locals())
-    del said["context"], said["calibrate"]
-    flags = Flags(**said)
-    if flags.output is None:
+    if output is None:
         raise UsageError("the output is not given", fix="name the file to write: -o FILE")
-    carry = _transfer_one
-    if calibrate:
-        from loraport.cli.calibration import bundled_lora
-
-        flags = dataclasses.replace(flags, loras=[bundled_lora(lora) for lora in flags.loras])
-        carry = _calibrated(flags, context)
-    if len(flags.loras) == 1:
-        carry(flags, flags.loras[0], output_file(flags.output, flags.loras[0]), flags.voice)
+    carry = _calibration(given) if calibrate else _transfer(given)
+    if len(given.loras) == 1:
+        console.document(carry(given.loras[0], output_file(output, given.loras[0]), console))
     else:
-        _transfer_many(flags, flags.output, carry)
+        _several(given.loras, output, carry, console)
 
 
-_Carry = Callable[[Flags, str, Path, Voice], dict]
-
-
-def _calibrated(flags: Flags, context: Context) -> _Carry:
+def _calibration(given: Given) -> Carry:
     """A calibration in the place of a transfer. Raises UsageError for options that it would ignore."""
     from loraport.cli.calibration import job_of_transfer, run_job
 
-    given = [name for name in vars(flags) if context.get_parameter_source(name).name == "COMMANDLINE"]
-    job = job_of_transfer(flags, given)
-
-    def carry(flags: Flags, lora: str, path: Path, voice: Voice) -> dict:
-        document = run_job(job, lora, path, voice)
-        voice.document(document)
-        return document
-
-    return carry
+    job = job_of_transfer(given)
+    return lambda lora, path, console: run_job(job, lora, path, console)
 
 
-def _transfer_one(flags: Flags, lora: str, path: Path, voice: Voice) -> dict:
-    """One transfer from start to summary; returns the report as plain values."""
-    recipe, run_options = flags.recipe(lora), flags.options()
+def _transfer(given: Given) -> Carry:
+    """Transfers with the settings that were given. Raises UsageError for those that make no sense."""
+    recipes = {lora: given.recipe(lora) for lora in given.loras}
+    run_options = given.make(RunOptions)
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_report
     from loraport.engine.plan import make_plan
     from loraport.engine.run import run
 
-    with Progress(voice) as progress:
-        plan = make_plan(recipe)
-        report = run(plan, path, run_options, progress)
-    show_report(report, plan, voice, said=progress.warned)
-    warn_of_name(path, voice)
-    document = report.to_json()
-    voice.document(document)
-    return document
+    def carry(lora: str, path: Path, console: Console) -> dict[str, Any]:
+        with Progress(console) as progress:
+            plan = make_plan(recipes[lora])
+            report = run(plan, path, run_options, progress)
+        show_report(report, plan, console, said=progress.warned)
+        warn_of_name(path, console)
+        return report.to_json()
+
+    return carry
 
 
-def _transfer_many(flags: Flags, folder: Path, carry: _Carry) -> None:
+def _several(loras: tuple[str, ...], folder: Path, carry: Carry, console: Console) -> None:
     """Several LoRAs into one folder. One that fails does not stop the others; the first failure sets the code."""
     if folder.exists() and not folder.is_dir():
         raise UsageError("several LoRAs need a folder to be written to", values=str(folder), fix="-o FOLDER")
-    names = [named_path(lora).name for lora in flags.loras]
+    names = [output_name(lora) for lora in loras]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise UsageError("two LoRAs would get the same output name", values=", ".join(twice))
-    voice = flags.voice
-    inner = Voice(verbose=voice.verbose, quiet=True) if voice.as_json else voice
-    rows, documents, failures = [], [], []
-    for lora, name in zip(flags.loras, names, strict=True):
+        raise UsageError(
+            "two LoRAs would get the same output name", values=", ".join(twice), fix="transfer them one by one"
+        )
+    inner = Console(verbose=console.verbose, quiet=True) if console.as_json else console
+    rows: list[list[str]] = []
+    documents: list[dict[str, Any]] = []
+    failures: list[LoraportError] = []
+    for lora, name in zip(loras, names, strict=True):
         try:
-            document = carry(flags, lora, folder / name, inner)
+            document = carry(lora, folder / name, inner)
             rows.append([name, "done", *_facts(document)])
             documents.append(document)
         except Interrupted:
             raise
         except LoraportError as error:
-            if not voice.as_json:
-                say_error(error, as_json=False)
+            if not console.as_json:
+                console.error(error)
             rows.append([name, "failed", "", "", ""])
             documents.append({"lora": lora, "error": error_document(error)})
             failures.append(error)
-    voice.table(["LoRA", "outcome", "layers", "rank", "energy kept"], rows)
-    voice.document({"reports": documents, "failed": len(failures)})
+    console.table(["LoRA", "outcome", "layers", "rank", "energy kept"], rows)
+    console.document({"reports": documents, "failed": len(failures)})
     if failures:
         raise typer.Exit(failures[0].exit_code)
 

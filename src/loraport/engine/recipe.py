@@ -1,17 +1,21 @@
-"""What to compute (`Recipe`) and how to go about it (`RunOptions`), kept apart on purpose.
+"""What to compute (`Recipe`) and how to go about it (`RunOptions`).
 
 Everything in a recipe can change the result, so it enters the keys of cached results and the header of
 the output. Nothing in the options can: device, workers, cache and paths are the machine's business.
+Each field is the one place where its setting is defined: type, default, flag, help and documentation.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from loraport.errors import UsageError
+from loraport.engine.executors import NAMES as EXECUTORS
+from loraport.engine.settings import FrozenDict, PathText, Setting, Settings, parse_size, regular_expression
+from loraport.errors import UsageError, did_you_mean
 from loraport.methods import DEFAULT
 
 LEAST_RANK = 32
@@ -37,10 +41,10 @@ class RankRule:
         """Read `auto`, `same`, `full`, a whole number, or `energy=0.99`. Raises UsageError."""
         text = str(text).strip()
         if text in ("auto", "same", "full"):
-            return cls(text)  # type: ignore[arg-type]
-        if re.fullmatch(r"\d+", text) and int(text) > 0:
+            return cls(text)  # type: ignore[arg-type]  # it is one of the three
+        if re.fullmatch(r"[0-9]{1,9}", text) and int(text) > 0:
             return cls("fixed", int(text))
-        match = re.fullmatch(r"energy=(0?\.\d+|1(\.0*)?)", text)
+        match = re.fullmatch(r"energy=(0?\.[0-9]{1,20}|1(\.0{0,20})?)", text)
         if match and float(match[1]) > 0:
             return cls("energy", float(match[1]))
         raise UsageError(
@@ -61,78 +65,154 @@ class RankRule:
         return {"fixed": f"{self.value:g}", "energy": f"energy={self.value:g}"}.get(self.kind, self.kind)
 
 
-class Recipe(BaseModel):
-    """One transfer, described by files and settings; checked on construction.
+MODELS, LORA, METHOD, OUTPUT, MACHINE = "Models", "LoRA", "Method", "Output", "Machine"
+"""Panels of the help."""
 
-    Attributes:
-        lora: the LoRA file.
-        source: checkpoint that the LoRA was trained on (file, diffusers folder, hub id).
-        target: checkpoint to move it to; None when `target_lora` describes the target.
-        target_lora: the target is the source plus this distillation LoRA, `FILE` or `FILE:STRENGTH`.
-        method, params: a method or preset of `loraport.methods` and its settings.
-        rank: see `RankRule`.
-        amount: 0 is direct reuse, 1 the full method, in between a straight line of updates.
-        strength: a factor on the whole LoRA, before any method.
-        scale: the LoRA's own scale (alpha / rank), stated by hand; None takes what its file says.
-        layers: regular expression; layers that do not match keep the input's update unchanged.
-        drop: regular expression; layers that match are left out of the output.
-        to: output profile. dtype: of the output's tensors.
-        nested_source, nested_target: which part of a `.pt` to read (`generator`, `generator_ema`).
-        expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
-        adapter: which adapter, for a file that names several.
-        allow_partial: leave out what cannot be matched instead of refusing.
-        force: go on although the target does not look derived from the source, or the LoRA was transferred before.
+Pattern = Annotated[str | None, AfterValidator(regular_expression)]
+
+
+class Recipe(Settings):
+    """One transfer, described by files and settings. Raises UsageError where they make no sense.
+
+    The meaning of every field stands beside it; `loraport transfer --help` and `help(loraport.transfer)` show all.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    lora: Annotated[PathText, Setting("The LoRA to carry over: a file, a folder, a hub id, or zoo:NAME.", path=True)]
+    source: Annotated[
+        PathText,
+        Setting(
+            "Model the LoRA was trained on: a safetensors file, a diffusers folder, a hub id, or zoo:NAME.",
+            "--source", "-s", panel=MODELS, metavar="MODEL", path=True,
+        ),
+    ]  # fmt: skip
+    target: Annotated[
+        PathText | None,
+        Setting(
+            "Distilled model to carry it to: the same kinds, or a .pt file.",
+            "--target", "-t", panel=MODELS, metavar="MODEL", path=True,
+        ),
+    ] = None  # fmt: skip
+    target_lora: Annotated[
+        PathText | None,
+        Setting(
+            "Instead of --target: the target is the source plus this distillation LoRA.",
+            "--target-lora", panel=MODELS, metavar="FILE[:STRENGTH]", path=True,
+        ),
+    ] = None  # fmt: skip
+    nested_source: Annotated[
+        str | None,
+        Setting(
+            "Part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.",
+            "--nested-source", panel=MODELS, metavar="NAME",
+        ),
+    ] = None  # fmt: skip
+    nested_target: Annotated[
+        str | None,
+        Setting("Part of the target to read, in the same way.", "--nested-target", panel=MODELS, metavar="NAME"),
+    ] = None
+    force: Annotated[
+        bool,
+        Setting(
+            "Go on although the target does not look derived from the source, or the LoRA was transferred before.",
+            "--force", panel=MODELS,
+        ),
+    ] = False  # fmt: skip
+    strength: Annotated[
+        float,
+        Setting("Use the whole LoRA this strong, before any method.", "--strength", panel=LORA, metavar="X"),
+    ] = 1.0
+    scale: Annotated[
+        float | None,
+        Field(gt=0.0),
+        Setting(
+            "The LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.",
+            "--scale", panel=LORA, metavar="X", default="what its file says",
+        ),
+    ] = None  # fmt: skip
+    expert: Annotated[
+        Literal["high", "low"] | None,
+        Setting(
+            "Which LoRA of a file that holds those of both Wan2.2 experts.",
+            "--expert", panel=LORA, metavar="high|low",
+        ),
+    ] = None  # fmt: skip
+    adapter: Annotated[
+        str | None,
+        Setting("Which LoRA of a file that holds several by name.", "--adapter", panel=LORA, metavar="NAME"),
+    ] = None
+    drop: Annotated[
+        Pattern,
+        Setting("Leave layers and keys that match out of the output.", "--drop", panel=LORA, metavar="REGEX"),
+    ] = None
+    allow_partial: Annotated[
+        bool, Setting("Leave out what cannot be matched, instead of refusing.", "--allow-partial", panel=LORA)
+    ] = False
+    method: Annotated[
+        str,
+        Setting(
+            "How to carry it over: a method or a preset; see `loraport methods`.",
+            "--method", "-m", panel=METHOD, metavar="NAME",
+        ),
+    ] = DEFAULT  # fmt: skip
+    params: Annotated[
+        dict[str, Any],
+        AfterValidator(FrozenDict.of),
+        Setting('Settings of the method, such as `{"q_dom": 0.5}`.'),
+    ] = Field(default_factory=FrozenDict)
+    amount: Annotated[
+        float,
+        Field(ge=0.0, le=1.0),
+        Setting(
+            "0 is the LoRA reused as it is, 1 the full method; in between a straight line.",
+            "--amount", panel=METHOD, metavar="0..1",
+        ),
+    ] = 1.0  # fmt: skip
+    layers: Annotated[
+        Pattern,
+        Setting(
+            "Apply the method to layers that match; the others keep their update as it is.",
+            "--layers", panel=METHOD, metavar="REGEX",
+        ),
+    ] = None  # fmt: skip
+    rank: Annotated[
+        str,
+        BeforeValidator(lambda given: str(given) if type(given) is int else given),
+        Setting(
+            "Rank of the output. auto: the input's, at least 32 if the method adds to it. energy=0.99: keeps 99 %.",
+            "--rank", "-r", panel=OUTPUT, metavar="N|same|full|energy=X",
+        ),
+    ] = "auto"  # fmt: skip
+    to: Annotated[
+        str,
+        Setting(
+            "Names in the output: universal, diffusers, kohya, original, fastvideo, same-as-input.",
+            "--to", panel=OUTPUT, metavar="PROFILE",
+        ),
+    ] = "universal"  # fmt: skip
+    dtype: Annotated[
+        DType,
+        Setting(
+            "Number format of the output: same, float32, bfloat16, float16.",
+            "--dtype", panel=OUTPUT, metavar="TYPE",
+        ),
+    ] = "same"  # fmt: skip
 
-    lora: str
-    source: str
-    target: str | None = None
-    target_lora: str | None = None
-    method: str = DEFAULT
-    params: dict[str, Any] = Field(default_factory=dict)
-    rank: str = "auto"
-    amount: float = Field(default=1.0, ge=0.0, le=1.0)
-    strength: float = Field(default=1.0, allow_inf_nan=False)
-    scale: float | None = Field(default=None, gt=0.0, allow_inf_nan=False)
-    layers: str | None = None
-    drop: str | None = None
-    to: str = "universal"
-    dtype: DType = "same"
-    nested_source: str | None = None
-    nested_target: str | None = None
-    expert: Literal["high", "low"] | None = None
-    adapter: str | None = None
-    allow_partial: bool = False
-    force: bool = False
-
-    @field_validator("layers", "drop")
-    @classmethod
-    def _is_a_regex(cls, value: str | None) -> str | None:
-        if value is not None:
-            try:
-                re.compile(value)
-            except re.error as error:
-                raise ValueError(f"not a regular expression: {error}") from error
-        return value
+    def check(self) -> None:
+        """Refuse settings that do not go together. Raises UsageError."""
+        if (self.target is None) == (self.target_lora is None):
+            raise UsageError(
+                "the target is not given" if self.target is None else "two targets are given",
+                fix="give either a target checkpoint (--target) or a distillation LoRA (--target-lora)",
+            )
+        RankRule.parse(self.rank)
+        parts = self.target_lora_parts()
+        if parts is not None and not math.isfinite(parts[1]):
+            raise UsageError("the strength of the distillation LoRA is no number", values=str(self.target_lora))
 
     @classmethod
     def build(cls, settings: dict[str, Any]) -> "Recipe":
         """Make a recipe from settings by name. Raises UsageError that names the bad one."""
-        try:
-            recipe = cls(**settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"])
-            raise UsageError(f"bad setting {name}: {first['msg']}", values=str(first.get("input"))) from error
-        if (recipe.target is None) == (recipe.target_lora is None):
-            raise UsageError(
-                "the target is not given" if recipe.target is None else "two targets are given",
-                fix="give either a target checkpoint (--target) or a distillation LoRA (--target-lora)",
-            )
-        RankRule.parse(recipe.rank)
-        return recipe
+        return cls.model_validate(settings)
 
     @property
     def rank_rule(self) -> RankRule:
@@ -140,11 +220,11 @@ class Recipe(BaseModel):
         return RankRule.parse(self.rank)
 
     def target_lora_parts(self) -> tuple[str, float] | None:
-        """`target_lora` as (file, strength); the strength is 1 when not given. Raises UsageError."""
+        """`target_lora` as (file, strength); the strength is 1 when not given."""
         if self.target_lora is None:
             return None
         path, _, tail = self.target_lora.rpartition(":")
-        if not path or Path(self.target_lora).exists():  # a colon may be part of the name (C:\...)
+        if not path or path == "zoo" or _exists(self.target_lora):  # a colon may be part of the name (C:\...)
             return self.target_lora, 1.0
         try:
             return path, float(tail)
@@ -152,28 +232,71 @@ class Recipe(BaseModel):
             return self.target_lora, 1.0
 
 
-@dataclass(frozen=True)
-class RunOptions:
-    """How a run uses the machine. None of these can change a byte of the output.
+def _exists(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # a name that cannot be one is refused where it is opened
+        return False
 
-    Attributes:
-        device: `auto`, `cpu`, `cuda` (all of one kind), `cuda:1` or `mps`.
-        executor: one of `loraport.engine.executors.NAMES`.
-        workers: layers at a time on each device; None means as many as cores and memory allow, and two on a GPU.
-        max_memory: bytes that all layers in flight may take; None means 60 % of the memory that is free now, on a
-            GPU 85 % of its own.
-        cache: folder of the cache, None for the default one, `off` for none.
-        verify_inputs: hash every tensor that is used anew, instead of believing what earlier runs remembered of a
-            file whose size and times are still the same.
-        overwrite: replace an existing output file.
-        log: where the run log goes; None means beside the output, `off` for none.
-    """
 
-    device: str = "auto"
-    executor: str = "thread"
-    workers: int | None = None
-    max_memory: int | None = None
-    cache: str | None = None
-    verify_inputs: bool = False
-    overwrite: bool = False
-    log: str | None = None
+def _executor(name: str) -> str:
+    if name not in EXECUTORS:
+        raise UsageError(
+            "unknown executor", values=name, fix=did_you_mean(name, EXECUTORS) or f"use {', '.join(EXECUTORS)}"
+        )
+    return name
+
+
+class RunOptions(Settings):
+    """How a run uses the machine. None of these can change a byte of the output. Raises UsageError."""
+
+    device: Annotated[
+        str,
+        Setting(
+            "auto, cpu, cuda (all of one kind), cuda:1 or mps.", "--device", panel=MACHINE, metavar="NAME",
+        ),
+    ] = "auto"  # fmt: skip
+    workers: Annotated[
+        int | None,
+        Field(ge=1),
+        Setting(
+            "Layers at a time, on each device.",
+            "--workers", panel=MACHINE, metavar="N", default="by cores and memory, two on a GPU",
+        ),
+    ] = None  # fmt: skip
+    executor: Annotated[
+        str,
+        AfterValidator(_executor),
+        Setting(f"How layers run: {', '.join(EXECUTORS)}.", "--executor", panel=MACHINE, metavar="NAME"),
+    ] = "thread"
+    max_memory: Annotated[
+        Annotated[int, Field(gt=0)] | None,
+        BeforeValidator(lambda given: parse_size(given, name="--max-memory") if isinstance(given, str) else given),
+        Setting(
+            "Memory that the layers in work may take together, such as 16GB.",
+            "--max-memory", panel=MACHINE, metavar="SIZE", default="60 % of what is free, 85 % on a GPU",
+        ),
+    ] = None  # fmt: skip
+    cache: Annotated[
+        PathText | None,
+        Setting(
+            "Where finished work is kept for the next run.",
+            "--cache", panel=MACHINE, metavar="DIR|off", default="$LORAPORT_CACHE or the user's cache folder",
+        ),
+    ] = None  # fmt: skip
+    verify_inputs: Annotated[
+        bool,
+        Setting(
+            "Hash every tensor that is used anew, instead of believing what earlier runs remembered of a file whose "
+            "size and times are still the same.",
+            "--verify-inputs", panel=MACHINE,
+        ),
+    ] = False  # fmt: skip
+    log: Annotated[
+        PathText | None,
+        Setting(
+            "The run log, one line a layer.",
+            "--log", panel=MACHINE, metavar="FILE|off", default="beside the output",
+        ),
+    ] = None  # fmt: skip
+    overwrite: Annotated[bool, Setting("Replace the output file if it exists.", "--overwrite", panel=OUTPUT)] = False

@@ -1,6 +1,5 @@
 """Methods and presets by name, and settings from text. Every module of this room is loaded; each names itself."""
 
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Mapping
@@ -8,7 +7,7 @@ from collections.abc import Mapping
 from pydantic import ValidationError
 
 from loraport import methods
-from loraport.errors import UsageError
+from loraport.errors import UsageError, did_you_mean
 from loraport.methods.base import METHODS, PRESETS, Params, Preset, TransferMethod
 
 _modules = [module.name for module in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")]
@@ -65,9 +64,8 @@ def resolve(
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> UsageError:
-    near = difflib.get_close_matches(name, known, n=1)
     return UsageError(
         f"there is no {kind} named {name!r}",
         values=f"known: {', '.join(known)}",
-        fix=f"did you mean {near[0]!r}?" if near else None,
+        fix=did_you_mean(name, known),
     )

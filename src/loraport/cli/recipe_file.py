@@ -1,0 +1,94 @@
+"""Reading `--recipe FILE`: the settings of a command in YAML, by the names of the fields."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loraport.engine.recipe import RunOptions
+from loraport.engine.settings import Setting, Settings, unknown_setting
+from loraport.errors import UsageError
+from loraport.files import read_text
+
+_LARGEST = 1 << 20  # bytes; a recipe has some twenty lines
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without the same name twice, which YAML forbids and PyYAML lets pass."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise yaml.YAMLError(f"{twice} is there twice")
+        return super().construct_mapping(node, deep)
+
+
+def read_recipe(file: Path, models: tuple[type[Settings], ...]) -> dict[str, Any]:
+    """The settings in a recipe file, by name of the field; their values are not checked yet.
+
+    A relative path means what lies there beside the recipe file; where nothing does, it means the same as on the
+    command line (a hub id, `zoo:NAME`, or a path from the working folder).
+
+    Args:
+        file: the YAML file.
+        models: whose fields may stand in it. `RunOptions` are of this machine, and no part of a recipe.
+
+    Raises:
+        FileError: it cannot be read. UsageError: it is no YAML, or has a name that is no setting.
+    """
+    text = read_text(file, "recipe", most=_LARGEST)
+    try:
+        found = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError("the recipe is no YAML", where=str(file), values=said[:300]) from error
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise UsageError("the recipe is no list of settings", where=str(file), fix="write lines such as  method: casa")
+    known: dict[str, Setting] = {}
+    for model in models:
+        known |= {name: it for name, it in model.described().items() if name not in RunOptions.model_fields}
+    for name in found:
+        if name in RunOptions.model_fields:
+            flag = RunOptions.described()[name].flags[0]
+            raise UsageError(
+                f"{name} says how to use this machine, which is no part of a recipe", where=str(file), fix=flag
+            )
+        if name not in known:
+            raise unknown_setting(name, known, where=str(file))
+    return {name: _placed(value, known[name], file.parent) for name, value in found.items()}
+
+
+def _placed(value: Any, setting: Setting, folder: Path) -> Any:
+    if not setting.path or not isinstance(value, str):
+        return value
+    path, colon, tail = value.rpartition(":")
+    for name, rest in ((value, ""), (path, f"{colon}{tail}")):  # FILE:STRENGTH
+        if name and _is_there(folder / name):
+            return f"{folder / name}{rest}"
+    return value
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that cannot be one is refused where it is opened
+        return False
+
+
+def merged(file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a file under those that were given.
+
+    A target that was given takes the place of either kind of target in the file, another method that of the file's
+    method and its settings; settings of the same method are merged one by one.
+    """
+    rest = dict(file)
+    if {"target", "target_lora"} & given.keys():
+        rest = {name: value for name, value in rest.items() if name not in ("target", "target_lora")}
+    if given.get("method", rest.get("method")) != rest.get("method"):
+        rest.pop("params", None)
+    both = {**rest, **given}
+    if isinstance(rest.get("params"), Mapping) and "params" in given:
+        both["params"] = {**rest["params"], **given["params"]}
+    return both

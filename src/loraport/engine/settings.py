@@ -1,0 +1,221 @@
+"""What one setting is: its type, its default, its meaning, and how it is said on the command line. In one place.
+
+A model of settings is a class whose fields are annotated with a `Setting`:
+
+    class Options(Settings):
+        workers: Annotated[int | None, Field(ge=1), Setting("Layers at a time.", "--workers", panel="Machine")] = None
+
+It is checked however it is made (calling it, `model_copy(update=...)`, from a file, unpickling), does not change
+afterwards, and every refusal is a `UsageError` that names the setting. Flags and help of the commands and the
+signatures of the public functions are made from it (`loraport.cli.flags`, `tests/test_signatures.py`).
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, NoReturn, TypeVar, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    create_model,
+    model_validator,
+)
+
+from loraport.errors import UsageError, did_you_mean
+
+Model = TypeVar("Model", bound="Settings")
+
+PathText = Annotated[str, BeforeValidator(lambda given: os.fspath(given) if isinstance(given, os.PathLike) else given)]
+"""A path, or a name that stands for one (`zoo:source`, a hub id); kept as text."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How one field is explained and said.
+
+    Args:
+        help: what it does, in a sentence or two, for the help and the docstring alike.
+        flags: on the command line, such as `--source` and `-s`; none for a field that has no flag of its own.
+        panel: heading of the help under which it stands.
+        metavar: what stands for its value; "" for a switch, which takes none.
+        default: the default in words, where the value does not say it.
+        path: whether the value names a file or folder.
+    """
+
+    help: str
+    flags: tuple[str, ...]
+    panel: str
+    metavar: str
+    default: str | None
+    path: bool
+
+    def __init__(
+        self,
+        help: str,
+        *flags: str,
+        panel: str = "",
+        metavar: str = "",
+        default: str | None = None,
+        path: bool = False,
+    ):
+        given = {"help": help, "flags": flags, "panel": panel, "metavar": metavar, "default": default, "path": path}
+        for name, value in given.items():
+            object.__setattr__(self, name, value)
+
+
+class Settings(BaseModel):
+    """Base of all settings: frozen, and checked however they are made. Raises UsageError."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _checked(cls: type[Model], given: Any, handler: Callable[[Any], Model]) -> Model:
+        try:
+            made = handler(given)
+        except ValidationError as error:
+            raise _refusal(cls, error) from error
+        made.check()
+        return made
+
+    def check(self) -> None:
+        """Refuse settings that do not go together. Raises UsageError."""
+
+    @classmethod
+    def part(cls, *names: str) -> "type[Settings]":
+        """The model of some of the fields, for a command that needs no more. Cross-checks are left out."""
+        fields: dict[str, Any] = {name: (cls.model_fields[name].annotation, cls.model_fields[name]) for name in names}
+        return create_model(f"{cls.__name__}Part", __base__=Settings, **fields)
+
+    @classmethod
+    def described(cls) -> dict[str, Setting]:
+        """The fields by name, each with its `Setting`, in the order of the class."""
+        found = {}
+        for name, field in cls.model_fields.items():
+            for note in field.metadata:
+                if isinstance(note, Setting):
+                    found[name] = note
+        return found
+
+    def values(self) -> dict[str, Any]:
+        """The fields by name, as they are."""
+        return {name: getattr(self, name) for name in type(self).model_fields}
+
+    def model_copy(self: Model, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Model:
+        """The same with some values changed, and checked. (`deep` says nothing here: nothing can change.)"""
+        return type(self).model_validate(self.values() | dict(update or {}))
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise UsageError(
+            f"{type(self).__name__} does not change once it is made",
+            where=name,
+            fix=f".model_copy(update={{{name!r}: ...}})",
+        )
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return _remade, (type(self), self.values())
+
+
+def _remade(model: type[Model], values: dict[str, Any]) -> Model:
+    return model.model_validate(values)
+
+
+class FrozenDict(dict[str, Any]):
+    """A dictionary that does not change, nor do the lists and dictionaries in it. It can be a key itself."""
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> "FrozenDict":
+        """A frozen copy."""
+        return cls({name: _frozen(value) for name, value in values.items()})
+
+    def _refuse(self, *arguments: Any) -> NoReturn:
+        raise TypeError("the settings of a method do not change once they are part of a recipe")
+
+    __setitem__ = __delitem__ = __ior__ = pop = popitem = setdefault = clear = _refuse
+    update = _refuse  # type: ignore[assignment]  # dict's takes other arguments; this one refuses them all
+
+    def __hash__(self) -> int:  # type: ignore[override]  # dict has none
+        return hash(tuple(sorted(self.items())))
+
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        return FrozenDict, (dict(self),)
+
+
+def _frozen(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return FrozenDict.of(value)
+    return tuple(_frozen(item) for item in value) if isinstance(value, list | tuple) else value
+
+
+def regular_expression(text: str | None) -> str | None:
+    """A validator: `text` unless it is no regular expression."""
+    if text is not None:
+        try:
+            re.compile(text)
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"not a regular expression: {error}") from error
+    return text
+
+
+_UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+_UNITS |= {f"{unit}b": size for unit, size in _UNITS.items() if unit not in ("", "b")}
+_UNITS |= {f"{unit}ib": 1024**power for power, unit in enumerate("kmgt", start=1)}
+
+
+def parse_size(given: str | int, *, name: str) -> int:
+    """Bytes from `16GB`, `500 MB`, `2GiB` or a plain number. Raises UsageError that names the option."""
+    match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([a-zA-Z]*)\s*", str(given))
+    if match is None or match[2].lower() not in _UNITS:
+        raise UsageError(f"{name} is not a size", values=str(given), fix="write for example 16GB, 500MB or 2GiB")
+    size = int(float(match[1]) * _UNITS[match[2].lower()])
+    if size <= 0:
+        raise UsageError(f"{name} must be more than nothing", values=str(given))
+    return size
+
+
+def _refusal(model: type[Settings], error: ValidationError) -> UsageError:
+    """The first thing that is wrong, as a message for people."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0]) if first["loc"] else ""
+    known = model.described()
+    if first["type"] == "extra_forbidden":
+        return unknown_setting(name, known)
+    setting = known.get(name)
+    if first["type"] == "missing":
+        flag = f"{setting.flags[0]} {setting.metavar}" if setting is not None and setting.flags else name
+        return UsageError(f"the {name} is not given", fix=f"{flag}: {setting.help}" if setting is not None else flag)
+    said = f"{name} ({setting.flags[0]})" if setting is not None and setting.flags else name
+    choices = [str(value) for value in get_args(_bare(model.model_fields[name].annotation))] if name in known else []
+    if first["type"] == "literal_error":
+        return UsageError(
+            f"bad setting {said}",
+            values=_shown(first["input"]),
+            fix=did_you_mean(str(first["input"]), choices) or f"use {', '.join(choices)}",
+        )
+    message = re.sub(r"^(Value error, |Input )", "", first["msg"])
+    return UsageError(f"bad setting {said}: {message}" if name else message, values=_shown(first["input"]))
+
+
+def unknown_setting(name: str, known: Mapping[str, Setting], where: str | None = None) -> UsageError:
+    """The refusal of a name that is none of a model's fields."""
+    return UsageError(
+        f"there is no setting named {name!r}",
+        where=where,
+        values=f"known: {', '.join(known)}",
+        fix=did_you_mean(name, known),
+    )
+
+
+def _bare(annotation: Any) -> Any:
+    """The Literal of `Literal[...] | None`."""
+    parts = [part for part in get_args(annotation) if part is not type(None)]
+    return parts[0] if len(parts) == 1 and type(None) in get_args(annotation) else annotation
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

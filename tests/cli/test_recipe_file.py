@@ -1,0 +1,105 @@
+"""`--recipe FILE`: the same as the flags, flags win, and what is wrong with it is said."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import pico
+from loraport.cli.main import app
+
+
+def invoke(*words: object):
+    return CliRunner().invoke(app, [str(word) for word in words], prog_name="loraport")
+
+
+@pytest.fixture
+def recipe(files: pico.Pico) -> Path:
+    """A recipe beside its files, which it names as they lie beside it."""
+    path = files.folder / "recipe.yaml"
+    path.write_text(
+        f"# how it was made\nlora: {files.lora.name}\nsource: {files.source.name}\ntarget: {files.target.name}\n"
+        "method: casa\nparams:\n  q_dom: 0.6\nrank: 12\nforce: true\n",
+        encoding="utf-8",
+    )
+    return path
+
+
+def test_a_recipe_makes_the_file_that_its_flags_make(files: pico.Pico, recipe: Path) -> None:
+    one, two = files.folder / "one.safetensors", files.folder / "two.safetensors"
+    done = invoke("transfer", "--recipe", recipe, "-o", one, "--cache", "off")
+    assert done.exit_code == 0, done.output
+    flags = ["-m", "casa", "--set", "casa.q_dom=0.6", "--rank", "12", "--force", "--cache", "off"]
+    done = invoke("transfer", files.lora, "-s", files.source, "-t", files.target, "-o", two, *flags)
+    assert done.exit_code == 0, done.output
+    assert hashlib.sha256(one.read_bytes()).digest() == hashlib.sha256(two.read_bytes()).digest()
+
+
+def plan(recipe: Path, *more: object) -> dict:
+    done = invoke("plan", "--recipe", recipe, "--json", *more)
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)
+
+
+def test_what_is_given_wins(files: pico.Pico, recipe: Path) -> None:
+    assert (plan(recipe)["method"], plan(recipe)["params"]["q_dom"], plan(recipe)["rank"]) == ("casa", 0.6, "12")
+    assert plan(recipe, "--rank", "16")["rank"] == "16"
+    facts = plan(recipe, "--set", "casa.arbitrate=false")
+    assert (facts["params"]["q_dom"], facts["params"]["arbitrate"]) == (0.6, False)
+    assert plan(recipe, "--set", "q_dom=0.7")["params"]["q_dom"] == 0.7
+    assert plan(recipe, "--method", "direct")["method"] == "direct"  # without the settings of another
+    assert plan(recipe, "--method", "casa")["params"]["q_dom"] == 0.6
+    facts = plan(recipe, "--target-lora", files.lora)
+    assert facts["target"] is None
+    other = files.folder / "other.safetensors"
+    other.write_bytes(files.lora.read_bytes())
+    assert plan(recipe, other)["lora"] == str(other)
+
+
+def test_every_command_that_transfers_takes_it(files: pico.Pico, recipe: Path) -> None:
+    done = invoke("cache", "warm", "--recipe", recipe, "--cache", files.folder / "kept")
+    assert done.exit_code == 0, done.output
+    done = invoke("calibrate", "--recipe", recipe, "-o", files.folder / "x.safetensors")
+    assert "no setting named 'method'" in done.stderr  # its own settings only, and none is passed over in silence
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("lora: a\nsorce: b\n", "did you mean 'source'"),
+        ("lora: a\nsource: b\ntarget: c\nworkers: 2\n", "--workers"),
+        ("lora: a\nsource: b\n", "target is not given"),
+        ("lora: a\ntarget: b\n", "source is not given"),
+        ("source: b\ntarget: c\n", "no LoRA"),
+        ("lora: a\nsource: b\ntarget: c\nrank: many\n", "many"),
+        ("lora: a\nsource: b\ntarget: c\nparams: 3\n", "params"),
+        ("lora: a\nlora: b\n", "twice"),
+        ("lora: [a, b]\nsource: b\ntarget: c\n", "lora"),
+        ("- lora\n- source\n", "no list of settings"),
+        ("3: x\n", "no list of settings"),
+        ("", "no list of settings"),
+        ("{[}", "no YAML"),
+        ("a: " + "[" * 5000, "no YAML"),
+        ("!!python/object/apply:os.system ['true']", "no YAML"),
+        ("amount: .nan\nlora: a\nsource: b\ntarget: c\n", "amount"),
+        ("lora: a\nsource: b\ntarget: c\nscale: 1e999\n", "scale"),
+        (b"\xff\xfe\x00", "cannot be read"),
+        ("x" * (1 << 21), "too large"),
+    ],
+)
+def test_what_is_wrong_with_it_is_said(tmp_path: Path, text: str | bytes, says: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_bytes(text.encode() if isinstance(text, str) else text)
+    done = invoke("plan", "--recipe", path)
+    assert done.exit_code in (2, 5), done.output
+    assert says in done.stderr
+    assert done.stderr.count("error: ") == 1
+
+
+def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
+    for name in ("nowhere.yaml", ".", "x" * 300):
+        done = invoke("plan", "--recipe", f"{tmp_path}/{name}")
+        assert done.exit_code == 5, done.output
+        assert "cannot be read" in done.stderr

@@ -1,0 +1,172 @@
+"""The signature and the docstring of `loraport.transfer` are those of the fields of `Recipe`, and its values arrive.
+
+They stand in api.py as text, so that editors and type checkers see them. After a change of the fields,
+
+    PYTHONPATH=src python tests/test_signatures.py
+
+writes them anew.
+"""
+
+import inspect
+import re
+import textwrap
+import types
+import typing
+from pathlib import Path
+
+import pytest
+
+import loraport
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.settings import Setting
+from loraport.errors import UsageError
+
+API = Path(loraport.__file__).with_name("api.py")  # not imported here, since it may be what is to be mended
+BEGIN, END = "# The fields of Recipe, written by tests/test_signatures.py.\n", "# End of what is written.\n"
+OTHERWISE = {"params": ("Mapping[str, Any] | None", "None"), "rank": ("str | int", None)}  # handier than in a recipe
+NOTES = {
+    "output": "the file to write; None computes and reports only.",
+    "options": "how to use the machine: device, workers, memory, cache.",
+    "on_event": "called with every `loraport.engine.events.Event`.",
+}
+HEAD = '''    """Carry a LoRA from its base model to a distilled variant of that model.
+
+    Args:
+'''
+TAIL = '''
+    Returns:
+        The report: per-layer results, totals, warnings.
+
+    Raises:
+        LoraportError: see `loraport.errors`; the output is then as it was before.
+    """
+'''
+
+
+def written() -> str:
+    """The function as it should stand in api.py."""
+    lines = ["def transfer(\n", "    lora: PathLike,\n", "    *,\n"]
+    for name, setting in Recipe.described().items():
+        if name != "lora":
+            kind, default = _kind(name, setting), _default(name)
+            lines.append(f"    {name}: {kind}{'' if default is None else f' = {default}'},\n")
+            if name == "target_lora":
+                lines.append("    output: PathLike | None = None,\n")
+    lines += [
+        "    options: RunOptions | None = None,\n",
+        "    on_event: Listener = ignore,\n",
+        ") -> TransferReport:\n",
+    ]
+    lines.append(HEAD)
+    for name, setting in Recipe.described().items():
+        lines.append(_explained(name, re.sub(r"--([a-z-]+)", lambda m: f"`{m[1].replace('-', '_')}`", setting.help)))
+        if name == "target_lora":
+            lines.append(_explained("output", NOTES["output"]))
+    lines += [_explained(name, NOTES[name]) for name in ("options", "on_event")]
+    lines += [TAIL, "    recipe = Recipe.build(\n        {\n"]
+    for name in Recipe.model_fields:
+        lines.append(f'            "{name}": {"dict(params or {})" if name == "params" else name},\n')
+    lines += ["        }\n    )\n"]
+    lines.append("    return run(make_plan(recipe), output, options or RunOptions(), on_event)\n")
+    return "".join(lines)
+
+
+def _kind(name: str, setting: Setting) -> str:
+    if name in OTHERWISE:
+        return OTHERWISE[name][0]
+    kind = _spelt(Recipe.model_fields[name].annotation)
+    return kind.replace("str", "PathLike") if setting.path else kind
+
+
+def _spelt(annotation: object) -> str:
+    if typing.get_origin(annotation) is typing.Annotated:
+        return _spelt(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) is typing.Literal:
+        return f"Literal[{', '.join(_quoted(value) for value in typing.get_args(annotation))}]"
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return " | ".join(_spelt(part) for part in typing.get_args(annotation))
+    return "None" if annotation is type(None) else annotation.__name__
+
+
+def _default(name: str) -> str | None:
+    field = Recipe.model_fields[name]
+    if name in OTHERWISE and OTHERWISE[name][1] is not None:
+        return OTHERWISE[name][1]
+    if field.is_required():
+        return None
+    if name == "method":
+        return "DEFAULT"
+    return _quoted(field.default)
+
+
+def _quoted(value: object) -> str:
+    return f'"{value}"' if isinstance(value, str) else repr(value)
+
+
+def _explained(name: str, help: str) -> str:
+    text = help if name in NOTES else help[:1].lower() + help[1:] if help[1:2].islower() else help
+    return textwrap.fill(f"{name}: {text}", 120, initial_indent=" " * 8, subsequent_indent=" " * 12) + "\n"
+
+
+def _in_the_file() -> str:
+    text = API.read_text(encoding="utf-8")
+    return text[text.index(BEGIN) + len(BEGIN) : text.index(END)]
+
+
+def test_what_stands_in_the_file_is_what_the_fields_say():
+    assert _in_the_file().strip() == written().strip(), "run: PYTHONPATH=src python tests/test_signatures.py"
+
+
+def test_every_value_arrives(monkeypatch):
+    from loraport import api
+
+    values = {
+        "lora": "a", "source": Path("s"), "target": "t", "nested_source": "n", "nested_target": "m", "force": True,
+        "strength": 0.5, "scale": 2.0, "expert": "high", "adapter": "b", "drop": "d", "allow_partial": True,
+        "method": "casa", "params": {"q_dom": 0.5}, "amount": 0.25, "layers": "l", "rank": 12, "to": "kohya",
+        "dtype": "float16",
+    }  # fmt: skip
+    assert values.keys() | {"target_lora"} == Recipe.model_fields.keys()
+    arrived = []
+
+    def stop(plan, output, options, on_event):
+        arrived.append((output, options))
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(api, "make_plan", arrived.append)
+    monkeypatch.setattr(api, "run", stop)
+    lora = values.pop("lora")
+    with pytest.raises(UsageError, match="far enough"):
+        api.transfer(lora, output="o", **values)
+    expected = {name: str(value) if name in ("source", "rank") else value for name, value in values.items()}
+    assert {name: getattr(arrived[0], name) for name in expected} == expected
+    assert arrived[1] == ("o", RunOptions())
+    del values["target"]
+    with pytest.raises(UsageError, match="far enough"):
+        api.transfer(lora, target_lora="d:0.5", **values)
+    assert arrived[2].target_lora_parts() == ("d", 0.5)
+
+
+def test_every_field_is_explained_once():
+    for model in (Recipe, RunOptions):
+        assert model.described().keys() == model.model_fields.keys()
+        for name, setting in model.described().items():
+            assert setting.help.endswith("."), name
+            assert all(flag.startswith("-") for flag in setting.flags)
+    flags = [flag for model in (Recipe, RunOptions) for it in model.described().values() for flag in it.flags]
+    assert len(set(flags)) == len(flags)
+
+
+def test_parts_of_a_recipe_in_other_functions_have_its_defaults():
+    from loraport import api
+
+    for function in (api.convert, api.verify):
+        for name, parameter in inspect.signature(function).parameters.items():
+            field = (Recipe.model_fields | RunOptions.model_fields).get(name)
+            if field is not None and not field.is_required():
+                assert parameter.default == field.default, name
+
+
+if __name__ == "__main__":
+    whole = API.read_text(encoding="utf-8")
+    API.write_text(whole.replace(_in_the_file(), f"{written()}\n\n"), encoding="utf-8")
