@@ -37,7 +37,7 @@ def test_the_main_job(files: pico.Pico) -> None:
     done = transfer(files)
     assert done.exit_code == 0, done.output
     output = files.folder / "out.safetensors"
-    for text in ("20 transferred (matched-gain)", "4 in, 4 out", "time", "load_lora_weights", "ComfyUI"):
+    for text in ("20 transferred (casa)", "4 in, 32 out", "time", "load_lora_weights", "ComfyUI"):
         assert text in done.stdout
     assert str(output) in done.stdout
     assert len(load_file(output)) == 40
@@ -52,7 +52,7 @@ def test_json_is_one_document(files: pico.Pico) -> None:
     facts = json.loads(done.stdout)
     assert facts["output"] == str(files.folder / "out.safetensors")
     assert len(facts["layers"]) == 20
-    assert facts["summary"]["rank_out"] == 4
+    assert facts["summary"]["rank_out"] == 32
     assert facts["carried"] == facts["dropped"] == []
 
 
@@ -233,7 +233,7 @@ def test_the_summary_names_the_layer_that_lost_most(files: pico.Pico) -> None:
 
 def test_layers_that_only_came_along_are_counted(files: pico.Pico) -> None:
     done = transfer(files, "--layers", r"^blocks\.0\.")
-    assert "10 transferred (matched-gain), 10 as they were" in done.stdout
+    assert "10 transferred (casa), 10 as they were" in done.stdout
 
 
 def test_a_second_transfer_is_refused_unless_forced(files: pico.Pico) -> None:

@@ -52,7 +52,7 @@ def thin_basis(m: int, n: int) -> Cost:
 
 
 def truncation(m: int, n: int, rank: int, steps: int = 6) -> Cost:
-    """`core.svd` for a full matrix whose rank-`rank` part is sought in a block Krylov space."""
+    """`core.truncation` for a full matrix whose rank-`rank` part is sought in a block Krylov space."""
     p, block = min(m, n), max(48, rank + 8)
     return product(m, n, block, 2.0 * steps) + product(p, steps * block, block, 4.0 * steps) + product(m, n, rank + 8)
 
