@@ -4,25 +4,9 @@ import errno
 import json
 
 import pytest
-import torch
-from safetensors import safe_open
 
 from loraport import files
 from loraport.errors import FileError
-
-
-def test_the_same_content_gives_the_same_bytes(tmp_path):
-    metadata = {f"key {index}": 'text with "quotes", \\ and ünïcode \n\x01' for index in range(12)}
-    tensors = {"b": torch.ones(3), "a": torch.zeros(2, 2, dtype=torch.bfloat16)}
-    written = set()
-    for attempt in range(8):
-        path = tmp_path / f"{attempt}.safetensors"
-        files.write_safetensors(path, tensors, dict(reversed(metadata.items())) if attempt % 2 else metadata)
-        written.add(path.read_bytes())
-    assert len(written) == 1
-    with safe_open(str(path), framework="pt") as file:
-        assert file.metadata() == metadata
-        assert torch.equal(file.get_tensor("b"), tensors["b"])
 
 
 def test_a_failure_leaves_the_old_file_and_no_debris(tmp_path):

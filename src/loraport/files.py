@@ -14,16 +14,13 @@ import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraport.errors import FileError
 from loraport.partial import partial_file
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
 _LOG_EVENTS = ("started", "layer", "finished", "failed")
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_output(
@@ -171,27 +168,6 @@ def atomic_path(path: Path, *, need_bytes: int = 0, durable: bool = True, overwr
         raise _write_error(path, error, need_bytes) from error
 
 
-def write_safetensors(
-    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], *, durable: bool = True
-) -> None:
-    """Write tensors and header with the stock safetensors writer, atomically; same content, same bytes.
-
-    Raises:
-        FileError: the folder cannot be written, or the disk is full.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-    size = sum(tensor.numel() * tensor.element_size() for tensor in ready.values())
-    with atomic_path(path, need_bytes=size, durable=durable) as temporary:
-        try:
-            save_file(ready, temporary, metadata=dict(metadata))
-        except SafetensorError as error:  # the Rust writer wraps operating-system errors in its own type
-            raise OSError(_errno_of(error), str(error)) from error
-        _sort_metadata(temporary)
-
-
 def read_text(path: Path, what: str, *, most: int) -> str:
     """The text of a small file. Raises FileError where there is none, or it is larger than `most` bytes."""
     try:
@@ -268,21 +244,6 @@ def _take_free_name(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
 
 
-def _sort_metadata(path: Path) -> None:
-    """Put the header's texts in order: the stock writer keeps them in a hash map, so their order is random."""
-    with path.open("rb+") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        if "__metadata__" not in header:
-            return
-        ordered = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))} | header
-        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-        if len(text) > length:
-            raise OSError(errno.EIO, "the header could not be put in order")
-        file.seek(8)
-        file.write(text.ljust(length))
-
-
 def _check_room(path: Path, need_bytes: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if need_bytes > free:
@@ -294,16 +255,8 @@ def _check_room(path: Path, need_bytes: int) -> None:
         )
 
 
-def _errno_of(error: Exception) -> int:
-    text = str(error)
-    for code in _NO_ROOM:
-        if os.strerror(code) in text or f"os error {code}" in text:
-            return code
-    return errno.EIO
-
-
 def _write_error(path: Path, error: OSError, need_bytes: int) -> FileError:
-    full = error.errno in _NO_ROOM
+    full = error.errno in NO_ROOM
     return FileError(
         "the disk is full" if full else "could not write the file",
         where=str(path),

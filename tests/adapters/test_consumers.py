@@ -7,10 +7,13 @@ import pytest
 import torch
 
 import makers
-from loraport.adapters.consumers import ALL, consumers, writable
+from loraport.adapters.consumers import ALL, consumers, content_of, writable
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.dialect import PROFILE_NAMES, PROFILES, SAME_AS_INPUT
+from loraport.adapters.loaders import loader_notes
+from loraport.adapters.parse import open_adapter
 from loraport.adapters.verify import verify_adapter
+from loraport.models.architecture import detect
 from loraport.models.family import families
 from makers import PEFT, LoraFile, same, spell
 
@@ -64,13 +67,13 @@ class TestNotes:
                                                             "LightX2V does with --to original"]),
             ("universal", makers.universal() | TEXT, ["diffusers does not load the file",
                                                       "with --to diffusers it does"]),
-            ("original", makers.universal(), ["diffusers and ComfyUI do not read a file of the original profile"]),
+            ("original", makers.universal(), ["a file of the original profile is not read by diffusers and ComfyUI"]),
             ("original", makers.universal() | MODULATION, ["the whole file is refused by", "Wan2GP"]),
             ("kohya", ONE_LAYER, ["diffusers does not load the file, because of layers missing in its blocks"]),
             ("kohya", makers.universal() | NORM, ["because of norms/convolutions", "musubi-tuner", "Wan2GP"]),
             ("same-as-input", makers.universal() | BIAS, ["diffusers does not load the file, because of biases",
                                                           "with --to universal it does"]),
-            ("fastvideo", IMAGE, ["diffusers do not read"]),
+            ("fastvideo", IMAGE, ["is not read by diffusers"]),
         ],
     )  # fmt: skip
     def test_what_a_program_drops_or_refuses_is_said(self, to, tensors, words, tmp_path):
@@ -81,6 +84,16 @@ class TestNotes:
     @pytest.mark.parametrize("to", ["universal", "diffusers", "kohya", "same-as-input"])
     def test_a_plain_file_needs_no_word(self, to, tmp_path):
         assert _convert(makers.universal(), to, tmp_path).warnings == ()
+
+    def test_blocks_that_a_lora_leaves_out_at_the_end_are_no_fault(self, tmp_path):
+        # diffusers reads kohya files of whole blocks, from the first on, however many the model has.
+        first = {key: tensor for key, tensor in makers.universal().items() if "blocks.0." in key}
+        lora = open_adapter(LoraFile(first).write(tmp_path))
+        ranks = dict.fromkeys(lora.layers, 4)
+        model = detect(makers.layers(), families()["wan"])
+        assert loader_notes(content_of("kohya", ranks, (), model)) == ()
+        del ranks["blocks.0.ffn.0"]
+        assert "layers missing" in loader_notes(content_of("kohya", ranks, (), model))[0]
 
     def test_it_is_never_a_wall_of_text(self, tmp_path):
         for to in ("universal", "original", "same-as-input"):

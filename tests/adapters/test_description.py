@@ -69,7 +69,7 @@ def test_checkpoints(tmp_path, pico_path):
     [
         ({"a": torch.ones(1)}, "unknown", "no model of a known family"),
         ({"double_blocks.0.img_attn.qkv.weight": torch.ones(2, 2)}, "unknown", "HunyuanVideo"),
-        (makers.model() | {"scaled_fp8": torch.ones(1)}, "checkpoint", "scaled fp8"),
+        (makers.model() | {"blocks.0.ffn.0.weight_scale_2": torch.ones(1)}, "checkpoint", "nvfp4"),
     ],
 )
 def test_what_is_refused_says_why(tensors, kind, word, tmp_path):

@@ -73,6 +73,7 @@ def test_it_parses_or_is_refused_as_expected(name, tmp_path):
     for field in ("prefix", "names", "flat", "adapter", "alpha"):
         if field in expect:
             assert getattr(adapter.dialect, field) == expect[field]
+    assert list(adapter.dialect.others) == expect.get("others", list(adapter.dialect.others))
     if "scale" in expect:
         assert all(layer.scale == pytest.approx(expect["scale"]) for layer in adapter.layers.values())
     assert adapter.dtype == entry.get("dtype", "F32")
@@ -109,7 +110,7 @@ def test_it_is_written_in_every_dialect_without_a_change(name, profile, tmp_path
     assert first.keys() == second.keys()
     for param, tensor in first.items():
         torch.testing.assert_close(second[param], tensor, rtol=8e-3, atol=1e-6)
-    if profile == "same-as-input":
+    if profile == "same-as-input" and not before.dialect.others:
         kept = set(entry["keys"]) - set(before.dropped)
         missing = kept - set(after.keys)
         assert not {key for key in missing if not key.endswith((".diff", ".lora_B.bias"))} or name == "hybrid"
@@ -120,8 +121,8 @@ def _stored(adapter: LoraAdapter, layer: str, which: str) -> torch.Tensor:
     return read_tensor(ref).reshape(ref.shape[0], ref.shape[1])
 
 
-# Names that follow no rule come back in the nearest rule.
-@pytest.mark.parametrize("name", [name for name in GOOD if name != "hybrid"])
+# Names that follow no rule come back in the nearest rule; LoKr and LoHa come back as plain factors.
+@pytest.mark.parametrize("name", [name for name in GOOD if name != "hybrid" and not name.startswith(("lokr", "loha"))])
 def test_a_round_trip_in_the_own_dialect_gives_the_same_keys(name, tmp_path):
     entry, path = CORPUS[name], _write(name, tmp_path / "in")
     output = tmp_path / "out.safetensors"

@@ -96,8 +96,9 @@ class TestBadKeys:
 
 
 REFUSED = {
-    "LoHa": "lora_unet_blocks_0_ffn_0.hada_w1_a",
-    "LoKr": "lycoris_blocks_0_ffn_0.lokr_w1",
+    "LoHa with a Tucker core": "lora_unet_blocks_0_ffn_0.hada_t1",
+    "LoKr with a Tucker core": "lycoris_blocks_0_ffn_0.lokr_t2",
+    "LyCORIS with a separate scalar": "lycoris_blocks_0_ffn_0.scalar",
     "DoRA": "diffusion_model.blocks.0.ffn.0.dora_scale",
     "DoRA ": "diffusion_model.blocks.0.ffn.0.lora_magnitude_vector",
     "GLoRA": "lora_unet_blocks_0_ffn_0.a1.weight",
@@ -106,7 +107,6 @@ REFUSED = {
     "Stand-In": "diffusion_model.blocks.0.self_attn.q_loras.down.weight",
     "split LoRA": "lora_unet_blocks_0_ffn_0.lora_up.0.weight",
     "replaced weights": "diffusion_model.patch_embedding.set_weight",
-    "scaled fp8": "diffusion_model.blocks.0.ffn.0.scale_weight",
 }
 
 
@@ -115,6 +115,21 @@ def test_other_adapters_are_refused_by_name(kind, tmp_path, pico):
     message = _refusal(makers.universal() | {REFUSED[kind]: torch.zeros(4, 4)}, tmp_path, pico, UnsupportedError)
     assert kind.strip() in message
     assert REFUSED[kind] in message
+
+
+@pytest.mark.parametrize(
+    ("extra", "word"),
+    [
+        ({"diffusion_model.blocks.0.ffn.0.lora_A.weight_scale_2": torch.zeros(4, 4)}, "nvfp4"),
+        ({"diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.zeros(4, 24, dtype=torch.int8)}, "int8"),
+        ({"diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.zeros(4, 24, dtype=torch.int32)}, "integers"),
+        ({"diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.zeros(4, 24, dtype=torch.bool)}, "integers"),
+    ],
+)
+def test_factors_that_cannot_be_read_are_refused_by_name(extra, word, tmp_path, pico):
+    message = _refusal(makers.universal() | extra, tmp_path, pico, UnsupportedError)
+    assert word in message
+    assert "blocks.0.ffn.0.lora_A.weight" in message
 
 
 def test_a_lora_on_the_convolution_is_refused(tmp_path, pico):
@@ -144,7 +159,7 @@ class TestAlpha:
         ("more", "word"),
         [
             ({"use_dora": True}, "DoRA"),
-            ({"peft_type": "LOHA"}, "LOHA"),
+            ({"peft_type": "OFT"}, "OFT"),
             ({"init_lora_weights": "pissa_niter_16"}, "initialisation"),
         ],
     )

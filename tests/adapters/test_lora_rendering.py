@@ -126,7 +126,36 @@ def test_numbers_that_do_not_fit_the_dtype(pico):
         render_adapter(layers, (), "universal", pico.architecture, dtype=torch.float16)
 
 
+def test_a_bias_that_its_scale_takes_beyond_its_dtype(tmp_path, pico):
+    tensors = spell(makers.factors(), "transformer.", makers.diffusers_name, *PEFT, alpha=16.0)
+    tensors["transformer.blocks.0.attn1.to_q.lora_B.bias"] = torch.full((24,), 3e4, dtype=torch.float16)
+    path = LoraFile(tensors).write(tmp_path)
+    with pytest.raises(NumericalError, match=r"attn1\.to_q\.lora_B\.bias"):
+        render_adapter(_layers(), open_adapter(path).carried, "diffusers", pico.architecture, dtype=torch.float16)
+    with pytest.raises(NumericalError, match=r"attn1\.to_q\.lora_B\.bias"):
+        convert_adapter(path, tmp_path / "x.safetensors")
+    assert not (tmp_path / "x.safetensors").exists()
+
+
 class TestWriting:
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e5m2])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+    def test_nothing_but_numbers_is_written(self, value, dtype, tmp_path):
+        tensors = {"a": torch.ones(3), "b": torch.tensor([1.0, value]).to(dtype)}
+        with pytest.raises(NumericalError, match="b would hold NaN or infinity"):
+            write_adapter(tmp_path / "x.safetensors", tensors, {})
+        assert list(tmp_path.iterdir()) == []
+
+    def test_every_number_of_its_dtype_may_be_written(self, tmp_path):
+        tensors = {
+            "a": torch.tensor([1e300], dtype=torch.float64),
+            "b": torch.tensor([65504.0], dtype=torch.float16),
+            "c": torch.tensor([448.0]).to(torch.float8_e4m3fn),
+            "d": torch.tensor([2**31 - 1], dtype=torch.int32),
+        }
+        write_adapter(tmp_path / "x.safetensors", tensors, {})
+        assert load_file(tmp_path / "x.safetensors")["a"] == 1e300
+
     def test_what_was_written_is_looked_at(self, tmp_path, monkeypatch):
         path = tmp_path / "x.safetensors"
         write_adapter(path, {"a": torch.ones(2)}, {"format": "pt"})

@@ -11,6 +11,7 @@ from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import render_adapter, write_adapter
 from loraport.adapters.verify import verify_adapter
 from loraport.core.lowrank import LowRank
+from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.architecture import detect
 from loraport.models.family import families
 from makers import PEFT, LoraFile, diffusers_name, same, spell
@@ -112,6 +113,135 @@ def test_biases_load_too(profile, tmp_path, caplog):
     torch.testing.assert_close(changes.pop("blocks.0.attn1.to_q.bias"), torch.full((24,), 0.5))
     torch.testing.assert_close(changes.pop("blocks.1.ffn.net.0.proj.bias"), torch.full((48,), 0.25))
     _compare(changes, makers.deltas(made))
+
+
+def _loaded(path, **options):
+    """A model with the file loaded and not fused, as people use it."""
+    model = _model(**options)
+    pipeline = diffusers.WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=model)
+    pipeline.load_lora_weights(path)
+    assert not [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    return pipeline
+
+
+V = "diffusion_model."
+ATTENTION = {key: t for key, t in makers.universal().items() if "attn" in key}
+ALONE = {
+    # A size that the LoRA tells: by the bias itself, or by other layers.
+    "the head": (makers.universal() | {f"{V}head.head.diff_b": torch.full((16,), 0.5)}, "proj_out.bias"),
+    "attention only": (
+        ATTENTION | {f"{V}blocks.0.ffn.0.diff_b": torch.full((48,), 0.5)}, "blocks.0.ffn.net.0.proj.bias",
+    ),
+    "two of the feed-forward": (
+        ATTENTION | {f"{V}blocks.0.ffn.2.diff_b": torch.full((24,), 0.5), f"{V}blocks.1.ffn.0.diff_b": torch.zeros(48)},
+        "blocks.0.ffn.net.2.bias",
+    ),
+}  # fmt: skip
+
+
+class TestBiasesThatStandAlone:
+    """diffusers leaves parameters without memory, or fails, where a bias has no factors; so none is written so."""
+
+    @pytest.mark.parametrize("to", ["universal", "diffusers"])
+    @pytest.mark.parametrize("case", ALONE)
+    def test_they_get_factors_of_zeros_of_the_size_of_the_layer(self, case, to, tmp_path, caplog):
+        tensors, name = ALONE[case]
+        convert_adapter(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors", to=to)
+        assert not [c for c in verify_adapter(tmp_path / "x.safetensors", load=True) if c.passed is False]
+        changes = _fused(tmp_path / "x.safetensors", _model(), caplog)
+        torch.testing.assert_close(changes[name], torch.full_like(changes[name], 0.5))
+        assert name.replace("bias", "weight") not in changes
+
+    @pytest.mark.parametrize("to", ["universal", "diffusers"])
+    @pytest.mark.parametrize("name", ["time_embedding.0", "text_embedding.0"])
+    def test_of_unknown_size_they_are_refused_with_ways_out_that_work(self, name, to, tmp_path, caplog):
+        tensors = makers.universal() | {f"{V}{name}.diff_b": torch.full((24,), 0.5)}
+        path, out = LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors"
+        with pytest.raises(UnsupportedError, match="no factors") as caught:
+            convert_adapter(path, out, to=to)
+        assert not out.exists()
+        drop = str(caught.value.fix).rpartition("--drop ")[2]
+        convert_adapter(path, out, to=to, drop=drop)
+        assert len(_fused(out, _model(), caplog)) == 20
+        convert_adapter(path, out, to=to, model=_architecture(_model()), overwrite=True)
+        changes = _fused(out, _model(), caplog)
+        torch.testing.assert_close(changes[f"{diffusers_name(name)}.bias"], torch.full((24,), 0.5))
+
+    def test_a_model_of_a_known_size_needs_no_other(self, tmp_path):
+        factors = {f"{V}blocks.0.self_attn.q.lora_A.weight": torch.ones(2, 5120),
+                   f"{V}blocks.0.self_attn.q.lora_B.weight": torch.ones(5120, 2)}  # fmt: skip
+        path = LoraFile(factors | {f"{V}time_embedding.0.diff_b": torch.ones(5120)}).write(tmp_path)
+        convert_adapter(path, tmp_path / "x.safetensors")
+        assert open_adapter(tmp_path / "x.safetensors").layers["time_embedding.0"].shape == (5120, 256)
+
+    def test_a_bias_of_another_size_is_refused(self, tmp_path):
+        path = LoraFile(ATTENTION | {f"{V}time_embedding.2.diff_b": torch.ones(25)}).write(tmp_path)
+        with pytest.raises(MismatchError, match="does not fit the layer"):
+            convert_adapter(path, tmp_path / "x.safetensors")
+
+    @pytest.mark.parametrize("extra", ["time_embedding.0", "head.head", "blocks.0.self_attn.q"])
+    def test_same_as_input_is_not_called_sound(self, extra, tmp_path):
+        rows = makers.layers(outside=True)[extra][0]
+        path = LoraFile(makers.universal() | {f"{V}{extra}.diff_b": torch.ones(rows)}).write(tmp_path)
+        done = convert_adapter(path, tmp_path / "x.safetensors", to="same-as-input")
+        assert "diffusers does not load the file, because of biases" in "".join(done.warnings)
+        failed = [check.name for check in verify_adapter(done.output, load=True) if check.passed is False]
+        assert failed == ["biases as diffusers needs them"]
+        assert None in [c.passed for c in verify_adapter(path) if c.name == failed[0]]  # in the input: worth knowing
+        with pytest.raises((KeyError, AssertionError)):  # and that is so
+            _loaded(done.output)
+
+
+class TestAsPeopleUseThem:
+    """Several adapters, hotswap, and what diffusers saves of a file that was written here."""
+
+    def _write(self, folder, name="x", seed=0, rank=4, **options):
+        made = makers.factors(seed=seed, rank=rank)
+        layers = {layer: LowRank(b, a) for layer, (b, a) in made.items()}
+        tensors = render_adapter(layers, (), options.get("to", "universal"), _architecture(_model()))
+        write_adapter(folder / f"{name}.safetensors", tensors, {"format": "pt"})
+        return folder / f"{name}.safetensors", makers.deltas(made)
+
+    def _change(self, pipeline) -> dict[str, torch.Tensor]:
+        before = _model_state(pipeline.transformer)
+        pipeline.fuse_lora(adapter_names=pipeline.get_active_adapters())
+        after = _model_state(pipeline.transformer)
+        return {name: after[name] - before[name] for name in before if not torch.equal(after[name], before[name])}
+
+    def test_two_adapters_add_up(self, tmp_path):
+        first, a = self._write(tmp_path, "a", seed=1)
+        second, b = self._write(tmp_path, "b", seed=2, rank=6, to="kohya")
+        pipeline = _loaded(first)
+        pipeline.load_lora_weights(second, adapter_name="second")
+        pipeline.set_adapters(["default_0", "second"], [0.8, 1.0])
+        _compare(self._change(pipeline), {name: 0.8 * a[name] + b[name] for name in a})
+
+    @pytest.mark.parametrize("to", ["universal", "diffusers", "kohya"])
+    def test_hotswap(self, to, tmp_path):
+        first, _ = self._write(tmp_path, "a", seed=1)
+        second, wanted = self._write(tmp_path, "b", seed=2, rank=6, to=to)
+        pipeline = diffusers.WanPipeline(
+            tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=_model()
+        )  # fmt: skip
+        pipeline.transformer.enable_lora_hotswap(target_rank=8)
+        pipeline.load_lora_weights(first, adapter_name="one")
+        pipeline.load_lora_weights(second, adapter_name="one", hotswap=True)
+        _compare(self._change(pipeline), wanted)
+
+    def test_what_diffusers_saves_of_it_is_the_same_lora(self, tmp_path):
+        path, wanted = self._write(tmp_path)
+        _loaded(path).transformer.save_lora_adapter(tmp_path / "saved", adapter_name="default_0")
+        adapter = open_adapter(tmp_path / "saved", _architecture(_model()))
+        assert adapter.layers.keys() == wanted.keys()
+        for name, layer in adapter.layers.items():
+            torch.testing.assert_close(layer.load().dense().double(), wanted[name], rtol=1e-4, atol=1e-5)
+        assert not [check for check in verify_adapter(tmp_path / "saved") if check.passed is False]
+
+
+def _model_state(model) -> dict[str, torch.Tensor]:
+    """Weights under the names they have without adapters."""
+    state = model.state_dict()
+    return {name.replace(".base_layer", ""): t.clone() for name, t in state.items() if "lora_" not in name}
 
 
 def test_norms_modulation_and_whole_matrices_do_not_stop_the_universal_file(tmp_path, caplog):

@@ -71,6 +71,20 @@ class TestFaults:
             "content as written",
         }
 
+    def test_other_names_and_another_dtype_than_stated_are_found(self, tmp_path, pico):
+        stated = build_metadata(
+            input_metadata={}, recipe={"to": "kohya", "dtype": "float16"}, inputs={}, method="casa",
+            summary={"layers": 20}, rank=4, target_title="Wan",
+        )  # fmt: skip
+        tensors = render_adapter(_layers(), (), "universal", pico.architecture)
+        write_adapter(tmp_path / "x.safetensors", tensors, stated)
+        assert _outcomes(tmp_path / "x.safetensors", False) == {"names as stated", "dtype as stated"}
+        tensors = render_adapter(_layers(), (), "kohya", pico.architecture, dtype=torch.float16)
+        write_adapter(tmp_path / "y.safetensors", tensors, stated)
+        assert _outcomes(tmp_path / "y.safetensors", False) == set()
+        convert_adapter(tmp_path / "y.safetensors", tmp_path / "z.safetensors")  # the transfer's recipe stays
+        assert {"names as stated", "dtype as stated"} <= _outcomes(tmp_path / "z.safetensors", True)
+
     def test_nan_is_found(self, written):
         tensors = load_file(written)
         next(iter(tensors.values()))[0, 0] = float("nan")
@@ -97,9 +111,9 @@ class TestFaults:
             verify_adapter(tmp_path / "x.safetensors")
         with pytest.raises(MismatchError, match="a checkpoint"):
             verify_adapter(pico_path)
-        loha = {f"lora_unet_blocks_0_ffn_0.hada_w{n}_{side}": torch.ones(4, 4) for n in (1, 2) for side in "ab"}
-        with pytest.raises(UnsupportedError, match="LoHa"):
-            verify_adapter(LoraFile(loha).write(tmp_path))
+        dora = makers.universal() | {"diffusion_model.blocks.0.ffn.0.dora_scale": torch.ones(48, 1)}
+        with pytest.raises(UnsupportedError, match="DoRA"):
+            verify_adapter(LoraFile(dora).write(tmp_path))
 
 
 class TestNotes:

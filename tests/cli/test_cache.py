@@ -28,7 +28,7 @@ def cache(store: Store, *words: str):
 def test_ls(store: Store) -> None:
     page = cache(store, "ls").stdout
     assert "4 entries" in page
-    assert "decomposed source layers" in page
+    assert "decomposed weights" in page
     assert entry_key({"n": 9})[:16] in cache(store, "ls", "-v").stdout
     facts = json.loads(cache(store, "ls", "--json").stdout)
     assert facts["entries"] == 4

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save, save_file
 
 from loraport.containers.dtypes import FORMATS
-from loraport.containers.safetensors import read_header
+from loraport.containers.safetensors import read_header, write_safetensors
 from loraport.containers.tensors import open_tensors, read_tensor
 from loraport.errors import FileError, LoraportError
 
@@ -168,3 +168,17 @@ def test_a_flipped_byte_or_a_cut_never_escapes(place, byte, cut, tmp_path):
             read_tensor(ref)
     except LoraportError:
         pass
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path):
+    metadata = {f"key {index}": 'text with "quotes", \\ and ünïcode \n\x01' for index in range(12)}
+    tensors = {"b": torch.ones(3), "a": torch.zeros(2, 2, dtype=torch.bfloat16)}
+    written = set()
+    for attempt in range(8):
+        path = tmp_path / f"{attempt}.safetensors"
+        write_safetensors(path, tensors, dict(reversed(metadata.items())) if attempt % 2 else metadata)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    with safe_open(str(path), framework="pt") as file:
+        assert file.metadata() == metadata
+        assert torch.equal(file.get_tensor("b"), tensors["b"])

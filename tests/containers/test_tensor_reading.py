@@ -77,7 +77,7 @@ def test_one_read_gives_the_numbers_and_the_digest(name, tmp_path, monkeypatch):
         torch.save(tensors | {"t": torch.arange(30.0).reshape(5, 6).t()}, tmp_path / name)
     else:
         save_file(tensors, tmp_path / name)
-    monkeypatch.setattr("loraport.containers.tensors.CHUNK_BYTES", 100)  # many parts, the last one short
+    monkeypatch.setattr("loraport.containers.stored.CHUNK_BYTES", 100)  # many parts, the last one short
     refs = _refs(tmp_path / name)
     refs["rows"] = replace(refs["w"], shape=(20, 7), rows=((100, 120),))
     for key, ref in refs.items():

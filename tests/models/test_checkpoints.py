@@ -90,7 +90,7 @@ class TestShards:
         self.index.unlink()
         with pytest.raises(FileError, match="index"):
             open_checkpoint(folder / "diffusion_pytorch_model-00002-of-00003.safetensors")
-        with pytest.raises(FileError, match="cannot tell which file"):
+        with pytest.raises(FileError, match=r"shards(.|\n)*index(.|\n)*00001-of-00003"):
             open_checkpoint(folder)
 
     def test_a_missing_shard(self, folder):
@@ -230,18 +230,14 @@ class TestContent:
     @pytest.mark.parametrize(
         ("extra", "word"),
         [
-            ({"blocks.0.ffn.0.scale_weight": torch.ones(1)}, "scaled fp8"),
-            ({"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}, "scaled fp8"),
-            ({"model.diffusion_model.scaled_fp8": torch.zeros(2)}, "scaled fp8"),
-            ({"blocks.0.ffn.0.weight_scale": torch.ones(48, 1)}, "fp8 or int8"),
-            ({"blocks.0.ffn.0.comfy_quant": torch.zeros(9, dtype=torch.uint8)}, "fp8 or int8"),
+            ({"blocks.0.ffn.0.comfy_quant": torch.zeros(9, dtype=torch.uint8)}, "ComfyUI"),
             ({"blocks.0.ffn.0.weight_scale_2": torch.ones(1)}, "nvfp4"),
             ({"blocks.0.ffn.0.qweight": torch.zeros(4, 4, dtype=torch.int32)}, "GPTQ"),
             ({"blocks.0.ffn.0.weight.absmax": torch.ones(3)}, "bitsandbytes"),
-            ({"blocks.0.ffn.0.weight": torch.zeros(48, 24).to(torch.float8_e4m3fn)}, "fp8 .e4m3"),
-            ({"blocks.0.ffn.0.weight": torch.zeros(48, 24).to(torch.float8_e5m2)}, "fp8 .e5m2"),
             ({"blocks.0.ffn.0.weight": torch.zeros(48, 24, dtype=torch.uint8)}, "packed"),
             ({"blocks.0.ffn.0.weight": torch.zeros(48, 24, dtype=torch.int8)}, "int8"),
+            ({"blocks.0.ffn.0.weight": torch.zeros(48, 24, dtype=torch.int64)}, "integers"),
+            ({"blocks.0.ffn.0.bias": torch.zeros(48, dtype=torch.bool)}, "integers"),
         ],
     )
     def test_quantised_storage_is_refused_by_name(self, extra, word, tmp_path):

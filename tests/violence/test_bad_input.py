@@ -61,7 +61,7 @@ def test_an_empty_lora(case) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "name"),
-    [("hada_w1_a", "LoHa"), ("lokr_w1", "LoKr"), ("dora_scale", "DoRA")],
+    [("hada_t1", "LoHa with a Tucker core"), ("lokr_w1", "its other half"), ("dora_scale", "DoRA")],
 )
 def test_adapters_that_are_not_supported_yet(case, suffix: str, name: str) -> None:
     edit(case.files.lora, lambda t: t.update({f"{Q}.{suffix}": torch.zeros(32, 4)}))

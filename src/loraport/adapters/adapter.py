@@ -11,6 +11,7 @@ from torch import Tensor
 from loraport.adapters.dialect import Dialect
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
+from loraport.adapters.kinds.base import SMALL_RANK
 from loraport.adapters.scale import check_factor
 from loraport.containers.tensors import TensorRef, read_float, read_tensor
 from loraport.core.lowrank import LowRank
@@ -154,9 +155,10 @@ class LoraAdapter:
 
     @property
     def max_rank(self) -> int:
-        """The largest rank among the factored layers; of the whole matrices if there are no others."""
-        factored = [layer.rank for layer in self.layers.values() if layer.factored]
-        return max(factored or [layer.rank for layer in self.layers.values()], default=0)
+        """The largest rank among the factored layers. Without any, the largest there is, up to SMALL_RANK."""
+        layers = self.layers.values()
+        factored = [layer.rank for layer in layers if layer.factored]
+        return max(factored, default=min(SMALL_RANK, max((layer.rank for layer in layers), default=0)))
 
     def scaled(self, strength: float) -> "LoraAdapter":
         """The whole LoRA times a factor: every update, and every change that is passed on.

@@ -190,12 +190,12 @@ def _layer(module: str, parts: Mapping[str, Piece], scales: Scales, path: Path, 
 
 
 def _scale(parts: Mapping[str, Piece], claim: Claim, scales: Scales) -> tuple[float, str]:
-    if scales.stated is not None and not claim.fixed:
-        return scales.stated, BY_HAND
-    if claim.divisor is None:
+    if claim.fixed:
         return 1.0, claim.unscaled
+    if scales.stated is not None:
+        return scales.stated, BY_HAND
     for part in ("alpha", "lora_alpha"):
-        if part in parts:
+        if part in parts and claim.divisor is not None:
             piece = parts[part]
             return scale_of(read_alpha(piece.ref), claim.divisor, where=piece.ref.name), f".{part} tensor"
     if scales.config is not None:
@@ -203,14 +203,15 @@ def _scale(parts: Mapping[str, Piece], claim: Claim, scales: Scales) -> tuple[fl
         configured = scales.config.scale(piece.at.spelled, claim.divisor, str(piece.ref.file))
         if configured is not None:
             return configured, scales.config.source
-    return 1.0, ASSUMED
+    return 1.0, claim.unscaled or ASSUMED
 
 
 def _spelled(piece: Piece, part: str) -> str:
     """The key of another part of the same module, in the same style."""
     rules = grammar()
     if piece.style is None:
-        return piece.key.removesuffix(piece.part) + part
+        stem, _, named = piece.key.rpartition(piece.part)
+        return stem + part + named
     ending = rules.styles[piece.style]
     mine, other = (ending[each].replace("<adapter>", piece.adapter or "") for each in (piece.part, part))
     return piece.key.removesuffix(mine) + other

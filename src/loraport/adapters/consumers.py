@@ -175,7 +175,8 @@ def content_of(
             has("modulation", item.module)
         else:
             has("bias" if role == "linear" else "norm", item.module)
-    if _whole_blocks(architecture) - ranks.keys():
+    blocks = {int(block_of(name)) for name in ranks if block_of(name)}
+    if any(int(block_of(name)) <= max(blocks, default=-1) for name in _whole_blocks(architecture) - ranks.keys()):
         has("partial")
     known: str | None = profile
     if profile == SAME_AS_INPUT:

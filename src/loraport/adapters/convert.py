@@ -9,7 +9,7 @@ from torch import Tensor
 from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.consumers import content_of
 from loraport.adapters.dialect import SAME_AS_INPUT, Profile, profile_of
-from loraport.adapters.header import STALE
+from loraport.adapters.header import converted_metadata
 from loraport.adapters.join import Factors, factored
 from loraport.adapters.loaders import loader_notes, ways_to_load
 from loraport.adapters.parse import open_adapter
@@ -18,7 +18,6 @@ from loraport.errors import NumericalError
 from loraport.files import check_output, with_settings
 from loraport.models.architecture import Architecture
 from loraport.models.checkpoint import Checkpoint
-from loraport.version import __version__
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ def convert_adapter(
 
     Args:
         path: the LoRA. output: the file to write. to: an output profile.
-        model: a model it must fit; not needed.
+        model: a model it must fit; needed only where a layer has a bias alone and its size follows from nothing else.
         expert, adapter, drop, allow_partial, scale: as for `open_adapter`.
         overwrite: whether `output` may exist.
 
@@ -79,8 +78,20 @@ def convert_adapter(
     check_output(output, inputs, overwrite=overwrite)
     profile = profile_of(to, lora.dialect).of(lora.architecture.family)
     check_carried(lora.carried, profile, lora.architecture.family)
-    tensors, folded = render_exact(lora, profile)
-    write_adapter(output, tensors, _metadata(lora, profile), overwrite=overwrite)
+    known = model.architecture if isinstance(model, Checkpoint) else model
+    tensors, folded = render_exact(lora, profile, known)
+    write_adapter(
+        output,
+        tensors,
+        converted_metadata(
+            lora.metadata,
+            profile.name,
+            alpha_stays=profile.dialect.has_alpha_tensors,
+            header_stays=_keeps_header(lora, profile),
+            rank=lora.max_rank,
+        ),
+        overwrite=overwrite,
+    )
     ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.factored or profile.factor_matrices}
     content = content_of(to, ranks, lora.carried, lora.architecture, lora.dialect)
     return Conversion(
@@ -96,14 +107,21 @@ def convert_adapter(
     )
 
 
-def render_exact(lora: LoraAdapter, profile: Profile) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def render_exact(
+    lora: LoraAdapter, profile: Profile, model: Architecture | None = None
+) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors of a LoRA in another profile, in their stored dtype; and the layers whose scale was folded in.
+
+    Args:
+        lora: the LoRA.
+        profile: the output profile.
+        model: the model it belongs to, for the sizes of layers of which the LoRA has only a bias.
 
     Raises:
         NumericalError: a NaN or infinity, or a scale that does not fit the dtype.
         UnsupportedError: the profile has no spelling for something that is carried.
     """
-    keeps_header = profile.name == SAME_AS_INPUT and lora.dialect.alpha == "metadata"
+    keeps_header = _keeps_header(lora, profile)
     factors: dict[str, Factors] = {}
     matrices: dict[str, Tensor] = {}
     folded: list[str] = []
@@ -129,7 +147,13 @@ def render_exact(lora: LoraAdapter, profile: Profile) -> tuple[dict[str, Tensor]
             folded.append(name)
     # The bias of a scaled LoRA is scaled by its reader, so there it must stay as it was.
     kept = profile.name == SAME_AS_INPUT and (profile.dialect.has_alpha_tensors or keeps_header)
-    return render(factors, matrices, lora.carried, profile, lora.architecture, scaled=not kept), tuple(folded)
+    whole = model or lora.architecture
+    return render(factors, matrices, lora.carried, profile, whole, scaled=not kept), tuple(folded)
+
+
+def _keeps_header(lora: LoraAdapter, profile: Profile) -> bool:
+    """Whether the scale stays in the header, where the input has it."""
+    return profile.name == SAME_AS_INPUT and lora.dialect.alpha == "metadata"
 
 
 def _fold(up: Tensor, layer: LayerUpdate) -> Tensor:
@@ -143,13 +167,3 @@ def _fold(up: Tensor, layer: LayerUpdate) -> Tensor:
             fix="convert to kohya, which keeps the scale beside the factors",
         )
     return scaled
-
-
-def _metadata(lora: LoraAdapter, profile: Profile) -> dict[str, str]:
-    keeps_header = profile.name == SAME_AS_INPUT and lora.dialect.alpha == "metadata"
-    stale = set(STALE) - ({"lora_adapter_metadata"} if keeps_header else set())
-    kept = {key: value for key, value in lora.metadata.items() if key not in stale}
-    if "ss_network_alpha" in kept and not profile.dialect.has_alpha_tensors:
-        kept["ss_network_alpha"] = kept.get("ss_network_dim", str(lora.max_rank))
-    # The version also tells readers to look for no alpha outside the file.
-    return {**kept, "format": "pt", "loraport.version": __version__}

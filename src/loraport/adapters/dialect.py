@@ -24,6 +24,7 @@ class Dialect:
         flat: whether the dots of the module path are written as underscores.
         adapter: adapter name inside the suffix ("default"), where the style has one.
         alpha: where alpha lies: "none", "alpha" or "lora_alpha" (tensors), "metadata" (header), "config" (file beside).
+        others: titles of the kinds that stand in the place of plain factors, or beside them.
     """
 
     prefix: str
@@ -32,6 +33,7 @@ class Dialect:
     flat: bool = False
     adapter: str | None = None
     alpha: str = "none"
+    others: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:
@@ -40,9 +42,10 @@ class Dialect:
         pair = {part: text.replace("<adapter>", name) for part, text in grammar().styles[self.style].items()}
         flat = ", dots as underscores" if self.flat else ""
         alpha = {"none": "no alpha", "metadata": "alpha in the header", "config": "alpha in adapter_config.json"}
+        factors = " and ".join(self.others) or f"{pair['down']}/{pair['up']}"
         return (
             f"{self.prefix or '(no prefix)'} + {self.names} names{flat}, "
-            f"{pair['down']}/{pair['up']}, {alpha.get(self.alpha, f'.{self.alpha} tensors')}"
+            f"{factors}, {alpha.get(self.alpha, f'.{self.alpha} tensors')}"
         )
 
     @property
@@ -136,5 +139,7 @@ def profile_of(profile: str, input_dialect: Dialect | None = None) -> Profile:
         return PROFILES[profile]
     if input_dialect is None:
         raise UsageError("the profile same-as-input needs an input to be the same as")
-    kept = input_dialect if input_dialect.has_alpha_tensors else replace(input_dialect, alpha="none")
+    # Other kinds are written as plain factors.
+    alpha = input_dialect.alpha if input_dialect.has_alpha_tensors else "none"
+    kept = replace(input_dialect, alpha=alpha, others=())
     return Profile(SAME_AS_INPUT, kept, {})

@@ -8,10 +8,12 @@ from typing import Any
 from loraport.version import __version__
 
 CONTENT = "loraport.content"  # digest of all tensors; written by write_adapter, checked by verify
+PROFILE = "loraport.profile"  # the output profile of a conversion; of a transfer it is in the recipe
+LORA_CONFIG = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
 MAX_JSON = 4 * 2**20
 # Facts about the input file that are wrong for the output.
 STALE = (
-    "lora_adapter_metadata",
+    LORA_CONFIG,
     "sshs_model_hash",
     "sshs_legacy_hash",
     "modelspec.hash_sha256",
@@ -57,6 +59,26 @@ def build_metadata(
         "loraport.inputs": canonical_json(inputs),
         "loraport.summary": canonical_json(summary),
     }
+
+
+def converted_metadata(
+    input_metadata: Mapping[str, str], profile: str, *, alpha_stays: bool, header_stays: bool, rank: int
+) -> dict[str, str]:
+    """The header of a file whose keys were renamed and whose numbers are those of the input.
+
+    Args:
+        input_metadata: the input's header; a transfer's account of itself stays true.
+        profile: the output profile, which may be another than that of the transfer.
+        alpha_stays: whether the output has alpha tensors, so that `ss_network_alpha` stays as it was.
+        header_stays: whether `lora_adapter_metadata` holds the scale of the output too.
+        rank: the largest of the file.
+    """
+    stale = set(STALE) - ({LORA_CONFIG} if header_stays else set())
+    kept = {key: value for key, value in input_metadata.items() if key not in stale}
+    if "ss_network_alpha" in kept and not alpha_stays:
+        kept["ss_network_alpha"] = kept.get("ss_network_dim", str(rank))
+    # The version also tells readers to look for no alpha outside the file.
+    return {**kept, "format": "pt", "loraport.version": __version__, PROFILE: profile}
 
 
 def content_digest(digests: Mapping[str, str]) -> str:

@@ -25,7 +25,7 @@ def loader_notes(content: Content) -> tuple[str, ...]:
     notes = []
     if readers and not any(consumer.common for consumer in readers):
         strangers = [consumer.name for consumer in consumers() if consumer.common and content.reading(consumer)]
-        notes += [f"{_and(strangers)} do not read a file of the {content.profile} profile"] if strangers else []
+        notes += [f"a file of the {content.profile} profile is not read by {_and(strangers)}"] if strangers else []
     notes += [_common(consumer, content, lost_by_all) for consumer in readers if consumer.common]
     notes.append(_others({c: lost for c, lost in readers.items() if not c.common}, lost_by_all))
     notes += [_nobody(part, content) for part in lost_by_all]

@@ -258,13 +258,16 @@ def _dialect(pieces: Sequence[Piece], family: Family) -> Dialect:
     styles = Counter(piece.style for piece in pieces if piece.style)
     adapters = Counter(piece.adapter for piece in pieces if piece.adapter)
     parts = {piece.part for piece in pieces}
+    others = [kind for kind in KINDS.values() if kind.endings and parts & set(kind.essential)]
+    plain = ["plain factors"] if others and styles else []
     return Dialect(
         prefix=prefix,
         names=max(family.namings, key=lambda name: namings[name]),
-        style=styles.most_common(1)[0][0] if styles else "peft",
+        style=styles.most_common(1)[0][0] if styles else "kohya" if flat else "peft",
         flat=flat,
         adapter=adapters.most_common(1)[0][0] if adapters else None,
         alpha="alpha" if "alpha" in parts else "lora_alpha" if "lora_alpha" in parts else "none",
+        others=tuple(plain + [kind.title for kind in others]),
     )
 
 

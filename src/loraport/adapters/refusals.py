@@ -9,7 +9,7 @@ from loraport.adapters.dialect import Dialect
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds.base import Piece
 from loraport.adapters.scale import BY_HAND, FROM_CONFIG, AdapterConfig
-from loraport.containers.tensors import TensorRef
+from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import MismatchError, UnmatchedKeysError, UnsupportedError
 from loraport.models.architecture import Architecture
 from loraport.models.family import Family, families
@@ -22,10 +22,10 @@ SHOWN = 3  # how many modules with unmatched keys a message names
 def refuse_kinds(path: Path, refs: Mapping[str, TensorRef]) -> None:
     """Raise UnsupportedError, by name, for adapters that are no plain LoRA and for quantised ones."""
     rules = grammar()
-    for key in refs:
+    for key, ref in refs.items():
         kind = rules.kind_refused(key)
         if kind is None:
-            kind = next((f"quantised ({name})" for name, pattern in key_rules().quantised if pattern.search(key)), None)
+            kind = _unreadable(ref)
         if kind is not None:
             raise UnsupportedError(
                 f"this is no plain LoRA but: {kind}, which is not supported yet",
@@ -33,6 +33,14 @@ def refuse_kinds(path: Path, refs: Mapping[str, TensorRef]) -> None:
                 values=f"first such key {key}",
                 fix="export it as a plain LoRA (A and B, or down and up)",
             )
+
+
+def _unreadable(ref: TensorRef) -> str | None:
+    """Why a factor cannot be read. A number by itself (alpha, rank) may be an integer."""
+    reason = refusal(ref)
+    if reason is None or (ref.codec == "raw" and len(ref.shape) < 2):
+        return None
+    return reason if ref.codec == "raw" else f"quantised ({reason})"
 
 
 def idle_choices(pieces: Sequence[Piece], expert: str | None, adapter: str | None) -> list[str]:

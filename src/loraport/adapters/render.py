@@ -1,6 +1,7 @@
 """LoRA files out: canonical layers to the keys of a dialect, written atomically and looked at again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -11,11 +12,11 @@ from loraport.adapters.adapter import Carried
 from loraport.adapters.dialect import SAME_AS_INPUT, Dialect, Profile, profile_of
 from loraport.adapters.header import CONTENT, content_digest
 from loraport.adapters.join import Factors, join_layers, join_rows
-from loraport.containers.safetensors import read_header
+from loraport.containers.safetensors import read_header, write_safetensors
 from loraport.containers.tensors import digest, digest_tensor, open_tensors, read_tensor
 from loraport.core.lowrank import LowRank
-from loraport.errors import FileError, NumericalError, UnsupportedError
-from loraport.files import atomic_path, write_safetensors
+from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError
+from loraport.files import atomic_path
 from loraport.models.architecture import Architecture, LayerName
 from loraport.models.family import Family
 
@@ -67,7 +68,9 @@ def render(
         scaled: whether what is carried gets its scale; False where the reader of the file applies it.
 
     Raises:
-        UnsupportedError: the profile has no spelling for something that is carried.
+        UnsupportedError: the profile has no spelling for something that is carried, or a layer has a bias alone and
+            nobody says how large it is.
+        MismatchError: such a bias does not fit its layer.
     """
     family, dialect = architecture.family, profile.dialect
     tensors: dict[str, Tensor] = {}
@@ -132,9 +135,11 @@ def write_adapter(
         overwrite: whether a file of this name may be replaced.
 
     Raises:
+        NumericalError: a tensor holds NaN or infinity.
         FileError: it cannot be written, or what was written is not what was meant; nothing is left behind.
     """
     path = Path(path)
+    check_finite(path, tensors)
     digests = {key: digest_tensor(tensor) for key, tensor in tensors.items()}
     if "loraport.version" in metadata:
         metadata = {**metadata, CONTENT: content_digest(digests)}
@@ -143,6 +148,20 @@ def write_adapter(
         written = {key: digest(ref) for key, ref in open_tensors(temporary).groups[()].items()}
         if written != digests or read_header(temporary).metadata != dict(metadata):
             raise FileError("the file that was written is not what was meant", where=str(path), fix="check the disk")
+
+
+def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise NumericalError for the first tensor with an entry that is no number in its dtype."""
+    for key, tensor in tensors.items():
+        # float8 has no isfinite of its own; float64 must not be narrowed first.
+        wide = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+        if tensor.is_floating_point() and not torch.isfinite(wide).all():
+            raise NumericalError(
+                f"{key} would hold NaN or infinity",
+                where=str(path),
+                values=f"{int((~torch.isfinite(wide)).sum())} of {tensor.numel()} entries in {tensor.dtype}",
+                fix="a wider --dtype, or leave it out with --drop",
+            )
 
 
 def _changed(item: Carried, family: Family) -> str:
@@ -160,15 +179,54 @@ def _completed(
     example = next(iter(factors.values()), None)
     rank, dtype = (example.rank, example.down.dtype) if example else (1, torch.float32)
     whole = dict(factors)
-    for name in biases:
-        shape = architecture.shape_of(name)
-        if name not in whole and architecture.role(name) == "linear" and shape is not None:
-            whole[name] = Factors(torch.zeros(shape[0], rank, dtype=dtype), torch.zeros(rank, shape[1], dtype=dtype))
+    alone = [item for name, item in biases.items() if name not in whole and architecture.role(name) == "linear"]
+    if alone:
+        known = _with_sizes_of_biases(architecture, biases.values())
+        for item in alone:
+            rows, columns = _shape_of(item, known)
+            whole[item.module] = Factors(torch.zeros(rows, rank, dtype=dtype), torch.zeros(rank, columns, dtype=dtype))
     blanks = {
         name: torch.zeros(pair.up.shape[0], dtype=pair.up.dtype) for name, pair in whole.items() if name not in biases
     }
     on_layers = any(name in whole for name in biases)
     return (whole, blanks) if on_layers else (dict(factors), {})
+
+
+def _with_sizes_of_biases(architecture: Architecture, biases: Iterable[Carried]) -> Architecture:
+    """The architecture with the dimensions that the lengths of biases give, and those of the model of that name."""
+    found = dict(architecture.dimensions)
+    for item in biases:
+        template = architecture.family.template_of(item.module)
+        rows = template.shape[0] if template is not None and template.role == "linear" else ""
+        if rows.isidentifier() and rows != "_":
+            found.setdefault(rows, item.ref.shape[0])
+    for size in architecture.family.sizes:
+        numbers = {symbol: number for symbol, number in size.items() if isinstance(number, int)}
+        known = numbers.keys() & found.keys() - {"blocks"}  # a LoRA may leave blocks out
+        if known and all(numbers[symbol] == found[symbol] for symbol in known):
+            return replace(architecture, dimensions=numbers | found)
+    return replace(architecture, dimensions=found)
+
+
+def _shape_of(bias: Carried, architecture: Architecture) -> tuple[int, int]:
+    """Rows and columns of the layer of a bias that stands alone."""
+    shape = architecture.shape_of(bias.module)
+    if shape is None or len(shape) != 2:
+        raise UnsupportedError(
+            f"{bias.module} has a bias and no factors, and nothing in the LoRA says how large the layer is: diffusers "
+            "could not load the file",
+            where=str(bias.ref.file),
+            values=bias.keys[0],
+            fix=f"name the model with --model, or leave the bias out with --drop {bias.module}",
+        )
+    if shape[0] != bias.ref.shape[0]:
+        raise MismatchError(
+            f"the bias of {bias.module} does not fit the layer",
+            where=str(bias.ref.file),
+            values=f"{bias.keys[0]} {list(bias.ref.shape)}, the layer is {shape[0]} x {shape[1]}",
+            fix=f"leave it out with --drop {bias.module}",
+        )
+    return shape[0], shape[1]
 
 
 def _alpha(name: str, pair: Factors, dialect: Dialect, family: Family) -> dict[str, Tensor]:
@@ -187,6 +245,8 @@ def _cast(tensor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     cast = tensor.detach().cpu().to(dtype).contiguous()
     if not torch.isfinite(cast).all():
         raise NumericalError(
-            f"the update of {name} is not finite in {dtype}", values=f"largest entry {float(tensor.abs().max()):.3g}"
+            f"the update of {name} is not finite in {dtype}",
+            values=f"largest entry {float(tensor.abs().max()):.3g}",
+            fix="write a wider dtype: --dtype bfloat16 or --dtype float32",
         )
     return cast

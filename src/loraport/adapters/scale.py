@@ -16,6 +16,7 @@ FROM_METADATA = "lora_adapter_metadata in the header"
 FROM_CONFIG = "adapter_config.json beside the file"
 BY_HAND = "stated by hand"
 ASSUMED = "no alpha anywhere"
+_ALPHA = {"LORA": "lora_alpha", "LOKR": "alpha", "LOHA": "alpha"}  # what PEFT calls it
 # Switches of PEFT that make B @ A something else than the update.
 _OTHER_KINDS = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "use_bdlora": "BD-LoRA", "kasa_config": "KaSA"}
 # Initialisations that move a part of the base weight into the factors: B @ A is then not the update.
@@ -24,24 +25,42 @@ _REBASED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True)
 class AdapterConfig:
-    """Rank and alpha as PEFT states them, for all layers and by pattern."""
+    """Rank and alpha as PEFT states them, for all layers and by pattern.
+
+    Args:
+        source: where it stands, for people.
+        kind: "LORA", "LOKR" or "LOHA".
+        rank: of all layers that no pattern matches.
+        alpha: the same.
+        rslora: divide by the root of the rank.
+        rank_pattern: pattern of module paths -> rank.
+        alpha_pattern: the same for alpha.
+    """
 
     source: str
+    kind: str = "LORA"
     rank: float | None = None
     alpha: float | None = None
     rslora: bool = False
     rank_pattern: dict[str, float] = field(default_factory=dict)
     alpha_pattern: dict[str, float] = field(default_factory=dict)
 
-    def scale(self, module: str, rank: int, where: str) -> float | None:
-        """Scale of a module, spelled as in the file without its prefix; None if this says nothing of it.
+    def scale(self, module: str, rank: int | None, where: str) -> float | None:
+        """Scale of a module; None if this says nothing of it.
+
+        Args:
+            module: its path, spelled as in the file without its prefix.
+            rank: of its factors; None for a LoKr of two whole matrices, which PEFT scales by the rank it states.
+            where: the file, for messages.
 
         Raises:
             MismatchError: the stated rank is not the rank of the factors, so the scale cannot be trusted.
         """
         alpha = _matching(self.alpha_pattern, module, self.alpha)
         stated = _matching(self.rank_pattern, module, self.rank)
-        if alpha is None:
+        if rank is None and self.kind == "LOKR":
+            rank = None if stated is None else int(stated)
+        if alpha is None or rank is None:
             return None
         if stated is not None and stated != rank:
             raise MismatchError(
@@ -112,7 +131,7 @@ def _unprefixed(fields: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
     kind = str(fields.get("peft_type") or "LORA").rpartition(".")[2]
-    if kind.upper() != "LORA":
+    if kind.upper() not in _ALPHA:
         raise UnsupportedError(f"{kind} adapters are not supported yet", where=str(path), values=f"peft_type {kind}")
     other = next((switch for switch in _OTHER_KINDS if fields.get(switch)), None)
     if other is not None:
@@ -127,8 +146,9 @@ def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
         )
     return AdapterConfig(
         source,
+        kind.upper(),
         _number(fields.get("r"), path),
-        _number(fields.get("lora_alpha"), path),
+        _number(fields.get(_ALPHA[kind.upper()]), path),
         bool(fields.get("use_rslora")),
         _patterns(fields.get("rank_pattern"), path),
         _patterns(fields.get("alpha_pattern"), path),

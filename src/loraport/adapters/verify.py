@@ -8,14 +8,16 @@ import torch
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.consumers import content_of
 from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT
-from loraport.adapters.header import CONTENT, content_digest, read_json
+from loraport.adapters.header import CONTENT, PROFILE, content_digest, read_json
 from loraport.adapters.loaders import IN_FULL, takers
 from loraport.adapters.parse import open_adapter
+from loraport.containers.dtypes import FORMATS
 from loraport.containers.tensors import TensorRef, digest, open_tensors, read_tensor
 from loraport.errors import LoraportError, MismatchError, NumericalError, UnmatchedKeysError
 from loraport.models.checkpoint import Checkpoint
 
 FITS = "fits the model"
+_HALVES = (".lora_A.weight", ".lora_B.weight", ".lora_B.bias")
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def verify_adapter(
     checks += _content(lora, refs)
     if model is not None:
         checks.append(_fit(lora, model, expert, adapter))
+    checks += _biases(lora, refs)
     checks += _programs(lora)
     if load and all(check.passed is not False for check in checks):
         checks.append(_diffusers(lora, refs))
@@ -88,6 +91,16 @@ def _header(lora: LoraAdapter) -> list[Check]:
     stated = lora.metadata.get("ss_network_dim")
     if stated is not None and _transferred(lora):
         checks.append(Check("rank as stated", stated == str(lora.max_rank), f"rank {lora.max_rank}, header {stated}"))
+    recipe = read_json(lora.metadata, "loraport.recipe")
+    recipe = recipe if isinstance(recipe, dict) else {}
+    profile = PROFILES.get(str(lora.metadata.get(PROFILE, recipe.get("to"))))
+    if profile is not None and lora.layers:
+        checks.append(
+            Check("names as stated", lora.dialect == profile.dialect, f"{lora.dialect.title}, header {profile.name}")
+        )
+    if "dtype" in recipe and lora.layers:
+        same = str(FORMATS[lora.dtype].dtype) == f"torch.{recipe['dtype']}"
+        checks.append(Check("dtype as stated", same, f"{lora.dtype}, header {recipe['dtype']}"))
     return checks
 
 
@@ -141,6 +154,31 @@ def _programs(lora: LoraAdapter) -> list[Check]:
     return [Check(title, True if title == IN_FULL else None, names) for title, names in takers(content)]
 
 
+def _biases(lora: LoraAdapter, refs: dict[str, TensorRef]) -> list[Check]:
+    """Whether every layer has a bias as soon as one has, and every bias has factors.
+
+    diffusers makes room for a bias in every layer then, and leaves without memory whatever the file does not fill.
+    """
+    family, dialect = lora.architecture.family, replace(lora.dialect, alpha="none")
+    if dialect not in (PROFILES["universal"].dialect, PROFILES["diffusers"].dialect):
+        return []
+    biased = {item.module for item in lora.carried if lora.architecture.role(item.module) == "linear"}
+    factored = {name for name in lora.layers if dialect.factor(name, "down", family) in refs}
+    if not biased:
+        return []
+    alone, without = sorted(biased - factored), sorted(factored - biased)
+    found = [f"{len(alone)} without factors ({alone[0]})"] if alone else []
+    found += [f"missing in {len(without)} layers ({without[0]})"] if without else []
+    wrong = False if "loraport.version" in lora.metadata else None
+    return [
+        Check(
+            "biases as diffusers needs them",
+            wrong if found else True,
+            "; ".join(found) + "; diffusers leaves them without memory" if found else f"{len(biased)} biases",
+        )
+    ]
+
+
 def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     """Whether the loader of diffusers finds a pair of factors, and nothing it refuses, for every layer."""
     name = "diffusers loads it"
@@ -161,7 +199,7 @@ def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     try:
         # Given as tensors, so that no other reader opens the file.
         found = WanLoraLoaderMixin.lora_state_dict({key: read_tensor(ref) for key, ref in refs.items()})
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, RuntimeError, IndexError) as error:
         return Check(name, wrong, f"refused: {type(error).__name__}: {str(error)[:160]}")
     strange = [key for key in found if "lora" not in key]
     if strange:
@@ -169,6 +207,12 @@ def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     wanted = [f"transformer.{family.spell(layer, 'diffusers')}.lora_{half}.weight"
               for layer in lora.layers for half in "AB"]  # fmt: skip
     pairs = sum(key in found for key in wanted) // 2
+    # What its loader makes room for and the file does not fill would be left on the "meta" device.
+    halves = {half: {key.removesuffix(half) for key in found if key.endswith(half)} for half in _HALVES}
+    a, b, biases = (halves[half] for half in _HALVES)
+    empty = (a ^ b) | (biases - a) | ((a - biases) if biases else set())
+    if empty:
+        return Check(name, wrong, f"{len(empty)} layers would be left without memory, such as {min(empty)}")
     return Check(name, True if pairs == len(lora.layers) else wrong, f"{pairs} of {len(lora.layers)} layers")
 
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from loraport.adapters.header import canonical_json
+from loraport.containers.safetensors import write_safetensors
 from loraport.containers.tensors import file_identity
-from loraport.files import write_safetensors
 
 if TYPE_CHECKING:
     from loraport.sampling.denoiser import Runnable

@@ -1,4 +1,4 @@
-"""From what a user names (file, folder, index, shard, hub id) to the tensors that are meant."""
+"""From what a user names (file, folder, index, shard, zoo name, hub id) to the tensors that are meant."""
 
 import json
 import re
@@ -6,28 +6,36 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from loraport.containers.access import kind_of, list_folder, nearest_path, status, unreadable
+from loraport.containers.codecs.registry import logical_group
 from loraport.containers.names import named_path
-from loraport.containers.tensors import TensorFile, TensorRef, nearest_path, open_tensors
+from loraport.containers.stored import Group, TensorFile, TensorRef, list_stored
 from loraport.errors import FileError, UsageError
 
 MAX_INDEX_BYTES = 32 * 2**20
-STEMS = ("diffusion_pytorch_model", "model")  # as diffusers and transformers call their files
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
+ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # the order of preference
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)")
+# A model's file or index; a variant ("fp16") stands before the ending in the one and after `.index` in the other.
+_MODEL = re.compile(
+    r"(?P<stem>.+?)(\.(?P<variant>fp16|bf16|fp32|fp8|ema|non_ema))?(?P<ending>\.(safetensors|bin|pt|pth|ckpt))"
+    r"(?P<index>\.index(\.(?P<kind>\w+))?\.json)?"
+)
 _HUB_ID = re.compile(r"(hf:|hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(/(?P<inside>[\w./-]+))?")
 
 
 @dataclass(frozen=True)
 class Located:
-    """What was found: the path that was settled on, its tensors by nesting, and remarks for the user."""
+    """What was found: the path that was settled on, its weights by nesting, and remarks for the user."""
 
     path: Path
-    groups: dict[tuple[str, ...], dict[str, TensorRef]]
+    groups: dict[tuple[str, ...], Group]
     metadata: dict[str, str]
     notes: tuple[str, ...] = ()
 
 
 def locate(spec: str | Path, *, nested: str | None = None) -> Located:
-    """Find the tensors that `spec` means.
+    """Find the weights that `spec` means.
 
     Args:
         spec: a file, a diffusers folder (pipeline root or its transformer), an index, a shard that belongs to
@@ -39,13 +47,14 @@ def locate(spec: str | Path, *, nested: str | None = None) -> Located:
         UsageError: a name that the zoo does not have, or one of two experts is to be named.
     """
     path = named_path(spec)
-    if path.is_dir():
+    kind = kind_of(path)
+    if kind == "folder":
         return _folder(path, nested)
-    if path.is_file():
+    if kind == "file":
         return _file(path)
     hub = _HUB_ID.fullmatch(str(spec)) if isinstance(spec, str) else None
     # What begins with a folder that is there is a path with a mistake in it, not the name of somebody on the hub.
-    if hub and not path.suffix and not path.is_absolute() and not Path(path.parts[0]).is_dir():
+    if hub and not path.suffix and not path.is_absolute() and kind_of(Path(path.parts[0])) != "folder":
         from loraport.containers.hub import download
 
         return locate(download(hub["repo"], hub["inside"] or "", nested), nested=nested)
@@ -56,51 +65,82 @@ def _file(path: Path) -> Located:
     if path.name.endswith(".json"):
         return _index(path)
     if _SHARD.search(path.name):
-        index = path.parent / (_SHARD.sub("", path.name) + ".index.json")
-        if index.is_file():
+        whole = _SHARD.sub("", path.name)
+        names = [f"{whole}.index.json"]
+        plain = _MODEL.fullmatch(whole)
+        if plain and plain["variant"]:
+            names.append(f"{plain['stem']}{plain['ending']}.index.{plain['variant']}.json")
+        index = next((path.parent / name for name in names if kind_of(path.parent / name) == "file"), None)
+        if index is not None:
             return _index(index, (f"{path.name} is one of several shards; all of {index.name} was taken",))
         raise FileError(
             "this is one shard of several, and the index that lists the others is not beside it",
             where=str(path),
-            values=f"{index.name} is missing",
+            values=f"{names[0]} is missing",
             fix="download the index too, and name the folder",
         )
-    file: TensorFile = open_tensors(path)
-    return Located(path, file.groups, file.metadata)
+    return _located(path, list_stored(path))
+
+
+def _located(path: Path, file: TensorFile, notes: tuple[str, ...] = ()) -> Located:
+    groups = {nest: logical_group(group, file.metadata) for nest, group in file.groups.items()}
+    return Located(path, groups, file.metadata, notes)
 
 
 def _folder(folder: Path, nested: str | None) -> Located:
     folder, notes = _descend(folder, nested)
-    indexes = sorted(path for path in folder.iterdir() if path.name.endswith(".safetensors.index.json"))
-    preferred = [folder / f"{stem}.safetensors.index.json" for stem in STEMS]
-    index = next((path for path in preferred if path in indexes), None)
-    if index is None and len(indexes) == 1:
-        index = indexes[0]
-    if index is not None:
-        found = _index(index)
-        return Located(folder, found.groups, found.metadata, notes)
-    files = sorted(path for path in folder.iterdir() if path.suffix == ".safetensors" and path.is_file())
-    named = next((folder / f"{stem}.safetensors" for stem in STEMS if folder / f"{stem}.safetensors" in files), None)
-    if named is None and len(files) == 1:
-        named = files[0]
-    if named is None:
-        choices = [path.name for path in (*indexes, *files)]
+    files = {path: match for path in list_folder(folder) if (match := _MODEL.fullmatch(path.name))}
+    shards = [path.name for path in files if _SHARD.search(path.name)]
+    models = {path: match for path, match in files.items() if path.name not in shards and kind_of(path) == "file"}
+    chosen = _choose(models)
+    if chosen is None:
+        if models:
+            raise FileError(
+                "cannot tell which file of the folder is the model",
+                where=str(folder),
+                values=", ".join(path.name for path in list(models)[:8]),
+                fix=f"name the file itself, such as {next(iter(models))}",
+            )
         raise FileError(
-            "cannot tell which file of the folder is the model" if choices else "the folder holds no model",
+            "the folder holds shards of a model, and the index that lists them is not there"
+            if shards
+            else "the folder holds no model",
             where=str(folder),
-            values=", ".join(choices[:8]) or "no safetensors file, no index, no transformer folder",
-            fix="name the file itself",
+            values=", ".join(shards[:8]) or f"no file that ends in {', '.join(ENDINGS)}, and no transformer folder",
+            fix="download the index (.index.json) too" if shards else "name the file or the folder of the model itself",
         )
-    found = _file(named)
+    found = _file(chosen)
     return Located(folder, found.groups, found.metadata, notes)
+
+
+def _choose(models: dict[Path, re.Match[str]]) -> Path | None:
+    """The file or index that is the model, or None where that cannot be told.
+
+    By ending first, then by the usual names; the plain one before a variant, an index before a file.
+    """
+
+    def usual(path: Path) -> tuple[int, bool, bool]:
+        found = models[path]
+        return STEMS.index(found["stem"]), bool(found["variant"] or found["kind"]), not found["index"]
+
+    for ending in ENDINGS:
+        having = [path for path, found in models.items() if found["ending"] == ending]
+        named = sorted((path for path in having if models[path]["stem"] in STEMS), key=usual)
+        if named:
+            return named[0]
+        indexes = [path for path in having if models[path]["index"]]
+        alone = indexes if len(indexes) == 1 else having
+        if having:
+            return alone[0] if len(alone) == 1 else None
+    return None
 
 
 def _descend(folder: Path, nested: str | None) -> tuple[Path, tuple[str, ...]]:
     """Step from a pipeline's root into the model's own folder."""
-    if nested and (folder / nested).is_dir():
+    if nested and _is_folder(folder / nested):
         return folder / nested, ()
-    if not (folder / "transformer").is_dir():
-        experts = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name.endswith("_noise_model"))
+    if not _is_folder(folder / "transformer"):
+        experts = [path.name for path in list_folder(folder) if path.name.endswith("_noise_model") and _is_folder(path)]
         if experts:
             raise UsageError(
                 "the folder holds two experts; name the one that is meant",
@@ -109,10 +149,14 @@ def _descend(folder: Path, nested: str | None) -> tuple[Path, tuple[str, ...]]:
                 fix=f"give {folder / experts[0]}",
             )
         return folder, ()
-    if (folder / "transformer_2").is_dir():
+    if _is_folder(folder / "transformer_2"):
         note = "the folder holds two experts; transformer (high noise) was taken, name transformer_2 for the other"
         return folder / "transformer", (note,)
     return folder / "transformer", ()
+
+
+def _is_folder(path: Path) -> bool:
+    return kind_of(path) == "folder"
 
 
 def _index(path: Path, notes: tuple[str, ...] = ()) -> Located:
@@ -122,29 +166,37 @@ def _index(path: Path, notes: tuple[str, ...] = ()) -> Located:
     for key, name in weight_map.items():
         if name not in shards:
             shard = path.parent / name
-            if not shard.is_file():
+            if not kind_of(shard):
                 raise FileError("a shard that the index lists is missing", where=str(shard), fix="download it too")
-            shards[name] = open_tensors(shard)
+            shards[name] = list_stored(shard)
         ref = shards[name].groups.get((), {}).get(key)
         if ref is None:
-            raise FileError(f"{key} is not in the shard that the index gives", where=str(path), values=name)
+            raise FileError(
+                f"{key} is not in the shard that the index gives",
+                where=str(path),
+                values=name,
+                fix="index and shards are of different models; download them again",
+            )
         tensors[key] = ref
-    metadata = next(iter(shards.values())).metadata if shards else {}
-    return Located(path, {(): tensors}, metadata, notes)
+    metadata = {key: text for shard in reversed(shards.values()) for key, text in shard.metadata.items()}
+    return _located(path, TensorFile(path, "index", {(): tensors}, metadata), notes)
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:
-    if path.stat().st_size > MAX_INDEX_BYTES:
-        raise FileError("the index is too large to be one", where=str(path), values=f"{path.stat().st_size:,} bytes")
+    size = status(path).st_size
+    if size > MAX_INDEX_BYTES:
+        raise FileError("the index is too large to be one", where=str(path), values=f"{size:,} bytes")
     try:
         content: Any = json.loads(path.read_text("utf-8"))
     except (ValueError, RecursionError) as error:
         raise FileError("the index is not valid JSON", where=str(path), values=str(error)[:200]) from None
+    except OSError as error:
+        raise unreadable(path, error) from None
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileError("the index has no weight_map", where=str(path), fix="give the model's file or folder")
     for name in set(map(str, weight_map.values())):
         inside = PurePosixPath(name.replace("\\", "/"))
         if inside.is_absolute() or ".." in inside.parts or ":" in name:
-            raise FileError("the index points outside its folder", where=str(path), values=name)
+            raise FileError("the index points outside its folder", where=str(path), values=name[:200])
     return {str(key): str(name) for key, name in weight_map.items()}

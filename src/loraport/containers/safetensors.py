@@ -1,21 +1,32 @@
-"""The header of a safetensors file, read and checked without mapping the file.
+"""Safetensors files: the header, read and checked without mapping the file, and whole files written.
 
 A mapped file counts towards a process's resident memory page by page, so tensors are read by offset
-instead (containers/tensors.py). That makes the checks of the header ours: nothing is read at an offset
+instead (containers/stored.py). That makes the checks of the header ours: nothing is read at an offset
 that has not been checked against the length of the file.
 """
 
+import errno
 import json
+import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from io import FileIO
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+from loraport.containers.access import open_file, status, unreadable
 from loraport.containers.dtypes import FORMATS
 from loraport.errors import FileError
+from loraport.files import NO_ROOM, atomic_path
 
-MAX_HEADER_BYTES = 16 * 2**20  # the largest honest headers (tag lists of trainers) stay below 2 MB
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 @dataclass(frozen=True)
@@ -31,89 +42,166 @@ class Span:
 
 @dataclass(frozen=True)
 class SafetensorsHeader:
-    """All tensors of a file with their places, and the free text of its header."""
+    """All tensors of a file with their places, and the free text of its header; the data begins at `base`."""
 
     spans: dict[str, Span]
     metadata: dict[str, str]
+    base: int
 
 
 def read_header(path: Path) -> SafetensorsHeader:
     """Read and check the header. Raises FileError on anything but a whole, well-formed file."""
-    stat = Path(path).stat()
-    return _read_header(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    stat = status(Path(path))
+    return _read_header(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @lru_cache(maxsize=64)
-def _read_header(path: str, size: int, mtime_ns: int, inode: int) -> SafetensorsHeader:
-    if size < 8:
-        raise _damaged(path, "the file is shorter than a header", f"{size} bytes")
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > MAX_HEADER_BYTES:
-            file.seek(0)
-            raise FileError(
-                "this is no safetensors file",
-                where=path,
-                values=f"it begins with {file.read(24).decode('utf-8', 'backslashreplace')!r}",
-                fix="give a file that ends in .safetensors and was saved as such",
-            )
-        if length > size - 8:
-            raise _damaged(
-                path,
-                "the file is cut short",
-                f"a header of {length:,} bytes is announced, the file has {size:,}",
-            )
-        raw = file.read(length)
-    try:
-        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, "the header is not valid JSON", str(error)[:200]) from None
-    if not isinstance(entries, dict):
-        raise _damaged(path, "the header is not a table of tensors", type(entries).__name__)
+def _read_header(path: str, size: int, mtime_ns: int, ctime_ns: int, inode: int) -> SafetensorsHeader:
+    with open_file(Path(path)) as file:
+        try:
+            return parse_header(file, size, path)
+        except OSError as error:
+            raise unreadable(Path(path), error) from None
+
+
+def parse_header(file: FileIO | BinaryIO, size: int, where: str) -> SafetensorsHeader:
+    """Read and check the header of an open file.
+
+    Args:
+        file: positioned at its first byte; left at the first byte of the data.
+        size: its length in bytes.
+        where: its name, for messages.
+
+    Raises:
+        FileError: anything but a whole, well-formed file.
+    """
+    entries, base = parse_entries(file, size, where)
     metadata = entries.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
-        raise _damaged(path, "the header's metadata is not a table", type(metadata).__name__)
-    base = 8 + length
-    spans = {key: _span(path, key, entry, base) for key, entry in entries.items()}
-    _check_layout(path, spans, base, size)
-    return SafetensorsHeader(spans, {str(key): _text(value) for key, value in metadata.items()})
+        raise _damaged(where, "the header's metadata is not a table", type(metadata).__name__)
+    spans = {key: _span(where, key, entry, base) for key, entry in entries.items()}
+    _check_layout(where, spans, base, size)
+    return SafetensorsHeader(spans, {str(key): _text(value) for key, value in metadata.items()}, base)
 
 
-def _span(path: str, key: str, entry: Any, base: int) -> Span:
+def parse_entries(file: FileIO | BinaryIO, size: int, where: str) -> tuple[dict[str, Any], int]:
+    """The header as the table that it is, with names in the order of the file, and where the data begins.
+
+    Raises:
+        FileError: no header, a header that is cut short, or one that is no table.
+    """
+    if size < 8:
+        raise _damaged(where, "the file is shorter than a header", f"{size} bytes")
+    begin = file.read(8)
+    length = int.from_bytes(begin, "little")
+    if length > MAX_HEADER_BYTES:
+        raise FileError(
+            "this is no safetensors file",
+            where=where,
+            values=f"it begins with {(begin + file.read(16)).decode('utf-8', 'backslashreplace')!r}",
+            fix="give a file that ends in .safetensors and was saved as such",
+        )
+    if length > size - 8:
+        raise _damaged(
+            where, "the file is cut short", f"a header of {length:,} bytes is announced, the file has {size:,}"
+        )
+    raw = file.read(length)
+    try:
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique)
+        if _SURROGATE.search(raw):
+            json.dumps(entries, ensure_ascii=False).encode("utf-8")  # half a character, which nothing can print
+    except (ValueError, RecursionError) as error:
+        raise _damaged(where, "the header is not valid JSON", str(error)[:200]) from None
+    if not isinstance(entries, dict):
+        raise _damaged(where, "the header is not a table of tensors", type(entries).__name__)
+    return entries, 8 + length
+
+
+def write_safetensors(
+    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], *, durable: bool = True
+) -> None:
+    """Write tensors and header with the stock safetensors writer, atomically; same content, same bytes.
+
+    Args:
+        path: the final name.
+        tensors: by key.
+        metadata: the header's texts.
+        durable: wait until the data is on the disk (see `files.atomic_path`).
+
+    Raises:
+        FileError: the folder cannot be written, or the disk is full.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    size = sum(tensor.numel() * tensor.element_size() for tensor in ready.values())
+    with atomic_path(path, need_bytes=size, durable=durable) as temporary:
+        try:
+            save_file(ready, temporary, metadata=dict(metadata))
+        except SafetensorError as error:  # the Rust writer wraps operating-system errors in its own type
+            raise OSError(_errno_of(error), str(error)) from error
+        _sort_metadata(temporary)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the header's texts in order: the stock writer keeps them in a hash map, so their order is random."""
+    with path.open("rb+") as file:
+        entries, base = parse_entries(file, path.stat().st_size, str(path))
+        if "__metadata__" not in entries:
+            return
+        ordered = {"__metadata__": dict(sorted(entries.pop("__metadata__").items()))} | entries
+        text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+        if len(text) > base - 8:
+            raise OSError(errno.EIO, "the header could not be put in order")
+        file.seek(8)
+        file.write(text.ljust(base - 8))
+
+
+def _errno_of(error: Exception) -> int:
+    text = str(error)
+    for code in NO_ROOM:
+        if os.strerror(code) in text or f"os error {code}" in text:
+            return code
+    return errno.EIO
+
+
+def _span(where: str, key: str, entry: Any, base: int) -> Span:
     if not isinstance(entry, dict):
-        raise _damaged(path, f"the header entry of {key!r} is not a table", type(entry).__name__)
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
-    if not isinstance(dtype, str) or not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
-        raise _damaged(path, f"the header entry of {key!r} is malformed", str(entry)[:200])
+        raise _damaged(where, f"the header entry of {key!r} is not a table", type(entry).__name__)
+    dtype, shape, offsets = entry.get("dtype"), _naturals(entry.get("shape")), _naturals(entry.get("data_offsets"))
+    if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
+        raise _damaged(where, f"the header entry of {key!r} is malformed", str(entry)[:200])
     start, end = offsets
     if len(shape) > 16 or end < start:
-        raise _damaged(path, f"the header entry of {key!r} is malformed", str(entry)[:200])
+        raise _damaged(where, f"the header entry of {key!r} is malformed", str(entry)[:200])
     known = FORMATS.get(dtype)
     if known is not None and prod(shape) * known.item_bytes != end - start:
         raise _damaged(
-            path,
+            where,
             f"the size of {key!r} does not fit its shape",
             f"{end - start:,} bytes for {dtype} {list(shape)}",
         )
     return Span(dtype, tuple(shape), base + start, base + end)
 
 
-def _check_layout(path: str, spans: dict[str, Span], base: int, size: int) -> None:
+def _check_layout(where: str, spans: dict[str, Span], base: int, size: int) -> None:
     position, last = base, "the header"
     for key, span in sorted(spans.items(), key=lambda item: (item[1].start, item[1].end)):
         if span.start < position:
-            raise _damaged(path, f"{key!r} overlaps {last!r}", f"bytes {span.start:,} to {span.end:,}")
+            raise _damaged(where, f"{key!r} overlaps {last!r}", f"bytes {span.start:,} to {span.end:,}")
         if span.start > position:
-            raise _damaged(path, f"there is a hole before {key!r}", f"bytes {position:,} to {span.start:,}")
+            raise _damaged(where, f"there is a hole before {key!r}", f"bytes {position:,} to {span.start:,}")
         position, last = span.end, key
     if position != size:
         what = "the file is cut short" if position > size else "there is data after the last tensor"
-        raise _damaged(path, what, f"{size:,} bytes, the header describes {position:,}")
+        raise _damaged(where, what, f"{size:,} bytes, the header describes {position:,}")
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> list[int] | None:
     # bool is an int to Python; a header that says `true` for a size is still malformed.
-    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**62 for item in value)
+    fine = isinstance(value, list) and all(type(item) is int and 0 <= item < 2**62 for item in value)
+    return value if fine else None
 
 
 def _text(value: Any) -> str:
@@ -127,5 +215,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
-def _damaged(path: str, what: str, values: str) -> FileError:
-    return FileError(f"damaged file: {what}", where=path, values=values, fix="download or export the file again")
+def _damaged(where: str, what: str, values: str) -> FileError:
+    return FileError(f"damaged file: {what}", where=where, values=values, fix="download or export the file again")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraport.containers.access import status
 from loraport.containers.dtypes import name_of
 from loraport.containers.safetensors import Span
 from loraport.errors import FileError, UnsupportedError
@@ -34,12 +35,12 @@ def read_groups(path: Path) -> Groups:
         FileError: the file holds anything but tensors and plain containers, or is damaged.
         UnsupportedError: a tensor type that cannot be located (packed quantised tensors, old formats).
     """
-    stat = Path(path).stat()
-    return _read_groups(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    stat = status(Path(path))
+    return _read_groups(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
 
 
 @lru_cache(maxsize=16)
-def _read_groups(path: str, size: int, mtime_ns: int, inode: int) -> Groups:
+def _read_groups(path: str, size: int, mtime_ns: int, ctime_ns: int, inode: int) -> Groups:
     tensors: dict[tuple[str, ...], dict[str, Tensor]] = {}
     _collect(_load(path), (), tensors)
     locate = _Locator(path, [tensor for group in tensors.values() for tensor in group.values()])
@@ -138,7 +139,7 @@ class _Locator:
         last = sum((size - 1) * stride for size, stride in zip(shape, tensor.stride(), strict=True))
         start = tensor.untyped_storage().data_ptr() - self.base + tensor.storage_offset() * item
         strides = None if tensor.is_contiguous() else tuple(tensor.stride())
-        return Span(name, shape, start, start + (last + 1) * item, strides)
+        return Span(name, shape, int(start), int(start + (last + 1) * item), strides)
 
 
 def _records(path: str) -> dict[int, int]:

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.parse import open_adapter
-from loraport.containers.dtypes import common_dtype
-from loraport.containers.tensors import TensorRef, file_identity
+from loraport.containers.tensors import TensorRef, common_dtype, file_identity
 from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, MismatchError, UnmatchedKeysError, UsageError
 from loraport.models.architecture import require_same_size
@@ -68,7 +67,7 @@ class Weights:
     @property
     def common_dtype(self) -> str | None:
         """The coarser dtype (torch name) when the two are stored in different ones."""
-        return None if self.target is None else common_dtype(self.source.dtype, self.target.dtype)
+        return None if self.target is None else common_dtype(self.source, self.target)
 
 
 def open_inputs(recipe: Recipe) -> Inputs:

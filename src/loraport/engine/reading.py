@@ -16,7 +16,7 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from loraport.adapters.adapter import LayerUpdate
-from loraport.containers.tensors import TensorRef, digest, file_identity, read_float_with_digest
+from loraport.containers.tensors import TensorRef, digest, file_identity, identity, read_float_with_digest
 from loraport.core.lowrank import LowRank
 from loraport.errors import FileError
 from loraport.store.digests import DigestMemo
@@ -148,9 +148,9 @@ class InputReader:
 
     def _page(self, ref: TensorRef) -> tuple[str, str]:
         """Under which names the digest of a tensor is remembered."""
-        rows = "" if ref.rows is None else "".join(f"[{start}:{end}]" for start, end in ref.rows)
-        identity = self.identities.get(ref.file) or file_identity(ref.file)
-        return identity, "/".join((*ref.nest, ref.key)) + rows
+        files = dict.fromkeys([ref.file, *(companion.file for _, companion in ref.companions)])
+        state = "\n".join(self.identities.get(file) or file_identity(file) for file in files)
+        return state, identity(ref)[1]
 
 
 def _settled(file: Path) -> bool:

@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 
-from loraport.containers.dtypes import rounding_floor
-from loraport.containers.tensors import TensorRef
+from loraport.containers.tensors import TensorRef, rounding_floor
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, Operator
 from loraport.core.thin_svd import ALGORITHM
@@ -164,7 +163,8 @@ def _relative_norms(job: LayerJob, layer: LayerMatrices) -> dict[str, Any]:
     stats: dict[str, Any] = {"update_rel": layer.inputs.update.norm() / scale if scale > 0 else 0.0}
     if layer.drift_norm is not None and job.source is not None:
         stats["drift_rel"] = layer.drift_norm / scale if scale > 0 else 0.0
-        stats["drift_is_rounding"] = stats["drift_rel"] <= rounding_floor(job.source.dtype)
+        weights = [job.source] if job.target is None else [job.source, job.target]
+        stats["drift_is_rounding"] = stats["drift_rel"] <= max(map(rounding_floor, weights))
     return stats
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
-from loraport import files
+from loraport.containers.safetensors import write_safetensors
 from loraport.evaluate import statistics
 from loraport.evaluate.estimates import Reference
 from loraport.evaluate.family import Family, Lora, Model, digest, file_digest, load_network, merge_lora
@@ -92,7 +92,7 @@ class Studio:
             began = time.perf_counter()
             clips = self._sample(model, lora)
             self.seconds += time.perf_counter() - began
-            files.write_safetensors(file, {"clips": _packed(clips)}, {})
+            write_safetensors(file, {"clips": _packed(clips)}, {})
         return self._scored(load_file(file)["clips"])
 
     def real(self) -> Reference:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.containers.locate import Located, locate
-from loraport.containers.tensors import TensorRef
+from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import MismatchError, UnsupportedError, UsageError
 from loraport.models.architecture import Architecture, Shape, detect, measure
 from loraport.models.family import Family, families
@@ -74,7 +74,7 @@ def open_checkpoint(spec: str | Path, *, nested: str | None = None) -> Checkpoin
     Raises:
         FileError: missing, damaged or unsafe.
         MismatchError: it is a LoRA, or a model of no known family.
-        UnsupportedError: quantised storage.
+        UnsupportedError: a way of storing weights that is not read, such as nvfp4.
         UsageError: several mappings could be meant.
     """
     found = locate(spec, nested=nested)
@@ -84,7 +84,7 @@ def open_checkpoint(spec: str | Path, *, nested: str | None = None) -> Checkpoin
         raise _not_a_model(found)
     nest, notes = _choose(found, models, nested)
     reading = models[nest]
-    _refuse_quantised(found.path, found.groups[nest])
+    _refuse_unreadable(found.path, reading.tensors)
     architecture = detect(reading.shapes, reading.family)
     if architecture.lookalike is not None:
         raise _not_a_model(found, architecture.title)
@@ -225,18 +225,15 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(name or "(top level)" for name in names)
 
 
-def _refuse_quantised(path: Path, tensors: Mapping[str, TensorRef]) -> None:
-    rules = key_rules()
-    for key, ref in tensors.items():
-        kind = next((kind for kind, pattern in rules.quantised if pattern.search(key)), None)
-        if kind is None and len(ref.shape) >= 2:
-            kind = rules.quantised_dtypes.get(ref.dtype)
-        if kind is not None:
+def _refuse_unreadable(path: Path, tensors: Mapping[str, TensorRef]) -> None:
+    for ref in tensors.values():
+        reason = refusal(ref)
+        if reason is not None:
             raise UnsupportedError(
-                f"the checkpoint is quantised ({kind}), which is not supported yet",
+                f"the checkpoint cannot be read: {reason}",
                 where=str(path),
-                values=f"{key}, {ref.dtype} {list(ref.shape)}",
-                fix="use the bf16, fp16 or fp32 copy of the model",
+                values=f"{ref.key}, {ref.dtype} {list(ref.shape)}",
+                fix="use the bf16, fp16 or fp32 copy of the model, or one in fp8 with scales",
             )
 
 
@@ -244,7 +241,7 @@ def _not_a_model(found: Located, title: str | None = None) -> MismatchError:
     keys = [key for group in found.groups.values() for key in group]
     rules = key_rules()
     for group in found.groups.values():
-        _refuse_quantised(found.path, group)
+        _refuse_unreadable(found.path, {key: ref for key, ref in group.items() if ref.codec != "raw"})
     parts = [key for key in keys if rules.adapter_keys.search(key)]
     if parts:
         return MismatchError(

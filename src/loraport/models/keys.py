@@ -25,8 +25,6 @@ class KeyRules:
     peel: tuple[str, ...]
     flattened: tuple[str, ...]
     wrappers: tuple[str, ...]
-    quantised: tuple[tuple[str, re.Pattern[str]], ...]
-    quantised_dtypes: dict[str, str]
     foreign: tuple[tuple[str, re.Pattern[str]], ...]
     nests: tuple[str, ...]
     adapter_keys: re.Pattern[str]
@@ -54,8 +52,6 @@ def key_rules() -> KeyRules:
         peel=_longest_first({*dotted, *data["flat_prefixes"]}),
         flattened=_longest_first({prefix.replace(".", "_") for prefix in dotted}),
         wrappers=tuple(data["wrappers"]),
-        quantised=tuple((row["kind"], re.compile(row["pattern"])) for row in data["quantised"]),
-        quantised_dtypes=data["quantised_dtypes"],
         foreign=tuple((row["title"], re.compile(row["pattern"])) for row in data["foreign"]),
         nests=tuple(data["nests"]),
         adapter_keys=re.compile(data["adapter_keys"]),

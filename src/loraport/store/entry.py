@@ -8,7 +8,6 @@ as long as a tensor of it lives.
 
 import hashlib
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,11 +17,11 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from loraport.containers.dtypes import FORMATS, name_of
-from loraport.files import write_safetensors
+from loraport.containers.safetensors import Span, parse_header, write_safetensors
+from loraport.errors import FileError
 
 FORMAT_VERSION = 1
 _PREFIX = "loraport.store."
-_MAX_HEADER = 10_000_000  # bytes; a basis needs a few hundred
 
 
 class DamagedEntry(Exception):
@@ -76,18 +75,21 @@ def read_entry(
     """
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        header, meta, start = _read_header(file, size)
-        own = {name.removeprefix(_PREFIX): text for name, text in meta.items() if name.startswith(_PREFIX)}
+        try:
+            header = parse_header(file, size, str(path))
+        except FileError as error:
+            raise DamagedEntry(error.what.removeprefix("damaged file: ") + f" ({error.values})") from error
+        own = {name.removeprefix(_PREFIX): text for name, text in header.metadata.items() if name.startswith(_PREFIX)}
         _check_identity(own, kind, key)
-        _check_layout(header, size - start)
-        buffer = torch.empty(size - start, dtype=torch.uint8)
+        buffer = torch.empty(size - header.base, dtype=torch.uint8)
         _fill(file, buffer)
-    tensors = {name: _view(buffer, slot) for name, slot in header.items()}
+    pieces = {name: buffer[span.start - header.base : span.end - header.base] for name, span in header.spans.items()}
+    tensors = {name: _view(pieces[name], span) for name, span in header.spans.items()}
     _check_shapes(tensors, expect)
-    _check_sums(buffer, header, own.get("sums", ""))
+    _check_sums(pieces, own.get("sums", ""))
     if strong and content_digest(tensors) != own.get("content"):
         raise DamagedEntry("the content does not match the digest in the header")
-    return Entry(tensors, {name: text for name, text in meta.items() if not name.startswith(_PREFIX)})
+    return Entry(tensors, {name: text for name, text in header.metadata.items() if not name.startswith(_PREFIX)})
 
 
 def content_digest(tensors: Mapping[str, Tensor]) -> str:
@@ -99,24 +101,8 @@ def content_digest(tensors: Mapping[str, Tensor]) -> str:
         if stored is None:
             raise ValueError(f"cache entries do not hold {tensor.dtype} ({name})")
         running.update(json.dumps([name, stored, list(tensor.shape)]).encode())
-        running.update(memoryview(_as_bytes(tensor).numpy()))
+        running.update(_as_bytes(tensor).numpy().data)
     return running.hexdigest()
-
-
-def _read_header(file, size: int) -> tuple[dict[str, dict], dict[str, str], int]:
-    length = int.from_bytes(file.read(8), "little") if size >= 8 else -1
-    if size < 8:
-        raise DamagedEntry(f"{size} bytes long, too short for a header")
-    if length > min(size - 8, _MAX_HEADER):
-        raise DamagedEntry(f"cut short or not a cache entry: a header of {length:,} bytes in a file of {size:,}")
-    try:
-        header = json.loads(file.read(length))
-        meta = header.pop("__metadata__")
-        if not all(isinstance(text, str) for text in meta.values()):
-            raise TypeError("metadata must be text")
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise DamagedEntry(f"unreadable header ({type(error).__name__})") from error
-    return header, meta, 8 + length
 
 
 def _check_identity(own: Mapping[str, str], kind: str, key: str) -> None:
@@ -129,24 +115,8 @@ def _check_identity(own: Mapping[str, str], kind: str, key: str) -> None:
         raise DamagedEntry(f"belongs to another place: {own.get('kind')} {own.get('key')}")
 
 
-def _check_layout(header: Mapping[str, dict], data_bytes: int) -> None:
-    """Tensors must fill the data section without gap or overlap, and each must be as long as its shape says."""
-    end_of_last = 0
-    try:
-        for name, slot in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            start, end = slot["data_offsets"]
-            needed = math.prod(slot["shape"]) * FORMATS[slot["dtype"]].item_bytes
-            if start != end_of_last or end - start != needed or min(slot["shape"], default=0) < 0:
-                raise DamagedEntry(f"tensor {name}: bytes {start} to {end} for shape {slot['shape']}")
-            end_of_last = end
-    except (KeyError, TypeError, ValueError) as error:
-        raise DamagedEntry(f"unreadable header ({type(error).__name__})") from error
-    if end_of_last != data_bytes:
-        raise DamagedEntry(f"cut short: {data_bytes:,} bytes of tensors, {end_of_last:,} promised by the header")
-
-
 def _fill(file, buffer: UInt8[Tensor, " n"]) -> None:
-    target = memoryview(buffer.numpy())
+    target = buffer.numpy().data
     while len(target):
         count = file.readinto(target)
         if not count:
@@ -154,13 +124,13 @@ def _fill(file, buffer: UInt8[Tensor, " n"]) -> None:
         target = target[count:]
 
 
-def _view(buffer: UInt8[Tensor, " n"], slot: Mapping) -> Tensor:
-    start, end = slot["data_offsets"]
-    dtype = FORMATS[slot["dtype"]].dtype
-    piece = buffer[start:end]
-    if start % dtype.itemsize:  # the stock writer aligns tensors, other writers may not
+def _view(piece: UInt8[Tensor, " n"], span: Span) -> Tensor:
+    known = FORMATS.get(span.dtype)
+    if known is None:
+        raise DamagedEntry(f"numbers in a format that is not known ({span.dtype})")
+    if piece.storage_offset() % known.item_bytes:  # the stock writer aligns tensors, other writers may not
         piece = piece.clone()
-    return piece.view(dtype).reshape(slot["shape"])
+    return piece.view(known.dtype).reshape(span.shape)
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], expect: Mapping[str, tuple[int, ...]] | None) -> None:
@@ -172,15 +142,14 @@ def _check_shapes(tensors: Mapping[str, Tensor], expect: Mapping[str, tuple[int,
         raise DamagedEntry(f"holds {found}, expected {wanted}")
 
 
-def _check_sums(buffer: UInt8[Tensor, " n"], header: Mapping[str, dict], text: str) -> None:
+def _check_sums(pieces: Mapping[str, UInt8[Tensor, " n"]], text: str) -> None:
     try:
         sums = json.loads(text)
-        for name, slot in header.items():
-            start, end = slot["data_offsets"]
-            if _sum64(buffer[start:end]) != sums[name]:
-                raise DamagedEntry(f"tensor {name} was altered: its checksum does not match")
-    except (ValueError, KeyError, TypeError) as error:
+        altered = [name for name, piece in pieces.items() if _sum64(piece) != sums[name]]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedEntry(f"unreadable checksums ({type(error).__name__})") from error
+    if altered:
+        raise DamagedEntry(f"tensor {altered[0]} was altered: its checksum does not match")
 
 
 def _as_bytes(tensor: Tensor) -> UInt8[Tensor, " n"]:

@@ -70,6 +70,31 @@ def keys(prefix: str, modules: dict, pair: tuple[str, str], *, flat: bool = Fals
     return found
 
 
+def lokr(
+    prefix: str, modules: dict, *, rank: int = 0, both: bool = False, flat: bool = False, extra: dict | None = None
+) -> dict:
+    """LoKr with a small matrix of 4 x 4; rank 0 keeps the large one whole."""
+    found = {}
+    for name, (out, into) in modules.items():
+        stem = prefix + (name.replace(".", "_") if flat else name)
+        pairs = {f"{stem}.lokr_w1": (4, 4, rank if both else 0), f"{stem}.lokr_w2": (out // 4, into // 4, rank)}
+        for key, (m, n, r) in pairs.items():
+            found |= {f"{key}_a": [m, r], f"{key}_b": [r, n]} if r else {key: [m, n]}
+        found |= {stem + suffix: shape for suffix, shape in (extra or {}).items()}
+    return found
+
+
+def loha(prefix: str, modules: dict, *, flat: bool = False, extra: dict | None = None) -> dict:
+    """LoHa of two pairs of rank 2."""
+    found = {}
+    for name, (out, into) in modules.items():
+        stem = prefix + (name.replace(".", "_") if flat else name)
+        for half in ("hada_w1", "hada_w2"):
+            found |= {f"{stem}.{half}_a": [out, 2], f"{stem}.{half}_b": [2, into]}
+        found |= {stem + suffix: shape for suffix, shape in (extra or {}).items()}
+    return found
+
+
 def extraction(prefix: str) -> dict:
     """What an extraction from two checkpoints writes: factors where large, whole differences elsewhere."""
     found = keys(prefix, blocks(ORIGINAL), DOWN_UP)
@@ -236,15 +261,66 @@ CORPUS = {
         layers=20,
         alpha=8.0,
     ),
-    "lokr": entry(
-        "LyCORIS LoKr",
-        {"lycoris_blocks_0_self_attn_q.lokr_w1": [4, 4], "lycoris_blocks_0_self_attn_q.lokr_w2": [6, 6]},
-        error="LoKr",
+    "lokr-musubi": entry(
+        "musubi-tuner / LyCORIS LoKr: w1 whole, w2 in factors",
+        lokr("lora_unet_", blocks(ORIGINAL), rank=2, flat=True, extra={".alpha": []}),
+        layers=20,
+        alpha=1.0,
+        metadata={"ss_network_module": "networks.lokr", "ss_network_dim": "2", "ss_network_alpha": "1.0"},
+        expect={"names": "original", "scale": 0.5, "flat": True, "others": ["LoKr"]},
     ),
-    "loha": entry(
-        "LyCORIS LoHa",
-        {f"lora_unet_blocks_0_self_attn_q.hada_w{i}_{x}": [D, 2] if x == "a" else [2, D] for i in (1, 2) for x in "ab"},
-        error="LoHa",
+    "lokr-decompose-both": entry(
+        "LyCORIS LoKr with decompose_both",
+        lokr("lora_unet_", blocks(ORIGINAL), rank=2, both=True, flat=True, extra={".alpha": []}),
+        layers=20,
+        alpha=4.0,
+        expect={"scale": 2.0},
+    ),
+    "lokr-ai-toolkit": entry(
+        "ai-toolkit LoKr of full rank: both matrices whole, the huge alpha counts for nothing",
+        lokr("diffusion_model.", blocks(ORIGINAL), extra={".alpha": []}),
+        layers=20,
+        alpha=9999999.0,
+        dtype="BF16",
+        metadata={"software": '{"name": "ai-toolkit"}'},
+        expect={"scale": 1.0, "prefix": "diffusion_model."},
+    ),
+    "lokr-simpletuner": entry(
+        "SimpleTuner LyCORIS: flattened diffusers names",
+        lokr("lycoris_", blocks(DIFFUSERS), rank=2, flat=True, extra={".alpha": []}),
+        layers=20,
+        alpha=2.0,
+        metadata={"lycoris_config": json.dumps({"algo": "lokr", "linear_dim": 2, "linear_alpha": 2, "factor": 4})},
+        expect={"names": "diffusers", "scale": 1.0, "prefix": "lycoris_"},
+    ),
+    "lokr-diffusion-pipe": entry(
+        "diffusion-pipe LoKr: PEFT, its configuration beside",
+        lokr("diffusion_model.", blocks(ORIGINAL), rank=2),
+        layers=20,
+        config={"peft_type": "LOKR", "r": 2, "alpha": 2},
+        expect={"scale": 1.0},
+    ),
+    "lokr-peft": entry(
+        "PEFT LoKr of two whole matrices: PEFT divides by the rank it states all the same",
+        lokr("base_model.model.", blocks(DIFFUSERS)),
+        layers=20,
+        config={"peft_type": "LOKR", "r": 32, "alpha": 16},
+        expect={"scale": 0.5, "alpha": "config"},
+    ),
+    "loha-musubi": entry(
+        "musubi-tuner / LyCORIS LoHa",
+        loha("lora_unet_", blocks(ORIGINAL), flat=True, extra={".alpha": []}),
+        layers=20,
+        alpha=1.0,
+        metadata={"ss_network_module": "networks.loha", "ss_network_dim": "2", "ss_network_alpha": "1.0"},
+        expect={"scale": 0.5, "flat": True, "others": ["LoHa"]},
+    ),
+    "loha-peft": entry(
+        "PEFT LoHa, the state dictionary as it is: with the adapter's name",
+        {f"{key}.default": shape for key, shape in loha("base_model.model.", blocks(DIFFUSERS)).items()},
+        layers=20,
+        config={"peft_type": "LOHA", "r": 2, "alpha": 8},
+        expect={"scale": 4.0, "adapter": "default"},
     ),
     "dora": entry(
         "DoRA of PEFT",

@@ -2,6 +2,8 @@
 
 from loraport.adapters.kinds.base import AdapterKind
 from loraport.adapters.kinds.diff import Diff
+from loraport.adapters.kinds.loha import Loha
+from loraport.adapters.kinds.lokr import Lokr
 from loraport.adapters.kinds.lora import Lora
 
-KINDS: dict[str, AdapterKind] = {kind.name: kind for kind in (Lora(), Diff())}
+KINDS: dict[str, AdapterKind] = {kind.name: kind for kind in (Lora(), Lokr(), Loha(), Diff())}

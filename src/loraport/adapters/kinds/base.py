@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loraport.containers.tensors import TensorRef, read_tensor
 from loraport.core.lowrank import LowRank
-from loraport.errors import NumericalError
+from loraport.errors import MismatchError, NumericalError
 from loraport.models.keymap import Resolved
 from loraport.models.placement import Rows, take_ref
 
@@ -69,7 +69,8 @@ class AdapterKind(ABC):
     """One kind of adapter. Stateless; one file each.
 
     Attributes:
-        name: in `LayerUpdate.kind`, in reports and in the cache.
+        name: in `LayerUpdate.kind`.
+        title: for people.
         endings: part -> the ends of keys that spell it. Plain factors have theirs in grammar.yaml.
         essential: the parts of which any one says that the module has an update of this kind.
         linear: the parts of which each module has exactly one, and which the update is proportional to.
@@ -78,6 +79,7 @@ class AdapterKind(ABC):
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
     endings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     essential: ClassVar[tuple[str, ...]]
     linear: ClassVar[tuple[str, ...]]
@@ -134,10 +136,22 @@ class AdapterKind(ABC):
 
     def size(self, shape: tuple[int, int], rank: int) -> str:
         """Rank or whatever else says how much is in it, for people."""
-        return f"{self.name} of rank {rank}"
+        return f"{rank} ({self.title})" if self.factored(shape, rank) else f"whole matrix ({self.title})"
 
 
+LARGEST_RANK = 4096  # of any factors, on however small a layer
 SMALL_RANK = 128  # two factors of this rank are no burden, however small the layer
+
+
+def check_rank(module: str, rank: int, shape: tuple[int, int], piece: Piece) -> None:
+    """Raise MismatchError for factors of a rank that no layer of that shape can use, before they fill the memory."""
+    if rank > max(4 * max(shape), LARGEST_RANK):
+        raise MismatchError(
+            f"the factors of {module} have a rank far beyond the size of the layer",
+            where=str(piece.ref.file),
+            values=f"rank {rank:,} for {shape[0]} x {shape[1]}, by {piece.key} {list(piece.ref.shape)}",
+            fix="the file is damaged or not a LoRA; leave the layer out with --drop",
+        )
 
 
 def matrix_shape(ref: TensorRef) -> tuple[int, int] | None:

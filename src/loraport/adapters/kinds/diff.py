@@ -14,6 +14,7 @@ class Diff(AdapterKind):
     """One m x n matrix, added to the weight as it is: it has no alpha."""
 
     name = "diff"
+    title = "whole matrix"
     essential = ("diff",)
     linear = ("diff",)
     rowwise = ("diff",)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, matrix_shape, read_finite
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape, read_finite
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError
@@ -14,6 +14,7 @@ class Lora(AdapterKind):
     """B (m x r, "up") and A (r x n, "down"), either of them also as a convolution with a kernel of size 1."""
 
     name = "lora"
+    title = "LoRA"
     essential = ("down", "up")
     linear = ("up",)
     rowwise = ("B",)
@@ -32,6 +33,7 @@ class Lora(AdapterKind):
                 values=f"{down.key} {list(down.ref.shape)}, {up.key} {list(up.ref.shape)}",
                 fix="the file is damaged or not a plain LoRA",
             )
+        check_rank(module, a[0], (b[0], a[1]), down)
         return Claim({"A": down.ref, "B": up.ref}, (b[0], a[1]), a[0], a[0], self.essential)
 
     def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:

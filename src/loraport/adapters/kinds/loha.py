@@ -1,0 +1,97 @@
+"""LoHa (LyCORIS, PEFT): the elementwise product of two low-rank matrices, (w1_a w1_b) * (w2_a w2_b).
+
+Of ranks r1 and r2 it is exactly a matrix of rank r1 r2: column (i, j) of its up factor is the elementwise product
+of column i of w1_a and column j of w2_a, row (i, j) of its down factor that of row i of w1_b and row j of w2_b
+(the row-wise Khatri-Rao product). Where r1 r2 is more than the smaller side, the matrix itself is smaller.
+"""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape
+from loraport.containers.tensors import TensorRef, read_float
+from loraport.core.lowrank import LowRank
+from loraport.errors import MismatchError
+
+BLOCK_ROWS = 256
+
+
+class Loha(AdapterKind):
+    """hada_w1_a (m x r1), hada_w1_b (r1 x n), hada_w2_a (m x r2), hada_w2_b (r2 x n); alpha is divided by r1."""
+
+    name = "loha"
+    title = "LoHa"
+    essential = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+    endings: ClassVar[Mapping[str, tuple[str, ...]]] = {part: (f".{part}", f".{part}.<adapter>") for part in essential}
+    linear = ("hada_w1_a",)
+    rowwise = ("hada_w1_a", "hada_w2_a")
+
+    def claim(self, module: str, parts: Mapping[str, Piece]) -> Claim | str | None:
+        """All four factors, fitting each other. See `AdapterKind.claim`."""
+        missing = [part for part in self.essential if part not in parts]
+        if missing:
+            return missing[0] if len(missing) < 4 else None
+        pieces = [parts[part] for part in self.essential]
+        sides = [matrix_shape(piece.ref) for piece in pieces]
+        w1_a, w1_b, w2_a, w2_b = sides
+        if (
+            w1_a is None or w1_b is None or w2_a is None or w2_b is None
+            or w1_a[1] != w1_b[0] or w2_a[1] != w2_b[0] or w1_a[0] != w2_a[0] or w1_b[1] != w2_b[1]
+            or 0 in (*w1_a, *w1_b, *w2_a, *w2_b)
+        ):  # fmt: skip
+            raise MismatchError(
+                f"the four factors of {module} do not fit each other",
+                where=str(pieces[0].ref.file),
+                values=", ".join(f"{piece.key} {list(piece.ref.shape)}" for piece in pieces),
+                fix="the file is damaged; use another copy",
+            )
+        shape = (w1_a[0], w1_b[1])
+        for piece, rank in ((pieces[1], w1_b[0]), (pieces[3], w2_b[0])):
+            check_rank(module, rank, shape, piece)
+        return Claim(
+            {part: parts[part].ref for part in self.essential},
+            shape,
+            min(w1_b[0] * w2_b[0], *shape),
+            w1_b[0],
+            self.essential,
+        )
+
+    def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
+        """Rank r1 r2, or the matrix where that is more than its smaller side. See `AdapterKind.load`."""
+        (w1_a, w1_b), (w2_a, w2_b) = _pair(parts, "hada_w1", shape), _pair(parts, "hada_w2", shape)
+        rank = w1_a.shape[1] * w2_a.shape[1]
+        if rank > min(shape):
+            return LowRank.from_dense(_dense(w1_a, w1_b, w2_a, w2_b))
+        up = (w1_a[:, :, None] * w2_a[:, None, :]).reshape(shape[0], rank)
+        down = (w1_b[:, None, :] * w2_b[None, :, :]).reshape(rank, shape[1])
+        return LowRank(up, down)
+
+    def stored(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> tuple[Tensor, Tensor] | Tensor:
+        """Multiplied out in float32. See `AdapterKind.stored`."""
+        rank = parts["hada_w1_b"].shape[0] * parts["hada_w2_b"].shape[0]
+        if rank > min(shape) or not self.factored(shape, rank):
+            return _dense(*_pair(parts, "hada_w1", shape), *_pair(parts, "hada_w2", shape))
+        update = self.load(parts, shape)
+        return update.B, update.A
+
+
+def _pair(parts: Mapping[str, TensorRef], name: str, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    up, down = parts[f"{name}_a"], parts[f"{name}_b"]
+    return read_float(up).reshape(shape[0], -1), read_float(down).reshape(-1, shape[1])
+
+
+def _dense(
+    w1_a: Float32[Tensor, "m r1"],
+    w1_b: Float32[Tensor, "r1 n"],
+    w2_a: Float32[Tensor, "m r2"],
+    w2_b: Float32[Tensor, "r2 n"],
+) -> Float32[Tensor, "m n"]:
+    # In blocks of rows, so that the second matrix never lies beside the first.
+    result = torch.mm(w1_a, w1_b)
+    for start in range(0, len(result), BLOCK_ROWS):
+        result[start : start + BLOCK_ROWS] *= w2_a[start : start + BLOCK_ROWS] @ w2_b
+    return result

@@ -1,0 +1,66 @@
+"""What a codec is: it claims tensors of a file, with what belongs to them, and turns them into numbers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, runtime_checkable
+
+from jaxtyping import Float32, Shaped
+from torch import Tensor
+
+from loraport.containers.stored import Group, TensorRef
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a codec takes out of a group of stored tensors.
+
+    Args:
+        weights: logical tensors by key, as everything above the containers sees them: shape of the decoded tensor,
+            codec and companions set.
+        used: stored keys that are part of them, or of no further use; nobody sees these any more.
+    """
+
+    weights: dict[str, TensorRef] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """How one way of storing weights is recognised and read."""
+
+    name: str
+    """As `TensorRef.codec` has it, and as people read it."""
+
+    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
+        """Take what this codec reads, by headers; an empty claim where there is nothing of its kind.
+
+        Args:
+            group: stored tensors that no codec before this one has claimed.
+            settings: what the file says of single modules, by module path (`codecs/settings.py`).
+        """
+        ...
+
+    def decode(
+        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    ) -> Float32[Tensor, "..."]:
+        """The numbers.
+
+        Args:
+            ref: which tensor; with `ref.rows`, `stored` holds these rows only and the companions are whole.
+            stored: what lies in the file.
+            companions: the further tensors that `ref` names, by role.
+        """
+        ...
+
+    def rounding_floor(self, ref: TensorRef) -> float:
+        """Relative Frobenius distance of two equal weights that were stored so from different neighbours."""
+        ...
+
+    def refusal(self, ref: TensorRef) -> str | None:
+        """Why a tensor that this codec claims cannot be read as a weight; None where it can."""
+        ...
+
+
+def logical(ref: TensorRef, codec: str, companions: Mapping[str, TensorRef]) -> TensorRef:
+    """A stored tensor as its codec and companions make it."""
+    return replace(ref, codec=codec, companions=tuple(companions.items()))

@@ -1,0 +1,37 @@
+"""Numbers that are stored as they are, 8-bit floating point without a scale included."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtyping import Float32, Shaped
+from torch import Tensor
+
+from loraport.containers import dtypes
+from loraport.containers.codecs.base import Claim
+from loraport.containers.stored import Group, TensorRef
+
+
+class Raw:
+    """Every tensor that nobody else claims."""
+
+    name = "raw"
+
+    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
+        """All of it."""
+        return Claim(dict(group), set(group))
+
+    def decode(
+        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    ) -> Float32[Tensor, "..."]:
+        """A cast to float32."""
+        return stored.float()
+
+    def rounding_floor(self, ref: TensorRef) -> float:
+        """That of the number format."""
+        return dtypes.rounding_floor(ref.dtype)
+
+    def refusal(self, ref: TensorRef) -> str | None:
+        """Integers and formats that are not known are no weights."""
+        if ref.dtype not in dtypes.FORMATS:
+            return f"numbers in a format that is not known ({ref.dtype})"
+        return None if dtypes.is_float(ref.dtype) else f"integers ({ref.dtype})"

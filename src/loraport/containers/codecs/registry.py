@@ -1,0 +1,42 @@
+"""All codecs, and the one place that asks them."""
+
+from collections.abc import Mapping
+
+from loraport.containers.codecs.base import Codec
+from loraport.containers.codecs.raw import Raw
+from loraport.containers.codecs.refused import Refused
+from loraport.containers.codecs.scaled_fp8 import ScaledFp8
+from loraport.containers.codecs.settings import module_settings
+from loraport.containers.stored import Group, TensorRef
+
+CODECS: tuple[Codec, ...] = (Refused("refused"), ScaledFp8(), Raw())
+"""Asked in this order: what is recognised and refused first, what takes the rest last. A new codec goes between."""
+
+_BY_NAME = {codec.name: codec for codec in CODECS}
+
+
+def codec_of(ref: TensorRef) -> Codec:
+    """The codec of a tensor. A name that no codec has is that of a scheme which is refused."""
+    return _BY_NAME.get(ref.codec) or Refused(ref.codec)
+
+
+def logical_group(group: Group, metadata: Mapping[str, str]) -> Group:
+    """The weights that a group of stored tensors stands for, in the order of the file.
+
+    Args:
+        group: stored tensors by key, of all shards of a model.
+        metadata: the text of their headers.
+
+    Raises:
+        FileError: settings in the file that cannot be read.
+    """
+    settings = module_settings(group, metadata)
+    rest, weights = dict(group), {}
+    for codec in CODECS:
+        claim = codec.claim(rest, settings)
+        weights.update(claim.weights)
+        rest = {key: ref for key, ref in rest.items() if key not in claim.used}
+        if not rest:
+            break
+    ordered = {key: weights[key] for key in group if key in weights}
+    return ordered | weights

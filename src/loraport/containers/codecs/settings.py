@@ -1,0 +1,76 @@
+"""What ComfyUI's files say about the storage of single modules.
+
+Newer files have a tensor `<module>.comfy_quant`, the bytes of a JSON table; others have one table for all modules in
+the header, `_quantization_metadata`. Both give `format` ("float8_e4m3fn", "int8_tensorwise", "nvfp4", ...) and details.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from loraport.containers.stored import Group, TensorRef, read_stored
+from loraport.errors import FileError
+
+SUFFIX = ".comfy_quant"
+HEADER = "_quantization_metadata"
+MAX_BYTES = 65_536  # of the table of one module; honest ones have a hundred
+UNKNOWN = "a format that its ComfyUI settings do not name"
+_NAME = re.compile(r"[\w.-]{1,80}")
+
+
+def module_settings(group: Group, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """The settings by module path, as the file spells it. Reads the small tensors that hold them.
+
+    A module whose settings cannot be understood has the format `UNKNOWN`, which no codec reads.
+
+    Raises:
+        FileError: the file cannot be read.
+    """
+    found = _from_header(group, metadata.get(HEADER))
+    for key, ref in group.items():
+        if key.endswith(SUFFIX):
+            found[key.removesuffix(SUFFIX)] = _table(_text(ref))
+    return found
+
+
+def _from_header(group: Group, text: str | None) -> dict[str, dict[str, Any]]:
+    if text is None:
+        return {}
+    try:
+        layers = json.loads(text)["layers"]
+        given = {str(name): _table(value) for name, value in layers.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise FileError(
+            f"the header's {HEADER} cannot be understood", values=text[:120], fix="use a bf16, fp16 or fp32 copy"
+        ) from None
+    found = {}
+    for key in group:
+        if not key.endswith(".weight"):
+            continue
+        module = key.removesuffix(".weight")
+        rest = module  # some writers leave the prefix of the model out
+        while rest and rest not in given:
+            rest = rest.partition(".")[2]
+        if rest:
+            found[module] = given[rest]
+    return found
+
+
+def _text(ref: TensorRef) -> str:
+    if ref.dtype != "U8" or ref.nbytes > MAX_BYTES:
+        return ""
+    return bytes(read_stored(ref).reshape(-1).tolist()).decode("utf-8", errors="replace")
+
+
+def _table(value: Any) -> dict[str, Any]:
+    """The settings of one module, from text, from a table, or from the bare name of a format."""
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return {"format": UNKNOWN}
+    if isinstance(value, str):
+        value = {"format": value}
+    known = isinstance(value, dict) and isinstance(value.get("format"), str) and _NAME.fullmatch(value["format"])
+    return value if known else {"format": UNKNOWN}

@@ -1,0 +1,260 @@
+"""Tensors as they lie in files: references to them, and their bytes, read one tensor at a time in bounded memory.
+
+What the bytes mean is the business of the codecs; `containers/tensors.py` puts the two together.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from io import FileIO
+from math import prod
+from pathlib import Path
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from loraport.containers.access import open_file, read_begin, status, unreadable
+from loraport.containers.dtypes import FORMATS, name_of
+from loraport.containers.safetensors import SafetensorsHeader, Span, read_header
+from loraport.containers.torch_zip import read_groups
+from loraport.errors import FileError, UnsupportedError
+
+CHUNK_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class TensorRef:
+    """A tensor in a file, without its data: what plans are made of. Cheap to pickle.
+
+    Args:
+        file: the file that holds it.
+        key: its name there, as written.
+        shape: its shape; with `rows` the shape of the slice.
+        dtype: safetensors spelling, "BF16", "F32", ...
+        container: "safetensors" or "torch".
+        nest: names that lead to the mapping with `key` in a torch file.
+        rows: half-open ranges of rows of a fused weight, in the order in which they follow each other here; or None
+            for all of it as it is.
+        codec: how its bytes become numbers; "raw" where they are numbers already.
+        companions: further tensors that the codec needs, by their role, such as a scale.
+    """
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    container: str = "safetensors"
+    nest: tuple[str, ...] = ()
+    rows: tuple[tuple[int, int], ...] | None = None
+    codec: str = "raw"
+    companions: tuple[tuple[str, "TensorRef"], ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Size as stored, in bytes."""
+        known = FORMATS.get(self.dtype)
+        own = prod(self.shape) * (1 if known is None else known.item_bytes)
+        return own + sum(companion.nbytes for _, companion in self.companions)
+
+    @property
+    def stored_as(self) -> str:
+        """Number format and codec, for people: "BF16", "F8_E4M3, scaled"."""
+        return self.dtype if self.codec == "raw" else f"{self.dtype}, {self.codec}"
+
+    @property
+    def name(self) -> str:
+        """File and key, for messages."""
+        return f"{'/'.join((*self.nest, self.key))} in {self.file}"
+
+
+Group = dict[str, TensorRef]
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """The tensors of one file: for torch files a group for every nested mapping, else one group `()`."""
+
+    path: Path
+    container: str
+    groups: dict[tuple[str, ...], Group]
+    metadata: dict[str, str]
+
+
+def list_stored(path: Path) -> TensorFile:
+    """List the tensors of a safetensors or torch file as they are stored, without reading their data.
+
+    Raises:
+        FileError: missing, damaged, or unsafe to load.
+        UnsupportedError: GGUF, or tensors of a type that is not known.
+    """
+    path = Path(path)
+    begin = read_begin(path, 256)
+    _refuse_stand_in(path, begin)
+    if begin[:4] == b"GGUF":
+        raise UnsupportedError(
+            "GGUF files are not supported yet", where=str(path), fix="use a bf16, fp16 or fp32 safetensors file"
+        )
+    if begin[:4] == b"PK\x03\x04" or path.suffix in {".pt", ".pth", ".ckpt", ".bin"}:
+        groups = {
+            nest: {key: _ref(path, key, span, "torch", nest) for key, span in group.items()}
+            for nest, group in read_groups(path).items()
+        }
+        return TensorFile(path, "torch", groups, {})
+    header: SafetensorsHeader = read_header(path)
+    refs = {key: _ref(path, key, span, "safetensors", ()) for key, span in header.spans.items()}
+    return TensorFile(path, "safetensors", {(): refs}, header.metadata)
+
+
+def read_stored(ref: TensorRef, state: "hashlib._Hash | None" = None) -> Shaped[Tensor, "..."]:
+    """Read one tensor in its stored dtype to the CPU; peak memory is the tensor itself.
+
+    Args:
+        ref: which tensor; codec and companions are not looked at.
+        state: fed with what identifies the tensor (dtype, shape, bytes), as the bytes come in.
+
+    Raises:
+        FileError: the file is gone, damaged, or changed since the reference was made.
+        UnsupportedError: a dtype that torch cannot hold.
+    """
+    span = _locate(ref)
+    known = FORMATS.get(ref.dtype)
+    if known is None:
+        raise UnsupportedError(
+            f"{ref.key} has a number format that is not known", where=str(ref.file), values=ref.dtype
+        )
+    if state is not None:
+        state.update(_identifying(ref.dtype, ref.shape))
+    if span.strides is not None:
+        whole = torch.empty(span.end - span.start, dtype=torch.uint8)
+        with open_file(ref.file) as file:
+            _fill(file, span.start, whole.numpy().data, ref)
+        tensor = whole.view(known.dtype).as_strided(span.shape, span.strides)
+        if ref.rows is not None:
+            tensor = torch.cat([tensor[start:end] for start, end in ref.rows])
+        tensor = tensor.contiguous()
+        if state is not None:
+            state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return tensor
+    pieces = _pieces(ref, span)
+    buffer = torch.empty(sum(size for _, size in pieces), dtype=torch.uint8)
+    target, done = buffer.numpy().data, 0
+    with open_file(ref.file) as file:
+        for position, size in pieces:
+            part = target[done : done + size]
+            _fill(file, position, part, ref)
+            done += size
+            if state is not None:
+                state.update(part)
+    return buffer.view(known.dtype).reshape(ref.shape)
+
+
+def hash_stored(ref: TensorRef, state: "hashlib._Hash") -> None:
+    """Feed `state` as `read_stored` does, in the memory of one chunk. Raises FileError."""
+    span = _locate(ref)
+    if span.strides is not None:
+        read_stored(ref, state)
+        return
+    state.update(_identifying(ref.dtype, ref.shape))
+    pieces = _pieces(ref, span)
+    buffer = memoryview(bytearray(max((size for _, size in pieces), default=0)))
+    with open_file(ref.file) as file:
+        for position, size in pieces:
+            _fill(file, position, buffer[:size], ref)
+            state.update(buffer[:size])
+
+
+def digest_tensor(tensor: Shaped[Tensor, "..."]) -> str:
+    """SHA-256 over dtype, shape and bytes of a tensor in memory, as hex; that of the same tensor in a file."""
+    tensor = tensor.detach().cpu().contiguous()
+    state = hashlib.sha256(_identifying(str(name_of(tensor.dtype)), tuple(tensor.shape)))
+    state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
+
+
+def _identifying(dtype: str, shape: tuple[int, ...]) -> bytes:
+    return f"{dtype} {list(shape)}\n".encode()
+
+
+def file_identity(path: str | Path) -> str:
+    """A line that changes when the file does: resolved path, size, times, inode. Raises FileError.
+
+    The time of the last change of the inode is in it, which a program cannot set back, so a file that was rewritten
+    and given its old modification time is seen. A change through a shared mapping moves the times only when the
+    system writes it out, and is not seen before.
+    """
+    stat = status(Path(path))
+    return f"{Path(path).resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+
+
+def _ref(path: Path, key: str, span: Span, container: str, nest: tuple[str, ...]) -> TensorRef:
+    return TensorRef(path, key, span.shape, span.dtype, container, nest)
+
+
+def _locate(ref: TensorRef) -> Span:
+    """Where the tensor lies; of a fused one where all of it lies."""
+    spans = read_groups(ref.file).get(ref.nest, {}) if ref.container == "torch" else read_header(ref.file).spans
+    span = spans.get(ref.key)
+    found = None if span is None else span.shape
+    if ref.rows is not None and found:
+        if any(not 0 <= start <= end <= found[0] for start, end in ref.rows):
+            raise FileError("the rows asked for do not exist", where=ref.name, values=f"{ref.rows} of {list(found)}")
+        found = (sum(end - start for start, end in ref.rows), *found[1:])
+    if span is None or span.dtype != ref.dtype or found != ref.shape:
+        raise FileError(
+            "the file changed since it was first looked at",
+            where=ref.name,
+            values=f"{ref.dtype} {list(ref.shape)} expected, "
+            + ("nothing there now" if span is None else f"{span.dtype} {list(span.shape)} found"),
+            fix="run the command again",
+        )
+    return span
+
+
+def _pieces(ref: TensorRef, span: Span) -> list[tuple[int, int]]:
+    """A contiguous tensor's bytes in the file, in pieces of bounded size: where each begins, and how long it is."""
+    row = (span.end - span.start) // max(span.shape[0], 1) if span.shape else 0
+    rows = [(0, span.end - span.start)] if ref.rows is None else [(a * row, b * row) for a, b in ref.rows]
+    return [
+        (span.start + position, min(CHUNK_BYTES, end - position))
+        for start, end in rows
+        for position in range(start, end, CHUNK_BYTES)
+    ]
+
+
+def _fill(file: FileIO, offset: int, target: memoryview, ref: TensorRef) -> None:
+    done = 0
+    while done < len(target):
+        try:
+            file.seek(offset + done)
+            count = file.readinto(target[done:])
+        except OSError as error:
+            raise unreadable(ref.file, error) from None
+        if not count:
+            raise FileError("the file is cut short", where=ref.name, values=f"{done:,} of {len(target):,} bytes")
+        done += count
+
+
+def _refuse_stand_in(path: Path, begin: bytes) -> None:
+    """What downloads leave behind under the right name when they go wrong."""
+    if begin.startswith(b"version https://git-lfs"):
+        raise FileError(
+            "this is a Git LFS pointer, a few lines that stand for the file",
+            where=str(path),
+            fix="git lfs pull, or download the file itself",
+        )
+    if b"\0" in begin[:8]:
+        return  # the length of a header, whose upper bytes are zero; text has none
+    if begin.lstrip()[:1] == b"<":
+        raise FileError(
+            "this is a web page, not a tensor file",
+            where=str(path),
+            values=f"it begins with {begin.decode('utf-8', 'replace').split()[0][:80]!r}",
+            fix="download the file itself; some need a log-in or a licence to be accepted",
+        )
+    if begin.lstrip()[:1] in (b"{", b"["):
+        raise FileError(
+            "this is JSON, such as a server sends with an error, not a tensor file",
+            where=str(path),
+            values=f"it begins with {begin.decode('utf-8', 'replace').strip()[:120]!r}",
+            fix="download the file itself; some need a log-in or a licence to be accepted",
+        )

@@ -1,0 +1,114 @@
+"""Models and LoRAs in scaled fp8 go through the whole job as what they stand for."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import loraport
+import pico
+from loraport.engine.plan import make_plan
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.errors import UnsupportedError
+
+OPTIONS = RunOptions(cache="off", log="off", overwrite=True)
+COMFY = (".scale_weight", torch.float8_e4m3fn, "tensor")
+LIGHTX2V = (".weight_scale", torch.float8_e4m3fn, "channel")
+COARSE = (".weight_scale", torch.float8_e5m2, "channel")
+
+
+def rounded(state: dict[str, Tensor], suffix: str, dtype: torch.dtype, by: str) -> tuple[dict, dict]:
+    """The weights of two dimensions in 8 bits with scales, and the same numbers written out in float32."""
+    stored, plain = {}, {}
+    for key, weight in state.items():
+        if weight.dim() != 2 or not key.endswith(".weight"):
+            stored[key] = plain[key] = weight
+            continue
+        most = weight.abs().amax(1, keepdim=True) if by == "channel" else weight.abs().max()
+        scale = most / torch.finfo(dtype).max
+        stored[key] = (weight / scale).to(dtype)
+        stored[key.removesuffix(".weight") + suffix] = scale
+        plain[key] = stored[key].to(torch.float32) * scale
+    return stored, plain
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> pico.Pico:
+    return pico.write(tmp_path_factory.mktemp("pico"))
+
+
+def updates(path) -> dict[str, Tensor]:
+    tensors = load_file(path)
+    down, up = ".lora_A.weight", ".lora_B.weight"
+    names = [key.removesuffix(down) for key in tensors if key.endswith(down)]
+    return {name: tensors[name + up].double() @ tensors[name + down].double() for name in names}
+
+
+@pytest.mark.parametrize("layout", [COMFY, LIGHTX2V, COARSE])
+@pytest.mark.parametrize("role", ["target", "source"])
+def test_a_model_in_scaled_fp8_is_the_model_written_out(layout, role, files, tmp_path):
+    stored, plain = rounded(load_file(getattr(files, role)), *layout)
+    if layout is COMFY:
+        stored["scaled_fp8"] = torch.zeros(2).to(torch.float8_e4m3fn)
+    found = []
+    for name, state in (("fp8", stored), ("plain", plain)):
+        save_file(state, tmp_path / f"{name}.safetensors")
+        given = {"source": files.source, "target": files.target, role: tmp_path / f"{name}.safetensors"}
+        out = tmp_path / f"{name}-out.safetensors"
+        report = loraport.transfer(files.lora, **given, output=out, method="casa", rank="full", options=OPTIONS)
+        found.append(updates(out))
+        assert len(report.layers) == len(pico.LAYERS)
+    for name, update in found[0].items():
+        torch.testing.assert_close(update, found[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", [COMFY, LIGHTX2V])
+def test_a_lora_in_scaled_fp8_is_the_lora_written_out(layout, files, tmp_path):
+    stored, plain = rounded(load_file(files.lora), *layout)
+    save_file(stored, tmp_path / "fp8.safetensors")
+    pair = {"source": files.source, "target": files.target, "method": "direct", "options": OPTIONS}
+    loraport.transfer(tmp_path / "fp8.safetensors", output=tmp_path / "out.safetensors", **pair)
+    for name, update in updates(tmp_path / "out.safetensors").items():
+        wanted = plain[f"{name}.lora_B.weight"].double() @ plain[f"{name}.lora_A.weight"].double()
+        torch.testing.assert_close(update, wanted, rtol=1e-5, atol=1e-7)
+
+
+def test_a_target_that_is_the_source_rounded_to_fp8_is_called_rounding_noise(files, tmp_path):
+    stored, _ = rounded(load_file(files.source), *LIGHTX2V)
+    save_file(stored, tmp_path / "fp8.safetensors")
+    report = loraport.transfer(
+        files.lora, source=files.source, target=tmp_path / "fp8.safetensors", output=None, method="casa",
+        options=OPTIONS,
+    )  # fmt: skip
+    assert all(layer.stats["drift_is_rounding"] for layer in report.layers)
+    assert all(layer.stats["drift_rel"] > 0.01 for layer in report.layers)
+    assert any("rounding" in warning for warning in report.warnings)
+
+
+def test_a_fine_weight_is_never_rounded_to_fp8(files, tmp_path):
+    source = {key: tensor.bfloat16() for key, tensor in load_file(files.source).items()}
+    save_file(source, tmp_path / "source.safetensors")
+    for name, state in (
+        ("scaled", rounded(load_file(files.target), *LIGHTX2V)[0]),
+        ("cast", {key: tensor.to(torch.float8_e4m3fn) for key, tensor in load_file(files.target).items()}),
+    ):
+        save_file(state, tmp_path / f"{name}.safetensors")
+        recipe = Recipe(
+            lora=str(files.lora),
+            source=str(tmp_path / "source.safetensors"),
+            target=str(tmp_path / f"{name}.safetensors"),
+        )
+        assert {job.round_to for job in make_plan(recipe).jobs} == {None}
+
+
+@pytest.mark.parametrize("where", ["in the model", "beside it"])
+def test_what_cannot_be_read_matters_only_where_it_is_needed(where, files, tmp_path):
+    key = "blocks.0.ffn.0.weight" if where == "in the model" else "text_model.layers.0.mlp.weight"
+    packed = {key: torch.zeros(64, 32, dtype=torch.uint8), key + "_scale_2": torch.ones(1)}
+    save_file(load_file(files.target) | packed, tmp_path / "x.safetensors")
+    recipe = Recipe(lora=str(files.lora), source=str(files.source), target=str(tmp_path / "x.safetensors"))
+    if where == "in the model":
+        with pytest.raises(UnsupportedError, match="nvfp4"):
+            make_plan(recipe)
+    else:
+        assert len(make_plan(recipe).jobs) == len(pico.LAYERS)
