@@ -79,10 +79,11 @@ def test_leftovers_in_the_cache(tmp_path: Path, writer) -> None:
 def test_a_process_killed_while_the_stock_writer_writes(tmp_path: Path) -> None:
     """It makes a temporary file of its own; a limit on the size of files ends the process right there."""
     code = (
-        "import resource, signal, sys, torch; from pathlib import Path; from loraport.files import write_safetensors;"
+        "import resource, signal, sys, torch; from pathlib import Path; "
         "signal.signal(signal.SIGXFSZ, signal.SIG_DFL); resource.setrlimit(resource.RLIMIT_CORE, (0, 0));"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000));"
-        "write_safetensors(Path(sys.argv[1]), {'x': torch.ones(100_000)}, {})"
+        "from loraport.adapters.render import write_adapter;"
+        "write_adapter(Path(sys.argv[1]), {'x': torch.ones(100_000)}, {})"
     )
     path = tmp_path / "out.safetensors"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True)

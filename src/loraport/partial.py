@@ -18,7 +18,7 @@ from pathlib import Path
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment] - the only name that differs between systems
+    fcntl = None  # type: ignore[assignment]  # the only name that differs between systems
 
 _AGE = 3600.0  # seconds; where the system knows no locks, what is older is taken for abandoned
 _LONGEST = 150  # bytes of the final name within the temporary one, which may not be much longer itself
@@ -73,14 +73,17 @@ def remove_if_abandoned(temporary: Path) -> bool:
 
 
 def _remove(temporary: str) -> bool:
-    """Remove a folder and the files in it, and no folder within; or a file."""
+    """Remove a file; or a folder, the files in it, and folders of this kind that a file was being written in."""
     try:
         if not stat.S_ISDIR(os.lstat(temporary).st_mode):
             os.unlink(temporary)
             return True
         with os.scandir(temporary) as items:
             for item in list(items):
-                os.unlink(item.path)
+                if item.name.endswith(".partial"):
+                    _remove(item.path)
+                else:
+                    os.unlink(item.path)
         os.rmdir(temporary)
     except OSError:
         return False

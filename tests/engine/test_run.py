@@ -286,6 +286,15 @@ def test_a_cache_too_small_for_the_pair_keeps_what_fits(files, tmp_path, monkeyp
     assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "same.safetensors").read_bytes()
 
 
+def test_a_cache_folder_that_cannot_be_used_is_said_and_done_without(files, tmp_path):
+    options = RunOptions(cache="~nobody-of-this-name/cache", log="off", overwrite=True)
+    report = _transfer(files, tmp_path / "out.safetensors", options)
+    (said,) = [text for text in report.warnings if "cache" in text]
+    assert "nobody-of-this-name" in said
+    _transfer(files, tmp_path / "plain.safetensors", RunOptions(cache="off", log="off"))
+    assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+
+
 @pytest.mark.parametrize("method", sorted(loraport.list_methods()))
 def test_every_method_runs_on_checkpoints_and_on_a_distillation_lora(files, tmp_path, method):
     options = RunOptions(cache="off", log="off")  # three pairs of models, each used once: nothing to keep

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from loraport.errors import FileError
 from loraport.store import index
 from loraport.store.entry import Entry
 from loraport.store.store import NullStore, Store, entry_key
@@ -265,7 +266,7 @@ def test_pickled_to_another_process_and_back(store: Store) -> None:
 
 
 def test_null_store_keeps_nothing(tmp_path: Path) -> None:
-    store = NullStore(tmp_path / "cache")
+    store = NullStore()
     assert not store.put("basis", key_of(0), tensors())
     assert store.get("basis", key_of(0)) is None
     assert not (tmp_path / "cache").exists()
@@ -325,4 +326,27 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("LORAPORT_CACHE", str(tmp_path / "größe x"))
     assert Store().root == tmp_path / "größe x"
     monkeypatch.delenv("LORAPORT_CACHE")
-    assert index.default_root().name == "loraport"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert index.cache_root().name == "loraport"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert index.cache_root("~/mine") == tmp_path / "mine"
+
+
+@pytest.mark.parametrize("chosen", ["~nobody-of-this-name/cache", "/dev/null/cache", "/dev/null", "x" * 300, "a\0b"])
+def test_a_place_where_no_cache_can_be(chosen: str) -> None:
+    with pytest.raises(FileError, match="cannot be used") as caught:
+        index.cache_root(chosen)
+    assert caught.value.fix is not None
+
+
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    def unknown(uid: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {uid}")
+
+    for name in ("LORAPORT_CACHE", "XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    with pytest.raises(FileError, match="cannot be used"):
+        index.cache_root()

@@ -4,6 +4,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -173,3 +174,15 @@ def test_two_at_once_with_one_cache(case, undisturbed) -> None:
 def test_the_output_reads_back(case) -> None:
     assert case.run().code == 0
     assert len(load_file(case.output)) == 40
+
+
+def test_a_working_folder_that_is_gone(case, tmp_path: Path) -> None:
+    """The numerical libraries would end the process there, without a word that helps."""
+    folder = tmp_path / "gone"
+    folder.mkdir()
+    code = "import os, sys; os.rmdir(os.getcwd()); from loraport.cli.main import run; run()"
+    words = [str(word) for word in case.words()]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 5, done.stderr
+    assert "the working folder is gone" in done.stderr
+    assert "Traceback" not in done.stderr

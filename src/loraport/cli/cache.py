@@ -168,10 +168,7 @@ def _root(folder: str | None) -> Path:
 
     if folder == "off":
         raise UsageError("there is no cache to look at", values="--cache off")
-    root = index.default_root() if folder is None else Path(folder).expanduser()
-    if root.exists() and not root.is_dir():
-        raise FileError("the cache is not a folder", where=str(root))
-    return root
+    return index.cache_root(folder)
 
 
 def _tell_deleted(root: Path, deleted: list, console: Console) -> None:

@@ -58,6 +58,7 @@ def guarded(command: Callable[[], Any], *, as_json: bool, verbose: bool) -> int:
 
 def _guarded(command: Callable[[], Any], as_json: bool, verbose: bool) -> int:
     try:
+        _check_working_folder()
         code = command()
         sys.stdout.flush()
         if code == 130:  # click's own answer to Ctrl-C
@@ -87,6 +88,14 @@ def _guarded(command: Callable[[], Any], as_json: bool, verbose: bool) -> int:
                 as_json,
             )
         return _fail(_bug(error, verbose), as_json)
+
+
+def _check_working_folder() -> None:
+    """In a folder that was deleted relative names mean nothing, and the numerical libraries end the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise FileError("the working folder is gone", values=error.strerror, fix="cd to a folder that exists") from None
 
 
 def _fail(error: LoraportError, as_json: bool) -> int:

@@ -25,6 +25,7 @@ from loraport.errors import FileError, MismatchError
 from loraport.files import RunLog
 from loraport.partial import remove_abandoned
 from loraport.store.digests import DigestMemo
+from loraport.store.index import cache_root
 from loraport.store.store import NullStore, Store
 from loraport.version import __version__
 
@@ -63,7 +64,7 @@ def run(
     for message in plan.warnings:
         warn(message)
     executor = executor_for(options)
-    store, reader = open_cache(plan, options)
+    store, reader = open_cache(plan, options, warn)
     sample = sample_for_kinship(plan)
     _check_kinship(plan, sample, reader)
     work = Worker(store, reader, _layers_to_keep(plan, store, warn))
@@ -105,7 +106,7 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
         UsageError, MismatchError, NumericalError: as `run`.
     """
     executor = executor_for(options)
-    store, reader = open_cache(plan, options)
+    store, reader = open_cache(plan, options, lambda message: None)
     sample = sample_for_kinship(plan)
     _check_kinship(plan, sample, reader)
     work = Worker(store, reader, plan.layers_to_keep(int(store.max_bytes * 0.9)))
@@ -117,13 +118,22 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
     return {result.report.name: result.update for result in results}
 
 
-def open_cache(plan: TransferPlan, options: RunOptions) -> tuple[Store, InputReader]:
-    """The store that the options ask for, and a reader of the plan's files with the digests remembered there."""
-    if options.cache == "off":
+def open_cache(plan: TransferPlan, options: RunOptions, warn: Callable[[str], None]) -> tuple[Store, InputReader]:
+    """The store that the options ask for, and a reader of the plan's files with the digests remembered there.
+
+    A cache folder that cannot be used is said and done without.
+    """
+    root = None
+    if options.cache != "off":
+        try:
+            root = cache_root(options.cache)
+        except FileError as error:
+            warn(f"nothing is kept for later runs: {error.what} ({error.where}: {error.values})")
+    if root is None:
         return NullStore(), InputReader(DigestMemo(None), plan.identities)
-    store = Store(options.cache)
+    store = Store(root)
     store.sweep()
-    return store, InputReader(DigestMemo(store.root, trust=not options.verify_inputs), plan.identities)
+    return store, InputReader(DigestMemo(root, trust=not options.verify_inputs), plan.identities)
 
 
 def _layers_to_keep(plan: TransferPlan, store: Store, warn: Callable[[str], None]) -> frozenset[str]:

@@ -8,11 +8,13 @@ ever listed or deleted, so a root that points at somebody's home folder by mista
 import contextlib
 import os
 import re
+import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraport.errors import FileError
 from loraport.partial import remove_if_abandoned
 
 KINDS = {
@@ -40,14 +42,51 @@ class EntryInfo:
     used: float
 
 
-def default_root() -> Path:
-    """The cache folder: `$LORAPORT_CACHE`, or the operating system's place for caches of this user."""
-    chosen = os.environ.get("LORAPORT_CACHE")
-    if chosen:
-        return Path(chosen).expanduser()
-    import platformdirs
+def cache_root(chosen: str | os.PathLike[str] | None = None) -> Path:
+    """The cache folder, which may not exist yet.
 
-    return Path(platformdirs.user_cache_dir("loraport", appauthor=False))
+    Args:
+        chosen: what the user asked for; None for `$LORAPORT_CACHE`, or the operating system's place for caches of
+            this user. A `~` in front is a home folder.
+
+    Raises:
+        FileError: the folder cannot be used, or there is no home folder that it could be in.
+    """
+    text = os.fspath(chosen) if chosen is not None else os.environ.get("LORAPORT_CACHE") or ""
+    if not text:
+        import platformdirs
+
+        try:
+            text = platformdirs.user_cache_dir("loraport", appauthor=False)
+        except (RuntimeError, KeyError):  # a user that the system has no name for, without HOME
+            text = "~/.cache/loraport"
+    root = os.path.expanduser(text)
+    reason = "there is no such home folder" if root.startswith("~") else _why_unusable(root)
+    if reason is not None:
+        raise FileError(
+            "the cache folder cannot be used",
+            where=root,
+            values=reason,
+            fix="name another one (--cache DIR, or LORAPORT_CACHE=DIR), or none (--cache off)",
+        )
+    return Path(root)
+
+
+def _why_unusable(root: str) -> str | None:
+    try:
+        if not stat.S_ISDIR(os.stat(root).st_mode):
+            return "it is not a folder"
+        return None if os.access(root, os.R_OK | os.X_OK) else "no permission to read it"
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        return getattr(error, "strerror", None) or str(error)
+    above = os.path.dirname(root) or os.curdir
+    while not os.path.isdir(above) and above != os.path.dirname(above):
+        if os.path.lexists(above):
+            return f"{above} is not a folder"
+        above = os.path.dirname(above) or os.curdir
+    return None if os.access(above, os.W_OK | os.X_OK) else f"no permission to write into {above}"
 
 
 def entry_path(root: Path, kind: str, key: str) -> Path:

@@ -66,7 +66,7 @@ class Store:
     """Content-addressed entries in a folder, bounded in size, safe with several processes at once.
 
     Args:
-        root: the folder; None for `$LORAPORT_CACHE` or the operating system's place for caches.
+        root: the folder; None for that of `index.cache_root`.
         max_bytes: total size kept (least recently used go first); None for 30 GB.
         on_problem: called for every StoreProblem. Without it they gather in `problems`. It stays behind when
             the store is sent to another process: collect there with `take_problems` and send those home.
@@ -81,7 +81,7 @@ class Store:
         on_problem: Callable[[StoreProblem], None] | None = None,
         reserve_bytes: int = RESERVE_BYTES,
     ):
-        self.root = Path(root) if root is not None else index.default_root()
+        self.root = Path(root) if root is not None else index.cache_root()
         self.max_bytes = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
         self.reserve_bytes = reserve_bytes
         self.problems: list[StoreProblem] = []
@@ -237,6 +237,12 @@ class Store:
 
 class NullStore(Store):
     """A store that keeps nothing and finds nothing, for `--cache off`. It never touches the disk."""
+
+    def __init__(self) -> None:
+        super().__init__(os.devnull)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NullStore, ()
 
     def has(self, kind: str, key: str) -> bool:
         return False
