@@ -9,8 +9,8 @@ import makers
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import open_adapter
-from loraport.errors import MismatchError, NumericalError, UsageError
-from makers import KOHYA, PEFT, LoraFile, flat, spell
+from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError, UsageError
+from makers import KOHYA, PEFT, LoraFile, flat, same, spell
 
 Q = "blocks.0.self_attn.q"
 
@@ -64,9 +64,80 @@ class TestByHand:
             torch.testing.assert_close(found, dense / 2, rtol=1e-5, atol=1e-6)
 
 
-def test_a_scale_from_beside_the_file_is_said(tmp_path, pico):
-    path = LoraFile(makers.universal(), {}, {"peft_type": "LORA", "r": 4, "lora_alpha": 16}).write(tmp_path)
-    assert "the scale 4 was taken from: adapter_config.json beside the file" in open_adapter(path, pico).warnings
+class TestConfiguration:
+    @pytest.mark.parametrize(
+        ("prefix", "patterns", "hit"),
+        [
+            ("base_model.model.", {"self_attn.q": 16}, True),
+            ("base_model.model.", {"^self_attn.q": 16}, False),
+            ("base_model.model.", {"^blocks.0.self_attn.q": 16}, True),
+            ("base_model.model.diffusion_model.", {"diffusion_model.blocks.0.self_attn.q": 16}, True),
+            ("base_model.model.diffusion_model.", {r"^diffusion_model\.blocks\.\d+\.self_attn\.q": 16}, True),
+            ("base_model.model.diffusion_model.", {"^blocks.0.self_attn.q": 16}, False),
+            ("diffusion_model.", {"^blocks.0.self_attn.q": 16}, True),
+            ("diffusion_model.", {"^diffusion_model.blocks.0.self_attn.q": 16}, True),
+        ],
+    )
+    def test_patterns_match_the_path_inside_the_model_that_peft_wrapped(self, prefix, patterns, hit, tmp_path, pico):
+        tensors = spell(makers.factors(), prefix, same, *PEFT)
+        file = LoraFile(tensors, {}, makers.peft_config(alpha_pattern=patterns))
+        layers = open_adapter(file.write(tmp_path, "adapter_model.safetensors"), pico).layers
+        assert layers[Q].scale == (4.0 if hit else 2.0)
+        assert layers["blocks.1.ffn.2"].scale == 2.0
+
+    def test_a_pattern_that_cannot_be_evaluated_is_refused_with_a_way_out(self, tmp_path, pico):
+        config = makers.peft_config(alpha_pattern={"(?=blocks).*": 1})
+        path = LoraFile(makers.universal(), {}, config).write(tmp_path)
+        with pytest.raises(UnsupportedError, match="--scale"):
+            open_adapter(path, pico)
+        assert open_adapter(path, pico, scale=1.0).layers[Q].scale == 1.0
+
+    def test_a_scale_from_beside_the_file_is_said(self, tmp_path, pico):
+        path = LoraFile(makers.universal(), {}, {"peft_type": "LORA", "r": 4, "lora_alpha": 16}).write(tmp_path)
+        (said,) = open_adapter(path, pico).warnings
+        assert said.startswith("the scale 4 was taken from: adapter_config.json beside the file")
+        assert "--scale 1" in said
+
+    @pytest.mark.parametrize(
+        ("more", "why"),
+        [({"r": 16}, "it states rank 16, the factors have 4"), ({"target_modules": ["q_proj"]}, "modules like q_proj")],
+    )
+    def test_somebody_elses_configuration_in_the_folder_is_not_believed_and_that_is_said(
+        self, more, why, tmp_path, pico
+    ):
+        file = LoraFile(makers.universal(), {}, makers.peft_config(**more))
+        adapter = open_adapter(file.write(tmp_path), pico)
+        assert {layer.scale for layer in adapter.layers.values()} == {1.0}
+        assert any(why in text for text in adapter.warnings)
+        # Beside the file that PEFT gives its name to, it is that file's own.
+        own = file.write(tmp_path / "own", "adapter_model.safetensors")
+        if "r" in more:
+            with pytest.raises(MismatchError, match="--scale"):
+                open_adapter(own, pico)
+        else:
+            assert {layer.scale for layer in open_adapter(own, pico).layers.values()} == {2.0}
+
+    @pytest.mark.parametrize("targets", [["to_q", "ffn.net.2"], "all-linear", r".*\.(q|k)", ["self_attn.q"], [], None])
+    def test_its_own_configuration_is_believed_under_any_naming(self, targets, tmp_path, pico):
+        config = makers.peft_config(target_modules=targets)
+        adapter = open_adapter(LoraFile(makers.universal(), {}, config).write(tmp_path), pico)
+        assert {layer.scale for layer in adapter.layers.values()} == {2.0}
+
+    @pytest.mark.parametrize(
+        ("text", "error"),
+        [
+            ('{"r": 4, "lora_alpha": 1' + "0" * 400 + "}", FileError),
+            ('{"r": 4, "lora_alpha": 1' + "0" * 5000 + "}", FileError),
+            ('{"r": 0, "lora_alpha": 1}', FileError),
+            ('{"r": NaN, "lora_alpha": 1}', FileError),
+            ('{"r": 4, "lora_alpha": 1e999}', NumericalError),
+            ('{"r": 4, "lora_alpha": NaN}', NumericalError),
+        ],
+    )
+    def test_numbers_beyond_all_measure(self, text, error, tmp_path, pico):
+        path = LoraFile(makers.universal(), {"lora_adapter_metadata": text}).write(tmp_path)
+        with pytest.raises(error):
+            open_adapter(path, pico)
 
 
 class TestStrength:

@@ -8,11 +8,13 @@ from loraport.adapters.adapter import Carried, LayerUpdate
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Claim, Piece
-from loraport.adapters.scale import ASSUMED, BY_HAND, AdapterConfig, read_alpha, scale_of
+from loraport.adapters.pattern import Patterns
+from loraport.adapters.scale import ASSUMED, BY_HAND, FROM_CONFIG, AdapterConfig, read_alpha, scale_of
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.family import Family
 from loraport.models.placement import Part, Rows, is_whole, split, take_ref
 
+PEFT_PREFIX = "base_model.model."
 NOTES = ("alpha", "lora_alpha", "lora_rank")  # they say something of an update and are nothing without it
 
 
@@ -26,11 +28,12 @@ class Scales:
 
 @dataclass
 class Assembled:
-    """What has been put together so far, and what was left over (key -> what is wrong with it)."""
+    """What has been put together so far, what was left over (key -> what is wrong with it), and what to tell."""
 
     layers: dict[str, LayerUpdate] = field(default_factory=dict)
     carried: list[Carried] = field(default_factory=list)
     leftover: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
 
 
 def assemble(
@@ -57,13 +60,22 @@ def assemble(
             raise _twice(piece.at.module, parts[piece.part].key, piece.key, path)
         parts[piece.part] = piece
     done = Assembled()
+    claims = {
+        held: claim
+        for held, parts in weights.items()
+        if _role(held[0].module, family) == "linear" and (claim := _claim(_title(held, parts), parts, path, done))
+    }
+    if config is not None and scale is None:
+        why = why_stray(config, [(weights[held], claim) for held, (_, claim) in claims.items()], family, path)
+        if why:
+            done.warnings.append(f"{config.source} does not belong to the file ({why}), so it was left out of account")
+            config = None
+    scales = Scales(config, scale)
     for held, parts in weights.items():
-        if is_whole(held):
-            found = Assembled()
-            _module(held[0].module, parts, family, Scales(config, scale), path, found)
-        else:
-            found = _fused(held, parts, family, Scales(config, scale), path)
-        _add(done, found, path)
+        mine = {piece.key: done.leftover[piece.key] for piece in parts.values() if piece.key in done.leftover}
+        found = Assembled(leftover=mine)
+        _module(held[0].module, parts, claims.get(held), family, scales, path, found)
+        _add(done, found if is_whole(held) else _fused(held, parts, found, family, path), path)
     return done
 
 
@@ -77,13 +89,18 @@ def _add(done: Assembled, found: Assembled, path: Path) -> None:
     done.leftover.update(found.leftover)
 
 
-def _fused(held: tuple[Part, ...], parts: Mapping[str, Piece], family: Family, scales: Scales, path: Path) -> Assembled:
+def _title(held: tuple[Part, ...], parts: Mapping[str, Piece]) -> str:
+    """What to call a weight in messages: the layer, or the file's own name for several."""
+    return held[0].module if is_whole(held) else next(iter(parts.values())).at.spelled
+
+
+def _fused(
+    held: tuple[Part, ...], parts: Mapping[str, Piece], whole: Assembled, family: Family, path: Path
+) -> Assembled:
     """The layers of a weight that holds several, or one with its rows in another order: each gets its own rows."""
-    spelled = next(iter(parts.values())).at.spelled
+    spelled = _title(held, parts)
     template = family.template_of(held[0].module)
     assert template is not None
-    whole = Assembled()
-    _module(held[0].module, parts, family, scales, path, whole, spelled)
     found = Assembled(leftover=whole.leftover)
     for layer in whole.layers.values():
         for module, rows in _rows(
@@ -130,24 +147,29 @@ def _twice(name: str, first: str, second: str, path: Path) -> MismatchError:
 def _module(
     module: str,
     parts: Mapping[str, Piece],
+    claimed: tuple[str, Claim] | None,
     family: Family,
     scales: Scales,
     path: Path,
     done: Assembled,
-    spelled: str | None = None,
 ) -> None:
-    template = family.template_of(module)
-    assert template is not None
+    role = _role(module, family)
     rules = grammar()
     update = {part: piece for part, piece in parts.items() if part not in NOTES and part not in rules.changes}
-    if template.role != "linear" and update:
+    if role != "linear" and update:
         piece = next(iter(update.values()))
         raise UnsupportedError(
             f"a LoRA on {module}, which is no linear layer, is not supported yet",
             where=str(path),
             values=f"{piece.key} {list(piece.ref.shape)}",
         )
-    layer = _layer(spelled or module, parts, scales, path, done) if template.role == "linear" else None
+    layer = None
+    if claimed is not None:
+        kind_name, claim = claimed
+        factor, source = _scale(parts, claim, scales)
+        keys = tuple(parts[part].key for part in (*claim.used, *NOTES) if part in parts)
+        layer = LayerUpdate(module, kind_name, claim.parts, factor, source, claim.rank, keys, claim.shape)
+        done.layers[module] = layer
     used = {part for part, piece in parts.items() if layer is not None and piece.key in layer.keys}
     for part, piece in parts.items():
         if part in used or piece.key in done.leftover:
@@ -156,13 +178,18 @@ def _module(
             done.leftover[piece.key] = "the factors it belongs to are missing"
             continue
         changed = rules.changes[part]
-        param = module if template.role == "param" or changed == "modulation" else f"{module}.{changed}"
+        param = module if role == "param" or changed == "modulation" else f"{module}.{changed}"
         scale = layer.scale if layer is not None and part == "lora_bias" else 1.0
         done.carried.append(Carried((piece.key,), param, part, piece.ref, scale))
 
 
-def _layer(module: str, parts: Mapping[str, Piece], scales: Scales, path: Path, done: Assembled) -> LayerUpdate | None:
-    """The update of a linear layer; None where there is none, or only a part of one (then in `done.leftover`)."""
+def _role(module: str, family: Family) -> str | None:
+    template = family.template_of(module)
+    return None if template is None else template.role
+
+
+def _claim(module: str, parts: Mapping[str, Piece], path: Path, done: Assembled) -> tuple[str, Claim] | None:
+    """What the keys of a linear layer are: a kind and its claim; None where there is no update, or a part of one."""
     claims: dict[str, Claim] = {}
     for kind in KINDS.values():
         claim = kind.claim(module, parts)
@@ -179,14 +206,7 @@ def _layer(module: str, parts: Mapping[str, Piece], scales: Scales, path: Path, 
             values=", ".join(parts[claim.used[0]].key for claim in claims.values()),
             fix="keep one of them, the other to be left out with --drop",
         )
-    if not claims:
-        return None
-    kind_name, claim = next(iter(claims.items()))
-    scale, source = _scale(parts, claim, scales)
-    keys = tuple(parts[part].key for part in (*claim.used, *NOTES) if part in parts)
-    layer = LayerUpdate(module, kind_name, claim.parts, scale, source, claim.rank, keys, claim.shape)
-    done.layers[module] = layer
-    return layer
+    return next(iter(claims.items()), None)
 
 
 def _scale(parts: Mapping[str, Piece], claim: Claim, scales: Scales) -> tuple[float, str]:
@@ -200,10 +220,56 @@ def _scale(parts: Mapping[str, Piece], claim: Claim, scales: Scales) -> tuple[fl
             return scale_of(read_alpha(piece.ref), claim.divisor, where=piece.ref.name), f".{part} tensor"
     if scales.config is not None:
         piece = parts[claim.used[0]]
-        configured = scales.config.scale(piece.at.spelled, claim.divisor, str(piece.ref.file))
+        configured = scales.config.scale(wrapped_paths(piece), claim.divisor, str(piece.ref.file))
         if configured is not None:
             return configured, scales.config.source
     return 1.0, claim.unscaled or ASSUMED
+
+
+def wrapped_paths(piece: Piece) -> list[str]:
+    """The path of a piece's module inside the model that PEFT wrapped.
+
+    Keys of PEFT's own state dictionary say it: it is what follows `base_model.model.`, a further prefix included.
+    Otherwise the trainer wrote a prefix of its own, and a pattern may have been made with it or without.
+    """
+    whole = piece.at.prefix + piece.at.spelled
+    if whole.startswith(PEFT_PREFIX):
+        return [whole.removeprefix(PEFT_PREFIX)]
+    return [piece.at.spelled] if whole == piece.at.spelled else [piece.at.spelled, whole]
+
+
+def why_stray(
+    config: AdapterConfig, layers: Sequence[tuple[Mapping[str, Piece], Claim]], family: Family, path: Path
+) -> str:
+    """Why a configuration beside the file cannot be the file's own; "" where it may be.
+
+    Files of PEFT lie beside their configuration by name. Any other file may merely share the folder with one: such
+    a configuration is believed only if it fits the file in its kind, its rank and the modules it speaks of.
+    """
+    pieces = [parts[claim.used[0]] for parts, claim in layers]
+    if config.source != FROM_CONFIG or not layers:
+        return ""
+    if path.stem == "adapter_model" or any(piece.at.prefix.startswith(PEFT_PREFIX) for piece in pieces):
+        return ""
+    ranks = [claim.divisor for _, claim in layers if claim.divisor is not None]
+    try:
+        stated = [config.stated_rank(wrapped_paths(piece)) for piece in pieces]
+        fitting = [
+            rank is None or claim.divisor in (None, rank) for rank, (_, claim) in zip(stated, layers, strict=True)
+        ]
+        if not any(fitting):
+            return f"it states rank {stated[0]:g}, the factors have {ranks[0]}"
+        if config.targets is not None and not any(_trained(config.targets, piece, family) for piece in pieces):
+            return f"it is for modules like {next(iter(config.targets.values))}"
+    except UnsupportedError:
+        return ""  # a pattern that cannot be evaluated: refused where a scale hangs on it
+    return ""
+
+
+def _trained(targets: Patterns, piece: Piece, family: Family) -> bool:
+    # Trainers rename modules when they save, so the configuration may know them by any name.
+    spelled = {family.spell(piece.at.module, naming) for naming in family.namings}
+    return targets.find([*wrapped_paths(piece), *spelled]) is not None
 
 
 def _spelled(piece: Piece, part: str) -> str:

@@ -109,7 +109,9 @@ def open_adapter(
         metadata,
         _common_dtype(done, pieces),
         tuple(refs),
-        tuple(idle + scale_doubts(done.layers.values(), config, dialect, metadata) + doubts(pieces, gone)),
+        tuple(
+            idle + done.warnings + scale_doubts(done.layers.values(), config, dialect, metadata) + doubts(pieces, gone)
+        ),
     )
 
 
@@ -284,7 +286,8 @@ def _without(done: Assembled, problems: Mapping[str, str]) -> tuple[Assembled, l
     carried = [item for item in done.carried if not set(item.keys) & problems.keys()]
     gone = [key for name, layer in done.layers.items() if name not in layers for key in layer.keys]
     kept = {key for layer in layers.values() for key in layer.keys} | {key for item in carried for key in item.keys}
-    return Assembled(layers, carried), list(dict.fromkeys([*gone, *(key for key in problems if key not in kept)]))
+    gone = list(dict.fromkeys([*gone, *(key for key in problems if key not in kept)]))
+    return Assembled(layers, carried, warnings=done.warnings), gone
 
 
 def _common_dtype(done: Assembled, pieces: Sequence[Piece]) -> str:

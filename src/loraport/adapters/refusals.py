@@ -65,7 +65,8 @@ def scale_doubts(
         if scales.get(source, {1.0}) != {1.0}:
             low, high = min(scales[source]), max(scales[source])
             span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            found.append(f"the scale {span} was taken from: {source}")
+            way_out = "; --scale 1 leaves it out" if source == FROM_CONFIG else ""
+            found.append(f"the scale {span} was taken from: {source}{way_out}")
     if BY_HAND in scales:
         return found
     if config is not None and dialect.alpha != "none":

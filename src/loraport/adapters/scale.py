@@ -2,12 +2,12 @@
 
 import json
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraport.adapters.pattern import Patterns
 from loraport.containers.tensors import TensorRef, read_tensor
 from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError, UsageError
 
@@ -35,6 +35,7 @@ class AdapterConfig:
         rslora: divide by the root of the rank.
         rank_pattern: pattern of module paths -> rank.
         alpha_pattern: the same for alpha.
+        targets: patterns of the modules that were trained, as far as it names them.
     """
 
     source: str
@@ -42,37 +43,47 @@ class AdapterConfig:
     rank: float | None = None
     alpha: float | None = None
     rslora: bool = False
-    rank_pattern: dict[str, float] = field(default_factory=dict)
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    rank_pattern: Patterns = field(default_factory=lambda: Patterns({}, ""))
+    alpha_pattern: Patterns = field(default_factory=lambda: Patterns({}, ""))
+    targets: Patterns | None = None
 
-    def scale(self, module: str, rank: int | None, where: str) -> float | None:
+    def scale(self, modules: Sequence[str], rank: int | None, where: str) -> float | None:
         """Scale of a module; None if this says nothing of it.
 
         Args:
-            module: its path, spelled as in the file without its prefix.
+            modules: its path inside the model that PEFT wrapped; several where the file leaves that open.
             rank: of its factors; None for a LoKr of two whole matrices, which PEFT scales by the rank it states.
             where: the file, for messages.
 
         Raises:
             MismatchError: the stated rank is not the rank of the factors, so the scale cannot be trusted.
+            UnsupportedError: a pattern that cannot be evaluated.
         """
-        alpha = _matching(self.alpha_pattern, module, self.alpha)
-        stated = _matching(self.rank_pattern, module, self.rank)
-        if rank is None and self.kind == "LOKR":
-            rank = None if stated is None else int(stated)
+        alpha = _first(self.alpha_pattern.find(modules), self.alpha)
+        stated = self.stated_rank(modules)
+        if rank is None and self.kind == "LOKR" and stated is not None:
+            return scale_of(alpha or 0.0, stated, where=f"{self.source} of {where}")
         if alpha is None or rank is None:
             return None
         if stated is not None and stated != rank:
             raise MismatchError(
                 f"the rank in the {self.source} is not the rank of the factors, so the scale cannot be known",
-                where=f"{module} in {where}",
+                where=f"{modules[0]} in {where}",
                 values=f"rank {stated:g} stated, rank {rank} found",
                 fix="state alpha / rank by hand with --scale, or use the file with its own adapter_config.json",
             )
         return scale_of(alpha, rank, rslora=self.rslora, where=f"{self.source} of {where}")
 
+    def stated_rank(self, modules: Sequence[str]) -> float | None:
+        """The rank that a module should have."""
+        return _first(self.rank_pattern.find(modules), self.rank)
 
-def scale_of(alpha: float, rank: int, *, rslora: bool = False, where: str = "") -> float:
+
+def _first(first: float | None, second: float | None) -> float | None:
+    return second if first is None else first
+
+
+def scale_of(alpha: float, rank: int | float, *, rslora: bool = False, where: str = "") -> float:
     """alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA; an alpha of 0 means the rank.
 
     Raises:
@@ -144,21 +155,33 @@ def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
             values=f"init_lora_weights = {start}",
             fix="convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)",
         )
+    targets = fields.get("target_modules")
+    named = [targets] if isinstance(targets, str) else targets if isinstance(targets, list) else []
+    everything = not named or "all-linear" in named
     return AdapterConfig(
         source,
         kind.upper(),
-        _number(fields.get("r"), path),
+        _rank(fields.get("r"), path),
         _number(fields.get(_ALPHA[kind.upper()]), path),
         bool(fields.get("use_rslora")),
         _patterns(fields.get("rank_pattern"), path),
         _patterns(fields.get("alpha_pattern"), path),
+        None if everything else Patterns({str(name): 1.0 for name in named}, str(path)),
     )
 
 
-def _patterns(value: Any, path: Path) -> dict[str, float]:
+def _patterns(value: Any, path: Path) -> Patterns:
     if not isinstance(value, dict):
-        return {}
-    return {str(key): number for key, item in value.items() if (number := _number(item, path)) is not None}
+        return Patterns({}, str(path))
+    found = {str(key): number for key, item in value.items() if (number := _number(item, path)) is not None}
+    return Patterns(found, str(path))
+
+
+def _rank(value: Any, path: Path) -> float | None:
+    rank = _number(value, path)
+    if rank is not None and not rank > 0:
+        raise FileError("the LoRA configuration states no possible rank", where=str(path), values=f"r = {rank:g}")
+    return rank
 
 
 def _number(value: Any, path: Path) -> float | None:
@@ -168,28 +191,12 @@ def _number(value: Any, path: Path) -> float | None:
         raise FileError(
             "the LoRA configuration holds something that is not a number", where=str(path), values=repr(value)[:80]
         )
-    return float(value)
-
-
-def _matching(patterns: Mapping[str, float], module: str, default: float | None) -> float | None:
-    """PEFT's rule: the first pattern that matches the end of the module path."""
-    for pattern, value in patterns.items():
-        if _matches(pattern, module):
-            return value
-    return default
-
-
-def _matches(pattern: str, module: str) -> bool:
-    plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
-    if module == plain or (not pattern.startswith("^") and module.endswith("." + plain)):
-        return True
-    # Patterns come out of a file, so a repeated group, which can take for ever, is not run.
-    if len(pattern) > 256 or re.search(r"\)[*+?{]", pattern):
-        return False
     try:
-        return re.match(rf"(.*\.)?({pattern})$", module) is not None
-    except re.error:
-        return False
+        return float(value)
+    except OverflowError:
+        raise FileError(
+            "the LoRA configuration holds a number beyond all measure", where=str(path), values=f"{str(value)[:40]}..."
+        ) from None
 
 
 def _parse(text: str, where: str) -> dict[str, Any]:
