@@ -50,8 +50,8 @@ def main() -> None:
             {
                 "seconds": seconds,
                 "peak_so_far": _high_water(),
-                "energy_kept_total": report.summary["energy_kept_total"],
-                "cached_layers": report.summary["cached_layers"],
+                "energy_kept_total": report.summary.energy_kept_total,
+                "cached_layers": report.summary.cached_layers,
                 "layers": {layer.name: {"seconds": layer.seconds} | layer.stats for layer in report.layers},
             }
         )

@@ -6,6 +6,6 @@ from loraport import zoo
 report = loraport.transfer(
     zoo.path("outline"), source=zoo.path("source"), target=zoo.path("step-strong"), output="outline-fast.safetensors"
 )
-print(f"wrote {report.output}, rank {report.summary['rank_out']}")
+print(f"wrote {report.output}, rank {report.summary.rank_out}")
 for layer in report.layers[:5]:
     print(f"{layer.name:28} drift {layer.stats['drift_rel']:.0%}  energy kept {layer.energy_kept:.1%}")

@@ -4,7 +4,7 @@
 
     report = loraport.transfer("style.safetensors", source="Wan2.1-T2V-1.3B", target="FastWan2.1-1.3B",
                                output="style-fast.safetensors")
-    print(report.summary["energy_kept_total"], report.layers[0].stats)
+    print(report.summary.energy_kept_total, report.layers[0].stats)
 
 Everything here is loaded on first use, so that importing the package costs nothing.
 """

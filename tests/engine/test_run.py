@@ -53,7 +53,7 @@ def test_every_executor_and_every_state_of_the_cache_gives_the_same_bytes(files,
     def run(executor: str, cache: str, workers: int) -> tuple[bytes, int]:
         options = RunOptions(executor=executor, workers=workers, cache=cache, overwrite=True)
         report = _transfer(files, tmp_path / "out.safetensors", options)
-        return (tmp_path / "out.safetensors").read_bytes(), report.summary["cached_layers"]
+        return (tmp_path / "out.safetensors").read_bytes(), report.summary.cached_layers
 
     warm = str(tmp_path / "cache")
     reference, cached = run("serial", "off", 1)
@@ -76,7 +76,7 @@ def test_a_second_lora_for_the_same_pair_does_no_decomposition(files, tmp_path, 
     save_file(pico.lora(9), files.folder / "second.safetensors")
     monkeypatch.setattr("loraport.engine.layer.thin_svd", None)  # any call would fail
     report = _transfer(files, tmp_path / "second.safetensors", options, lora=files.folder / "second.safetensors")
-    assert report.summary["cached_layers"] == 0
+    assert report.summary.cached_layers == 0
 
 
 def test_target_equal_to_source_gives_the_lora_back(files, tmp_path, options):

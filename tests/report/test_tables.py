@@ -2,8 +2,9 @@
 
 import pytest
 
+from loraport.engine.results import Column
 from loraport.report import layer_table, summary_table
-from loraport.report.tables import Column, block_and_module
+from loraport.report.tables import block_and_module, show
 
 LAYER = {
     "name": "blocks.0.self_attn.q",
@@ -60,7 +61,7 @@ def test_summary_counts_what_was_carried_and_leaves_out_the_empty():
     ],
 )
 def test_printing(kind, value, shown):
-    assert Column("k", "t", kind).show(value) == shown
+    assert show(Column("k", "t", "", kind), value) == shown
 
 
 @pytest.mark.parametrize(

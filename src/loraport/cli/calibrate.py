@@ -150,6 +150,8 @@ def calibrate(
             raise UsageError(f"the {name} is not given", fix=f"--{name}")
     assert output is not None
     device = asked["device"]
+    from loraport.calibration.settings import Settings
+    from loraport.sampling.denoiser import Schedule
     from loraport.sampling.schedule import RunSettings
 
     settings = Settings(

@@ -34,7 +34,7 @@ def demo(
     with Progress(console) as progress:
         done = run_demo(output, lora=lora, target=target, method=method, seed=seed, on_event=progress)
     if console.verbose:
-        show_layers(done.report.layers, console)
+        show_layers(done.report, console)
     lines = [f"carried the LoRA {lora} over to {target} and sampled both in {text.duration(done.seconds)}", ""]
     lines += [done.lead, *(f"- {remark}" for remark in done.remarks), ""]
     lines += [

@@ -1,6 +1,7 @@
 """From whatever a command raises to one message and one exit code."""
 
 import contextlib
+import io
 import os
 import sys
 import tempfile
@@ -15,14 +16,16 @@ from loraport.cli.console import Console
 from loraport.cli.signals import ended_by_signals
 from loraport.errors import FileError, Interrupted, LoraportError, UsageError
 
-# typer carries its own copy of click in some versions; this is ClickException of whichever it uses
-_ClickError = typer.BadParameter.__mro__[2]
+try:
+    from typer import TyperException as CommandLineError
+except ImportError:  # before typer brought a click of its own
+    from click import ClickException as CommandLineError  # type: ignore[assignment]  # it has what is used here
 
 
 class Commands(TyperGroup):
     """The top-level group: every way out of the program passes `main`."""
 
-    def main(
+    def main(  # type: ignore[override]  # what typer takes besides is nothing, and nothing is swallowed here
         self,
         args: Sequence[str] | None = None,
         prog_name: str | None = None,
@@ -49,7 +52,7 @@ class Commands(TyperGroup):
 def guarded(command: Callable[[], Any], *, as_json: bool, verbose: bool) -> int:
     """Run a command; returns the exit code. A user's mistake never shows a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError, ValueError):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # odd names on a narrow console must not be a crash
     with ended_by_signals() as received:
         code = _guarded(command, as_json, verbose)
@@ -70,7 +73,7 @@ def _guarded(command: Callable[[], Any], as_json: bool, verbose: bool) -> int:
         return _fail(
             Interrupted("interrupted", fix="run the same command again to resume; finished layers are kept"), as_json
         )
-    except _ClickError as error:
+    except CommandLineError as error:
         if not error.format_message().strip() and not as_json:
             return error.exit_code  # no command was given, and the help text has been printed instead
         return _fail(_usage_error(error), as_json)
@@ -105,7 +108,7 @@ def _fail(error: LoraportError, as_json: bool) -> int:
     return error.exit_code
 
 
-def _usage_error(error: Exception) -> UsageError:
+def _usage_error(error: CommandLineError) -> UsageError:
     message = error.format_message().strip().rstrip(".")
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "loraport"

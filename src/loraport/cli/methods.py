@@ -1,11 +1,15 @@
 """`loraport methods`: which ways of carrying a LoRA over there are, and their settings."""
 
-from typing import Annotated, Any, Optional
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from loraport.cli.console import Console
 from loraport.cli.flags import command
+
+if TYPE_CHECKING:
+    from loraport.methods.base import TransferMethod
 
 EXAMPLE = """All methods and presets, then the settings of one:
 
@@ -49,27 +53,29 @@ def methods(
 
 
 def _show_one(name: str, console: Console) -> None:
+    from loraport.engine.results import COLUMNS
     from loraport.methods import registry
 
     method, params = registry.resolve(name)
     facts = _describe(method) | {"values": params.model_dump(mode="json")}
-    lines = [f"{name}: {method.summary}", f"  reference  {method.reference}", f"  version    {method.version}"]
-    if method.Params.__doc__:
-        lines += [
-            "",
-            *(f"  {line.strip()}" for line in method.Params.__doc__.strip().splitlines() if line.strip() != "Args:"),
-        ]
-    console.result(*lines)
+    console.result(f"{name}: {method.summary}", f"  reference  {method.reference}", f"  version    {method.version}")
+    said = (method.Params.__doc__ or "").strip().splitlines()
+    about = [line.strip() for line in said if line.strip() not in ("", "Args:", "Attributes:")]
+    console.result(*([""] if about else []), *(f"  {line}" for line in about))
     rows = [[f"{method.name}.{key}", str(value)] for key, value in facts["values"].items()]
     console.table(["setting (change it with --set)", "value"], rows)
+    columns = [*COLUMNS, *method.columns]
+    rows = [[column.key, column.title, column.help] for column in columns]
+    console.table(["figure of a layer", "column", "what it says"], rows)
     console.document(facts)
 
 
-def _describe(method: Any) -> dict[str, Any]:
+def _describe(method: "TransferMethod") -> dict[str, Any]:
     return {
         "name": method.name,
         "version": method.version,
         "summary": method.summary,
         "reference": method.reference,
         "settings": method.Params().model_dump(mode="json"),
+        "columns": [asdict(column) for column in method.columns],
     }

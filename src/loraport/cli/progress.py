@@ -6,8 +6,32 @@ from types import TracebackType
 
 from loraport.cli import text
 from loraport.cli.console import Console, printable, terminal
+from loraport.engine import events
 
 _LINE_EVERY = 10.0  # seconds between plain lines
+
+
+class Bar:
+    """One bar on a terminal."""
+
+    def __init__(self) -> None:
+        from rich import progress
+
+        self.rich = progress.Progress(
+            progress.TextColumn("{task.description}", markup=False),
+            progress.BarColumn(),
+            progress.TaskProgressColumn(),
+            progress.TimeElapsedColumn(),
+            progress.TextColumn("{task.fields[left]}", markup=False),
+            console=terminal(stderr=True),
+            transient=True,
+        )
+        self.rich.start()
+        self._task = self.rich.add_task("reading headers", total=None, left="")
+
+    def show(self, message: str, done: float, total: float, left: str = "") -> None:
+        """What is going on, and how far it is."""
+        self.rich.update(self._task, description=printable(message), completed=done, total=total, left=left)
 
 
 class Progress:
@@ -15,8 +39,7 @@ class Progress:
 
     def __init__(self, console: Console):
         self._console = console
-        self._bar = None
-        self._task = None
+        self._bar: Bar | None = None
         self._began = time.monotonic()
         self._fresh_since = (self._began, 0.0)  # when work that was not cached began, and the operations before it
         self._last_line = self._began
@@ -29,31 +52,17 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         if not self._console.quiet and sys.stderr.isatty():
-            from rich import progress
-
-            self._bar = progress.Progress(
-                progress.TextColumn("{task.description}", markup=False),
-                progress.BarColumn(),
-                progress.TaskProgressColumn(),
-                progress.TimeElapsedColumn(),
-                progress.TextColumn("{task.fields[left]}", markup=False),
-                console=terminal(stderr=True),
-                transient=True,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("reading headers", total=None, left="")
+            self._bar = Bar()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.rich.stop()
 
     def __call__(self, event: object) -> None:
         """Take one event."""
-        from loraport.engine import events
-
         if isinstance(event, events.Warned):
             self._warn(event.message)
         elif isinstance(event, events.PlanReady):
@@ -69,29 +78,29 @@ class Progress:
             return
         self._warned.append(message)
         if self._bar is not None:
-            self._bar.console.print(f"warning: {printable(message)}", markup=False, style="yellow")
+            self._bar.rich.console.print(f"warning: {printable(message)}", markup=False, style="yellow")
         else:
             self._console.warning(message)
 
     def _stage(self, message: str, done: int, total: int) -> None:
         """A step of a longer story, such as the demo's."""
         if self._bar is not None:
-            self._bar.update(self._task, description=message, completed=done - 1, total=total, left="")
+            self._bar.show(message, done - 1, total)
         else:
             self._console.remark(f"[{done}/{total}] {message}")
 
-    def _advance(self, event) -> None:
+    def _advance(self, event: events.LayerDone) -> None:
         now = time.monotonic()
         left = self._time_left(event, now)
         name = f"{event.finished}/{event.layers} layers"
         if self._bar is not None:
-            self._bar.update(self._task, description=name, completed=event.done, total=event.total, left=left)
+            self._bar.show(name, event.done, event.total, left)
         elif now - self._last_line >= _LINE_EVERY:
             self._last_line = now
             percent = 100 * event.done / event.total if event.total else 100.0
             self._console.remark(f"{name}, {percent:.0f} %{', ' + left if left else ''}")
 
-    def _time_left(self, event, now: float) -> str:
+    def _time_left(self, event: events.LayerDone, now: float) -> str:
         """The mean speed over layers that were really computed; those from an earlier run would flatter it."""
         if event.layer.cached:
             if event.done > self._fresh_since[1] and now - self._fresh_since[0] < 1.0:

@@ -35,13 +35,22 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Step:
+    """Progress of something longer than a run, such as a calibration: the `done`-th of `total` steps is under way."""
+
+    message: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """The output is written, reopened and verified."""
 
     report: "TransferReport"
 
 
-Event = PlanReady | LayerDone | Warned | Finished
+Event = PlanReady | LayerDone | Warned | Step | Finished
 Listener = Callable[[Event], None]
 
 

@@ -68,7 +68,7 @@ def render_output(
         recipe=_identity(plan),
         inputs=_input_digests(plan, results),
         method=plan.method,
-        summary={name: report.summary[name] for name in told} | {"dropped": list(plan.dropped)},
+        summary={name: getattr(report.summary, name) for name in told} | {"dropped": list(plan.dropped)},
         rank=rank,
         target_title=(plan.target or plan.source).architecture.title,
     )

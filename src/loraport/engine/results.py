@@ -1,13 +1,16 @@
 """What a run reports: one `LayerReport` a layer, gathered in a `TransferReport`."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from loraport.methods.columns import Column
 
 Stat = float | int | str | bool
+
+SCHEMA = 2
+"""Of the JSON document and the run log; raised when a name goes or changes its meaning. 1 had no number."""
 
 COLUMNS = (
     Column("rank_in", "rank in", "rank of the LoRA's update in the input", "count"),
@@ -36,9 +39,11 @@ class LayerReport:
     """One layer of the output, in numbers.
 
     Attributes:
-        name: canonical layer name. shape: (out, in).
+        name: canonical layer name.
+        shape: (out, in).
         method: what was done to it (`direct` for layers that `layers` left out).
-        rank_in, rank_out: rank of the input's update and of the output's, before padding to one rank.
+        rank_in: rank of the input's update.
+        rank_out: rank of the output's, before all layers are padded to one.
         energy_kept: share of the squared norm of the exact update that the output rank holds.
         stats: the method's own figures and the engine's `update_rel` and `drift_rel`; `layer_columns` says what
             each of them means, and so does `loraport methods NAME`.
@@ -64,33 +69,104 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class Summary:
+    """The totals of a run, and what was asked for.
+
+    Attributes:
+        method: as resolved; a preset's own method.
+        params: its settings, all of them.
+        amount: 0 is direct reuse, 1 the full method.
+        strength: factor on the whole LoRA, before the method.
+        scale: the LoRA's own scale where it was stated by hand.
+        layers: number of layers in the output.
+        rank_in: largest rank in the input.
+        rank_out: rank of the output, the same in every layer.
+        rank_rule: what was asked for (`auto`, `48`, `energy=0.99`).
+        energy_kept_min: share of the squared norm of the exact update that the rank holds, in the worst layer.
+        energy_kept_mean: the same in the mean over layers.
+        energy_kept_total: the same of all exact updates together.
+        dtype: torch name of the output's number format.
+        to: output profile.
+        lora: the LoRA file.
+        source: the model it was trained on.
+        source_title: that model in words.
+        target: the distilled model; None where a LoRA makes it.
+        target_title: that model in words.
+        target_lora: the distillation LoRA, where one makes the target of the source.
+        target_lora_strength: how strong it was taken.
+        extra_source: weights that only the source has.
+        extra_target: weights that only the target has.
+        cached_layers: layers that were taken from an earlier run.
+        seconds: wall time.
+    """
+
+    method: str
+    params: dict[str, Any]
+    amount: float
+    strength: float
+    scale: float | None
+    layers: int
+    rank_in: int
+    rank_out: int
+    rank_rule: str
+    energy_kept_min: float
+    energy_kept_mean: float
+    energy_kept_total: float
+    dtype: str
+    to: str
+    lora: str
+    source: str
+    source_title: str
+    target: str | None
+    target_title: str
+    target_lora: str | None
+    target_lora_strength: float | None
+    extra_source: tuple[str, ...]
+    extra_target: tuple[str, ...]
+    cached_layers: int
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
 class TransferReport:
-    """The outcome of a transfer; `to_json()` is what `--json` prints.
+    """The outcome of a transfer; `to_json()` is what `--json` prints (docs/report.md). A calibration adds a section.
 
     Attributes:
         output: the file written, or None when the run was asked to write nothing.
+        summary: totals and settings.
+        columns: what the figures of the layers mean, as far as any layer has them.
         layers: one report a transferred layer, in the order of the model.
-        carried: keys taken over unchanged. dropped: keys left out, by request or by `allow_partial`.
+        carried: keys taken over unchanged.
+        dropped: keys left out, by request or by `allow_partial`.
+        load: how to load the output, one program a line.
         warnings: sentences for the user.
-        summary: totals (rank, energy, time, cache use, recipe, inputs).
     """
 
     output: Path | None
+    summary: Summary
+    columns: tuple[Column, ...]
     layers: tuple[LayerReport, ...]
     carried: tuple[str, ...]
     dropped: tuple[str, ...]
+    load: tuple[str, ...]
     warnings: tuple[str, ...]
-    summary: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {
+            "schema": SCHEMA,
             "output": None if self.output is None else str(self.output),
-            "summary": self.summary,
-            "warnings": list(self.warnings),
+            "summary": self.summary.to_json(),
+            "columns": [asdict(column) for column in self.columns],
+            "layers": [layer.to_json() for layer in self.layers],
             "carried": list(self.carried),
             "dropped": list(self.dropped),
-            "layers": [layer.to_json() for layer in self.layers],
+            "load": list(self.load),
+            "warnings": list(self.warnings),
         }
 
 

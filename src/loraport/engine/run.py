@@ -7,8 +7,10 @@ line, so that there is something to read after a failure too.
 import contextlib
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from loraport.adapters.loaders import ways_to_load
 from loraport.adapters.render import write_adapter
 from loraport.core.lowrank import LowRank
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
@@ -19,7 +21,15 @@ from loraport.engine.output import check_outputs, log_path, render_output
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
-from loraport.engine.results import LayerReport, TransferReport, energy_kept_in_total
+from loraport.engine.results import (
+    SCHEMA,
+    Column,
+    LayerReport,
+    Summary,
+    TransferReport,
+    energy_kept_in_total,
+    layer_columns,
+)
 from loraport.engine.worker import LayerResult, Worker, references
 from loraport.errors import FileError, MismatchError
 from loraport.files import RunLog
@@ -68,21 +78,18 @@ def run(
     sample = sample_for_kinship(plan)
     _check_kinship(plan, sample, reader)
     work = Worker(store, reader, _layers_to_keep(plan, store, warn))
-    log = _open_log(path, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
+    log = _open_log(path, plan, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
     if path is not None:
         remove_abandoned(path)
     try:
         results = _run_jobs(plan, sample, work, executor, on_event, warn, log)
         layers = tuple(result.report for result in results)
         _judge(layers, plan, warn)
-        report = _report(plan, results, warnings, time.perf_counter() - began)
+        report = _report(plan, path, results, warnings, time.perf_counter() - began)
         if path is not None:
             tensors, metadata = render_output(plan, results, report)
             reader.check_unchanged()
             write_adapter(path, tensors, metadata, overwrite=options.overwrite)
-            report = TransferReport(
-                path, report.layers, report.carried, report.dropped, report.warnings, report.summary
-            )
         if log is not None:
             log.append({"event": "finished", **{k: v for k, v in report.to_json().items() if k != "layers"}})
     except BaseException as error:
@@ -176,12 +183,13 @@ def _run_jobs(
     return [by_name[job.name] for job in plan.jobs]
 
 
-def _open_log(path: Path | None, options: RunOptions) -> RunLog | None:
+def _open_log(path: Path | None, plan: TransferPlan, options: RunOptions) -> RunLog | None:
     place = log_path(path, options)
     if place is None:
         return None
     log = RunLog(place)
-    log.append({"event": "started", "program": "loraport", "version": __version__})
+    columns = [asdict(column) for column in plan_columns(plan)]
+    log.append({"event": "started", "schema": SCHEMA, "version": __version__, "columns": columns})
     return log
 
 
@@ -230,29 +238,66 @@ def _refuse_unrelated(ratios: dict[str, float], plan: TransferPlan) -> None:
         )
 
 
-def _report(plan: TransferPlan, results: list[LayerResult], warnings: list[str], seconds: float) -> TransferReport:
+def _report(
+    plan: TransferPlan, path: Path | None, results: list[LayerResult], warnings: list[str], seconds: float
+) -> TransferReport:
     layers = tuple(result.report for result in results)
     kept = [layer.energy_kept for layer in layers]
-    summary = {
-        "method": plan.method,
-        "params": plan.params,
-        "amount": plan.recipe.amount,
-        "layers": len(layers),
-        "rank_in": plan.adapter.max_rank,
-        "rank_out": max(result.update.rank for result in results),
-        "rank_rule": plan.recipe.rank,
-        "energy_kept_min": min(kept),
-        "energy_kept_mean": sum(kept) / len(kept),
-        "energy_kept_total": energy_kept_in_total(layers),
-        "dtype": plan.dtype,
-        "to": plan.recipe.to,
-        "lora": str(plan.adapter.path),
-        "source": str(plan.source.path),
-        "target": plan.recipe.target_lora if plan.target is None else str(plan.target.path),
-        "extra_source": list(plan.extra_source),
-        "extra_target": list(plan.extra_target),
-        "cached_layers": sum(layer.cached for layer in layers),
-        "seconds": seconds,
-    }
-    carried = tuple(key for item in plan.carried for key in item.keys)
-    return TransferReport(None, layers, carried, plan.dropped, tuple(warnings), summary)
+    distill = plan.recipe.target_lora_parts()
+    summary = Summary(
+        method=plan.method,
+        params=plan.params,
+        amount=plan.recipe.amount,
+        strength=plan.recipe.strength,
+        scale=plan.recipe.scale,
+        layers=len(layers),
+        rank_in=plan.adapter.max_rank,
+        rank_out=max(result.update.rank for result in results),
+        rank_rule=plan.recipe.rank,
+        energy_kept_min=min(kept),
+        energy_kept_mean=sum(kept) / len(kept),
+        energy_kept_total=energy_kept_in_total(layers),
+        dtype=plan.dtype,
+        to=plan.recipe.to,
+        lora=str(plan.adapter.path),
+        source=str(plan.source.path),
+        source_title=plan.source.architecture.title,
+        target=None if plan.target is None else str(plan.target.path),
+        target_title=plan.source.architecture.title if plan.target is None else plan.target.architecture.title,
+        target_lora=None if plan.distill is None else str(plan.distill.path),
+        target_lora_strength=None if distill is None else distill[1],
+        extra_source=plan.extra_source,
+        extra_target=plan.extra_target,
+        cached_layers=sum(layer.cached for layer in layers),
+        seconds=seconds,
+    )
+    return TransferReport(
+        output=path,
+        summary=summary,
+        columns=tuple(column for column in plan_columns(plan) if any(_has(layer, column.key) for layer in layers)),
+        layers=layers,
+        carried=tuple(key for item in plan.carried for key in item.keys),
+        dropped=plan.dropped,
+        load=() if path is None else _how_to_load(path, plan, summary),
+        warnings=tuple(warnings),
+    )
+
+
+def plan_columns(plan: TransferPlan) -> tuple[Column, ...]:
+    """What the figures of the layers will mean."""
+    return layer_columns(dict.fromkeys(job.method for job in plan.jobs))
+
+
+def _has(layer: LayerReport, key: str) -> bool:
+    return key in layer.stats or hasattr(layer, key)
+
+
+def _how_to_load(path: Path, plan: TransferPlan, summary: Summary) -> tuple[str, ...]:
+    ways = tuple(ways_to_load(path, plan.content))
+    if summary.target_lora is None:
+        return ways
+    return (
+        *ways,
+        f"together with {summary.target_lora} at strength {summary.target_lora_strength:g}, on the source: "
+        "the two make up the target that this file is for",
+    )

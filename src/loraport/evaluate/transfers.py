@@ -53,8 +53,7 @@ def _transferred(
     )
     report = run(make_plan(recipe), output, RunOptions(cache=str(folder / "cache"), overwrite=True, log="off"))
     facts = {"rank": float(max(layer.rank_out for layer in report.layers))}
-    if "energy_kept_total" in report.summary:
-        facts["energy_kept"] = float(report.summary["energy_kept_total"])
+    facts["energy_kept"] = report.summary.energy_kept_total
     shared = set.intersection(*(set(layer.stats) for layer in report.layers))
     for name in sorted(shared):
         values = [layer.stats[name] for layer in report.layers]

@@ -3,10 +3,9 @@
 from loraport.report.comparison import Comparison, Curve, Measure, Row, Score
 from loraport.report.page import Words, render_page, write_page
 from loraport.report.runlog import read_run
-from loraport.report.tables import Column, Table, layer_table, summary_table
+from loraport.report.tables import Table, layer_table, summary_table
 
 __all__ = [
-    "Column",
     "Comparison",
     "Curve",
     "Measure",

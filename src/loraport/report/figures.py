@@ -81,10 +81,12 @@ def animation(
     milliseconds: int = 220,
 ) -> bytes:
     """The same sheet as an endless GIF, with a breath before it starts again."""
+    from PIL.Image import Dither
+
     layout = _layout(comparison, scores, cell, label_width)
     sheets = [_sheet(comparison, scores, layout, frame) for frame in range(_frames(comparison))]
     palette = _common_palette(comparison, sheets[0], layout)
-    pictures = [sheet.quantize(palette=palette, dither=0) for sheet in sheets]
+    pictures = [sheet.quantize(palette=palette, dither=Dither.NONE) for sheet in sheets]
     durations = [milliseconds] * (len(pictures) - 1) + [3 * milliseconds]
     more = {"save_all": True, "append_images": pictures[1:], "duration": durations, "loop": 0, "optimize": False}
     return _save(pictures[0], "GIF", more)
@@ -191,7 +193,7 @@ def _common_palette(comparison: Comparison, sheet: "Image", layout: _Layout) -> 
     labels = np.asarray(sheet.crop((0, 0, layout.left, layout.size[1])))[::2, ::2].reshape(-1, 3)
     ends = np.asarray(sheet.crop((layout.right, 0, *layout.size)))[::2, ::2].reshape(-1, 3)
     sample = np.concatenate([pixels, labels, ends])[: len(pixels) * 4]
-    palette = Image.fromarray(np.ascontiguousarray(sample[None])).quantize(256, kmeans=2, dither=0)
+    palette = Image.fromarray(np.ascontiguousarray(sample[None])).quantize(256, kmeans=2, dither=Image.Dither.NONE)
     colours = np.array(palette.getpalette()).reshape(-1, 3)
     from_paper = np.abs(colours - PAPER).sum(1)
     colours[from_paper <= max(from_paper.min(), 32)] = PAPER  # the sheet stays white; Pillow's lookup is coarse

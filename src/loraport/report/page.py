@@ -7,13 +7,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from loraport.engine.results import Column
 from loraport.files import write_text
 from loraport.report import charts, figures, tables
 from loraport.report.comparison import Comparison, Measure, Score
 from loraport.report.markup import Safe, element, join
 from loraport.version import __version__
 
-MAP_MEASURES = ("energy_kept", "drift_undone", "cosine")
+MAPS = 3
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ def _layers(report: Mapping[str, Any]) -> list[Safe]:
         return []
     table = tables.layer_table(report)
     parts = [element("h2", None, "Layer by layer")]
-    maps = [_map(report, key) for key in MAP_MEASURES if any(key in row for row in table.rows)]
+    maps = [_map(table, column) for column in _mapped(table)]
     parts.append(element("div", {"class": "scroll"}, *maps))
     head = [
         element(
@@ -206,10 +207,15 @@ def _layers(report: Mapping[str, Any]) -> list[Safe]:
     ]
 
 
-def _map(report: Mapping[str, Any], key: str) -> Safe:
+def _mapped(table: tables.Table) -> list[Column]:
+    """The figures that are drawn as maps: how much the rank holds, and the first shares that the method declares."""
+    fits = [column for column in table.columns if column.unit == "share" or column.key == "cosine"]
+    return [column for column in fits if column.key not in ("update_rel", "drift_rel")][:MAPS]
+
+
+def _map(table: tables.Table, column: Column) -> Safe:
     """The model as a grid, blocks down and modules across, shaded by one measure."""
-    column = next(column for column in tables.LAYER_COLUMNS if column.key == key)
-    table = tables.layer_table(report)
+    key = column.key
     cells = {tables.block_and_module(row["name"]): row[key] for row in table.rows if key in row}
     blocks = list(dict.fromkeys(block for block, _ in cells))
     modules = list(dict.fromkeys(module for _, module in cells))
@@ -237,8 +243,8 @@ def _settings(report: Mapping[str, Any]) -> list[Safe]:
     return [element("h2", None, "Settings and totals"), element("dl", None, *pairs)]
 
 
-def _align(column: tables.Column) -> str:
-    return "layer" if column.key == "name" else "text" if column.kind == "text" else "number"
+def _align(column: Column) -> str:
+    return "layer" if column.key == "name" else "text" if column.unit == "text" else "number"
 
 
 def _sort_value(value: Any) -> str | None:
@@ -246,4 +252,4 @@ def _sort_value(value: Any) -> str | None:
 
 
 def _asset(name: str) -> Safe:
-    return Safe(resources.files("loraport.report").joinpath("data", name).read_text(encoding="utf-8"))
+    return Safe((resources.files("loraport.report") / "data" / name).read_text(encoding="utf-8"))

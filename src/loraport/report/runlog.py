@@ -29,9 +29,15 @@ def read_run(path: Path) -> dict[str, Any]:
                 raise FileError("not a run log", where=f"{path}, line {number}", values=line[:80]) from error
     if not all(isinstance(event, dict) for event in events):
         raise FileError("not a run log", where=str(path), fix="give the .run.jsonl file of a transfer")
-    report: dict[str, Any] = {"output": None, "summary": {}, "warnings": [], "carried": [], "dropped": []}
+    report: dict[str, Any] = {
+        "output": None,
+        "summary": {},
+        "warnings": [],
+        "carried": [],
+        "dropped": [],
+    }
     for event in events:
-        if event.get("event") in ("finished", "failed"):
+        if event.get("event") in ("started", "finished", "failed"):
             report |= {key: value for key, value in event.items() if key != "event"}
     report["layers"] = [
         {key: value for key, value in event.items() if key != "event"}

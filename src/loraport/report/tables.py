@@ -1,32 +1,23 @@
-"""Results as plain tables: typed columns, raw values, and one way to print each value."""
+"""Results as plain tables: columns, raw values, and one way to print each value."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["text", "count", "share", "number"]
+from loraport.engine.results import COLUMNS, Column
 
 
-@dataclass(frozen=True)
-class Column:
-    """One column: `key` finds the value in a row, `kind` says how it is printed, `help` explains it in a sentence."""
-
-    key: str
-    title: str
-    kind: Kind
-    help: str = ""
-
-    def show(self, value: Any) -> str:
-        """The printed form of a value; a missing one is a dash."""
-        if value is None:
-            return "–"
-        if isinstance(value, bool):
-            return "yes" if value else "no"
-        if not isinstance(value, int | float) or self.kind == "text":
-            return str(value)
-        if self.kind == "share":
-            return _percent(float(value))
-        return f"{value:,d}" if isinstance(value, int) else f"{value:,.3g}"
+def show(column: Column, value: Any) -> str:
+    """The printed form of a value; a missing one is a dash."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, int | float) or column.unit == "text":
+        return str(value)
+    if column.unit == "share":
+        return _percent(float(value))
+    return f"{value:,d}" if isinstance(value, int) else f"{value:,.3g}"
 
 
 @dataclass(frozen=True)
@@ -38,26 +29,13 @@ class Table:
 
     def cells(self) -> list[list[str]]:
         """Every value as printed, a list a row."""
-        return [[column.show(row.get(column.key)) for column in self.columns] for row in self.rows]
+        return [[show(column, row.get(column.key)) for column in self.columns] for row in self.rows]
 
 
-LAYER_COLUMNS = (
-    Column("name", "layer", "text"),
-    Column("shape", "shape", "text", "output × input features"),
-    Column("method", "method", "text", "what was done to this layer"),
-    Column("rank_in", "rank in", "count"),
-    Column("rank_out", "rank out", "count"),
-    Column(
-        "energy_kept", "energy kept", "share", "share of the exact update's squared norm that the output rank holds"
-    ),
-    Column("cosine", "cosine", "number", "cosine between the transferred update and the input's"),
-    Column("norm_ratio", "norm ratio", "number", "norm of the transferred update over the input's"),
-    Column("update_rel", "update", "share", "Frobenius norm of the LoRA's update over the source weight's"),
-    Column("drift_rel", "drift", "share", "Frobenius norm of the distillation's change over the source weight's"),
-    Column("drift_undone", "drift undone", "share", "share of the drift's squared norm that the transfer takes back"),
-    Column("clusters", "clusters", "count", "connected components of the perturbation graph"),
-    Column("dominant_share", "dominant", "share", "share of the routing matrix in dominant rows and columns"),
-    Column("arbitrated_share", "arbitrated", "share", "share of its entries that were arbitrated"),
+_PLACE = (
+    Column("name", "layer", "", "text"),
+    Column("shape", "shape", "output × input features", "text"),
+    Column("method", "method", "what was done to this layer", "text"),
 )
 _HIDDEN = {"method", "seconds", "cached", "exact_norm", "drift_is_rounding"}  # told elsewhere, or the same in every row
 
@@ -65,18 +43,25 @@ _HIDDEN = {"method", "seconds", "cached", "exact_norm", "drift_is_rounding"}  # 
 def layer_table(report: Mapping[str, Any]) -> Table:
     """The per-layer table of a `TransferReport.to_json()` dictionary.
 
-    Columns that no layer fills are left out; measures that this module does not know keep their own name.
+    The report says what its figures mean; a figure that it does not explain (an old log) keeps its own name. Columns
+    that no layer fills are left out.
     """
     rows = [_flat(layer) for layer in report.get("layers", [])]
-    known = {column.key: column for column in LAYER_COLUMNS}
+    known = {column.key: column for column in (*_PLACE, *columns_of(report))}
     present = {key for row in rows for key in row}
     methods = {row.get("method") for row in rows}
     hidden = _HIDDEN - ({"method"} if len(methods) > 1 else set())
     columns = [column for key, column in known.items() if key in present and key not in hidden]
     for key in dict.fromkeys(key for row in rows for key in row if key not in known and key not in hidden):
-        kind: Kind = "text" if any(isinstance(row.get(key), str) for row in rows) else "number"
-        columns.append(Column(key, key.replace("_", " "), kind))
+        text = any(isinstance(row.get(key), str) for row in rows)
+        columns.append(Column(key, key.replace("_", " "), "", "text" if text else "number"))
     return Table(tuple(columns), tuple(rows))
+
+
+def columns_of(report: Mapping[str, Any]) -> tuple[Column, ...]:
+    """What a report says its figures mean; of one that does not, the engine's own."""
+    found = tuple(Column(**column) for column in report.get("columns", []))
+    return found or COLUMNS
 
 
 def block_and_module(name: str) -> tuple[str, str]:
@@ -90,7 +75,7 @@ def block_and_module(name: str) -> tuple[str, str]:
 
 def summary_table(report: Mapping[str, Any]) -> Table:
     """The totals of a report as (setting, value) rows; nested values are written out."""
-    columns = (Column("setting", "setting", "text"), Column("value", "value", "text"))
+    columns = (Column("setting", "setting", "", "text"), Column("value", "value", "", "text"))
     rows = tuple({"setting": key.replace("_", " "), "value": _written(key, value)} for key, value in _facts(report))
     return Table(columns, rows)
 

@@ -1,0 +1,78 @@
+"""The report as a document: what docs/report.md says is what is there."""
+
+import json
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+import loraport
+import pico
+from loraport.engine.results import SCHEMA, LayerReport, Summary, TransferReport
+from loraport.report import read_run
+
+PAGE = Path(__file__).parents[2] / "docs" / "report.md"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> tuple[TransferReport, Path]:
+    files = pico.write(tmp_path_factory.mktemp("pico"))
+    output = files.folder / "out.safetensors"
+    options = loraport.RunOptions(cache="off", executor="serial")
+    report = loraport.transfer(
+        files.lora, source=files.source, target=files.target, output=output, method="casa", options=options
+    )
+    return report, output.with_name("out.run.jsonl")
+
+
+def _names(heading: str) -> set[str]:
+    """The names that the first table after a heading explains."""
+    table = re.search(r"(?:\|.*\n)+", PAGE.read_text(encoding="utf-8").split(heading)[1])[0]
+    rows = [line.split("|")[1] for line in table.splitlines()[2:]]
+    return set(re.findall(r"`(\w+)`", " ".join(rows)))
+
+
+def test_the_page_explains_every_name(run):
+    document = run[0].to_json()
+    assert document["schema"] == SCHEMA
+    assert _names("# The report") - {"calibration"} == document.keys()
+    assert _names("`summary`:") == document["summary"].keys() == {field.name for field in fields(Summary)}
+    line = next(line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("A layer:"))
+    assert {field.name for field in fields(LayerReport)} <= set(re.findall(r"`(\w+)`", line))
+
+
+def test_the_document_is_plain_json(run):
+    document = run[0].to_json()
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+
+
+def test_every_figure_is_explained(run):
+    report = run[0]
+    explained = {column.key for column in report.columns} | {"exact_norm", "drift_is_rounding"}
+    for layer in report.layers:
+        assert layer.stats.keys() <= explained
+    assert all(column.help for column in report.columns)
+
+
+def test_the_run_log_holds_the_same(run):
+    report, log = run
+    found = read_run(log)
+    order = [layer.name for layer in report.layers]
+    found["layers"].sort(key=lambda layer: order.index(layer["name"]))  # they are logged as they end
+    assert {name: found[name] for name in report.to_json()} == report.to_json()
+
+
+def test_a_result_for_a_target_made_by_a_lora_is_loaded_with_it(tmp_path):
+    files = pico.write(tmp_path / "pico")
+    fast = files.folder / "fast.safetensors"
+    fast.write_bytes(files.lora.read_bytes())
+    report = loraport.transfer(
+        files.lora,
+        source=files.source,
+        target_lora=f"{fast}:0.7",
+        output=tmp_path / "out.safetensors",
+        options=loraport.RunOptions(cache="off", executor="serial"),
+    )
+    assert (report.summary.target, report.summary.target_lora) == (None, str(fast))
+    assert any(str(fast) in way and "0.7" in way for way in report.load)
