@@ -4,6 +4,7 @@ from pathlib import Path
 
 from loraport.adapters.consumers import ALL, OUTCOMES, PARTS, Consumer, consumers, writable
 from loraport.adapters.dialect import PROFILE_NAMES
+from loraport.models.family import families
 
 PAGE = Path(__file__).parent / "consumers.md"
 BEGIN, END = "<!-- made by docs/tables.py from src/loraport/adapters/consumers.yaml -->", "<!-- end -->"
@@ -21,14 +22,14 @@ def page() -> str:
 
 
 def _families() -> list[str]:
-    return sorted({family for consumer in consumers() for family in consumer.families})
+    return sorted({family for consumer in consumers() for family in consumer.families}, reverse=True)
 
 
 def _programs() -> str:
     rows = [
         [
             consumer.name,
-            "; ".join(f"{version} ({HOW[how]})" for version, how in consumer.looked_at.items()),
+            _versions(consumer.looked_at),
             f"{consumer.scale:g}",
         ]
         for consumer in consumers()
@@ -38,13 +39,24 @@ def _programs() -> str:
 
 def _family(family: str) -> str:
     known = [consumer for consumer in consumers() if family in consumer.families]
-    lines = [f"### {family}", "", "How a file is loaded at strength 1:", ""]
-    lines += [f"- {consumer.name}: `{consumer.families[family].load}`" for consumer in known]
+    lines = [f"### {families()[family].title}", "", "How a file is loaded at strength 1:", ""]
+    lines += [
+        f"- {consumer.name}: `{consumer.families[family].load}`{_looked_at(consumer, family)}" for consumer in known
+    ]
     for profile in PROFILE_NAMES:
         read = [consumer for consumer in known if profile in consumer.families[family].profiles]
         if read:
             lines += ["", f"#### `--to {profile}`", "", _profile(family, profile, read)]
     return "\n".join(lines)
+
+
+def _looked_at(consumer: Consumer, family: str) -> str:
+    own = consumer.families[family].looked_at
+    return f", looked at: {_versions(own)}" if own else ""
+
+
+def _versions(looked_at: dict[str, str]) -> str:
+    return "; ".join(f"{version} ({HOW[how]})" for version, how in looked_at.items())
 
 
 def _profile(family: str, profile: str, read: list[Consumer]) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import hunyuan
 import makers
 from loraport.adapters.consumers import ALL, consumers, content_of, writable
 from loraport.adapters.convert import convert_adapter
@@ -67,7 +68,7 @@ class TestNotes:
                                                             "LightX2V does with --to original"]),
             ("universal", makers.universal() | TEXT, ["diffusers does not load the file",
                                                       "with --to diffusers it does"]),
-            ("original", makers.universal(), ["a file of the original profile is not read by diffusers and ComfyUI"]),
+            ("original", makers.universal(), ["of the original profile is not read by diffusers (--to universal is)"]),
             ("original", makers.universal() | MODULATION, ["the whole file is refused by", "Wan2GP"]),
             ("kohya", ONE_LAYER, ["diffusers does not load the file, because of layers missing in its blocks"]),
             ("kohya", makers.universal() | NORM, ["because of norms/convolutions", "musubi-tuner", "Wan2GP"]),
@@ -94,6 +95,16 @@ class TestNotes:
         assert loader_notes(content_of("kohya", ranks, (), model)) == ()
         del ranks["blocks.0.ffn.0"]
         assert "layers missing" in loader_notes(content_of("kohya", ranks, (), model))[0]
+
+    def test_where_universal_is_not_for_everybody_it_says_so(self, tmp_path):
+        tensors = {f"{name}.lora_{half}.weight": t for name, (b, a) in hunyuan.factors().items()
+                   for half, t in (("A", a), ("B", b))}  # fmt: skip
+        done = _convert(tensors, "universal", tmp_path / "a")
+        assert done.warnings == ("a file of the universal profile is not read by diffusers (--to diffusers is)",)
+        assert [way.partition(": ")[0] for way in done.load] == ["ComfyUI"]
+        done = _convert(tensors, "diffusers", tmp_path / "b")
+        assert done.warnings == ()
+        assert "pipe.transformer.load_lora_adapter(" in done.load[0]
 
     def test_it_is_never_a_wall_of_text(self, tmp_path):
         for to in ("universal", "original", "same-as-input"):

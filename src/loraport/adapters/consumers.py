@@ -14,6 +14,7 @@ from loraport.models.architecture import Architecture, LayerName
 from loraport.models.family import Family, block_of
 
 ALL = "all"
+_NO_PROFILES = {"load", "looked_at"}  # what else a family's entry says
 # Parts of a file, as they are called in sentences and in the tables.
 PARTS = {
     "partial": "layers missing in its blocks",
@@ -60,10 +61,12 @@ class Reading:
     Args:
         load: how a file is loaded at strength 1, with {path} and {name} to fill in.
         profiles: output profile -> part that does not arrive (or ALL) -> what happens instead.
+        looked_at: as of the program, where it is another version or another way for this family.
     """
 
     load: str
     profiles: dict[str, dict[str, Outcome]]
+    looked_at: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)  # a row is itself, so that it can be a key
@@ -225,7 +228,8 @@ def _consumer(row: dict[str, Any]) -> Consumer:
     families = {
         family: Reading(
             said["load"],
-            {profile: _row(cells, row["name"]) for profile, cells in said.items() if profile != "load"},
+            {profile: _row(cells, row["name"]) for profile, cells in said.items() if profile not in _NO_PROFILES},
+            said.get("looked_at", {}),
         )
         for family, said in row["families"].items()
     }

@@ -8,6 +8,7 @@ from loraport.adapters.consumers import ALL, PARTS, Consumer, Content, Outcome, 
 from loraport.adapters.dialect import SAME_AS_INPUT
 
 NAMED = 3  # programs that a sentence names before it counts the rest
+UNIVERSAL = "universal"  # the profile that promises everybody
 LONG = 160  # characters; a longer list of what is left out is for `verify`
 
 IN_FULL, IN_PART, REFUSED, UNREAD = "taken in full by", "taken in part by", "refused by", "not read by"
@@ -23,8 +24,9 @@ def loader_notes(content: Content) -> tuple[str, ...]:
     readers = {consumer: content.losses(consumer) for consumer in consumers() if content.reads(consumer)}
     lost_by_all = [part for part in content.parts if readers and all(part in lost for lost in readers.values())]
     notes = []
-    if readers and not any(consumer.common for consumer in readers):
-        strangers = [consumer.name for consumer in consumers() if consumer.common and content.reading(consumer)]
+    if content.profile == UNIVERSAL or not any(consumer.common for consumer in readers):
+        known = [consumer for consumer in consumers() if consumer.common and content.reading(consumer)]
+        strangers = [_stranger(consumer, content) for consumer in known if not content.reads(consumer)]
         notes += [f"a file of the {content.profile} profile is not read by {_and(strangers)}"] if strangers else []
     notes += [_common(consumer, content, lost_by_all) for consumer in readers if consumer.common]
     notes.append(_others({c: lost for c, lost in readers.items() if not c.common}, lost_by_all))
@@ -91,16 +93,25 @@ def _common(consumer: Consumer, content: Content, known: Sequence[str]) -> str:
     losses = content.losses(consumer)
     refused = [part for part, outcome in losses.items() if outcome.refused]
     if refused:
-        other = [
-            profile
-            for profile, row in consumer.families[content.family].profiles.items()
-            if profile != SAME_AS_INPUT and ALL not in row and not _refused(content.losses_in(row))
-            if all(writable(profile, part) for part in content.parts)
-        ]
-        way = f"; with --to {other[0]} it does" if other else ""
+        other = _other_profile(consumer, content)
+        way = f"; with --to {other} it does" if other else ""
         return f"{consumer.name} does not load the file, because of {_parts(refused)}{way}"
     lost = [part for part in losses if part not in known]
     return f"{consumer.name} leaves out {_parts(lost)}" if lost else ""
+
+
+def _other_profile(consumer: Consumer, content: Content) -> str:
+    """Another profile in which a program would load the file; "" if there is none."""
+    for profile, row in consumer.families[content.family].profiles.items():
+        loads = profile != SAME_AS_INPUT and ALL not in row and not _refused(content.losses_in(row))
+        if loads and all(writable(profile, part) for part in content.parts):
+            return profile
+    return ""
+
+
+def _stranger(consumer: Consumer, content: Content) -> str:
+    other = _other_profile(consumer, content)
+    return f"{consumer.name} (--to {other} is)" if other else consumer.name
 
 
 def _others(losses: _Losses, known: Sequence[str]) -> str:
