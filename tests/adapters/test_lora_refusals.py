@@ -132,14 +132,6 @@ def test_factors_that_cannot_be_read_are_refused_by_name(extra, word, tmp_path, 
     assert "blocks.0.ffn.0.lora_A.weight" in message
 
 
-def test_a_lora_on_the_convolution_is_refused(tmp_path, pico):
-    conv = {
-        "diffusion_model.patch_embedding.lora_A.weight": torch.zeros(2, 4, 1, 2, 2),
-        "diffusion_model.patch_embedding.lora_B.weight": torch.zeros(24, 2, 1, 1, 1),
-    }
-    assert "patch_embedding" in _refusal(makers.universal() | conv, tmp_path, pico, UnsupportedError)
-
-
 class TestAlpha:
     @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
     def test_impossible_values(self, value, tmp_path, pico):

@@ -39,7 +39,7 @@ def test_inspect_finds_what_is_odd(files: pico.Pico) -> None:
     tensors["stranger"] = torch.zeros(2)
     save_file(tensors, files.lora)
     done = invoke("inspect", files.lora)
-    assert done.exit_code == 0, done.output
+    assert done.exit_code == 3, done.output  # it would be refused
     assert "alpha / rank is 16" in done.stdout
     assert "stranger" in done.stdout
     assert "refused" in done.stdout

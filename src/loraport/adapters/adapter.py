@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from loraport.adapters.dialect import Dialect
@@ -15,8 +15,9 @@ from loraport.adapters.kinds.base import SMALL_RANK
 from loraport.adapters.scale import check_factor
 from loraport.containers.tensors import TensorRef, read_float, read_tensor
 from loraport.core.lowrank import LowRank
-from loraport.errors import NumericalError
+from loraport.errors import NumericalError, UnsupportedError
 from loraport.models.architecture import Architecture, LayerName
+from loraport.models.placement import Rows
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class LayerUpdate:
         rank: the largest rank the update can have; for a whole matrix the smaller side.
         keys: the raw keys that make it up.
         shape: (m, n).
+        rows: the layer's rows of what the parts give, where they stand for a weight of several layers and cannot be
+            taken apart themselves; None for all of them.
+        whole: the shape of that weight; None where `rows` is.
     """
 
     name: LayerName
@@ -42,10 +46,14 @@ class LayerUpdate:
     rank: int
     keys: tuple[str, ...]
     shape: tuple[int, int]
+    rows: Rows | None = None
+    whole: tuple[int, int] | None = None
 
     def load(self) -> LowRank:
         """The update in float32 with the scale folded in. Raises NumericalError where it holds NaN or infinity."""
-        update = KINDS[self.kind].load(self.parts, self.shape)
+        update = KINDS[self.kind].load(self.parts, self.whole or self.shape)
+        if self.rows is not None:
+            update = LowRank(_take(update.B, self.rows), update.A)
         return update if self.scale == 1.0 else update.scaled(self.scale)
 
     def stored(self) -> tuple[Shaped[Tensor, "m r *one"], Shaped[Tensor, "r n *one"]] | Shaped[Tensor, "..."]:
@@ -54,7 +62,19 @@ class LayerUpdate:
         Raises:
             NumericalError: NaN or infinity.
         """
-        return KINDS[self.kind].stored(self.parts, self.shape)
+        found = KINDS[self.kind].stored(self.parts, self.whole or self.shape)
+        if self.rows is None:
+            return found
+        if isinstance(found, Tensor):
+            return _take(found, self.rows)
+        return _take(found[0], self.rows), found[1]
+
+    def is_zero(self) -> bool:
+        """Whether one of its parts is all zero, so that the update is. Reads the parts up to the first such one."""
+        try:
+            return any(not bool(read_float(ref).any()) for ref in reversed(list(self.parts.values())))
+        except NumericalError:
+            return False  # wrong, and said where it is used, but not zero
 
     @property
     def factored(self) -> bool:
@@ -65,6 +85,10 @@ class LayerUpdate:
     def size(self) -> str:
         """Its rank, or what it is instead, for people."""
         return KINDS[self.kind].size(self.shape, self.rank)
+
+
+def _take(tensor: Shaped[Tensor, "M *rest"], rows: Rows) -> Shaped[Tensor, "m *rest"]:
+    return torch.cat([tensor[start:end] for start, end in rows])
 
 
 @dataclass(frozen=True)
@@ -90,6 +114,20 @@ class Carried:
         """Canonical module path of the parameter."""
         name, _, last = self.param.rpartition(".")
         return name if last in {"weight", "bias"} else self.param
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the change; None where only the model tells it."""
+        return self.ref.shape
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether it lies in the file under one key, just as it is passed on."""
+        return True
+
+    def stored(self) -> Shaped[Tensor, "..."]:
+        """The tensor without its scale, for a file whose reader applies that itself."""
+        return read_tensor(self.ref)
 
     @property
     def proportional(self) -> bool:
@@ -121,6 +159,58 @@ class Carried:
                 fix="a smaller --scale or --strength, or leave it out with --drop",
             )
         return scaled
+
+
+@dataclass(frozen=True)
+class CarriedUpdate(Carried):
+    """An update of something that is no linear layer: passed on as a change of the whole weight.
+
+    The method needs a linear layer. Some trainers put factors on convolutions all the same; multiplied out they are
+    as large as the weight, which is small there, and mean the same to every reader.
+
+    Args:
+        update: the update, its weight taken as a matrix.
+        weight_shape: shape of the weight; None where the factors are matrices and no model was given to tell it.
+    """
+
+    update: LayerUpdate | None = None
+    weight_shape: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the change; None where only the model tells it."""
+        return self.weight_shape
+
+    @property
+    def as_stored(self) -> bool:
+        """Never: it is multiplied out."""
+        return False
+
+    def stored(self) -> Shaped[Tensor, "..."]:
+        """With its scale, which nobody else applies to a whole change."""
+        return self.load()
+
+    def load(self) -> Float32[Tensor, "..."]:
+        """The change in float32, scale inside.
+
+        Raises:
+            NumericalError: NaN or infinity.
+            UnsupportedError: its shape is not known.
+        """
+        if self.weight_shape is None:
+            raise self.shape_unknown()
+        assert self.update is not None
+        dense = self.update.load().dense().reshape(self.weight_shape)
+        return dense if self.scale == 1.0 else dense * self.scale
+
+    def shape_unknown(self) -> UnsupportedError:
+        """What to say where only a model would tell the shape."""
+        return UnsupportedError(
+            f"the LoRA changes {self.module}, which is no linear layer, and does not say what shape it has",
+            where=str(self.ref.file),
+            values=f"{self.keys[0]} {list(self.ref.shape)}",
+            fix=f"name the model with --model, or leave the layer out with --drop {self.module}",
+        )
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
-from loraport.adapters.adapter import Carried, LayerUpdate
+from loraport.adapters.adapter import Carried, CarriedUpdate, LayerUpdate
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Claim, Piece
 from loraport.adapters.pattern import Patterns
 from loraport.adapters.scale import ASSUMED, BY_HAND, FROM_CONFIG, AdapterConfig, read_alpha, scale_of
 from loraport.errors import MismatchError, UnsupportedError
+from loraport.models.architecture import Shape
 from loraport.models.family import Family
 from loraport.models.placement import Part, Rows, is_whole, split, take_ref
 
@@ -37,7 +39,12 @@ class Assembled:
 
 
 def assemble(
-    pieces: Sequence[Piece], family: Family, config: AdapterConfig | None, path: Path, scale: float | None = None
+    pieces: Sequence[Piece],
+    family: Family,
+    config: AdapterConfig | None,
+    path: Path,
+    scale: float | None = None,
+    shapes: Mapping[str, Shape] | None = None,
 ) -> Assembled:
     """Put the pieces of all modules together.
 
@@ -47,10 +54,11 @@ def assemble(
         config: what PEFT's configuration says of the scale; None where there is none or tensors say it.
         path: the file, for messages.
         scale: stated by hand; wins over everything in or beside the file, which is then not even read.
+        shapes: canonical module -> shape of its weight in the model, where one is given.
 
     Raises:
         MismatchError: factors that do not fit each other, or one part of a module twice.
-        UnsupportedError: a LoRA on something that is no linear layer.
+        UnsupportedError: two kinds of update on one layer.
         NumericalError: an alpha that is negative or not finite.
     """
     weights: dict[tuple[Part, ...], dict[str, Piece]] = {}
@@ -63,7 +71,8 @@ def assemble(
     claims = {
         held: claim
         for held, parts in weights.items()
-        if _role(held[0].module, family) == "linear" and (claim := _claim(_title(held, parts), parts, path, done))
+        if (_role(held[0].module, family) == "linear" or _updates(parts))
+        and (claim := _claim(_title(held, parts), parts, path, done))
     }
     if config is not None and scale is None:
         why = why_stray(config, [(weights[held], claim) for held, (_, claim) in claims.items()], family, path)
@@ -74,8 +83,8 @@ def assemble(
     for held, parts in weights.items():
         mine = {piece.key: done.leftover[piece.key] for piece in parts.values() if piece.key in done.leftover}
         found = Assembled(leftover=mine)
-        _module(held[0].module, parts, claims.get(held), family, scales, path, found)
-        _add(done, found if is_whole(held) else _fused(held, parts, found, family, path), path)
+        _module(held[0].module, parts, claims.get(held), family, scales, shapes or {}, found)
+        _add(done, found if is_whole(held) else _fused(held, found, family, path), path)
     return done
 
 
@@ -87,6 +96,7 @@ def _add(done: Assembled, found: Assembled, path: Path) -> None:
     done.layers.update(found.layers)
     done.carried += found.carried
     done.leftover.update(found.leftover)
+    done.warnings += found.warnings
 
 
 def _title(held: tuple[Part, ...], parts: Mapping[str, Piece]) -> str:
@@ -94,28 +104,21 @@ def _title(held: tuple[Part, ...], parts: Mapping[str, Piece]) -> str:
     return held[0].module if is_whole(held) else next(iter(parts.values())).at.spelled
 
 
-def _fused(
-    held: tuple[Part, ...], parts: Mapping[str, Piece], whole: Assembled, family: Family, path: Path
-) -> Assembled:
+def _fused(held: tuple[Part, ...], whole: Assembled, family: Family, path: Path) -> Assembled:
     """The layers of a weight that holds several, or one with its rows in another order: each gets its own rows."""
-    spelled = _title(held, parts)
     template = family.template_of(held[0].module)
     assert template is not None
-    found = Assembled(leftover=whole.leftover)
+    found = Assembled(leftover=whole.leftover, warnings=whole.warnings)
     for layer in whole.layers.values():
         for module, rows in _rows(
             held, layer.shape[0], {template.shape[1]: layer.shape[1]}, layer.keys[0], path
         ).items():
-            own = KINDS[layer.kind].narrow(layer.parts, rows)
-            if own is None:
-                raise UnsupportedError(
-                    f"the {layer.kind} adapter of {spelled}, a weight of several layers, cannot be taken apart",
-                    where=str(path),
-                    values=layer.keys[0],
-                    fix="leave it out with --drop",
-                )
             size = sum(end - start for start, end in rows)
-            found.layers[module] = replace(layer, name=module, parts=own, shape=(size, layer.shape[1]))
+            own = KINDS[layer.kind].narrow(layer.parts, rows)
+            part = replace(layer, name=module, shape=(size, layer.shape[1]))
+            found.layers[module] = (
+                replace(part, rows=rows, whole=layer.shape) if own is None else replace(part, parts=own)
+            )
     for item in whole.carried:
         for module, rows in _rows(held, item.ref.shape[0], {}, item.keys[0], path).items():
             param = module + item.param.removeprefix(held[0].module)
@@ -150,26 +153,22 @@ def _module(
     claimed: tuple[str, Claim] | None,
     family: Family,
     scales: Scales,
-    path: Path,
+    shapes: Mapping[str, Shape],
     done: Assembled,
 ) -> None:
     role = _role(module, family)
     rules = grammar()
-    update = {part: piece for part, piece in parts.items() if part not in NOTES and part not in rules.changes}
-    if role != "linear" and update:
-        piece = next(iter(update.values()))
-        raise UnsupportedError(
-            f"a LoRA on {module}, which is no linear layer, is not supported yet",
-            where=str(path),
-            values=f"{piece.key} {list(piece.ref.shape)}",
-        )
     layer = None
     if claimed is not None:
         kind_name, claim = claimed
         factor, source = _scale(parts, claim, scales)
         keys = tuple(parts[part].key for part in (*claim.used, *NOTES) if part in parts)
         layer = LayerUpdate(module, kind_name, claim.parts, factor, source, claim.rank, keys, claim.shape)
-        done.layers[module] = layer
+        if role == "linear":
+            done.layers[module] = layer
+        else:
+            done.carried.append(_as_change(layer, role, shapes.get(module), parts[claim.used[0]]))
+            done.warnings.append(f"{module} is no linear layer: its LoRA is passed on as it is, multiplied out")
     used = {part for part, piece in parts.items() if layer is not None and piece.key in layer.keys}
     for part, piece in parts.items():
         if part in used or piece.key in done.leftover:
@@ -181,6 +180,29 @@ def _module(
         param = module if role == "param" or changed == "modulation" else f"{module}.{changed}"
         scale = layer.scale if layer is not None and part == "lora_bias" else 1.0
         done.carried.append(Carried((piece.key,), param, part, piece.ref, scale))
+
+
+def _updates(parts: Mapping[str, Piece]) -> bool:
+    """Whether there are factors of whatever kind, not just a change or an alpha."""
+    return any(part not in NOTES and part not in grammar().changes for part in parts)
+
+
+def _as_change(layer: LayerUpdate, role: str | None, shape: Shape | None, piece: Piece) -> CarriedUpdate:
+    """An update of no linear layer. Factors of convolutions tell the shape themselves, matrices do not."""
+    refs = list(layer.parts.values())
+    if shape is None and any(len(ref.shape) > 2 for ref in refs):
+        shape = (layer.shape[0], *max((ref.shape for ref in refs), key=len)[1:])
+        if prod(shape) != prod(layer.shape):
+            shape = None
+    if shape is not None and prod(shape) != prod(layer.shape):
+        raise MismatchError(
+            f"the factors of {layer.name} do not fit the model",
+            where=str(piece.ref.file),
+            values=f"{piece.key} and its other half give {list(layer.shape)}, the model has {list(shape)}",
+            fix=f"leave the layer out with --drop {layer.name}",
+        )
+    param = layer.name if role == "param" else f"{layer.name}.weight"
+    return CarriedUpdate(layer.keys, param, "diff", piece.ref, 1.0, layer, shape)
 
 
 def _role(module: str, family: Family) -> str | None:

@@ -1,11 +1,11 @@
-"""What a file is, from its header alone: for `inspect`, and for people who wonder."""
+"""What a file is, for `inspect`: from its header, and the factors of a LoRA only to see whether they are zero."""
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.grammar import grammar
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.scale import ASSUMED
@@ -31,6 +31,7 @@ class FileDescription:
         missing: canonical modules that are not there (checkpoint).
         nbytes: size of all tensors. metadata: the header's text.
         findings: sentences worth knowing. refused: why it cannot be used, "" if it can.
+        exit_code: of the refusal, 0 if there is none.
     """
 
     path: str
@@ -49,6 +50,7 @@ class FileDescription:
     metadata: dict[str, str] = field(default_factory=dict)
     findings: list[str] = field(default_factory=list)
     refused: str = ""
+    exit_code: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values only."""
@@ -56,7 +58,7 @@ class FileDescription:
 
 
 def describe(path: str | Path) -> FileDescription:
-    """Say what a file is. Never reads tensor data except alphas.
+    """Say what a file is: from its header, its alphas, and of a LoRA whether its factors are zero.
 
     A file that is recognised and refused (LoHa, another family, an unmatched key) is described as far as
     possible, with the reason in `refused`.
@@ -84,15 +86,15 @@ def _lora(path: str | Path) -> FileDescription:
     try:
         lora = open_adapter(path)
     except (MismatchError, UsageError) as error:
-        refused = error.message
+        refused, code = error.message, error.exit_code
         if isinstance(error, UnsupportedError | UsageError):
-            return _raw(path, "lora", refused)
+            return _raw(path, "lora", error)
         try:
             lora = open_adapter(path, allow_partial=True)
         except LoraportError:
-            return _raw(path, "lora", refused)
+            return _raw(path, "lora", error)
     else:
-        refused = ""
+        refused, code = "", 0
     refs = next(group for group in open_tensors(lora.path).groups.values() if lora.keys[0] in group)
     carried: dict[str, list[str]] = {}
     for item in lora.carried:
@@ -114,6 +116,7 @@ def _lora(path: str | Path) -> FileDescription:
         metadata=lora.metadata,
         findings=_findings(lora, left_out=bool(refused)),
         refused=refused,
+        exit_code=code,
     )
 
 
@@ -140,6 +143,7 @@ def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
     whole = [layer.name for layer in layers if not layer.factored]
     if whole:
         found.append(f"layers with a whole matrix instead of factors: {len(whole)}, e.g. {whole[0]}")
+    found += _empty(layers)
     oversized = [layer.name for layer in layers if layer.rank > min(layer.shape)]
     if oversized:
         found.append(f"layers smaller than their rank: {len(oversized)}, e.g. {oversized[0]}")
@@ -148,13 +152,20 @@ def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
     return found
 
 
+def _empty(layers: list[LayerUpdate]) -> list[str]:
+    zero = [layer.name for layer in layers if layer.is_zero()]
+    if not zero:
+        return []
+    if len(zero) == len(layers):
+        return ["the LoRA is empty: every update is zero, it does nothing"]
+    return [f"layers whose update is zero: {len(zero)}, e.g. {zero[0]}"]
+
+
 def _checkpoint(path: str | Path) -> FileDescription:
     try:
         model = open_checkpoint(path)
     except (MismatchError, UsageError) as error:
-        return _raw(
-            path, "checkpoint" if isinstance(error, UnsupportedError | UsageError) else "unknown", error.message
-        )
+        return _raw(path, "checkpoint" if isinstance(error, UnsupportedError | UsageError) else "unknown", error)
     refs = model.tensors.values()
     prefix = f"{model.prefix or '(no prefix)'} + {model.naming} names"
     findings = list(model.notes)
@@ -179,7 +190,7 @@ def _checkpoint(path: str | Path) -> FileDescription:
     )
 
 
-def _raw(path: str | Path, kind: str, refused: str) -> FileDescription:
+def _raw(path: str | Path, kind: str, error: LoraportError) -> FileDescription:
     found = locate(path) if kind != "lora" or named_path(path).is_file() else None
     groups = found.groups if found else {}
     refs = [ref for group in groups.values() for ref in group.values()]
@@ -189,7 +200,8 @@ def _raw(path: str | Path, kind: str, refused: str) -> FileDescription:
         dtypes=dict(Counter(ref.stored_as for ref in refs)),
         nbytes=sum(ref.nbytes for ref in refs),
         metadata=found.metadata if found else {},
-        refused=refused,
+        refused=error.message,
+        exit_code=error.exit_code,
     )
 
 

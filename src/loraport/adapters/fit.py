@@ -1,9 +1,11 @@
 """Does a LoRA fit a model? One sentence with both sides where it does not."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from loraport.adapters.adapter import Carried, LoraAdapter
 from loraport.adapters.assemble import Assembled
-from loraport.errors import MismatchError
+from loraport.errors import MismatchError, UnmatchedKeysError
 from loraport.models.architecture import Architecture
 from loraport.models.checkpoint import Checkpoint
 
@@ -14,8 +16,11 @@ def check_fit(
     """Compare every layer and every carried parameter with the model.
 
     Args:
-        done: the LoRA's layers. own: what the LoRA shows of the model it was made for.
-        model: the model. role: what to call it. path: the LoRA's file.
+        done: the LoRA's layers and what it passes on.
+        own: what the LoRA shows of the model it was made for.
+        model: the model.
+        role: what to call it.
+        path: the LoRA's file.
 
     Returns:
         Raw keys that change something the model does not have, with the reason.
@@ -49,12 +54,65 @@ def check_fit(
     problems = {
         key: absent for name, layer in done.layers.items() if name not in architecture.layers for key in layer.keys
     }
-    params = set(model.tensors) if isinstance(model, Checkpoint) else None
     for item in done.carried:
-        known = item.param in params if params is not None else item.module in architecture.modules
-        if not known:
-            problems.update(dict.fromkeys(item.keys, f"the {role} has no {item.param}"))
+        wrong = _misfit(item, model, role)
+        if wrong:
+            problems.update(dict.fromkeys(item.keys, wrong))
     return problems
+
+
+def fit_carried(adapter: LoraAdapter, model: Checkpoint, role: str, *, allow_partial: bool) -> LoraAdapter:
+    """Compare what is passed on with another model than the one the LoRA was opened for: the one it goes to.
+
+    Args:
+        adapter: the LoRA.
+        model: the model.
+        role: what to call it.
+        allow_partial: leave out what does not fit, instead of refusing it.
+
+    Returns:
+        The LoRA without what does not fit.
+
+    Raises:
+        UnmatchedKeysError: a change of a parameter that the model does not have, or has in another shape.
+    """
+    wrong = {item: found for item in adapter.carried if (found := _misfit(item, model, role))}
+    if not wrong:
+        return adapter
+    keys = tuple(key for item in wrong for key in item.keys)
+    if not allow_partial:
+        first = next(iter(wrong))
+        raise UnmatchedKeysError(
+            f"{len(keys)} of {len(adapter.keys)} keys of the LoRA cannot be passed on to the {role} "
+            f"({model.architecture.title})",
+            where=str(adapter.path),
+            values="; ".join(f"{item.keys[0]} ({why})" for item, why in list(wrong.items())[:3]),
+            fix=f"leave such keys out with --allow-partial, or this one with --drop '{first.module}'",
+        )
+    return replace(
+        adapter,
+        carried=tuple(item for item in adapter.carried if item not in wrong),
+        dropped=(*adapter.dropped, *keys),
+        warnings=(*adapter.warnings, f"{len(keys)} keys do not fit the {role} and were left out, e.g. {keys[0]}"),
+    )
+
+
+def _misfit(item: Carried, model: Checkpoint | Architecture, role: str) -> str:
+    """Why a change that is passed on does not fit a model; "" where it does."""
+    if item.kind == "text_encoder":
+        return ""
+    if isinstance(model, Checkpoint):
+        ref = model.tensors.get(item.param)
+        shape = None if ref is None else ref.shape
+    else:
+        shape = model.modules.get(item.module)
+        if shape is not None and item.param.endswith(".bias"):
+            shape = shape[:1]
+    if shape is None:
+        return f"the {role} has no {item.param}"
+    if item.shape is not None and tuple(item.shape) != tuple(shape):
+        return f"{list(item.shape)}, the {role} has {list(shape)}"
+    return ""
 
 
 def _mismatch(own: Architecture, architecture: Architecture, role: str, path: Path, values: str) -> MismatchError:

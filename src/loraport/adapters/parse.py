@@ -25,7 +25,7 @@ from loraport.adapters.scale import FROM_CONFIG, FROM_METADATA, AdapterConfig, c
 from loraport.containers.names import named_path
 from loraport.containers.tensors import TensorRef, open_tensors
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
-from loraport.models.architecture import Architecture, detect
+from loraport.models.architecture import Architecture, Shape, detect
 from loraport.models.checkpoint import Checkpoint
 from loraport.models.family import Family, families
 from loraport.models.keymap import Resolved, family_keymap
@@ -86,7 +86,7 @@ def open_adapter(
     dropped += others + strangers
     dialect = _dialect(pieces, family)
     config = _config(path, metadata, dialect, scale)
-    done = assemble(pieces, family, config if dialect.alpha == "none" else None, path, scale)
+    done = assemble(pieces, family, config if dialect.alpha == "none" else None, path, scale, _shapes(model))
     _drop_layers(done, drop)
     problems = {**dict.fromkeys(unmatched, ""), **done.leftover}
     own = detect({name: layer.shape for name, layer in done.layers.items()}, family)
@@ -135,6 +135,11 @@ def _read(path: Path) -> tuple[Path, dict[str, TensorRef], dict[str, str]]:
     if not refs:
         raise MismatchError("a LoRA is needed here, but this file holds no tensors", where=str(path))
     return path, refs, file.metadata
+
+
+def _shapes(model: Checkpoint | Architecture | None) -> Mapping[str, Shape]:
+    architecture = model.architecture if isinstance(model, Checkpoint) else model
+    return {} if architecture is None else architecture.modules
 
 
 def _config(path: Path, metadata: Mapping[str, str], dialect: Dialect, scale: float | None) -> AdapterConfig | None:

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loraport.adapters.adapter import Carried
+from loraport.adapters.adapter import Carried, CarriedUpdate
 from loraport.adapters.dialect import SAME_AS_INPUT, Dialect, Profile, profile_of
 from loraport.adapters.header import CONTENT, content_digest
 from loraport.adapters.join import Factors, join_layers, join_rows
 from loraport.containers.safetensors import read_header, write_safetensors
-from loraport.containers.tensors import digest, digest_tensor, open_tensors, read_tensor
+from loraport.containers.tensors import digest, digest_tensor, open_tensors
 from loraport.core.lowrank import LowRank
 from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError
 from loraport.files import atomic_path
@@ -88,7 +88,7 @@ def render(
         tensors[dialect.extra(name, "diff", family)] = matrix
     vectors: dict[str, list[tuple[str, Tensor]]] = {}
     for item in carried:
-        tensor = item.load() if scaled else read_tensor(item.ref)
+        tensor = item.load() if scaled else item.stored()
         vectors.setdefault(carried_key(item, profile, family), []).append((item.module, tensor))
     for name, blank in blanks.items():
         key = dialect.extra(name, profile.carries["bias"], family)
@@ -101,14 +101,16 @@ def render(
 def check_carried(carried: Sequence[Carried], profile: Profile, family: Family) -> None:
     """Raise UnsupportedError where the profile has no spelling for something that is carried, before any work."""
     for item in carried:
+        if item.shape is None and isinstance(item, CarriedUpdate):
+            raise item.shape_unknown()
         carried_key(item, profile, family)
 
 
 def carried_key(item: Carried, profile: Profile, family: Family) -> str:
     """The key under which a carried tensor is written. Raises UnsupportedError where the profile has none."""
-    if item.kind == "text_encoder" or profile.name == SAME_AS_INPUT:
+    if item.kind == "text_encoder" or (profile.name == SAME_AS_INPUT and item.as_stored):
         return item.keys[0]
-    part = profile.carries.get(_changed(item, family))
+    part = item.kind if profile.name == SAME_AS_INPUT else profile.carries.get(_changed(item, family))
     template = family.template_of(item.module)
     if part == "lora_bias" and (template is None or template.role != "linear"):
         part = None

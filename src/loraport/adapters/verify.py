@@ -68,6 +68,7 @@ def verify_adapter(
     checks += _header(lora)
     checks += _scale(lora)
     checks += _content(lora, refs)
+    checks += _empty(lora)
     if model is not None:
         checks.append(_fit(lora, model, expert, adapter))
     checks += _biases(lora, refs)
@@ -137,6 +138,15 @@ def _content(lora: LoraAdapter, refs: dict[str, TensorRef]) -> list[Check]:
         actual = content_digest({key: digest(ref) for key, ref in refs.items()})
         checks.append(Check("content as written", actual == stated, actual[:16]))
     return checks
+
+
+def _empty(lora: LoraAdapter) -> list[Check]:
+    zero = [name for name, layer in lora.layers.items() if layer.is_zero()]
+    if not zero:
+        return []
+    found = f"{len(zero)} of {len(lora.layers)} layers have an update of zero, e.g. {zero[0]}"
+    whole = "the LoRA is empty: every update is zero"
+    return [Check("it changes something", None, whole if len(zero) == len(lora.layers) else found)]
 
 
 def _fit(lora: LoraAdapter, model: Checkpoint, expert: str | None, adapter: str | None) -> Check:

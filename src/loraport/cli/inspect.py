@@ -28,7 +28,8 @@ def inspect(
     """Say what files are: model or LoRA, names, ranks, scales, number format, header, and what is odd."""
     from loraport.adapters.describe import describe
 
-    documents, failures = [], []
+    documents: list[dict[str, Any]] = []
+    codes: list[int] = []
     for file in files:
         try:
             facts = describe(file).to_json()
@@ -38,13 +39,14 @@ def inspect(
             if not console.as_json:
                 console.error(error)
             documents.append({"path": file, "error": error_document(error)})
-            failures.append(error)
+            codes.append(error.exit_code)
             continue
         documents.append(facts)
+        codes += [facts["exit_code"]] if facts["exit_code"] else []
         console.result(*_lines(facts, console.verbose))
     console.document(documents[0] if len(files) == 1 else {"files": documents})
-    if failures:
-        raise typer.Exit(failures[0].exit_code)
+    if codes:
+        raise typer.Exit(codes[0])  # a file that is described, but would be refused, is no success
 
 
 def _lines(facts: dict[str, Any], verbose: int) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.adapters.adapter import LayerUpdate, LoraAdapter
+from loraport.adapters.fit import fit_carried
 from loraport.adapters.parse import open_adapter
 from loraport.containers.tensors import TensorRef, common_dtype, file_identity
 from loraport.engine.recipe import Recipe
@@ -97,6 +98,8 @@ def open_inputs(recipe: Recipe) -> Inputs:
         allow_partial=recipe.allow_partial,
         scale=recipe.scale,
     ).scaled(recipe.strength)
+    if target is not None:
+        adapter = fit_carried(adapter, target, "target", allow_partial=recipe.allow_partial)
     _refuse_a_second_time(adapter, recipe)
     identities = before | _identities(_files(source, target, adapter, distill))
     for file, identity in before.items():

@@ -181,7 +181,11 @@ def _check_cast(update: LowRank, job: LayerJob) -> None:
 
 def _identity(job: LayerJob, digests: dict[str, str]) -> dict[str, Any]:
     method, params = registry.resolve(job.method, job.params)
-    return {
+    # Layers that share all tensors of a fused weight differ in their rows alone.
+    rows = {"rows": job.update.rows} if job.update.rows is not None else {}
+    if job.distill is not None and job.distill[0].rows is not None:
+        rows["distill_rows"] = job.distill[0].rows
+    return rows | {
         "version": RESULT_VERSION,
         "algorithm": ALGORITHM,
         "method": [method.name, method.version, params.model_dump(mode="json")],

@@ -155,10 +155,8 @@ def check_rank(module: str, rank: int, shape: tuple[int, int], piece: Piece) -> 
 
 
 def matrix_shape(ref: TensorRef) -> tuple[int, int] | None:
-    """Rows and columns of a matrix, also of one stored as a convolution with a kernel of size 1; else None."""
-    if len(ref.shape) < 2 or prod(ref.shape[2:]) != 1:
-        return None
-    return ref.shape[0], ref.shape[1]
+    """Rows and columns of a matrix; of a convolution's kernel as a matrix, with all but the rows as columns."""
+    return None if len(ref.shape) < 2 else (ref.shape[0], prod(ref.shape[1:]))
 
 
 def read_finite(ref: TensorRef) -> Shaped[Tensor, "..."]:

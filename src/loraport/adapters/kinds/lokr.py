@@ -84,7 +84,7 @@ def _half(parts: Mapping[str, TensorRef], half: str) -> LowRank:
 
 
 def _matrix(ref: TensorRef) -> Tensor:
-    return read_float(ref).reshape(ref.shape[0], ref.shape[1])
+    return read_float(ref).reshape(ref.shape[0], -1)
 
 
 def _shape(module: str, piece: Piece) -> tuple[int, int]:
