@@ -7,8 +7,9 @@ from typing import Any
 
 from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.grammar import grammar
-from loraport.adapters.parse import open_adapter
+from loraport.adapters.parse import FILES, open_adapter
 from loraport.adapters.scale import ASSUMED
+from loraport.containers.access import kind_of
 from loraport.containers.locate import locate
 from loraport.containers.names import named_path
 from loraport.containers.tensors import open_tensors
@@ -73,9 +74,10 @@ def describe(path: str | Path) -> FileDescription:
 
 def _looks_like_lora(path: str | Path) -> bool:
     path = named_path(path)
-    if path.is_dir():
-        return (path / "adapter_model.safetensors").is_file() or (path / "pytorch_lora_weights.safetensors").is_file()
-    if not path.is_file() or path.suffix == ".json":
+    kind = kind_of(path)
+    if kind == "folder":
+        return any(kind_of(path / name) == "file" for name in FILES)
+    if kind != "file" or path.suffix == ".json":
         return False
     rules = grammar()
     keys = [key for group in open_tensors(path).groups.values() for key in group]
@@ -191,7 +193,7 @@ def _checkpoint(path: str | Path) -> FileDescription:
 
 
 def _raw(path: str | Path, kind: str, error: LoraportError) -> FileDescription:
-    found = locate(path) if kind != "lora" or named_path(path).is_file() else None
+    found = locate(path) if kind != "lora" or kind_of(named_path(path)) == "file" else None
     groups = found.groups if found else {}
     refs = [ref for group in groups.values() for ref in group.values()]
     return FileDescription(

@@ -22,6 +22,7 @@ from loraport.adapters.refusals import (
     unmatched_keys,
 )
 from loraport.adapters.scale import FROM_CONFIG, FROM_METADATA, AdapterConfig, check_factor, read_config
+from loraport.containers.access import kind_of, list_folder
 from loraport.containers.names import named_path
 from loraport.containers.tensors import TensorRef, open_tensors
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
@@ -116,12 +117,17 @@ def open_adapter(
 
 
 def _read(path: Path) -> tuple[Path, dict[str, TensorRef], dict[str, str]]:
-    if path.is_dir():
-        named = [path / name for name in FILES if (path / name).is_file()]
-        files = named or sorted(item for item in path.iterdir() if item.suffix == ".safetensors")
+    if kind_of(path) == "folder":
+        named = [path / name for name in FILES if kind_of(path / name) == "file"]
+        files = named or [item for item in list_folder(path) if item.suffix == ".safetensors"]
         if len(files) != 1:
             listed = ", ".join(item.name for item in files[:8]) or "no safetensors file"
-            raise FileError("cannot tell which file of the folder is the LoRA", where=str(path), values=listed)
+            raise FileError(
+                "cannot tell which file of the folder is the LoRA",
+                where=str(path),
+                values=listed,
+                fix="name the file itself",
+            )
         path = files[0]
     file = open_tensors(path)
     rules = grammar()

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from loraport.adapters.pattern import Patterns
+from loraport.containers.access import kind_of
 from loraport.containers.tensors import TensorRef, read_tensor
 from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError, UsageError
+from loraport.files import read_text
 
 MAX_JSON_BYTES = 4 * 2**20
 FROM_METADATA = "lora_adapter_metadata in the header"
@@ -125,11 +127,9 @@ def read_config(path: Path, metadata: Mapping[str, str], prefix: str) -> Adapter
         return _config(_unprefixed(fields, prefix), FROM_METADATA, path)
     beside = path.parent / "adapter_config.json"
     # A file of our own has its scale inside the factors, whatever lies beside it.
-    if "loraport.version" in metadata or not beside.is_file():
+    if "loraport.version" in metadata or kind_of(beside) != "file":
         return None
-    if beside.stat().st_size > MAX_JSON_BYTES:
-        raise FileError("the configuration is too large to be one", where=str(beside))
-    return _config(_parse(beside.read_text("utf-8", errors="replace"), str(beside)), FROM_CONFIG, beside)
+    return _config(_parse(read_text(beside, "configuration", most=MAX_JSON_BYTES), str(beside)), FROM_CONFIG, beside)
 
 
 def _unprefixed(fields: dict[str, Any], prefix: str) -> dict[str, Any]:

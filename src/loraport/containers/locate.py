@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from loraport.containers.access import kind_of, list_folder, nearest_path, status, unreadable
+from loraport.containers.access import kind_of, list_folder, nearest_path
 from loraport.containers.codecs.registry import logical_group
 from loraport.containers.names import named_path
 from loraport.containers.stored import Group, TensorFile, TensorRef, list_stored
 from loraport.errors import FileError, UsageError
+from loraport.files import read_text
 
 MAX_INDEX_BYTES = 32 * 2**20
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
@@ -183,15 +184,10 @@ def _index(path: Path, notes: tuple[str, ...] = ()) -> Located:
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:
-    size = status(path).st_size
-    if size > MAX_INDEX_BYTES:
-        raise FileError("the index is too large to be one", where=str(path), values=f"{size:,} bytes")
     try:
-        content: Any = json.loads(path.read_text("utf-8"))
+        content: Any = json.loads(read_text(path, "index", most=MAX_INDEX_BYTES))
     except (ValueError, RecursionError) as error:
         raise FileError("the index is not valid JSON", where=str(path), values=str(error)[:200]) from None
-    except OSError as error:
-        raise unreadable(path, error) from None
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise FileError("the index has no weight_map", where=str(path), fix="give the model's file or folder")

@@ -24,6 +24,8 @@ from loraport.containers.safetensors import Span
 from loraport.errors import FileError, UnsupportedError
 
 MAX_DEPTH = 4
+MAX_PICKLE_BYTES = 8 * 2**20  # what describes the tensors; that of the largest models is below one
+MAX_ITEMS = 100_000  # entries of all mappings, those that several others share counted each time
 
 Groups = dict[tuple[str, ...], dict[str, Span]]
 
@@ -41,20 +43,15 @@ def read_groups(path: Path) -> Groups:
 
 @lru_cache(maxsize=16)
 def _read_groups(path: str, size: int, mtime_ns: int, ctime_ns: int, inode: int) -> Groups:
+    records = _records(path)
     tensors: dict[tuple[str, ...], dict[str, Tensor]] = {}
-    _collect(_load(path), (), tensors)
-    locate = _Locator(path, [tensor for group in tensors.values() for tensor in group.values()])
+    _collect(_load(path), path, tensors)
+    locate = _Locator(path, records, [tensor for group in tensors.values() for tensor in group.values()])
     return {nest: {key: locate.span(key, tensor) for key, tensor in group.items()} for nest, group in tensors.items()}
 
 
 def _load(path: str) -> Any:
     try:
-        if not zipfile.is_zipfile(path):
-            raise FileError(
-                "not a safetensors file, nor a torch file that can be read piece by piece",
-                where=path,
-                fix="save the weights again as safetensors",
-            )
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL (\S+)", str(error))
@@ -65,25 +62,47 @@ def _load(path: str) -> Any:
             values=reason,
             fix="export the weights alone as safetensors, from a machine where you trust the file",
         ) from None
-    except FileError:
-        raise
     except Exception as error:  # a damaged archive fails in whatever type the part that meets it happens to raise
-        raise FileError(
-            "the torch file cannot be read",
-            where=path,
-            values=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
-            fix="a file that torch wrote must not be called .safetensors; else save or download it again",
-        ) from None
+        raise _damaged(path, error) from None
 
 
-def _collect(value: Any, nest: tuple[str, ...], found: dict[tuple[str, ...], dict[str, Tensor]]) -> None:
-    if not isinstance(value, Mapping) or len(nest) > MAX_DEPTH:
-        return
-    for key, item in value.items():
-        if isinstance(item, Tensor):
-            found.setdefault(nest, {})[str(key)] = item
-        else:
-            _collect(item, (*nest, str(key)), found)
+def _damaged(path: str, error: Exception) -> FileError:
+    return FileError(
+        "the torch file cannot be read",
+        where=path,
+        values=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
+        fix="a file that torch wrote must not be called .safetensors; else save or download it again",
+    )
+
+
+def _collect(content: Any, path: str, found: dict[tuple[str, ...], dict[str, Tensor]]) -> None:
+    """Every mapping of tensors by the names that lead to it; one that is shared is found under each of its names."""
+    waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
+    seen = 0
+    while waiting:
+        nest, value = waiting.pop()
+        if not isinstance(value, Mapping) or len(nest) > MAX_DEPTH:
+            continue
+        seen += len(value)
+        if seen > MAX_ITEMS:
+            raise FileError(
+                "the torch file holds more entries than any model has",
+                where=path,
+                values=f"more than {MAX_ITEMS:,}",
+                fix="save the weights alone, as safetensors",
+            )
+        inner = []
+        for key, item in value.items():
+            if isinstance(item, Tensor):
+                found.setdefault(nest, {})[_name(key)] = item
+            elif isinstance(item, Mapping):
+                inner.append(((*nest, _name(key)), item))
+        waiting.extend(reversed(inner))
+
+
+def _name(key: Any) -> str:
+    # Half a character, which nothing can print or write, is shown as a question mark.
+    return str(key).encode("utf-8", "replace").decode("utf-8")
 
 
 class _Locator:
@@ -94,9 +113,9 @@ class _Locator:
     a record that is long enough.
     """
 
-    def __init__(self, path: str, tensors: list[Tensor]):
+    def __init__(self, path: str, records: dict[int, int], tensors: list[Tensor]):
         self.path = path
-        self.records = _records(path)
+        self.records = records
         for tensor in tensors:
             if type(tensor) not in (Tensor, torch.nn.Parameter) or tensor.layout != torch.strided:
                 raise UnsupportedError(
@@ -145,13 +164,34 @@ class _Locator:
 def _records(path: str) -> dict[int, int]:
     """Offset of the data of every stored record of the zip archive -> its length."""
     places: dict[int, int] = {}
-    with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
-        for info in archive.infolist():
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise FileError(
-                    "the torch file is compressed inside", where=path, values=info.filename, fix="save it again"
-                )
-            file.seek(info.header_offset + 26)  # the local header ends with the lengths of its two trailing fields
-            name_length, extra_length = struct.unpack("<HH", file.read(4))
-            places[info.header_offset + 30 + name_length + extra_length] = info.file_size
+    try:
+        with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            for info in archive.infolist():
+                if info.compress_type != zipfile.ZIP_STORED:
+                    raise FileError(
+                        "the torch file is compressed inside",
+                        where=path,
+                        values=info.filename[:200],
+                        fix="save it again",
+                    )
+                if info.filename.endswith(".pkl") and info.file_size > MAX_PICKLE_BYTES:
+                    raise FileError(
+                        "the torch file describes more than any model has",
+                        where=path,
+                        values=f"{info.file_size:,} bytes before the first number",
+                        fix="save the weights alone, as safetensors",
+                    )
+                file.seek(info.header_offset + 26)  # the local header ends with the lengths of two trailing fields
+                name_length, extra_length = struct.unpack("<HH", file.read(4))
+                places[info.header_offset + 30 + name_length + extra_length] = info.file_size
+    except FileError:
+        raise
+    except zipfile.BadZipFile:
+        raise FileError(
+            "not a safetensors file, nor a torch file that can be read piece by piece",
+            where=path,
+            fix="save the weights again as safetensors",
+        ) from None
+    except Exception as error:  # the archive's own fields lie
+        raise _damaged(path, error) from None
     return places
