@@ -183,6 +183,27 @@ def test_layers_in_flight_on_a_gpu_go_by_its_own_memory(monkeypatch):
     assert len(local_slots(Limits(("cuda:0",), workers=5))) == 5
 
 
+def test_libraries_of_every_gpu_are_made_ready_by_one_thread_before_the_workers(monkeypatch):
+    """torch crashes when several threads ask for the first decomposition on CUDA at once."""
+    told: list[tuple[str, str]] = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_000_000, 1_000_000))
+    monkeypatch.setattr(
+        "loraport.engine.executors.thread.warm_up",
+        lambda device: told.append((device, threading.current_thread().name)),
+    )
+    here = threading.current_thread().name
+    executor = make_executor("thread", Limits(("cuda:0", "cuda:1")))
+    devices_used = set()
+
+    def work(job: LayerJob, slot: Slot) -> str:
+        assert told == [("cuda:0", here), ("cuda:1", here)]
+        devices_used.add(slot.device)
+        return job.name
+
+    assert sorted(executor.run(JOBS, work)) == sorted(job.name for job in JOBS)
+    assert devices_used <= {"cuda:0", "cuda:1"}
+
+
 @pytest.mark.parametrize("wanted", ["abacus", "cpu:1", "cuda:x", "cuda:", "mps:0"])
 def test_devices_that_do_not_exist(wanted):
     with pytest.raises(UsageError, match="unknown device"):

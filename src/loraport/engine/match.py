@@ -141,12 +141,16 @@ def _identities(files: Iterable[Path]) -> dict[Path, str]:
 def _files(*inputs: Checkpoint | LoraAdapter | None) -> set[Path]:
     """Every file that tensors are read from."""
     found: set[Path] = set()
+    refs: list[TensorRef] = []
     for one in inputs:
         if isinstance(one, Checkpoint):
-            found |= {ref.file for ref in one.tensors.values()}
+            refs += one.tensors.values()
         elif one is not None:
-            found |= {one.path} | {ref.file for layer in one.layers.values() for ref in layer.parts.values()}
-            found |= {item.ref.file for item in one.carried}
+            found.add(one.path)
+            refs += [ref for layer in one.layers.values() for ref in layer.parts.values()]
+            refs += [item.ref for item in one.carried]
+    for ref in refs:
+        found |= {ref.file, *(companion.file for _, companion in ref.companions)}
     return found
 
 
