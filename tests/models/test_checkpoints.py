@@ -145,6 +145,44 @@ class TestFolders:
             open_checkpoint(tmp_path)
         assert open_checkpoint(tmp_path / "low_noise_model").notes == ()
 
+    @pytest.mark.parametrize(
+        ("index", "shard"),
+        [
+            ("diffusion_pytorch_model.bin.index.json", "diffusion_pytorch_model-0000{}-of-00002.bin"),
+            ("pytorch_model.bin.index.json", "pytorch_model-0000{}-of-00002.bin"),
+            (
+                "diffusion_pytorch_model.safetensors.index.fp16.json",
+                "diffusion_pytorch_model.fp16-0000{}-of-00002.safetensors",
+            ),
+            ("model.fp16.safetensors.index.json", "model-0000{}-of-00002.fp16.safetensors"),
+        ],
+    )
+    def test_shards_of_another_ending_or_a_variant(self, index, shard, tmp_path):
+        state = makers.model()
+        names = list(state)
+        (tmp_path / "transformer").mkdir()
+        for part in (0, 1):
+            path = tmp_path / "transformer" / shard.format(part + 1)
+            content = {name: state[name] for name in names[part::2]}
+            torch.save(content, path) if shard.endswith(".bin") else save_file(content, path)
+        weight_map = {name: shard.format(1 + number % 2) for number, name in enumerate(names)}
+        (tmp_path / "transformer" / index).write_text(json.dumps({"weight_map": weight_map}))
+        makers.check_model(open_checkpoint(tmp_path), state)
+        makers.check_model(open_checkpoint(tmp_path / "transformer" / shard.format(2)), state)
+
+    @pytest.mark.parametrize("name", ["self_forcing.pt", "model.bin", "x.fp16.safetensors", "wan.pth", "a.ckpt"])
+    def test_the_only_model_of_a_folder(self, name, tmp_path):
+        (save_file if name.endswith(".safetensors") else torch.save)(makers.model(), tmp_path / name)
+        (tmp_path / "config.json").write_text("{}")
+        (tmp_path / "optimizer.txt").write_text("no model")
+        makers.check_model(open_checkpoint(tmp_path), makers.model())
+
+    def test_the_plain_safetensors_file_before_all_others(self, tmp_path):
+        save_file(makers.model(), tmp_path / "diffusion_pytorch_model.safetensors")
+        save_file(makers.model(1), tmp_path / "diffusion_pytorch_model.fp16.safetensors")
+        torch.save(makers.model(2), tmp_path / "diffusion_pytorch_model.bin")
+        makers.check_model(open_checkpoint(tmp_path), makers.model())
+
     def test_an_empty_folder_and_a_full_one(self, tmp_path):
         with pytest.raises(FileError, match="holds no model"):
             open_checkpoint(tmp_path)

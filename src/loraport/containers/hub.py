@@ -1,8 +1,7 @@
 """Models by hub id, fetched through huggingface_hub when it is installed and can be reached."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 from loraport.errors import FileError
 
@@ -12,7 +11,7 @@ TIMEOUT_SECONDS = 10.0
 
 
 def download(repo: str, inside: str = "", nested: str | None = None) -> Path:
-    """Fetch the transformer of a hub repository into the hub's own cache.
+    """Fetch the transformer of a hub repository into the hub's own cache, or find it there.
 
     Args:
         repo: "owner/name".
@@ -33,48 +32,49 @@ def download(repo: str, inside: str = "", nested: str | None = None) -> Path:
             where=repo,
             fix="check the path, or: pip install 'loraport[hub]'",
         ) from None
-    offline = ""
+    folders = [inside] if inside else dict.fromkeys([nested or "transformer", "transformer", ""])
+    wanted = [f"{folder}/{name}".lstrip("/") for folder in folders for name in (*INDEXES, *FILES)]
     try:
         # Asked first and once, since a download that cannot reach the hub tries again for half a minute.
         listing = huggingface_hub.HfApi().model_info(repo, timeout=TIMEOUT_SECONDS).siblings or []
-        names = {item.rfilename for item in listing}
-    except Exception as error:  # the client raises its own, its HTTP library's and the system's errors
-        names = None
-        offline = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160] if str(error).strip() else ''}"
-
-    def fetch(name: str) -> Path | None:
-        if names is not None and name not in names:
-            return None
-        try:
-            return Path(huggingface_hub.hf_hub_download(repo, name, local_files_only=names is None))
-        except Exception as error:
-            if names is None:
-                return None
-            raise FileError("a file of the hub repository could not be fetched", where=f"{repo}/{name}",
-                            values=f"{type(error).__name__}: {str(error)[:160]}") from None  # fmt: skip
-
-    found = _first(fetch, [inside] if inside else [nested or "transformer", "transformer", ""])
-    if found is not None:
-        return found
-    if names is None:
+        there = {item.rfilename for item in listing}
+        name = next((name for name in wanted if name in there), None)
+        found = None if name is None else _fetch(huggingface_hub, repo, name, local=False)
+    except Exception as error:  # the client's own, its HTTP library's (it changed that twice) and the system's
+        reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+        return _kept(huggingface_hub, repo, wanted, inside, reason)
+    if found is None:
         raise FileError(
-            "there is no such file or folder here, and it could not be fetched as a hub id",
-            where="/".join(part for part in (repo, inside) if part),
-            values=offline,
-            fix="check the path, or the id and the network",
+            "the hub repository has no model that can be read",
+            where=repo,
+            values=", ".join(INDEXES + FILES),
+            fix="name the folder inside it (owner/name/folder), or download the file and name that",
         )
-    raise FileError("the hub repository has no model that can be read", where=repo, values=", ".join(INDEXES + FILES))
+    return found
 
 
-def _first(fetch: Callable[[str], Path | None], folders: list[str]) -> Path | None:
-    for folder in dict.fromkeys(folders):
-        start = f"{folder}/" if folder else ""
-        for name in (*INDEXES, *FILES):
-            found = fetch(start + name)
-            if found is None:
-                continue
-            if name in INDEXES:
-                for shard in sorted(set(json.loads(found.read_text("utf-8"))["weight_map"].values())):
-                    fetch(start + shard)
+def _fetch(hub: ModuleType, repo: str, name: str, *, local: bool) -> Path | None:
+    """A file of the repository with its shards, if it is an index; None where the cache has no such file."""
+    shards = name.removesuffix(".safetensors.index.json") + "-*.safetensors"
+    root = hub.snapshot_download(
+        repo, allow_patterns=[name, shards], local_files_only=local, etag_timeout=TIMEOUT_SECONDS
+    )
+    path = Path(root) / name
+    return path if path.is_file() else None
+
+
+def _kept(hub: ModuleType, repo: str, wanted: list[str], inside: str, reason: str) -> Path:
+    """What was fetched before, when the hub does not answer."""
+    for name in wanted:
+        try:
+            found = _fetch(hub, repo, name, local=True)
+        except (OSError, ValueError):  # nothing of this repository, or only a part of this model
+            continue
+        if found is not None:
             return found
-    return None
+    raise FileError(
+        "there is no such file or folder here, and it could not be fetched as a hub id",
+        where="/".join(part for part in (repo, inside) if part),
+        values=reason,
+        fix="check the path, or the id and the network",
+    )
