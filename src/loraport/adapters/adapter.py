@@ -1,5 +1,6 @@
 """What a LoRA file holds, taken apart: updates of linear layers, and what is passed on unchanged."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -242,6 +243,12 @@ class LoraAdapter:
     dtype: str
     keys: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def fused(self) -> frozenset[LayerName]:
+        """Layers that share the weight, and so the keys, with others in the file. The ranks of all add up there."""
+        uses = Counter(key for layer in self.layers.values() for key in layer.keys)
+        return frozenset(name for name, layer in self.layers.items() if uses[layer.keys[0]] > 1)
 
     @property
     def max_rank(self) -> int:

@@ -7,7 +7,7 @@ import torch
 
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.consumers import content_of
-from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT
+from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT, Dialect
 from loraport.adapters.header import CONTENT, PROFILE, content_digest, read_json
 from loraport.adapters.loaders import IN_FULL, takers
 from loraport.adapters.parse import open_adapter
@@ -91,22 +91,36 @@ def _header(lora: LoraAdapter) -> list[Check]:
         checks.append(Check("every layer is there", same, f"{len(lora.layers)} layers, header {layers}"))
     stated = lora.metadata.get("ss_network_dim")
     if stated is not None and _transferred(lora):
-        checks.append(Check("rank as stated", stated == str(lora.max_rank), f"rank {lora.max_rank}, header {stated}"))
+        alone = [layer.rank for name, layer in lora.layers.items() if layer.factored and name not in lora.fused]
+        rank = max(alone, default=lora.max_rank)
+        # Where every weight is fused, the ranks of its layers have been added up.
+        right = stated == str(rank) or (not alone and stated.isdecimal() and rank % max(int(stated), 1) == 0)
+        checks.append(Check("rank as stated", right, f"rank {rank}, header {stated}"))
     recipe = read_json(lora.metadata, "loraport.recipe")
     recipe = recipe if isinstance(recipe, dict) else {}
     profile = PROFILES.get(str(lora.metadata.get(PROFILE, recipe.get("to"))))
     if profile is not None and lora.layers:
-        checks.append(
-            Check("names as stated", lora.dialect == profile.dialect, f"{lora.dialect.title}, header {profile.name}")
-        )
+        same = _spelled_as(lora, profile.of(lora.architecture.family).dialect)
+        checks.append(Check("names as stated", same, f"{lora.dialect.title}, header {profile.name}"))
     if "dtype" in recipe and lora.layers:
         same = str(FORMATS[lora.dtype].dtype) == f"torch.{recipe['dtype']}"
         checks.append(Check("dtype as stated", same, f"{lora.dtype}, header {recipe['dtype']}"))
     return checks
 
 
+def _spelled_as(lora: LoraAdapter, dialect: Dialect) -> bool:
+    """Whether the file is spelled in a dialect. Two namings of a family may agree on all layers of a file."""
+    family = lora.architecture.family
+    if lora.dialect != dialect and lora.dialect.names in family.namings:
+        alike = all(family.spell(x, lora.dialect.names) == family.spell(x, dialect.names) for x in lora.layers)
+        return alike and replace(lora.dialect, names=dialect.names) == dialect
+    return lora.dialect == dialect
+
+
 def _scale(lora: LoraAdapter) -> list[Check]:
-    ranks = sorted({layer.rank for layer in lora.layers.values() if layer.factored})
+    factored = {name: layer.rank for name, layer in lora.layers.items() if layer.factored}
+    ranks = sorted({rank for name, rank in factored.items() if name not in lora.fused})
+    added = sorted({rank for name, rank in factored.items() if name in lora.fused} - set(ranks))
     scales = sorted({layer.scale for layer in lora.layers.values()})
     sources = sorted({layer.scale_source for layer in lora.layers.values() if layer.scale != 1.0})
     wrong = False if _transferred(lora) else None  # a transfer promises both, a trainer neither
@@ -116,7 +130,9 @@ def _scale(lora: LoraAdapter) -> list[Check]:
         Check(
             "one rank in the whole file",
             True if len(ranks) <= 1 else wrong,
-            (", ".join(map(str, ranks)) or "no factors") + mixed,
+            (", ".join(map(str, ranks or added)) or "no factors")
+            + (f"; {', '.join(map(str, added))} in fused weights" if ranks and added else "")
+            + mixed,
         ),
         Check(
             "strength 1 in every loader",
@@ -193,30 +209,45 @@ def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     """Whether the loader of diffusers finds a pair of factors, and nothing it refuses, for every layer."""
     name = "diffusers loads it"
     try:
-        from diffusers.loaders import WanLoraLoaderMixin
+        import diffusers
+        from diffusers import loaders
     except ImportError:
         return Check(name, None, "not looked at: diffusers is not installed")
     family = lora.architecture.family
-    if family.name != "wan":
+    classes = family.diffusers
+    if not classes.model:
         return Check(name, None, f"not looked at: no loader for {family.title} is known here")
     plain = replace(lora.dialect, alpha="none")
-    promised = "loraport.version" in lora.metadata and plain in (
-        PROFILES["universal"].dialect,
-        PROFILES["diffusers"].dialect,
-    )
+    spelled = [PROFILES[profile].of(family).dialect for profile in ("universal", "diffusers")]
+    promised = "loraport.version" in lora.metadata and plain in (spelled if classes.loader else spelled[1:])
     # Files of our own that diffusers is known to refuse were written with a warning.
     wrong = False if promised and not any(item.kind == "text_encoder" for item in lora.carried) else None
+<<<<<<< HEAD
     try:
         # Given as tensors, so that no other reader opens the file.
         found = WanLoraLoaderMixin.lora_state_dict({key: read_tensor(ref) for key, ref in refs.items()})
     except (ValueError, KeyError, RuntimeError, IndexError) as error:
         return Check(name, wrong, f"refused: {type(error).__name__}: {str(error)[:160]}")
+=======
+    if classes.loader:
+        loader = getattr(loaders, classes.loader)
+        try:
+            # Given as tensors, so that no other reader opens the file.
+            found = loader.lora_state_dict({key: read_tensor(ref) for key, ref in refs.items()})
+        except (ValueError, KeyError, RuntimeError) as error:
+            return Check(name, wrong, f"refused: {type(error).__name__}: {str(error)[:160]}")
+        by = ""
+    else:
+        found = _network_keys(getattr(diffusers, classes.model), refs)
+        by = f", by {classes.model}.load_lora_adapter (its pipeline loads no LoRA)"
+>>>>>>> bf06d87 (Fused and split: the report's extras, verify by the family's own diffusers classes, one transfer whatever is fused)
     strange = [key for key in found if "lora" not in key]
     if strange:
         return Check(name, wrong, f"refused for {strange[0]}")
     wanted = [f"transformer.{family.spell(layer, 'diffusers')}.lora_{half}.weight"
               for layer in lora.layers for half in "AB"]  # fmt: skip
     pairs = sum(key in found for key in wanted) // 2
+<<<<<<< HEAD
     # What its loader makes room for and the file does not fill would be left on the "meta" device.
     halves = {half: {key.removesuffix(half) for key in found if key.endswith(half)} for half in _HALVES}
     a, b, biases = (halves[half] for half in _HALVES)
@@ -224,6 +255,17 @@ def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     if empty:
         return Check(name, wrong, f"{len(empty)} layers would be left without memory, such as {min(empty)}")
     return Check(name, True if pairs == len(lora.layers) else wrong, f"{pairs} of {len(lora.layers)} layers")
+=======
+    return Check(name, True if pairs == len(lora.layers) else wrong, f"{pairs} of {len(lora.layers)} layers{by}")
+
+
+def _network_keys(network: type[torch.nn.Module], refs: dict[str, TensorRef]) -> set[str]:
+    """The keys that name a linear layer of a network, as its `load_lora_adapter` reads them."""
+    with torch.device("meta"):
+        linear = {name for name, module in network().named_modules() if isinstance(module, torch.nn.Linear)}
+    plain = {key: key.removeprefix("transformer.").rpartition(".lora_")[0] for key in refs}
+    return {key for key, module in plain.items() if key.startswith("transformer.") and module in linear}
+>>>>>>> bf06d87 (Fused and split: the report's extras, verify by the family's own diffusers classes, one transfer whatever is fused)
 
 
 def _transferred(lora: LoraAdapter) -> bool:

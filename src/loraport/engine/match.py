@@ -53,9 +53,14 @@ class Inputs:
         source, target = self.source, self.target
         if target is None:
             return (), ()
-        only_source = [name for name in source.tensors if name not in target.tensors]
-        only_target = [name for name in target.tensors if name not in source.tensors]
-        return tuple(only_source) + source.unknown, tuple(only_target) + target.unknown
+        one = [*(name for name in source.tensors if name not in target.tensors), *_more(source, target)]
+        other = [*(name for name in target.tensors if name not in source.tensors), *_more(target, source)]
+        return tuple(one), tuple(other)
+
+
+def _more(side: Checkpoint, other: Checkpoint) -> list[str]:
+    """Keys of no known layer that the other side does not have, whatever prefix either writes."""
+    return [key for name, key in side.extra.items() if name not in other.extra]
 
 
 @dataclass(frozen=True)
