@@ -4,7 +4,9 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+import hunyuan
 import makers
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import open_adapter
@@ -13,6 +15,7 @@ from loraport.adapters.verify import verify_adapter
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.architecture import detect
+from loraport.models.checkpoint import open_checkpoint
 from loraport.models.family import families
 from makers import PEFT, LoraFile, diffusers_name, same, spell
 
@@ -359,3 +362,59 @@ class TestVerifyWithTheRealLoader:
         tensors = spell(makers.factors(), "", same, *PEFT) | {"lora_te_x.lora_up.weight": torch.ones(2, 2)}
         convert_adapter(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors")
         assert self._last(tmp_path / "x.safetensors").passed is None
+
+
+def _hunyuan():
+    return diffusers.HunyuanVideo15Transformer3DModel(
+        in_channels=hunyuan.CHANNELS, out_channels=hunyuan.OUTPUT, num_attention_heads=2, attention_head_dim=12,
+        num_layers=2, num_refiner_layers=2, mlp_ratio=2.0, text_embed_dim=hunyuan.TEXT, text_embed_2_dim=16,
+        image_embed_dim=hunyuan.IMAGE, rope_axes_dim=(4, 4, 4), use_meanflow=True,
+    )  # fmt: skip
+
+
+def test_hunyuan_video_15_as_diffusers_builds_it_is_known_in_full(tmp_path):
+    save_file(_hunyuan().state_dict(), tmp_path / "x.safetensors")
+    model = open_checkpoint(tmp_path / "x.safetensors")
+    assert (model.architecture.family.name, model.naming) == ("hunyuan_video_15", "diffusers")
+    assert (model.unknown, model.missing, model.notes) == ((), (), ())
+
+
+@pytest.mark.parametrize("spelling", ["original", "comfyui"])
+def test_hunyuan_video_15_loads_into_the_network(spelling, tmp_path, caplog):
+    """diffusers has no LoRA loader for its pipeline, so the network's own is the one to satisfy."""
+    sizes = ("byt5_in", "time_in", "txt_in.t_embedder")  # where the network has sizes of its own
+    made = {name: pair for name, pair in hunyuan.factors().items() if not name.startswith(sizes)}
+    tensors = {}
+    for name, (b, a) in made.items():
+        stem = name if spelling == "original" else "diffusion_model." + hunyuan.comfyui_name(name)
+        if spelling == "comfyui" and name.endswith(("attn_q", "attn_k", "attn_v")):
+            stem = "diffusion_model." + hunyuan.comfyui_name(name[:-1] + "qkv")
+            rows = torch.zeros(72, 4)
+            start = 24 * "qkv".index(name[-1])
+            rows[start : start + 24] = b
+            tensors[f"{stem}.lora_B.weight"] = torch.cat([tensors.get(f"{stem}.lora_B.weight", rows[:, :0]), rows], 1)
+            tensors[f"{stem}.lora_A.weight"] = torch.cat([tensors.get(f"{stem}.lora_A.weight", a[:0]), a])
+            continue
+        tensors |= {f"{stem}.lora_B.weight": b, f"{stem}.lora_A.weight": a}
+    convert_adapter(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors", to="diffusers")
+    network = _hunyuan()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for name in ("diffusers", "peft"):
+        logging.getLogger(name).addHandler(caplog.handler)
+    with caplog.at_level(logging.WARNING):
+        network.load_lora_adapter(tmp_path / "x.safetensors", prefix="transformer")
+    for name in ("diffusers", "peft"):
+        logging.getLogger(name).removeHandler(caplog.handler)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not [name for name, parameter in network.named_parameters() if parameter.is_meta]
+    network.fuse_lora()
+    network.unload_lora()
+    after = network.state_dict()
+    changes = {name: after[name] - tensor for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    wanted = hunyuan.in_diffusers({name: b.double() @ a.double() for name, (b, a) in made.items()})
+    assert changes.keys() == {f"{name}.weight" for name in wanted}
+    for name, delta in wanted.items():
+        assert (changes[f"{name}.weight"].double() - delta).norm() <= 1e-4 * delta.norm(), name
+    checks = {check.name: check for check in verify_adapter(tmp_path / "x.safetensors", load=True)}
+    assert checks["diffusers loads it"].passed is True
+    assert "load_lora_adapter" in checks["diffusers loads it"].found
