@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from loraport.adapters.adapter import Carried, LoraAdapter
@@ -30,7 +31,7 @@ from loraport.models.architecture import Architecture, Shape, detect
 from loraport.models.checkpoint import Checkpoint
 from loraport.models.family import Family, families
 from loraport.models.keymap import Resolved, family_keymap
-from loraport.models.keys import key_rules
+from loraport.models.keys import MAX_LOOKED_AT, key_rules
 
 FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 
@@ -80,7 +81,7 @@ def open_adapter(
     if not pieces and len(dropped) == len(refs):
         raise UsageError("drop leaves nothing of the LoRA", where=str(path), values=str(drop))
     if not pieces:
-        raise not_a_lora(path, refs, architecture, role, _title_of(refs, path))
+        raise not_a_lora(path, refs, architecture, role, _title_of(refs, family, path))
     idle = idle_choices(pieces, expert, adapter)
     pieces, others = _choose(pieces, "expert", expert, path)
     pieces, strangers = _choose(pieces, "adapter", adapter, path)
@@ -158,14 +159,16 @@ def _config(path: Path, metadata: Mapping[str, str], dialect: Dialect, scale: fl
 
 
 def _family_of(refs: Mapping[str, TensorRef]) -> Family:
-    possible = [family for family in families().values() if family.lookalike(refs) is None]
-    return max(possible or families().values(), key=lambda family: len(_sort(refs, family)[0]))
+    """The family that knows most of the keys; in a file of very many, most of some thousand of them."""
+    sample = dict(islice(refs.items(), 0, None, 1 + len(refs) // MAX_LOOKED_AT))
+    possible = [family for family in families().values() if family.lookalike(sample) is None]
+    return max(possible or families().values(), key=lambda family: len(_sort(sample, family)[0]))
 
 
-def _title_of(refs: Mapping[str, TensorRef], path: Path) -> str | None:
-    """What model the LoRA is for by its own names and shapes, None if that cannot be told."""
+def _title_of(refs: Mapping[str, TensorRef], tried: Family, path: Path) -> str | None:
+    """What model a LoRA is for that has no key of one family; None if no other family has any either."""
     family = _family_of(refs)
-    pieces = _sort(refs, family)[0]
+    pieces = _sort(refs, family)[0] if family.name != tried.name else []
     if not pieces:
         return None
     try:

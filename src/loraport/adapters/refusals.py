@@ -172,4 +172,9 @@ def not_a_lora(
     known = [each.title for each in families().values()]
     other = f"the {role} is {architecture.title}" if architecture else f"known: {', '.join(known)}"
     what = f"This LoRA is for {title}, {other}." if title else f"This is no LoRA of a known model, {other}."
-    return MismatchError(what, where=str(path), values=f"{len(refs)} keys, e.g. {', '.join(list(refs)[:3])}")
+    return MismatchError(
+        what,
+        where=str(path),
+        values=f"{len(refs)} keys, e.g. {', '.join(islice(refs, 3))}",
+        fix=f"give a LoRA that was trained on the {role}" if architecture else "give a LoRA of one of these models",
+    )

@@ -96,7 +96,7 @@ def open_checkpoint(spec: str | Path, *, nested: str | None = None) -> Checkpoin
         reading.tensors,
         reading.unknown,
         ".".join(nest),
-        found.notes + notes + _odd_shapes({**reading.unsplit, **architecture.misfits}),
+        found.notes + notes + _others(reading.unknown) + _odd_shapes({**reading.unsplit, **architecture.misfits}),
     )
 
 
@@ -186,6 +186,12 @@ def _odd_shapes(wrong: Mapping[str, str]) -> tuple[str, ...]:
     name, why = next(iter(wrong.items()))
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return (f"modules of an unexpected shape, which no LoRA can change here: {name} ({why}){more}",)
+
+
+def _others(unknown: tuple[str, ...]) -> tuple[str, ...]:
+    """What the keys of no known layer are, if that shows."""
+    title = key_rules().kind_foreign(unknown)
+    return () if title is None else (f"{len(unknown)} tensors are left alone; there are parts of {title} among them",)
 
 
 def _bare(key: str, prefix: str) -> str:

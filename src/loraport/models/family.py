@@ -14,7 +14,7 @@ from loraport.models.placement import Place
 ROLES = ("linear", "conv", "norm", "embedding", "param")
 MAX_BLOCKS = 512
 """Block numbers beyond this are no block numbers: a file cannot make tables of a billion blocks."""
-NUMBER = r"(?:0|[1-9][0-9]{0,3})"
+_NUMBERS = {edge: re.compile(rf"(?<![^{edge}])(?:0|[1-9][0-9]{{0,3}})(?![^{edge}])") for edge in "._"}
 _COUNTER = re.compile(r"<([a-z])>")
 _PART = re.compile(r"(.+)\[([0-9]+)\]")
 
@@ -173,9 +173,13 @@ class Family:
 
 
 def numbered(path: str, separator: str) -> Iterable[tuple[str, int]]:
-    """A path with each of its numbers in turn written as "<>", and that number."""
-    edge = re.escape(separator)
-    for found in re.finditer(rf"(?<![^{edge}]){NUMBER}(?![^{edge}])", path):
+    """A path with each of its numbers in turn written as "<>", and that number.
+
+    Args:
+        path: a module path.
+        separator: what stands around a number in it, "." or "_".
+    """
+    for found in _NUMBERS[separator].finditer(path):
         number = int(found.group())
         if number < MAX_BLOCKS:
             yield path[: found.start()] + "<>" + path[found.end() :], number

@@ -166,10 +166,10 @@ def _peeled(path: str) -> Iterator[tuple[str, str, bool, str | None]]:
     prefix, rest, flat, expert = "", path, False, None
     yield prefix, rest, flat, expert
     for _ in range(MAX_PREFIXES):
-        known = rules.flattened if flat else rules.peel
-        found = next((each for each in known if rest.startswith(each)), None)
-        if found is None:
+        match = (rules.flattened if flat else rules.peel).match(rest)
+        if match is None:
             return
+        found = match.group()
         expert = rules.experts.get(found, expert)
         prefix, rest = prefix + found, rest[len(found) :]
         if found in rules.flat_prefixes:

@@ -16,14 +16,14 @@ MAX_LOOKED_AT = 5000  # keys of a file that are looked at to tell what else it m
 class KeyRules:
     """Everything that keys.yaml says, with its patterns compiled.
 
-    `peel` has every prefix that may stand before a module path, longest first; `flattened` those that may follow a
-    flat prefix, with underscores.
+    `peel` matches the longest prefix that may stand before a module path; `flattened` one that may follow a flat
+    prefix, with underscores.
     """
 
     flat_prefixes: tuple[str, ...]
     experts: dict[str, str]
-    peel: tuple[str, ...]
-    flattened: tuple[str, ...]
+    peel: re.Pattern[str]
+    flattened: re.Pattern[str]
     wrappers: tuple[str, ...]
     foreign: tuple[tuple[str, re.Pattern[str]], ...]
     nests: tuple[str, ...]
@@ -49,8 +49,8 @@ def key_rules() -> KeyRules:
     return KeyRules(
         flat_prefixes=tuple(data["flat_prefixes"]),
         experts=data["experts"],
-        peel=_longest_first({*dotted, *data["flat_prefixes"]}),
-        flattened=_longest_first({prefix.replace(".", "_") for prefix in dotted}),
+        peel=_longest({*dotted, *data["flat_prefixes"]}),
+        flattened=_longest({prefix.replace(".", "_") for prefix in dotted}),
         wrappers=tuple(data["wrappers"]),
         foreign=tuple((row["title"], re.compile(row["pattern"])) for row in data["foreign"]),
         nests=tuple(data["nests"]),
@@ -58,5 +58,5 @@ def key_rules() -> KeyRules:
     )
 
 
-def _longest_first(prefixes: Iterable[str]) -> tuple[str, ...]:
-    return tuple(sorted(prefixes, key=lambda prefix: (-len(prefix), prefix)))
+def _longest(prefixes: Iterable[str]) -> re.Pattern[str]:
+    return re.compile("|".join(re.escape(prefix) for prefix in sorted(prefixes, key=len, reverse=True)))
