@@ -222,40 +222,29 @@ def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     promised = "loraport.version" in lora.metadata and plain in (spelled if classes.loader else spelled[1:])
     # Files of our own that diffusers is known to refuse were written with a warning.
     wrong = False if promised and not any(item.kind == "text_encoder" for item in lora.carried) else None
-<<<<<<< HEAD
-    try:
-        # Given as tensors, so that no other reader opens the file.
-        found = WanLoraLoaderMixin.lora_state_dict({key: read_tensor(ref) for key, ref in refs.items()})
-    except (ValueError, KeyError, RuntimeError, IndexError) as error:
-        return Check(name, wrong, f"refused: {type(error).__name__}: {str(error)[:160]}")
-=======
     if classes.loader:
         loader = getattr(loaders, classes.loader)
         try:
             # Given as tensors, so that no other reader opens the file.
             found = loader.lora_state_dict({key: read_tensor(ref) for key, ref in refs.items()})
-        except (ValueError, KeyError, RuntimeError) as error:
+        except (ValueError, KeyError, RuntimeError, IndexError) as error:
             return Check(name, wrong, f"refused: {type(error).__name__}: {str(error)[:160]}")
         by = ""
     else:
         found = _network_keys(getattr(diffusers, classes.model), refs)
         by = f", by {classes.model}.load_lora_adapter (its pipeline loads no LoRA)"
->>>>>>> bf06d87 (Fused and split: the report's extras, verify by the family's own diffusers classes, one transfer whatever is fused)
     strange = [key for key in found if "lora" not in key]
     if strange:
         return Check(name, wrong, f"refused for {strange[0]}")
     wanted = [f"transformer.{family.spell(layer, 'diffusers')}.lora_{half}.weight"
               for layer in lora.layers for half in "AB"]  # fmt: skip
     pairs = sum(key in found for key in wanted) // 2
-<<<<<<< HEAD
     # What its loader makes room for and the file does not fill would be left on the "meta" device.
     halves = {half: {key.removesuffix(half) for key in found if key.endswith(half)} for half in _HALVES}
     a, b, biases = (halves[half] for half in _HALVES)
     empty = (a ^ b) | (biases - a) | ((a - biases) if biases else set())
     if empty:
         return Check(name, wrong, f"{len(empty)} layers would be left without memory, such as {min(empty)}")
-    return Check(name, True if pairs == len(lora.layers) else wrong, f"{pairs} of {len(lora.layers)} layers")
-=======
     return Check(name, True if pairs == len(lora.layers) else wrong, f"{pairs} of {len(lora.layers)} layers{by}")
 
 
@@ -265,7 +254,6 @@ def _network_keys(network: type[torch.nn.Module], refs: dict[str, TensorRef]) ->
         linear = {name for name, module in network().named_modules() if isinstance(module, torch.nn.Linear)}
     plain = {key: key.removeprefix("transformer.").rpartition(".lora_")[0] for key in refs}
     return {key for key, module in plain.items() if key.startswith("transformer.") and module in linear}
->>>>>>> bf06d87 (Fused and split: the report's extras, verify by the family's own diffusers classes, one transfer whatever is fused)
 
 
 def _transferred(lora: LoraAdapter) -> bool:
