@@ -78,7 +78,7 @@ def _transfer(pair, folder, lora, source, target, method="casa", to="diffusers")
 def test_one_transfer_whatever_is_fused(pair, tmp_path):
     _loras(tmp_path)
     reference, report = _transfer(pair, tmp_path, "split", "split", "split")
-    assert report.summary["layers"] == 2 * 14 + 2 * 7 + 14
+    assert report.summary.layers == 2 * 14 + 2 * 7 + 14
     wanted = _updates(reference)
     for lora, source, target in (
         ("split", "fused", "split"),

@@ -206,6 +206,16 @@ class TestContent:
         assert set(found.unknown) == {"blocks.0.to_gate_compress.weight", "first_stage_model.decoder.weight"}
         assert found.missing == ("blocks.1.ffn.0",)
 
+    def test_additions_of_a_variant_are_named_and_left_alone(self, tmp_path):
+        state = makers.model()
+        state |= {f"vace_blocks.{n}.self_attn.q.weight": torch.zeros(24, 24) for n in range(3)}
+        save_file(state, tmp_path / "x.safetensors")
+        save_file({f"model.diffusion_model.{key}": t for key, t in state.items()}, tmp_path / "y.safetensors")
+        found, other = (open_checkpoint(tmp_path / f"{name}.safetensors") for name in "xy")
+        assert found.notes == ("the model has VACE blocks (3 tensors), which are left alone",)
+        assert found.missing == ()
+        assert found.extra.keys() == other.extra.keys()
+
     def test_the_same_weight_twice(self, tmp_path):
         state = makers.model()
         both = state | {name: tensor.clone() for name, tensor in _spelled(state, "diffusers").items()}

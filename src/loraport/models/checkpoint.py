@@ -96,7 +96,10 @@ def open_checkpoint(spec: str | Path, *, nested: str | None = None) -> Checkpoin
         reading.tensors,
         reading.unknown,
         ".".join(nest),
-        found.notes + notes + _others(reading.unknown) + _odd_shapes({**reading.unsplit, **architecture.misfits}),
+        found.notes
+        + notes
+        + _additions(reading.family, reading.unknown)
+        + _odd_shapes({**reading.unsplit, **architecture.misfits}),
     )
 
 
@@ -188,10 +191,11 @@ def _odd_shapes(wrong: Mapping[str, str]) -> tuple[str, ...]:
     return (f"modules of an unexpected shape, which no LoRA can change here: {name} ({why}){more}",)
 
 
-def _others(unknown: tuple[str, ...]) -> tuple[str, ...]:
-    """What the keys of no known layer are, if that shows."""
-    title = key_rules().kind_foreign(unknown)
-    return () if title is None else (f"{len(unknown)} tensors are left alone; there are parts of {title} among them",)
+def _additions(family: Family, unknown: tuple[str, ...]) -> tuple[str, ...]:
+    found = {title: sum(bool(has.search(key)) for key in unknown) for title, has in family.additions.items()}
+    return tuple(
+        f"the model has {title} ({count} tensors), which are left alone" for title, count in found.items() if count
+    )
 
 
 def _bare(key: str, prefix: str) -> str:

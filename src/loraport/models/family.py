@@ -95,6 +95,7 @@ class Family:
         universal: the naming that ComfyUI reads, for the output profile universal.
         diffusers: its classes there.
         lookalikes: families that share names with this one.
+        additions: what variants have besides, by title; it is left alone.
         image_marker: the part of a name that shows the image variant.
         sizes: names by dimensions.
         variants: whole titles by dimensions.
@@ -109,6 +110,7 @@ class Family:
     universal: str
     diffusers: DiffusersClasses
     lookalikes: tuple[Lookalike, ...]
+    additions: dict[str, re.Pattern[str]]
     image_marker: str | None
     sizes: tuple[dict[str, Any], ...]
     variants: tuple[dict[str, Any], ...]
@@ -223,6 +225,7 @@ def _read(text: str) -> Family:
         data.get("universal", namings[0]),
         DiffusersClasses(**data.get("diffusers", {})),
         tuple(_lookalike(row) for row in data.get("lookalikes", [])),
+        {title: re.compile(pattern) for title, pattern in data.get("additions", {}).items()},
         data.get("image_marker"),
         tuple(data.get("sizes", [])),
         tuple(data.get("variants", [])),

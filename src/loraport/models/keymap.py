@@ -15,6 +15,7 @@ from loraport.models.keys import key_rules
 from loraport.models.placement import Part, is_whole
 
 MAX_PREFIXES = 8  # no more than this many prefixes one after the other are taken off
+LONGEST = 1000  # characters of a path that may be a name
 MAX_PATH = 200  # characters of an unknown path that are compared with the known ones
 MIXED = "mixed"  # the naming of aliases, which follow none
 
@@ -77,7 +78,7 @@ class KeyMap:
 
         Any chain of known prefixes is taken off when what is left names a module exactly.
         """
-        for prefix, rest, flat, expert in _peeled(path):
+        for prefix, rest, flat, expert in _peeled(path) if len(path) <= LONGEST else ():
             table, separator = (self.flat, "_") if flat else (self.dotted, ".")
             if rest in table and not table[rest].counter:
                 return Resolved(prefix, flat, table[rest].parts, rest, table[rest].namings, expert)
