@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from loraport.containers.codecs.base import Codec
 from loraport.containers.codecs.registry import CODECS
+from loraport.containers.dtypes import FORMATS
 from loraport.containers.locate import locate
 from loraport.containers.tensors import (
     common_dtype,
@@ -127,6 +128,26 @@ def test_fp8_without_a_scale_is_a_cast(dtype, tmp_path):
     group = open_tensors(tmp_path / "x.safetensors").groups[()]
     assert set(group) == {"a.weight"}
     np.testing.assert_array_equal(read_float(group["a.weight"]).double().numpy(), numbers(stored))
+
+
+@pytest.mark.parametrize("known", [known for known in FORMATS.values() if known.significand_bits is not None])
+def test_plain_numbers_of_every_format_are_a_weight(known, tmp_path):
+    stored = matrix().to(known.dtype)
+    save_file({"a.weight": stored}, tmp_path / "x.safetensors")
+    ref = open_tensors(tmp_path / "x.safetensors").groups[()]["a.weight"]
+    assert (ref.codec, refusal(ref)) == ("raw", None)
+    assert torch.equal(read_float(ref), stored.float())
+
+
+@pytest.mark.parametrize(
+    ("dtype", "word"), [("F4", "fp4"), ("F6_E3M2", "fp6_e3m2"), ("F8_E8M0", "fp8_e8m0"), ("X9", "X9")]
+)
+def test_formats_that_are_not_known_are_named(dtype, word, tmp_path):
+    header = json.dumps({"a.weight": {"dtype": dtype, "shape": [3, 4], "data_offsets": [0, 6]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(6))
+    ref = open_tensors(tmp_path / "x.safetensors").groups[()]["a.weight"]
+    with pytest.raises(UnsupportedError, match=word):
+        read_float(ref)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

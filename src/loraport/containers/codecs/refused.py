@@ -12,6 +12,7 @@ from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from loraport.containers.codecs.base import Claim, logical
+from loraport.containers.dtypes import FORMATS
 from loraport.containers.stored import Group, TensorRef
 from loraport.errors import UnsupportedError
 
@@ -103,8 +104,8 @@ def _scheme_of(
         return "mxfp8" if ref.dtype.startswith("F8") else "packed bytes", module
     if len(ref.shape) >= 2 and ref.dtype in _PACKED:
         return _PACKED[ref.dtype], module
-    if len(ref.shape) >= 2 and ref.dtype.startswith(("F4", "F6", "F8_E8M0")):
-        return ref.dtype.replace("F4", "fp4").replace("F6", "fp6").replace("F8", "fp8").lower(), module
+    if len(ref.shape) >= 2 and ref.dtype not in FORMATS and ref.dtype.startswith("F"):
+        return f"fp{ref.dtype[1:].lower()}", module
     return None
 
 
