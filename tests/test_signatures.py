@@ -18,8 +18,8 @@ import pytest
 
 import loraport
 from loraport.engine.recipe import Recipe, RunOptions
-from loraport.engine.settings import Setting
 from loraport.errors import UsageError
+from loraport.settings import Setting
 
 API = Path(loraport.__file__).with_name("api.py")  # not imported here, since it may be what is to be mended
 BEGIN, END = "# The fields of Recipe, written by tests/test_signatures.py.\n", "# End of what is written.\n"

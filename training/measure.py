@@ -19,7 +19,7 @@ from loraport.evaluate.estimates import Reference, frechet
 from loraport.evaluate.family import Family, Model, load_network, open_family
 from loraport.evaluate.judge import Judge, open_judge
 from loraport.evaluate.tasks import ATTRIBUTES
-from loraport.sampling import tiny as sampler
+from loraport.sampling import tiny
 from loraport.zoo import world
 
 RENDERED = 8  # clips a prompt behind the Frechet distance
@@ -50,7 +50,7 @@ def main() -> None:
     options = parser.parse_args()
     final, count = options.out / "final", options.count
     family, judge = open_family(final), open_judge(final / "classifier.safetensors")
-    noise = sampler.draw_noise(range(5_000_000, 5_000_000 + count))
+    noise = tiny.noise(range(5_000_000, 5_000_000 + count))
     results: dict[str, dict] = {}
     for held_out in (False, True):
         known = [p for p in world.draw_prompts(len(world.all_prompts()), seed=4) if p.held_out == held_out]
@@ -59,7 +59,7 @@ def main() -> None:
         drawn = world.render(prompts, generator=Generator().manual_seed(2))
         results[f"renderings, {part}"] = score(judge, drawn, prompts)
         for label, model in _models(family):
-            clips = sampler.sample(load_network(family, model), model.card.sampling, prompts, noise)
+            clips = tiny.sample(load_network(family, model), model.card.sampling, prompts, noise)
             results[f"{label}, {part}"] = score(judge, clips, prompts)
             print(label, part, results[f"{label}, {part}"], flush=True)
     origin = load_network(family, family.source)

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from loraport.cli import guard, text
 from loraport.cli.console import Console
 from loraport.cli.main import app
-from loraport.engine.settings import parse_size
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
+from loraport.settings import parse_size
 
 FLAGS = (
     *(

@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from loraport.calibration import Settings
+from loraport.calibration import CalibrationSettings
 from loraport.demo import clips, run, words
+from loraport.engine.events import Step
 from loraport.errors import UsageError
 from loraport.zoo import catalogue
 
@@ -15,7 +16,7 @@ from loraport.zoo import catalogue
 def result(tmp_path_factory):
     before = clips.STRENGTHS, run.CALIBRATION
     clips.STRENGTHS = (1.0, 1.5)
-    run.CALIBRATION = Settings(groups="type", probes=2, heldout=4, guidances=(1.5,), penalties=(1.0,), group_probes=0)
+    run.CALIBRATION = CalibrationSettings(strengths=(1.0, 1.5), methods=(), samples=4, diagnosis=1)
     events = []
     try:
         done = run.run_demo(tmp_path_factory.mktemp("demo") / "demo-output", clips=8, on_event=events.append)
@@ -71,7 +72,7 @@ def test_the_page_shows_rows_layers_and_the_lead(result):
 
 def test_progress_is_told_in_order(result):
     _, events = result
-    stages = [event.done for event in events if isinstance(event, run.Stage)]
+    stages = [event.done for event in events if isinstance(event, Step)]
     assert stages == [1, 2, 3, 4, 5, 6]
     assert any(type(event).__name__ == "LayerDone" for event in events)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Generator
 
-from loraport.evaluate.estimates import Bootstrap, Estimate, Reference, frechet, gain_ratio
+from loraport.core.bootstrap import Bootstrap, Estimate
+from loraport.evaluate.estimates import Reference, frechet, frechet_estimate, gain_ratio
 
 
 def _estimate(value: float, error: float = 0.0) -> Estimate:
@@ -93,7 +94,7 @@ def test_frechet_of_a_draw_is_that_of_the_drawn_clips():
     features = torch.randn(2, 12, 3, generator=Generator().manual_seed(8))
     reference = Reference.of(torch.randn(50, 3, generator=Generator().manual_seed(9)))
     bootstrap = Bootstrap.of(12, draws=3)
-    estimate = bootstrap.frechet(features, reference)
+    estimate = frechet_estimate(bootstrap, features, reference)
     assert estimate.value == pytest.approx(frechet(features.flatten(0, 1), reference))
     for counts, value in zip(bootstrap.counts, estimate.draws, strict=True):
         drawn = features.repeat_interleave(counts.long(), dim=1).flatten(0, 1)
@@ -102,6 +103,6 @@ def test_frechet_of_a_draw_is_that_of_the_drawn_clips():
 
 def test_interval_of_a_biased_bootstrap_contains_the_value():
     features = torch.randn(2, 40, 16, generator=Generator().manual_seed(10))
-    estimate = Bootstrap.of(40).frechet(features, Reference.of(features.flatten(0, 1)))
+    estimate = frechet_estimate(Bootstrap.of(40), features, Reference.of(features.flatten(0, 1)))
     low, high = estimate.interval()
     assert low < estimate.value < high

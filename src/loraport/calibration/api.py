@@ -1,15 +1,37 @@
-"""The public function."""
+"""The public function: from files and two models to a recipe, which the engine carries out.
 
+Refusals come first (plans of everything that is tried), then the target's turn, the source's turn, the choice; what is
+written is an ordinary transfer. The two models are never in memory together unless the caller holds them there.
+"""
+
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from loraport.calibration.candidates import computed, plans_for
+from loraport.calibration.choice import choose, gap_for
+from loraport.calibration.diagnosis import Diagnosis
+from loraport.calibration.gap import LatentDistance
+from loraport.calibration.measure import Samples, ask_source, ask_target
+from loraport.calibration.progress import ProgressReporter
 from loraport.calibration.report import CalibrationReport
-from loraport.calibration.settings import Settings
-from loraport.sampling.denoiser import Conditions
+from loraport.calibration.session import Session
+from loraport.calibration.settings import CalibrationSettings
+from loraport.engine.output import check_outputs
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.run import open_cache, run
+from loraport.errors import UsageError
+from loraport.sampling.denoiser import Conditions, Runnable
 from loraport.sampling.pipelines import Model, as_runnable
-from loraport.sampling.schedule import NO_SETTINGS, RunSettings
+from loraport.sampling.prompts import conditions_for
+from loraport.sampling.runner import draw_noise
+from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
+from loraport.sampling.wan import check_together, is_out_of_memory, out_of_memory
 
-DEFAULTS = Settings()
+SETTINGS, OPTIONS = CalibrationSettings(), RunOptions()
+NOISE = 7_000_500_000
+"""Seeds of noise begin here, far from those of anybody who scores the result on noise of their own."""
 
 
 def calibrate(
@@ -19,67 +41,137 @@ def calibrate(
     target: Model,
     output: str | Path | None = None,
     prompts: str | Path | Sequence[str] | Conditions | None = None,
-    settings: Settings = DEFAULTS,
-    run_source: RunSettings = NO_SETTINGS,
-    run_target: RunSettings = NO_SETTINGS,
+    settings: CalibrationSettings = SETTINGS,
+    source_sampling: SamplingSettings = NO_SETTINGS,
+    target_sampling: SamplingSettings = NO_SETTINGS,
     to: str = "universal",
     dtype: str = "same",
-    overwrite: bool = False,
-    keep: str | Path | None = None,
-    on_event: Callable[[object], None] = lambda event: None,
+    options: RunOptions = OPTIONS,
+    on_event: Callable[[Any], None] = lambda event: None,
 ) -> CalibrationReport:
-    """Fit how strong each part of a LoRA should be on a distilled model, by running both models on noise.
+    """Choose method and strength for a LoRA on a distilled model by running both models on noise.
 
-    No data and no labels: prompts, noise from a seed, forward passes. Direct reuse at several strengths and a
-    weight-space transfer are among the candidates, so by the measure of the choice (distance of finished clips to
-    those of source + LoRA, on held-out noise) the result is never worse than the best of them.
+    No data and no labels: prompts, noise from a seed, forward passes. What is chosen is a recipe, and the file is the
+    one that `loraport.transfer` writes for it.
 
     Args:
-        lora: the LoRA file.
-        source, target: `zoo:NAME`, a bundled model's name, a diffusers folder of Wan; diffusers' own `WanPipeline` or
-            `WanTransformer3DModel` in memory, which are used as they are and left as they were; or a `Runnable` of
-            your own.
+        lora: the LoRA file, or `zoo:NAME`.
+        source: the model that the LoRA was trained on: `zoo:NAME`, a diffusers folder of Wan; diffusers' own
+            `WanPipeline` or `WanTransformer3DModel` in memory, which is used as it is and left as it was; or a
+            `Runnable` of your own.
+        target: the distilled model, likewise.
         output: the file to write; None computes and reports only.
-        prompts: file of embeddings or of text (see `loraport.sampling.prompts`), a list of texts, or the
-            conditions themselves; the bundled models bring their own. Texts need a text encoder: that of the source's
-            folder or pipeline, else the target's.
-        settings: groups, probes, what is tried; see `Settings`.
-        run_source, run_target: time steps, size and device of models that do not say so themselves. A pipeline or a
-            folder with a scheduler needs `RunSettings(latents=(5, 32, 56), steps=30)`.
-        to, dtype: as in `loraport.transfer`. overwrite: replace an existing file.
-        keep: folder for finished parts; the same call then goes on where it was interrupted.
-        on_event: told about the progress (objects with `message`, `done`, `total`) and warnings.
+        prompts: file of embeddings or of text (see `loraport.sampling.prompts`), a list of texts, or the conditions
+            themselves; the bundled models bring their own. Texts need a text encoder: that of the source's folder or
+            pipeline, else the target's.
+        settings: what is tried, and on how much.
+        source_sampling: time steps, size and device of a source that does not say so itself. A pipeline or a folder
+            with a scheduler needs `SamplingSettings(latents=(5, 32, 56), steps=30)`.
+        target_sampling: of the target.
+        to: output profile, as in `loraport.transfer`.
+        dtype: of the output's tensors: `same` or a torch name.
+        options: device of the transfer, cache, whether an existing file is replaced; see `RunOptions`. What the models
+            said is kept in the cache, so the same call goes on where it was interrupted.
+        on_event: called with every `loraport.engine.events.Event`.
+
+    Returns:
+        The report: the choice, the diagnosis, and the report of the transfer.
 
     Raises:
-        UsageError, MismatchError, FileError, NumericalError: see `loraport.errors`; no output file is left behind.
+        LoraportError: see `loraport.errors`. What a transfer would be refused for is refused before any model runs; no
+            output file is left behind.
     """
-    from loraport.calibration.run import run_calibration
-    from loraport.sampling.prompts import conditions_for
-    from loraport.sampling.wan import check_together, is_out_of_memory, out_of_memory
-
-    base = as_runnable(source, run_source, role="source")
-    goal = as_runnable(target, run_target, role="target")
+    began = time.perf_counter()
+    base = as_runnable(source, source_sampling, role="source")
+    goal = as_runnable(target, target_sampling, role="target")
     check_together(base, goal)
-    try:
-        if isinstance(prompts, Conditions):
-            conditions = prompts
-        else:
-            given = Path(prompts) if isinstance(prompts, str) else prompts
-            conditions = conditions_for(base, goal, given, seed=settings.seed)
-        return run_calibration(
-            Path(lora),
-            base,
-            goal,
-            conditions,
-            None if output is None else Path(output),
-            settings,
-            to=to,
-            dtype=dtype,
-            overwrite=overwrite,
-            keep=None if keep is None else Path(keep),
-            listen=on_event,
+    progress = ProgressReporter(on_event)
+    progress.stage("what is tried")
+    plans = plans_for(_recipe(lora, base, goal, to, dtype), settings)
+    path = None if output is None else Path(output)
+    as_it_is = next(iter(plans.values()))
+    check_outputs(path, as_it_is, options)
+    if as_it_is.carried:
+        progress.warn(
+            f"{len(as_it_is.carried)} tensors of the LoRA change other things than linear layers; they are in the "
+            "output and were off while measuring"
         )
+    try:
+        conditions = _conditions(base, goal, prompts, settings, progress)
+        candidates = computed(plans, options, progress.tick)
+        seeds = range(settings.seed * 1_000_000 + NOISE, settings.seed * 1_000_000 + NOISE + settings.samples)
+        samples = Samples(conditions.take(0, settings.samples), draw_noise(goal.latents, seeds))
+        store, _ = open_cache(as_it_is, options, progress.warn)
+        times = goal.schedule.times[:-1]
+
+        progress.stage(f"{goal.name}: clips with {len(candidates)} candidates")
+        with Session(goal, settings.batch, store) as turn:
+            theirs = ask_target(
+                turn, candidates, samples, diagnosis=min(settings.diagnosis, settings.samples), tick=progress.tick
+            )
+        progress.stage(f"{base.name}: clips with the LoRA, and what it makes of the others")
+        with Session(base, settings.batch, store) as other:
+            ours = ask_source(
+                other, candidates[0].update, theirs, times, samples,
+                judge=settings.measure == "likelihood", tick=progress.tick,
+            )  # fmt: skip
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise out_of_memory(error) from error
         raise
+    for problem in store.take_problems():
+        progress.warn(problem.message)
+    gap = gap_for(ours)
+    if gap is None:
+        progress.warn(
+            "the source does not tell its own clips with the LoRA from those without, within the noise of "
+            f"{len(ours.alone)} clips; the choice goes by the distance of latents, which favours weak effects"
+        )
+    choice = choose(candidates, theirs, ours, times, gap or LatentDistance())
+    progress.stage(f"{choice.chosen.label} it is" if path is None else f"writing {path.name}")
+    plan = choice.chosen.candidate.plan
+    report = run(plan, path, options, on_event)
+    return CalibrationReport(
+        transfer=report,
+        recipe=plan.recipe,
+        source=base.name,
+        target=goal.name,
+        settings=settings,
+        choice=choice,
+        diagnosis=Diagnosis(base.schedule.guidance, choice.as_it_is.effect, choice.chosen.effect),
+        passes={"source": other.passes, "target": turn.passes},
+        seconds={"source": other.seconds, "target": turn.seconds, "all": time.perf_counter() - began},
+        found=len(other.found) + len(turn.found),
+        warnings=tuple(progress.warnings),
+    )
+
+
+def _recipe(lora: str | Path, source: Runnable, target: Runnable, to: str, dtype: str) -> Recipe:
+    """Files and output; what is chosen goes into it later."""
+    for role, model in (("source", source), ("target", target)):
+        if model.checkpoint is None and model.distill is None:
+            raise UsageError(
+                f"it is not known where the weights of the {role} lie on the disk", where=model.name,
+                fix=f"{role}_sampling=SamplingSettings(checkpoint=FOLDER), or checkpoint=FOLDER in a Runnable",
+            )  # fmt: skip
+    files = {"lora": lora, "source": source.checkpoint, "target": target.checkpoint, "target_lora": target.distill}
+    return Recipe.build({**files, "method": "direct", "to": to, "dtype": dtype})
+
+
+def _conditions(
+    source: Runnable,
+    target: Runnable,
+    prompts: str | Path | Sequence[str] | Conditions | None,
+    settings: CalibrationSettings,
+    progress: ProgressReporter,
+) -> Conditions:
+    if isinstance(prompts, Conditions):
+        found = prompts
+    else:
+        given = Path(prompts) if isinstance(prompts, str) else prompts
+        found = conditions_for(source, target, given, seed=settings.seed)
+    if len(found.prompts) < settings.samples:
+        progress.warn(
+            f"{len(found.prompts)} prompts for {settings.samples} samples: some are used twice, with other noise"
+        )
+    return found

@@ -1,8 +1,9 @@
-"""How much of the LoRA's change a target shows: ratio and direction, per time step and per group of layers.
+"""How much of the LoRA's change a target shows: ratio and direction, in finished clips and at each time step.
 
-At a state x and time t, `e` is what the LoRA changes in the source's velocity (under guidance w) and `r` what it
-changes in the target's. The share shown is `<r, e> / <e, e>`, the size ratio `|r| / |e|`, the direction
-`<r, e> / |r||e|`. All three are means over probes, taken before dividing.
+At a state x and time t, `e` is what the LoRA changes in the source's velocity, guided as the source is used, and `r`
+what it changes in the target's. The share shown is `<r, e> / <e, e>`, the size ratio `|r| / |e|`, the direction
+`<r, e> / |r||e|`. All three are means over samples, taken before dividing. A distilled model makes a clip in fewer
+steps than its source, so single steps are for comparing before with after; finished clips can be held against 1.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ class Shown:
     """What the target shows of the source's change.
 
     Attributes:
-        where: a time (`t = 0.75`) or a group of layers. share: along the source's change. ratio: of sizes.
+        where: a time (`t = 0.75`), or what else is compared.
+        share: along the source's change.
+        ratio: of sizes.
         cosine: of directions.
     """
 
@@ -38,20 +41,36 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Table:
-    """One row per time step or group, before (the LoRA as it is) and after (the result)."""
+class Effect:
+    """What the target shows with one update on it.
 
-    before: tuple[Shown, ...]
-    after: tuple[Shown, ...]
+    Attributes:
+        clips: in finished clips, from noise to clip.
+        steps: in the velocity at each time step; empty if not measured.
+        whole: over all time steps; None if not measured.
+    """
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """Plain values, one row a place."""
-        rows = []
-        for old, new in zip(self.before, self.after, strict=True):
-            old_values, new_values = asdict(old), asdict(new)
-            del old_values["where"], new_values["where"]
-            rows.append({"where": old.where, "before": old_values, "after": new_values})
-        return rows
+    clips: Shown
+    steps: tuple[Shown, ...] = ()
+    whole: Shown | None = None
+
+    @classmethod
+    def of(
+        cls,
+        clips: Shown,
+        response: Float[Tensor, "t n ..."],
+        wanted: Float[Tensor, "t n ..."],
+        times: Sequence[float],
+    ) -> "Effect":
+        """From the changes in finished clips and at states of every time step, of no samples if not measured."""
+        if response.shape[1] == 0:
+            return cls(clips)
+        steps = [Shown.of(f"t = {time:.3g}", r, e) for time, r, e in zip(times, response, wanted, strict=True)]
+        return cls(clips, tuple(steps), Shown.of("all steps", response, wanted))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -59,58 +78,35 @@ class Diagnosis:
     """The answer to "does my LoRA work on this model", in numbers and in a sentence.
 
     Attributes:
-        guidance: w, of the source's change that is compared with.
-        whole: over all time steps. steps: one row a time step. groups: one row a group; empty if not measured.
-        clips: the same for the finished clips of held-out noise: what the LoRA changes from noise to clip.
+        guidance: that the source is used with.
+        before: with the LoRA as it is.
+        after: with what was chosen.
     """
 
     guidance: float
-    whole: Table
-    steps: Table
-    groups: Table
-    clips: Table
+    before: Effect
+    after: Effect
 
     @property
     def sentence(self) -> str:
         """For people."""
-        before, after = self.whole.before[0], self.whole.after[0]
-        text = (
-            f"On this target the LoRA shows {_percent(before.share)} of the change that it makes in the source "
-            f"(guidance {self.guidance:g})"
-        )
-        if abs(after.share - before.share) >= 0.005:
-            text += f", after calibration {_percent(after.share)}"
-        old, new = self.clips.before[0], self.clips.after[0]
-        text += f"; in finished clips {_percent(old.share)}"
-        if abs(new.share - old.share) >= 0.005:
-            text += f", after calibration {_percent(new.share)}"
-        return text + "."
+        text = f"In finished clips the LoRA shows {_change(self.before.clips, self.after.clips)} of the change that it "
+        text += "makes in the source"
+        if self.before.whole is None or self.after.whole is None:
+            return text + "."
+        steps = _change(self.before.whole, self.after.whole)
+        return f"{text}; in single steps {steps} of the source's change under guidance {self.guidance:g}."
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
             "sentence": self.sentence,
             "guidance": self.guidance,
-            "whole": self.whole.to_json(),
-            "steps": self.steps.to_json(),
-            "groups": self.groups.to_json(),
-            "clips": self.clips.to_json(),
+            "before": self.before.to_json(),
+            "after": self.after.to_json(),
         }
 
 
-def by_step(
-    response: Float[Tensor, "t n ..."], wanted: Float[Tensor, "t n ..."], times: Sequence[float]
-) -> tuple[tuple[Shown, ...], Shown]:
-    """One row a time step, and all of them together."""
-    rows = [Shown.of(f"t = {time:.3g}", r, e) for time, r, e in zip(times, response, wanted, strict=True)]
-    return tuple(rows), Shown.of("all steps", response, wanted)
-
-
-def under_guidance(responses: Float[Tensor, "two ..."], guidance: float) -> Float[Tensor, "..."]:
-    """e_w = empty + w (prompted - empty)."""
-    prompted, empty = responses
-    return empty + guidance * (prompted - empty)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
+def _change(before: Shown, after: Shown) -> str:
+    text = f"{100 * before.share:.0f} %"
+    return text if abs(after.share - before.share) < 0.005 else f"{text} (calibrated {100 * after.share:.0f} %)"

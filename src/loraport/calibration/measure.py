@@ -1,90 +1,190 @@
-"""The diagnosis, measured: the source's answers against what the target shows with the LoRA as it is and as fitted."""
+"""What the two models say, each in one turn: the target makes the clips of every candidate, the source judges them."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.calibration import diagnosis as diagnoses
-from loraport.calibration.attach import Attached
-from loraport.calibration.candidates import Candidate, rolled
-from loraport.calibration.diagnosis import Diagnosis, Shown, Table, under_guidance
-from loraport.calibration.directions import Direction, Directions, grouped
-from loraport.calibration.inputs import Inputs
-from loraport.calibration.probes import target_response
-from loraport.calibration.settings import Settings
-from loraport.core.lowrank import LowRank
-from loraport.sampling.rollout import Stage
+from loraport.calibration.candidates import Candidate
+from loraport.calibration.gap import denoising_errors
+from loraport.calibration.session import Session, digest_of
+from loraport.containers.tensors import digest_tensor
+from loraport.sampling.attach import Update, attached
+from loraport.sampling.denoiser import Conditions
+from loraport.sampling.runner import ModelRunner
+
+Tick = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
-    """What the source says: responses at the target's states, and its clips from the held-out noise."""
+class Samples:
+    """The prompts and noises that everything is sampled from.
 
-    responses: Float[Tensor, "two t n ..."]
-    groups: Float[Tensor, "..."]
-    aim: Float[Tensor, "m ..."]
+    Attributes:
+        conditions: one row a sample.
+        noise: one a sample.
+    """
+
+    conditions: Conditions
+    noise: Float[Tensor, "n ..."]
+
+    def first(self, count: int) -> "Samples":
+        """The first few."""
+        return Samples(self.conditions.take(0, count), self.noise[:count])
+
+    @property
+    def few(self) -> "Samples":
+        """A third of them, for what is only compared with: clips without the LoRA."""
+        return self.first(max(2, len(self.noise) // 3))
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """What they are, for the keys of the cache."""
+        tensors = (self.conditions.prompts, self.conditions.empty, self.noise)
+        return {"samples": [digest_tensor(tensor.contiguous()) for tensor in tensors]}
+
+
+@dataclass(frozen=True, eq=False)
+class TargetAnswers:
+    """What the target does.
+
+    Attributes:
+        clips: of each candidate, in order, from the samples.
+        alone: its clips without the LoRA, of a few samples.
+        states: that it meets with the LoRA as it is, at its own time steps.
+        responses: what each candidate changes in its velocity there.
+    """
+
+    clips: list[Float[Tensor, "n ..."]]
     alone: Float[Tensor, "few ..."]
+    states: Float[Tensor, "t d ..."]
+    responses: list[Float[Tensor, "t d ..."]]
 
 
-def diagnose(
-    stage: Stage,
-    inputs: Inputs,
-    states: Float[Tensor, "t n ..."],
-    answers: Answers,
-    taken: Candidate,
-    guidance: float,
-    settings: Settings,
-) -> Diagnosis:
-    times = stage.schedule.times[:-1]
-    pair = {"before": inputs.update, "after": taken.update}
-    wanted = under_guidance(answers.responses, guidance)
-    steps, whole, groups, clips = {}, {}, {}, {}
-    part = len(answers.alone)
-    noise, some = inputs.heldout_noise[:part], inputs.heldout.take(0, part)
-    alone = stage.roll_out(noise, some)
-    for when, update in pair.items():
-        one = Directions((Direction("all", "gain", 1.0, update),))
-        with Attached(stage.denoiser, one) as attached:
-            response = target_response(stage, attached, one.start(), states, inputs.probes)
-        steps[when], together = diagnoses.by_step(response, wanted, times)
-        whole[when] = (together,)
-        shift = rolled(stage, update, noise, some) - alone
-        clips[when] = (Shown.of("finished clips", shift, answers.aim[:part] - answers.alone),)
-        groups[when] = _group_rows(stage, inputs, states, answers.groups, update, guidance, settings)
-    return Diagnosis(guidance, Table(**whole), Table(**steps), Table(**groups), Table(**clips))
+@dataclass(frozen=True, eq=False)
+class SourceAnswers:
+    """What the source does, and what it says of the candidates' clips.
+
+    Attributes:
+        aim: its clips with the LoRA (B).
+        alone: its clips without it (A), of a few samples.
+        response: what the LoRA changes in its velocity at the target's states.
+        own_errors: see `gap.denoising_errors`, of B and of A; None if not asked for.
+        errors: the same of each candidate's clips.
+    """
+
+    aim: Float[Tensor, "n ..."]
+    alone: Float[Tensor, "few ..."]
+    response: Float[Tensor, "t d ..."]
+    own_errors: tuple[Float[Tensor, "q n"], Float[Tensor, "q few"]] | None
+    errors: list[Float[Tensor, "q n"]]
 
 
-def _group_rows(
-    stage: Stage,
-    inputs: Inputs,
-    states: Float[Tensor, "t n ..."],
-    wanted: Float[Tensor, "..."],
-    update: dict[str, LowRank],
-    guidance: float,
-    settings: Settings,
-) -> tuple[Shown, ...]:
-    if not settings.group_probes:
-        return ()
-    few = inputs.probes.take(0, min(settings.group_probes, settings.probes))
-    here = states[:, : len(few.prompts)]
-    by_group = Directions(tuple(by_group_of(update, settings)))
-    rows = []
-    with Attached(stage.denoiser, by_group) as attached:
-        for k, item in enumerate(by_group.items):
-            response = target_response(stage, attached, only(by_group, k), here, few)
-            rows.append(Shown.of(item.label, response, under_guidance(wanted[k], guidance)))
-    return tuple(rows)
+def ask_target(
+    target: Session, candidates: Sequence[Candidate], samples: Samples, *, diagnosis: int, tick: Tick
+) -> TargetAnswers:
+    """Sample every candidate on the target, and note how it responds at the states that it meets.
+
+    Args:
+        target: the model's turn.
+        candidates: the first one is the LoRA as it is.
+        samples: prompts and noises.
+        diagnosis: how many of the samples the responses are measured on.
+        tick: told after each candidate.
+    """
+    times = target.model.schedule.times[:-1]
+    alone = _clips(target, None, samples.few)
+    some = samples.first(diagnosis)
+    states = samples.noise.new_empty(len(times), 0, *samples.noise.shape[1:])
+    if diagnosis:
+        states = _states(target, candidates[0].update, some)
+    clips, responses = [], []
+    for number, each in enumerate(candidates, start=1):
+        clips.append(_clips(target, each.update, samples))
+        responses.append(_response(target, each.update, states, times, some))
+        tick(number, len(candidates))
+    return TargetAnswers(clips, alone, states, responses)
 
 
-def by_group_of(update: dict[str, LowRank], settings: Settings) -> list[Direction]:
-    by = "type-depth" if settings.groups in ("component", "layer", "global") else settings.groups
-    named = grouped(list(update), by)
-    return [Direction(label, "gain", 1.0, {n: update[n] for n in names}) for label, names in named.items()]
+def ask_source(
+    source: Session,
+    lora: Update,
+    answers: TargetAnswers,
+    times: Sequence[float],
+    samples: Samples,
+    *,
+    judge: bool,
+    tick: Tick,
+) -> SourceAnswers:
+    """Sample the source with the LoRA and without, and let it judge the candidates' clips.
+
+    Args:
+        source: the model's turn.
+        lora: as it is.
+        answers: of the target.
+        times: of the target's states.
+        samples: prompts and noises.
+        judge: whether the errors are wanted.
+        tick: told after each candidate.
+    """
+    some = samples.first(answers.states.shape[1])
+    aim = _clips(source, lora, samples)
+    alone = _clips(source, None, samples.few)
+    response = _response(source, lora, answers.states, times, some)
+
+    def errors(clips: Tensor, number: int) -> Tensor:
+        tick(number, len(answers.clips) + 2)
+        facts = samples.facts | {"clips": digest_tensor(clips.contiguous()), "lora": digest_of(lora)}
+        return source.ask("errors", facts, lambda run: denoising_errors(run, lora, clips, samples.conditions))
+
+    clips = [aim, alone, *answers.clips] if judge else []
+    made = [errors(each, number) for number, each in enumerate(clips, start=1)]
+    return SourceAnswers(aim, alone, response, (made[0], made[1]) if made else None, made[2:])
 
 
-def only(directions: Directions, k: int) -> Float[Tensor, " k"]:
-    made = torch.zeros(len(directions.items), dtype=torch.float64)
-    made[k] = 1.0
-    return made
+def _clips(model: Session, update: Update | None, samples: Samples) -> Float[Tensor, "n ..."]:
+    """Clips of a model with an update or without."""
+
+    def sample(run: ModelRunner) -> Tensor:
+        with attached(run.denoiser, update or {}):
+            return run.sample(samples.noise, samples.conditions)
+
+    return model.ask("clips", samples.facts | _named(update), sample)
+
+
+def _states(model: Session, update: Update, samples: Samples) -> Float[Tensor, "t d ..."]:
+    """The states that a model with an update meets on its way from the noise, at its own time steps."""
+
+    def visit(run: ModelRunner) -> Tensor:
+        visits: list[Tensor] = []
+        with attached(run.denoiser, update):
+            run.sample(samples.noise, samples.conditions, visits=visits)
+        return torch.stack(visits)
+
+    return model.ask("states", samples.facts | _named(update), visit)
+
+
+def _response(
+    model: Session, update: Update, states: Float[Tensor, "t d ..."], times: Sequence[float], samples: Samples
+) -> Float[Tensor, "t d ..."]:
+    """What an update changes in a model's velocity at given states, as the model is used, with its own guidance."""
+    if states.shape[1] == 0:
+        return states
+
+    def velocities(update: Update | None) -> Tensor:
+        def ask(run: ModelRunner) -> Tensor:
+            with attached(run.denoiser, update or {}):
+                return run.velocities(states, times, samples.conditions)
+
+        facts = {"states": digest_tensor(states.contiguous()), "times": list(times)}
+        return model.ask("velocities", samples.facts | facts | _named(update), ask)
+
+    return velocities(update) - velocities(None)
+
+
+def _named(update: Update | None) -> dict[str, Any]:
+    return {"update": None if update is None else digest_of(update)}

@@ -1,29 +1,25 @@
-"""What a calibration tells whoever listens."""
+"""What a calibration says while it works."""
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from loraport.engine.events import Warned
+from loraport.engine.events import Step, Warned
 
 PART_EVERY = 2.0  # seconds between signs of life within a stage
-STAGES = 6
-
-
-@dataclass(frozen=True)
-class Step:
-    """Progress: the `done`-th of `total` stages is under way."""
-
-    message: str
-    done: int
-    total: int
+STAGES = 4
 
 
 @dataclass
-class Teller:
-    """Says what is done, and now and then how far it is."""
+class ProgressReporter:
+    """Says what is done, and now and then how far it is.
 
-    listen: Callable[[object], None]
+    Attributes:
+        listen: called with every event.
+        warnings: sentences so far.
+    """
+
+    listen: Callable[[Step | Warned], None]
     warnings: list[str] = field(default_factory=list)
     _stage: tuple[str, int] = ("", 0)
     _last: float = 0.0

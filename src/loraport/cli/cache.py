@@ -10,8 +10,8 @@ from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.engine.recipe import Recipe, RunOptions
-from loraport.engine.settings import parse_size
 from loraport.errors import FileError, UsageError
+from loraport.settings import parse_size
 
 app = typer.Typer(
     help="The kept work of earlier runs: decompositions of source models, and finished layers.",

@@ -1,217 +1,169 @@
-"""`loraport calibrate`: both models, run on noise, say how strong each part of a LoRA should be on the target."""
+"""`loraport calibrate`: both models, run on noise, say how a LoRA should be carried over."""
 
+import copy
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+from pydantic import create_model
 
-from loraport.cli import options
-from loraport.cli.calibration import SHARED_OPTIONS, SHARED_RECIPE, Job, run_job
+from loraport.calibration.settings import CalibrationSettings
+from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
+from loraport.cli.outputs import warn_of_name
+from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
 from loraport.errors import UsageError
+from loraport.files import check_apart, check_output
+from loraport.sampling.schedule import RUNNING, SamplingSettings
+from loraport.settings import Setting, Settings
 
-EXAMPLE = """On the bundled models, offline, about a minute (a LoRA file of your own works the same):
+if TYPE_CHECKING:
+    from loraport.calibration import CalibrationReport
 
-    loraport calibrate outline --source zoo:source --target zoo:step-strong -o outline-calibrated.safetensors
+EXAMPLE = """On the bundled models, offline, half a minute (a LoRA file of your own works the same):
+
+    loraport calibrate zoo:outline --source zoo:source --target zoo:step-strong -o outline-calibrated.safetensors
 
 On Wan 1.3B, with prompts that were encoded before (see docs/calibration.md):
 
-    loraport calibrate style.safetensors -s Wan2.1-T2V-1.3B-Diffusers/ -t FastWan2.1-T2V-1.3B-Diffusers/ --prompts prompts.safetensors --latents 5x32x56 --source-steps 30 --source-shift 3 --source-guidance 5 --target-times 1000,757,522 --target-sampler renoise --keep work/ -o style-fast.safetensors"""  # noqa: E501
+    loraport calibrate style.safetensors -s Wan2.1-T2V-1.3B-Diffusers/ -t FastWan2.1-T2V-1.3B-Diffusers/ --prompts prompts.safetensors --latents 5x32x56 --source-steps 30 --source-shift 3 --target-times 1000,757,522 --target-sampler renoise -o style-fast.safetensors
 
-_FIT, _RUN = "The fit", "Running the models"
+The same command again goes on where it was interrupted."""  # noqa: E501
 
-
-def _option(kind: Any, *names: str, panel: str, metavar: str, help: str, shown: str | bool = True) -> Any:
-    return Annotated[kind, typer.Option(*names, metavar=metavar, help=help, rich_help_panel=panel, show_default=shown)]
+OF_ONE = ("steps", "times", "shift", "guidance", "sampler")  # said for each model; the rest for both
 
 
-_Lora = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Argument(metavar="LORA", help="The LoRA file, or the name of a bundled one.", show_default=False),
-]
-_Prompts = _option(
-    Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
-    "--prompts", panel=_RUN, metavar="FILE", shown=False,
-    help="Prompts: embeddings (safetensors), or text beside a source with its text encoder.",
-)  # fmt: skip
-_Groups = _option(
-    str, "--groups", panel=_FIT, metavar="KIND",
-    help="Layers that share a gain: global, type, depth, type-depth, layer, component.",
-)  # fmt: skip
-_Restore = Annotated[
-    bool,
-    typer.Option(
-        "--restore", metavar="", rich_help_panel=_FIT,
-        help="Also fit how much of the weight-space transfer each group gets (twice the passes).",
-    ),
-]  # fmt: skip
-_Transfer = _option(
-    str, "--transfer", panel=_FIT, metavar="METHODS", help="Weight-space candidates besides direct reuse, or none."
-)
-_Probes = _option(int, "--probes", panel=_FIT, metavar="N", help="Prompts and noises that the fit sees.")
-_Heldout = _option(int, "--heldout", panel=_FIT, metavar="N", help="Others, on which the choice is made.")
-_GroupProbes = _option(
-    int, "--group-probes", panel=_FIT, metavar="N", help="Probes of the diagnosis by group of layers; 0 leaves it out."
-)
-_Solver = _option(str, "--solver", panel=_FIT, metavar="NAME", help="forward (passes only) or gradient (small models).")
-_Difference = _option(
-    Optional[float],  # noqa: UP045
-    "--difference", panel=_FIT, metavar="H", help="Size of the differences.", shown="0.1, or 0.25 in 16 bits",
-)  # fmt: skip
-_Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, rich_help_panel=_FIT, help="Of prompts and noise.")]
-_Latents = _option(
-    Optional[str],  # noqa: UP045
-    "--latents", panel=_RUN, metavar="FxHxW", help="Size of the probes in latents: frames, height, width.", shown=False,
-)  # fmt: skip
-_SourceSteps = _option(
-    Optional[int],  # noqa: UP045
-    "--source-steps", panel=_RUN, metavar="N", help="Sampling steps of the source.", shown=False,
-)  # fmt: skip
-_SHIFT = "its scheduler's, else 1"
-_SourceShift = _option(
-    Optional[float],  # noqa: UP045
-    "--source-shift", panel=_RUN, metavar="S", help="Time shift of the source.", shown=_SHIFT,
-)  # fmt: skip
-_SourceGuidance = _option(
-    Optional[float],  # noqa: UP045
-    "--source-guidance", panel=_RUN, metavar="W", help="Guidance that the source is used with.",
-    shown="5; its own if bundled",
-)  # fmt: skip
-_TargetSteps = _option(
-    Optional[int],  # noqa: UP045
-    "--target-steps", panel=_RUN, metavar="N", help="Sampling steps of the target.",
-    shown=False,
-)  # fmt: skip
-_TargetShift = _option(
-    Optional[float],  # noqa: UP045
-    "--target-shift", panel=_RUN, metavar="S", help="Time shift of the target.", shown=_SHIFT,
-)  # fmt: skip
-_TargetTimes = _option(
-    Optional[str],  # noqa: UP045
-    "--target-times", panel=_RUN, metavar="T,T,...", help="Or its time steps, from 1000 down.", shown=False,
-)  # fmt: skip
-_TargetSampler = _option(
-    Optional[str],  # noqa: UP045
-    "--target-sampler", panel=_RUN, metavar="NAME", help="euler, or renoise (distribution matching).", shown="euler",
-)  # fmt: skip
-_Batch = _option(int, "--batch", panel=_RUN, metavar="N", help="Clips a pass.")
-_Offload = Annotated[
-    bool,
-    typer.Option(
-        "--offload", metavar="", rich_help_panel=_RUN,
-        help="Keep the weights on the CPU, a layer at a time on the device."
-    ),
-]  # fmt: skip
-_Keep = _option(
-    Optional[Path],  # noqa: UP045
-    "--keep", panel=_RUN, metavar="FOLDER", help="Keep finished parts there, and go on from them.", shown=False,
-)  # fmt: skip
-
-_Plot = _option(
-    Optional[Path],  # noqa: UP045
-    "--plot", panel="Output", metavar="FILE", help="Also draw the diagnosis, as a PNG.", shown=False,
-)  # fmt: skip
+def _of(role: str) -> type[Settings]:
+    """The sampling settings of one model, as flags of their own: `--source-steps`."""
+    fields: dict[str, Any] = {}
+    for name in OF_ONE:
+        field = copy.copy(SamplingSettings.model_fields[name])
+        field.metadata = [_said_of(role, name, note) for note in field.metadata]
+        fields[f"{role}_{name}"] = (field.annotation, field)
+    return create_model(f"{role.title()}Sampling", __base__=Settings, **fields)
 
 
-@command(SHARED_RECIPE, SHARED_OPTIONS, file=True)
+def _said_of(role: str, name: str, note: Any) -> Any:
+    if not isinstance(note, Setting):
+        return note
+    help = f"{role.title()}: {note.help[:1].lower()}{note.help[1:]}"
+    return Setting(help, f"--{role}-{name}", panel=note.panel, metavar=note.metavar, default=note.default)
+
+
+ROLES = {role: _of(role) for role in ("source", "target")}
+BOTH = SamplingSettings.part("latents", "offload")
+MACHINE = RunOptions.part("device", "cache", "overwrite")
+FILES = Recipe.part("lora", "source", "target", "to", "dtype")
+
+
+@command(FILES, CalibrationSettings, *ROLES.values(), BOTH, MACHINE, file=True)
 def calibrate(
     given: Given,
     console: Console,
-    lora: _Lora = None,
+    lora: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
+        typer.Argument(metavar="LORA", help="The LoRA file, or zoo:NAME.", show_default=False),
+    ] = None,
     output: options.Output = None,
-    prompts: _Prompts = None,
-    groups: _Groups = "type-depth",
-    restore: _Restore = False,
-    transfer: _Transfer = "casa,matched-gain",
-    probes: _Probes = 32,
-    heldout: _Heldout = 32,
-    group_probes: _GroupProbes = 4,
-    solver: _Solver = "forward",
-    difference: _Difference = None,
-    seed: _Seed = 0,
-    latents: _Latents = None,
-    source_steps: _SourceSteps = None,
-    source_shift: _SourceShift = None,
-    source_guidance: _SourceGuidance = None,
-    target_steps: _TargetSteps = None,
-    target_shift: _TargetShift = None,
-    target_times: _TargetTimes = None,
-    target_sampler: _TargetSampler = None,
-    batch: _Batch = 16,
-    offload: _Offload = False,
-    keep: _Keep = None,
-    plot: _Plot = None,
-) -> None:
-    """Fit the strength of each part of a LoRA on the target by running both models on noise. No data, no labels."""
-    asked = Given(given.models, {**given.values, **({} if lora is None else {"lora": lora})}).checked()
-    for name, value in (("target", asked["target"]), ("output", output)):
+    prompts: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--prompts", metavar="FILE", rich_help_panel=RUNNING, show_default=False,
+            help="Embeddings (safetensors), or text beside a source with its text encoder.",
+        ),
+    ] = None,
+    plot: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--plot", metavar="FILE", rich_help_panel=OUTPUT, show_default=False, help="Also draw the choice, as a PNG."
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Choose method and strength for a LoRA by running both models on noise. No data, no labels."""
+    asked = Given(given.models, {**given.values, **({} if lora is None else {"lora": lora})})
+    files, machine = asked.make(FILES).values(), asked.make(MACHINE).values()
+    for name, value in (("target", files["target"]), ("output", output)):
         if value is None:
-            raise UsageError(f"the {name} is not given", fix=f"--{name}")
+            raise UsageError(f"the {name} is not given", fix=f"add --{name}")
     assert output is not None
-    device = asked["device"]
-    from loraport.calibration.settings import Settings
-    from loraport.sampling.denoiser import Schedule
-    from loraport.sampling.schedule import RunSettings
+    if prompts is not None:
+        check_output(output, [("file of prompts", prompts)], overwrite=machine["overwrite"])
+    if plot is not None:
+        _check_plot(plot, output, files, overwrite=machine["overwrite"])
+    both = {**asked.make(BOTH).values(), "device": machine["device"]}
+    sampling = {}
+    for role, model in ROLES.items():
+        own = {name.removeprefix(f"{role}_"): value for name, value in asked.make(model).values().items()}
+        sampling[role] = SamplingSettings(**own, **both)
+    from loraport.calibration.api import calibrate as run
+    from loraport.cli.progress import Progress
 
-    settings = Settings(
-        groups=groups,
-        transfers=() if transfer == "none" else tuple(transfer.split(",")),
-        restore=restore,
-        probes=probes,
-        heldout=heldout,
-        group_probes=group_probes,
-        solver=solver,
-        difference=difference,
-        batch=batch,
-        seed=seed,
-    )
-    size = None if latents is None else _size(latents)
-    own = RunSettings(None, size, device, offload, steps=source_steps, shift=source_shift, guidance=source_guidance)
-    sampler, times = _sampler(target_sampler), _times(target_times, target_steps, target_shift)
-    if times is None:
-        theirs = RunSettings(None, size, device, offload, steps=target_steps, shift=target_shift, sampler=sampler)
-    else:
-        theirs = RunSettings(Schedule(times, 1.0, sampler or "euler"), size, device, offload)
-    job = Job(
-        source=asked["source"],
-        target=asked["target"],
-        prompts=prompts,
-        settings=settings,
-        run_source=own,
-        run_target=theirs,
-        to=asked["to"],
-        dtype=asked["dtype"],
-        overwrite=asked["overwrite"],
-        keep=keep,
-        plot=plot,
-    )
-    console.document(run_job(job, asked["lora"], output, console))
-
-
-def _size(given: str) -> tuple[int, int, int]:
-    parts = given.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UsageError("--latents is not understood", values=given, fix="frames x height x width, such as 5x32x56")
-    return int(parts[0]), int(parts[1]), int(parts[2])
-
-
-def _sampler(given: str | None) -> str | None:
-    if given not in (None, "euler", "renoise"):
-        raise UsageError("unknown sampler", values=given, fix="use euler or renoise")
-    return given
-
-
-def _times(times: str | None, steps: int | None, shift: float | None) -> tuple[float, ...] | None:
-    """What --target-times spells out, if it is given, from 1 to 0."""
-    if times is None:
-        return None
-    if steps is not None or shift is not None:
-        raise UsageError(
-            "--target-times says all the times, so --target-steps and --target-shift contradict it", values=times
+    with Progress(console) as progress:
+        report = run(
+            files["lora"],
+            source=files["source"],
+            target=files["target"],
+            output=output,
+            prompts=prompts,
+            settings=asked.make(CalibrationSettings),
+            source_sampling=sampling["source"],
+            target_sampling=sampling["target"],
+            to=files["to"],
+            dtype=files["dtype"],
+            options=RunOptions(**machine),
+            on_event=progress,
         )
-    try:
-        values = [float(part) / 1000 for part in times.split(",")]
-    except ValueError:
-        raise UsageError("--target-times is not understood", values=times, fix="such as 1000,757,522") from None
-    return (*values, 0.0)
+    if plot is not None:
+        report.save_plot(plot)
+    _show(report, plot, console)
+    warn_of_name(output, console)
+    console.document(report.to_json() | ({} if plot is None else {"plot": str(plot)}))
+
+
+def _show(report: "CalibrationReport", plot: Path | None, console: Console) -> None:
+    console.result(report.diagnosis.sentence, "")
+    rows = [
+        [
+            each.label,
+            f"{each.gap.value:.3f}",
+            f"{each.gap.error:.3f}",
+            f"{100 * each.effect.clips.share:.0f} %",
+            "<- taken" if each is report.choice.chosen else "",
+        ]
+        for each in report.choice.ranking
+    ]
+    console.table(["candidate", "gap", "+-", "shown", ""], rows, title=f"Gap to source + LoRA: {report.choice.measure}")
+    before, after = report.diagnosis.before.steps, report.diagnosis.after.steps
+    if console.verbose and before:
+        steps = [
+            [old.where, *(f"{value:.2f}" for one in (old, new) for value in (one.share, one.ratio, one.cosine))]
+            for old, new in zip(before, after, strict=True)
+        ]
+        columns = ["time", "share", "ratio", "cosine", "share after", "ratio after", "cosine after"]
+        console.table(columns, steps, title="What the target shows of the source's change")
+    passes = ", ".join(f"{count} of the {name}" for name, count in report.passes.items())
+    lines = [
+        f"took {report.chosen}: {report.choice.reason}",
+        f"  passes    {passes}, in {text.duration(report.seconds['all'])}",
+    ]
+    if report.found:
+        lines.append(f"  cached    {text.count(report.found, 'answer')} of an earlier run")
+    if report.output is not None:
+        size = text.size(report.output.stat().st_size)
+        lines.append(f"  output    {report.output}  ({size}, written and read back; use it at strength 1)")
+    if plot is not None:
+        lines.append(f"  plot      {plot}")
+    console.result(*lines)
+
+
+def _check_plot(plot: Path, output: Path, files: dict[str, Any], *, overwrite: bool) -> None:
+    """What would fail after the run is said before it."""
+    from loraport.calibration.plot import check_drawing
+
+    check_drawing()
+    if plot.suffix.lower() != ".png":
+        raise UsageError("a plot is written as PNG", values=f"--plot {plot}", fix=f"--plot {plot.with_suffix('.png')}")
+    inputs = [(role, Path(files[role])) for role in ("lora", "source", "target")]
+    check_output(plot, inputs, overwrite=overwrite, what="plot")
+    check_apart([("plot", plot), ("output", output)])

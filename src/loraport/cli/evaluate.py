@@ -69,10 +69,10 @@ def evaluate(
     """Measure methods on the tiny models: function, quality and motion, with intervals and controls."""
     from loraport.cli.progress import Progress
     from loraport.evaluate import tables
+    from loraport.evaluate.clips import Scale
     from loraport.evaluate.evidence import FULL, QUICK, chosen, make_evidence
     from loraport.evaluate.family import open_family
     from loraport.evaluate.judge import open_judge
-    from loraport.evaluate.studio import Scale
 
     rows = chosen(method or [], quick=quick, calibrated=calibrated)
     members = open_family(family).pick(tuple(target or ()), tuple(lora or ()))

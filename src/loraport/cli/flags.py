@@ -4,7 +4,7 @@
     def plan(given: Given, console: Console) -> None: ...
 
 gives a function with a flag for every field, for typer to read. Nothing is said twice: type, default, help and
-flag are those of the field (`loraport.engine.settings.Setting`).
+flag are those of the field (`loraport.settings.Setting`).
 """
 
 import inspect
@@ -22,8 +22,8 @@ from loraport.cli import options
 from loraport.cli.console import Console
 from loraport.cli.recipe_file import merged, read_recipe
 from loraport.engine.recipe import METHOD, Recipe
-from loraport.engine.settings import Setting, Settings
 from loraport.errors import UsageError
+from loraport.settings import Setting, Settings
 
 Model = TypeVar("Model", bound=Settings)
 _LORA = Recipe.part("lora")

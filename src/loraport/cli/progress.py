@@ -70,7 +70,7 @@ class Progress:
             self._fresh_since = (self._began, 0.0)
         elif isinstance(event, events.LayerDone):
             self._advance(event)
-        elif hasattr(event, "message") and hasattr(event, "total"):
+        elif isinstance(event, events.Step):
             self._stage(event.message, event.done, event.total)
 
     def _warn(self, message: str) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import yaml
 
 from loraport.engine.recipe import RunOptions
-from loraport.engine.settings import Setting, Settings, unknown_setting
 from loraport.errors import UsageError
 from loraport.files import read_text
+from loraport.settings import Setting, Settings, unknown_setting
 
 _LARGEST = 1 << 20  # bytes; a recipe has some twenty lines
 

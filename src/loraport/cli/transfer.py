@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
@@ -10,7 +10,7 @@ from loraport.cli import options
 from loraport.cli.console import Console, error_document
 from loraport.cli.flags import Given, command
 from loraport.cli.outputs import output_file, output_name, warn_of_name
-from loraport.engine.recipe import METHOD, Recipe, RunOptions
+from loraport.engine.recipe import Recipe, RunOptions
 from loraport.errors import Interrupted, LoraportError, UsageError
 
 EXAMPLE = """Carry a LoRA over, and the same with more room for what the distillation took away:
@@ -19,43 +19,22 @@ EXAMPLE = """Carry a LoRA over, and the same with more room for what the distill
 
     loraport transfer style.safetensors -s base.safetensors -t fast.pt --rank energy=0.99 -o style-fast.safetensors
 
-Fit the strengths by running both models, here the bundled ones (others: loraport calibrate):
-
-    loraport transfer outline -s zoo:source -t zoo:step-strong --calibrate -o outline-calibrated.safetensors
-
 The same command again resumes what was interrupted."""
 
-Calibrate = Annotated[
-    bool,
-    typer.Option(
-        "--calibrate",
-        metavar=options.NO_VALUE,
-        rich_help_panel=METHOD,
-        help="Fit the strengths by running both models on noise instead; all its dials: `loraport calibrate`.",
-    ),
-]
 Carry = Callable[[str, Path, Console], dict[str, Any]]
 """Works on one LoRA, writes one file, and returns the report as plain values."""
 
 
 @command(Recipe, RunOptions)
-def transfer(given: Given, console: Console, output: options.Output = None, calibrate: Calibrate = False) -> None:
+def transfer(given: Given, console: Console, output: options.Output = None) -> None:
     """Carry LoRAs over from the model they were trained on to its distilled variant."""
     if output is None:
         raise UsageError("the output is not given", fix="name the file to write: -o FILE")
-    carry = _calibration(given) if calibrate else _transfer(given)
+    carry = _transfer(given)
     if len(given.loras) == 1:
         console.document(carry(given.loras[0], output_file(output, given.loras[0]), console))
     else:
         _several(given.loras, output, carry, console)
-
-
-def _calibration(given: Given) -> Carry:
-    """A calibration in the place of a transfer. Raises UsageError for options that it would ignore."""
-    from loraport.cli.calibration import job_of_transfer, run_job
-
-    job = job_of_transfer(given)
-    return lambda lora, path, console: run_job(job, lora, path, console)
 
 
 def _transfer(given: Given) -> Carry:
@@ -112,9 +91,7 @@ def _several(loras: tuple[str, ...], folder: Path, carry: Carry, console: Consol
 
 
 def _facts(document: dict) -> tuple[str, str, str]:
-    """Layers, rank and energy kept, of a transfer or a calibration."""
-    if "summary" not in document:
-        return str(document["layers"]), str(document["rank"]), f"{100 * document['energy_kept']:.1f} %"
+    """Layers, rank and energy kept."""
     facts = document["summary"]
     energy = f"{100 * facts['energy_kept_total']:.1f} %"
     return str(facts["layers"]), f"{facts['rank_in']} -> {facts['rank_out']}", energy

@@ -49,21 +49,21 @@ class ClipSampler:
     @classmethod
     def open(cls, style: str, clips: int, seed: int) -> "ClipSampler":
         """Draw `clips` different held-out prompts, a noise for each, and the renderings they are compared with."""
-        from loraport.sampling import tiny as sampler
+        from loraport.sampling import tiny
 
         prompts = world.draw_prompts(clips, seed=seed, held_out=True)
         indices = world.prompt_indices(prompts)
-        noise = sampler.draw_noise(range(seed * 1_000_000, seed * 1_000_000 + clips))
+        noise = tiny.noise(range(seed * 1_000_000, seed * 1_000_000 + clips))
         return cls(prompts, indices, noise, looks.references(indices, style=style, seed=seed), style)
 
     def source_sets(self, source: ModelCard, lora: Path) -> list[words.ClipSet]:
         """The source without and with the LoRA: where it starts and what is aimed at."""
-        from loraport.sampling import tiny as sampler
+        from loraport.sampling import tiny
 
-        network, card = sampler.load_model(source.name)
-        alone = sampler.sample(network, card.sampling, self.indices, self.noise)
-        sampler.load_lora(network, lora)
-        aim = sampler.sample(network, card.sampling, self.indices, self.noise)
+        network, card = tiny.load_model(source.name)
+        alone = tiny.sample(network, card.sampling, self.indices, self.noise)
+        tiny.load_lora(network, lora)
+        aim = tiny.sample(network, card.sampling, self.indices, self.noise)
         steps = f"{card.sampling.steps} steps with guidance"
         return [
             self._scored("source", "source alone", steps, alone, aim, shown=False),
@@ -74,18 +74,18 @@ class ClipSampler:
         self, goal: ModelCard, candidates: tuple[Candidate, ...], sets: list[words.ClipSet]
     ) -> tuple[list[words.ClipSet], list[Curve]]:
         """The target alone and with every candidate at every strength; adds to `sets`."""
-        from loraport.sampling import tiny as sampler
+        from loraport.sampling import tiny
 
         aim = next(one for one in sets if one.key == "source+lora").clips
-        network, card = sampler.load_model(goal.name)
-        alone = sampler.sample(network, card.sampling, self.indices, self.noise)
+        network, card = tiny.load_model(goal.name)
+        alone = tiny.sample(network, card.sampling, self.indices, self.noise)
         sets = [*sets, self._scored("target", "target alone", f"{card.sampling.steps} steps, no LoRA", alone, aim)]
         curves = []
         for candidate in candidates:
             tries: dict[float, words.ClipSet] = {}
             for strength in STRENGTHS:
-                sampler.load_lora(network, candidate.file, strength=strength)
-                made = sampler.sample(network, card.sampling, self.indices, self.noise)
+                tiny.load_lora(network, candidate.file, strength=strength)
+                made = tiny.sample(network, card.sampling, self.indices, self.noise)
                 key = candidate.key if strength == 1 else f"{candidate.key}x{strength:g}"
                 tries[strength] = self._scored(key, candidate.label, candidate.note, made, aim, kind=candidate.kind)
             sets.append(tries[1.0])

@@ -11,14 +11,15 @@ more `Candidate` of the sampler.
 import importlib.util
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraport.calibration import CalibrationReport, Settings
+from loraport.calibration import CalibrationReport, CalibrationSettings
 from loraport.calibration.api import calibrate
 from loraport.demo import words
 from loraport.demo.clips import SHOWN, Candidate, ClipSampler
+from loraport.engine.events import Step
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport
@@ -33,18 +34,9 @@ from loraport.zoo import world
 from loraport.zoo.catalogue import LoraCard, ModelCard, lora_card, loras, model_card, path
 
 SCORED = 48
-CALIBRATION = Settings(probes=16, heldout=24, group_probes=0)
-"""Fewer probes than usual, to be quick."""
+CALIBRATION = CalibrationSettings(samples=24)
+"""Fewer samples than usual, to be quick."""
 NEEDED = ("diffusers", "peft", "PIL")
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Progress of the demo: what is being done now, as the `done`-th of `total` stages."""
-
-    message: str
-    done: int
-    total: int
 
 
 @dataclass(frozen=True)
@@ -91,7 +83,7 @@ def run_demo(
         seed: of prompts and noise.
         clips: how many clips are scored; the first eight are shown.
         method: as in `loraport.transfer`.
-        on_event: called with every `Stage` and every event of the transfer.
+        on_event: called with every `Step` and every event of the transfer.
 
     Raises:
         UsageError: unknown names, a target that was not made from the LoRA's source, or diffusers is not installed.
@@ -105,19 +97,19 @@ def run_demo(
     output = Path(output)
     file, log = output / f"{lora}-for-{target}.safetensors", output / "run.jsonl"
 
-    tell(Stage("carrying the LoRA over, from weights alone", 1, 6))
+    tell(Step("carrying the LoRA over, from weights alone", 1, 6))
     recipe = Recipe(lora=str(path(lora)), source=str(path(source.name)), target=str(path(target)), method=method)
     options = RunOptions(cache="off", overwrite=True, log=str(log))
     report = run(make_plan(recipe), file, options, tell)
-    tell(Stage("calibrating: running both models on noise", 2, 6))
+    tell(Step("calibrating: running both models on noise", 2, 6))
     calibrated = output / f"{lora}-for-{target}-calibrated.safetensors"
     calibration = calibrate(
         path(lora),
         source=path(source.name),
         target=path(target),
         output=calibrated,
-        settings=replace(CALIBRATION, seed=seed),
-        overwrite=True,
+        settings=CALIBRATION.model_copy(update={"seed": seed}),
+        options=RunOptions(cache="off", overwrite=True, log="off"),
     )
     candidates = (
         Candidate(
@@ -140,7 +132,7 @@ def run_demo(
         Candidate(
             "calibrated",
             "target + LoRA, calibrated",
-            _how(calibration),
+            f"by loraport calibrate, which took {calibration.chosen}",
             "calibrated",
             calibrated,
             "result",
@@ -148,12 +140,12 @@ def run_demo(
     )
     with one_thread_each():
         sampler = ClipSampler.open(card.style, clips, seed)
-        tell(Stage(f"sampling the source, {source.sampling.steps} steps", 3, 6))
+        tell(Step(f"sampling the source, {source.sampling.steps} steps", 3, 6))
         sets = sampler.source_sets(source, path(lora))
-        tell(Stage(f"sampling the target, {goal.sampling.steps} steps", 4, 6))
+        tell(Step(f"sampling the target, {goal.sampling.steps} steps", 4, 6))
         sets, curves = sampler.target_sets(goal, candidates, sets)
 
-    tell(Stage("drawing", 5, 6))
+    tell(Step("drawing", 5, 6))
     title = f"LoRA “{lora}”, carried over to “{target}”"
     comparison = sampler.comparison(sets, curves, title)
     about_fit = f"{calibration.diagnosis.sentence} It took “{calibration.chosen}”: {calibration.choice.reason}."
@@ -175,14 +167,8 @@ def run_demo(
         seconds=time.perf_counter() - began,
     )
     _write(result, summary, settings={"lora": lora, "target": target, "seed": seed, "clips": clips, "method": method})
-    tell(Stage("done", 6, 6))
+    tell(Step("done", 6, 6))
     return result
-
-
-def _how(calibration: CalibrationReport) -> str:
-    if calibration.choice.chosen.candidate.plain:
-        return f"by loraport calibrate, which kept {calibration.chosen}"
-    return "by loraport calibrate: gains fitted by running both models on noise"
 
 
 def _check(card: LoraCard, source: ModelCard, goal: ModelCard, clips: int) -> None:

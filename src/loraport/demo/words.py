@@ -120,12 +120,10 @@ def commands(settings: Mapping[str, Any], file: str, calibrated: str) -> str:
 from loraport.demo.run import run_demo
 run_demo("demo-output", lora="{lora}", target="{target}", seed={seed}, clips={clips}, method="{method}")
 
-# the LoRA files alone (this page calibrates with fewer probes)
+# the LoRA files alone (this page calibrates on fewer samples)
 import loraport
-from loraport import zoo
-loraport.transfer(zoo.path("{lora}"), source=zoo.path("source"), target=zoo.path("{target}"),
-                  method="{method}", output="{file}")
-loraport.calibrate(zoo.path("{lora}"), source="zoo:source", target="zoo:{target}", output="{calibrated}")"""
+loraport.transfer("zoo:{lora}", source="zoo:source", target="zoo:{target}", method="{method}", output="{file}")
+loraport.calibrate("zoo:{lora}", source="zoo:source", target="zoo:{target}", output="{calibrated}")"""
 
 
 def _verdict(what: str, moved: ClipSet, direct: ClipSet) -> tuple[str, str]:

@@ -14,9 +14,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from loraport.engine.executors import NAMES as EXECUTORS
-from loraport.engine.settings import FrozenDict, PathText, Setting, Settings, parse_size, regular_expression
 from loraport.errors import UsageError, did_you_mean
 from loraport.methods import DEFAULT
+from loraport.settings import FrozenDict, PathText, Setting, Settings, parse_size, regular_expression
 
 LEAST_RANK = 32
 """The default output rank never falls below this: restoring the drift needs room of its own."""

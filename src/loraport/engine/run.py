@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
+
 from loraport.adapters.loaders import ways_to_load
 from loraport.adapters.render import write_adapter
 from loraport.core.lowrank import LowRank
@@ -45,6 +47,7 @@ UNRELATED = 0.8
 most strongly distilled tiny model by 0.36."""
 
 
+@torch.inference_mode(False)  # whatever the caller lives in, since the threads of the executor do not live in it
 def run(
     plan: TransferPlan, output: Path | str | None, options: RunOptions = DEFAULTS, on_event: Listener = ignore
 ) -> TransferReport:
@@ -106,6 +109,7 @@ def run(
     return report
 
 
+@torch.inference_mode(False)
 def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, LowRank]:
     """Every layer's new update by canonical name, in memory: what `run` would write, without file, log or report.
 

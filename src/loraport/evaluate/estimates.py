@@ -1,48 +1,15 @@
-"""Numbers with their uncertainty: a bootstrap over prompts that is shared by everything that is compared.
+"""Gain ratios and Frechet distances, with errors from the shared bootstrap.
 
-The unit that is drawn again is the prompt, with all of its seeds: clips of one prompt are not independent. All
-methods see the same prompts and the same noise, so they share the draws, and a difference of two estimates is a
-paired one.
+The unit that is drawn again is the prompt, with all of its seeds: clips of one prompt are not independent.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Tensor
 
-
-@dataclass(frozen=True, eq=False)
-class Estimate:
-    """A value on all clips (`value`) and on every bootstrap draw (`draws`)."""
-
-    value: float
-    draws: Float[Tensor, " r"]
-
-    @property
-    def error(self) -> float:
-        """Standard error: the spread of the draws."""
-        return self.draws.std().item()
-
-    def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Percentile interval, moved so that its middle draw is the value.
-
-        The move is nothing for means. A Frechet distance grows when clips are drawn twice, and the plain percentiles
-        would lie beside the value.
-        """
-        tails = torch.tensor([(1 - level) / 2, 0.5, (1 + level) / 2], dtype=self.draws.dtype)
-        low, middle, high = torch.quantile(self.draws, tails).tolist()
-        return self.value + low - middle, self.value + high - middle
-
-    def __sub__(self, other: "Estimate") -> "Estimate":
-        """Paired difference, for estimates of one `Bootstrap`."""
-        return Estimate(self.value - other.value, self.draws - other.draws)
-
-    def over(self, other: "Estimate") -> "Estimate":
-        """Ratio. An infinite draw stays infinite; see `gain_ratio` for when not to ask."""
-        value = self.value / other.value if other.value != 0 else math.nan
-        return Estimate(value, self.draws / other.draws)
+from loraport.core.bootstrap import Bootstrap, Estimate
 
 
 def gain_ratio(A: Estimate, B: Estimate, C: Estimate, D: Estimate) -> Estimate | None:
@@ -68,33 +35,18 @@ class Reference:
         return cls(features.mean(0), features.T.cov())
 
 
-@dataclass(frozen=True, eq=False)
-class Bootstrap:
-    """`counts[r, i]`: how often prompt i is in draw r. Build it with `of`."""
+def frechet_estimate(bootstrap: Bootstrap, features: Float[Tensor, "seeds p d"], reference: Reference) -> Estimate:
+    """Frechet distance between Gaussian fits, in units of the spread (trace of covariance) of the real clips.
 
-    counts: Float[Tensor, "r p"]
+    It has a bias that falls with the number of clips: compare it only between equal numbers.
+    """
+    x = features.double()
 
-    @classmethod
-    def of(cls, prompts: int, *, draws: int = 400, seed: int = 0) -> "Bootstrap":
-        """Draw prompts with replacement, the same way every time."""
-        picks = torch.randint(prompts, (draws, prompts), generator=Generator().manual_seed(seed))
-        counts = torch.zeros(draws, prompts, dtype=torch.float64)
-        return cls(counts.scatter_add_(1, picks, torch.ones(draws, prompts, dtype=torch.float64)))
+    def distances(counts: Float[Tensor, "rows p"]) -> Float[Tensor, " rows"]:
+        weights = counts[:, None, :].expand(-1, len(x), -1)
+        return _frechet(x.flatten(0, 1), weights.flatten(1), reference)
 
-    def mean(self, values: Float[Tensor, "seeds p"]) -> Estimate:
-        """Mean over all clips."""
-        by_prompt = values.double().mean(0)
-        return Estimate(by_prompt.mean().item(), self.counts @ by_prompt / len(by_prompt))
-
-    def frechet(self, features: Float[Tensor, "seeds p d"], reference: Reference) -> Estimate:
-        """Frechet distance between Gaussian fits, in units of the spread (trace of covariance) of the real clips.
-
-        It has a bias that falls with the number of clips: compare it only between equal numbers.
-        """
-        x = features.double()
-        weights = torch.cat([torch.ones_like(self.counts[:1]), self.counts])[:, None, :].expand(-1, len(x), -1)
-        distances = _frechet(x.flatten(0, 1), weights.flatten(1), reference)
-        return Estimate(distances[0].item(), distances[1:])
+    return bootstrap.estimate(distances)
 
 
 def frechet(features: Float[Tensor, "n d"], reference: Reference) -> float:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from loraport import files
+from loraport.engine.events import Step
 from loraport.errors import UsageError
 from loraport.evaluate import drift, plots, tables, variants
+from loraport.evaluate.clips import Scale
 from loraport.evaluate.family import Family, Lora, Model
 from loraport.evaluate.judge import Judge
-from loraport.evaluate.run import Evidence, Step, evaluate
-from loraport.evaluate.studio import Scale
+from loraport.evaluate.run import Evidence, evaluate
 from loraport.evaluate.variants import Variant
 from loraport.methods import registry
 

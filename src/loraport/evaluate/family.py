@@ -9,11 +9,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from diffusers import WanTransformer3DModel
 
 from loraport.errors import FileError, UsageError
-from loraport.sampling import tiny as sampler
+from loraport.sampling import tiny
 from loraport.zoo.catalogue import ModelCard, data_file, read_model_card
 
 DISTILL = "lora.safetensors"
@@ -85,22 +84,10 @@ def open_family(folder: Path | None = None) -> Family:
 def load_network(family: Family, model: Model) -> WanTransformer3DModel:
     """The network of a model; a distillation LoRA is merged into its parent's weights."""
     if model.distill is None:
-        return sampler.load_model(model.folder)[0]
-    network, _ = sampler.load_model(family.source.folder)
-    merge_lora(network, model.distill)
+        return tiny.load_model(model.folder)[0]
+    network, _ = tiny.load_model(family.source.folder)
+    tiny.merge_lora(network, model.distill)
     return network
-
-
-def merge_lora(network: WanTransformer3DModel, file: Path, *, strength: float = 1.0) -> None:
-    """Add a LoRA to the weights: diffusers' loader puts it on, its fusing folds it in; half the time of a side path.
-
-    Raises:
-        FileError, UnmatchedKeysError: as `sampler.load_lora`.
-    """
-    sampler.load_lora(network, file, strength=strength)
-    network.fuse_lora()
-    with torch.random.fork_rng(devices=[]):
-        network.unload_lora()
 
 
 def digest(model: Model) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loraport.evaluate.estimates import Estimate
+from loraport.core.bootstrap import Estimate
 from loraport.evaluate.run import SHOWN, Cell, Evidence
 from loraport.evaluate.tasks import get
 from loraport.report import Comparison, Measure, Row, Score, figures

@@ -18,13 +18,16 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from loraport.core.bootstrap import Bootstrap, Estimate
+from loraport.engine.events import Step
 from loraport.evaluate import tasks
-from loraport.evaluate.estimates import Bootstrap, Estimate, Reference, gain_ratio
+from loraport.evaluate.clips import ClipSampler, ClipSet, Scale, open_samplers
+from loraport.evaluate.estimates import Reference, frechet_estimate, gain_ratio
 from loraport.evaluate.family import Family, Lora, Model
 from loraport.evaluate.judge import Judge
-from loraport.evaluate.studio import Scale, Studio, Take, open_studios
 from loraport.evaluate.transfers import carry_over
 from loraport.evaluate.variants import Variant
+from loraport.store.store import Store
 from loraport.version import __version__
 
 FUNCTION = ("taught", "statistic")
@@ -33,15 +36,6 @@ MEASURES = (*FUNCTION, "accuracy", "frechet", "to_aim", "motion")
 HIGHER_IS_BETTER = {"taught": True, "statistic": True, "accuracy": True, "frechet": False, "to_aim": False}
 SHOWN = 8
 ANCHORS = {"A": "source", "B": "source + LoRA", "C": "target"}
-
-
-@dataclass(frozen=True)
-class Step:
-    """Progress: `done` of `total` cells, and what was just done."""
-
-    message: str
-    done: int
-    total: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +66,7 @@ class Cell:
 class Evidence:
     """The outcome. Cells in the order: anchors of a LoRA, then its targets with their variants.
 
-    `seconds` is the wall time, `sampling_seconds` the part that was spent sampling; takes found in the cache cost none.
+    `seconds` is the wall time, `sampling_seconds` the part that was spent sampling; what the cache holds costs none.
     """
 
     family: Family
@@ -154,35 +148,35 @@ def evaluate(
     }
     total = sum(map(len, wanted.values())) + len(family.loras) * (2 + len(family.targets))
     by_style = {lora.style: tasks.get(lora.style) for lora in family.loras}
-    studios = open_studios(family, family.loras, by_style, judge, scale, folder / "clips")
+    samplers = open_samplers(family, family.loras, by_style, judge, scale, Store(folder / "cache"))
     cells: list[Cell] = []
     notes: list[str] = []
     for lora in family.loras:
-        studio = studios[lora.name]
-        bench = _Bench(studio, lora, Bootstrap.of(len(studio.prompts), draws=draws), studio.real())
-        cells.append(bench.cell("real", "", studio.ceiling()))
+        sampler = samplers[lora.name]
+        bench = _Bench(sampler, lora, Bootstrap.of(len(sampler.prompts), draws=draws), sampler.real())
+        cells.append(bench.cell("real", "", sampler.ceiling()))
         for label, file in (("A", None), ("B", lora.file)):
-            cells.append(bench.cell(label, "", studio.take(family.source, file)))
+            cells.append(bench.cell(label, "", sampler.clips(family.source, file)))
             tell(Step(f"{lora.name}: {ANCHORS[label]}", _done(cells), total))
         bench.anchors |= {cell.label: cell for cell in cells[-2:]}
         notes += bench.notes()
         for target in family.targets:
-            alone = bench.cell("C", target.name, studio.take(target))
+            alone = bench.cell("C", target.name, sampler.clips(target))
             bench.anchors["C"] = alone
             cells.append(alone)
             for variant in wanted[lora.name, target.name]:
-                file, facts = carry_over(family, lora, target, variant, studio.task, folder)
-                cells.append(bench.cell(variant.label, target.name, studio.take(target, file), variant, facts))
+                file, facts = carry_over(family, lora, target, variant, sampler.task, folder)
+                cells.append(bench.cell(variant.label, target.name, sampler.clips(target, file), variant, facts))
                 tell(Step(f"{lora.name} on {target.name}: {variant.label}", _done(cells), total))
     return Evidence(
         family=family,
         scale=scale,
         cells=tuple(cells),
-        prompts={name: len(studio.prompts) for name, studio in studios.items()},
+        prompts={name: len(sampler.prompts) for name, sampler in samplers.items()},
         notes=tuple(notes),
         seconds=time.perf_counter() - began,
-        sampling_seconds=sum(studio.seconds for studio in studios.values()),
-        settings={"bootstrap_draws": draws, "judge_features": int(studios[family.loras[0].name].real().mean.numel())},
+        sampling_seconds=sum(sampler.seconds for sampler in samplers.values()),
+        settings={"bootstrap_draws": draws, "judge_features": int(samplers[family.loras[0].name].real().mean.numel())},
     )
 
 
@@ -193,32 +187,32 @@ def _done(cells: Sequence[Cell]) -> int:
 
 @dataclass(eq=False)
 class _Bench:
-    """Scores takes of one LoRA against its anchors."""
+    """Scores clip sets of one LoRA against its anchors."""
 
-    studio: Studio
+    sampler: ClipSampler
     lora: Lora
     bootstrap: Bootstrap
     reference: Reference
     anchors: dict[str, Cell] = field(default_factory=dict)
-    aim: Take | None = None
+    aim: ClipSet | None = None
 
     def cell(
         self,
         label: str,
         target: str,
-        take: Take,
+        clips: ClipSet,
         variant: Variant | None = None,
         transfer: Mapping[str, float] | None = None,
     ) -> Cell:
-        estimates = {name: self.bootstrap.mean(values) for name, values in take.scores.items()}
-        estimates["frechet"] = self.bootstrap.frechet(take.features, self.reference)
+        estimates = {name: self.bootstrap.mean(values) for name, values in clips.scores.items()}
+        estimates["frechet"] = frechet_estimate(self.bootstrap, clips.features, self.reference)
         if label == "B":
-            self.aim = take
+            self.aim = clips
         if self.aim is not None:
-            estimates["to_aim"] = self.bootstrap.mean(take.distance_to(self.aim))
+            estimates["to_aim"] = self.bootstrap.mean(clips.distance_to(self.aim))
         ratios = {} if variant is None else {name: self.gain(name, estimates[name]) for name in FUNCTION}
         return Cell(
-            self.lora.name, target, label, variant, estimates, ratios, transfer or {}, take.clips[0, :SHOWN].clone()
+            self.lora.name, target, label, variant, estimates, ratios, transfer or {}, clips.clips[0, :SHOWN].clone()
         )
 
     def gain(self, name: str, D: Estimate) -> Estimate | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from loraport.evaluate.estimates import Estimate
+from loraport.core.bootstrap import Estimate
 from loraport.evaluate.run import ANCHORS, HIGHER_IS_BETTER, Cell, Evidence
 
 CLEAR = 2.0
@@ -34,9 +34,9 @@ CONTRASTS = (
     ("calibrated", "direct"),
     ("calibrated", "best"),
     ("calibrated", "best by Frechet"),
-    ("calibrated, no fit", "direct"),
-    ("calibrated, no fit", "best"),
-    ("calibrated, no fit", "best by Frechet"),
+    ("calibrated, strengths only", "direct"),
+    ("calibrated, strengths only", "best"),
+    ("calibrated, strengths only", "best by Frechet"),
     ("calibrated", "casa"),
     ("calibrated", "matched-gain"),
     ("calibrated", "matched-gain power 3"),
@@ -155,25 +155,18 @@ def reuse_table(evidence: Evidence) -> str:
 
 
 def cost_table(evidence: Evidence) -> str:
-    """What the calibrations took and chose, a line a pair."""
-    head = ["LoRA", "target", "share shown before", "after", "taken", "guidance", "gains"]
-    head += ["nearer than the best without a fit", "passes", "seconds"]
+    """What the calibrations took, and the forward passes of source + target, a line a pair."""
+    head = ["LoRA", "target", "share in clips before", "after", "taken", "gap as it is", "gap", "passes"]
     rows = []
     for lora, target in evidence.pairs():
         for cell in evidence.of_pair(lora, target):
             facts = cell.transfer
             if cell.label != "calibrated":
                 continue
-            gains = f"{facts['least_gain']:.2f} to {facts['largest_gain']:.2f}" if "least_gain" in facts else "–"
-            nearer = 100 * (1 - facts["distance"] / facts["distance_best_plain"])
-            passes = f"{facts['passes_source']:.0f} + {facts['passes_target']:.0f}"
             row = [lora, target, *(f"{100 * facts[f'share_in_clips_{when}']:.0f} %" for when in ("before", "after"))]
-            row += [
-                "a fit" if facts["fitted"] else "no fit",
-                f"{facts['guidance']:g}" if "guidance" in facts else "–",
-                gains,
-            ]
-            rows.append([*row, f"{nearer:.0f} %", passes, f"{facts['seconds']:.0f}"])
+            row += [f"reuse at {facts['strength']:g}" if facts["reuse"] else "a weight-space method"]
+            row += [f"{facts['gap_as_it_is']:.3f}", f"{facts['gap']:.3f}"]
+            rows.append([*row, f"{facts['passes_source']:.0f} + {facts['passes_target']:.0f}"])
     return _markdown(head, rows)
 
 

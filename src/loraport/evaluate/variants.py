@@ -10,7 +10,7 @@ Reach = Literal["all", "some", "few", "two"]
 Params = Mapping[str, Any]
 NONE: Params = MappingProxyType({})
 CALIBRATE = "calibrate"
-"""The method name of rows that run the models; their `params` are those of `loraport.calibration.Settings`."""
+"""The method name of rows that run the models; their `params` are those of `CalibrationSettings`."""
 
 
 @dataclass(frozen=True)
@@ -86,28 +86,19 @@ SWEEPS: tuple[Variant, ...] = (
     Variant("uniform-shrink 1", "uniform-shrink", "sweep", {"share": 1.0}, reach="few"),
 )
 
-_PROBES: Params = {"probes": 24, "heldout": 24, "group_probes": 0}
+_SAMPLES: Params = {"samples": 24, "diagnosis": 0}
 
 
 def _calibrated(what: str, params: Params = NONE, reach: Reach = "two") -> Variant:
-    return Variant(f"calibrated{what}", CALIBRATE, "ours", {**_PROBES, **params}, reach=reach)
+    return Variant(f"calibrated{what}", CALIBRATE, "ours", {**_SAMPLES, **params}, reach=reach)
 
 
 CALIBRATED: tuple[Variant, ...] = (
     _calibrated("", reach="all"),
-    _calibrated(", no fit", {"guidances": (1.0,), "penalties": (1e6,)}, "all"),  # gains held to reuse at a strength
+    _calibrated(", strengths only", {"methods": ()}, "all"),
     _calibrated(", chosen by latents", {"measure": "latents"}, "few"),
-    *(_calibrated(f", groups {kind}", {"groups": kind}) for kind in ("global", "type", "layer")),
-    _calibrated(", groups component", {"groups": "component", "probes": 4}),
-    _calibrated(" with restore", {"restore": True}),
-    *(_calibrated(f", w={w:g}", {"guidances": (w,)}) for w in (1.0, 3.0)),
-    _calibrated(", penalty 0.01", {"penalties": (0.01,)}),
-    _calibrated(", 4 probes", {"probes": 4}),
+    _calibrated(", 6 samples", {"samples": 6}),
     _calibrated(", other noise", {"seed": 1}),
-    *(
-        _calibrated(f", one fit by {how}", {"solver": solver, "guidances": (1.5,), "penalties": (0.3,), "probes": 8})
-        for how, solver in (("passes", "forward"), ("gradients", "gradient"))
-    ),
 )
 """Rows that run both models, and what each choice of theirs is worth; minutes more (`make evidence CALIBRATED=1`)."""
 

@@ -10,7 +10,7 @@ from loraport.containers.tensors import digest_tensor
 from loraport.errors import UsageError
 from loraport.sampling.denoiser import Runnable
 from loraport.sampling.prompts import encode_by
-from loraport.sampling.schedule import NO_SETTINGS, RunSettings, settle
+from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings, settle
 from loraport.sampling.wan import (
     WanDenoiser,
     check_config,
@@ -29,7 +29,7 @@ else:
     Model = object  # the classes of diffusers are named for type checkers only, so that it loads late
 
 
-def as_runnable(model: Model, settings: RunSettings = NO_SETTINGS, *, role: str = "model") -> Runnable:
+def as_runnable(model: Model, settings: SamplingSettings = NO_SETTINGS, *, role: str = "model") -> Runnable:
     """Whatever a model is given as, as something that calibration can run.
 
     Args:
@@ -46,7 +46,7 @@ def as_runnable(model: Model, settings: RunSettings = NO_SETTINGS, *, role: str 
         if settings != NO_SETTINGS:
             raise UsageError(
                 f"the {role} is a Runnable, which says itself how it is run",
-                values=f"run_{role} is given too", fix="put schedule and latents into the Runnable",
+                values=f"{role}_sampling is given too", fix="put schedule and latents into the Runnable",
             )  # fmt: skip
         return model
     if isinstance(model, (str, Path)):
@@ -64,7 +64,7 @@ def as_runnable(model: Model, settings: RunSettings = NO_SETTINGS, *, role: str 
     )  # fmt: skip
 
 
-def _of_pipeline(pipeline: "WanPipeline", settings: RunSettings, role: str) -> Runnable:
+def _of_pipeline(pipeline: "WanPipeline", settings: SamplingSettings, role: str) -> Runnable:
     name = f"{role} {type(pipeline).__name__}"
     if pipeline.transformer_2 is not None:
         raise two_experts(role, name)
@@ -78,7 +78,7 @@ def _of_pipeline(pipeline: "WanPipeline", settings: RunSettings, role: str) -> R
 def _of_transformer(
     network: "WanTransformer3DModel",
     scheduler: "SchedulerMixin | None",
-    settings: RunSettings,
+    settings: SamplingSettings,
     role: str,
     name: str,
 ) -> Runnable:
@@ -99,7 +99,7 @@ def _of_transformer(
         name,
         lambda: WanDenoiser(network, network.device),
         settle(settings, scheduler, role=role, where=name),
-        None,
+        settings.checkpoint or network.config.get("_name_or_path") or None,
         settle_latents(settings.latents, network.config, role),
         small=is_small(network.config, network.device),
         identity=partial(_digest, network),

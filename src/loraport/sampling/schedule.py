@@ -5,10 +5,12 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BeforeValidator, Field
 
 from loraport.errors import FileError, UsageError
-from loraport.sampling.denoiser import Schedule
+from loraport.settings import PathText, Setting, Settings
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
@@ -17,39 +19,137 @@ GUIDANCE = {"source": 5.0, "target": 1.0}
 """Where nothing is said: what `WanPipeline` is called with by default, and what distilled models are made for."""
 KNOWN = ("FlowMatchEulerDiscreteScheduler", "UniPCMultistepScheduler")
 TIMESTEPS = 1000  # Wan counts time from 0 to 1000
+RUNNING = "Running the models"
+"""Panel of the help."""
 
 
 @dataclass(frozen=True)
-class RunSettings:
-    """How to run a model that does not say so itself (everything but the bundled ones).
+class Schedule:
+    """How a model makes clips.
 
     Attributes:
-        schedule: time steps, guidance and sampler, all at once; goes before everything below.
-        latents: frames, height, width of the probes, in latent units.
-        device: `auto`, `cpu`, `cuda[:i]` or `mps`; models that are in memory already stay where they are.
-        offload: keep the weights on the CPU and bring one layer at a time to the device.
-        steps: sampling steps, at the times of the model's own scheduler.
-        shift: time shift; the times are then even and shifted, whatever the scheduler says.
-        guidance: classifier-free guidance scale; 5 for a source and 1 for a target by default.
-        sampler: `euler` or `renoise`; the scheduler's by default.
+        times: from 1 to 0, both included; one step less than values.
+        guidance: classifier-free guidance scale; 1 is one pass a step, without the empty prompt.
+        sampler: `euler` follows the velocity; `renoise` predicts the clip and adds fresh noise for the next time,
+            as models distilled by distribution matching are sampled.
     """
 
-    schedule: Schedule | None = None
-    latents: tuple[int, int, int] | None = None
-    device: str = "auto"
-    offload: bool = False
-    steps: int | None = None
-    shift: float | None = None
-    guidance: float | None = None
-    sampler: Literal["euler", "renoise"] | None = None
+    times: tuple[float, ...]
+    guidance: float = 1.0
+    sampler: Literal["euler", "renoise"] = "euler"
 
     def __post_init__(self) -> None:
-        spoken = {name: getattr(self, name) for name in ("steps", "shift", "guidance", "sampler")}
-        given = [f"{name} {value}" for name, value in spoken.items() if value is not None]
+        falling = all(a > b for a, b in zip(self.times, self.times[1:], strict=False))
+        if len(self.times) < 2 or not falling or self.times[0] > 1 or self.times[-1] != 0:
+            raise UsageError(
+                "the times of a schedule must fall from at most 1 to 0", values=", ".join(f"{t:g}" for t in self.times)
+            )
+
+    @property
+    def steps(self) -> int:
+        """Number of sampling steps."""
+        return len(self.times) - 1
+
+    @property
+    def passes(self) -> int:
+        """Forward passes that one clip takes."""
+        return self.steps * (1 if self.guidance == 1 else 2)
+
+    @classmethod
+    def even(cls, steps: int, *, shift: float = 1.0, guidance: float = 1.0) -> "Schedule":
+        """Evenly spaced times, shifted towards the noisy end: `t = s u / (1 + (s - 1) u)`."""
+        grid = [1 - i / steps for i in range(steps + 1)]
+        return cls(tuple(shift * u / (1 + (shift - 1) * u) for u in grid), float(guidance))
+
+
+def numbers(given: object) -> object:
+    """A validator: numbers with commas between them, or what is none of a text."""
+    return tuple(part.strip() for part in given.split(",")) if isinstance(given, str) else given
+
+
+def _size(given: object) -> object:
+    return tuple(given.lower().split("x")) if isinstance(given, str) else given
+
+
+class SamplingSettings(Settings):
+    """How to sample a model that does not say so itself (everything but the bundled ones). Raises UsageError."""
+
+    schedule: Annotated[
+        Schedule | None, Setting("Times, guidance and sampler, all at once; instead of saying them one by one.")
+    ] = None
+    steps: Annotated[
+        int | None,
+        Field(ge=1),
+        Setting("Sampling steps, at the times of the own scheduler.", "--steps", panel=RUNNING, metavar="N"),
+    ] = None
+    times: Annotated[
+        tuple[float, ...] | None,
+        BeforeValidator(numbers),
+        Setting("Or the time steps themselves, from 1000 down.", "--times", panel=RUNNING, metavar="T,T,..."),
+    ] = None
+    shift: Annotated[
+        float | None,
+        Field(gt=0),
+        Setting(
+            "Time shift; the times are then even and shifted.", "--shift", panel=RUNNING, metavar="S",
+            default="the scheduler's, else 1",
+        ),
+    ] = None  # fmt: skip
+    guidance: Annotated[
+        float | None,
+        Setting(
+            "Guidance scale.", "--guidance", panel=RUNNING, metavar="W",
+            default="5 for a source, 1 for a target; its own if bundled",
+        ),
+    ] = None  # fmt: skip
+    sampler: Annotated[
+        Literal["euler", "renoise"] | None,
+        Setting(
+            "Sampler: euler, or renoise for models distilled by distribution matching.", "--sampler", panel=RUNNING,
+            metavar="NAME", default="the scheduler's, else euler",
+        ),
+    ] = None  # fmt: skip
+    latents: Annotated[
+        tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None,
+        BeforeValidator(_size),
+        Setting(
+            "Size of the clips in latents: frames, height, width, such as 5x32x56.", "--latents", panel=RUNNING,
+            metavar="FxHxW",
+        ),
+    ] = None  # fmt: skip
+    device: Annotated[str, Setting("auto, cpu, cuda, cuda:1 or mps; a model that is in memory stays where it is.")] = (
+        "auto"
+    )
+    offload: Annotated[
+        bool,
+        Setting("Keep the weights on the CPU, a layer at a time on the device.", "--offload", panel=RUNNING),
+    ] = False
+    checkpoint: Annotated[
+        PathText | None,
+        Setting(
+            "Where the weights lie on the disk, for a model in memory; where diffusers loaded it from by default.",
+            path=True,
+        ),
+    ] = None
+
+    def check(self) -> None:
+        """Refuse settings that contradict each other. Raises UsageError."""
+        spoken = {name: getattr(self, name) for name in ("steps", "times", "shift", "guidance", "sampler")}
+        given = [name for name, value in spoken.items() if value is not None]
         if self.schedule is not None and given:
             raise UsageError("time steps are given twice", values=f"a whole schedule, and {', '.join(given)}")
-        if (self.steps is not None and self.steps < 1) or (self.shift is not None and self.shift <= 0):
-            raise UsageError("steps must be at least 1 and a shift above 0", values=", ".join(given))
+        if self.times is not None and (self.steps is not None or self.shift is not None):
+            raise UsageError("the times are given one by one, so that steps and shift contradict them")
+
+    def given(self, guidance: float = 1.0) -> Schedule | None:
+        """The schedule, if the settings say all of it.
+
+        Args:
+            guidance: where none is given.
+        """
+        if self.schedule is not None or self.times is None:
+            return self.schedule
+        return self.over(Schedule((*(time / TIMESTEPS for time in self.times), 0.0), guidance))
 
     def over(self, schedule: Schedule) -> Schedule:
         """Another schedule with the guidance and the sampler that are given here."""
@@ -60,32 +160,36 @@ class RunSettings:
         )
 
 
-NO_SETTINGS = RunSettings()
+NO_SETTINGS = SamplingSettings()
 
 
-def settle(settings: RunSettings, scheduler: "SchedulerMixin | None", *, role: str, where: str) -> Schedule:
+def settle(settings: SamplingSettings, scheduler: "SchedulerMixin | None", *, role: str, where: str) -> Schedule:
     """The schedule of a model that has no card.
 
     Args:
-        settings: what the user says. scheduler: the model's own, if it has one.
-        role: `source` or `target`. where: the model, for messages.
+        settings: what the user says.
+        scheduler: the model's own, if it has one.
+        role: `source` or `target`.
+        where: the model, for messages.
 
     Raises:
         UsageError: nobody says how many steps, or the scheduler is of a kind that is not understood.
     """
-    if settings.schedule is not None:
-        return settings.schedule
+    guidance = GUIDANCE.get(role, 1.0)
+    given = settings.given(guidance)
+    if given is not None:
+        return given
     if settings.steps is None:
         raise UsageError(
             f"the time steps of the {role} are not given", where=where,
-            fix=f"say how it is sampled: --{role}-steps 30" + (" or --target-times 1000,757,522" if role == "target"
-            else "") + f"; in Python run_{role}=RunSettings(steps=30) or RunSettings(schedule=...)",
+            fix=f"say how it is sampled: --{role}-steps 30 or --{role}-times 1000,757,522; in Python "
+            f"{role}_sampling=SamplingSettings(steps=30)",
         )  # fmt: skip
     if settings.shift is not None or scheduler is None:
         found = Schedule.even(settings.steps, shift=1.0 if settings.shift is None else settings.shift)
     else:
         found = schedule_of(scheduler, settings.steps, role=role, where=where)
-    return settings.over(dataclasses.replace(found, guidance=GUIDANCE.get(role, 1.0)))
+    return settings.over(dataclasses.replace(found, guidance=guidance))
 
 
 def schedule_of(scheduler: "SchedulerMixin", steps: int, *, role: str = "model", where: str = "") -> Schedule:
@@ -149,6 +253,6 @@ def _not_understood(why: str, role: str, where: str) -> UsageError:
         f"the time steps of the {role} cannot be taken from its scheduler",
         where=where or None,
         values=f"{why}; understood: FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler with use_flow_sigmas",
-        fix=f"give them: --{role}-shift" + (" or --target-times" if role == "target" else "")
-        + f"; in Python run_{role}=RunSettings(steps=..., shift=...) or RunSettings(schedule=Schedule(...))",
+        fix=f"give them: --{role}-shift or --{role}-times; in Python {role}_sampling=SamplingSettings(steps=..., "
+        "shift=...) or SamplingSettings(schedule=Schedule(...))",
     )  # fmt: skip

@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loraport.containers.names import named_path
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.models.family import families
-from loraport.sampling.denoiser import Runnable, Schedule
+from loraport.sampling.denoiser import Runnable
 from loraport.sampling.prompts import encode_by_folder, has_encoder
-from loraport.sampling.schedule import NO_SETTINGS, RunSettings, scheduler_in, settle
-from loraport.zoo import catalogue
+from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings, Schedule, scheduler_in, settle
+from loraport.zoo import catalogue, world
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
@@ -59,23 +60,22 @@ class WanDenoiser:
         return module
 
 
-def open_runnable(spec: str | Path, settings: RunSettings = NO_SETTINGS, *, role: str = "model") -> Runnable:
+def open_runnable(spec: str | Path, settings: SamplingSettings = NO_SETTINGS, *, role: str = "model") -> Runnable:
     """Say how a model is run, without loading it.
 
     Args:
-        spec: `zoo:NAME`, the name of a bundled model, a folder like theirs (with a `model.json`), or any diffusers
-            folder of Wan.
+        spec: `zoo:NAME`, a folder like those of the zoo (with a `model.json`), or any diffusers folder of Wan.
         settings: needed for the last kind; what is given here goes before what the model says itself.
         role: what to call it in messages.
 
     Raises:
         FileError: no such folder, or no transformer in it.
-        UsageError: its time steps or the size of the probes are not given.
+        UsageError: its time steps or the size of the clips are not given.
         MismatchError: a model that needs more than noise and a prompt, or that is two.
     """
     folder = find_folder(spec, role)
     if (folder / CARD).is_file():
-        return _tiny(folder, settings, role)
+        return _tiny(folder, settings)
     config = _config(folder, role)
     if (folder / "transformer_2").is_dir():
         raise two_experts(role, str(folder))
@@ -105,31 +105,20 @@ def check_together(source: Runnable, target: Runnable) -> None:
         raise MismatchError(
             "source and target take different latents",
             values=f"source {_by(source.latents)}, target {_by(target.latents)} (channels x frames x height x width)",
-            fix="both must be the same model, one distilled from the other, probed at one size",
+            fix="both must be the same model, one distilled from the other, sampled at one size",
         )
 
 
-def brings_settings(spec: str | Path, role: str = "model") -> bool:
-    """Whether a model says itself how it is run, as the bundled ones do. Raises FileError if there is none."""
-    return (find_folder(spec, role) / CARD).is_file()
-
-
 def find_folder(spec: str | Path, role: str) -> Path:
-    """The folder of a model given by name or path. Raises FileError."""
-    text = str(spec)
-    name = text.removeprefix("zoo:")
-    if text.startswith("zoo:") or (
-        not Path(spec).exists() and name in (*catalogue.models(), *catalogue.distillations())
-    ):
-        found = catalogue.path(name)
-        return found.parent if name in catalogue.distillations() else found
-    folder = Path(spec)
+    """The folder of a model given by path or as `zoo:NAME`. Raises FileError, UsageError."""
+    path = named_path(spec)
+    folder = path.parent if path.name == DISTILL and (path.parent / CARD).is_file() else path
     if not folder.is_dir():
         raise FileError(
             f"the {role} is not a folder that can be run" if folder.exists() else f"there is no such {role}",
-            where=text,
+            where=str(spec),
             fix="calibration runs the model, so it needs a diffusers folder (config.json and weights), "
-            f"or a bundled model: {', '.join(catalogue.models())}",
+            f"or a bundled model: {', '.join(f'zoo:{name}' for name in catalogue.models())}",
         )
     return folder
 
@@ -159,22 +148,18 @@ def check_config(config: Mapping[str, Any], role: str, where: str) -> None:
         )
 
 
-def _tiny(folder: Path, settings: RunSettings, role: str) -> Runnable:
-    from loraport.sampling import tiny as sampler
-    from loraport.zoo import world
-
+def _tiny(folder: Path, settings: SamplingSettings) -> Runnable:
     card = catalogue.read_model_card(folder)
     distill = folder / DISTILL if (folder / DISTILL).is_file() else None
     whole = folder if distill is None else folder.parent / str(card.parent)
 
     def load() -> WanDenoiser:
         need_diffusers()
-        network = sampler.load_model(whole)[0]
+        from loraport.sampling import tiny
+
+        network = tiny.load_model(whole)[0]
         if distill is not None:
-            sampler.load_lora(network, distill)
-            network.fuse_lora()
-            with torch.random.fork_rng(devices=[]):
-                network.unload_lora()
+            tiny.merge_lora(network, distill)
         return WanDenoiser(network, torch.device("cpu"))
 
     latents = (world.CHANNELS, world.FRAMES, world.SIZE, world.SIZE)
@@ -183,21 +168,16 @@ def _tiny(folder: Path, settings: RunSettings, role: str) -> Runnable:
     return Runnable(card.name, load, schedule, checkpoint, latents, small=True, bundled=True, distill=distill)
 
 
-def _of_card(card: "catalogue.Sampling", settings: RunSettings) -> Schedule:
+def _of_card(card: catalogue.Sampling, settings: SamplingSettings) -> Schedule:
     """A bundled model's own schedule, with what the user wants otherwise."""
-    from loraport.sampling import tiny as sampler
-
-    if settings.schedule is not None:
-        return settings.schedule
-    if settings.steps is None and settings.shift is None:
-        own = Schedule(tuple(sampler.time_grid(card).tolist()), float(card.guidance))
-    else:
-        shift = card.shift if settings.shift is None else settings.shift
-        own = Schedule.even(settings.steps or card.steps, shift=shift, guidance=card.guidance)
-    return settings.over(own)
+    given = settings.given(card.guidance)
+    if given is not None:
+        return given
+    shift = card.shift if settings.shift is None else settings.shift
+    return settings.over(Schedule.even(settings.steps or card.steps, shift=shift, guidance=card.guidance))
 
 
-def _load(folder: Path, settings: RunSettings) -> WanDenoiser:
+def _load(folder: Path, settings: SamplingSettings) -> WanDenoiser:
     need_diffusers()
     from diffusers import WanTransformer3DModel
 
@@ -228,7 +208,7 @@ def out_of_memory(error: BaseException) -> LoraportError:
     return FileError(
         "out of memory on the device",
         values=next(iter(str(error).splitlines()), type(error).__name__),
-        fix="add --offload, a smaller --latents or --batch 1; finished parts are kept with --keep FOLDER",
+        fix="add --offload, a smaller --latents or --batch 1; what is finished is kept in the cache",
     )
 
 
@@ -261,16 +241,16 @@ def is_small(config: Mapping[str, Any], device: torch.device) -> bool:
 def settle_latents(
     latents: tuple[int, int, int] | None, config: Mapping[str, Any], role: str
 ) -> tuple[int, int, int, int]:
-    """Channels, frames, height, width of the probes. Raises UsageError if they are missing or do not fit patches."""
+    """Channels, frames, height, width of the clips. Raises UsageError if they are missing or do not fit patches."""
     if latents is None:
         raise UsageError(
-            "the size of the probes is not given",
-            fix="frames, height, width in latents: --latents 5x32x56, in Python RunSettings(latents=(5, 32, 56))",
+            "the size of the clips is not given",
+            fix="frames, height, width in latents: --latents 5x32x56, in Python SamplingSettings(latents=(5, 32, 56))",
         )
     patch = config["patch_size"]
     if any(size <= 0 or size % step for size, step in zip(latents, patch, strict=True)):
         raise UsageError(
-            f"the probes do not divide into the {role}'s patches", values=f"{_by(latents)}, patches of {_by(patch)}"
+            f"the clips do not divide into the {role}'s patches", values=f"{_by(latents)}, patches of {_by(patch)}"
         )
     return (config["in_channels"], *latents)
 
@@ -282,7 +262,7 @@ def need_diffusers() -> None:
     missing = [name for name in ("diffusers", "peft") if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            "calibration runs the models and needs more than a transfer", values=f"not installed: {', '.join(missing)}",
+            "running the models needs more than a transfer does", values=f"not installed: {', '.join(missing)}",
             fix="pip install 'loraport[diffusers]'",
         )  # fmt: skip
 

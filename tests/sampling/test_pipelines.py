@@ -1,31 +1,31 @@
-"""Real diffusers pipelines from prompt to LoRA: in memory and in folders, with random weights of a tiny size."""
+"""Real diffusers pipelines: in memory and in folders, with random weights of a tiny size."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
-from typer.testing import CliRunner
+from diffusers import (
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanTransformer3DModel,
+)
 
-import loraport
-from loraport.adapters.parse import open_adapter
-from loraport.calibration import Runnable, RunSettings, Schedule, Settings
-from loraport.cli.main import app
+import tinywan
 from loraport.errors import FileError, MismatchError, UsageError
+from loraport.sampling.denoiser import Runnable
 from loraport.sampling.pipelines import as_runnable
-from loraport.sampling.rollout import Stage, draw_noise
-from loraport.sampling.schedule import schedule_of
+from loraport.sampling.prompts import conditions_for
+from loraport.sampling.runner import ModelRunner, draw_noise
+from loraport.sampling.schedule import SamplingSettings, Schedule, schedule_of
 from loraport.sampling.wan import WanDenoiser, open_runnable
 from loraport.zoo.attention import FrameCausalProcessor
 
-from . import tinywan
-
 SIZE = (tinywan.FRAMES, tinywan.SIZE, tinywan.SIZE)
 FAST = Schedule((1.0, 0.757, 0.522, 0.0), 1.0, "renoise")
-SMALL = Settings(
-    groups="type", transfers=(), probes=2, heldout=4, group_probes=1, guidances=(1.0, 2.0), penalties=(0.3,)
-)
-FROM, TO = RunSettings(latents=SIZE, steps=3, guidance=3.0), RunSettings(FAST, SIZE)
+FROM = SamplingSettings(latents=SIZE, steps=3, guidance=3.0)
+TO = SamplingSettings(schedule=FAST, latents=SIZE)
 
 
 @pytest.fixture
@@ -48,10 +48,10 @@ def test_probes_are_sampled_as_the_pipeline_samples(stochastic):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=stochastic)
     pipeline = tinywan.pipeline(scheduler=scheduler)
     pipeline.set_progress_bar_config(disable=True)
-    runnable = as_runnable(pipeline, RunSettings(latents=SIZE, steps=1 if stochastic else 4, guidance=3.0))
+    runnable = as_runnable(pipeline, SamplingSettings(latents=SIZE, steps=1 if stochastic else 4, guidance=3.0))
     assert runnable.schedule.sampler == ("renoise" if stochastic else "euler")
     noise, texts = draw_noise(runnable.latents, range(3)), list(tinywan.TEXTS[:3])
-    ours = Stage.of(runnable, 3).roll_out(noise, runnable.encode(texts))
+    ours = ModelRunner.open(runnable, 3).sample(noise, runnable.encode(texts))
     with torch.random.fork_rng(devices=[]):  # a stochastic scheduler draws from the global state
         theirs = pipeline(
             prompt=texts, negative_prompt=[""] * 3, latents=noise, num_inference_steps=runnable.schedule.steps,
@@ -104,123 +104,43 @@ def test_other_schedulers_are_refused_with_what_to_give(scheduler, says):
         schedule_of(scheduler, 4, role="target")
     assert "--target-times" in caught.value.fix
     pipeline = tinywan.pipeline(scheduler=scheduler)
-    assert as_runnable(pipeline, RunSettings(latents=SIZE, steps=2, shift=3.0)).schedule.times[1] == 0.75
-
-
-def test_pipelines_in_memory(lora, tmp_path):
-    source, target = tinywan.pipeline(), tinywan.pipeline(drift=0.2, encoder=False)
-    before = {key: tensor.clone() for key, tensor in target.transformer.state_dict().items()}
-    out = tmp_path / "out.safetensors"
-    report = loraport.calibrate(
-        lora, source=source, target=target, output=out, prompts=tinywan.TEXTS,
-        run_source=FROM, run_target=TO, settings=SMALL,
-    )  # fmt: skip
-    assert len(report.diagnosis.steps.before) == 3
-    assert len(report.diagnosis.groups.before) == 8
-    assert report.source == "source WanPipeline"
-    for key, tensor in target.transformer.state_dict().items():
-        assert torch.equal(tensor, before[key])
-    assert all(tensor.grad is None for tensor in target.transformer.parameters())
-    with torch.random.fork_rng(devices=[]):
-        target.load_lora_weights(out)  # diffusers takes what was made
-    assert len(open_adapter(out).layers) == 20
-
-
-def test_memory_and_folder_give_the_same_numbers(lora, folders):
-    texts = list(tinywan.TEXTS)
-    given = {"prompts": texts, "run_source": FROM, "run_target": TO, "settings": SMALL}
-    from_memory = loraport.calibrate(
-        lora, source=tinywan.pipeline(), target=tinywan.transformer(drift=0.2), **given
-    )  # fmt: skip
-    from_folder = loraport.calibrate(lora, source=folders[0], target=folders[1], **given)
-    assert from_memory.coefficients == pytest.approx(from_folder.coefficients, abs=1e-4)
-    assert from_memory.chosen == from_folder.chosen
-    assert from_memory.passes == from_folder.passes
-
-
-def test_gradients_leave_the_weights_of_a_model_in_memory_alone(lora):
-    source, target = tinywan.pipeline(), tinywan.transformer(drift=0.2)
-    assert next(target.parameters()).requires_grad
-    settings = Settings(
-        groups="global", transfers=(), probes=1, heldout=2, group_probes=0, guidances=(1.0,), penalties=(0.3,),
-        strengths=(1.0,), solver="gradient",
-    )  # fmt: skip
-    loraport.calibrate(
-        lora, source=source, target=target, prompts=tinywan.TEXTS, run_source=FROM, run_target=TO, settings=settings
-    )
-    assert all(tensor.grad is None for tensor in target.parameters())
-
-
-def test_folders_and_a_text_file_from_the_command_line(lora, folders, tmp_path):
-    prompts, out, plot = tmp_path / "prompts.txt", tmp_path / "out.safetensors", tmp_path / "diagnosis.png"
-    prompts.write_text("\n".join(tinywan.TEXTS) + "\n\n", encoding="utf-8")
-    words = ["calibrate", lora, "--source", folders[0], "--target", folders[1], "--prompts", prompts, "-o", out]
-    words += ["--latents", tinywan.LATENTS, "--source-steps", 3, "--source-guidance", 3, "--target-times"]
-    words += ["1000,757,522", "--target-sampler", "renoise", "--groups", "type", "--probes", 2, "--heldout", 2]
-    words += ["--keep", tmp_path / "keep", "--plot", plot, "--json"]
-    done = CliRunner().invoke(app, [str(word) for word in words])
-    assert done.exit_code == 0, done.output
-    report = json.loads(done.stdout)
-    assert [row["where"] for row in report["diagnosis"]["steps"]] == ["t = 1", "t = 0.757", "t = 0.522"]
-    assert {row["kind"] for row in report["ranking"]} >= {"direct", "transfer"}
-    assert report["plot"] == str(plot)
-    assert plot.read_bytes().startswith(b"\x89PNG")
-    assert loraport.verify(out)
-    again = CliRunner().invoke(app, [str(word) for word in [*words, "--overwrite"]])
-    assert again.exit_code == 0, again.output
-    resumed = json.loads(again.stdout)
-    assert {"states", "responses", "aim"} <= set(resumed["resumed"])
-    assert resumed["coefficients"] == report["coefficients"]
-    for model in ("source", "target"):  # what was measured is there; what is left is the choice
-        assert 0 < resumed["passes"][model] < report["passes"][model]
+    assert as_runnable(pipeline, SamplingSettings(latents=SIZE, steps=2, shift=3.0)).schedule.times[1] == 0.75
 
 
 def test_a_folder_brings_its_scheduler(folders):
-    own = open_runnable(folders[0], RunSettings(latents=SIZE, steps=4), role="source").schedule
+    own = open_runnable(folders[0], SamplingSettings(latents=SIZE, steps=4), role="source").schedule
     assert own.times == schedule_of(FlowMatchEulerDiscreteScheduler(shift=3.0), 4).times
     assert own.guidance == 5.0
-    even = open_runnable(folders[0], RunSettings(latents=SIZE, steps=4, shift=1.0, guidance=2.0), role="source")
+    even = open_runnable(folders[0], SamplingSettings(latents=SIZE, steps=4, shift=1.0, guidance=2.0), role="source")
     assert even.schedule == Schedule.even(4, guidance=2.0)
     file = folders[1] / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({"_class_name": "DDIMScheduler"}))
     with pytest.raises(UsageError, match="cannot be taken from its scheduler"):
-        open_runnable(folders[1], RunSettings(latents=SIZE, steps=4), role="target")
+        open_runnable(folders[1], SamplingSettings(latents=SIZE, steps=4), role="target")
     open_runnable(folders[1], TO, role="target")  # not asked where the times are given
     file.write_text("{")
     with pytest.raises(FileError, match="scheduler's configuration"):
-        open_runnable(folders[1], RunSettings(latents=SIZE, steps=4), role="target")
+        open_runnable(folders[1], SamplingSettings(latents=SIZE, steps=4), role="target")
 
 
-def test_other_weights_do_not_go_on_from_kept_parts(lora, tmp_path):
-    given = {"prompts": tinywan.TEXTS, "run_source": FROM, "run_target": TO, "settings": SMALL}
-    source = tinywan.transformer()
-    runs = [
-        loraport.calibrate(lora, source=tinywan.pipeline(), target=model, keep=tmp_path / "keep", **given)
-        for model in (source, source, tinywan.transformer(drift=0.3))
-    ]
-    assert [bool(run.resumed) for run in runs] == [False, True, False]
-
-
-def test_texts_need_an_encoder_of_the_source_or_the_target(lora, folders, tmp_path):
-    bare = tinywan.pipeline(drift=0.2, encoder=False)
-    given = {"run_source": FROM, "run_target": TO, "settings": SMALL}
+def test_texts_need_an_encoder_of_the_source_or_the_target(folders, tmp_path):
+    bare, whole = as_runnable(tinywan.pipeline(drift=0.2, encoder=False), TO), as_runnable(tinywan.pipeline(), FROM)
+    folder = open_runnable(folders[0], FROM)
     with pytest.raises(FileError, match="no text encoder") as caught:
-        loraport.calibrate(lora, source=bare, target=bare, prompts=tinywan.TEXTS, **given)
+        conditions_for(bare, bare, tinywan.TEXTS)
     assert "prompt_embeds" in caught.value.fix
     with pytest.raises(UsageError, match="no text among"):
-        loraport.calibrate(lora, source=tinywan.pipeline(), target=bare, prompts=[], **given)
+        conditions_for(whole, bare, [])
+    by_source, by_target = conditions_for(whole, bare, tinywan.TEXTS), conditions_for(bare, whole, tinywan.TEXTS)
+    assert torch.equal(by_source.prompts, by_target.prompts)
+    assert torch.allclose(conditions_for(folder, bare, tinywan.TEXTS).prompts, by_source.prompts, atol=1e-5)
     (folders[0] / "model_index.json").unlink()
     with pytest.raises(FileError, match="text encoder could not be loaded"):
-        loraport.calibrate(lora, source=folders[0], target=folders[1], prompts=tinywan.TEXTS, **given)
+        conditions_for(folder, bare, tinywan.TEXTS)
     prompts = tmp_path / "latin.txt"
     prompts.write_bytes("ein Kätzchen".encode("latin-1"))
     with pytest.raises(FileError, match="prompts cannot be read"):
-        loraport.calibrate(lora, source=folders[0], target=folders[1], prompts=prompts, **given)
-    encoded = as_runnable(bare, TO), as_runnable(tinywan.pipeline(), FROM)
-    other_first = loraport.calibrate(
-        lora, source=encoded[0], target=encoded[1], prompts=tinywan.TEXTS, settings=SMALL
-    )  # fmt: skip
-    assert other_first.layers == 20
+        conditions_for(whole, bare, prompts)
 
 
 def test_an_encoder_in_training_mode_encodes_the_same():
@@ -233,22 +153,20 @@ def test_an_encoder_in_training_mode_encodes_the_same():
     assert calm.prompts.shape == (4, 512, 16)
 
 
-def test_prompts_of_another_width_are_refused(lora, tmp_path):
-    narrow = tinywan.pipeline()
-    wide = tinywan.transformer(drift=0.2, changes={"text_dim": 20})
+def test_prompts_of_another_width_are_refused():
+    wide = as_runnable(tinywan.transformer(drift=0.2, changes={"text_dim": 20}), TO)
+    some = as_runnable(tinywan.pipeline(), FROM).encode(tinywan.TEXTS)
     with pytest.raises(MismatchError, match="prompts do not fit"):
-        loraport.calibrate(
-            lora, source=narrow, target=wide, prompts=tinywan.TEXTS, run_source=FROM, run_target=TO, settings=SMALL
-        )
+        ModelRunner.open(wide, 4).sample(draw_noise(wide.latents, range(4)), some)
 
 
 def test_what_is_in_memory_and_cannot_be_run_is_refused(lora):
     pipeline = tinywan.pipeline()
     for settings, says in (
-        (RunSettings(latents=SIZE), "time steps"),
-        (RunSettings(steps=3), "size of the probes"),
-        (RunSettings(latents=SIZE, steps=3, device="cpu"), "stays where it is"),
-        (RunSettings(latents=(2, 7, 8), steps=3), "patches"),
+        (SamplingSettings(latents=SIZE), "time steps"),
+        (SamplingSettings(steps=3), "size of the clips"),
+        (SamplingSettings(latents=SIZE, steps=3, device="cpu"), "stays where it is"),
+        (SamplingSettings(latents=(2, 7, 8), steps=3), "patches"),
     ):
         with pytest.raises(UsageError, match=says):
             as_runnable(pipeline, settings, role="source")
@@ -257,7 +175,7 @@ def test_what_is_in_memory_and_cannot_be_run_is_refused(lora):
     with pytest.raises(UsageError, match="says itself"):
         as_runnable(as_runnable(pipeline, FROM), FROM)
     with pytest.raises(UsageError, match="given twice"):
-        RunSettings(FAST, SIZE, steps=3)
+        SamplingSettings(schedule=FAST, latents=SIZE, steps=3)
     with pytest.raises(MismatchError, match="takes an image"):
         as_runnable(tinywan.transformer(changes={"in_channels": 9}), FROM)
     with torch.random.fork_rng(devices=[]):
@@ -309,27 +227,22 @@ def _sees_ahead(denoiser, latents, width):
     return not torch.allclose(first[:, :, 0], second[:, :, 0], atol=1e-6)
 
 
-def test_a_block_causal_target_through_the_protocol(lora):
+def test_a_block_causal_target_through_the_protocol():
     shape = (tinywan.CHANNELS, *SIZE)
     target = Runnable("causal", lambda: BlockCausal(tinywan.transformer(drift=0.2)), FAST, None, shape)
     assert not _sees_ahead(target.open(), shape, 16)
     assert _sees_ahead(WanDenoiser(tinywan.transformer(drift=0.2), torch.device("cpu")), shape, 16)
-    report = loraport.calibrate(
-        lora, source=tinywan.pipeline(), target=target, prompts=tinywan.TEXTS, run_source=FROM, settings=SMALL
-    )
-    assert report.choice.chosen.distance <= report.choice.best_plain.distance
-    assert 0 < report.diagnosis.whole.before[0].ratio < 10
 
 
-def test_the_bundled_causal_target(tmp_path):
+def test_the_bundled_causal_target_hides_the_future():
     runnable = open_runnable("zoo:causal")
     assert not _sees_ahead(runnable.open(), runnable.latents, runnable.open().network.config.text_dim)
-    settings = Settings(
-        groups="global", transfers=(), probes=1, heldout=2, group_probes=0, guidances=(1.5,), penalties=(0.3,),
-        strengths=(1.0,),
-    )  # fmt: skip
-    report = loraport.calibrate(
-        loraport.zoo.path("outline"), source="zoo:source", target="zoo:causal", settings=settings,
-        run_source=RunSettings(steps=3),
-    )  # fmt: skip
-    assert len(report.diagnosis.steps.before) == runnable.schedule.steps
+
+
+def test_a_model_in_memory_knows_where_it_was_loaded_from(folders):
+    with torch.random.fork_rng(devices=[]):
+        loaded = WanTransformer3DModel.from_pretrained(folders[0], subfolder="transformer")
+    assert Path(as_runnable(loaded, TO).checkpoint) == folders[0]
+    assert as_runnable(tinywan.transformer(), TO).checkpoint is None
+    told = SamplingSettings(schedule=FAST, latents=SIZE, checkpoint=folders[1])
+    assert as_runnable(loaded, told).checkpoint == str(folders[1])

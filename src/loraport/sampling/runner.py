@@ -1,7 +1,7 @@
-"""Running a model: velocities under guidance, roll-outs to the end, batches, and a count of passes."""
+"""Running a model: velocities under guidance, sampling to the end, batches, and a count of passes."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -12,18 +12,28 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from loraport.errors import NumericalError
-from loraport.sampling.denoiser import Conditions, Denoiser, Runnable, Schedule
+from loraport.sampling.denoiser import Conditions, Denoiser, Runnable
+from loraport.sampling.schedule import Schedule
 from loraport.threads import cores, one_thread_each
 
 
-def draw_noise(shape: tuple[int, ...], seeds: range) -> Float[Tensor, "n ..."]:
+def draw_noise(shape: tuple[int, ...], seeds: Sequence[int]) -> Float[Tensor, "n ..."]:
     """Starting noise, one clip per seed; a clip's noise does not depend on its neighbours."""
-    return torch.stack([torch.randn(shape, generator=Generator().manual_seed(seed)) for seed in seeds])
+    rows = [torch.randn(shape, generator=Generator().manual_seed(seed)) for seed in seeds]
+    return torch.stack(rows) if rows else torch.empty(0, *shape)
 
 
 @dataclass
-class Stage:
-    """One model at work: batches, threads and the count of forward passes (of one clip each)."""
+class ModelRunner:
+    """One model at work.
+
+    Attributes:
+        denoiser: the model in memory.
+        schedule: how it is sampled.
+        batch: clips a pass.
+        small: run batches side by side on one thread each (tiny models on a CPU).
+        passes: forward passes so far, of one clip each.
+    """
 
     denoiser: Denoiser
     schedule: Schedule
@@ -33,8 +43,8 @@ class Stage:
     _lock: Lock = field(default_factory=Lock)
 
     @classmethod
-    def of(cls, model: Runnable, batch: int) -> "Stage":
-        """Open the model."""
+    def open(cls, model: Runnable, batch: int = 16) -> "ModelRunner":
+        """Load the model."""
         return cls(model.open(), model.schedule, batch, model.small)
 
     def velocity(
@@ -53,29 +63,27 @@ class Stage:
         return made
 
     def guided(
-        self,
-        x: Float[Tensor, "n ..."],
-        time: float,
-        prompts: Float[Tensor, "n ..."],
-        empty: Float[Tensor, "n ..."],
-        guidance: float,
+        self, x: Float[Tensor, "n ..."], time: float, prompts: Float[Tensor, "n ..."], empty: Float[Tensor, "1 ..."]
     ) -> Float[Tensor, "n ..."]:
-        """`v_empty + w (v_prompt - v_empty)`; a single pass when w is 1."""
-        if guidance == 1:
+        """`v_empty + w (v_prompt - v_empty)` with the model's own guidance w; a single pass when w is 1."""
+        w = self.schedule.guidance
+        if w == 1:
             return self.velocity(x, time, prompts)
-        both = self.velocity(torch.cat([x, x]), time, torch.cat([prompts, empty]))
+        both = self.velocity(torch.cat([x, x]), time, torch.cat([prompts, empty.expand_as(prompts)]))
         prompted, unprompted = both.chunk(2)
-        return unprompted + guidance * (prompted - unprompted)
+        return unprompted + w * (prompted - unprompted)
 
-    def own(self, x: Float[Tensor, "n ..."], time: float, conditions: Conditions) -> Float[Tensor, "n ..."]:
-        """The velocity as this model is used, with its own guidance, batch by batch."""
-        return self.map(
-            lambda a, p: self.guided(a, time, p, conditions.empty.expand_as(p), self.schedule.guidance),
-            x,
-            conditions.prompts,
-        )
+    def velocities(
+        self, states: Float[Tensor, "t n ..."], times: Sequence[float], conditions: Conditions
+    ) -> Float[Tensor, "t n ..."]:
+        """The velocity as this model is used, with its own guidance, at given states, a row a time."""
+        rows = [
+            self.map(lambda a, p, t=time: self.guided(a, t, p, conditions.empty), x, conditions.prompts)
+            for x, time in zip(states, times, strict=True)
+        ]
+        return torch.stack(rows)
 
-    def roll_out(
+    def sample(
         self,
         noise: Float[Tensor, "n ..."],
         conditions: Conditions,
@@ -83,28 +91,29 @@ class Stage:
         seed: int = 0,
         visits: list[Tensor] | None = None,
     ) -> Float[Tensor, "n ..."]:
-        """Sample to the end.
+        """Clips, sampled to the end.
 
         Args:
-            noise: at time 1. conditions: one row a clip.
-            seed: of the fresh noise of a `renoise` schedule; the same for every candidate.
+            noise: at time 1.
+            conditions: one row a clip.
+            seed: of the fresh noise of a `renoise` schedule.
             visits: gets the state at every time step, whole batches in order.
         """
         times = self.schedule.times
-        fresh = [_like(noise, seed + step) for step in range(1, len(times) - 1)] if self._renoises else []
+        renoises = self.schedule.sampler == "renoise"
+        fresh = [_like(noise, seed + step) for step in range(1, len(times) - 1)] if renoises else []
 
         def steps(x: Tensor, prompts: Tensor, *extra: Tensor) -> Tensor:
-            empty = conditions.empty.expand_as(prompts)
             seen = []
             for step, (now, then) in enumerate(itertools.pairwise(times)):
                 seen.append(x)
-                v = self.guided(x, now, prompts, empty, self.schedule.guidance)
-                if not self._renoises:
+                v = self.guided(x, now, prompts, conditions.empty)
+                if not renoises:
                     x = x + (then - now) * v
                 else:
                     clean = x - now * v
                     x = clean if then == 0 else (1 - then) * clean + then * extra[step]
-            return torch.stack([*seen, x], 1)
+            return torch.stack([*seen, x] if visits is not None else [x], 1)
 
         path = self.map(steps, noise, conditions.prompts, *fresh)
         if visits is not None:
@@ -112,7 +121,10 @@ class Stage:
         return path[:, -1]
 
     def map(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-        """Apply to batches of rows and join the results; small models run several batches side by side."""
+        """Apply to batches of rows and join the results; small models run several batches side by side.
+
+        Runs without gradients, whether or not the caller does; the result is an ordinary tensor in both cases.
+        """
 
         def task(*parts: Tensor) -> Tensor:
             with torch.inference_mode():  # belongs to a thread, so it is entered in each
@@ -125,19 +137,13 @@ class Stage:
         else:
             done = [task(*parts) for parts in batches]
         with torch.inference_mode(False):
-            return torch.cat(done)  # outside, so that a gradient may meet it later
+            return torch.cat(done)
 
     def threads(self) -> AbstractContextManager[None]:
-        """How a run of this stage uses the cores."""
+        """How a run of this model uses the cores."""
         return one_thread_each() if self.small else nullcontext()
-
-    @property
-    def _renoises(self) -> bool:
-        return self.schedule.sampler == "renoise"
 
 
 def _like(noise: Tensor, seed: int) -> Tensor:
-    rows = [
-        torch.randn(noise.shape[1:], generator=Generator().manual_seed(seed * 1_000_003 + i)) for i in range(len(noise))
-    ]
-    return torch.stack(rows).to(noise.device)
+    seeds = range(seed * 1_000_003, seed * 1_000_003 + len(noise))
+    return draw_noise(tuple(noise.shape[1:]), seeds).to(noise.device)

@@ -1,0 +1,133 @@
+"""The choice: the candidate whose clips leave the smallest gap to source + LoRA. No labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from loraport.calibration.candidates import Candidate
+from loraport.calibration.diagnosis import Effect, Shown
+from loraport.calibration.gap import Gap, LatentDistance, LikelihoodGap
+from loraport.calibration.measure import SourceAnswers, TargetAnswers
+from loraport.core.bootstrap import Bootstrap, Estimate
+
+DRAWS = 200
+"""Bootstrap draws of the samples behind every error; shared, so that differences are paired."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A candidate with its gap to source + LoRA.
+
+    Attributes:
+        candidate: what was tried.
+        gap: the measure of the choice.
+        latents: mean squared difference of finished latents to source + LoRA.
+        effect: what the target shows of the LoRA with it.
+    """
+
+    candidate: Candidate
+    gap: Estimate
+    latents: Estimate
+    effect: Effect
+
+    @property
+    def label(self) -> str:
+        """What the candidate is called."""
+        return self.candidate.label
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """What candidates are sorted by: the gap; where that is equal, the distance of latents."""
+        return self.gap.value, self.latents.value
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        recipe = self.candidate.plan.recipe
+        return {
+            "label": self.label,
+            "method": recipe.method,
+            "strength": recipe.strength,
+            "gap": self.gap.value,
+            "error": self.gap.error,
+            "latents": self.latents.value,
+            "share_in_clips": self.effect.clips.share,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What was taken, and all others, nearest first.
+
+    Attributes:
+        ranking: by gap; the first was taken.
+        as_it_is: the LoRA as it is.
+        measure: what the gap is, for people.
+    """
+
+    ranking: tuple[Scored, ...]
+    as_it_is: Scored
+    measure: str
+
+    @property
+    def chosen(self) -> Scored:
+        """What was taken."""
+        return self.ranking[0]
+
+    @property
+    def reason(self) -> str:
+        """Why, in one sentence."""
+        first, second = self.chosen, self.ranking[1] if len(self.ranking) > 1 else None
+        if first is self.as_it_is:
+            why = "nothing that was tried comes nearer to source + LoRA"
+        else:
+            gain = self.as_it_is.gap - first.gap
+            why = f"its gap is {gain.value:.3f} +- {gain.error:.3f} smaller than that of the LoRA as it is"
+        if second is not None:
+            lead = second.gap - first.gap
+            if lead.value <= lead.error:
+                why += f"; {second.label} is as near within the noise"
+        nearest = min(self.ranking, key=lambda each: each.latents.value)
+        if nearest is not first:
+            why += f"; by the distance of finished latents, which favours weak effects, it would be {nearest.label}"
+        return why
+
+
+def choose(
+    candidates: Sequence[Candidate],
+    target: TargetAnswers,
+    source: SourceAnswers,
+    times: Sequence[float],
+    gap: Gap,
+) -> Choice:
+    """Rank the candidates.
+
+    Args:
+        candidates: the first one is the LoRA as it is.
+        target, source: what the models said.
+        times: of the target's states.
+        gap: the measure.
+    """
+    bootstrap = Bootstrap.of(len(source.aim), draws=DRAWS)
+    plain, few = LatentDistance(), len(source.alone)
+    wanted = source.aim[:few] - source.alone
+    scored = []
+    for number, each in enumerate(candidates):
+        clips = target.clips[number]
+        distances = (clips - source.aim).flatten(1).square().mean(1)[None]
+        columns = distances if isinstance(gap, LatentDistance) else source.errors[number]
+        in_clips = Shown.of("finished clips", clips[:few] - target.alone, wanted)
+        scored.append(
+            Scored(
+                each,
+                bootstrap.estimate(partial(gap.values, columns)),
+                bootstrap.estimate(partial(plain.values, distances)),
+                Effect.of(in_clips, target.responses[number], source.response, times),
+            )
+        )
+    return Choice(tuple(sorted(scored, key=lambda each: each.rank)), scored[0], gap.words)
+
+
+def gap_for(source: SourceAnswers) -> Gap | None:
+    """The measure; None where the source does not tell its own clips with the LoRA from those without."""
+    return LatentDistance() if source.own_errors is None else LikelihoodGap.of(*source.own_errors)
