@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import hunyuan
 import makers
@@ -397,6 +397,8 @@ def test_hunyuan_video_15_loads_into_the_network(spelling, tmp_path, caplog):
             continue
         tensors |= {f"{stem}.lora_B.weight": b, f"{stem}.lora_A.weight": a}
     convert_adapter(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors", to="diffusers")
+    written = load_file(tmp_path / "x.safetensors")
+    assert {len(tensor) for key, tensor in written.items() if key.endswith(".lora_A.weight")} == {4}
     network = _hunyuan()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for name in ("diffusers", "peft"):

@@ -335,6 +335,21 @@ def test_a_pair_of_different_size_is_refused_in_one_sentence():
     )
 
 
+def test_two_models_that_are_called_the_same(tmp_path):
+    """A size that no name shows: what differs is said, not twice the same name."""
+    small, large = detect(_shapes(1, 8, 2, 4), WAN), detect(_shapes(1, 9, 2, 4), WAN)
+    assert small.title == large.title
+    with pytest.raises(MismatchError) as caught:
+        require_same_size(small, large)
+    assert caught.value.what == "The source and the target differ in size."
+    assert caught.value.values == "blocks.0.ffn.0 is 8 x 1 in the source and 9 x 1 in the target"
+    made = {"blocks.0.ffn.0": (torch.ones(9, 2), torch.ones(2, 1))}
+    lora = makers.LoraFile(makers.spell(made, "diffusion_model.", makers.same, *makers.PEFT)).write(tmp_path)
+    with pytest.raises(MismatchError, match=r"ffn\.0 is 9 x 1 in the LoRA and 8 x 1 in the source"):
+        open_adapter(lora, small)
+    assert len(open_adapter(lora, large).layers) == 1
+
+
 def test_an_image_model_may_be_the_target_of_a_text_model():
     text, image = detect(_shapes(5120, 13824, 2, 16), WAN), detect(_shapes(5120, 13824, 2, 36, image=True), WAN)
     require_same_size(text, image)

@@ -10,7 +10,7 @@ from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.consumers import content_of
 from loraport.adapters.dialect import SAME_AS_INPUT, Profile, profile_of
 from loraport.adapters.header import converted_metadata
-from loraport.adapters.join import Factors, factored
+from loraport.adapters.join import Factors, factored, without_zeros
 from loraport.adapters.loaders import loader_notes, ways_to_load
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import check_carried, render, write_adapter
@@ -138,8 +138,10 @@ def render_exact(
         up, down = found
         if profile.name != SAME_AS_INPUT:
             up, down = up.reshape(layer.shape[0], layer.rank), down.reshape(layer.rank, layer.shape[1])
+            if name in lora.fused:
+                up, down = without_zeros(up, down)
         if profile.dialect.has_alpha_tensors:
-            factors[name] = Factors(up, down, layer.scale * layer.rank)
+            factors[name] = Factors(up, down, layer.scale * len(down))
         elif layer.scale == 1.0 or keeps_header:
             factors[name] = Factors(up, down)
         else:

@@ -33,7 +33,8 @@ def check_fit(
         shape = architecture.modules.get(name)
         if shape is None or shape == layer.shape:
             continue
-        if name in architecture.misfits or own.title == architecture.title:
+        # The two titles tell the difference only where they say different widths.
+        if name in architecture.misfits or own.dimensions.get("width") == architecture.dimensions.get("width"):
             raise MismatchError(
                 f"{name} is {_by(layer.shape)} in the LoRA and {_by(shape)} in the {role}",
                 where=str(path),

@@ -98,6 +98,17 @@ def factored(matrix: Float[Tensor, "m n"]) -> Factors:
     return Factors(matrix, eye) if n <= m else Factors(eye, matrix)
 
 
+def without_zeros(
+    up: Shaped[Tensor, "m r"], down: Shaped[Tensor, "r n"]
+) -> tuple[Shaped[Tensor, "m s"], Shaped[Tensor, "s n"]]:
+    """The factors without the columns of `up` that are all zero, and their rows of `down`: the same product exactly.
+
+    A layer that was taken out of a joined weight has them where the other layers have their blocks.
+    """
+    kept = (up != 0).any(dim=0)
+    return (up[:, kept], down[kept]) if kept.any() else (up[:, :1], down[:1])
+
+
 def _join_pairs(pairs: Mapping[str, tuple[Rows, Factors]], rows: int) -> Factors:
     scales = {pair.scale for _, pair in pairs.values()}
     if len(scales) == 1:

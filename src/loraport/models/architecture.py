@@ -144,8 +144,9 @@ def require_same_size(first: Architecture, second: Architecture, names: tuple[st
     if differing:
         name, (left, right) = next(iter(differing.items()))
         values = f"{name} is {_by(left)} in the {names[0]} and {_by(right)} in the {names[1]}"
+    told = f"The {names[0]} is {first.title}, the {names[1]} is {second.title}."
     raise MismatchError(
-        f"The {names[0]} is {first.title}, the {names[1]} is {second.title}.",
+        f"The {names[0]} and the {names[1]} differ in size." if first.title == second.title else told,
         values=values,
         fix="both must be the same model, one distilled from the other",
     )
