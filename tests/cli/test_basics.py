@@ -107,7 +107,7 @@ def test_the_shared_options_are_all_there_and_in_groups(command: str) -> None:
         (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--preset", "casa", "--method", "direct"], "belongs to"),
         (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "-q", "-v"], "contradict"),
         (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--method", "cassa"], "did you mean 'casa'"),
-        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--set", "casa.q_dom=1"], "--method casa"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--set", "direct.strength=1"], "--method direct"),
         (
             ["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "-m", "casa", "--set", "casa.q_dum=1"],
             "did you mean 'q_dom'",

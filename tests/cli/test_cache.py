@@ -97,3 +97,13 @@ def test_warm_refuses_like_a_transfer(files: pico.Pico) -> None:
     done = CliRunner().invoke(app, ["cache", "warm", str(files.lora), "--target", str(files.target)])
     assert done.exit_code == 2
     assert "source is not given" in done.stderr
+
+
+def test_warming_with_a_method_that_keeps_nothing_says_so(tmp_path: Path) -> None:
+    files = pico.write(tmp_path / "pico")
+    words = ["warm", files.lora, "-s", files.source, "-t", files.target]
+    store = Store(tmp_path / "cache")
+    done = cache(store, *map(str, words), "-m", "direct")
+    assert done.exit_code == 0, done.output
+    assert "decomposes nothing" in done.stderr
+    assert "decomposes nothing" not in cache(store, *map(str, words)).stderr

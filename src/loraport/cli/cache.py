@@ -155,8 +155,13 @@ def warm(given: Given, console: Console) -> None:
     from loraport.store import index
 
     for recipe in recipes:
+        plan = make_plan(recipe)
+        if plan.cache_bytes == 0:
+            console.warning(
+                f"{plan.method} decomposes nothing, so there is nothing to keep for another LoRA but this one's layers"
+            )
         with Progress(console) as progress:
-            run(make_plan(recipe), None, run_options, progress)
+            run(plan, None, run_options, progress)
     found = index.entries(root)
     total = sum(entry.bytes for entry in found)
     console.result(f"{root}: {_entries(len(found))}, {text.size(total)}")

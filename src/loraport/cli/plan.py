@@ -1,5 +1,6 @@
 """`loraport plan`: what a transfer would do and cost. Reads headers, changes nothing."""
 
+from dataclasses import asdict
 from typing import Any
 
 from loraport.cli import options, text
@@ -16,17 +17,19 @@ EXAMPLE = """What it would take, before it starts:
 def plan(given: Given, console: Console, output: options.Output = None) -> None:
     """Say what a transfer would do: coverage, time, memory, disk. Takes the same options, changes nothing."""
     recipes, run_options = [given.recipe(lora) for lora in given.loras], given.make(RunOptions)
+    from loraport.engine.estimate import estimate
     from loraport.engine.plan import make_plan
 
     documents = []
     for recipe in recipes:
-        facts = describe(make_plan(recipe), run_options)
+        made = make_plan(recipe)
+        facts = describe(made, estimate(made, run_options))
         show(facts, console)
         documents.append(facts)
     console.document(documents[0] if len(documents) == 1 else {"plans": documents})
 
 
-def describe(plan: Any, run_options: Any) -> dict[str, Any]:
+def describe(plan: Any, expected: Any) -> dict[str, Any]:
     """A plan as plain values."""
     adapter = plan.adapter
     return {
@@ -51,10 +54,8 @@ def describe(plan: Any, run_options: Any) -> dict[str, Any]:
         "extra_target": list(plan.extra_target),
         "cost": {
             "operations": plan.cost,
-            "seconds": plan.seconds(run_options),
-            "peak_bytes": plan.peak_bytes(run_options),
-            "output_bytes": plan.output_bytes,
-            "cache_bytes": 0 if run_options.cache == "off" else plan.cache_bytes,
+            **asdict(expected),
+            "cache_pays": expected.cache_pays,
         },
         "warnings": list(plan.warnings),
         "layers": [
@@ -83,10 +84,10 @@ def show(facts: dict[str, Any], console: Console) -> None:
         f"  coverage  {text.count(cover['layers'], 'layer')} of {cover['keys']} keys in the file, "
         f"{text.count(len(cover['carried']), 'key')} carried over unchanged, {len(cover['dropped']) or 'none'} dropped",
         f"  rank      {facts['rank_in']} in, {facts['rank']} out, {facts['dtype']}, names: {facts['to']}",
-        f"  work      {text.operations(cost['operations'])} operations, "
-        f"about {text.duration(cost['seconds'])} when nothing is cached",
+        f"  work      about {text.duration(cost['seconds'])}, {_state(cost, cover['layers'])}",
         f"  memory    {text.size(cost['peak_bytes'])} at most",
         f"  disk      {text.size(cost['output_bytes'])} for the output, {text.size(cost['cache_bytes'])} for the cache",
+        f"  cache     {_advice(cost)}",
     ]
     for side in ("source", "target"):
         extra = facts[f"extra_{side}"]
@@ -110,6 +111,28 @@ def show(facts: dict[str, Any], console: Console) -> None:
                 for layer in facts["layers"]
             ],
         )
+
+
+def _state(cost: dict[str, Any], layers: int) -> str:
+    """What of the work the cache has done already."""
+    if cost["finished"] == layers:
+        return "all of it done already, in the cache"
+    parts = []
+    if cost["finished"]:
+        parts.append(f"{text.count(cost['finished'], 'layer')} finished in the cache")
+    if cost["warm"]:
+        parts.append(f"{text.count(cost['warm'], 'layer')} decomposed in the cache")
+    if not parts and not cost["known"]:
+        return "from nothing"
+    return ", ".join(parts) or "nothing of it in the cache"
+
+
+def _advice(cost: dict[str, Any]) -> str:
+    """Whether it is worth its room."""
+    with_it, without = text.duration(cost["next_seconds"]), text.duration(cost["next_seconds_without"])
+    if cost["cache_pays"]:
+        return f"pays: another LoRA for this pair takes about {with_it}, {without} without"
+    return f"hardly pays: another LoRA for this pair takes about {with_it}, {without} with --cache off"
 
 
 def _model(checkpoint: Any) -> dict[str, str]:

@@ -1,15 +1,11 @@
 """One layer's work order: references and settings, no tensor and no device."""
 
-import time
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from loraport.adapters.adapter import LayerUpdate
 from loraport.containers.tensors import TensorRef
 from loraport.engine.recipe import RankRule
-from loraport.threads import threads_of_torch
 
 WIDE_ELEMENTS = 40_000_000
 """Layers with more elements than this get all cores to themselves; smaller ones run one on each core.
@@ -34,7 +30,8 @@ class LayerJob:
             different ones; otherwise the rounding of one file would pass for drift.
         rank: settled rule for the output rank. amount: 0 direct .. 1 the method in full.
         dtype: torch name of the output's dtype.
-        cost: operations expected. peak_bytes: memory expected.
+        cost: operations expected when nothing is cached, for the progress bar.
+        peak_bytes: memory expected while the layer is in work.
     """
 
     name: str
@@ -57,32 +54,3 @@ class LayerJob:
     def wide(self) -> bool:
         """Whether the layer is large enough to be given all cores."""
         return self.shape[0] * self.shape[1] > WIDE_ELEMENTS
-
-
-def basis_cost(m: int, n: int) -> float:
-    """Operations of a thin SVD by the Gram matrix, in those of a matrix product (which run 4 times as fast)."""
-    p = min(m, n)
-    return 6.0 * m * n * p + 9.0 * p**3
-
-
-def transfer_cost(m: int, n: int, rank: int) -> float:
-    """Operations of routing the drift and of the low-rank output."""
-    p = min(m, n)
-    return 3.0 * m * n * p + 12.0 * m * n * (rank + 8)
-
-
-def working_bytes(m: int, n: int, with_basis: bool) -> int:
-    """Memory of one layer in flight: weights, drift, basis, strips and factors in float32."""
-    p = min(m, n)
-    return 4 * ((4 * m * n + 3 * p * (m + n)) if with_basis else 2 * m * n) + 16_000_000
-
-
-def operations_per_second() -> float:
-    """Speed of this machine for one job, from a small matrix product (a few milliseconds)."""
-    with threads_of_torch(1):
-        square = torch.ones(512, 512)
-        square @ square
-        began = time.perf_counter()
-        for _ in range(4):
-            square @ square
-        return 4 * 2 * 512**3 / max(time.perf_counter() - began, 1e-6)

@@ -181,6 +181,29 @@ def drift_ratio(job: LayerJob, reader: InputReader) -> tuple[float, float]:
     return _distance(target, source), norm_of(source)
 
 
+def basis_key(digest: str, round_to: str | None) -> str:
+    """Under which key the basis of a weight is kept."""
+    return entry_key({"weight": digest, "round_to": round_to, "algorithm": ALGORITHM})
+
+
+def prepared_key(
+    method: TransferMethod, params: Params, digests: Mapping[str, str], round_to: str | None
+) -> str | None:
+    """Under which key is kept what a method prepares for a pair of weights; None where it is not worth keeping."""
+    detail = method.prepared_key(params)
+    if detail is None or "target" not in digests:
+        return None
+    return entry_key(
+        {
+            "prepared": [method.name, method.version, detail],
+            "algorithm": ALGORITHM,
+            "source": digests["source"],
+            "target": digests["target"],
+            "round_to": round_to,
+        }
+    )
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What a method made of a pair of weights, opaque to everybody else, and the norm of their difference."""
@@ -215,18 +238,9 @@ class _LayerCache:
 
     def prepared(self, method: TransferMethod, params: Params) -> tuple[str | None, Prepared | None]:
         """The key of what the method prepares, None where it is not worth keeping, and what is there under it."""
-        detail = method.prepared_key(params)
-        if detail is None or "target" not in self.digests:
+        key = prepared_key(method, params, self.digests, self.job.round_to)
+        if key is None:
             return None, None
-        key = entry_key(
-            {
-                "prepared": [method.name, method.version, detail],
-                "algorithm": ALGORITHM,
-                "source": self.digests["source"],
-                "target": self.digests["target"],
-                "round_to": self.job.round_to,
-            }
-        )
         kept = self.store.get("prepared", key)
         if kept is None or "drift_norm" not in kept.meta:
             return key, None
@@ -238,7 +252,7 @@ class _LayerCache:
             self.store.put("prepared", key, prepared.tensors, {"drift_norm": repr(prepared.drift_norm)})
 
     def _basis_key(self, role: str) -> str:
-        return entry_key({"weight": self.digests[role], "round_to": self.job.round_to, "algorithm": ALGORITHM})
+        return basis_key(self.digests[role], self.job.round_to)
 
 
 def _factored_drift(job: LayerJob, reader: InputReader, device: torch.device) -> LowRank:

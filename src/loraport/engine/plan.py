@@ -16,11 +16,11 @@ from loraport.adapters.dialect import check_profile, profile_of
 from loraport.adapters.loaders import loader_notes
 from loraport.adapters.render import check_carried
 from loraport.containers.dtypes import written_as
-from loraport.engine.executor import workers_for
-from loraport.engine.job import LayerJob, basis_cost, operations_per_second, transfer_cost, working_bytes
+from loraport.engine.job import LayerJob
 from loraport.engine.match import open_inputs, weights_of
-from loraport.engine.recipe import RankRule, Recipe, RunOptions
+from loraport.engine.recipe import RankRule, Recipe
 from loraport.errors import MismatchError, UsageError
+from loraport.methods import cost as costs
 from loraport.methods import registry
 from loraport.methods.base import Needs
 from loraport.models.checkpoint import Checkpoint
@@ -70,14 +70,14 @@ class TransferPlan:
     @property
     def output_bytes(self) -> int:
         """Size of the output's layers when the rank is known beforehand (full rank otherwise)."""
-        ranks = [_rank_bound(job) for job in self.jobs]
+        ranks = [rank_bound(job) for job in self.jobs]
         uniform = max(ranks, default=0)
         size = 4 if self.dtype == "float32" else 2
         return sum(size * uniform * sum(job.shape) for job in self.jobs)
 
     @property
     def cache_bytes(self) -> int:
-        """What the decompositions of all layers take in the cache."""
+        """What the decompositions of all layers, and what the method makes of them, take in the cache."""
         return sum(_cached_bytes(job) for job in self.jobs)
 
     def layers_to_keep(self, limit: int) -> frozenset[str]:
@@ -93,18 +93,6 @@ class TransferPlan:
                 break
             kept.append(job.name)
         return frozenset(kept)
-
-    def peak_bytes(self, options: RunOptions) -> int:
-        """Memory expected for all layers in flight, the output and the program itself."""
-        program = 400_000_000
-        narrow = [job for job in self.jobs if not job.wide]
-        sizes = sorted((job.peak_bytes for job in narrow), reverse=True)[: workers_for(narrow, options)]
-        widest = max((job.peak_bytes for job in self.jobs if job.wide), default=0)
-        return program + self.output_bytes + max(sum(sizes), widest)
-
-    def seconds(self, options: RunOptions) -> float:
-        """Time expected when nothing is cached, from a matrix product timed now."""
-        return self.cost / (operations_per_second() * min(workers_for(self.jobs, options), max(len(self.jobs), 1)))
 
 
 def make_plan(recipe: Recipe) -> TransferPlan:
@@ -141,7 +129,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         values = params.model_dump(mode="json") if chosen == method.name else {}
         job_needs = needs if chosen == method.name else _NOTHING
         m, n = update.shape
-        hinted = adapter.max_rank if rank.kind != "fixed" else int(rank.value)
+        hinted = max(update.rank, int(rank.value) if rank.kind == "fixed" else min(m, n))
         distilled = distill.layers.get(name) if distill is not None else None
         jobs.append(
             LayerJob(
@@ -158,8 +146,8 @@ def make_plan(recipe: Recipe) -> TransferPlan:
                 rank=rank,
                 amount=recipe.amount if job_needs != _NOTHING else 1.0,
                 dtype=dtype,
-                cost=(basis_cost(m, n) + transfer_cost(m, n, hinted)) if job_needs.basis else 4.0 * hinted * (m + n),
-                peak_bytes=working_bytes(m, n, job_needs.basis),
+                cost=_operations(chosen, values, job_needs, (m, n), hinted),
+                peak_bytes=_peak_bytes(chosen, values, job_needs, (m, n), hinted),
             )
         )
     if not jobs:
@@ -229,7 +217,35 @@ def _cached_bytes(job: LayerJob) -> int:
     return method.kept_bytes(job.shape, params)
 
 
-def _rank_bound(job: LayerJob) -> int:
+def _operations(name: str, values: dict[str, Any], needs: Needs, shape: tuple[int, int], rank: int) -> float:
+    """Of one layer when nothing is cached."""
+    method, params = registry.resolve(name, values)
+    cost = method.cost(shape, rank, params, False)
+    cost += costs.thin_basis(*shape).times(needs.basis + needs.target_basis)
+    return cost.products + cost.decompositions + cost.passes
+
+
+_SMALL_CHANGE = 16_000_000  # bytes a layer: buffers of the reader and of the libraries
+
+
+def _peak_bytes(name: str, values: dict[str, Any], needs: Needs, shape: tuple[int, int], rank: int) -> int:
+    """Of one layer at its largest moment: while its weights are read and decomposed, or in the method's hands.
+
+    Both weights are in float32 from hashing on, one of them beside its stored form at first. A decomposition adds
+    the vectors of both sides, a copy in which they are kept, and some p x p matrices of the eigenproblem.
+    """
+    m, n = shape
+    method, params = registry.resolve(name, values)
+    if needs.nothing:
+        return method.memory(shape, rank, params) + _SMALL_CHANGE
+    pair = costs.matrix_bytes(m, n, 2.5)
+    p = min(m, n)
+    decomposing = costs.matrix_bytes(m, n, 4) + costs.matrix_bytes(p, p, 6) if needs.basis or needs.target_basis else 0
+    return max(pair, decomposing, method.memory(shape, rank, params)) + _SMALL_CHANGE
+
+
+def rank_bound(job: LayerJob) -> int:
+    """Rank of a layer's output at most."""
     full = min(job.shape)
     if job.rank.kind == "fixed":
         return min(int(job.rank.value), full) if job.source is not None else job.update.rank

@@ -99,6 +99,10 @@ class InputReader:
                 self._agree(ref, page, digest(ref))
         return loaded
 
+    def known_digest(self, ref: TensorRef) -> str | None:
+        """The digest of a tensor if it is remembered; nothing is read."""
+        return self.memo.get(*self._page(ref))
+
     def drop(self, refs: Iterable[TensorRef]) -> None:
         """Let go of what is held of these tensors."""
         with self._lock:

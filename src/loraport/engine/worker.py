@@ -8,6 +8,7 @@ how an interrupted run resumes, and why device, workers and paths are not in the
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -85,7 +86,7 @@ class Worker:
         refs = references(job)
         try:
             digests = {role: self.reader.digest(ref, hold=role in _WEIGHTS) for role, ref in refs.items()}
-            key = entry_key(_identity(job, digests))
+            key = result_key(job, digests)
             kept = self.store.get("result", key, expect=None)
             if kept is not None:
                 facts = {"device": "unknown"} | json.loads(kept.meta["report"])
@@ -179,17 +180,18 @@ def _check_cast(update: LowRank, job: LayerJob) -> None:
             )
 
 
-def _identity(job: LayerJob, digests: dict[str, str]) -> dict[str, Any]:
+def result_key(job: LayerJob, digests: Mapping[str, str]) -> str:
+    """Under which key the finished layer is kept: all that decides it."""
     method, params = registry.resolve(job.method, job.params)
     # Layers that share all tensors of a fused weight differ in their rows alone.
     rows = {"rows": job.update.rows} if job.update.rows is not None else {}
     if job.distill is not None and job.distill[0].rows is not None:
         rows["distill_rows"] = job.distill[0].rows
-    return rows | {
+    identity = rows | {
         "version": RESULT_VERSION,
         "algorithm": ALGORITHM,
         "method": [method.name, method.version, params.model_dump(mode="json")],
-        "digests": digests,
+        "digests": dict(digests),
         "scale": job.update.scale,
         "distill": None if job.distill is None else [job.distill[0].scale, job.distill[1]],
         "has_drift": job.has_drift,
@@ -198,3 +200,4 @@ def _identity(job: LayerJob, digests: dict[str, str]) -> dict[str, Any]:
         "amount": job.amount,
         "dtype": job.dtype,
     }
+    return entry_key(identity)

@@ -72,7 +72,7 @@ class MatchedGain(base.TransferMethod[MatchedGainParams]):
     def cost(self, shape: tuple[int, int], rank: int, params: MatchedGainParams, warm: bool) -> Cost:
         """Two norms, one thin product, and two decompositions of factors."""
         m, n = shape
-        return elementwise(m, n, 2) + product(m, n, rank) + factors(m, n, rank) + factors(m, n, rank)
+        return elementwise(m, n, 5) + product(m, n, rank) + factors(m, n, rank) + factors(m, n, rank)
 
 
 def norm_ratio(source: Operator, target: Operator) -> float:

@@ -65,10 +65,10 @@ class ClusterTransport(base.TransferMethod[ClusterTransportParams]):
         return base.LayerOutput(new, stats, new)
 
     def cost(self, shape: tuple[int, int], rank: int, params: ClusterTransportParams, warm: bool) -> Cost:
-        """Products of both bases with each other, cluster by cluster, and with the factors."""
+        """Products of both bases with each other and small decompositions, cluster by cluster; the latter dominate."""
         m, n = shape
         p = min(m, n)
-        return product(m + n, p, params.largest + 4 * rank) + factors(m, n, rank)
+        return product(m + n, p, 20 * min(params.largest, p) + 4 * rank) + factors(m, n, rank)
 
 
 def spectral_clusters(S: Float[Tensor, " p"], gap: float, largest: int) -> Tensor:

@@ -180,10 +180,13 @@ class Casa(base.TransferMethod[CasaParams]):
         """Routing of the drift unless it is there, routing of the update, decisions, and the cut in the core."""
         p, longer = min(shape), max(shape)
         side = longer if params.complete_basis else p
-        work = product(p + longer, p, rank) + product(side, p, rank) + elementwise(side, p, 40)
-        work += truncation(side, p, rank)
-        if side != longer:
+        work = product(p + longer, p, rank) + product(side, p, rank)
+        work += elementwise(side, p, 75)  # edges, components, densities, scores and their quantile
+        if side == longer:
+            work += truncation(side, p, rank, steps=16)
+        else:
             work += product(longer, p, rank, 6)  # what lies outside the thin basis
+            work += truncation(p, p, rank, steps=22) + product(longer, p, rank + 8, 4)
         if not warm:
             work += product(side, longer, p) + product(side, p, p)
             if side != longer:

@@ -1,0 +1,145 @@
+"""What a plan says it will take: against what is then kept, and against what is known of the machine."""
+
+import json
+import struct
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import loraport
+import pico
+from loraport.engine import rates as rates_module
+from loraport.engine.estimate import estimate
+from loraport.engine.plan import make_plan
+from loraport.engine.rates import Rates, rates_of
+from loraport.engine.recipe import Recipe, RunOptions
+
+RATES = Rates(products=1e11, decompositions=1e11, passes=2e10, read=5e8, keep=2e8, fetch=1e9)
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch):
+    monkeypatch.setattr("loraport.engine.estimate.rates_of", lambda device, root: RATES)
+
+
+@pytest.fixture
+def files(tmp_path) -> pico.Pico:
+    return pico.write(tmp_path / "pico")
+
+
+def recipe(files, lora, method) -> Recipe:
+    return Recipe(lora=str(lora), source=str(files.source), target=str(files.target), method=method)
+
+
+def kept_bytes(cache: Path) -> int:
+    entries = [load_file(file) for file in cache.rglob("*.safetensors")]
+    return sum(tensor.numel() * tensor.element_size() for entry in entries for tensor in entry.values())
+
+
+@pytest.mark.parametrize(("method", "keeps"), [("casa", True), ("uniform-shrink", False), ("matched-gain", False)])
+def test_cold_further_and_again(files, tmp_path, method, keeps):
+    options = RunOptions(cache=str(tmp_path / "cache"), log="off", overwrite=True)
+    save_file(pico.lora(9), files.folder / "second.safetensors")
+    layers = len(pico.LAYERS)
+    cold = estimate(make_plan(recipe(files, files.lora, method)), options)
+    assert (cold.finished, cold.warm, cold.known) == (0, 0, False)
+    loraport.transfer(
+        files.lora, source=files.source, target=files.target, output=tmp_path / "out.safetensors", method=method,
+        options=options,
+    )  # fmt: skip
+    assert kept_bytes(tmp_path / "cache") == pytest.approx(cold.cache_bytes, rel=0.02)
+    further = estimate(make_plan(recipe(files, files.folder / "second.safetensors", method)), options)
+    assert (further.finished, further.warm, further.known) == (0, layers if keeps else 0, True)
+    again = estimate(make_plan(recipe(files, files.lora, method)), options)
+    assert (again.finished, again.cache_bytes) == (layers, 0)
+    assert again.seconds <= further.seconds <= cold.seconds
+    assert further.seconds == pytest.approx(further.next_seconds, rel=1e-6)
+    assert cold.next_seconds == pytest.approx(further.next_seconds, rel=0.2)
+
+
+def test_without_a_cache_nothing_is_kept_and_nothing_known(files):
+    expected = estimate(make_plan(recipe(files, files.lora, "casa")), RunOptions(cache="off"))
+    assert (expected.cache_bytes, expected.kept_layers, expected.known) == (0, 0, False)
+
+
+def sparse(path: Path, shapes: dict[str, tuple[int, ...]]) -> Path:
+    """A checkpoint of which only the header takes room."""
+    header, at = {}, 0
+    for name, shape in shapes.items():
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [at, at + 2 * prod(shape)]}
+        at += 2 * prod(shape)
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + at)
+    return path
+
+
+@pytest.fixture(scope="module")
+def real_size(tmp_path_factory) -> pico.Pico:
+    """A pair of Wan2.1-14B's sizes, and a LoRA for its attention."""
+    folder = tmp_path_factory.mktemp("14B")
+    width, ffn, blocks = 5120, 13824, 40
+    shapes = {
+        "patch_embedding.weight": (width, 16, 1, 2, 2),
+        "head.head.weight": (64, width),
+        "text_embedding.0.weight": (width, 4096),
+        "time_embedding.0.weight": (width, 256),
+    }
+    for n in range(blocks):
+        for attention in ("self_attn", "cross_attn"):
+            shapes |= {f"blocks.{n}.{attention}.{part}.weight": (width, width) for part in "qkvo"}
+        shapes |= {f"blocks.{n}.ffn.0.weight": (ffn, width), f"blocks.{n}.ffn.2.weight": (width, ffn)}
+    lora = {}
+    for n in range(blocks):
+        for part in "qkvo":
+            stem = f"diffusion_model.blocks.{n}.self_attn.{part}"
+            lora[f"{stem}.lora_A.weight"] = torch.full((16, width), 0.01).bfloat16()
+            lora[f"{stem}.lora_B.weight"] = torch.full((width, 16), 0.01).bfloat16()
+    save_file(lora, folder / "lora.safetensors")
+    source, target = sparse(folder / "source.safetensors", shapes), sparse(folder / "target.safetensors", shapes)
+    return pico.Pico(folder, source, target, folder / "lora.safetensors")
+
+
+def test_a_method_that_decomposes_nothing_is_bound_by_reading_and_keeps_next_to_nothing(real_size, tmp_path):
+    options = RunOptions(cache=str(tmp_path / "cache"), executor="serial", max_memory=10**9)
+    plan = make_plan(recipe(real_size, real_size.lora, "matched-gain"))
+    expected = estimate(plan, options)
+    reading = 160 * 2 * 2 * 5120**2 / RATES.read
+    assert reading < expected.seconds < 2 * reading
+    assert expected.cache_bytes == 160 * 2 * 2 * 5120 * 16
+    assert not expected.cache_pays
+    assert plan.layers_to_keep(10**9) == {job.name for job in plan.jobs}
+
+
+def test_casa_of_a_real_size_is_bound_by_decompositions_and_pays_to_keep(real_size, tmp_path, monkeypatch):
+    monkeypatch.setattr("loraport.store.store.DEFAULT_MAX_BYTES", 10**12)
+    options = RunOptions(cache=str(tmp_path / "cache"), executor="serial", max_memory=10**9)
+    expected = estimate(make_plan(recipe(real_size, real_size.lora, "casa")), options)
+    assert expected.seconds > 160 * 9 * 5120**3 / RATES.decompositions
+    assert expected.cache_bytes == pytest.approx(160 * 3 * 4 * 5120**2, rel=0.02)
+    assert expected.cache_pays
+    assert expected.next_seconds < 0.1 * expected.seconds
+
+
+def test_rates_are_measured_once_and_found_again(tmp_path, monkeypatch):
+    measured = replace(RATES, products=123.0)
+    monkeypatch.setattr(rates_module, "measure", lambda device, root: measured)
+    assert rates_of("cpu", tmp_path) == measured
+    monkeypatch.setattr(rates_module, "measure", lambda device, root: RATES)
+    assert rates_of("cpu", tmp_path) == measured
+    assert rates_of("cpu", None) == RATES
+    (kept,) = (tmp_path / "machine").iterdir()
+    kept.write_text("{}", encoding="utf-8")  # damaged: measured again
+    assert rates_of("cpu", tmp_path) == RATES
+
+
+def test_a_measurement_is_of_this_machine_and_leaves_no_files(tmp_path):
+    found = rates_module.measure("cpu", tmp_path)
+    assert all(rate > 1e6 for rate in vars(found).values())
+    assert list(tmp_path.iterdir()) == []
