@@ -37,8 +37,10 @@ def check_output(
         what: the role of the file in messages.
         log: an earlier run log of ours, or an empty file, may be replaced without `overwrite`.
     """
-    found = _status(path, what)
-    if found is None:
+    home = path.parts[0] if path.parts else ""
+    if home.startswith("~") and not os.path.lexists(home):  # the shell, or whoever made the name, knew no such home
+        raise FileError(f"the {what} would be in a home folder that is not there", where=str(path), fix="name a folder")
+    if _status(path, what) is None:
         _check_folder(path, what)
         return
     try:
@@ -97,7 +99,8 @@ def _status(path: Path, what: str) -> os.stat_result | None:
 def _check_folder(path: Path, what: str) -> None:
     """The folder, or the nearest one above that exists, can take a new file."""
     folder = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), None)
-    if folder is None or (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)):
+    effective = os.access in os.supports_effective_ids
+    if folder is None or (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)):
         return
     raise FileError(
         f"the {what} cannot be written there",

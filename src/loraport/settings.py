@@ -197,7 +197,11 @@ def _refusal(model: type[Settings], error: ValidationError) -> UsageError:
             fix=did_you_mean(str(first["input"]), choices) or f"use {', '.join(choices)}",
         )
     message = re.sub(r"^(Value error, |Input )", "", first["msg"])
-    return UsageError(f"bad setting {said}: {message}" if name else message, values=_shown(first["input"]))
+    return UsageError(
+        f"bad setting {said}: {message}" if name else message,
+        values=_shown(first["input"]),
+        fix=setting.help if setting is not None else None,
+    )
 
 
 def unknown_setting(name: str, known: Mapping[str, Setting], where: str | None = None) -> UsageError:
@@ -206,7 +210,7 @@ def unknown_setting(name: str, known: Mapping[str, Setting], where: str | None =
         f"there is no setting named {name!r}",
         where=where,
         values=f"known: {', '.join(known)}",
-        fix=did_you_mean(name, known),
+        fix=did_you_mean(name, known) or "take one of the known names",
     )
 
 

@@ -81,16 +81,7 @@ def _guarded(command: Callable[[], Any], as_json: bool, verbose: bool) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it must outlive this function
         return 1
     except Exception as error:
-        if _is_out_of_memory(error):
-            return _fail(
-                FileError(
-                    "out of memory",
-                    values=str(error).splitlines()[0] if str(error) else type(error).__name__,
-                    fix="use a smaller --max-memory or --workers 1; finished layers are kept",
-                ),
-                as_json,
-            )
-        return _fail(_bug(error, verbose), as_json)
+        return _fail(_refusal(error) or _bug(error, verbose), as_json)
 
 
 def _check_working_folder() -> None:
@@ -113,6 +104,28 @@ def _usage_error(error: CommandLineError) -> UsageError:
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "loraport"
     return UsageError(message[:1].lower() + message[1:] or "no command given", fix=f"{path} --help")
+
+
+def _refusal(error: Exception) -> FileError | None:
+    """What is no fault of the program although nobody foresaw it there: the system says no, or an input is absurd."""
+    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if _is_out_of_memory(error):
+        return FileError(
+            "out of memory", values=said, fix="use a smaller --max-memory or --workers 1; finished layers are kept"
+        )
+    if isinstance(error, OSError):
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        return FileError(
+            "the system refused to read or write",
+            where=" and ".join(names) or None,
+            values=error.strerror or said,
+            fix="check the name, the permissions and the room on the disk",
+        )
+    if isinstance(error, RecursionError):
+        return FileError("an input is nested too deeply to be read", values=said, fix="check where the file is from")
+    if isinstance(error, UnicodeError):
+        return FileError("a name or a text is no valid Unicode", values=said, fix="rename the file, or write it again")
+    return None
 
 
 def _bug(error: Exception, verbose: bool) -> LoraportError:

@@ -1,5 +1,6 @@
 """Reading `--recipe FILE`: the settings of a command in YAML, by the names of the fields."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ class _Loader(yaml.SafeLoader):
 def read_recipe(file: Path, models: tuple[type[Settings], ...]) -> dict[str, Any]:
     """The settings in a recipe file, by name of the field; their values are not checked yet.
 
-    A relative path means what lies there beside the recipe file; where nothing does, it means the same as on the
-    command line (a hub id, `zoo:NAME`, or a path from the working folder).
+    `~` is a home folder. A relative path means what lies there beside the recipe file; where nothing does, it means
+    the same as on the command line (a hub id, `zoo:NAME`, or a path from the working folder).
 
     Args:
         file: the YAML file.
@@ -63,6 +64,7 @@ def read_recipe(file: Path, models: tuple[type[Settings], ...]) -> dict[str, Any
 def _placed(value: Any, setting: Setting, folder: Path) -> Any:
     if not setting.path or not isinstance(value, str):
         return value
+    value = os.path.expanduser(value)  # no shell does it here
     path, colon, tail = value.rpartition(":")
     for name, rest in ((value, ""), (path, f"{colon}{tail}")):  # FILE:STRENGTH
         if name and _is_there(folder / name):

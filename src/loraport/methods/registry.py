@@ -67,5 +67,5 @@ def _unknown(kind: str, name: str, known: list[str]) -> UsageError:
     return UsageError(
         f"there is no {kind} named {name!r}",
         values=f"known: {', '.join(known)}",
-        fix=did_you_mean(name, known),
+        fix=did_you_mean(name, known) or "loraport methods lists them",
     )
