@@ -69,7 +69,7 @@ PLACES: dict[str, tuple[str, ...]] = {
     "layers": ("plan", *PAIR, "--layers", "NAME"),
     "nested": ("plan", *PAIR, "--nested-target", "NAME"),
     "device": ("transfer", *PAIR, "-o", "out.safetensors", "--device", "NAME"),
-    "plot": ("calibrate", "outline", "-s", "zoo:no", "-t", "zoo:no", "-o", "out.safetensors", "--plot", "NAME"),
+    "plot": ("calibrate", "zoo:outline", "-s", "zoo:no", "-t", "zoo:no", "-o", "out.safetensors", "--plot", "NAME"),
     "demo": ("demo", "--lora", "NAME"),
     "family": ("evaluate", "--family", "NAME", "-o", "evidence"),
     "command": ("NAME",),

@@ -163,7 +163,7 @@ def _check_plot(plot: Path, output: Path, files: dict[str, Any], *, overwrite: b
 
     check_drawing()
     if plot.suffix.lower() != ".png":
-        raise UsageError("a plot is written as PNG", values=f"--plot {plot}", fix=f"--plot {plot.with_suffix('.png')}")
+        raise UsageError("a plot is written as PNG", values=f"--plot {plot}", fix="--plot FILE.png")
     inputs = [(role, Path(files[role])) for role in ("lora", "source", "target")]
     check_output(plot, inputs, overwrite=overwrite, what="plot")
     check_apart([("plot", plot), ("output", output)])
