@@ -118,12 +118,16 @@ def test_the_verdict_follows_the_numbers_either_way(shift, says):
         _clip_set("transferred", direct + shift + wobble),
         _clip_set("calibrated", direct - 0.1),
     ]
-    report = {"summary": {"energy_kept_total": 0.86, "rank_in": 8, "rank_out": 32}}
+    report = {
+        "summary": {"energy_kept_total": 0.86, "rank_in": 8, "rank_out": 32},
+        "layers": [{"stats": {"drift_rel": 0.3}}, {"stats": {"drift_rel": 0.4}}],
+    }
     summary = words.summarise(
         sets, report, "It took “direct”.", lora="x", target=catalogue.model_card("step"), style="a look"
     )
     assert says in summary.lead
     assert any("86 %" in remark for remark in summary.remarks)
+    assert any("moved by 35 % of their norm" in remark for remark in summary.remarks)
     assert sum("slider" in remark for remark in summary.remarks) == 2
     assert "Calibration helped" in summary.lead
     assert "It took “direct”." in summary.remarks

@@ -1,13 +1,16 @@
 """Diffusers' own Wan class as a user runs it: a plain folder without a card, embeddings from a file, refusals."""
 
 import json
+import sys
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 import tinywan
 from loraport import zoo
+from loraport.cli.main import app
 from loraport.errors import FileError, MismatchError, UsageError
 from loraport.sampling.prompts import conditions_for, read_embeddings
 from loraport.sampling.schedule import SamplingSettings, Schedule
@@ -79,6 +82,15 @@ def test_what_cannot_be_run_is_refused(folders, tmp_path):
     )
     with pytest.raises(MismatchError, match="different latents"):
         check_together(small, large)
+
+
+@pytest.mark.parametrize("words", [["calibrate", "zoo:noir", "-s", "zoo:source", "-t", "zoo:step"], ["evaluate"]])
+def test_without_diffusers_it_says_what_to_install(words, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "diffusers", None)  # as Python remembers a module that it could not find
+    done = CliRunner().invoke(app, [*words, "-o", str(tmp_path / "out.safetensors")])
+    assert done.exit_code == 2, done.output
+    assert "pip install 'loraport[diffusers]'" in done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_prompts_are_read_and_refused(folders, embeddings, tmp_path):

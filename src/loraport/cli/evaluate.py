@@ -68,6 +68,9 @@ def evaluate(
 ) -> None:
     """Measure methods on the tiny models: function, quality and motion, with intervals and controls."""
     from loraport.cli.progress import Progress
+    from loraport.sampling.wan import need_diffusers
+
+    need_diffusers()
     from loraport.evaluate import tables
     from loraport.evaluate.clips import Scale
     from loraport.evaluate.evidence import FULL, QUICK, chosen, make_evidence

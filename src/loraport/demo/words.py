@@ -101,6 +101,7 @@ def summarise(
         *(_about_strength(by_key, key, words) for key, words in RIVALS.items()),
         calibration,
         _about_rank(report),
+        _about_drift(report),
         "Tiny models, one LoRA, one kind of score: this shows what the program does, not how well it does on a model "
         "of real size. Prompts and noise come from a seed, and the clips shown are the first eight, not the best.",
     ]
@@ -166,6 +167,17 @@ def _about_rank(report: Mapping[str, Any]) -> str:
     return (
         f"The file that was carried over has rank {after} (the input {before}), which holds {100 * kept:.0f} % of the "
         "energy of the exact result; the rest is lost to the rank."
+    )
+
+
+def _about_drift(report: Mapping[str, Any]) -> str:
+    drifts = [layer["stats"]["drift_rel"] for layer in report.get("layers", ()) if "drift_rel" in layer["stats"]]
+    if not drifts:
+        return ""
+    return (
+        f"The target's weights moved by {_percent(sum(drifts) / len(drifts))} of their norm in the LoRA's layers, by "
+        "regression on clips of its source. Real distillations move weights less, most of them in other ways, and what "
+        "the methods do there this cannot say."
     )
 
 

@@ -70,10 +70,11 @@ def open_runnable(spec: str | Path, settings: SamplingSettings = NO_SETTINGS, *,
 
     Raises:
         FileError: no such folder, or no transformer in it.
-        UsageError: its time steps or the size of the clips are not given.
+        UsageError: its time steps or the size of the clips are not given, or diffusers is not installed.
         MismatchError: a model that needs more than noise and a prompt, or that is two.
     """
     folder = find_folder(spec, role)
+    need_diffusers()
     if (folder / CARD).is_file():
         return _tiny(folder, settings)
     config = _config(folder, role)
@@ -154,7 +155,6 @@ def _tiny(folder: Path, settings: SamplingSettings) -> Runnable:
     whole = folder if distill is None else folder.parent / str(card.parent)
 
     def load() -> WanDenoiser:
-        need_diffusers()
         from loraport.sampling import tiny
 
         network = tiny.load_model(whole)[0]
@@ -178,7 +178,6 @@ def _of_card(card: catalogue.Sampling, settings: SamplingSettings) -> Schedule:
 
 
 def _load(folder: Path, settings: SamplingSettings) -> WanDenoiser:
-    need_diffusers()
     from diffusers import WanTransformer3DModel
 
     device = _device(settings.device)
