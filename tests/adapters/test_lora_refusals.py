@@ -132,7 +132,72 @@ def test_factors_that_cannot_be_read_are_refused_by_name(extra, word, tmp_path, 
     assert "blocks.0.ffn.0.lora_A.weight" in message
 
 
+WORDS = {
+    "base_model.model.head.head.modules_to_save.default.weight": "modules_to_save",
+    "base_model.model.head.head.weight": "modules_to_save",
+    "base_model.model.blocks.0.self_attn.q.base_layer.weight": "a weight of the model itself",
+}
+
+
+@pytest.mark.parametrize("key", WORDS)
+def test_what_peft_saves_beside_a_lora_has_its_own_words_and_can_be_left_out(key, tmp_path, pico):
+    path = LoraFile(makers.universal() | {key: torch.zeros(16, 24)}).write(tmp_path)
+    with pytest.raises(UnmatchedKeysError, match="--allow-partial") as caught:
+        open_adapter(path, pico)
+    assert WORDS[key] in caught.value.message
+    assert open_adapter(path, pico, allow_partial=True).dropped == (key,)
+
+
+class TestNumberFormats:
+    @pytest.mark.parametrize("dtype", [torch.int32, torch.int8, torch.uint8, torch.bool, torch.int64])
+    @pytest.mark.parametrize(
+        ("key", "shape"),
+        [
+            ("blocks.0.self_attn.q.lora_A.weight", (4, 24)),
+            ("blocks.0.norm3.diff", (24,)),
+            ("blocks.0.self_attn.q.diff_b", (24,)),
+            ("head.head.diff", (16, 24)),
+        ],
+    )
+    def test_integers_are_no_factors_and_no_changes(self, dtype, key, shape, tmp_path, pico):
+        key = f"diffusion_model.{key}"
+        tensors = makers.universal() | {key: torch.ones(shape).to(dtype)}
+        message = _refusal(tensors, tmp_path, pico, UnsupportedError)
+        assert key in message
+        assert "try:" in message
+
+    def test_float64_is_read(self, tmp_path, pico):
+        path = LoraFile({key: tensor.double() for key, tensor in makers.universal().items()}).write(tmp_path)
+        found = open_adapter(path, pico).layers["blocks.0.ffn.0"].load().dense().double()
+        torch.testing.assert_close(found, makers.deltas(makers.factors())["blocks.0.ffn.0"], rtol=1e-5, atol=1e-6)
+
+    def test_float64_beyond_float32_is_refused_by_name(self, tmp_path, pico):
+        tensors = {key: tensor.double() * 1e200 for key, tensor in makers.universal().items()}
+        layer = open_adapter(LoraFile(tensors).write(tmp_path), pico).layers["blocks.0.ffn.0"]
+        with pytest.raises(NumericalError, match=r"blocks\.0\.ffn\.0"):
+            layer.load()
+
+
+class TestMany:
+    """Files made to keep a reader busy: refused in one look, with the count."""
+
+    def test_halves(self, tmp_path, pico):
+        tensors = {f"diffusion_model.blocks.{n}.self_attn.q.lora_A.weight": torch.zeros(4, 24) for n in range(20_000)}
+        assert "20000 of 20000 keys" in _refusal(tensors, tmp_path, pico, UnmatchedKeysError)
+
+    def test_unknown_keys(self, tmp_path, pico):
+        tensors = {f"diffusion_model.blocks.{n}.attn.strange.lora_A.weight": torch.zeros(1, 1) for n in range(20_000)}
+        message = _refusal(makers.universal() | tensors, tmp_path, pico, UnmatchedKeysError)
+        assert "20000 of 20040 keys" in message
+        assert "and 19997 more" in message
+
+
 class TestAlpha:
+    @pytest.mark.parametrize("alpha", [1e40, 1e300, 5e-324])
+    def test_a_scale_beyond_all_measure(self, alpha, tmp_path, pico):
+        alphas = {f"diffusion_model.{name}.alpha": torch.tensor(alpha, dtype=torch.float64) for name in makers.layers()}
+        _refusal(makers.universal() | alphas, tmp_path, pico, NumericalError)
+
     @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
     def test_impossible_values(self, value, tmp_path, pico):
         tensors = spell(makers.factors(), "lora_unet_", flat, *KOHYA, alpha=value)

@@ -282,7 +282,8 @@ def why_stray(
         if not any(fitting):
             return f"it states rank {stated[0]:g}, the factors have {ranks[0]}"
         if config.targets is not None and not any(_trained(config.targets, piece, family) for piece in pieces):
-            return f"it is for modules like {next(iter(config.targets.values))}"
+            named = next(iter(config.targets.values)).replace("\\", "")
+            return f"it is for modules like {named}"
     except UnsupportedError:
         return ""  # a pattern that cannot be evaluated: refused where a scale hangs on it
     return ""

@@ -2,12 +2,14 @@
 
 import re
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from importlib import resources
 
 import yaml
 
 from loraport.adapters.kinds import KINDS
+
+_LONGEST = 4  # no ending of a key has more dots than this
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,26 @@ class Grammar:
     parts: dict[str, str]
     changes: dict[str, str]
     refused: tuple[tuple[str, re.Pattern[str]], ...]
+    explained: tuple[tuple[str, re.Pattern[str]], ...]
     suffixes: tuple[tuple[re.Pattern[str], str, str | None], ...]
 
     def split_suffix(self, key: str) -> Suffix | None:
         """What a key's end says, or None for a key that is no part of a LoRA."""
-        for pattern, part, style in self.suffixes:
-            found = pattern.search(key)
-            if found:
-                adapter = found.groupdict().get("adapter")
-                return Suffix(part, style, adapter, len(found.group()))
-        return None
+        tail = key.rsplit(".", _LONGEST)
+        return _split(key if len(tail) <= _LONGEST else "." + ".".join(tail[1:]))
 
     def kind_refused(self, key: str) -> str | None:
         """The kind of adapter that a key betrays, if it is one that is refused."""
+        if not any_refused().search(key):
+            return None
+        suffix = self.split_suffix(key)
+        if suffix is not None and any(suffix.part in kind.endings for kind in KINDS.values()):
+            return None
         return next((kind for kind, pattern in self.refused if pattern.search(key)), None)
+
+    def explanation(self, key: str) -> str | None:
+        """What a key is that is no part of a LoRA, if it is known to occur."""
+        return next((text for text, pattern in self.explained if pattern.search(key)), None)
 
 
 @cache
@@ -59,8 +67,24 @@ def grammar() -> Grammar:
         parts=data["parts"],
         changes=data["changes"],
         refused=tuple((row["kind"], re.compile(row["pattern"])) for row in data["refused"]),
+        explained=tuple((row["text"], re.compile(row["pattern"])) for row in data["explained"]),
         suffixes=tuple((_ending(text), part, style) for text, part, style in endings),
     )
+
+
+@lru_cache(maxsize=8192)
+def _split(tail: str) -> Suffix | None:
+    for pattern, part, style in grammar().suffixes:
+        found = pattern.search(tail)
+        if found:
+            return Suffix(part, style, found.groupdict().get("adapter"), len(found.group()))
+    return None
+
+
+@cache
+def any_refused() -> re.Pattern[str]:
+    """One pattern for all kinds that are refused: a file has thousands of keys, and almost none of them is."""
+    return re.compile("|".join(f"(?:{pattern.pattern})" for _, pattern in grammar().refused))
 
 
 def _ending(text: str) -> re.Pattern[str]:

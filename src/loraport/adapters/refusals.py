@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from math import prod
 from pathlib import Path
 
 from loraport.adapters.adapter import LayerUpdate
@@ -23,10 +24,16 @@ def refuse_kinds(path: Path, refs: Mapping[str, TensorRef]) -> None:
     """Raise UnsupportedError, by name, for adapters that are no plain LoRA and for quantised ones."""
     rules = grammar()
     for key, ref in refs.items():
-        kind = rules.kind_refused(key)
-        if kind is None:
-            kind = _unreadable(ref)
-        if kind is not None:
+        reason = _unreadable(key, ref)
+        if reason is not None and ref.codec == "raw":
+            raise UnsupportedError(
+                f"{key} cannot be read as a part of a LoRA: {reason}",
+                where=str(path),
+                values=f"{ref.dtype} {list(ref.shape)}",
+                fix="export the LoRA in float32, float16 or bfloat16",
+            )
+        kind = rules.kind_refused(key) or (reason and f"quantised ({reason})")
+        if kind:
             raise UnsupportedError(
                 f"this is no plain LoRA but: {kind}, which is not supported yet",
                 where=str(path),
@@ -35,12 +42,12 @@ def refuse_kinds(path: Path, refs: Mapping[str, TensorRef]) -> None:
             )
 
 
-def _unreadable(ref: TensorRef) -> str | None:
-    """Why a factor cannot be read. A number by itself (alpha, rank) may be an integer."""
+def _unreadable(key: str, ref: TensorRef) -> str | None:
+    """Why a tensor cannot be read. A number by itself (alpha, rank) may be an integer, and so may what is no part."""
     reason = refusal(ref)
-    if reason is None or (ref.codec == "raw" and len(ref.shape) < 2):
-        return None
-    return reason if ref.codec == "raw" else f"quantised ({reason})"
+    if reason is None or ref.codec != "raw":
+        return reason
+    return reason if prod(ref.shape) != 1 and grammar().split_suffix(key) else None
 
 
 def idle_choices(pieces: Sequence[Piece], expert: str | None, adapter: str | None) -> list[str]:
@@ -94,6 +101,9 @@ def doubts(pieces: Sequence[Piece], gone: Sequence[str]) -> list[str]:
 def nearest_key(key: str, family: Family) -> str:
     """The known key most like an unknown one, or what else it is part of, as the end of a message."""
     rules = grammar()
+    explained = rules.explanation(key)
+    if explained:
+        return explained
     plain = key_rules().unwrap(key)
     suffix = rules.split_suffix(plain)
     stem = plain[: -suffix.length] if suffix else plain

@@ -2,10 +2,13 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from loraport.adapters.pattern import Patterns
 from loraport.containers.access import kind_of
@@ -14,9 +17,14 @@ from loraport.errors import FileError, MismatchError, NumericalError, Unsupporte
 from loraport.files import read_text
 
 MAX_JSON_BYTES = 4 * 2**20
+LARGEST_SCALE = 1e30  # float32 ends at 3e38
 FROM_METADATA = "lora_adapter_metadata in the header"
 FROM_CONFIG = "adapter_config.json beside the file"
 BY_HAND = "stated by hand"
+_BY_HAND = "state alpha / rank by hand with --scale"
+_NOT_ITS_OWN = (
+    "if the configuration is another LoRA's, move it out of the folder; else convert the LoRA with PEFT first"
+)
 ASSUMED = "no alpha anywhere"
 _ALPHA = {"LORA": "lora_alpha", "LOKR": "alpha", "LOHA": "alpha"}  # what PEFT calls it
 # Switches of PEFT that make B @ A something else than the update.
@@ -92,10 +100,17 @@ def scale_of(alpha: float, rank: int | float, *, rslora: bool = False, where: st
         NumericalError: a negative, infinite or NaN alpha.
     """
     if not math.isfinite(alpha) or alpha < 0:
-        raise NumericalError("alpha must be a finite number, not negative", where=where, values=f"alpha = {alpha}")
+        raise NumericalError(
+            "alpha must be a finite number, not negative", where=where, values=f"alpha = {alpha}", fix=_BY_HAND
+        )
     if alpha == 0:
         return 1.0
-    return alpha / math.sqrt(rank) if rslora else alpha / rank
+    scale = alpha / math.sqrt(rank) if rslora else alpha / rank
+    if not 0 < scale <= LARGEST_SCALE:
+        raise NumericalError(
+            "the scale is beyond all measure", where=where, values=f"alpha = {alpha:g}, rank {rank:g}", fix=_BY_HAND
+        )
+    return scale
 
 
 def check_factor(factor: float, what: str) -> float:
@@ -109,7 +124,8 @@ def read_alpha(ref: TensorRef) -> float:
     """The one number of an alpha tensor, of any dtype, 0-dim or one entry. Raises FileError otherwise."""
     if math.prod(ref.shape) != 1:
         raise FileError("an alpha must be a single number", where=ref.name, values=f"shape {list(ref.shape)}")
-    return float(read_tensor(ref).float().reshape(-1)[0])
+    number = read_tensor(ref).reshape(-1)[0]
+    return float(number.double() if number.dtype in (torch.float64, torch.int64) else number.float())
 
 
 def read_config(path: Path, metadata: Mapping[str, str], prefix: str) -> AdapterConfig | None:
@@ -143,10 +159,14 @@ def _unprefixed(fields: dict[str, Any], prefix: str) -> dict[str, Any]:
 def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
     kind = str(fields.get("peft_type") or "LORA").rpartition(".")[2]
     if kind.upper() not in _ALPHA:
-        raise UnsupportedError(f"{kind} adapters are not supported yet", where=str(path), values=f"peft_type {kind}")
+        raise UnsupportedError(
+            f"{kind} adapters are not supported yet", where=str(path), values=f"peft_type {kind}", fix=_NOT_ITS_OWN
+        )
     other = next((switch for switch in _OTHER_KINDS if fields.get(switch)), None)
     if other is not None:
-        raise UnsupportedError(f"{_OTHER_KINDS[other]} adapters are not supported yet", where=str(path), values=other)
+        raise UnsupportedError(
+            f"{_OTHER_KINDS[other]} adapters are not supported yet", where=str(path), values=other, fix=_NOT_ITS_OWN
+        )
     start = str(fields.get("init_lora_weights") or "").lower()
     if start.startswith(_REBASED):
         raise UnsupportedError(
@@ -156,8 +176,9 @@ def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
             fix="convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)",
         )
     targets = fields.get("target_modules")
-    named = [targets] if isinstance(targets, str) else targets if isinstance(targets, list) else []
-    everything = not named or "all-linear" in named
+    # A text is a regular expression, a list holds names.
+    named = [targets] if isinstance(targets, str) else _names(targets)
+    everything = not named or "all-linear" in (targets if isinstance(targets, list) else named)
     return AdapterConfig(
         source,
         kind.upper(),
@@ -170,6 +191,10 @@ def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
     )
 
 
+def _names(targets: Any) -> list[str]:
+    return [re.escape(str(name)) for name in targets] if isinstance(targets, list) else []
+
+
 def _patterns(value: Any, path: Path) -> Patterns:
     if not isinstance(value, dict):
         return Patterns({}, str(path))
@@ -180,7 +205,9 @@ def _patterns(value: Any, path: Path) -> Patterns:
 def _rank(value: Any, path: Path) -> float | None:
     rank = _number(value, path)
     if rank is not None and not rank > 0:
-        raise FileError("the LoRA configuration states no possible rank", where=str(path), values=f"r = {rank:g}")
+        raise FileError(
+            "the LoRA configuration states no possible rank", where=str(path), values=f"r = {rank:g}", fix=_BY_HAND
+        )
     return rank
 
 
@@ -189,13 +216,19 @@ def _number(value: Any, path: Path) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise FileError(
-            "the LoRA configuration holds something that is not a number", where=str(path), values=repr(value)[:80]
+            "the LoRA configuration holds something that is not a number",
+            where=str(path),
+            values=repr(value)[:80],
+            fix=_BY_HAND,
         )
     try:
         return float(value)
     except OverflowError:
         raise FileError(
-            "the LoRA configuration holds a number beyond all measure", where=str(path), values=f"{str(value)[:40]}..."
+            "the LoRA configuration holds a number beyond all measure",
+            where=str(path),
+            values=f"{str(value)[:40]}...",
+            fix=_BY_HAND,
         ) from None
 
 
@@ -205,7 +238,9 @@ def _parse(text: str, where: str) -> dict[str, Any]:
             raise ValueError("too long")
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FileError("the LoRA configuration is not valid JSON", where=where, values=str(error)[:200]) from None
+        raise FileError(
+            "the LoRA configuration is not valid JSON", where=where, values=str(error)[:200], fix=_BY_HAND
+        ) from None
     if not isinstance(value, dict):
-        raise FileError("the LoRA configuration is not a table", where=where, values=type(value).__name__)
+        raise FileError("the LoRA configuration is not a table", where=where, values=type(value).__name__, fix=_BY_HAND)
     return value

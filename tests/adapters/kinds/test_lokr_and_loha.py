@@ -216,7 +216,7 @@ class TestRefused:
 
     def test_two_kinds_on_one_layer(self, tmp_path):
         parts = CASES["LoKr whole"](32, 32) | CASES["LoHa"](32, 32)
-        with pytest.raises(UnsupportedError, match="several kinds: lokr and loha"):
+        with pytest.raises(UnsupportedError, match="several kinds: loha and lokr"):
             open_adapter(_write({self.Q: parts}, tmp_path / "x.safetensors", None))
 
     def test_one_matrix_whole_and_in_factors(self, tmp_path):

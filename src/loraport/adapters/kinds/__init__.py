@@ -1,9 +1,9 @@
-"""Kinds of adapters, one file each. This list is the only place that knows them all."""
+"""Kinds of adapters, one file each. Every module of this folder is loaded; each names its kind itself."""
 
-from loraport.adapters.kinds.base import AdapterKind
-from loraport.adapters.kinds.diff import Diff
-from loraport.adapters.kinds.loha import Loha
-from loraport.adapters.kinds.lokr import Lokr
-from loraport.adapters.kinds.lora import Lora
+import importlib
+import pkgutil
 
-KINDS: dict[str, AdapterKind] = {kind.name: kind for kind in (Lora(), Lokr(), Loha(), Diff())}
+from loraport.adapters.kinds.base import KINDS as KINDS
+
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")

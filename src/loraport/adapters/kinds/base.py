@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from jaxtyping import Shaped
@@ -66,7 +66,7 @@ class Claim:
 
 
 class AdapterKind(ABC):
-    """One kind of adapter. Stateless; one file each.
+    """One kind of adapter, marked with `register`. Stateless; one file each.
 
     Attributes:
         name: in `LayerUpdate.kind`.
@@ -140,6 +140,18 @@ class AdapterKind(ABC):
 
 
 LARGEST_RANK = 4096  # of any factors, on however small a layer
+KINDS: dict[str, AdapterKind] = {}
+"""Every kind by name, filled by `register`. Read it through `loraport.adapters.kinds`, which loads them all."""
+
+K = TypeVar("K", bound=AdapterKind)
+
+
+def register(kind: type[K]) -> type[K]:
+    """Mark a class as a kind of adapter."""
+    KINDS[kind.name] = kind()
+    return kind
+
+
 SMALL_RANK = 128  # two factors of this rank are no burden, however small the layer
 
 

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, matrix_shape, read_finite
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, matrix_shape, read_finite, register
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError
 
 
+@register
 class Diff(AdapterKind):
     """One m x n matrix, added to the weight as it is: it has no alpha."""
 

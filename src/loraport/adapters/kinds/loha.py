@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape, register
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError
@@ -20,6 +20,7 @@ from loraport.errors import MismatchError
 BLOCK_ROWS = 256
 
 
+@register
 class Loha(AdapterKind):
     """hada_w1_a (m x r1), hada_w1_b (r1 x n), hada_w2_a (m x r2), hada_w2_b (r2 x n); alpha is divided by r1."""
 

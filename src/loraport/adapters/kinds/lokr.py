@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape, register
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, UnsupportedError
@@ -18,6 +18,7 @@ from loraport.errors import MismatchError, UnsupportedError
 HALVES = ("lokr_w1", "lokr_w2")
 
 
+@register
 class Lokr(AdapterKind):
     """lokr_w1 (a x b) and lokr_w2 (c x d), or in the place of either `_a` (a x r) and `_b` (r x b): ac x bd.
 

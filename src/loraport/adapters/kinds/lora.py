@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape, read_finite
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape, read_finite, register
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError
 
 
+@register
 class Lora(AdapterKind):
     """B (m x r, "up") and A (r x n, "down"), either of them also as a convolution with a kernel of size 1."""
 

@@ -1,0 +1,59 @@
+"""The kind of docs/adding-an-adapter-kind.md, run as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import makers
+from loraport.adapters.convert import convert_adapter
+from loraport.adapters.grammar import _split, any_refused, grammar
+from loraport.adapters.kinds import KINDS
+from loraport.adapters.parse import open_adapter
+from loraport.errors import UnmatchedKeysError
+from makers import LoraFile
+
+PAGE = Path(__file__).parents[3] / "docs" / "adding-an-adapter-kind.md"
+
+
+@pytest.fixture
+def documented():
+    before = dict(KINDS)
+    code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    exec(compile(code[1], PAGE.name, "exec"), {"__name__": "example"})
+    for cached in (grammar, any_refused, _split):
+        cached.cache_clear()
+    yield
+    KINDS.clear()
+    KINDS.update(before)
+    for cached in (grammar, any_refused, _split):
+        cached.cache_clear()
+
+
+@pytest.mark.usefixtures("documented")
+def test_one_file_is_enough(tmp_path, pico):
+    generator = torch.Generator().manual_seed(0)
+    u, v = torch.randn(48, generator=generator), torch.randn(24, generator=generator)
+    stem = "diffusion_model.blocks.0.ffn.0"
+    mine = {f"{stem}.outer_u": u, f"{stem}.outer_v": v, f"{stem}.alpha": torch.tensor(0.5)}
+    tensors = {key: tensor for key, tensor in makers.universal().items() if not key.startswith(stem)} | mine
+    path = LoraFile(tensors).write(tmp_path)
+    layer = open_adapter(path, pico).layers["blocks.0.ffn.0"]
+    assert (layer.kind, layer.rank, layer.scale) == ("outer", 1, 0.5)
+    torch.testing.assert_close(layer.load().dense(), 0.5 * torch.outer(u, v))
+    convert_adapter(path, tmp_path / "out.safetensors")
+    found = open_adapter(tmp_path / "out.safetensors", pico).layers["blocks.0.ffn.0"]
+    torch.testing.assert_close(found.load().dense(), 0.5 * torch.outer(u, v))
+    del tensors[f"{stem}.outer_v"]
+    with pytest.raises(UnmatchedKeysError, match=f"its other half {stem}.outer_v is missing"):
+        open_adapter(LoraFile(tensors).write(tmp_path), pico)
+
+
+def test_every_kind_says_what_it_must():
+    for name, kind in KINDS.items():
+        assert kind.name == name
+        assert kind.title
+        assert kind.essential
+        assert set(kind.linear) <= set(kind.essential)
+        assert set(kind.endings) <= set(kind.essential)
