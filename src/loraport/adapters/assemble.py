@@ -12,7 +12,7 @@ from loraport.adapters.kinds.base import Claim, Piece
 from loraport.adapters.pattern import Patterns
 from loraport.adapters.scale import ASSUMED, BY_HAND, FROM_CONFIG, AdapterConfig, read_alpha, scale_of
 from loraport.errors import MismatchError, UnsupportedError
-from loraport.models.architecture import Shape
+from loraport.models.architecture import Shape, measure
 from loraport.models.family import Family
 from loraport.models.placement import Part, Rows, is_whole, split, take_ref
 
@@ -80,11 +80,13 @@ def assemble(
             done.warnings.append(f"{config.source} does not belong to the file ({why}), so it was left out of account")
             config = None
     scales = Scales(config, scale)
+    own = {held[0].module: claim.shape for held, (_, claim) in claims.items() if is_whole(held)}
+    sizes, _ = measure(shapes or own, family)
     for held, parts in weights.items():
         mine = {piece.key: done.leftover[piece.key] for piece in parts.values() if piece.key in done.leftover}
         found = Assembled(leftover=mine)
         _module(held[0].module, parts, claims.get(held), family, scales, shapes or {}, found)
-        _add(done, found if is_whole(held) else _fused(held, found, family, path), path)
+        _add(done, found if is_whole(held) else _fused(held, found, family, sizes, path), path)
     return done
 
 
@@ -104,15 +106,14 @@ def _title(held: tuple[Part, ...], parts: Mapping[str, Piece]) -> str:
     return held[0].module if is_whole(held) else next(iter(parts.values())).at.spelled
 
 
-def _fused(held: tuple[Part, ...], whole: Assembled, family: Family, path: Path) -> Assembled:
+def _fused(held: tuple[Part, ...], whole: Assembled, family: Family, sizes: Mapping[str, int], path: Path) -> Assembled:
     """The layers of a weight that holds several, or one with its rows in another order: each gets its own rows."""
     template = family.template_of(held[0].module)
     assert template is not None
     found = Assembled(leftover=whole.leftover, warnings=whole.warnings)
     for layer in whole.layers.values():
-        for module, rows in _rows(
-            held, layer.shape[0], {template.shape[1]: layer.shape[1]}, layer.keys[0], path
-        ).items():
+        sizes = {**sizes, template.shape[1]: layer.shape[1]}
+        for module, rows in _rows(held, layer.shape[0], sizes, layer.keys[0], path).items():
             size = sum(end - start for start, end in rows)
             own = KINDS[layer.kind].narrow(layer.parts, rows)
             part = replace(layer, name=module, shape=(size, layer.shape[1]))
@@ -120,7 +121,7 @@ def _fused(held: tuple[Part, ...], whole: Assembled, family: Family, path: Path)
                 replace(part, rows=rows, whole=layer.shape) if own is None else replace(part, parts=own)
             )
     for item in whole.carried:
-        for module, rows in _rows(held, item.ref.shape[0], {}, item.keys[0], path).items():
+        for module, rows in _rows(held, item.ref.shape[0], sizes, item.keys[0], path).items():
             param = module + item.param.removeprefix(held[0].module)
             found.carried.append(replace(item, param=param, ref=take_ref(item.ref, rows)))
     return found
