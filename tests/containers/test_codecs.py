@@ -225,10 +225,18 @@ def comfy(value: object) -> torch.Tensor:
 FP8 = {"a.weight": matrix().to(E4M3), "a.weight_scale": torch.tensor(0.1)}
 INT8 = {"a.weight": torch.ones(12, 20, dtype=torch.int8)}
 REFUSED = {
-    "int8": INT8 | {"a.weight_scale": torch.ones(12, 1)},
-    "int8 ": INT8 | {"a.scale_weight": torch.tensor(0.1), "scaled_fp8": torch.zeros(2).to(E4M3)},
-    "int8  ": INT8 | {"a.weight_scale": torch.ones(12), "a.comfy_quant": comfy({"format": "int8_tensorwise"})},
-    "int8 in a rotated basis": INT8 | {"a.comfy_quant": comfy({"format": "int8_tensorwise", "convrot": True})},
+    "int8 whose scale is missing": INT8,
+    "int8 with other scales": INT8 | {"a.scale_weight": torch.tensor(0.1), "scaled_fp8": torch.zeros(2).to(E4M3)},
+    "int8 with other scales ": INT8 | {"a.scale_weight": torch.tensor(0.1), "a.weight_scale": torch.tensor(0.1)},
+    "int8 with scales of the shape [1, 20]": INT8 | {"a.weight_scale": torch.ones(1, 20)},
+    "int8 with scales of the shape [1] (F8_E4M3)": INT8 | {"a.weight_scale": torch.ones(1).to(E4M3)},
+    "zero points": INT8 | {"a.weight_scale": torch.ones(12, 1), "a.weight_zero_point": torch.ones(12, 1)},
+    "convrot in groups of 256": INT8
+    | {"a.weight_scale": torch.ones(12, 1), "a.comfy_quant": comfy({"format": "int8_tensorwise", "convrot": True})},
+    "convrot in groups of [4]": INT8
+    | {"a.weight_scale": torch.ones(12, 1)}
+    | {"a.comfy_quant": comfy({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": [4]})},
+    "int8_blockwise": INT8 | {"a.weight_scale": torch.ones(1, 1), "a.comfy_quant": comfy({"format": "int8_blockwise"})},
     "float8_e4m3fn in a rotated basis": FP8
     | {"a.comfy_quant": comfy({"format": "float8_e4m3fn", "params": {"convrot": True}})},
     "nvfp4": {"a.weight": torch.ones(12, 10, dtype=torch.uint8), "a.weight_scale": torch.ones(12, 2).to(E4M3)}

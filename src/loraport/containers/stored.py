@@ -37,6 +37,7 @@ class TensorRef:
             for all of it as it is.
         codec: how its bytes become numbers; "raw" where they are numbers already.
         companions: further tensors that the codec needs, by their role, such as a scale.
+        stored_shape: the shape of all of it in the file, where several numbers share bytes and it is another one.
     """
 
     file: Path
@@ -48,12 +49,14 @@ class TensorRef:
     rows: tuple[tuple[int, int], ...] | None = None
     codec: str = "raw"
     companions: tuple[tuple[str, "TensorRef"], ...] = ()
+    stored_shape: tuple[int, ...] | None = None
 
     @property
     def nbytes(self) -> int:
         """Size as stored, in bytes."""
         known = FORMATS.get(self.dtype)
-        own = prod(self.shape) * (1 if known is None else known.item_bytes)
+        shape = self.shape if self.stored_shape is None else _shape_of_rows(self.stored_shape, self.rows)
+        own = prod(shape) * (1 if known is None else known.item_bytes)
         return own + sum(companion.nbytes for _, companion in self.companions)
 
     @property
@@ -106,10 +109,11 @@ def list_stored(path: Path) -> TensorFile:
 
 
 def read_stored(ref: TensorRef, state: "hashlib._Hash | None" = None) -> Shaped[Tensor, "..."]:
-    """Read one tensor in its stored dtype to the CPU; peak memory is the tensor itself.
+    """Read one tensor in its stored dtype and shape to the CPU; peak memory is the tensor itself.
 
     Args:
-        ref: which tensor; codec and companions are not looked at.
+        ref: which tensor; companions are not looked at. A number format that torch does not have comes as bytes where
+            a codec knows what to make of them.
         state: fed with what identifies the tensor (dtype, shape, bytes), as the bytes come in.
 
     Raises:
@@ -118,9 +122,17 @@ def read_stored(ref: TensorRef, state: "hashlib._Hash | None" = None) -> Shaped[
     """
     span = _locate(ref)
     known = FORMATS.get(ref.dtype)
-    if known is None:
+    if known is None and ref.codec == "raw":
         raise UnsupportedError(
             f"{ref.key} has a number format that is not known", where=str(ref.file), values=ref.dtype
+        )
+    dtype = torch.uint8 if known is None else known.dtype
+    if span.strides is None and prod(span.shape) * dtype.itemsize != span.end - span.start:
+        raise FileError(
+            "the size of a tensor does not fit its shape",
+            where=ref.name,
+            values=f"{span.end - span.start:,} bytes for {ref.dtype} {list(span.shape)}",
+            fix="download or export the file again",
         )
     if state is not None:
         state.update(_identifying(ref.dtype, ref.shape))
@@ -128,7 +140,7 @@ def read_stored(ref: TensorRef, state: "hashlib._Hash | None" = None) -> Shaped[
         whole = torch.empty(span.end - span.start, dtype=torch.uint8)
         with open_file(ref.file) as file:
             _fill(file, span.start, whole.numpy().data, ref)
-        tensor = whole.view(known.dtype).as_strided(span.shape, span.strides)
+        tensor = whole.view(dtype).as_strided(span.shape, span.strides)
         if ref.rows is not None:
             tensor = torch.cat([tensor[start:end] for start, end in ref.rows])
         tensor = tensor.contiguous()
@@ -145,7 +157,7 @@ def read_stored(ref: TensorRef, state: "hashlib._Hash | None" = None) -> Shaped[
             done += size
             if state is not None:
                 state.update(part)
-    return buffer.view(known.dtype).reshape(ref.shape)
+    return buffer.view(dtype).reshape(_shape_of_rows(span.shape, ref.rows))
 
 
 def hash_stored(ref: TensorRef, state: "hashlib._Hash") -> None:
@@ -198,8 +210,8 @@ def _locate(ref: TensorRef) -> Span:
     if ref.rows is not None and found:
         if any(not 0 <= start <= end <= found[0] for start, end in ref.rows):
             raise FileError("the rows asked for do not exist", where=ref.name, values=f"{ref.rows} of {list(found)}")
-        found = (sum(end - start for start, end in ref.rows), *found[1:])
-    if span is None or span.dtype != ref.dtype or found != ref.shape:
+        found = found if ref.stored_shape is not None else _shape_of_rows(found, ref.rows)
+    if span is None or span.dtype != ref.dtype or found != (ref.stored_shape or ref.shape):
         raise FileError(
             "the file changed since it was first looked at",
             where=ref.name,
@@ -208,6 +220,10 @@ def _locate(ref: TensorRef) -> Span:
             fix="run the command again",
         )
     return span
+
+
+def _shape_of_rows(shape: tuple[int, ...], rows: tuple[tuple[int, int], ...] | None) -> tuple[int, ...]:
+    return shape if rows is None else (sum(end - start for start, end in rows), *shape[1:])
 
 
 def _pieces(ref: TensorRef, span: Span) -> list[tuple[int, int]]:

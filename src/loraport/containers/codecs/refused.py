@@ -28,15 +28,16 @@ _MARKS = tuple(
         ),
         ("GPTQ or AWQ", "qweight|qzeros|g_idx"),
         ("quanto or torchao", r"(weight\.)?(_data|_scale|_shift|int_data|tensor_impl(_.+)?)"),
+        ("integers with zero points", "weight_zero_point|weight_zeros|weight_packed"),
         ("fp8 of a rescaled input (pre_quant_scale)", "pre_quant_scale"),
     )
 )
 # What may stand beside a module that is stored in one of these ways, and is nothing by itself.
 _BESIDE = ("weight_scale", "scale_weight", "weight_scale_inv", "input_scale", "scale_input", "scales", "comfy_quant")
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
-_PACKED = {"I8": "int8", "U8": "packed bytes"}
-_READ_FORMATS = ("float8_e4m3fn", "float8_e5m2")
-_FORMATS = {"int8_tensorwise": "int8"}
+_PACKED = {"U8": "packed bytes"}
+_READ_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
+_READ_ROTATED = ("int8_tensorwise",)
 
 
 class Refused:
@@ -95,10 +96,10 @@ def _scheme_of(
     module = key.removesuffix(".weight")
     given = settings.get(module, {})
     form = str(given.get("format", _READ_FORMATS[0]))
-    if _rotated(given):
-        return f"{_FORMATS.get(form, form)} in a rotated basis (convrot)", module
+    if _rotated(given) and form not in _READ_ROTATED:
+        return f"{form} in a rotated basis (convrot)", module
     if form not in _READ_FORMATS:
-        return _FORMATS.get(form, form), module
+        return form, module
     scales = [scale for suffix in _SCALES if (scale := group.get(f"{module}.{suffix}")) is not None]
     if any(scale.dtype in ("U8", "F8_E8M0") for scale in scales):
         return "mxfp8" if ref.dtype.startswith("F8") else "packed bytes", module
