@@ -41,7 +41,7 @@ def check_output(
     if home.startswith("~") and not os.path.lexists(home):  # the shell, or whoever made the name, knew no such home
         raise FileError(f"the {what} would be in a home folder that is not there", where=str(path), fix="name a folder")
     if _status(path, what) is None:
-        _check_folder(path, what)
+        check_folder(path, what)
         return
     try:
         followed: os.stat_result | None = os.stat(path)
@@ -61,7 +61,35 @@ def check_output(
             where=str(path),
             fix="choose another name or add --overwrite" if not log else "--log FILE with another name, or --log off",
         )
-    _check_folder(path, what)
+    check_folder(path, what)
+
+
+MARK = ".loraport"
+"""A file of this name says that a folder of results is ours to write in again."""
+
+
+def claim_folder(folder: Path, patterns: Iterable[str], what: str) -> None:
+    """Make a folder for results that are replaced from run to run, and mark it.
+
+    Args:
+        folder: may be there already.
+        patterns: of the files that will be written; such files in a folder without the mark are somebody else's.
+        what: the command, for messages.
+
+    Raises:
+        FileError: there are such files, or the folder cannot be written.
+    """
+    check_folder(folder / MARK, what)
+    if not (folder / MARK).is_file():
+        taken = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
+        if taken:
+            raise FileError(
+                f"the folder holds files that {what} would replace and did not make",
+                where=str(folder),
+                values=", ".join(taken[:5]),
+                fix="name another folder: -o FOLDER",
+            )
+        write_text(folder / MARK, f"Results of {what}; they are replaced by the next one.\n")
 
 
 def with_settings(role: str, file: Path) -> Iterator[tuple[str, Path]]:
@@ -96,8 +124,8 @@ def _status(path: Path, what: str) -> os.stat_result | None:
         ) from error
 
 
-def _check_folder(path: Path, what: str) -> None:
-    """The folder, or the nearest one above that exists, can take a new file."""
+def check_folder(path: Path, what: str) -> None:
+    """Raise FileError unless the folder, or the nearest one above that exists, can take a new file."""
     folder = next((parent for parent in path.absolute().parents if os.path.lexists(parent)), None)
     effective = os.access in os.supports_effective_ids
     if folder is None or (folder.is_dir() and os.access(folder, os.W_OK | os.X_OK, effective_ids=effective)):

@@ -1,7 +1,7 @@
 """`loraport demo`, with the sampling left out: what it says and passes on. The zoo tests the demo itself."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,14 +9,15 @@ import pytest
 from typer.testing import CliRunner
 
 from loraport.cli.main import app
-from loraport.engine.results import TransferReport
+from loraport.engine.events import Step
+from loraport.engine.results import Summary, TransferReport
 
-
-@dataclass(frozen=True)
-class Stage:
-    message: str
-    done: int
-    total: int
+_FIGURES = {
+    **dict.fromkeys(("method", "rank_rule", "dtype", "to", "lora", "source", "source_title", "target_title"), ""),
+    **dict.fromkeys(("layers", "rank_in", "rank_out", "cached_layers"), 0),
+    **dict.fromkeys(("amount", "strength", "energy_kept_min", "energy_kept_mean", "energy_kept_total", "seconds"), 1.0),
+    "params": {},
+}
 
 
 @pytest.fixture
@@ -25,9 +26,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict]:
 
     def run_demo(output: Path, **settings: object) -> SimpleNamespace:
         made.append({"output": output, **settings})
-        settings["on_event"](Stage("sampling", 1, 2))
+        settings["on_event"](Step("sampling", 1, 2))
         names = ("page", "still", "animation", "numbers", "lora", "log")
-        report = TransferReport(None, (), (), (), (), {})
+        nothing = {field.name: () if "tuple" in str(field.type) else None for field in fields(Summary)}
+        report = TransferReport(None, Summary(**(nothing | _FIGURES)), (), (), (), (), (), ())
         files = {name: output / name for name in names}
         return SimpleNamespace(lead="It helped.", remarks=("A little.",), seconds=61.0, report=report, **files)
 

@@ -36,6 +36,7 @@ def test_every_promised_file_is_there(result):
         "comparison.gif",
         "comparison.json",
         "index.html",
+        ".loraport",
     }
     for file in (done.lora, done.log, done.page, done.still, done.animation, done.numbers):
         assert file.stat().st_size > 0

@@ -20,10 +20,7 @@ from loraport.cli.guard import guarded
 from loraport.cli.main import app
 
 EVIL = "\x1b]0;gone\x07\x1b[2J\nerror: forged\r\u202egpj.\u2066\x9b31m[bold red]x[/]"
-NAMES = (
-    "x" * 300, "/".join(["y" * 200] * 30), "~nobody/x", "", ".", "/", "/proc/self/mem", "/dev/null", "\udcff\udcfe",
-    EVIL, "zoo:", "zoo:../x", "zoo:" + "z" * 300, "hf:", "file:///x", "C:\\x", "[red]x[/red]",
-)  # fmt: skip
+NAMES = ("x" * 300, "~nobody/x", "", "/", "/proc/self/mem", "\udcff\udcfe", EVIL, "zoo:../x", "file:///x")
 
 
 @pytest.fixture(scope="module")

@@ -184,3 +184,17 @@ def test_a_folder_that_cannot_be_written_is_said_before_the_work(case) -> None:
     folder = case.files.folder / "closed"
     folder.mkdir(mode=0o500)
     case.refuses("no permission", more=("-o", folder / "out.safetensors"))
+
+
+def test_a_folder_of_somebody_else_is_no_folder_for_results(case) -> None:
+    page = case.files.folder / "index.html"
+    page.write_text("my own page")
+    before = _contents(case.files.folder)
+    done = case.invoke("demo", "-o", case.files.folder)
+    assert done.exit_code == 5, done.output
+    assert "index.html" in done.stderr
+    (case.files.folder / "evidence.json").write_text("{}")
+    done = case.invoke("evaluate", "--quick", "-o", case.files.folder)
+    assert done.exit_code == 5, done.output
+    assert "evidence.json" in done.stderr
+    assert before.items() <= _contents(case.files.folder).items()

@@ -61,7 +61,7 @@ class Progress:
         if self._bar is not None:
             self._bar.rich.stop()
 
-    def __call__(self, event: object) -> None:
+    def __call__(self, event: events.Event) -> None:
         """Take one event."""
         if isinstance(event, events.Warned):
             self._warn(event.message)

@@ -6,11 +6,12 @@ from typing import Any
 
 import typer
 
-from loraport.cli import options
+from loraport.cli import options, text
 from loraport.cli.console import Console, error_document
 from loraport.cli.flags import Given, command
 from loraport.cli.outputs import output_file, output_name, warn_of_name
 from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.results import TransferReport
 from loraport.errors import Interrupted, LoraportError, UsageError
 
 EXAMPLE = """Carry a LoRA over, and the same with more room for what the distillation took away:
@@ -21,8 +22,8 @@ EXAMPLE = """Carry a LoRA over, and the same with more room for what the distill
 
 The same command again resumes what was interrupted."""
 
-Carry = Callable[[str, Path, Console], dict[str, Any]]
-"""Works on one LoRA, writes one file, and returns the report as plain values."""
+Carry = Callable[[str, Path, Console], TransferReport]
+"""Works on one LoRA and writes one file."""
 
 
 @command(Recipe, RunOptions)
@@ -32,7 +33,7 @@ def transfer(given: Given, console: Console, output: options.Output = None) -> N
         raise UsageError("the output is not given", fix="name the file to write: -o FILE")
     carry = _transfer(given)
     if len(given.loras) == 1:
-        console.document(carry(given.loras[0], output_file(output, given.loras[0]), console))
+        console.document(carry(given.loras[0], output_file(output, given.loras[0]), console).to_json())
     else:
         _several(given.loras, output, carry, console)
 
@@ -46,13 +47,13 @@ def _transfer(given: Given) -> Carry:
     from loraport.engine.plan import make_plan
     from loraport.engine.run import run
 
-    def carry(lora: str, path: Path, console: Console) -> dict[str, Any]:
+    def carry(lora: str, path: Path, console: Console) -> TransferReport:
         with Progress(console) as progress:
             plan = make_plan(recipes[lora])
             report = run(plan, path, run_options, progress)
         show_report(report, plan, console, said=progress.warned)
         warn_of_name(path, console)
-        return report.to_json()
+        return report
 
     return carry
 
@@ -73,9 +74,11 @@ def _several(loras: tuple[str, ...], folder: Path, carry: Carry, console: Consol
     failures: list[LoraportError] = []
     for lora, name in zip(loras, names, strict=True):
         try:
-            document = carry(lora, folder / name, inner)
-            rows.append([name, "done", *_facts(document)])
-            documents.append(document)
+            report = carry(lora, folder / name, inner)
+            facts = report.summary
+            rank = f"{facts.rank_in} -> {facts.rank_out}"
+            rows.append([name, "done", str(facts.layers), rank, text.share(facts.energy_kept_total)])
+            documents.append(report.to_json())
         except Interrupted:
             raise
         except LoraportError as error:
@@ -88,10 +91,3 @@ def _several(loras: tuple[str, ...], folder: Path, carry: Carry, console: Consol
     console.document({"reports": documents, "failed": len(failures)})
     if failures:
         raise typer.Exit(failures[0].exit_code)
-
-
-def _facts(document: dict) -> tuple[str, str, str]:
-    """Layers, rank and energy kept."""
-    facts = document["summary"]
-    energy = f"{100 * facts['energy_kept_total']:.1f} %"
-    return str(facts["layers"]), f"{facts['rank_in']} -> {facts['rank_out']}", energy

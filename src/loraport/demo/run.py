@@ -10,7 +10,6 @@ more `Candidate` of the sampler.
 
 import importlib.util
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,13 +18,13 @@ from loraport.calibration import CalibrationReport, CalibrationSettings
 from loraport.calibration.api import calibrate
 from loraport.demo import words
 from loraport.demo.clips import SHOWN, Candidate, ClipSampler
-from loraport.engine.events import Step
+from loraport.engine.events import Listener, Step, ignore
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport
 from loraport.engine.run import run
 from loraport.errors import UsageError
-from loraport.files import write_bytes, write_json
+from loraport.files import claim_folder, write_bytes, write_json
 from loraport.methods import DEFAULT
 from loraport.report import Comparison, Words, figures, write_page
 from loraport.threads import one_thread_each
@@ -73,7 +72,7 @@ def run_demo(
     seed: int = 0,
     clips: int = SCORED,
     method: str = DEFAULT,
-    on_event: Callable[[object], None] | None = None,
+    on_event: Listener = ignore,
 ) -> DemoResult:
     """Carry a bundled LoRA over to a bundled distilled model and show what comes of it.
 
@@ -90,12 +89,13 @@ def run_demo(
         FileError: the folder cannot be written.
     """
     began = time.perf_counter()
-    tell = on_event or (lambda event: None)
+    tell = on_event
     card = lora_card(lora)
     source, goal = model_card(card.source), model_card(target)
     _check(card, source, goal, clips)
     output = Path(output)
     file, log = output / f"{lora}-for-{target}.safetensors", output / "run.jsonl"
+    claim_folder(output, (f"{lora}-for-{target}*.safetensors", "run.jsonl", "index.html", "comparison.*"), "the demo")
 
     tell(Step("carrying the LoRA over, from weights alone", 1, 6))
     recipe = Recipe(lora=str(path(lora)), source=str(path(source.name)), target=str(path(target)), method=method)

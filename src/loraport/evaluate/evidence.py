@@ -74,6 +74,7 @@ def make_evidence(
     Raises:
         LoraportError: a transfer failed or the folder cannot be written.
     """
+    files.claim_folder(output, ("evidence.json", "tables.md", "*-against-*.png", "sheet-*.png", "work"), "evaluate")
     names = [target.name for target in family.targets]
     some, one = _present(SOME_TARGETS, names), _present(ONE_TARGET, names)
     few = _present(FEW_LORAS, [lora.name for lora in family.loras])
