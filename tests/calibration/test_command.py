@@ -62,7 +62,7 @@ def test_target_times_and_steps_contradict_each_other(tmp_path, more):
 def test_a_plot_that_cannot_be_written_is_refused_before_the_run(tmp_path):
     there, out = tmp_path / "there.png", tmp_path / "out.safetensors"
     there.write_bytes(b"old")
-    for plot, code, says in ((tmp_path / "x.svg", 2, "x.png"), (there, 5, "--overwrite")):
+    for plot, code, says in ((tmp_path / "x.svg", 2, "--plot FILE.png"), (there, 5, "--overwrite")):
         done = _calibrate("zoo:outline", "-s", "zoo:source", "-t", "zoo:step", "-o", out, "--plot", plot)
         assert done.exit_code == code, done.output
         assert says in done.stderr

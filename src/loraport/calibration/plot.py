@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BEFORE, AFTER, FAINT = "#b06026", "#167c80", "#b9bec7"
+OTHERS = ("#5b6573", "#8a5fa8", "#3f7fbf")  # of weight-space methods
 MEASURES = (("share", "share of the source's change"), ("cosine", "direction: cosine to it"))
 MOST_LABELS = 12  # on the axis of time
 
@@ -58,36 +59,33 @@ def calibration_png(choice: Choice, diagnosis: Diagnosis) -> bytes:
 
 
 def _gaps(panel: "Axes", choice: Choice) -> None:
-    """Reuse by strength as a line, methods as levels."""
-    recipes = {each.label: each.candidate.plan.recipe for each in choice.ranking}
-    reuse = sorted(
-        (each for each in choice.ranking if recipes[each.label].method == "direct"),
-        key=lambda each: recipes[each.label].strength,
-    )
-    strengths = [recipes[each.label].strength for each in reuse]
-    panel.errorbar(
-        strengths, _values(reuse), [each.gap.error for each in reuse], color=BEFORE, marker="o", markersize=5, capsize=3
-    )
-    for each in choice.ranking:
-        if each not in reuse:
-            panel.axhline(each.gap.value, color=FAINT, linewidth=1, linestyle="--", zorder=0)
-            panel.annotate(
-                each.label, (max(strengths), each.gap.value), fontsize=8, color="#5b6270", va="bottom", ha="right"
-            )
+    """A line a method, over the strength of the LoRA."""
+    methods: dict[str, list[Scored]] = {}
+    for each in sorted(choice.ranking, key=_strength):
+        methods.setdefault(each.candidate.plan.recipe.method, []).append(each)
+    others = iter(OTHERS)
+    for method, scored in methods.items():
+        colour, label = (BEFORE, "the LoRA as it is") if method == "direct" else (next(others, FAINT), method)
+        panel.errorbar(
+            [_strength(each) for each in scored],
+            [each.gap.value for each in scored],
+            [each.gap.error for each in scored],
+            color=colour, marker="o", markersize=4, linewidth=1.3, capsize=3, label=label,
+        )  # fmt: skip
     taken = choice.chosen
     panel.plot(
-        [recipes[taken.label].strength], [taken.gap.value], "s", color=AFTER, markersize=9, zorder=3,
-        label=f"taken: {taken.label}",
+        [_strength(taken)], [taken.gap.value], "s", color="none", markeredgecolor=AFTER, markeredgewidth=2.5,
+        markersize=12, zorder=3, label=f"chosen: {taken.label}",
     )  # fmt: skip
     panel.legend(frameon=False, fontsize=8)
-    panel.set_xlabel("strength of the LoRA as it is", fontsize=9)
+    panel.set_xlabel("strength of the LoRA", fontsize=9)
     panel.set_title("gap to source + LoRA (smaller is nearer)", fontsize=10, loc="left")
     panel.set_ylim(bottom=0)
     _plain(panel)
 
 
-def _values(scored: Sequence[Scored]) -> list[float]:
-    return [each.gap.value for each in scored]
+def _strength(scored: Scored) -> float:
+    return scored.candidate.plan.recipe.strength
 
 
 def _steps(panel: "Axes", diagnosis: Diagnosis, measure: str, title: str) -> None:
