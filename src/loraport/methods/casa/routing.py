@@ -55,19 +55,21 @@ class DriftRouting:
 
         `density` "head" takes norms over the k x k head block, "full" over whole rows and columns.
         """
+        square = _is_square(basis)
+        residual_gram = basis.U.new_empty(0, 0)
         if isinstance(drift, LowRank):
             factors = routed(basis, drift)
             C = factors.dense()
-            rest = torch.addmm(drift.B, basis.U, factors.B, alpha=-1.0)
-            residual = factors.A.T @ (rest.T @ rest) @ factors.A
+            if not square:
+                rest = torch.addmm(drift.B, basis.U, factors.B, alpha=-1.0)
+                residual_gram = factors.A.T @ (rest.T @ rest) @ factors.A
         else:
             rows = drift.apply_t(basis.U).T
             C = rows @ basis.Vh.T
-            residual = None if _is_square(basis) else _residual_gram(drift, rows, basis.Vh)
-        residual_gram = C.new_empty(0, 0) if _is_square(basis) else residual
-        assert residual_gram is not None
+            if not square:
+                residual_gram = _residual_gram(drift, rows, basis.Vh)
         inside = torch.linalg.vector_norm(C, dim=0).square()
-        columns = inside if _is_square(basis) else inside + residual_gram.diagonal().clamp_min(0)
+        columns = inside if square else inside + residual_gram.diagonal().clamp_min(0)
         if density == "head":
             receivers, senders = C[:k, :k].norm(dim=1), C[:k, :k].norm(dim=0)
         else:
@@ -76,11 +78,9 @@ class DriftRouting:
 
     def residual_energy(self, senders: Bool[Tensor, " n"]) -> float:
         """Energy of the drift in the complement of the thin column space that comes from these senders."""
-        return (
-            0.0
-            if self.residual_gram.numel() == 0
-            else float(wide(self.residual_gram.diagonal()[senders]).clamp_min(0).sum())
-        )
+        if self.residual_gram.numel() == 0:
+            return 0.0
+        return float(wide(self.residual_gram.diagonal()[senders]).clamp_min(0).sum())
 
     def tensors(self) -> dict[str, Tensor]:
         """As plain tensors, to be kept."""
