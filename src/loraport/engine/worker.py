@@ -92,7 +92,7 @@ class Worker:
                 facts = {"device": "unknown"} | json.loads(kept.meta["report"])
                 update = LowRank(kept["B"], kept["A"])
             else:
-                update, facts = self._compute(job, digests, seed=int(key[:15], 16), device=device)
+                update, facts = self._compute(job, digests, seed=seed_of(job, digests), device=device)
                 self.store.put("result", key, {"B": update.B, "A": update.A}, {"report": json.dumps(facts)})
         finally:
             self.reader.drop(refs.values())
@@ -182,12 +182,22 @@ def _check_cast(update: LowRank, job: LayerJob) -> None:
 
 def result_key(job: LayerJob, digests: Mapping[str, str]) -> str:
     """Under which key the finished layer is kept: all that decides it."""
+    return entry_key(_identity(job, digests))
+
+
+def seed_of(job: LayerJob, digests: Mapping[str, str]) -> int:
+    """Of the random columns of an approximation: from what decides the layer, but not from `RESULT_VERSION`, so that
+    raising it for one kind of layer changes no bit of the others."""
+    return int(entry_key(_identity(job, digests) | {"version": 1})[:15], 16)
+
+
+def _identity(job: LayerJob, digests: Mapping[str, str]) -> dict[str, Any]:
     method, params = registry.resolve(job.method, job.params)
     # Layers that share all tensors of a fused weight differ in their rows alone.
     rows = {"rows": job.update.rows} if job.update.rows is not None else {}
     if job.distill is not None and job.distill[0].rows is not None:
         rows["distill_rows"] = job.distill[0].rows
-    identity = rows | {
+    return rows | {
         "version": RESULT_VERSION,
         "algorithm": ALGORITHM,
         "method": [method.name, method.version, params.model_dump(mode="json")],
@@ -200,4 +210,3 @@ def result_key(job: LayerJob, digests: Mapping[str, str]) -> str:
         "amount": job.amount,
         "dtype": job.dtype,
     }
-    return entry_key(identity)

@@ -102,7 +102,7 @@ class Casa(base.TransferMethod[CasaParams]):
     """The method, for one layer. Layers wider than tall are transposed first, so that rows are the long side."""
 
     name = "casa"
-    version = 3
+    version = 2
     summary = "undo the drift away from its dominant directions, arbitrate on them"
     reference = "CASA, arXiv 2605.01929 (ICML 2026)"
     Params = CasaParams
