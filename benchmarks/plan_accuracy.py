@@ -5,8 +5,8 @@
 
 Each run is a process of its own. `cold` begins with an empty cache; `further` is another LoRA for the same pair;
 `again` the same one once more. Time is compared twice: by the clock, which other programs spoil, and by the
-processor's time of the child against what the plan expects all workers together to be at work. Starting Python and
-importing torch and this package is taken off both.
+processor's time of the child (all its threads) against what the plan expects all workers together to be at work.
+Starting Python and importing torch and this package happens before both clocks start.
 """
 
 import argparse
@@ -16,10 +16,10 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from resource import RUSAGE_CHILDREN, getrusage
 
 import measure
 
+HERE = Path(__file__).parent
 METHODS = ("casa", "matched-gain", "direct", "uniform-shrink", "prolora")
 
 
@@ -61,9 +61,8 @@ def main() -> None:
 
 def _rows(work: Path, size: str, blocks: int, methods: list[str]) -> list[Row]:
     pair = work / f"{size}-{blocks}"
-    measure.run([sys.executable, str(Path(__file__).with_name("synthetic.py")), str(pair), "--size", size,
-                 "--blocks", str(blocks)])  # fmt: skip
-    start = _measured(["-c", "import torch, loraport.engine.run, loraport.cli.main"])
+    made = [str(HERE / "synthetic.py"), str(pair), "--size", size, "--blocks", str(blocks)]
+    measure.run([sys.executable, *made])
     rates = work / "rates"  # measured once, as on a user's machine
     rows = []
     for method in methods:
@@ -76,16 +75,16 @@ def _rows(work: Path, size: str, blocks: int, methods: list[str]) -> list[Row]:
             files = [str(pair / f"lora-{lora}.safetensors"), *models, "--method", method, "--cache", str(cache)]
             planned = json.loads(_loraport(["plan", *files, "--json"]).stdout)["cost"]
             before = _bytes(cache)
-            output = work / "out.safetensors"
-            words = ["-m", "loraport", "transfer", *files, "-o", str(output), "--overwrite", "--log", "off", "-q"]
-            wall, busy, peak = _measured(words)
+            transfer = [str(HERE / "ours.py"), *files[1:], "--lora", files[0], "--out", str(work / "out.safetensors")]
+            done = measure.run([sys.executable, *transfer])
+            (took,) = json.loads(done.stdout)
             rows.append(
                 Row(
                     method,
                     state,
-                    (planned["seconds"], wall - start[0]),
-                    (planned["busy_seconds"], busy - start[1]),
-                    (planned["peak_bytes"] / 1e9, peak / 1e9),
+                    (planned["seconds"], took["seconds"]),
+                    (planned["busy_seconds"], took["busy_seconds"]),
+                    (planned["peak_bytes"] / 1e9, done.peak / 1e9),
                     (planned["cache_bytes"] / 1e9, (_bytes(cache) - before) / 1e9),
                 )
             )
@@ -98,14 +97,6 @@ def _rows(work: Path, size: str, blocks: int, methods: list[str]) -> list[Row]:
 
 def _loraport(words: list[str]) -> measure.Finished:
     return measure.run([sys.executable, "-m", "loraport", *words])
-
-
-def _measured(words: list[str]) -> tuple[float, float, int]:
-    """Seconds by the clock, seconds of the processor, and bytes at most."""
-    before = getrusage(RUSAGE_CHILDREN)
-    done = measure.run([sys.executable, *words])
-    after = getrusage(RUSAGE_CHILDREN)
-    return done.wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.peak
 
 
 def _bytes(folder: Path) -> int:

@@ -87,7 +87,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
         f"  work      about {text.duration(cost['seconds'])}, {_state(cost, cover['layers'])}",
         f"  memory    {text.size(cost['peak_bytes'])} at most",
         f"  disk      {text.size(cost['output_bytes'])} for the output, {text.size(cost['cache_bytes'])} for the cache",
-        f"  cache     {_advice(cost)}",
+        f"  cache     {_advice(cost, cover['layers'])}",
     ]
     for side in ("source", "target"):
         extra = facts[f"extra_{side}"]
@@ -127,11 +127,12 @@ def _state(cost: dict[str, Any], layers: int) -> str:
     return ", ".join(parts) or "nothing of it in the cache"
 
 
-def _advice(cost: dict[str, Any]) -> str:
+def _advice(cost: dict[str, Any], layers: int) -> str:
     """Whether it is worth its room."""
     with_it, without = text.duration(cost["next_seconds"]), text.duration(cost["next_seconds_without"])
     if cost["cache_pays"]:
-        return f"pays: another LoRA for this pair takes about {with_it}, {without} without"
+        room = f" (room for {cost['kept_layers']} of {layers} layers)" if cost["kept_layers"] < layers else ""
+        return f"pays: another LoRA for this pair takes about {with_it}, {without} without{room}"
     return f"hardly pays: another LoRA for this pair takes about {with_it}, {without} with --cache off"
 
 
