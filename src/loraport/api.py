@@ -128,6 +128,7 @@ def convert(
     adapter: str | None = None,
     drop: str | None = None,
     allow_partial: bool = False,
+    scale: float | None = None,
     overwrite: bool = False,
 ) -> Conversion:
     """Write a LoRA in another dialect without changing what it does.
@@ -141,6 +142,7 @@ def convert(
         adapter: which adapter, for a file that names several.
         drop: regular expression; layers and keys that match are left out.
         allow_partial: leave out what cannot be matched.
+        scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
         overwrite: replace an existing file.
 
     Raises:
@@ -155,6 +157,7 @@ def convert(
         adapter=adapter,
         drop=drop,
         allow_partial=allow_partial,
+        scale=scale,
         overwrite=overwrite,
     )
 

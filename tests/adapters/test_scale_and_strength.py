@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import makers
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import open_adapter
+from loraport.cli.main import app
 from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError, UsageError
 from makers import KOHYA, PEFT, LoraFile, flat, same, spell
 
@@ -62,6 +64,16 @@ class TestByHand:
         for name, dense in makers.deltas(makers.factors()).items():
             found = _dense(open_adapter(tmp_path / "out.safetensors"))[name]
             torch.testing.assert_close(found, dense / 2, rtol=1e-5, atol=1e-6)
+
+
+def test_the_command_convert_takes_it(tmp_path):
+    path = _kohya(None).write(tmp_path)
+    words = ["convert", str(path), "--scale", "0.25", "-o", str(tmp_path / "out.safetensors")]
+    done = CliRunner().invoke(app, words, prog_name="loraport")
+    assert done.exit_code == 0, done.output
+    for name, dense in makers.deltas(makers.factors()).items():
+        found = _dense(open_adapter(tmp_path / "out.safetensors"))[name]
+        torch.testing.assert_close(found, dense / 4, rtol=1e-5, atol=1e-6)
 
 
 class TestConfiguration:

@@ -17,7 +17,7 @@ EXAMPLE = """Make a file that diffusers wrote load in tools that read kohya's na
     loraport convert style.safetensors --to kohya -o style-kohya.safetensors"""
 
 
-@command(Recipe.part("to", "expert", "adapter", "drop", "allow_partial"), RunOptions.part("overwrite"))
+@command(Recipe.part("to", "scale", "expert", "adapter", "drop", "allow_partial"), RunOptions.part("overwrite"))
 def convert(
     given: Given,
     console: Console,
