@@ -205,9 +205,12 @@ def test_settings_of_all_modules_in_the_header(name, tmp_path):
     save_file(tensors, tmp_path / "x.safetensors", {"_quantization_metadata": json.dumps({"layers": layers})})
     ref = open_tensors(tmp_path / "x.safetensors").groups[()][f"{name}.weight"]
     np.testing.assert_allclose(read_float(ref).double().numpy(), wanted, rtol=1e-6)
-    layers = {"a": {"format": "mxfp8"}}
+    layers = {"a": {"format": "float8_e4m3fn_blockwise"}}
     save_file(tensors, tmp_path / "x.safetensors", {"_quantization_metadata": json.dumps({"layers": layers})})
-    assert refusal(open_tensors(tmp_path / "x.safetensors").groups[()][f"{name}.weight"]) == "mxfp8"
+    assert (
+        refusal(open_tensors(tmp_path / "x.safetensors").groups[()][f"{name}.weight"])
+        == "ComfyUI's float8_e4m3fn_blockwise"
+    )
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"layers": 3}', "[" * 9999])
@@ -226,8 +229,7 @@ FP8 = {"a.weight": matrix().to(E4M3), "a.weight_scale": torch.tensor(0.1)}
 INT8 = {"a.weight": torch.ones(12, 20, dtype=torch.int8)}
 REFUSED = {
     "int8 whose scale is missing": INT8,
-    "int8 with other scales": INT8 | {"a.scale_weight": torch.tensor(0.1), "scaled_fp8": torch.zeros(2).to(E4M3)},
-    "int8 with other scales ": INT8 | {"a.scale_weight": torch.tensor(0.1), "a.weight_scale": torch.tensor(0.1)},
+    "int8 with two scales": INT8 | {"a.scale_weight": torch.tensor(0.1), "a.weight_scale": torch.tensor(0.1)},
     "int8 with scales of the shape [1, 20]": INT8 | {"a.weight_scale": torch.ones(1, 20)},
     "int8 with scales of the shape [1] (F8_E4M3)": INT8 | {"a.weight_scale": torch.ones(1).to(E4M3)},
     "zero points": INT8 | {"a.weight_scale": torch.ones(12, 1), "a.weight_zero_point": torch.ones(12, 1)},
@@ -239,12 +241,17 @@ REFUSED = {
     "int8_blockwise": INT8 | {"a.weight_scale": torch.ones(1, 1), "a.comfy_quant": comfy({"format": "int8_blockwise"})},
     "float8_e4m3fn in a rotated basis": FP8
     | {"a.comfy_quant": comfy({"format": "float8_e4m3fn", "params": {"convrot": True}})},
-    "nvfp4": {"a.weight": torch.ones(12, 10, dtype=torch.uint8), "a.weight_scale": torch.ones(12, 2).to(E4M3)}
-    | {"a.weight_scale_2": torch.tensor(1.0), "a.comfy_quant": comfy({"format": "nvfp4"})},
-    "nvfp4 ": {"a.weight": torch.ones(12, 10, dtype=torch.uint8), "a.weight_global_scale": torch.tensor(1.0)},
+    "nvfp4 with other scales": {"a.weight": torch.ones(12, 10, dtype=torch.uint8)}
+    | {"a.weight_scale": torch.ones(12, 2).to(E4M3), "a.weight_scale_2": torch.tensor(1.0)}
+    | {"a.comfy_quant": comfy({"format": "nvfp4"})},
+    "nvfp4 without ComfyUI's settings": {"a.weight": torch.ones(128, 32, dtype=torch.uint8)}
+    | {"a.weight_scale": torch.ones(128, 4).to(E4M3), "a.weight_scale_2": torch.tensor(1.0)},
+    "nvfp4 (LightX2V)": {"a.weight": torch.ones(12, 10, dtype=torch.uint8), "a.weight_global_scale": torch.tensor(1.0)},
     "mxfp8": FP8 | {"a.weight_scale": torch.ones(12, 1, dtype=torch.uint8)},
-    "mxfp8 ": FP8 | {"a.comfy_quant": comfy({"format": "mxfp8"})},
+    "mxfp8 with other scales": FP8 | {"a.comfy_quant": comfy({"format": "mxfp8"})},
     "asym_w4a8_int8": INT8 | {"a.comfy_quant": comfy({"format": "asym_w4a8_int8"})},
+    "ComfyUI's raw": FP8 | {"a.comfy_quant": comfy({"format": "raw"})},
+    "ComfyUI's int8": INT8 | {"a.weight_scale": torch.ones(12, 1), "a.comfy_quant": comfy({"format": "int8"})},
     "do not name": FP8 | {"a.comfy_quant": comfy(b"\xff\xfe")},
     "do not name ": FP8 | {"a.comfy_quant": comfy({"format": "x\n" * 20})},
     "do not name  ": FP8 | {"a.comfy_quant": comfy([1])},

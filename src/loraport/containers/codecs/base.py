@@ -61,6 +61,9 @@ class Codec(Protocol):
         ...
 
 
-def logical(ref: TensorRef, codec: str, companions: Mapping[str, TensorRef]) -> TensorRef:
-    """A stored tensor as its codec and companions make it."""
-    return replace(ref, codec=codec, companions=tuple(companions.items()))
+def logical(
+    ref: TensorRef, codec: str, companions: Mapping[str, TensorRef], shape: tuple[int, ...] | None = None
+) -> TensorRef:
+    """A stored tensor as its codec and companions make it; of another shape where several numbers share bytes."""
+    made = replace(ref, codec=codec, companions=tuple(companions.items()))
+    return made if shape is None else replace(made, shape=shape, stored_shape=ref.shape)

@@ -19,7 +19,7 @@ from loraport.containers import dtypes
 from loraport.containers.codecs.base import Claim, logical
 from loraport.containers.stored import Group, TensorRef
 
-_SCALES = (".weight_scale", ".scale_weight")  # nobody is known to write the second for integers, so it is refused
+_SCALES = (".weight_scale", ".scale_weight")
 _FORMAT = "int8_tensorwise"
 _GROUP = 256  # where the settings do not say it
 _LARGEST = 127
@@ -44,11 +44,11 @@ class Int8:
                 continue
             scales = {name: group[name] for suffix in _SCALES if (name := module + suffix) in group}
             claim.used.update((key, *scales))
-            scale = group.get(module + _SCALES[0])
-            if scale is None or len(scales) > 1:
-                name = "int8 with other scales than weight_scale" if scales else "int8 whose scale is missing"
+            if len(scales) != 1:
+                name = "int8 with two scales" if scales else "int8 whose scale is missing"
                 claim.weights[key] = logical(weight, name, {})
             else:
+                (scale,) = scales.values()
                 claim.weights[key] = logical(weight, _codec(weight, scale, given), {"scale": scale})
         return claim
 

@@ -12,6 +12,7 @@ from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from loraport.containers.codecs.base import Claim, logical
+from loraport.containers.codecs.settings import UNKNOWN
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.stored import Group, TensorRef
 from loraport.errors import UnsupportedError
@@ -21,7 +22,7 @@ _MARKS = tuple(
     (name, re.compile(rf"^(?P<module>.+?)\.({marks})$"))
     for name, marks in (
         ("SVDQuant (Nunchaku)", "wscales|wtscale|wcscales|smooth_factor|smooth_factor_orig"),
-        ("nvfp4", "weight_scale_2|weight_global_scale|input_global_scale"),
+        ("nvfp4 (LightX2V)", "weight_global_scale|input_global_scale"),
         (
             "bitsandbytes",
             r"weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)|SCB|weight_format",
@@ -29,14 +30,24 @@ _MARKS = tuple(
         ("GPTQ or AWQ", "qweight|qzeros|g_idx"),
         ("quanto or torchao", r"(weight\.)?(_data|_scale|_shift|int_data|tensor_impl(_.+)?)"),
         ("integers with zero points", "weight_zero_point|weight_zeros|weight_packed"),
-        ("fp8 of a rescaled input (pre_quant_scale)", "pre_quant_scale"),
+        ("weights for a rescaled input (pre_quant_scale)", "pre_quant_scale"),
     )
 )
 # What may stand beside a module that is stored in one of these ways, and is nothing by itself.
-_BESIDE = ("weight_scale", "scale_weight", "weight_scale_inv", "input_scale", "scale_input", "scales", "comfy_quant")
+_BESIDE = (
+    "weight_scale",
+    "weight_scale_2",
+    "scale_weight",
+    "weight_scale_inv",
+    "input_scale",
+    "scale_input",
+    "scales",
+    "comfy_quant",
+)
 _SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
 _PACKED = {"U8": "packed bytes"}
-_READ_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
+_READ_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "mxfp8", "nvfp4")
+_BLOCK_SCALED = ("mxfp8", "nvfp4")  # their codecs look at the rest
 _READ_ROTATED = ("int8_tensorwise",)
 
 
@@ -99,10 +110,12 @@ def _scheme_of(
     if _rotated(given) and form not in _READ_ROTATED:
         return f"{form} in a rotated basis (convrot)", module
     if form not in _READ_FORMATS:
-        return form, module
+        return form if form == UNKNOWN else f"ComfyUI's {form}", module  # never the bare name: it may be a codec's
+    if form in _BLOCK_SCALED or f"{module}.weight_scale_2" in group:
+        return None
     scales = [scale for suffix in _SCALES if (scale := group.get(f"{module}.{suffix}")) is not None]
     if any(scale.dtype in ("U8", "F8_E8M0") for scale in scales):
-        return "mxfp8" if ref.dtype.startswith("F8") else "packed bytes", module
+        return "mxfp8 without ComfyUI's settings" if ref.dtype.startswith("F8") else "packed bytes", module
     if len(ref.shape) >= 2 and ref.dtype in _PACKED:
         return _PACKED[ref.dtype], module
     if len(ref.shape) >= 2 and ref.dtype not in FORMATS and ref.dtype.startswith("F"):

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from loraport.containers.codecs.base import Codec
+from loraport.containers.codecs.block_scales import Exponents, Mxfp8, Nvfp4, SmallFloats
 from loraport.containers.codecs.int8 import GROUPS, Int8, Int8Rotated
 from loraport.containers.codecs.raw import Raw
 from loraport.containers.codecs.refused import Refused
@@ -10,7 +11,17 @@ from loraport.containers.codecs.scaled_fp8 import ScaledFp8
 from loraport.containers.codecs.settings import module_settings
 from loraport.containers.stored import Group, TensorRef
 
-CODECS: tuple[Codec, ...] = (Refused("refused"), Int8(), *map(Int8Rotated, GROUPS), ScaledFp8(), Raw())
+CODECS: tuple[Codec, ...] = (
+    Refused("refused"),
+    Int8(),
+    *map(Int8Rotated, GROUPS),
+    Mxfp8(),
+    Nvfp4(),
+    Exponents(),
+    SmallFloats(),
+    ScaledFp8(),
+    Raw(),
+)
 """Asked in this order: what is recognised and refused first, what takes the rest last. A new codec goes between."""
 
 _BY_NAME = {codec.name: codec for codec in CODECS}
