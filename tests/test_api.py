@@ -16,7 +16,7 @@ from loraport.engine.recipe import RunOptions
 from loraport.errors import UnmatchedKeysError, UsageError
 
 TALK = {"verbose", "quiet", "as_json"}
-APART = {"recipe", "calibrate"}  # a file of settings; a public function of its own
+APART = {"recipe", "page"}  # a file of settings; a public function of its own
 MACHINE = set(RunOptions.model_fields)
 
 

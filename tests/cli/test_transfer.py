@@ -277,3 +277,17 @@ def test_bundled_models_and_loras_go_by_name_everywhere(tmp_path: Path) -> None:
     unknown = invoke("plan", "zoo:outlyne", *pair)
     assert unknown.exit_code == 2
     assert "outline" in unknown.output
+
+
+def test_a_page_about_a_transfer(files: pico.Pico) -> None:
+    page = files.folder / "page.html"
+    assert transfer(files, "--report", page).exit_code == 0
+    text = page.read_text(encoding="utf-8")
+    assert "blocks.1.ffn.2" in text
+    assert "layers by casa" in text
+    for words in (["--report", page], ["--report", files.source, "--overwrite"], ["--report", files.folder]):
+        before = files.source.read_bytes()
+        done = transfer(files, "-o", files.folder / "other.safetensors", *words)
+        assert done.exit_code == 5, done.output
+        assert files.source.read_bytes() == before
+        assert not (files.folder / "other.safetensors").exists()

@@ -114,9 +114,7 @@ def test_names_are_escaped_everywhere():
     page = render_page(report, comparison=_comparison(evil), words=words)
     checker = _check(page)
     assert checker.tags.count("script") == 1
-    assert "alert" not in page.replace('&lt;script&gt;alert("x")&lt;/script&gt;', "").replace(
-        "&lt;script&gt;alert(&quot;x&quot;)&lt;/script&gt;", ""
-    )
+    assert "alert" not in page.replace("&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;", "")
 
 
 def test_an_attribute_cannot_be_left():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -10,9 +10,10 @@ from loraport.cli import options, text
 from loraport.cli.console import Console, error_document
 from loraport.cli.flags import Given, command
 from loraport.cli.outputs import output_file, output_name, warn_of_name
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
 from loraport.engine.results import TransferReport
 from loraport.errors import Interrupted, LoraportError, UsageError
+from loraport.files import check_apart, check_output
 
 EXAMPLE = """Carry a LoRA over, and the same with more room for what the distillation took away:
 
@@ -26,31 +27,49 @@ Carry = Callable[[str, Path, Console], TransferReport]
 """Works on one LoRA and writes one file."""
 
 
+Page = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
+    typer.Option(
+        "--report", metavar="FILE", show_default=False, rich_help_panel=OUTPUT,
+        help="Also write a page about it: settings, totals, layer by layer (HTML, for one LoRA).",
+    ),
+]  # fmt: skip
+
+
 @command(Recipe, RunOptions)
-def transfer(given: Given, console: Console, output: options.Output = None) -> None:
+def transfer(given: Given, console: Console, output: options.Output = None, page: Page = None) -> None:
     """Carry LoRAs over from the model they were trained on to its distilled variant."""
     if output is None:
         raise UsageError("the output is not given", fix="name the file to write: -o FILE")
-    carry = _transfer(given)
+    if page is not None and len(given.loras) > 1:
+        raise UsageError("a page is about one LoRA", values=f"{len(given.loras)} LoRAs", fix="leave out --report")
+    carry = _transfer(given, page)
     if len(given.loras) == 1:
         console.document(carry(given.loras[0], output_file(output, given.loras[0]), console).to_json())
     else:
         _several(given.loras, output, carry, console)
 
 
-def _transfer(given: Given) -> Carry:
+def _transfer(given: Given, page: Path | None) -> Carry:
     """Transfers with the settings that were given. Raises UsageError for those that make no sense."""
     recipes = {lora: given.recipe(lora) for lora in given.loras}
     run_options = given.make(RunOptions)
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_report
+    from loraport.engine.output import input_files
     from loraport.engine.plan import make_plan
     from loraport.engine.run import run
+    from loraport.report import write_page
 
     def carry(lora: str, path: Path, console: Console) -> TransferReport:
         with Progress(console) as progress:
             plan = make_plan(recipes[lora])
+            if page is not None:
+                check_output(page, input_files(plan), overwrite=run_options.overwrite, what="page")
+                check_apart([("output", path), ("page", page)])
             report = run(plan, path, run_options, progress)
+        if page is not None:
+            write_page(page, report.to_json())
         show_report(report, plan, console, said=progress.warned)
         warn_of_name(path, console)
         return report

@@ -23,7 +23,7 @@ from loraport.files import check_apart, check_output, with_settings
 def check_outputs(path: Path | None, plan: TransferPlan, options: RunOptions) -> None:
     """Raise FileError where the output or the run log would replace an input, or a file that nobody gave up."""
     log = log_path(path, options)
-    inputs = list(_inputs(plan))
+    inputs = list(input_files(plan))
     if path is not None:
         check_output(path, inputs, overwrite=options.overwrite)
     if log is not None:
@@ -42,7 +42,7 @@ def log_path(path: Path | None, options: RunOptions) -> Path | None:
     return path.with_name(f"{path.stem}.run.jsonl")
 
 
-def _inputs(plan: TransferPlan) -> Iterator[tuple[str, Path]]:
+def input_files(plan: TransferPlan) -> Iterator[tuple[str, Path]]:
     """Every file that the run reads, and what lies beside it and was read for it."""
     for role, adapter in (("input LoRA", plan.adapter), ("distillation LoRA", plan.distill)):
         if adapter is not None:

@@ -1,7 +1,10 @@
-"""One self-contained HTML page about a transfer: what was done, what it gave, layer by layer. No outside assets."""
+"""One self-contained HTML page about a transfer: what was done, what it gave, layer by layer. No outside assets.
+
+The page itself is `data/page.html.j2`; here is what it shows. Every text is escaped by the template engine.
+"""
 
 import base64
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -10,11 +13,11 @@ from typing import Any
 from loraport.engine.results import Column
 from loraport.files import write_text
 from loraport.report import charts, figures, tables
-from loraport.report.comparison import Comparison, Measure, Score
-from loraport.report.markup import Safe, element, join
+from loraport.report.comparison import Comparison, Row
 from loraport.version import __version__
 
 MAPS = 3
+ARROWS = {"higher": " ↑", "lower": " ↓"}
 
 
 @dataclass(frozen=True)
@@ -22,8 +25,11 @@ class Words:
     """The sentences of a page; all of them optional.
 
     Attributes:
-        title: heading. lead: the result in one or two sentences. remarks: what to notice, a bullet each.
-        legend: how to read the clips. commands: shell or Python, to repeat the run.
+        title: heading.
+        lead: the result in one or two sentences.
+        remarks: what to notice, a bullet each.
+        legend: how to read the clips.
+        commands: shell or Python, to repeat the run.
     """
 
     title: str = ""
@@ -53,32 +59,31 @@ def write_page(
 
 def render_page(report: Mapping[str, Any], *, comparison: Comparison | None = None, words: Words = Words()) -> str:
     """The page of `write_page` as text."""
-    title = words.title or _title(report)
-    body = [element("h1", None, title), element("p", {"class": "lead"}, words.lead or _lead(report))]
-    body += [element("p", {"class": "warning"}, warning) for warning in report.get("warnings", [])]
-    if comparison is not None:
-        body += _pictures(comparison, words)
-    if words.remarks:
-        body += [
-            element("h2", None, "What to see"),
-            element("ul", None, *(element("li", None, r) for r in words.remarks)),
-        ]
-    if comparison is not None:
-        body += _scores(comparison)
-    body += _layers(report)
-    body += _settings(report)
-    if words.commands:
-        body += [element("h2", None, "To repeat it"), element("pre", None, words.commands)]
-    body.append(element("p", {"class": "faint"}, f"loraport {__version__}"))
-    head = join(
-        element("meta", {"charset": "utf-8"}),
-        element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
-        element("title", None, title),
-        element("style", None, _asset("page.css")),
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    engine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    table = tables.layer_table(report)
+    clips = _clips(comparison) if comparison is not None else {"strips": [], "frames": 0, "captions": ()}
+    return engine.from_string(_asset("page.html.j2")).render(
+        **clips,
+        title=words.title or _title(report),
+        lead=words.lead or _lead(report),
+        warnings=report.get("warnings", []),
+        words=words,
+        comparison=comparison,
+        arrows={None: "", **ARROWS},
+        scored=[_scored(row, comparison) for row in comparison.rows if row.scores] if comparison is not None else [],
+        chart=_chart(comparison),
+        table=table,
+        maps=[_map(table, column) for column in _mapped(table)],
+        cells=_cells(table),
+        align=_align,
+        facts=tables.summary_table(report).rows,
+        version=__version__,
+        css=Markup(_asset("page.css")),  # ours, and not to be escaped
+        script=Markup(_asset("page.js")),
     )
-    script = element("script", None, _asset("page.js"))
-    page = element("html", {"lang": "en"}, element("head", None, head), element("body", None, *body, script))
-    return f"<!doctype html>\n{page}\n"
 
 
 def _title(report: Mapping[str, Any]) -> str:
@@ -98,113 +103,30 @@ def _lead(report: Mapping[str, Any]) -> str:
     return words + (f"; the output rank holds {100 * kept:.1f} % of the exact update." if kept is not None else ".")
 
 
-def _pictures(comparison: Comparison, words: Words) -> list[Safe]:
-    rows = comparison.shown()
-    first = rows[0].clips
-    assert first is not None
-    count, frames, high, wide, _ = first.shape
-    captions = [element("li", None, join(*_with_breaks(caption))) for caption in comparison.captions]
-    parts = [element("div", {"class": "captions"}, element("span"), element("ol", None, *captions))]
-    for row in rows:
+def _clips(comparison: Comparison) -> dict[str, Any]:
+    """The strips of clips that the page plays."""
+    strips, frames = [], 0
+    for row in comparison.shown():
         assert row.clips is not None
-        data = base64.b64encode(figures.strip(row.clips)).decode("ascii")
-        style = f"background-image:url(data:image/png;base64,{data});aspect-ratio:{count * (wide + 1) - 1}/{high}"
-        name = element("div", {"class": "name"}, row.label, *([element("small", None, row.note)] if row.note else []))
-        picture = element("div", {"class": "strip", "style": style, "role": "img", "aria-label": f"clips: {row.label}"})
-        parts.append(element("div", {"class": f"row {row.kind}"}, name, picture))
-    dial = {"type": "range", "min": 0, "max": frames - 1, "step": 1, "value": frames // 2, "aria-label": "frame"}
-    parts.append(
-        element(
-            "div",
-            {"class": "bar"},
-            element("button", {"type": "button"}, "pause"),
-            element("input", dial),
-            "frame by frame",
-        )
-    )
-    player = {"class": "player", "data-frames": frames, "style": f"--frames:{frames};--frame:{frames // 2}"}
-    legend = [element("p", {"class": "faint"}, words.legend)] if words.legend else []
-    return [element("h2", None, "Same prompts, same noise"), element("div", player, *parts), *legend]
+        count, frames, high, wide, _ = row.clips.shape
+        png = base64.b64encode(figures.strip(row.clips)).decode("ascii")
+        strips.append({"row": row, "png": png, "aspect": f"{count * (wide + 1) - 1}/{high}"})
+    return {"strips": strips, "frames": frames, "captions": comparison.captions}
 
 
-def _with_breaks(lines: Sequence[str]) -> list[str]:
-    return [part for at, line in enumerate(lines) for part in ([element("br")] if at else []) + [line]]
+def _scored(row: Row, comparison: Comparison) -> dict[str, Any]:
+    cells = []
+    for measure in comparison.measures:
+        score = row.scores.get(measure.key)
+        text = "" if score is None else f"{measure.show(score.mean)} ± {measure.show(score.error)}"
+        cells.append(None if score is None else {"text": text, "bar": charts.bar(score, measure)})
+    return {"row": row, "cells": cells}
 
 
-def _scores(comparison: Comparison) -> list[Safe]:
-    measures = comparison.measures
-    head = [element("th", None, "")]
-    for measure in measures:
-        arrow = {"higher": " ↑", "lower": " ↓"}.get(measure.better or "", "")
-        head.append(element("th", {"title": measure.help}, measure.title + arrow))
-    body = []
-    for row in (row for row in comparison.rows if row.scores):
-        name = [row.label, *([element("small", None, row.note)] if row.note else [])]
-        cells = [element("td", {"class": "name"}, *name)]
-        for measure in measures:
-            score = row.scores.get(measure.key)
-            cells.append(
-                element("td", None, _shown(score, measure), charts.meter(score, measure))
-                if score is not None
-                else element("td", None, "–")
-            )
-        body.append(element("tr", {"class": row.kind}, *cells))
-    caption = f"Mean over {comparison.scored} clips ± its standard error, all measured in this run."
-    table = element(
-        "table",
-        {"class": "scores"},
-        element("caption", None, caption),
-        element("thead", None, element("tr", None, *head)),
-        element("tbody", None, *body),
-    )
-    parts = [element("h2", None, "In numbers"), element("div", {"class": "scroll"}, table)]
-    meanings = [join(element("dt", None, m.title), element("dd", None, m.help)) for m in measures]
-    parts.append(
-        element("details", None, element("summary", None, "What the numbers mean"), element("dl", None, *meanings))
-    )
-    if comparison.curves and comparison.curve_measure is not None:
-        chart = charts.lines(comparison.curves, comparison.curve_measure, comparison.curve_axis)
-        parts.append(chart)
-    return parts
-
-
-def _shown(score: Score, measure: Measure) -> str:
-    return f"{measure.show(score.mean)} ± {measure.show(score.error)}"
-
-
-def _layers(report: Mapping[str, Any]) -> list[Safe]:
-    if not report.get("layers"):
-        return []
-    table = tables.layer_table(report)
-    parts = [element("h2", None, "Layer by layer")]
-    maps = [_map(table, column) for column in _mapped(table)]
-    parts.append(element("div", {"class": "scroll"}, *maps))
-    head = [
-        element(
-            "th",
-            {"class": _align(column), "title": column.help or None},
-            element("button", {"type": "button"}, column.title),
-        )
-        for column in table.columns
-    ]
-    body = []
-    for row, cells in zip(table.rows, table.cells(), strict=True):
-        line = [
-            element("td", {"class": _align(column), "data-value": _sort_value(row.get(column.key))}, shown)
-            for column, shown in zip(table.columns, cells, strict=True)
-        ]
-        body.append(element("tr", None, *line))
-    full = element(
-        "table",
-        {"class": "sortable"},
-        element("thead", None, element("tr", None, *head)),
-        element("tbody", None, *body),
-    )
-    summary = f"All {len(table.rows)} layers (click a heading to sort)"
-    return [
-        *parts,
-        element("details", None, element("summary", None, summary), element("div", {"class": "scroll"}, full)),
-    ]
+def _chart(comparison: Comparison | None) -> charts.Chart | None:
+    if comparison is None or not comparison.curves or comparison.curve_measure is None:
+        return None
+    return charts.chart(comparison.curves, comparison.curve_measure, comparison.curve_axis)
 
 
 def _mapped(table: tables.Table) -> list[Column]:
@@ -213,43 +135,33 @@ def _mapped(table: tables.Table) -> list[Column]:
     return [column for column in fits if column.key not in ("update_rel", "drift_rel")][:MAPS]
 
 
-def _map(table: tables.Table, column: Column) -> Safe:
-    """The model as a grid, blocks down and modules across, shaded by one measure."""
-    key = column.key
-    cells = {tables.block_and_module(row["name"]): row[key] for row in table.rows if key in row}
-    blocks = list(dict.fromkeys(block for block, _ in cells))
-    modules = list(dict.fromkeys(module for _, module in cells))
-    head = [element("th", None, "block"), *(element("th", None, module) for module in modules)]
-    lines = []
-    for block in blocks:
-        line = [element("th", None, block)]
-        for module in modules:
-            value = cells.get((block, module))
-            depth = 0.0 if value is None else min(max(float(value), 0.0), 1.0)
-            line.append(element("td", {"style": f"--depth:{depth:.3f}"}, "" if value is None else f"{value:.2f}"))
-        lines.append(element("tr", None, *line))
-    caption = element("caption", None, f"{column.title}: {column.help}")
-    grid = {"class": "map"}
-    return element(
-        "table", grid, caption, element("thead", None, element("tr", None, *head)), element("tbody", None, *lines)
-    )
+def _map(table: tables.Table, column: Column) -> dict[str, Any]:
+    """The model as a grid, blocks down and modules across, shaded by one figure."""
+    found = {tables.block_and_module(row["name"]): row[column.key] for row in table.rows if column.key in row}
+    blocks = list(dict.fromkeys(block for block, _ in found))
+    modules = list(dict.fromkeys(module for _, module in found))
+    rows = [(block, [_shade(found.get((block, module))) for module in modules]) for block in blocks]
+    return {"column": column, "modules": modules, "rows": rows}
 
 
-def _settings(report: Mapping[str, Any]) -> list[Safe]:
-    rows = tables.summary_table(report).rows
-    if not rows:
-        return []
-    pairs = [join(element("dt", None, row["setting"]), element("dd", None, row["value"])) for row in rows]
-    return [element("h2", None, "Settings and totals"), element("dl", None, *pairs)]
+def _shade(value: float | None) -> dict[str, str]:
+    depth = 0.0 if value is None else min(max(float(value), 0.0), 1.0)
+    return {"depth": f"{depth:.3f}", "text": "" if value is None else f"{value:.2f}"}
+
+
+def _cells(table: tables.Table) -> list[list[dict[str, Any]]]:
+    return [
+        [
+            {"text": shown, "align": _align(column), "sort": row.get(column.key)}
+            for column, shown in zip(table.columns, cells, strict=True)
+        ]
+        for row, cells in zip(table.rows, table.cells(), strict=True)
+    ]
 
 
 def _align(column: Column) -> str:
     return "layer" if column.key == "name" else "text" if column.unit == "text" else "number"
 
 
-def _sort_value(value: Any) -> str | None:
-    return None if value is None else str(value)
-
-
-def _asset(name: str) -> Safe:
-    return Safe((resources.files("loraport.report") / "data" / name).read_text(encoding="utf-8"))
+def _asset(name: str) -> str:
+    return (resources.files("loraport.report") / "data" / name).read_text(encoding="utf-8")
