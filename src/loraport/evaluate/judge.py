@@ -104,7 +104,7 @@ def open_judge(file: Path | None = None) -> Judge:
     if not file.is_file():
         raise FileError("no such classifier", where=str(file))
     state = {key: value.float() for key, value in load_file(file).items()}
-    with torch.random.fork_rng(devices=[]):  # a fresh network fills its weights at random; that is nobody's business
+    with torch.random.fork_rng(devices=[]):  # a fresh network fills its weights at random
         network = ClipClassifier(state["body.10.weight"].shape[1] // 64)
     network.load_state_dict(state)
     return Judge(network.requires_grad_(False).eval())
