@@ -5,8 +5,8 @@
 
 Each run is a process of its own. `cold` begins with an empty cache; `further` is another LoRA for the same pair;
 `again` the same one once more. Time is compared twice: by the clock, which other programs spoil, and by the
-processor's time of the child (all its threads) against what the plan expects all workers together to be at work.
-Starting Python and importing torch and this package happens before both clocks start.
+processor's time of the command against what the plan expects all workers together to be at work, the start of the
+program included in both.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from resource import RUSAGE_CHILDREN, getrusage
 
 import measure
 
@@ -75,15 +76,17 @@ def _rows(work: Path, size: str, blocks: int, methods: list[str]) -> list[Row]:
             files = [str(pair / f"lora-{lora}.safetensors"), *models, "--method", method, "--cache", str(cache)]
             planned = json.loads(_loraport(["plan", *files, "--json"]).stdout)["cost"]
             before = _bytes(cache)
-            transfer = [str(HERE / "ours.py"), *files[1:], "--lora", files[0], "--out", str(work / "out.safetensors")]
-            done = measure.run([sys.executable, *transfer])
-            (took,) = json.loads(done.stdout)
+            out = ["-o", str(work / "out.safetensors"), "--overwrite", "--log", "off", "--quiet"]
+            spent = getrusage(RUSAGE_CHILDREN)
+            done = _loraport(["transfer", *files, *out])
+            now = getrusage(RUSAGE_CHILDREN)
+            busy = now.ru_utime + now.ru_stime - spent.ru_utime - spent.ru_stime
             rows.append(
                 Row(
                     method,
                     state,
-                    (planned["seconds"], took["seconds"]),
-                    (planned["busy_seconds"], took["busy_seconds"]),
+                    (planned["seconds"], done.wall),
+                    (planned["busy_seconds"], busy),
                     (planned["peak_bytes"] / 1e9, done.peak / 1e9),
                     (planned["cache_bytes"] / 1e9, (_bytes(cache) - before) / 1e9),
                 )
@@ -96,7 +99,7 @@ def _rows(work: Path, size: str, blocks: int, methods: list[str]) -> list[Row]:
 
 
 def _loraport(words: list[str]) -> measure.Finished:
-    return measure.run([sys.executable, "-m", "loraport", *words])
+    return measure.run([sys.executable, "-m", "loraport", *words], cores=1)  # layers run on one thread each anyway
 
 
 def _bytes(folder: Path) -> int:

@@ -1,5 +1,6 @@
 """`loraport plan`: what a transfer would do and cost. Reads headers, changes nothing."""
 
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -20,10 +21,11 @@ def plan(given: Given, console: Console, output: options.Output = None) -> None:
     from loraport.engine.estimate import estimate
     from loraport.engine.plan import make_plan
 
-    documents = []
+    documents, start = [], 0.0
     for recipe in recipes:
         made = make_plan(recipe)
-        facts = describe(made, estimate(made, run_options))
+        start = start or time.process_time()
+        facts = describe(made, estimate(made, run_options, start))
         show(facts, console)
         documents.append(facts)
     console.document(documents[0] if len(documents) == 1 else {"plans": documents})

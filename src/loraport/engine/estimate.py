@@ -43,7 +43,7 @@ class Estimate:
     """What is expected of a run.
 
     Args:
-        seconds: from the first layer to the file, if nothing else runs.
+        seconds: of the whole run, if nothing else runs.
         busy_seconds: what all workers together are at work; on one core, the same as `seconds`.
         peak_bytes: memory of the process at most.
         output_bytes: size of the file's layers.
@@ -108,8 +108,14 @@ class _Work:
     fetch: int = 0
 
 
-def estimate(plan: TransferPlan, options: RunOptions) -> Estimate:
-    """Look at plan, machine and cache; nothing of the inputs is read but a few megabytes, to see how fast they come."""
+def estimate(plan: TransferPlan, options: RunOptions, start: float = 0.0) -> Estimate:
+    """Look at plan, machine and cache; nothing of the inputs is read but a few megabytes, to see how fast they come.
+
+    Args:
+        plan: what is to be done.
+        options: with what.
+        start: seconds that this process took until the plan stood, which a run will take as well.
+    """
     store, reader = _cache(plan, options)
     executor = executor_for(options)
     slots = executor.slots()
@@ -131,9 +137,9 @@ def estimate(plan: TransferPlan, options: RunOptions) -> Estimate:
             lanes = len({slot.device for slot in slots})  # the second layer on a device hides what the first waits for
         together = max(cores() * _SPREAD, 1.0) if slots[0].device == "cpu" else float(lanes)
         wide = sum(seconds[job.name] for job in plan.jobs if job.wide)
-        busy = first + last + sum(seconds.values())
-        spent = first + last + _dealt([seconds[job.name] for job in narrow], lanes) + wide / together
-        return max(spent, read / disk), busy
+        busy = start + first + last + sum(seconds.values())
+        spent = start + first + last + _dealt([seconds[job.name] for job in narrow], lanes) + wide / together
+        return max(spent, start + read / disk), busy
 
     seconds, busy = timed(have)
     further = {
