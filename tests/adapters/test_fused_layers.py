@@ -111,7 +111,7 @@ def test_alpha_and_bias_of_a_fused_weight(tmp_path):
     path = LoraFile(_fused(**{".alpha": torch.tensor(2.0), ".diff_b": bias})).write(tmp_path)
     lora = open_adapter(path)
     assert {layer.scale for layer in lora.layers.values()} == {0.5}
-    assert {item.param: item.load().tolist() for item in lora.carried} == {
+    assert {item.param: item.load().tolist() for item in lora.passthrough} == {
         f"{name}.bias": bias[24 * place : 24 * place + 24].tolist() for place, name in enumerate(NAMES)
     }
     for to in ("universal", "same-as-input"):

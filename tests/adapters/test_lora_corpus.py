@@ -42,8 +42,8 @@ def _write(name: str, folder: Path, keys: dict | None = None) -> Path:
 def _accounted(adapter: LoraAdapter) -> list[str]:
     """Every key, as often as it has a place; of the layers of a fused weight, which share its keys, once."""
     layers = {key for layer in adapter.layers.values() for key in layer.keys}
-    carried = {key for item in adapter.carried for key in item.keys}
-    return sorted([*layers, *carried, *adapter.dropped])
+    passthrough = {key for item in adapter.passthrough for key in item.keys}
+    return sorted([*layers, *passthrough, *adapter.dropped])
 
 
 def _deltas(adapter: LoraAdapter) -> dict[str, torch.Tensor]:
@@ -52,7 +52,7 @@ def _deltas(adapter: LoraAdapter) -> dict[str, torch.Tensor]:
 
 def _effects(adapter: LoraAdapter) -> dict[str, torch.Tensor]:
     """What is carried, by the parameter it changes; zero changes (added for some loaders) do not count."""
-    found = {item.param: item.load().float() for item in adapter.carried}
+    found = {item.param: item.load().float() for item in adapter.passthrough}
     return {param: tensor for param, tensor in found.items() if tensor.any()}
 
 
@@ -67,7 +67,7 @@ def test_it_parses_or_is_refused_as_expected(name, tmp_path):
         return
     adapter = open_adapter(path, expert=entry.get("expert"))
     assert len(adapter.layers) == expect["layers"]
-    assert len(adapter.carried) == expect["carried"]
+    assert len(adapter.passthrough) == expect["passthrough"]
     assert len(adapter.dropped) == entry.get("dropped", 0)
     assert _accounted(adapter) == sorted(entry["keys"])
     for field in ("prefix", "names", "flat", "adapter", "alpha"):
@@ -144,7 +144,7 @@ def test_it_is_described(name, tmp_path):
     assert found.nbytes == sum(ref.nbytes for ref in open_tensors(path).groups[()].values())
     if "error" not in entry["expect"] and "expert" not in entry:
         assert found.layers == entry["expect"]["layers"]
-        assert sum(len(keys) for keys in found.carried.values()) == entry["expect"]["carried"]
+        assert sum(len(keys) for keys in found.passthrough.values()) == entry["expect"]["passthrough"]
         assert json.loads(json.dumps(found.to_json()))["refused"] == ""
 
 

@@ -161,7 +161,7 @@ class TestCarried:
             "lora_te_text_model_x.lora_down.weight": torch.ones(2, 3),
         }
         adapter = open_adapter(LoraFile(makers.universal() | extra).write(tmp_path), pico)
-        assert {(item.param, item.kind) for item in adapter.carried} == {
+        assert {(item.param, item.kind) for item in adapter.passthrough} == {
             ("blocks.0.self_attn.q.bias", "diff_b"),
             ("blocks.0.self_attn.norm_q.weight", "diff"),
             ("blocks.0.norm3.bias", "diff_b"),
@@ -176,7 +176,7 @@ class TestCarried:
         extra = {"transformer.blocks.0.norm2.diff": torch.ones(24)}
         tensors = spell(makers.factors(), "transformer.", diffusers_name, *PEFT) | extra
         adapter = open_adapter(LoraFile(tensors).write(tmp_path), pico)
-        assert adapter.carried[0].param == "blocks.0.norm3.weight"
+        assert adapter.passthrough[0].param == "blocks.0.norm3.weight"
 
     def test_a_whole_matrix_is_a_layer(self, tmp_path, pico):
         matrix = torch.randn(16, 24, generator=torch.Generator().manual_seed(1))
@@ -192,6 +192,6 @@ class TestCarried:
         tensors = spell(makers.factors(), BASE, diffusers_name, *PEFT)
         tensors[BASE + "blocks.0.attn1.to_q.lora_B.bias"] = torch.ones(24)
         adapter = open_adapter(LoraFile(tensors, {}, makers.peft_config(lora_bias=True)).write(tmp_path), pico)
-        (bias,) = adapter.carried
+        (bias,) = adapter.passthrough
         assert (bias.kind, bias.scale) == ("lora_bias", 2.0)
         torch.testing.assert_close(bias.load(), torch.full((24,), 2.0))

@@ -10,7 +10,7 @@ from loraport.adapters.convert import convert_adapter
 from loraport.adapters.dialect import PROFILE_NAMES, Dialect, check_profile, profile_of
 from loraport.adapters.header import build_metadata, read_json
 from loraport.adapters.parse import open_adapter
-from loraport.adapters.render import check_carried, render_adapter, write_adapter
+from loraport.adapters.render import check_passthrough, render_adapter, write_adapter
 from loraport.core.lowrank import LowRank
 from loraport.errors import FileError, NumericalError, UnsupportedError, UsageError
 from makers import PEFT, LoraFile, flat, same, spell
@@ -31,7 +31,7 @@ def _layers(rank: int = 4) -> dict[str, LowRank]:
 
 def _carried(tmp_path, extra: dict):
     path = LoraFile(makers.universal() | extra).write(tmp_path)
-    return open_adapter(path).carried
+    return open_adapter(path).passthrough
 
 
 @pytest.mark.parametrize(
@@ -78,34 +78,36 @@ def test_unknown_profiles_and_a_missing_input(pico):
 
 
 def test_what_is_carried_in_every_profile(tmp_path, pico):
-    carried = _carried(tmp_path, EXTRA)
-    universal = render_adapter(_layers(), carried, "universal", pico.architecture)
+    passthrough = _carried(tmp_path, EXTRA)
+    universal = render_adapter(_layers(), passthrough, "universal", pico.architecture)
     assert {key for key in universal if "lora" not in key and not key.endswith(".diff_b")} == {
         "diffusion_model.blocks.0.norm3.diff",
         "diffusion_model.blocks.0.self_attn.norm_k.diff",
         "diffusion_model.blocks.1.modulation.diff",
         "diffusion_model.head.modulation.diff",
     }
-    original = render_adapter(_layers(), carried, "original", pico.architecture)
+    original = render_adapter(_layers(), passthrough, "original", pico.architecture)
     assert {"blocks.1.diff_m", "head.diff_m", "blocks.0.norm3.diff_b"} <= set(original)
     assert not [key for key in original if key.endswith("blocks.1.ffn.0.diff_b")]
     with pytest.raises(UnsupportedError, match="universal takes it"):
-        render_adapter(_layers(), carried, "kohya", pico.architecture)
+        render_adapter(_layers(), passthrough, "kohya", pico.architecture)
     with pytest.raises(UnsupportedError):
-        render_adapter(_layers(), carried, "diffusers", pico.architecture)
+        render_adapter(_layers(), passthrough, "diffusers", pico.architecture)
     for name in ("kohya", "diffusers"):
         with pytest.raises(UnsupportedError, match="do not take a change of"):
-            check_carried(carried, profile_of(name), pico.architecture.family)
-    check_carried(carried, profile_of("universal"), pico.architecture.family)
-    same_again = render_adapter(_layers(), carried, "same-as-input", pico.architecture, Dialect("", "original", "peft"))
+            check_passthrough(passthrough, profile_of(name), pico.architecture.family)
+    check_passthrough(passthrough, profile_of("universal"), pico.architecture.family)
+    same_again = render_adapter(
+        _layers(), passthrough, "same-as-input", pico.architecture, Dialect("", "original", "peft")
+    )
     assert set(EXTRA) <= set(same_again)
 
 
 def test_one_bias_brings_biases_for_all_and_factors_for_itself(tmp_path, pico):
     layers = _layers()
     del layers["blocks.0.self_attn.q"]
-    carried = _carried(tmp_path, {"diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(24)})
-    tensors = render_adapter(layers, carried, "diffusers", pico.architecture)
+    passthrough = _carried(tmp_path, {"diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(24)})
+    tensors = render_adapter(layers, passthrough, "diffusers", pico.architecture)
     biases = {key: t for key, t in tensors.items() if key.endswith(".lora_B.bias")}
     assert len(biases) == 20
     assert {key for key, t in biases.items() if t.any()} == {"transformer.blocks.0.attn1.to_q.lora_B.bias"}
@@ -115,9 +117,9 @@ def test_one_bias_brings_biases_for_all_and_factors_for_itself(tmp_path, pico):
 
 def test_text_encoders_pass_in_every_profile(tmp_path, pico):
     key = "lora_te_text_model_encoder_layers_0.lora_down.weight"
-    carried = _carried(tmp_path, {key: torch.ones(2, 3)})
+    passthrough = _carried(tmp_path, {key: torch.ones(2, 3)})
     for profile in ("universal", "diffusers", "kohya", "original"):
-        assert key in render_adapter(_layers(), carried, profile, pico.architecture)
+        assert key in render_adapter(_layers(), passthrough, profile, pico.architecture)
 
 
 def test_numbers_that_do_not_fit_the_dtype(pico):
@@ -131,7 +133,7 @@ def test_a_bias_that_its_scale_takes_beyond_its_dtype(tmp_path, pico):
     tensors["transformer.blocks.0.attn1.to_q.lora_B.bias"] = torch.full((24,), 3e4, dtype=torch.float16)
     path = LoraFile(tensors).write(tmp_path)
     with pytest.raises(NumericalError, match=r"attn1\.to_q\.lora_B\.bias"):
-        render_adapter(_layers(), open_adapter(path).carried, "diffusers", pico.architecture, dtype=torch.float16)
+        render_adapter(_layers(), open_adapter(path).passthrough, "diffusers", pico.architecture, dtype=torch.float16)
     with pytest.raises(NumericalError, match=r"attn1\.to_q\.lora_B\.bias"):
         convert_adapter(path, tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()

@@ -81,16 +81,16 @@ class TestFactorsOnAConvolution:
         made, wanted = self._made(shapes)
         path = LoraFile(makers.universal() | made).write(tmp_path)
         adapter = open_adapter(path, pico)
-        (item,) = adapter.carried
+        (item,) = adapter.passthrough
         assert (item.param, item.kind, set(item.keys)) == ("patch_embedding.weight", "diff", set(made))
         torch.testing.assert_close(item.load(), wanted)
-        torch.testing.assert_close(adapter.scaled(2.0).carried[0].load(), 2 * wanted)
+        torch.testing.assert_close(adapter.scaled(2.0).passthrough[0].load(), 2 * wanted)
         assert any("patch_embedding is no linear layer" in text for text in adapter.warnings)
         for to in ("universal", "original", "same-as-input", "kohya"):
             convert_adapter(path, tmp_path / f"{to}.safetensors", to=to, model=pico)
-            (item,) = open_adapter(tmp_path / f"{to}.safetensors", pico).carried
+            (item,) = open_adapter(tmp_path / f"{to}.safetensors", pico).passthrough
             torch.testing.assert_close(item.load(), wanted)
-        assert open_adapter(path, pico, drop="patch_embedding").carried == ()
+        assert open_adapter(path, pico, drop="patch_embedding").passthrough == ()
 
     def test_without_a_model_matrices_do_not_tell_their_shape(self, tmp_path, pico_path):
         path = LoraFile(makers.universal() | self._made(self.MATRICES)[0]).write(tmp_path)

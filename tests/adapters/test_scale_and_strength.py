@@ -164,7 +164,7 @@ class TestStrength:
         halved = adapter.scaled(0.5)
         for name, dense in _dense(adapter).items():
             torch.testing.assert_close(_dense(halved)[name], dense / 2, rtol=1e-6, atol=1e-7)
-        assert [item.load().unique().tolist() for item in halved.carried] == [[0.5]] * 3
+        assert [item.load().unique().tolist() for item in halved.passthrough] == [[0.5]] * 3
 
     def test_a_text_encoder_is_scaled_in_one_factor_of_each_pair(self, tmp_path, pico):
         up, down = torch.arange(12.0).reshape(6, 2), torch.arange(10.0).reshape(2, 5)
@@ -174,7 +174,7 @@ class TestStrength:
             "lora_te_layers_0_q.alpha": torch.tensor(1.0),
         }
         adapter = open_adapter(LoraFile(makers.universal() | text).write(tmp_path), pico).scaled(3.0)
-        kept = {item.param: item.load() for item in adapter.carried}
+        kept = {item.param: item.load() for item in adapter.passthrough}
         factors = kept["lora_te_layers_0_q.lora_up.weight"] @ kept["lora_te_layers_0_q.lora_down.weight"]
         torch.testing.assert_close(factors, 3 * up @ down)
         assert kept["lora_te_layers_0_q.alpha"] == 1.0
@@ -184,14 +184,14 @@ class TestStrength:
         tensors["base_model.model.blocks.0.attn1.to_q.lora_B.bias"] = torch.ones(24)
         config = makers.peft_config(lora_bias=True)
         adapter = open_adapter(LoraFile(tensors, {}, config).write(tmp_path), pico)
-        (bias,), (scaled,) = adapter.carried, adapter.scaled(2.0).carried
+        (bias,), (scaled,) = adapter.passthrough, adapter.scaled(2.0).passthrough
         assert torch.equal(scaled.load(), 2 * bias.load())
 
     def test_a_change_that_overflows_is_named(self, tmp_path, pico):
         extra = {"diffusion_model.blocks.0.norm3.diff": torch.full((24,), 60000.0, dtype=torch.float16)}
         adapter = open_adapter(LoraFile(makers.universal() | extra).write(tmp_path), pico).scaled(2.0)
         with pytest.raises(NumericalError, match=r"norm3\.diff does not fit into F16"):
-            adapter.carried[0].load()
+            adapter.passthrough[0].load()
 
     @pytest.mark.parametrize("strength", [0.0, -2.0, float("nan")])
     def test_what_is_no_strength_is_refused(self, strength, tmp_path, pico):

@@ -144,7 +144,7 @@ class TestNotes:
     def test_layers_that_were_added_for_their_bias_are_none_too_many(self, tmp_path, pico):
         bias = {"diffusion_model.text_embedding.2.diff_b": torch.ones(24)}
         source = LoraFile(makers.universal() | bias).write(tmp_path)
-        tensors = render_adapter(_layers(), open_adapter(source).carried, "universal", pico.architecture)
+        tensors = render_adapter(_layers(), open_adapter(source).passthrough, "universal", pico.architecture)
         write_adapter(tmp_path / "out.safetensors", tensors, _metadata(layers=20))
         assert _outcomes(tmp_path / "out.safetensors", False) == set()
 

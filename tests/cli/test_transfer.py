@@ -53,7 +53,7 @@ def test_json_is_one_document(files: pico.Pico) -> None:
     assert facts["output"] == str(files.folder / "out.safetensors")
     assert len(facts["layers"]) == 20
     assert facts["summary"]["rank_out"] == 32
-    assert facts["carried"] == facts["dropped"] == []
+    assert facts["passthrough"] == facts["dropped"] == []
 
 
 def test_the_second_run_takes_finished_layers(files: pico.Pico) -> None:

@@ -135,10 +135,10 @@ def test_every_key_of_the_input_ends_in_one_place(files, tmp_path, options):
     tensors["diffusion_model.blocks.0.self_attn.q.diff_b"] = torch.randn(pico.WIDTH, generator=generator)
     save_file(tensors, files.lora)
     report = _transfer(files, tmp_path / "out.safetensors", options, drop=r"blocks\.1\.")
-    assert set(report.carried) == {key for key in tensors if ".diff" in key}
+    assert set(report.passthrough) == {key for key in tensors if ".diff" in key}
     assert set(report.dropped) == {key for key in tensors if "blocks.1." in key}
     written = load_file(tmp_path / "out.safetensors")
-    for key in report.carried:
+    for key in report.passthrough:
         assert torch.equal(written[key], tensors[key])
     extra = written.keys() - tensors.keys()  # diffusers wants a bias for every layer or for none: zeros
     assert all(".diff_b" in key and not written[key].any() for key in extra)

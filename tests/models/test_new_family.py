@@ -142,7 +142,7 @@ def test_fused_layers_and_two_kinds_of_blocks_are_yaml_too(tmp_path):
     path = LoraFile(lora).write(tmp_path)
     found = open_adapter(path, other.architecture)
     assert found.layers["single.1.proj_mlp"].shape == (48, 24)
-    biases = {item.param: item.load().tolist() for item in found.carried}
+    biases = {item.param: item.load().tolist() for item in found.passthrough}
     assert biases["single.2.proj_mlp.bias"] == list(range(72, 120))
     convert_adapter(path, tmp_path / "split.safetensors", to="diffusers")
     convert_adapter(tmp_path / "split.safetensors", tmp_path / "again.safetensors", to="kohya")

@@ -64,7 +64,7 @@ REPORT = {
     "output": "/tmp/out.safetensors",
     "summary": {"method": "casa", "layers": 2, "rank_in": 2, "rank_out": 4, "energy_kept_total": 0.875},
     "warnings": [],
-    "carried": ["a.diff_b"],
+    "passthrough": ["a.diff_b"],
     "dropped": [],
     "layers": [_layer("blocks.0.self_attn.q"), _layer("blocks.1.ffn.0", own_measure=7)],
 }

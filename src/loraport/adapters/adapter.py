@@ -93,7 +93,7 @@ def _take(tensor: Shaped[Tensor, "M *rest"], rows: Rows) -> Shaped[Tensor, "m *r
 
 
 @dataclass(frozen=True)
-class Carried:
+class Passthrough:
     """A tensor that is passed on unchanged: a bias, norm or modulation delta, or another model's part.
 
     Args:
@@ -163,7 +163,7 @@ class Carried:
 
 
 @dataclass(frozen=True)
-class CarriedUpdate(Carried):
+class PassthroughUpdate(Passthrough):
     """An update of something that is no linear layer: passed on as a change of the whole weight.
 
     The method needs a linear layer. Some trainers put factors on convolutions all the same; multiplied out they are
@@ -216,7 +216,7 @@ class CarriedUpdate(Carried):
 
 @dataclass(frozen=True)
 class LoraAdapter:
-    """A LoRA file, taken apart. `layers`, `carried` and `dropped` together hold every key of the file.
+    """A LoRA file, taken apart. `layers`, `passthrough` and `dropped` together hold every key of the file.
 
     A key stands in one of them, once; the key of a fused weight stands in each of the layers that share it.
 
@@ -225,7 +225,7 @@ class LoraAdapter:
         dialect: how it spells its keys; the commonest where it mixes.
         architecture: the model it was made for, as far as its shapes tell.
         layers: canonical layer -> update, in the model's order.
-        carried: what is passed on unchanged.
+        passthrough: what is passed on unchanged.
         dropped: raw keys left out by request.
         metadata: the header's text.
         dtype: of most factors, safetensors spelling ("BF16").
@@ -237,7 +237,7 @@ class LoraAdapter:
     dialect: Dialect
     architecture: Architecture
     layers: dict[LayerName, LayerUpdate]
-    carried: tuple[Carried, ...]
+    passthrough: tuple[Passthrough, ...]
     dropped: tuple[str, ...]
     metadata: dict[str, str]
     dtype: str
@@ -272,7 +272,7 @@ class LoraAdapter:
         if check_factor(strength, "strength") == 1.0:
             return self
         layers = {name: replace(layer, scale=layer.scale * strength) for name, layer in self.layers.items()}
-        carried = tuple(
-            replace(item, scale=item.scale * strength) if item.proportional else item for item in self.carried
+        passthrough = tuple(
+            replace(item, scale=item.scale * strength) if item.proportional else item for item in self.passthrough
         )
-        return replace(self, layers=layers, carried=carried)
+        return replace(self, layers=layers, passthrough=passthrough)

@@ -1,11 +1,11 @@
-"""From sorted pieces of a LoRA file to layer updates and carried tensors."""
+"""From sorted pieces of a LoRA file to layer updates and tensors passed through."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from loraport.adapters.adapter import Carried, CarriedUpdate, LayerUpdate
+from loraport.adapters.adapter import LayerUpdate, Passthrough, PassthroughUpdate
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Claim, Piece
@@ -33,7 +33,7 @@ class Assembled:
     """What has been put together so far, what was left over (key -> what is wrong with it), and what to tell."""
 
     layers: dict[str, LayerUpdate] = field(default_factory=dict)
-    carried: list[Carried] = field(default_factory=list)
+    passthrough: list[Passthrough] = field(default_factory=list)
     leftover: dict[str, str] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
@@ -96,7 +96,7 @@ def _add(done: Assembled, found: Assembled, path: Path) -> None:
         if name in done.layers:
             raise _twice(name, done.layers[name].keys[0], layer.keys[0], path)
     done.layers.update(found.layers)
-    done.carried += found.carried
+    done.passthrough += found.passthrough
     done.leftover.update(found.leftover)
     done.warnings += found.warnings
 
@@ -120,10 +120,10 @@ def _fused(held: tuple[Part, ...], whole: Assembled, family: Family, sizes: Mapp
             found.layers[module] = (
                 replace(part, rows=rows, whole=layer.shape) if own is None else replace(part, parts=own)
             )
-    for item in whole.carried:
+    for item in whole.passthrough:
         for module, rows in _rows(held, item.ref.shape[0], sizes, item.keys[0], path).items():
             param = module + item.param.removeprefix(held[0].module)
-            found.carried.append(replace(item, param=param, ref=take_ref(item.ref, rows)))
+            found.passthrough.append(replace(item, param=param, ref=take_ref(item.ref, rows)))
     return found
 
 
@@ -168,7 +168,7 @@ def _module(
         if role == "linear":
             done.layers[module] = layer
         else:
-            done.carried.append(_as_change(layer, role, shapes.get(module), parts[claim.used[0]]))
+            done.passthrough.append(_as_change(layer, role, shapes.get(module), parts[claim.used[0]]))
             done.warnings.append(f"{module} is no linear layer: its LoRA is passed on as it is, multiplied out")
     used = {part for part, piece in parts.items() if layer is not None and piece.key in layer.keys}
     for part, piece in parts.items():
@@ -180,7 +180,7 @@ def _module(
         changed = rules.changes[part]
         param = module if role == "param" or changed == "modulation" else f"{module}.{changed}"
         scale = layer.scale if layer is not None and part == "lora_bias" else 1.0
-        done.carried.append(Carried((piece.key,), param, part, piece.ref, scale))
+        done.passthrough.append(Passthrough((piece.key,), param, part, piece.ref, scale))
 
 
 def _updates(parts: Mapping[str, Piece]) -> bool:
@@ -188,7 +188,7 @@ def _updates(parts: Mapping[str, Piece]) -> bool:
     return any(part not in NOTES and part not in grammar().changes for part in parts)
 
 
-def _as_change(layer: LayerUpdate, role: str | None, shape: Shape | None, piece: Piece) -> CarriedUpdate:
+def _as_change(layer: LayerUpdate, role: str | None, shape: Shape | None, piece: Piece) -> PassthroughUpdate:
     """An update of no linear layer. Factors of convolutions tell the shape themselves, matrices do not."""
     refs = list(layer.parts.values())
     if shape is None and any(len(ref.shape) > 2 for ref in refs):
@@ -203,7 +203,7 @@ def _as_change(layer: LayerUpdate, role: str | None, shape: Shape | None, piece:
             fix=f"leave the layer out with --drop {layer.name}",
         )
     param = layer.name if role == "param" else f"{layer.name}.weight"
-    return CarriedUpdate(layer.keys, param, "diff", piece.ref, 1.0, layer, shape)
+    return PassthroughUpdate(layer.keys, param, "diff", piece.ref, 1.0, layer, shape)
 
 
 def _role(module: str, family: Family) -> str | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from loraport.adapters.adapter import Carried
+from loraport.adapters.adapter import Passthrough
 from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT, Dialect
 from loraport.models.architecture import Architecture, LayerName
 from loraport.models.family import Family, block_of
@@ -144,7 +144,7 @@ class Content:
 def content_of(
     profile: str,
     ranks: Mapping[LayerName, int],
-    carried: Iterable[Carried],
+    passthrough: Iterable[Passthrough],
     architecture: Architecture,
     dialect: Dialect | None = None,
 ) -> Content:
@@ -153,12 +153,12 @@ def content_of(
     Args:
         profile: the output profile.
         ranks: canonical layer -> rank, of everything that is written as factors.
-        carried: what is passed on.
+        passthrough: what is passed on.
         architecture: the model the file is for.
         dialect: the spelling of a file "same-as-input".
     """
     family = architecture.family
-    carried = list(carried)
+    passthrough = list(passthrough)
     parts: dict[str, bool] = {}
 
     def has(part: str, module: str = "") -> None:
@@ -170,7 +170,7 @@ def content_of(
             has("outside", name)
         elif template is not None and template.optional:
             has("image", name)
-    for item in carried:
+    for item in passthrough:
         role = architecture.role(item.module)
         if item.kind == "text_encoder":
             has("text_encoder")
@@ -183,8 +183,8 @@ def content_of(
         has("partial")
     known: str | None = profile
     if profile == SAME_AS_INPUT:
-        biased = {item.module for item in carried if architecture.role(item.module) == "linear"}
-        complete = biased in (set(), set(ranks)) and not any(item.kind == "diff_m" for item in carried)
+        biased = {item.module for item in passthrough if architecture.role(item.module) == "linear"}
+        complete = biased in (set(), set(ranks)) and not any(item.kind == "diff_m" for item in passthrough)
         known = _profile_of_spelling(dialect, complete, family)
     return Content(family.name, known, parts, len(set(ranks.values())) > 1)
 

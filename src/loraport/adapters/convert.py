@@ -13,7 +13,7 @@ from loraport.adapters.header import converted_metadata
 from loraport.adapters.join import Factors, factored, without_zeros
 from loraport.adapters.loaders import loader_notes, ways_to_load
 from loraport.adapters.parse import open_adapter
-from loraport.adapters.render import check_carried, render, write_adapter
+from loraport.adapters.render import check_passthrough, render, write_adapter
 from loraport.errors import NumericalError
 from loraport.files import check_output, with_settings
 from loraport.models.architecture import Architecture
@@ -27,7 +27,9 @@ class Conversion:
     Args:
         output: the file written.
         before: the input's dialect, for people. after: the output's.
-        layers: number of layers. carried: keys passed on. dropped: keys left out by request.
+        layers: number of layers.
+        passthrough: keys passed through.
+        dropped: keys left out by request.
         folded: layers whose scale had to be written into a factor, and so are not bit for bit the same.
         load: how to load the output, one program a line.
         warnings: sentences for the user.
@@ -37,7 +39,7 @@ class Conversion:
     before: str
     after: str
     layers: int
-    carried: tuple[str, ...]
+    passthrough: tuple[str, ...]
     dropped: tuple[str, ...]
     folded: tuple[str, ...]
     load: tuple[str, ...]
@@ -77,7 +79,7 @@ def convert_adapter(
         inputs += [("model", file) for file in {ref.file for ref in model.tensors.values()}]
     check_output(output, inputs, overwrite=overwrite)
     profile = profile_of(to, lora.dialect).of(lora.architecture.family)
-    check_carried(lora.carried, profile, lora.architecture.family)
+    check_passthrough(lora.passthrough, profile, lora.architecture.family)
     known = model.architecture if isinstance(model, Checkpoint) else model
     tensors, folded = render_exact(lora, profile, known)
     write_adapter(
@@ -93,13 +95,13 @@ def convert_adapter(
         overwrite=overwrite,
     )
     ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.factored or profile.factor_matrices}
-    content = content_of(to, ranks, lora.carried, lora.architecture, lora.dialect)
+    content = content_of(to, ranks, lora.passthrough, lora.architecture, lora.dialect)
     return Conversion(
         output,
         lora.dialect.title,
         profile.dialect.title,
         len(lora.layers),
-        tuple(key for item in lora.carried for key in item.keys),
+        tuple(key for item in lora.passthrough for key in item.keys),
         lora.dropped,
         folded,
         tuple(ways_to_load(output, content)),
@@ -150,7 +152,7 @@ def render_exact(
     # The bias of a scaled LoRA is scaled by its reader, so there it must stay as it was.
     kept = profile.name == SAME_AS_INPUT and (profile.dialect.has_alpha_tensors or keeps_header)
     whole = model or lora.architecture
-    return render(factors, matrices, lora.carried, profile, whole, scaled=not kept), tuple(folded)
+    return render(factors, matrices, lora.passthrough, profile, whole, scaled=not kept), tuple(folded)
 
 
 def _keeps_header(lora: LoraAdapter, profile: Profile) -> bool:

@@ -28,7 +28,7 @@ class FileDescription:
         path: the file or folder. kind: "lora", "checkpoint", or "unknown".
         title: the model. dialect: how names are spelled. dtypes: stored dtype -> number of tensors.
         layers: number of linear layers. ranks, scales, scale_sources: value -> number of layers (LoRA).
-        carried: kind -> raw keys that are passed on (LoRA). unknown: raw keys of no known layer.
+        passthrough: kind -> raw keys that are passed on (LoRA). unknown: raw keys of no known layer.
         missing: canonical modules that are not there (checkpoint).
         nbytes: size of all tensors. metadata: the header's text.
         findings: sentences worth knowing. refused: why it cannot be used, "" if it can.
@@ -44,7 +44,7 @@ class FileDescription:
     ranks: dict[str, int] = field(default_factory=dict)
     scales: dict[str, int] = field(default_factory=dict)
     scale_sources: dict[str, int] = field(default_factory=dict)
-    carried: dict[str, list[str]] = field(default_factory=dict)
+    passthrough: dict[str, list[str]] = field(default_factory=dict)
     unknown: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     nbytes: int = 0
@@ -98,9 +98,9 @@ def _lora(path: str | Path) -> FileDescription:
     else:
         refused, code = "", 0
     refs = next(group for group in open_tensors(lora.path).groups.values() if lora.keys[0] in group)
-    carried: dict[str, list[str]] = {}
-    for item in lora.carried:
-        carried.setdefault(item.kind, []).extend(item.keys)
+    passthrough: dict[str, list[str]] = {}
+    for item in lora.passthrough:
+        passthrough.setdefault(item.kind, []).extend(item.keys)
     layers = list(lora.layers.values())
     return FileDescription(
         path=str(path),
@@ -112,7 +112,7 @@ def _lora(path: str | Path) -> FileDescription:
         ranks=_counts(layer.size for layer in layers),
         scales=_counts(f"{layer.scale:g}" for layer in layers),
         scale_sources=_counts(layer.scale_source for layer in layers),
-        carried=carried,
+        passthrough=passthrough,
         unknown=list(lora.dropped),
         nbytes=sum(ref.nbytes for ref in refs.values()),
         metadata=lora.metadata,

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from loraport.adapters.adapter import Carried, LoraAdapter
+from loraport.adapters.adapter import LoraAdapter, Passthrough
 from loraport.adapters.assemble import Assembled
 from loraport.errors import MismatchError, UnmatchedKeysError
 from loraport.models.architecture import Architecture
@@ -13,7 +13,7 @@ from loraport.models.checkpoint import Checkpoint
 def check_fit(
     done: Assembled, own: Architecture, model: Checkpoint | Architecture, role: str, path: Path
 ) -> dict[str, str]:
-    """Compare every layer and every carried parameter with the model.
+    """Compare every layer and every parameter that is changed by what is passed through with the model.
 
     Args:
         done: the LoRA's layers and what it passes on.
@@ -55,14 +55,14 @@ def check_fit(
     problems = {
         key: absent for name, layer in done.layers.items() if name not in architecture.layers for key in layer.keys
     }
-    for item in done.carried:
+    for item in done.passthrough:
         wrong = _misfit(item, model, role)
         if wrong:
             problems.update(dict.fromkeys(item.keys, wrong))
     return problems
 
 
-def fit_carried(adapter: LoraAdapter, model: Checkpoint, role: str, *, allow_partial: bool) -> LoraAdapter:
+def fit_passthrough(adapter: LoraAdapter, model: Checkpoint, role: str, *, allow_partial: bool) -> LoraAdapter:
     """Compare what is passed on with another model than the one the LoRA was opened for: the one it goes to.
 
     Args:
@@ -77,7 +77,7 @@ def fit_carried(adapter: LoraAdapter, model: Checkpoint, role: str, *, allow_par
     Raises:
         UnmatchedKeysError: a change of a parameter that the model does not have, or has in another shape.
     """
-    wrong = {item: found for item in adapter.carried if (found := _misfit(item, model, role))}
+    wrong = {item: found for item in adapter.passthrough if (found := _misfit(item, model, role))}
     if not wrong:
         return adapter
     keys = tuple(key for item in wrong for key in item.keys)
@@ -92,13 +92,13 @@ def fit_carried(adapter: LoraAdapter, model: Checkpoint, role: str, *, allow_par
         )
     return replace(
         adapter,
-        carried=tuple(item for item in adapter.carried if item not in wrong),
+        passthrough=tuple(item for item in adapter.passthrough if item not in wrong),
         dropped=(*adapter.dropped, *keys),
         warnings=(*adapter.warnings, f"{len(keys)} keys do not fit the {role} and were left out, e.g. {keys[0]}"),
     )
 
 
-def _misfit(item: Carried, model: Checkpoint | Architecture, role: str) -> str:
+def _misfit(item: Passthrough, model: Checkpoint | Architecture, role: str) -> str:
     """Why a change that is passed on does not fit a model; "" where it does."""
     if item.kind == "text_encoder":
         return ""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from loraport.adapters.adapter import Carried, LoraAdapter
+from loraport.adapters.adapter import LoraAdapter, Passthrough
 from loraport.adapters.assemble import Assembled, assemble
 from loraport.adapters.dialect import Dialect
 from loraport.adapters.fit import check_fit
@@ -98,15 +98,15 @@ def open_adapter(
     if problems and not allow_partial:
         raise unmatched_keys(path, problems, len(refs), role, architecture, family)
     done, gone = _without(done, problems)
-    if not done.layers and not done.carried:
+    if not done.layers and not done.passthrough:
         raise unmatched_keys(path, problems, len(refs), role, architecture, family)
-    texts_carried = tuple(Carried((key,), key, "text_encoder", refs[key]) for key in texts)
+    texts_passed = tuple(Passthrough((key,), key, "text_encoder", refs[key]) for key in texts)
     return LoraAdapter(
         path,
         replace(dialect, alpha=_alpha_place(dialect, config, done)),
         own,
         {name: done.layers[name] for name in own.expected if name in done.layers},
-        tuple(done.carried) + texts_carried,
+        tuple(done.passthrough) + texts_passed,
         tuple(dropped) + tuple(gone),
         metadata,
         _common_dtype(done, pieces),
@@ -206,7 +206,7 @@ def _drop_layers(done: Assembled, drop: str | None) -> None:
     """Leave out single layers of a fused weight; the key stays for the others."""
     if drop is not None:
         done.layers = {name: layer for name, layer in done.layers.items() if not re.search(drop, name)}
-        done.carried = [item for item in done.carried if not re.search(drop, item.module)]
+        done.passthrough = [item for item in done.passthrough if not re.search(drop, item.module)]
 
 
 def _sort(refs: Mapping[str, TensorRef], family: Family) -> tuple[list[Piece], list[str], list[str]]:
@@ -297,11 +297,11 @@ def _alpha_place(dialect: Dialect, config: AdapterConfig | None, done: Assembled
 def _without(done: Assembled, problems: Mapping[str, str]) -> tuple[Assembled, list[str]]:
     """Leave out whatever has a key with a problem, whole."""
     layers = {name: layer for name, layer in done.layers.items() if not set(layer.keys) & problems.keys()}
-    carried = [item for item in done.carried if not set(item.keys) & problems.keys()]
+    passthrough = [item for item in done.passthrough if not set(item.keys) & problems.keys()]
     gone = [key for name, layer in done.layers.items() if name not in layers for key in layer.keys]
-    kept = {key for layer in layers.values() for key in layer.keys} | {key for item in carried for key in item.keys}
+    kept = {key for layer in layers.values() for key in layer.keys} | {key for item in passthrough for key in item.keys}
     gone = list(dict.fromkeys([*gone, *(key for key in problems if key not in kept)]))
-    return Assembled(layers, carried, warnings=done.warnings), gone
+    return Assembled(layers, passthrough, warnings=done.warnings), gone
 
 
 def _common_dtype(done: Assembled, pieces: Sequence[Piece]) -> str:

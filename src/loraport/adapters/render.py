@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loraport.adapters.adapter import Carried, CarriedUpdate
+from loraport.adapters.adapter import Passthrough, PassthroughUpdate
 from loraport.adapters.dialect import SAME_AS_INPUT, Dialect, Profile, profile_of
 from loraport.adapters.header import CONTENT, content_digest
 from loraport.adapters.join import Factors, join_layers, join_rows
@@ -23,7 +23,7 @@ from loraport.models.family import Family
 
 def render_adapter(
     layers: Mapping[LayerName, LowRank],
-    carried: Sequence[Carried],
+    passthrough: Sequence[Passthrough],
     profile: str,
     architecture: Architecture,
     input_dialect: Dialect | None = None,
@@ -34,7 +34,7 @@ def render_adapter(
     Args:
         layers: canonical layer -> update, scale inside. Give them one rank (LowRank.padded): some loaders
             mis-scale mixed ranks.
-        carried: passed on, in the spelling that the profile's loaders accept.
+        passthrough: passed on, in the spelling that the profile's loaders accept.
         profile: "universal", "diffusers", "kohya", "original", "same-as-input".
         architecture: the model, for its names and shapes.
         input_dialect: needed for "same-as-input".
@@ -45,24 +45,24 @@ def render_adapter(
         NumericalError: a factor that is not finite in `dtype`.
     """
     factors = {name: Factors(_cast(u.B, dtype, name), _cast(u.A, dtype, name)) for name, u in layers.items()}
-    return render(factors, {}, carried, profile_of(profile, input_dialect).of(architecture.family), architecture)
+    return render(factors, {}, passthrough, profile_of(profile, input_dialect).of(architecture.family), architecture)
 
 
 def render(
     factors: Mapping[LayerName, Factors],
     matrices: Mapping[LayerName, Float[Tensor, "m n"]],
-    carried: Sequence[Carried],
+    passthrough: Sequence[Passthrough],
     profile: Profile,
     architecture: Architecture,
     *,
     scaled: bool = True,
 ) -> dict[str, Shaped[Tensor, "..."]]:
-    """Keys and tensors of factors, whole matrices and carried tensors in a profile.
+    """Keys and tensors of factors, whole matrices and tensors passed through in a profile.
 
     Args:
         factors: canonical layer -> factors.
         matrices: canonical layer -> whole matrix.
-        carried: passed on.
+        passthrough: passed on.
         profile: as it is for the family of the architecture (`Profile.of`).
         architecture: the model, for its names and shapes.
         scaled: whether what is carried gets its scale; False where the reader of the file applies it.
@@ -74,7 +74,7 @@ def render(
     """
     family, dialect = architecture.family, profile.dialect
     tensors: dict[str, Tensor] = {}
-    biases = {item.module: item for item in carried if _changed(item, family) == "bias"}
+    biases = {item.module: item for item in passthrough if _changed(item, family) == "bias"}
     if profile.complete_biases and biases:
         factors, blanks = _completed(factors, biases, architecture)
     else:
@@ -87,9 +87,9 @@ def render(
     for name, matrix in whole_matrices.items():
         tensors[dialect.extra(name, "diff", family)] = matrix
     vectors: dict[str, list[tuple[str, Tensor]]] = {}
-    for item in carried:
+    for item in passthrough:
         tensor = item.load() if scaled else item.stored()
-        vectors.setdefault(carried_key(item, profile, family), []).append((item.module, tensor))
+        vectors.setdefault(passthrough_key(item, profile, family), []).append((item.module, tensor))
     for name, blank in blanks.items():
         key = dialect.extra(name, profile.carries["bias"], family)
         vectors.setdefault(key, []).append((name, blank))
@@ -98,16 +98,16 @@ def render(
     return tensors
 
 
-def check_carried(carried: Sequence[Carried], profile: Profile, family: Family) -> None:
+def check_passthrough(passthrough: Sequence[Passthrough], profile: Profile, family: Family) -> None:
     """Raise UnsupportedError where the profile has no spelling for something that is carried, before any work."""
-    for item in carried:
-        if item.shape is None and isinstance(item, CarriedUpdate):
+    for item in passthrough:
+        if item.shape is None and isinstance(item, PassthroughUpdate):
             raise item.shape_unknown()
-        carried_key(item, profile, family)
+        passthrough_key(item, profile, family)
 
 
-def carried_key(item: Carried, profile: Profile, family: Family) -> str:
-    """The key under which a carried tensor is written. Raises UnsupportedError where the profile has none."""
+def passthrough_key(item: Passthrough, profile: Profile, family: Family) -> str:
+    """The key of a tensor that is passed through. Raises UnsupportedError where the profile has none."""
     if item.kind == "text_encoder" or (profile.name == SAME_AS_INPUT and item.as_stored):
         return item.keys[0]
     part = item.kind if profile.name == SAME_AS_INPUT else profile.carries.get(_changed(item, family))
@@ -166,8 +166,8 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
             )
 
 
-def _changed(item: Carried, family: Family) -> str:
-    """What a carried tensor changes: "bias", "weight", "param", or "" for another model's part."""
+def _changed(item: Passthrough, family: Family) -> str:
+    """What a tensor that is passed through changes: "bias", "weight", "param", or "" for another model's part."""
     template = family.template_of(item.module)
     if template is None:
         return ""
@@ -175,7 +175,7 @@ def _changed(item: Carried, family: Family) -> str:
 
 
 def _completed(
-    factors: Mapping[LayerName, Factors], biases: Mapping[str, Carried], architecture: Architecture
+    factors: Mapping[LayerName, Factors], biases: Mapping[str, Passthrough], architecture: Architecture
 ) -> tuple[dict[LayerName, Factors], dict[LayerName, Tensor]]:
     """Zero factors for layers that have only a bias, zero biases for layers that have only factors."""
     example = next(iter(factors.values()), None)
@@ -194,7 +194,7 @@ def _completed(
     return (whole, blanks) if on_layers else (dict(factors), {})
 
 
-def _with_sizes_of_biases(architecture: Architecture, biases: Iterable[Carried]) -> Architecture:
+def _with_sizes_of_biases(architecture: Architecture, biases: Iterable[Passthrough]) -> Architecture:
     """The architecture with the dimensions that the lengths of biases give, and those of the model of that name."""
     found = dict(architecture.dimensions)
     for item in biases:
@@ -210,7 +210,7 @@ def _with_sizes_of_biases(architecture: Architecture, biases: Iterable[Carried])
     return replace(architecture, dimensions=found)
 
 
-def _shape_of(bias: Carried, architecture: Architecture) -> tuple[int, int]:
+def _shape_of(bias: Passthrough, architecture: Architecture) -> tuple[int, int]:
     """Rows and columns of the layer of a bias that stands alone."""
     shape = architecture.shape_of(bias.module)
     if shape is None or len(shape) != 2:

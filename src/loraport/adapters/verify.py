@@ -176,7 +176,7 @@ def _fit(lora: LoraAdapter, model: Checkpoint, expert: str | None, adapter: str 
 def _programs(lora: LoraAdapter) -> list[Check]:
     """Which programs take how much of the file, where it is spelled as an output of ours."""
     ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.factored}
-    content = content_of(SAME_AS_INPUT, ranks, lora.carried, lora.architecture, lora.dialect)
+    content = content_of(SAME_AS_INPUT, ranks, lora.passthrough, lora.architecture, lora.dialect)
     return [Check(title, True if title == IN_FULL else None, names) for title, names in takers(content)]
 
 
@@ -188,7 +188,7 @@ def _biases(lora: LoraAdapter, refs: dict[str, TensorRef]) -> list[Check]:
     family, dialect = lora.architecture.family, replace(lora.dialect, alpha="none")
     if dialect not in (PROFILES["universal"].dialect, PROFILES["diffusers"].dialect):
         return []
-    biased = {item.module for item in lora.carried if lora.architecture.role(item.module) == "linear"}
+    biased = {item.module for item in lora.passthrough if lora.architecture.role(item.module) == "linear"}
     factored = {name for name in lora.layers if dialect.factor(name, "down", family) in refs}
     if not biased:
         return []
@@ -221,7 +221,7 @@ def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     spelled = [PROFILES[profile].of(family).dialect for profile in ("universal", "diffusers")]
     promised = "loraport.version" in lora.metadata and plain in (spelled if classes.loader else spelled[1:])
     # Files of our own that diffusers is known to refuse were written with a warning.
-    wrong = False if promised and not any(item.kind == "text_encoder" for item in lora.carried) else None
+    wrong = False if promised and not any(item.kind == "text_encoder" for item in lora.passthrough) else None
     if classes.loader:
         loader = getattr(loaders, classes.loader)
         try:
@@ -261,7 +261,7 @@ def _transferred(lora: LoraAdapter) -> bool:
 
 
 def _has_biases(lora: LoraAdapter) -> bool:
-    return any(item.param.endswith(".bias") for item in lora.carried)
+    return any(item.param.endswith(".bias") for item in lora.passthrough)
 
 
 def _in_one_line(error: LoraportError) -> str:

@@ -91,9 +91,9 @@ def calibrate(
     path = None if output is None else Path(output)
     as_it_is = next(iter(plans.values()))
     check_outputs(path, as_it_is, options)
-    if as_it_is.carried:
+    if as_it_is.passthrough:
         progress.warn(
-            f"{len(as_it_is.carried)} tensors of the LoRA change other things than linear layers; they are in the "
+            f"{len(as_it_is.passthrough)} tensors of the LoRA change other things than linear layers; they are in the "
             "output and were off while measuring"
         )
     try:

@@ -42,7 +42,7 @@ def convert(
         f"renamed {text.count(done.layers, 'layer')}, {exact}",
         f"  from      {done.before}",
         f"  to        {done.after}",
-        f"  besides   {text.count(len(done.carried), 'key')} carried over, {len(done.dropped) or 'none'} dropped",
+        f"  besides   {text.count(len(done.passthrough), 'key')} passed through, {len(done.dropped) or 'none'} dropped",
     ]
     if done.dropped:
         lines.append(f"  dropped   {text.listing(done.dropped)}")
@@ -58,7 +58,7 @@ def convert(
             "before": done.before,
             "after": done.after,
             "layers": done.layers,
-            "carried": list(done.carried),
+            "passthrough": list(done.passthrough),
             "dropped": list(done.dropped),
             "folded": list(done.folded),
             "load": list(done.load),

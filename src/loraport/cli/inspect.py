@@ -63,7 +63,7 @@ def _lines(facts: dict[str, Any], verbose: int) -> list[str]:
     row("rank", _counted(facts["ranks"], "layer"))
     if facts["kind"] == "lora" and facts["scales"]:
         row("scale", f"{_counted(facts['scales'], 'layer')}; {text.listing(list(facts['scale_sources']))}")
-    row("besides", text.listing([f"{len(keys)} {kind}" for kind, keys in facts["carried"].items()]))
+    row("besides", text.listing([f"{len(keys)} {kind}" for kind, keys in facts["passthrough"].items()]))
     row("unknown", text.listing(facts["unknown"], most=50 if verbose else 5))
     row("missing", text.listing(facts["missing"], most=50 if verbose else 5))
     for name, value in facts["metadata"].items():

@@ -45,7 +45,7 @@ def describe(plan: Any, expected: Any) -> dict[str, Any]:
         "coverage": {
             "keys": len(adapter.keys),
             "layers": len(plan.jobs),
-            "carried": [key for item in plan.carried for key in item.keys],
+            "passthrough": [key for item in plan.passthrough for key in item.keys],
             "dropped": list(plan.dropped),
         },
         "rank": str(plan.rank),
@@ -84,7 +84,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
         f"  to        {target}" + (f"  ({facts['target']['path']})" if facts["target"] else ""),
         f"  method    {facts['method']}" + (f" at amount {facts['amount']:g}" if facts["amount"] != 1 else ""),
         f"  coverage  {text.count(cover['layers'], 'layer')} of {cover['keys']} keys in the file, "
-        f"{text.count(len(cover['carried']), 'key')} carried over unchanged, {len(cover['dropped']) or 'none'} dropped",
+        f"{text.count(len(cover['passthrough']), 'key')} passed through, {len(cover['dropped']) or 'none'} dropped",
         f"  rank      {facts['rank_in']} in, {facts['rank']} out, {facts['dtype']}, names: {facts['to']}",
         f"  work      about {text.duration(cost['seconds'])}, {_state(cost, cover['layers'])}",
         f"  memory    {text.size(cost['peak_bytes'])} at most",

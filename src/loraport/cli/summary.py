@@ -28,7 +28,7 @@ def show_report(report: TransferReport, plan: TransferPlan, console: Console, sa
     lines = [
         f"carried {Path(facts.lora).name} over to {target}",
         f"  layers    {_layers(report)}",
-        f"  keys      {text.count(len(report.carried), 'key')} carried over unchanged, "
+        f"  keys      {text.count(len(report.passthrough), 'key')} passed through, "
         f"{len(report.dropped) or 'none'} dropped",
         f"  rank      {facts.rank_in} in, {facts.rank_out} out",
         f"  energy    {_energy(report, plan)}",

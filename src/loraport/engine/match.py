@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.adapters.adapter import LayerUpdate, LoraAdapter
-from loraport.adapters.fit import fit_carried
+from loraport.adapters.fit import fit_passthrough
 from loraport.adapters.parse import open_adapter
 from loraport.containers.tensors import TensorRef, common_dtype, file_identity
 from loraport.engine.recipe import Recipe
@@ -104,7 +104,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
         scale=recipe.scale,
     ).scaled(recipe.strength)
     if target is not None:
-        adapter = fit_carried(adapter, target, "target", allow_partial=recipe.allow_partial)
+        adapter = fit_passthrough(adapter, target, "target", allow_partial=recipe.allow_partial)
     _refuse_a_second_time(adapter, recipe)
     identities = before | _identities(_files(source, target, adapter, distill))
     for file, identity in before.items():
@@ -153,7 +153,7 @@ def _files(*inputs: Checkpoint | LoraAdapter | None) -> set[Path]:
         elif one is not None:
             found.add(one.path)
             refs += [ref for layer in one.layers.values() for ref in layer.parts.values()]
-            refs += [item.ref for item in one.carried]
+            refs += [item.ref for item in one.passthrough]
     for ref in refs:
         found |= {ref.file, *(companion.file for _, companion in ref.companions)}
     return found

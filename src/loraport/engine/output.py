@@ -60,7 +60,7 @@ def render_output(
     layers = {result.report.name: result.update.padded(rank) for result in results}
     dtype = getattr(torch, plan.dtype)
     tensors = render_adapter(
-        layers, plan.carried, plan.recipe.to, plan.source.architecture, plan.adapter.dialect, dtype
+        layers, plan.passthrough, plan.recipe.to, plan.source.architecture, plan.adapter.dialect, dtype
     )
     told = ("layers", "rank_in", "rank_out", "energy_kept_min", "energy_kept_mean", "energy_kept_total")
     metadata = build_metadata(

@@ -1,6 +1,6 @@
 """From a recipe to work orders, by headers alone: names, shapes, dtypes and costs, no tensor data.
 
-Every key of the input LoRA ends in exactly one place: a job, carried, or dropped; anything else is an
+Every key of the input LoRA ends in exactly one place: a job, passed through, or dropped; anything else is an
 error before any work has begun.
 """
 
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraport.adapters.adapter import Carried, LoraAdapter
+from loraport.adapters.adapter import LoraAdapter, Passthrough
 from loraport.adapters.consumers import Content, content_of
 from loraport.adapters.dialect import check_profile, profile_of
 from loraport.adapters.loaders import loader_notes
-from loraport.adapters.render import check_carried
+from loraport.adapters.render import check_passthrough
 from loraport.containers.dtypes import written_as
 from loraport.engine.job import LayerJob
 from loraport.engine.match import open_inputs, weights_of
@@ -36,7 +36,7 @@ class TransferPlan:
         recipe: the request. method, params: resolved from it.
         adapter: the input LoRA. source, target: the checkpoints; `target` is None with a distillation LoRA.
         distill: that LoRA. jobs: one a layer, in the model's order.
-        carried: tensors taken over unchanged. dropped: keys left out.
+        passthrough: tensors taken over unchanged. dropped: keys left out.
         rank: settled rule. dtype: torch name of the output's dtype.
         extra_source, extra_target: weights that only one checkpoint has.
         content: what of the output decides which programs take it.
@@ -52,7 +52,7 @@ class TransferPlan:
     target: Checkpoint | None
     distill: LoraAdapter | None
     jobs: tuple[LayerJob, ...]
-    carried: tuple[Carried, ...]
+    passthrough: tuple[Passthrough, ...]
     dropped: tuple[str, ...]
     rank: RankRule
     dtype: str
@@ -110,7 +110,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     inputs = open_inputs(recipe)
     adapter, distill = inputs.adapter, inputs.distill
     family = inputs.source.architecture.family
-    check_carried(adapter.carried, profile_of(recipe.to, adapter.dialect).of(family), family)
+    check_passthrough(adapter.passthrough, profile_of(recipe.to, adapter.dialect).of(family), family)
     dropped = list(adapter.dropped)
     warnings = list(inputs.notes)
     if recipe.amount == 0.0:
@@ -153,7 +153,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     if not jobs:
         raise MismatchError("no layer of the LoRA is left to transfer", where=str(adapter.path))
     one_rank = dict.fromkeys((job.name for job in jobs), 1)
-    content = content_of(recipe.to, one_rank, adapter.carried, inputs.source.architecture, adapter.dialect)
+    content = content_of(recipe.to, one_rank, adapter.passthrough, inputs.source.architecture, adapter.dialect)
     warnings += loader_notes(content)
     _check_layers(recipe, [job.name for job in jobs])
     extra_source, extra_target = inputs.extras
@@ -166,7 +166,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         target=inputs.target,
         distill=distill,
         jobs=tuple(jobs),
-        carried=adapter.carried,
+        passthrough=adapter.passthrough,
         dropped=tuple(dropped),
         rank=rank,
         dtype=dtype,

@@ -140,7 +140,7 @@ class TransferReport:
         summary: totals and settings.
         columns: what the figures of the layers mean, as far as any layer has them.
         layers: one report a transferred layer, in the order of the model.
-        carried: keys taken over unchanged.
+        passthrough: keys taken over unchanged.
         dropped: keys left out, by request or by `allow_partial`.
         load: how to load the output, one program a line.
         warnings: sentences for the user.
@@ -150,7 +150,7 @@ class TransferReport:
     summary: Summary
     columns: tuple[Column, ...]
     layers: tuple[LayerReport, ...]
-    carried: tuple[str, ...]
+    passthrough: tuple[str, ...]
     dropped: tuple[str, ...]
     load: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -163,7 +163,7 @@ class TransferReport:
             "summary": self.summary.to_json(),
             "columns": [asdict(column) for column in self.columns],
             "layers": [layer.to_json() for layer in self.layers],
-            "carried": list(self.carried),
+            "passthrough": list(self.passthrough),
             "dropped": list(self.dropped),
             "load": list(self.load),
             "warnings": list(self.warnings),

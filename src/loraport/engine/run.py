@@ -280,7 +280,7 @@ def _report(
         summary=summary,
         columns=tuple(column for column in plan_columns(plan) if any(_has(layer, column.key) for layer in layers)),
         layers=layers,
-        carried=tuple(key for item in plan.carried for key in item.keys),
+        passthrough=tuple(key for item in plan.passthrough for key in item.keys),
         dropped=plan.dropped,
         load=() if path is None else _how_to_load(path, plan, summary),
         warnings=tuple(warnings),

@@ -33,7 +33,7 @@ def read_run(path: Path) -> dict[str, Any]:
         "output": None,
         "summary": {},
         "warnings": [],
-        "carried": [],
+        "passthrough": [],
         "dropped": [],
     }
     for event in events:

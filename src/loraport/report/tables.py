@@ -82,7 +82,7 @@ def summary_table(report: Mapping[str, Any]) -> Table:
 
 def _facts(report: Mapping[str, Any]) -> list[tuple[str, Any]]:
     facts = [(key, value) for key, value in report.get("summary", {}).items() if value not in (None, [], {}, ())]
-    return [*facts, *((key, len(report[key])) for key in ("carried", "dropped") if report.get(key))]
+    return [*facts, *((key, len(report[key])) for key in ("passthrough", "dropped") if report.get(key))]
 
 
 def _written(key: str, value: Any) -> str:

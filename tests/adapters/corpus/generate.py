@@ -110,8 +110,8 @@ def extraction(prefix: str) -> dict:
     return found
 
 
-def entry(about: str, keys: dict, *, layers: int = 0, carried: int = 0, error: str = "", **more) -> dict:
-    expect = {"error": error} if error else {"layers": layers, "carried": carried}
+def entry(about: str, keys: dict, *, layers: int = 0, passthrough: int = 0, error: str = "", **more) -> dict:
+    expect = {"error": error} if error else {"layers": layers, "passthrough": passthrough}
     return {"about": about, "keys": keys, "expect": expect | more.pop("expect", {}), **more}
 
 
@@ -148,7 +148,7 @@ CORPUS = {
         keys("base_model.model.transformer.", blocks(DIFFUSERS), AB)
         | {f"base_model.model.transformer.{n}.lora_B.bias": [s[0]] for n, s in blocks(DIFFUSERS).items()},
         layers=20,
-        carried=20,
+        passthrough=20,
     ),
     "musubi": entry(
         "musubi-tuner / kohya",
@@ -233,7 +233,7 @@ CORPUS = {
         "LightX2V extraction of a small model: whole differences, biases, modulation",
         extraction("diffusion_model."),
         layers=23,
-        carried=20 + 8 + 4 + 2 + 3 + 2 + 1,
+        passthrough=20 + 8 + 4 + 2 + 3 + 2 + 1,
         dtype="BF16",
         profiles=["universal", "original", "same-as-input"],
     ),
@@ -363,7 +363,7 @@ CORPUS = {
         keys("lora_unet_", blocks(HUNYUAN_COMFYUI, "double_blocks"), DOWN_UP, flat=True, extra={".alpha": []})
         | {f"lora_unet_double_blocks_{n}_img_attn_qkv.diff_b": [3 * D] for n in range(2)},
         layers=28,
-        carried=6,
+        passthrough=6,
         alpha=2.0,
         expect={"names": "comfyui", "scale": 0.5},
     ),
