@@ -1,5 +1,6 @@
 """Models and LoRAs in scaled fp8 go through the whole job as what they stand for."""
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -58,6 +59,32 @@ def test_a_model_in_scaled_fp8_is_the_model_written_out(layout, role, files, tmp
         report = loraport.transfer(files.lora, **given, output=out, method="casa", rank="full", options=OPTIONS)
         found.append(updates(out))
         assert len(report.layers) == len(pico.LAYERS)
+    for name, update in found[0].items():
+        torch.testing.assert_close(update, found[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_a_model_in_gguf_is_the_model_written_out(files, tmp_path):
+    writer, plain = gguf.GGUFWriter(tmp_path / "target.gguf", arch="wan"), {}
+    for key, weight in load_file(files.target).items():
+        fine = weight.dim() != 2 or weight.shape[1] % 32
+        kind = gguf.GGMLQuantizationType.F32 if fine else gguf.GGMLQuantizationType.Q8_0
+        stored = gguf.quants.quantize(weight.numpy(), kind)
+        plain[key] = torch.from_numpy(gguf.quants.dequantize(stored, kind)).reshape(weight.shape).clone()
+        if weight.dim() > 4:  # more dimensions than the format has: folded, with the shape beside it
+            writer.add_array(f"comfy.gguf.orig_shape.{key}", list(weight.shape))
+            stored = stored.reshape(len(stored), -1)
+        writer.add_tensor(key, stored, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    save_file(plain, tmp_path / "target.safetensors")
+    found = []
+    for name in ("target.gguf", "target.safetensors"):
+        out = tmp_path / f"{name}-out.safetensors"
+        pair = {"source": files.source, "target": tmp_path / name, "output": out, "rank": "full"}
+        loraport.transfer(files.lora, **pair, method="casa", options=OPTIONS)
+        found.append(updates(out))
     for name, update in found[0].items():
         torch.testing.assert_close(update, found[1][name], rtol=1e-4, atol=1e-6)
 

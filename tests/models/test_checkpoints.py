@@ -293,7 +293,7 @@ class TestContent:
         with pytest.raises(UnsupportedError, match=word):
             open_checkpoint(tmp_path / "x.safetensors")
 
-    def test_gguf_is_refused_by_name(self, tmp_path):
+    def test_gguf_of_an_unknown_version_is_refused_by_name(self, tmp_path):
         (tmp_path / "x.gguf").write_bytes(b"GGUF" + bytes(100))
         with pytest.raises(UnsupportedError, match="GGUF"):
             open_checkpoint(tmp_path / "x.gguf")

@@ -15,11 +15,11 @@ from loraport.files import read_text
 
 MAX_INDEX_BYTES = 32 * 2**20
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
-ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")  # the order of preference
+ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")  # the order of preference
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)")
 # A model's file or index; a variant ("fp16") stands before the ending in the one and after `.index` in the other.
 _MODEL = re.compile(
-    r"(?P<stem>.+?)(\.(?P<variant>fp16|bf16|fp32|fp8|ema|non_ema))?(?P<ending>\.(safetensors|bin|pt|pth|ckpt))"
+    r"(?P<stem>.+?)(\.(?P<variant>fp16|bf16|fp32|fp8|ema|non_ema))?(?P<ending>\.(safetensors|bin|pt|pth|ckpt|gguf))"
     r"(?P<index>\.index(\.(?P<kind>\w+))?\.json)?"
 )
 _HUB_ID = re.compile(r"(hf:|hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(/(?P<inside>[\w./-]+))?")

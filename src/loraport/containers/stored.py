@@ -15,6 +15,7 @@ from torch import Tensor
 
 from loraport.containers.access import open_file, read_begin, status, unreadable
 from loraport.containers.dtypes import FORMATS, name_of
+from loraport.containers.gguf import MAGIC, GgufTensor, read_gguf
 from loraport.containers.safetensors import SafetensorsHeader, Span, read_header
 from loraport.containers.torch_zip import read_groups
 from loraport.errors import FileError, UnsupportedError
@@ -30,8 +31,8 @@ class TensorRef:
         file: the file that holds it.
         key: its name there, as written.
         shape: its shape; with `rows` the shape of the slice.
-        dtype: safetensors spelling, "BF16", "F32", ...
-        container: "safetensors" or "torch".
+        dtype: safetensors spelling, "BF16", "F32", ...; that of GGUF for its own formats, "Q8_0", ...
+        container: "safetensors", "torch" or "gguf".
         nest: names that lead to the mapping with `key` in a torch file.
         rows: half-open ranges of rows of a fused weight, in the order in which they follow each other here; or None
             for all of it as it is.
@@ -84,18 +85,22 @@ class TensorFile:
 
 
 def list_stored(path: Path) -> TensorFile:
-    """List the tensors of a safetensors or torch file as they are stored, without reading their data.
+    """List the tensors of a safetensors, torch or GGUF file as they are stored, without reading their data.
 
     Raises:
         FileError: missing, damaged, or unsafe to load.
-        UnsupportedError: GGUF, or tensors of a type that is not known.
+        UnsupportedError: tensors of a type, or a GGUF file of a version, that is not known.
     """
     path = Path(path)
     begin = read_begin(path, 256)
     _refuse_stand_in(path, begin)
-    if begin[:4] == b"GGUF":
-        raise UnsupportedError(
-            "GGUF files are not supported yet", where=str(path), fix="use a bf16, fp16 or fp32 safetensors file"
+    if begin[:4] == MAGIC:
+        found = read_gguf(path)
+        return TensorFile(
+            path,
+            "gguf",
+            {(): {key: _gguf_ref(path, key, tensor) for key, tensor in found.tensors.items()}},
+            found.metadata,
         )
     if begin[:4] == b"PK\x03\x04" or path.suffix in {".pt", ".pth", ".ckpt", ".bin"}:
         groups = {
@@ -202,10 +207,24 @@ def _ref(path: Path, key: str, span: Span, container: str, nest: tuple[str, ...]
     return TensorRef(path, key, span.shape, span.dtype, container, nest)
 
 
+def _gguf_ref(path: Path, key: str, tensor: GgufTensor) -> TensorRef:
+    plain = tensor.span.dtype in FORMATS
+    stored_shape = None if plain else tensor.span.shape
+    return TensorRef(path, key, tensor.shape, tensor.span.dtype, "gguf", stored_shape=stored_shape)
+
+
+def _find(ref: TensorRef) -> Span | None:
+    if ref.container == "torch":
+        return read_groups(ref.file).get(ref.nest, {}).get(ref.key)
+    if ref.container == "gguf":
+        found = read_gguf(ref.file).tensors.get(ref.key)
+        return None if found is None else found.span
+    return read_header(ref.file).spans.get(ref.key)
+
+
 def _locate(ref: TensorRef) -> Span:
     """Where the tensor lies; of a fused one where all of it lies."""
-    spans = read_groups(ref.file).get(ref.nest, {}) if ref.container == "torch" else read_header(ref.file).spans
-    span = spans.get(ref.key)
+    span = _find(ref)
     found = None if span is None else span.shape
     if ref.rows is not None and found:
         if any(not 0 <= start <= end <= found[0] for start, end in ref.rows):

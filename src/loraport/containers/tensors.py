@@ -44,11 +44,11 @@ __all__ = [
 
 
 def open_tensors(path: Path) -> TensorFile:
-    """List the weights of a safetensors or torch file without reading their data.
+    """List the weights of a safetensors, torch or GGUF file without reading their data.
 
     Raises:
         FileError: missing, damaged, or unsafe to load.
-        UnsupportedError: GGUF, or tensors of a type that is not known.
+        UnsupportedError: tensors of a type, or a GGUF file of a version, that is not known.
     """
     file = list_stored(path)
     return replace(file, groups={nest: logical_group(group, file.metadata) for nest, group in file.groups.items()})
@@ -165,8 +165,7 @@ def _finite(tensor: Float32[Tensor, "..."], stored: Shaped[Tensor, "..."], ref: 
     if count == 0:
         return tensor
     first = [int(index) for index in bad.nonzero()[0]]
-    exact = stored.double() if stored.is_floating_point() else stored
-    beyond = bool(torch.isfinite(exact).all())
+    beyond = stored.is_floating_point() and bool(torch.isfinite(stored.double()).all())
     raise NumericalError(
         f"{ref.key} holds {'numbers beyond the range of float32' if beyond else 'NaN or infinity'}",
         where=str(ref.file),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from loraport.containers.codecs.base import Codec
 from loraport.containers.codecs.block_scales import Exponents, Mxfp8, Nvfp4, SmallFloats
+from loraport.containers.codecs.gguf_blocks import GgufBlocks
 from loraport.containers.codecs.int8 import GROUPS, Int8, Int8Rotated
 from loraport.containers.codecs.raw import Raw
 from loraport.containers.codecs.refused import Refused
@@ -13,6 +14,8 @@ from loraport.containers.stored import Group, TensorRef
 
 CODECS: tuple[Codec, ...] = (
     Refused("refused"),
+    GgufBlocks(),
+    GgufBlocks(GgufBlocks.folded),
     Int8(),
     *map(Int8Rotated, GROUPS),
     Mxfp8(),

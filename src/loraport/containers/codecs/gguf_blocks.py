@@ -1,0 +1,86 @@
+"""Weights in the block formats of GGUF: a few numbers of a row share a scale, and are read by the `gguf` package."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from math import sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Shaped
+from torch import Tensor
+
+from loraport.containers.codecs.base import Claim, logical
+from loraport.containers.dtypes import FORMATS
+from loraport.containers.stored import Group, TensorRef
+
+# Relative rounding error of Gaussian weights, measured with ggml's own encoder (without importances).
+ERRORS = {
+    "Q8_0": 0.0054,
+    "Q6_K": 0.0178,
+    "Q5_K": 0.0362,
+    "Q5_1": 0.0379,
+    "Q5_0": 0.0428,
+    "Q4_K": 0.0715,
+    "IQ4_NL": 0.0762,
+    "IQ4_XS": 0.0768,
+    "Q4_1": 0.0783,
+    "Q4_0": 0.0861,
+    "Q3_K": 0.151,
+    "Q2_K": 0.297,
+}
+_CHUNK = 2**20  # numbers that are decoded at once
+
+
+class GgufBlocks:
+    """Everything in a GGUF file that is no plain number."""
+
+    name = "GGUF"
+    folded = "GGUF, folded"
+    """Of a weight that was stored as a matrix of other rows."""
+
+    def __init__(self, name: str = name):
+        self.name = name
+
+    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
+        """Every quantised tensor; of those that are not read the format is named."""
+        claim = Claim()
+        for key, ref in group.items():
+            if ref.container != "gguf" or ref.dtype in FORMATS or self.name == self.folded:
+                continue
+            assert ref.stored_shape is not None
+            codec = self.name if ref.stored_shape[:-1] == ref.shape[:-1] else self.folded
+            claim.weights[key] = logical(ref, codec if ref.dtype in ERRORS else f"GGUF {ref.dtype}", {})
+            claim.used.add(key)
+        return claim
+
+    def decode(
+        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    ) -> Float32[Tensor, "..."]:
+        """The numbers, row by row, so that what the package makes on the way stays small."""
+        from gguf import GGMLQuantizationType
+        from gguf.quants import dequantize
+
+        weight = torch.empty(ref.shape)
+        if not weight.numel():
+            return weight
+        rows = stored.reshape(-1, stored.shape[-1]).numpy()
+        found = weight.view(len(rows), -1).numpy()
+        at_once = max(_CHUNK // found.shape[1], 1)
+        with np.errstate(all="ignore"):  # a scale that is no number is found and named where the weight is checked
+            for begin in range(0, len(rows), at_once):
+                part = slice(begin, begin + at_once)
+                found[part] = dequantize(rows[part], GGMLQuantizationType[ref.dtype])
+        return weight
+
+    def rounding_floor(self, ref: TensorRef) -> float:
+        """Measured on Gaussian weights."""
+        return sqrt(2.0) * ERRORS[ref.dtype]
+
+    def refusal(self, ref: TensorRef) -> str | None:
+        """The package is missing; or rows of a weight whose rows the file does not have."""
+        if self.name == self.folded and ref.rows is not None:
+            return "some rows of a GGUF tensor that was stored in another shape"
+        if find_spec("gguf") is None:
+            return f"GGUF {ref.dtype} needs the package gguf, which is not installed (pip install 'loraport[gguf]')"
+        return None
