@@ -1,6 +1,7 @@
 """The program itself: help, version, messages, exit codes. No models needed."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -260,3 +261,18 @@ def test_a_real_process_with_an_odd_locale(tmp_path: Path) -> None:
     done = loraport("inspect", "größe 日本.safetensors", cwd=tmp_path, env={"LC_ALL": "C", "PYTHONUTF8": "0"})
     assert done.returncode == 5
     assert "Traceback" not in done.stderr
+
+
+def test_a_wide_table_shows_the_columns_that_fit_and_names_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal
+    monkeypatch.setenv("NO_COLOR", "1")
+    columns = ["layer", "energy kept", *(f"figure {number}" for number in range(9))]
+    Console().table(columns, [["blocks.0.self_attn.q", "91.9 %", *["0.5"] * 9]], fixed=1)
+    said = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    assert "blocks.0.self_attn.q" in said
+    assert "91.9 %" in said
+    assert "no room for figure" in said
+    assert max(map(len, said.split("no room")[0].splitlines())) <= 40

@@ -8,9 +8,11 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraport.errors import LoraportError, UsageError
+
+_GAP = 3  # between two columns
 
 if TYPE_CHECKING:
     from rich.console import Console as RichConsole
@@ -40,23 +42,50 @@ class Console:
             for line in lines:
                 print(printable(line))
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
-        """Show rows to people; columns of numbers are aligned to the right."""
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        title: str | None = None,
+        fixed: int | None = None,
+    ) -> None:
+        """Show rows to people; columns of numbers are aligned to the right.
+
+        Args:
+            columns: the heads.
+            rows: the cells.
+            title: a line above.
+            fixed: the first so many columns are always shown, and of the others those that fit side by side; None
+                shows all, and breaks long cells into lines.
+        """
         if self.quiet or self.as_json or not rows:
             return
         from rich import box
         from rich.table import Table
         from rich.text import Text
 
+        screen = terminal(stderr=False, wide=True)
+        heads = [printable(column) for column in columns]
+        cells = [[printable(cell) for cell in row] for row in rows]
+        left_out: list[str] = []
+        if fixed is not None:
+            shown = _that_fit(heads, cells, fixed, screen.width)
+            left_out = [head for number, head in enumerate(heads) if number not in shown]
+            heads = [heads[number].replace(" ", "\n") for number in shown]
+            cells = [[row[number] for number in shown] for row in cells]
         heading = None if title is None else Text(printable(title), style="table.title")
         table = Table(title=heading, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        for number, column in enumerate(columns):
-            cells = [row[number] for row in rows]
-            numbers = all(cell == "" or cell[0] in "0123456789-" for cell in cells) and any(cells)
-            table.add_column(Text(printable(column)), justify="right" if numbers else "left", overflow="fold")
-        for row in rows:
-            table.add_row(*(Text(printable(cell)) for cell in row))
-        terminal(stderr=False, wide=True).print(table)
+        for number, head in enumerate(heads):
+            column = [row[number] for row in cells]
+            numbers = all(cell == "" or cell[0] in "0123456789-<" for cell in column) and any(column)
+            justify: Literal["left", "right"] = "right" if numbers else "left"
+            table.add_column(Text(head), justify=justify, overflow="fold", no_wrap=fixed is not None)
+        for row in cells:
+            table.add_row(*(Text(cell) for cell in row))
+        screen.print(table)
+        if left_out:
+            self.result(f"no room for {', '.join(left_out)}; all are in the run log, and with --json", "")
 
     def document(self, value: Mapping[str, Any]) -> None:
         """Print the one JSON document, if JSON was asked for."""
@@ -79,6 +108,17 @@ class Console:
         else:
             first, *more = error.parts
             print(f"error: {printable(first)}", *(f"  {printable(part)}" for part in more), sep="\n", file=sys.stderr)
+
+
+def _that_fit(heads: Sequence[str], cells: Sequence[Sequence[str]], fixed: int, width: int) -> list[int]:
+    """The first `fixed` columns, and as many of the others as there is room for."""
+    chosen, room = [], width
+    for number, head in enumerate(heads):
+        wide = max(len(part) for part in (*head.split(" "), *(row[number] for row in cells)))
+        if number < fixed or wide + _GAP <= room:
+            chosen.append(number)
+            room -= wide + _GAP
+    return chosen
 
 
 def printable(text: str) -> str:

@@ -31,7 +31,7 @@ def show_report(report: TransferReport, plan: TransferPlan, console: Console, sa
         f"  keys      {text.count(len(report.passthrough), 'key')} passed through, "
         f"{len(report.dropped) or 'none'} dropped",
         f"  rank      {facts.rank_in} in, {facts.rank_out} out",
-        f"  energy    {_energy(report, plan)}",
+        *_energy(report, plan),
         f"  time      {text.duration(facts.seconds)}{_cache_use(facts)}",
     ]
     if report.dropped:
@@ -64,22 +64,23 @@ def show_layers(report: TransferReport, console: Console) -> None:
                 "kept" if layer.cached else text.duration(layer.seconds),
             ]
         )
-    console.table(["layer", "shape", "rank", *(column.title for column in own), "time"], rows)
+    console.table(["layer", "shape", "rank", *(column.title for column in own), "time"], rows, fixed=3)
 
 
-def _energy(report: TransferReport, plan: TransferPlan) -> str:
+def _energy(report: TransferReport, plan: TransferPlan) -> list[str]:
     """How much of the exact update the rank holds, and where it holds least."""
     facts = report.summary
     worst = min(report.layers, key=lambda layer: layer.energy_kept)
     if worst.energy_kept > 1 - 1e-6:  # what is missing is rounding
-        return "all of the full update kept, in every layer"
+        return ["  energy    all of the full update kept, in every layer"]
     whole = any(job.name == worst.name and not job.update.factored for job in plan.jobs)
-    kept = (
-        f"{text.share(facts.energy_kept_total)} of the full update kept in total, "
-        f"{text.share(facts.energy_kept_mean)} in the mean layer, "
-        f"least in {worst.name}: {text.share(worst.energy_kept)}{' (a whole matrix in the input)' if whole else ''}"
-    )
-    return kept if facts.energy_kept_total >= ENOUGH else f"{kept}; more with a larger --rank"
+    more = "" if facts.energy_kept_total >= ENOUGH else "; more with a larger --rank"
+    return [
+        f"  energy    {text.share(facts.energy_kept_total)} of the full update kept in total, "
+        f"{text.share(facts.energy_kept_mean)} in the mean layer",
+        f"            least in {worst.name}: {text.share(worst.energy_kept)}"
+        f"{' (a whole matrix in the input)' if whole else ''}{more}",
+    ]
 
 
 def _layers(report: TransferReport) -> str:
