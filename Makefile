@@ -4,8 +4,9 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.ready
+PARALLEL := -n auto --dist worksteal
 
-.PHONY: demo evidence test test-fast lint bench clean
+.PHONY: demo evidence test test-fast lint bench docs clean
 
 demo: $(SETUP)
 	$(BIN)/loraport demo
@@ -13,11 +14,12 @@ demo: $(SETUP)
 evidence: $(SETUP)
 	$(BIN)/loraport evaluate $(if $(QUICK),--quick) $(if $(CALIBRATED),--calibrated)
 
-test: $(SETUP)
-	$(BIN)/python -m pytest
+# Style and types first; then all tests, a process for each core.
+test: lint
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-fast: $(SETUP)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 lint: $(SETUP)
 	$(BIN)/ruff check .
@@ -31,6 +33,9 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(SETUP)
+
+docs: $(SETUP)
+	$(BIN)/python docs/tables.py
 
 clean:
 	rm -rf $(VENV) demo-output .pytest_cache .ruff_cache
