@@ -66,6 +66,7 @@ def test_it_parses_or_is_refused_as_expected(name, tmp_path):
         assert expect["error"] in describe(path).refused
         return
     adapter = open_adapter(path, expert=entry.get("expert"))
+    assert adapter.architecture.family.name == expect.get("family", adapter.architecture.family.name)
     assert len(adapter.layers) == expect["layers"]
     assert len(adapter.passthrough) == expect["passthrough"]
     assert len(adapter.dropped) == entry.get("dropped", 0)

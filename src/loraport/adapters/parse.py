@@ -74,7 +74,8 @@ def open_adapter(
     path, refs, metadata = _read(named_path(path))
     architecture = model.architecture if isinstance(model, Checkpoint) else model
     refuse_kinds(path, refs)
-    family = architecture.family if architecture else _family_of(refs)
+    possible = [architecture.family] if architecture else _families_of(refs, path)
+    family = possible[0]
     dropped = _dropped(refs, family, drop)
     left_out = set(dropped)
     pieces, texts, unmatched = _sort({key: ref for key, ref in refs.items() if key not in left_out}, family)
@@ -112,7 +113,11 @@ def open_adapter(
         _common_dtype(done, pieces),
         tuple(refs),
         tuple(
-            idle + done.warnings + scale_doubts(done.layers.values(), config, dialect, metadata) + doubts(pieces, gone)
+            idle
+            + _other_families(possible)
+            + done.warnings
+            + scale_doubts(done.layers.values(), config, dialect, metadata)
+            + doubts(pieces, gone)
         ),
     )
 
@@ -158,24 +163,50 @@ def _config(path: Path, metadata: Mapping[str, str], dialect: Dialect, scale: fl
         return None  # damaged, and not needed
 
 
-def _family_of(refs: Mapping[str, TensorRef]) -> Family:
-    """The family that knows most of the keys; in a file of very many, most of some thousand of them."""
+def _families_of(refs: Mapping[str, TensorRef], path: Path) -> list[Family]:
+    """The family that a LoRA is for, and those that it may as well be for.
+
+    It is the one that knows most of the keys; in a file of very many, most of some thousand of them. Where several
+    know as many (layers of the attention are called the same in many families), sizes decide.
+    """
     sample = dict(islice(refs.items(), 0, None, 1 + len(refs) // MAX_LOOKED_AT))
     possible = [family for family in families().values() if family.lookalike(sample) is None]
-    return max(possible or families().values(), key=lambda family: len(_sort(sample, family)[0]))
+    pieces = {family.name: _sort(sample, family)[0] for family in possible or families().values()}
+    most = max(map(len, pieces.values()))
+    best = [name for name, found in pieces.items() if len(found) == most]
+    if most and len(best) > 1:
+        fits = {name: _own(pieces[name], families()[name], path) for name in best}
+        plausible = {name: own.plausible if own else (False, False) for name, own in fits.items()}
+        best = [name for name in best if plausible[name] == max(plausible.values())]
+    return [families()[name] for name in (best if most else best[:1])]
+
+
+def _other_families(possible: Sequence[Family]) -> list[str]:
+    if len(possible) < 2:
+        return []
+    others = " or ".join(family.title for family in possible[1:])
+    return [
+        f"taken for a LoRA of {possible[0].title}; by its names and sizes it may be one of {others} (--model decides)"
+    ]
+
+
+def _own(pieces: Sequence[Piece], family: Family, path: Path) -> Architecture | None:
+    """What a LoRA shows of its model, if the keys are of that family; None where its parts do not fit each other."""
+    try:
+        done = assemble(pieces, family, None, path, scale=1.0)
+    except LoraportError:
+        return None
+    return detect({name: layer.shape for name, layer in done.layers.items()}, family)
 
 
 def _title_of(refs: Mapping[str, TensorRef], tried: Family, path: Path) -> str | None:
     """What model a LoRA is for that has no key of one family; None if no other family has any either."""
-    family = _family_of(refs)
+    family = _families_of(refs, path)[0]
     pieces = _sort(refs, family)[0] if family.name != tried.name else []
     if not pieces:
         return None
-    try:
-        done = assemble(pieces, family, None, path, scale=1.0)
-    except LoraportError:
-        return family.title
-    return detect({name: layer.shape for name, layer in done.layers.items()}, family).title
+    own = _own(pieces, family, path)
+    return family.title if own is None else own.title
 
 
 def _check_shapes(own: Architecture, path: Path) -> None:

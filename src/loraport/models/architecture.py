@@ -45,7 +45,7 @@ class Architecture:
         if module in self.modules:
             return self.modules[module]
         template = self.family.template_of(module)
-        if template is None:
+        if template is None or not template.shape:
             return None
         sizes = [size_of(symbol, self.dimensions) for symbol in template.shape]
         return None if None in sizes else tuple(size for size in sizes if size is not None)
@@ -54,6 +54,14 @@ class Architecture:
     def expected(self) -> list[str]:
         """All modules that a model of the family with as many blocks may have, in order."""
         return self.family.modules(self.dimensions)
+
+    @property
+    def plausible(self) -> tuple[bool, bool]:
+        """Whether its sizes contradict neither each other nor the family, and whether they are those of a known model.
+
+        Names of some layers are common to several families; the one whose sizes are right is it.
+        """
+        return not self.misfits and self.lookalike is None, _size(self.family, self.dimensions) is not None
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -156,9 +164,9 @@ def _misfit(
     shape: Shape, symbols: tuple[str, ...], dimensions: Mapping[str, int], proof: Mapping[str, str]
 ) -> str | None:
     """What is wrong with a shape, or None."""
-    if len(shape) != len(symbols):
+    if symbols and len(shape) != len(symbols):
         return f"shape {list(shape)}, expected {len(symbols)} dimensions ({' x '.join(symbols)})"
-    for size, symbol in zip(shape, symbols, strict=True):
+    for size, symbol in zip(shape, symbols, strict=bool(symbols)):
         expected = size_of(symbol, dimensions)
         if expected is not None and size != expected:
             name = symbol.rpartition("*")[2]
@@ -169,7 +177,7 @@ def _misfit(
 def _title(family: Family, dimensions: dict[str, int], shapes: Mapping[str, Shape], lookalike: str | None) -> str:
     has_image = any(family.image_marker in name.split(".") for name in shapes)
     known: dict[str, object] = {**dimensions, "has_image": has_image}
-    size = next((s for s in family.sizes if _agrees(s, known, exact=False) and "width" in known), None)
+    size = _size(family, known)
     whole = size is not None and "in_channels" in known
     known["size"] = size["name"] if size else "?"
     variant = next((v for v in family.variants if whole and _agrees(v, known, exact=True)), None)
@@ -179,6 +187,10 @@ def _title(family: Family, dimensions: dict[str, int], shapes: Mapping[str, Shap
     facts += [f"width {dimensions['width']}"] if "width" in dimensions else []
     name = lookalike or name
     return f"{name} ({', '.join(facts)})" if facts else name
+
+
+def _size(family: Family, known: Mapping[str, object]) -> dict[str, object] | None:
+    return next((s for s in family.sizes if _agrees(s, known, exact=False) and "width" in known), None)
 
 
 def _agrees(wanted: Mapping[str, object], known: Mapping[str, object], *, exact: bool) -> bool:

@@ -27,7 +27,8 @@ class Template:
         name: canonical path, e.g. "blocks.<n>.self_attn.q".
         places: where every naming keeps it.
         role: "linear", "conv", "norm", "embedding", or "param" (a bare parameter without ".weight").
-        shape: of the weight, in symbols ("width"), numbers, multiples ("6*width") or "_" for anything.
+        shape: of the weight, in symbols ("width"), numbers, multiples ("6*width") or "_" for anything; () where namings
+            store it in different shapes.
         optional: absent in some variants of the family.
         group: layers that do the same in every block, for people ("self q/k"); "" for what belongs to none.
         counter: the letter of the block number, "" outside the blocks.

@@ -52,6 +52,23 @@ HUNYUAN_DIFFUSERS = {
     **{f"{a}.net.0.proj": (F, D) for a in ("ff", "ff_context")},
     **{f"{a}.net.2": (D, F) for a in ("ff", "ff_context")},
 }
+# Krea 2: keys and values have fewer heads than queries. Two kinds of blocks beside the others fuse the text.
+KV = 12
+KREA2 = {
+    **{f"attn.w{x}": (D, D) for x in "qo"},
+    **{f"attn.w{x}": (KV, D) for x in "kv"},
+    "attn.gate": (D, D),
+    "mlp.gate": (F, D),
+    "mlp.up": (F, D),
+    "mlp.down": (D, F),
+}
+KREA2_DIFFUSERS = {
+    **{f"attn.to_{x}": (D, D) for x in ("q", "out.0", "gate")},
+    **{f"attn.to_{x}": (KV, D) for x in "kv"},
+    "ff.gate": (F, D),
+    "ff.up": (F, D),
+    "ff.down": (D, F),
+}
 AB = (".lora_A.weight", ".lora_B.weight")
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 
@@ -398,6 +415,67 @@ CORPUS = {
         "diffusers for Qwen-Image",
         keys("transformer.", blocks({"attn.to_q": (D, D), "img_mlp.net.0.proj": (F, D)}, "transformer_blocks"), AB),
         error="Qwen-Image",
+    ),
+    "krea2-ai-toolkit": entry(
+        "ai-toolkit for Krea 2: original names, the blocks that fuse the text among them",
+        keys(
+            "diffusion_model.",
+            blocks(KREA2) | blocks(KREA2, "txtfusion.layerwise_blocks") | blocks(KREA2, "txtfusion.refiner_blocks"),
+            AB,
+        ),
+        layers=48,
+        dtype="BF16",
+        expect={"names": "original", "prefix": "diffusion_model."},
+    ),
+    "krea2-peft": entry(
+        "PEFT over Krea's own network, layers outside the blocks too",
+        keys("base_model.model.", blocks(KREA2) | {"first": (D, 8), "tproj.1": (6 * D, D), "last.linear": (8, D)}, AB),
+        layers=19,
+        expect={"names": "original"},
+    ),
+    "krea2-diffusers": entry(
+        "Krea2Pipeline.save_lora_weights",
+        keys("transformer.", blocks(KREA2_DIFFUSERS, "transformer_blocks"), AB),
+        layers=16,
+        metadata={"format": "pt", "lora_adapter_metadata": META},
+        expect={"names": "diffusers", "scale": 2.0},
+    ),
+    "krea2-diffusers-attention": entry(
+        "the training script of diffusers: projections of the attention, by names common to many families",
+        keys(
+            "transformer.",
+            blocks({f"attn.to_{x}": KREA2_DIFFUSERS[f"attn.to_{x}"] for x in "qkv"}, "transformer_blocks"),
+            AB,
+        ),
+        layers=6,
+        expect={"names": "diffusers", "family": "krea2"},
+    ),
+    "krea2-musubi": entry(
+        "musubi-tuner for Krea 2",
+        keys("lora_unet_", blocks(KREA2), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=16,
+        alpha=4.0,
+        expect={"names": "original", "scale": 1.0},
+    ),
+    "krea2-turbo-lora": entry(
+        "the LoRA between Raw and Turbo as ComfyUI has it: down and up",
+        keys("diffusion_model.", blocks(KREA2), DOWN_UP),
+        layers=16,
+        dtype="BF16",
+    ),
+    "lokr-krea2-ai-toolkit": entry(
+        "ai-toolkit LoKr for Krea 2",
+        lokr("diffusion_model.", blocks(KREA2), extra={".alpha": []}),
+        layers=16,
+        alpha=9999999.0,
+        expect={"scale": 1.0},
+    ),
+    "lokr-krea2-lycoris": entry(
+        "SimpleTuner LyCORIS for Krea 2: flattened diffusers names",
+        lokr("lycoris_", blocks(KREA2_DIFFUSERS, "transformer_blocks"), rank=2, flat=True, extra={".alpha": []}),
+        layers=16,
+        alpha=2.0,
+        expect={"names": "diffusers", "scale": 1.0},
     ),
     "sdxl-diffusers": entry(
         "diffusers for a UNet, attention layers only",

@@ -1,0 +1,172 @@
+"""Image families: checkpoints in every naming, LoRAs in the loaders of diffusers, fused and split layers alike."""
+
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import loraport
+from loraport.adapters.convert import convert_adapter
+from loraport.adapters.parse import open_adapter
+from loraport.adapters.verify import verify_adapter
+from loraport.containers.tensors import read_tensor
+from loraport.engine.recipe import RunOptions
+from loraport.models.checkpoint import open_checkpoint
+from loraport.models.family import families
+from loraport.models.keymap import build
+from makers import LoraFile
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("peft")
+image_families = pytest.importorskip("image_families")
+pytestmark = pytest.mark.filterwarnings("ignore")
+CASES = image_families.CASES
+ATTENTION = r"attn\.to_|attention\.to_|attn\.add_"
+
+
+@pytest.fixture(autouse=True)
+def _own_rng():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def _save(state, path):
+    save_file({key: tensor.contiguous().clone() for key, tensor in state.items()}, path)
+    return path
+
+
+def _lora(made, prefix="transformer."):
+    return {f"{prefix}{name}.lora_{half}.weight": tensor.clone()
+            for name, (b, a) in made.items() for half, tensor in (("B", b), ("A", a))}  # fmt: skip
+
+
+def _updates(path, model=None):
+    return {name: layer.load().dense().double() for name, layer in open_adapter(path, model).layers.items()}
+
+
+def _fused(case, path, caplog):
+    """What loading and fusing the file changes in the network; no key may be missing or unexpected."""
+    network = case.network()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    pipeline = _pipeline(case, network)
+    loggers = [logging.getLogger(name) for name in ("diffusers", "peft")]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        pipeline.load_lora_weights(path)
+    for logger in loggers:
+        logger.removeHandler(caplog.handler)
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not [name for name, parameter in network.named_parameters() if parameter.is_meta]
+    pipeline.fuse_lora(components=["transformer"])
+    pipeline.unload_lora_weights()
+    after = network.state_dict()
+    assert after.keys() == before.keys()
+    return {name: after[name] - tensor for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+
+
+def _pipeline(case, network):
+    kind = getattr(diffusers, case.pipeline)
+    parts = dict.fromkeys(kind._get_signature_keys(kind)[0])
+    return kind(**{**parts, "transformer": network})
+
+
+def _compare(changes, made):
+    assert changes.keys() == {f"{name}.weight" for name in made}
+    for name, (b, a) in made.items():
+        wanted = b.double() @ a.double()
+        assert (changes[f"{name}.weight"].double() - wanted).norm() <= 1e-4 * wanted.norm(), name
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_spelling_names_one_module(name):
+    build(families()[name])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_checkpoint_is_known_in_full_in_every_naming(name, tmp_path):
+    case = CASES[name]
+    state = image_families.random_state(case.network(), 1)
+    original = case.original_state(state)
+    split = open_checkpoint(_save(state, tmp_path / "diffusers.safetensors"))
+    whole = open_checkpoint(
+        _save({f"model.diffusion_model.{k}": t for k, t in original.items()}, tmp_path / "x.safetensors")
+    )
+    for model, naming in ((split, "diffusers"), (whole, "original")):
+        assert (model.architecture.family.name, model.unknown, model.missing, model.notes) == (name, (), (), ())
+        same_names = all(case.original(layer) == layer for layer in image_families.linear(case.network()))
+        assert model.naming == ("original" if same_names else naming)
+    assert split.tensors.keys() == whole.tensors.keys()
+    for key, ref in split.tensors.items():
+        assert torch.equal(read_tensor(ref).flatten(), read_tensor(whole.tensors[key]).flatten()), key
+    # The names written out in the helper are those that diffusers itself converts from.
+    again = case.to_diffusers({key: tensor.clone() for key, tensor in original.items()})
+    assert again.keys() == state.keys()
+    assert all(torch.equal(again[key], tensor) for key, tensor in state.items())
+
+
+@pytest.mark.parametrize("to", ["universal", "diffusers"])
+@pytest.mark.parametrize("name", CASES)
+def test_a_lora_loads_and_adds_exactly_the_update(name, to, tmp_path, caplog):
+    case = CASES[name]
+    made = image_families.factors(image_families.linear(case.network()))
+    path = LoraFile(_lora(made)).write(tmp_path)
+    assert open_adapter(path).architecture.family.name == name
+    convert_adapter(path, tmp_path / "x.safetensors", to=to)
+    _compare(_fused(case, tmp_path / "x.safetensors", caplog), made)
+    checks = {check.name: check for check in verify_adapter(tmp_path / "x.safetensors", load=True)}
+    assert checks["diffusers loads it"].passed is True, checks
+
+
+@pytest.mark.parametrize("to", ["universal", "diffusers", "kohya", "original", "same-as-input"])
+@pytest.mark.parametrize("name", CASES)
+def test_read_write_read_gives_the_same(name, to, tmp_path):
+    case = CASES[name]
+    made = image_families.factors(image_families.linear(case.network()))
+    path = LoraFile(_lora(made)).write(tmp_path)
+    model = open_checkpoint(_save(case.network().state_dict(), tmp_path / "model.safetensors"))
+    convert_adapter(path, tmp_path / "a.safetensors", to=to)
+    convert_adapter(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="diffusers")
+    first, second = _updates(path, model), _updates(tmp_path / "a.safetensors", model)
+    assert first.keys() == second.keys()
+    for layer, update in first.items():
+        torch.testing.assert_close(second[layer], update, rtol=1e-5, atol=1e-6)
+    back, start = load_file(tmp_path / "b.safetensors"), load_file(path)
+    assert back.keys() == start.keys()
+    for key, (b, a) in made.items():
+        stem = f"transformer.{key}"
+        found = back[f"{stem}.lora_B.weight"].double() @ back[f"{stem}.lora_A.weight"].double()
+        torch.testing.assert_close(found, b.double() @ a.double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["direct", "casa"])
+@pytest.mark.parametrize("name", CASES)
+def test_one_transfer_whatever_the_naming(name, method, tmp_path):
+    case = CASES[name]
+    source = image_families.random_state(case.network(), 1)
+    noise = image_families.random_state(case.network(), 2)
+    target = {key: tensor + 0.02 * noise[key] for key, tensor in source.items()}
+    for role, state in (("source", source), ("target", target)):
+        _save(state, tmp_path / f"{role}-diffusers.safetensors")
+        _save(case.original_state(state), tmp_path / f"{role}-original.safetensors")
+    made = image_families.factors(image_families.linear(case.network(), r"(?<!text_fusion\.projector)$"))
+    path = LoraFile(_lora(made)).write(tmp_path)
+    found = []
+    for one, other in (("diffusers", "diffusers"), ("original", "original"), ("original", "diffusers")):
+        loraport.transfer(
+            path,
+            source=tmp_path / f"source-{one}.safetensors",
+            target=tmp_path / f"target-{other}.safetensors",
+            output=tmp_path / f"{one}-{other}.safetensors",
+            method=method,
+            options=RunOptions(cache="off", executor="serial", log="off"),
+        )
+        found.append(_updates(tmp_path / f"{one}-{other}.safetensors"))
+    assert len(found[0]) >= len(made)  # more where diffusers keeps one layer of what others split
+    for others in found[1:]:
+        assert others.keys() == found[0].keys()
+        for layer, update in found[0].items():
+            assert (others[layer] - update).norm() <= 1e-6 * update.norm(), layer

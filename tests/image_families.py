@@ -1,0 +1,127 @@
+"""Tiny networks of image families as diffusers builds them; the other names of their parameters, written out here."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import diffusers
+import torch
+from diffusers.loaders import single_file_utils
+from torch import Tensor, nn
+
+Rules = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One family.
+
+    Args:
+        network: builds a network of it.
+        pipeline: the pipeline of diffusers that loads LoRAs for it.
+        rules: from a name in diffusers to the original one, tried in turn, all of them.
+        fused: pattern of the part of an original name -> the last parts in diffusers that it holds, in order.
+        halves: modules of diffusers of which the halves lie the other way round in the original.
+        flattened: parameters of diffusers that are one row in the original.
+        to_diffusers: the conversion of checkpoints in diffusers itself.
+    """
+
+    network: Callable[[], nn.Module]
+    pipeline: str
+    rules: Rules
+    to_diffusers: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    halves: tuple[str, ...] = ()
+    flattened: str = ""
+
+    def original(self, name: str) -> str:
+        """The original name of a parameter or module of diffusers, as if nothing were fused."""
+        for pattern, new in self.rules:
+            name = re.sub(pattern, new, name)
+        return name
+
+    def original_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A state dict of diffusers as the original has it."""
+        found: dict[str, Tensor] = {}
+        for key, tensor in state.items():
+            stem, _, kind = key.rpartition(".")
+            for fused, parts in self.fused.items():
+                if stem.endswith(f".{parts[0]}"):
+                    start = stem.removesuffix(parts[0])
+                    found[self.original(f"{start}{fused}.{kind}")] = torch.cat(
+                        [state[f"{start}{part}.{kind}"] for part in parts]
+                    )
+                    break
+                if stem.endswith(tuple(f".{part}" for part in parts)):
+                    break
+            else:
+                whole = torch.cat(tensor.chunk(2)[::-1]) if stem in self.halves else tensor
+                whole = whole.flatten() if self.flattened and re.search(self.flattened, key) else whole
+                found[self.original(key)] = whole
+        return found
+
+
+def _krea2() -> nn.Module:
+    return diffusers.Krea2Transformer2DModel(
+        in_channels=8, num_layers=2, attention_head_dim=12, num_attention_heads=4, num_key_value_heads=2,
+        intermediate_size=80, timestep_embed_dim=16, text_hidden_dim=24, num_text_layers=3,
+        text_num_attention_heads=2, text_num_key_value_heads=2, text_intermediate_size=40, axes_dims_rope=(4, 4, 4),
+    )  # fmt: skip
+
+
+KREA2 = Case(
+    _krea2,
+    "Krea2Pipeline",
+    [
+        (r"^transformer_blocks\.", "blocks."),
+        (r"^(blocks\.\d+)\.scale_shift_table", r"\1.mod.lin"),
+        (r"^text_fusion\.", "txtfusion."),
+        (r"\.attn\.to_([qkv])", r".attn.w\1"),
+        (r"\.attn\.to_out\.0", ".attn.wo"),
+        (r"\.attn\.to_gate", ".attn.gate"),
+        (r"\.ff\.", ".mlp."),
+        (r"\.attn\.norm_([qk])\.weight", r".attn.qknorm.\1norm.scale"),
+        (r"\.norm1\.weight", ".prenorm.scale"),
+        (r"\.norm2\.weight", ".postnorm.scale"),
+        (r"^img_in", "first"),
+        (r"^time_embed\.linear_1", "tmlp.0"),
+        (r"^time_embed\.linear_2", "tmlp.2"),
+        (r"^time_mod_proj", "tproj.1"),
+        (r"^txt_in\.norm\.weight", "txtmlp.0.scale"),
+        (r"^txt_in\.linear_1", "txtmlp.1"),
+        (r"^txt_in\.linear_2", "txtmlp.3"),
+        (r"^final_layer\.linear", "last.linear"),
+        (r"^final_layer\.norm\.weight", "last.norm.scale"),
+        (r"^final_layer\.scale_shift_table", "last.modulation.lin"),
+    ],
+    single_file_utils.convert_krea2_transformer_checkpoint_to_diffusers,
+    flattened=r"^transformer_blocks\.\d+\.scale_shift_table",
+)
+CASES = {"krea2": KREA2}
+
+
+def random_state(network: nn.Module, seed: int) -> dict[str, Tensor]:
+    """Random weights for all parameters of a network."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        key: torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5
+        for key, tensor in network.state_dict().items()
+    }
+
+
+def linear(network: nn.Module, part: str = "") -> dict[str, tuple[int, int]]:
+    """Linear layers of a network in whose name a pattern is found -> (out, in)."""
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and re.search(part, name)
+    }
+
+
+def factors(layers: dict[str, tuple[int, int]], seed: int = 0, rank: int = 3) -> dict[str, tuple[Tensor, Tensor]]:
+    """Random B and A for each layer."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: (torch.randn(m, rank, generator=generator), torch.randn(rank, n, generator=generator) / n**0.5)
+        for name, (m, n) in layers.items()
+    }
