@@ -240,7 +240,11 @@ def _peak_bytes(name: str, values: dict[str, Any], needs: Needs, shape: tuple[in
         return method.memory(shape, rank, params) + _SMALL_CHANGE
     pair = costs.matrix_bytes(m, n, 2.5)
     p = min(m, n)
-    decomposing = costs.matrix_bytes(m, n, 4) + costs.matrix_bytes(p, p, 6) if needs.basis or needs.target_basis else 0
+    decomposing = 0
+    if needs.basis or needs.target_basis:
+        decomposing = costs.matrix_bytes(m, n, 4) + costs.matrix_bytes(p, p, 6)
+    if needs.basis and needs.target_basis:
+        decomposing += costs.basis_bytes(m, n)  # the first is there while the second is found
     return max(pair, decomposing, method.memory(shape, rank, params)) + _SMALL_CHANGE
 
 
