@@ -124,6 +124,14 @@ def test_library_failures_are_caught(monkeypatch):
         thin_svd(W)
 
 
+def test_drivers_are_called_what_they_are_on_each_device():
+    names = {device: [name for name, _ in module._attempts(device)] for device in ("cpu", "cuda")}
+    assert names == {
+        "cpu": ["gram", "gesdd", "gesdd-float64"],
+        "cuda": ["gram", "gesvdj", "gesvd", "gesvd-float64"],
+    }
+
+
 @pytest.mark.parametrize("n", [1, 3, 4, 17])
 def test_gram_has_the_lower_triangle(n):
     W = torch.randn(9, n, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
