@@ -132,6 +132,13 @@ def test_factors_that_cannot_be_read_are_refused_by_name(extra, word, tmp_path, 
     assert "blocks.0.ffn.0.lora_A.weight" in message
 
 
+@pytest.mark.parametrize("name", ["a1", "b2", "magnitude", "rescale", "default"])
+def test_an_adapter_may_be_called_as_parts_of_other_kinds_are(name, tmp_path, pico):
+    pair = (f".lora_A.{name}.weight", f".lora_B.{name}.weight")
+    adapter = open_adapter(LoraFile(spell(makers.factors(), "diffusion_model.", same, *pair)).write(tmp_path), pico)
+    assert len(adapter.layers) == 20
+
+
 WORDS = {
     "base_model.model.head.head.modules_to_save.default.weight": "modules_to_save",
     "base_model.model.head.head.weight": "modules_to_save",

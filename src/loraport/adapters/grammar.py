@@ -43,9 +43,8 @@ class Grammar:
         """The kind of adapter that a key betrays, if it is one that is refused."""
         if not any_refused().search(key):
             return None
-        suffix = self.split_suffix(key)
-        if suffix is not None and any(suffix.part in kind.endings for kind in KINDS.values()):
-            return None
+        if self.split_suffix(key) is not None:
+            return None  # understood, an adapter called "a1" included
         return next((kind for kind, pattern in self.refused if pattern.search(key)), None)
 
     def explanation(self, key: str) -> str | None:
