@@ -55,7 +55,8 @@ def transfer(
         output: the file to write; None computes and reports only.
         nested_source: part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.
         nested_target: part of the target to read, in the same way.
-        force: go on although the target does not look derived from the source, or the LoRA was transferred before.
+        force: go on although the target does not look derived from the source, its drift is mostly rounding, or the
+            LoRA was transferred before.
         strength: use the whole LoRA this strong, before any method.
         scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
         expert: which LoRA of a file that holds those of both Wan2.2 experts.

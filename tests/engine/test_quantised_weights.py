@@ -8,9 +8,10 @@ from torch import Tensor
 
 import loraport
 import pico
+from loraport.engine.events import LayerDone
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe, RunOptions
-from loraport.errors import UnsupportedError
+from loraport.errors import NumericalError, UnsupportedError
 
 OPTIONS = RunOptions(cache="off", log="off", overwrite=True)
 COMFY = (".scale_weight", torch.float8_e4m3fn, "tensor")
@@ -100,16 +101,57 @@ def test_a_lora_in_scaled_fp8_is_the_lora_written_out(layout, files, tmp_path):
         torch.testing.assert_close(update, wanted, rtol=1e-5, atol=1e-7)
 
 
-def test_a_target_that_is_the_source_rounded_to_fp8_is_called_rounding_noise(files, tmp_path):
+def test_a_drift_that_is_mostly_rounding_is_refused_before_the_work(files, tmp_path):
     stored, _ = rounded(load_file(files.source), *LIGHTX2V)
     save_file(stored, tmp_path / "fp8.safetensors")
+    pair = {"source": files.source, "target": tmp_path / "fp8.safetensors", "options": OPTIONS}
+    done = []
+    with pytest.raises(NumericalError) as caught:
+        loraport.transfer(files.lora, **pair, output=tmp_path / "out.safetensors", method="casa", on_event=done.append)
+    assert caught.value.exit_code == 4
+    assert "F8_E4M3, scaled" in caught.value.where
+    assert all(way in caught.value.fix for way in ("bf16", "--method direct", "--strength", "--force"))
+    assert not any(isinstance(event, LayerDone) for event in done)
+    assert not (tmp_path / "out.safetensors").exists()
+    forced = loraport.transfer(files.lora, **pair, output=None, method="casa", force=True)
+    assert all(layer.stats["drift_is_rounding"] for layer in forced.layers)
+    assert all(layer.stats["drift_rounding"] > 0.8 for layer in forced.layers)
+    assert any("rounding" in warning for warning in forced.warnings)
+    assert loraport.transfer(files.lora, **pair, output=None, method="direct").warnings == ()
+
+
+def test_the_share_of_rounding_is_what_was_measured(files, tmp_path):
+    """A target with a drift of its own, then rounded: the share is that of the squared norm that rounding added."""
+    draw = torch.Generator().manual_seed(5)
+    source, own = load_file(files.source), {}
+    for key, weight in source.items():
+        if weight.dim() == 2:
+            weight = source[key] = torch.randn(weight.shape, generator=draw)
+        own[key] = weight + 0.04 * torch.randn(weight.shape, generator=draw) * (weight.dim() == 2)
+    save_file(source, tmp_path / "source.safetensors")
+    stored, plain = rounded(own, *LIGHTX2V)
+    save_file(stored, tmp_path / "fp8.safetensors")
     report = loraport.transfer(
-        files.lora, source=files.source, target=tmp_path / "fp8.safetensors", output=None, method="casa",
-        options=OPTIONS,
+        files.lora, source=tmp_path / "source.safetensors", target=tmp_path / "fp8.safetensors", output=None,
+        method="casa", options=OPTIONS,
     )  # fmt: skip
-    assert all(layer.stats["drift_is_rounding"] for layer in report.layers)
-    assert all(layer.stats["drift_rel"] > 0.01 for layer in report.layers)
-    assert any("rounding" in warning for warning in report.warnings)
+    for layer in report.layers:
+        key = f"{layer.name}.weight"
+        added = float((plain[key] - own[key]).norm() / (plain[key] - source[key]).norm()) ** 2
+        assert layer.stats["drift_rounding"] == pytest.approx(added, rel=0.4)  # a fifth of the norm
+        assert not layer.stats["drift_is_rounding"]
+    assert not any("rounding" in warning for warning in report.warnings)
+
+
+def test_the_drift_of_a_distillation_lora_holds_no_rounding(files, tmp_path):
+    stored, _ = rounded(load_file(files.source), *LIGHTX2V)
+    save_file(stored, tmp_path / "fp8.safetensors")
+    (tmp_path / "fast.safetensors").write_bytes(files.lora.read_bytes())
+    report = loraport.transfer(
+        files.lora, source=tmp_path / "fp8.safetensors", target_lora=f"{tmp_path / 'fast.safetensors'}:0.01",
+        output=None, method="casa", options=OPTIONS,
+    )  # fmt: skip
+    assert not any(layer.stats["drift_is_rounding"] or "drift_rounding" in layer.stats for layer in report.layers)
 
 
 def test_a_fine_weight_is_never_rounded_to_fp8(files, tmp_path):

@@ -130,7 +130,7 @@ def calibrate(
     choice = choose(candidates, theirs, ours, times, gap or LatentDistance())
     progress.stage(f"{choice.chosen.label} it is" if path is None else f"writing {path.name}")
     plan = choice.chosen.candidate.plan
-    report = run(plan, path, options, on_event)
+    report = run(plan, path, options, on_event, measured=True)
     return CalibrationReport(
         transfer=report,
         recipe=plan.recipe,

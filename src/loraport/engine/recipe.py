@@ -113,7 +113,8 @@ class Recipe(Settings):
     force: Annotated[
         bool,
         Setting(
-            "Go on although the target does not look derived from the source, or the LoRA was transferred before.",
+            "Go on although the target does not look derived from the source, its drift is mostly rounding, or the "
+            "LoRA was transferred before.",
             "--force", panel=MODELS,
         ),
     ] = False  # fmt: skip

@@ -20,8 +20,14 @@ COLUMNS = (
     ),
     Column("update_rel", "update", "Frobenius norm of the LoRA's update over that of the source weight", "share"),
     Column("drift_rel", "drift", "Frobenius norm of target minus source over that of the source weight", "share"),
+    Column(
+        "drift_rounding",
+        "rounding",
+        "share of the drift's squared norm that the rounding of the stored weights explains, from one per cent on",
+        "share",
+    ),
 )
-"""What the engine itself says about a layer, whatever the method; the last two where the method has both weights."""
+"""What the engine itself says about a layer, whatever the method; the last three where the method has both weights."""
 
 
 def layer_columns(methods: Iterable[str]) -> tuple[Column, ...]:

@@ -32,6 +32,7 @@ from loraport.engine.results import (
     energy_kept_in_total,
     layer_columns,
 )
+from loraport.engine.rounding import MOSTLY, refuse_rounding, rounding_share
 from loraport.engine.worker import LayerResult, Worker, references
 from loraport.errors import FileError, MismatchError
 from loraport.files import RunLog
@@ -49,18 +50,24 @@ most strongly distilled tiny model by 0.36."""
 
 @torch.inference_mode(False)  # whatever the caller lives in, since the threads of the executor do not live in it
 def run(
-    plan: TransferPlan, output: Path | str | None, options: RunOptions = DEFAULTS, on_event: Listener = ignore
+    plan: TransferPlan,
+    output: Path | str | None,
+    options: RunOptions = DEFAULTS,
+    on_event: Listener = ignore,
+    *,
+    measured: bool = False,
 ) -> TransferReport:
     """Carry out a plan.
 
     Args:
         output: the file to write; None computes and reports only.
         on_event: told about every step, from this thread.
+        measured: the result has been tried out, so a drift that is mostly rounding is no reason to refuse it.
 
     Raises:
         UsageError: the device is unknown or not there.
         MismatchError: the target is not derived from the source (unless forced).
-        NumericalError: a tensor holds NaN or infinity.
+        NumericalError: a tensor holds NaN or infinity, or the drift is mostly rounding (unless forced).
         FileError: the output exists, or cannot be written. No output file is left behind.
     """
     began = time.perf_counter()
@@ -79,7 +86,7 @@ def run(
     executor = executor_for(options)
     store, reader = open_cache(plan, options, warn)
     sample = sample_for_kinship(plan)
-    _check_kinship(plan, sample, reader)
+    _check_kinship(plan, sample, reader, rounding=not measured)
     work = Worker(store, reader, _layers_to_keep(plan, store, warn))
     log = _open_log(path, plan, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
     if path is not None:
@@ -87,7 +94,7 @@ def run(
     try:
         results = _run_jobs(plan, sample, work, executor, on_event, warn, log)
         layers = tuple(result.report for result in results)
-        _judge(layers, plan, warn)
+        _judge(layers, plan, warn, rounding=not measured)
         report = _report(plan, path, results, warnings, time.perf_counter() - began)
         if path is not None:
             tensors, metadata = render_output(plan, results, report)
@@ -119,7 +126,7 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
     executor = executor_for(options)
     store, reader = open_cache(plan, options, lambda message: None)
     sample = sample_for_kinship(plan)
-    _check_kinship(plan, sample, reader)
+    _check_kinship(plan, sample, reader, rounding=False)
     work = Worker(store, reader, plan.layers_to_keep(int(store.max_bytes * 0.9)))
     try:
         results = _run_jobs(plan, sample, work, executor, ignore, lambda message: None, None)
@@ -197,7 +204,7 @@ def _open_log(path: Path | None, plan: TransferPlan, options: RunOptions) -> Run
     return log
 
 
-def _check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputReader) -> None:
+def _check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputReader, *, rounding: bool) -> None:
     """Look at a few layers before the work, so that a wrong pair costs a second and not an hour."""
     ratios = {}
     for job in sample:
@@ -206,9 +213,10 @@ def _check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: Input
         ratios[job.name] = drift / weight if weight > 0.0 else 0.0
     if ratios and not plan.recipe.force:
         _refuse_unrelated(ratios, plan)
+    refuse_rounding(sample, ratios, force=plan.recipe.force or not rounding)
 
 
-def _judge(layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[str], None]) -> None:
+def _judge(layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[str], None], *, rounding: bool) -> None:
     """What the finished layers say about the pair of models as a whole."""
     if all(layer.stats["exact_norm"] == 0.0 for layer in layers):
         warn("every update is zero, so the output does nothing; was the LoRA trained, and saved whole?")
@@ -220,10 +228,11 @@ def _judge(layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[st
     if all(value == 0.0 for value in drifts.values()):
         warn("the target equals the source in every layer of the LoRA: there is nothing to transfer")
         return
-    noise = [layer.name for layer in layers if layer.stats.get("drift_is_rounding")]
+    refuse_rounding(plan.jobs, drifts, force=plan.recipe.force or not rounding)
+    noise = [job.name for job in plan.jobs if rounding_share(job, drifts.get(job.name, 0.0)) >= MOSTLY]
     if len(noise) > len(layers) // 2:
         warn(
-            f"in {len(noise)} of {len(layers)} layers the drift is no larger than the rounding of the stored weights; "
+            f"in {len(noise)} of {len(layers)} layers the drift is mostly the rounding of the stored weights; "
             "use checkpoints of a finer dtype if there are any"
         )
 

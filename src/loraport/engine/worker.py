@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from loraport.containers.tensors import TensorRef, rounding_floor
+from loraport.containers.tensors import TensorRef
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, Operator
 from loraport.core.thin_svd import ALGORITHM
@@ -25,6 +25,7 @@ from loraport.engine.job import LayerJob
 from loraport.engine.layer import LayerMatrices, load_layer
 from loraport.engine.reading import InputReader
 from loraport.engine.results import LayerReport
+from loraport.engine.rounding import MOSTLY, rounding_share
 from loraport.errors import NumericalError
 from loraport.methods import registry
 from loraport.store.store import Store, entry_key
@@ -164,8 +165,10 @@ def _relative_norms(job: LayerJob, layer: LayerMatrices) -> dict[str, Any]:
     stats: dict[str, Any] = {"update_rel": layer.inputs.update.norm() / scale if scale > 0 else 0.0}
     if layer.drift_norm is not None and job.source is not None:
         stats["drift_rel"] = layer.drift_norm / scale if scale > 0 else 0.0
-        weights = [job.source] if job.target is None else [job.source, job.target]
-        stats["drift_is_rounding"] = stats["drift_rel"] <= max(map(rounding_floor, weights))
+        share = rounding_share(job, stats["drift_rel"])
+        stats["drift_is_rounding"] = share >= MOSTLY
+        if share >= 0.01:
+            stats["drift_rounding"] = share
     return stats
 
 

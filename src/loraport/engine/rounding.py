@@ -1,0 +1,73 @@
+"""How much of a drift is the rounding of the stored weights, and when it is too much to go on with.
+
+A method that reads the drift takes all of it for what the distillation did. The rounding of coarsely stored weights
+is in it too, spread evenly over all directions, and cannot be told from the rest entry by entry; but its size is known.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from loraport.containers.tensors import TensorRef, rounding_floor
+from loraport.engine.job import LayerJob
+from loraport.errors import NumericalError
+from loraport.methods import registry
+
+MOSTLY = 0.5
+"""From this share of the squared norm on, the drift is called rounding."""
+COARSE = 0.005
+"""The floor of weights that are quantised; 16-bit numbers stay below it, 8-bit ones above."""
+
+
+def rounding_share(job: LayerJob, drift: float) -> float:
+    """The share of a drift's squared norm that rounding explains, at most 1.
+
+    Each of two weights is off by its floor over the square root of two. A drift of zero holds no rounding, and one that
+    a distillation LoRA makes is exact whatever the source is stored as.
+
+    Args:
+        job: the layer.
+        drift: norm of target minus source over that of the source.
+    """
+    if job.source is None or job.target is None or drift == 0.0:
+        return 0.0
+    noise = (rounding_floor(job.source) ** 2 + rounding_floor(job.target) ** 2) / 2.0
+    return min(noise / drift**2, 1.0)
+
+
+def refuse_rounding(jobs: Sequence[LayerJob], drifts: Mapping[str, float], *, force: bool) -> None:
+    """Refuse where methods read a drift that is mostly rounding, in most of the layers.
+
+    Args:
+        jobs: the layers; those of methods that read no drift are not asked.
+        drifts: of each, relative to the source, by name.
+        force: go on all the same.
+
+    Raises:
+        NumericalError: so it is, and weights are quantised.
+    """
+    reading = [job for job in jobs if _reads_drift(job)]
+    noisy = [job for job in reading if _coarse(job) and rounding_share(job, drifts.get(job.name, 0.0)) >= MOSTLY]
+    if force or 2 * len(noisy) <= len(reading):
+        return
+    shares = sorted((rounding_share(job, drifts[job.name]), drifts[job.name]) for job in noisy)
+    share, drift = shares[len(shares) // 2]
+    first = noisy[0]
+    assert first.source is not None
+    assert first.target is not None
+    raise NumericalError(
+        f"the drift is mostly the rounding of quantised weights, in {len(noisy)} of {len(reading)} layers",
+        where=f"source {first.source.file} ({first.source.stored_as}), "
+        f"target {first.target.file} ({first.target.stored_as})",
+        values=f"in the middle one the weights differ by {drift:.1%}, and rounding explains {share:.0%} of that",
+        fix="use bf16 copies of both models; or reuse the LoRA as it is (--method direct, with a --strength), which "
+        "needs no weights; or go on with --force",
+    )
+
+
+def _reads_drift(job: LayerJob) -> bool:
+    method, params = registry.resolve(job.method, job.params)
+    return method.needs(params).drift
+
+
+def _coarse(job: LayerJob) -> bool:
+    weights: list[TensorRef] = [ref for ref in (job.source, job.target) if ref is not None]
+    return any(rounding_floor(ref) > COARSE for ref in weights)
