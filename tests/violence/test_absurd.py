@@ -68,7 +68,6 @@ PLACES: dict[str, tuple[str, ...]] = {
     "device": ("transfer", *PAIR, "-o", "out.safetensors", "--device", "NAME"),
     "plot": ("calibrate", "zoo:outline", "-s", "zoo:no", "-t", "zoo:no", "-o", "out.safetensors", "--plot", "NAME"),
     "demo": ("demo", "--lora", "NAME"),
-    "family": ("evaluate", "--family", "NAME", "-o", "evidence"),
     "command": ("NAME",),
     "flag": ("plan", "--NAME"),
 }
