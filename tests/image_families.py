@@ -97,7 +97,28 @@ KREA2 = Case(
     single_file_utils.convert_krea2_transformer_checkpoint_to_diffusers,
     flattened=r"^transformer_blocks\.\d+\.scale_shift_table",
 )
-CASES = {"krea2": KREA2}
+
+
+def _z_image() -> nn.Module:
+    return diffusers.ZImageTransformer2DModel(
+        in_channels=4, dim=24, n_layers=2, n_refiner_layers=2, n_heads=2, n_kv_heads=2, cap_feat_dim=20,
+        axes_dims=[4, 4, 4], axes_lens=[8, 8, 8],
+    )  # fmt: skip
+
+
+Z_IMAGE = Case(
+    _z_image,
+    "ZImagePipeline",
+    [
+        (r"\.attention\.to_out\.0", ".attention.out"),
+        (r"\.attention\.norm_([qk])", r".attention.\1_norm"),
+        (r"^all_x_embedder\.2-1", "x_embedder"),
+        (r"^all_final_layer\.2-1", "final_layer"),
+    ],
+    single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers,
+    fused={"attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v")},
+)
+CASES = {"krea2": KREA2, "z_image": Z_IMAGE}
 
 
 def random_state(network: nn.Module, seed: int) -> dict[str, Tensor]:

@@ -83,6 +83,9 @@ def open_adapter(
         raise UsageError("drop leaves nothing of the LoRA", where=str(path), values=str(drop))
     if not pieces:
         raise not_a_lora(path, refs, architecture, role, _title_of(refs, family, path))
+    if architecture is not None and unmatched and (title := _title_of(refs, family, path)):
+        # Names that families share are not enough: another one knows the rest as well.
+        raise not_a_lora(path, refs, architecture, role, title)
     idle = idle_choices(pieces, expert, adapter)
     pieces, others = _choose(pieces, "expert", expert, path)
     pieces, strangers = _choose(pieces, "adapter", adapter, path)
@@ -200,10 +203,10 @@ def _own(pieces: Sequence[Piece], family: Family, path: Path) -> Architecture | 
 
 
 def _title_of(refs: Mapping[str, TensorRef], tried: Family, path: Path) -> str | None:
-    """What model a LoRA is for that has no key of one family; None if no other family has any either."""
+    """What model a LoRA is for of which another family knows more keys than this one; None if none does."""
     family = _families_of(refs, path)[0]
-    pieces = _sort(refs, family)[0] if family.name != tried.name else []
-    if not pieces:
+    pieces = _sort(refs, family)[0]
+    if len(pieces) <= len(_sort(refs, tried)[0]):
         return None
     own = _own(pieces, family, path)
     return family.title if own is None else own.title

@@ -69,6 +69,10 @@ KREA2_DIFFUSERS = {
     "ff.up": (F, D),
     "ff.down": (D, F),
 }
+# Z-Image: fused and split projections; two refiners beside the layers.
+Z_IMAGE_MLP = {"feed_forward.w1": (F, D), "feed_forward.w2": (D, F), "feed_forward.w3": (F, D)}
+Z_IMAGE = {"attention.qkv": (3 * D, D), "attention.out": (D, D)} | Z_IMAGE_MLP
+Z_IMAGE_SPLIT = {f"attention.to_{x}": (D, D) for x in ("q", "k", "v", "out.0")} | Z_IMAGE_MLP
 AB = (".lora_A.weight", ".lora_B.weight")
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 
@@ -476,6 +480,64 @@ CORPUS = {
         layers=16,
         alpha=2.0,
         expect={"names": "diffusers", "scale": 1.0},
+    ),
+    "z-image-ai-toolkit": entry(
+        "ai-toolkit for Z-Image: split projections, refiners and modulation among them",
+        keys(
+            "diffusion_model.",
+            blocks(Z_IMAGE_SPLIT | {"adaLN_modulation.0": (4 * D, D)}, "layers")
+            | blocks(Z_IMAGE_SPLIT, "noise_refiner")
+            | blocks(Z_IMAGE_SPLIT, "context_refiner"),
+            AB,
+        ),
+        layers=44,
+        dtype="BF16",
+        expect={"names": "diffusers", "prefix": "diffusion_model."},
+    ),
+    "z-image-kohya": entry(
+        "kohya / musubi-tuner over Z-Image's own network: fused projections",
+        keys("lora_unet_", blocks(Z_IMAGE, "layers"), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=14,
+        alpha=2.0,
+        expect={"names": "original", "scale": 0.5},
+    ),
+    "z-image-kohya-split": entry(
+        "kohya names of the split projections",
+        keys(
+            "lora_unet_",
+            blocks(Z_IMAGE_SPLIT, "layers") | blocks(Z_IMAGE_SPLIT, "context_refiner"),
+            DOWN_UP,
+            flat=True,
+            extra={".alpha": []},
+        ),
+        layers=28,
+        alpha=4.0,
+        expect={"names": "diffusers"},
+    ),
+    "z-image-diffusers": entry(
+        "ZImagePipeline.save_lora_weights: projections of the attention",
+        keys("transformer.", blocks({k: s for k, s in Z_IMAGE_SPLIT.items() if "att" in k}, "layers"), AB),
+        layers=8,
+        expect={"names": "diffusers", "family": "z_image"},
+    ),
+    "z-image-dotted": entry(
+        "trainers that write lora.down with a dot",
+        keys("", blocks(Z_IMAGE, "layers"), (".lora.down.weight", ".lora.up.weight"), extra={".alpha": []}),
+        layers=14,
+        alpha=4.0,
+    ),
+    "lokr-z-image-ai-toolkit": entry(
+        "ai-toolkit LoKr for Z-Image",
+        lokr("diffusion_model.", blocks(Z_IMAGE_SPLIT, "layers"), extra={".alpha": []}),
+        layers=14,
+        alpha=9999999.0,
+        expect={"scale": 1.0},
+    ),
+    "lokr-z-image-fused": entry(
+        "LyCORIS LoKr over the fused projections",
+        lokr("lora_unet_", blocks(Z_IMAGE, "layers"), rank=2, flat=True, extra={".alpha": []}),
+        layers=14,
+        alpha=2.0,
     ),
     "sdxl-diffusers": entry(
         "diffusers for a UNet, attention layers only",
