@@ -53,7 +53,7 @@ def check_output(
         for role, file in _files_of(inputs):
             if os.path.samestat(followed, file):
                 raise FileError(f"the {what} would replace the {role}", where=str(path), fix="choose another name")
-    if followed is not None and not stat.S_ISREG(followed.st_mode):
+    if (followed is not None and not stat.S_ISREG(followed.st_mode)) or _is_stream(path):
         raise FileError(f"the {what} is no ordinary file", where=str(path), fix="give the name of a file")
     if not overwrite and not (log and followed is not None and is_run_log(path)):
         raise FileError(
@@ -122,6 +122,11 @@ def _status(path: Path, what: str) -> os.stat_result | None:
         raise FileError(
             f"the {what} cannot be written there", where=str(path), values=_reason(error), fix="choose another name"
         ) from error
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a name such as /dev/stdout stands for what a process has open; to replace it would break the system."""
+    return path.is_symlink() and os.readlink(path).startswith(("/proc/", "/dev/fd/"))
 
 
 def check_folder(path: Path, what: str) -> None:

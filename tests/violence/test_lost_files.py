@@ -179,6 +179,35 @@ def test_a_device_is_no_output(case) -> None:
     case.refuses("no ordinary file", more=("-o", "/dev/null", "--overwrite"))
 
 
+def test_a_stream_of_the_process_is_no_output(case) -> None:
+    name = case.files.folder / "stdout"  # what /dev/stdout is; to replace that one would break the machine
+    name.symlink_to("/proc/self/fd/1")
+    case.refuses("no ordinary file", more=("-o", name, "--overwrite"))
+    case.refuses("no ordinary file", more=("--log", name, "--overwrite"))
+    assert name.is_symlink()
+
+
+@pytest.mark.parametrize("option", ["-o", "--log", "--report"])
+def test_the_recipe_file_is_an_input(case, option: str) -> None:
+    recipe = case.files.folder / "recipe.yaml"
+    recipe.write_text("method: direct\n")
+    case.refuses("would replace the recipe", more=("--recipe", recipe, option, recipe, "--overwrite"))
+    assert recipe.read_text() == "method: direct\n"
+
+
+def test_the_output_of_one_lora_does_not_replace_another(case) -> None:
+    folder = case.files.folder / "first"
+    folder.mkdir()
+    shutil.copy(case.files.lora, folder)  # under the name that the second LoRA's output will have
+    before = _contents(folder)
+    files = case.files
+    words = ["transfer", folder, files.lora, "-s", files.source, "-t", files.target, "--method", "direct"]
+    done = case.invoke(*words, "--cache", "off", "-o", folder, "--overwrite")
+    assert done.exit_code == 5, done.output
+    assert "would replace the input LoRA" in done.stderr
+    assert before.items() <= _contents(folder).items()
+
+
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="the superuser may write anywhere")
 def test_a_folder_that_cannot_be_written_is_said_before_the_work(case) -> None:
     folder = case.files.folder / "closed"

@@ -87,10 +87,11 @@ def calibrate(
         if value is None:
             raise UsageError(f"the {name} is not given", fix=f"add --{name}")
     assert output is not None
-    if prompts is not None:
-        check_output(output, [("file of prompts", prompts)], overwrite=machine["overwrite"])
+    read = [*given.read(), *([] if prompts is None else [("file of prompts", prompts)])]
+    if read:
+        check_output(output, read, overwrite=machine["overwrite"])
     if plot is not None:
-        _check_plot(plot, output, files, overwrite=machine["overwrite"])
+        _check_plot(plot, output, files, read, overwrite=machine["overwrite"])
     both = {**asked.make(BOTH).values(), "device": machine["device"]}
     sampling = {}
     for role, model in ROLES.items():
@@ -157,13 +158,15 @@ def _show(report: "CalibrationReport", plot: Path | None, console: Console) -> N
     console.result(*lines)
 
 
-def _check_plot(plot: Path, output: Path, files: dict[str, Any], *, overwrite: bool) -> None:
+def _check_plot(
+    plot: Path, output: Path, files: dict[str, Any], read: list[tuple[str, Path]], *, overwrite: bool
+) -> None:
     """What would fail after the run is said before it."""
     from loraport.calibration.plot import check_drawing
 
     check_drawing()
     if plot.suffix.lower() != ".png":
         raise UsageError("a plot is written as PNG", values=f"--plot {plot}", fix="--plot FILE.png")
-    inputs = [(role, Path(files[role])) for role in ("lora", "source", "target")]
+    inputs = [*read, *((role, Path(files[role])) for role in ("lora", "source", "target"))]
     check_output(plot, inputs, overwrite=overwrite, what="plot")
     check_apart([("plot", plot), ("output", output)])

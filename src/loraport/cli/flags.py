@@ -7,8 +7,9 @@ gives a function with a flag for every field, for typer to read. Nothing is said
 flag are those of the field (`loraport.settings.Setting`).
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
@@ -21,8 +22,10 @@ from pydantic.fields import FieldInfo
 from loraport.cli import options
 from loraport.cli.console import Console
 from loraport.cli.recipe_file import merged, read_recipe
+from loraport.containers.names import named_path
 from loraport.engine.recipe import METHOD, Recipe
-from loraport.errors import UsageError
+from loraport.errors import LoraportError, UsageError
+from loraport.files import with_settings
 from loraport.settings import Setting, Settings
 
 Model = TypeVar("Model", bound=Settings)
@@ -49,11 +52,21 @@ class Given:
         models: what the settings are of.
         values: by name of the field; what was not given is missing.
         loras: LoRA files to work on.
+        file: the recipe file that some of them came from.
     """
 
     models: tuple[type[Settings], ...]
     values: Mapping[str, Any]
     loras: tuple[str, ...] = ()
+    file: Path | None = None
+
+    def read(self) -> Iterator[tuple[str, Path]]:
+        """The recipe file and all the LoRAs, as (role, path): no output of the command may replace one of them."""
+        if self.file is not None:
+            yield "recipe", self.file
+        for lora in self.loras:
+            with contextlib.suppress(OSError, LoraportError):  # what cannot be looked at is refused when it is opened
+                yield from with_settings("input LoRA", named_path(lora))
 
     def make(self, model: type[Model]) -> Model:
         """The settings of one kind, checked. Raises UsageError."""
@@ -161,7 +174,7 @@ def _given(models: tuple[type[Settings], ...], said: dict[str, Any]) -> Given:
         if values.get("lora") is None:
             raise UsageError("no LoRA is given", fix="name the file, before or after the flags; or several of them")
         loras = [Given(models, values).make(_LORA).values()["lora"]]
-    return Given(models, values, tuple(loras or ()))
+    return Given(models, values, tuple(loras or ()), file)
 
 
 def _preset_or(method: str | None, preset: str) -> str:

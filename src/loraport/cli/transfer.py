@@ -56,7 +56,7 @@ def _transfer(given: Given, page: Path | None) -> Carry:
     run_options = given.make(RunOptions)
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_report
-    from loraport.engine.output import input_files
+    from loraport.engine.output import check_outputs, input_files
     from loraport.engine.plan import make_plan
     from loraport.engine.run import run
     from loraport.report import write_page
@@ -64,8 +64,9 @@ def _transfer(given: Given, page: Path | None) -> Carry:
     def carry(lora: str, path: Path, console: Console) -> TransferReport:
         with Progress(console) as progress:
             plan = make_plan(recipes[lora])
+            check_outputs(path, plan, run_options, given.read())
             if page is not None:
-                check_output(page, input_files(plan), overwrite=run_options.overwrite, what="page")
+                check_output(page, [*input_files(plan), *given.read()], overwrite=run_options.overwrite, what="page")
                 check_apart([("output", path), ("page", page)])
             report = run(plan, path, run_options, progress)
         if page is not None:

@@ -4,7 +4,7 @@ Checked before any work, so that nothing is computed for a file that cannot be w
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,19 @@ from loraport.engine.worker import LayerResult
 from loraport.files import check_apart, check_output, with_settings
 
 
-def check_outputs(path: Path | None, plan: TransferPlan, options: RunOptions) -> None:
-    """Raise FileError where the output or the run log would replace an input, or a file that nobody gave up."""
+def check_outputs(
+    path: Path | None, plan: TransferPlan, options: RunOptions, also: Iterable[tuple[str, Path]] = ()
+) -> None:
+    """Raise FileError where the output or the run log would replace an input, or a file that nobody gave up.
+
+    Args:
+        path: the output, if one is written.
+        plan: its files are inputs.
+        options: where the run log goes, and whether existing files may be replaced.
+        also: further files that the command reads, as (role, path).
+    """
     log = log_path(path, options)
-    inputs = list(input_files(plan))
+    inputs = [*input_files(plan), *also]
     if path is not None:
         check_output(path, inputs, overwrite=options.overwrite)
     if log is not None:
