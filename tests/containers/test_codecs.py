@@ -238,6 +238,7 @@ REFUSED = {
     "convrot in groups of [4]": INT8
     | {"a.weight_scale": torch.ones(12, 1)}
     | {"a.comfy_quant": comfy({"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": [4]})},
+    "int8 by its settings and F8_E4M3 by its numbers": FP8 | {"a.comfy_quant": comfy({"format": "int8_tensorwise"})},
     "int8_blockwise": INT8 | {"a.weight_scale": torch.ones(1, 1), "a.comfy_quant": comfy({"format": "int8_blockwise"})},
     "float8_e4m3fn in a rotated basis": FP8
     | {"a.comfy_quant": comfy({"format": "float8_e4m3fn", "params": {"convrot": True}})},

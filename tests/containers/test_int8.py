@@ -56,7 +56,15 @@ def write(path, stored: np.ndarray, scale: np.ndarray, settings: dict | None, su
     return ref
 
 
-@pytest.mark.parametrize("settings", [None, {"format": "int8_tensorwise"}, {"format": "int8_tensorwise", "params": {}}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        None,
+        {"format": "int8_tensorwise"},
+        {"format": "int8_tensorwise", "params": {}},
+        {"convrot": False, "per_row": True},  # ComfyUI-INT8-Fast, before formats had names
+    ],
+)
 @pytest.mark.parametrize(("by", "shape"), [("tensor", ()), ("tensor", (1,)), ("row", (ROWS, 1)), ("row", (ROWS,))])
 def test_int8_is_integer_times_scale(by, shape, settings, tmp_path):
     stored, scale = rounded(matrix(), by)
@@ -76,12 +84,16 @@ def test_the_name_of_the_scale_that_lightx2v_writes_for_comfyui(tmp_path):
 
 
 @pytest.mark.parametrize("size", [4, 16, 64])
-@pytest.mark.parametrize("place", ["beside", "in params"])
+@pytest.mark.parametrize("place", ["beside", "in params", "no format"])
 def test_a_rotated_weight_is_turned_back(size, place, tmp_path):
     weight = matrix()
     stored, scale = rounded(turned(weight, size), "row")
     details = {"convrot": True, "convrot_groupsize": size}
-    settings = {"format": "int8_tensorwise"} | (details if place == "beside" else {"params": details})
+    settings = {
+        "beside": {"format": "int8_tensorwise"} | details,
+        "in params": {"format": "int8_tensorwise", "params": details},
+        "no format": details | {"per_row": True},
+    }[place]
     ref = write(tmp_path / "x.safetensors", stored, scale, settings)
     assert refusal(ref) is None
     wanted = turned(stored.astype(float) * scale, size)  # the matrix is its own inverse

@@ -36,16 +36,15 @@ class Int8:
         """Every matrix of 8-bit integers; one whose scale is missing or does not fit is named so."""
         claim = Claim()
         for key, weight in group.items():
-            if not key.endswith(".weight") or weight.dtype != "I8" or len(weight.shape) < 2:
-                continue
             module = key.removesuffix(".weight")
-            given = settings.get(module, {"format": _FORMAT})
-            if given["format"] != _FORMAT:
+            given = settings.get(module, {"format": _FORMAT if weight.dtype == "I8" else ""})
+            if module == key or len(weight.shape) < 2 or given["format"] != _FORMAT:
                 continue
             scales = {name: group[name] for suffix in _SCALES if (name := module + suffix) in group}
             claim.used.update((key, *scales))
-            if len(scales) != 1:
+            if len(scales) != 1 or weight.dtype != "I8":
                 name = "int8 with two scales" if scales else "int8 whose scale is missing"
+                name = name if weight.dtype == "I8" else f"int8 by its settings and {weight.dtype} by its numbers"
                 claim.weights[key] = logical(weight, name, {})
             else:
                 (scale,) = scales.values()

@@ -16,6 +16,7 @@ SUFFIX = ".comfy_quant"
 HEADER = "_quantization_metadata"
 MAX_BYTES = 65_536  # of the table of one module; honest ones have a hundred
 UNKNOWN = "a format that its ComfyUI settings do not name"
+_BEFORE_FORMATS = {"convrot", "per_row"}  # int8 files of ComfyUI-INT8-Fast name no format, only these
 _NAME = re.compile(r"[\w.-]{1,80}")
 
 
@@ -72,5 +73,7 @@ def _table(value: Any) -> dict[str, Any]:
             return {"format": UNKNOWN}
     if isinstance(value, str):
         value = {"format": value}
+    if isinstance(value, dict) and "format" not in value and _BEFORE_FORMATS & value.keys():
+        value = value | {"format": "int8_tensorwise"}
     known = isinstance(value, dict) and isinstance(value.get("format"), str) and _NAME.fullmatch(value["format"])
     return value if known else {"format": UNKNOWN}
