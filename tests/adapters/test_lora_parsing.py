@@ -62,6 +62,8 @@ SPELLINGS = {
     ),
     "flat prefix, dotted rest": lambda d: LoraFile(spell(d, "lora_unet_", same, *KOHYA, alpha=2.0, scale=0.5)),
     "double underscore": lambda d: LoraFile(spell(d, "lora_unet__", flat, *KOHYA, alpha=2.0, scale=0.5)),
+    "moving average of a distillation": lambda d: LoraFile(spell(d, "generator_ema.model.", same, *PEFT)),
+    "student of a distillation": lambda d: LoraFile(spell(d, "student.", same, *PEFT)),
     "lora_transformer_": lambda d: LoraFile(
         spell(d, "lora_transformer_", lambda name: flat(diffusers_name(name)), *KOHYA, alpha=4)
     ),

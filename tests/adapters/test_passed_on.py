@@ -16,7 +16,7 @@ from loraport.adapters.verify import verify_adapter
 from loraport.cli.main import app
 from loraport.errors import MismatchError, UnmatchedKeysError, UnsupportedError
 from loraport.models.checkpoint import open_checkpoint
-from makers import LoraFile
+from makers import PEFT, LoraFile, flat, same, spell
 
 PATCH = "diffusion_model.patch_embedding"
 WRONG = {
@@ -43,6 +43,27 @@ def test_a_change_of_the_wrong_shape_is_refused_with_both_shapes(key, tmp_path, 
     assert open_adapter(path, pico, drop=f"{key}$").dropped == (key,)
     fits = {check.name: check.passed for check in verify_adapter(path, pico)}
     assert fits["fits the model"] is False
+
+
+@pytest.mark.parametrize(
+    ("prefix", "rename", "wrong", "right"),
+    [
+        ("diffusion_model.", same, "norm2", "norm3"),
+        ("transformer.", makers.diffusers_name, "norm3", "norm2"),
+        ("lora_unet_", flat, "norm2", "norm3"),
+    ],
+)
+def test_norms_are_counted_as_the_rest_of_the_file_counts_them(prefix, rename, wrong, right, tmp_path, pico):
+    """The affine norm is number 3 in the original and number 2 in diffusers; the other one has no weights."""
+    tensors = spell(makers.factors(), prefix, rename, *PEFT)
+    separator = "_" if rename is flat else "."
+    norm = f"{prefix}blocks{separator}0{separator}{{}}.diff"
+    fine = LoraFile(tensors | {norm.format(right): torch.ones(24)}).write(tmp_path, "fine.safetensors")
+    assert [item.param for item in open_adapter(fine, pico).passthrough] == ["blocks.0.norm3.weight"]
+    path = LoraFile(tensors | {norm.format(wrong): torch.ones(24)}).write(tmp_path)
+    with pytest.raises(UnmatchedKeysError, match="count them"):
+        open_adapter(path, pico)
+    assert open_adapter(path, pico, allow_partial=True).dropped == (norm.format(wrong),)
 
 
 def test_it_must_fit_the_target_too(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraport.adapters.pattern import MOST_PATTERNS, Patterns
+from loraport.adapters.pattern import MOST_PATTERNS, Patterns, Search
 from loraport.errors import UnsupportedError
 
 MODULES = [
@@ -58,6 +58,23 @@ def test_any_small_pattern(pattern, module):
     assert found == _peft(pattern, module)
 
 
+@given(pattern=PATTERN, name=TEXT)
+def test_any_small_pattern_of_a_user(pattern, name):
+    try:
+        re.compile(pattern)
+    except re.error:
+        return  # the settings refuse it
+    assert Search(pattern)(name) == (re.search(pattern, name) is not None)
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(?i)ATTN.*", "^(?!.*ffn).*", r"(q)\.?\1?", r"\Ablocks.*\d.*q\Z", "a*b*$", "[^.]+\\.[^.]+"]
+)
+def test_a_user_may_say_what_no_automaton_follows(pattern):
+    for module in MODULES:
+        assert Search(pattern)(module) == (re.search(pattern, module) is not None), (pattern, module)
+
+
 @pytest.mark.parametrize(
     "pattern",
     [
@@ -67,6 +84,7 @@ def test_any_small_pattern(pattern, module):
 )  # fmt: skip
 def test_hostile_patterns_are_answered(pattern):
     assert not _found(pattern, "a." * 40)
+    assert not Search(pattern)("a." * 40)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ class TestByHand:
             open_adapter(path, pico)
         assert open_adapter(path, pico, scale=1.0).layers[Q].scale == 1.0
 
-    @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf")])
+    @pytest.mark.parametrize("scale", [0.0, -1.0, float("nan"), float("inf"), 1e-45, 1e-300, 1e38])
     def test_what_is_no_scale_is_refused(self, scale, tmp_path):
         with pytest.raises(UsageError, match="scale"):
             open_adapter(_kohya(None).write(tmp_path), scale=scale)
@@ -144,12 +144,20 @@ class TestConfiguration:
             ('{"r": NaN, "lora_alpha": 1}', FileError),
             ('{"r": 4, "lora_alpha": 1e999}', NumericalError),
             ('{"r": 4, "lora_alpha": NaN}', NumericalError),
+            ('{"r": 4, "lora_alpha": 1e-40}', NumericalError),
+            ('{"r": 4, "lora_alpha": 0}', NumericalError),
+            ('{"r": 4, "lora_alpha": 8, "alpha_pattern": {"self_attn.q": 0}}', NumericalError),
         ],
     )
     def test_numbers_beyond_all_measure(self, text, error, tmp_path, pico):
         path = LoraFile(makers.universal(), {"lora_adapter_metadata": text}).write(tmp_path)
         with pytest.raises(error):
             open_adapter(path, pico)
+
+    def test_an_alpha_is_no_truth_value(self, tmp_path, pico):
+        tensors = makers.universal() | {f"diffusion_model.{Q}.alpha": torch.tensor(True)}
+        with pytest.raises(FileError, match="--scale"):
+            open_adapter(LoraFile(tensors).write(tmp_path), pico)
 
 
 class TestStrength:
@@ -193,7 +201,7 @@ class TestStrength:
         with pytest.raises(NumericalError, match=r"norm3\.diff does not fit into F16"):
             adapter.passthrough[0].load()
 
-    @pytest.mark.parametrize("strength", [0.0, -2.0, float("nan")])
+    @pytest.mark.parametrize("strength", [0.0, -2.0, float("nan"), 1e-300, 1e38])
     def test_what_is_no_strength_is_refused(self, strength, tmp_path, pico):
         with pytest.raises(UsageError, match="strength"):
             open_adapter(LoraFile(makers.universal()).write(tmp_path), pico).scaled(strength)

@@ -121,6 +121,7 @@ def test_paths_are_as_good_as_texts():
     ("settings", "word"),
     [
         ({"workers": -3}, "workers"),
+        ({"workers": 10**23}, "workers"),
         ({"executor": "ray", "workers": -3}, "ray"),
         ({"max_memory": 0}, "memory"),
         ({"max_memory": "lots"}, "memory"),

@@ -14,6 +14,7 @@ from loraport.adapters.fit import check_fit
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Piece
+from loraport.adapters.pattern import Search
 from loraport.adapters.refusals import (
     doubts,
     idle_choices,
@@ -94,7 +95,7 @@ def open_adapter(
     config = _config(path, metadata, dialect, scale)
     done = assemble(pieces, family, config if dialect.alpha == "none" else None, path, scale, _shapes(model))
     _drop_layers(done, drop)
-    problems = {**dict.fromkeys(unmatched, ""), **done.leftover}
+    problems = {**dict.fromkeys(unmatched, ""), **_misnumbered(pieces, dialect.names), **done.leftover}
     own = detect({name: layer.shape for name, layer in done.layers.items()}, family)
     _check_shapes(own, path)
     if architecture is not None:
@@ -228,19 +229,16 @@ def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None) ->
         re.compile(drop)
     except re.error as error:
         raise UsageError("drop is no regular expression", values=f"{drop}: {error}") from error
+    found = Search(drop)
     parts = {key: piece.at.parts for key, ref in refs.items() if (piece := _piece(key, ref, family))}
-    return [
-        key
-        for key in refs
-        if re.search(drop, key) or (key in parts and all(re.search(drop, part.module) for part in parts[key]))
-    ]
+    return [key for key in refs if found(key) or (key in parts and all(found(part.module) for part in parts[key]))]
 
 
 def _drop_layers(done: Assembled, drop: str | None) -> None:
     """Leave out single layers of a fused weight; the key stays for the others."""
     if drop is not None:
-        done.layers = {name: layer for name, layer in done.layers.items() if not re.search(drop, name)}
-        done.passthrough = [item for item in done.passthrough if not re.search(drop, item.module)]
+        done.layers = {name: layer for name, layer in done.layers.items() if not Search(drop)(name)}
+        done.passthrough = [item for item in done.passthrough if not Search(drop)(item.module)]
 
 
 def _sort(refs: Mapping[str, TensorRef], family: Family) -> tuple[list[Piece], list[str], list[str]]:
@@ -319,6 +317,16 @@ def _dialect(pieces: Sequence[Piece], family: Family) -> Dialect:
         alpha="alpha" if "alpha" in parts else "lora_alpha" if "lora_alpha" in parts else "none",
         others=tuple(plain + [kind.title for kind in others]),
     )
+
+
+def _misnumbered(pieces: Sequence[Piece], names: str) -> dict[str, str]:
+    """Keys of numbered norms in another naming than the rest of the file, with the reason: the same number means
+    another norm there, so which one is meant is not known."""
+    return {
+        piece.key: f"a norm as {' or '.join(sorted(piece.at.namings))} names count them, in a file of {names} names"
+        for piece in pieces
+        if names not in piece.at.namings and re.search(r"(^|[._])norm\d+$", piece.at.spelled)
+    }
 
 
 def _alpha_place(dialect: Dialect, config: AdapterConfig | None, done: Assembled) -> str:

@@ -6,10 +6,12 @@ reads each character once (Thompson's construction). What an automaton cannot do
 around, is refused by name, and so is what is no regular expression at all.
 """
 
+import contextlib
 import re
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from loraport.errors import UnsupportedError
 
@@ -88,6 +90,33 @@ def _plain_match(pattern: str, module: str) -> bool:
     if start < 0 or (start > 0 and (anchored or module[start - 1] != ".")):
         return False
     return all(want == "." or want[-1] == char for want, char in zip(wanted, module[start:], strict=True))
+
+
+@dataclass(frozen=True)
+class Search:
+    """A user's regular expression, to be found anywhere in names, in bounded time where an automaton can follow it.
+
+    What it cannot follow (looking around, references back) is left to Python's own matcher: a user may need it, and
+    only together with nested repetitions can it take for ever.
+
+    Args:
+        pattern: a valid regular expression.
+    """
+
+    pattern: str
+
+    def __call__(self, name: str) -> bool:
+        """Whether the pattern is found in a name."""
+        found = _searching(self.pattern)
+        return found.match(name) if isinstance(found, _Automaton) else found.search(name) is not None
+
+
+@lru_cache(maxsize=32)
+def _searching(pattern: str) -> "_Automaton | re.Pattern[str]":
+    if len(_REPETITION.findall(pattern)) > 1:  # a single one costs no more than the square of a name's length
+        with contextlib.suppress(_Refused):
+            return _Automaton.of(rf"[\s\S]*({pattern})")
+    return re.compile(pattern)
 
 
 @dataclass
@@ -263,6 +292,8 @@ class _Parser:
     def _escape(self) -> Node:
         text = self.text[self.at : self.at + 2]
         self.at += 2
+        if text in (r"\A", r"\Z"):
+            return ("start",) if text == r"\A" else ("end",)
         if len(text) == 2 and (text[1] in "dDwWsS" or not text[1].isalnum()):
             return _one(text)
         raise _Refused(f"{text} is not understood")

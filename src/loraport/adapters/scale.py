@@ -17,7 +17,7 @@ from loraport.errors import FileError, MismatchError, NumericalError, Unsupporte
 from loraport.files import read_text
 
 MAX_JSON_BYTES = 4 * 2**20
-LARGEST_SCALE = 1e30  # float32 ends at 3e38
+SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # float32 is coarse below 1e-38 and ends at 3e38
 FROM_METADATA = "lora_adapter_metadata in the header"
 FROM_CONFIG = "adapter_config.json beside the file"
 BY_HAND = "stated by hand"
@@ -75,6 +75,12 @@ class AdapterConfig:
             return scale_of(alpha or 0.0, stated, where=f"{self.source} of {where}")
         if alpha is None or rank is None:
             return None
+        if alpha == 0:  # with kohya this means the rank; PEFT multiplies by it
+            raise NumericalError(
+                "an alpha of 0 lets PEFT apply nothing of the layer",
+                where=f"{modules[0]} in the {self.source} of {where}",
+                fix=_BY_HAND,
+            )
         if stated is not None and stated != rank:
             raise MismatchError(
                 f"the rank in the {self.source} is not the rank of the factors, so the scale cannot be known",
@@ -106,7 +112,7 @@ def scale_of(alpha: float, rank: int | float, *, rslora: bool = False, where: st
     if alpha == 0:
         return 1.0
     scale = alpha / math.sqrt(rank) if rslora else alpha / rank
-    if not 0 < scale <= LARGEST_SCALE:
+    if not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
         raise NumericalError(
             "the scale is beyond all measure", where=where, values=f"alpha = {alpha:g}, rank {rank:g}", fix=_BY_HAND
         )
@@ -114,17 +120,29 @@ def scale_of(alpha: float, rank: int | float, *, rslora: bool = False, where: st
 
 
 def check_factor(factor: float, what: str) -> float:
-    """A scale or strength given by hand. Raises UsageError unless it is a finite number above zero."""
+    """A scale or strength given by hand. Raises UsageError unless it is a number above zero within all measure."""
     if not math.isfinite(factor) or factor <= 0:
-        raise UsageError(f"the {what} must be a finite number above zero", values=f"{factor}")
+        raise UsageError(
+            f"the {what} must be a finite number above zero", values=f"{factor}", fix=f"give one, such as {what} 0.8"
+        )
+    if not SMALLEST_SCALE <= factor <= LARGEST_SCALE:
+        raise UsageError(
+            f"the {what} is beyond all measure",
+            values=f"{factor:g}",
+            fix=f"give one from {SMALLEST_SCALE:g} to {LARGEST_SCALE:g}",
+        )
     return float(factor)
 
 
 def read_alpha(ref: TensorRef) -> float:
     """The one number of an alpha tensor, of any dtype, 0-dim or one entry. Raises FileError otherwise."""
     if math.prod(ref.shape) != 1:
-        raise FileError("an alpha must be a single number", where=ref.name, values=f"shape {list(ref.shape)}")
+        raise FileError(
+            "an alpha must be a single number", where=ref.name, values=f"shape {list(ref.shape)}", fix=_BY_HAND
+        )
     number = read_tensor(ref).reshape(-1)[0]
+    if number.dtype is torch.bool:
+        raise FileError("an alpha must be a number", where=ref.name, values=str(bool(number)), fix=_BY_HAND)
     return float(number.double() if number.dtype in (torch.float64, torch.int64) else number.float())
 
 

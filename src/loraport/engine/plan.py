@@ -14,6 +14,7 @@ from loraport.adapters.adapter import LoraAdapter, Passthrough
 from loraport.adapters.consumers import Content, content_of
 from loraport.adapters.dialect import check_profile, profile_of
 from loraport.adapters.loaders import loader_notes
+from loraport.adapters.pattern import Search
 from loraport.adapters.render import check_passthrough
 from loraport.containers.dtypes import written_as
 from loraport.engine.job import LayerJob
@@ -125,7 +126,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
             dropped += update.keys
             warnings.append(f"{name} is in the LoRA but not in both checkpoints; it was left out (--allow-partial)")
             continue
-        chosen = method.name if not recipe.layers or re.search(recipe.layers, name) else "direct"
+        chosen = method.name if not recipe.layers or Search(recipe.layers)(name) else "direct"
         values = params.model_dump(mode="json") if chosen == method.name else {}
         job_needs = needs if chosen == method.name else _NOTHING
         m, n = update.shape
@@ -196,7 +197,7 @@ def _settle_rank(recipe: Recipe, rank_in: int, keeps: bool) -> RankRule:
 def _check_layers(recipe: Recipe, names: list[str]) -> None:
     """A pattern that matches nothing would pass for the method while every layer is reused as it is."""
     pattern = recipe.layers
-    if not pattern or any(re.search(pattern, name) for name in names):
+    if not pattern or any(map(Search(pattern), names)):
         return
     kinds: dict[str, str] = {}  # one name of each kind of module, the block's number aside
     for name in names:

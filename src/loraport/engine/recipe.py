@@ -259,7 +259,7 @@ class RunOptions(Settings):
     ] = "auto"  # fmt: skip
     workers: Annotated[
         int | None,
-        Field(ge=1),
+        Field(ge=1, le=10_000),
         Setting(
             "Layers at a time, on each device.",
             "--workers", panel=MACHINE, metavar="N", default="by cores and memory, two on a GPU",

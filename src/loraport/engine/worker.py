@@ -179,7 +179,9 @@ def _check_cast(update: LowRank, job: LayerJob) -> None:
                 "the transferred update is not finite",
                 where=job.name,
                 values=f"after the conversion to {job.dtype}",
-                fix="write float32 (--dtype float32)",
+                fix="write float32 (--dtype float32)"
+                if job.dtype != "float32"
+                else "check the scale of the LoRA, --scale and --strength: the numbers end at 3e38",
             )
 
 
