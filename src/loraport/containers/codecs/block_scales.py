@@ -3,7 +3,7 @@
 mxfp8 (OCP Microscaling Formats 1.0): e4m3 numbers, and for each 32 a power of two, stored as its exponent. nvfp4: e2m1
 numbers, two in a byte with the first in the upper half, for each 16 an e4m3 scale, and one float32 scale for all. The
 scales of the blocks lie as cuBLAS wants them, in tiles of 128 rows and 4 blocks, filled up with zeros ("1D Block
-Scaling Factors Layout" in its documentation). Other programs store both without tiles, or with the halves of a byte
+Scaling Factors Layout" in its documentation). Other programs may store both without tiles, or with the halves of a byte
 exchanged, and cannot be told from the shapes; so only what ComfyUI's settings call by name is read.
 """
 
