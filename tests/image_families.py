@@ -23,6 +23,8 @@ class Case:
         fused: pattern of the part of an original name -> the last parts in diffusers that it holds, in order.
         halves: modules of diffusers of which the halves lie the other way round in the original.
         flattened: parameters of diffusers that are one row in the original.
+        naming: what the package calls the names that are not those of diffusers.
+        universal: whether diffusers reads the universal profile.
         to_diffusers: the conversion of checkpoints in diffusers itself.
     """
 
@@ -33,6 +35,8 @@ class Case:
     fused: dict[str, tuple[str, ...]] = field(default_factory=dict)
     halves: tuple[str, ...] = ()
     flattened: str = ""
+    naming: str = "original"
+    universal: bool = True
 
     def original(self, name: str) -> str:
         """The original name of a parameter or module of diffusers, as if nothing were fused."""
@@ -118,7 +122,86 @@ Z_IMAGE = Case(
     single_file_utils.convert_z_image_transformer_checkpoint_to_diffusers,
     fused={"attention.qkv": ("attention.to_q", "attention.to_k", "attention.to_v")},
 )
-CASES = {"krea2": KREA2, "z_image": Z_IMAGE}
+
+
+def _qwen_image() -> nn.Module:
+    return diffusers.QwenImageTransformer2DModel(
+        in_channels=8, out_channels=2, num_layers=2, attention_head_dim=12, num_attention_heads=2,
+        joint_attention_dim=20, axes_dims_rope=(4, 4, 4),
+    )  # fmt: skip
+
+
+QWEN_IMAGE = Case(_qwen_image, "QwenImagePipeline", [], dict)
+
+
+def _qwen_image_21() -> nn.Module:
+    return diffusers.QwenImage21Transformer2DModel(
+        in_channels=8, out_channels=8, num_layers=2, attention_head_dim=12, num_attention_heads=2,
+        context_in_dim=20, axes_dims_rope=(4, 4, 4),
+    )  # fmt: skip
+
+
+QWEN_IMAGE_21 = Case(
+    _qwen_image_21,
+    "QwenImagePipeline",  # the same loader; that of 2.1 cannot be built without a text encoder
+    [],
+    single_file_utils.convert_qwen_image21_transformer_checkpoint_to_diffusers,
+    fused={"img_mlp.gate_up": ("img_mlp.gate_layer", "img_mlp.proj")},
+    naming="comfyui",
+    universal=False,
+)
+
+
+def _flux2() -> nn.Module:
+    return diffusers.Flux2Transformer2DModel(
+        in_channels=8, num_layers=2, num_single_layers=2, attention_head_dim=12, num_attention_heads=2,
+        joint_attention_dim=20, timestep_guidance_channels=16, axes_dims_rope=(3, 3, 3, 3), guidance_embeds=False,
+    )  # fmt: skip
+
+
+FLUX2 = Case(
+    _flux2,
+    "Flux2KleinPipeline",
+    [
+        (r"^single_transformer_blocks\.(\d+)\.attn\.norm_q\.weight", r"single_blocks.\1.norm.query_norm.scale"),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.norm_k\.weight", r"single_blocks.\1.norm.key_norm.scale"),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.to_qkv_mlp_proj", r"single_blocks.\1.linear1"),
+        (r"^single_transformer_blocks\.(\d+)\.attn\.to_out", r"single_blocks.\1.linear2"),
+        (r"^transformer_blocks\.", "double_blocks."),
+        (r"\.attn\.norm_q\.weight", ".img_attn.norm.query_norm.scale"),
+        (r"\.attn\.norm_k\.weight", ".img_attn.norm.key_norm.scale"),
+        (r"\.attn\.norm_added_q\.weight", ".txt_attn.norm.query_norm.scale"),
+        (r"\.attn\.norm_added_k\.weight", ".txt_attn.norm.key_norm.scale"),
+        (r"\.attn\.to_out\.0", ".img_attn.proj"),
+        (r"\.attn\.to_add_out", ".txt_attn.proj"),
+        (r"\.attn\.qkv", ".img_attn.qkv"),
+        (r"\.attn\.added_qkv", ".txt_attn.qkv"),
+        (r"\.ff\.linear_in", ".img_mlp.0"),
+        (r"\.ff\.linear_out", ".img_mlp.2"),
+        (r"\.ff_context\.linear_in", ".txt_mlp.0"),
+        (r"\.ff_context\.linear_out", ".txt_mlp.2"),
+        (r"_modulation(_img|_txt)?\.linear", r"_modulation\1.lin"),
+        (r"^x_embedder", "img_in"),
+        (r"^context_embedder", "txt_in"),
+        (r"^time_guidance_embed\.timestep_embedder\.linear_1", "time_in.in_layer"),
+        (r"^time_guidance_embed\.timestep_embedder\.linear_2", "time_in.out_layer"),
+        (r"^norm_out\.linear", "final_layer.adaLN_modulation.1"),
+        (r"^proj_out", "final_layer.linear"),
+    ],
+    single_file_utils.convert_flux2_transformer_checkpoint_to_diffusers,
+    fused={
+        "attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "attn.added_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    },
+    halves=("norm_out.linear",),
+)
+CASES = {
+    "krea2": KREA2,
+    "z_image": Z_IMAGE,
+    "qwen_image": QWEN_IMAGE,
+    "qwen_image_21": QWEN_IMAGE_21,
+    "flux2": FLUX2,
+}
 
 
 def random_state(network: nn.Module, seed: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from loraport.adapters.adapter import LoraAdapter, Passthrough
 from loraport.adapters.assemble import Assembled, assemble
-from loraport.adapters.dialect import Dialect
+from loraport.adapters.dialect import PROFILES, Dialect
 from loraport.adapters.fit import check_fit
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
@@ -303,6 +303,8 @@ def _choose(pieces: Sequence[Piece], what: str, wanted: str | None, path: Path) 
 def _dialect(pieces: Sequence[Piece], family: Family) -> Dialect:
     namings = Counter(naming for piece in pieces for naming in piece.at.namings)
     prefix, flat = Counter((piece.at.prefix, piece.at.flat) for piece in pieces).most_common(1)[0][0]
+    # Where namings agree on all the layers, it is the one that goes with the prefix.
+    usual = {profile.dialect.names for profile in PROFILES.values() if profile.dialect.prefix == prefix}
     styles = Counter(piece.style for piece in pieces if piece.style)
     adapters = Counter(piece.adapter for piece in pieces if piece.adapter)
     parts = {piece.part for piece in pieces}
@@ -310,7 +312,7 @@ def _dialect(pieces: Sequence[Piece], family: Family) -> Dialect:
     plain = ["plain factors"] if others and styles else []
     return Dialect(
         prefix=prefix,
-        names=max(family.namings, key=lambda name: namings[name]),
+        names=max(family.namings, key=lambda name: (namings[name], name in usual)),
         style=styles.most_common(1)[0][0] if styles else "kohya" if flat else "peft",
         flat=flat,
         adapter=adapters.most_common(1)[0][0] if adapters else None,

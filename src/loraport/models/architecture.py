@@ -201,7 +201,7 @@ def _agrees(wanted: Mapping[str, object], known: Mapping[str, object], *, exact:
         if key not in known:
             if exact:
                 return False
-        elif not exact and key == "blocks" and isinstance(value, int):
+        elif not exact and key.endswith("blocks") and isinstance(value, int):
             if int(str(known[key])) > value:
                 return False
         elif known[key] != value:

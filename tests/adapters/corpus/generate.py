@@ -73,6 +73,38 @@ KREA2_DIFFUSERS = {
 Z_IMAGE_MLP = {"feed_forward.w1": (F, D), "feed_forward.w2": (D, F), "feed_forward.w3": (F, D)}
 Z_IMAGE = {"attention.qkv": (3 * D, D), "attention.out": (D, D)} | Z_IMAGE_MLP
 Z_IMAGE_SPLIT = {f"attention.to_{x}": (D, D) for x in ("q", "k", "v", "out.0")} | Z_IMAGE_MLP
+# Qwen-Image has one set of names; in 2.1 ComfyUI fuses gate and projection.
+QWEN_ATTENTION = {f"attn.{x}": (D, D) for x in ("to_q", "to_k", "to_v", "to_out.0")}
+QWEN = {
+    **QWEN_ATTENTION,
+    **{f"attn.{x}": (D, D) for x in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")},
+    **{f"{a}_mod.1": (6 * D, D) for a in ("img", "txt")},
+    **{f"{a}_mlp.net.0.proj": (F, D) for a in ("img", "txt")},
+    **{f"{a}_mlp.net.2": (D, F) for a in ("img", "txt")},
+}
+QWEN_21 = QWEN_ATTENTION | {"img_mlp.gate_layer": (F, D), "img_mlp.proj": (F, D), "img_mlp.out": (D, F)}
+QWEN_21_COMFYUI = QWEN_ATTENTION | {"img_mlp.gate_up": (2 * F, D), "img_mlp.out": (D, F)}
+# FLUX.2: the first layer of a gated feed-forward is twice as wide as the second; single blocks fuse everything.
+FLUX2_DOUBLE = {
+    **{f"{a}_attn.qkv": (3 * D, D) for a in ("img", "txt")},
+    **{f"{a}_attn.proj": (D, D) for a in ("img", "txt")},
+    **{f"{a}_mlp.0": (6 * D, D) for a in ("img", "txt")},
+    **{f"{a}_mlp.2": (D, 3 * D) for a in ("img", "txt")},
+}
+FLUX2_SINGLE = {"linear1": (9 * D, D), "linear2": (D, 4 * D)}
+FLUX2 = (FLUX2_DOUBLE, "double_blocks"), (FLUX2_SINGLE, "single_blocks")
+FLUX2_DIFFUSERS = (
+    (
+        {
+            **{f"attn.{x}": (D, D) for x in ("to_q", "to_k", "to_v", "to_out.0")},
+            **{f"attn.{x}": (D, D) for x in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")},
+            **{f"{a}.linear_in": (6 * D, D) for a in ("ff", "ff_context")},
+            **{f"{a}.linear_out": (D, 3 * D) for a in ("ff", "ff_context")},
+        },
+        "transformer_blocks",
+    ),
+    ({"attn.to_qkv_mlp_proj": (9 * D, D), "attn.to_out": (D, 4 * D)}, "single_transformer_blocks"),
+)
 AB = (".lora_A.weight", ".lora_B.weight")
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 
@@ -406,8 +438,8 @@ CORPUS = {
         "kohya for FLUX",
         keys(
             "lora_unet_",
-            blocks({"img_attn_qkv": (3 * D, D), "img_mlp_0": (F, D)}, "double_blocks")
-            | blocks({"linear1": (3 * D + F, D)}, "single_blocks"),
+            blocks({"img_attn_qkv": (3 * 3072, 3072), "img_mlp_0": (4 * 3072, 3072)}, "double_blocks")
+            | blocks({"linear1": (7 * 3072, 3072)}, "single_blocks"),
             DOWN_UP,
             flat=True,
             extra={".alpha": []},
@@ -415,10 +447,49 @@ CORPUS = {
         alpha=10.0,
         error="FLUX or HunyuanVideo",
     ),
-    "qwen-image": entry(
-        "diffusers for Qwen-Image",
-        keys("transformer.", blocks({"attn.to_q": (D, D), "img_mlp.net.0.proj": (F, D)}, "transformer_blocks"), AB),
-        error="Qwen-Image",
+    "qwen-image-ai-toolkit": entry(
+        "ai-toolkit for Qwen-Image",
+        keys("diffusion_model.", blocks(QWEN, "transformer_blocks"), AB),
+        layers=28,
+        dtype="BF16",
+        expect={"family": "qwen_image"},
+    ),
+    "qwen-image-lightning": entry(
+        "Lightning: bare names, down and up, alpha",
+        keys("", blocks(QWEN, "transformer_blocks"), DOWN_UP, extra={".alpha": []}),
+        layers=28,
+        alpha=4.0,
+    ),
+    "qwen-image-musubi": entry(
+        "musubi-tuner for Qwen-Image",
+        keys("lora_unet_", blocks(QWEN, "transformer_blocks"), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=28,
+        alpha=1.0,
+        expect={"scale": 0.25},
+    ),
+    "qwen-image-diffusers": entry(
+        "diffusers and DiffSynth-Studio for Qwen-Image",
+        keys("transformer.", blocks(QWEN, "transformer_blocks"), (".lora_A.default.weight", ".lora_B.default.weight")),
+        layers=28,
+    ),
+    "lokr-qwen-image-lycoris": entry(
+        "SimpleTuner LyCORIS for Qwen-Image",
+        lokr("lycoris_", blocks(QWEN, "transformer_blocks"), rank=2, flat=True, extra={".alpha": []}),
+        layers=28,
+        alpha=2.0,
+    ),
+    "qwen-image-21-diffusers": entry(
+        "ai-toolkit and diffusers for Qwen-Image-2.1: the halves of ComfyUI's fused weight",
+        keys("transformer.", blocks(QWEN_21, "transformer_blocks"), AB),
+        layers=14,
+        expect={"family": "qwen_image_21"},
+    ),
+    "qwen-image-21-comfyui": entry(
+        "ComfyUI's trainer for Qwen-Image-2.1: gate and projection in one weight",
+        keys("diffusion_model.", blocks(QWEN_21_COMFYUI, "transformer_blocks"), DOWN_UP, extra={".alpha": []}),
+        layers=14,
+        alpha=4.0,
+        expect={"names": "comfyui"},
     ),
     "krea2-ai-toolkit": entry(
         "ai-toolkit for Krea 2: original names, the blocks that fuse the text among them",
@@ -538,6 +609,39 @@ CORPUS = {
         lokr("lora_unet_", blocks(Z_IMAGE, "layers"), rank=2, flat=True, extra={".alpha": []}),
         layers=14,
         alpha=2.0,
+    ),
+    "flux2-ai-toolkit": entry(
+        "ai-toolkit for FLUX.2 klein",
+        keys("diffusion_model.", blocks(*FLUX2[0]) | blocks(*FLUX2[1]), AB),
+        layers=24 + 4,
+        dtype="BF16",
+        expect={"names": "original", "family": "flux2"},
+    ),
+    "flux2-musubi": entry(
+        "musubi-tuner for FLUX.2",
+        keys("lora_unet_", blocks(*FLUX2[0]) | blocks(*FLUX2[1]), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=28,
+        alpha=1.0,
+        expect={"names": "original", "scale": 0.25},
+    ),
+    "flux2-diffusers": entry(
+        "the training script of diffusers for FLUX.2 klein",
+        keys("transformer.", blocks(*FLUX2_DIFFUSERS[0]) | blocks(*FLUX2_DIFFUSERS[1]), AB),
+        layers=28,
+        metadata={"format": "pt", "lora_adapter_metadata": META},
+        expect={"names": "diffusers", "scale": 2.0},
+    ),
+    "lokr-flux2-ai-toolkit": entry(
+        "ai-toolkit LoKr for FLUX.2: over the fused projections",
+        lokr("diffusion_model.", blocks(*FLUX2[0]) | blocks(*FLUX2[1]), extra={".alpha": []}),
+        layers=28,
+        alpha=9999999.0,
+    ),
+    "lokr-flux2-lycoris": entry(
+        "SimpleTuner LyCORIS for FLUX.2",
+        lokr("lycoris_", blocks(*FLUX2_DIFFUSERS[0]) | blocks(*FLUX2_DIFFUSERS[1]), rank=2, flat=True),
+        layers=28,
+        expect={"names": "diffusers"},
     ),
     "sdxl-diffusers": entry(
         "diffusers for a UNet, attention layers only",
