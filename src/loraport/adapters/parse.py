@@ -182,6 +182,8 @@ def _families_of(refs: Mapping[str, TensorRef], path: Path) -> list[Family]:
         fits = {name: _own(pieces[name], families()[name], path) for name in best}
         plausible = {name: own.plausible if own else (False, False) for name, own in fits.items()}
         best = [name for name in best if plausible[name] == max(plausible.values())]
+        # Named first is the family of which most is there.
+        best.sort(key=lambda name: -own.covered if (own := fits[name]) else 0.0)
     return [families()[name] for name in (best if most else best[:1])]
 
 

@@ -25,6 +25,7 @@ class Architecture:
             number of blocks of every kind is among them.
         misfits: modules whose shape is not what the dimensions say -> what is wrong. They keep the shape they have.
         lookalike: the other family with the same names that this is, going by its dimensions; None if it is none.
+        size: the size of the family that it is, e.g. "14B"; "" if it is none of the known ones.
     """
 
     family: Family
@@ -34,6 +35,7 @@ class Architecture:
     dimensions: dict[str, int]
     misfits: dict[str, str] = field(default_factory=dict)
     lookalike: str | None = None
+    size: str = ""
 
     def role(self, module: str) -> str | None:
         """ "linear", "conv", "norm", "param", or None for a module the family does not have."""
@@ -61,7 +63,13 @@ class Architecture:
 
         Names of some layers are common to several families; the one whose sizes are right is it.
         """
-        return not self.misfits and self.lookalike is None, _size(self.family, self.dimensions) is not None
+        return not self.misfits and self.lookalike is None, self.size != ""
+
+    @property
+    def covered(self) -> float:
+        """The share of the family's modules that it has some of."""
+        found = {template.name for name in self.modules if (template := self.family.template_of(name))}
+        return len(found) / len(self.family.templates)
 
     @property
     def missing(self) -> tuple[str, ...]:
@@ -99,8 +107,11 @@ def detect(shapes: Mapping[str, Shape], family: Family) -> Architecture:
     dimensions |= counts
     dimensions.setdefault("blocks", 0)
     lookalike = family.lookalike(dimensions=dimensions)
-    title = _title(family, dimensions, shapes, lookalike)
-    return Architecture(family, title, layers, dict(shapes), dimensions, misfits, lookalike)
+    size = next((s for s in family.sizes if "width" in dimensions and _agrees(s, dimensions, family)), None)
+    title = _title(family, dimensions, shapes, lookalike, size)
+    return Architecture(
+        family, title, layers, dict(shapes), dimensions, misfits, lookalike, "" if size is None else size["name"]
+    )
 
 
 def measure(shapes: Mapping[str, Shape], family: Family) -> tuple[dict[str, int], dict[str, str]]:
@@ -174,13 +185,18 @@ def _misfit(
     return None
 
 
-def _title(family: Family, dimensions: dict[str, int], shapes: Mapping[str, Shape], lookalike: str | None) -> str:
+def _title(
+    family: Family,
+    dimensions: dict[str, int],
+    shapes: Mapping[str, Shape],
+    lookalike: str | None,
+    size: Mapping[str, object] | None,
+) -> str:
     has_image = any(family.image_marker in name.split(".") for name in shapes)
     known: dict[str, object] = {**dimensions, "has_image": has_image}
-    size = _size(family, known)
     whole = size is not None and "in_channels" in known
     known["size"] = size["name"] if size else "?"
-    variant = next((v for v in family.variants if whole and _agrees(v, known, exact=True)), None)
+    variant = next((v for v in family.variants if whole and _agrees(v, known)), None)
     name = variant["title"] if variant else f"{family.title} {size['name']}" if size else family.title
     blocks = dimensions.get("blocks", 0)
     facts = [f"{blocks} block{'s' * (blocks != 1)}"] if blocks else []
@@ -189,19 +205,16 @@ def _title(family: Family, dimensions: dict[str, int], shapes: Mapping[str, Shap
     return f"{name} ({', '.join(facts)})" if facts else name
 
 
-def _size(family: Family, known: Mapping[str, object]) -> dict[str, object] | None:
-    return next((s for s in family.sizes if _agrees(s, known, exact=False) and "width" in known), None)
-
-
-def _agrees(wanted: Mapping[str, object], known: Mapping[str, object], *, exact: bool) -> bool:
-    # A LoRA on some of the blocks shows fewer of them than the model has; never more.
+def _agrees(wanted: Mapping[str, object], known: Mapping[str, object], partly: Family | None = None) -> bool:
+    """Whether dimensions are those of a row; of a file that shows only some of them, given its family, those it has."""
     for key, value in wanted.items():
         if key in {"name", "title"}:
             continue
         if key not in known:
-            if exact:
+            if partly is None:
                 return False
-        elif not exact and key.endswith("blocks") and isinstance(value, int):
+        elif partly is not None and key in partly.counters.values() and isinstance(value, int):
+            # A LoRA on some of the blocks shows fewer of them than the model has; never more.
             if int(str(known[key])) > value:
                 return False
         elif known[key] != value:

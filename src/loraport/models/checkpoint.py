@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from loraport.containers.locate import Located, locate
@@ -13,6 +14,8 @@ from loraport.models.family import Family, families
 from loraport.models.keymap import Resolved, family_keymap
 from loraport.models.keys import key_rules
 from loraport.models.placement import split, take_ref
+
+SAMPLE = 200  # keys that are looked at to tell which families a model may be of
 
 
 @dataclass(frozen=True)
@@ -104,9 +107,34 @@ def open_checkpoint(spec: str | Path, *, nested: str | None = None) -> Checkpoin
 
 
 def _read(tensors: Mapping[str, TensorRef]) -> _Reading | None:
-    candidates = [_read_as(family, tensors) for family in families().values()]
-    known = [reading for reading in candidates if reading is not None]
-    return max(known, key=lambda reading: len(reading.tensors)) if known else None
+    for candidates in _likely(tensors):
+        known = [reading for family in candidates if (reading := _read_as(family, tensors)) is not None]
+        most = max((len(reading.tensors) for reading in known), default=0)
+        tied = [reading for reading in known if len(reading.tensors) == most]
+        if tied:
+            return tied[0] if len(tied) == 1 else max(tied, key=_likeness)
+    return None
+
+
+def _likeness(reading: _Reading) -> tuple[tuple[bool, bool], float]:
+    found = detect(reading.shapes, reading.family)
+    return found.plausible, found.covered
+
+
+def _likely(tensors: Mapping[str, TensorRef]) -> tuple[list[Family], list[Family]]:
+    """The families that know about as much of a sample of the keys as the best of them does, and the others.
+
+    Reading a large model as every family there is would take longer than reading its header.
+    """
+    rules = key_rules()
+    paths = [rules.unwrap(key) for key in islice(tensors, 0, None, 1 + len(tensors) // SAMPLE)]
+    found = {}
+    for family in families().values():
+        resolve = family_keymap(family.name).resolve
+        found[family.name] = sum(bool(resolve(path) or resolve(path.rpartition(".")[0])) for path in paths)
+    enough = max(found.values()) / 2
+    first = [family for family in families().values() if found[family.name] >= max(enough, 1)]
+    return first, [family for family in families().values() if family not in first]
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Lookalike:
     Args:
         title: for people.
         pattern: found in no key of this family.
-        sizes: dimensions that no model of this family has, e.g. {"width": 3072}.
+        sizes: dimensions that no model of this family has together, e.g. {"width": 3072}.
     """
 
     title: str
@@ -171,7 +171,12 @@ class Family:
                     return other.title
         known = dimensions or {}
         return next(
-            (other.title for other in self.lookalikes if any(known.get(k) == v for k, v in other.sizes.items())), None
+            (
+                other.title
+                for other in self.lookalikes
+                if other.sizes and all(known.get(k) == v for k, v in other.sizes.items())
+            ),
+            None,
         )
 
 

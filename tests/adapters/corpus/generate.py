@@ -31,6 +31,45 @@ HYBRID = {
     "ffn.net.0.proj": (F, D),
     "ffn.net.2": (D, F),
 }
+# HunyuanVideo: Tencent's fused projections in double and single blocks, and the names in diffusers.
+HUNYUAN_1 = {
+    **{f"{a}_attn_qkv": (3 * D, D) for a in ("img", "txt")},
+    **{f"{a}_attn_proj": (D, D) for a in ("img", "txt")},
+    **{f"{a}_mlp.fc1": (F, D) for a in ("img", "txt")},
+    **{f"{a}_mlp.fc2": (D, F) for a in ("img", "txt")},
+}
+HUNYUAN_1_MOD = {f"{a}_mod.linear": (6 * D, D) for a in ("img", "txt")}
+HUNYUAN_1_SINGLE = {"linear1": (3 * D + F, D), "linear2": (D, D + F)}
+HUNYUAN_1_SINGLE_DIFFUSERS = {
+    **{f"attn.{x}": (D, D) for x in ("to_q", "to_k", "to_v")},
+    "proj_mlp": (F, D),
+    "proj_out": (D, D + F),
+}
+# LTX-2: Lightricks' names inside a block, which diffusers shares; the audio stream is narrower.
+LTX = {
+    **{f"{a}.{x}": (D, D) for a in ("attn1", "attn2") for x in ("to_q", "to_k", "to_v", "to_out.0")},
+    "ff.net.0.proj": (F, D),
+    "ff.net.2": (D, F),
+}
+AUDIO = 16
+LTX_AUDIO = {
+    **{f"audio_{a}.{x}": (AUDIO, AUDIO) for a in ("attn1", "attn2") for x in ("to_q", "to_k", "to_v", "to_out.0")},
+    **{f"audio_to_video_attn.{x}": (AUDIO, AUDIO) for x in ("to_k", "to_v")},
+    "audio_to_video_attn.to_q": (AUDIO, D),
+    "audio_to_video_attn.to_out.0": (D, AUDIO),
+    **{f"video_to_audio_attn.{x}": (AUDIO, D) for x in ("to_k", "to_v")},
+    **{f"video_to_audio_attn.{x}": (AUDIO, AUDIO) for x in ("to_q", "to_out.0")},
+    "audio_ff.net.0.proj": (32, AUDIO),
+    "audio_ff.net.2": (AUDIO, 32),
+}
+LTX_OUTSIDE = {
+    "patchify_proj": (D, 8),
+    "audio_patchify_proj": (AUDIO, 6),
+    "adaln_single.linear": (6 * D, D),
+    "audio_adaln_single.linear": (6 * AUDIO, AUDIO),
+    "av_ca_a2v_gate_adaln_single.emb.timestep_embedder.linear_1": (D, 8),
+    "av_ca_video_scale_shift_adaln_single.linear": (4 * D, D),
+}
 # HunyuanVideo-1.5: Tencent's split projections, ComfyUI's fused ones, and the names in diffusers.
 HUNYUAN = {
     **{f"{a}_attn_{x}": (D, D) for a in ("img", "txt") for x in ("q", "k", "v", "proj")},
@@ -426,13 +465,135 @@ CORPUS = {
         layers=29,
         expect={"names": "diffusers"},
     ),
-    "hunyuanvideo": entry(
-        "diffusion-pipe for HunyuanVideo, without its single blocks: told from HunyuanVideo-1.5 by its width",
-        {
-            "transformer.double_blocks.0.img_attn_qkv.lora_A.weight": [R, 3072],
-            "transformer.double_blocks.0.img_attn_qkv.lora_B.weight": [3 * 3072, R],
-        },
-        error="HunyuanVideo or Qwen-Image",
+    "hunyuan-video-diffusion-pipe": entry(
+        "diffusion-pipe for HunyuanVideo: Tencent's fused names behind the prefix of diffusers",
+        keys(
+            "transformer.",
+            blocks(HUNYUAN_1 | HUNYUAN_1_MOD, "double_blocks")
+            | blocks(HUNYUAN_1_SINGLE | {"modulation.linear": (3 * D, D)}, "single_blocks"),
+            AB,
+        ),
+        layers=2 * 14 + 2 * 6,
+        dtype="BF16",
+        expect={"names": "original", "prefix": "transformer.", "scale": 1.0},
+    ),
+    "hunyuan-video-musubi": entry(
+        "musubi-tuner for HunyuanVideo, without modulation",
+        keys(
+            "lora_unet_",
+            blocks(HUNYUAN_1, "double_blocks") | blocks(HUNYUAN_1_SINGLE, "single_blocks"),
+            DOWN_UP,
+            flat=True,
+            extra={".alpha": []},
+        ),
+        layers=2 * 12 + 2 * 5,
+        alpha=1.0,
+        metadata={"ss_network_module": "networks.lora", "ss_network_dim": "4", "ss_network_alpha": "1.0"},
+        expect={"names": "original", "scale": 0.25, "flat": True},
+    ),
+    "hunyuan-video-comfyui": entry(
+        "musubi-tuner's LoRA converted for ComfyUI: Tencent's names, dotted",
+        keys(
+            "diffusion_model.",
+            blocks(HUNYUAN_1, "double_blocks") | blocks(HUNYUAN_1_SINGLE, "single_blocks"),
+            AB,
+        ),
+        layers=2 * 12 + 2 * 5,
+        expect={"names": "original"},
+    ),
+    "hunyuan-video-single-only": entry(
+        "one fused weight of a single block tells its own parts apart: by its inputs",
+        keys("diffusion_model.", blocks({"linear1": (3 * D + F, D)}, "single_blocks"), AB),
+        layers=2 * 4,
+    ),
+    "hunyuan-video-diffusers": entry(
+        "HunyuanVideoPipeline.save_lora_weights",
+        keys(
+            "transformer.",
+            blocks(HUNYUAN_DIFFUSERS, "transformer_blocks")
+            | blocks(HUNYUAN_1_SINGLE_DIFFUSERS, "single_transformer_blocks")
+            | {f"context_embedder.token_refiner.refiner_blocks.0.attn.to_{x}": (D, D) for x in "qkv"}
+            | {"norm_out.linear": (2 * D, D)},
+            AB,
+        ),
+        layers=2 * 14 + 2 * 5 + 4,
+        metadata={"format": "pt", "lora_adapter_metadata": META},
+        expect={"names": "diffusers", "scale": 2.0},
+    ),
+    "flux-all-blocks": entry(
+        "FLUX in diffusers, whose layers are those of HunyuanVideo: told by how many blocks it has",
+        keys(
+            "transformer.",
+            {f"transformer_blocks.{n}.attn.to_q": (D, D) for n in range(19)}
+            | {f"single_transformer_blocks.{n}.attn.to_q": (D, D) for n in range(38)},
+            AB,
+        ),
+        error="FLUX",
+    ),
+    "ltx2-trainer": entry(
+        "Lightricks' trainer for LTX-2, attention only: no alpha anywhere",
+        keys(
+            "diffusion_model.",
+            blocks({k: s for k, s in (LTX | LTX_AUDIO).items() if "attn" in k}, "transformer_blocks"),
+            AB,
+        ),
+        layers=2 * 24,
+        dtype="BF16",
+        expect={"names": "original", "scale": 1.0},
+    ),
+    "ltx2-ai-toolkit": entry(
+        "ai-toolkit for LTX-2, with gates",
+        keys(
+            "diffusion_model.",
+            blocks(
+                LTX | LTX_AUDIO | {"attn1.to_gate_logits": (2, D), "audio_attn1.to_gate_logits": (2, AUDIO)},
+                "transformer_blocks",
+            ),
+            AB,
+        ),
+        layers=2 * 30,
+        metadata={"software": '{"name": "ai-toolkit"}'},
+    ),
+    "ltx2-distilled": entry(
+        "a distillation LoRA of Lightricks: layers outside the blocks, and the text connectors",
+        keys("diffusion_model.", blocks(LTX | LTX_AUDIO, "transformer_blocks") | LTX_OUTSIDE, AB)
+        | keys("text_embedding_projection.", {"aggregate_embed": (D, 20)}, AB),
+        layers=2 * 28 + 6,
+        passthrough=2,
+        dtype="BF16",
+    ),
+    "ltx2-diffusers": entry(
+        "LTX2Pipeline.save_lora_weights",
+        keys(
+            "transformer.",
+            blocks(LTX | LTX_AUDIO, "transformer_blocks")
+            | {"proj_in": (D, 8), "time_embed.linear": (6 * D, D), "av_cross_attn_video_a2v_gate.linear": (D, D)},
+            AB,
+        ),
+        layers=2 * 28 + 3,
+        metadata={"format": "pt", "lora_adapter_metadata": META},
+        expect={"names": "diffusers", "scale": 2.0},
+    ),
+    "ltx2-kohya": entry(
+        "musubi-tuner's way for LTX-2",
+        keys("lora_unet_", blocks(LTX | LTX_AUDIO, "transformer_blocks"), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=2 * 28,
+        alpha=1.0,
+        expect={"scale": 0.25, "flat": True},
+    ),
+    "ltx-video-diffusion-pipe": entry(
+        "diffusion-pipe for LTX-Video",
+        keys("diffusion_model.", blocks(LTX, "transformer_blocks"), AB),
+        layers=2 * 10,
+        dtype="BF16",
+    ),
+    "ltx-video-diffusers": entry(
+        "LTXPipeline.save_lora_weights",
+        keys(
+            "transformer.", blocks(LTX, "transformer_blocks") | {"proj_in": (D, 8), "time_embed.linear": (6 * D, D)}, AB
+        ),
+        layers=2 * 10 + 2,
+        expect={"names": "diffusers"},
     ),
     "flux": entry(
         "kohya for FLUX",
@@ -445,7 +606,7 @@ CORPUS = {
             extra={".alpha": []},
         ),
         alpha=10.0,
-        error="FLUX or HunyuanVideo",
+        error="FLUX",
     ),
     "qwen-image-ai-toolkit": entry(
         "ai-toolkit for Qwen-Image",

@@ -1,0 +1,171 @@
+"""Tiny networks of diffusers' own classes, one for every family; and their weights respelled in every naming."""
+
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from loraport.models.architecture import Architecture
+from loraport.models.checkpoint import open_checkpoint
+from loraport.models.family import Family, families
+from loraport.models.keymap import family_keymap
+from loraport.models.placement import join, lay_out
+
+
+@dataclass(frozen=True)
+class Network:
+    """How diffusers builds a tiny one.
+
+    Args:
+        family: of ours.
+        title: as a file of it is called.
+        settings: of the class.
+        pipeline: the parts of the pipeline besides the network, all of which a LoRA does without.
+    """
+
+    family: str
+    title: str
+    settings: dict[str, Any]
+    pipeline: tuple[str, ...] = ("tokenizer", "text_encoder", "vae", "scheduler")
+    more: dict[str, Any] = field(default_factory=dict)
+
+
+LTX2 = {
+    "in_channels": 8, "out_channels": 8, "num_attention_heads": 3, "attention_head_dim": 8, "cross_attention_dim": 24,
+    "audio_in_channels": 6, "audio_out_channels": 6, "audio_num_attention_heads": 2, "audio_attention_head_dim": 8,
+    "audio_cross_attention_dim": 16, "num_layers": 2, "caption_channels": 20,
+}  # fmt: skip
+NETWORKS = {
+    "hunyuan_video": Network(
+        "hunyuan_video",
+        "HunyuanVideo (2 blocks, width 24)",
+        {
+            "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 2,
+            "num_single_layers": 2, "num_refiner_layers": 2, "mlp_ratio": 3.0, "text_embed_dim": 20,
+            "pooled_projection_dim": 10, "rope_axes_dim": (4, 4, 4),
+        },
+        ("tokenizer", "text_encoder", "vae", "scheduler", "text_encoder_2", "tokenizer_2"),
+    ),
+    "ltx2": Network(
+        "ltx2",
+        "LTX-2 (2 blocks, width 24)",
+        LTX2 | {"gated_attn": True, "cross_attn_mod": True, "audio_gated_attn": True, "audio_cross_attn_mod": True,
+                "use_keyframes_abs_pos_embedding": True},
+        ("tokenizer", "text_encoder", "vae", "scheduler", "audio_vae", "connectors", "vocoder"),
+    ),
+    "ltx2.0": Network(
+        "ltx2",
+        "LTX-2 (2 blocks, width 24)",
+        LTX2,
+        ("tokenizer", "text_encoder", "vae", "scheduler", "audio_vae", "connectors", "vocoder"),
+    ),
+    "ltx_video": Network(
+        "ltx_video",
+        "LTX-Video (2 blocks, width 24)",
+        {
+            "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 12,
+            "cross_attention_dim": 24, "num_layers": 2, "caption_channels": 20,
+        },
+    ),
+}  # fmt: skip
+
+
+def build(name: str) -> Any:
+    """The network, with weights of its own."""
+    import diffusers
+
+    network = NETWORKS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(diffusers, families()[network.family].diffusers.model)(**network.settings)
+        for parameter in model.parameters():  # none is zero or one from the start
+            torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    return model
+
+
+def pipeline(name: str, model: Any) -> Any:
+    """A pipeline that has nothing but the network."""
+    import diffusers
+
+    network = NETWORKS[name]
+    kind = getattr(diffusers, families()[network.family].diffusers.pipeline)
+    return kind(transformer=model, **dict.fromkeys(network.pipeline), **network.more)
+
+
+@cache
+def state(name: str) -> dict[str, Tensor]:
+    """Its weights, as diffusers calls them."""
+    return dict(build(name).state_dict())
+
+
+def respell(weights: dict[str, Tensor], family: Family, naming: str) -> dict[str, Tensor]:
+    """Weights by canonical names (with ".weight") in a naming: fused, in its order, and under its names."""
+    keymap = family_keymap(family.name)
+    stored: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in weights.items():
+        bare = (template := family.template_of(key)) is not None and template.role == "param"
+        module, _, kind = (key, "", "") if bare else key.rpartition(".")
+        norm = naming == "comfyui" and kind == "weight" and ".norm." in family.spell(module, naming)
+        ending = f".{'scale' if norm else kind}" if kind else ""
+        stored.setdefault(f"{family.spell(module, naming)}{ending}", {})[module] = tensor
+    found = {}
+    for key, parts in stored.items():
+        module = next(iter(parts))
+        held = keymap.held(family.spell(module, naming))
+        if len(held) == 1 and not held[0].order:
+            found[key] = parts[module].contiguous()
+            continue
+        rows, places = lay_out(held, {name: len(tensor) for name, tensor in parts.items()}, {})
+        found[key] = join([(places[name], tensor) for name, tensor in parts.items()], rows)
+    return found
+
+
+def write(name: str, naming: str, folder: Path, weights: dict[str, Tensor] | None = None, prefix: str = "") -> Path:
+    """A checkpoint of the network in a naming.
+
+    Args:
+        weights: by canonical name; the network's own unless given.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    family = families()[NETWORKS[name].family]
+    tensors = respell(canonical(name) if weights is None else weights, family, naming)
+    path = folder / f"{naming}.safetensors"
+    save_file({prefix + key: tensor for key, tensor in tensors.items()}, path)
+    return path
+
+
+@cache
+def canonical(name: str) -> dict[str, Tensor]:
+    """Its weights by canonical name, by the table of names in diffusers alone."""
+    family = families()[NETWORKS[name].family]
+    own = state(name)
+    found = {}
+    counts = dict.fromkeys(family.counters.values(), 2)
+    for module in family.modules(counts):
+        place = family.place(module, "diffusers")
+        assert place.index is None or place.order == ()
+        for kind in ("", ".weight", ".bias"):
+            tensor = own.get(place.name + kind)
+            if tensor is not None:
+                parts = tensor.chunk(len(place.order)) if place.order else (tensor,)
+                order = sorted(range(len(parts)), key=place.order.__getitem__) if place.order else [0]
+                found[module + kind] = torch.cat([parts[i] for i in order])
+    return found
+
+
+def architecture(name: str, folder: Path) -> Architecture:
+    """What we make of it."""
+    return open_checkpoint(write(name, "diffusers", folder)).architecture
+
+
+def factors(name: str, layers: dict[str, tuple[int, int]], rank: int = 4) -> dict[str, tuple[Tensor, Tensor]]:
+    """Random B and A for layers by canonical name."""
+    generator = torch.Generator().manual_seed(len(name))
+    return {
+        layer: (torch.randn(m, rank, generator=generator), torch.randn(rank, n, generator=generator) / n**0.5)
+        for layer, (m, n) in layers.items()
+    }
