@@ -13,6 +13,7 @@ from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import render_adapter, write_adapter
 from loraport.adapters.verify import verify_adapter
 from loraport.core.lowrank import LowRank
+from loraport.models.architecture import detect
 from networks import NETWORKS
 
 diffusers = pytest.importorskip("diffusers")

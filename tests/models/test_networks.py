@@ -10,7 +10,7 @@ from loraport.models.architecture import require_same_size
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.family import families
 from loraport.models.keymap import family_keymap
-from loraport.models.placement import size_of, split
+from loraport.models.placement import is_whole, size_of, split
 from networks import NETWORKS
 
 pytest.importorskip("diffusers")
@@ -71,7 +71,7 @@ def test_names_and_rows_are_those_of_diffusers_own_converter(name):
         rows = sum(size_of(part.rows, sizes) for part in held) if len(held) > 1 else 48
         kind = "" if bare else ".weight"
         state[spelled + kind] = torch.arange(rows, dtype=torch.float64).reshape(-1, 1)
-        numbers = split(held, rows, sizes)[module]
+        numbers = ((0, rows),) if is_whole(held) else split(held, rows, sizes)[module]
         values = torch.cat([torch.arange(*each, dtype=torch.float64) for each in numbers])
         order = family.place(module, "diffusers").order
         if order:
