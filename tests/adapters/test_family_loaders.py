@@ -14,6 +14,7 @@ from loraport.adapters.render import render_adapter, write_adapter
 from loraport.adapters.verify import verify_adapter
 from loraport.core.lowrank import LowRank
 from loraport.models.architecture import detect
+from loraport.models.family import families
 from networks import NETWORKS
 
 diffusers = pytest.importorskip("diffusers")
@@ -117,3 +118,9 @@ def test_of_hunyuan_video_its_own_converter_takes_the_blocks_in_original_names(t
             torch.testing.assert_close(one, wanted[f"{name}.lora_B.weight"] @ wanted[f"{name}.lora_A.weight"])
         else:  # a layer of a fused weight that has no update of its own
             assert not one.any()
+
+
+@pytest.mark.parametrize(("name", "profile"), [("hunyuan_video", "universal"), ("ltx_video", "universal")])
+def test_what_diffusers_does_not_read_is_no_fault_of_the_file(name, profile, tmp_path):
+    path, _, _ = _write(name, profile, tmp_path)
+    assert [check for check in verify_adapter(path, load=True) if check.passed is False] == []

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from loraport.adapters.adapter import LoraAdapter
-from loraport.adapters.consumers import content_of
+from loraport.adapters.consumers import ALL, consumers, content_of
 from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT, Dialect
 from loraport.adapters.header import CONTENT, PROFILE, content_digest, read_json
 from loraport.adapters.loaders import IN_FULL, takers
@@ -218,8 +218,8 @@ def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     if not classes.model:
         return Check(name, None, f"not looked at: no loader for {family.title} is known here")
     plain = replace(lora.dialect, alpha="none")
-    spelled = [PROFILES[profile].of(family).dialect for profile in ("universal", "diffusers")]
-    promised = "loraport.version" in lora.metadata and plain in (spelled if classes.loader else spelled[1:])
+    spelled = [PROFILES[profile].of(family).dialect for profile in _read_in_full(family.name)]
+    promised = "loraport.version" in lora.metadata and plain in spelled
     # Files of our own that diffusers is known to refuse were written with a warning.
     wrong = False if promised and not any(item.kind == "text_encoder" for item in lora.passthrough) else None
     if classes.loader:
@@ -246,6 +246,15 @@ def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     if empty:
         return Check(name, wrong, f"{len(empty)} layers would be left without memory, such as {min(empty)}")
     return Check(name, True if pairs == len(lora.layers) else wrong, f"{pairs} of {len(lora.layers)} layers{by}")
+
+
+def _read_in_full(family: str) -> list[str]:
+    """The profiles in which diffusers is known to take every layer of a family, wherever it lies."""
+    rows = next(consumer for consumer in consumers() if consumer.name == "diffusers").families
+    profiles = rows[family].profiles if family in rows else {}
+    return [
+        name for name in ("universal", "diffusers") if not {ALL, "outside"} & profiles.get(name, {ALL: None}).keys()
+    ]
 
 
 def _network_keys(network: type[torch.nn.Module], refs: dict[str, TensorRef]) -> set[str]:
