@@ -1,17 +1,21 @@
 """Model families as data: one yaml file each under `data/`, read into templates."""
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from loraport.errors import FileError
 from loraport.models.placement import Place
 
 ROLES = ("linear", "conv", "norm", "embedding", "param")
+OWN_FAMILIES = "LORAPORT_FAMILIES"  # environment variable: a folder of yaml files, or one file
 MAX_BLOCKS = 512
 """Block numbers beyond this are no block numbers: a file cannot make tables of a billion blocks."""
 _NUMBERS = {edge: re.compile(rf"(?<![^{edge}])(?:0|[1-9][0-9]{{0,3}})(?![^{edge}])") for edge in "._"}
@@ -201,10 +205,66 @@ def block_of(module: str) -> str:
 
 @cache
 def families() -> dict[str, Family]:
-    """All families, by name: whatever yaml files lie in the data folder."""
+    """All families, by name: whatever yaml files lie in the data folder, and the user's own.
+
+    Raises:
+        FileError: one of the user's files cannot be read, is no description of a family, or has a name that is taken.
+    """
     folder = resources.files("loraport.models") / "data"
     found = [_read(entry.read_text("utf-8")) for entry in folder.iterdir() if entry.name.endswith(".yaml")]
-    return {family.name: family for family in sorted(found, key=lambda family: family.name)}
+    known = {family.name: family for family in found}
+    for path in _own_files():
+        family = _read_own(path)
+        if family.name in known:
+            raise FileError(
+                "a family of that name is there already",
+                where=str(path),
+                values=f"{family.name}, {known[family.name].title}",
+                fix="give it another name in its first line",
+            )
+        known[family.name] = family
+    return dict(sorted(known.items()))
+
+
+def _own_files() -> list[Path]:
+    """The user's own yaml files: in `$LORAPORT_FAMILIES`, else in the operating system's place for settings."""
+    chosen = os.environ.get(OWN_FAMILIES)
+    try:
+        if chosen:
+            folder = Path(chosen).expanduser()
+            return [folder] if folder.suffix == ".yaml" else sorted(folder.iterdir())
+        import platformdirs
+
+        folder = Path(platformdirs.user_config_dir("loraport", appauthor=False)) / "families"
+        return sorted(folder.glob("*.yaml")) if folder.is_dir() else []
+    except (OSError, RuntimeError, ValueError) as error:
+        raise FileError(
+            "the folder of families cannot be read",
+            where=str(chosen),
+            values=str(error),
+            fix=f"name a folder of yaml files, or one such file, in {OWN_FAMILIES}; or unset it",
+        ) from error
+
+
+def _read_own(path: Path) -> Family:
+    try:
+        family = _read(path.read_text("utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error, yaml.YAMLError) as error:
+        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise FileError(
+            "this describes no family of models",
+            where=str(path),
+            values=" ".join(said.split()),
+            fix="docs/adding-an-architecture.md says what such a file holds",
+        ) from error
+    lacking = {"original", "diffusers"} - set(family.namings)
+    if lacking or not any(template.repeated and template.role == "linear" for template in family.templates.values()):
+        raise FileError(
+            "a family needs the spellings original and diffusers, and linear layers with <n> for the block",
+            where=str(path),
+            values=f"spellings: {', '.join(family.namings)}",
+        )
+    return family
 
 
 def _read(text: str) -> Family:

@@ -1,0 +1,82 @@
+"""Families of the user's own: a yaml file outside the package, and every way in which it may be wrong."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from loraport.adapters.convert import convert_adapter
+from loraport.errors import FileError
+from loraport.models.checkpoint import open_checkpoint
+from loraport.models.family import families
+from loraport.models.keymap import family_keymap
+from makers import LoraFile
+
+OWN = """
+family: own
+title: My model
+spellings: [original, diffusers]
+linear:
+  - ["trunk.<n>.mix.qk[0]", stages.<n>.mixer.to_q, [width, width]]
+  - ["trunk.<n>.mix.qk[1]", stages.<n>.mixer.to_k, [width, width]]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    families.cache_clear()
+    family_keymap.cache_clear()
+    yield
+    families.cache_clear()
+    family_keymap.cache_clear()
+
+
+def _random(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+def _named(monkeypatch, folder, text, *, file=False):
+    folder.mkdir(exist_ok=True)
+    (folder / "own.yaml").write_text(text, encoding="utf-8")
+    monkeypatch.setenv("LORAPORT_FAMILIES", str(folder / "own.yaml" if file else folder))
+
+
+@pytest.mark.parametrize("file", [True, False])
+def test_it_is_a_family_like_the_others(file, tmp_path, monkeypatch):
+    _named(monkeypatch, tmp_path / "mine", OWN, file=file)
+    save_file({f"trunk.{n}.mix.qk.weight": _random(16, 8) for n in range(2)}, tmp_path / "model.safetensors")
+    assert open_checkpoint(tmp_path / "model.safetensors").architecture.title == "My model (2 blocks, width 8)"
+    factors = {"lora_unet_trunk_0_mix_qk.lora_up.weight": _random(16, 2),
+               "lora_unet_trunk_0_mix_qk.lora_down.weight": _random(2, 8)}  # fmt: skip
+    convert_adapter(LoraFile(factors).write(tmp_path), tmp_path / "x.safetensors", to="diffusers")
+    split = load_file(tmp_path / "x.safetensors")
+    joined = torch.cat([split[f"transformer.stages.0.mixer.to_{x}.lora_B.weight"] for x in "qk"])
+    assert torch.equal(joined, factors["lora_unet_trunk_0_mix_qk.lora_up.weight"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[1, 2", "describes no family"),
+        ("just words", "describes no family"),
+        ("", "describes no family"),
+        (OWN.replace("title: My model\n", ""), "describes no family"),
+        (OWN.replace(", [width, width]]", "]"), "describes no family"),
+        (OWN.replace("<n>", "<z>"), "describes no family"),
+        (OWN + "lookalikes: [{title: x, pattern: '('}]", "describes no family"),
+        (OWN.replace("original, diffusers", "original, other"), "needs the spellings"),
+        (OWN.replace("<n>", "0"), "linear layers with <n>"),
+        (OWN.replace("family: own", "family: wan"), "there already"),
+    ],
+)
+def test_a_file_that_is_none_is_named(text, said, tmp_path, monkeypatch):
+    _named(monkeypatch, tmp_path, text)
+    with pytest.raises(FileError, match=said) as caught:
+        families()
+    assert "own.yaml" in str(caught.value.where)
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORAPORT_FAMILIES", str(tmp_path / "nowhere"))
+    with pytest.raises(FileError, match="cannot be read") as caught:
+        families()
+    assert "nowhere" in str(caught.value.where)
