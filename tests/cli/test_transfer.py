@@ -159,7 +159,14 @@ def test_plan_changes_nothing(files: pico.Pico) -> None:
     before = sorted(files.folder.rglob("*"))
     done = plan(files, "-v")
     assert done.exit_code == 0, done.output
-    for text in ("Wan (2 blocks, width 32)", "20 layers of 40 keys", "operations", "memory", "disk", "blocks.0.ffn.0"):
+    for text in (
+        "Wan (2 blocks, width 32)",
+        "20 layers, from 40 keys",
+        "operations",
+        "memory",
+        "disk",
+        "blocks.0.ffn.0",
+    ):
         assert text in done.stdout
     assert sorted(files.folder.rglob("*")) == before
     facts = json.loads(plan(files, "--json").stdout)

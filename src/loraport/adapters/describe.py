@@ -150,7 +150,9 @@ def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
     if oversized:
         found.append(f"layers smaller than their rank: {len(oversized)}, e.g. {oversized[0]}")
     if "loraport.recipe" in lora.metadata:
-        found.append("this LoRA was made by loraport: transferring it again would restore twice")
+        found.append(
+            "this LoRA was made by loraport: to transfer it, take the original instead, or the drift is undone twice"
+        )
     return found
 
 

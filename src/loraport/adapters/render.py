@@ -35,10 +35,10 @@ def render_adapter(
         layers: canonical layer -> update, scale inside. Give them one rank (LowRank.padded): some loaders
             mis-scale mixed ranks.
         passthrough: passed on, in the spelling that the profile's loaders accept.
-        profile: "universal", "diffusers", "kohya", "original", "same-as-input".
+        profile: "universal", "diffusers", "kohya", "original", "fastvideo", "same-as-input".
         architecture: the model, for its names and shapes.
         input_dialect: needed for "same-as-input".
-        dtype: of the factors. Carried tensors keep theirs.
+        dtype: of the factors. Tensors that are passed through keep theirs.
 
     Raises:
         UnsupportedError: the profile has no spelling for something that is carried.

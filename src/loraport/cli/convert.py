@@ -42,7 +42,7 @@ def convert(
         f"renamed {text.count(done.layers, 'layer')}, {exact}",
         f"  from      {done.before}",
         f"  to        {done.after}",
-        f"  besides   {text.count(len(done.passthrough), 'key')} passed through, {len(done.dropped) or 'none'} dropped",
+        f"  keys      {text.count(len(done.passthrough), 'key')} passed through, {len(done.dropped) or 'none'} dropped",
     ]
     if done.dropped:
         lines.append(f"  dropped   {text.listing(done.dropped)}")

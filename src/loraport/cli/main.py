@@ -20,7 +20,7 @@ Exit codes: 0 done and verified, 1 a bug, 2 usage, 3 inputs do not fit, 4 numeri
 app = typer.Typer(
     cls=Commands,
     name="loraport",
-    help="Carry a LoRA from a base video diffusion model to its distilled variant, from weights alone.",
+    help="Carry a LoRA from a base diffusion model to its distilled variant, from weights alone.",
     epilog=_EXAMPLE,
     no_args_is_help=True,
     add_completion=False,

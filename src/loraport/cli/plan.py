@@ -83,7 +83,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
         f"  from      {facts['source']['name']}  ({facts['source']['path']})",
         f"  to        {target}" + (f"  ({facts['target']['path']})" if facts["target"] else ""),
         f"  method    {facts['method']}" + (f" at amount {facts['amount']:g}" if facts["amount"] != 1 else ""),
-        f"  coverage  {text.count(cover['layers'], 'layer')} of {cover['keys']} keys in the file, "
+        f"  coverage  {text.count(cover['layers'], 'layer')}, from {text.count(cover['keys'], 'key')} in the file; "
         f"{text.count(len(cover['passthrough']), 'key')} passed through, {len(cover['dropped']) or 'none'} dropped",
         f"  rank      {facts['rank_in']} in, {facts['rank']} out, {facts['dtype']}, names: {facts['to']}",
         f"  work      about {text.duration(cost['seconds'])}, {_state(cost, cover['layers'])}",
@@ -134,8 +134,8 @@ def _advice(cost: dict[str, Any], layers: int) -> str:
     with_it, without = text.duration(cost["next_seconds"]), text.duration(cost["next_seconds_without"])
     if cost["cache_pays"]:
         room = f" (room for {cost['kept_layers']} of {layers} layers)" if cost["kept_layers"] < layers else ""
-        return f"pays: another LoRA for this pair takes about {with_it}, {without} without{room}"
-    return f"hardly pays: another LoRA for this pair takes about {with_it}, {without} with --cache off"
+        return f"pays: another LoRA for this pair takes about {with_it} with it, {without} without{room}"
+    return f"gains little: another LoRA for this pair takes about {with_it} with it, {without} without (--cache off)"
 
 
 def _model(checkpoint: Any) -> dict[str, str]:

@@ -12,7 +12,15 @@ from loraport.report.tables import show
 ENOUGH = 0.9  # of the energy; below it the summary says how to keep more
 
 
-def show_report(report: TransferReport, plan: TransferPlan, console: Console, said: Sequence[str] = ()) -> None:
+def show_report(
+    report: TransferReport,
+    plan: TransferPlan,
+    console: Console,
+    said: Sequence[str] = (),
+    *,
+    page: Path | None = None,
+    log: Path | None = None,
+) -> None:
     """Summary for people, and the table of layers when asked for.
 
     Args:
@@ -20,6 +28,8 @@ def show_report(report: TransferReport, plan: TransferPlan, console: Console, sa
         plan: that it carried out.
         console: where to say it.
         said: warnings that were shown already during the run.
+        page: the page that was written about it.
+        log: its run log.
     """
     if console.verbose:
         show_layers(report, console)
@@ -42,6 +52,10 @@ def show_report(report: TransferReport, plan: TransferPlan, console: Console, sa
     if report.output is not None:
         size = text.size(report.output.stat().st_size)
         lines.append(f"  output    {report.output}  ({size}, {facts.dtype}, written and read back)")
+        if page is not None:
+            lines.append(f"  report    {page}")
+        if log is not None:
+            lines.append(f"  log       {log}  (every layer in numbers; --log off writes none)")
         lines += [f"  {'load it' if number == 0 else '':<9} {way}" for number, way in enumerate(report.load)]
     console.result(*lines)
     for message in report.warnings:

@@ -56,7 +56,7 @@ def _transfer(given: Given, page: Path | None) -> Carry:
     run_options = given.make(RunOptions)
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_report
-    from loraport.engine.output import check_outputs, input_files
+    from loraport.engine.output import check_outputs, input_files, log_path
     from loraport.engine.plan import make_plan
     from loraport.engine.run import run
     from loraport.report import write_page
@@ -71,7 +71,7 @@ def _transfer(given: Given, page: Path | None) -> Carry:
             report = run(plan, path, run_options, progress)
         if page is not None:
             write_page(page, report.to_json())
-        show_report(report, plan, console, said=progress.warned)
+        show_report(report, plan, console, said=progress.warned, page=page, log=log_path(path, run_options))
         warn_of_name(path, console)
         return report
 

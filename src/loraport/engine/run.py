@@ -226,7 +226,10 @@ def _judge(layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[st
     if not plan.recipe.force:
         _refuse_unrelated(drifts, plan)
     if all(value == 0.0 for value in drifts.values()):
-        warn("the target equals the source in every layer of the LoRA: there is nothing to transfer")
+        warn(
+            "the target equals the source in every layer of the LoRA: there is nothing to transfer; was the same model "
+            "named twice?"
+        )
         return
     refuse_rounding(plan.jobs, drifts, force=plan.recipe.force or not rounding)
     noise = [job.name for job in plan.jobs if rounding_share(job, drifts.get(job.name, 0.0)) >= MOSTLY]

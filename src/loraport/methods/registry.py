@@ -60,6 +60,7 @@ def resolve(
         raise UsageError(
             f"a setting of {method.name} does not fit: {'.'.join(str(part) for part in problem['loc'])}",
             values=f"{problem['input']!r}: {problem['msg']}",
+            fix=f"loraport methods {method.name} says what its settings are",
         ) from error
 
 
