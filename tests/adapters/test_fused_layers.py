@@ -4,14 +4,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import hunyuan
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import open_adapter
 from loraport.errors import MismatchError
 from makers import LoraFile
 
 QKV = "double_blocks.0.img_attn"
-NAMES = [f"{QKV}_{x}" for x in "qkv"]
+NAMES = [f"{QKV}_{x}" for x in "qkv"]  # at the size of the model: at others these names may be those of other families
 
 
 def _random(*shape, seed=0):
@@ -21,7 +20,7 @@ def _random(*shape, seed=0):
 def _fused(rank=4, **more):
     """A LoRA that was trained on the fused weight."""
     stem = f"diffusion_model.{QKV}.qkv"
-    made = {f"{stem}.lora_B.weight": _random(72, rank), f"{stem}.lora_A.weight": _random(rank, 24, seed=1)}
+    made = {f"{stem}.lora_B.weight": _random(6144, rank), f"{stem}.lora_A.weight": _random(rank, 2048, seed=1)}
     return made | {stem + suffix: tensor for suffix, tensor in more.items()}
 
 
@@ -38,8 +37,8 @@ def test_a_fused_lora_is_its_rows_with_one_a(tmp_path):
         made[f"diffusion_model.{QKV}.qkv.lora_B.weight"] @ made[f"diffusion_model.{QKV}.qkv.lora_A.weight"]
     ).double()
     for place, layer in enumerate(lora.layers.values()):
-        assert (layer.rank, layer.shape) == (4, (24, 24))
-        torch.testing.assert_close(layer.load().dense().double(), whole[24 * place : 24 * place + 24])
+        assert (layer.rank, layer.shape) == (4, (2048, 2048))
+        torch.testing.assert_close(layer.load().dense().double(), whole[2048 * place : 2048 * place + 2048])
     assert {key for layer in lora.layers.values() for key in layer.keys} == set(made)
 
 
@@ -62,15 +61,15 @@ def test_a_split_lora_joins_with_a_block_for_each_layer_and_comes_back(tmp_path)
     made = {}
     for place, name in enumerate(NAMES):
         made |= {
-            f"{name}.lora_B.weight": _random(24, 4, seed=place),
-            f"{name}.lora_A.weight": _random(4, 24, seed=9 + place),
+            f"{name}.lora_B.weight": _random(2048, 4, seed=place),
+            f"{name}.lora_A.weight": _random(4, 2048, seed=9 + place),
         }
     path = LoraFile(made).write(tmp_path)
     convert_adapter(path, tmp_path / "joined.safetensors", to="universal")
     joined = load_file(tmp_path / "joined.safetensors")
     assert {key: tuple(tensor.shape) for key, tensor in joined.items()} == {
-        f"diffusion_model.{QKV}.qkv.lora_A.weight": (12, 24),
-        f"diffusion_model.{QKV}.qkv.lora_B.weight": (72, 12),
+        f"diffusion_model.{QKV}.qkv.lora_A.weight": (12, 2048),
+        f"diffusion_model.{QKV}.qkv.lora_B.weight": (6144, 12),
     }
     up, down = (joined[f"diffusion_model.{QKV}.qkv.lora_{half}.weight"].double() for half in "BA")
     wanted = torch.cat([made[f"{n}.lora_B.weight"].double() @ made[f"{n}.lora_A.weight"].double() for n in NAMES])
@@ -81,12 +80,12 @@ def test_a_split_lora_joins_with_a_block_for_each_layer_and_comes_back(tmp_path)
 
 
 def test_some_of_the_layers_only(tmp_path):
-    made = {f"{NAMES[2]}.lora_B.weight": _random(24, 4), f"{NAMES[2]}.lora_A.weight": _random(4, 24, seed=1)}
+    made = {f"{NAMES[2]}.lora_B.weight": _random(2048, 4), f"{NAMES[2]}.lora_A.weight": _random(4, 2048, seed=1)}
     convert_adapter(LoraFile(made).write(tmp_path), tmp_path / "x.safetensors", to="universal")
     up = load_file(tmp_path / "x.safetensors")[f"diffusion_model.{QKV}.qkv.lora_B.weight"]
-    assert up.shape == (72, 4)
-    assert not up[:48].any()
-    assert torch.equal(up[48:], made[f"{NAMES[2]}.lora_B.weight"])
+    assert up.shape == (6144, 4)
+    assert not up[:4096].any()
+    assert torch.equal(up[4096:], made[f"{NAMES[2]}.lora_B.weight"])
 
 
 def test_different_scales_go_into_the_factors(tmp_path):
@@ -94,8 +93,8 @@ def test_different_scales_go_into_the_factors(tmp_path):
     for place, name in enumerate(NAMES):
         stem = "lora_unet_" + name.replace(".", "_")
         made |= {
-            f"{stem}.lora_up.weight": _random(24, 4, seed=place),
-            f"{stem}.lora_down.weight": _random(4, 24, seed=9),
+            f"{stem}.lora_up.weight": _random(2048, 4, seed=place),
+            f"{stem}.lora_down.weight": _random(4, 2048, seed=9),
         }
         made[f"{stem}.alpha"] = torch.tensor(2.0**place)
     path = LoraFile(made).write(tmp_path)
@@ -107,12 +106,12 @@ def test_different_scales_go_into_the_factors(tmp_path):
 
 
 def test_alpha_and_bias_of_a_fused_weight(tmp_path):
-    bias = torch.arange(72.0)
+    bias = torch.arange(6144.0)
     path = LoraFile(_fused(**{".alpha": torch.tensor(2.0), ".diff_b": bias})).write(tmp_path)
     lora = open_adapter(path)
     assert {layer.scale for layer in lora.layers.values()} == {0.5}
     assert {item.param: item.load().tolist() for item in lora.passthrough} == {
-        f"{name}.bias": bias[24 * place : 24 * place + 24].tolist() for place, name in enumerate(NAMES)
+        f"{name}.bias": bias[2048 * place : 2048 * place + 2048].tolist() for place, name in enumerate(NAMES)
     }
     for to in ("universal", "same-as-input"):
         convert_adapter(path, tmp_path / f"{to}.safetensors", to=to)
@@ -125,14 +124,14 @@ def test_alpha_and_bias_of_a_fused_weight(tmp_path):
 def test_rows_in_another_order(tmp_path):
     """diffusers has the halves of the last modulation the other way round; A has no rows to turn."""
     name = "final_layer.adaLN_modulation.1"
-    b, a, bias = _random(48, 4), _random(4, 24, seed=1), torch.arange(48.0)
+    b, a, bias = _random(4096, 4), _random(4, 2048, seed=1), torch.arange(4096.0)
     path = LoraFile({f"{name}.lora_B.weight": b, f"{name}.lora_A.weight": a, f"{name}.diff_b": bias}).write(tmp_path)
     convert_adapter(path, tmp_path / "x.safetensors", to="diffusers")
     found = load_file(tmp_path / "x.safetensors")
     stem = "transformer.norm_out.linear.lora_"
-    assert torch.equal(found[f"{stem}B.weight"], hunyuan.swapped(b))
+    assert torch.equal(found[f"{stem}B.weight"], torch.cat(b.chunk(2)[::-1]))
     assert torch.equal(found[f"{stem}A.weight"], a)
-    assert torch.equal(found[f"{stem}B.bias"], hunyuan.swapped(bias))
+    assert torch.equal(found[f"{stem}B.bias"], torch.cat(bias.chunk(2)[::-1]))
     convert_adapter(tmp_path / "x.safetensors", tmp_path / "y.safetensors", to="original")
     again = load_file(tmp_path / "y.safetensors")
     assert torch.equal(again[f"{name}.lora_B.weight"], b)
@@ -144,18 +143,18 @@ def test_a_layer_of_a_fused_weight_can_be_left_out(tmp_path):
     assert list(open_adapter(path, drop="img_attn_k").layers) == [NAMES[0], NAMES[2]]
     convert_adapter(path, tmp_path / "x.safetensors", to="universal", drop="img_attn_k")
     up = load_file(tmp_path / "x.safetensors")[f"diffusion_model.{QKV}.qkv.lora_B.weight"]
-    assert not up[24:48].any()
-    assert up[:24].any()
+    assert not up[2048:4096].any()
+    assert up[:2048].any()
 
 
 @pytest.mark.parametrize(
     ("made", "word"),
     [
         (
-            _fused() | {f"{NAMES[1]}.lora_B.weight": _random(24, 4), f"{NAMES[1]}.lora_A.weight": _random(4, 24)},
+            _fused() | {f"{NAMES[1]}.lora_B.weight": _random(2048, 4), f"{NAMES[1]}.lora_A.weight": _random(4, 2048)},
             "twice",
         ),
-        ({f"{QKV}.qkv.lora_B.weight": _random(73, 4), f"{QKV}.qkv.lora_A.weight": _random(4, 24)}, "shared out"),
+        ({f"{QKV}.qkv.lora_B.weight": _random(6145, 4), f"{QKV}.qkv.lora_A.weight": _random(4, 2048)}, "shared out"),
     ],
 )
 def test_what_is_no_lora_of_these_layers(made, word, tmp_path):
