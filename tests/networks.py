@@ -39,6 +39,10 @@ LTX2 = {
     "audio_in_channels": 6, "audio_out_channels": 6, "audio_num_attention_heads": 2, "audio_attention_head_dim": 8,
     "audio_cross_attention_dim": 16, "num_layers": 2, "caption_channels": 20,
 }  # fmt: skip
+COG = {
+    "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8,
+    "text_embed_dim": 20, "num_layers": 2, "sample_width": 8, "sample_height": 8, "sample_frames": 9,
+}  # fmt: skip
 NETWORKS = {
     "hunyuan_video": Network(
         "hunyuan_video",
@@ -70,6 +74,13 @@ NETWORKS = {
             "in_channels": 8, "out_channels": 8, "num_attention_heads": 2, "attention_head_dim": 12,
             "cross_attention_dim": 24, "num_layers": 2, "caption_channels": 20,
         },
+    ),
+    "cogvideox": Network("cogvideox", "CogVideoX (2 blocks, width 32)", COG),
+    "cogvideox1.5": Network(
+        "cogvideox",
+        "CogVideoX (2 blocks, width 32)",
+        COG | {"ofs_embed_dim": 8, "use_rotary_positional_embeddings": True, "use_learned_positional_embeddings": True,
+               "patch_size_t": 2, "patch_bias": False},
     ),
 }  # fmt: skip
 

@@ -40,10 +40,10 @@ def test_one_transfer_whatever_is_fused(name, tmp_path):
         paths[naming, "lora"] = folder / "lora.safetensors"
 
     def transfer(lora, source, target):
-        output = tmp_path / "out.safetensors"
+        output = tmp_path / f"{lora}-{source}-{target}.safetensors"
         loraport.transfer(
             paths[lora, "lora"], source=paths[source, "source"], target=paths[target, "target"], output=output,
-            method="casa", rank="full", to="diffusers", overwrite=True,
+            method="casa", rank="full", to="diffusers",
             options=RunOptions(cache="off", executor="serial", log="off"),
         )  # fmt: skip
         return {layer: item.load().dense().double() for layer, item in open_adapter(output).layers.items()}

@@ -165,17 +165,17 @@ def _read_as(family: Family, tensors: Mapping[str, TensorRef]) -> _Reading | Non
             unsplit[hit.key] = f"shape {list(hit.ref.shape)}, which {len(hit.at.parts)} modules cannot share"
             unknown.append(hit.key)
             continue
-        for part in hit.at.parts:
-            name = hit.name(part.module)
+        for module in dict.fromkeys(part.module for part in hit.at.parts):
+            name = hit.name(module)
             if name in refs:
                 raise MismatchError(
                     "the file holds the same weight twice under different names",
                     where=str(hit.ref.file),
                     values=f"{refs[name].key} and {hit.key}",
                 )
-            refs[name] = hit.ref if rows is None else take_ref(hit.ref, rows[part.module])
+            refs[name] = hit.ref if rows is None else take_ref(hit.ref, rows[module])
             if hit.kind != "bias":
-                shapes[part.module] = refs[name].shape
+                shapes[module] = refs[name].shape
     known = [family.template_of(name) for name in shapes]
     if not any(template is not None and template.repeated and template.role == "linear" for template in known):
         return None

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ MAX_BLOCKS = 512
 """Block numbers beyond this are no block numbers: a file cannot make tables of a billion blocks."""
 _NUMBERS = {edge: re.compile(rf"(?<![^{edge}])(?:0|[1-9][0-9]{{0,3}})(?![^{edge}])") for edge in "._"}
 _COUNTER = re.compile(r"<([a-z])>")
-_PART = re.compile(r"(.+)\[([0-9]+)\]")
+_PART = re.compile(r"(.+)\[([0-9]+(?:, ?[0-9]+)*)\]")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Family:
         template, number = found
         place = template.places[naming]
         name = place.name if number is None else place.name.replace(f"<{template.counter}>", str(number))
-        return Place(name, place.index, place.order)
+        return replace(place, name=name)
 
     def spell(self, module: str, naming: str) -> str:
         """The path under which a naming keeps a canonical module, alone or with others in a fused weight.
@@ -308,8 +308,9 @@ def _template(
     places = {}
     for naming, cell in zip(namings, cells, strict=True):
         part = _PART.fullmatch(cell)
-        name, index = (part.group(1), int(part.group(2))) if part else (cell, None)
-        places[naming] = Place(name, index, tuple(permuted.get(naming, {}).get(cell, ())))
+        name, pieces = (part.group(1), [int(piece) for piece in part.group(2).split(",")]) if part else (cell, [None])
+        order = tuple(permuted.get(naming, {}).get(cell, ()))
+        places[naming] = Place(name, pieces[0], order, tuple(piece for piece in pieces[1:] if piece is not None))
     name = next((place.name for place in places.values() if place.index is None), None)
     if name is None:
         raise ValueError(f"{data['family']}: {cells[0]} is fused in every naming; write the fused module as one row")

@@ -124,9 +124,14 @@ def build(family: Family) -> KeyMap:
         for name, template in family.templates.items():
             place = template.places[naming]
             parts = stored.setdefault(place.name, {})
-            if place.index in parts or (parts and None in {place.index, *parts}):
-                raise LoraportError(f"{place.name} would name two modules", values=f"{name} among them, in {naming}")
-            parts[place.index] = Part(name, template.shape[0] if template.shape else "1", place.order)
+            pieces = (place.index, *place.more)
+            rows = _share(template.shape[0] if template.shape else "1", len(pieces))
+            for index in pieces:
+                if index in parts or (parts and None in {index, *parts}):
+                    raise LoraportError(
+                        f"{place.name} would name two modules", values=f"{name} among them, in {naming}"
+                    )
+                parts[index] = Part(name, rows, place.order)
             counters[place.name] = template.counter
         for spelled, parts in stored.items():
             ordered = [parts[index] for index in sorted(parts, key=lambda index: index or 0)]
@@ -146,6 +151,16 @@ def build(family: Family) -> KeyMap:
 def family_keymap(name: str) -> KeyMap:
     """The tables of a family by its name."""
     return build(families()[name])
+
+
+def _share(rows: str, pieces: int) -> str:
+    """The rows of each of several equal pieces, in symbols: half of "6*width" is "3*width"."""
+    if pieces == 1:
+        return rows
+    times, _, symbol = rows.rpartition("*")
+    if int(times or 1) % pieces:
+        raise LoraportError(f"{rows} rows are not {pieces} equal pieces")
+    return f"{int(times) // pieces}*{symbol}"
 
 
 def _add(dotted: dict[str, Spelling], flat: dict[str, Spelling], spelled: str, spelling: Spelling) -> None:

@@ -6,6 +6,7 @@ weight. So a module always lies in exactly one stored weight; what differs is in
 order (diffusers keeps the halves of some modulations the other way round) are the same thing: several ranges.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -28,11 +29,13 @@ class Place:
         name: path of the stored module, with the block number as "<n>".
         index: which part of it, counted from 0, where the stored weight is fused; None where it is all of it.
         order: the equal parts of the module in the order in which they are stored; () for their own order.
+        more: further parts of the stored weight, where the module is several equal pieces of it.
     """
 
     name: str
     index: int | None = None
     order: tuple[int, ...] = ()
+    more: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Part:
 
     Args:
         module: canonical path.
-        rows: how many rows it has, in the symbols of the family ("width", "6*width", "3").
+        rows: how many rows it has, in the symbols of the family ("width", "6*width", "3"); of a module in several
+            pieces, how many each of them has.
         order: as in `Place`.
     """
 
@@ -75,7 +79,7 @@ def split(parts: Sequence[Part], rows: int, known: Mapping[str, int]) -> dict[st
         ranges = _ordered(start, size, part.order)
         if ranges is None:
             return None
-        found[part.module] = ranges
+        found[part.module] = found.get(part.module, ()) + ranges
         start += size
     return found
 
@@ -91,6 +95,8 @@ def lay_out(parts: Sequence[Part], sizes: Mapping[str, int], known: Mapping[str,
     Raises:
         KeyError: the rows of a module are given by neither.
     """
+    times = Counter(part.module for part in parts)
+    sizes = {module: size // times[module] for module, size in sizes.items() if module in times}
     known = {**known, **{part.rows: sizes[part.module] for part in parts if part.module in sizes}}
     found: dict[str, Rows] = {}
     start = 0
@@ -99,7 +105,7 @@ def lay_out(parts: Sequence[Part], sizes: Mapping[str, int], known: Mapping[str,
         ranges = None if size is None else _ordered(start, size, part.order)
         if size is None or ranges is None:
             raise KeyError(part.module)
-        found[part.module] = ranges
+        found[part.module] = found.get(part.module, ()) + ranges
         start += size
     return start, found
 

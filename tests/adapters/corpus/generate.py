@@ -530,6 +530,46 @@ CORPUS = {
         ),
         error="FLUX",
     ),
+    "cogvideox-diffusers": entry(
+        "CogVideoXPipeline.save_lora_weights, attention and feed-forward",
+        keys(
+            "transformer.",
+            blocks(
+                {k: s for k, s in LTX.items() if "attn2" not in k} | {f"norm{i}.linear": (6 * D, 8) for i in (1, 2)},
+                "transformer_blocks",
+            ),
+            AB,
+        ),
+        layers=2 * 8,
+        metadata={"format": "pt", "lora_adapter_metadata": META},
+        expect={"names": "diffusers", "scale": 2.0, "family": "cogvideox"},
+    ),
+    "cogvideox-videox-fun": entry(
+        "VideoX-Fun for CogVideoX: flattened names of diffusers, the separator doubles",
+        keys(
+            "lora_unet__",
+            blocks(
+                {k: s for k, s in LTX.items() if "attn2" not in k} | {f"norm{i}.linear": (6 * D, 8) for i in (1, 2)},
+                "transformer_blocks",
+            ),
+            DOWN_UP,
+            flat=True,
+            extra={".alpha": []},
+        ),
+        layers=2 * 8,
+        alpha=2.0,
+        expect={"scale": 0.5, "family": "cogvideox"},
+    ),
+    "cogvideox-sat": entry(
+        "SAT's LoRA for CogVideoX: three pairs of factors on the fused weight",
+        {
+            f"model.diffusion_model.transformer.layers.{n}.attention.query_key_value.matrix_{x}.{i}": shape
+            for n in range(2)
+            for i in range(3)
+            for x, shape in (("A", [R, D]), ("B", [D, R]))
+        },
+        error="SAT LoRA",
+    ),
     "ltx2-trainer": entry(
         "Lightricks' trainer for LTX-2, attention only: no alpha anywhere",
         keys(
