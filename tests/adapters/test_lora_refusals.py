@@ -259,7 +259,7 @@ class TestOtherFiles:
             ("transformer.double_blocks.0.img_attn_qkv.lora_A.weight", "HunyuanVideo"),
             ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "a Stable Diffusion UNet"),
             ("lora_unet_single_blocks_0_modulation_lin.lora_down.weight", "FLUX"),
-            ("diffusion_model.transformer_blocks.0.attn1.to_q.lora_A.weight", "LTX"),
+            ("diffusion_model.transformer_blocks.0.attn2.to_q.lora_A.weight", "LTX"),
         ],
     )
     def test_another_family_in_one_sentence(self, key, title, tmp_path, pico):
