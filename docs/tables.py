@@ -22,7 +22,7 @@ def page() -> str:
 
 
 def _families() -> list[str]:
-    return sorted({family for consumer in consumers() for family in consumer.families}, reverse=True)
+    return list(dict.fromkeys(family for consumer in consumers() for family in consumer.families))
 
 
 def _programs() -> str:

@@ -165,6 +165,7 @@ def test_a_mistyped_path_is_met_with_its_neighbour(files: pico.Pico, monkeypatch
         assert done.exit_code == 5
         assert "did you mean" in done.stderr
         assert "source.safetensors" in done.stderr
+    assert "try:   check the path" in invoke("inspect", "models/nowhere.safetensors").stderr
     assert "did you mean models?" in invoke("inspect", "modles/source.safetensors").stderr
 
 

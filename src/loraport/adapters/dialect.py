@@ -120,7 +120,7 @@ PROFILE_NAMES: tuple[str, ...] = (*PROFILES, SAME_AS_INPUT)
 def check_profile(profile: str) -> None:
     """Raise UsageError unless there is an output profile of that name."""
     if profile not in PROFILE_NAMES:
-        raise UsageError(f"there is no output dialect {profile!r}", fix=f"one of: {', '.join(PROFILE_NAMES)}")
+        raise UsageError(f"there is no output profile {profile!r}", fix=f"one of: {', '.join(PROFILE_NAMES)}")
 
 
 def profile_of(profile: str, input_dialect: Dialect | None = None) -> Profile:

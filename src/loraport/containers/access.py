@@ -112,8 +112,14 @@ def nearest_path(path: Path) -> str:
     while not os.path.isdir(path.parent) and path.parent != path:
         path = path.parent  # to the first part that is wrong
     try:
-        there = {text: item for item in sorted(path.parent.iterdir()) for text in (item.stem, item.name)}
+        items = sorted(path.parent.iterdir(), key=lambda item: (item.suffix == path.suffix, item))  # the last one wins
+        there = {_without_ending(item): item for item in items}
     except OSError:
         there = {}
-    close = get_close_matches(path.name, there, n=1)
+    close = get_close_matches(_without_ending(path), there, n=1)
     return f"did you mean {there[close[0]]}?" if close else "check the path"
+
+
+def _without_ending(path: Path) -> str:
+    """The name without `.safetensors` and the like: a common ending makes no two names alike. `Wan2.1` has none."""
+    return path.stem if path.suffix[1:].isalpha() else path.name
