@@ -205,8 +205,14 @@ def atomic_path(path: Path, *, need_bytes: int = 0, durable: bool = True, overwr
 
 
 def read_text(path: Path, what: str, *, most: int) -> str:
-    """The text of a small file. Raises FileError where there is none, or it is larger than `most` bytes."""
+    """The text of a small file. Raises FileError where there is none, or it is larger than `most` bytes.
+
+    Of a pipe or a device nothing is read: it might make the program wait for ever.
+    """
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise FileError(f"the {what} is no ordinary file", where=str(path), fix="give the name of a file")
         with path.open("rb") as file:
             data = file.read(most + 1)
         if len(data) > most:

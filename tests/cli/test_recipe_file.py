@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,28 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
         done = invoke("plan", "--recipe", f"{tmp_path}/{name}")
         assert done.exit_code == 5, done.output
         assert "cannot be read" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("rank: 0x" + "f" * 20_000, "a value of 20,002 characters"),
+        ("params: {" + ", ".join(f"k{n}: 1" for n in range(60_000)) + "}", "too large"),
+        ("method: casa\n? [method]\n: direct\n", "no YAML"),
+    ],
+)
+def test_a_recipe_of_many_pages_is_refused_at_once(text: str, says: str, files: pico.Pico) -> None:
+    path = files.folder / "long.yaml"
+    path.write_text(text, encoding="utf-8")
+    done = invoke("plan", files.lora, "-s", files.source, "-t", files.target, "--recipe", path)
+    assert done.exit_code in (2, 5), done.output
+    assert says in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+def test_a_pipe_is_no_recipe(files: pico.Pico) -> None:
+    path = files.folder / "pipe.yaml"
+    os.mkfifo(path)
+    done = invoke("plan", files.lora, "-s", files.source, "-t", files.target, "--recipe", path)
+    assert done.exit_code == 5, done.output
+    assert "no ordinary file" in done.stderr

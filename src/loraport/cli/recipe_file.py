@@ -12,17 +12,25 @@ from loraport.errors import UsageError
 from loraport.files import read_text
 from loraport.settings import Setting, Settings, unknown_setting
 
-_LARGEST = 1 << 20  # bytes; a recipe has some twenty lines
+_LARGEST = 1 << 16  # bytes; a recipe has some twenty lines
+_LONGEST = 3000  # characters of one value; Python refuses to write numbers of more than 4300 digits
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without the same name twice, which YAML forbids and PyYAML lets pass."""
+    """YAML without the same name twice, which YAML forbids and PyYAML lets pass, and without values of many pages."""
+
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> Any:
+        if isinstance(node, yaml.ScalarNode) and len(node.value) > _LONGEST:
+            raise yaml.YAMLError(f"a value of {len(node.value):,} characters")
+        return super().construct_scalar(node)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise yaml.YAMLError(f"{twice} is there twice")
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.YAMLError(f"{key.value} is there twice")
+                seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
