@@ -299,6 +299,21 @@ def test_a_scale_that_is_no_number_is_named(value, tmp_path):
         read_float(open_tensors(tmp_path / "x.safetensors").groups[()]["a.weight"])
 
 
+@pytest.mark.parametrize("stored", [FP8, INT8])
+@pytest.mark.parametrize("scale", [0.0, -0.1, [[0.1]] * 11 + [[-0.1]]])
+def test_a_scale_that_no_quantisation_makes_is_named(scale, stored, tmp_path):
+    save_file(stored | {"a.weight_scale": torch.tensor(scale)}, tmp_path / "x.safetensors")
+    for read in (read_float, read_float_with_digest):
+        with pytest.raises(NumericalError, match=r"a\.weight_scale"):
+            read(open_tensors(tmp_path / "x.safetensors").groups[()]["a.weight"])
+
+
+def test_a_row_of_zeros_may_have_a_scale_of_zero(tmp_path):
+    rows = torch.tensor([[0.1]] * 11 + [[0.0]])
+    save_file(FP8 | {"a.weight_scale": rows}, tmp_path / "x.safetensors")
+    assert not read_float(open_tensors(tmp_path / "x.safetensors").groups[()]["a.weight"])[11].any()
+
+
 def test_a_stored_nan_is_named(tmp_path):
     weight = FP8["a.weight"].clone()
     weight.view(torch.uint8)[3, 4] = 0x7F

@@ -16,7 +16,7 @@ from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from loraport.containers import dtypes
-from loraport.containers.codecs.base import Claim, logical
+from loraport.containers.codecs.base import Claim, logical, scale_beside
 from loraport.containers.stored import Group, TensorRef
 
 _SCALES = (".scale_weight", ".weight_scale", ".weight_scale_inv")
@@ -60,7 +60,7 @@ class ScaledFp8:
         self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
     ) -> Float32[Tensor, "..."]:
         """scale * stored, in float32."""
-        weight, scale = stored.float(), companions["scale"]
+        weight, scale = stored.float(), scale_beside(ref, stored, companions)
         if scale.numel() == 1:
             return weight.mul_(scale.reshape(()))
         if ref.rows is not None:
