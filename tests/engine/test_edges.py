@@ -122,3 +122,12 @@ def test_zeros_in_both_give_the_update_back(files):
     made, _ = transfer(files, files.lora, "casa")
     key = f"diffusion_model.{name}"
     assert float((made[key] - plain[key]).norm()) < 1e-5 * float(plain[key].norm())
+
+
+def test_a_single_weight_that_has_nothing_to_do_with_the_source_is_named(files):
+    tensors = load_file(files.target)
+    name = next(key for key in tensors if "blocks.1.ffn.0.weight" in key or "blocks.1.ffn.net.0.proj.weight" in key)
+    tensors[name] = tensors[name] * 300  # as an fp8 weight is whose scale was lost
+    save_file(tensors, files.target)
+    _, report = transfer(files, files.lora, "casa")
+    assert [text for text in report.warnings if "blocks.1.ffn.0" in text and "1 of " in text]

@@ -100,7 +100,9 @@ class LowRank(Operator):
         Q_right, R_right = torch.linalg.qr(wide(self.A).T)
         core = R_left @ R_right.T
         if not bool(torch.isfinite(core).all()):
-            raise NumericalError("a low-rank update holds NaN or infinity")
+            raise NumericalError(
+                "a low-rank update holds NaN or infinity", fix="the file was damaged or badly trained; use another copy"
+            )
         U, S, Vh = torch.linalg.svd(core, full_matrices=False)
         q = min(*self.shape, self.rank)
         parts = Q_left @ U[:, :q], S[:q], Vh[:q] @ Q_right.T

@@ -76,7 +76,11 @@ def truncated_svd(
         return Truncation(op.lift(core.update), core.energy_kept, core.rank)
     total = op.norm() ** 2
     if not total < float("inf"):
-        raise NumericalError("the new update holds NaN or infinity", where=name)
+        raise NumericalError(
+            "the new update holds NaN or infinity",
+            where=name,
+            fix="leave the layer out with --drop, or reuse it as it is: --layers with a pattern of the others",
+        )
     if total == 0.0 or count == 0:
         zero = LowRank.zeros(m, n, count or 0, dtype=op.dtype, device=op.device)
         return Truncation(zero, 1.0 if total == 0.0 else 0.0, zero.rank)

@@ -150,7 +150,11 @@ def check_norms(name: str, weight: float, drift: float | None) -> None:
                 fix="no trained model looks like this; check the checkpoints",
             )
     if weight == 0.0 and drift is not None and drift > 0.0:
-        raise MismatchError("the source's weight is all zeros, the target's is not", where=name)
+        raise MismatchError(
+            "the source's weight is all zeros, the target's is not",
+            where=name,
+            fix="the source is damaged or not the model the LoRA was trained on; else leave the layer out with --drop",
+        )
 
 
 def read_weight(

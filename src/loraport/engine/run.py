@@ -231,6 +231,13 @@ def _judge(layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[st
             "named twice?"
         )
         return
+    strangers = [name for name, drift in drifts.items() if drift > UNRELATED]
+    if strangers:  # the pair is related as a whole, so one weight of it is not what it should be
+        warn(
+            f"in {len(strangers)} of {len(drifts)} layers the target has little to do with the source, e.g. "
+            f"{strangers[0]} ({drifts[strangers[0]]:.3g} of its norm): a damaged weight, or one whose scale was lost; "
+            "leave such layers out with --drop, or reuse them as they are with --layers"
+        )
     refuse_rounding(plan.jobs, drifts, force=plan.recipe.force or not rounding)
     noise = [job.name for job in plan.jobs if rounding_share(job, drifts.get(job.name, 0.0)) >= MOSTLY]
     if len(noise) > len(layers) // 2:
