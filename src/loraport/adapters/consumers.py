@@ -6,12 +6,11 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import yaml
-
 from loraport.adapters.adapter import Passthrough
 from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT, Dialect
 from loraport.models.architecture import Architecture, LayerName
 from loraport.models.family import Family, block_of
+from loraport.models.keys import read_yaml
 
 ALL = "all"
 _NO_PROFILES = {"load", "looked_at"}  # what else a family's entry says
@@ -198,7 +197,7 @@ def writable(profile: str, part: str) -> bool:
 def consumers() -> tuple[Consumer, ...]:
     """All rows, in their order. Raises ValueError for a row that says what no reader of it understands."""
     text = (resources.files("loraport.adapters") / "consumers.yaml").read_text("utf-8")
-    return tuple(_consumer(row) for row in yaml.safe_load(text))
+    return tuple(_consumer(row) for row in read_yaml(text))
 
 
 def _whole_blocks(architecture: Architecture) -> set[str]:

@@ -4,11 +4,10 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
 
-import yaml
-
 from loraport.adapters.grammar import grammar
 from loraport.errors import UsageError
 from loraport.models.family import Family
+from loraport.models.keys import read_yaml
 
 SAME_AS_INPUT = "same-as-input"
 
@@ -112,7 +111,7 @@ def _profile(name: str, row: dict[str, Any]) -> Profile:
     )
 
 
-_ROWS = yaml.safe_load((resources.files("loraport.adapters") / "profiles.yaml").read_text("utf-8"))
+_ROWS = read_yaml((resources.files("loraport.adapters") / "profiles.yaml").read_text("utf-8"))
 PROFILES: dict[str, Profile] = {name: _profile(name, row) for name, row in _ROWS.items()}
 PROFILE_NAMES: tuple[str, ...] = (*PROFILES, SAME_AS_INPUT)
 

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import resources
 
-import yaml
-
 from loraport.adapters.kinds import KINDS
+from loraport.models.keys import read_yaml
 
 _LONGEST = 4  # no ending of a key has more dots than this
 
@@ -55,7 +54,7 @@ class Grammar:
 @cache
 def grammar() -> Grammar:
     """The grammar, read on first use."""
-    data = yaml.safe_load((resources.files("loraport.adapters") / "grammar.yaml").read_text("utf-8"))
+    data = read_yaml((resources.files("loraport.adapters") / "grammar.yaml").read_text("utf-8"))
     endings = [(text, part, style) for style, pair in data["styles"].items() for part, text in pair.items()]
     endings += [(text, part.removesuffix("_named"), None) for part, text in data["parts"].items()]
     endings += [(text, part, None) for kind in KINDS.values() for part, texts in kind.endings.items() for text in texts]

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from loraport.errors import FileError
+from loraport.models.keys import read_yaml
 from loraport.models.placement import Place
 
 ROLES = ("linear", "conv", "norm", "embedding", "param")
@@ -268,7 +269,7 @@ def _read_own(path: Path) -> Family:
 
 
 def _read(text: str) -> Family:
-    data = yaml.safe_load(text)
+    data = read_yaml(text)
     namings = tuple(data["spellings"])
     templates: dict[str, Template] = {}
     for role in ROLES:
