@@ -93,6 +93,10 @@ def test_it_is_written_in_every_dialect_without_a_change(name, profile, tmp_path
         return
     done = convert_adapter(path, output, **options)
     before, after = open_adapter(path, expert=entry.get("expert")), open_adapter(output)
+    if after.architecture.family.name != before.architecture.family.name:
+        # names that two families share, at a size that neither has: said, and the model decides
+        assert any("may be one of" in text for text in after.warnings)
+        after = open_adapter(output, before.architecture)
     assert done.layers == len(after.layers) >= len(before.layers)
     assert done.after in _titles(after) or profile == "same-as-input"
     wanted, found = _deltas(before), _deltas(after)

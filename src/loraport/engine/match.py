@@ -93,7 +93,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
     else:
         assert recipe.target is not None
         target = open_checkpoint(recipe.target, nested=recipe.nested_target)
-        require_same_size(source.architecture, target.architecture)
+        require_same_size(source.architecture, target.architecture, where=f"{source.path} and {target.path}")
     adapter = open_adapter(
         recipe.lora,
         source,

@@ -145,11 +145,22 @@ def differing_shapes(first: Architecture, second: Architecture) -> dict[str, tup
     }
 
 
-def require_same_size(first: Architecture, second: Architecture, names: tuple[str, str] = ("source", "target")) -> None:
+def require_same_size(
+    first: Architecture,
+    second: Architecture,
+    names: tuple[str, str] = ("source", "target"),
+    where: str | None = None,
+) -> None:
     """Raise MismatchError, in one sentence, unless the two are the same model as far as its blocks tell.
 
     What lies outside the blocks, and single layers of an odd shape, matter only where a LoRA changes them; they are
     compared with the LoRA.
+
+    Args:
+        first: one model.
+        second: the other.
+        names: what they are called in the message.
+        where: their files, for the message.
     """
     odd = first.misfits.keys() | second.misfits.keys()
     differing = {
@@ -166,6 +177,7 @@ def require_same_size(first: Architecture, second: Architecture, names: tuple[st
     told = f"The {names[0]} is {first.title}, the {names[1]} is {second.title}."
     raise MismatchError(
         f"The {names[0]} and the {names[1]} differ in size." if first.title == second.title else told,
+        where=where,
         values=values,
         fix="both must be the same model, one distilled from the other",
     )
