@@ -19,7 +19,7 @@ from networks import NETWORKS
 
 diffusers = pytest.importorskip("diffusers")
 peft = pytest.importorskip("peft")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 DIFFUSERS = next(consumer for consumer in consumers() if consumer.name == "diffusers")
 READ = [
     (name, profile)

@@ -20,7 +20,7 @@ from makers import LoraFile
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 image_families = pytest.importorskip("image_families")
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 CASES = image_families.CASES
 ATTENTION = r"attn\.to_|attention\.to_|attn\.add_"
 

@@ -22,6 +22,8 @@ FILES = sorted((Path(__file__).parent / "corpus").glob("*.json"))
 CORPUS = {path.stem: json.loads(path.read_text("utf-8")) for path in FILES}
 GOOD = [name for name, entry in CORPUS.items() if "error" not in entry["expect"]]
 PROFILES = ["universal", "diffusers", "kohya", "original", "same-as-input"]
+# every profile is tried; the fast suite tries the two that most people load
+OFTEN = [p if p in ("universal", "diffusers") else pytest.param(p, marks=pytest.mark.slow) for p in PROFILES]
 
 
 def _write(name: str, folder: Path, keys: dict | None = None) -> Path:
@@ -80,7 +82,7 @@ def test_it_parses_or_is_refused_as_expected(name, tmp_path):
     assert adapter.dtype == entry.get("dtype", "F32")
 
 
-@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("profile", OFTEN)
 @pytest.mark.parametrize("name", GOOD)
 def test_it_is_written_in_every_dialect_without_a_change(name, profile, tmp_path):
     entry, path = CORPUS[name], _write(name, tmp_path / "in")

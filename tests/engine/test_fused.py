@@ -11,6 +11,8 @@ from loraport.adapters.verify import verify_adapter
 from loraport.engine.match import open_inputs
 from loraport.engine.recipe import Recipe, RunOptions
 
+pytestmark = pytest.mark.slow  # whole networks of several families
+
 RANK = 3
 
 

@@ -11,6 +11,8 @@ from loraport.core.lowrank import LowRank
 from loraport.engine.recipe import RunOptions
 from loraport.models.family import families
 
+pytestmark = pytest.mark.slow  # whole networks of several families
+
 pytest.importorskip("diffusers")
 FUSED = [
     name
