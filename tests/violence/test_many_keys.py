@@ -13,12 +13,12 @@ from loraport.models.checkpoint import open_checkpoint
 from loraport.models.family import MAX_BLOCKS, families
 from loraport.models.keymap import family_keymap
 
-COUNT = 600
+COUNT = 200
 KEYS = {
     "unknown": [f"thing_{i}.q.lora_{'AB'[i % 2]}.weight" for i in range(COUNT)],
     "nearly known": [f"diffusion_model.blocks.{i}.self_attn.qq.lora_A.weight" for i in range(COUNT)],
     "known, of too many blocks": [f"diffusion_model.blocks.{10**6 + i}.ffn.0.lora_A.weight" for i in range(COUNT)],
-    "halves": [f"diffusion_model.blocks.{i % 500}.ffn.{2 * (i // 500)}.lora_A.weight" for i in range(COUNT)],
+    "halves": [f"diffusion_model.blocks.{i % 150}.ffn.{2 * (i // 150)}.lora_A.weight" for i in range(COUNT)],
 }
 
 

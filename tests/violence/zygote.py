@@ -5,15 +5,34 @@ python zygote.py        reads one JSON request a line, answers one JSON line eac
 {"wait": pid}  ->  {"status": waitpid status}
 """
 
+import importlib
 import json
 import os
+import pkgutil
 import resource
 import signal
 import sys
 
 
+ROOMS = ("adapters", "cli", "containers", "core", "engine", "methods", "models", "store")
+
+
+def warm_up() -> None:
+    """Import all that a command may need and read the tables, so that a child begins with its work."""
+    for room in ROOMS:
+        package = importlib.import_module(f"loraport.{room}")
+        for module in pkgutil.walk_packages(package.__path__, f"loraport.{room}."):
+            importlib.import_module(module.name)
+    from loraport.models.family import families
+    from loraport.models.keymap import family_keymap
+
+    for name in families():
+        family_keymap(name)
+
+
 def child(request: dict) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which a suite under nohup ignores
     os.setsid()
     for number, name in ((1, "out"), (2, "err")):
         file = os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -37,7 +56,7 @@ def child(request: dict) -> None:
 
 
 def main() -> None:
-
+    warm_up()
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)

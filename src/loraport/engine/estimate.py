@@ -34,7 +34,7 @@ from loraport.threads import cores
 
 _OVERHEAD = 0.005  # seconds a layer for all that is neither counted nor large: opening files, JSON, events
 _SPREAD = 0.8  # of the cores' joint speed is left when one layer has them all
-_OUTPUT_COPIES = 3  # the output's tensors as computed, as padded and cast, and as read back for the check
+_OUTPUT_COPIES = 1.25  # the output's tensors, and what is in the making: padded, cast, read back for the check
 _PAYS = 0.7  # a cache pays when the next LoRA takes less than this share of the time it takes without
 
 
@@ -116,6 +116,7 @@ def estimate(plan: TransferPlan, options: RunOptions, start: float = 0.0) -> Est
         options: with what.
         start: seconds that this process took until the plan stood, which a run will take as well.
     """
+    program = int(psutil.Process().memory_info().rss)  # libraries loaded, but before the rates are measured
     store, reader = _cache(plan, options)
     executor = executor_for(options)
     slots = executor.slots()
@@ -149,7 +150,7 @@ def estimate(plan: TransferPlan, options: RunOptions, start: float = 0.0) -> Est
     return Estimate(
         seconds=seconds,
         busy_seconds=busy,
-        peak_bytes=_peak(plan, [job for job in plan.jobs if not have[job.name].result], slots),
+        peak_bytes=program + _working_bytes(plan, [job for job in plan.jobs if not have[job.name].result], slots),
         output_bytes=plan.output_bytes,
         cache_bytes=sum(_work(job, have[job.name]).keep for job in plan.jobs),
         finished=sum(state.result for state in have.values()),
@@ -265,14 +266,13 @@ def _dealt(seconds: Sequence[float], lanes: int) -> float:
     return max(free)
 
 
-def _peak(plan: TransferPlan, unfinished: Sequence[LayerJob], slots: Sequence[Slot]) -> int:
-    """The program as it is now, libraries loaded; the output; and the layers in work, or those looked at before."""
-    program = int(psutil.Process().memory_info().rss)
+def _working_bytes(plan: TransferPlan, unfinished: Sequence[LayerJob], slots: Sequence[Slot]) -> int:
+    """Memory beside the program: the output, and the layers in work or those looked at before."""
     narrow = [job for job in unfinished if not job.wide]
     largest = sorted((job.peak_bytes for job in narrow), reverse=True)[: in_flight(narrow, slots) if narrow else 0]
     widest = max((job.peak_bytes for job in unfinished if job.wide), default=0)
-    looked_at = sum(costs.matrix_bytes(*job.shape, 2) for job in sample_for_kinship(plan))
-    return program + _OUTPUT_COPIES * plan.output_bytes + max(sum(largest), widest, looked_at)
+    looked_at = sum(costs.matrix_bytes(*job.shape, 2) for job in sample_for_kinship(plan)) if unfinished else 0
+    return int(_OUTPUT_COPIES * plan.output_bytes) + max(sum(largest), widest, looked_at)
 
 
 def _disk_rate(plan: TransferPlan) -> float:

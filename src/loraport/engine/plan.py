@@ -232,14 +232,14 @@ _SMALL_CHANGE = 16_000_000  # bytes a layer: buffers of the reader and of the li
 def _peak_bytes(name: str, values: dict[str, Any], needs: Needs, shape: tuple[int, int], rank: int) -> int:
     """Of one layer at its largest moment: while its weights are read and decomposed, or in the method's hands.
 
-    Both weights are in float32 from hashing on, one of them beside its stored form at first. A decomposition adds
+    Both weights are in float32 from hashing on, their files' pages beside them. A decomposition adds
     the vectors of both sides, a copy in which they are kept, and some p x p matrices of the eigenproblem.
     """
     m, n = shape
     method, params = registry.resolve(name, values)
     if needs.nothing:
         return method.memory(shape, rank, params) + _SMALL_CHANGE
-    pair = costs.matrix_bytes(m, n, 2.5)
+    pair = costs.matrix_bytes(m, n, 3.5)
     p = min(m, n)
     decomposing = 0
     if needs.basis or needs.target_basis:
