@@ -13,7 +13,6 @@ import resource
 import signal
 import sys
 
-
 ROOMS = ("adapters", "cli", "containers", "core", "engine", "methods", "models", "store")
 
 
