@@ -14,6 +14,7 @@ from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import SMALL_RANK
 from loraport.adapters.scale import check_factor
+from loraport.adapters.training import Training, read_training
 from loraport.containers.tensors import TensorRef, read_float, read_tensor
 from loraport.core.lowrank import LowRank
 from loraport.errors import NumericalError, UnsupportedError
@@ -256,6 +257,11 @@ class LoraAdapter:
         layers = self.layers.values()
         factored = [layer.rank for layer in layers if layer.factored]
         return max(factored, default=min(SMALL_RANK, max((layer.rank for layer in layers), default=0)))
+
+    @property
+    def training(self) -> Training:
+        """What its header says of how it was trained."""
+        return read_training(self.path, self.metadata)
 
     def scaled(self, strength: float) -> "LoraAdapter":
         """The whole LoRA times a factor: every update, and every change that is passed on.

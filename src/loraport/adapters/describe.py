@@ -9,6 +9,7 @@ from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.grammar import grammar
 from loraport.adapters.parse import FILES, open_adapter
 from loraport.adapters.scale import ASSUMED
+from loraport.adapters.training import Training, read_training
 from loraport.containers.access import kind_of
 from loraport.containers.locate import locate
 from loraport.containers.names import named_path
@@ -30,7 +31,8 @@ class FileDescription:
         layers: number of linear layers. ranks, scales, scale_sources: value -> number of layers (LoRA).
         passthrough: kind -> raw keys that are passed on (LoRA). unknown: raw keys of no known layer.
         missing: canonical modules that are not there (checkpoint).
-        nbytes: size of all tensors. metadata: the header's text.
+        nbytes: size of all tensors. metadata: the header's text. training: what it says of the training (LoRA).
+        trained: the same in one line.
         findings: sentences worth knowing. refused: why it cannot be used, "" if it can.
         exit_code: of the refusal, 0 if there is none.
     """
@@ -49,6 +51,8 @@ class FileDescription:
     missing: list[str] = field(default_factory=list)
     nbytes: int = 0
     metadata: dict[str, str] = field(default_factory=dict)
+    training: dict[str, Any] = field(default_factory=dict)
+    trained: str = ""
     findings: list[str] = field(default_factory=list)
     refused: str = ""
     exit_code: int = 0
@@ -116,6 +120,8 @@ def _lora(path: str | Path) -> FileDescription:
         unknown=list(lora.dropped),
         nbytes=sum(ref.nbytes for ref in refs.values()),
         metadata=lora.metadata,
+        training=lora.training.to_json(),
+        trained=lora.training.sentence(),
         findings=_findings(lora, left_out=bool(refused)),
         refused=refused,
         exit_code=code,
@@ -149,6 +155,8 @@ def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
     oversized = [layer.name for layer in layers if layer.rank > min(layer.shape)]
     if oversized:
         found.append(f"layers smaller than their rank: {len(oversized)}, e.g. {oversized[0]}")
+    if (expert := lora.training.expert) and lora.architecture.family.name == "wan":
+        found.append(f"trained on the time steps of Wan2.2's {expert}-noise expert alone: --expert {expert}")
     if "loraport.recipe" in lora.metadata:
         found.append(
             "this LoRA was made by loraport: to transfer it, take the original instead, or the drift is undone twice"
@@ -197,6 +205,7 @@ def _checkpoint(path: str | Path) -> FileDescription:
 def _raw(path: str | Path, kind: str, error: LoraportError) -> FileDescription:
     found = locate(path) if kind != "lora" or kind_of(named_path(path)) == "file" else None
     groups = found.groups if found else {}
+    training = read_training(found.path, found.metadata) if found and kind == "lora" else Training()
     refs = [ref for group in groups.values() for ref in group.values()]
     return FileDescription(
         path=str(path),
@@ -204,6 +213,8 @@ def _raw(path: str | Path, kind: str, error: LoraportError) -> FileDescription:
         dtypes=dict(Counter(ref.stored_as for ref in refs)),
         nbytes=sum(ref.nbytes for ref in refs),
         metadata=found.metadata if found else {},
+        training=training.to_json(),
+        trained=training.sentence(),
         refused=error.message,
         exit_code=error.exit_code,
     )

@@ -14,8 +14,7 @@ EXAMPLE = """What trainer wrote this, for which model, and does anything look od
     loraport inspect downloaded.safetensors"""
 _KINDS = {"lora": "a LoRA for", "checkpoint": "a model:", "unknown": "nothing that is known"}
 _HEADER = (
-    *("modelspec.title", "modelspec.trigger_phrase", "ss_output_name", "ss_base_model_version", "ss_network_dim"),
-    *("ss_network_alpha", "ss_network_module", "ss_training_comment", "loraport.version", "loraport.method"),
+    *("modelspec.title", "ss_output_name", "ss_network_module", "loraport.version", "loraport.method"),
 )
 _SHOWN = 160  # characters of a header field
 
@@ -63,6 +62,9 @@ def _lines(facts: dict[str, Any], verbose: int) -> list[str]:
     row("rank", _counted(facts["ranks"], "layer"))
     if facts["kind"] == "lora" and facts["scales"]:
         row("scale", f"{_counted(facts['scales'], 'layer')}; {text.listing(list(facts['scale_sources']))}")
+    row("trained", facts["trained"])
+    row("tags", text.listing(facts["training"].get("tags", [])))
+    row("remark", facts["training"].get("comment", ""))
     row("besides", text.listing([f"{len(keys)} {kind}" for kind, keys in facts["passthrough"].items()]))
     row("unknown", text.listing(facts["unknown"], most=50 if verbose else 5))
     row("missing", text.listing(facts["missing"], most=50 if verbose else 5))

@@ -36,6 +36,8 @@ def describe(plan: Any, expected: Any) -> dict[str, Any]:
     adapter = plan.adapter
     return {
         "lora": str(adapter.path),
+        "training": adapter.training.to_json(),
+        "trained": adapter.training.sentence(),
         "source": _model(plan.source),
         "target": None if plan.target is None else _model(plan.target),
         "target_lora": None if plan.distill is None else str(plan.distill.path),
@@ -80,6 +82,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
     target = facts["target"]["name"] if facts["target"] else f"the source plus {facts['target_lora']}"
     lines = [
         f"{facts['lora']}",
+        *([f"  trained   {facts['trained']}"] if facts["trained"] else []),
         f"  from      {facts['source']['name']}  ({facts['source']['path']})",
         f"  to        {target}" + (f"  ({facts['target']['path']})" if facts["target"] else ""),
         f"  method    {facts['method']}" + (f" at amount {facts['amount']:g}" if facts["amount"] != 1 else ""),

@@ -37,6 +37,7 @@ def show_report(
     target = facts.target_title if facts.target_lora is None else f"the source plus {Path(facts.target_lora).name}"
     lines = [
         f"carried {Path(facts.lora).name} over to {target}",
+        *([f"  trained   {trained}"] if (trained := plan.adapter.training.sentence()) else []),
         f"  layers    {_layers(report)}",
         f"  keys      {text.count(len(report.passthrough), 'key')} passed through, "
         f"{len(report.dropped) or 'none'} dropped",

@@ -8,6 +8,7 @@ from pathlib import Path
 from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.fit import fit_passthrough
 from loraport.adapters.parse import open_adapter
+from loraport.adapters.training import other_side
 from loraport.containers.tensors import TensorRef, common_dtype, file_identity
 from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, MismatchError, UnmatchedKeysError, UsageError
@@ -27,6 +28,7 @@ class Inputs:
         target: the distilled model, None where a LoRA makes it.
         distill: that LoRA, None where a checkpoint is given.
         strength: of the distillation LoRA.
+        doubts: what the LoRA's header says against this use of it.
         identities: file -> its `file_identity` when it was opened.
     """
 
@@ -35,6 +37,7 @@ class Inputs:
     target: Checkpoint | None
     distill: LoraAdapter | None
     strength: float
+    doubts: tuple[str, ...]
     identities: Mapping[Path, str]
 
     @property
@@ -44,6 +47,7 @@ class Inputs:
             self.source.notes
             + (self.target.notes if self.target is not None else ())
             + self.adapter.warnings
+            + self.doubts
             + (() if self.distill is None else _notes_on_distillation(self.distill))
         )
 
@@ -114,7 +118,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
                 where=str(file),
                 fix="run the command again when nothing writes to the file",
             )
-    return Inputs(adapter, source, target, distill, strength, identities)
+    return Inputs(adapter, source, target, distill, strength, _doubts(adapter, recipe), identities)
 
 
 def _open_distillation(path: str, source: Checkpoint, recipe: Recipe) -> LoraAdapter:
@@ -196,6 +200,21 @@ def _notes_on_distillation(distill: LoraAdapter) -> tuple[str, ...]:
         named = ", ".join(distill.dropped[:_NAMED]) + (", ..." if len(distill.dropped) > _NAMED else "")
         notes.append(f"{len(distill.dropped)} keys of the distillation LoRA were left out: {named}")
     return tuple(notes)
+
+
+def _doubts(adapter: LoraAdapter, recipe: Recipe) -> tuple[str, ...]:
+    """Where the header says that the LoRA was trained on something else than the recipe takes for its model."""
+    training = adapter.training
+    said = other_side(training, recipe.source, recipe.target or (recipe.target_lora_parts() or ("",))[0])
+    found = [] if said is None else [said]
+    expert = training.expert
+    if training.timesteps and recipe.expert and training.expert not in (None, recipe.expert):
+        least, greatest = training.timesteps
+        found.append(
+            f"{adapter.path.name} is taken for the {recipe.expert}-noise expert, and its header says that time steps "
+            f"{least} to {greatest} were trained, those of the {training.expert}-noise one: are two LoRAs swapped?"
+        )
+    return tuple(found)
 
 
 def _refuse_a_second_time(adapter: LoraAdapter, recipe: Recipe) -> None:

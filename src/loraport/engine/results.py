@@ -94,6 +94,7 @@ class Summary:
         dtype: torch name of the output's number format.
         to: output profile.
         lora: the LoRA file.
+        training: what its header says of how it was trained: trainer, base, steps, ... (`adapters.training.Training`).
         source: the model it was trained on.
         source_title: that model in words.
         target: the distilled model; None where a LoRA makes it.
@@ -121,6 +122,7 @@ class Summary:
     dtype: str
     to: str
     lora: str
+    training: dict[str, Any]
     source: str
     source_title: str
     target: str | None

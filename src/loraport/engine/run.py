@@ -283,6 +283,7 @@ def _report(
         dtype=plan.dtype,
         to=plan.recipe.to,
         lora=str(plan.adapter.path),
+        training=plan.adapter.training.to_json(),
         source=str(plan.source.path),
         source_title=plan.source.architecture.title,
         target=None if plan.target is None else str(plan.target.path),
