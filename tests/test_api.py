@@ -16,7 +16,8 @@ from loraport.engine.recipe import RunOptions
 from loraport.errors import UnmatchedKeysError, UsageError
 
 TALK = {"verbose", "quiet", "as_json"}
-APART = {"recipe", "page"}  # a file of settings; a public function of its own
+# A file of settings; a public function of its own; the same, `transfer_experts`.
+APART = {"recipe", "page", "lora_low", "source_low", "target_low", "target_lora_low"}
 MACHINE = set(RunOptions.model_fields)
 
 

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING
 from loraport.version import __version__
 
 if TYPE_CHECKING:
-    from loraport.api import convert, inspect, list_methods, plan, transfer, verify
+    from loraport.api import convert, inspect, list_methods, plan, plan_experts, transfer, transfer_experts, verify
     from loraport.calibration.api import calibrate
+    from loraport.engine.experts import Experts
+    from loraport.engine.experts_job import ExpertsPlan, ExpertsReport
     from loraport.engine.plan import TransferPlan
     from loraport.engine.recipe import Recipe, RunOptions
     from loraport.engine.results import LayerReport, TransferReport
@@ -26,10 +28,15 @@ _HOMES = {
     "transfer": "loraport.api",
     "calibrate": "loraport.calibration.api",
     "plan": "loraport.api",
+    "plan_experts": "loraport.api",
+    "transfer_experts": "loraport.api",
     "inspect": "loraport.api",
     "convert": "loraport.api",
     "verify": "loraport.api",
     "list_methods": "loraport.api",
+    "Experts": "loraport.engine.experts",
+    "ExpertsPlan": "loraport.engine.experts_job",
+    "ExpertsReport": "loraport.engine.experts_job",
     "Recipe": "loraport.engine.recipe",
     "RunOptions": "loraport.engine.recipe",
     "TransferPlan": "loraport.engine.plan",
@@ -39,6 +46,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "Experts",
+    "ExpertsPlan",
+    "ExpertsReport",
     "LayerReport",
     "LoraportError",
     "Recipe",
@@ -51,7 +61,9 @@ __all__ = [
     "inspect",
     "list_methods",
     "plan",
+    "plan_experts",
     "transfer",
+    "transfer_experts",
     "verify",
 ]
 

@@ -8,6 +8,8 @@ from loraport.adapters.convert import Conversion, convert_adapter
 from loraport.adapters.describe import FileDescription, describe
 from loraport.adapters.verify import Check, verify_adapter
 from loraport.engine.events import Listener, ignore
+from loraport.engine.experts import Experts, outputs_of, recipes_of
+from loraport.engine.experts_job import ExpertsPlan, ExpertsReport, make_experts_plan, run_experts
 from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport
@@ -59,7 +61,7 @@ def transfer(
             LoRA was transferred before.
         strength: use the whole LoRA this strong, before any method.
         scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
-        expert: which LoRA of a file that holds those of both Wan2.2 experts.
+        expert: which expert of Wan2.2: its folder of a pipeline, its LoRA of a file with two.
         adapter: which LoRA of a file that holds several by name.
         drop: leave layers and keys that match out of the output.
         allow_partial: leave out what cannot be matched, instead of refusing.
@@ -112,6 +114,47 @@ def transfer(
 def plan(recipe: Recipe) -> TransferPlan:
     """Match the files of a recipe and list the work, reading headers only. Raises LoraportError."""
     return make_plan(recipe)
+
+
+def plan_experts(recipe: Recipe, experts: Experts | None = None) -> ExpertsPlan:
+    """Match the files of both experts of Wan2.2, reading headers only.
+
+    Args:
+        recipe: of the high-noise expert; folders and files that hold both experts serve both.
+        experts: what is another file for the low-noise one.
+
+    Raises:
+        LoraportError: see `loraport.errors`.
+    """
+    return make_experts_plan(recipes_of(recipe, experts or Experts()))
+
+
+def transfer_experts(
+    recipe: Recipe,
+    experts: Experts | None = None,
+    *,
+    output: PathLike | None = None,
+    options: RunOptions | None = None,
+    on_event: Listener = ignore,
+) -> ExpertsReport:
+    """Carry the LoRAs of both experts of Wan2.2 over, in one job: two files or none.
+
+    Args:
+        recipe: of the high-noise expert; folders and files that hold both experts serve both.
+        experts: what is another file for the low-noise one.
+        output: names the two files: NAME.safetensors stands for NAME_high_noise.safetensors and
+            NAME_low_noise.safetensors. None computes and reports only.
+        options: how to use the machine: device, workers, memory, cache.
+        on_event: called with every `loraport.engine.events.Event`.
+
+    Returns:
+        The reports of both, and how far each target is from each source.
+
+    Raises:
+        LoraportError: see `loraport.errors`; both outputs are then as they were before.
+    """
+    outputs = None if output is None else outputs_of(Path(output))
+    return run_experts(plan_experts(recipe, experts), outputs, options or RunOptions(), on_event)
 
 
 def inspect(path: PathLike) -> FileDescription:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -185,21 +185,56 @@ def atomic_path(path: Path, *, need_bytes: int = 0, durable: bool = True, overwr
     Raises:
         FileError: the folder cannot be written, the disk is full, or the name is taken. Nothing is left behind.
     """
-    path = Path(path)
+    with atomic_paths([path], need_bytes=need_bytes, durable=durable, overwrite=overwrite) as temporaries:
+        yield temporaries[path]
+
+
+@contextlib.contextmanager
+def atomic_paths(
+    paths: Sequence[Path], *, need_bytes: int = 0, durable: bool = True, overwrite: bool = True
+) -> Iterator[dict[Path, Path]]:
+    """Several files at once: all of them get their names when the block ends well, or none does.
+
+    Between the first name and the last lies no work, but some moments: who ends the process there without a chance to
+    clean up (kill -9, a power cut) may find the first file alone.
+
+    Args:
+        paths: the final names, all different.
+        need_bytes, durable, overwrite: as for `atomic_path`; the bytes are those of each file.
+
+    Yields:
+        Final name -> the name to write to.
+
+    Raises:
+        FileError: as `atomic_path`. What stood under the names stands there again.
+    """
+    path = Path(paths[0])
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _check_room(path, need_bytes)
-        with partial_file(path) as temporary:
-            yield temporary
-            if durable:
-                _flush(temporary)
-            os.chmod(temporary, 0o666 & ~_umask())  # some writers make private files; an output is an ordinary one
-            if overwrite:
-                os.replace(temporary, path)
-            else:
-                _take_free_name(temporary, path)
+        with contextlib.ExitStack() as stack:
+            temporaries = {}
+            for path in map(Path, paths):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _check_room(path, need_bytes)
+                temporaries[path] = stack.enter_context(partial_file(path))
+            yield temporaries
+            for temporary in temporaries.values():
+                if durable:
+                    _flush(temporary)
+                os.chmod(temporary, 0o666 & ~_umask())  # some writers make private files; an output is an ordinary one
+            with contextlib.ExitStack() as undo:
+                for path, temporary in temporaries.items():
+                    if len(temporaries) > 1:
+                        undo.callback(_take_back, path, temporary, os.lstat(temporary))
+                        if overwrite:
+                            _keep_aside(path, temporary)
+                    if overwrite:
+                        os.replace(temporary, path)
+                    else:
+                        _take_free_name(temporary, path)
+                undo.pop_all()
         if durable:
-            _flush_folder(path.parent)
+            for folder in dict.fromkeys(path.parent for path in temporaries):
+                _flush_folder(folder)
     except OSError as error:
         raise _write_error(path, error, need_bytes) from error
 
@@ -268,6 +303,30 @@ class RunLog:
         """Close the file; closing twice is harmless."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def _aside(temporary: Path) -> Path:
+    return temporary.with_name("before")
+
+
+def _keep_aside(path: Path, temporary: Path) -> None:
+    """Give what stands under a name a second one, beside the new file."""
+    if os.path.lexists(path):
+        try:
+            os.link(path, _aside(temporary), follow_symlinks=False)
+        except OSError:  # a file system without second names
+            os.replace(path, _aside(temporary))
+
+
+def _take_back(path: Path, temporary: Path, ours: os.stat_result) -> None:
+    """Make a name mean again what it meant before the new file (`ours`) got it, if it did get it."""
+    now = os.lstat(path) if os.path.lexists(path) else None
+    if now is not None and not os.path.samestat(now, ours):
+        return
+    if os.path.lexists(_aside(temporary)):
+        os.replace(_aside(temporary), path)
+    elif now is not None:
+        path.unlink()
 
 
 def _take_free_name(temporary: Path, path: Path) -> None:

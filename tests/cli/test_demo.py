@@ -17,6 +17,7 @@ _FIGURES = {
     **dict.fromkeys(("layers", "rank_in", "rank_out", "cached_layers"), 0),
     **dict.fromkeys(("amount", "strength", "energy_kept_min", "energy_kept_mean", "energy_kept_total", "seconds"), 1.0),
     "params": {},
+    "training": {},
 }
 
 

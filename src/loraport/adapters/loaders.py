@@ -6,6 +6,7 @@ from pathlib import Path
 
 from loraport.adapters.consumers import ALL, PARTS, Consumer, Content, Outcome, consumers, writable
 from loraport.adapters.dialect import SAME_AS_INPUT
+from loraport.containers.names import Expert
 
 NAMED = 3  # programs that a sentence names before it counts the rest
 UNIVERSAL = "universal"  # the profile that promises everybody
@@ -36,22 +37,28 @@ def loader_notes(content: Content) -> tuple[str, ...]:
     return tuple(note for note in notes if note)
 
 
-def ways_to_load(path: str | Path, content: Content, at_most: int = 2) -> list[str]:
+def ways_to_load(path: str | Path, content: Content, at_most: int = 2, *, expert: Expert | None = None) -> list[str]:
     """What to type or click to use a file at strength 1, in the first programs that take it.
 
     Args:
         path: the file.
         content: what is in it.
         at_most: number of programs to name.
+        expert: of Wan2.2 that it is for, if one was named.
     """
     ways: dict[str, str] = {}
     for consumer in consumers():
         reading = content.reading(consumer)
         if reading is None or not content.reads(consumer) or _refused(content.losses(consumer)):
             continue
-        text = reading.load.replace("{path}", json.dumps(str(path), ensure_ascii=False)).replace(
-            "{name}", Path(path).name
-        )
+        load = reading.load
+        if expert is not None:
+            second = load.replace(
+                "load_lora_weights({path})", "load_lora_weights({path}, load_into_transformer_2=True)"
+            )
+            inside = "load_lora_weights({path})" in load  # one pipeline that holds both
+            load = (second if expert == "low" else load) if inside else f"{load} (with the {expert}-noise model)"
+        text = load.replace("{path}", json.dumps(str(path), ensure_ascii=False)).replace("{name}", Path(path).name)
         ways.setdefault(consumer.program, f"{consumer.program}: {text}")
     return list(ways.values())[:at_most] or ["with whatever loads the input, at strength 1.0"]
 

@@ -25,7 +25,7 @@ from loraport.adapters.refusals import (
 )
 from loraport.adapters.scale import FROM_CONFIG, FROM_METADATA, AdapterConfig, check_factor, read_config
 from loraport.containers.access import kind_of, list_folder
-from loraport.containers.names import named_path
+from loraport.containers.names import Expert, named_path
 from loraport.containers.tensors import TensorRef, open_tensors
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.models.architecture import Architecture, Shape, detect
@@ -124,6 +124,19 @@ def open_adapter(
             + doubts(pieces, gone)
         ),
     )
+
+
+def experts_in(path: str | Path) -> frozenset[Expert]:
+    """The experts of Wan2.2 that the keys of a LoRA name: "high", "low". Raises FileError, MismatchError.
+
+    Args:
+        path: as for `open_adapter`.
+    """
+    keys = _read(named_path(path))[1]
+    found = {expert for key in keys for prefix, expert in key_rules().experts.items() if key.startswith(prefix)}
+    if "low" in found and any(key.startswith("transformer.") for key in keys):  # as diffusers writes the pair
+        found.add("high")
+    return frozenset(found)
 
 
 def _read(path: Path) -> tuple[Path, dict[str, TensorRef], dict[str, str]]:

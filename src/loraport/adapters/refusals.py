@@ -50,11 +50,14 @@ def _unreadable(key: str, ref: TensorRef) -> str | None:
     return reason if prod(ref.shape) != 1 and grammar().split_suffix(key) else None
 
 
+NO_EXPERT = "the names in the file speak of no expert"
+
+
 def idle_choices(pieces: Sequence[Piece], expert: str | None, adapter: str | None) -> list[str]:
     """A choice in a file that offers none is not wrong, but may be a mistake."""
     found = []
     if expert is not None and all(piece.at.expert is None for piece in pieces):
-        found.append(f"the names in the file speak of no expert, so {expert!r} chose nothing")
+        found.append(f"{NO_EXPERT}, so {expert!r} chose nothing")
     if adapter is not None and all(piece.adapter is None for piece in pieces):
         found.append(f"the file names no adapters, so {adapter!r} chose nothing")
     return found

@@ -141,15 +141,28 @@ def write_adapter(
         FileError: it cannot be written, or what was written is not what was meant; nothing is left behind.
     """
     path = Path(path)
+    with atomic_path(path, overwrite=overwrite) as temporary:
+        fill_adapter(temporary, path, tensors, metadata)
+
+
+def fill_adapter(temporary: Path, path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write what is to become a LoRA file, and look at it again: `write_adapter` without the final name.
+
+    Args:
+        temporary: where to write.
+        path: the final name, for messages.
+
+    Raises:
+        NumericalError, FileError: as `write_adapter`.
+    """
     check_finite(path, tensors)
     digests = {key: digest_tensor(tensor) for key, tensor in tensors.items()}
     if "loraport.version" in metadata:
         metadata = {**metadata, CONTENT: content_digest(digests)}
-    with atomic_path(path, overwrite=overwrite) as temporary:
-        write_safetensors(temporary, tensors, metadata)
-        written = {key: digest(ref) for key, ref in open_tensors(temporary).groups[()].items()}
-        if written != digests or read_header(temporary).metadata != dict(metadata):
-            raise FileError("the file that was written is not what was meant", where=str(path), fix="check the disk")
+    write_safetensors(temporary, tensors, metadata)
+    written = {key: digest(ref) for key, ref in open_tensors(temporary).groups[()].items()}
+    if written != digests or read_header(temporary).metadata != dict(metadata):
+        raise FileError("the file that was written is not what was meant", where=str(path), fix="check the disk")
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:

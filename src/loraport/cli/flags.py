@@ -89,11 +89,12 @@ def command(
     Without models the function takes the console alone, and the parameters of its own.
 
     Args:
-        models: where the settings are defined. With `Recipe` among them the command takes LORA arguments.
+        models: where the settings are defined; where two have a field of one name, the flag is that of the later one.
+            With `Recipe` among them the command takes LORA arguments.
         without: fields that the command has no use for.
         file: whether the settings may come from --recipe FILE; by default where `Recipe` is among the models.
     """
-    flags = [flag for model in models for flag in _flags_of(model, without)]
+    flags = list({flag.name: flag for model in models for flag in _flags_of(model, without)}.values())
     if Recipe in models:
         flags = [_parameter("loras", options.Loras), *flags]
     if file or (file is None and Recipe in models):

@@ -1,12 +1,15 @@
 """`loraport plan`: what a transfer would do and cost. Reads headers, changes nothing."""
 
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
 from loraport.cli import options, text
 from loraport.cli.console import Console
+from loraport.cli.experts import pair_of
 from loraport.cli.flags import Given, command
+from loraport.engine.experts import Experts
 from loraport.engine.recipe import Recipe, RunOptions
 
 EXAMPLE = """What it would take, before it starts:
@@ -14,21 +17,57 @@ EXAMPLE = """What it would take, before it starts:
     loraport plan style.safetensors -s Wan2.1-T2V-14B/ -t lightx2v.safetensors --max-memory 16GB"""
 
 
-@command(Recipe, RunOptions)
+@command(Recipe, Experts, RunOptions)
 def plan(given: Given, console: Console, output: options.Output = None) -> None:
     """Say what a transfer would do: coverage, time, memory, disk. Takes the same options, changes nothing."""
-    recipes, run_options = [given.recipe(lora) for lora in given.loras], given.make(RunOptions)
+    pairs, run_options = {lora: pair_of(given, lora) for lora in given.loras}, given.make(RunOptions)
+    recipes = {lora: given.recipe(lora) for lora, pair in pairs.items() if pair is None}
     from loraport.engine.estimate import estimate
+    from loraport.engine.experts_job import make_experts_plan
     from loraport.engine.plan import make_plan
 
-    documents, start = [], 0.0
-    for recipe in recipes:
-        made = make_plan(recipe)
+    start = 0.0
+
+    def told(made: Any) -> dict[str, Any]:
+        nonlocal start
         start = start or time.process_time()
         facts = describe(made, estimate(made, run_options, start))
         show(facts, console)
-        documents.append(facts)
+        return facts
+
+    documents: list[dict[str, Any]] = []
+    for lora, pair in pairs.items():
+        if pair is None:
+            documents.append(told(make_plan(recipes[lora])))
+            continue
+        both = make_experts_plan(pair)
+        facts = {expert: told(one) for expert, one in both.plans.items()}
+        documents.append({"experts": facts, "cost": together(facts.values()), "warnings": list(both.warnings)})
+        show_together(documents[-1], console)
     console.document(documents[0] if len(documents) == 1 else {"plans": documents})
+
+
+def together(plans: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """What two plans cost that are carried out one after the other."""
+    costs = [facts["cost"] for facts in plans]
+    total = {
+        name: sum(cost[name] for cost in costs) for name in ("operations", "seconds", "output_bytes", "cache_bytes")
+    }
+    return total | {"peak_bytes": max(cost["peak_bytes"] for cost in costs)}
+
+
+def show_together(facts: dict[str, Any], console: Console) -> None:
+    """The two plans of both experts in sum, for people."""
+    cost = facts["cost"]
+    console.result(
+        "both experts",
+        f"  work      about {text.duration(cost['seconds'])}",
+        f"  memory    {text.size(cost['peak_bytes'])} at most",
+        f"  disk      {text.size(cost['output_bytes'])} for the outputs, "
+        f"{text.size(cost['cache_bytes'])} for the cache",
+    )
+    for message in facts["warnings"]:
+        console.warning(message)
 
 
 def describe(plan: Any, expected: Any) -> dict[str, Any]:

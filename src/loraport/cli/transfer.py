@@ -2,18 +2,23 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from loraport.cli import options, text
 from loraport.cli.console import Console, error_document
+from loraport.cli.experts import carry_experts, pair_of
 from loraport.cli.flags import Given, command
 from loraport.cli.outputs import output_file, output_name, warn_of_name
+from loraport.engine.experts import Experts
 from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
 from loraport.engine.results import TransferReport
 from loraport.errors import Interrupted, LoraportError, UsageError
 from loraport.files import check_apart, check_output
+
+if TYPE_CHECKING:
+    from loraport.engine.experts_job import ExpertsReport
 
 EXAMPLE = """Carry a LoRA over, and the same with more room for what the distillation took away:
 
@@ -21,11 +26,14 @@ EXAMPLE = """Carry a LoRA over, and the same with more room for what the distill
 
     loraport transfer style.safetensors -s base.safetensors -t fast.pt --rank energy=0.99 -o style-fast.safetensors
 
-The same command again resumes what was interrupted."""
+Both experts of Wan2.2 at once, which writes style-fast_high_noise.safetensors and style-fast_low_noise.safetensors:
 
-Carry = Callable[[str, Path, Console], TransferReport]
-"""Works on one LoRA and writes one file."""
+    loraport transfer style_high.safetensors --lora-low style_low.safetensors -s Wan2.2-T2V-A14B/ -t fast/ -o style-fast.safetensors
 
+The same command again resumes what was interrupted."""  # noqa: E501
+
+Carry = Callable[[str, Path, Console], "TransferReport | ExpertsReport"]
+"""Works on one LoRA and writes its file, or those of both experts."""
 
 Page = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
@@ -36,9 +44,9 @@ Page = Annotated[
 ]  # fmt: skip
 
 
-@command(Recipe, RunOptions)
+@command(Recipe, Experts, RunOptions)
 def transfer(given: Given, console: Console, output: options.Output = None, page: Page = None) -> None:
-    """Carry LoRAs over from the model they were trained on to its distilled variant."""
+    """Carry LoRAs over from the model they were trained on to its distilled variant, or to any other of its family."""
     if output is None:
         raise UsageError("the output is not given", fix="name the file to write: -o FILE")
     if page is not None and len(given.loras) > 1:
@@ -52,7 +60,8 @@ def transfer(given: Given, console: Console, output: options.Output = None, page
 
 def _transfer(given: Given, page: Path | None) -> Carry:
     """Transfers with the settings that were given. Raises UsageError for those that make no sense."""
-    recipes = {lora: given.recipe(lora) for lora in given.loras}
+    pairs = {lora: pair_of(given, lora) for lora in given.loras}
+    recipes = {lora: given.recipe(lora) for lora, pair in pairs.items() if pair is None}
     run_options = given.make(RunOptions)
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_report
@@ -61,7 +70,10 @@ def _transfer(given: Given, page: Path | None) -> Carry:
     from loraport.engine.run import run
     from loraport.report import write_page
 
-    def carry(lora: str, path: Path, console: Console) -> TransferReport:
+    def carry(lora: str, path: Path, console: Console) -> "TransferReport | ExpertsReport":
+        pair = pairs[lora]
+        if pair is not None:
+            return carry_experts(pair, path, run_options, console, page=page, read=list(given.read()))
         with Progress(console) as progress:
             plan = make_plan(recipes[lora])
             check_outputs(path, plan, run_options, given.read())
@@ -95,9 +107,11 @@ def _several(loras: tuple[str, ...], folder: Path, carry: Carry, console: Consol
     for lora, name in zip(loras, names, strict=True):
         try:
             report = carry(lora, folder / name, inner)
-            facts = report.summary
-            rank = f"{facts.rank_in} -> {facts.rank_out}"
-            rows.append([name, "done", str(facts.layers), rank, text.share(facts.energy_kept_total)])
+            for one in [report] if isinstance(report, TransferReport) else report.reports.values():
+                facts = one.summary
+                rank = f"{facts.rank_in} -> {facts.rank_out}"
+                written = name if one.output is None else one.output.name
+                rows.append([written, "done", str(facts.layers), rank, text.share(facts.energy_kept_total)])
             documents.append(report.to_json())
         except Interrupted:
             raise

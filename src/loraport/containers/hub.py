@@ -1,5 +1,6 @@
 """Models by hub id, fetched through huggingface_hub when it is installed and can be reached."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -10,13 +11,13 @@ FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 TIMEOUT_SECONDS = 10.0
 
 
-def download(repo: str, inside: str = "", nested: str | None = None) -> Path:
+def download(repo: str, inside: str = "", folders: Sequence[str] = ()) -> Path:
     """Fetch the transformer of a hub repository into the hub's own cache, or find it there.
 
     Args:
         repo: "owner/name".
-        inside: subfolder in the repository; by default `nested`, `transformer`, or the root.
-        nested: name of an expert's subfolder.
+        inside: subfolder in the repository; by default the first that is there of `folders`, `transformer`, the root.
+        folders: subfolders to look in first, such as those of an expert.
 
     Returns:
         The index or the file, whose neighbours are there too.
@@ -32,8 +33,8 @@ def download(repo: str, inside: str = "", nested: str | None = None) -> Path:
             where=repo,
             fix="check the path, or: pip install 'loraport[hub]'",
         ) from None
-    folders = [inside] if inside else dict.fromkeys([nested or "transformer", "transformer", ""])
-    wanted = [f"{folder}/{name}".lstrip("/") for folder in folders for name in (*INDEXES, *FILES)]
+    places = [inside] if inside else dict.fromkeys([*folders, "transformer", ""])
+    wanted = [f"{place}/{name}".lstrip("/") for place in places for name in (*INDEXES, *FILES)]
     try:
         # Asked first and once, since a download that cannot reach the hub tries again for half a minute.
         listing = huggingface_hub.HfApi().model_info(repo, timeout=TIMEOUT_SECONDS).siblings or []

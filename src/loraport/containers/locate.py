@@ -8,7 +8,7 @@ from typing import Any
 
 from loraport.containers.access import kind_of, list_folder, nearest_path
 from loraport.containers.codecs.registry import logical_group
-from loraport.containers.names import named_path
+from loraport.containers.names import EXPERTS, Expert, expert_named, named_path
 from loraport.containers.stored import Group, TensorFile, TensorRef, list_stored
 from loraport.errors import FileError, UsageError
 from loraport.files import read_text
@@ -35,13 +35,15 @@ class Located:
     notes: tuple[str, ...] = ()
 
 
-def locate(spec: str | Path, *, nested: str | None = None) -> Located:
+def locate(spec: str | Path, *, nested: str | None = None, expert: Expert | None = None) -> Located:
     """Find the weights that `spec` means.
 
     Args:
         spec: a file, a diffusers folder (pipeline root or its transformer), an index, a shard that belongs to
             an index, `zoo:NAME`, or a hub id ("owner/name", optionally "owner/name/path/inside").
         nested: for a pipeline folder with two experts, which subfolder.
+        expert: the same in the words of Wan2.2, "high" or "low", in either layout. It also chooses among files in one
+            folder that name their expert. Of what holds no experts it says nothing.
 
     Raises:
         FileError: nothing there, or something incomplete or damaged.
@@ -50,7 +52,7 @@ def locate(spec: str | Path, *, nested: str | None = None) -> Located:
     path = named_path(spec)
     kind = kind_of(path)
     if kind == "folder":
-        return _folder(path, nested)
+        return _folder(path, nested, expert)
     if kind == "file":
         return _file(path)
     hub = _HUB_ID.fullmatch(str(spec)) if isinstance(spec, str) else None
@@ -58,7 +60,8 @@ def locate(spec: str | Path, *, nested: str | None = None) -> Located:
     if hub and not path.suffix and not path.is_absolute() and kind_of(Path(path.parts[0])) != "folder":
         from loraport.containers.hub import download
 
-        return locate(download(hub["repo"], hub["inside"] or "", nested), nested=nested)
+        folders = [*([nested] if nested else []), *(EXPERTS[expert] if expert else ())]
+        return locate(download(hub["repo"], hub["inside"] or "", folders), nested=nested)
     raise FileError("there is no such file or folder", where=str(spec), fix=nearest_path(path))
 
 
@@ -88,12 +91,25 @@ def _located(path: Path, file: TensorFile, notes: tuple[str, ...] = ()) -> Locat
     return Located(path, groups, file.metadata, notes)
 
 
-def _folder(folder: Path, nested: str | None) -> Located:
-    folder, notes = _descend(folder, nested)
+def expert_folders(spec: str | Path) -> dict[Expert, Path]:
+    """The folders of both experts in a pipeline of Wan2.2; empty for anything else, and for what is on the hub."""
+    folder = named_path(spec)
+    if kind_of(folder) != "folder":
+        return {}
+    for high, low in zip(*EXPERTS.values(), strict=True):
+        if _is_folder(folder / high) and _is_folder(folder / low):
+            return {"high": folder / high, "low": folder / low}
+    return {}
+
+
+def _folder(folder: Path, nested: str | None, expert: Expert | None) -> Located:
+    folder, notes = _descend(folder, nested, expert)
     files = {path: match for path in list_folder(folder) if (match := _MODEL.fullmatch(path.name))}
     shards = [path.name for path in files if _SHARD.search(path.name)]
     models = {path: match for path, match in files.items() if path.name not in shards and kind_of(path) == "file"}
     chosen = _choose(models)
+    if chosen is None and expert is not None:
+        chosen = _choose({path: it for path, it in models.items() if expert_named(path.name, bare=True) == expert})
     if chosen is None:
         if models:
             raise FileError(
@@ -136,10 +152,12 @@ def _choose(models: dict[Path, re.Match[str]]) -> Path | None:
     return None
 
 
-def _descend(folder: Path, nested: str | None) -> tuple[Path, tuple[str, ...]]:
+def _descend(folder: Path, nested: str | None, expert: Expert | None) -> tuple[Path, tuple[str, ...]]:
     """Step from a pipeline's root into the model's own folder."""
     if nested and _is_folder(folder / nested):
         return folder / nested, ()
+    if expert is not None and (found := expert_folders(folder)):
+        return found[expert], ()
     if not _is_folder(folder / "transformer"):
         experts = [path.name for path in list_folder(folder) if path.name.endswith("_noise_model") and _is_folder(path)]
         if experts:
@@ -147,7 +165,7 @@ def _descend(folder: Path, nested: str | None) -> tuple[Path, tuple[str, ...]]:
                 "the folder holds two experts; name the one that is meant",
                 where=str(folder),
                 values=", ".join(experts),
-                fix=f"give {folder / experts[0]}",
+                fix=f"give {folder / experts[0]}, or --expert where the command has it",
             )
         return folder, ()
     if _is_folder(folder / "transformer_2"):

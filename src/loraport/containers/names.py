@@ -1,10 +1,21 @@
-"""Names that stand for files: what ships with the package is called `zoo:NAME`."""
+"""What names say: what ships with the package is called `zoo:NAME`, and files of Wan2.2 name their expert."""
 
+import re
 from pathlib import Path
+from typing import Literal
 
 from loraport.zoo import catalogue
 
 ZOO = "zoo:"
+
+Expert = Literal["high", "low"]
+EXPERTS: dict[Expert, tuple[str, ...]] = {
+    "high": ("transformer", "high_noise_model"),
+    "low": ("transformer_2", "low_noise_model"),
+}
+"""The experts of Wan2.2 by the part of the schedule they are for, and their folders (of diffusers, of the original)."""
+_NOISE = re.compile(r"(?<![a-z])(high|low)[-_ .]?noise(?![a-z])", re.IGNORECASE)
+_BARE = re.compile(r"(?<![a-z])(high|low)(?![a-z])", re.IGNORECASE)
 
 
 def named_path(spec: str | Path) -> Path:
@@ -15,3 +26,27 @@ def named_path(spec: str | Path) -> Path:
     """
     text = str(spec)
     return catalogue.path(text.removeprefix(ZOO)) if text.startswith(ZOO) else Path(spec)
+
+
+def expert_named(name: str, *, bare: bool = False) -> Expert | None:
+    """The expert of Wan2.2 that a file's name speaks of ("style_high_noise"); None where it speaks of none or both.
+
+    Args:
+        name: of a file.
+        bare: "high" or "low" alone is enough, which in other files than those of Wan2.2 may mean anything.
+    """
+    for pattern in (_NOISE, _BARE) if bare else (_NOISE,):
+        found = {text.lower() for text in pattern.findall(name)}
+        if len(found) == 1:
+            return "high" if "high" in found else "low"
+    return None
+
+
+def without_expert(stem: str) -> str:
+    """The name of a file (without its ending) without the expert at its end: `style_high_noise` gives `style`."""
+    return re.sub(r"(?i)[-_ .]?(?<![a-z])(high|low)([-_ .]?noise)?$", "", stem) or stem
+
+
+def named_for(path: Path, expert: Expert) -> Path:
+    """The file beside `path` that is named after it and an expert, as ai-toolkit names LoRAs: NAME_high_noise."""
+    return path.with_name(f"{without_expert(path.stem)}_{expert}_noise{path.suffix}")

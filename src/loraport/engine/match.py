@@ -2,13 +2,16 @@
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.fit import fit_passthrough
-from loraport.adapters.parse import open_adapter
+from loraport.adapters.parse import experts_in, open_adapter
+from loraport.adapters.refusals import NO_EXPERT
 from loraport.adapters.training import other_side
+from loraport.containers.locate import expert_folders
+from loraport.containers.names import Expert
 from loraport.containers.tensors import TensorRef, common_dtype, file_identity
 from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, MismatchError, UnmatchedKeysError, UsageError
@@ -88,7 +91,8 @@ def open_inputs(recipe: Recipe) -> Inputs:
         MismatchError, UnmatchedKeysError: the files do not fit each other, or the LoRA was transferred before.
     """
     before = _identities(Path(spec) for spec in (recipe.lora, recipe.source, recipe.target) if spec is not None)
-    source = open_checkpoint(recipe.source, nested=recipe.nested_source)
+    expert = _expert_meant(recipe)
+    source = open_checkpoint(recipe.source, nested=recipe.nested_source, expert=expert)
     target, distill, strength = None, None, 1.0
     parts = recipe.target_lora_parts()
     if parts is not None:
@@ -96,7 +100,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
         distill, strength = _open_distillation(parts[0], source, recipe), parts[1]
     else:
         assert recipe.target is not None
-        target = open_checkpoint(recipe.target, nested=recipe.nested_target)
+        target = open_checkpoint(recipe.target, nested=recipe.nested_target, expert=expert)
         require_same_size(source.architecture, target.architecture, where=f"{source.path} and {target.path}")
     adapter = open_adapter(
         recipe.lora,
@@ -109,6 +113,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
     ).scaled(recipe.strength)
     if target is not None:
         adapter = fit_passthrough(adapter, target, "target", allow_partial=recipe.allow_partial)
+    adapter = _without_idle(adapter, recipe)
     _refuse_a_second_time(adapter, recipe)
     identities = before | _identities(_files(source, target, adapter, distill))
     for file, identity in before.items():
@@ -119,6 +124,29 @@ def open_inputs(recipe: Recipe) -> Inputs:
                 fix="run the command again when nothing writes to the file",
             )
     return Inputs(adapter, source, target, distill, strength, _doubts(adapter, recipe), identities)
+
+
+def _expert_meant(recipe: Recipe) -> Expert | None:
+    """Which expert of Wan2.2 the models are of. Of a source that holds two, one must be meant, and nothing in a plain
+    LoRA says which one it was trained on."""
+    if recipe.expert is not None or recipe.nested_source is not None or len(expert_folders(recipe.source)) < 2:
+        return recipe.expert
+    named = experts_in(recipe.lora)
+    if len(named) == 1:
+        return next(iter(named))
+    raise UsageError(
+        "the source has two experts, and nothing says which one is meant",
+        where=recipe.source,
+        values=", ".join(folder.name for folder in expert_folders(recipe.source).values()),
+        fix="--expert high or low for the one that the LoRA was trained on; --expert both for both in one job",
+    )
+
+
+def _without_idle(adapter: LoraAdapter, recipe: Recipe) -> LoraAdapter:
+    """Without the remark that the expert chose nothing in the LoRA, where it chose the models."""
+    if not any(expert_folders(spec) for spec in (recipe.source, recipe.target) if spec is not None):
+        return adapter
+    return replace(adapter, warnings=tuple(text for text in adapter.warnings if NO_EXPERT not in text))
 
 
 def _open_distillation(path: str, source: Checkpoint, recipe: Recipe) -> LoraAdapter:
@@ -207,7 +235,6 @@ def _doubts(adapter: LoraAdapter, recipe: Recipe) -> tuple[str, ...]:
     training = adapter.training
     said = other_side(training, recipe.source, recipe.target or (recipe.target_lora_parts() or ("",))[0])
     found = [] if said is None else [said]
-    expert = training.expert
     if training.timesteps and recipe.expert and training.expert not in (None, recipe.expert):
         least, greatest = training.timesteps
         found.append(

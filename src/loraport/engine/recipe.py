@@ -133,7 +133,7 @@ class Recipe(Settings):
     expert: Annotated[
         Literal["high", "low"] | None,
         Setting(
-            "Which LoRA of a file that holds those of both Wan2.2 experts.",
+            "Which expert of Wan2.2: its folder of a pipeline, its LoRA of a file with two.",
             "--expert", panel=LORA, metavar="high|low",
         ),
     ] = None  # fmt: skip

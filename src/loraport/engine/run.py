@@ -6,11 +6,12 @@ line, so that there is something to read after a failure too.
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from loraport.adapters.loaders import ways_to_load
 from loraport.adapters.render import write_adapter
@@ -18,7 +19,7 @@ from loraport.core.lowrank import LowRank
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
-from loraport.engine.layer import check_norms, drift_ratio
+from loraport.engine.kinship import drift_share, refuse_other_expert
 from loraport.engine.output import check_outputs, log_path, render_output
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
@@ -70,6 +71,34 @@ def run(
         NumericalError: a tensor holds NaN or infinity, or the drift is mostly rounding (unless forced).
         FileError: the output exists, or cannot be written. No output file is left behind.
     """
+    with carried_out(plan, output, options, on_event, measured=measured) as report:
+        pass
+    on_event(Finished(report))
+    return report
+
+
+Writer = Callable[[Path, Mapping[str, Tensor], Mapping[str, str]], None]
+"""Writes an output: its name, tensors and header."""
+
+
+@contextlib.contextmanager
+def carried_out(
+    plan: TransferPlan,
+    output: Path | str | None,
+    options: RunOptions,
+    on_event: Listener,
+    *,
+    measured: bool = False,
+    write: Writer | None = None,
+) -> Iterator[TransferReport]:
+    """A plan carried out, as `run` does. The block around it may still fail the run, which the log then tells.
+
+    Args:
+        write: how the output is written; by default under its name, at once.
+
+    Raises:
+        LoraportError: as `run`.
+    """
     began = time.perf_counter()
     path = None if output is None else Path(output)
     check_outputs(path, plan, options)
@@ -86,7 +115,7 @@ def run(
     executor = executor_for(options)
     store, reader = open_cache(plan, options, warn)
     sample = sample_for_kinship(plan)
-    _check_kinship(plan, sample, reader, rounding=not measured)
+    check_kinship(plan, sample, reader, rounding=not measured)
     work = Worker(store, reader, _layers_to_keep(plan, store, warn))
     log = _open_log(path, plan, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
     if path is not None:
@@ -99,7 +128,13 @@ def run(
         if path is not None:
             tensors, metadata = render_output(plan, results, report)
             reader.check_unchanged()
-            write_adapter(path, tensors, metadata, overwrite=options.overwrite)
+            if write is None:
+                write_adapter(path, tensors, metadata, overwrite=options.overwrite)
+            else:
+                write(path, tensors, metadata)
+            del tensors
+        del results  # while the block around it goes on
+        yield report
         if log is not None:
             log.append({"event": "finished", **{k: v for k, v in report.to_json().items() if k != "layers"}})
     except BaseException as error:
@@ -112,8 +147,6 @@ def run(
         reader.memo.flush()
         if log is not None:
             log.close()
-    on_event(Finished(report))
-    return report
 
 
 @torch.inference_mode(False)
@@ -126,7 +159,7 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
     executor = executor_for(options)
     store, reader = open_cache(plan, options, lambda message: None)
     sample = sample_for_kinship(plan)
-    _check_kinship(plan, sample, reader, rounding=False)
+    check_kinship(plan, sample, reader, rounding=False)
     work = Worker(store, reader, plan.layers_to_keep(int(store.max_bytes * 0.9)))
     try:
         results = _run_jobs(plan, sample, work, executor, ignore, lambda message: None, None)
@@ -204,14 +237,22 @@ def _open_log(path: Path | None, plan: TransferPlan, options: RunOptions) -> Run
     return log
 
 
-def _check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputReader, *, rounding: bool) -> None:
-    """Look at a few layers before the work, so that a wrong pair costs a second and not an hour."""
+def check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputReader, *, rounding: bool) -> None:
+    """Look at a few layers before the work, so that a wrong pair costs a second and not an hour.
+
+    Args:
+        sample: of `sample_for_kinship`.
+        rounding: whether a drift that is mostly rounding is a reason to refuse.
+
+    Raises:
+        MismatchError: the target is not derived from the source, or from its other expert.
+        NumericalError: the drift is mostly rounding.
+    """
     ratios = {}
     for job in sample:
-        drift, weight = drift_ratio(job, reader)
-        check_norms(job.name, weight, drift)
-        ratios[job.name] = drift / weight if weight > 0.0 else 0.0
+        ratios[job.name] = drift_share(job, reader)
     if ratios and not plan.recipe.force:
+        refuse_other_expert(plan, sample, ratios, reader)
         _refuse_unrelated(ratios, plan)
     refuse_rounding(sample, ratios, force=plan.recipe.force or not rounding)
 
@@ -317,7 +358,7 @@ def _has(layer: LayerReport, key: str) -> bool:
 
 
 def _how_to_load(path: Path, plan: TransferPlan, summary: Summary) -> tuple[str, ...]:
-    ways = tuple(ways_to_load(path, plan.content))
+    ways = tuple(ways_to_load(path, plan.content, expert=plan.recipe.expert))
     if summary.target_lora is None:
         return ways
     return (

@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from loraport.containers.locate import Located, locate
+from loraport.containers.names import Expert
 from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import MismatchError, UnsupportedError, UsageError
 from loraport.models.architecture import Architecture, Shape, detect, measure
@@ -66,13 +67,14 @@ class _Reading:
     prefix: str
 
 
-def open_checkpoint(spec: str | Path, *, nested: str | None = None) -> Checkpoint:
+def open_checkpoint(spec: str | Path, *, nested: str | None = None, expert: Expert | None = None) -> Checkpoint:
     """Open a checkpoint by its headers.
 
     Args:
         spec: safetensors or torch file, diffusers folder (root or transformer), index, shard, or hub id.
         nested: which mapping of a torch file ("generator", "generator_ema"), or which expert's subfolder.
             Without it the moving average is taken where there is one, and `Checkpoint.notes` says so.
+        expert: which expert of a folder that holds both of Wan2.2.
 
     Raises:
         FileError: missing, damaged or unsafe.
@@ -80,7 +82,7 @@ def open_checkpoint(spec: str | Path, *, nested: str | None = None) -> Checkpoin
         UnsupportedError: a way of storing weights that is not read, such as nvfp4.
         UsageError: several mappings could be meant.
     """
-    found = locate(spec, nested=nested)
+    found = locate(spec, nested=nested, expert=expert)
     readings = {nest: _read(tensors) for nest, tensors in found.groups.items()}
     models = {nest: reading for nest, reading in readings.items() if reading is not None}
     if not models:

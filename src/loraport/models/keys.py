@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from loraport.containers.names import Expert
+
 MAX_LOOKED_AT = 5000  # keys of a file that are looked at to tell what else it may be
 
 
@@ -22,7 +24,7 @@ class KeyRules:
     """
 
     flat_prefixes: tuple[str, ...]
-    experts: dict[str, str]
+    experts: dict[str, Expert]
     peel: re.Pattern[str]
     flattened: re.Pattern[str]
     wrappers: tuple[str, ...]

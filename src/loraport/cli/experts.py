@@ -1,0 +1,93 @@
+"""Both experts of Wan2.2 in one command: what is shared by `transfer` and `plan`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraport.cli import text
+from loraport.cli.console import Console
+from loraport.cli.flags import Given
+from loraport.cli.outputs import warn_of_name
+from loraport.containers.names import Expert, named_for
+from loraport.engine.experts import Experts, outputs_of, recipes_of
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.errors import UsageError
+
+if TYPE_CHECKING:
+    from loraport.engine.experts_job import ExpertsReport
+
+Pair = Mapping[Expert, Recipe]
+
+
+def pair_of(given: Given, lora: str) -> Pair | None:
+    """The recipes of both experts where the command is about both, else None. Raises UsageError, FileError."""
+    experts = given.make(Experts)
+    plain = Given(given.models, {name: value for name, value in given.values.items() if name != "expert"})
+    recipe = plain.recipe(lora) if experts.expert in (None, "both") else None
+    if recipe is None:
+        return None
+    from loraport.engine.experts_job import both_are_meant
+
+    if not both_are_meant(lora, recipe.source, experts):
+        return None
+    if experts.lora_low is not None and len(given.loras) > 1:
+        raise UsageError(
+            "--lora-low goes with one LoRA", values=f"{len(given.loras)} LoRAs", fix="transfer the pairs one by one"
+        )
+    return recipes_of(recipe, experts)
+
+
+def carry_experts(
+    pair: Pair,
+    path: Path,
+    options: RunOptions,
+    console: Console,
+    *,
+    page: Path | None,
+    read: Sequence[tuple[str, Path]],
+) -> "ExpertsReport":
+    """Transfer for both experts and tell about it.
+
+    Args:
+        pair: the recipes.
+        path: after which the two outputs are named.
+        options: how to use the machine.
+        console: where to tell.
+        page: after which the pages about them are named.
+        read: further files that the command reads, as (role, path).
+
+    Raises:
+        LoraportError: as `run_experts`.
+    """
+    from loraport.cli.progress import Progress
+    from loraport.cli.summary import show_report
+    from loraport.engine.experts_job import check_experts_outputs, make_experts_plan, run_experts
+    from loraport.engine.output import input_files
+    from loraport.files import check_apart, check_output
+    from loraport.report import write_page
+
+    outputs = outputs_of(path)
+    pages = {} if page is None else {expert: named_for(page, expert) for expert in outputs}
+    with Progress(console) as progress:
+        plan = make_experts_plan(pair)
+        check_experts_outputs(plan, outputs, options, read)
+        inputs = [*read, *(found for one in plan.plans.values() for found in input_files(one))]
+        for file in pages.values():
+            check_output(file, inputs, overwrite=options.overwrite, what="page")
+        check_apart([("output", file) for file in outputs.values()] + [("page", file) for file in pages.values()])
+        report = run_experts(plan, outputs, options, progress)
+    for expert, one in report.reports.items():
+        console.result(f"{expert}-noise expert")
+        drawn = pages.get(expert)
+        if drawn is not None:
+            write_page(drawn, one.to_json())
+        said = [message.removeprefix(f"{expert} noise: ") for message in progress.warned]
+        show_report(one, plan.plans[expert], console, said=said, page=drawn, log=None)
+    console.result(
+        "both experts",
+        f"  time      {text.duration(sum(one.summary.seconds for one in report.reports.values()))}",
+        *(f"  drift     {share:.3f} of the source's norm, {name}" for name, share in report.drift.items()),
+    )
+    for file in outputs.values():
+        warn_of_name(file, console)
+    return report

@@ -1,0 +1,100 @@
+"""What a job on both experts of Wan2.2 is asked for: settings besides a recipe, the two recipes, the two outputs."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from loraport.containers.names import EXPERTS, Expert, expert_named, named_for
+from loraport.engine.recipe import LORA, MODELS, Recipe
+from loraport.errors import UsageError
+from loraport.settings import PathText, Setting, Settings
+
+
+class Experts(Settings):
+    """What a job on both experts takes besides a recipe, which then speaks of the high-noise one. Raises UsageError.
+
+    Everything may be left out where a folder or a file of the recipe holds both experts.
+    """
+
+    expert: Annotated[
+        Literal["high", "low", "both"] | None,
+        Setting(
+            "Which expert of Wan2.2: its folder of a pipeline, its LoRA of a file with two. both: one job, two files.",
+            "--expert", panel=LORA, metavar="high|low|both",
+        ),
+    ] = None  # fmt: skip
+    lora_low: Annotated[
+        PathText | None,
+        Setting(
+            "LoRA for the low-noise expert, where the other is for the high-noise one.",
+            "--lora-low", panel=LORA, metavar="FILE", path=True,
+        ),
+    ] = None  # fmt: skip
+    source_low: Annotated[
+        PathText | None,
+        Setting(
+            "Low-noise source, where --source is not a folder with both.",
+            "--source-low", panel=MODELS, metavar="MODEL", path=True,
+        ),
+    ] = None  # fmt: skip
+    target_low: Annotated[
+        PathText | None,
+        Setting(
+            "Low-noise target, where --target is not a folder with both.",
+            "--target-low", panel=MODELS, metavar="MODEL", path=True,
+        ),
+    ] = None  # fmt: skip
+    target_lora_low: Annotated[
+        PathText | None,
+        Setting(
+            "Distillation LoRA of the low-noise expert; by default --target-lora serves both.",
+            "--target-lora-low", panel=MODELS, metavar="FILE[:STRENGTH]", path=True,
+        ),
+    ] = None  # fmt: skip
+
+    def check(self) -> None:
+        """Refuse settings that do not go together. Raises UsageError."""
+        named = [name for name in _LOW if getattr(self, name) is not None]
+        if self.expert in ("high", "low") and named:
+            raise UsageError(
+                "one expert is chosen, and something is given for the low-noise one of two",
+                values=f"--expert {self.expert}, --{named[0].replace('_', '-')}",
+                fix="--expert both, or leave --expert out",
+            )
+
+    @property
+    def low(self) -> dict[str, str]:
+        """What is given for the low-noise expert, by the field of a recipe that it stands for."""
+        return {name.removesuffix("_low"): value for name in _LOW if (value := getattr(self, name)) is not None}
+
+
+_LOW = ("lora_low", "source_low", "target_low", "target_lora_low")
+
+
+def recipes_of(recipe: Recipe, experts: Experts) -> dict[Expert, Recipe]:
+    """The two recipes of a job on both experts.
+
+    A LoRA that its name says is one of two (`style_high_noise`) brings the other, if that lies beside it.
+    """
+    low: dict[str, Any] = dict(experts.low)
+    high: dict[str, Any] = {}
+    if "lora" not in low and (pair := _pair_of(recipe.lora)):
+        high["lora"], low["lora"] = pair["high"], pair["low"]
+    if "target" in low or "target_lora" in low:
+        low = {"target": None, "target_lora": None, **low}
+    return {
+        "high": recipe.model_copy(update={"expert": "high", **high}),
+        "low": recipe.model_copy(update={"expert": "low", **low}),
+    }
+
+
+def _pair_of(lora: str) -> dict[Expert, str] | None:
+    path = Path(lora)
+    if expert_named(path.name) is None:
+        return None
+    files = {expert: named_for(path, expert) for expert in EXPERTS}
+    return {expert: str(file) for expert, file in files.items()} if all(map(Path.is_file, files.values())) else None
+
+
+def outputs_of(output: Path) -> dict[Expert, Path]:
+    """The two files that are named after one: NAME_high_noise and NAME_low_noise, as ai-toolkit names them."""
+    return {expert: named_for(output, expert) for expert in EXPERTS}

@@ -1,0 +1,305 @@
+"""Both experts of Wan2.2 in one job: two transfers that are planned, checked, written and reported together.
+
+Each expert is a transfer of its own with a recipe of its own; what is here is what they have in common. Neither
+output appears unless both are finished. Finished layers are kept one by one as always, so that the same command
+resumes.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraport.adapters.parse import experts_in
+from loraport.adapters.refusals import NO_EXPERT
+from loraport.adapters.render import fill_adapter
+from loraport.containers.locate import expert_folders
+from loraport.containers.names import EXPERTS, Expert, expert_named, named_for
+from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned, ignore
+from loraport.engine.executor import executor_for
+from loraport.engine.experts import Experts
+from loraport.engine.kinship import OTHER, distances, exchanged, nearer
+from loraport.engine.output import check_outputs, input_files, log_path
+from loraport.engine.plan import TransferPlan, make_plan, sample_for_kinship
+from loraport.engine.reading import InputReader
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.results import SCHEMA, TransferReport
+from loraport.engine.run import Writer, carried_out, check_kinship
+from loraport.errors import Interrupted, LoraportError, MismatchError
+from loraport.files import atomic_paths, check_apart
+from loraport.models.architecture import require_same_size
+from loraport.store.digests import DigestMemo
+
+DEFAULTS = RunOptions()
+
+
+def both_are_meant(lora: str, source: str, experts: Experts) -> bool:
+    """Whether a command is about both experts: it says so, or the LoRA and the source both hold two.
+
+    Raises:
+        FileError: the LoRA cannot be read.
+    """
+    if experts.expert is not None:
+        return experts.expert == "both"
+    return bool(experts.low) or (len(expert_folders(source)) == 2 and len(experts_in(lora)) == 2)
+
+
+@dataclass(frozen=True)
+class ExpertsPlan:
+    """What a job on both experts will do.
+
+    Attributes:
+        plans: of each expert, the high-noise one first.
+        warnings: sentences for the user about the two together.
+    """
+
+    plans: Mapping[Expert, TransferPlan]
+    warnings: tuple[str, ...]
+
+    @property
+    def cost(self) -> float:
+        """Operations expected when nothing is cached."""
+        return sum(plan.cost for plan in self.plans.values())
+
+
+@dataclass(frozen=True)
+class ExpertsReport:
+    """The outcome of a job on both experts.
+
+    Attributes:
+        reports: of each expert, the high-noise one first.
+        drift: how far each target is from each source, over the source's norm in the middle of a few layers, by
+            "source, target"; empty where nothing was compared.
+        warnings: sentences for the user about the two together.
+    """
+
+    reports: Mapping[Expert, TransferReport]
+    drift: Mapping[str, float]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "schema": SCHEMA,
+            "experts": {expert: report.to_json() for expert, report in self.reports.items()},
+            "drift": dict(self.drift),
+            "warnings": list(self.warnings),
+        }
+
+
+def make_experts_plan(recipes: Mapping[Expert, Recipe]) -> ExpertsPlan:
+    """Match the files of both experts and write the work orders, by headers alone.
+
+    Args:
+        recipes: of each expert.
+
+    Raises:
+        LoraportError: as `make_plan`, with the expert named.
+        MismatchError: both experts would be the same model, or models of different sizes.
+    """
+    plans: dict[Expert, TransferPlan] = {}
+    for expert in EXPERTS:
+        with _named(expert):
+            plans[expert] = _without_idle(make_plan(recipes[expert]))
+    high, low = plans["high"], plans["low"]
+    require_same_size(
+        high.source.architecture, low.source.architecture, where=f"{high.source.path} and {low.source.path}"
+    )
+    for role, one, other in (("source", high.source, low.source), ("target", high.target, low.target)):
+        if one is not None and other is not None and one.tensors == other.tensors:
+            raise MismatchError(
+                f"both experts would have the same {role}",
+                where=str(one.path),
+                fix=f"give a folder with both experts, or the other one with --{role}-low",
+            )
+    return ExpertsPlan(plans, tuple(_doubts(plans)))
+
+
+def _without_idle(plan: TransferPlan) -> TransferPlan:
+    """Without the remark that the expert chose nothing in a LoRA: here it chose the models."""
+    return replace(plan, warnings=tuple(text for text in plan.warnings if NO_EXPERT not in text))
+
+
+def _doubts(plans: Mapping[Expert, TransferPlan]) -> Iterator[str]:
+    high, low = plans["high"], plans["low"]
+    if high.adapter.path == low.adapter.path and high.adapter.keys == low.adapter.keys and not high.adapter.dropped:
+        yield f"{high.adapter.path.name} is used for both experts: its names speak of neither"
+    distills = [plan.distill.path for plan in plans.values() if plan.distill is not None]
+    if len(distills) == 2 and distills[0] == distills[1] and len(experts_in(str(distills[0]))) < 2:
+        yield f"{distills[0].name} is taken for both experts; --target-lora-low names another for the low-noise one"
+    for role in ("lora", "source", "target", "target_lora"):
+        names = {expert: Path(_bare(getattr(plan.recipe, role))) for expert, plan in plans.items()}
+        told = {expert: expert_named(path.name) for expert, path in names.items()}
+        if names["high"] != names["low"] and (told["high"] == "low" or told["low"] == "high"):
+            flag = role.replace("_", "-")
+            yield (
+                f"by their names the two are the wrong way round: {names['high'].name} is given for the high-noise "
+                f"expert, {names['low'].name} for the low-noise one (--{flag}, --{flag}-low)"
+            )
+
+
+@torch.inference_mode(False)  # as for `run`
+def run_experts(
+    plan: ExpertsPlan,
+    outputs: Mapping[Expert, Path] | None,
+    options: RunOptions = DEFAULTS,
+    on_event: Listener = ignore,
+) -> ExpertsReport:
+    """Carry out a plan for both experts.
+
+    Args:
+        plan: of `make_experts_plan`.
+        outputs: the file of each expert, such as `outputs_of` names them; None computes and reports only.
+        options: how to use the machine. A run log that is named is written for each expert, named after it.
+        on_event: told about every step, as of one run.
+
+    Raises:
+        MismatchError: a target was distilled from the other expert (unless forced).
+        LoraportError: as `run`, with the expert named. Neither output is there then, and what stood under their names
+            still does.
+    """
+    settings = {expert: _options_of(expert, options) for expert in EXPERTS}
+    check_experts_outputs(plan, outputs, options)
+    executor_for(options)  # refuses a device that is not there
+    drift, doubts = _compare(plan)
+    for expert, one in plan.plans.items():
+        with _named(expert):
+            reader = InputReader(DigestMemo(None), one.identities)
+            check_kinship(one, sample_for_kinship(one), reader, rounding=True)
+    listener = _Together(plan, on_event)
+    for message in (*plan.warnings, *doubts):
+        on_event(Warned(message))
+    reports: dict[Expert, TransferReport] = {}
+    # The names are given before the runs end, so that whatever goes wrong is told in the log of each.
+    with contextlib.ExitStack() as runs, contextlib.ExitStack() as files:
+        write = None
+        if outputs is not None:
+            paths = [outputs[expert] for expert in EXPERTS]
+            temporary = files.enter_context(atomic_paths(paths, overwrite=options.overwrite))
+            write = _writer(temporary)
+        for expert, one in plan.plans.items():
+            path = None if outputs is None else outputs[expert]
+            with _named(expert):
+                reports[expert] = runs.enter_context(
+                    carried_out(one, path, settings[expert], listener.of(expert), write=write)
+                )
+    for report in reports.values():
+        on_event(Finished(report))
+    return ExpertsReport(reports, drift, (*plan.warnings, *doubts))
+
+
+def check_experts_outputs(
+    plan: ExpertsPlan,
+    outputs: Mapping[Expert, Path] | None,
+    options: RunOptions,
+    also: Iterable[tuple[str, Path]] = (),
+) -> None:
+    """Raise FileError where an output or a log would replace an input of either expert, or a file nobody gave up.
+
+    Args:
+        also: further files that the command reads, as (role, path).
+    """
+    inputs = [*also, *(found for one in plan.plans.values() for found in input_files(one))]
+    written = []
+    for expert, one in plan.plans.items():
+        path, settings = None if outputs is None else outputs[expert], _options_of(expert, options)
+        check_outputs(path, one, settings, inputs)
+        log = log_path(path, settings)
+        written += [(f"output of the {expert}-noise expert", path)] if path is not None else []
+        written += [(f"run log of the {expert}-noise expert", log)] if log is not None else []
+    check_apart(written)
+
+
+def _options_of(expert: Expert, options: RunOptions) -> RunOptions:
+    if options.log in (None, "off"):
+        return options
+    return options.model_copy(update={"log": str(named_for(Path(options.log), expert))})
+
+
+def _writer(temporary: Mapping[Path, Path]) -> Writer:
+    def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        fill_adapter(temporary[path], path, tensors, metadata)
+
+    return write
+
+
+def _compare(plan: ExpertsPlan) -> tuple[dict[str, float], list[str]]:
+    """How far each target is from each source on a few layers, and what speaks against the pairing.
+
+    Raises:
+        MismatchError: a target is clearly nearer to the other source (unless forced).
+    """
+    plans = plan.plans
+    reader = InputReader(DigestMemo(None), {**plans["high"].identities, **plans["low"].identities})
+    found: dict[str, dict[str, float]] = {}
+    wrong: list[Expert] = []
+    for expert, one in plans.items():
+        if one.target is None:
+            continue
+        sample = sample_for_kinship(one)
+        own = found[f"{expert} source, {expert} target"] = distances(sample, reader)
+        other = plans[OTHER[expert]].source
+        crossed = found[f"{OTHER[expert]} source, {expert} target"] = distances(sample, reader, source=other)
+        wrong += [expert] if nearer(crossed, own) else []
+    drift = {name: median(ratios.values()) for name, ratios in found.items() if ratios}
+    if not wrong:
+        return drift, []
+    refusal = exchanged(
+        "the two targets are the wrong way round"
+        if len(wrong) == 2
+        else f"the target of the {wrong[0]}-noise expert was made from the other expert",
+        " and ".join(str(one.target.path) for one in plans.values() if one.target is not None),
+        found,
+        "exchange --target and --target-low (or --source and --source-low); --force goes on as it is",
+    )
+    if not all(one.recipe.force for one in plans.values()):
+        raise refusal
+    return drift, [f"{refusal.what}: {refusal.values}"]
+
+
+@contextlib.contextmanager
+def _named(expert: Expert) -> Iterator[None]:
+    """Say in every failure which expert it is about."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except LoraportError as error:
+        what = f"{expert}-noise expert: {error.what}"
+        raise type(error)(what, where=error.where, values=error.values, fix=error.fix) from error
+
+
+class _Together:
+    """The events of two runs as those of one."""
+
+    def __init__(self, plan: ExpertsPlan, on_event: Listener):
+        self._plan = plan
+        self._on_event = on_event
+
+    def of(self, expert: Expert) -> Listener:
+        """The listener of one expert's run."""
+        plans = self._plan.plans
+        layers = sum(len(one.jobs) for one in plans.values())
+        before = [] if expert == "high" else [plans["high"]]
+        jobs, cost = sum(len(one.jobs) for one in before), sum(one.cost for one in before)
+
+        def listen(event: Event) -> None:
+            if isinstance(event, LayerDone):
+                total = self._plan.cost
+                event = LayerDone(event.layer, jobs + event.finished, layers, cost + event.done, total)
+            elif isinstance(event, Warned):
+                event = Warned(f"{expert} noise: {event.message}")
+            elif isinstance(event, PlanReady) and before:
+                return
+            self._on_event(event)
+
+        return listen
+
+
+def _bare(spec: Any) -> str:
+    return "" if spec is None else str(spec)
