@@ -18,64 +18,7 @@ from loraport.containers.tensors import (
     rounding_floor,
 )
 from loraport.errors import FileError, NumericalError
-
-E4M3 = torch.float8_e4m3fn
-E2M1 = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]  # sign, two bits of exponent with bias 1, one bit of mantissa
-SHAPES = [(160, 96), (128, 128), (32, 416)]  # part of a tile of 128 x 4, whole ones, more blocks than a tile
-
-
-def matrix(shape: tuple[int, int]) -> np.ndarray:
-    return np.random.default_rng(5).normal(0, 0.03, shape).astype(np.float32)
-
-
-def e4m3(value: float) -> float:
-    return float(torch.tensor(value).to(E4M3).float())
-
-
-def tiled(scales: np.ndarray) -> np.ndarray:
-    """Scale by scale to the place that cuBLAS gives it, in tiles of 128 rows and 4 blocks."""
-    rows, blocks = scales.shape
-    across = -(-blocks // 4)
-    found = np.zeros(-(-rows // 128) * across * 512, scales.dtype)
-    for row in range(rows):
-        for block in range(blocks):
-            tile = row // 128 * across + block // 4
-            found[tile * 512 + row % 32 * 16 + row % 128 // 32 * 4 + block % 4] = scales[row, block]
-    return found.reshape(-(-rows // 128) * 128, across * 4)
-
-
-def mxfp8(weight: np.ndarray) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-    """Stored tensors and the numbers that they stand for."""
-    rows, blocks = weight.shape[0], weight.shape[1] // 32
-    exponents = np.zeros((rows, blocks), np.uint8)
-    stored, wanted = torch.empty(*weight.shape, dtype=E4M3), np.zeros(weight.shape)
-    for row in range(rows):
-        for block in range(blocks):
-            part = slice(32 * block, 32 * block + 32)
-            power = int(np.ceil(np.log2(np.abs(weight[row, part]).max() / 448.0)))
-            exponents[row, block] = power + 127
-            stored[row, part] = torch.from_numpy(weight[row, part] / 2.0**power).to(E4M3)
-            wanted[row, part] = stored[row, part].float().numpy() * 2.0**power
-    return {"a.weight": stored, "a.weight_scale": torch.from_numpy(tiled(exponents))}, wanted
-
-
-def nvfp4(weight: np.ndarray) -> tuple[dict[str, torch.Tensor], np.ndarray]:
-    rows, blocks = weight.shape[0], weight.shape[1] // 16
-    whole = np.float32(np.abs(weight).max() / (448.0 * 6.0))
-    scales, wanted = np.zeros((rows, blocks), np.float32), np.zeros(weight.shape)
-    packed = np.zeros((rows, weight.shape[1] // 2), np.uint8)
-    for row in range(rows):
-        for block in range(blocks):
-            part = weight[row, 16 * block : 16 * block + 16]
-            scales[row, block] = e4m3(float(np.abs(part).max() / 6.0 / whole))
-            for place, value in enumerate(part / (scales[row, block] * whole), start=16 * block):
-                code = min(range(8), key=lambda n: abs(E2M1[n] - abs(value)))
-                bits = code | (8 if value < 0 else 0)
-                packed[row, place // 2] |= bits << 4 if place % 2 == 0 else bits  # the first in the upper half
-                wanted[row, place] = np.sign(value) * E2M1[code] * float(scales[row, block]) * float(whole)
-    stored = {"a.weight": torch.from_numpy(packed), "a.weight_scale": torch.from_numpy(tiled(scales)).to(E4M3)}
-    return stored | {"a.weight_scale_2": torch.tensor(whole)}, wanted
-
+from storage import OTHERS, SHAPES, comfy, matrix, mxfp8, nvfp4
 
 FORMATS = {"mxfp8": mxfp8, "nvfp4": nvfp4}
 
@@ -96,7 +39,7 @@ def rewrite_header(path, change) -> None:
 def write(path, form: str, tensors: dict[str, torch.Tensor], where: str = "beside") -> TensorRef:
     metadata = None
     if where == "beside":
-        tensors = tensors | {"a.comfy_quant": torch.tensor(list(json.dumps({"format": form}).encode())).byte()}
+        tensors = tensors | {"a.comfy_quant": comfy(format=form)}
     else:
         metadata = {"_quantization_metadata": json.dumps({"layers": {"a": {"format": form}}})}
     save_file(tensors, path, metadata)
@@ -121,6 +64,66 @@ def test_block_scaled_weights_are_what_their_specification_says(form, shape, whe
     assert read_float_with_digest(part)[1] == digest(part) != digest(ref)
     own = sum(tensor.nbytes for key, tensor in tensors.items())
     assert ref.nbytes == own
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("program", OTHERS)
+def test_nvfp4_of_other_programs(program, shape, tmp_path):
+    tensors, wanted = OTHERS[program](matrix(shape))
+    save_file(tensors | {"a.bias": torch.ones(shape[0])}, tmp_path / "x.safetensors")
+    group = open_tensors(tmp_path / "x.safetensors").groups[()]
+    assert set(group) == {"a.weight", "a.bias"}
+    ref = group["a.weight"]
+    assert (ref.codec, ref.shape, refusal(ref)) == (f"nvfp4 of {program}", shape, None)
+    np.testing.assert_allclose(read_float(ref).numpy(), wanted, rtol=1e-5, atol=1e-9)
+    part = replace(ref, shape=(16, shape[1]), rows=((20, 32), (3, 7)))
+    np.testing.assert_allclose(read_float(part).numpy(), wanted[[*range(20, 32), *range(3, 7)]], rtol=1e-5, atol=1e-9)
+    assert read_float_with_digest(part)[1] == digest(part) != digest(ref)
+    error = np.linalg.norm(wanted - matrix(shape)) / np.linalg.norm(matrix(shape))
+    assert rounding_floor(ref) == pytest.approx(np.sqrt(2) * error, rel=0.2)
+
+
+@pytest.mark.parametrize("program", OTHERS)
+def test_scales_of_other_programs_that_do_not_fit(program, tmp_path):
+    tensors, _ = OTHERS[program](matrix(SHAPES[0]))
+    whole = next(key for key in tensors if key.endswith(("weight_global_scale", "alpha")))
+    for key, value in (
+        ("a.weight_scale", tensors["a.weight_scale"][:7]),
+        ("a.weight_scale", tensors["a.weight_scale"].float()),
+        ("a.weight_scale", None),
+        (whole, torch.ones(2)),
+        (whole, torch.ones(1).bfloat16()),
+    ):
+        given = {name: tensor for name, tensor in tensors.items() if name != key}
+        save_file(given | ({} if value is None else {key: value.contiguous()}), tmp_path / "x.safetensors")
+        group = open_tensors(tmp_path / "x.safetensors").groups[()]
+        assert set(group) == {"a.weight"}
+        assert refusal(group["a.weight"]) == f"nvfp4 with other scales than {program}'s"
+
+
+@pytest.mark.parametrize("form", ["nvfp4", *OTHERS])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_a_scale_for_all_that_no_quantisation_makes(form, value, tmp_path):
+    tensors, _ = nvfp4(matrix(SHAPES[1])) if form == "nvfp4" else OTHERS[form](matrix(SHAPES[1]))
+    whole = next(key for key in tensors if key.endswith(("weight_global_scale", "alpha", "weight_scale_2")))
+    tensors[whole] = torch.full_like(tensors[whole], value)
+    if form == "nvfp4":
+        ref = write(tmp_path / "x.safetensors", form, tensors)
+    else:
+        save_file(tensors, tmp_path / "x.safetensors")
+        ref = open_tensors(tmp_path / "x.safetensors").groups[()]["a.weight"]
+    with pytest.raises(NumericalError, match=whole):
+        read_float(ref)
+
+
+def test_a_rescaled_input_is_part_of_the_weight(tmp_path):
+    """ModelOpt's AWQ, as ComfyUI runs it: W (s * x) is (W diag(s)) x."""
+    tensors, wanted = nvfp4(matrix(SHAPES[0]))
+    inputs = torch.linspace(0.5, 2.0, SHAPES[0][1])
+    ref = write(tmp_path / "x.safetensors", "nvfp4", tensors | {"a.pre_quant_scale": inputs})
+    np.testing.assert_allclose(read_float(ref).numpy(), wanted * inputs.numpy(), rtol=1e-6)
+    ref = write(tmp_path / "y.safetensors", "nvfp4", tensors | {"a.pre_quant_scale": inputs[:9].clone()})
+    assert "nvfp4 with other scales than ComfyUI's" in refusal(ref)
 
 
 def test_scales_of_nvfp4_as_bytes(tmp_path):

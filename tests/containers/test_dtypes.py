@@ -44,3 +44,11 @@ def test_rounding_floor_is_what_rounding_does(name, dtype):
     assert rounding_floor(name) == pytest.approx(measured, rel=0.02)
     assert float((y - x).norm() / x.norm()) < rounding_floor(name)
     assert rounding_floor("something else") == 0.0
+
+
+@pytest.mark.parametrize("rms", [0.05, 0.02, 0.008, 0.003, 0.001, 0.0003])
+@pytest.mark.parametrize("name", ["F8_E4M3", "F8_E5M2", "BF16"])
+def test_small_numbers_without_a_scale_lose_more(name, rms):
+    x = torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * rms
+    measured = float((x.to(FORMATS[name].dtype).float() - x).norm() / x.norm()) * 2**0.5
+    assert rounding_floor(name, rms) == pytest.approx(measured, rel=0.1 if measured < 1 else 0.35)

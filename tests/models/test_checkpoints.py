@@ -86,12 +86,15 @@ class TestShards:
         makers.check_model(found, self.state)
         assert "one of several shards" in found.notes[0]
 
-    def test_one_shard_alone(self, folder):
+    def test_shards_without_their_index(self, folder):
         self.index.unlink()
-        with pytest.raises(FileError, match="index"):
-            open_checkpoint(folder / "diffusion_pytorch_model-00002-of-00003.safetensors")
-        with pytest.raises(FileError, match=r"shards(.|\n)*index(.|\n)*00001-of-00003"):
-            open_checkpoint(folder)
+        shard = folder / "diffusion_pytorch_model-00002-of-00003.safetensors"
+        makers.check_model(open_checkpoint(shard), self.state)
+        makers.check_model(open_checkpoint(folder), self.state)
+        (folder / "diffusion_pytorch_model-00001-of-00003.safetensors").unlink()
+        for given in (shard, folder):
+            with pytest.raises(FileError, match=r"shard(.|\n)*index(.|\n)*00001-of-00003"):
+                open_checkpoint(given)
 
     def test_a_missing_shard(self, folder):
         (folder / "diffusion_pytorch_model-00002-of-00003.safetensors").unlink()

@@ -76,10 +76,24 @@ def common_dtype(a: str, b: str) -> str | None:
     return "bfloat16" if "BF16" in (a, b) else "float16" if "F16" in (a, b) else None
 
 
-def rounding_floor(name: str) -> float:
+def rounding_floor(name: str, rms: float | None = None) -> float:
     """Relative Frobenius distance of two equal weights that were rounded to this dtype from different neighbours.
 
     A drift no larger than that cannot be told from rounding noise. 0.0 for a format that is not known.
+
+    Args:
+        name: of the number format.
+        rms: of the weight, taken as Gaussian. Below the smallest normal number the spacing stays the same, so small
+            weights lose more; without it the weight is taken to be well above.
     """
     bits = FORMATS[name].significand_bits if name in FORMATS else None
-    return 0.0 if bits is None else math.sqrt(2.0) * _ROUNDING_SHARE * 2.0 ** (1 - bits)
+    if bits is None:
+        return 0.0
+    square = (_ROUNDING_SHARE * 2.0 ** (1 - bits)) ** 2
+    if rms:
+        limits = torch.finfo(FORMATS[name].dtype)
+        edge, step = limits.smallest_normal / rms, limits.smallest_normal * limits.eps / rms
+        below = math.erf(edge / math.sqrt(2.0))
+        energy = below - edge * math.sqrt(2.0 / math.pi) * math.exp(-(edge**2) / 2.0)
+        square = min(square * (1.0 - energy) + below * step**2 / 12.0, 1.0)
+    return math.sqrt(2.0 * square)

@@ -10,13 +10,17 @@ from loraport.containers.access import kind_of, list_folder, nearest_path
 from loraport.containers.codecs.registry import logical_group
 from loraport.containers.names import EXPERTS, Expert, expert_named, named_path
 from loraport.containers.stored import Group, TensorFile, TensorRef, list_stored
-from loraport.errors import FileError, UsageError
+from loraport.errors import FileError, UnsupportedError, UsageError
 from loraport.files import read_text
 
 MAX_INDEX_BYTES = 32 * 2**20
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")  # the order of preference
-_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)")
+_SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})(?=\.)")
+MAX_SHARDS = 1000
+# What trainers write beside a model, in files with the same endings.
+_NO_MODEL = re.compile(r"optimizer|optim_states|scheduler|scaler|rng_state|random_states|training_args|trainer_state")
+_DISTRIBUTED = ".distcp"
 # A model's file or index; a variant ("fp16") stands before the ending in the one and after `.index` in the other.
 _MODEL = re.compile(
     r"(?P<stem>.+?)(\.(?P<variant>fp16|bf16|fp32|fp8|ema|non_ema))?(?P<ending>\.(safetensors|bin|pt|pth|ckpt|gguf))"
@@ -68,25 +72,83 @@ def locate(spec: str | Path, *, nested: str | None = None, expert: Expert | None
 def _file(path: Path) -> Located:
     if path.name.endswith(".json"):
         return _index(path)
+    if path.suffix == _DISTRIBUTED:
+        raise _distributed(path.parent, path.name)
     if _SHARD.search(path.name):
-        whole = _SHARD.sub("", path.name)
-        names = [f"{whole}.index.json"]
-        plain = _MODEL.fullmatch(whole)
-        if plain and plain["variant"]:
-            names.append(f"{plain['stem']}{plain['ending']}.index.{plain['variant']}.json")
-        index = next((path.parent / name for name in names if kind_of(path.parent / name) == "file"), None)
+        index = _index_of(path)
         if index is not None:
             return _index(index, (f"{path.name} is one of several shards; all of {index.name} was taken",))
-        raise FileError(
-            "this is one shard of several, and the index that lists the others is not beside it",
-            where=str(path),
-            values=f"{names[0]} is missing",
-            fix="download the index too, and name the folder",
-        )
+        return _shards(path)
     return _located(path, list_stored(path))
 
 
+def _index_of(shard: Path) -> Path | None:
+    """The index that lists a shard, if it lies beside it."""
+    whole = _SHARD.sub("", shard.name)
+    names = [f"{whole}.index.json"]
+    plain = _MODEL.fullmatch(whole)
+    if plain and plain["variant"]:
+        names.append(f"{plain['stem']}{plain['ending']}.index.{plain['variant']}.json")
+    return next((shard.parent / name for name in names if kind_of(shard.parent / name) == "file"), None)
+
+
+def _shards(path: Path) -> Located:
+    """All shards of a model that has no index; their names say how many there are."""
+    found = _SHARD.search(path.name)
+    assert found is not None
+    count = int(found["count"])
+    names = [_SHARD.sub(f"-{number:05}-of-{count:05}", path.name) for number in range(1, min(count, MAX_SHARDS) + 1)]
+    missing = [name for name in names if kind_of(path.parent / name) != "file"]
+    if missing or path.name not in names:
+        raise FileError(
+            f"this is one shard of {count}, and neither an index nor all the others are beside it",
+            where=str(path),
+            values=f"missing: {', '.join(missing[:4])}{' and more' if len(missing) > 4 else ''}" if missing else None,
+            fix="download the others too, and name any of them or the folder",
+        )
+    files = [list_stored(path.parent / name) for name in names]
+    tensors: dict[str, TensorRef] = {}
+    for file in files:
+        _check_split(file, count)
+        for key, ref in file.groups.get((), {}).items():
+            if key in tensors:
+                raise FileError(
+                    f"{key} is in two shards",
+                    where=str(path),
+                    values=f"{tensors[key].file.name}, {ref.file.name}",
+                    fix="these are shards of different models; download them again",
+                )
+            tensors[key] = ref
+    return _joined(path, files, tensors, (f"{path.name} is one of {count} shards, all of which were taken",))
+
+
+def _check_split(file: TensorFile, count: int = 1) -> None:
+    """Refuse a part of a GGUF file that was split into another number of parts than are there."""
+    parts = file.metadata.get("split.count", "0") if file.container == "gguf" else "0"
+    if parts not in {"0", str(count)}:
+        raise FileError(
+            f"this is one part of a GGUF file that was split into {parts[:9]}",
+            where=str(file.path),
+            fix="give the parts the names they had, such as model-00001-of-00002.gguf, in one folder",
+        )
+
+
+def _distributed(folder: Path, name: str) -> UnsupportedError:
+    return UnsupportedError(
+        "the model is saved in pieces by torch.distributed.checkpoint (FSDP), which is not read",
+        where=str(folder),
+        values=name,
+        fix=f"join them: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pt",
+    )
+
+
+def _joined(path: Path, shards: list[TensorFile], tensors: Group, notes: tuple[str, ...]) -> Located:
+    metadata = {key: text for shard in reversed(shards) for key, text in shard.metadata.items()}
+    return _located(path, TensorFile(path, "index", {(): tensors}, metadata), notes)
+
+
 def _located(path: Path, file: TensorFile, notes: tuple[str, ...] = ()) -> Located:
+    _check_split(file)
     groups = {nest: logical_group(group, file.metadata) for nest, group in file.groups.items()}
     return Located(path, groups, file.metadata, notes)
 
@@ -104,9 +166,15 @@ def expert_folders(spec: str | Path) -> dict[Expert, Path]:
 
 def _folder(folder: Path, nested: str | None, expert: Expert | None) -> Located:
     folder, notes = _descend(folder, nested, expert)
-    files = {path: match for path in list_folder(folder) if (match := _MODEL.fullmatch(path.name))}
-    shards = [path.name for path in files if _SHARD.search(path.name)]
-    models = {path: match for path, match in files.items() if path.name not in shards and kind_of(path) == "file"}
+    models: dict[Path, re.Match[str]] = {}
+    whole: set[str] = set()
+    items = list_folder(folder)
+    for path in items:
+        name = _SHARD.sub("", path.name)  # shards without an index stand for the model; the first names them all
+        match = None if _NO_MODEL.search(path.name) else _MODEL.fullmatch(name)
+        if match and kind_of(path) == "file" and not (name != path.name and (name in whole or _index_of(path))):
+            models[path] = match
+            whole.add(name)
     chosen = _choose(models)
     if chosen is None and expert is not None:
         chosen = _choose({path: it for path, it in models.items() if expert_named(path.name, bare=True) == expert})
@@ -118,13 +186,14 @@ def _folder(folder: Path, nested: str | None, expert: Expert | None) -> Located:
                 values=", ".join(path.name for path in list(models)[:8]),
                 fix=f"name the file itself, such as {next(iter(models))}",
             )
+        pieces = [path.name for path in items if path.suffix == _DISTRIBUTED]
+        if pieces:
+            raise _distributed(folder, ", ".join(pieces[:4]))
         raise FileError(
-            "the folder holds shards of a model, and the index that lists them is not there"
-            if shards
-            else "the folder holds no model",
+            "the folder holds no model",
             where=str(folder),
-            values=", ".join(shards[:8]) or f"no file that ends in {', '.join(ENDINGS)}, and no transformer folder",
-            fix="download the index (.index.json) too" if shards else "name the file or the folder of the model itself",
+            values=f"no file that ends in {', '.join(ENDINGS)}, and no transformer folder",
+            fix="name the file or the folder of the model itself",
         )
     found = _file(chosen)
     return Located(folder, found.groups, found.metadata, notes)
@@ -197,8 +266,7 @@ def _index(path: Path, notes: tuple[str, ...] = ()) -> Located:
                 fix="index and shards are of different models; download them again",
             )
         tensors[key] = ref
-    metadata = {key: text for shard in reversed(shards.values()) for key, text in shard.metadata.items()}
-    return _located(path, TensorFile(path, "index", {(): tensors}, metadata), notes)
+    return _joined(path, list(shards.values()), tensors, notes)
 
 
 def _read_weight_map(path: Path) -> dict[str, str]:

@@ -118,11 +118,18 @@ def refusal(ref: TensorRef) -> str | None:
     return codec_of(ref).refusal(ref)
 
 
-def rounding_floor(ref: TensorRef) -> float:
+def rounding_floor(ref: TensorRef, rms: float | None = None) -> float:
     """Relative Frobenius distance of two equal weights that were stored so from different neighbours.
 
     A drift no larger than that of the coarser weight cannot be told from rounding noise.
+
+    Args:
+        ref: the weight.
+        rms: root of the mean square of its numbers, if it is known. Numbers that are stored as they are, without a
+            scale that makes them large, lose more the smaller they are.
     """
+    if ref.codec == "raw":
+        return dtypes.rounding_floor(ref.dtype, rms)
     return codec_of(ref).rounding_floor(ref)
 
 

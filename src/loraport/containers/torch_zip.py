@@ -181,10 +181,16 @@ def _records(path: str) -> dict[int, int]:
                         values=f"{info.file_size:,} bytes before the first number",
                         fix="save the weights alone, as safetensors",
                     )
+                if info.filename.rpartition("/")[2] == "byteorder" and archive.read(info)[:16] != b"little":
+                    raise UnsupportedError(
+                        "the torch file has numbers with the high byte first",
+                        where=path,
+                        fix="load and save it again on a common machine (x86, ARM), as safetensors",
+                    )
                 file.seek(info.header_offset + 26)  # the local header ends with the lengths of two trailing fields
                 name_length, extra_length = struct.unpack("<HH", file.read(4))
                 places[info.header_offset + 30 + name_length + extra_length] = info.file_size
-    except FileError:
+    except (FileError, UnsupportedError):
         raise
     except zipfile.BadZipFile:
         raise FileError(

@@ -28,11 +28,11 @@ NEARER = 0.9
 OTHER: dict[Expert, Expert] = {"high": "low", "low": "high"}
 
 
-def drift_share(job: LayerJob, reader: InputReader) -> float:
-    """Frobenius norm of a layer's drift over that of its source weight. Raises as `check_norms`."""
+def drift_share(job: LayerJob, reader: InputReader) -> tuple[float, float]:
+    """Frobenius norm of a layer's drift over that of its source weight, and the latter. Raises as `check_norms`."""
     drift, weight = drift_ratio(job, reader)
     check_norms(job.name, weight, drift)
-    return drift / weight if weight > 0.0 else 0.0
+    return drift / weight if weight > 0.0 else 0.0, weight
 
 
 def distances(
@@ -60,7 +60,7 @@ def distances(
         if one is None or two is None or tuple(one.shape) != job.shape or tuple(two.shape) != job.shape:
             continue
         moved = replace(job, source=one, target=two, round_to=common_dtype(one, two))
-        found[job.name] = drift_share(moved, reader)
+        found[job.name], _ = drift_share(moved, reader)
         reader.drop([one, two])
     return found
 

@@ -4,6 +4,7 @@ A method that reads the drift takes all of it for what the distillation did. The
 is in it too, spread evenly over all directions, and cannot be told from the rest entry by entry; but its size is known.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 from loraport.containers.tensors import TensorRef, rounding_floor
@@ -17,7 +18,7 @@ COARSE = 0.005
 """The floor of weights that are quantised; 16-bit numbers stay below it, 8-bit ones above."""
 
 
-def rounding_share(job: LayerJob, drift: float) -> float:
+def rounding_share(job: LayerJob, drift: float, weight: float) -> float:
     """The share of a drift's squared norm that rounding explains, at most 1.
 
     Each of two weights is off by its floor over the square root of two. A drift of zero holds no rounding, and one that
@@ -26,30 +27,34 @@ def rounding_share(job: LayerJob, drift: float) -> float:
     Args:
         job: the layer.
         drift: norm of target minus source over that of the source.
+        weight: norm of the source; numbers of 8 bits without a scale lose more where they are small.
     """
     if job.source is None or job.target is None or drift == 0.0:
         return 0.0
-    noise = (rounding_floor(job.source) ** 2 + rounding_floor(job.target) ** 2) / 2.0
+    rms = weight / math.sqrt(max(math.prod(job.shape), 1))
+    noise = (rounding_floor(job.source, rms) ** 2 + rounding_floor(job.target, rms) ** 2) / 2.0
     return min(noise / drift**2, 1.0)
 
 
-def refuse_rounding(jobs: Sequence[LayerJob], drifts: Mapping[str, float], *, force: bool) -> None:
+def refuse_rounding(
+    jobs: Sequence[LayerJob], drifts: Mapping[str, float], shares: Mapping[str, float], *, force: bool
+) -> None:
     """Refuse where methods read a drift that is mostly rounding, in most of the layers.
 
     Args:
         jobs: the layers; those of methods that read no drift are not asked.
         drifts: of each, relative to the source, by name.
+        shares: of rounding in them (`rounding_share`), by name; none where there is less than one per cent.
         force: go on all the same.
 
     Raises:
         NumericalError: so it is, and weights are quantised.
     """
     reading = [job for job in jobs if _reads_drift(job)]
-    noisy = [job for job in reading if _coarse(job) and rounding_share(job, drifts.get(job.name, 0.0)) >= MOSTLY]
+    noisy = [job for job in reading if quantised(job) and shares.get(job.name, 0.0) >= MOSTLY]
     if force or 2 * len(noisy) <= len(reading):
         return
-    shares = sorted((rounding_share(job, drifts[job.name]), drifts[job.name]) for job in noisy)
-    share, drift = shares[len(shares) // 2]
+    share, drift = sorted((shares[job.name], drifts[job.name]) for job in noisy)[len(noisy) // 2]
     first = noisy[0]
     assert first.source is not None
     assert first.target is not None
@@ -68,6 +73,7 @@ def _reads_drift(job: LayerJob) -> bool:
     return method.needs(params).drift
 
 
-def _coarse(job: LayerJob) -> bool:
+def quantised(job: LayerJob) -> bool:
+    """Whether one of the two weights is stored in 8 bits or less."""
     weights: list[TensorRef] = [ref for ref in (job.source, job.target) if ref is not None]
     return any(rounding_floor(ref) > COARSE for ref in weights)

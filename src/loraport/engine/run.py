@@ -33,7 +33,7 @@ from loraport.engine.results import (
     energy_kept_in_total,
     layer_columns,
 )
-from loraport.engine.rounding import MOSTLY, refuse_rounding, rounding_share
+from loraport.engine.rounding import MOSTLY, quantised, refuse_rounding, rounding_share
 from loraport.engine.worker import LayerResult, Worker, references
 from loraport.errors import FileError, MismatchError
 from loraport.files import RunLog
@@ -248,13 +248,14 @@ def check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputR
         MismatchError: the target is not derived from the source, or from its other expert.
         NumericalError: the drift is mostly rounding.
     """
-    ratios = {}
+    ratios, shares = {}, {}
     for job in sample:
-        ratios[job.name] = drift_share(job, reader)
+        ratios[job.name], weight = drift_share(job, reader)
+        shares[job.name] = rounding_share(job, ratios[job.name], weight)
     if ratios and not plan.recipe.force:
         refuse_other_expert(plan, sample, ratios, reader)
         _refuse_unrelated(ratios, plan)
-    refuse_rounding(sample, ratios, force=plan.recipe.force or not rounding)
+    refuse_rounding(sample, ratios, shares, force=plan.recipe.force or not rounding)
 
 
 def _judge(layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[str], None], *, rounding: bool) -> None:
@@ -279,9 +280,10 @@ def _judge(layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[st
             f"{strangers[0]} ({drifts[strangers[0]]:.3g} of its norm): a damaged weight, or one whose scale was lost; "
             "leave such layers out with --drop, or reuse them as they are with --layers"
         )
-    refuse_rounding(plan.jobs, drifts, force=plan.recipe.force or not rounding)
-    noise = [job.name for job in plan.jobs if rounding_share(job, drifts.get(job.name, 0.0)) >= MOSTLY]
-    if len(noise) > len(layers) // 2:
+    shares = {layer.name: float(layer.stats.get("drift_rounding", 0.0)) for layer in layers}
+    refuse_rounding(plan.jobs, drifts, shares, force=plan.recipe.force or not rounding)
+    noise = [job for job in plan.jobs if shares[job.name] >= MOSTLY]
+    if len(noise) > len(layers) // 2 or any(map(quantised, noise)):
         warn(
             f"in {len(noise)} of {len(layers)} layers the drift is mostly the rounding of the stored weights; "
             "use checkpoints of a finer dtype if there are any"

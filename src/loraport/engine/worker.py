@@ -165,7 +165,7 @@ def _relative_norms(job: LayerJob, layer: LayerMatrices) -> dict[str, Any]:
     stats: dict[str, Any] = {"update_rel": layer.inputs.update.norm() / scale if scale > 0 else 0.0}
     if layer.drift_norm is not None and job.source is not None:
         stats["drift_rel"] = layer.drift_norm / scale if scale > 0 else 0.0
-        share = rounding_share(job, stats["drift_rel"])
+        share = rounding_share(job, stats["drift_rel"], scale)
         stats["drift_is_rounding"] = share >= MOSTLY
         if share >= 0.01:
             stats["drift_rounding"] = share

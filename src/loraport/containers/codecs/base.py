@@ -8,27 +8,6 @@ from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from loraport.containers.stored import Group, TensorRef
-from loraport.errors import NumericalError
-
-
-def scale_beside(
-    ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-) -> Float32[Tensor, "..."]:
-    """The scale of a weight: largest value over largest number, so never below zero.
-
-    Raises:
-        NumericalError: it is below zero, or one zero for a weight whose stored numbers are not all zeros.
-    """
-    scale = companions["scale"]
-    least = float(scale.min())
-    if least < 0 or (scale.numel() == 1 and least == 0 and bool(stored.float().any())):
-        raise NumericalError(
-            f"the scale of {ref.key} is {least:g}, which no quantisation makes",
-            where=str(ref.file),
-            values=", ".join(companion.key for _, companion in ref.companions),
-            fix="the file was damaged; use another copy",
-        )
-    return scale
 
 
 @dataclass(frozen=True)

@@ -11,26 +11,34 @@ from typing import Any
 from jaxtyping import Float32, Shaped
 from torch import Tensor
 
+from loraport.containers.codecs import int8, scaled_fp8
 from loraport.containers.codecs.base import Claim, logical
+from loraport.containers.codecs.nvfp4 import is_nvfp4
+from loraport.containers.codecs.scales import scales_of
 from loraport.containers.codecs.settings import UNKNOWN
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.stored import Group, TensorRef
 from loraport.errors import UnsupportedError
 
+_RESCALED = "weights for a rescaled input (pre_quant_scale)"
+_PACKED_INTEGERS, _OTHER_NVFP4 = "packed integers (compressed-tensors)", "nvfp4 of another program"
+_OF_NVFP4 = (_PACKED_INTEGERS, _OTHER_NVFP4)  # has such tensors too
 # Tensors that only one scheme has beside a module; the first row that fits names it.
 _MARKS = tuple(
     (name, re.compile(rf"^(?P<module>.+?)\.({marks})$"))
     for name, marks in (
         ("SVDQuant (Nunchaku)", "wscales|wtscale|wcscales|smooth_factor|smooth_factor_orig"),
-        ("nvfp4 (LightX2V)", "weight_global_scale|input_global_scale"),
         (
             "bitsandbytes",
             r"weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)|SCB|weight_format",
         ),
         ("GPTQ or AWQ", "qweight|qzeros|g_idx"),
-        ("quanto or torchao", r"(weight\.)?(_data|_scale|_shift|int_data|tensor_impl(_.+)?)"),
-        ("integers with zero points", "weight_zero_point|weight_zeros|weight_packed"),
-        ("weights for a rescaled input (pre_quant_scale)", "pre_quant_scale"),
+        ("torchao", r"_weight_\w+|(weight\.)?(int_data|tensor_impl(_.+)?)"),
+        ("quanto", r"(weight\.)?(_data|_scale|_shift)(\._data)?"),
+        (_PACKED_INTEGERS, "weight_packed|weight_shape"),
+        ("integers with zero points", "weight_zero_point|weight_zeros"),
+        (_OTHER_NVFP4, "weight_global_scale|input_global_scale"),
+        (_RESCALED, "pre_quant_scale"),
     )
 )
 # What may stand beside a module that is stored in one of these ways, and is nothing by itself.
@@ -44,11 +52,9 @@ _BESIDE = (
     "scales",
     "comfy_quant",
 )
-_SCALES = ("scale_weight", "weight_scale", "weight_scale_inv")
 _PACKED = {"U8": "packed bytes"}
-_READ_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise", "mxfp8", "nvfp4")
 _BLOCK_SCALED = ("mxfp8", "nvfp4")  # their codecs look at the rest
-_READ_ROTATED = ("int8_tensorwise",)
+_READ_FORMATS = (*scaled_fp8.FORMATS, *int8.FORMATS, *_BLOCK_SCALED)
 
 
 class Refused:
@@ -101,26 +107,36 @@ def _scheme_of(
     for name, pattern in _MARKS:
         found = pattern.match(key)
         if found:
-            return name, found["module"]
+            module = found["module"]
+            nvfp4 = is_nvfp4(module, group) and name in _OF_NVFP4
+            form = settings.get(module, {}).get("format")
+            rescaled = name == _RESCALED and form == "nvfp4"
+            return None if nvfp4 or rescaled else (_unread(form) or name, module)
     if not key.endswith(".weight"):
         return None
     module = key.removesuffix(".weight")
     given = settings.get(module, {})
     form = str(given.get("format", _READ_FORMATS[0]))
-    if _rotated(given) and form not in _READ_ROTATED:
+    if _rotated(given) and form not in int8.FORMATS:
         return f"{form} in a rotated basis (convrot)", module
-    if form not in _READ_FORMATS:
-        return form if form == UNKNOWN else f"ComfyUI's {form}", module  # never the bare name: it may be a codec's
-    if form in _BLOCK_SCALED or f"{module}.weight_scale_2" in group:
+    if _unread(form):
+        return _unread(form), module
+    if form in _BLOCK_SCALED or f"{module}.weight_scale_2" in group or is_nvfp4(module, group):
         return None
-    scales = [scale for suffix in _SCALES if (scale := group.get(f"{module}.{suffix}")) is not None]
-    if any(scale.dtype in ("U8", "F8_E8M0") for scale in scales):
-        return "mxfp8 without ComfyUI's settings" if ref.dtype.startswith("F8") else "packed bytes", module
+    if any(scale.dtype in ("U8", "F8_E8M0") for scale in scales_of(group, module).values()):
+        return "mxfp8 without ComfyUI's settings" if ref.dtype.startswith(
+            "F8"
+        ) else "mxfp4, mxfp6 or mxfp8 in bytes", module
     if len(ref.shape) >= 2 and ref.dtype in _PACKED:
         return _PACKED[ref.dtype], module
     if len(ref.shape) >= 2 and ref.dtype not in FORMATS and ref.dtype.startswith("F"):
         return f"fp{ref.dtype[1:].lower()}", module
     return None
+
+
+def _unread(form: str | None) -> str:
+    """The name of a format of ComfyUI's settings that is not read; never the bare one, which may be a codec's."""
+    return "" if form is None or form in _READ_FORMATS else form if form == UNKNOWN else f"ComfyUI's {form}"
 
 
 def _rotated(given: Mapping[str, Any]) -> bool:

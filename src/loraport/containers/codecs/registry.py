@@ -3,13 +3,16 @@
 from collections.abc import Mapping
 
 from loraport.containers.codecs.base import Codec
-from loraport.containers.codecs.block_scales import Exponents, Mxfp8, Nvfp4, SmallFloats
+from loraport.containers.codecs.block_scales import Exponents, Mxfp8, SmallFloats
 from loraport.containers.codecs.gguf_blocks import GgufBlocks
 from loraport.containers.codecs.int8 import GROUPS, Int8, Int8Rotated
+from loraport.containers.codecs.nvfp4 import LAYOUTS, Nvfp4
 from loraport.containers.codecs.raw import Raw
 from loraport.containers.codecs.refused import Refused
 from loraport.containers.codecs.scaled_fp8 import ScaledFp8
+from loraport.containers.codecs.scales import BY_SQUARES
 from loraport.containers.codecs.settings import module_settings
+from loraport.containers.codecs.subclasses import put_together
 from loraport.containers.stored import Group, TensorRef
 
 CODECS: tuple[Codec, ...] = (
@@ -17,12 +20,14 @@ CODECS: tuple[Codec, ...] = (
     GgufBlocks(),
     GgufBlocks(GgufBlocks.folded),
     Int8(),
+    Int8("int8" + BY_SQUARES),
     *map(Int8Rotated, GROUPS),
     Mxfp8(),
-    Nvfp4(),
+    *map(Nvfp4, LAYOUTS),
     Exponents(),
     SmallFloats(),
     ScaledFp8(),
+    ScaledFp8("scaled" + BY_SQUARES),
     Raw(),
 )
 """Asked in this order: what is recognised and refused first, what takes the rest last. A new codec goes between."""
@@ -45,6 +50,7 @@ def logical_group(group: Group, metadata: Mapping[str, str]) -> Group:
     Raises:
         FileError: settings in the file that cannot be read.
     """
+    group = put_together(group, metadata)
     settings = module_settings(group, metadata)
     rest, weights = dict(group), {}
     for codec in CODECS:

@@ -1,28 +1,26 @@
 """8-bit floating point with scales, e4m3 and e5m2: the weight is the stored number times the scale.
 
-Every program that writes such files multiplies, whatever the scale is called: ComfyUI and Kijai `scale_weight` beside
-a marker tensor `scaled_fp8`, newer ComfyUI and LightX2V `weight_scale`, others `weight_scale_inv` (the inverse of what
-the weight was multiplied by when it was made, which again multiplies). The scale is one number, one number for each
-output channel, or (musubi-tuner) one for each block of a row. Scales of the inputs (`scale_input`, `input_scale`) tell
-a kernel how to round activations; the weight does not depend on them.
+How scales are called and shared is in `scales.py`. Scales of the inputs (`scale_input`, `input_scale`) tell a kernel
+how to round activations, and the marker `scaled_fp8` which kernel to take; the weight does not depend on them.
 """
 
 from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-import torch
 from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from loraport.containers import dtypes
-from loraport.containers.codecs.base import Claim, logical, scale_beside
+from loraport.containers.codecs.base import Claim, logical
+from loraport.containers.codecs.scales import BY_SQUARES, SUFFIXES, scaled, scales_of, sharing
 from loraport.containers.stored import Group, TensorRef
 
-_SCALES = (".scale_weight", ".weight_scale", ".weight_scale_inv")
+FORMATS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fn_rowwise", "float8_e4m3fn_blockwise")
 _OF_INPUTS = (".scale_input", ".input_scale")
 _MARKER = "scaled_fp8"
 _SETTINGS = ".comfy_quant"
+_OF_BIAS = ".bias_scale"  # LTX
 # ComfyUI gives layers that it keeps in 16 or 32 bits a scale too.
 _STORED = ("F8_E4M3", "F8_E5M2", "BF16", "F16", "F32")
 
@@ -30,44 +28,36 @@ _STORED = ("F8_E4M3", "F8_E5M2", "BF16", "F16", "F32")
 class ScaledFp8:
     """A weight of 8 bits and its scale."""
 
-    name = "scaled"
+    def __init__(self, name: str = "scaled"):
+        self.name = name
 
     def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
         """Every `<module>.weight` with a scale beside it; scales of inputs, markers and settings vanish."""
         claim = Claim()
-        for key, scale in group.items():
-            suffix = next((suffix for suffix in _SCALES if key.endswith(suffix)), None)
-            if suffix is None:
-                continue
-            module = key.removesuffix(suffix)
-            weight = group.get(f"{module}.weight")
-            if weight is None:
-                continue
-            name = self.name if f"{module}.weight" not in claim.weights else "fp8 with two scales"
-            if name == self.name and not _fits(weight, scale):
-                name = f"fp8 with scales of the shape {list(scale.shape)}"
-            claim.weights[f"{module}.weight"] = logical(weight, name, {"scale": scale})
-            claim.used.update((key, f"{module}.weight"))
+        if self.name != "scaled":
+            return claim
         for key, ref in group.items():
-            if key.endswith(".weight") and key not in claim.weights and key.removesuffix(".weight") in settings:
-                claim.weights[key] = logical(ref, "fp8 whose scale is missing", {})
-                claim.used.add(key)
+            suffix = next((suffix for suffix in (*SUFFIXES, _OF_BIAS) if key.endswith(suffix)), None)
+            if suffix is not None:
+                module = key.removesuffix(suffix)
+                scales = {key: ref} if suffix == _OF_BIAS else scales_of(group, module)
+                of = f"{module}.bias" if suffix == _OF_BIAS else f"{module}.weight"
+                claim.weights[of] = _scaled(group.get(of), scales, settings.get(module, {}))
+                claim.used.update((of, key))
             elif key == _MARKER or key.endswith(("." + _MARKER, _SETTINGS, *_OF_INPUTS)):
                 claim.used.add(key)
+        for key, ref in group.items():
+            if key.endswith(".weight") and key not in claim.used and key.removesuffix(".weight") in settings:
+                claim.weights[key] = logical(ref, "fp8 whose scale is missing", {})
+                claim.used.add(key)
+        claim.used.intersection_update(group)
         return claim
 
     def decode(
         self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
     ) -> Float32[Tensor, "..."]:
         """scale * stored, in float32."""
-        weight, scale = stored.float(), scale_beside(ref, stored, companions)
-        if scale.numel() == 1:
-            return weight.mul_(scale.reshape(()))
-        if ref.rows is not None:
-            scale = torch.cat([scale[start:end] for start, end in ref.rows])
-        blocks = scale.shape[1] if scale.dim() == 3 and weight.dim() == 2 else 1
-        spread = weight.reshape(weight.shape[0], blocks, -1).mul_(scale.reshape(-1, blocks, 1))
-        return spread.reshape(weight.shape)
+        return scaled(ref, stored, companions)
 
     def rounding_floor(self, ref: TensorRef) -> float:
         """That of the 8-bit format: a scale moves numbers without making them finer."""
@@ -78,14 +68,15 @@ class ScaledFp8:
         return None
 
 
-def _fits(weight: TensorRef, scale: TensorRef) -> bool:
-    """Whether a scale is one number, one for each row, or one for each of several equal blocks of a row."""
-    if weight.dtype not in _STORED or not dtypes.is_float(scale.dtype) or scale.dtype.startswith("F8"):
-        return False
-    if prod(scale.shape) == 1:
-        return True
-    if not weight.shape or scale.shape[0] != weight.shape[0]:
-        return False
-    if len(scale.shape) == 3 and len(weight.shape) == 2:
-        return scale.shape[2] == 1 and scale.shape[1] > 0 and weight.shape[1] % scale.shape[1] == 0
-    return prod(scale.shape) == weight.shape[0]
+def _scaled(weight: TensorRef | None, scales: Mapping[str, TensorRef], given: Mapping[str, Any]) -> TensorRef:
+    """A weight by the codec that reads it, or by the name of what is wrong with it."""
+    scale = next(iter(scales.values()))
+    if weight is None:
+        return logical(scale, "a scale without its weight", {})
+    if len(scales) > 1:
+        return logical(weight, "fp8 with two scales", {"scale": scale})
+    squares = given.get("format") == FORMATS[-1]
+    shared = sharing(weight, scale, given.get("group_size") if squares else None)
+    if weight.dtype not in _STORED or shared is None or (squares and shared != BY_SQUARES and prod(scale.shape) > 1):
+        return logical(weight, f"fp8 with scales of the shape {list(scale.shape)}", {})
+    return logical(weight, f"scaled{shared}", {"scale": scale})

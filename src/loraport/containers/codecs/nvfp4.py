@@ -1,0 +1,162 @@
+"""nvfp4: e2m1 numbers, two in a byte, for each 16 of a row an e4m3 scale, and one float32 scale for all.
+
+Programs differ in which of two numbers has the lower half of the byte, in whether the scales of blocks lie in tiles,
+and in whether the scale for all multiplies or divides. None of that is to be seen in the numbers; it is known from the
+names of the tensors, and of ComfyUI's only where its settings are there, since NVIDIA's ModelOpt has the same names and
+another order.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod, sqrt
+from typing import Any
+
+import torch
+from jaxtyping import Float32, UInt8
+from torch import Tensor
+
+from loraport.containers.codecs.base import Claim, logical
+from loraport.containers.codecs.block_scales import (
+    SmallFloats,
+    by_blocks,
+    fits_tiles,
+    modules_called,
+    rows_of,
+    untiled,
+)
+from loraport.containers.codecs.scales import odd_scale
+from loraport.containers.stored import Group, TensorRef
+
+_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+_BLOCK = 16
+_CHUNK = 2**22  # numbers that are looked up at once
+# Relative rounding error of Gaussian weights, which is that of ComfyUI's encoder (comfy-kitchen 0.2.40); measured.
+_ERROR = 0.095
+_BESIDE = ("input_scale", "input_global_scale", "input_absmax")  # of no use here
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One program's way of writing nvfp4.
+
+    Args:
+        program: that writes it.
+        weight: what the packed numbers are called.
+        factors: what scales the whole tensor, and to which power it is taken.
+        low_first: the first of two numbers has the lower half of the byte.
+        tiled: scales of blocks lie in tiles; otherwise row by row.
+        inputs: what multiplies the inputs of the layer, where there is such a thing, and so the columns of the weight.
+    """
+
+    program: str
+    weight: str
+    factors: tuple[tuple[str, int], ...]
+    low_first: bool = True
+    tiled: bool = True
+    inputs: str = ""
+
+    @property
+    def name(self) -> str:
+        """As `TensorRef.codec` has it."""
+        return "nvfp4" if self == COMFYUI else f"nvfp4 of {self.program}"
+
+    def marks(self, module: str, group: Group) -> bool:
+        """Whether a module has the tensors that only this layout has."""
+        return all(f"{module}.{part}" in group for part in (self.weight, *dict(self.factors)))
+
+
+COMFYUI = Layout("ComfyUI", "weight", (("weight_scale_2", 1),), low_first=False, inputs="pre_quant_scale")
+LAYOUTS = (
+    COMFYUI,
+    # 2688 over the largest number; of a calibrated file, 1 over the product of two other scalars
+    Layout("LightX2V", "weight", (("weight_global_scale", -1),)),
+    Layout("LightX2V, calibrated", "weight", (("alpha", 1), ("input_global_scale", 1))),
+    Layout("compressed-tensors", "weight_packed", (("weight_global_scale", -1),), tiled=False),
+)
+
+
+def is_nvfp4(module: str, group: Group) -> bool:
+    """Whether a module has the tensors of some layout of nvfp4."""
+    return any(layout.marks(module, group) for layout in LAYOUTS)
+
+
+class Nvfp4:
+    """A weight as one program writes it."""
+
+    def __init__(self, layout: Layout):
+        self.layout = layout
+        self.name = layout.name
+
+    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
+        """Every weight that has the tensors of this layout; ComfyUI's where its settings say so too."""
+        layout, claim = self.layout, Claim()
+        called = modules_called("nvfp4", settings, group) if layout == COMFYUI else {}
+        mark = f".{layout.factors[0][0]}"
+        marked = [key.removesuffix(mark) for key in group if key.endswith(mark)]
+        for module in {**called, **dict.fromkeys(marked)}:
+            if layout != COMFYUI and not layout.marks(module, group):
+                continue
+            if layout == COMFYUI and module not in called:
+                some = group.get(f"{module}.weight") or group[module + mark]
+                claim.weights[f"{module}.weight"] = logical(some, "nvfp4 without ComfyUI's settings", {})
+            else:
+                claim.weights[f"{module}.weight"] = self._weight(module, group)
+            parts = ("weight", layout.weight, "weight_scale", *dict(layout.factors), layout.inputs, *_BESIDE)
+            claim.used.update({f"{module}.{part}" for part in parts} & group.keys())
+        return claim
+
+    def _weight(self, module: str, group: Group) -> TensorRef:
+        weight, scale = group[f"{module}.{self.layout.weight}"], group.get(f"{module}.weight_scale")
+        factors = {part: ref for part, _ in self.layout.factors if (ref := group.get(f"{module}.{part}"))}
+        inputs = group.get(f"{module}.{self.layout.inputs}")
+        shape = (weight.shape[0], 2 * weight.shape[1]) if len(weight.shape) == 2 else ()
+        if (
+            weight.dtype != "U8"
+            or not self._fits(shape, scale)
+            or [ref.dtype for ref in factors.values() if prod(ref.shape) == 1] != ["F32"] * len(self.layout.factors)
+            or (inputs is not None and inputs.shape != shape[1:])
+        ):
+            return logical(weight, f"nvfp4 with other scales than {self.layout.program}'s", {})
+        assert scale is not None
+        companions = {"scale": logical(scale, SmallFloats.name, {}) if scale.dtype == "U8" else scale, **factors}
+        return logical(weight, self.name, companions | ({} if inputs is None else {"inputs": inputs}), shape)
+
+    def _fits(self, shape: tuple[int, ...], scale: TensorRef | None) -> bool:
+        if self.layout.tiled:
+            return fits_tiles(shape, _BLOCK, scale, ("U8", "F8_E4M3"))
+        return (
+            scale is not None
+            and scale.dtype == "F8_E4M3"
+            and len(shape) == 2
+            and not shape[1] % _BLOCK
+            and scale.shape == (shape[0], shape[1] // _BLOCK)
+        )
+
+    def decode(
+        self, ref: TensorRef, stored: UInt8[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    ) -> Float32[Tensor, "..."]:
+        """number * scale of its block * scale of the tensor, and of its input where there is one, in float32."""
+        numbers = torch.tensor([*_E2M1, *(-number for number in _E2M1)])
+        weight = torch.empty(ref.shape)
+        low = 0 if self.layout.low_first else 1
+        rows = max(_CHUNK // max(ref.shape[1], 1), 1)
+        for part, packed in zip(weight.split(rows), stored.split(rows), strict=True):
+            part[:, low::2] = numbers[(packed & 15).int()]
+            part[:, 1 - low :: 2] = numbers[(packed >> 4).int()]
+        blocks = companions["scale"]
+        scale = untiled(blocks, ref, _BLOCK) if self.layout.tiled else rows_of(blocks, ref)
+        for part, power in self.layout.factors:
+            factor = companions[part].reshape(())
+            if factor < 0 or (factor == 0 and (power < 0 or bool(weight.any()))):
+                raise odd_scale(ref, float(factor))
+            scale = scale * factor**power
+        weight = by_blocks(weight, scale, _BLOCK)
+        return weight.mul_(companions["inputs"]) if "inputs" in companions else weight
+
+    def rounding_floor(self, ref: TensorRef) -> float:
+        """Measured on Gaussian weights."""
+        return sqrt(2.0) * _ERROR
+
+    def refusal(self, ref: TensorRef) -> str | None:
+        """None: what does not fit was claimed under another name."""
+        return None

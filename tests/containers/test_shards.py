@@ -1,0 +1,176 @@
+"""Models in several files: with an index, by their names alone, as parts of GGUF, as trainers leave them."""
+
+import json
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import makers
+from loraport.containers.locate import locate
+from loraport.containers.tensors import read_float
+from loraport.errors import FileError, UnsupportedError
+from loraport.models.checkpoint import open_checkpoint
+
+MODEL = makers.model()
+
+
+def split(count: int = 3) -> list[dict[str, torch.Tensor]]:
+    keys = list(MODEL)
+    return [{key: MODEL[key] for key in keys[n::count]} for n in range(count)]
+
+
+def names(count: int = 3, stem: str = "wan", ending: str = "safetensors") -> list[str]:
+    return [f"{stem}-{n:05}-of-{count:05}.{ending}" for n in range(1, count + 1)]
+
+
+def write(folder: Path, stem: str = "wan", ending: str = "safetensors") -> list[Path]:
+    paths = [folder / name for name in names(stem=stem, ending=ending)]
+    for path, part in zip(paths, split(), strict=True):
+        save_file(part, path) if ending == "safetensors" else torch.save(part, path)
+    return paths
+
+
+def parts_of_gguf(folder: Path, count: int = 3, said: int | None = None) -> list[Path]:
+    """By gguf's own writer: each part says which it is, of how many."""
+    paths = [folder / name for name in names(count, ending="gguf")]
+    for number, (path, part) in enumerate(zip(paths, split(count), strict=True)):
+        writer = gguf.GGUFWriter(path, arch="wan")
+        writer.add_uint16("split.no", number)
+        writer.add_uint16("split.count", count if said is None else said)
+        writer.add_int32("split.tensors.count", len(MODEL))
+        for key, tensor in part.items():
+            folded = tensor if tensor.dim() < 5 else tensor.reshape(len(tensor), -1)
+            if tensor.dim() > 4:
+                writer.add_array(f"comfy.gguf.orig_shape.{key}", list(tensor.shape))
+            writer.add_tensor(key, folded.numpy())
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    return paths
+
+
+def is_the_model(found) -> None:
+    (group,) = found.groups.values()
+    assert set(group) == set(MODEL)
+    assert all(torch.equal(read_float(ref), MODEL[key].float()) for key, ref in group.items())
+
+
+@pytest.mark.parametrize("given", ["the first", "the last", "the folder"])
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "gguf"])
+def test_shards_without_an_index_are_all_taken_by_their_names(kind, given, tmp_path):
+    paths = parts_of_gguf(tmp_path) if kind == "gguf" else write(tmp_path, ending=kind)
+    found = locate({"the first": paths[0], "the last": paths[-1], "the folder": tmp_path}[given])
+    is_the_model(found)
+    assert given == "the folder" or "one of 3 shards" in found.notes[-1]
+    assert len(open_checkpoint(paths[1]).tensors) == len(MODEL)
+
+
+@pytest.mark.parametrize("given", ["a shard", "the folder"])
+@pytest.mark.parametrize("absent", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_an_absent_shard_is_named(kind, absent, given, tmp_path):
+    paths = parts_of_gguf(tmp_path) if kind == "gguf" else write(tmp_path)
+    paths[absent].unlink()
+    with pytest.raises(FileError) as caught:
+        locate(tmp_path if given == "the folder" else paths[(absent + 1) % 3])
+    assert paths[absent].name in caught.value.values
+    assert "download" in caught.value.fix
+
+
+def test_an_index_goes_before_the_names(tmp_path):
+    paths = write(tmp_path, "diffusion_pytorch_model")
+    weight_map = {key: path.name for path, part in zip(paths, split(), strict=True) for key in part}
+    index = {"metadata": {"total_size": 12345}, "weight_map": weight_map}  # the total is wrong in many honest files
+    (tmp_path / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    for given in (tmp_path, paths[2]):
+        is_the_model(locate(given))
+    paths[1].unlink()
+    for given in (tmp_path, paths[2]):
+        with pytest.raises(FileError, match=rf"lists is missing(.|\n)*{paths[1].name}"):
+            locate(given)
+
+
+def test_a_key_in_two_shards(tmp_path):
+    paths = write(tmp_path)
+    first = next(iter(split()[0]))
+    save_file(split()[1] | {first: MODEL[first]}, paths[1])
+    with pytest.raises(FileError, match=rf"{first} is in two shards"):
+        locate(paths[0])
+
+
+@pytest.mark.parametrize("name", ["wan-00004-of-00003.safetensors", "wan-00000-of-00003.safetensors"])
+def test_numbers_that_cannot_be(name, tmp_path):
+    write(tmp_path)
+    save_file(MODEL, tmp_path / name)
+    with pytest.raises(FileError, match="one shard of 3"):
+        locate(tmp_path / name)
+
+
+def test_a_shard_of_very_many(tmp_path):
+    save_file(MODEL, tmp_path / "wan-00001-of-99999.safetensors")
+    with pytest.raises(FileError, match="and more"):
+        locate(tmp_path)
+
+
+def test_a_shard_of_one_is_the_model(tmp_path):
+    save_file(MODEL, tmp_path / "wan-00001-of-00001.safetensors")
+    is_the_model(locate(tmp_path))
+
+
+def test_two_models_in_shards_in_one_folder(tmp_path):
+    write(tmp_path, "high")
+    write(tmp_path, "low")
+    with pytest.raises(FileError, match=r"cannot tell which(.|\n)*high-00001-of-00003(.|\n)*low-00001-of-00003"):
+        locate(tmp_path)
+    is_the_model(locate(tmp_path / "low-00002-of-00003.safetensors"))
+
+
+@pytest.mark.parametrize("renamed", [True, False])
+def test_a_part_of_a_gguf_file_among_others(renamed, tmp_path):
+    path = parts_of_gguf(tmp_path, said=7)[0]
+    if renamed:
+        path = path.rename(tmp_path / "wan.gguf")
+    with pytest.raises(FileError, match="split into 7"):
+        locate(path)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own, about saving without a group
+@pytest.mark.parametrize("given", ["the folder", "a piece"])
+def test_pieces_of_torch_distributed_are_named(given, tmp_path):
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save(makers.model(), checkpoint_id=tmp_path / "fsdp", no_dist=True)
+    piece = next((tmp_path / "fsdp").glob("*.distcp"))
+    with pytest.raises(UnsupportedError, match=r"torch\.distributed(.|\n)*dcp_to_torch"):
+        locate(piece.parent if given == "the folder" else piece)
+
+
+def test_the_folder_of_deepspeed(tmp_path):
+    """Beside the weights: shapes, configuration and versions in the file, the optimizer's state in another."""
+    states = {
+        "module": MODEL,
+        "optimizer": None,
+        "param_shapes": [{key: tensor.shape for key, tensor in MODEL.items()}],
+        "ds_config": {"train_batch_size": 4, "zero_optimization": {"stage": 2}},
+        "ds_version": "0.17.0",
+        "dp_world_size": 8,
+    }
+    torch.save(states, tmp_path / "mp_rank_00_model_states.pt")
+    torch.save({"optimizer_state_dict": {"x": torch.ones(3)}}, tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    found = open_checkpoint(tmp_path)
+    assert (found.nested, len(found.tensors)) == ("module", len(MODEL))
+
+
+def test_the_folder_of_accelerate(tmp_path):
+    save_file(MODEL, tmp_path / "model.safetensors")
+    torch.save({"state": {}}, tmp_path / "optimizer.bin")
+    torch.save({"last_epoch": 3}, tmp_path / "scheduler.bin")
+    (tmp_path / "random_states_0.pkl").write_bytes(b"x")
+    is_the_model(locate(tmp_path))
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(MODEL, tmp_path / "pytorch_model_1.bin")
+    is_the_model(locate(tmp_path))
