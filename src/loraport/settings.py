@@ -75,6 +75,8 @@ class Settings(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _checked(cls: type[Model], given: Any, handler: Callable[[Any], Model]) -> Model:
+        if isinstance(given, Mapping):
+            _refuse_switches(cls, given)
         try:
             made = handler(given)
         except ValidationError as error:
@@ -212,6 +214,23 @@ def unknown_setting(name: str, known: Mapping[str, Setting], where: str | None =
         values=f"known: {', '.join(known)}",
         fix=did_you_mean(name, known) or "take one of the known names",
     )
+
+
+def _refuse_switches(model: type[Settings], given: Mapping[str, Any]) -> None:
+    """`strength: true` would be taken for 1: Python's truth values are numbers."""
+    for name, value in given.items():
+        field = model.model_fields.get(name)
+        if (
+            isinstance(value, bool)
+            and field is not None
+            and bool not in (field.annotation, *get_args(field.annotation))
+        ):
+            setting = model.described().get(name)
+            raise UsageError(
+                f"bad setting {name}: it is no switch",
+                values=str(value).lower(),
+                fix=setting.help if setting is not None else None,
+            )
 
 
 def _bare(annotation: Any) -> Any:

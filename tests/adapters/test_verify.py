@@ -67,7 +67,7 @@ class TestFaults:
             "every layer is there",
             "rank as stated",
             "one rank in the whole file",
-            "strength 1 in every loader",
+            "no scale beside the factors",
             "content as written",
         }
 
@@ -126,11 +126,11 @@ class TestNotes:
         assert {name for name, check in checks.items() if check.passed is None} - programs == {
             "header says how it was made",
             "one rank in the whole file",
-            "strength 1 in every loader",
+            "no scale beside the factors",
         }
         assert not [check for check in checks.values() if check.passed is False]
         assert "4, 6" in checks["one rank in the whole file"].found
-        assert "alpha tensor" in checks["strength 1 in every loader"].found
+        assert "alpha tensor" in checks["no scale beside the factors"].found
 
     @pytest.mark.parametrize("to", ["universal", "kohya", "same-as-input"])
     def test_what_convert_leaves_as_it_was_is_no_fault(self, to, tmp_path):

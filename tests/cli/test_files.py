@@ -99,13 +99,13 @@ def test_verify_calls_nothing_wrong_in_a_sound_file_of_others(files: pico.Pico) 
     save_file(tensors, files.lora)
     done = invoke("verify", files.lora, "--no-load", "--model", files.source)
     assert done.exit_code == 0, done.output
-    assert "strength 1 in every loader     note     0.25 by .alpha tensor" in done.stdout
+    assert "no scale beside the factors    note     0.25 by .alpha tensor" in done.stdout
     assert "FAILED" not in done.stdout
     facts = json.loads(invoke("verify", files.lora, "--no-load", "--json").stdout)
     assert facts["ok"] is True
     assert {row["name"] for row in facts["checks"] if row["ok"] is None} == {
         "header says how it was made",
-        "strength 1 in every loader",
+        "no scale beside the factors",
     }
 
 

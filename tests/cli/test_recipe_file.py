@@ -10,6 +10,9 @@ from typer.testing import CliRunner
 
 import pico
 from loraport.cli.main import app
+from loraport.cli.recipe_file import read_recipe
+from loraport.engine.recipe import Recipe
+from loraport.errors import UsageError
 
 
 def invoke(*words: object):
@@ -129,3 +132,30 @@ def test_a_pipe_is_no_recipe(files: pico.Pico) -> None:
     done = invoke("plan", files.lora, "-s", files.source, "-t", files.target, "--recipe", path)
     assert done.exit_code == 5, done.output
     assert "no ordinary file" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("010", 10),
+        ("0x10", "0x10"),
+        ("1:30", "1:30"),
+        ("1e-1", 0.1),
+        ("no", "no"),
+        ("true", True),
+        ("-3.5", -3.5),
+        ("~", None),
+    ],
+)
+def test_numbers_are_decimal_and_only_true_and_false_are_switches(text: str, meant: object, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"strength: {text}", encoding="utf-8")
+    assert read_recipe(file, (Recipe,)) == {"strength": meant}
+
+
+@pytest.mark.parametrize("name", ["strength", "rank", "amount"])
+def test_a_switch_is_no_number(name: str, files, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"{name}: true", encoding="utf-8")
+    with pytest.raises(UsageError, match=name):
+        Recipe(lora="a", source="b", target="c", **read_recipe(file, (Recipe,)))

@@ -135,9 +135,9 @@ def _scale(lora: LoraAdapter) -> list[Check]:
             + mixed,
         ),
         Check(
-            "strength 1 in every loader",
+            "no scale beside the factors",
             True if scales in ([1.0], []) else wrong,
-            (", ".join(f"{scale:g}" for scale in scales) or "no layers") + by,
+            "strength 1 is as it was made" if scales in ([1.0], []) else ", ".join(f"{s:g}" for s in scales) + by,
         ),
     ]
 

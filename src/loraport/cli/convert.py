@@ -27,7 +27,7 @@ def convert(
     ],
     model: Model = None,
 ) -> None:
-    """Rename the keys of a LoRA for another program. The numbers stay as they are."""
+    """Write a LoRA for another program: its keys renamed, its scale put into the factors. Its effect stays the same."""
     from loraport.adapters.convert import convert_adapter
     from loraport.models.checkpoint import open_checkpoint
 

@@ -59,11 +59,9 @@ def _show_one(name: str, console: Console) -> None:
     method, params = registry.resolve(name)
     facts = _describe(method) | {"values": params.model_dump(mode="json")}
     console.result(f"{name}: {method.summary}", f"  reference  {method.reference}", f"  version    {method.version}")
-    said = (method.Params.__doc__ or "").strip().splitlines()
-    about = [line.strip() for line in said if line.strip() not in ("", "Args:", "Attributes:")]
-    console.result(*([""] if about else []), *(f"  {line}" for line in about))
-    rows = [[f"{method.name}.{key}", str(value)] for key, value in facts["values"].items()]
-    console.table(["setting (change it with --set)", "value"], rows)
+    meaning = method.Params.described()
+    rows = [[f"{method.name}.{key}", str(value), meaning.get(key, "")] for key, value in facts["values"].items()]
+    console.table(["setting (change it with --set)", "value", "what it does"], rows)
     columns = [*COLUMNS, *method.columns]
     rows = [[column.key, column.title, column.help] for column in columns]
     console.table(["figure of a layer", "column", "what it says"], rows)

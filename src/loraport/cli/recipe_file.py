@@ -1,6 +1,7 @@
 """Reading `--recipe FILE`: the settings of a command in YAML, by the names of the fields."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,20 @@ class _Loader(yaml.SafeLoader):
                     raise yaml.YAMLError(f"{key.value} is there twice")
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
+
+
+# YAML 1.1, which PyYAML reads, takes 010 for 8, 1:30 for 90 and `no` for a switch; here numbers are decimal, and words
+# other than true and false are words.
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in known if tag.rpartition(":")[2] not in ("bool", "int", "float")]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+for _kind, _pattern, _first in (
+    ("bool", r"true|false", "tf"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(\d+\.\d*|\.\d+|\d+)([eE][-+]?\d+)?", "-+.0123456789"),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
 def read_recipe(file: Path, models: tuple[type[Settings], ...]) -> dict[str, Any]:

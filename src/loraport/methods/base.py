@@ -23,6 +23,19 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @classmethod
+    def described(cls) -> dict[str, str]:
+        """What each parameter does, by name, from the docstring's "name: what it does" lines."""
+        found: dict[str, str] = {}
+        name = None
+        for line in map(str.strip, (cls.__doc__ or "").splitlines()):
+            known, colon, text = line.partition(":")
+            if colon and known in cls.model_fields:
+                name, found[known] = known, text.strip()
+            elif name is not None and line:
+                found[name] += f" {line}"
+        return found
+
 
 P = TypeVar("P", bound=Params)
 
