@@ -17,13 +17,18 @@ from pathlib import Path
 import pytest
 
 import loraport
+from loraport.adapters.target_lora import TargetLora
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.errors import UsageError
 from loraport.settings import Setting
 
 API = Path(loraport.__file__).with_name("api.py")  # not imported here, since it may be what is to be mended
 BEGIN, END = "# The fields of Recipe, written by tests/test_signatures.py.\n", "# End of what is written.\n"
-OTHERWISE = {"params": ("Mapping[str, Any] | None", "None"), "rank": ("str | int", None)}  # handier than in a recipe
+OTHERWISE = {  # handier than in a recipe
+    "params": ("Mapping[str, Any] | None", "None"),
+    "rank": ("str | int", None),
+    "target_lora": ("PathLike | TargetLora | Sequence[PathLike | TargetLora]", "()"),
+}
 NOTES = {
     "output": "the file to write; None computes and reports only.",
     "options": "how to use the machine: device, workers, memory, cache.",
@@ -144,7 +149,7 @@ def test_every_value_arrives(monkeypatch):
     del values["target"]
     with pytest.raises(UsageError, match="far enough"):
         api.transfer(lora, target_lora="d:0.5", **values)
-    assert arrived[2].target_lora_parts() == ("d", 0.5)
+    assert arrived[2].target_lora == (TargetLora(file="d", strength=0.5),)
 
 
 def test_every_field_is_explained_once():

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from loraport.version import __version__
 
 if TYPE_CHECKING:
+    from loraport.adapters.target_lora import TargetLora
     from loraport.api import convert, inspect, list_methods, plan, plan_experts, transfer, transfer_experts, verify
     from loraport.calibration.api import calibrate
     from loraport.engine.experts import Experts
@@ -39,6 +40,7 @@ _HOMES = {
     "ExpertsReport": "loraport.engine.experts_job",
     "Recipe": "loraport.engine.recipe",
     "RunOptions": "loraport.engine.recipe",
+    "TargetLora": "loraport.adapters.target_lora",
     "TransferPlan": "loraport.engine.plan",
     "LayerReport": "loraport.engine.results",
     "TransferReport": "loraport.engine.results",
@@ -53,6 +55,7 @@ __all__ = [
     "LoraportError",
     "Recipe",
     "RunOptions",
+    "TargetLora",
     "TransferPlan",
     "TransferReport",
     "__version__",

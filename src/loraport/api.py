@@ -1,11 +1,12 @@
 """The public functions. Each does what the command of the same name does, and returns instead of printing."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from loraport.adapters.convert import Conversion, convert_adapter
 from loraport.adapters.describe import FileDescription, describe
+from loraport.adapters.target_lora import TargetLora
 from loraport.adapters.verify import Check, verify_adapter
 from loraport.engine.events import Listener, ignore
 from loraport.engine.experts import Experts, outputs_of, recipes_of
@@ -26,7 +27,7 @@ def transfer(
     *,
     source: PathLike,
     target: PathLike | None = None,
-    target_lora: PathLike | None = None,
+    target_lora: PathLike | TargetLora | Sequence[PathLike | TargetLora] = (),
     output: PathLike | None = None,
     nested_source: str | None = None,
     nested_target: str | None = None,
@@ -53,7 +54,8 @@ def transfer(
         lora: the LoRA to carry over: a file, a folder, a hub id, or zoo:NAME.
         source: model the LoRA was trained on: a safetensors file, a diffusers folder, a hub id, or zoo:NAME.
         target: distilled model to carry it to: the same kinds, or a .pt file.
-        target_lora: instead of `target`: the target is the source plus this distillation LoRA.
+        target_lora: A distillation LoRA that makes the target: it is added to the source, or to `target` where one is
+            given. May be repeated. FILE:0.5:expert=high also chooses (expert, adapter, scale) in this file.
         output: the file to write; None computes and reports only.
         nested_source: part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.
         nested_target: part of the target to read, in the same way.
@@ -61,9 +63,9 @@ def transfer(
             LoRA was transferred before.
         strength: use the whole LoRA this strong, before any method.
         scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
-        expert: which expert of Wan2.2: its folder of a pipeline, its LoRA of a file with two.
-        adapter: which LoRA of a file that holds several by name.
-        drop: leave layers and keys that match out of the output.
+        expert: which expert of Wan2.2: its folder of a pipeline, its LoRA of every file with two.
+        adapter: which LoRA of a file that holds several by name; of every file that has it.
+        drop: leave layers and keys that match out of the output, and out of the distillation LoRAs.
         allow_partial: leave out what cannot be matched, instead of refusing.
         method: how to carry it over: a method or a preset; see `loraport methods`.
         params: settings of the method, such as `{"q_dom": 0.5}`.

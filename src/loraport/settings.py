@@ -44,6 +44,7 @@ class Setting:
         metavar: what stands for its value; "" for a switch, which takes none.
         default: the default in words, where the value does not say it.
         path: whether the value names a file or folder.
+        many: whether it may be said several times, each time a further value.
     """
 
     help: str
@@ -52,6 +53,7 @@ class Setting:
     metavar: str
     default: str | None
     path: bool
+    many: bool
 
     def __init__(
         self,
@@ -61,8 +63,10 @@ class Setting:
         metavar: str = "",
         default: str | None = None,
         path: bool = False,
+        many: bool = False,
     ):
-        given = {"help": help, "flags": flags, "panel": panel, "metavar": metavar, "default": default, "path": path}
+        given = {"help": help, "flags": flags, "panel": panel, "metavar": metavar, "default": default}
+        given |= {"path": path, "many": many}
         for name, value in given.items():
             object.__setattr__(self, name, value)
 

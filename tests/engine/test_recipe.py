@@ -2,11 +2,13 @@
 
 import copy
 import pickle
+import re
 from pathlib import Path
 
 import pytest
 
 import loraport
+from loraport.adapters.target_lora import TargetLora
 from loraport.engine.recipe import RankRule, Recipe, RunOptions
 from loraport.errors import UsageError
 
@@ -52,7 +54,12 @@ def test_the_default_rank_is_the_inputs_but_at_least_32():
         ({"dtype": "int8"}, "dtype"),
         ({"rank": "many"}, "rank"),
         ({"target": None}, "target"),
-        ({"target_lora": "d.safetensors"}, "two targets"),
+        ({"target_lora": ["d.pt", "d.pt:2"]}, "given twice"),
+        ({"target_lora": "d.pt=0.5"}, "colon"),
+        ({"target_lora": {"file": "d.pt", "strenght": 2}}, "did you mean 'strength'"),
+        ({"target_lora": {"strength": 2}}, "file is not given"),
+        ({"target_lora": [3]}, "target_lora"),
+        ({"target_lora": "d.pt:scale=0"}, "scale"),
         ({"nonsense": 1}, "nonsense"),
         ({"sorce": "x"}, "did you mean 'source'"),
         ({"strength": float("nan")}, "strength"),
@@ -133,12 +140,44 @@ def test_bad_run_options_are_named(settings, word):
         RunOptions(**settings)
 
 
-def test_a_target_lora_may_carry_its_strength(tmp_path):
-    def parts(text):
-        return Recipe.build({"lora": "a", "source": "s", "target_lora": text}).target_lora_parts()
+def _taken(given) -> tuple[TargetLora, ...]:
+    return Recipe.build({"lora": "a", "source": "s", "target_lora": given}).target_lora
 
-    assert parts("fast.safetensors:0.6") == ("fast.safetensors", 0.6)
-    assert parts("fast.safetensors") == ("fast.safetensors", 1.0)
-    odd = tmp_path / "fast:2"  # a name that only looks like a strength
-    odd.write_bytes(b"")
-    assert parts(str(odd)) == (str(odd), 1.0)
+
+@pytest.mark.parametrize(
+    ("text", "settings"),
+    [
+        ("fast.safetensors", {}),
+        ("fast.safetensors:0.6", {"strength": 0.6}),
+        ("fast.safetensors:-1", {"strength": -1.0}),
+        ("fast.safetensors:1e-1", {"strength": 0.1}),
+        ("fast.pt:0.5:expert=high", {"strength": 0.5, "expert": "high"}),
+        ("fast.pt:adapter=student:scale=2:0.5", {"strength": 0.5, "adapter": "student", "scale": 2.0}),
+        ("C:\\loras\\fast.pt:2", {"strength": 2.0}),
+    ],
+)
+def test_a_target_lora_in_text_carries_its_strength_and_choices(text, settings):
+    file = re.split(r":(?!\\)", text)[0]
+    assert _taken(text) == (TargetLora(file=file, **settings),)
+    assert _taken([text, "other.pt"])[0] == _taken({"file": file, **settings})[0] == TargetLora.parse(text)
+
+
+def test_a_file_that_is_there_is_meant_by_its_whole_name(tmp_path):
+    for name in ("fast:2", "fast=2", "fast:expert=high"):  # names that only look like a strength or a choice
+        odd = tmp_path / name
+        odd.write_bytes(b"")
+        assert _taken(odd) == _taken(str(odd)) == (TargetLora(file=str(odd)),)
+        assert _taken(f"{odd}:0.5") == (TargetLora(file=str(odd), strength=0.5),)
+    assert _taken("zoo:distill-lora:0.5") == (TargetLora(file="zoo:distill-lora", strength=0.5),)
+
+
+def test_the_same_file_twice_is_noticed_under_any_name(tmp_path, monkeypatch):
+    (tmp_path / "fast.pt").write_bytes(b"")
+    (tmp_path / "link.pt").symlink_to("fast.pt")
+    monkeypatch.chdir(tmp_path)
+    for other in ("./fast.pt", tmp_path / "fast.pt", "link.pt:0.5"):
+        with pytest.raises(UsageError, match="sum of the strengths"):
+            _taken(["fast.pt", other])
+    assert len(_taken(["fast.pt:expert=high", "fast.pt:expert=low"])) == 2  # two LoRAs of one file
+    with pytest.raises(UsageError, match="twice"):
+        Recipe(lora="a", source="s", expert="high", target_lora=["fast.pt", "fast.pt:expert=high"])

@@ -61,18 +61,3 @@ def test_the_run_log_holds_the_same(run):
     order = [layer.name for layer in report.layers]
     found["layers"].sort(key=lambda layer: order.index(layer["name"]))  # they are logged as they end
     assert {name: found[name] for name in report.to_json()} == report.to_json()
-
-
-def test_a_result_for_a_target_made_by_a_lora_is_loaded_with_it(tmp_path):
-    files = pico.write(tmp_path / "pico")
-    fast = files.folder / "fast.safetensors"
-    fast.write_bytes(files.lora.read_bytes())
-    report = loraport.transfer(
-        files.lora,
-        source=files.source,
-        target_lora=f"{fast}:0.7",
-        output=tmp_path / "out.safetensors",
-        options=loraport.RunOptions(cache="off", executor="serial"),
-    )
-    assert (report.summary.target, report.summary.target_lora) == (None, str(fast))
-    assert any(str(fast) in way and "0.7" in way for way in report.load)

@@ -232,6 +232,7 @@ class LoraAdapter:
         dtype: of most factors, safetensors spelling ("BF16").
         keys: all raw keys.
         warnings: sentences for the user.
+        expert: the expert of Wan2.2 that it is for, "high" or "low", where its keys say so.
     """
 
     path: Path
@@ -244,6 +245,7 @@ class LoraAdapter:
     dtype: str
     keys: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    expert: str | None = None
 
     @property
     def fused(self) -> frozenset[LayerName]:

@@ -47,6 +47,7 @@ def open_adapter(
     drop: str | None = None,
     allow_partial: bool = False,
     scale: float | None = None,
+    layers_alone: bool = False,
 ) -> LoraAdapter:
     """Open a LoRA by its header; alphas are read, factors are not.
 
@@ -60,6 +61,8 @@ def open_adapter(
         allow_partial: leave unmatched keys and half pairs out (listed in `dropped`) instead of refusing the file.
         scale: alpha / rank stated by hand; wins over everything in or beside the file, and every layer's
             `scale_source` says so. Whole matrices have no scale and stay as they are.
+        layers_alone: only linear layers matter, as of a LoRA that makes a target: other changes that do not fit the
+            model, and those of parts that variants of its family have besides, are left out with a warning.
 
     Raises:
         FileError: missing, damaged or unsafe.
@@ -95,11 +98,17 @@ def open_adapter(
     config = _config(path, metadata, dialect, scale)
     done = assemble(pieces, family, config if dialect.alpha == "none" else None, path, scale, _shapes(model))
     _drop_layers(done, drop)
+    besides = _besides(unmatched, family) if layers_alone else []
+    unmatched = [key for key in unmatched if key not in besides]
     problems = {**dict.fromkeys(unmatched, ""), **_misnumbered(pieces, dialect.names), **done.leftover}
     own = detect({name: layer.shape for name, layer in done.layers.items()}, family)
     _check_shapes(own, path)
     if architecture is not None:
-        problems.update(check_fit(done, own, model if model is not None else architecture, role, path))
+        misfits = check_fit(done, own, model if model is not None else architecture, role, path)
+        if layers_alone:
+            besides += [key for item in done.passthrough for key in item.keys if key in misfits]
+            done.passthrough = [item for item in done.passthrough if not misfits.keys() & set(item.keys)]
+        problems.update({key: why for key, why in misfits.items() if key not in besides})
     if problems and not allow_partial:
         raise unmatched_keys(path, problems, len(refs), role, architecture, family)
     done, gone = _without(done, problems)
@@ -112,7 +121,7 @@ def open_adapter(
         own,
         {name: done.layers[name] for name in own.expected if name in done.layers},
         tuple(done.passthrough) + texts_passed,
-        tuple(dropped) + tuple(gone),
+        tuple(dropped) + tuple(besides) + tuple(gone),
         metadata,
         _common_dtype(done, pieces),
         tuple(refs),
@@ -122,7 +131,9 @@ def open_adapter(
             + done.warnings
             + scale_doubts(done.layers.values(), config, dialect, metadata)
             + doubts(pieces, gone)
+            + _said(besides)
         ),
+        next((piece.at.expert for piece in pieces if piece.at.expert), None),
     )
 
 
@@ -226,6 +237,17 @@ def _title_of(refs: Mapping[str, TensorRef], tried: Family, path: Path) -> str |
         return None
     own = _own(pieces, family, path)
     return family.title if own is None else own.title
+
+
+def _besides(keys: Sequence[str], family: Family) -> list[str]:
+    """Keys of parts that variants of the family have besides its own layers."""
+    return [key for key in keys if any(has.search(key) for has in family.additions.values())]
+
+
+def _said(besides: Sequence[str]) -> list[str]:
+    if not besides:
+        return []
+    return [f"{len(besides)} keys change what the model does not have in that form, and no layer of it: {besides[0]}"]
 
 
 def _check_shapes(own: Architecture, path: Path) -> None:

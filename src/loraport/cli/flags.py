@@ -124,7 +124,8 @@ def _flags_of(model: type[Settings], without: tuple[str, ...]) -> list[inspect.P
     for name, setting in model.described().items():
         field = model.model_fields[name]
         if setting.flags and name not in without:
-            made.append(_parameter(name, _option(_plain(field), setting, field.default)))
+            kind = list[str] if setting.many else _plain(field)
+            made.append(_parameter(name, _option(kind, setting, field.default)))
         elif model is Recipe and name == "params":
             made.append(_parameter("preset", _option(str, _PRESET)))
             made.append(_parameter("settings", _option(list[str], _SET)))
@@ -164,7 +165,7 @@ def _plain(field: FieldInfo) -> Any:
 def _given(models: tuple[type[Settings], ...], said: dict[str, Any]) -> Given:
     loras, file = said.pop("loras", None), said.pop("recipe", None)
     preset, settings = said.pop("preset", None), said.pop("settings", None)
-    values = {name: value for name, value in said.items() if value is not None}
+    values = {name: value for name, value in said.items() if value is not None and value != []}
     if preset is not None:
         values["method"] = _preset_or(values.get("method"), preset)
     if settings:

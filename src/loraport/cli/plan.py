@@ -79,7 +79,7 @@ def describe(plan: Any, expected: Any) -> dict[str, Any]:
         "trained": adapter.training.sentence(),
         "source": _model(plan.source),
         "target": None if plan.target is None else _model(plan.target),
-        "target_lora": None if plan.distill is None else str(plan.distill.path),
+        "target_lora": [{"file": str(each.adapter.path), "strength": each.given.strength} for each in plan.added],
         "method": plan.method,
         "params": plan.params,
         "amount": plan.recipe.amount,
@@ -118,12 +118,15 @@ def describe(plan: Any, expected: Any) -> dict[str, Any]:
 def show(facts: dict[str, Any], console: Console) -> None:
     """A plan for people."""
     cover, cost = facts["coverage"], facts["cost"]
-    target = facts["target"]["name"] if facts["target"] else f"the source plus {facts['target_lora']}"
+    added = " plus ".join(f"{each['file']} at strength {each['strength']:g}" for each in facts["target_lora"])
+    target = facts["target"]["name"] if facts["target"] else "the source"
     lines = [
         f"{facts['lora']}",
         *([f"  trained   {facts['trained']}"] if facts["trained"] else []),
         f"  from      {facts['source']['name']}  ({facts['source']['path']})",
-        f"  to        {target}" + (f"  ({facts['target']['path']})" if facts["target"] else ""),
+        f"  to        {target}"
+        + (f"  ({facts['target']['path']})" if facts["target"] else "")
+        + (f" plus {added}" if added else ""),
         f"  method    {facts['method']}" + (f" at amount {facts['amount']:g}" if facts["amount"] != 1 else ""),
         f"  coverage  {text.count(cover['layers'], 'layer')}, from {text.count(cover['keys'], 'key')} in the file; "
         f"{text.count(len(cover['passthrough']), 'key')} passed through, {len(cover['dropped']) or 'none'} dropped",

@@ -85,13 +85,19 @@ def read_recipe(file: Path, models: tuple[type[Settings], ...]) -> dict[str, Any
 
 
 def _placed(value: Any, setting: Setting, folder: Path) -> Any:
+    if setting.many and isinstance(value, list):
+        return [_placed(each, setting, folder) for each in value]
+    if setting.many and isinstance(value, dict) and "file" in value:
+        return value | {"file": _placed(value["file"], setting, folder)}
     if not setting.path or not isinstance(value, str):
         return value
     value = os.path.expanduser(value)  # no shell does it here
-    path, colon, tail = value.rpartition(":")
-    for name, rest in ((value, ""), (path, f"{colon}{tail}")):  # FILE:STRENGTH
-        if name and _is_there(folder / name):
+    name, rest = value, ""
+    while name:  # FILE:STRENGTH
+        if _is_there(folder / name):
             return f"{folder / name}{rest}"
+        name, colon, tail = name.rpartition(":")
+        rest = f"{colon}{tail}{rest}"
     return value
 
 

@@ -34,7 +34,12 @@ def show_report(
     if console.verbose:
         show_layers(report, console)
     facts = report.summary
-    target = facts.target_title if facts.target_lora is None else f"the source plus {Path(facts.target_lora).name}"
+    target = " plus ".join(
+        [
+            "the source" if facts.target is None else facts.target_title,
+            *(Path(it.file).name for it in facts.target_lora),
+        ]
+    )
     lines = [
         f"carried {Path(facts.lora).name} over to {target}",
         *([f"  trained   {trained}"] if (trained := plan.adapter.training.sentence()) else []),

@@ -17,7 +17,7 @@ import psutil
 from loraport.containers.tensors import TensorRef
 from loraport.engine.executor import Slot, executor_for, in_flight
 from loraport.engine.job import LayerJob
-from loraport.engine.layer import basis_key, prepared_key
+from loraport.engine.layer import basis_key, basis_role, prepared_key
 from loraport.engine.plan import TransferPlan, rank_bound, sample_for_kinship
 from loraport.engine.rates import Rates, rates_of
 from loraport.engine.reading import InputReader
@@ -177,11 +177,14 @@ def _look_up(job: LayerJob, store: Store, reader: InputReader, keeps: bool) -> _
     weights = {role for role in ("source", "target") if role in known}
     if not weights <= digests.keys():
         return replace(_NOTHING, stores=not isinstance(store, NullStore), keeps=keeps)
-    prepared = prepared_key(method, params, digests, job.round_to)
+    told = all(role in digests for role in known if role.startswith("target_lora."))
+    prepared = prepared_key(method, params, job, digests) if told else None
     return _Have(
         digests=True,
         result=len(digests) == len(known) and store.has("result", result_key(job, digests)),
-        bases=frozenset(r for r in weights if store.has("basis", basis_key(digests[r], job.round_to))),
+        bases=frozenset(
+            r for r in weights if basis_role(job, r) and store.has("basis", basis_key(digests[r], job.round_to))
+        ),
         prepared=prepared is not None and store.has("prepared", prepared),
         stores=not isinstance(store, NullStore),
         keeps=keeps,
@@ -200,7 +203,7 @@ def _after(job: LayerJob, have: _Have) -> _Have:
     """What another LoRA finds once this layer is done and kept."""
     method, params = registry.resolve(job.method, job.params)
     has_pair = job.source is not None and job.target is not None
-    bases = _needed_bases(job) if job.target is not None else _needed_bases(job) - {"target"}
+    bases = {role for role in _needed_bases(job) if basis_role(job, role)}
     return _Have(
         digests=True,
         bases=have.bases | frozenset(bases),
@@ -219,7 +222,7 @@ def _work(job: LayerJob, have: _Have) -> _Work:
     """As `worker` and `layer` go about it."""
     m, n = job.shape
     lora = sum(ref.nbytes for ref in job.update.parts.values())
-    lora += sum(ref.nbytes for ref in job.distill[0].parts.values()) if job.distill is not None else 0
+    lora += sum(ref.nbytes for update in job.target_updates for ref in update.parts.values())
     result = rank_bound(job) * (m + n) * (4 if job.dtype == "float32" else 2)
     weights = _weights(job)
     if have.result:

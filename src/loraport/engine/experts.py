@@ -3,6 +3,9 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from pydantic import BeforeValidator
+
+from loraport.adapters.target_lora import TargetLora, target_loras
 from loraport.containers.names import EXPERTS, Expert, expert_named, named_for
 from loraport.engine.recipe import LORA, MODELS, Recipe
 from loraport.errors import UsageError
@@ -44,16 +47,17 @@ class Experts(Settings):
         ),
     ] = None  # fmt: skip
     target_lora_low: Annotated[
-        PathText | None,
+        tuple[TargetLora, ...],
+        BeforeValidator(target_loras),
         Setting(
-            "Distillation LoRA of the low-noise expert; by default --target-lora serves both.",
-            "--target-lora-low", panel=MODELS, metavar="FILE[:STRENGTH]", path=True,
+            "Distillation LoRA of the low-noise expert; by default those of --target-lora serve both. May be repeated.",
+            "--target-lora-low", panel=MODELS, metavar="FILE[:STRENGTH]", path=True, many=True,
         ),
-    ] = None  # fmt: skip
+    ] = ()  # fmt: skip
 
     def check(self) -> None:
         """Refuse settings that do not go together. Raises UsageError."""
-        named = [name for name in _LOW if getattr(self, name) is not None]
+        named = [name for name in _LOW if getattr(self, name)]
         if self.expert in ("high", "low") and named:
             raise UsageError(
                 "one expert is chosen, and something is given for the low-noise one of two",
@@ -62,9 +66,9 @@ class Experts(Settings):
             )
 
     @property
-    def low(self) -> dict[str, str]:
+    def low(self) -> dict[str, Any]:
         """What is given for the low-noise expert, by the field of a recipe that it stands for."""
-        return {name.removesuffix("_low"): value for name in _LOW if (value := getattr(self, name)) is not None}
+        return {name.removesuffix("_low"): value for name in _LOW if (value := getattr(self, name))}
 
 
 _LOW = ("lora_low", "source_low", "target_low", "target_lora_low")
@@ -79,8 +83,9 @@ def recipes_of(recipe: Recipe, experts: Experts) -> dict[Expert, Recipe]:
     high: dict[str, Any] = {}
     if "lora" not in low and (pair := _pair_of(recipe.lora)):
         high["lora"], low["lora"] = pair["high"], pair["low"]
-    if "target" in low or "target_lora" in low:
-        low = {"target": None, "target_lora": None, **low}
+    one_kind = recipe.target is None or not recipe.target_lora  # else each takes the place of its own
+    if one_kind and ("target" in low or "target_lora" in low):
+        low = {"target": None, "target_lora": (), **low}
     return {
         "high": recipe.model_copy(update={"expert": "high", **high}),
         "low": recipe.model_copy(update={"expert": "low", **low}),

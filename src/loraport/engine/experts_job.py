@@ -129,18 +129,18 @@ def _doubts(plans: Mapping[Expert, TransferPlan]) -> Iterator[str]:
     high, low = plans["high"], plans["low"]
     if high.adapter.path == low.adapter.path and high.adapter.keys == low.adapter.keys and not high.adapter.dropped:
         yield f"{high.adapter.path.name} is used for both experts: its names speak of neither"
-    distills = [plan.distill.path for plan in plans.values() if plan.distill is not None]
-    if len(distills) == 2 and distills[0] == distills[1] and len(experts_in(str(distills[0]))) < 2:
-        yield f"{distills[0].name} is taken for both experts; --target-lora-low names another for the low-noise one"
+    shared = {each.adapter.path for each in high.added} & {each.adapter.path for each in low.added}
+    for path in sorted(shared):
+        if len(experts_in(str(path))) < 2:
+            yield f"{path.name} is taken for both experts; --target-lora-low names another for the low-noise one"
     for role in ("lora", "source", "target", "target_lora"):
-        names = {expert: Path(_bare(getattr(plan.recipe, role))) for expert, plan in plans.items()}
-        told = {expert: expert_named(path.name) for expert, path in names.items()}
-        if names["high"] != names["low"] and (told["high"] == "low" or told["low"] == "high"):
-            flag = role.replace("_", "-")
-            yield (
-                f"by their names the two are the wrong way round: {names['high'].name} is given for the high-noise "
-                f"expert, {names['low'].name} for the low-noise one (--{flag}, --{flag}-low)"
-            )
+        for one, other in zip(_names(high.recipe, role), _names(low.recipe, role), strict=False):
+            if one != other and (expert_named(one.name) == "low" or expert_named(other.name) == "high"):
+                flag = role.replace("_", "-")
+                yield (
+                    f"by their names the two are the wrong way round: {one.name} is given for the high-noise "
+                    f"expert, {other.name} for the low-noise one (--{flag}, --{flag}-low)"
+                )
 
 
 @torch.inference_mode(False)  # as for `run`
@@ -301,5 +301,8 @@ class _Together:
         return listen
 
 
-def _bare(spec: Any) -> str:
-    return "" if spec is None else str(spec)
+def _names(recipe: Recipe, role: str) -> list[Path]:
+    given = getattr(recipe, role)
+    if isinstance(given, tuple):
+        return [Path(each.file) for each in given]
+    return [Path("" if given is None else str(given))]

@@ -24,8 +24,9 @@ class LayerJob:
         method, params: name and settings (plain values) of the method for this layer.
         update: the LoRA's factors on disk, with the scale.
         source, target: the two weights; None where the method does not need them.
-        distill: the update of the distillation LoRA when that defines the target, with its strength.
-        has_drift: False when a distillation LoRA leaves this layer alone.
+        target_updates: what distillation LoRAs add to the target's weight, or to the source's where there is no
+            target; their strengths are in the scales.
+        has_drift: False when the source is the target but for distillation LoRAs, which leave this layer alone.
         round_to: dtype that both weights are rounded to before differencing, when they are stored in
             different ones; otherwise the rounding of one file would pass for drift.
         rank: settled rule for the output rank. amount: 0 direct .. 1 the method in full.
@@ -41,7 +42,7 @@ class LayerJob:
     update: LayerUpdate
     source: TensorRef | None
     target: TensorRef | None
-    distill: tuple[LayerUpdate, float] | None
+    target_updates: tuple[LayerUpdate, ...]
     has_drift: bool
     round_to: str | None
     rank: RankRule

@@ -7,10 +7,12 @@ prepared from the drift. Then the two weights are not even read, unless the meth
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from loraport.adapters.adapter import LayerUpdate
 from loraport.containers.tensors import TensorRef
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
@@ -76,10 +78,10 @@ def load_layer(
         return LayerMatrices(inputs, None, None)
     cache = _LayerCache(job, digests, store, device, keep)
     basis = cache.basis("source") if needs.basis else None
-    target_basis = cache.basis("target") if needs.target_basis and job.target is not None else None
+    target_basis = cache.basis("target") if needs.target_basis else None
     key, kept = cache.prepared(method, params) if needs.drift else (None, None)
 
-    # What has to be read. Where a LoRA makes the target, the target is the source plus that.
+    # What has to be read. Without a target checkpoint the target is the source plus what LoRAs add to it.
     wants_target = needs.target or (needs.target_basis and target_basis is None)
     wants_drift = needs.drift and (kept is None or method.reads_drift(job.shape, params))
     reads_pair = job.target is not None and (wants_drift or kept is None)  # if only for the norm of the difference
@@ -94,13 +96,16 @@ def load_layer(
     target: Tensor | None = None
     drift: Operator | None = None
     if job.target is None:
-        factored = _factored_drift(job, reader, device)
-        drift, drift_norm = factored, factored.norm() if needs.drift else None
+        added = _added(job, digests, reader, device)
+        drift, drift_norm = added, added.norm() if needs.drift else None
         if wants_target:
-            target = _there(weight) + factored.dense()
+            target = _there(weight) + added.dense()
     else:
         if wants_target or reads_pair:
             target = read_weight(reader, job.target, job.round_to, device)
+            if job.target_updates:
+                added = _added(job, digests, reader, device)
+                target.addmm_(added.B, added.A)
         if wants_drift:
             drift = DenseOperator(_difference(_there(target), _there(weight), in_place=not wants_target))
         if kept is not None:
@@ -176,7 +181,10 @@ def read_weight(
 
 
 def drift_ratio(job: LayerJob, reader: InputReader) -> tuple[float, float]:
-    """Frobenius norms of the drift and of the source weight of a layer, whose weights the reader then holds."""
+    """Frobenius norms of the source weight and of what the target's differs by, which the reader then holds.
+
+    Distillation LoRAs are left out: whether two checkpoints are related shows without them.
+    """
     assert job.source is not None
     assert job.target is not None
     cpu = torch.device("cpu")
@@ -190,22 +198,40 @@ def basis_key(digest: str, round_to: str | None) -> str:
     return entry_key({"weight": digest, "round_to": round_to, "algorithm": ALGORITHM})
 
 
-def prepared_key(
-    method: TransferMethod, params: Params, digests: Mapping[str, str], round_to: str | None
-) -> str | None:
+def basis_role(job: LayerJob, role: str) -> bool:
+    """Whether the basis of that side is kept: a weight that LoRAs were added to has no digest of its own."""
+    return role == "source" or (job.target is not None and not job.target_updates)
+
+
+def prepared_key(method: TransferMethod, params: Params, job: LayerJob, digests: Mapping[str, str]) -> str | None:
     """Under which key is kept what a method prepares for a pair of weights; None where it is not worth keeping."""
     detail = method.prepared_key(params)
     if detail is None or "target" not in digests:
         return None
+    added = {"added": target_updates_by(job, digests)} if job.target_updates else {}
     return entry_key(
-        {
+        added
+        | {
             "prepared": [method.name, method.version, detail],
             "algorithm": ALGORITHM,
             "source": digests["source"],
             "target": digests["target"],
-            "round_to": round_to,
+            "round_to": job.round_to,
         }
     )
+
+
+def target_updates_by(job: LayerJob, digests: Mapping[str, str]) -> list[Any]:
+    """What names the updates that are added to the target: the same in whatever order they were given."""
+    return [named for named, _ in _ordered(job, digests)]
+
+
+def _ordered(job: LayerJob, digests: Mapping[str, str]) -> list[tuple[list[Any], LayerUpdate]]:
+    named = []
+    for number, update in enumerate(job.target_updates):
+        roles = sorted((role, digests[f"target_lora.{number}.{role}"]) for role in update.parts)
+        named.append(([roles, update.scale, update.rows], update))
+    return sorted(named, key=lambda item: repr(item[0]))
 
 
 @dataclass(frozen=True)
@@ -227,6 +253,8 @@ class _LayerCache:
     keep: bool
 
     def basis(self, role: str) -> SpectralBasis | None:
+        if not basis_role(self.job, role):
+            return None
         m, n = self.job.shape
         p = min(m, n)
         kept = self.store.get("basis", self._basis_key(role), expect={"U": (m, p), "S": (p,), "Vh": (p, n)})
@@ -235,14 +263,14 @@ class _LayerCache:
         return SpectralBasis(kept["U"], kept["S"], kept["Vh"], driver=kept.meta["driver"]).to(self.device)
 
     def keep_basis(self, role: str, basis: SpectralBasis) -> SpectralBasis:
-        if self.keep and role in self.digests:  # a target that is source plus a LoRA has no digest of its own
+        if self.keep and basis_role(self.job, role):
             tensors = {"U": basis.U, "S": basis.S, "Vh": basis.Vh}
             self.store.put("basis", self._basis_key(role), tensors, {"driver": basis.driver})
         return basis
 
     def prepared(self, method: TransferMethod, params: Params) -> tuple[str | None, Prepared | None]:
         """The key of what the method prepares, None where it is not worth keeping, and what is there under it."""
-        key = prepared_key(method, params, self.digests, self.job.round_to)
+        key = prepared_key(method, params, self.job, self.digests)
         if key is None:
             return None, None
         kept = self.store.get("prepared", key)
@@ -259,12 +287,14 @@ class _LayerCache:
         return basis_key(self.digests[role], self.job.round_to)
 
 
-def _factored_drift(job: LayerJob, reader: InputReader, device: torch.device) -> LowRank:
-    """What the distillation LoRA adds to this layer; nothing where it leaves it alone."""
-    if job.distill is None:
-        return LowRank.zeros(*job.shape, device=device)
-    update, strength = job.distill
-    return reader.load(update).scaled(strength).to(device=device)
+def _added(job: LayerJob, digests: Mapping[str, str], reader: InputReader, device: torch.device) -> LowRank:
+    """What all distillation LoRAs together add to this layer, to the same bits in whatever order they were given."""
+    found = LowRank.zeros(*job.shape)
+    for _, update in _ordered(job, digests):
+        found = LowRank.sum([found, reader.load(update)])
+        if found.rank > min(job.shape):
+            found = LowRank.from_dense(found.dense())
+    return found.to(device=device)
 
 
 def _there(weight: Tensor | None) -> Tensor:

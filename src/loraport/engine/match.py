@@ -9,16 +9,35 @@ from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.fit import fit_passthrough
 from loraport.adapters.parse import experts_in, open_adapter
 from loraport.adapters.refusals import NO_EXPERT
+from loraport.adapters.target_lora import TargetLora
 from loraport.adapters.training import other_side
 from loraport.containers.locate import expert_folders
 from loraport.containers.names import Expert
 from loraport.containers.tensors import TensorRef, common_dtype, file_identity
 from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, MismatchError, UnmatchedKeysError, UsageError
-from loraport.models.architecture import require_same_size
+from loraport.models.architecture import LayerName, require_same_size
 from loraport.models.checkpoint import Checkpoint, open_checkpoint
 
 _NAMED = 20  # keys named in a sentence
+
+
+@dataclass(frozen=True)
+class Added:
+    """A distillation LoRA that is a part of the target.
+
+    Attributes:
+        given: file, strength and choices, as asked for.
+        adapter: what the file holds, at strength 1.
+    """
+
+    given: TargetLora
+    adapter: LoraAdapter
+
+    def update(self, layer: LayerName) -> LayerUpdate | None:
+        """What it adds to a layer, strength inside; None where it leaves the layer alone."""
+        found = self.adapter.layers.get(layer)
+        return None if found is None else replace(found, scale=found.scale * self.given.strength)
 
 
 @dataclass(frozen=True)
@@ -28,9 +47,8 @@ class Inputs:
     Attributes:
         adapter: the LoRA, at the strength and scale asked for.
         source: its model.
-        target: the distilled model, None where a LoRA makes it.
-        distill: that LoRA, None where a checkpoint is given.
-        strength: of the distillation LoRA.
+        target: the distilled model's checkpoint, None where LoRAs make it of the source.
+        added: the distillation LoRAs that are added to it, or to the source.
         doubts: what the LoRA's header says against this use of it.
         identities: file -> its `file_identity` when it was opened.
     """
@@ -38,8 +56,7 @@ class Inputs:
     adapter: LoraAdapter
     source: Checkpoint
     target: Checkpoint | None
-    distill: LoraAdapter | None
-    strength: float
+    added: tuple[Added, ...]
     doubts: tuple[str, ...]
     identities: Mapping[Path, str]
 
@@ -51,7 +68,7 @@ class Inputs:
             + (self.target.notes if self.target is not None else ())
             + self.adapter.warnings
             + self.doubts
-            + (() if self.distill is None else _notes_on_distillation(self.distill))
+            + tuple(note for each in self.added for note in _notes_on_added(each, self.adapter))
         )
 
     @property
@@ -72,7 +89,7 @@ def _more(side: Checkpoint, other: Checkpoint) -> list[str]:
 
 @dataclass(frozen=True)
 class Weights:
-    """The two weights of a layer; `target` is None where a distillation LoRA makes the target."""
+    """The two weights of a layer; `target` is None where distillation LoRAs make the target of the source."""
 
     source: TensorRef
     target: TensorRef | None
@@ -90,18 +107,15 @@ def open_inputs(recipe: Recipe) -> Inputs:
         FileError, UnsupportedError: a file cannot be read, is of a kind that is refused, or changes meanwhile.
         MismatchError, UnmatchedKeysError: the files do not fit each other, or the LoRA was transferred before.
     """
-    before = _identities(Path(spec) for spec in (recipe.lora, recipe.source, recipe.target) if spec is not None)
+    named = [recipe.lora, recipe.source, recipe.target, *(each.file for each in recipe.target_lora)]
+    before = _identities(Path(spec) for spec in named if spec is not None)
     expert = _expert_meant(recipe)
     source = open_checkpoint(recipe.source, nested=recipe.nested_source, expert=expert)
-    target, distill, strength = None, None, 1.0
-    parts = recipe.target_lora_parts()
-    if parts is not None:
-        before |= _identities([Path(parts[0])])
-        distill, strength = _open_distillation(parts[0], source, recipe), parts[1]
-    else:
-        assert recipe.target is not None
+    target = None
+    if recipe.target is not None:
         target = open_checkpoint(recipe.target, nested=recipe.nested_target, expert=expert)
         require_same_size(source.architecture, target.architecture, where=f"{source.path} and {target.path}")
+    added = tuple(Added(each, _open_added(each, source, recipe)) for each in recipe.target_lora)
     adapter = open_adapter(
         recipe.lora,
         source,
@@ -115,7 +129,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
         adapter = fit_passthrough(adapter, target, "target", allow_partial=recipe.allow_partial)
     adapter = _without_idle(adapter, recipe)
     _refuse_a_second_time(adapter, recipe)
-    identities = before | _identities(_files(source, target, adapter, distill))
+    identities = before | _identities(_files(source, target, adapter, *(each.adapter for each in added)))
     for file, identity in before.items():
         if file_identity(file) != identity:
             raise FileError(
@@ -123,7 +137,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
                 where=str(file),
                 fix="run the command again when nothing writes to the file",
             )
-    return Inputs(adapter, source, target, distill, strength, _doubts(adapter, recipe), identities)
+    return Inputs(adapter, source, target, added, _doubts(adapter, recipe), identities)
 
 
 def _expert_meant(recipe: Recipe) -> Expert | None:
@@ -149,24 +163,26 @@ def _without_idle(adapter: LoraAdapter, recipe: Recipe) -> LoraAdapter:
     return replace(adapter, warnings=tuple(text for text in adapter.warnings if NO_EXPERT not in text))
 
 
-def _open_distillation(path: str, source: Checkpoint, recipe: Recipe) -> LoraAdapter:
-    """The LoRA that makes the target. What was said of the LoRA's keys holds for its keys as well."""
+def _open_added(given: TargetLora, source: Checkpoint, recipe: Recipe) -> LoraAdapter:
+    """A distillation LoRA. What was said of all keys holds for its keys as well; its own choices go before."""
 
     def opened(adapter: str | None) -> LoraAdapter:
         return open_adapter(
-            path,
+            given.file,
             source,
-            expert=recipe.expert,
+            expert=given.expert or recipe.expert,
             adapter=adapter,
             drop=recipe.drop,
             allow_partial=recipe.allow_partial,
+            scale=given.scale,
+            layers_alone=True,
         )
 
+    if given.adapter is not None or recipe.adapter is None:
+        return opened(given.adapter)
     try:
         return opened(recipe.adapter)
     except UsageError:
-        if recipe.adapter is None:
-            raise
         return opened(None)  # the name was meant for the other file; several adapters are still an error
 
 
@@ -221,19 +237,23 @@ def weights_of(name: str, update: LayerUpdate, inputs: Inputs, recipe: Recipe) -
     return Weights(found["source"], found.get("target"))
 
 
-def _notes_on_distillation(distill: LoraAdapter) -> tuple[str, ...]:
-    """Its oddities; choices that were made for the other LoRA may well choose nothing in it."""
-    notes = [f"distillation LoRA: {note}" for note in distill.warnings if not note.endswith("chose nothing")]
-    if distill.dropped:
-        named = ", ".join(distill.dropped[:_NAMED]) + (", ..." if len(distill.dropped) > _NAMED else "")
-        notes.append(f"{len(distill.dropped)} keys of the distillation LoRA were left out: {named}")
-    return tuple(notes)
+def _notes_on_added(added: Added, lora: LoraAdapter) -> list[str]:
+    """Its oddities; choices that were made for another LoRA may well choose nothing in it."""
+    name, found = Path(added.given.file).name, added.adapter
+    notes = [f"{name}: {note}" for note in found.warnings if not note.endswith("chose nothing")]
+    if found.dropped:
+        named = ", ".join(found.dropped[:_NAMED]) + (", ..." if len(found.dropped) > _NAMED else "")
+        notes.append(f"{name}: {len(found.dropped)} keys were left out: {named}")
+    if not lora.layers.keys() & found.layers.keys():
+        notes.append(f"{name}: it changes none of the layers that the LoRA changes, so it makes no difference to them")
+    return notes
 
 
 def _doubts(adapter: LoraAdapter, recipe: Recipe) -> tuple[str, ...]:
     """Where the header says that the LoRA was trained on something else than the recipe takes for its model."""
     training = adapter.training
-    said = other_side(training, recipe.source, recipe.target or (recipe.target_lora_parts() or ("",))[0])
+    target = recipe.target or " ".join(each.file for each in recipe.target_lora)
+    said = other_side(training, recipe.source, target)
     found = [] if said is None else [said]
     if training.timesteps and recipe.expert and training.expert not in (None, recipe.expert):
         least, greatest = training.timesteps

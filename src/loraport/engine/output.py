@@ -4,7 +4,7 @@ Checked before any work, so that nothing is computed for a file that cannot be w
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,9 @@ def log_path(path: Path | None, options: RunOptions) -> Path | None:
 
 def input_files(plan: TransferPlan) -> Iterator[tuple[str, Path]]:
     """Every file that the run reads, and what lies beside it and was read for it."""
-    for role, adapter in (("input LoRA", plan.adapter), ("distillation LoRA", plan.distill)):
-        if adapter is not None:
-            yield from with_settings(role, adapter.path)
+    yield from with_settings("input LoRA", plan.adapter.path)
+    for each in plan.added:
+        yield from with_settings("distillation LoRA", each.adapter.path)
     for role, side in (("source", plan.source), ("target", plan.target)):
         for file in {side.path} | {ref.file for ref in side.tensors.values()} if side is not None else ():
             yield from with_settings(role, file)
@@ -71,11 +71,12 @@ def render_output(
     tensors = render_adapter(
         layers, plan.passthrough, plan.recipe.to, plan.source.architecture, plan.adapter.dialect, dtype
     )
+    inputs = _input_digests(plan, results)
     told = ("layers", "rank_in", "rank_out", "energy_kept_min", "energy_kept_mean", "energy_kept_total")
     metadata = build_metadata(
         input_metadata=plan.adapter.metadata,
-        recipe=_identity(plan),
-        inputs=_input_digests(plan, results),
+        recipe=_identity(plan, inputs),
+        inputs=_told(inputs),
         method=plan.method,
         summary={name: getattr(report.summary, name) for name in told} | {"dropped": list(plan.dropped)},
         rank=rank,
@@ -84,10 +85,17 @@ def render_output(
     return tensors, metadata
 
 
-def _identity(plan: TransferPlan) -> dict[str, Any]:
-    """The settings that decide the result, without paths or anything else of this machine."""
+def _identity(plan: TransferPlan, inputs: Mapping[str, str]) -> dict[str, Any]:
+    """The settings that decide the result, without paths or anything else of this machine.
+
+    Distillation LoRAs stand in it with the digest of what was used of each, so that their order does not matter.
+    """
     recipe = plan.recipe
-    strength = recipe.target_lora_parts()
+    added = [
+        {"digest": inputs.get(f"target_lora.{number}"), **each.given.values()} for number, each in enumerate(plan.added)
+    ]
+    for each in added:
+        del each["file"]
     return {
         "method": plan.method,
         "params": plan.params,
@@ -99,7 +107,7 @@ def _identity(plan: TransferPlan) -> dict[str, Any]:
         "drop": recipe.drop,
         "to": recipe.to,
         "dtype": plan.dtype,
-        "target_lora_strength": None if strength is None else strength[1],
+        "target_lora": sorted(added, key=canonical_json),
         "allow_partial": recipe.allow_partial,
         "expert": recipe.expert,
         "adapter": recipe.adapter,
@@ -108,9 +116,18 @@ def _identity(plan: TransferPlan) -> dict[str, Any]:
 
 def _input_digests(plan: TransferPlan, results: list[LayerResult]) -> dict[str, str]:
     """One SHA-256 for the tensors of each input that were used, over the digests of the tensors by name."""
-    roles: dict[str, dict[str, str]] = {}
+    owners: dict[str, dict[str, str]] = {}
     for result in results:
         for role, digest in result.digests.items():
-            owner = role if role in ("source", "target") else "target_lora" if role.startswith("distill") else "lora"
-            roles.setdefault(owner, {})[f"{result.report.name}/{role}"] = digest
-    return {owner: hashlib.sha256(canonical_json(found).encode()).hexdigest() for owner, found in roles.items()}
+            number = role.split(".")[1] if role.startswith("target_lora.") else ""
+            owner = f"target_lora.{number}" if number else role if role in ("source", "target") else "lora"
+            part = role.removeprefix(f"{owner}.")
+            owners.setdefault(owner, {})[f"{result.report.name}/{part}"] = digest
+    return {owner: hashlib.sha256(canonical_json(found).encode()).hexdigest() for owner, found in owners.items()}
+
+
+def _told(inputs: Mapping[str, str]) -> dict[str, str]:
+    """The digests as the header has them: of several distillation LoRAs all, in whatever order they were given."""
+    told = {role: digest for role, digest in inputs.items() if not role.startswith("target_lora.")}
+    added = sorted(digest for role, digest in inputs.items() if role not in told)
+    return told | ({"target_lora": " ".join(added)} if added else {})

@@ -18,7 +18,7 @@ from loraport.adapters.pattern import Search
 from loraport.adapters.render import check_passthrough
 from loraport.containers.dtypes import written_as
 from loraport.engine.job import LayerJob
-from loraport.engine.match import open_inputs, weights_of
+from loraport.engine.match import Added, open_inputs, weights_of
 from loraport.engine.recipe import RankRule, Recipe
 from loraport.errors import MismatchError, UsageError
 from loraport.methods import cost as costs
@@ -35,8 +35,9 @@ class TransferPlan:
 
     Attributes:
         recipe: the request. method, params: resolved from it.
-        adapter: the input LoRA. source, target: the checkpoints; `target` is None with a distillation LoRA.
-        distill: that LoRA. jobs: one a layer, in the model's order.
+        adapter: the input LoRA. source, target: the checkpoints; `target` is None where LoRAs make it of the source.
+        added: the distillation LoRAs that are added to the target, or to the source. jobs: one a layer, in the
+            model's order.
         passthrough: tensors taken over unchanged. dropped: keys left out.
         rank: settled rule. dtype: torch name of the output's dtype.
         extra_source, extra_target: weights that only one checkpoint has.
@@ -51,7 +52,7 @@ class TransferPlan:
     adapter: LoraAdapter
     source: Checkpoint
     target: Checkpoint | None
-    distill: LoraAdapter | None
+    added: tuple[Added, ...]
     jobs: tuple[LayerJob, ...]
     passthrough: tuple[Passthrough, ...]
     dropped: tuple[str, ...]
@@ -109,7 +110,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     needs = method.needs(params) if recipe.amount > 0 else _NOTHING
     check_profile(recipe.to)
     inputs = open_inputs(recipe)
-    adapter, distill = inputs.adapter, inputs.distill
+    adapter = inputs.adapter
     family = inputs.source.architecture.family
     check_passthrough(adapter.passthrough, profile_of(recipe.to, adapter.dialect).of(family), family)
     dropped = list(adapter.dropped)
@@ -131,7 +132,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         job_needs = needs if chosen == method.name else _NOTHING
         m, n = update.shape
         hinted = max(update.rank, int(rank.value) if rank.kind == "fixed" else min(m, n))
-        distilled = distill.layers.get(name) if distill is not None else None
+        updates = tuple(update for each in inputs.added if (update := each.update(name)) is not None)
         jobs.append(
             LayerJob(
                 name=name,
@@ -141,8 +142,8 @@ def make_plan(recipe: Recipe) -> TransferPlan:
                 update=update,
                 source=found.source if job_needs != _NOTHING else None,
                 target=found.target if job_needs.target or job_needs.drift or job_needs.target_basis else None,
-                distill=(distilled, inputs.strength) if distilled is not None and job_needs != _NOTHING else None,
-                has_drift=distill is None or distilled is not None,
+                target_updates=updates if job_needs != _NOTHING else (),
+                has_drift=inputs.target is not None or bool(updates),
                 round_to=found.common_dtype,
                 rank=rank,
                 amount=recipe.amount if job_needs != _NOTHING else 1.0,
@@ -165,7 +166,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         adapter=adapter,
         source=inputs.source,
         target=inputs.target,
-        distill=distill,
+        added=inputs.added,
         jobs=tuple(jobs),
         passthrough=adapter.passthrough,
         dropped=tuple(dropped),

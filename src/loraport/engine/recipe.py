@@ -5,14 +5,13 @@ the output. Nothing in the options can: device, workers, cache and paths are the
 Each field is the one place where its setting is defined: type, default, flag, help and documentation.
 """
 
-import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from loraport.adapters.target_lora import TargetLora, target_loras
 from loraport.engine.executors import NAMES as EXECUTORS
 from loraport.errors import UsageError, did_you_mean
 from loraport.methods import DEFAULT
@@ -93,12 +92,14 @@ class Recipe(Settings):
         ),
     ] = None  # fmt: skip
     target_lora: Annotated[
-        PathText | None,
+        tuple[TargetLora, ...],
+        BeforeValidator(target_loras),
         Setting(
-            "Instead of --target: the target is the source plus this distillation LoRA.",
-            "--target-lora", panel=MODELS, metavar="FILE[:STRENGTH]", path=True,
+            "A distillation LoRA that makes the target: it is added to the source, or to --target where one is given. "
+            "May be repeated. FILE:0.5:expert=high also chooses (expert, adapter, scale) in this file.",
+            "--target-lora", panel=MODELS, metavar="FILE[:STRENGTH]", path=True, many=True,
         ),
-    ] = None  # fmt: skip
+    ] = ()  # fmt: skip
     nested_source: Annotated[
         str | None,
         Setting(
@@ -133,18 +134,24 @@ class Recipe(Settings):
     expert: Annotated[
         Literal["high", "low"] | None,
         Setting(
-            "Which expert of Wan2.2: its folder of a pipeline, its LoRA of a file with two.",
+            "Which expert of Wan2.2: its folder of a pipeline, its LoRA of every file with two.",
             "--expert", panel=LORA, metavar="high|low",
         ),
     ] = None  # fmt: skip
     adapter: Annotated[
         str | None,
-        Setting("Which LoRA of a file that holds several by name.", "--adapter", panel=LORA, metavar="NAME"),
-    ] = None
+        Setting(
+            "Which LoRA of a file that holds several by name; of every file that has it.",
+            "--adapter", panel=LORA, metavar="NAME",
+        ),
+    ] = None  # fmt: skip
     drop: Annotated[
         Pattern,
-        Setting("Leave layers and keys that match out of the output.", "--drop", panel=LORA, metavar="REGEX"),
-    ] = None
+        Setting(
+            "Leave layers and keys that match out of the output, and out of the distillation LoRAs.",
+            "--drop", panel=LORA, metavar="REGEX",
+        ),
+    ] = None  # fmt: skip
     allow_partial: Annotated[
         bool, Setting("Leave out what cannot be matched, instead of refusing.", "--allow-partial", panel=LORA)
     ] = False
@@ -200,15 +207,23 @@ class Recipe(Settings):
 
     def check(self) -> None:
         """Refuse settings that do not go together. Raises UsageError."""
-        if (self.target is None) == (self.target_lora is None):
+        if self.target is None and not self.target_lora:
             raise UsageError(
-                "the target is not given" if self.target is None else "two targets are given",
-                fix="give either a target checkpoint (--target) or a distillation LoRA (--target-lora)",
+                "the target is not given",
+                fix="give a target checkpoint (--target), or distillation LoRAs for the source (--target-lora)",
             )
         RankRule.parse(self.rank)
-        parts = self.target_lora_parts()
-        if parts is not None and not math.isfinite(parts[1]):
-            raise UsageError("the strength of the distillation LoRA is no number", values=str(self.target_lora))
+        seen = set()
+        for each in self.target_lora:
+            file, expert, adapter = each.identity
+            chosen = file, expert or self.expert, adapter or self.adapter
+            if chosen in seen:
+                raise UsageError(
+                    "a distillation LoRA is given twice",
+                    values=each.file,
+                    fix="give it once, at the sum of the strengths",
+                )
+            seen.add(chosen)
 
     @classmethod
     def build(cls, settings: dict[str, Any]) -> "Recipe":
@@ -219,25 +234,6 @@ class Recipe(Settings):
     def rank_rule(self) -> RankRule:
         """The parsed `rank`."""
         return RankRule.parse(self.rank)
-
-    def target_lora_parts(self) -> tuple[str, float] | None:
-        """`target_lora` as (file, strength); the strength is 1 when not given."""
-        if self.target_lora is None:
-            return None
-        path, _, tail = self.target_lora.rpartition(":")
-        if not path or path == "zoo" or _exists(self.target_lora):  # a colon may be part of the name (C:\...)
-            return self.target_lora, 1.0
-        try:
-            return path, float(tail)
-        except ValueError:
-            return self.target_lora, 1.0
-
-
-def _exists(name: str) -> bool:
-    try:
-        return Path(name).exists()
-    except (OSError, ValueError):  # a name that cannot be one is refused where it is opened
-        return False
 
 
 def _executor(name: str) -> str:

@@ -9,7 +9,7 @@ from loraport.methods.columns import Column
 
 Stat = float | int | str | bool
 
-SCHEMA = 2
+SCHEMA = 3
 """Of the JSON document and the run log; raised when a name goes or changes its meaning. 1 had no number."""
 
 COLUMNS = (
@@ -75,6 +75,28 @@ class LayerReport:
 
 
 @dataclass(frozen=True)
+class UsedWith:
+    """A distillation LoRA that is a part of the target, so that the output is to be used together with it.
+
+    Attributes:
+        file: the LoRA.
+        strength: how strong it was taken, and is to be used.
+        expert: which of the two LoRAs in it, where it holds those of both Wan2.2 experts.
+        adapter: which of several by name.
+    """
+
+    file: str
+    strength: float
+    expert: str | None = None
+    adapter: str | None = None
+
+    def __str__(self) -> str:
+        chosen = [f"its {self.expert} noise half"] if self.expert else []
+        chosen += [f"its adapter {self.adapter}"] if self.adapter else []
+        return f"{self.file}{''.join(f' ({each})' for each in chosen)} at strength {self.strength:g}"
+
+
+@dataclass(frozen=True)
 class Summary:
     """The totals of a run, and what was asked for.
 
@@ -97,10 +119,9 @@ class Summary:
         training: what its header says of how it was trained: trainer, base, steps, ... (`adapters.training.Training`).
         source: the model it was trained on.
         source_title: that model in words.
-        target: the distilled model; None where a LoRA makes it.
+        target: the distilled model; None where LoRAs make it of the source.
         target_title: that model in words.
-        target_lora: the distillation LoRA, where one makes the target of the source.
-        target_lora_strength: how strong it was taken.
+        target_lora: the distillation LoRAs that make the target, of the source or of `target`.
         extra_source: weights that only the source has.
         extra_target: weights that only the target has.
         cached_layers: layers that were taken from an earlier run.
@@ -127,8 +148,7 @@ class Summary:
     source_title: str
     target: str | None
     target_title: str
-    target_lora: str | None
-    target_lora_strength: float | None
+    target_lora: tuple[UsedWith, ...]
     extra_source: tuple[str, ...]
     extra_target: tuple[str, ...]
     cached_layers: int

@@ -20,16 +20,18 @@ from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, War
 from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
 from loraport.engine.kinship import drift_share, refuse_other_expert
+from loraport.engine.match import Added
 from loraport.engine.output import check_outputs, log_path, render_output
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
-from loraport.engine.recipe import RunOptions
+from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import (
     SCHEMA,
     Column,
     LayerReport,
     Summary,
     TransferReport,
+    UsedWith,
     energy_kept_in_total,
     layer_columns,
 )
@@ -309,7 +311,6 @@ def _report(
 ) -> TransferReport:
     layers = tuple(result.report for result in results)
     kept = [layer.energy_kept for layer in layers]
-    distill = plan.recipe.target_lora_parts()
     summary = Summary(
         method=plan.method,
         params=plan.params,
@@ -331,8 +332,7 @@ def _report(
         source_title=plan.source.architecture.title,
         target=None if plan.target is None else str(plan.target.path),
         target_title=plan.source.architecture.title if plan.target is None else plan.target.architecture.title,
-        target_lora=None if plan.distill is None else str(plan.distill.path),
-        target_lora_strength=None if distill is None else distill[1],
+        target_lora=tuple(_used_with(each, plan.recipe) for each in plan.added),
         extra_source=plan.extra_source,
         extra_target=plan.extra_target,
         cached_layers=sum(layer.cached for layer in layers),
@@ -359,12 +359,19 @@ def _has(layer: LayerReport, key: str) -> bool:
     return key in layer.stats or hasattr(layer, key)
 
 
+def _used_with(added: Added, recipe: Recipe) -> UsedWith:
+    adapter = added.given.adapter or recipe.adapter
+    named = adapter if adapter == added.adapter.dialect.adapter else None
+    return UsedWith(str(added.adapter.path), added.given.strength, added.adapter.expert, named)
+
+
 def _how_to_load(path: Path, plan: TransferPlan, summary: Summary) -> tuple[str, ...]:
     ways = tuple(ways_to_load(path, plan.content, expert=plan.recipe.expert))
-    if summary.target_lora is None:
+    if not summary.target_lora:
         return ways
+    base = "the source" if plan.target is None else str(plan.target.path)
     return (
         *ways,
-        f"together with {summary.target_lora} at strength {summary.target_lora_strength:g}, on the source: "
-        "the two make up the target that this file is for",
+        f"together with {' and '.join(map(str, summary.target_lora))}, on {base}: "
+        "that is the target that this file is for",
     )

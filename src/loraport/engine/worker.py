@@ -22,7 +22,7 @@ from loraport.core.truncation import Truncation, truncated_svd
 from loraport.engine.devices import is_out_of_memory, release_memory
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
-from loraport.engine.layer import LayerMatrices, load_layer
+from loraport.engine.layer import LayerMatrices, load_layer, target_updates_by
 from loraport.engine.reading import InputReader
 from loraport.engine.results import LayerReport
 from loraport.engine.rounding import MOSTLY, rounding_share
@@ -134,8 +134,8 @@ class Worker:
 def references(job: LayerJob) -> dict[str, TensorRef]:
     """Every tensor that the job reads, by its role."""
     refs = {"source": job.source, "target": job.target, **job.update.parts}
-    if job.distill is not None:
-        refs |= {f"distill.{role}": ref for role, ref in job.distill[0].parts.items()}
+    for number, update in enumerate(job.target_updates):
+        refs |= {f"target_lora.{number}.{role}": ref for role, ref in update.parts.items()}
     return {role: ref for role, ref in refs.items() if ref is not None}
 
 
@@ -200,15 +200,13 @@ def _identity(job: LayerJob, digests: Mapping[str, str]) -> dict[str, Any]:
     method, params = registry.resolve(job.method, job.params)
     # Layers that share all tensors of a fused weight differ in their rows alone.
     rows = {"rows": job.update.rows} if job.update.rows is not None else {}
-    if job.distill is not None and job.distill[0].rows is not None:
-        rows["distill_rows"] = job.distill[0].rows
     return rows | {
         "version": RESULT_VERSION,
         "algorithm": ALGORITHM,
         "method": [method.name, method.version, params.model_dump(mode="json")],
-        "digests": dict(digests),
+        "digests": {role: digest for role, digest in digests.items() if not role.startswith("target_lora.")},
         "scale": job.update.scale,
-        "distill": None if job.distill is None else [job.distill[0].scale, job.distill[1]],
+        "distill": target_updates_by(job, digests) or None,
         "has_drift": job.has_drift,
         "round_to": job.round_to,
         "rank": asdict(job.rank),

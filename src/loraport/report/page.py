@@ -70,6 +70,7 @@ def render_page(report: Mapping[str, Any], *, comparison: Comparison | None = No
         title=words.title or _title(report),
         lead=words.lead or _lead(report),
         warnings=report.get("warnings", []),
+        load=report.get("load", []),
         words=words,
         comparison=comparison,
         arrows={None: "", **ARROWS},

@@ -87,9 +87,9 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, Any]]:
 
 def _written(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{k}={_written(k, v)}" for k, v in value.items())
+        return ", ".join(f"{k}={_written(k, v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list | tuple):
-        return ", ".join(str(item) for item in value)
+        return ", ".join(f"({_written(key, item)})" if isinstance(item, Mapping) else str(item) for item in value)
     if isinstance(value, float) and key.startswith("energy_kept"):
         return _percent(value)
     if isinstance(value, float):
