@@ -65,8 +65,8 @@ class Setting:
         path: bool = False,
         many: bool = False,
     ):
-        given = {"help": help, "flags": flags, "panel": panel, "metavar": metavar, "default": default}
-        given |= {"path": path, "many": many}
+        given: dict[str, object] = {"help": help, "flags": flags, "panel": panel, "metavar": metavar}
+        given |= {"default": default, "path": path, "many": many}
         for name, value in given.items():
             object.__setattr__(self, name, value)
 

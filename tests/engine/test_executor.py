@@ -30,7 +30,7 @@ def _job(name: str, shape=(4, 4), peak_bytes: int = 100) -> LayerJob:
         update=UPDATE,
         source=None,
         target=None,
-        target_updates=(),
+        target_updates={},
         has_drift=False,
         round_to=None,
         rank=RankRule("fixed", 4),

@@ -17,6 +17,11 @@ from loraport.errors import LoraportError, MismatchError, UsageError
 from loraport.report.page import render_page
 
 Adapter = dict[str, Tensor]
+LAYERS = {
+    name: pico.LAYERS[name]
+    for name in ("blocks.0.self_attn.q", "blocks.0.ffn.0", "blocks.1.cross_attn.o", "blocks.1.ffn.2")
+}
+ATTENTION = {name: shape for name, shape in LAYERS.items() if "attn" in name}
 
 
 def _round(tensors: Adapter, bits: int) -> Adapter:
@@ -27,14 +32,16 @@ def _round(tensors: Adapter, bits: int) -> Adapter:
 def _dense(lora: Adapter) -> Adapter:
     down, up = ".lora_A.weight", ".lora_B.weight"
     stems = [key.removesuffix(down) for key in lora if key.endswith(down)]
-    return {stem.removeprefix("diffusion_model."): lora[stem + up] @ lora[stem + down] for stem in stems}
+    return {
+        stem.removeprefix("diffusion_model."): lora[stem + up].double() @ lora[stem + down].double() for stem in stems
+    }
 
 
 def _merged(weights: Adapter, *loras: tuple[Adapter, float]) -> Adapter:
     merged = {name: weight.clone() for name, weight in weights.items()}
     for lora, strength in loras:
         for name, update in _dense(lora).items():
-            merged[f"{name}.weight"] += strength * update
+            merged[f"{name}.weight"] += (strength * update).float()
     return merged
 
 
@@ -45,9 +52,9 @@ def files(tmp_path) -> pico.Pico:
     source = _round(pico.weights(1), 10)
     save_file(source, made.source)
     save_file(_round(pico.distilled(source, 2, drift=0.05), 10), made.target)
-    attention = {name: shape for name, shape in pico.LAYERS.items() if "attn" in name}
-    save_file(_round(pico.lora(11, rank=6), 6), made.folder / "few.safetensors")
-    save_file(_round(pico.lora(12, rank=3, layers=attention), 6), made.folder / "cfg.safetensors")
+    save_file(pico.lora(3, layers=LAYERS), made.lora)
+    save_file(_round(pico.lora(11, rank=6, layers=LAYERS), 6), made.folder / "few.safetensors")
+    save_file(_round(pico.lora(12, rank=3, layers=ATTENTION), 6), made.folder / "cfg.safetensors")
     return made
 
 
@@ -76,15 +83,15 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_several_equal_the_checkpoint_they_were_merged_into(files, method, base):
     few, cfg = files.folder / "few.safetensors", files.folder / "cfg.safetensors"
-    whole = _merged(load_file(getattr(files, base)), (load_file(few), 1.0), (load_file(cfg), -0.5))
+    whole = _merged(load_file(getattr(files, base)), (load_file(few), 0.5), (load_file(cfg), -0.25))
     save_file(whole, files.folder / "merged.safetensors")
     one, _ = _transfer(files, "one", target=files.folder / "merged.safetensors", **METHODS[method])
     target = {"target": files.target} if base == "target" else {}
-    two, report = _transfer(files, "two", target_lora=[few, f"{cfg}:-0.5"], **target, **METHODS[method])
-    _close(two, one, 1e-6)
+    two, report = _transfer(files, "two", target_lora=[f"{few}:0.5", f"{cfg}:-0.25"], **target, **METHODS[method])
+    _close(two, one, 2e-6)  # 1e-6 each, by the float32 factors of the two files
     assert report.summary.target == (str(files.target) if target else None)
     if method != "direct":
-        other, _ = _transfer(files, "other", target_lora=[few], **target, **METHODS[method])
+        other, _ = _transfer(files, "other", target_lora=f"{few}:0.5", **target, **METHODS[method])
         with pytest.raises(AssertionError):
             _close(other, one, 1e-3)  # the second one matters
 
@@ -95,7 +102,7 @@ def test_the_order_makes_no_byte_and_no_work(files, tmp_path):
     one, first = _transfer(files, "one", cache, target_lora=[few, f"{cfg}:0.5"])
     two, second = _transfer(files, "two", cache, target_lora=[f"{cfg}:0.5", few])
     assert one.read_bytes() == two.read_bytes()
-    assert (first.summary.cached_layers, second.summary.cached_layers) == (0, len(pico.LAYERS))
+    assert (first.summary.cached_layers, second.summary.cached_layers) == (0, len(LAYERS))
     three, _ = _transfer(files, "three", target_lora=[f"{cfg}:0.5", few])  # not because the cache was there
     assert three.read_bytes() == one.read_bytes()
 
@@ -111,12 +118,11 @@ def test_each_strength_is_a_part_of_the_key(files, tmp_path, target):
     for number, given in enumerate(([few, f"{cfg}:0.5"], [few], [cfg, f"{few}:0.25"])):
         warm, report = _transfer(files, f"warm {number}", cache, target_lora=given, **more)
         cold, _ = _transfer(files, f"cold {number}", target_lora=given, **more)
-        attention = sum("attn" in name for name in pico.LAYERS)
-        alone = len(pico.LAYERS) - attention if given[0] == few and len(given) == 2 else 0
-        assert report.summary.cached_layers == alone  # layers that the second one does not touch are the same
+        alone = len(LAYERS) - len(ATTENTION) if few in given else 0  # what the other one does not touch is the same
+        assert report.summary.cached_layers == alone
         assert warm.read_bytes() == cold.read_bytes()
         again, report = _transfer(files, f"again {number}", cache, target_lora=given, **more)
-        assert report.summary.cached_layers == len(pico.LAYERS)
+        assert report.summary.cached_layers == len(LAYERS)
         assert again.read_bytes() == warm.read_bytes()
 
 
@@ -145,7 +151,7 @@ def test_a_layer_that_none_touches_keeps_its_update(files):
     cfg = files.folder / "cfg.safetensors"
     output, report = _transfer(files, target_lora=cfg)
     was, now = _dense(load_file(files.lora)), _dense(load_file(output))
-    for name in pico.LAYERS:
+    for name in LAYERS:
         same = torch.allclose(now[name], was[name], rtol=1e-5, atol=1e-6)
         assert same == ("ffn" in name), name
     elsewhere = {"head.head": (64, pico.WIDTH)}
@@ -167,7 +173,7 @@ def test_choices_reach_the_file_they_are_made_for(files):
 
     experts = respelled(few, "diffusion_model.transformer_1.") | respelled(cfg, "diffusion_model.transformer_2.")
     adapters = respelled(cfg, "", ".teacher") | respelled(few, "", ".student")
-    doubled = {key: tensor * 2 if "_B" in key else tensor for key, tensor in few.items()}
+    doubled = {key: tensor * 4 if "_B" in key else tensor for key, tensor in few.items()}
     save_file(experts, folder / "experts.safetensors")
     save_file(adapters, folder / "adapters.safetensors")
     save_file(doubled, folder / "doubled.safetensors")
@@ -177,7 +183,7 @@ def test_choices_reach_the_file_they_are_made_for(files):
         "everybody's expert": {"target_lora": folder / "experts.safetensors", "expert": "high"},
         "its own adapter": {"target_lora": f"{folder / 'adapters.safetensors'}:1:adapter=student"},
         "everybody's adapter": {"target_lora": folder / "adapters.safetensors", "adapter": "student"},
-        "its own scale": {"target_lora": TargetLora(file=str(folder / "doubled.safetensors"), scale=0.5)},
+        "its own scale": {"target_lora": TargetLora(file=str(folder / "doubled.safetensors"), scale=0.25)},
     }
     for way, settings in ways.items():
         found, report = _transfer(files, way, **settings)
@@ -234,7 +240,7 @@ def test_changes_of_other_things_than_layers_do_not_stand_in_the_way(files):
 
 def test_the_report_says_what_the_result_is_used_with(files, tmp_path):
     few, cfg = files.folder / "few.safetensors", files.folder / "cfg.safetensors"
-    output, report = _transfer(files, target_lora=[few, f"{cfg}:0.5"])
+    _, report = _transfer(files, target_lora=[few, f"{cfg}:0.5"])
     assert report.summary.target is None
     assert [(used.file, used.strength) for used in report.summary.target_lora] == [(str(few), 1.0), (str(cfg), 0.5)]
     said = f"together with {few} at strength 1 and {cfg} at strength 0.5, on the source"
@@ -243,6 +249,25 @@ def test_the_report_says_what_the_result_is_used_with(files, tmp_path):
     assert f"{cfg} at strength 0.5, on the source" in render_page(report.to_json())
     _, report = _transfer(files, target=files.target, target_lora=few)
     assert any(f"together with {few} at strength 1, on {files.target}" in way for way in report.load)
+
+
+@pytest.mark.parametrize("where", ["header", "beside"])
+def test_what_a_file_says_of_its_sampling_is_passed_on(files, where):
+    few = load_file(files.folder / "few.safetensors")
+    told = {"denoising_step_list": "[1000, 750, 500, 250]", "enable_cfg": "no", "ss_steps": "2000", "sampler": "None"}
+    save_file(few, files.folder / "few.safetensors", metadata=told if where == "header" else None)
+    if where == "beside":
+        config = {"denoising_step_list": [1000, 750, 500, 250], "enable_cfg": False, "model_cls": "wan2.1"}
+        (files.folder / "inference_config.json").write_text(json.dumps(config))
+    _, report = _transfer(files, target_lora=files.folder / "few.safetensors")
+    said = "denoising_step_list [1000, 750, 500, 250], enable_cfg no"
+    (used,) = report.summary.target_lora
+    assert used.usage.startswith(f"{said} (")
+    assert any("few.safetensors says how it is sampled" in way and said in way for way in report.load)
+    (files.folder / "inference_config.json").write_text("{ no JSON")
+    save_file(few, files.folder / "few.safetensors")
+    _, report = _transfer(files, target_lora=files.folder / "few.safetensors")
+    assert report.summary.target_lora[0].usage is None
 
 
 def test_the_header_names_each_by_its_content(files):

@@ -233,6 +233,7 @@ class LoraAdapter:
         keys: all raw keys.
         warnings: sentences for the user.
         expert: the expert of Wan2.2 that it is for, "high" or "low", where its keys say so.
+        nest: the names that lead to its tensors in a torch file.
     """
 
     path: Path
@@ -246,6 +247,7 @@ class LoraAdapter:
     keys: tuple[str, ...]
     warnings: tuple[str, ...] = ()
     expert: str | None = None
+    nest: tuple[str, ...] = ()
 
     @property
     def fused(self) -> frozenset[LayerName]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.grammar import grammar
-from loraport.adapters.parse import FILES, open_adapter
+from loraport.adapters.opened import FILES
+from loraport.adapters.parse import open_adapter
 from loraport.adapters.scale import ASSUMED
 from loraport.adapters.training import Training, read_training
 from loraport.containers.access import kind_of
@@ -101,7 +102,7 @@ def _lora(path: str | Path) -> FileDescription:
             return _raw(path, "lora", error)
     else:
         refused, code = "", 0
-    refs = next(group for group in open_tensors(lora.path).groups.values() if lora.keys[0] in group)
+    refs = open_tensors(lora.path).groups[lora.nest]
     passthrough: dict[str, list[str]] = {}
     for item in lora.passthrough:
         passthrough.setdefault(item.kind, []).extend(item.keys)

@@ -32,6 +32,8 @@ class Grammar:
     refused: tuple[tuple[str, re.Pattern[str]], ...]
     explained: tuple[tuple[str, re.Pattern[str]], ...]
     suffixes: tuple[tuple[re.Pattern[str], str, str | None], ...]
+    nests: tuple[str, ...]
+    sampling: tuple[str, ...]
 
     def split_suffix(self, key: str) -> Suffix | None:
         """What a key's end says, or None for a key that is no part of a LoRA."""
@@ -67,6 +69,8 @@ def grammar() -> Grammar:
         refused=tuple((row["kind"], re.compile(row["pattern"])) for row in data["refused"]),
         explained=tuple((row["text"], re.compile(row["pattern"])) for row in data["explained"]),
         suffixes=tuple((_ending(text), part, style) for text, part, style in endings),
+        nests=tuple(data["nests"]),
+        sampling=tuple(data["sampling"]),
     )
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from loraport.adapters.scale import HEADER_NUMBERS
 from loraport.version import __version__
 
 CONTENT = "loraport.content"  # digest of all tensors; written by write_adapter, checked by verify
@@ -14,6 +15,7 @@ MAX_JSON = 4 * 2**20
 # Facts about the input file that are wrong for the output.
 STALE = (
     LORA_CONFIG,
+    *(name for names in HEADER_NUMBERS for name in names),
     "sshs_model_hash",
     "sshs_legacy_hash",
     "modelspec.hash_sha256",

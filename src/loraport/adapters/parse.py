@@ -14,6 +14,7 @@ from loraport.adapters.fit import check_fit
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Piece
+from loraport.adapters.opened import open_file
 from loraport.adapters.pattern import Search
 from loraport.adapters.refusals import (
     doubts,
@@ -23,18 +24,15 @@ from loraport.adapters.refusals import (
     scale_doubts,
     unmatched_keys,
 )
-from loraport.adapters.scale import FROM_CONFIG, FROM_METADATA, AdapterConfig, check_factor, read_config
-from loraport.containers.access import kind_of, list_folder
+from loraport.adapters.scale import FROM_CONFIG, FROM_HEADER, FROM_METADATA, AdapterConfig, check_factor, read_config
 from loraport.containers.names import Expert, named_path
-from loraport.containers.tensors import TensorRef, open_tensors
+from loraport.containers.tensors import TensorRef
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.models.architecture import Architecture, Shape, detect
 from loraport.models.checkpoint import Checkpoint
 from loraport.models.family import Family, families
 from loraport.models.keymap import Resolved, family_keymap
 from loraport.models.keys import MAX_LOOKED_AT, key_rules
-
-FILES = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 
 
 def open_adapter(
@@ -56,7 +54,7 @@ def open_adapter(
         model: what it must fit; without it only the family is required.
         role: what the model is called in messages.
         expert: "high" or "low", for files that hold the LoRAs of both Wan2.2 experts.
-        adapter: which adapter, for files that name several.
+        adapter: which adapter, for files that name several, in their keys or as parts of a torch file.
         drop: regular expression; keys and canonical layers in which it is found are left out.
         allow_partial: leave unmatched keys and half pairs out (listed in `dropped`) instead of refusing the file.
         scale: alpha / rank stated by hand; wins over everything in or beside the file, and every layer's
@@ -75,7 +73,9 @@ def open_adapter(
     """
     if scale is not None:
         check_factor(scale, "scale")
-    path, refs, metadata = _read(named_path(path))
+    opened = open_file(named_path(path), adapter)
+    path, refs, metadata = opened.path, opened.refs, opened.metadata
+    adapter = None if opened.chosen else adapter
     architecture = model.architecture if isinstance(model, Checkpoint) else model
     refuse_kinds(path, refs)
     possible = [architecture.family] if architecture else _families_of(refs, path)
@@ -126,7 +126,8 @@ def open_adapter(
         _common_dtype(done, pieces),
         tuple(refs),
         tuple(
-            idle
+            list(opened.notes)
+            + idle
             + _other_families(possible)
             + done.warnings
             + scale_doubts(done.layers.values(), config, dialect, metadata)
@@ -134,6 +135,7 @@ def open_adapter(
             + _said(besides)
         ),
         next((piece.at.expert for piece in pieces if piece.at.expert), None),
+        opened.nest,
     )
 
 
@@ -143,38 +145,11 @@ def experts_in(path: str | Path) -> frozenset[Expert]:
     Args:
         path: as for `open_adapter`.
     """
-    keys = _read(named_path(path))[1]
+    keys = open_file(named_path(path)).refs
     found = {expert for key in keys for prefix, expert in key_rules().experts.items() if key.startswith(prefix)}
     if "low" in found and any(key.startswith("transformer.") for key in keys):  # as diffusers writes the pair
         found.add("high")
     return frozenset(found)
-
-
-def _read(path: Path) -> tuple[Path, dict[str, TensorRef], dict[str, str]]:
-    if kind_of(path) == "folder":
-        named = [path / name for name in FILES if kind_of(path / name) == "file"]
-        files = named or [item for item in list_folder(path) if item.suffix == ".safetensors"]
-        if len(files) != 1:
-            listed = ", ".join(item.name for item in files[:8]) or "no safetensors file"
-            raise FileError(
-                "cannot tell which file of the folder is the LoRA",
-                where=str(path),
-                values=listed,
-                fix="name the file itself",
-            )
-        path = files[0]
-    file = open_tensors(path)
-    rules = grammar()
-    groups = {
-        nest: group for nest, group in file.groups.items() if any(rules.split_suffix(key) for key in group)
-    } or file.groups
-    if len(groups) != 1:
-        listed = ", ".join(".".join(nest) for nest in groups) or "none"
-        raise FileError("the file does not hold exactly one set of tensors", where=str(path), values=listed)
-    refs = next(iter(groups.values()))
-    if not refs:
-        raise MismatchError("a LoRA is needed here, but this file holds no tensors", where=str(path))
-    return path, refs, file.metadata
 
 
 def _shapes(model: Checkpoint | Architecture | None) -> Mapping[str, Shape]:
@@ -372,7 +347,7 @@ def _alpha_place(dialect: Dialect, config: AdapterConfig | None, done: Assembled
     if dialect.alpha != "none" or config is None:
         return dialect.alpha
     used = {layer.scale_source for layer in done.layers.values()}
-    return "metadata" if FROM_METADATA in used else "config" if FROM_CONFIG in used else "none"
+    return "metadata" if FROM_METADATA in used else "config" if {FROM_HEADER, FROM_CONFIG} & used else "none"
 
 
 def _without(done: Assembled, problems: Mapping[str, str]) -> tuple[Assembled, list[str]]:

@@ -9,7 +9,7 @@ from loraport.adapters.adapter import LayerUpdate
 from loraport.adapters.dialect import Dialect
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds.base import Piece
-from loraport.adapters.scale import BY_HAND, FROM_CONFIG, AdapterConfig
+from loraport.adapters.scale import BY_HAND, FROM_CONFIG, FROM_HEADER, AdapterConfig
 from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import MismatchError, UnmatchedKeysError, UnsupportedError
 from loraport.models.architecture import Architecture
@@ -71,15 +71,15 @@ def scale_doubts(
     scales: dict[str, set[float]] = {}
     for layer in layers:
         scales.setdefault(layer.scale_source, set()).add(layer.scale)
-    for source in (BY_HAND, FROM_CONFIG):
+    for source in (BY_HAND, FROM_HEADER, FROM_CONFIG):
         if scales.get(source, {1.0}) != {1.0}:
             low, high = min(scales[source]), max(scales[source])
             span = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-            way_out = "; --scale 1 leaves it out" if source == FROM_CONFIG else ""
+            way_out = "; --scale 1 leaves it out" if source != BY_HAND else ""
             found.append(f"the scale {span} was taken from: {source}{way_out}")
     if BY_HAND in scales:
         return found
-    if config is not None and dialect.alpha != "none":
+    if config is not None and config.source != FROM_HEADER and dialect.alpha != "none":
         found.append(f"the alpha tensors were taken; the {config.source} was not looked at")
     alpha, rank = (metadata.get(f"ss_network_{name}", "None")[:20] for name in ("alpha", "dim"))
     if config is None and dialect.alpha == "none" and alpha != "None" and alpha.removesuffix(".0") != rank:

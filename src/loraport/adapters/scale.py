@@ -19,6 +19,7 @@ from loraport.files import read_text
 MAX_JSON_BYTES = 4 * 2**20
 SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # float32 is coarse below 1e-38 and ends at 3e38
 FROM_METADATA = "lora_adapter_metadata in the header"
+FROM_HEADER = "alpha in the header"
 FROM_CONFIG = "adapter_config.json beside the file"
 BY_HAND = "stated by hand"
 _BY_HAND = "state alpha / rank by hand with --scale"
@@ -26,6 +27,8 @@ _NOT_ITS_OWN = (
     "if the configuration is another LoRA's, move it out of the folder; else convert the LoRA with PEFT first"
 )
 ASSUMED = "no alpha anywhere"
+HEADER_NUMBERS = (("lora_alpha", "alpha"), ("lora_rank", "rank"))
+"""As LongLive-Plug and some trainers write them into the header, a text each."""
 _ALPHA = {"LORA": "lora_alpha", "LOKR": "alpha", "LOHA": "alpha"}  # what PEFT calls it
 # Switches of PEFT that make B @ A something else than the update.
 _OTHER_KINDS = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "use_bdlora": "BD-LoRA", "kasa_config": "KaSA"}
@@ -147,7 +150,8 @@ def read_alpha(ref: TensorRef) -> float:
 
 
 def read_config(path: Path, metadata: Mapping[str, str], prefix: str) -> AdapterConfig | None:
-    """The PEFT configuration of a LoRA file: in its header, else in adapter_config.json beside it.
+    """What says rank and alpha of a LoRA file: its header (PEFT's configuration, or two numbers), else PEFT's
+    adapter_config.json beside it.
 
     Args:
         prefix: the dialect's prefix; diffusers writes it before the fields ("transformer.r").
@@ -159,11 +163,27 @@ def read_config(path: Path, metadata: Mapping[str, str], prefix: str) -> Adapter
     if "lora_adapter_metadata" in metadata:
         fields = _parse(metadata["lora_adapter_metadata"], f"lora_adapter_metadata of {path}")
         return _config(_unprefixed(fields, prefix), FROM_METADATA, path)
+    if "loraport.version" in metadata:  # a file of our own has its scale inside the factors, whatever lies beside it
+        return None
+    alpha, rank = (_plain(metadata, *names) for names in HEADER_NUMBERS)
+    if alpha is not None:
+        return AdapterConfig(FROM_HEADER, rank=rank, alpha=alpha)
     beside = path.parent / "adapter_config.json"
-    # A file of our own has its scale inside the factors, whatever lies beside it.
-    if "loraport.version" in metadata or kind_of(beside) != "file":
+    if kind_of(beside) != "file":
         return None
     return _config(_parse(read_text(beside, "configuration", most=MAX_JSON_BYTES), str(beside)), FROM_CONFIG, beside)
+
+
+def _plain(metadata: Mapping[str, str], *names: str) -> float | None:
+    """A number that the header holds under one of these names; None where there is none, or text that is none."""
+    for name in names:
+        try:
+            number = float(metadata.get(name, ""))
+        except ValueError:
+            continue
+        if math.isfinite(number) and number > 0:
+            return number
+    return None
 
 
 def _unprefixed(fields: dict[str, Any], prefix: str) -> dict[str, Any]:

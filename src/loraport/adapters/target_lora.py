@@ -1,6 +1,6 @@
 """How a distillation LoRA is named that makes the target: a file, its strength, and which LoRA of the file is meant.
 
-In text: FILE, FILE:STRENGTH, and behind that any of expert, adapter and scale, as in `pair.safetensors:0.8:expert=high`.
+In text: FILE, FILE:STRENGTH, and behind that any of expert, adapter and scale: `pair.safetensors:0.8:expert=high`.
 """
 
 import math

@@ -63,7 +63,7 @@ def verify_adapter(
         return (Check("every key is understood", False, _in_one_line(error)),)
     except NumericalError as error:
         return (Check("all numbers are finite", False, _in_one_line(error)),)
-    refs = next(group for group in open_tensors(lora.path).groups.values() if lora.keys[0] in group)
+    refs = open_tensors(lora.path).groups[lora.nest]
     checks = [Check("every key is understood", True, f"{len(lora.keys)} keys, {len(lora.layers)} layers")]
     checks += _header(lora)
     checks += _scale(lora)

@@ -6,9 +6,11 @@ written is an ordinary transfer. The two models are never in memory together unl
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loraport.adapters.target_lora import TargetLora, target_loras
 from loraport.calibration.candidates import computed, plans_for
 from loraport.calibration.choice import choose, gap_for
 from loraport.calibration.diagnosis import Diagnosis
@@ -38,7 +40,8 @@ def calibrate(
     lora: str | Path,
     *,
     source: Model,
-    target: Model,
+    target: Model | None = None,
+    target_lora: str | Path | TargetLora | Sequence[str | Path | TargetLora] = (),
     output: str | Path | None = None,
     prompts: str | Path | Sequence[str] | Conditions | None = None,
     settings: CalibrationSettings = SETTINGS,
@@ -59,7 +62,8 @@ def calibrate(
         source: the model that the LoRA was trained on: `zoo:NAME`, a diffusers folder of Wan; diffusers' own
             `WanPipeline` or `WanTransformer3DModel` in memory, which is used as it is and left as it was; or a
             `Runnable` of your own.
-        target: the distilled model, likewise.
+        target: the distilled model, likewise. May be left out where `target_lora` makes it of the source.
+        target_lora: distillation LoRAs to be added to the target, or to the source; as in `loraport.transfer`.
         output: the file to write; None computes and reports only.
         prompts: file of embeddings or of text (see `loraport.sampling.prompts`), a list of texts, or the conditions
             themselves; the bundled models bring their own. Texts need a text encoder: that of the source's folder or
@@ -83,11 +87,17 @@ def calibrate(
     """
     began = time.perf_counter()
     base = as_runnable(source, source_sampling, role="source")
-    goal = as_runnable(target, target_sampling, role="target")
+    added = target_loras(target_lora)
+    if target is None and not added:
+        raise UsageError("the target is not given", fix="give target, or the LoRAs that make it: target_lora")
+    goal = as_runnable(source if target is None else target, target_sampling, role="target", added=added)
+    if target is None:
+        goal = replace(goal, name=" + ".join([goal.name, *(Path(each.file).name for each in added)]))
     check_together(base, goal)
     progress = ProgressReporter(on_event)
     progress.stage("what is tried")
-    plans = plans_for(_recipe(lora, base, goal, to, dtype), settings)
+    recipe = _recipe(lora, base, goal, to, dtype, made_of_source=target is None)
+    plans = plans_for(recipe, settings)
     path = None if output is None else Path(output)
     as_it_is = next(iter(plans.values()))
     check_outputs(path, as_it_is, options)
@@ -146,15 +156,18 @@ def calibrate(
     )
 
 
-def _recipe(lora: str | Path, source: Runnable, target: Runnable, to: str, dtype: str) -> Recipe:
+def _recipe(
+    lora: str | Path, source: Runnable, target: Runnable, to: str, dtype: str, *, made_of_source: bool
+) -> Recipe:
     """Files and output; what is chosen goes into it later."""
     for role, model in (("source", source), ("target", target)):
-        if model.checkpoint is None and model.distill is None:
+        if model.checkpoint is None and not model.added:
             raise UsageError(
                 f"it is not known where the weights of the {role} lie on the disk", where=model.name,
                 fix=f"{role}_sampling=SamplingSettings(checkpoint=FOLDER), or checkpoint=FOLDER in a Runnable",
             )  # fmt: skip
-    files = {"lora": lora, "source": source.checkpoint, "target": target.checkpoint, "target_lora": target.distill}
+    goal = None if made_of_source else target.checkpoint
+    files = {"lora": lora, "source": source.checkpoint, "target": goal, "target_lora": target.added}
     return Recipe.build({**files, "method": "direct", "to": to, "dtype": dtype})
 
 

@@ -3,13 +3,13 @@
 import hashlib
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from loraport.containers.names import named_path
 from loraport.containers.tensors import digest_tensor, file_identity
 from loraport.sampling.attach import Update
 from loraport.sampling.denoiser import Runnable
@@ -92,10 +92,10 @@ def weights_of(model: Runnable) -> str:
     """What changes when the weights of a model change: its own word, or name, size and time of its files."""
     if model.identity is not None:
         return model.identity()
-    places = [Path(place) for place in (model.checkpoint, model.distill) if place is not None]
+    places = [named_path(place) for place in (model.checkpoint, *(each.file for each in model.added)) if place]
     files = [file for place in places for file in (sorted(place.rglob("*")) if place.is_dir() else [place])]
     lines = [file_identity(file) for file in files if file.suffix in (".safetensors", ".bin", ".pt", ".pth", ".json")]
-    return "\n".join([model.name, *lines])
+    return "\n".join([model.name, *lines, *(repr(each) for each in model.added)])
 
 
 def digest_of(update: Update) -> str:

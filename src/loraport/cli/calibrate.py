@@ -54,7 +54,7 @@ def _said_of(role: str, name: str, note: Any) -> Any:
 ROLES = {role: _of(role) for role in ("source", "target")}
 BOTH = SamplingSettings.part("latents", "offload")
 MACHINE = RunOptions.part("device", "cache", "overwrite")
-FILES = Recipe.part("lora", "source", "target", "to", "dtype")
+FILES = Recipe.part("lora", "source", "target", "target_lora", "to", "dtype")
 
 
 @command(FILES, CalibrationSettings, *ROLES.values(), BOTH, MACHINE, file=True)
@@ -83,7 +83,7 @@ def calibrate(
     """Choose method and strength for a LoRA by running both models on noise. No data, no labels."""
     asked = Given(given.models, {**given.values, **({} if lora is None else {"lora": lora})})
     files, machine = asked.make(FILES).values(), asked.make(MACHINE).values()
-    for name, value in (("target", files["target"]), ("output", output)):
+    for name, value in (("target", files["target"] or files["target_lora"] or None), ("output", output)):
         if value is None:
             raise UsageError(f"the {name} is not given", fix=f"add --{name}")
     assert output is not None
@@ -105,6 +105,7 @@ def calibrate(
             files["lora"],
             source=files["source"],
             target=files["target"],
+            target_lora=files["target_lora"],
             output=output,
             prompts=prompts,
             settings=asked.make(CalibrationSettings),
@@ -167,6 +168,8 @@ def _check_plot(
     check_drawing()
     if plot.suffix.lower() != ".png":
         raise UsageError("a plot is written as PNG", values=f"--plot {plot}", fix="--plot FILE.png")
-    inputs = [*read, *((role, Path(files[role])) for role in ("lora", "source", "target"))]
+    named = [(role, files[role]) for role in ("lora", "source", "target") if files[role] is not None]
+    named += [("distillation LoRA", each.file) for each in files["target_lora"]]
+    inputs = [*read, *((role, Path(file)) for role, file in named)]
     check_output(plot, inputs, overwrite=overwrite, what="plot")
     check_apart([("plot", plot), ("output", output)])

@@ -34,12 +34,8 @@ def show_report(
     if console.verbose:
         show_layers(report, console)
     facts = report.summary
-    target = " plus ".join(
-        [
-            "the source" if facts.target is None else facts.target_title,
-            *(Path(it.file).name for it in facts.target_lora),
-        ]
-    )
+    base = "the source" if facts.target is None else facts.target_title
+    target = " plus ".join([base, *(Path(used.file).name for used in facts.target_lora)])
     lines = [
         f"carried {Path(facts.lora).name} over to {target}",
         *([f"  trained   {trained}"] if (trained := plan.adapter.training.sentence()) else []),

@@ -222,7 +222,7 @@ def _work(job: LayerJob, have: _Have) -> _Work:
     """As `worker` and `layer` go about it."""
     m, n = job.shape
     lora = sum(ref.nbytes for ref in job.update.parts.values())
-    lora += sum(ref.nbytes for update in job.target_updates for ref in update.parts.values())
+    lora += sum(ref.nbytes for update in job.target_updates.values() for ref in update.parts.values())
     result = rank_bound(job) * (m + n) * (4 if job.dtype == "float32" else 2)
     weights = _weights(job)
     if have.result:

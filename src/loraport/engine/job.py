@@ -25,7 +25,7 @@ class LayerJob:
         update: the LoRA's factors on disk, with the scale.
         source, target: the two weights; None where the method does not need them.
         target_updates: what distillation LoRAs add to the target's weight, or to the source's where there is no
-            target; their strengths are in the scales.
+            target, by the number of the LoRA; their strengths are in the scales.
         has_drift: False when the source is the target but for distillation LoRAs, which leave this layer alone.
         round_to: dtype that both weights are rounded to before differencing, when they are stored in
             different ones; otherwise the rounding of one file would pass for drift.
@@ -42,7 +42,7 @@ class LayerJob:
     update: LayerUpdate
     source: TensorRef | None
     target: TensorRef | None
-    target_updates: tuple[LayerUpdate, ...]
+    target_updates: dict[int, LayerUpdate]
     has_drift: bool
     round_to: str | None
     rank: RankRule

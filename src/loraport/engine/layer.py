@@ -228,7 +228,7 @@ def target_updates_by(job: LayerJob, digests: Mapping[str, str]) -> list[Any]:
 
 def _ordered(job: LayerJob, digests: Mapping[str, str]) -> list[tuple[list[Any], LayerUpdate]]:
     named = []
-    for number, update in enumerate(job.target_updates):
+    for number, update in job.target_updates.items():
         roles = sorted((role, digests[f"target_lora.{number}.{role}"]) for role in update.parts)
         named.append(([roles, update.scale, update.rows], update))
     return sorted(named, key=lambda item: repr(item[0]))

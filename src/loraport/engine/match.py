@@ -239,7 +239,7 @@ def weights_of(name: str, update: LayerUpdate, inputs: Inputs, recipe: Recipe) -
 
 def _notes_on_added(added: Added, lora: LoraAdapter) -> list[str]:
     """Its oddities; choices that were made for another LoRA may well choose nothing in it."""
-    name, found = Path(added.given.file).name, added.adapter
+    name, found = f"distillation LoRA {Path(added.given.file).name}", added.adapter
     notes = [f"{name}: {note}" for note in found.warnings if not note.endswith("chose nothing")]
     if found.dropped:
         named = ", ".join(found.dropped[:_NAMED]) + (", ..." if len(found.dropped) > _NAMED else "")

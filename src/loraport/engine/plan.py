@@ -132,7 +132,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         job_needs = needs if chosen == method.name else _NOTHING
         m, n = update.shape
         hinted = max(update.rank, int(rank.value) if rank.kind == "fixed" else min(m, n))
-        updates = tuple(update for each in inputs.added if (update := each.update(name)) is not None)
+        updates = {at: more for at, each in enumerate(inputs.added) if (more := each.update(name)) is not None}
         jobs.append(
             LayerJob(
                 name=name,
@@ -142,7 +142,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
                 update=update,
                 source=found.source if job_needs != _NOTHING else None,
                 target=found.target if job_needs.target or job_needs.drift or job_needs.target_basis else None,
-                target_updates=updates if job_needs != _NOTHING else (),
+                target_updates=updates if job_needs != _NOTHING else {},
                 has_drift=inputs.target is not None or bool(updates),
                 round_to=found.common_dtype,
                 rank=rank,

@@ -83,12 +83,14 @@ class UsedWith:
         strength: how strong it was taken, and is to be used.
         expert: which of the two LoRAs in it, where it holds those of both Wan2.2 experts.
         adapter: which of several by name.
+        usage: steps, guidance and the like, where the LoRA says how it is sampled.
     """
 
     file: str
     strength: float
     expert: str | None = None
     adapter: str | None = None
+    usage: str | None = None
 
     def __str__(self) -> str:
         chosen = [f"its {self.expert} noise half"] if self.expert else []

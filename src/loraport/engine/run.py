@@ -15,6 +15,7 @@ from torch import Tensor
 
 from loraport.adapters.loaders import ways_to_load
 from loraport.adapters.render import write_adapter
+from loraport.adapters.usage import told_usage
 from loraport.core.lowrank import LowRank
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
@@ -362,7 +363,8 @@ def _has(layer: LayerReport, key: str) -> bool:
 def _used_with(added: Added, recipe: Recipe) -> UsedWith:
     adapter = added.given.adapter or recipe.adapter
     named = adapter if adapter == added.adapter.dialect.adapter else None
-    return UsedWith(str(added.adapter.path), added.given.strength, added.adapter.expert, named)
+    usage = told_usage(added.adapter.path, added.adapter.metadata) or None
+    return UsedWith(str(added.adapter.path), added.given.strength, added.adapter.expert, named, usage)
 
 
 def _how_to_load(path: Path, plan: TransferPlan, summary: Summary) -> tuple[str, ...]:
@@ -374,4 +376,5 @@ def _how_to_load(path: Path, plan: TransferPlan, summary: Summary) -> tuple[str,
         *ways,
         f"together with {' and '.join(map(str, summary.target_lora))}, on {base}: "
         "that is the target that this file is for",
+        *(f"{Path(used.file).name} says how it is sampled: {used.usage}" for used in summary.target_lora if used.usage),
     )

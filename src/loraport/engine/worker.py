@@ -134,7 +134,7 @@ class Worker:
 def references(job: LayerJob) -> dict[str, TensorRef]:
     """Every tensor that the job reads, by its role."""
     refs = {"source": job.source, "target": job.target, **job.update.parts}
-    for number, update in enumerate(job.target_updates):
+    for number, update in job.target_updates.items():
         refs |= {f"target_lora.{number}.{role}": ref for role, ref in update.parts.items()}
     return {role: ref for role, ref in refs.items() if ref is not None}
 

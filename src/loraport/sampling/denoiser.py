@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loraport.adapters.target_lora import TargetLora
 from loraport.sampling.schedule import Schedule
 
 
@@ -64,10 +65,12 @@ class Runnable:
         name: for people.
         open: loads the model. Called once or twice; what it returns is let go of as soon as it is not needed.
         schedule: how it is sampled.
-        checkpoint: its weights on disk (a path or what else `open_checkpoint` takes); None where `distill` makes it.
+        checkpoint: its weights on disk (a path or what else `open_checkpoint` takes); None where `added` makes it of
+            its source.
         latents: shape of one clip's latents.
         bundled: one of the tiny family, which brings its own prompts.
-        distill: a LoRA that makes this model of its source, for a target that is kept so (`checkpoint` is then None).
+        added: distillation LoRAs that are in the model: it is its `checkpoint`, or its source, with these merged into
+            it.
         small: run batches side by side on one thread each (tiny models on a CPU).
         encode: turns texts into conditions, if there is a text encoder. Raises LoraportError.
         identity: says which weights these are, so that kept parts of a run on others are not taken for theirs;
@@ -81,6 +84,6 @@ class Runnable:
     latents: tuple[int, ...]
     small: bool = False
     bundled: bool = False
-    distill: Path | None = None
+    added: tuple[TargetLora, ...] = ()
     encode: Callable[[Sequence[str]], Conditions] | None = field(default=None, repr=False)
     identity: Callable[[], str] | None = field(default=None, repr=False)

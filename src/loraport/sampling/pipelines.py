@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from loraport.adapters.target_lora import TargetLora
 from loraport.containers.tensors import digest_tensor
 from loraport.errors import UsageError
 from loraport.sampling.denoiser import Runnable
@@ -29,7 +30,13 @@ else:
     Model = object  # the classes of diffusers are named for type checkers only, so that it loads late
 
 
-def as_runnable(model: Model, settings: SamplingSettings = NO_SETTINGS, *, role: str = "model") -> Runnable:
+def as_runnable(
+    model: Model,
+    settings: SamplingSettings = NO_SETTINGS,
+    *,
+    role: str = "model",
+    added: tuple[TargetLora, ...] = (),
+) -> Runnable:
     """Whatever a model is given as, as something that calibration can run.
 
     Args:
@@ -37,11 +44,19 @@ def as_runnable(model: Model, settings: SamplingSettings = NO_SETTINGS, *, role:
         settings: time steps and size. A pipeline brings its scheduler and its text encoder; a bare transformer
             brings neither, so its times are even unless a schedule is given.
         role: `source` or `target`; what to call it in messages.
+        added: distillation LoRAs to be merged into it, which needs a name or a folder.
 
     Raises:
         UsageError: an object of another kind, settings that are missing or that it cannot follow, or adapters on it.
         FileError, MismatchError: as `wan.open_runnable`.
     """
+    if added and not isinstance(model, (str, Path)):
+        raise UsageError(
+            f"distillation LoRAs are merged into a {role} that is loaded for it, and this one is in memory already",
+            values=", ".join(each.file for each in added),
+            fix="give its folder instead; or a loraport.calibration.Runnable that has them merged and names them "
+            "(added=)",
+        )  # fmt: skip
     if isinstance(model, Runnable):
         if settings != NO_SETTINGS:
             raise UsageError(
@@ -50,7 +65,7 @@ def as_runnable(model: Model, settings: SamplingSettings = NO_SETTINGS, *, role:
             )  # fmt: skip
         return model
     if isinstance(model, (str, Path)):
-        return open_runnable(model, settings, role=role)
+        return open_runnable(model, settings, role=role, added=added)
     need_diffusers()
     from diffusers import WanPipeline, WanTransformer3DModel
 

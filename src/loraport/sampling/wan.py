@@ -11,10 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from loraport.adapters.target_lora import TargetLora
 from loraport.containers.names import named_path
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.models.family import families
 from loraport.sampling.denoiser import Runnable
+from loraport.sampling.merged import add_loras
 from loraport.sampling.prompts import encode_by_folder, has_encoder
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings, Schedule, scheduler_in, settle
 from loraport.zoo import catalogue, world
@@ -60,13 +62,20 @@ class WanDenoiser:
         return module
 
 
-def open_runnable(spec: str | Path, settings: SamplingSettings = NO_SETTINGS, *, role: str = "model") -> Runnable:
+def open_runnable(
+    spec: str | Path,
+    settings: SamplingSettings = NO_SETTINGS,
+    *,
+    role: str = "model",
+    added: tuple[TargetLora, ...] = (),
+) -> Runnable:
     """Say how a model is run, without loading it.
 
     Args:
         spec: `zoo:NAME`, a folder like those of the zoo (with a `model.json`), or any diffusers folder of Wan.
         settings: needed for the last kind; what is given here goes before what the model says itself.
         role: what to call it in messages.
+        added: distillation LoRAs to be merged into it.
 
     Raises:
         FileError: no such folder, or no transformer in it.
@@ -76,7 +85,7 @@ def open_runnable(spec: str | Path, settings: SamplingSettings = NO_SETTINGS, *,
     folder = find_folder(spec, role)
     need_diffusers()
     if (folder / CARD).is_file():
-        return _tiny(folder, settings)
+        return _tiny(folder, settings, added)
     config = _config(folder, role)
     if (folder / "transformer_2").is_dir():
         raise two_experts(role, str(folder))
@@ -91,12 +100,13 @@ def open_runnable(spec: str | Path, settings: SamplingSettings = NO_SETTINGS, *,
         encode = partial(encode_by_folder, folder, device=device)
     return Runnable(
         str(spec),
-        lambda: _load(folder, settings),
+        lambda: _load(folder, settings, added),
         schedule,
         folder,
         latents,
         small=is_small(config, device),
         encode=encode,
+        added=added,
     )
 
 
@@ -149,7 +159,7 @@ def check_config(config: Mapping[str, Any], role: str, where: str) -> None:
         )
 
 
-def _tiny(folder: Path, settings: SamplingSettings) -> Runnable:
+def _tiny(folder: Path, settings: SamplingSettings, added: tuple[TargetLora, ...]) -> Runnable:
     card = catalogue.read_model_card(folder)
     distill = folder / DISTILL if (folder / DISTILL).is_file() else None
     whole = folder if distill is None else folder.parent / str(card.parent)
@@ -160,12 +170,14 @@ def _tiny(folder: Path, settings: SamplingSettings) -> Runnable:
         network = tiny.load_model(whole)[0]
         if distill is not None:
             tiny.merge_lora(network, distill)
+        add_loras(network, added, whole)
         return WanDenoiser(network, torch.device("cpu"))
 
     latents = (world.CHANNELS, world.FRAMES, world.SIZE, world.SIZE)
     schedule = _of_card(card.sampling, settings)
     checkpoint = folder if distill is None else None
-    return Runnable(card.name, load, schedule, checkpoint, latents, small=True, bundled=True, distill=distill)
+    own = () if distill is None else (TargetLora(file=str(distill)),)
+    return Runnable(card.name, load, schedule, checkpoint, latents, small=True, bundled=True, added=(*own, *added))
 
 
 def _of_card(card: catalogue.Sampling, settings: SamplingSettings) -> Schedule:
@@ -177,7 +189,7 @@ def _of_card(card: catalogue.Sampling, settings: SamplingSettings) -> Schedule:
     return settings.over(Schedule.even(settings.steps or card.steps, shift=shift, guidance=card.guidance))
 
 
-def _load(folder: Path, settings: SamplingSettings) -> WanDenoiser:
+def _load(folder: Path, settings: SamplingSettings, added: tuple[TargetLora, ...]) -> WanDenoiser:
     from diffusers import WanTransformer3DModel
 
     device = _device(settings.device)
@@ -187,6 +199,7 @@ def _load(folder: Path, settings: SamplingSettings) -> WanDenoiser:
         with torch.random.fork_rng(devices=[]):  # diffusers fills weights at random before it loads them
             network = WanTransformer3DModel.from_pretrained(folder, subfolder=sub, torch_dtype=dtype)
         network.requires_grad_(False).eval()
+        add_loras(network, added, folder)
         if settings.offload:
             network.enable_group_offload(
                 onload_device=device, offload_device=torch.device("cpu"), offload_type="leaf_level"

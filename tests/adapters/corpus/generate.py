@@ -144,6 +144,7 @@ FLUX2_DIFFUSERS = (
     ),
     ({"attn.to_qkv_mlp_proj": (9 * D, D), "attn.to_out": (D, 4 * D)}, "single_transformer_blocks"),
 )
+WAN_KINDS = ("self_attn", "cross_attn")
 AB = (".lora_A.weight", ".lora_B.weight")
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 
@@ -200,6 +201,17 @@ def extraction(prefix: str) -> dict:
     found |= {f"{prefix}patch_embedding.diff": [D, 4, 1, 2, 2], f"{prefix}patch_embedding.diff_b": [D]}
     found[f"{prefix}head.diff_m"] = [1, 2, D]
     return found
+
+
+def adaptive(prefix: str, modules: dict) -> dict:
+    """What KJNodes extracts: as many singular vectors of each layer as hold a share, norms and biases beside."""
+    found = {}
+    for number, (name, (out, into)) in enumerate(modules.items()):
+        rank = 1 + number % R
+        found |= {f"{prefix}{name}.lora_up.weight": [out, rank], f"{prefix}{name}.lora_down.weight": [rank, into]}
+        found[f"{prefix}{name}.diff_b"] = [out]
+    found |= {f"{prefix}blocks.{n}.{a}.norm_{x}.diff": [D] for n in range(2) for a in WAN_KINDS for x in "qk"}
+    return found | {f"{prefix}blocks.{n}.norm3.diff": [D] for n in range(2)} | {f"{prefix}patch_embedding.diff_b": [D]}
 
 
 def entry(about: str, keys: dict, *, layers: int = 0, passthrough: int = 0, error: str = "", **more) -> dict:
@@ -320,6 +332,37 @@ CORPUS = {
         keys("diffusion_model.", blocks(ORIGINAL), DOWN_UP),
         layers=20,
         dtype="BF16",
+    ),
+    "wan22-lightning": entry(
+        "Wan2.2-Lightning: down and up with alpha",
+        keys("diffusion_model.", blocks(ORIGINAL), DOWN_UP, extra={".alpha": []}),
+        layers=20,
+        alpha=0.5,
+        dtype="BF16",
+        expect={"scale": 0.125},
+    ),
+    "longlive-plug-few-step": entry(
+        "LongLive-Plug, few steps, exported for LightX2V: bare original names, alpha as a number in the header",
+        keys("", blocks(ORIGINAL), AB),
+        layers=20,
+        dtype="BF16",
+        metadata={"format": "pt", "alpha": "8.0", "rank": "4"},
+        expect={"names": "original", "prefix": "", "scale": 2.0},
+    ),
+    "longlive-plug-cfg": entry(
+        "LongLive-Plug, guidance: PEFT over Wan's own network",
+        keys("base_model.model.", blocks(ORIGINAL), AB),
+        layers=20,
+        config={"peft_type": "LORA", "r": R, "lora_alpha": R, "use_rslora": False, "target_modules": [*ORIGINAL]},
+        expect={"names": "original", "scale": 1.0},
+    ),
+    "kjnodes-adaptive": entry(
+        "KJNodes' LoraExtractKJ (Kijai's CausVid and lightx2v LoRAs): another rank in every layer, norms, all biases",
+        adaptive("diffusion_model.", blocks(ORIGINAL) | {"time_embedding.2": (D, D), "head.head": (16, D)}),
+        layers=22,
+        passthrough=22 + 8 + 2 + 1,
+        dtype="F16",
+        profiles=["universal", "kohya", "original", "same-as-input"],
     ),
     "lightx2v-extraction": entry(
         "LightX2V extraction of a small model: whole differences, biases, modulation",

@@ -1,0 +1,28 @@
+"""Key sets as trainers write them (`tests/adapters/corpus`), and files made of them."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from makers import LoraFile
+
+FILES = sorted((Path(__file__).parent / "adapters" / "corpus").glob("*.json"))
+CORPUS = {path.stem: json.loads(path.read_text("utf-8")) for path in FILES}
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def write(name: str, folder: Path, keys: dict | None = None) -> Path:
+    """A LoRA file with the keys of an entry, or with others in its manner, and random numbers."""
+    entry = CORPUS[name]
+    generator = torch.Generator().manual_seed(0)
+    dtype = _DTYPES.get(entry.get("dtype"), torch.float32)
+    tensors = {}
+    for key, shape in (entry["keys"] if keys is None else keys).items():
+        if key.endswith((".alpha", ".lora_alpha")):
+            tensors[key] = torch.full(shape, entry["alpha"])
+        elif key.endswith(".lora_rank"):
+            tensors[key] = torch.full(shape, 4, dtype=torch.int32)
+        else:
+            tensors[key] = torch.randn(shape, generator=generator).to(dtype)
+    return LoraFile(tensors, entry.get("metadata", {}), entry.get("config")).write(folder)
