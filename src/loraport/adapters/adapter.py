@@ -19,7 +19,7 @@ from loraport.containers.tensors import TensorRef, read_float, read_tensor
 from loraport.core.lowrank import LowRank
 from loraport.errors import NumericalError, UnsupportedError
 from loraport.models.architecture import Architecture, LayerName
-from loraport.models.placement import Rows
+from loraport.models.placement import Rows, take_ref
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class LayerUpdate:
     def is_zero(self) -> bool:
         """Whether one of its parts is all zero, so that the update is. Reads the parts up to the first such one."""
         try:
-            return any(not bool(read_float(ref).any()) for ref in reversed(list(self.parts.values())))
+            return any(_is_zero(ref) for ref in reversed(list(self.parts.values())))
         except NumericalError:
             return False  # wrong, and said where it is used, but not zero
 
@@ -87,6 +87,18 @@ class LayerUpdate:
     def size(self) -> str:
         """Its rank, or what it is instead, for people."""
         return KINDS[self.kind].size(self.shape, self.rank)
+
+
+def _is_zero(ref: TensorRef) -> bool:
+    """Whether a tensor is all zero. Its first row tells of nearly every one that is not."""
+    if (
+        len(ref.shape) > 1
+        and ref.rows is None
+        and ref.codec == "raw"
+        and bool(read_float(take_ref(ref, ((0, 1),))).any())
+    ):
+        return False
+    return not bool(read_float(ref).any())
 
 
 def _take(tensor: Shaped[Tensor, "M *rest"], rows: Rows) -> Shaped[Tensor, "m *rest"]:

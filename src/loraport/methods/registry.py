@@ -3,6 +3,8 @@
 import importlib
 import pkgutil
 from collections.abc import Mapping
+from functools import lru_cache
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -37,12 +39,24 @@ def resolve(
     Raises:
         UsageError: unknown name or setting, or a value that does not fit.
     """
+    given = tuple((key, type(value), value) for key, value in (overrides or {}).items())
+    try:
+        return _resolved(name, METHODS.get(PRESETS[name].method if name in PRESETS else name), given)
+    except TypeError:  # a value that cannot be remembered, and is refused
+        return _resolved.__wrapped__(name, None, given)
+
+
+@lru_cache(maxsize=128)  # a plan asks for the same ones at every layer
+def _resolved(
+    name: str, registered: TransferMethod | None, given: tuple[tuple[str, type, Any], ...]
+) -> tuple[TransferMethod, Params]:
+    overrides = {key: value for key, _, value in given}
     if name not in PRESETS and name not in METHODS:
         raise _unknown("method or preset", name, sorted({*PRESETS, *METHODS}))
     chosen = PRESETS.get(name, Preset(name, name, ""))
     method = get(chosen.method)
     values: dict[str, object] = dict(chosen.values)
-    for key, value in (overrides or {}).items():
+    for key, value in overrides.items():
         owner, _, parameter = key.rpartition(".")
         if owner not in ("", method.name, name):
             raise UsageError(

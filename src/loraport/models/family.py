@@ -19,6 +19,7 @@ ROLES = ("linear", "conv", "norm", "embedding", "param")
 OWN_FAMILIES = "LORAPORT_FAMILIES"  # environment variable: a folder of yaml files, or one file
 MAX_BLOCKS = 512
 """Block numbers beyond this are no block numbers: a file cannot make tables of a billion blocks."""
+REMEMBERED = 100_000  # names whose meaning a table keeps; the largest model known has some five thousand
 _NUMBERS = {edge: re.compile(rf"(?<![^{edge}])(?:0|[1-9][0-9]{{0,3}})(?![^{edge}])") for edge in "._"}
 _COUNTER = re.compile(r"<([a-z])>")
 _PART = re.compile(r"(.+)\[([0-9]+(?:, ?[0-9]+)*)\]")
@@ -121,9 +122,17 @@ class Family:
     sizes: tuple[dict[str, Any], ...]
     variants: tuple[dict[str, Any], ...]
     _patterns: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+    _found: dict[str, tuple[Template, int | None] | None] = field(default_factory=dict, repr=False, compare=False)
 
     def find(self, module: str) -> tuple[Template, int | None] | None:
         """The template that a canonical module path is an instance of, with its block number; None if there is none."""
+        if module not in self._found:
+            if len(self._found) >= REMEMBERED:
+                self._found.clear()
+            self._found[module] = self._find(module)
+        return self._found[module]
+
+    def _find(self, module: str) -> tuple[Template, int | None] | None:
         if module in self.templates:
             return self.templates[module], None
         for pattern, number in numbered(module, "."):

@@ -5,12 +5,12 @@ own), so every spelling of every template is written out once, with the block nu
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 
 from loraport.errors import LoraportError
-from loraport.models.family import Family, families, numbered
+from loraport.models.family import REMEMBERED, Family, families, numbered
 from loraport.models.keys import key_rules
 from loraport.models.placement import Part, is_whole
 
@@ -72,12 +72,21 @@ class KeyMap:
 
     dotted: dict[str, Spelling]
     flat: dict[str, Spelling]
+    _known: dict[str, Resolved | None] = field(default_factory=dict, repr=False, compare=False)
 
     def resolve(self, path: str) -> Resolved | None:
         """Take a module path with its prefixes apart, or None if it names no module of the family.
 
-        Any chain of known prefixes is taken off when what is left names a module exactly.
+        Any chain of known prefixes is taken off when what is left names a module exactly. Answers are remembered: the
+        files of a job name the same modules.
         """
+        if path not in self._known:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[path] = self._resolve(path)
+        return self._known[path]
+
+    def _resolve(self, path: str) -> Resolved | None:
         for prefix, rest, flat, expert in _peeled(path) if len(path) <= LONGEST else ():
             table, separator = (self.flat, "_") if flat else (self.dotted, ".")
             if rest in table and not table[rest].counter:

@@ -104,7 +104,7 @@ def _scheme_of(
     key: str, ref: TensorRef, group: Group, settings: Mapping[str, Mapping[str, Any]]
 ) -> tuple[str, str] | None:
     """The refused scheme that a stored tensor tells of, and the module it is part of."""
-    for name, pattern in _MARKS:
+    for name, pattern in () if key.endswith((".weight", ".bias")) else _MARKS:  # nearly all keys; no mark ends so
         found = pattern.match(key)
         if found:
             module = found["module"]
