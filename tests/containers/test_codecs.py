@@ -246,7 +246,7 @@ REFUSED = {
         "a.weight": torch.ones(12, 10, dtype=torch.uint8),
         "a.input_global_scale": torch.tensor(1.0),
     },
-    "mxfp4, mxfp6 or mxfp8 in bytes": {"a.weight": torch.ones(12, 10, dtype=torch.uint8)}
+    "mxfp4, 6 or 8 in bytes": {"a.weight": torch.ones(12, 10, dtype=torch.uint8)}
     | {"a.weight_scale": torch.ones(128, 4, dtype=torch.uint8)},
     "packed integers (compressed-tensors)": {"a.weight_packed": torch.ones(12, 5, dtype=torch.int32)}
     | {"a.weight_scale": torch.ones(12, 1), "a.weight_shape": torch.tensor([12, 40])},
@@ -273,6 +273,13 @@ REFUSED = {
     | {"a.scales": torch.ones(4), "a.g_idx": torch.ones(4, dtype=torch.int32)},
     "SVDQuant": {"a.qweight": torch.ones(12, 10, dtype=torch.int8), "a.wscales": torch.ones(2, 12)},
     "quanto": {"a.weight._data": torch.ones(12, 20, dtype=torch.uint8), "a.weight._scale": torch.ones(12, 1)},
+    "a scale of another program (scale)": FP8 | {"a.scale": torch.ones(12, 1), "a.weight_scale": None},
+    "a scale of another program (scale) ": INT8 | {"a.scale": torch.ones(12, 1)},
+    "a scale of another program (weight_scales)": FP8 | {"a.weight_scales": torch.ones(12, 1), "a.weight_scale": None},
+    "SDNQ": {"a.weight": torch.ones(60, dtype=torch.uint8), "a.scale": torch.ones(12, 1)}
+    | {"a.svd_up": torch.ones(12, 2), "a.svd_down": torch.ones(2, 20)},
+    "HQQ": {"a.W_q": torch.ones(6, 20, dtype=torch.uint8)},
+    "NVIDIA ModelOpt": {"a.weight": FP8["a.weight"], "a.weight_quantizer._scale": torch.tensor(0.1)},
     "packed bytes": {"a.weight": torch.ones(12, 20, dtype=torch.uint8)},
     "integers (I64)": {"a.weight": torch.ones(12, 20, dtype=torch.int64)},
     "integers (BOOL)": {"a.weight": torch.ones(12, 20, dtype=torch.bool)},
@@ -284,7 +291,7 @@ def test_other_storage_is_listed_as_one_weight_and_refused_by_name(name, tmp_pat
     tensors = {key: tensor for key, tensor in REFUSED[name].items() if tensor is not None}
     save_file(tensors | {"a.bias": torch.ones(12)}, tmp_path / "x.safetensors")
     group = open_tensors(tmp_path / "x.safetensors").groups[()]
-    assert set(group) == {"a.weight", "a.bias"}
+    assert {"a.weight", "a.bias"} <= set(group) <= {"a.weight", "a.bias", "a.scale", "a.weight_scales"}
     assert name.strip() in refusal(group["a.weight"])
     for read in (read_float, read_float_with_digest):
         with pytest.raises(UnsupportedError) as caught:

@@ -27,7 +27,8 @@ from loraport.containers.tensors import (
 )
 from loraport.errors import FileError, LoraportError, NumericalError, UnsupportedError
 
-GOLDEN = json.loads((Path(__file__).parent / "gguf_blocks.json").read_text())["blocks"]
+FILE = json.loads((Path(__file__).parent / "gguf_blocks.json").read_text())
+GOLDEN = FILE["blocks"]
 SIZES = {kind.name: size for kind, size in gguf.GGML_QUANT_SIZES.items()}
 
 
@@ -164,7 +165,20 @@ def test_blocks_are_what_their_definition_says(kind, tmp_path):
     assert read_float_with_digest(part)[1] == digest(part) != digest(ref)
 
 
-@pytest.mark.parametrize("kind", DEFINITIONS)
+@pytest.mark.parametrize("kind", FILE["numbers"])
+def test_blocks_of_tables_are_what_ggml_makes_of_them(kind, tmp_path):
+    """Formats whose definition is a table of hundreds of entries: the numbers are those of ggml's own decoder."""
+    (ref,) = open_tensors(write(tmp_path / "x.gguf", {"a.weight": (encoded(kind), kind)})).groups[()].values()
+    assert (ref.shape, ref.stored_as, refusal(ref)) == ((4, 512), f"{kind}, GGUF", None)
+    wanted = np.frombuffer(base64.b64decode(FILE["numbers"][kind]), np.float32)
+    found = read_float(ref).numpy()
+    np.testing.assert_array_equal(found[0, : len(wanted)], wanted)
+    part = replace(ref, shape=(3, 512), rows=((3, 4), (0, 2)))
+    np.testing.assert_array_equal(read_float(part).numpy(), found[[3, 0, 1]])
+    assert read_float_with_digest(part)[1] == digest(part)
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
 def test_the_floor_is_what_rounding_does_to_gaussian_weights(kind, tmp_path):
     path = write(tmp_path / "x.gguf", {"a.weight": (encoded(kind), kind)})
     (ref,) = open_tensors(path).groups[()].values()
@@ -174,7 +188,7 @@ def test_the_floor_is_what_rounding_does_to_gaussian_weights(kind, tmp_path):
 
 
 def test_every_format_that_is_read_has_a_definition_here():
-    assert set(DEFINITIONS) == set(ERRORS) == set(GOLDEN)
+    assert {*DEFINITIONS, *FILE["numbers"]} == set(ERRORS) == set(GOLDEN)
 
 
 def test_plain_numbers_are_the_same_tensor_as_in_safetensors(tmp_path):
@@ -229,10 +243,10 @@ def test_the_shape_that_a_converter_had_to_fold(tmp_path):
 
 def test_formats_that_are_not_read_are_named(tmp_path):
     data = np.zeros((4, 2 * 66), np.uint8)
-    path = write(tmp_path / "x.gguf", {"a.weight": (data, "IQ2_XXS"), "b.weight": (gaussian(), "F32")})
-    unknown = path.read_bytes().replace(struct.pack("<IQ", 16, 0), struct.pack("<IQ", 99, 0))
+    path = write(tmp_path / "x.gguf", {"a.weight": (data, "TQ2_0"), "b.weight": (gaussian(), "F32")})
+    unknown = path.read_bytes().replace(struct.pack("<IQ", 35, 0), struct.pack("<IQ", 99, 0))
     (tmp_path / "y.gguf").write_bytes(unknown)
-    for name, word in (("x", "IQ2_XXS"), ("y", "format 99")):
+    for name, word in (("x", "TQ2_0"), ("y", "format 99")):
         group = open_tensors(tmp_path / f"{name}.gguf").groups[()]
         assert group["a.weight"].shape == (4, 512)
         with pytest.raises(UnsupportedError, match=word):
@@ -247,6 +261,13 @@ def test_without_the_package_the_way_to_get_it_is_said(tmp_path, monkeypatch):
     with pytest.raises(UnsupportedError, match=r"pip install 'loraport\[gguf\]'"):
         read_float(group["a.weight"])
     assert read_float(group["b.weight"]).shape == (4, 512)
+
+
+def test_an_older_package_is_named(tmp_path, monkeypatch):
+    path = write(tmp_path / "x.gguf", {"a.weight": (encoded("NVFP4"), "NVFP4")})
+    monkeypatch.setattr("loraport.containers.codecs.gguf_blocks._known", lambda form: form != "NVFP4")
+    with pytest.raises(UnsupportedError, match="needs a newer package gguf"):
+        read_float(open_tensors(path).groups[()]["a.weight"])
 
 
 def test_a_scale_that_is_no_number_is_named(tmp_path):

@@ -70,6 +70,20 @@ def test_a_compressed_archive(tmp_path):
         open_tensors(tmp_path / "y.pt")
 
 
+@pytest.mark.parametrize("order", [b"little", b"big", b"middle", b""])
+def test_numbers_with_the_high_byte_first(order, tmp_path):
+    """Saved on such a machine: torch turns the bytes when it loads, and nobody does when they are read by place."""
+    torch.save({"w": torch.arange(4.0)}, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as old, zipfile.ZipFile(tmp_path / "y.pt", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, order if name.endswith("byteorder") else old.read(name))
+    if order == b"little":
+        assert torch.equal(read_tensor(open_tensors(tmp_path / "y.pt").groups[()]["w"]), torch.arange(4.0))
+    else:
+        with pytest.raises(UnsupportedError, match="high byte first"):
+            open_tensors(tmp_path / "y.pt")
+
+
 def test_views_shared_storages_and_odd_tensors(tmp_path):
     whole = torch.arange(60.0).reshape(6, 10)
     content = {

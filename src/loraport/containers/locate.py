@@ -170,9 +170,11 @@ def _folder(folder: Path, nested: str | None, expert: Expert | None) -> Located:
     whole: set[str] = set()
     items = list_folder(folder)
     for path in items:
-        name = _SHARD.sub("", path.name)  # shards without an index stand for the model; the first names them all
+        name = _SHARD.sub("", path.name)
         match = None if _NO_MODEL.search(path.name) else _MODEL.fullmatch(name)
-        if match and kind_of(path) == "file" and not (name != path.name and (name in whole or _index_of(path))):
+        if name != path.name and (name in whole or _index_of(path) or folder / name in items):
+            continue  # shards without an index, and without all of it in one file, stand for the model by the first
+        if match and kind_of(path) == "file":
             models[path] = match
             whole.add(name)
     chosen = _choose(models)

@@ -1,6 +1,7 @@
 """Weights in the block formats of GGUF: a few numbers of a row share a scale, and are read by the `gguf` package."""
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.util import find_spec
 from math import sqrt
 from typing import Any
@@ -14,7 +15,7 @@ from loraport.containers.codecs.base import Claim, logical
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.stored import Group, TensorRef
 
-# Relative rounding error of Gaussian weights, measured with ggml's own encoder (without importances).
+# Relative rounding error of Gaussian weights, measured with ggml's own encoder (all importances equal).
 ERRORS = {
     "Q8_0": 0.0054,
     "Q6_K": 0.0178,
@@ -26,8 +27,17 @@ ERRORS = {
     "IQ4_XS": 0.0768,
     "Q4_1": 0.0783,
     "Q4_0": 0.0861,
+    "NVFP4": 0.101,
+    "MXFP4": 0.119,
+    "IQ3_S": 0.138,
     "Q3_K": 0.151,
+    "IQ3_XXS": 0.182,
+    "IQ2_S": 0.248,
+    "IQ2_XS": 0.296,
     "Q2_K": 0.297,
+    "IQ2_XXS": 0.339,
+    "IQ1_M": 0.46,
+    "IQ1_S": 0.493,
 }
 _CHUNK = 2**20  # numbers that are decoded at once
 
@@ -83,4 +93,12 @@ class GgufBlocks:
             return "some rows of a GGUF tensor that was stored in another shape"
         if find_spec("gguf") is None:
             return f"GGUF {ref.dtype} needs the package gguf, which is not installed (pip install 'loraport[gguf]')"
-        return None
+        return None if _known(ref.dtype) else f"GGUF {ref.dtype} needs a newer package gguf (pip install -U gguf)"
+
+
+@cache
+def _known(form: str) -> bool:
+    """Whether the package that is installed has a format; some came late."""
+    from gguf import GGMLQuantizationType
+
+    return form in GGMLQuantizationType.__members__

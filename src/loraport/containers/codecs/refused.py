@@ -33,6 +33,9 @@ _MARKS = tuple(
             r"weight\.(absmax|quant_map|nested_absmax|nested_quant_map|quant_state\..+)|SCB|weight_format",
         ),
         ("GPTQ or AWQ", "qweight|qzeros|g_idx"),
+        ("HQQ", r"W_q(\..+)?"),
+        ("SDNQ", "svd_up|svd_down|zero_point"),
+        ("NVIDIA ModelOpt", r"weight_quantizer\._(double_)?scale"),
         ("torchao", r"_weight_\w+|(weight\.)?(int_data|tensor_impl(_.+)?)"),
         ("quanto", r"(weight\.)?(_data|_scale|_shift)(\._data)?"),
         (_PACKED_INTEGERS, "weight_packed|weight_shape"),
@@ -52,7 +55,9 @@ _BESIDE = (
     "scales",
     "comfy_quant",
 )
-_PACKED = {"U8": "packed bytes"}
+# What stands beside weights whose codecs know it. Any other scale beside numbers of 8 bits would be left out unseen.
+_KNOWN_SCALES = (*_BESIDE, "output_scale", "input_scale_ub", "bias_scale", "weight_global_scale", "input_global_scale")
+_EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "I8", "U8")
 _BLOCK_SCALED = ("mxfp8", "nvfp4")  # their codecs look at the rest
 _READ_FORMATS = (*scaled_fp8.FORMATS, *int8.FORMATS, *_BLOCK_SCALED)
 
@@ -84,54 +89,70 @@ class Refused:
 
     def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
         """Every module that bears the marks of any refused scheme."""
-        names: dict[str, str] = {}
-        marks: dict[str, list[str]] = {}
+        found: dict[str, list[tuple[int, str, str]]] = {}
+        strange = _strange_scales(group)
         for key, ref in group.items():
-            scheme = _scheme_of(key, ref, group, settings)
+            scheme = _by_mark(key, group, settings) or _by_weight(key, ref, group, settings, strange)
             if scheme is not None:
-                names.setdefault(scheme[1], scheme[0])
-                marks.setdefault(scheme[1], []).append(key)
+                module, rank, name = scheme
+                found.setdefault(module, []).append((rank, name, key))
         claim = Claim()
-        for module, name in names.items():
+        for module, marks in found.items():
+            _, name, first = min(marks)
             weight = f"{module}.weight"
             beside = [key for suffix in _BESIDE if (key := f"{module}.{suffix}") in group]
-            claim.weights[weight] = logical(group.get(weight, group[marks[module][0]]), name, {})
-            claim.used.update(marks[module], beside, {weight} & group.keys())
+            claim.weights[weight] = logical(group.get(weight, group[first]), name, {})
+            claim.used.update((key for _, _, key in marks), beside, {weight} & group.keys())
         return claim
 
 
-def _scheme_of(
-    key: str, ref: TensorRef, group: Group, settings: Mapping[str, Mapping[str, Any]]
-) -> tuple[str, str] | None:
-    """The refused scheme that a stored tensor tells of, and the module it is part of."""
-    for name, pattern in () if key.endswith((".weight", ".bias")) else _MARKS:  # nearly all keys; no mark ends so
+def _by_mark(key: str, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> tuple[str, int, str] | None:
+    """The module that a mark belongs to, its row in the table, and the name of the scheme."""
+    if key.endswith((".weight", ".bias")):
+        return None  # nearly all keys; no mark ends so
+    for rank, (name, pattern) in enumerate(_MARKS):
         found = pattern.match(key)
         if found:
             module = found["module"]
-            nvfp4 = is_nvfp4(module, group) and name in _OF_NVFP4
             form = settings.get(module, {}).get("format")
-            rescaled = name == _RESCALED and form == "nvfp4"
-            return None if nvfp4 or rescaled else (_unread(form) or name, module)
+            if (name in _OF_NVFP4 and is_nvfp4(module, group)) or (name == _RESCALED and form == "nvfp4"):
+                return None
+            return module, rank, _unread(form) or name
+    return None
+
+
+def _by_weight(
+    key: str,
+    ref: TensorRef,
+    group: Group,
+    settings: Mapping[str, Mapping[str, Any]],
+    strange: Mapping[str, str],
+) -> tuple[str, int, str] | None:
+    """The same from the weight itself: its number format, its settings, and scales that nobody knows."""
     if not key.endswith(".weight"):
         return None
     module = key.removesuffix(".weight")
     given = settings.get(module, {})
     form = str(given.get("format", _READ_FORMATS[0]))
+    name = _unread(form)
     if _rotated(given) and form not in int8.FORMATS:
-        return f"{form} in a rotated basis (convrot)", module
-    if _unread(form):
-        return _unread(form), module
-    if form in _BLOCK_SCALED or f"{module}.weight_scale_2" in group or is_nvfp4(module, group):
-        return None
-    if any(scale.dtype in ("U8", "F8_E8M0") for scale in scales_of(group, module).values()):
-        return "mxfp8 without ComfyUI's settings" if ref.dtype.startswith(
-            "F8"
-        ) else "mxfp4, mxfp6 or mxfp8 in bytes", module
-    if len(ref.shape) >= 2 and ref.dtype in _PACKED:
-        return _PACKED[ref.dtype], module
-    if len(ref.shape) >= 2 and ref.dtype not in FORMATS and ref.dtype.startswith("F"):
-        return f"fp{ref.dtype[1:].lower()}", module
-    return None
+        name = f"{form} in a rotated basis (convrot)"
+    elif not name and not (form in _BLOCK_SCALED or f"{module}.weight_scale_2" in group or is_nvfp4(module, group)):
+        if any(scale.dtype in ("U8", "F8_E8M0") for scale in scales_of(group, module).values()):
+            name = "mxfp8 without ComfyUI's settings" if ref.dtype.startswith("F8") else "mxfp4, 6 or 8 in bytes"
+        elif len(ref.shape) >= 2 and ref.dtype in _EIGHT_BITS and module in strange:
+            name = f"8 bits with a scale of another program ({strange[module]})"
+        elif len(ref.shape) >= 2 and ref.dtype == "U8":
+            name = "packed bytes"
+        elif len(ref.shape) >= 2 and ref.dtype not in FORMATS and ref.dtype.startswith("F"):
+            name = f"fp{ref.dtype[1:].lower()}"
+    return (module, len(_MARKS), name) if name else None
+
+
+def _strange_scales(group: Group) -> dict[str, str]:
+    """Modules with a scale of a name that no codec knows, and that name."""
+    split = (key.rpartition(".") for key in group)
+    return {module: last for module, _, last in split if "scale" in last and last not in _KNOWN_SCALES}
 
 
 def _unread(form: str | None) -> str:
