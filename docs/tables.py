@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from loraport.adapters.consumers import ALL, OUTCOMES, PARTS, Consumer, consumers, writable
+from loraport.adapters.consumers import ADDED, ALL, OUTCOMES, PARTS, Consumer, consumers, writable
 from loraport.adapters.dialect import PROFILE_NAMES
 from loraport.models.family import families
 
@@ -60,7 +60,7 @@ def _versions(looked_at: dict[str, str]) -> str:
 
 
 def _profile(family: str, profile: str, read: list[Consumer]) -> str:
-    parts = [part for part in PARTS if writable(profile, part)]
+    parts = [part for part in PARTS if writable(profile, part) and (part != ADDED or families()[family].added)]
     rows: list[list[str]] = []
     strangers: dict[str, list[str]] = {}
     remarks: list[str] = []

@@ -1,5 +1,6 @@
 """Tiny networks of diffusers' own classes, one for every family; and their weights respelled in every naming."""
 
+import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraport.models.architecture import Architecture
+from loraport.models.architecture import Architecture, measure
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.family import Family, families
 from loraport.models.keymap import family_keymap
@@ -25,6 +26,8 @@ class Network:
         title: as a file of it is called.
         settings: of the class.
         pipeline: the parts of the pipeline besides the network, all of which a LoRA does without.
+        more: arguments of the pipeline.
+        classes: of the network and the pipeline, where they are not those of the family.
     """
 
     family: str
@@ -32,6 +35,7 @@ class Network:
     settings: dict[str, Any]
     pipeline: tuple[str, ...] = ("tokenizer", "text_encoder", "vae", "scheduler")
     more: dict[str, Any] = field(default_factory=dict)
+    classes: tuple[str, str] | None = None
 
 
 LTX2 = {
@@ -43,7 +47,27 @@ COG = {
     "num_attention_heads": 2, "attention_head_dim": 16, "in_channels": 4, "out_channels": 4, "time_embed_dim": 8,
     "text_embed_dim": 20, "num_layers": 2, "sample_width": 8, "sample_height": 8, "sample_frames": 9,
 }  # fmt: skip
+WAN = {
+    "patch_size": (1, 2, 2), "num_attention_heads": 2, "attention_head_dim": 12, "in_channels": 4, "out_channels": 4,
+    "text_dim": 16, "freq_dim": 8, "ffn_dim": 48, "num_layers": 2, "rope_max_seq_len": 32, "cross_attn_norm": True,
+}  # fmt: skip
 NETWORKS = {
+    "wan_vace": Network(
+        "wan",
+        "Wan (2 blocks, width 24)",
+        WAN | {"vace_layers": [0, 1], "vace_in_channels": 12},
+        classes=("WanVACETransformer3DModel", "WanVACEPipeline"),
+    ),
+    "minimax_h3": Network(
+        "minimax_h3",
+        "MiniMax-H3 (2 blocks, width 24)",
+        {
+            "num_attention_heads": 3, "attention_head_dim": 12, "hidden_size": 24, "num_layers": 2, "ffn_dim": 40,
+            "num_refiner_layers": 2, "in_channels": 2, "audio_in_channels": 6, "text_dim": 20, "freq_dim": 8,
+            "time_embed_hidden_dim": 28, "time_embed_dim": 10, "rope_freq_dim": 2,
+        },
+        (),
+    ),
     "hunyuan_video": Network(
         "hunyuan_video",
         "HunyuanVideo (2 blocks, width 24)",
@@ -92,7 +116,8 @@ def build(name: str) -> Any:
     network = NETWORKS[name]
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = getattr(diffusers, families()[network.family].diffusers.model)(**network.settings)
+        kind = network.classes[0] if network.classes else families()[network.family].diffusers.model
+        model = getattr(diffusers, kind)(**network.settings)
         for parameter in model.parameters():  # none is zero or one from the start
             torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
     return model
@@ -103,7 +128,11 @@ def pipeline(name: str, model: Any) -> Any:
     import diffusers
 
     network = NETWORKS[name]
-    kind = getattr(diffusers, families()[network.family].diffusers.pipeline)
+    kind = getattr(diffusers, network.classes[1] if network.classes else families()[network.family].diffusers.pipeline)
+    if issubclass(kind, diffusers.ModularPipeline):
+        made = kind()
+        made.update_components(transformer=model)
+        return made
     return kind(transformer=model, **dict.fromkeys(network.pipeline), **network.more)
 
 
@@ -116,6 +145,7 @@ def state(name: str) -> dict[str, Tensor]:
 def respell(weights: dict[str, Tensor], family: Family, naming: str) -> dict[str, Tensor]:
     """Weights by canonical names (with ".weight") in a naming: fused, in its order, and under its names."""
     keymap = family_keymap(family.name)
+    sizes, _ = measure({key.removesuffix(".weight"): tuple(t.shape) for key, t in weights.items()}, family)
     stored: dict[str, dict[str, Tensor]] = {}
     for key, tensor in weights.items():
         bare = (template := family.template_of(key)) is not None and template.role == "param"
@@ -126,11 +156,11 @@ def respell(weights: dict[str, Tensor], family: Family, naming: str) -> dict[str
     found = {}
     for key, parts in stored.items():
         module = next(iter(parts))
-        held = keymap.held(family.spell(module, naming))
+        held = keymap.held(family.spell(module, naming), naming)
         if len(held) == 1 and not held[0].order:
             found[key] = parts[module].contiguous()
             continue
-        rows, places = lay_out(held, {name: len(tensor) for name, tensor in parts.items()}, {})
+        rows, places = lay_out(held, {name: len(tensor) for name, tensor in parts.items()}, sizes)
         found[key] = join([(places[name], tensor) for name, tensor in parts.items()], rows)
     return found
 
@@ -144,9 +174,16 @@ def write(name: str, naming: str, folder: Path, weights: dict[str, Tensor] | Non
     folder.mkdir(parents=True, exist_ok=True)
     family = families()[NETWORKS[name].family]
     tensors = respell(canonical(name) if weights is None else weights, family, naming)
-    path = folder / f"{naming}.safetensors"
-    save_file({prefix + key: tensor for key, tensor in tensors.items()}, path)
-    return path
+    tensors = {prefix + key: tensor for key, tensor in tensors.items()}
+    if naming not in family.alike or not family.alike[naming].shards:
+        save_file(tensors, folder / f"{naming}.safetensors")
+        return folder / f"{naming}.safetensors"
+    names = {key: f"{naming}-0000{1 + i % 2}-of-00002.safetensors" for i, key in enumerate(tensors)}
+    for name in set(names.values()):
+        save_file({key: tensors[key] for key, in_file in names.items() if in_file == name}, folder / name)
+    index = folder / f"{naming}.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": names}), encoding="utf-8")
+    return index
 
 
 @cache

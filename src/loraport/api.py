@@ -31,6 +31,7 @@ def transfer(
     output: PathLike | None = None,
     nested_source: str | None = None,
     nested_target: str | None = None,
+    architecture: str = "auto",
     force: bool = False,
     strength: float = 1.0,
     scale: float | None = None,
@@ -59,6 +60,8 @@ def transfer(
         output: the file to write; None computes and reports only.
         nested_source: part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.
         nested_target: part of the target to read, in the same way.
+        architecture: family of the models, where it is not to be recognised: its name, or any for one that is not
+            known, whose layers are matched by name and shape alone.
         force: go on although the target does not look derived from the source, its drift is mostly rounding, or the
             LoRA was transferred before.
         strength: use the whole LoRA this strong, before any method.
@@ -91,6 +94,7 @@ def transfer(
             "target_lora": target_lora,
             "nested_source": nested_source,
             "nested_target": nested_target,
+            "architecture": architecture,
             "force": force,
             "strength": strength,
             "scale": scale,

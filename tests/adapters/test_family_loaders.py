@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 import networks
-from loraport.adapters.consumers import ALL, consumers
+from loraport.adapters.consumers import ADDED, ALL, consumers
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import render_adapter, write_adapter
@@ -26,6 +26,7 @@ READ = [
     for name, net in NETWORKS.items()
     for profile, row in DIFFUSERS.families[net.family].profiles.items()
     if profile != "same-as-input" and not row.keys() & {ALL, "outside", "partial"}
+    if not (families()[net.family].added and ADDED in row)
 ]
 
 

@@ -211,11 +211,11 @@ class TestContent:
 
     def test_additions_of_a_variant_are_named_and_left_alone(self, tmp_path):
         state = makers.model()
-        state |= {f"vace_blocks.{n}.self_attn.q.weight": torch.zeros(24, 24) for n in range(3)}
+        state |= {f"motion_encoder.enc.fc.{n}.weight": torch.zeros(24, 24) for n in range(3)}
         save_file(state, tmp_path / "x.safetensors")
         save_file({f"model.diffusion_model.{key}": t for key, t in state.items()}, tmp_path / "y.safetensors")
         found, other = (open_checkpoint(tmp_path / f"{name}.safetensors") for name in "xy")
-        assert found.notes == ("the model has VACE blocks (3 tensors), which are left alone",)
+        assert found.notes == ("the model has a motion encoder (Animate) (3 tensors), which are left alone",)
         assert found.missing == ()
         assert found.extra.keys() == other.extra.keys()
 
@@ -319,7 +319,17 @@ def _shapes(width: int, ffn: int, blocks: int, channels: int, *, image: bool = F
         (_shapes(5120, 13824, 40, 36, image=True), "Wan2.1 I2V 14B (40 blocks, width 5120)"),
         (_shapes(5120, 13824, 40, 36), "Wan2.2 I2V 14B (40 blocks, width 5120)"),
         (_shapes(3072, 14336, 30, 48), "Wan2.2 TI2V 5B (30 blocks, width 3072)"),
-        (_shapes(1536, 8960, 30, 48), "Wan 1.3B (30 blocks, width 1536)"),
+        (_shapes(1536, 8960, 30, 48), "Wan2.1 Fun Control 1.3B (30 blocks, width 1536)"),
+        (_shapes(1536, 8960, 30, 20), "Wan 1.3B (30 blocks, width 1536)"),
+        (
+            _shapes(5120, 13824, 40, 16) | {f"vace_blocks.{n}.ffn.0": (13824, 5120) for n in range(8)},
+            "Wan2.1/2.2 VACE 14B (40 blocks, width 5120)",
+        ),
+        (
+            _shapes(5120, 13824, 40, 36) | {f"face_adapter.fuser_blocks.{n}.linear2": (5120, 5120) for n in range(8)},
+            "Wan2.2 Animate 14B (40 blocks, width 5120)",
+        ),
+        (_shapes(5120, 13824, 40, 16) | {"trainable_cond_mask": (3, 5120)}, "Wan2.2 S2V 14B (40 blocks, width 5120)"),
         (_shapes(128, 512, 4, 3), "Wan (4 blocks, width 128)"),
         (_shapes(1536, 8960, 40, 16), "Wan (40 blocks, width 1536)"),
     ],

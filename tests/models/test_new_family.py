@@ -16,7 +16,7 @@ from loraport.errors import MismatchError
 from loraport.models import family as family_room
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.family import families
-from loraport.models.keymap import build, family_keymap
+from loraport.models.keymap import build, forget_families
 from makers import LoraFile
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-an-architecture.md"
@@ -61,11 +61,9 @@ def _added(tmp_path, monkeypatch):
     (folder / "ltx.yaml").write_text(found.group(1), encoding="utf-8")
     (folder / "fluxlike.yaml").write_text(FUSED, encoding="utf-8")
     monkeypatch.setattr(family_room, "resources", SimpleNamespace(files=lambda package: folder.parent))
-    families.cache_clear()
-    family_keymap.cache_clear()
+    forget_families()
     yield
-    families.cache_clear()
-    family_keymap.cache_clear()
+    forget_families()
 
 
 def _model() -> dict[str, torch.Tensor]:

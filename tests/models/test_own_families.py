@@ -8,7 +8,7 @@ from loraport.adapters.convert import convert_adapter
 from loraport.errors import FileError
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.family import families
-from loraport.models.keymap import family_keymap
+from loraport.models.keymap import forget_families
 from makers import LoraFile
 
 OWN = """
@@ -23,11 +23,9 @@ linear:
 
 @pytest.fixture(autouse=True)
 def _fresh():
-    families.cache_clear()
-    family_keymap.cache_clear()
+    forget_families()
     yield
-    families.cache_clear()
-    family_keymap.cache_clear()
+    forget_families()
 
 
 def _random(*shape):

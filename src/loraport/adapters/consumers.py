@@ -13,12 +13,14 @@ from loraport.models.family import Family, block_of
 from loraport.models.keys import read_yaml
 
 ALL = "all"
+ADDED, ARRIVES = "added", "arrives"  # the one part of which it is said that it arrives, since few have looked
 _NO_PROFILES = {"load", "looked_at"}  # what else a family's entry says
 # Parts of a file, as they are called in sentences and in the tables.
 PARTS = {
     "partial": "layers missing in its blocks",
     "outside": "layers outside the blocks",
     "image": "image projections",
+    "added": "layers that only variants have",
     "bias": "biases",
     "norm": "norms/convolutions",
     "modulation": "modulation",
@@ -165,7 +167,9 @@ def content_of(
 
     for name in ranks:
         template = family.template_of(name)
-        if not block_of(name):
+        if family.is_added(name):
+            has("added", name)
+        elif not block_of(name):
             has("outside", name)
         elif template is not None and template.optional:
             has("image", name)
@@ -177,7 +181,7 @@ def content_of(
             has("modulation", item.module)
         else:
             has("bias" if role == "linear" else "norm", item.module)
-    blocks = {int(block_of(name)) for name in ranks if block_of(name)}
+    blocks = {int(block_of(name)) for name in ranks if block_of(name) and not family.is_added(name)}
     if any(int(block_of(name)) <= max(blocks, default=-1) for name in _whole_blocks(architecture) - ranks.keys()):
         has("partial")
     known: str | None = profile
@@ -206,7 +210,8 @@ def _whole_blocks(architecture: Architecture) -> set[str]:
     found = set()
     for name in architecture.expected:
         template = family.template_of(name)
-        if template is not None and template.repeated and template.role == "linear" and not template.optional:
+        in_blocks = template is not None and template.repeated and template.role == "linear" and not template.optional
+        if in_blocks and not family.is_added(name):
             found.add(name)
     return found
 
@@ -240,7 +245,11 @@ def _row(cells: Mapping[str, Any], name: str) -> dict[str, Outcome]:
     found = {}
     for part, said in cells.items():
         word, remark = said if isinstance(said, list) else (said, "")
+        if part == ADDED and word == ARRIVES:
+            continue
         if part not in {*PARTS, ALL} or word not in OUTCOMES:
             raise ValueError(f"consumers.yaml, {name}: {part}: {word} is not understood")
         found[part] = Outcome(word, remark)
+    if ADDED not in cells and ALL not in cells:
+        found[ADDED] = Outcome("unknown")
     return found

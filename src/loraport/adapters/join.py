@@ -9,7 +9,7 @@ from torch import Tensor
 
 from loraport.errors import UnsupportedError
 from loraport.models.architecture import Architecture, LayerName
-from loraport.models.keymap import family_keymap
+from loraport.models.keymap import keymap_of
 from loraport.models.placement import Part, Rows, is_whole, join, join_factors, lay_out
 
 
@@ -132,7 +132,7 @@ def _held(module: str, naming: str, architecture: Architecture) -> tuple[Part, .
     family = architecture.family
     if family.template_of(module) is None:
         return (Part(module, "_"),)  # of another model, passed on as it is
-    return family_keymap(family.name).held(family.spell(module, naming))
+    return keymap_of(family).held(family.spell(module, naming), naming)
 
 
 def _places(held: Sequence[Part], sizes: Mapping[str, int], architecture: Architecture) -> tuple[int, dict[str, Rows]]:

@@ -30,8 +30,8 @@ from loraport.containers.tensors import TensorRef
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.models.architecture import Architecture, Shape, detect
 from loraport.models.checkpoint import Checkpoint
-from loraport.models.family import Family, families
-from loraport.models.keymap import Resolved, family_keymap
+from loraport.models.family import Family, families, recognised
+from loraport.models.keymap import keymap_of, known_to
 from loraport.models.keys import MAX_LOOKED_AT, key_rules
 
 
@@ -80,6 +80,8 @@ def open_adapter(
     refuse_kinds(path, refs)
     possible = [architecture.family] if architecture else _families_of(refs, path)
     family = possible[0]
+    if family.only_recognised:
+        raise not_a_lora(path, refs, architecture, role, _title_in(refs, family, path))
     dropped = _dropped(refs, family, drop)
     left_out = set(dropped)
     pieces, texts, unmatched = _sort({key: ref for key, ref in refs.items() if key not in left_out}, family)
@@ -167,23 +169,40 @@ def _config(path: Path, metadata: Mapping[str, str], dialect: Dialect, scale: fl
 
 
 def _families_of(refs: Mapping[str, TensorRef], path: Path) -> list[Family]:
-    """The family that a LoRA is for, and those that it may as well be for.
+    """The family that a LoRA is for, and those that it may as well be for; some of them only recognised.
 
     It is the one that knows most of the keys; in a file of very many, most of some thousand of them. Where several
     know as many (layers of the attention are called the same in many families), sizes decide.
     """
     sample = dict(islice(refs.items(), 0, None, 1 + len(refs) // MAX_LOOKED_AT))
-    possible = [family for family in families().values() if family.lookalike(sample) is None]
-    pieces = {family.name: _sort(sample, family)[0] for family in possible or families().values()}
-    most = max(map(len, pieces.values()))
-    best = [name for name, found in pieces.items() if len(found) == most]
-    if most and len(best) > 1:
-        fits = {name: _own(pieces[name], families()[name], path) for name in best}
+    counts = Counter(name for key in sample for name in _known_to(key))
+    best: list[Family] = []
+    for count in sorted(set(counts.values()), reverse=True):
+        most = [family for family in families().values() if counts[family.name] == count]
+        best = [family for family in most if family.lookalike(sample) is None]
+        best += [family for family in recognised().values() if counts[family.name] == count]
+        if best:
+            break
+    if not best:
+        # Betrayed by a name or a size, or nothing is known at all: what is said of it depends on neither.
+        possible = [family for family in families().values() if family.lookalike(sample) is None]
+        return (possible or list(families().values()))[:1]
+    if len(best) > 1:
+        fits = {family.name: _own(_sort(sample, family)[0], family, path) for family in best}
         plausible = {name: own.plausible if own else (False, False) for name, own in fits.items()}
-        best = [name for name in best if plausible[name] == max(plausible.values())]
+        best = [family for family in best if plausible[family.name] == max(plausible.values())]
         # Named first is the family of which most is there.
-        best.sort(key=lambda name: -own.covered if (own := fits[name]) else 0.0)
-    return [families()[name] for name in (best if most else best[:1])]
+        covered = {name: own.covered if own else 0.0 for name, own in fits.items()}
+        best.sort(key=lambda family: (family.only_recognised, -covered[family.name]))
+    return best
+
+
+def _known_to(key: str) -> frozenset[str]:
+    """The names of the families that a key may belong to."""
+    if key.startswith(grammar().text_encoders):
+        return frozenset()
+    stems = _stems(key)
+    return frozenset().union(*map(known_to, stems))
 
 
 def _other_families(possible: Sequence[Family]) -> list[str]:
@@ -207,10 +226,13 @@ def _own(pieces: Sequence[Piece], family: Family, path: Path) -> Architecture | 
 def _title_of(refs: Mapping[str, TensorRef], tried: Family, path: Path) -> str | None:
     """What model a LoRA is for of which another family knows more keys than this one; None if none does."""
     family = _families_of(refs, path)[0]
-    pieces = _sort(refs, family)[0]
-    if len(pieces) <= len(_sort(refs, tried)[0]):
+    if len(_sort(refs, family)[0]) <= len(_sort(refs, tried)[0]):
         return None
-    own = _own(pieces, family, path)
+    return _title_in(refs, family, path)
+
+
+def _title_in(refs: Mapping[str, TensorRef], family: Family, path: Path) -> str:
+    own = _own(_sort(refs, family)[0], family, path)
     return family.title if own is None else own.title
 
 
@@ -279,19 +301,23 @@ def _sort(refs: Mapping[str, TensorRef], family: Family) -> tuple[list[Piece], l
 
 
 def _piece(key: str, ref: TensorRef, family: Family) -> Piece | None:
-    rules = grammar()
-    plain = key_rules().unwrap(key)
-    suffix = rules.split_suffix(plain)
+    suffix = grammar().split_suffix(key_rules().unwrap(key))
     if suffix is None:
         return None
-    stem = plain[: -suffix.length]
-    keymap = family_keymap(family.name)
-    at: Resolved | None
-    if suffix.part == "diff_m":
-        at = keymap.resolve(f"{stem}.modulation") or keymap.resolve(f"{stem}_modulation")
-    else:
-        at = keymap.resolve(stem)
+    keymap, naming = keymap_of(family), family.alike_of_key(key)
+    at = next((found for stem in _stems(key) if (found := keymap.resolve(stem, naming))), None)
     return None if at is None else Piece(key, ref, suffix.part, suffix.style, suffix.adapter, at)
+
+
+def _stems(key: str) -> list[str]:
+    """The paths of modules that a key may be a part of: none where it ends like no part of a LoRA."""
+    plain = key_rules().unwrap(key)
+    suffix = grammar().split_suffix(plain)
+    if suffix is None:
+        return []
+    stem = plain[: -suffix.length]
+    # Written in the place of the parameter's own name, not after it.
+    return [f"{stem}.modulation", f"{stem}_modulation"] if suffix.part == "diff_m" else [stem]
 
 
 def _choose(pieces: Sequence[Piece], what: str, wanted: str | None, path: Path) -> tuple[list[Piece], list[str]]:

@@ -14,7 +14,7 @@ from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import MismatchError, UnmatchedKeysError, UnsupportedError
 from loraport.models.architecture import Architecture
 from loraport.models.family import Family, families
-from loraport.models.keymap import family_keymap
+from loraport.models.keymap import keymap_of
 from loraport.models.keys import MAX_LOOKED_AT, key_rules
 
 SHOWN = 3  # how many modules with unmatched keys a message names
@@ -113,7 +113,7 @@ def nearest_key(key: str, family: Family) -> str:
     title = key_rules().kind_foreign([key])
     if title:
         return f"a part of {title}"
-    near = family_keymap(family.name).nearest(stem)
+    near = keymap_of(family).nearest(stem)
     return f"nearest known: {near}{plain[len(stem) :]}" if near else "nothing like it is known"
 
 
@@ -170,7 +170,7 @@ def not_a_lora(
     plain = [key for key in islice(refs, MAX_LOOKED_AT) if rules.split_suffix(key) is None]
     stems = [key_rules().unwrap(key).rpartition(".")[0] for key in plain]
     for family in families().values():
-        if any(map(family_keymap(family.name).resolve, stems)):
+        if any(map(keymap_of(family).resolve, stems)):
             return MismatchError(
                 "a LoRA is needed here, but this file is a checkpoint",
                 where=str(path),

@@ -221,7 +221,8 @@ def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     spelled = [PROFILES[profile].of(family).dialect for profile in _read_in_full(family.name)]
     promised = "loraport.version" in lora.metadata and plain in spelled
     # Files of our own that diffusers is known to refuse were written with a warning.
-    wrong = False if promised and not any(item.kind == "text_encoder" for item in lora.passthrough) else None
+    warned = any(item.kind == "text_encoder" for item in lora.passthrough) or any(map(family.is_added, lora.layers))
+    wrong = False if promised and not warned else None
     if classes.loader:
         loader = getattr(loaders, classes.loader)
         try:

@@ -64,7 +64,8 @@ class Inputs:
     def notes(self) -> tuple[str, ...]:
         """Choices made while opening, and oddities of the LoRAs, for the user."""
         return (
-            self.source.notes
+            _notes_on_names(self.source)
+            + self.source.notes
             + (self.target.notes if self.target is not None else ())
             + self.adapter.warnings
             + self.doubts
@@ -110,10 +111,13 @@ def open_inputs(recipe: Recipe) -> Inputs:
     named = [recipe.lora, recipe.source, recipe.target, *(each.file for each in recipe.target_lora)]
     before = _identities(Path(spec) for spec in named if spec is not None)
     expert = _expert_meant(recipe)
-    source = open_checkpoint(recipe.source, nested=recipe.nested_source, expert=expert)
+    family = recipe.architecture
+    source = open_checkpoint(recipe.source, nested=recipe.nested_source, expert=expert, architecture=family)
     target = None
     if recipe.target is not None:
-        target = open_checkpoint(recipe.target, nested=recipe.nested_target, expert=expert)
+        target = open_checkpoint(
+            recipe.target, nested=recipe.nested_target, expert=expert, architecture=family, like=source
+        )
         require_same_size(source.architecture, target.architecture, where=f"{source.path} and {target.path}")
     added = tuple(Added(each, _open_added(each, source, recipe)) for each in recipe.target_lora)
     adapter = open_adapter(
@@ -262,6 +266,15 @@ def _doubts(adapter: LoraAdapter, recipe: Recipe) -> tuple[str, ...]:
             f"{least} to {greatest} were trained, those of the {training.expert}-noise one: are two LoRAs swapped?"
         )
     return tuple(found)
+
+
+def _notes_on_names(source: Checkpoint) -> tuple[str, ...]:
+    if not source.architecture.family.unnamed:
+        return ()
+    return (
+        "layers are matched by name and shape alone (--architecture any): of layers that one file fuses or stores in "
+        "another order nothing is known, and which programs read the output was not looked at",
+    )
 
 
 def _refuse_a_second_time(adapter: LoraAdapter, recipe: Recipe) -> None:

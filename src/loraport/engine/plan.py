@@ -12,7 +12,7 @@ from typing import Any
 
 from loraport.adapters.adapter import LoraAdapter, Passthrough
 from loraport.adapters.consumers import Content, content_of
-from loraport.adapters.dialect import check_profile, profile_of
+from loraport.adapters.dialect import SAME_AS_INPUT, check_profile, profile_of
 from loraport.adapters.loaders import loader_notes
 from loraport.adapters.pattern import Search
 from loraport.adapters.render import check_passthrough
@@ -112,6 +112,9 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     inputs = open_inputs(recipe)
     adapter = inputs.adapter
     family = inputs.source.architecture.family
+    if family.unnamed and recipe.to == Recipe.model_fields["to"].default:
+        # What ComfyUI or diffusers would call its layers is not known; what read the input reads the output.
+        recipe = recipe.model_copy(update={"to": SAME_AS_INPUT})
     check_passthrough(adapter.passthrough, profile_of(recipe.to, adapter.dialect).of(family), family)
     dropped = list(adapter.dropped)
     warnings = list(inputs.notes)

@@ -111,6 +111,14 @@ class Recipe(Settings):
         str | None,
         Setting("Part of the target to read, in the same way.", "--nested-target", panel=MODELS, metavar="NAME"),
     ] = None
+    architecture: Annotated[
+        str,
+        Setting(
+            "Family of the models, where it is not to be recognised: its name, or any for one that is not known, whose "
+            "layers are matched by name and shape alone.",
+            "--architecture", panel=MODELS, metavar="NAME|any",
+        ),
+    ] = "auto"  # fmt: skip
     force: Annotated[
         bool,
         Setting(

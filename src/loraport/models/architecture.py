@@ -115,7 +115,7 @@ def detect(shapes: Mapping[str, Shape], family: Family) -> Architecture:
 
 
 def measure(shapes: Mapping[str, Shape], family: Family) -> tuple[dict[str, int], dict[str, str]]:
-    """The family's symbols as most modules have them, and for each symbol a module that has it so.
+    """The family's symbols as most modules have them, or as usual; and for each a module that has it so.
 
     Args:
         shapes: canonical module -> shape of its weight.
@@ -133,7 +133,8 @@ def measure(shapes: Mapping[str, Shape], family: Family) -> tuple[dict[str, int]
                 votes.setdefault(symbol, Counter())[size] += 1
                 first.setdefault((symbol, size), module)
     dimensions = {symbol: sizes.most_common(1)[0][0] for symbol, sizes in votes.items()}
-    return dimensions, {symbol: first[symbol, size] for symbol, size in dimensions.items()}
+    proof = {symbol: first[symbol, size] for symbol, size in dimensions.items()}
+    return {**family.usual, **dimensions}, proof
 
 
 def differing_shapes(first: Architecture, second: Architecture) -> dict[str, tuple[Shape, Shape]]:

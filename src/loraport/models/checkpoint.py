@@ -1,22 +1,21 @@
 """Checkpoints: any layout and naming in, canonical parameter names out. Headers only; no tensor data is read."""
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 from loraport.containers.locate import Located, locate
 from loraport.containers.names import Expert
 from loraport.containers.tensors import TensorRef, refusal
-from loraport.errors import MismatchError, UnsupportedError, UsageError
-from loraport.models.architecture import Architecture, Shape, detect, measure
+from loraport.errors import MismatchError, UnsupportedError, UsageError, did_you_mean
+from loraport.models.architecture import Architecture, detect
 from loraport.models.family import Family, families
-from loraport.models.keymap import Resolved, family_keymap
+from loraport.models.keymap import keymap_of
 from loraport.models.keys import key_rules
-from loraport.models.placement import split, take_ref
+from loraport.models.reading import Reading, read_as, recognise
+from loraport.models.unnamed import family_of
 
-SAMPLE = 200  # keys that are looked at to tell which families a model may be of
+AUTO, ANY = "auto", "any"  # architectures: the one that is recognised, and none that is known
 
 
 @dataclass(frozen=True)
@@ -54,20 +53,14 @@ class Checkpoint:
         return {_bare(key, self.prefix): key for key in self.unknown}
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """One mapping of tensors, read as a model of one family."""
-
-    family: Family
-    tensors: dict[str, TensorRef]
-    shapes: dict[str, Shape]
-    unknown: tuple[str, ...]
-    unsplit: dict[str, str]
-    naming: str
-    prefix: str
-
-
-def open_checkpoint(spec: str | Path, *, nested: str | None = None, expert: Expert | None = None) -> Checkpoint:
+def open_checkpoint(
+    spec: str | Path,
+    *,
+    nested: str | None = None,
+    expert: Expert | None = None,
+    architecture: str = AUTO,
+    like: Checkpoint | None = None,
+) -> Checkpoint:
     """Open a checkpoint by its headers.
 
     Args:
@@ -75,27 +68,31 @@ def open_checkpoint(spec: str | Path, *, nested: str | None = None, expert: Expe
         nested: which mapping of a torch file ("generator", "generator_ema"), or which expert's subfolder.
             Without it the moving average is taken where there is one, and `Checkpoint.notes` says so.
         expert: which expert of a folder that holds both of Wan2.2.
+        architecture: "auto" to recognise the family; the name of a family to take the file for one of it; "any" for a
+            model of no known family, whose layers are taken by the names they have in the file.
+        like: another model that this one must have the layers of, where its family was not recognised.
 
     Raises:
         FileError: missing, damaged or unsafe.
         MismatchError: it is a LoRA, or a model of no known family.
         UnsupportedError: a way of storing weights that is not read, such as nvfp4.
-        UsageError: several mappings could be meant.
+        UsageError: several mappings could be meant; there is no such family.
     """
+    check_architecture(architecture)
     found = locate(spec, nested=nested, expert=expert)
-    readings = {nest: _read(tensors) for nest, tensors in found.groups.items()}
+    readings = {nest: _read_for(architecture, like, tensors) for nest, tensors in found.groups.items()}
     models = {nest: reading for nest, reading in readings.items() if reading is not None}
     if not models:
-        raise _not_a_model(found)
+        raise _not_a_model(found) if architecture == AUTO else _not_as_stated(found, architecture, like)
     nest, notes = _choose(found, models, nested)
     reading = models[nest]
     _refuse_unreadable(found.path, reading.tensors)
-    architecture = detect(reading.shapes, reading.family)
-    if architecture.lookalike is not None:
-        raise _not_a_model(found, architecture.title)
+    is_a = detect(reading.shapes, reading.family)
+    if is_a.lookalike is not None or reading.family.only_recognised:
+        raise _not_a_model(found, is_a.title)
     return Checkpoint(
         found.path,
-        architecture,
+        is_a,
         reading.naming,
         reading.prefix,
         reading.tensors,
@@ -103,114 +100,30 @@ def open_checkpoint(spec: str | Path, *, nested: str | None = None, expert: Expe
         ".".join(nest),
         found.notes
         + notes
+        + _alike(reading)
         + _additions(reading.family, reading.unknown)
-        + _odd_shapes({**reading.unsplit, **architecture.misfits}),
+        + _odd_shapes({**reading.unsplit, **is_a.misfits}),
     )
 
 
-def _read(tensors: Mapping[str, TensorRef]) -> _Reading | None:
-    for candidates in _likely(tensors):
-        known = [reading for family in candidates if (reading := _read_as(family, tensors)) is not None]
-        most = max((len(reading.tensors) for reading in known), default=0)
-        tied = [reading for reading in known if len(reading.tensors) == most]
-        if tied:
-            return tied[0] if len(tied) == 1 else max(tied, key=_likeness)
-    return None
+def check_architecture(architecture: str) -> None:
+    """Raise UsageError unless it is "auto", "any" or the name of a family."""
+    names = (AUTO, ANY, *families())
+    if architecture not in names:
+        raise UsageError(
+            "there is no architecture of that name",
+            values=architecture,
+            fix=did_you_mean(architecture, names) or f"one of: {', '.join(names)}",
+        )
 
 
-def _likeness(reading: _Reading) -> tuple[tuple[bool, bool], float]:
-    found = detect(reading.shapes, reading.family)
-    return found.plausible, found.covered
-
-
-def _likely(tensors: Mapping[str, TensorRef]) -> tuple[list[Family], list[Family]]:
-    """The families that know about as much of a sample of the keys as the best of them does, and the others.
-
-    Reading a large model as every family there is would take longer than reading its header.
-    """
-    rules = key_rules()
-    paths = [rules.unwrap(key) for key in islice(tensors, 0, None, 1 + len(tensors) // SAMPLE)]
-    found = {}
-    for family in families().values():
-        resolve = family_keymap(family.name).resolve
-        found[family.name] = sum(bool(resolve(path) or resolve(path.rpartition(".")[0])) for path in paths)
-    enough = max(found.values()) / 2
-    first = [family for family in families().values() if found[family.name] >= max(enough, 1)]
-    return first, [family for family in families().values() if family not in first]
-
-
-@dataclass(frozen=True)
-class _Hit:
-    """A key of the file: what it names, and which of its parameters ("weight", "bias", "" for a bare one)."""
-
-    key: str
-    ref: TensorRef
-    at: Resolved
-    kind: str
-
-    def name(self, module: str) -> str:
-        return f"{module}.{self.kind}" if self.kind else module
-
-
-def _read_as(family: Family, tensors: Mapping[str, TensorRef]) -> _Reading | None:
-    if family.lookalike(tensors) is not None:
-        return None
-    hits, unknown = _matched(family, tensors)
-    whole = {hit.at.module: hit.ref.shape for hit in hits if hit.at.whole and hit.kind != "bias"}
-    sizes, _ = measure(whole, family)
-    refs: dict[str, TensorRef] = {}
-    shapes: dict[str, Shape] = {}
-    unsplit: dict[str, str] = {}
-    for hit in hits:
-        rows = split(hit.at.parts, hit.ref.shape[0], sizes) if hit.ref.shape and not hit.at.whole else None
-        if rows is None and not hit.at.whole:
-            unsplit[hit.key] = f"shape {list(hit.ref.shape)}, which {len(hit.at.parts)} modules cannot share"
-            unknown.append(hit.key)
-            continue
-        for module in dict.fromkeys(part.module for part in hit.at.parts):
-            name = hit.name(module)
-            if name in refs:
-                raise MismatchError(
-                    "the file holds the same weight twice under different names",
-                    where=str(hit.ref.file),
-                    values=f"{refs[name].key} and {hit.key}",
-                )
-            refs[name] = hit.ref if rows is None else take_ref(hit.ref, rows[module])
-            if hit.kind != "bias":
-                shapes[module] = refs[name].shape
-    known = [family.template_of(name) for name in shapes]
-    if not any(template is not None and template.repeated and template.role == "linear" for template in known):
-        return None
-    namings = Counter(naming for hit in hits for naming in hit.at.namings)
-    prefixes = Counter(hit.at.prefix for hit in hits)
-    naming = max(family.namings, key=lambda name: namings[name])
-    return _Reading(family, refs, shapes, tuple(unknown), unsplit, naming, prefixes.most_common(1)[0][0])
-
-
-def _matched(family: Family, tensors: Mapping[str, TensorRef]) -> tuple[list[_Hit], list[str]]:
-    """The keys that name parameters of the family, and those that name none."""
-    keymap, rules = family_keymap(family.name), key_rules()
-    hits: list[_Hit] = []
-    unknown: list[str] = []
-    for key, ref in tensors.items():
-        path = rules.unwrap(key)
-        module, _, kind = path.rpartition(".")
-        whole = keymap.resolve(path)
-        if whole is not None and not whole.flat and _role(family, whole.module) == "param":
-            hits.append(_Hit(key, ref, whole, ""))
-            continue
-        hit = keymap.resolve(module) if kind in {"weight", "bias", "scale"} else None
-        role = None if hit is None or hit.flat else _role(family, hit.module)
-        if hit is None or role in {None, "param"} or (kind == "scale" and role != "norm"):
-            unknown.append(key)
-        else:
-            hits.append(_Hit(key, ref, hit, "bias" if kind == "bias" else "weight"))
-    return hits, unknown
-
-
-def _role(family: Family, module: str) -> str | None:
-    template = family.template_of(module)
-    return None if template is None else template.role
+def _read_for(architecture: str, like: Checkpoint | None, tensors: Mapping[str, TensorRef]) -> Reading | None:
+    if architecture == AUTO:
+        return recognise(tensors)
+    if architecture != ANY:
+        return read_as(families()[architecture], tensors)
+    family = like.architecture.family if like is not None else family_of(tensors)
+    return None if family is None else read_as(family, tensors)
 
 
 def _odd_shapes(wrong: Mapping[str, str]) -> tuple[str, ...]:
@@ -219,6 +132,19 @@ def _odd_shapes(wrong: Mapping[str, str]) -> tuple[str, ...]:
     name, why = next(iter(wrong.items()))
     more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return (f"modules of an unexpected shape, which no LoRA can change here: {name} ({why}){more}",)
+
+
+def _alike(reading: Reading) -> tuple[str, ...]:
+    """What was taken for granted where files of two namings differ in nothing but the order of rows."""
+    own = keymap_of(reading.family).alike
+    if reading.naming not in (*own, reading.family.namings[0]) or not any(own.values()):
+        return ()
+    how = "in turns, head by head" if reading.naming in own else "one after the other"
+    files = "several files" if reading.naming in own else "one file"
+    return (
+        f"query, key and value were taken to be stored {how}, as checkpoints of {reading.family.title} in {files} are: "
+        "names and shapes would be the same otherwise",
+    )
 
 
 def _additions(family: Family, unknown: tuple[str, ...]) -> tuple[str, ...]:
@@ -233,7 +159,7 @@ def _bare(key: str, prefix: str) -> str:
 
 
 def _choose(
-    found: Located, models: Mapping[tuple[str, ...], _Reading], nested: str | None
+    found: Located, models: Mapping[tuple[str, ...], Reading], nested: str | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     names = {nest: ".".join(nest) for nest in models}
     if nested is not None and any(names.values()):
@@ -277,6 +203,24 @@ def _refuse_unreadable(path: Path, tensors: Mapping[str, TensorRef]) -> None:
             )
 
 
+def _not_as_stated(found: Located, architecture: str, like: Checkpoint | None) -> MismatchError:
+    keys = [key for group in found.groups.values() for key in group]
+    named = f"e.g. {', '.join(keys[:3])}"
+    if architecture != ANY:
+        return MismatchError(
+            f"this is no {families()[architecture].title}",
+            where=str(found.path),
+            values=f"{len(keys)} tensors, {named}",
+            fix="leave --architecture out, or state another",
+        )
+    return MismatchError(
+        "the two models have no layer of the same name" if like is not None else "this holds no matrix of a layer",
+        where=str(found.path) if like is None else f"{like.path} and {found.path}",
+        values=f"{len(keys)} tensors, {named}",
+        fix="with --architecture any, source, target and LoRA must name their layers alike",
+    )
+
+
 def _not_a_model(found: Located, title: str | None = None) -> MismatchError:
     keys = [key for group in found.groups.values() for key in group]
     rules = key_rules()
@@ -300,5 +244,5 @@ def _not_a_model(found: Located, title: str | None = None) -> MismatchError:
         f"this is {title}, which is not supported" if title else "this is no model of a known family",
         where=str(found.path),
         values=f"{len(keys)} tensors, e.g. {', '.join(keys[:3])}" if keys else "no tensors",
-        fix=f"known families: {known}",
+        fix=f"known families: {known}; others by their names alone, with --architecture any",
     )

@@ -17,6 +17,7 @@ from loraport.models.placement import Place
 
 ROLES = ("linear", "conv", "norm", "embedding", "param")
 OWN_FAMILIES = "LORAPORT_FAMILIES"  # environment variable: a folder of yaml files, or one file
+RECOGNISED = "recognised.yaml"  # the file of families that are only recognised
 MAX_BLOCKS = 512
 """Block numbers beyond this are no block numbers: a file cannot make tables of a billion blocks."""
 REMEMBERED = 100_000  # names whose meaning a table keeps; the largest model known has some five thousand
@@ -89,6 +90,19 @@ class Lookalike:
 
 
 @dataclass(frozen=True)
+class Alike:
+    """How a naming is told from another that has the same names and stores some weights in other rows.
+
+    Args:
+        keys: found in the keys of LoRAs of this naming; None where none are known.
+        shards: whether a checkpoint in several files is of this naming.
+    """
+
+    keys: re.Pattern[str] | None
+    shards: bool
+
+
+@dataclass(frozen=True, eq=False)  # a family is itself, so that tables can be kept for it
 class Family:
     """A family of models that share module names, whatever their size.
 
@@ -106,6 +120,11 @@ class Family:
         image_marker: the part of a name that shows the image variant.
         sizes: names by dimensions.
         variants: whole titles by dimensions.
+        usual: sizes in symbols where nothing shows them.
+        alike: namings that share their names with another one.
+        added: first parts of the names of what only variants have, beside the blocks of all.
+        only_recognised: whether it is known for its name only, and files of it are refused by it.
+        unnamed: whether it was made of one model of no known family: see `loraport.models.unnamed`.
     """
 
     name: str
@@ -121,6 +140,11 @@ class Family:
     image_marker: str | None
     sizes: tuple[dict[str, Any], ...]
     variants: tuple[dict[str, Any], ...]
+    usual: dict[str, int] = field(default_factory=dict)
+    alike: dict[str, Alike] = field(default_factory=dict)
+    added: tuple[str, ...] = ()
+    only_recognised: bool = False
+    unnamed: bool = False
     _patterns: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
     _found: dict[str, tuple[Template, int | None] | None] = field(default_factory=dict, repr=False, compare=False)
 
@@ -163,6 +187,23 @@ class Family:
             KeyError: the family does not have the module.
         """
         return self.place(module, naming).name
+
+    def paths(self) -> set[str]:
+        """Every dotted path of a stored module in any naming, the block number as "<>"."""
+        spelled = {place.name for template in self.templates.values() for place in template.places.values()}
+        return {_COUNTER.sub("<>", path) for path in spelled | self.aliases.keys()}
+
+    def alike_of_key(self, key: str) -> str:
+        """The naming that a LoRA's key shows to be meant, of those that share names with another; "" for none."""
+        return next((naming for naming, how in self.alike.items() if how.keys and how.keys.search(key)), "")
+
+    def alike_of_files(self, files: int) -> str:
+        """The same of a checkpoint in so many files."""
+        return next((naming for naming, how in self.alike.items() if how.shards and files > 1), "")
+
+    def is_added(self, module: str) -> bool:
+        """Whether only some variants have a canonical module, beside the blocks that all of them have."""
+        return module.partition(".")[0] in self.added
 
     def modules(self, counts: Mapping[str, int]) -> list[str]:
         """All canonical module paths of a model.
@@ -221,7 +262,8 @@ def families() -> dict[str, Family]:
         FileError: one of the user's files cannot be read, is no description of a family, or has a name that is taken.
     """
     folder = resources.files("loraport.models") / "data"
-    found = [_read(entry.read_text("utf-8")) for entry in folder.iterdir() if entry.name.endswith(".yaml")]
+    names = [entry for entry in folder.iterdir() if entry.name.endswith(".yaml") and entry.name != RECOGNISED]
+    found = [_read(read_yaml(entry.read_text("utf-8"))) for entry in names]
     known = {family.name: family for family in found}
     for path in _own_files():
         family = _read_own(path)
@@ -234,6 +276,14 @@ def families() -> dict[str, Family]:
             )
         known[family.name] = family
     return dict(sorted(known.items()))
+
+
+@cache
+def recognised() -> dict[str, Family]:
+    """The families that are only recognised, by name: files of them are refused by their title."""
+    text = (resources.files("loraport.models") / "data" / RECOGNISED).read_text("utf-8")
+    found = [_read({**row, "only_recognised": True}) for row in read_yaml(text)["recognised"]]
+    return {family.name: family for family in found if family.name not in families()}
 
 
 def _own_files() -> list[Path]:
@@ -258,7 +308,7 @@ def _own_files() -> list[Path]:
 
 def _read_own(path: Path) -> Family:
     try:
-        family = _read(path.read_text("utf-8"))
+        family = _read(read_yaml(path.read_text("utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error, yaml.YAMLError) as error:
         said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise FileError(
@@ -277,8 +327,7 @@ def _read_own(path: Path) -> Family:
     return family
 
 
-def _read(text: str) -> Family:
-    data = read_yaml(text)
+def _read(data: Any) -> Family:
     namings = tuple(data["spellings"])
     templates: dict[str, Template] = {}
     for role in ROLES:
@@ -305,6 +354,11 @@ def _read(text: str) -> Family:
         data.get("image_marker"),
         tuple(data.get("sizes", [])),
         tuple(data.get("variants", [])),
+        dict(data.get("usual", {})),
+        {naming: _alike(row) for naming, row in data.get("alike", {}).items()},
+        tuple(data.get("added", [])),
+        bool(data.get("only_recognised")),
+        False,
         {_COUNTER.sub("<>", name): name for name, template in templates.items() if template.repeated},
     )
 
@@ -320,7 +374,8 @@ def _template(
         part = _PART.fullmatch(cell)
         name, pieces = (part.group(1), [int(piece) for piece in part.group(2).split(",")]) if part else (cell, [None])
         order = tuple(permuted.get(naming, {}).get(cell, ()))
-        places[naming] = Place(name, pieces[0], order, tuple(piece for piece in pieces[1:] if piece is not None))
+        turn = str(data.get("in_turns", {}).get(naming, {}).get(name, ""))
+        places[naming] = Place(name, pieces[0], order, tuple(piece for piece in pieces[1:] if piece is not None), turn)
     name = next((place.name for place in places.values() if place.index is None), None)
     if name is None:
         raise ValueError(f"{data['family']}: {cells[0]} is fused in every naming; write the fused module as one row")
@@ -336,6 +391,10 @@ def _template(
         next((group for ending, group in groups.items() if name == ending or name.endswith(f">.{ending}")), ""),
         counter.group(1) if counter else "",
     )
+
+
+def _alike(row: Mapping[str, Any]) -> Alike:
+    return Alike(re.compile(row["keys"]) if "keys" in row else None, bool(row.get("shards")))
 
 
 def _lookalike(row: Mapping[str, Any]) -> Lookalike:

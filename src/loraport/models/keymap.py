@@ -4,13 +4,14 @@ Flattened names cannot be un-flattened by rule (`self_attn`, `k_img`, `to_out.0`
 own), so every spelling of every template is written out once, with the block number as "<>", and looked up.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from loraport.errors import LoraportError
-from loraport.models.family import REMEMBERED, Family, families, numbered
+from loraport.models.family import REMEMBERED, Family, families, numbered, recognised
 from loraport.models.keys import key_rules
 from loraport.models.placement import Part, is_whole
 
@@ -18,6 +19,7 @@ MAX_PREFIXES = 8  # no more than this many prefixes one after the other are take
 LONGEST = 1000  # characters of a path that may be a name
 MAX_PATH = 200  # characters of an unknown path that are compared with the known ones
 MIXED = "mixed"  # the naming of aliases, which follow none
+_NOBODY: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -68,38 +70,55 @@ class Spelling:
 
 @dataclass(frozen=True)
 class KeyMap:
-    """Spelling tables of a family: dotted and flattened paths, the block number as "<>"."""
+    """Spelling tables of a family: dotted and flattened paths, the block number as "<>".
+
+    Args:
+        dotted: what a path with dots names.
+        flat: what one with underscores for dots names.
+        alike: naming -> path, dotted or flat -> what it names there, where that is something else than in `dotted`:
+            the same layers in other rows.
+    """
 
     dotted: dict[str, Spelling]
     flat: dict[str, Spelling]
-    _known: dict[str, Resolved | None] = field(default_factory=dict, repr=False, compare=False)
+    alike: dict[str, dict[str, Spelling]] = field(default_factory=dict)
+    _known: dict[tuple[str, str], Resolved | None] = field(default_factory=dict, repr=False, compare=False)
 
-    def resolve(self, path: str) -> Resolved | None:
+    def resolve(self, path: str, naming: str = "") -> Resolved | None:
         """Take a module path with its prefixes apart, or None if it names no module of the family.
 
         Any chain of known prefixes is taken off when what is left names a module exactly. Answers are remembered: the
         files of a job name the same modules.
+
+        Args:
+            path: of a module, in any naming.
+            naming: which naming it is of, where that is known and another has the same names.
         """
-        if path not in self._known:
+        asked = (path, naming)
+        if asked not in self._known:
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
-            self._known[path] = self._resolve(path)
-        return self._known[path]
+            self._known[asked] = self._resolve(path, naming)
+        return self._known[asked]
 
-    def _resolve(self, path: str) -> Resolved | None:
+    def _resolve(self, path: str, naming: str) -> Resolved | None:
+        own = self.alike.get(naming, {})
         for prefix, rest, flat, expert in _peeled(path) if len(path) <= LONGEST else ():
             table, separator = (self.flat, "_") if flat else (self.dotted, ".")
-            if rest in table and not table[rest].counter:
-                return Resolved(prefix, flat, table[rest].parts, rest, table[rest].namings, expert)
-            for pattern, number in numbered(rest, separator):
-                found = table.get(pattern)
-                if found is not None:
+            for pattern, number in _patterns(rest, separator):
+                found = own.get(pattern) or table.get(pattern)
+                if found is not None and (found.counter == "") == (number is None):
                     return Resolved(prefix, flat, found.at(number), rest, found.namings, expert)
         return None
 
-    def held(self, path: str) -> tuple[Part, ...]:
-        """The modules in a stored weight, by its path in any naming, without a prefix. Raises KeyError for no such."""
-        found = self.resolve(path)
+    def held(self, path: str, naming: str = "") -> tuple[Part, ...]:
+        """The modules in a stored weight, by its path without a prefix. Raises KeyError for no such.
+
+        Args:
+            path: of the stored module.
+            naming: which naming it is of, where another has the same names.
+        """
+        found = self.resolve(path, naming)
         if found is None or found.prefix:
             raise KeyError(path)
         return found.parts
@@ -127,6 +146,7 @@ def build(family: Family) -> KeyMap:
     """
     dotted: dict[str, Spelling] = {}
     flat: dict[str, Spelling] = {}
+    alike: dict[str, dict[str, Spelling]] = {}
     for naming in family.namings:
         stored: dict[str, dict[int | None, Part]] = {}
         counters: dict[str, str] = {}
@@ -140,7 +160,7 @@ def build(family: Family) -> KeyMap:
                     raise LoraportError(
                         f"{place.name} would name two modules", values=f"{name} among them, in {naming}"
                     )
-                parts[index] = Part(name, rows, place.order)
+                parts[index] = Part(name, rows, place.order, place.turn)
             counters[place.name] = template.counter
         for spelled, parts in stored.items():
             ordered = [parts[index] for index in sorted(parts, key=lambda index: index or 0)]
@@ -148,18 +168,74 @@ def build(family: Family) -> KeyMap:
                 raise LoraportError(
                     f"the parts of {spelled} are not counted from 0", values=str(sorted(map(str, parts)))
                 )
-            _add(dotted, flat, spelled, Spelling(tuple(ordered), counters[spelled], frozenset({naming})))
+            spelling = Spelling(tuple(ordered), counters[spelled], frozenset({naming}))
+            own = alike.setdefault(naming, {}) if naming in family.alike else None
+            _add(dotted, flat, spelled, spelling, own)
     for alias, name in family.aliases.items():
         template = family.templates[name]
         part = Part(name, template.shape[0])
         _add(dotted, flat, alias, Spelling((part,), template.counter, frozenset({MIXED})))
+    return KeyMap(dotted, flat, alike)
+
+
+@lru_cache(maxsize=64)
+def keymap_of(family: Family) -> KeyMap:
+    """The tables of a family, made once."""
+    return _by_name(family) if family.unnamed else build(family)
+
+
+def _by_name(family: Family) -> KeyMap:
+    """The tables of a family whose modules have one name each. What would be flattened to one path is not in `flat`."""
+    namings = frozenset(family.namings)
+    dotted = {name: Spelling((Part(name, "1"),), "", namings) for name in family.templates}
+    times = Counter(name.replace(".", "_") for name in dotted)
+    flat = {path: spelling for name, spelling in dotted.items() if times[path := name.replace(".", "_")] == 1}
     return KeyMap(dotted, flat)
 
 
-@lru_cache(maxsize=32)
+def longest_prefix(path: str) -> str:
+    """All that stands before a path and is no part of a module's name."""
+    return [prefix for prefix, _, flat, _ in _peeled(path) if not flat][-1]
+
+
 def family_keymap(name: str) -> KeyMap:
     """The tables of a family by its name."""
-    return build(families()[name])
+    return keymap_of(families()[name])
+
+
+def known_to(path: str) -> frozenset[str]:
+    """The names of the families, those that are only recognised too, that have a module of that path.
+
+    Prefixes are taken off as `KeyMap.resolve` does.
+
+    One look-up for all of them: a path is taken apart once, however many families there are.
+    """
+    if len(path) > LONGEST:
+        return _NOBODY
+    found = _NOBODY
+    tables = _owners()
+    for _, rest, flat, _ in _peeled(path):
+        table, separator = (tables[1], "_") if flat else (tables[0], ".")
+        for pattern, _ in _patterns(rest, separator):
+            found |= table.get(pattern, _NOBODY)
+    return found
+
+
+@cache
+def _owners() -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
+    """Dotted and flat paths, the block number as "<>" -> the families that have them."""
+    owners: tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]] = ({}, {})
+    for name, family in {**recognised(), **families()}.items():
+        for path in family.paths():
+            for table, pattern in zip(owners, (path, path.replace(".", "_")), strict=True):
+                table[pattern] = table.get(pattern, _NOBODY) | {name}
+    return owners
+
+
+def forget_families() -> None:
+    """Read the yaml files of families anew when they are needed next: they may have changed."""
+    for kept in (families, recognised, keymap_of, _owners):
+        kept.cache_clear()
 
 
 def _share(rows: str, pieces: int) -> str:
@@ -172,11 +248,27 @@ def _share(rows: str, pieces: int) -> str:
     return f"{int(times) // pieces}*{symbol}"
 
 
-def _add(dotted: dict[str, Spelling], flat: dict[str, Spelling], spelled: str, spelling: Spelling) -> None:
+def _patterns(path: str, separator: str) -> Iterator[tuple[str, int | None]]:
+    """A path as it is, and with each of its numbers written as "<>"."""
+    yield path, None
+    yield from numbered(path, separator)
+
+
+def _add(
+    dotted: dict[str, Spelling],
+    flat: dict[str, Spelling],
+    spelled: str,
+    spelling: Spelling,
+    own: dict[str, Spelling] | None = None,
+) -> None:
+    """Enter a spelling into the tables; where others have its name for other rows, into `own` if there is one."""
     path = spelled.replace(f"<{spelling.counter}>", "<>")
     for table, key in ((dotted, path), (flat, path.replace(".", "_"))):
         known = table.get(key)
         if known is not None and (known.parts, known.counter) != (spelling.parts, spelling.counter):
+            if own is not None:
+                own[key] = spelling
+                continue
             raise LoraportError(
                 f"{spelled} would name two modules",
                 values=f"{', '.join(part.module for part in (*known.parts, *spelling.parts))}",

@@ -30,12 +30,15 @@ class Place:
         index: which part of it, counted from 0, where the stored weight is fused; None where it is all of it.
         order: the equal parts of the module in the order in which they are stored; () for their own order.
         more: further parts of the stored weight, where the module is several equal pieces of it.
+        turn: how many rows of each part stand together, in the symbols of the family ("head"), where the parts of the
+            stored weight, all of one size, take turns; "" where each is in one piece.
     """
 
     name: str
     index: int | None = None
     order: tuple[int, ...] = ()
     more: tuple[int, ...] = ()
+    turn: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,13 @@ class Part:
         rows: how many rows it has, in the symbols of the family ("width", "6*width", "3"); of a module in several
             pieces, how many each of them has.
         order: as in `Place`.
+        turn: as in `Place`.
     """
 
     module: str
     rows: str
     order: tuple[int, ...] = ()
+    turn: str = ""
 
 
 def is_whole(parts: Sequence[Part]) -> bool:
@@ -71,17 +76,7 @@ def split(parts: Sequence[Part], rows: int, known: Mapping[str, int]) -> dict[st
         Canonical module -> its rows; None where the rows cannot be shared out like that.
     """
     sizes = _sizes([part.rows for part in parts], rows, known)
-    if sizes is None:
-        return None
-    found: dict[str, Rows] = {}
-    start = 0
-    for part, size in zip(parts, sizes, strict=True):
-        ranges = _ordered(start, size, part.order)
-        if ranges is None:
-            return None
-        found[part.module] = found.get(part.module, ()) + ranges
-        start += size
-    return found
+    return None if sizes is None else _placed(parts, sizes, known)
 
 
 def lay_out(parts: Sequence[Part], sizes: Mapping[str, int], known: Mapping[str, int]) -> tuple[int, dict[str, Rows]]:
@@ -98,16 +93,15 @@ def lay_out(parts: Sequence[Part], sizes: Mapping[str, int], known: Mapping[str,
     times = Counter(part.module for part in parts)
     sizes = {module: size // times[module] for module, size in sizes.items() if module in times}
     known = {**known, **{part.rows: sizes[part.module] for part in parts if part.module in sizes}}
-    found: dict[str, Rows] = {}
-    start = 0
-    for part in parts:
-        size = sizes.get(part.module) or size_of(part.rows, known)
-        ranges = None if size is None else _ordered(start, size, part.order)
-        if size is None or ranges is None:
+    found = [sizes.get(part.module) or size_of(part.rows, known) for part in parts]
+    for part, size in zip(parts, found, strict=True):
+        if size is None:
             raise KeyError(part.module)
-        found[part.module] = found.get(part.module, ()) + ranges
-        start += size
-    return start, found
+    rows = [size or 0 for size in found]
+    placed = _placed(parts, rows, known)
+    if placed is None:
+        raise KeyError(parts[0].module)
+    return sum(rows), placed
 
 
 def take_ref(ref: TensorRef, rows: Rows) -> TensorRef:
@@ -181,6 +175,30 @@ def _sizes(symbols: Sequence[str], total: int, known: Mapping[str, int]) -> list
         sizes[name] = (total - fixed) // times
     found = [size_of(symbol, sizes) or 0 for symbol in symbols]
     return found if sum(found) == total else None
+
+
+def _placed(parts: Sequence[Part], sizes: Sequence[int], known: Mapping[str, int]) -> dict[str, Rows] | None:
+    """The rows of every part of these sizes; None where a part cannot be divided as it says."""
+    found: dict[str, Rows] = {}
+    start = 0
+    for position, (part, size) in enumerate(zip(parts, sizes, strict=True)):
+        if part.turn:
+            ranges = _turns(position, len(parts), size, size_of(part.turn, known)) if len(set(sizes)) == 1 else None
+        else:
+            ranges = _ordered(start, size, part.order)
+        if ranges is None:
+            return None
+        found[part.module] = found.get(part.module, ()) + ranges
+        start += size
+    return found
+
+
+def _turns(position: int, parts: int, size: int, turn: int | None) -> Rows | None:
+    """The rows of one of several parts of one size that take turns: `turn` rows of the first, of the second, ..."""
+    if not turn or size % turn:
+        return None
+    stride = parts * turn
+    return tuple((at, at + turn) for at in range(position * turn, parts * size, stride))
 
 
 def _ordered(start: int, size: int, order: Sequence[int]) -> Rows | None:

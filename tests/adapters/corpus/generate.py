@@ -145,7 +145,23 @@ FLUX2_DIFFUSERS = (
     ({"attn.to_qkv_mlp_proj": (9 * D, D), "attn.to_out": (D, 4 * D)}, "single_transformer_blocks"),
 )
 WAN_KINDS = ("self_attn", "cross_attn")
+# MiniMax-H3: fused projections of more rows than the stream is wide; what follows the time alone is narrow.
+INNER, TIME = 128, 16
+H3 = {
+    "attn.qkv_proj": (3 * INNER, D),
+    "attn.out_proj": (D, INNER),
+    "mlp.fc1": (2 * F, D),
+    "mlp.fc2": (D, F),
+}
+H3_MODULATION = {"adaln_proj.linear": (18 * D, TIME)}
+H3_DIFFUSERS = {
+    **{f"attn.to_{x}": (INNER, D) for x in "qkv"},
+    "attn.to_out.0": (D, INNER),
+    "ff.net.0.proj": (2 * F, D),
+    "ff.net.2": (D, F),
+}
 AB = (".lora_A.weight", ".lora_B.weight")
+NAMED = (".lora_A.default.weight", ".lora_B.default.weight")
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
 
 
@@ -305,13 +321,13 @@ CORPUS = {
     ),
     "diffsynth": entry(
         "DiffSynth-Studio",
-        keys("", blocks(ORIGINAL), (".lora_A.default.weight", ".lora_B.default.weight")),
+        keys("", blocks(ORIGINAL), NAMED),
         layers=20,
         expect={"adapter": "default", "prefix": ""},
     ),
     "diffsynth-prefixed": entry(
         "DiffSynth-Studio without --remove_prefix_in_ckpt",
-        keys("pipe.dit.", blocks(ORIGINAL), (".lora_A.default.weight", ".lora_B.default.weight")),
+        keys("pipe.dit.", blocks(ORIGINAL), NAMED),
         layers=20,
     ),
     "fastvideo": entry(
@@ -713,7 +729,7 @@ CORPUS = {
     ),
     "qwen-image-diffusers": entry(
         "diffusers and DiffSynth-Studio for Qwen-Image",
-        keys("transformer.", blocks(QWEN, "transformer_blocks"), (".lora_A.default.weight", ".lora_B.default.weight")),
+        keys("transformer.", blocks(QWEN, "transformer_blocks"), NAMED),
         layers=28,
     ),
     "lokr-qwen-image-lycoris": entry(
@@ -893,9 +909,185 @@ CORPUS = {
         error="Stable Diffusion UNet",
     ),
     "vace": entry(
-        "DiffSynth for Wan with VACE blocks",
-        keys("", blocks(ORIGINAL, "vace_blocks"), (".lora_A.default.weight", ".lora_B.default.weight")),
-        error="VACE",
+        "DiffSynth for Wan with VACE blocks, of which it trains these alone",
+        keys("", blocks(ORIGINAL, "vace_blocks") | {"vace_blocks.0.before_proj": (D, D)}, NAMED),
+        layers=21,
+        expect={"adapter": "default", "family": "wan"},
+    ),
+    "vace-diffusers": entry(
+        "WanVACEPipeline.save_lora_weights",
+        keys(
+            "transformer.",
+            blocks(DIFFUSERS) | blocks(DIFFUSERS | {"proj_out": (D, D)}, "vace_blocks"),
+            AB,
+        ),
+        layers=42,
+        expect={"names": "diffusers", "family": "wan"},
+    ),
+    "wan-animate": entry(
+        "ai-toolkit and musubi-tuner for Animate: the adapter for faces too",
+        keys(
+            "diffusion_model.",
+            blocks(ORIGINAL | IMAGE)
+            | blocks({"linear1_q": (D, D), "linear1_kv": (2 * D, D), "linear2": (D, D)}, "face_adapter.fuser_blocks"),
+            AB,
+        ),
+        layers=24 + 8,
+        expect={"names": "original", "family": "wan"},
+    ),
+    "wan-comfyui-trainer": entry(
+        "ComfyUI's own trainer: factors, biases and norms of every module",
+        keys("diffusion_model.", blocks(ORIGINAL), DOWN_UP, extra={".alpha": []})
+        | {f"diffusion_model.{n}.diff_b": [s[0]] for n, s in blocks(ORIGINAL).items()}
+        | {f"diffusion_model.blocks.{n}.norm3.diff{x}": [D] for n in range(2) for x in ("", "_b")},
+        layers=20,
+        passthrough=24,
+        alpha=1.0,
+        profiles=["universal", "kohya", "original", "same-as-input"],
+        expect={"scale": 0.25},
+    ),
+    "minimax-h3-ai-toolkit": entry(
+        "ai-toolkit for MiniMax-H3, modulation and what refines the text among it",
+        keys("diffusion_model.", blocks(H3 | H3_MODULATION) | blocks(H3, "token_refiner.blocks"), AB),
+        layers=2 * 7 + 2 * 6,
+        dtype="BF16",
+        expect={"names": "original", "family": "minimax_h3"},
+    ),
+    "minimax-h3-diffsynth": entry(
+        "DiffSynth-Studio for MiniMax-H3: rows of query, key and value in turns, which only the named adapter shows",
+        keys("", blocks(H3), NAMED),
+        layers=12,
+        expect={"names": "by_head", "adapter": "default", "family": "minimax_h3"},
+    ),
+    "minimax-h3-musubi": entry(
+        "musubi-tuner for MiniMax-H3",
+        keys("lora_unet_", blocks(H3), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=12,
+        alpha=1.0,
+        expect={"names": "original", "scale": 0.25},
+    ),
+    "minimax-h3-turbo": entry(
+        "a LoRA of few steps for MiniMax-H3: bare names",
+        keys("", blocks(H3 | H3_MODULATION) | {"final_layer.adaln_proj.linear": (2 * D, TIME)}, AB),
+        layers=15,
+        dtype="BF16",
+        expect={"names": "original", "prefix": "", "family": "minimax_h3"},
+    ),
+    "minimax-h3-diffusers": entry(
+        "MiniMaxH3ModularPipeline.save_lora_weights",
+        keys("transformer.", blocks(H3_DIFFUSERS, "transformer_blocks"), AB),
+        layers=12,
+        metadata={"format": "pt", "lora_adapter_metadata": META},
+        expect={"names": "diffusers", "scale": 2.0, "family": "minimax_h3"},
+    ),
+    "qwen-image-diffsynth": entry(
+        "DiffSynth-Studio for Qwen-Image: bare names, a named adapter",
+        keys("", blocks(QWEN, "transformer_blocks"), NAMED),
+        layers=28,
+        expect={"adapter": "default", "family": "qwen_image"},
+    ),
+    "qwen-image-onetrainer": entry(
+        "OneTrainer for Qwen-Image",
+        keys("lora_transformer_", blocks(QWEN, "transformer_blocks"), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=28,
+        alpha=4.0,
+        expect={"prefix": "lora_transformer_", "scale": 1.0},
+    ),
+    "qwen-image-videox-fun": entry(
+        "VideoX-Fun for Qwen-Image: the separator doubles",
+        keys("lora_unet__", blocks(QWEN, "transformer_blocks"), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=28,
+        alpha=2.0,
+        expect={"prefix": "lora_unet__", "scale": 0.5},
+    ),
+    "hunyuan-video-onetrainer": entry(
+        "OneTrainer for HunyuanVideo: flattened names of diffusers",
+        keys(
+            "lora_transformer_",
+            blocks(HUNYUAN_DIFFUSERS, "transformer_blocks")
+            | blocks(HUNYUAN_1_SINGLE_DIFFUSERS, "single_transformer_blocks"),
+            DOWN_UP,
+            flat=True,
+            extra={".alpha": []},
+        ),
+        layers=2 * 14 + 2 * 5,
+        alpha=1.0,
+        expect={"names": "diffusers", "scale": 0.25, "family": "hunyuan_video"},
+    ),
+    "z-image-diffsynth": entry(
+        "DiffSynth-Studio for Z-Image: split names, a named adapter",
+        keys("", blocks(Z_IMAGE_SPLIT, "layers"), NAMED),
+        layers=14,
+        expect={"adapter": "default", "family": "z_image"},
+    ),
+    "z-image-videox-fun": entry(
+        "VideoX-Fun for Z-Image, the LoRA of few steps among them",
+        keys("lora_unet__", blocks(Z_IMAGE_SPLIT, "layers"), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=14,
+        alpha=4.0,
+        expect={"prefix": "lora_unet__", "names": "diffusers"},
+    ),
+    "flux2-diffsynth": entry(
+        "DiffSynth-Studio for FLUX.2: names of diffusers, a named adapter",
+        keys("", blocks(*FLUX2_DIFFUSERS[0]) | blocks(*FLUX2_DIFFUSERS[1]), NAMED),
+        layers=28,
+        expect={"names": "diffusers", "adapter": "default", "family": "flux2"},
+    ),
+    "ltx2-diffusion-pipe": entry(
+        "diffusion-pipe for LTX-2: all linear layers of the blocks",
+        keys("diffusion_model.", blocks(LTX | LTX_AUDIO, "transformer_blocks"), AB),
+        layers=2 * 28,
+        config={"peft_type": "LORA", "r": R, "lora_alpha": R},
+        expect={"scale": 1.0},
+    ),
+    "krea2-comfyui-trainer": entry(
+        "Krea's and ComfyUI's trainers for Krea 2: down and up, alpha",
+        keys("diffusion_model.", blocks(KREA2), DOWN_UP, extra={".alpha": []}),
+        layers=16,
+        alpha=4.0,
+        expect={"names": "original", "scale": 1.0},
+    ),
+    "sana-diffusers": entry(
+        "SanaPipeline.save_lora_weights",
+        keys(
+            "transformer.",
+            blocks({f"{a}.to_{x}": (2240, 2240) for a in ("attn1", "attn2") for x in "qkv"}, "transformer_blocks"),
+            AB,
+        ),
+        error="SANA",
+    ),
+    "sd3-diffusers": entry(
+        "StableDiffusion3Pipeline.save_lora_weights",
+        keys("transformer.", blocks({f"attn.to_{x}": (1536, 1536) for x in "qkv"}, "transformer_blocks"), AB),
+        error="Stable Diffusion 3",
+    ),
+    "kandinsky5-diffusers": entry(
+        "Kandinsky5T2VPipeline.save_lora_weights",
+        keys(
+            "transformer.",
+            blocks({f"self_attention.to_{x}": (D, D) for x in ("query", "key", "value")}, "visual_transformer_blocks"),
+            AB,
+        ),
+        error="Kandinsky 5",
+    ),
+    "hidream-ai-toolkit": entry(
+        "ai-toolkit for HiDream",
+        keys("diffusion_model.", blocks({f"block.attn1.to_{x}": (D, D) for x in "qkv"}, "double_stream_blocks"), AB),
+        error="HiDream",
+    ),
+    "cosmos-predict2": entry(
+        "diffusion-pipe for Cosmos-Predict2 and Anima: blocks of the name that Wan has",
+        keys(
+            "diffusion_model.",
+            blocks({f"{a}_attn.{x}_proj": (2048, 2048) for a in ("self", "cross") for x in ("q", "output")}),
+            AB,
+        ),
+        error="Cosmos-Predict2",
+    ),
+    "flux3": entry(
+        "the training script of diffusers for FLUX.3",
+        keys("transformer.", blocks({f"attn.to_{x}": (D, D) for x in "qkv"}, "mode_blocks.image"), AB),
+        error="FLUX.3",
     ),
     "wan-chained-prefixes": entry(
         "SimpleTuner: the pipeline's prefix, then PEFT's",
