@@ -126,7 +126,8 @@ def test_every_value_arrives(monkeypatch):
     from loraport import api
 
     values = {
-        "lora": "a", "source": Path("s"), "target": "t", "nested_source": "n", "nested_target": "m", "force": True, "architecture": "wan",
+        "lora": "a", "source": Path("s"), "target": "t", "nested_source": "n", "nested_target": "m", "force": True,
+        "architecture": "wan",
         "strength": 0.5, "scale": 2.0, "expert": "high", "adapter": "b", "drop": "d", "allow_partial": True,
         "method": "casa", "params": {"q_dom": 0.5}, "amount": 0.25, "layers": "l", "rank": 12, "to": "kohya",
         "dtype": "float16",
