@@ -113,16 +113,31 @@ def scaled(weight: np.ndarray, dtype: torch.dtype, down: int, across: int, suffi
     return {"a.weight": stored, f"a.{suffix}": scale}, (stored.double() * by).numpy()
 
 
-def convrot(weight: np.ndarray, size: int = 16) -> Encoded:
-    """ComfyUI's int8 in a basis that was turned in groups; the matrix of signs is its own inverse."""
-    four = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2
-    turn = four
-    while len(turn) < size:
-        turn = np.kron(turn, four)
-    turned = (weight.reshape(-1, size) @ turn.T).reshape(weight.shape)
-    tensors, wanted = scaled(turned, torch.int8, 1, weight.shape[1])
-    tensors["a.comfy_quant"] = comfy(format="int8_tensorwise", convrot=True, convrot_groupsize=size)
-    return tensors, (wanted.reshape(-1, size) @ turn).reshape(weight.shape)
+TURN = np.array([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]]) / 2  # its own inverse
+GROUP = 16
+
+
+def turned(weight: np.ndarray) -> np.ndarray:
+    """Groups of 16 inputs times the matrix of signs; twice is nothing."""
+    return (weight.reshape(-1, GROUP) @ np.kron(TURN, TURN)).reshape(weight.shape)
+
+
+def convrot(weight: np.ndarray) -> Encoded:
+    """ComfyUI's int8 in a basis that was turned in groups."""
+    tensors, wanted = scaled(turned(weight), torch.int8, 1, weight.shape[1])
+    tensors["a.comfy_quant"] = comfy(format="int8_tensorwise", convrot=True, convrot_groupsize=GROUP)
+    return tensors, turned(wanted)
+
+
+def convrot_of_4_bits(weight: np.ndarray) -> Encoded:
+    """The same with integers from -7 to 7, the first of two in the lower half of the byte."""
+    rotated = turned(weight)
+    scale = np.float32(np.abs(rotated).max(1, keepdims=True) / 7)
+    numbers = np.rint(rotated / scale).astype(int)
+    packed = ((numbers[:, 0::2] & 15) | (numbers[:, 1::2] & 15) << 4).astype(np.uint8).view(np.int8)
+    tensors = {"a.weight": torch.from_numpy(packed), "a.weight_scale": torch.from_numpy(scale).reshape(-1)}
+    tensors["a.comfy_quant"] = comfy(format="convrot_w4a4", convrot_groupsize=GROUP)
+    return tensors, turned(numbers * scale)
 
 
 def _named(encode: Callable[[np.ndarray], Encoded], form: str) -> Callable[[np.ndarray], Encoded]:
@@ -153,6 +168,7 @@ WAYS: dict[str, Callable[[np.ndarray], Encoded]] = {
     "int8, rows": lambda weight: scaled(weight, torch.int8, 1, weight.shape[1]),
     "int8, squares": lambda weight: scaled(weight, torch.int8, 32, 32),
     "int8, convrot": convrot,
+    "int4, convrot": convrot_of_4_bits,
     "mxfp8": _named(mxfp8, "mxfp8"),
     "nvfp4": _named(nvfp4, "nvfp4"),
     **{f"nvfp4, {program}": encode for program, encode in OTHERS.items()},

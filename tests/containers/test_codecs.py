@@ -251,7 +251,7 @@ REFUSED = {
     "packed integers (compressed-tensors)": {"a.weight_packed": torch.ones(12, 5, dtype=torch.int32)}
     | {"a.weight_scale": torch.ones(12, 1), "a.weight_shape": torch.tensor([12, 40])},
     "torchao": {"a._weight_qdata": torch.ones(12, 10, dtype=torch.int8), "a._weight_scale": torch.ones(12, 1)},
-    "ComfyUI's convrot_w4a4": INT8
+    "int4 in a rotated basis (convrot in groups of 256)": INT8
     | {"a.weight_scale": torch.ones(12), "a.comfy_quant": comfy({"format": "convrot_w4a4"})},
     "ComfyUI's awq_w4a16": INT8
     | {"a.weight_scale": torch.ones(1, 12), "a.weight_zeros": torch.ones(1, 12)}

@@ -18,6 +18,8 @@ ROWS = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in T
 def floors(names: str) -> list[float]:
     if names.startswith("int8"):
         return [uniform_floor(count) for count in (64, 5120, 26_000_000)]
+    if names.startswith("4 bits"):
+        return [uniform_floor(count, 7) for count in (3072, 16384)]
     if "without" in names:
         return [dtypes.rounding_floor("F8_E4M3", float(size)) for size in re.findall(r"0\.\d+", names)]
     plain = {

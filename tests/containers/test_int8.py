@@ -19,6 +19,7 @@ from loraport.containers.tensors import (
     refusal,
     rounding_floor,
 )
+from storage import convrot_of_4_bits
 
 ROWS, COLUMNS = 12, 64
 
@@ -134,3 +135,19 @@ def test_the_floor_is_what_rounding_does_to_gaussian_weights(by, convrot, tmp_pa
     ref = write(tmp_path / "x.safetensors", stored, scale, settings)
     error = np.linalg.norm(read_float(ref).numpy() - weight) / np.linalg.norm(weight)
     assert rounding_floor(ref) == pytest.approx(np.sqrt(2) * error, rel=0.2)  # of two weights, each with its error
+
+
+def test_4_bits_in_a_rotated_basis(tmp_path):
+    weight = matrix(64, 1024)
+    tensors, wanted = convrot_of_4_bits(weight)
+    save_file(tensors, tmp_path / "x.safetensors")
+    ref = open_tensors(tmp_path / "x.safetensors").groups[()]["a.weight"]
+    assert (ref.codec, ref.shape, ref.nbytes) == ("int4 convrot 16", (64, 1024), 64 * 512 + 64 * 4)
+    part = replace(ref, shape=(7, 1024), rows=((60, 64), (1, 4)))
+    np.testing.assert_allclose(read_float(part).numpy(), wanted[[60, 61, 62, 63, 1, 2, 3]], atol=1e-7)
+    assert read_float_with_digest(part)[1] == digest(part) != digest(ref)
+    error = np.linalg.norm(read_float(ref).numpy() - weight) / np.linalg.norm(weight)
+    assert rounding_floor(ref) == pytest.approx(np.sqrt(2) * error, rel=0.2)
+    for scale, word in ((torch.ones(16, 64), "int4 with scales"), (torch.ones(64, 2), "groups of 16")):
+        save_file(tensors | {"a.weight_scale": scale}, tmp_path / "y.safetensors")
+        assert word in refusal(open_tensors(tmp_path / "y.safetensors").groups[()]["a.weight"])

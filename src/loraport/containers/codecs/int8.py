@@ -1,12 +1,14 @@
-"""Integers of 8 bits with scales, in the basis of the weight or in a rotated one: the weight is integer times scale.
+"""Integers of 8 and 4 bits with scales, in the weight's own basis or in a rotated one: the weight is integer x scale.
 
 How scales are shared is in `scales.py`: ComfyUI's `int8_tensorwise` and LightX2V have one for the tensor or for each
 output channel, `int8_blockwise` one for each square. In ComfyUI's convrot files the inputs of a layer were rotated in
 groups before rounding, W' = W diag(H, ..., H)^T, where H is the Kronecker power of one 4 x 4 matrix of signs, over the
-root of its size (arXiv:2512.03673). H is symmetric and orthogonal, so the same product takes it back.
+root of its size (arXiv:2512.03673). H is symmetric and orthogonal, so the same product takes it back. `convrot_w4a4`
+is the same with 4 bits, two integers in a byte with the first in the lower half.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import prod, sqrt
 from statistics import NormalDist
 from typing import Any
@@ -19,7 +21,7 @@ from loraport.containers.codecs.base import Claim, logical
 from loraport.containers.codecs.scales import BY_SQUARES, SIDE, numbers_sharing, scaled, scales_of, sharing
 from loraport.containers.stored import Group, TensorRef
 
-FORMATS = ("int8_tensorwise", "int8_blockwise")
+FORMATS = ("int8_tensorwise", "int8_blockwise", "convrot_w4a4")
 GROUPS = (4, 16, 64, 256, 1024)
 _GROUP = 256  # where the settings do not say it
 _LARGEST = 127
@@ -51,7 +53,7 @@ class Int8:
                 )
             else:
                 (scale,) = scales.values()
-                claim.weights[key] = logical(weight, _codec(weight, scale, given), {"scale": scale})
+                claim.weights[key] = _whole(weight, scale, given)
         return claim
 
     def decode(
@@ -91,6 +93,29 @@ class Int8Rotated(Int8):
         return rotated
 
 
+class Int4Rotated(Int8Rotated):
+    """The same with 4 bits: two integers in a byte, from -8 to 7.
+
+    Args:
+        size: of the groups, a power of 4.
+    """
+
+    def __init__(self, size: int):
+        super().__init__(size)
+        self.name = f"int4 convrot {size}"
+
+    def decode(
+        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    ) -> Float32[Tensor, "..."]:
+        """scale * integer, turned back into the weight's own basis."""
+        halves = torch.stack([stored & 15, (stored >> 4) & 15], dim=-1)
+        return super().decode(ref, ((halves ^ 8) - 8).reshape(ref.shape), companions)
+
+    def rounding_floor(self, ref: TensorRef) -> float:
+        """That of equal steps, 7 of which reach the largest number of a row."""
+        return uniform_floor(numbers_sharing(ref), 7)
+
+
 def rotation(size: int) -> Float32[Tensor, "size size"]:
     """The symmetric orthogonal matrix by which groups of inputs are rotated. `size` is a power of 4."""
     four = torch.ones(4, 4) - 2.0 * torch.eye(4).flip(0)
@@ -100,27 +125,30 @@ def rotation(size: int) -> Float32[Tensor, "size size"]:
     return matrix / sqrt(size)
 
 
-def uniform_floor(count: int) -> float:
-    """The floor of equal steps of which 127 reach the largest of `count` Gaussian numbers.
+def uniform_floor(count: int, steps: int = _LARGEST) -> float:
+    """The floor of equal steps of which so many reach the largest of `count` Gaussian numbers.
 
     The error of a step s is s / sqrt(12); the largest of n numbers is taken at its median.
     """
     largest = NormalDist().inv_cdf((1.0 + 0.5 ** (1.0 / max(count, 1))) / 2.0)
-    return sqrt(2.0 / 12.0) * largest / _LARGEST
+    return sqrt(2.0 / 12.0) * largest / steps
 
 
-def _codec(weight: TensorRef, scale: TensorRef, given: Mapping[str, Any]) -> str:
-    """The name of the codec that reads it, or of what is wrong with it."""
+def _whole(weight: TensorRef, scale: TensorRef, given: Mapping[str, Any]) -> TensorRef:
+    """The weight under the name of the codec that reads it, or of what is wrong with it."""
     details = given.get("params")
-    details = details if isinstance(details, dict) else {}
+    given = {**(details if isinstance(details, dict) else {}), **given}
+    packed = given["format"] == FORMATS[2]
+    whole = replace(weight, shape=(weight.shape[0], 2 * weight.shape[1])) if packed else weight
     squares = given["format"] == FORMATS[1]
-    side = given.get("group_size", details.get("group_size", SIDE)) if squares else None
-    shared = sharing(weight, scale, side)
+    shared = sharing(whole, scale, given.get("group_size", SIDE) if squares else None)
+    bits = "int4" if packed else "int8"
     if shared is None or (squares and shared != BY_SQUARES and prod(scale.shape) > 1):
-        return f"int8 with scales of the shape {list(scale.shape)} ({scale.dtype})"
-    if not given.get("convrot", details.get("convrot", False)):
-        return f"int8{shared}"
-    size = given.get("convrot_groupsize", details.get("convrot_groupsize", _GROUP))
-    if size not in GROUPS or len(weight.shape) != 2 or weight.shape[1] % size or shared:
-        return f"int8 in a rotated basis (convrot in groups of {str(size)[:20]})"
-    return f"int8 convrot {int(size)}"
+        return logical(weight, f"{bits} with scales of the shape {list(scale.shape)} ({scale.dtype})", {})
+    if not packed and not given.get("convrot", False):
+        return logical(weight, f"{bits}{shared}", {"scale": scale})
+    size = given.get("convrot_groupsize", _GROUP)
+    by_rows = prod(scale.shape) in (1, weight.shape[0])
+    if size not in GROUPS or len(weight.shape) != 2 or whole.shape[1] % size or not by_rows:
+        return logical(weight, f"{bits} in a rotated basis (convrot in groups of {str(size)[:20]})", {})
+    return logical(weight, f"{bits} convrot {int(size)}", {"scale": scale}, whole.shape if packed else None)

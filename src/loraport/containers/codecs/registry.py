@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from loraport.containers.codecs.base import Codec
 from loraport.containers.codecs.block_scales import Exponents, Mxfp8, SmallFloats
 from loraport.containers.codecs.gguf_blocks import GgufBlocks
-from loraport.containers.codecs.int8 import GROUPS, Int8, Int8Rotated
+from loraport.containers.codecs.int8 import GROUPS, Int4Rotated, Int8, Int8Rotated
 from loraport.containers.codecs.nvfp4 import LAYOUTS, Nvfp4
 from loraport.containers.codecs.raw import Raw
 from loraport.containers.codecs.refused import Refused
@@ -22,6 +22,7 @@ CODECS: tuple[Codec, ...] = (
     Int8(),
     Int8("int8" + BY_SQUARES),
     *map(Int8Rotated, GROUPS),
+    *map(Int4Rotated, GROUPS),
     Mxfp8(),
     *map(Nvfp4, LAYOUTS),
     Exponents(),
@@ -56,7 +57,8 @@ def logical_group(group: Group, metadata: Mapping[str, str]) -> Group:
     for codec in CODECS:
         claim = codec.claim(rest, settings)
         weights.update(claim.weights)
-        rest = {key: ref for key, ref in rest.items() if key not in claim.used}
+        if claim.used:
+            rest = {key: ref for key, ref in rest.items() if key not in claim.used}
         if not rest:
             break
     ordered = {key: weights[key] for key in group if key in weights}
