@@ -27,6 +27,7 @@ BEGIN, END = "# The fields of Recipe, written by tests/test_signatures.py.\n", "
 OTHERWISE = {  # handier than in a recipe
     "params": ("Mapping[str, Any] | None", "None"),
     "rank": ("str | int", None),
+    "source_lora": ("PathLike | TargetLora | Sequence[PathLike | TargetLora]", "()"),
     "target_lora": ("PathLike | TargetLora | Sequence[PathLike | TargetLora]", "()"),
 }
 NOTES = {
@@ -34,7 +35,7 @@ NOTES = {
     "options": "how to use the machine: device, workers, memory, cache.",
     "on_event": "called with every `loraport.engine.events.Event`.",
 }
-HEAD = '''    """Carry a LoRA from its base model to a distilled variant of that model.
+HEAD = '''    """Carry a LoRA from the model it was trained on to another of its family, such as a distilled variant.
 
     Args:
 '''
@@ -132,7 +133,7 @@ def test_every_value_arrives(monkeypatch):
         "method": "casa", "params": {"q_dom": 0.5}, "amount": 0.25, "layers": "l", "rank": 12, "to": "kohya",
         "dtype": "float16",
     }  # fmt: skip
-    assert values.keys() | {"target_lora"} == Recipe.model_fields.keys()
+    assert values.keys() | {"target_lora", "source_lora"} == Recipe.model_fields.keys()
     arrived = []
 
     def stop(plan, output, options, on_event):
@@ -149,8 +150,9 @@ def test_every_value_arrives(monkeypatch):
     assert arrived[1] == ("o", RunOptions())
     del values["target"]
     with pytest.raises(UsageError, match="far enough"):
-        api.transfer(lora, target_lora="d:0.5", **values)
+        api.transfer(lora, target_lora="d:0.5", source_lora="e", **values)
     assert arrived[2].target_lora == (TargetLora(file="d", strength=0.5),)
+    assert arrived[2].source_lora == (TargetLora(file="e"),)
 
 
 def test_every_field_is_explained_once():

@@ -27,6 +27,7 @@ def transfer(
     *,
     source: PathLike,
     target: PathLike | None = None,
+    source_lora: PathLike | TargetLora | Sequence[PathLike | TargetLora] = (),
     target_lora: PathLike | TargetLora | Sequence[PathLike | TargetLora] = (),
     output: PathLike | None = None,
     nested_source: str | None = None,
@@ -49,12 +50,15 @@ def transfer(
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> TransferReport:
-    """Carry a LoRA from its base model to a distilled variant of that model.
+    """Carry a LoRA from the model it was trained on to another of its family, such as a distilled variant.
 
     Args:
         lora: the LoRA to carry over: a file, a folder, a hub id, or zoo:NAME.
-        source: model the LoRA was trained on: a safetensors file, a diffusers folder, a hub id, or zoo:NAME.
-        target: distilled model to carry it to: the same kinds, or a .pt file.
+        source: model the LoRA was trained on, distilled or not: a safetensors file, a diffusers folder, a hub id, or
+            zoo:NAME.
+        target: model to carry it to, of the same family: the same kinds, or a .pt file.
+        source_lora: A LoRA that was on the source while this one was trained, such as a training adapter. It is no part
+            of the target, which without `target` is the source alone. May be repeated; choices as for `target_lora`.
         target_lora: A distillation LoRA that makes the target: it is added to the source, or to `target` where one is
             given. May be repeated. FILE:0.5:expert=high also chooses (expert, adapter, scale) in this file.
         output: the file to write; None computes and reports only.
@@ -62,8 +66,8 @@ def transfer(
         nested_target: part of the target to read, in the same way.
         architecture: family of the models, where it is not to be recognised: its name, or any for one that is not
             known, whose layers are matched by name and shape alone.
-        force: go on although the target does not look derived from the source, its drift is mostly rounding, or the
-            LoRA was transferred before.
+        force: go on although source and target do not look like one model, their drift is mostly rounding, or the LoRA
+            was transferred before.
         strength: use the whole LoRA this strong, before any method.
         scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
         expert: which expert of Wan2.2: its folder of a pipeline, its LoRA of every file with two.
@@ -91,6 +95,7 @@ def transfer(
             "lora": lora,
             "source": source,
             "target": target,
+            "source_lora": source_lora,
             "target_lora": target_lora,
             "nested_source": nested_source,
             "nested_target": nested_target,

@@ -79,6 +79,9 @@ def describe(plan: Any, expected: Any) -> dict[str, Any]:
         "trained": adapter.training.sentence(),
         "source": _model(plan.source),
         "target": None if plan.target is None else _model(plan.target),
+        "source_lora": [
+            {"file": str(each.adapter.path), "strength": each.given.strength} for each in plan.source_added
+        ],
         "target_lora": [{"file": str(each.adapter.path), "strength": each.given.strength} for each in plan.added],
         "method": plan.method,
         "params": plan.params,
@@ -118,15 +121,16 @@ def describe(plan: Any, expected: Any) -> dict[str, Any]:
 def show(facts: dict[str, Any], console: Console) -> None:
     """A plan for people."""
     cover, cost = facts["coverage"], facts["cost"]
-    added = " plus ".join(f"{each['file']} at strength {each['strength']:g}" for each in facts["target_lora"])
+    own, added = (
+        "".join(f" plus {each['file']} at strength {each['strength']:g}" for each in facts[side])
+        for side in ("source_lora", "target_lora")
+    )
     target = facts["target"]["name"] if facts["target"] else "the source"
     lines = [
         f"{facts['lora']}",
         *([f"  trained   {facts['trained']}"] if facts["trained"] else []),
-        f"  from      {facts['source']['name']}  ({facts['source']['path']})",
-        f"  to        {target}"
-        + (f"  ({facts['target']['path']})" if facts["target"] else "")
-        + (f" plus {added}" if added else ""),
+        f"  from      {facts['source']['name']}  ({facts['source']['path']}){own}",
+        f"  to        {target}" + (f"  ({facts['target']['path']})" if facts["target"] else "") + added,
         f"  method    {facts['method']}" + (f" at amount {facts['amount']:g}" if facts["amount"] != 1 else ""),
         f"  coverage  {text.count(cover['layers'], 'layer')}, from {text.count(cover['keys'], 'key')} in the file; "
         f"{text.count(len(cover['passthrough']), 'key')} passed through, {len(cover['dropped']) or 'none'} dropped",

@@ -34,7 +34,8 @@ def show_report(
     if console.verbose:
         show_layers(report, console)
     facts = report.summary
-    base = "the source" if facts.target is None else facts.target_title
+    alone = "the source alone" if facts.source_lora else "the source"
+    base = alone if facts.target is None else facts.target_title
     target = " plus ".join([base, *(Path(used.file).name for used in facts.target_lora)])
     lines = [
         f"carried {Path(facts.lora).name} over to {target}",

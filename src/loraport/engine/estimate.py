@@ -22,7 +22,7 @@ from loraport.engine.plan import TransferPlan, rank_bound, sample_for_kinship
 from loraport.engine.rates import Rates, rates_of
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
-from loraport.engine.worker import references, result_key
+from loraport.engine.worker import ADDED, references, result_key
 from loraport.errors import FileError
 from loraport.methods import cost as costs
 from loraport.methods import registry
@@ -177,13 +177,17 @@ def _look_up(job: LayerJob, store: Store, reader: InputReader, keeps: bool) -> _
     weights = {role for role in ("source", "target") if role in known}
     if not weights <= digests.keys():
         return replace(_NOTHING, stores=not isinstance(store, NullStore), keeps=keeps)
-    told = all(role in digests for role in known if role.startswith("target_lora."))
+    told = all(role in digests for role in known if role.startswith(ADDED))
     prepared = prepared_key(method, params, job, digests) if told else None
     return _Have(
         digests=True,
         result=len(digests) == len(known) and store.has("result", result_key(job, digests)),
         bases=frozenset(
-            r for r in weights if basis_role(job, r) and store.has("basis", basis_key(digests[r], job.round_to))
+            side
+            for side in weights
+            if basis_role(job, side)
+            and (told or not job.added(side))
+            and store.has("basis", basis_key(job, side, digests))
         ),
         prepared=prepared is not None and store.has("prepared", prepared),
         stores=not isinstance(store, NullStore),
@@ -222,7 +226,8 @@ def _work(job: LayerJob, have: _Have) -> _Work:
     """As `worker` and `layer` go about it."""
     m, n = job.shape
     lora = sum(ref.nbytes for ref in job.update.parts.values())
-    lora += sum(ref.nbytes for update in job.target_updates.values() for ref in update.parts.values())
+    added = [*job.target_updates.values(), *job.source_updates.values()]
+    lora += sum(ref.nbytes for update in added for ref in update.parts.values())
     result = rank_bound(job) * (m + n) * (4 if job.dtype == "float32" else 2)
     weights = _weights(job)
     if have.result:

@@ -1,6 +1,6 @@
 """One layer's work order: references and settings, no tensor and no device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from loraport.adapters.adapter import LayerUpdate
@@ -26,7 +26,9 @@ class LayerJob:
         source, target: the two weights; None where the method does not need them.
         target_updates: what distillation LoRAs add to the target's weight, or to the source's where there is no
             target, by the number of the LoRA; their strengths are in the scales.
-        has_drift: False when the source is the target but for distillation LoRAs, which leave this layer alone.
+        source_updates: what LoRAs add to the source's weight alone, likewise; they are no part of the target, not
+            even of one that is made of the source.
+        has_drift: False when the source is the target but for such LoRAs, which leave this layer alone.
         round_to: dtype that both weights are rounded to before differencing, when they are stored in
             different ones; otherwise the rounding of one file would pass for drift.
         rank: settled rule for the output rank. amount: 0 direct .. 1 the method in full.
@@ -50,6 +52,11 @@ class LayerJob:
     dtype: str
     cost: float
     peak_bytes: int
+    source_updates: dict[int, LayerUpdate] = field(default_factory=dict)
+
+    def added(self, side: str) -> dict[int, LayerUpdate]:
+        """What LoRAs add to the weight of a side, "source" or "target"."""
+        return self.source_updates if side == "source" else self.target_updates
 
     @property
     def wide(self) -> bool:

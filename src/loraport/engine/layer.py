@@ -89,6 +89,9 @@ def load_layer(
     weight = None
     if needs.source or basis is None or reads_pair or (wants_target and job.target is None):
         weight = read_weight(reader, job.source, job.round_to, device)
+        if job.source_updates:
+            own = _added(job, "source", digests, reader, device)
+            weight.addmm_(own.B, own.A)
     if needs.basis and basis is None:
         basis = cache.keep_basis("source", thin_svd(_there(weight), name=job.name))
     norm = norm_of(basis.S if basis is not None else _there(weight))
@@ -96,7 +99,9 @@ def load_layer(
     target: Tensor | None = None
     drift: Operator | None = None
     if job.target is None:
-        added = _added(job, digests, reader, device)
+        added = _added(job, "target", digests, reader, device)
+        if job.source_updates:
+            added = LowRank.sum([added, _added(job, "source", digests, reader, device).scaled(-1.0)])
         drift, drift_norm = added, added.norm() if needs.drift else None
         if wants_target:
             target = _there(weight) + added.dense()
@@ -104,7 +109,7 @@ def load_layer(
         if wants_target or reads_pair:
             target = read_weight(reader, job.target, job.round_to, device)
             if job.target_updates:
-                added = _added(job, digests, reader, device)
+                added = _added(job, "target", digests, reader, device)
                 target.addmm_(added.B, added.A)
         if wants_drift:
             drift = DenseOperator(_difference(_there(target), _there(weight), in_place=not wants_target))
@@ -193,13 +198,15 @@ def drift_ratio(job: LayerJob, reader: InputReader) -> tuple[float, float]:
     return _distance(target, source), norm_of(source)
 
 
-def basis_key(digest: str, round_to: str | None) -> str:
-    """Under which key the basis of a weight is kept."""
-    return entry_key({"weight": digest, "round_to": round_to, "algorithm": ALGORITHM})
+def basis_key(job: LayerJob, side: str, digests: Mapping[str, str]) -> str:
+    """Under which key the basis of a side's weight is kept, with what LoRAs add to it."""
+    added = {"added": updates_by(job, side, digests)} if job.added(side) else {}
+    return entry_key(added | {"weight": digests[side], "round_to": job.round_to, "algorithm": ALGORITHM})
 
 
 def basis_role(job: LayerJob, role: str) -> bool:
-    """Whether the basis of that side is kept: a weight that LoRAs were added to has no digest of its own."""
+    """Whether the basis of that side is kept. A target that is made of the source has no digest of its own, and one
+    that distillation LoRAs were added to is another for every strength."""
     return role == "source" or (job.target is not None and not job.target_updates)
 
 
@@ -208,7 +215,8 @@ def prepared_key(method: TransferMethod, params: Params, job: LayerJob, digests:
     detail = method.prepared_key(params)
     if detail is None or "target" not in digests:
         return None
-    added = {"added": target_updates_by(job, digests)} if job.target_updates else {}
+    sides = {"added": "target", "source_added": "source"}
+    added = {name: updates_by(job, side, digests) for name, side in sides.items() if job.added(side)}
     return entry_key(
         added
         | {
@@ -221,15 +229,15 @@ def prepared_key(method: TransferMethod, params: Params, job: LayerJob, digests:
     )
 
 
-def target_updates_by(job: LayerJob, digests: Mapping[str, str]) -> list[Any]:
-    """What names the updates that are added to the target: the same in whatever order they were given."""
-    return [named for named, _ in _ordered(job, digests)]
+def updates_by(job: LayerJob, side: str, digests: Mapping[str, str]) -> list[Any]:
+    """What names the updates that are added to a side: the same in whatever order they were given."""
+    return [named for named, _ in _ordered(job, side, digests)]
 
 
-def _ordered(job: LayerJob, digests: Mapping[str, str]) -> list[tuple[list[Any], LayerUpdate]]:
+def _ordered(job: LayerJob, side: str, digests: Mapping[str, str]) -> list[tuple[list[Any], LayerUpdate]]:
     named = []
-    for number, update in job.target_updates.items():
-        roles = sorted((role, digests[f"target_lora.{number}.{role}"]) for role in update.parts)
+    for number, update in job.added(side).items():
+        roles = sorted((role, digests[f"{side}_lora.{number}.{role}"]) for role in update.parts)
         named.append(([roles, update.scale, update.rows], update))
     return sorted(named, key=lambda item: repr(item[0]))
 
@@ -284,13 +292,13 @@ class _LayerCache:
             self.store.put("prepared", key, prepared.tensors, {"drift_norm": repr(prepared.drift_norm)})
 
     def _basis_key(self, role: str) -> str:
-        return basis_key(self.digests[role], self.job.round_to)
+        return basis_key(self.job, role, self.digests)
 
 
-def _added(job: LayerJob, digests: Mapping[str, str], reader: InputReader, device: torch.device) -> LowRank:
-    """What all distillation LoRAs together add to this layer, to the same bits in whatever order they were given."""
+def _added(job: LayerJob, side: str, digests: Mapping[str, str], reader: InputReader, device: torch.device) -> LowRank:
+    """What all LoRAs of a side together add to this layer, to the same bits in whatever order they were given."""
     found = LowRank.zeros(*job.shape)
-    for _, update in _ordered(job, digests):
+    for _, update in _ordered(job, side, digests):
         found = LowRank.sum([found, reader.load(update)])
         if found.rank > min(job.shape):
             found = LowRank.from_dense(found.dense())

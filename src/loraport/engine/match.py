@@ -24,7 +24,7 @@ _NAMED = 20  # keys named in a sentence
 
 @dataclass(frozen=True)
 class Added:
-    """A distillation LoRA that is a part of the target.
+    """A LoRA that is a part of the target or of the source.
 
     Attributes:
         given: file, strength and choices, as asked for.
@@ -49,6 +49,7 @@ class Inputs:
         source: its model.
         target: the distilled model's checkpoint, None where LoRAs make it of the source.
         added: the distillation LoRAs that are added to it, or to the source.
+        source_added: the LoRAs that are a part of the source, and not of the target.
         doubts: what the LoRA's header says against this use of it.
         identities: file -> its `file_identity` when it was opened.
     """
@@ -57,6 +58,7 @@ class Inputs:
     source: Checkpoint
     target: Checkpoint | None
     added: tuple[Added, ...]
+    source_added: tuple[Added, ...]
     doubts: tuple[str, ...]
     identities: Mapping[Path, str]
 
@@ -69,7 +71,7 @@ class Inputs:
             + (self.target.notes if self.target is not None else ())
             + self.adapter.warnings
             + self.doubts
-            + tuple(note for each in self.added for note in _notes_on_added(each, self.adapter))
+            + tuple(note for each in (*self.source_added, *self.added) for note in _notes_on_added(each, self.adapter))
         )
 
     @property
@@ -108,7 +110,8 @@ def open_inputs(recipe: Recipe) -> Inputs:
         FileError, UnsupportedError: a file cannot be read, is of a kind that is refused, or changes meanwhile.
         MismatchError, UnmatchedKeysError: the files do not fit each other, or the LoRA was transferred before.
     """
-    named = [recipe.lora, recipe.source, recipe.target, *(each.file for each in recipe.target_lora)]
+    parts = (*recipe.source_lora, *recipe.target_lora)
+    named = [recipe.lora, recipe.source, recipe.target, *(each.file for each in parts)]
     before = _identities(Path(spec) for spec in named if spec is not None)
     expert = _expert_meant(recipe)
     family = recipe.architecture
@@ -119,7 +122,10 @@ def open_inputs(recipe: Recipe) -> Inputs:
             recipe.target, nested=recipe.nested_target, expert=expert, architecture=family, like=source
         )
         require_same_size(source.architecture, target.architecture, where=f"{source.path} and {target.path}")
+        if recipe.source_lora and target.tensors == source.tensors:
+            target = None  # the source without its LoRAs: then the drift is theirs, exactly, however coarse the weights
     added = tuple(Added(each, _open_added(each, source, recipe)) for each in recipe.target_lora)
+    own = tuple(Added(each, _open_added(each, source, recipe)) for each in recipe.source_lora)
     adapter = open_adapter(
         recipe.lora,
         source,
@@ -133,7 +139,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
         adapter = fit_passthrough(adapter, target, "target", allow_partial=recipe.allow_partial)
     adapter = _without_idle(adapter, recipe)
     _refuse_a_second_time(adapter, recipe)
-    identities = before | _identities(_files(source, target, adapter, *(each.adapter for each in added)))
+    identities = before | _identities(_files(source, target, adapter, *(each.adapter for each in (*own, *added))))
     for file, identity in before.items():
         if file_identity(file) != identity:
             raise FileError(
@@ -141,7 +147,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
                 where=str(file),
                 fix="run the command again when nothing writes to the file",
             )
-    return Inputs(adapter, source, target, added, _doubts(adapter, recipe), identities)
+    return Inputs(adapter, source, target, added, own, _doubts(adapter, recipe), identities)
 
 
 def _expert_meant(recipe: Recipe) -> Expert | None:

@@ -16,7 +16,7 @@ from loraport.adapters.render import render_adapter
 from loraport.engine.plan import TransferPlan
 from loraport.engine.recipe import RunOptions
 from loraport.engine.results import TransferReport
-from loraport.engine.worker import LayerResult
+from loraport.engine.worker import ADDED, LayerResult
 from loraport.files import check_apart, check_output, with_settings
 
 
@@ -54,8 +54,9 @@ def log_path(path: Path | None, options: RunOptions) -> Path | None:
 def input_files(plan: TransferPlan) -> Iterator[tuple[str, Path]]:
     """Every file that the run reads, and what lies beside it and was read for it."""
     yield from with_settings("input LoRA", plan.adapter.path)
-    for each in plan.added:
-        yield from with_settings("distillation LoRA", each.adapter.path)
+    for role, added in (("distillation LoRA", plan.added), ("LoRA of the source", plan.source_added)):
+        for each in added:
+            yield from with_settings(role, each.adapter.path)
     for role, side in (("source", plan.source), ("target", plan.target)):
         for file in {side.path} | {ref.file for ref in side.tensors.values()} if side is not None else ():
             yield from with_settings(role, file)
@@ -91,12 +92,15 @@ def _identity(plan: TransferPlan, inputs: Mapping[str, str]) -> dict[str, Any]:
     Distillation LoRAs stand in it with the digest of what was used of each, so that their order does not matter.
     """
     recipe = plan.recipe
-    added = [
-        {"digest": inputs.get(f"target_lora.{number}"), **each.given.values()} for number, each in enumerate(plan.added)
-    ]
-    for each in added:
-        del each["file"]
-    return {
+    sides = {"target_lora": plan.added, "source_lora": plan.source_added}
+    added: dict[str, list[dict[str, Any]]] = {}
+    for side, found in sides.items():
+        told = [each.given.values() | {"digest": inputs.get(f"{side}.{at}")} for at, each in enumerate(found)]
+        added[side] = sorted(
+            ({name: value for name, value in each.items() if name != "file"} for each in told), key=canonical_json
+        )
+    own = {"source_lora": added["source_lora"]} if plan.source_added else {}
+    return own | {
         "method": plan.method,
         "params": plan.params,
         "rank": str(plan.rank),
@@ -107,7 +111,7 @@ def _identity(plan: TransferPlan, inputs: Mapping[str, str]) -> dict[str, Any]:
         "drop": recipe.drop,
         "to": recipe.to,
         "dtype": plan.dtype,
-        "target_lora": sorted(added, key=canonical_json),
+        "target_lora": added["target_lora"],
         "allow_partial": recipe.allow_partial,
         "expert": recipe.expert,
         "adapter": recipe.adapter,
@@ -119,8 +123,9 @@ def _input_digests(plan: TransferPlan, results: list[LayerResult]) -> dict[str, 
     owners: dict[str, dict[str, str]] = {}
     for result in results:
         for role, digest in result.digests.items():
-            number = role.split(".")[1] if role.startswith("target_lora.") else ""
-            owner = f"target_lora.{number}" if number else role if role in ("source", "target") else "lora"
+            owner = role if role in ("source", "target") else "lora"
+            if role.startswith(ADDED):
+                owner = ".".join(role.split(".")[:2])
             part = role.removeprefix(f"{owner}.")
             owners.setdefault(owner, {})[f"{result.report.name}/{part}"] = digest
     return {owner: hashlib.sha256(canonical_json(found).encode()).hexdigest() for owner, found in owners.items()}
@@ -128,6 +133,8 @@ def _input_digests(plan: TransferPlan, results: list[LayerResult]) -> dict[str, 
 
 def _told(inputs: Mapping[str, str]) -> dict[str, str]:
     """The digests as the header has them: of several distillation LoRAs all, in whatever order they were given."""
-    told = {role: digest for role, digest in inputs.items() if not role.startswith("target_lora.")}
-    added = sorted(digest for role, digest in inputs.items() if role not in told)
-    return told | ({"target_lora": " ".join(added)} if added else {})
+    told = {role: digest for role, digest in inputs.items() if not role.startswith(ADDED)}
+    for side in ADDED:
+        added = sorted(digest for role, digest in inputs.items() if role.startswith(side))
+        told |= {side.rstrip("."): " ".join(added)} if added else {}
+    return told

@@ -36,8 +36,8 @@ class TransferPlan:
     Attributes:
         recipe: the request. method, params: resolved from it.
         adapter: the input LoRA. source, target: the checkpoints; `target` is None where LoRAs make it of the source.
-        added: the distillation LoRAs that are added to the target, or to the source. jobs: one a layer, in the
-            model's order.
+        added: the distillation LoRAs that are added to the target, or to the source.
+        source_added: the LoRAs that are a part of the source alone. jobs: one a layer, in the model's order.
         passthrough: tensors taken over unchanged. dropped: keys left out.
         rank: settled rule. dtype: torch name of the output's dtype.
         extra_source, extra_target: weights that only one checkpoint has.
@@ -53,6 +53,7 @@ class TransferPlan:
     source: Checkpoint
     target: Checkpoint | None
     added: tuple[Added, ...]
+    source_added: tuple[Added, ...]
     jobs: tuple[LayerJob, ...]
     passthrough: tuple[Passthrough, ...]
     dropped: tuple[str, ...]
@@ -136,6 +137,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         m, n = update.shape
         hinted = max(update.rank, int(rank.value) if rank.kind == "fixed" else min(m, n))
         updates = {at: more for at, each in enumerate(inputs.added) if (more := each.update(name)) is not None}
+        own = {at: more for at, each in enumerate(inputs.source_added) if (more := each.update(name)) is not None}
         jobs.append(
             LayerJob(
                 name=name,
@@ -146,7 +148,8 @@ def make_plan(recipe: Recipe) -> TransferPlan:
                 source=found.source if job_needs != _NOTHING else None,
                 target=found.target if job_needs.target or job_needs.drift or job_needs.target_basis else None,
                 target_updates=updates if job_needs != _NOTHING else {},
-                has_drift=inputs.target is not None or bool(updates),
+                source_updates=own if job_needs != _NOTHING else {},
+                has_drift=inputs.target is not None or bool(updates) or bool(own),
                 round_to=found.common_dtype,
                 rank=rank,
                 amount=recipe.amount if job_needs != _NOTHING else 1.0,
@@ -170,6 +173,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
         source=inputs.source,
         target=inputs.target,
         added=inputs.added,
+        source_added=inputs.source_added,
         jobs=tuple(jobs),
         passthrough=adapter.passthrough,
         dropped=tuple(dropped),
@@ -184,7 +188,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
 
 
 def sample_for_kinship(plan: TransferPlan, count: int = 4) -> list[LayerJob]:
-    """A few small layers, spread over the model, to look at before the work: is the target derived from the source?"""
+    """A few small layers, spread over the model, to look at before the work: are source and target of one origin?"""
     pairs = sorted((job for job in plan.jobs if job.source and job.target), key=lambda job: job.shape[0] * job.shape[1])
     small = [job for job in pairs if job.shape == pairs[0].shape]
     step = max(len(small) // count, 1)

@@ -80,17 +80,27 @@ class Recipe(Settings):
     source: Annotated[
         PathText,
         Setting(
-            "Model the LoRA was trained on: a safetensors file, a diffusers folder, a hub id, or zoo:NAME.",
+            "Model the LoRA was trained on, distilled or not: a safetensors file, a diffusers folder, a hub id, or "
+            "zoo:NAME.",
             "--source", "-s", panel=MODELS, metavar="MODEL", path=True,
         ),
     ]  # fmt: skip
     target: Annotated[
         PathText | None,
         Setting(
-            "Distilled model to carry it to: the same kinds, or a .pt file.",
+            "Model to carry it to, of the same family: the same kinds, or a .pt file.",
             "--target", "-t", panel=MODELS, metavar="MODEL", path=True,
         ),
     ] = None  # fmt: skip
+    source_lora: Annotated[
+        tuple[TargetLora, ...],
+        BeforeValidator(target_loras),
+        Setting(
+            "A LoRA that was on the source while this one was trained, such as a training adapter. It is no part of "
+            "the target, which without --target is the source alone. May be repeated; choices as for --target-lora.",
+            "--source-lora", panel=MODELS, metavar="FILE[:STRENGTH]", path=True, many=True,
+        ),
+    ] = ()  # fmt: skip
     target_lora: Annotated[
         tuple[TargetLora, ...],
         BeforeValidator(target_loras),
@@ -122,7 +132,7 @@ class Recipe(Settings):
     force: Annotated[
         bool,
         Setting(
-            "Go on although the target does not look derived from the source, its drift is mostly rounding, or the "
+            "Go on although source and target do not look like one model, their drift is mostly rounding, or the "
             "LoRA was transferred before.",
             "--force", panel=MODELS,
         ),
@@ -215,23 +225,22 @@ class Recipe(Settings):
 
     def check(self) -> None:
         """Refuse settings that do not go together. Raises UsageError."""
-        if self.target is None and not self.target_lora:
+        if self.target is None and not self.target_lora and not self.source_lora:
             raise UsageError(
                 "the target is not given",
                 fix="give a target checkpoint (--target), or distillation LoRAs for the source (--target-lora)",
             )
         RankRule.parse(self.rank)
-        seen = set()
-        for each in self.target_lora:
-            file, expert, adapter = each.identity
-            chosen = file, expert or self.expert, adapter or self.adapter
-            if chosen in seen:
-                raise UsageError(
-                    "a distillation LoRA is given twice",
-                    values=each.file,
-                    fix="give it once, at the sum of the strengths",
-                )
-            seen.add(chosen)
+        for what, given in (("distillation LoRA", self.target_lora), ("LoRA of the source", self.source_lora)):
+            seen = set()
+            for each in given:
+                file, expert, adapter = each.identity
+                chosen = file, expert or self.expert, adapter or self.adapter
+                if chosen in seen:
+                    raise UsageError(
+                        f"a {what} is given twice", values=each.file, fix="give it once, at the sum of the strengths"
+                    )
+                seen.add(chosen)
 
     @classmethod
     def build(cls, settings: dict[str, Any]) -> "Recipe":

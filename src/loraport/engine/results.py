@@ -76,7 +76,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class UsedWith:
-    """A distillation LoRA that is a part of the target, so that the output is to be used together with it.
+    """A LoRA that is a part of the target, so that the output is to be used together with it; or one of the source.
 
     Attributes:
         file: the LoRA.
@@ -123,6 +123,7 @@ class Summary:
         source_title: that model in words.
         target: the distilled model; None where LoRAs make it of the source.
         target_title: that model in words.
+        source_lora: the LoRAs that the LoRA was trained on top of; they are no part of the target.
         target_lora: the distillation LoRAs that make the target, of the source or of `target`.
         extra_source: weights that only the source has.
         extra_target: weights that only the target has.
@@ -150,6 +151,7 @@ class Summary:
     source_title: str
     target: str | None
     target_title: str
+    source_lora: tuple[UsedWith, ...]
     target_lora: tuple[UsedWith, ...]
     extra_source: tuple[str, ...]
     extra_target: tuple[str, ...]

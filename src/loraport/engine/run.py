@@ -70,7 +70,7 @@ def run(
 
     Raises:
         UsageError: the device is unknown or not there.
-        MismatchError: the target is not derived from the source (unless forced).
+        MismatchError: source and target are not versions of one model (unless forced).
         NumericalError: a tensor holds NaN or infinity, or the drift is mostly rounding (unless forced).
         FileError: the output exists, or cannot be written. No output file is left behind.
     """
@@ -248,7 +248,7 @@ def check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputR
         rounding: whether a drift that is mostly rounding is a reason to refuse.
 
     Raises:
-        MismatchError: the target is not derived from the source, or from its other expert.
+        MismatchError: source and target are not versions of one model, or the target is of the other expert.
         NumericalError: the drift is mostly rounding.
     """
     ratios, shares = {}, {}
@@ -299,11 +299,11 @@ def _refuse_unrelated(ratios: dict[str, float], plan: TransferPlan) -> None:
     if middle > UNRELATED and plan.target is not None:
         worst = max(ratios, key=lambda name: ratios[name])
         raise MismatchError(
-            "the target does not look derived from the source",
+            "source and target do not look like versions of one model",
             where=f"{plan.source.path} and {plan.target.path}",
             values=f"the weights differ by {middle:.2f} of their own norm in the middle layer, {ratios[worst]:.2f} in "
             f"{worst}; a distilled model stays well below {UNRELATED}",
-            fix="check that the source is the very model that the target was distilled from, or go on with --force",
+            fix="check that one was made from the other, or both from a third, or go on with --force",
         )
 
 
@@ -333,6 +333,7 @@ def _report(
         source_title=plan.source.architecture.title,
         target=None if plan.target is None else str(plan.target.path),
         target_title=plan.source.architecture.title if plan.target is None else plan.target.architecture.title,
+        source_lora=tuple(_used_with(each, plan.recipe) for each in plan.source_added),
         target_lora=tuple(_used_with(each, plan.recipe) for each in plan.added),
         extra_source=plan.extra_source,
         extra_target=plan.extra_target,

@@ -22,7 +22,7 @@ from loraport.core.truncation import Truncation, truncated_svd
 from loraport.engine.devices import is_out_of_memory, release_memory
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
-from loraport.engine.layer import LayerMatrices, load_layer, target_updates_by
+from loraport.engine.layer import LayerMatrices, load_layer, updates_by
 from loraport.engine.reading import InputReader
 from loraport.engine.results import LayerReport
 from loraport.engine.rounding import MOSTLY, rounding_share
@@ -31,6 +31,7 @@ from loraport.methods import registry
 from loraport.store.store import Store, entry_key
 
 _WEIGHTS = ("source", "target")  # roles that are worth holding from hashing to computing; the rest is small
+ADDED = ("source_lora.", "target_lora.")  # roles of the tensors of LoRAs that are a part of a model
 RESULT_VERSION = 2
 """Raised whenever the same job would give other bytes than before."""
 
@@ -134,8 +135,9 @@ class Worker:
 def references(job: LayerJob) -> dict[str, TensorRef]:
     """Every tensor that the job reads, by its role."""
     refs = {"source": job.source, "target": job.target, **job.update.parts}
-    for number, update in job.target_updates.items():
-        refs |= {f"target_lora.{number}.{role}": ref for role, ref in update.parts.items()}
+    for side in ("source", "target"):
+        for number, update in job.added(side).items():
+            refs |= {f"{side}_lora.{number}.{role}": ref for role, ref in update.parts.items()}
     return {role: ref for role, ref in refs.items() if ref is not None}
 
 
@@ -199,14 +201,16 @@ def seed_of(job: LayerJob, digests: Mapping[str, str]) -> int:
 def _identity(job: LayerJob, digests: Mapping[str, str]) -> dict[str, Any]:
     method, params = registry.resolve(job.method, job.params)
     # Layers that share all tensors of a fused weight differ in their rows alone.
-    rows = {"rows": job.update.rows} if job.update.rows is not None else {}
+    rows: dict[str, Any] = {"rows": job.update.rows} if job.update.rows is not None else {}
+    if job.source_updates:
+        rows["source_lora"] = updates_by(job, "source", digests)
     return rows | {
         "version": RESULT_VERSION,
         "algorithm": ALGORITHM,
         "method": [method.name, method.version, params.model_dump(mode="json")],
-        "digests": {role: digest for role, digest in digests.items() if not role.startswith("target_lora.")},
+        "digests": {role: digest for role, digest in digests.items() if not role.startswith(ADDED)},
         "scale": job.update.scale,
-        "distill": target_updates_by(job, digests) or None,
+        "distill": updates_by(job, "target", digests) or None,
         "has_drift": job.has_drift,
         "round_to": job.round_to,
         "rank": asdict(job.rank),

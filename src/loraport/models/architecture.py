@@ -180,7 +180,7 @@ def require_same_size(
         f"The {names[0]} and the {names[1]} differ in size." if first.title == second.title else told,
         where=where,
         values=values,
-        fix="both must be the same model, one distilled from the other",
+        fix="both must be of one model, such as a base and what was distilled from it",
     )
 
 
