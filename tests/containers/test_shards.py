@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 import makers
+import storage
 from loraport.containers.locate import locate
 from loraport.containers.tensors import read_float
 from loraport.errors import FileError, UnsupportedError
@@ -33,14 +34,14 @@ def write(folder: Path, stem: str = "wan", ending: str = "safetensors") -> list[
     return paths
 
 
-def parts_of_gguf(folder: Path, count: int = 3, said: int | None = None) -> list[Path]:
+def parts_of_gguf(folder: Path, count: int = 3, said: int | None = None, tensors: int = len(MODEL)) -> list[Path]:
     """By gguf's own writer: each part says which it is, of how many."""
     paths = [folder / name for name in names(count, ending="gguf")]
     for number, (path, part) in enumerate(zip(paths, split(count), strict=True)):
         writer = gguf.GGUFWriter(path, arch="wan")
         writer.add_uint16("split.no", number)
         writer.add_uint16("split.count", count if said is None else said)
-        writer.add_int32("split.tensors.count", len(MODEL))
+        writer.add_int32("split.tensors.count", tensors)
         for key, tensor in part.items():
             folded = tensor if tensor.dim() < 5 else tensor.reshape(len(tensor), -1)
             if tensor.dim() > 4:
@@ -136,6 +137,28 @@ def test_a_part_of_a_gguf_file_among_others(renamed, tmp_path):
         path = path.rename(tmp_path / "wan.gguf")
     with pytest.raises(FileError, match="split into 7"):
         locate(path)
+
+
+def test_a_wrong_total_of_a_split_gguf_file(tmp_path):
+    with pytest.raises(FileError, match=rf"{len(MODEL)}, 99 said"):
+        locate(parts_of_gguf(tmp_path, tensors=99)[0])
+
+
+def test_settings_of_every_shard_are_heard(tmp_path):
+    """A rotated weight that was taken for a plain one would be wrong without a word."""
+    for number, name in enumerate("ab"):
+        tensors, _ = storage.convrot(storage.matrix((32, 64)))
+        del tensors["a.comfy_quant"]
+        layers = {name: {"format": "int8_tensorwise", "convrot": True, "convrot_groupsize": 16}}
+        metadata = {"_quantization_metadata": json.dumps({"format_version": "1.0", "layers": layers})}
+        save_file(
+            {key.replace("a.", f"{name}."): tensor for key, tensor in tensors.items()},
+            tmp_path / names(2)[number],
+            metadata,
+        )
+    (group,) = locate(tmp_path).groups.values()
+    assert {ref.codec for ref in group.values()} == {"int8 convrot 16"}
+    assert torch.equal(read_float(group["a.weight"]), read_float(group["b.weight"]))
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, about saving without a group

@@ -154,7 +154,16 @@ class TestNesting:
             open_checkpoint(tmp_path / "x.pt")
         assert open_checkpoint(tmp_path / "x.pt", nested="right").nested == "right"
 
-    @pytest.mark.parametrize("nest", [["model"], ["state_dict"], ["model", "generator"], []])
+    @pytest.mark.parametrize("first", ["ema", "model_ema", "ema_model", "params_ema", "student", "generator"])
+    @pytest.mark.parametrize("second", ["model", "module", "state_dict", "model_state_dict", "params"])
+    def test_the_average_before_the_rest(self, first, second, tmp_path):
+        torch.save({second: makers.model(1), first: makers.model(2), "optimizer": {"step": 3}}, tmp_path / "x.pt")
+        assert open_checkpoint(tmp_path / "x.pt").nested == first
+        assert open_checkpoint(tmp_path / "x.pt", nested=second).nested == second
+
+    @pytest.mark.parametrize(
+        "nest", [["model"], ["state_dict"], ["model_state_dict"], ["module"], ["params"], ["model", "generator"], []]
+    )
     def test_deeper_and_flatter(self, nest, tmp_path):
         content = makers.model()
         for name in reversed(nest):

@@ -8,6 +8,7 @@ from typing import Any
 
 from loraport.containers.access import kind_of, list_folder, nearest_path
 from loraport.containers.codecs.registry import logical_group
+from loraport.containers.codecs.settings import joined
 from loraport.containers.names import EXPERTS, Expert, expert_named, named_path
 from loraport.containers.stored import Group, TensorFile, TensorRef, list_stored
 from loraport.errors import FileError, UnsupportedError, UsageError
@@ -119,6 +120,14 @@ def _shards(path: Path) -> Located:
                     fix="these are shards of different models; download them again",
                 )
             tensors[key] = ref
+    said = files[0].metadata.get("split.tensors.count", str(len(tensors)))
+    if said != str(len(tensors)):
+        raise FileError(
+            "the parts of the GGUF file do not hold as many tensors as the first says",
+            where=str(path),
+            values=f"{len(tensors):,}, {said[:20]} said",
+            fix="these are parts of different models; download them again",
+        )
     return _joined(path, files, tensors, (f"{path.name} is one of {count} shards, all of which were taken",))
 
 
@@ -143,7 +152,7 @@ def _distributed(folder: Path, name: str) -> UnsupportedError:
 
 
 def _joined(path: Path, shards: list[TensorFile], tensors: Group, notes: tuple[str, ...]) -> Located:
-    metadata = {key: text for shard in reversed(shards) for key, text in shard.metadata.items()}
+    metadata = joined([shard.metadata for shard in shards])
     return _located(path, TensorFile(path, "index", {(): tensors}, metadata), notes)
 
 

@@ -4,9 +4,10 @@ Newer files have a tensor `<module>.comfy_quant`, the bytes of a JSON table; oth
 the header, `_quantization_metadata`. Both give `format` ("float8_e4m3fn", "int8_tensorwise", "nvfp4", ...) and details.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraport.containers.stored import Group, TensorRef, read_stored
@@ -32,6 +33,20 @@ def module_settings(group: Group, metadata: Mapping[str, str]) -> dict[str, dict
     for key, ref in group.items():
         if key.endswith(SUFFIX):
             found[key.removesuffix(SUFFIX)] = _table(_text(ref))
+    return found
+
+
+def joined(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """The texts of several shards' headers as those of one file: of a key that several have, the first; of the
+    settings of modules, all."""
+    found = {key: text for header in reversed(headers) for key, text in header.items()}
+    given = dict.fromkeys(header[HEADER] for header in headers if HEADER in header)
+    if len(given) > 1:
+        with contextlib.suppress(
+            ValueError, KeyError, TypeError, AttributeError, RecursionError
+        ):  # said where they are looked at
+            layers = [json.loads(text)["layers"].items() for text in reversed(given)]
+            found[HEADER] = json.dumps({"layers": {name: value for items in layers for name, value in items}})
     return found
 
 
