@@ -18,7 +18,7 @@ from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from loraport.containers.codecs.base import Claim, logical
-from loraport.containers.codecs.scales import BY_SQUARES, SIDE, numbers_sharing, scaled, scales_of, sharing
+from loraport.containers.codecs.scales import BY_SQUARES, SIDE, Scaled, numbers_sharing, scales_of, sharing
 from loraport.containers.stored import Group, TensorRef
 
 FORMATS = ("int8_tensorwise", "int8_blockwise", "convrot_w4a4")
@@ -28,11 +28,11 @@ _LARGEST = 127
 _CHUNK = 2**22  # numbers that are rotated at once
 
 
-class Int8:
+class Int8(Scaled):
     """A weight of 8-bit integers and its scale."""
 
     def __init__(self, name: str = "int8"):
-        self.name = name
+        super().__init__(name)
 
     def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
         """Every matrix of 8-bit integers; one whose scale is missing or does not fit is named so."""
@@ -56,19 +56,9 @@ class Int8:
                 claim.weights[key] = _whole(weight, scale, given)
         return claim
 
-    def decode(
-        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> Float32[Tensor, "..."]:
-        """scale * stored, in float32."""
-        return scaled(ref, stored, companions)
-
     def rounding_floor(self, ref: TensorRef) -> float:
         """That of equal steps, 127 of which reach the largest of the Gaussian numbers that share a scale."""
         return uniform_floor(numbers_sharing(ref))
-
-    def refusal(self, ref: TensorRef) -> str | None:
-        """None: what does not fit was claimed under another name."""
-        return None
 
 
 class Int8Rotated(Int8):

@@ -8,12 +8,9 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from jaxtyping import Float32, Shaped
-from torch import Tensor
-
 from loraport.containers import dtypes
 from loraport.containers.codecs.base import Claim, logical
-from loraport.containers.codecs.scales import BY_SQUARES, SUFFIXES, scaled, scales_of, sharing
+from loraport.containers.codecs.scales import BY_SQUARES, SUFFIXES, Scaled, scales_of, sharing
 from loraport.containers.stored import Group, TensorRef
 
 FORMATS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fn_rowwise", "float8_e4m3fn_blockwise")
@@ -25,11 +22,11 @@ _OF_BIAS = ".bias_scale"  # LTX
 _STORED = ("F8_E4M3", "F8_E5M2", "BF16", "F16", "F32")
 
 
-class ScaledFp8:
+class ScaledFp8(Scaled):
     """A weight of 8 bits and its scale."""
 
     def __init__(self, name: str = "scaled"):
-        self.name = name
+        super().__init__(name)
 
     def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
         """Every `<module>.weight` with a scale beside it; scales of inputs, markers and settings vanish."""
@@ -53,19 +50,9 @@ class ScaledFp8:
         claim.used.intersection_update(group)
         return claim
 
-    def decode(
-        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> Float32[Tensor, "..."]:
-        """scale * stored, in float32."""
-        return scaled(ref, stored, companions)
-
     def rounding_floor(self, ref: TensorRef) -> float:
         """That of the 8-bit format: a scale moves numbers without making them finer."""
         return dtypes.rounding_floor(ref.dtype)
-
-    def refusal(self, ref: TensorRef) -> str | None:
-        """None: what does not fit was claimed under another name."""
-        return None
 
 
 def _scaled(weight: TensorRef | None, scales: Mapping[str, TensorRef], given: Mapping[str, Any]) -> TensorRef:
@@ -77,6 +64,8 @@ def _scaled(weight: TensorRef | None, scales: Mapping[str, TensorRef], given: Ma
         return logical(weight, "fp8 with two scales", {"scale": scale})
     squares = given.get("format") == FORMATS[-1]
     shared = sharing(weight, scale, given.get("group_size") if squares else None)
-    if weight.dtype not in _STORED or shared is None or (squares and shared != BY_SQUARES and prod(scale.shape) > 1):
-        return logical(weight, f"fp8 with scales of the shape {list(scale.shape)}", {})
+    if weight.dtype not in _STORED:
+        return logical(weight, f"numbers of another format with a scale ({weight.dtype})", {})
+    if shared is None or (squares and shared != BY_SQUARES and prod(scale.shape) > 1):
+        return logical(weight, f"fp8 with scales of the shape {list(scale.shape)} ({scale.dtype})", {})
     return logical(weight, f"scaled{shared}", {"scale": scale})

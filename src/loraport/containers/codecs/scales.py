@@ -23,6 +23,27 @@ BY_SQUARES = " by squares"
 SIDE = 128  # of a square, where it does not follow from the shape
 
 
+class Scaled:
+    """What codecs of numbers that a scale multiplies have in common.
+
+    Args:
+        name: of the codec.
+    """
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def decode(
+        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    ) -> Float32[Tensor, "..."]:
+        """scale * stored, in float32."""
+        return scaled(ref, stored, companions)
+
+    def refusal(self, ref: TensorRef) -> str | None:
+        """None: what does not fit was claimed under another name."""
+        return None
+
+
 def scales_of(group: Group, module: str) -> dict[str, TensorRef]:
     """The scales that stand beside a module, by key; one that is not quantised has none, an honest one has one."""
     return {key: group[key] for suffix in SUFFIXES if (key := module + suffix) in group}
