@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components as reference
 
-from loraport.methods.casa.clusters import Clusters, block_sum, connected_components, perturbation_edges, quantile
+from loraport.methods.casa.clusters import Clusters, block_sum, connected_components, quantile, rotations
 
 
 @settings(deadline=None, max_examples=150)
@@ -32,9 +32,9 @@ def test_long_chains_in_any_order(k):
 def test_edges_by_hand():
     C = torch.tensor([[9.0, 0.3, 0.0], [0.0, 9.0, 0.0], [0.0, 0.001, 9.0]])
     S = torch.tensor([2.0, 1.5, 1.5])
-    edges = perturbation_edges(C, S, tau=0.5)
+    edges = rotations(C, S) > 0.5
     assert edges.tolist() == [[False, True, False], [False, False, False], [False, True, False]]
-    assert not perturbation_edges(torch.zeros(3, 3), S, tau=0.0).any()
+    assert not (rotations(torch.zeros(3, 3), S) > 0.0).any()
 
 
 @settings(deadline=None, max_examples=60)

@@ -38,12 +38,35 @@ class Clusters:
         return (means >= quantile(means, q))[self.labels]
 
 
-def perturbation_edges(C: Float[Tensor, "k k"], S: Float[Tensor, " k"], tau: float) -> Bool[Tensor, "k k"]:
-    """Where |C_ij| / (|S_i - S_j| + 1e-6) exceeds tau; not symmetrised, diagonal empty."""
-    reach = (S[:, None] - S[None, :]).abs_().add_(_GAP_FLOOR)
-    edges = C.abs().div_(reach) > tau
-    edges.fill_diagonal_(False)
-    return edges
+def rotations(C: Float[Tensor, "k k"], S: Float[Tensor, " k"]) -> Float[Tensor, "k k"]:
+    """|C_ij| / (|S_i - S_j| + 1e-6): about how far (radians) the update turns i into j; not symmetric."""
+    turned = C.abs().div_((S[:, None] - S[None, :]).abs_().add_(_GAP_FLOOR))
+    return turned.fill_diagonal_(0.0)
+
+
+def turns(S: Float[Tensor, " p"], error: float) -> tuple[Float[Tensor, " p"], Int[Tensor, " p"]]:
+    """About how far (radians, 1 at most) errors of the singular values turn each direction, and into which neighbour.
+
+    To first order, error over gap, to the nearer neighbour.
+    """
+    steps = torch.cat([S.new_full((1,), torch.inf), -S.diff(), S.new_full((1,), torch.inf)])
+    nearest = torch.arange(len(S), device=S.device) + torch.where(steps[1:] < steps[:-1], 1, -1)
+    gap = torch.minimum(steps[:-1], steps[1:]).clamp_min_(_GAP_FLOOR)
+    return (error / gap).clamp_max_(1.0), nearest.clamp_(0, len(S) - 1)
+
+
+def redrawn(
+    C: Float[Tensor, "k k"], S: Float[Tensor, " k"], error: float
+) -> tuple[Float[Tensor, "k k"], Float[Tensor, " k"]]:
+    """Routing matrix and singular values as another decomposition with errors of this size could give them.
+
+    The draw is the same every time and on every device.
+    """
+    draws = torch.randn(3, len(S), generator=torch.Generator().manual_seed(0)).to(S)
+    turned, into = turns(S, error)
+    moved = torch.addcmul(C, (turned * draws[0])[:, None], C[into])
+    moved.addcmul_((turned * draws[1])[None, :], C[:, into])
+    return moved, S + error * draws[2]
 
 
 def connected_components(edges: Bool[Tensor, "k k"]) -> Clusters:

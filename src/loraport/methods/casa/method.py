@@ -25,12 +25,15 @@ from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import dot
 from loraport.core.operators import DenseOperator, Operator, Routed
+from loraport.core.thin_svd import rounding
 from loraport.methods import base
 from loraport.methods.casa.arbitration import arbitrated_entries, smaller_of
-from loraport.methods.casa.clusters import Clusters, connected_components, perturbation_edges
+from loraport.methods.casa.clusters import Clusters, connected_components, redrawn, rotations, turns
 from loraport.methods.casa.routing import DriftRouting, TallUpdate, routed, subtract_nondominant
 from loraport.methods.columns import COSINE, DRIFT_UNDONE, NORM_RATIO, Column
 from loraport.methods.cost import Cost, basis_bytes, elementwise, matrix_bytes, product, truncation
+
+_FAR = 0.3  # radians: entries of a direction that is turned as far by rounding are not the same entries
 
 
 class CasaParams(base.Params):
@@ -68,26 +71,69 @@ class Selection:
         rows: which receivers are dominant.
         cols: which senders are; an entry is dominant if its row or its column is.
         hits: flat indices of the arbitrated entries.
+        unsettled: what of this hangs on the last bits of the decomposition.
     """
 
     clusters: Clusters
     rows: Bool[Tensor, " a"]
     cols: Bool[Tensor, " b"]
     hits: Int[Tensor, " h"]
+    unsettled: "Unsettled"
+
+
+@dataclass(frozen=True)
+class Unsettled:
+    """Decisions that another decomposition, with other errors of the same size, would take differently.
+
+    Args:
+        share: of the routing matrix, entries that would be dominant and are not, or the other way round.
+        hits: of the arbitrated entries, those in such rows and columns, and those of a direction that rounding turns
+            far.
+    """
+
+    share: float
+    hits: float
 
 
 def select(
     C_lora: Float[Tensor, "a b"], drift: DriftRouting, S: Float[Tensor, " p"], k: int, params: CasaParams
 ) -> Selection:
     """Steps 2, 3 and the selection of step 5 for a head of k directions."""
-    clusters = connected_components(perturbation_edges(C_lora[:k, :k], S[:k], params.tau))
+    clusters = connected_components(rotations(C_lora[:k, :k], S[:k]) > params.tau)
     rows = _dominant(clusters, drift.receivers, params.q_dom, among=C_lora.shape[0])
     cols = _dominant(clusters, drift.senders, params.q_dom, among=C_lora.shape[1])
     if params.arbitrate:
         hits = arbitrated_entries(C_lora, drift.C, clusters, rows, cols, params.q_act)
     else:
         hits = torch.empty(0, dtype=torch.int64, device=C_lora.device)
-    return Selection(clusters, rows, cols, hits)
+    return Selection(clusters, rows, cols, hits, _unsettled(C_lora[:k, :k], S, drift, params, rows, cols, hits))
+
+
+def _unsettled(
+    C_lora: Float[Tensor, "k k"],
+    S: Float[Tensor, " p"],
+    drift: DriftRouting,
+    params: CasaParams,
+    rows: Bool[Tensor, " a"],
+    cols: Bool[Tensor, " b"],
+    hits: Int[Tensor, " h"],
+) -> Unsettled:
+    """Takes the decisions once more, on slightly other numbers."""
+    k, a, b, error = len(C_lora), len(rows), len(cols), rounding(S)
+    clusters = connected_components(rotations(*redrawn(C_lora, S[:k], error)) > params.tau)
+    other_rows = _dominant(clusters, drift.receivers, params.q_dom, a)
+    other_cols = _dominant(clusters, drift.senders, params.q_dom, b)
+    # An entry is nondominant where neither its row nor its column is dominant: count by rectangles.
+    pairs = ((rows, cols), (other_rows, other_cols), (rows | other_rows, cols | other_cols))
+    first, second, both = (int((~r).sum()) * int((~c).sum()) for r, c in pairs)
+    share = (first + second - 2 * both) / (a * b)
+    if not len(hits):
+        return Unsettled(share, 0.0)
+    far = torch.zeros(max(a, b), dtype=torch.bool, device=S.device)
+    far[: len(S)] = turns(S, error)[0] > _FAR
+    row, col = hits // b, hits % b
+    loose = (rows != other_rows)[row] | (cols != other_cols)[col] | far[row] | far[col]
+    return Unsettled(share, float(loose.float().mean()))
 
 
 def _dominant(clusters: Clusters, density: Tensor, q: float, among: int) -> Tensor:
@@ -102,7 +148,7 @@ class Casa(base.TransferMethod[CasaParams]):
     """The method, for one layer. Layers wider than tall are transposed first, so that rows are the long side."""
 
     name = "casa"
-    version = 2
+    version = 3
     summary = "undo the drift away from its dominant directions, arbitrate on them"
     reference = "CASA, arXiv 2605.01929 (ICML 2026)"
     Params = CasaParams
@@ -112,6 +158,13 @@ class Casa(base.TransferMethod[CasaParams]):
         Column("largest_cluster", "largest", "directions in the largest of these clusters", "count"),
         Column("dominant_share", "dominant", "share of the routing matrix in dominant rows and columns", "share"),
         Column("arbitrated_share", "arbitrated", "share of its entries where only the larger one stays", "share"),
+        Column(
+            "unsettled_share",
+            "unsettled",
+            "share of it that would change sides with other rounding errors, as of another device",
+            "share",
+        ),
+        Column("unsettled_hits", "unsettled hits", "share of the arbitrated entries that such errors move", "share"),
         DRIFT_UNDONE,
         COSINE,
         NORM_RATIO,
@@ -219,6 +272,8 @@ def _figures(update: LowRank, size: float, along: float, selection: Selection, u
         "largest_cluster": int(selection.clusters.sizes.max()),
         "dominant_share": 1.0 - nondominant / (m * n),
         "arbitrated_share": selection.hits.numel() / (m * n),
+        "unsettled_share": selection.unsettled.share,
+        "unsettled_hits": selection.unsettled.hits,
         "drift_undone": min(undone, 1.0),
         "cosine": along / (size * scale) if size > 0 and scale > 0 else 0.0,
         "norm_ratio": size / scale if scale > 0 else 0.0,
