@@ -21,6 +21,8 @@ def write(name: str, folder: Path, keys: dict | None = None) -> Path:
     for key, shape in (entry["keys"] if keys is None else keys).items():
         if key.endswith((".alpha", ".lora_alpha")):
             tensors[key] = torch.full(shape, entry["alpha"])
+        elif key.endswith(".on_input"):
+            tensors[key] = torch.zeros(shape, dtype=torch.int64)
         elif key.endswith(".lora_rank"):
             tensors[key] = torch.full(shape, 4, dtype=torch.int32)
         else:

@@ -96,17 +96,13 @@ class TestBadKeys:
 
 
 REFUSED = {
-    "LoHa with a Tucker core": "lora_unet_blocks_0_ffn_0.hada_t1",
-    "LoKr with a Tucker core": "lycoris_blocks_0_ffn_0.lokr_t2",
-    "LyCORIS with a separate scalar": "lycoris_blocks_0_ffn_0.scalar",
-    "DoRA": "diffusion_model.blocks.0.ffn.0.dora_scale",
-    "DoRA ": "diffusion_model.blocks.0.ffn.0.lora_magnitude_vector",
-    "GLoRA": "lora_unet_blocks_0_ffn_0.a1.weight",
-    "OFT": "lora_unet_blocks_0_ffn_0.oft_blocks",
-    "Tucker": "lora_unet_patch_embedding.lora_mid.weight",
+    "OFT of early LyCORIS": "lora_unet_blocks_0_ffn_0.oft_diag",
+    "or in parts": "lora_unet_blocks_0_ffn_0.oft_blocks.0",
+    "GLoRA with a Tucker core": "lora_unet_patch_embedding.bm.weight",
+    "LoKr with a Tucker core of its first matrix": "lycoris_patch_embedding.lokr_t1",
     "Stand-In": "diffusion_model.blocks.0.self_attn.q_loras.down.weight",
-    "split LoRA": "lora_unet_blocks_0_ffn_0.lora_up.0.weight",
-    "replaced weights": "diffusion_model.patch_embedding.set_weight",
+    "a weight in another shape": "diffusion_model.patch_embedding.reshape_weight",
+    "LoRA on an embedding": "base_model.model.text_embedding.lora_embedding_A",
 }
 
 
@@ -222,14 +218,24 @@ class TestAlpha:
     @pytest.mark.parametrize(
         ("more", "word"),
         [
-            ({"use_dora": True}, "DoRA"),
-            ({"peft_type": "OFT"}, "OFT"),
+            ({"use_dora": True}, "no magnitudes"),
+            ({"peft_type": "GRALORA"}, "GRALORA adapters are not supported"),
             ({"init_lora_weights": "pissa_niter_16"}, "initialisation"),
         ],
     )
     def test_configurations_of_other_adapters(self, more, word, tmp_path, pico):
         message = _refusal(makers.universal(), tmp_path, pico, UnsupportedError, config=makers.peft_config(**more))
         assert word in message
+
+    @pytest.mark.parametrize("kind", ["OFT", "BOFT", "IA3", "VERA"])
+    def test_a_configuration_of_another_kind(self, kind, tmp_path, pico):
+        """Refused where it must be the file's own; else it belongs to a neighbour, which is said."""
+        fields = {"peft_type": kind, "r": 4}
+        metadata = {"lora_adapter_metadata": json.dumps(fields)}
+        message = _refusal(makers.universal(), tmp_path, pico, UnsupportedError, metadata=metadata)
+        assert f"it is for {kind}, and the file holds none" in message
+        path = LoraFile(makers.universal(), config=fields).write(tmp_path / "beside")
+        assert any(f"it is for {kind}" in text for text in open_adapter(path, pico).warnings)
 
     @pytest.mark.parametrize("text", ["{", "[]", "[" * 20_000, '{"r": "four"}', '{"r": true}'])
     def test_junk_in_the_header(self, text, tmp_path, pico):

@@ -168,13 +168,13 @@ class TestNothing:
 
 
 def test_inspect_ends_with_the_code_of_the_refusal(tmp_path):
-    dora = makers.universal() | {"diffusion_model.blocks.0.ffn.0.dora_scale": torch.ones(48, 1)}
-    bad = LoraFile(dora).write(tmp_path)
+    other = makers.universal() | {"diffusion_model.blocks.0.self_attn.q_loras.down.weight": torch.ones(4, 24)}
+    bad = LoraFile(other).write(tmp_path)
     good = LoraFile(makers.universal()).write(tmp_path, "good.safetensors")
     assert _run("inspect", good).exit_code == 0
     done = _run("inspect", bad, "--json")
     assert done.exit_code == 3
-    assert "DoRA" in json.loads(done.stdout)["refused"]
+    assert "Stand-In" in json.loads(done.stdout)["refused"]
     done = _run("inspect", bad, good)
     assert done.exit_code == 3
     assert "good.safetensors" in done.stdout

@@ -111,9 +111,9 @@ class TestFaults:
             verify_adapter(tmp_path / "x.safetensors")
         with pytest.raises(MismatchError, match="a checkpoint"):
             verify_adapter(pico_path)
-        dora = makers.universal() | {"diffusion_model.blocks.0.ffn.0.dora_scale": torch.ones(48, 1)}
-        with pytest.raises(UnsupportedError, match="DoRA"):
-            verify_adapter(LoraFile(dora).write(tmp_path))
+        other = makers.universal() | {"diffusion_model.blocks.0.self_attn.q_loras.down.weight": torch.ones(4, 24)}
+        with pytest.raises(UnsupportedError, match="Stand-In"):
+            verify_adapter(LoraFile(other).write(tmp_path))
 
 
 class TestNotes:

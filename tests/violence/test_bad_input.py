@@ -61,9 +61,14 @@ def test_an_empty_lora(case) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "name"),
-    [("hada_t1", "LoHa with a Tucker core"), ("lokr_w1", "its other half"), ("dora_scale", "DoRA")],
+    [
+        ("hada_t1", "the factors it belongs to are missing"),
+        ("lokr_w1", "its other half"),
+        ("dora_scale", "does not fit its factors"),
+        ("bm.weight", "GLoRA with a Tucker core"),
+    ],
 )
-def test_adapters_that_are_not_supported_yet(case, suffix: str, name: str) -> None:
+def test_adapters_that_are_not_whole_or_not_supported(case, suffix: str, name: str) -> None:
     edit(case.files.lora, lambda t: t.update({f"{Q}.{suffix}": torch.zeros(32, 4)}))
     case.refuses(3, name)
 

@@ -1,8 +1,8 @@
 """What a LoRA file holds, taken apart: updates of linear layers, and what is passed on unchanged."""
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -12,14 +12,17 @@ from torch import Tensor
 from loraport.adapters.dialect import Dialect
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
-from loraport.adapters.kinds.base import SMALL_RANK
+from loraport.adapters.kinds.base import SMALL_RANK, OnSource
 from loraport.adapters.scale import check_factor
 from loraport.adapters.training import Training, read_training
 from loraport.containers.tensors import TensorRef, read_float, read_tensor
 from loraport.core.lowrank import LowRank
 from loraport.errors import NumericalError, UnsupportedError
 from loraport.models.architecture import Architecture, LayerName
-from loraport.models.placement import Rows, take_ref
+from loraport.models.placement import Rows, join
+
+WeightPieces = tuple[tuple[TensorRef, Rows], ...]
+"""The layers that make up a weight as it lies in the LoRA's file, and their rows in it."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ class LayerUpdate:
         rows: the layer's rows of what the parts give, where they stand for a weight of several layers and cannot be
             taken apart themselves; None for all of them.
         whole: the shape of that weight; None where `rows` is.
+        weight: the source's weight, for kinds that are a function of it; () where no source was given, or none is
+            needed.
+        settings: numbers that the kind is given besides its parts.
     """
 
     name: LayerName
@@ -50,12 +56,30 @@ class LayerUpdate:
     shape: tuple[int, int]
     rows: Rows | None = None
     whole: tuple[int, int] | None = None
+    weight: WeightPieces = ()
+    settings: Mapping[str, float] = field(default_factory=dict)
 
-    def load(self) -> LowRank:
-        """The update in float32 with the scale folded in. Raises NumericalError where it holds NaN or infinity."""
-        update = KINDS[self.kind].load(self.parts, self.whole or self.shape)
-        if self.rows is not None:
-            update = LowRank(_take(update.B, self.rows), update.A)
+    @property
+    def refs(self) -> dict[str, TensorRef]:
+        """Every tensor that the update is made of, by role: its parts, and the source's weight where that counts."""
+        return {**self.parts, **{f"weight.{n}": ref for n, (ref, _) in enumerate(self.weight)}}
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the update is a function of the source's weight, which was not given."""
+        return isinstance(KINDS[self.kind], OnSource) and not self.weight
+
+    def load(self, read: Callable[[TensorRef], Tensor] = read_float) -> LowRank:
+        """The update in float32 with the scale folded in.
+
+        Args:
+            read: how the source's weight is read, if it is needed. What it gives is not written to.
+
+        Raises:
+            NumericalError: NaN or infinity.
+            UnsupportedError: it is a function of the source's weight, and no source was given.
+        """
+        update = self._unscaled(read)
         return update if self.scale == 1.0 else update.scaled(self.scale)
 
     def stored(self) -> tuple[Shaped[Tensor, "m r *one"], Shaped[Tensor, "r n *one"]] | Shaped[Tensor, "..."]:
@@ -63,7 +87,11 @@ class LayerUpdate:
 
         Raises:
             NumericalError: NaN or infinity.
+            UnsupportedError: it is a function of the source's weight, and no source was given.
         """
+        if isinstance(KINDS[self.kind], OnSource):
+            update = self._unscaled(read_float)
+            return (update.B, update.A) if self.factored else update.dense()
         found = KINDS[self.kind].stored(self.parts, self.whole or self.shape)
         if self.rows is None:
             return found
@@ -71,10 +99,37 @@ class LayerUpdate:
             return _take(found, self.rows)
         return _take(found[0], self.rows), found[1]
 
+    def _unscaled(self, read: Callable[[TensorRef], Tensor]) -> LowRank:
+        kind = KINDS[self.kind]
+        if isinstance(kind, OnSource):
+            update = kind.update(self.parts, self._source(read), self.settings)
+        else:
+            update = kind.load(self.parts, self.whole or self.shape)
+        return update if self.rows is None else LowRank(_take(update.B, self.rows), update.A)
+
+    def _source(self, read: Callable[[TensorRef], Tensor]) -> Float32[Tensor, "m n *kernel"]:
+        """The source's weight, its layers put together where the file's weight holds several."""
+        if not self.weight:
+            raise self.source_missing()
+        pieces = [(rows, read(ref)) for ref, rows in self.weight]
+        total = sum(len(tensor) for _, tensor in pieces)
+        return pieces[0][1] if pieces[0][0] == ((0, total),) else join(pieces, total)
+
+    def source_missing(self) -> UnsupportedError:
+        """What to say where the update is a function of the source's weight and there is none."""
+        return UnsupportedError(
+            f"{KINDS[self.kind].title} changes {self.name} by a function of the weight that it was trained on, and no "
+            "such model is given",
+            where=str(next(iter(self.parts.values())).file),
+            values=self.keys[0],
+            fix="name that model with --model SOURCE; or transfer the file with --source SOURCE, which cuts it to a "
+            "rank, and does so for the source itself with --target SOURCE --method direct",
+        )
+
     def is_zero(self) -> bool:
-        """Whether one of its parts is all zero, so that the update is. Reads the parts up to the first such one."""
+        """Whether the parts show that the update is zero. Reads them up to the first that does."""
         try:
-            return any(_is_zero(ref) for ref in reversed(list(self.parts.values())))
+            return KINDS[self.kind].is_zero(self.parts)
         except NumericalError:
             return False  # wrong, and said where it is used, but not zero
 
@@ -87,18 +142,6 @@ class LayerUpdate:
     def size(self) -> str:
         """Its rank, or what it is instead, for people."""
         return KINDS[self.kind].size(self.shape, self.rank)
-
-
-def _is_zero(ref: TensorRef) -> bool:
-    """Whether a tensor is all zero. Its first row tells of nearly every one that is not."""
-    if (
-        len(ref.shape) > 1
-        and ref.rows is None
-        and ref.codec == "raw"
-        and bool(read_float(take_ref(ref, ((0, 1),))).any())
-    ):
-        return False
-    return not bool(read_float(ref).any())
 
 
 def _take(tensor: Shaped[Tensor, "M *rest"], rows: Rows) -> Shaped[Tensor, "m *rest"]:
@@ -228,10 +271,36 @@ class PassthroughUpdate(Passthrough):
 
 
 @dataclass(frozen=True)
+class PassthroughBias(Passthrough):
+    """The change of a bias that is multiplied along with the rows of its weight. `ref` is the source's bias.
+
+    Args:
+        factor: what it is multiplied with, an entry for each of its own.
+    """
+
+    factor: TensorRef | None = None
+
+    @property
+    def as_stored(self) -> bool:
+        """Never: it is made of the source's bias."""
+        return False
+
+    def stored(self) -> Shaped[Tensor, "..."]:
+        """With its scale, which nobody else applies."""
+        return self.load()
+
+    def load(self) -> Float32[Tensor, " m"]:
+        """The change in float32, scale inside. Raises NumericalError for NaN or infinity."""
+        assert self.factor is not None
+        return (read_float(self.factor).reshape(-1) - 1.0) * read_float(self.ref) * self.scale
+
+
+@dataclass(frozen=True)
 class LoraAdapter:
     """A LoRA file, taken apart. `layers`, `passthrough` and `dropped` together hold every key of the file.
 
-    A key stands in one of them, once; the key of a fused weight stands in each of the layers that share it.
+    A key stands in one of them, once; the key of a fused weight stands in each of the layers that share it, that of
+    two matrices for all layers (VeRA) in all of them, and that of a vector for weight and bias (IA3) with both.
 
     Args:
         path: the file.

@@ -1,23 +1,26 @@
 """From sorted pieces of a LoRA file to layer updates and tensors passed through."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from loraport.adapters.adapter import LayerUpdate, Passthrough, PassthroughUpdate
+from loraport.adapters.adapter import LayerUpdate, Passthrough, PassthroughBias, PassthroughUpdate, WeightPieces
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
-from loraport.adapters.kinds.base import Claim, Piece
+from loraport.adapters.kinds.base import Claim, OnSource, Piece
 from loraport.adapters.pattern import Patterns
-from loraport.adapters.scale import ASSUMED, BY_HAND, FROM_CONFIG, AdapterConfig, read_alpha, scale_of
+from loraport.adapters.scale import ASSUMED, BY_HAND, FROM_CONFIG, AdapterConfig, read_alpha, read_number, scale_of
+from loraport.containers.tensors import TensorRef
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.architecture import Shape, measure
 from loraport.models.family import Family
-from loraport.models.placement import Part, Rows, is_whole, split, take_ref
+from loraport.models.placement import Part, Rows, is_whole, size_of, split, take_ref
 
 PEFT_PREFIX = "base_model.model."
-NOTES = ("alpha", "lora_alpha", "lora_rank")  # they say something of an update and are nothing without it
+OF_CONFIG = {"OFT": "oft", "BOFT": "oft", "IA3": "ia3", "VERA": "vera"}  # PEFT's name -> kind
+LARGEST_WEIGHT = 2**30  # entries; what is multiplied out of a few small tensors must not fill the memory
+NOTES = ("alpha", "lora_alpha", "lora_rank", "scalar")  # they say something of an update and are nothing without it
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,22 @@ class Scales:
 
     config: AdapterConfig | None
     stated: float | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is known of the model that the LoRA is for.
+
+    Args:
+        shapes: canonical module -> shape of its weight.
+        weights: canonical parameter -> the tensor; empty where only the shapes are known.
+    """
+
+    shapes: Mapping[str, Shape] = field(default_factory=dict)
+    weights: Mapping[str, TensorRef] = field(default_factory=dict)
+
+
+NO_MODEL = Model()
 
 
 @dataclass
@@ -44,7 +63,7 @@ def assemble(
     config: AdapterConfig | None,
     path: Path,
     scale: float | None = None,
-    shapes: Mapping[str, Shape] | None = None,
+    model: Model = NO_MODEL,
 ) -> Assembled:
     """Put the pieces of all modules together.
 
@@ -54,7 +73,7 @@ def assemble(
         config: what PEFT's configuration says of the scale; None where there is none or tensors say it.
         path: the file, for messages.
         scale: stated by hand; wins over everything in or beside the file, which is then not even read.
-        shapes: canonical module -> shape of its weight in the model, where one is given.
+        model: the model, where one is given.
 
     Raises:
         MismatchError: factors that do not fit each other, or one part of a module twice.
@@ -76,18 +95,60 @@ def assemble(
     }
     if config is not None and scale is None:
         why = why_stray(config, [(weights[held], claim) for held, (_, claim) in claims.items()], family, path)
+        kind = OF_CONFIG.get(config.kind)
+        if kind is not None and claims and all(name != kind for name, _ in claims.values()):
+            other = f"it is for {config.kind}, and the file holds none"
+            if not why and (config.source != FROM_CONFIG or _is_pefts(path, [weights[held] for held in claims])):
+                raise UnsupportedError(
+                    f"the {config.source} does not belong to the file: {other}",
+                    where=str(path),
+                    values=f"peft_type {config.kind}",
+                    fix="use the LoRA together with its own configuration",
+                )
+            why = why or other
         if why:
             done.warnings.append(f"{config.source} does not belong to the file ({why}), so it was left out of account")
             config = None
+    if config is not None and config.dora and claims and all(kind != "dora" for kind, _ in claims.values()):
+        raise UnsupportedError(
+            "the configuration speaks of DoRA, and the file has no magnitudes",
+            where=str(path),
+            values=f"use_dora in the {config.source}",
+            fix="use a copy of the LoRA that was saved whole, or move a configuration that is another LoRA's away",
+        )
     scales = Scales(config, scale)
-    own = {held[0].module: claim.shape for held, (_, claim) in claims.items() if is_whole(held)}
-    sizes, _ = measure(shapes or own, family)
+    sizes = _sizes(claims, family, model)
     for held, parts in weights.items():
         mine = {piece.key: done.leftover[piece.key] for piece in parts.values() if piece.key in done.leftover}
         found = Assembled(leftover=mine)
-        _module(held[0].module, parts, claims.get(held), family, scales, shapes or {}, found)
-        _add(done, found if is_whole(held) else _fused(held, found, family, sizes, path), path)
+        _module(held, parts, claims.get(held), family, scales, model, sizes, found)
+        _add(done, found if is_whole(held) else _fused(held, found, family, sizes, model, path), path)
+    done.passthrough += _biases(done.layers, model)
     return done
+
+
+def _biases(layers: Mapping[str, LayerUpdate], model: Model) -> list[PassthroughBias]:
+    """The biases that are changed along with their weights."""
+    found = []
+    for name, layer in layers.items():
+        kind, bias = KINDS[layer.kind], model.weights.get(f"{name}.bias")
+        factor = kind.bias(layer.parts, layer.settings) if isinstance(kind, OnSource) else None
+        if factor is not None and bias is not None:
+            found.append(PassthroughBias(layer.keys, f"{name}.bias", "diff_b", bias, 1.0, factor))
+    return found
+
+
+def _sizes(claims: Mapping[tuple[Part, ...], tuple[str, Claim]], family: Family, model: Model) -> dict[str, int]:
+    """The family's symbols, from the model or from the updates; of updates that tell one side only, from that."""
+    whole = {held[0].module: claim.shape for held, (_, claim) in claims.items() if is_whole(held)}
+    told = {module: (m, n) for module, (m, n) in whole.items() if m is not None and n is not None}
+    sizes, _ = measure(model.shapes or told, family)
+    for module, sides in whole.items():
+        template = family.template_of(module)
+        for symbol, side in zip(template.shape if template else (), sides, strict=False):
+            if side is not None and symbol.isidentifier() and symbol != "_":
+                sizes.setdefault(symbol, side)
+    return sizes
 
 
 def _add(done: Assembled, found: Assembled, path: Path) -> None:
@@ -106,20 +167,27 @@ def _title(held: tuple[Part, ...], parts: Mapping[str, Piece]) -> str:
     return held[0].module if is_whole(held) else next(iter(parts.values())).at.spelled
 
 
-def _fused(held: tuple[Part, ...], whole: Assembled, family: Family, sizes: Mapping[str, int], path: Path) -> Assembled:
+def _fused(
+    held: tuple[Part, ...], whole: Assembled, family: Family, sizes: Mapping[str, int], model: Model, path: Path
+) -> Assembled:
     """The layers of a weight that holds several, or one with its rows in another order: each gets its own rows."""
     template = family.template_of(held[0].module)
     assert template is not None
     found = Assembled(leftover=whole.leftover, warnings=whole.warnings)
     for layer in whole.layers.values():
         sizes = {**sizes, template.shape[1]: layer.shape[1]}
-        for module, rows in _rows(held, layer.shape[0], sizes, layer.keys[0], path).items():
+        places = _rows(held, layer.shape[0], sizes, layer.keys[0], path)
+        for module, rows in places.items():
             size = sum(end - start for start, end in rows)
             own = KINDS[layer.kind].narrow(layer.parts, rows)
             part = replace(layer, name=module, shape=(size, layer.shape[1]))
-            found.layers[module] = (
-                replace(part, rows=rows, whole=layer.shape) if own is None else replace(part, parts=own)
-            )
+            if own is None:
+                weight = _weight(layer.kind, places, model)
+                found.layers[module] = replace(part, rows=rows, whole=layer.shape, weight=weight)
+            else:
+                weight = _weight(layer.kind, {module: ((0, size),)}, model)
+                rank = KINDS[layer.kind].rank_of(own, layer.rank)
+                found.layers[module] = replace(part, parts=own, weight=weight, rank=rank)
     for item in whole.passthrough:
         for module, rows in _rows(held, item.ref.shape[0], sizes, item.keys[0], path).items():
             param = module + item.param.removeprefix(held[0].module)
@@ -148,33 +216,103 @@ def _twice(name: str, first: str, second: str, path: Path) -> MismatchError:
     )
 
 
+def _weight(kind: str, places: Mapping[str, Rows], model: Model) -> WeightPieces:
+    """The source's weight for a kind that needs it; () where it does not, or where there is none."""
+    if not isinstance(KINDS[kind], OnSource):
+        return ()
+    refs = {name: model.weights.get(f"{name}.weight", model.weights.get(name)) for name in places}
+    return tuple((ref, places[name]) for name, ref in refs.items() if ref is not None) if all(refs.values()) else ()
+
+
+def _shape(
+    held: tuple[Part, ...], claim: Claim, piece: Piece, family: Family, model: Model, sizes: Mapping[str, int]
+) -> tuple[int, int]:
+    """Rows and columns of an update; a side that its parts do not tell as the model or the other layers have it."""
+    modules = list(dict.fromkeys(part.module for part in held))
+
+    def side(module: str, axis: int) -> int | None:
+        if module in model.shapes:
+            shape = model.shapes[module]
+            return shape[0] if axis == 0 else prod(shape[1:])
+        template = family.template_of(module)
+        return size_of(template.shape[axis], sizes) if template is not None and len(template.shape) == 2 else None
+
+    m, n = claim.shape
+    if m is None:
+        rows = [side(module, 0) for module in modules]
+        m = None if None in rows else sum(row or 0 for row in rows)
+    if n is None:
+        n = side(modules[0], 1)
+    if m is None or n is None:
+        raise UnsupportedError(
+            f"the update of {modules[0]} does not say how large the layer is",
+            where=str(piece.ref.file),
+            values=f"{piece.key} {list(piece.ref.shape)}",
+            fix=f"name the model with --model, or leave the layer out with --drop {modules[0]}",
+        )
+    if m * n > LARGEST_WEIGHT:
+        raise MismatchError(
+            f"the update of {modules[0]} is far larger than any layer",
+            where=str(piece.ref.file),
+            values=f"{m:,} x {n:,}, by {piece.key} {list(piece.ref.shape)}",
+            fix="the file is damaged or not a LoRA; leave the layer out with --drop",
+        )
+    return m, n
+
+
 def _module(
-    module: str,
+    held: tuple[Part, ...],
     parts: Mapping[str, Piece],
     claimed: tuple[str, Claim] | None,
     family: Family,
     scales: Scales,
-    shapes: Mapping[str, Shape],
+    model: Model,
+    sizes: Mapping[str, int],
     done: Assembled,
 ) -> None:
+    module = held[0].module
     role = _role(module, family)
     rules = grammar()
     layer = None
     if claimed is not None:
         kind_name, claim = claimed
         factor, source = _scale(parts, claim, scales)
+        if "scalar" in parts and not claim.fixed and scales.stated is None:
+            factor *= read_number(parts["scalar"].ref)
+            source += " times .scalar"
+        kind, settings = KINDS[kind_name], dict(claim.settings)
+        if isinstance(kind, OnSource) and scales.config is not None:
+            settings |= scales.config.settings
+        if isinstance(kind, OnSource) and kind.scale_inside:
+            settings["scale"] = factor
+            source += f" (the scale {factor:g} counts inside)"
+            factor = 1.0
         keys = tuple(parts[part].key for part in (*claim.used, *NOTES) if part in parts)
-        layer = LayerUpdate(module, kind_name, claim.parts, factor, source, claim.rank, keys, claim.shape)
+        shape = _shape(held, claim, parts[claim.used[0]], family, model, sizes)
+        layer = LayerUpdate(
+            module,
+            kind_name,
+            claim.parts,
+            factor,
+            source,
+            min(shape) if claim.rank is None else claim.rank,
+            keys,
+            shape,
+            weight=_weight(kind_name, {module: ((0, shape[0]),)}, model),
+            settings=settings,
+        )
         if role == "linear":
             done.layers[module] = layer
         else:
-            done.passthrough.append(_as_change(layer, role, shapes.get(module), parts[claim.used[0]]))
+            done.passthrough.append(
+                _as_change(layer, role, model.shapes.get(module, claim.kernel), parts[claim.used[0]])
+            )
             done.warnings.append(f"{module} is no linear layer: its LoRA is passed on as it is, multiplied out")
     used = {part for part, piece in parts.items() if layer is not None and piece.key in layer.keys}
     for part, piece in parts.items():
         if part in used or piece.key in done.leftover:
             continue
-        if part in NOTES:
+        if part in NOTES or part not in rules.changes:
             done.leftover[piece.key] = "the factors it belongs to are missing"
             continue
         changed = rules.changes[part]
@@ -222,6 +360,12 @@ def _claim(module: str, parts: Mapping[str, Piece], path: Path, done: Assembled)
             mine = [parts[part] for part in parts if part in kind.essential]
             why = f"its other half {_spelled(mine[0], claim)} is missing"
             done.leftover.update({piece.key: why for piece in mine})
+    # Factors below a magnitude are that kind's own, and no update beside it.
+    claims = {
+        name: claim
+        for name, claim in claims.items()
+        if not any(set(claim.used) < set(other.used) for other in claims.values())
+    }
     if len(claims) > 1:
         raise UnsupportedError(
             f"{module} has updates of several kinds: {' and '.join(claims)}",
@@ -246,6 +390,16 @@ def _scale(parts: Mapping[str, Piece], claim: Claim, scales: Scales) -> tuple[fl
         configured = scales.config.scale(wrapped_paths(piece), claim.divisor, str(piece.ref.file))
         if configured is not None:
             return configured, scales.config.source
+    kind = next(kind for kind in KINDS.values() if claim.used[0] in kind.essential)
+    if kind.scale_unsaid:
+        piece = parts[claim.used[0]]
+        raise UnsupportedError(
+            f"a {kind.title} does not say how strong it is",
+            where=str(piece.ref.file),
+            values=f"rank {claim.divisor}, {piece.key}",
+            fix=f"state lora_alpha / r of its training with --scale; where lora_alpha was not set it is 1, and so "
+            f"--scale {1 / (claim.divisor or 1):g}",
+        )
     return 1.0, claim.unscaled or ASSUMED
 
 
@@ -272,7 +426,7 @@ def why_stray(
     pieces = [parts[claim.used[0]] for parts, claim in layers]
     if config.source != FROM_CONFIG or not layers:
         return ""
-    if path.stem == "adapter_model" or any(piece.at.prefix.startswith(PEFT_PREFIX) for piece in pieces):
+    if _is_pefts(path, [parts for parts, _ in layers]):
         return ""
     ranks = [claim.divisor for _, claim in layers if claim.divisor is not None]
     try:
@@ -290,6 +444,12 @@ def why_stray(
     return ""
 
 
+def _is_pefts(path: Path, modules: Iterable[Mapping[str, Piece]]) -> bool:
+    """Whether a file is PEFT's own, by its name or its keys, so that a configuration beside it is its own too."""
+    keys = (piece for parts in modules for piece in parts.values())
+    return path.stem == "adapter_model" or any(piece.at.prefix.startswith(PEFT_PREFIX) for piece in keys)
+
+
 def _trained(targets: Patterns, piece: Piece, family: Family) -> bool:
     # Trainers rename modules when they save, so the configuration may know them by any name.
     spelled = {family.spell(piece.at.module, naming) for naming in family.namings}
@@ -299,9 +459,11 @@ def _trained(targets: Patterns, piece: Piece, family: Family) -> bool:
 def _spelled(piece: Piece, part: str) -> str:
     """The key of another part of the same module, in the same style."""
     rules = grammar()
-    if piece.style is None:
-        stem, _, named = piece.key.rpartition(piece.part)
-        return stem + part + named
-    ending = rules.styles[piece.style]
-    mine, other = (ending[each].replace("<adapter>", piece.adapter or "") for each in (piece.part, part))
-    return piece.key.removesuffix(mine) + other
+    suffix = rules.split_suffix(piece.key)
+    assert suffix is not None
+    style = rules.styles[piece.style or "peft"]
+    texts = next(
+        (kind.endings[part] for kind in KINDS.values() if part in kind.endings), (style.get(part, f".{part}"),)
+    )
+    ending = next((text for text in texts if ("<adapter>" in text) == (piece.adapter is not None)), texts[0])
+    return piece.key[: -suffix.length] + ending.replace("<adapter>", piece.adapter or "")

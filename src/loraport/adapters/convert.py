@@ -63,7 +63,9 @@ def convert_adapter(
 
     Args:
         path: the LoRA. output: the file to write. to: an output profile.
-        model: a model it must fit; needed only where a layer has a bias alone and its size follows from nothing else.
+        model: a model it must fit; needed where updates are functions of the weights they were trained on (DoRA, ...),
+            which are then those of this model, and where a layer has a bias alone and its size follows from nothing
+            else.
         expert, adapter, drop, allow_partial, scale: as for `open_adapter`.
         overwrite: whether `output` may exist.
 
@@ -74,6 +76,9 @@ def convert_adapter(
     lora = open_adapter(
         path, model, expert=expert, adapter=adapter, drop=drop, allow_partial=allow_partial, scale=scale
     )
+    without = next((layer for layer in lora.layers.values() if layer.needs_source), None)
+    if without is not None:
+        raise without.source_missing()
     inputs = list(with_settings("input LoRA", lora.path))
     if isinstance(model, Checkpoint):
         inputs += [("model", file) for file in {ref.file for ref in model.tensors.values()}]
@@ -142,7 +147,7 @@ def render_exact(
             up, down = up.reshape(layer.shape[0], layer.rank), down.reshape(layer.rank, layer.shape[1])
             if name in lora.fused:
                 up, down = without_zeros(up, down)
-        if profile.dialect.has_alpha_tensors:
+        if profile.dialect.has_alpha_tensors and layer.scale > 0:
             factors[name] = Factors(up, down, layer.scale * len(down))
         elif layer.scale == 1.0 or keeps_header:
             factors[name] = Factors(up, down)
@@ -164,7 +169,7 @@ def _fold(up: Tensor, layer: LayerUpdate) -> Tensor:
     # One factor only: one rounding instead of two, and none at all for the usual powers of two.
     scaled = (up.float() * layer.scale).to(up.dtype)
     lost = (scaled == 0) & (up != 0)
-    if not torch.isfinite(scaled.float()).all() or lost.float().mean() > 1e-3:
+    if not torch.isfinite(scaled.float()).all() or (layer.scale and lost.float().mean() > 1e-3):
         raise NumericalError(
             f"the scale of {layer.name} does not fit into {up.dtype}",
             values=f"scale {layer.scale:g}, largest entry {float(up.float().abs().max()):.3g}",

@@ -7,6 +7,7 @@ from typing import Any
 
 from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.grammar import grammar
+from loraport.adapters.kinds import KINDS
 from loraport.adapters.opened import FILES
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.scale import ASSUMED
@@ -152,6 +153,12 @@ def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
     whole = [layer.name for layer in layers if not layer.factored]
     if whole:
         found.append(f"layers with a whole matrix instead of factors: {len(whole)}, e.g. {whole[0]}")
+    on_source = sorted({KINDS[layer.kind].title for layer in layers if layer.needs_source})
+    if on_source:
+        found.append(
+            f"{' and '.join(on_source)} changes the weights by a function of what they were: convert needs --model "
+            "SOURCE, the model that it was trained on, which transfer has"
+        )
     found += _empty(layers)
     oversized = [layer.name for layer in layers if layer.rank > min(layer.shape)]
     if oversized:

@@ -8,12 +8,12 @@ from itertools import islice
 from pathlib import Path
 
 from loraport.adapters.adapter import LoraAdapter, Passthrough
-from loraport.adapters.assemble import Assembled, assemble
+from loraport.adapters.assemble import Assembled, Model, assemble
 from loraport.adapters.dialect import PROFILES, Dialect
 from loraport.adapters.fit import check_fit
-from loraport.adapters.grammar import grammar
+from loraport.adapters.grammar import Suffix, grammar
 from loraport.adapters.kinds import KINDS
-from loraport.adapters.kinds.base import Piece
+from loraport.adapters.kinds.base import AdapterKind, Piece
 from loraport.adapters.opened import open_file
 from loraport.adapters.pattern import Search
 from loraport.adapters.refusals import (
@@ -26,9 +26,9 @@ from loraport.adapters.refusals import (
 )
 from loraport.adapters.scale import FROM_CONFIG, FROM_HEADER, FROM_METADATA, AdapterConfig, check_factor, read_config
 from loraport.containers.names import Expert, named_path
-from loraport.containers.tensors import TensorRef
+from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
-from loraport.models.architecture import Architecture, Shape, detect
+from loraport.models.architecture import Architecture, detect
 from loraport.models.checkpoint import Checkpoint
 from loraport.models.family import Family, families, recognised
 from loraport.models.keymap import keymap_of, known_to
@@ -98,7 +98,7 @@ def open_adapter(
     dropped += others + strangers
     dialect = _dialect(pieces, family)
     config = _config(path, metadata, dialect, scale)
-    done = assemble(pieces, family, config if dialect.alpha == "none" else None, path, scale, _shapes(model))
+    done = assemble(pieces, family, config if dialect.alpha == "none" else None, path, scale, _known(model))
     _drop_layers(done, drop)
     besides = _besides(unmatched, family) if layers_alone else []
     unmatched = [key for key in unmatched if key not in besides]
@@ -154,9 +154,10 @@ def experts_in(path: str | Path) -> frozenset[Expert]:
     return frozenset(found)
 
 
-def _shapes(model: Checkpoint | Architecture | None) -> Mapping[str, Shape]:
-    architecture = model.architecture if isinstance(model, Checkpoint) else model
-    return {} if architecture is None else architecture.modules
+def _known(model: Checkpoint | Architecture | None) -> Model:
+    if isinstance(model, Checkpoint):
+        return Model(model.architecture.modules, model.tensors)
+    return Model() if model is None else Model(model.modules)
 
 
 def _config(path: Path, metadata: Mapping[str, str], dialect: Dialect, scale: float | None) -> AdapterConfig | None:
@@ -264,7 +265,7 @@ def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None) ->
     except re.error as error:
         raise UsageError("drop is no regular expression", values=f"{drop}: {error}") from error
     found = Search(drop)
-    parts = {key: piece.at.parts for key, ref in refs.items() if (piece := _piece(key, ref, family))}
+    parts = {key: piece.at.parts for key, ref in refs.items() if (piece := _piece(key, ref, family, refs))}
     return [key for key in refs if found(key) or (key in parts and all(found(part.module) for part in parts[key]))]
 
 
@@ -281,15 +282,25 @@ def _sort(refs: Mapping[str, TensorRef], family: Family) -> tuple[list[Piece], l
     pieces: list[Piece] = []
     texts: list[str] = []
     unmatched: list[str] = []
+    shared: list[tuple[AdapterKind, Suffix, str]] = []
     for key, ref in refs.items():
         if key.startswith(rules.text_encoders):
             texts.append(key)
             continue
-        piece = _piece(key, ref, family)
-        if piece is None:
-            unmatched.append(key)
-        else:
+        piece = _piece(key, ref, family, refs)
+        if piece is not None:
             pieces.append(piece)
+            continue
+        suffix = rules.split_suffix(key)
+        of_all = next((kind for kind in KINDS.values() if suffix is not None and suffix.part in kind.shared), None)
+        if suffix is not None and of_all is not None:
+            shared.append((of_all, suffix, key))
+        else:
+            unmatched.append(key)
+    for kind, suffix, key in shared:
+        places = {piece.at.parts: piece.at for piece in pieces if piece.part in kind.essential}
+        pieces += [Piece(key, refs[key], suffix.part, None, suffix.adapter, at) for at in places.values()]
+        unmatched += [] if places else [key]
     prefixes = {piece.at.prefix for piece in pieces}
     if "transformer_2." in prefixes and "transformer." in prefixes:
         # diffusers writes the pair like this; alone, "transformer." says nothing about experts.
@@ -300,12 +311,16 @@ def _sort(refs: Mapping[str, TensorRef], family: Family) -> tuple[list[Piece], l
     return pieces, texts, unmatched
 
 
-def _piece(key: str, ref: TensorRef, family: Family) -> Piece | None:
-    suffix = grammar().split_suffix(key_rules().unwrap(key))
+def _piece(key: str, ref: TensorRef, family: Family, refs: Mapping[str, TensorRef]) -> Piece | None:
+    """A key as a part of a known module. `refs`: all keys of the file, which some ends of keys depend on."""
+    plain, stems = key_rules().unwrap(key), _stems(key)
+    suffix = grammar().split_suffix(plain)
+    if suffix is None and key.endswith(".weight") and f"{key.removesuffix('.weight')}.on_input" in refs:
+        suffix, stems = Suffix("ia3_weight", None, None, len(".weight")), [plain.removesuffix(".weight")]
     if suffix is None:
         return None
     keymap, naming = keymap_of(family), family.alike_of_key(key)
-    at = next((found for stem in _stems(key) if (found := keymap.resolve(stem, naming))), None)
+    at = next((found for stem in stems if (found := keymap.resolve(stem, naming))), None)
     return None if at is None else Piece(key, ref, suffix.part, suffix.style, suffix.adapter, at)
 
 
@@ -346,7 +361,7 @@ def _dialect(pieces: Sequence[Piece], family: Family) -> Dialect:
     styles = Counter(piece.style for piece in pieces if piece.style)
     adapters = Counter(piece.adapter for piece in pieces if piece.adapter)
     parts = {piece.part for piece in pieces}
-    others = [kind for kind in KINDS.values() if kind.endings and parts & set(kind.essential)]
+    others = [kind for kind in KINDS.values() if parts & set(kind.essential) & set(kind.endings)]
     plain = ["plain factors"] if others and styles else []
     return Dialect(
         prefix=prefix,
@@ -389,5 +404,6 @@ def _without(done: Assembled, problems: Mapping[str, str]) -> tuple[Assembled, l
 def _common_dtype(done: Assembled, pieces: Sequence[Piece]) -> str:
     # Whole matrices are mostly of small layers, often in another dtype.
     essential = {part for kind in KINDS.values() for part in kind.essential if part not in grammar().changes}
-    factors = Counter(piece.ref.dtype for piece in pieces if piece.part in essential)
-    return (factors or Counter(piece.ref.dtype for piece in pieces)).most_common(1)[0][0]
+    numbers = [piece for piece in pieces if refusal(piece.ref) is None] or pieces
+    factors = Counter(piece.ref.dtype for piece in numbers if piece.part in essential)
+    return (factors or Counter(piece.ref.dtype for piece in numbers)).most_common(1)[0][0]

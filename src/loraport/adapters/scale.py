@@ -29,9 +29,11 @@ _NOT_ITS_OWN = (
 ASSUMED = "no alpha anywhere"
 HEADER_NUMBERS = (("lora_alpha", "alpha"), ("lora_rank", "rank"))
 """As LongLive-Plug and some trainers write them into the header, a text each."""
-_ALPHA = {"LORA": "lora_alpha", "LOKR": "alpha", "LOHA": "alpha"}  # what PEFT calls it
+# What PEFT calls it; the last have none.
+_ALPHA = {"LORA": "lora_alpha", "LOKR": "alpha", "LOHA": "alpha", "OFT": "", "BOFT": "", "IA3": "", "VERA": ""}
+LONGEST_SERIES = 64  # terms of OFT's series; PEFT's own number is 5
 # Switches of PEFT that make B @ A something else than the update.
-_OTHER_KINDS = {"use_dora": "DoRA", "use_qalora": "QA-LoRA", "use_bdlora": "BD-LoRA", "kasa_config": "KaSA"}
+_OTHER_KINDS = {"use_qalora": "QA-LoRA", "use_bdlora": "BD-LoRA", "kasa_config": "KaSA"}
 # Initialisations that move a part of the base weight into the factors: B @ A is then not the update.
 _REBASED = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -42,13 +44,16 @@ class AdapterConfig:
 
     Args:
         source: where it stands, for people.
-        kind: "LORA", "LOKR" or "LOHA".
+        kind: "LORA", "LOKR", "LOHA", "OFT", "BOFT", "IA3" or "VERA".
         rank: of all layers that no pattern matches.
         alpha: the same.
         rslora: divide by the root of the rank.
         rank_pattern: pattern of module paths -> rank.
         alpha_pattern: the same for alpha.
         targets: patterns of the modules that were trained, as far as it names them.
+        dora: the factors go with magnitudes.
+        settings: of kinds that need more: OFT's "neumann" (terms of the series; 0 for the inverse itself) and "coft"
+            (bound of the norm; 0 for none).
     """
 
     source: str
@@ -59,6 +64,8 @@ class AdapterConfig:
     rank_pattern: Patterns = field(default_factory=lambda: Patterns({}, ""))
     alpha_pattern: Patterns = field(default_factory=lambda: Patterns({}, ""))
     targets: Patterns | None = None
+    dora: bool = False
+    settings: Mapping[str, float] = field(default_factory=dict)
 
     def scale(self, modules: Sequence[str], rank: int | None, where: str) -> float | None:
         """Scale of a module; None if this says nothing of it.
@@ -149,6 +156,14 @@ def read_alpha(ref: TensorRef) -> float:
     return float(number.double() if number.dtype in (torch.float64, torch.int64) else number.float())
 
 
+def read_number(ref: TensorRef) -> float:
+    """As `read_alpha`. Raises NumericalError for NaN or infinity as well."""
+    number = read_alpha(ref)
+    if not math.isfinite(number):
+        raise NumericalError(f"{ref.key} holds NaN or infinity", where=str(ref.file))
+    return number
+
+
 def read_config(path: Path, metadata: Mapping[str, str], prefix: str) -> AdapterConfig | None:
     """What says rank and alpha of a LoRA file: its header (PEFT's configuration, or two numbers), else PEFT's
     adapter_config.json beside it.
@@ -220,13 +235,29 @@ def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
     return AdapterConfig(
         source,
         kind.upper(),
-        _rank(fields.get("r"), path),
+        _rank(fields.get("r"), path) if _ALPHA[kind.upper()] else None,
         _number(fields.get(_ALPHA[kind.upper()]), path),
         bool(fields.get("use_rslora")),
         _patterns(fields.get("rank_pattern"), path),
         _patterns(fields.get("alpha_pattern"), path),
         None if everything else Patterns({str(name): 1.0 for name in named}, str(path)),
+        bool(fields.get("use_dora")),
+        _rotations(fields, path) if kind.upper() == "OFT" else {},
     )
+
+
+def _rotations(fields: Mapping[str, Any], path: Path) -> dict[str, float]:
+    terms = _number(fields.get("num_cayley_neumann_terms", 5), path) or 0.0
+    series = terms if fields.get("use_cayley_neumann") else 0.0
+    bound = (_number(fields.get("eps", 6e-5), path) or 0.0) if fields.get("coft") else 0.0
+    if series not in range(LONGEST_SERIES + 1) or not math.isfinite(bound) or bound < 0:
+        raise FileError(
+            "the configuration of OFT holds impossible numbers",
+            where=str(path),
+            values=f"num_cayley_neumann_terms {terms:g}, eps {bound:g}",
+            fix="use the adapter_config.json that was saved with the file",
+        )
+    return {"neumann": series, "coft": bound}
 
 
 def _names(targets: Any) -> list[str]:

@@ -8,7 +8,7 @@ import typer
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
-from loraport.cli.options import OUTPUT, Model
+from loraport.cli.options import OUTPUT, SourceModel
 from loraport.cli.outputs import output_file, warn_of_name
 from loraport.engine.recipe import Recipe, RunOptions
 
@@ -25,7 +25,7 @@ def convert(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, help="The file to write.")
     ],
-    model: Model = None,
+    model: SourceModel = None,
 ) -> None:
     """Write a LoRA for another program: its keys renamed, its scale put into the factors. Its effect stays the same."""
     from loraport.adapters.convert import convert_adapter

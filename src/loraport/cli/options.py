@@ -27,6 +27,16 @@ Model = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option("--model", metavar="MODEL", show_default=False, help="Also check that it fits this model."),
 ]
+SourceModel = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        show_default=False,
+        help="The model that the LoRA was trained on: needed for DoRA and other kinds that are functions of its "
+        "weights; also checks that the LoRA fits it.",
+    ),
+]
 Verbose = Annotated[
     int,
     typer.Option(

@@ -225,9 +225,9 @@ def _is_warm(job: LayerJob, have: _Have) -> bool:
 def _work(job: LayerJob, have: _Have) -> _Work:
     """As `worker` and `layer` go about it."""
     m, n = job.shape
-    lora = sum(ref.nbytes for ref in job.update.parts.values())
+    lora = sum(ref.nbytes for ref in job.update.refs.values())
     added = [*job.target_updates.values(), *job.source_updates.values()]
-    lora += sum(ref.nbytes for update in added for ref in update.parts.values())
+    lora += sum(ref.nbytes for update in added for ref in update.refs.values())
     result = rank_bound(job) * (m + n) * (4 if job.dtype == "float32" else 2)
     weights = _weights(job)
     if have.result:

@@ -237,8 +237,9 @@ def updates_by(job: LayerJob, side: str, digests: Mapping[str, str]) -> list[Any
 def _ordered(job: LayerJob, side: str, digests: Mapping[str, str]) -> list[tuple[list[Any], LayerUpdate]]:
     named = []
     for number, update in job.added(side).items():
-        roles = sorted((role, digests[f"{side}_lora.{number}.{role}"]) for role in update.parts)
-        named.append(([roles, update.scale, update.rows], update))
+        roles = sorted((role, digests[f"{side}_lora.{number}.{role}"]) for role in update.refs)
+        more = [dict(update.settings)] if update.settings else []
+        named.append(([roles, update.scale, update.rows, *more], update))
     return sorted(named, key=lambda item: repr(item[0]))
 
 

@@ -210,7 +210,7 @@ def _files(*inputs: Checkpoint | LoraAdapter | None) -> set[Path]:
             refs += one.tensors.values()
         elif one is not None:
             found.add(one.path)
-            refs += [ref for layer in one.layers.values() for ref in layer.parts.values()]
+            refs += [ref for layer in one.layers.values() for ref in layer.refs.values()]
             refs += [item.ref for item in one.passthrough]
     for ref in refs:
         found |= {ref.file, *(companion.file for _, companion in ref.companions)}

@@ -89,9 +89,12 @@ class InputReader:
         return tensor
 
     def load(self, update: LayerUpdate) -> LowRank:
-        """An update of a LoRA, sure to be made of the tensors whose digests were given. Raises as `read`."""
-        loaded = update.load()
-        for ref in update.parts.values():
+        """An update of a LoRA, sure to be made of the tensors whose digests were given. Raises as `read`.
+
+        The source's weight, where the update is a function of it, is held afterwards.
+        """
+        loaded = update.load(lambda ref: self.read(ref, hold=True))
+        for ref in update.refs.values():
             page = self._page(ref)
             if page in self._hashed:
                 self._check(ref.file)

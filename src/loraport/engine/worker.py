@@ -30,7 +30,6 @@ from loraport.errors import NumericalError
 from loraport.methods import registry
 from loraport.store.store import Store, entry_key
 
-_WEIGHTS = ("source", "target")  # roles that are worth holding from hashing to computing; the rest is small
 ADDED = ("source_lora.", "target_lora.")  # roles of the tensors of LoRAs that are a part of a model
 RESULT_VERSION = 2
 """Raised whenever the same job would give other bytes than before."""
@@ -87,7 +86,7 @@ class Worker:
         began = time.perf_counter()
         refs = references(job)
         try:
-            digests = {role: self.reader.digest(ref, hold=role in _WEIGHTS) for role, ref in refs.items()}
+            digests = {role: self.reader.digest(ref, hold=_is_weight(role)) for role, ref in refs.items()}
             key = result_key(job, digests)
             kept = self.store.get("result", key, expect=None)
             if kept is not None:
@@ -132,12 +131,17 @@ class Worker:
         return LowRank(update.B.cpu(), update.A.cpu()), facts
 
 
+def _is_weight(role: str) -> bool:
+    """Whether a tensor is worth holding from hashing to computing; the others are small."""
+    return role in ("source", "target") or role.startswith("weight.")
+
+
 def references(job: LayerJob) -> dict[str, TensorRef]:
     """Every tensor that the job reads, by its role."""
-    refs = {"source": job.source, "target": job.target, **job.update.parts}
+    refs = {"source": job.source, "target": job.target, **job.update.refs}
     for side in ("source", "target"):
         for number, update in job.added(side).items():
-            refs |= {f"{side}_lora.{number}.{role}": ref for role, ref in update.parts.items()}
+            refs |= {f"{side}_lora.{number}.{role}": ref for role, ref in update.refs.items()}
     return {role: ref for role, ref in refs.items() if ref is not None}
 
 
@@ -204,6 +208,8 @@ def _identity(job: LayerJob, digests: Mapping[str, str]) -> dict[str, Any]:
     rows: dict[str, Any] = {"rows": job.update.rows} if job.update.rows is not None else {}
     if job.source_updates:
         rows["source_lora"] = updates_by(job, "source", digests)
+    if job.update.settings:
+        rows["settings"] = dict(job.update.settings)
     return rows | {
         "version": RESULT_VERSION,
         "algorithm": ALGORITHM,

@@ -204,6 +204,15 @@ def loha(prefix: str, modules: dict, *, flat: bool = False, extra: dict | None =
     return found
 
 
+def each(prefix: str, modules: dict, parts, *, flat: bool = False) -> dict:
+    """The keys that `parts` gives for the sides of a layer."""
+    found = {}
+    for name, (out, into) in modules.items():
+        stem = prefix + (name.replace(".", "_") if flat else name)
+        found |= {stem + suffix: shape for suffix, shape in parts(out, into).items()}
+    return found
+
+
 def extraction(prefix: str) -> dict:
     """What an extraction from two checkpoints writes: factors where large, whole differences elsewhere."""
     found = keys(prefix, blocks(ORIGINAL), DOWN_UP)
@@ -477,7 +486,113 @@ CORPUS = {
         "DoRA of PEFT",
         keys("base_model.model.", blocks(DIFFUSERS), AB)
         | {f"base_model.model.{n}.lora_magnitude_vector": [s[0]] for n, s in blocks(DIFFUSERS).items()},
-        error="DoRA",
+        layers=20,
+        needs_source=True,
+        config={"peft_type": "LORA", "r": R, "lora_alpha": 8, "use_dora": True},
+        expect={"others": ["plain factors", "DoRA"]},
+    ),
+    "dora-lycoris": entry(
+        "LyCORIS with weight_decompose, for rows",
+        keys("lycoris_", blocks(ORIGINAL), DOWN_UP, flat=True, extra={".alpha": []})
+        | each("lycoris_", blocks(ORIGINAL), lambda m, n: {".dora_scale": [m, 1]}, flat=True),
+        layers=20,
+        needs_source=True,
+        alpha=2.0,
+        expect={"others": ["plain factors", "DoRA"]},
+    ),
+    "dora-onetrainer": entry(
+        "OneTrainer with its usual DoRA, for inputs",
+        keys("lora_transformer_", blocks(DIFFUSERS), DOWN_UP, flat=True, extra={".alpha": []})
+        | each("lora_transformer_", blocks(DIFFUSERS), lambda m, n: {".dora_scale": [1, n]}, flat=True),
+        layers=20,
+        needs_source=True,
+        alpha=1.0,
+    ),
+    "dora-ai-toolkit": entry(
+        "ai-toolkit's DoRA",
+        keys("diffusion_model.", blocks(ORIGINAL), AB)
+        | each("diffusion_model.", blocks(ORIGINAL), lambda m, n: {".magnitude": [m]}),
+        layers=20,
+        needs_source=True,
+    ),
+    "oft-lycoris": entry(
+        "LyCORIS diag-oft with rescale",
+        each(
+            "lycoris_",
+            blocks(ORIGINAL),
+            lambda m, n: {".oft_blocks": [m // 4, 4, 4], ".rescale": [m, 1], ".alpha": []},
+            flat=True,
+        ),
+        layers=20,
+        needs_source=True,
+        alpha=0.001,
+        expect={"others": ["OFT"]},
+    ),
+    "boft-lycoris": entry(
+        "LyCORIS boft",
+        each("lycoris_", blocks(ORIGINAL), lambda m, n: {".oft_blocks": [3, m // 6, 6, 6], ".alpha": []}, flat=True),
+        layers=20,
+        needs_source=True,
+        alpha=0.0,
+    ),
+    "oft-peft": entry(
+        "OFT of PEFT",
+        each("base_model.model.", blocks(DIFFUSERS), lambda m, n: {".oft_R.weight": [n // 8, 28]}),
+        layers=20,
+        needs_source=True,
+        config={"peft_type": "OFT", "r": 0, "oft_block_size": 8, "use_cayley_neumann": True},
+    ),
+    "glora-lycoris": entry(
+        "LyCORIS glora",
+        each(
+            "lycoris_",
+            blocks(ORIGINAL),
+            lambda m, n: {
+                ".a1.weight": [n, R],
+                ".a2.weight": [R, n],
+                ".b1.weight": [m, R],
+                ".b2.weight": [R, n],
+                ".alpha": [],
+            },
+            flat=True,
+        ),
+        layers=20,
+        needs_source=True,
+        alpha=2.0,
+        expect={"scale": 0.5},
+    ),
+    "ia3-lycoris": entry(
+        "LyCORIS ia3",
+        each("lycoris_", blocks(ORIGINAL), lambda m, n: {".weight": [m], ".on_input": []}, flat=True),
+        layers=20,
+        needs_source=True,
+    ),
+    "ia3-peft": entry(
+        "IA3 of PEFT, with the second layer of the feed-forward by its inputs",
+        each(
+            "base_model.model.",
+            blocks(DIFFUSERS),
+            lambda m, n: {".ia3_l": [1, n] if n == F else [m, 1]},
+        ),
+        layers=20,
+        needs_source=True,
+        config={"peft_type": "IA3"},
+    ),
+    "split-kohya": entry(
+        "kohya's split_dims: a pair of factors for each part of the rows",
+        each(
+            "lora_unet_",
+            blocks({"ffn.0": (F, D)}),
+            lambda m, n: {
+                **{f".lora_down.{i}.weight": [R, n] for i in range(2)},
+                **{f".lora_up.{i}.weight": [m // 2, R] for i in range(2)},
+                ".alpha": [],
+            },
+            flat=True,
+        ),
+        layers=2,
+        alpha=2.0,
+        expect={"scale": 0.5, "others": ["split LoRA"]},
     ),
     "hunyuan-video-15-tencent": entry(
         "HunyuanVideo-1.5's own trainer, all linear layers: the scale stands in the header only",

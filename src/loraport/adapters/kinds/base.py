@@ -6,15 +6,15 @@ It knows no scale: alpha, a configuration and a strength are the same for all ki
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar, TypeVar
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float32, Shaped
 from torch import Tensor
 
-from loraport.containers.tensors import TensorRef, read_tensor
+from loraport.containers.tensors import TensorRef, read_float, read_tensor
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, NumericalError
 from loraport.models.keymap import Resolved
@@ -48,21 +48,25 @@ class Claim:
 
     Args:
         parts: role -> tensor. The roles of different kinds differ, so that roles and tensors name a result.
-        shape: (m, n) of the update.
-        rank: largest rank the update can have, at most what its factors hold.
+        shape: (m, n) of the update; None for a side that the parts do not tell.
+        rank: largest rank the update can have, at most what its factors hold; None for the smaller side.
         divisor: what alpha is divided by; None for an update that has no scale.
         used: the parts (see `Piece.part`) that it is made of.
         unscaled: why there is no scale, for people; "" where there is one.
         fixed: not even a scale stated by hand applies.
+        settings: numbers for `OnSource.update`.
+        kernel: the shape of the weight, where it is a convolution's and the parts tell it; `shape` has its matrix.
     """
 
     parts: Mapping[str, TensorRef]
-    shape: tuple[int, int]
-    rank: int
+    shape: tuple[int | None, int | None]
+    rank: int | None
     divisor: int | None
     used: tuple[str, ...]
     unscaled: str = ""
     fixed: bool = False
+    settings: Mapping[str, float] = field(default_factory=dict)
+    kernel: tuple[int, ...] | None = None
 
 
 class AdapterKind(ABC):
@@ -73,17 +77,23 @@ class AdapterKind(ABC):
         title: for people.
         endings: part -> the ends of keys that spell it. Plain factors have theirs in grammar.yaml.
         essential: the parts of which any one says that the module has an update of this kind.
+        optional: further parts that belong to it and mean nothing by themselves.
+        shared: parts that the file has once, for all modules of this kind.
         linear: the parts of which each module has exactly one, and which the update is proportional to.
         rowwise: the roles whose tensors have a row for every row of the update; the update of some rows of a weight is
             that of the same rows of these. See `narrow`.
+        scale_unsaid: its files leave their scale to a configuration that does not go with them, and it is not 1.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     endings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     essential: ClassVar[tuple[str, ...]]
+    optional: ClassVar[tuple[str, ...]] = ()
+    shared: ClassVar[tuple[str, ...]] = ()
     linear: ClassVar[tuple[str, ...]]
     rowwise: ClassVar[tuple[str, ...]] = ()
+    scale_unsaid: ClassVar[bool] = False
 
     @abstractmethod
     def claim(self, module: str, parts: Mapping[str, Piece]) -> Claim | str | None:
@@ -115,6 +125,13 @@ class AdapterKind(ABC):
         Raises NumericalError where it holds NaN or infinity.
         """
 
+    def is_zero(self, parts: Mapping[str, TensorRef]) -> bool:
+        """Whether the update is known to be zero from its parts alone: whether one of them is, as it is a product.
+
+        Raises NumericalError where one that is looked at holds NaN or infinity.
+        """
+        return any(all_zero(ref) for ref in reversed(list(parts.values())))
+
     def narrow(self, parts: Mapping[str, TensorRef], rows: Rows) -> dict[str, TensorRef] | None:
         """The parts of the update of some rows of the weight, exactly; for layers that are fused in the file.
 
@@ -129,6 +146,10 @@ class AdapterKind(ABC):
             return None
         return {role: take_ref(ref, rows) if role in self.rowwise else ref for role, ref in parts.items()}
 
+    def rank_of(self, parts: Mapping[str, TensorRef], rank: int) -> int:
+        """The largest rank of an update of which `narrow` gave the parts, that of the whole being `rank`."""
+        return rank
+
     def factored(self, shape: tuple[int, int], rank: int) -> bool:
         """Whether the update is worth keeping as two factors of that rank, rather than as a whole matrix."""
         m, n = shape
@@ -137,6 +158,52 @@ class AdapterKind(ABC):
     def size(self, shape: tuple[int, int], rank: int) -> str:
         """Rank or whatever else says how much is in it, for people."""
         return f"{rank} ({self.title})" if self.factored(shape, rank) else f"whole matrix ({self.title})"
+
+
+class OnSource(AdapterKind):
+    """A kind whose update is a function of the weight that the adapter was trained on: W' - W, with W' made of W.
+
+    Attributes:
+        scale_inside: the scale is a part of that function (`settings["scale"]`), and no factor on its result.
+    """
+
+    linear: ClassVar[tuple[str, ...]] = ()
+    scale_inside: ClassVar[bool] = False
+
+    @abstractmethod
+    def update(
+        self, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
+    ) -> LowRank:
+        """The update of a weight, as an m x (n kernel) matrix in float32.
+
+        Args:
+            parts: role -> tensor.
+            weight: the source's weight; not to be written to.
+            settings: what a configuration says of the layer; "scale" among it where `scale_inside`.
+
+        Raises:
+            NumericalError: a part holds NaN or infinity, or the update does.
+        """
+
+    def bias(self, parts: Mapping[str, TensorRef], settings: Mapping[str, float]) -> TensorRef | None:
+        """A vector that the bias of the layer is multiplied with; None where the bias stays as it is."""
+        return None
+
+    def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
+        """Never by itself: see `update`."""
+        raise TypeError(f"{self.title} needs the weight")
+
+    def stored(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> tuple[Tensor, Tensor] | Tensor:
+        """Never by itself: see `update`."""
+        raise TypeError(f"{self.title} needs the weight")
+
+    def is_zero(self, parts: Mapping[str, TensorRef]) -> bool:
+        """Not known without the weight."""
+        return False
+
+    def factored(self, shape: tuple[int, int], rank: int) -> bool:
+        """Never: the update is of full rank."""
+        return False
 
 
 LARGEST_RANK = 4096  # of any factors, on however small a layer
@@ -169,6 +236,34 @@ def check_rank(module: str, rank: int, shape: tuple[int, int], piece: Piece) -> 
 def matrix_shape(ref: TensorRef) -> tuple[int, int] | None:
     """Rows and columns of a matrix; of a convolution's kernel as a matrix, with all but the rows as columns."""
     return None if len(ref.shape) < 2 else (ref.shape[0], prod(ref.shape[1:]))
+
+
+def all_zero(ref: TensorRef) -> bool:
+    """Whether a tensor is all zero. Its first row tells of nearly every one that is not."""
+    if (
+        len(ref.shape) > 1
+        and ref.rows is None
+        and ref.codec == "raw"
+        and bool(read_float(take_ref(ref, ((0, 1),))).any())
+    ):
+        return False
+    return not bool(read_float(ref).any())
+
+
+def unfold_core(core: Float32[Tensor, "r s *kernel"], down: Float32[Tensor, "s n"]) -> Float32[Tensor, "r n_kernel"]:
+    """The down factor that a Tucker core and one for the inputs make together, as a matrix."""
+    return torch.einsum("rsk,sn->rnk", core.flatten(2), down).flatten(1)
+
+
+def finite_update(update: Float32[Tensor, "m n"], ref: TensorRef) -> LowRank:
+    """A whole update, as factors. Raises NumericalError, with the part to blame, where it is not finite."""
+    if not torch.isfinite(update.sum()) and not torch.isfinite(update).all():
+        raise NumericalError(
+            f"the update that {ref.key} makes of the source's weight is not finite",
+            where=str(ref.file),
+            fix="the file was damaged or badly trained; leave the layer out with --drop",
+        )
+    return LowRank.from_dense(update)
 
 
 def read_finite(ref: TensorRef) -> Shaped[Tensor, "..."]:

@@ -1,16 +1,26 @@
 """LoKr (LyCORIS, PEFT): the Kronecker product of two small matrices, each whole or as two factors.
 
 kron(B1 A1, B2 A2) = kron(B1, B2) kron(A1, A2), so the update is exactly of rank rank(w1) rank(w2), and its factors
-are Kronecker products of the small factors. A whole w1 or w2 counts with its smaller side.
+are Kronecker products of the small factors. A whole w1 or w2 counts with its smaller side. On a convolution w2 has the
+kernel, as a whole or as a Tucker core lokr_t2 with factors r x c and r x d.
 """
 
 from collections.abc import Mapping
+from math import prod
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape, register
+from loraport.adapters.kinds.base import (
+    AdapterKind,
+    Claim,
+    Piece,
+    check_rank,
+    matrix_shape,
+    register,
+    unfold_core,
+)
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, UnsupportedError
@@ -29,13 +39,16 @@ class Lokr(AdapterKind):
     name = "lokr"
     title = "LoKr"
     essential = tuple(f"{half}{end}" for half in HALVES for end in ("", "_a", "_b"))
-    endings: ClassVar[Mapping[str, tuple[str, ...]]] = {part: (f".{part}", f".{part}.<adapter>") for part in essential}
+    optional = ("lokr_t2",)
+    endings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        part: (f".{part}", f".{part}.<adapter>") for part in (*essential, *optional)
+    }
     linear = ("lokr_w1", "lokr_w1_a")
 
     def claim(self, module: str, parts: Mapping[str, Piece]) -> Claim | str | None:
         """Both matrices, each whole or factored. See `AdapterKind.claim`."""
-        used = tuple(part for part in self.essential if part in parts)
-        if not used:
+        used = tuple(part for part in self.endings if part in parts)
+        if not any(part in parts for part in self.essential):
             return None
         sides, ranks, divisor = [], [], None
         for half in HALVES:
@@ -50,17 +63,24 @@ class Lokr(AdapterKind):
             if not whole and len(factors) < 2:
                 return next((f"{half}{end}" for end in ("_a", "_b") if factors and f"{half}{end}" not in factors), half)
             shapes = [_shape(module, parts[part]) for part in ([half] if whole else factors)]
+            if half == "lokr_w2" and "lokr_t2" in parts:
+                shapes = _with_core(module, [parts[part] for part in (*([half] if whole else factors), "lokr_t2")])
             shape = (shapes[0][0], shapes[-1][1])
             if not whole:
                 if shapes[0][1] != shapes[1][0]:
                     raise _misfit(module, [parts[part] for part in factors])
                 check_rank(module, shapes[1][0], shape, parts[factors[1]])
-                divisor = shapes[1][0]  # of w2 if both are factored
+                divisor = parts[factors[1]].ref.shape[0]  # of w2 if both are factored
             sides.append(shape)
             ranks.append(min(*shape) if whole else min(shapes[1][0], *shape))
         (a, b), (c, d) = sides
         why = "" if divisor is not None else "a LoKr of two whole matrices, whose alpha counts for nothing"
-        return Claim({part: parts[part].ref for part in used}, (a * c, b * d), ranks[0] * ranks[1], divisor, used, why)
+        roles = {part: parts[part].ref for part in used}
+        kernel = None
+        core = parts["lokr_t2"] if "lokr_t2" in parts else parts.get("lokr_w2")
+        if core is not None and len(core.ref.shape) > 2:
+            kernel = (a * c, b * d // prod(core.ref.shape[2:]), *core.ref.shape[2:])
+        return Claim(roles, (a * c, b * d), ranks[0] * ranks[1], divisor, used, why, kernel=kernel)
 
     def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
         """Kronecker products of the factors of w1 and w2. See `AdapterKind.load`."""
@@ -79,6 +99,8 @@ def _half(parts: Mapping[str, TensorRef], half: str) -> LowRank:
     if half in parts:
         return LowRank.from_dense(_matrix(parts[half]))
     up, down = _matrix(parts[f"{half}_a"]), _matrix(parts[f"{half}_b"])
+    if half == "lokr_w2" and "lokr_t2" in parts:
+        up, down = up.T, unfold_core(read_float(parts["lokr_t2"]), down)
     if down.shape[0] > min(up.shape[0], down.shape[1]):
         return LowRank.from_dense(up @ down)
     return LowRank(up, down)
@@ -93,6 +115,17 @@ def _shape(module: str, piece: Piece) -> tuple[int, int]:
     if shape is None or 0 in shape:
         raise _misfit(module, [piece])
     return shape
+
+
+def _with_core(module: str, pieces: list[Piece]) -> list[tuple[int, int]]:
+    """The shapes of the two factors of w2 as matrices c x r and r x d, the core multiplied into the second."""
+    shapes = [piece.ref.shape for piece in pieces]
+    if len(shapes) != 3 or [len(shape) for shape in shapes[:2]] != [2, 2] or len(shapes[2]) < 3 or 0 in shapes[2]:
+        raise _misfit(module, pieces)
+    up, down, core = shapes
+    if (up[0], down[0]) != core[:2]:
+        raise _misfit(module, pieces)
+    return [(up[1], up[0]), (core[0], down[1] * prod(core[2:]))]
 
 
 def _misfit(module: str, pieces: list[Piece]) -> MismatchError:

@@ -1,10 +1,21 @@
-"""Plain LoRA: two factors, the update is up @ down."""
+"""Plain LoRA: two factors, the update is up @ down. On a convolution LyCORIS may put a Tucker core between them."""
 
 from collections.abc import Mapping
+from math import prod
+from typing import ClassVar
 
 from torch import Tensor
 
-from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape, read_finite, register
+from loraport.adapters.kinds.base import (
+    AdapterKind,
+    Claim,
+    Piece,
+    check_rank,
+    matrix_shape,
+    read_finite,
+    register,
+    unfold_core,
+)
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError
@@ -12,11 +23,16 @@ from loraport.errors import MismatchError
 
 @register
 class Lora(AdapterKind):
-    """B (m x r, "up") and A (r x n, "down"), either of them also as a convolution with a kernel of size 1."""
+    """B (m x r, "up") and A (r x n, "down"), either of them also as a convolution with a kernel of size 1.
+
+    With mid (r x s x kernel) A is s x inputs.
+    """
 
     name = "lora"
     title = "LoRA"
     essential = ("down", "up")
+    optional = ("mid",)
+    endings: ClassVar[Mapping[str, tuple[str, ...]]] = {"mid": (".lora_mid.weight",)}
     linear = ("up",)
     rowwise = ("B",)
 
@@ -27,23 +43,40 @@ class Lora(AdapterKind):
             return missing[0] if len(missing) == 1 else None
         down, up = parts["down"], parts["up"]
         a, b = matrix_shape(down.ref), matrix_shape(up.ref)
-        if a is None or b is None or a[0] != b[1] or a[0] == 0:
+        mid = parts["mid"].ref.shape if "mid" in parts else None
+        between = (a[0], b[1]) if a is not None and b is not None else (0, 1)
+        if mid is not None and len(mid) > 2 and a is not None:
+            between = (mid[0], b[1]) if b is not None and mid[1] == a[0] else (0, 1)
+        if a is None or b is None or between[0] != between[1] or 0 in (*between, *(mid or ())):
+            named = [parts[part] for part in (*self.essential, "mid") if part in parts]
             raise MismatchError(
                 f"the two factors of {module} do not fit each other",
                 where=str(down.ref.file),
-                values=f"{down.key} {list(down.ref.shape)}, {up.key} {list(up.ref.shape)}",
+                values=", ".join(f"{piece.key} {list(piece.ref.shape)}" for piece in named),
                 fix="the file is damaged or not a plain LoRA",
             )
+        if mid is not None:
+            shape = (b[0], a[1] * prod(mid[2:]))
+            check_rank(module, max(mid[0], mid[1]), shape, parts["mid"])
+            roles = {"A": down.ref, "B": up.ref, "mid": parts["mid"].ref}
+            kernel = (b[0], a[1], *mid[2:])
+            return Claim(roles, shape, mid[0], a[0], (*self.essential, "mid"), kernel=kernel)
         check_rank(module, a[0], (b[0], a[1]), down)
         return Claim({"A": down.ref, "B": up.ref}, (b[0], a[1]), a[0], a[0], self.essential)
 
     def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
         """B and A as they are. See `AdapterKind.load`."""
+        if "mid" in parts:
+            down = unfold_core(read_float(parts["mid"]), read_float(parts["A"]).flatten(1))
+            return LowRank(read_float(parts["B"]).flatten(1), down)
         rank = parts["A"].shape[0]
         return LowRank(read_float(parts["B"]).reshape(shape[0], rank), read_float(parts["A"]).reshape(rank, shape[1]))
 
     def stored(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> tuple[Tensor, Tensor] | Tensor:
-        """Both factors bit for bit. See `AdapterKind.stored`."""
+        """Both factors bit for bit; with a core multiplied out. See `AdapterKind.stored`."""
+        if "mid" in parts:
+            update = self.load(parts, shape)
+            return update.B, update.A
         return read_finite(parts["B"]), read_finite(parts["A"])
 
     def factored(self, shape: tuple[int, int], rank: int) -> bool:

@@ -1,0 +1,114 @@
+"""DoRA: the direction of the changed weight at a magnitude that was learned, W' = m (W + s D) / ||W + s D||.
+
+D is the update of another kind, s its scale. The norm is taken of every row (PEFT, ai-toolkit, LyCORIS since 2025) or
+of every input (LyCORIS and OneTrainer before): the shape of the magnitude says which. Trainers agree on the formula;
+of what programs do otherwise docs/formats.md speaks.
+"""
+
+from collections.abc import Mapping
+from math import prod
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from loraport.adapters.kinds.base import KINDS, Claim, OnSource, Piece, finite_update, register
+from loraport.containers.tensors import TensorRef, read_float
+from loraport.core.lowrank import LowRank
+from loraport.errors import MismatchError
+from loraport.models.placement import Rows, take_ref
+
+INNER = {"lora": "A", "loha": "hada_w1_b", "lokr": ""}  # kind -> a role that none of the others has
+
+
+@register
+class Dora(OnSource):
+    """A magnitude beside the parts of a LoRA, LoHa or LoKr.
+
+    dora_scale: m x 1 for rows or 1 x n for inputs, with further ones for a convolution. magnitude (PEFT's
+    lora_magnitude_vector, ai-toolkit's magnitude): m entries, always for rows.
+    """
+
+    name = "dora"
+    title = "DoRA"
+    essential = ("dora_scale", "magnitude")
+    endings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "dora_scale": (".dora_scale",),
+        "magnitude": (
+            ".lora_magnitude_vector",
+            ".lora_magnitude_vector.weight",
+            ".lora_magnitude_vector.<adapter>.weight",
+            ".magnitude",
+        ),
+    }
+    scale_inside = True
+
+    def claim(self, module: str, parts: Mapping[str, Piece]) -> Claim | str | None:
+        """The magnitude, and what another kind claims. See `AdapterKind.claim`."""
+        mine = [part for part in self.essential if part in parts]
+        if not mine:
+            return None
+        found = [KINDS[name].claim(module, parts) for name in INNER]
+        inner = next((claim for claim in found if isinstance(claim, Claim)), None)
+        if inner is None:
+            return next((missing for missing in found if isinstance(missing, str)), "down")
+        m, n = inner.shape
+        assert m is not None
+        assert n is not None
+        ref = parts[mine[0]].ref
+        if len(mine) > 1 or _inputs(ref, mine[0], m, n) is None:
+            raise MismatchError(
+                f"the magnitude of {module} does not fit its factors",
+                where=str(ref.file),
+                values=", ".join(f"{parts[part].key} {list(parts[part].ref.shape)}" for part in mine)
+                + f" for {m} x {n}",
+                fix="the file is damaged; use another copy",
+            )
+        roles = {**inner.parts, mine[0]: ref}
+        return Claim(roles, (m, n), min(m, n), inner.divisor, (*inner.used, *mine), inner.unscaled)
+
+    def update(
+        self, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
+    ) -> LowRank:
+        """One matrix as large as the weight. See `OnSource.update`."""
+        inner, own = _inner(parts), weight.reshape(len(weight), -1)
+        shape = (len(own), own.shape[1])
+        added = KINDS[inner].load({role: ref for role, ref in parts.items() if role not in self.essential}, shape)
+        changed = torch.addmm(own, added.B, added.A, alpha=settings["scale"])
+        part = next(part for part in self.essential if part in parts)
+        magnitude = read_float(parts[part]).reshape(-1)
+        inputs = _inputs(parts[part], part, *shape)
+        if not inputs:
+            changed *= _ratio(magnitude, torch.linalg.vector_norm(changed, dim=1))[:, None]
+        else:
+            kernel = changed.view(len(changed), inputs, -1)
+            kernel *= _ratio(magnitude, torch.linalg.vector_norm(kernel, dim=(0, 2)))[:, None]
+        return finite_update(changed.sub_(own), parts[part])
+
+    def narrow(self, parts: Mapping[str, TensorRef], rows: Rows) -> dict[str, TensorRef] | None:
+        """As the kind below it, where every row has its own norm. See `AdapterKind.narrow`."""
+        part = next(part for part in self.essential if part in parts)
+        below = KINDS[_inner(parts)].narrow({r: ref for r, ref in parts.items() if r not in self.essential}, rows)
+        ref = parts[part]
+        if below is None or ref.shape[0] != prod(ref.shape):
+            return None
+        return {**below, part: take_ref(ref, rows)}
+
+
+def _inner(parts: Mapping[str, TensorRef]) -> str:
+    return next(name for name, role in INNER.items() if not role or role in parts)
+
+
+def _inputs(ref: TensorRef, part: str, m: int, n: int) -> int | None:
+    """How many inputs have a norm of their own; 0 where the rows have; None where the magnitude fits neither."""
+    count = prod(ref.shape)
+    if count == m and (part == "magnitude" or len(ref.shape) == 1 or ref.shape[0] == m):
+        return 0
+    of_inputs = part == "dora_scale" and count > 0 and n % count == 0 and max(ref.shape) == count
+    return count if of_inputs and (len(ref.shape) == 1 or ref.shape[1] == count) else None
+
+
+def _ratio(magnitude: Float32[Tensor, " k"], norm: Float32[Tensor, " k"]) -> Float32[Tensor, " k"]:
+    """What to multiply with; what is zero has no direction and stays zero."""
+    return torch.where(norm > 0, magnitude / norm.clamp_min(torch.finfo(norm.dtype).tiny), 1.0)

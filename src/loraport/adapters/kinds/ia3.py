@@ -1,0 +1,93 @@
+"""IA3: the rows or the inputs of the weight times a vector that was learned.
+
+PEFT stores the factors themselves, as m x 1 or 1 x n, and multiplies a bias along with the rows. LyCORIS stores what
+is added to 1, and a number that says whether the inputs are meant; it leaves the bias alone.
+"""
+
+from collections.abc import Mapping
+from math import prod
+from typing import ClassVar
+
+from jaxtyping import Float32
+from torch import Tensor
+
+from loraport.adapters.kinds.base import Claim, OnSource, Piece, finite_update, register
+from loraport.containers.tensors import TensorRef, read_float, read_tensor
+from loraport.core.lowrank import LowRank
+from loraport.errors import MismatchError, UnsupportedError
+from loraport.models.placement import Rows, take_ref
+
+
+@register
+class Ia3(OnSource):
+    """ia3_l (PEFT), or ia3_weight with on_input (LyCORIS; the key of the first ends like that of a weight)."""
+
+    name = "ia3"
+    title = "IA3"
+    essential = ("ia3_l", "on_input")
+    optional = ("ia3_weight",)
+    endings: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "ia3_l": (".ia3_l", ".ia3_l.<adapter>"),
+        "on_input": (".on_input",),
+    }
+
+    def claim(self, module: str, parts: Mapping[str, Piece]) -> Claim | str | None:
+        """The vector, and which side it is for. See `AdapterKind.claim`."""
+        used: tuple[str, ...]
+        if "ia3_l" in parts:
+            piece, used = parts["ia3_l"], ("ia3_l",)
+            along = _side(piece)
+        elif "on_input" in parts:
+            if "ia3_weight" not in parts:
+                return "weight"
+            piece, used = parts["ia3_weight"], ("ia3_weight", "on_input")
+            ref = parts["on_input"].ref
+            if prod(ref.shape) != 1 or max(piece.ref.shape, default=0) != prod(piece.ref.shape):
+                raise _misfit(piece)
+            along = int(bool(read_tensor(ref).reshape(-1)[0]))
+        else:
+            return None
+        count = prod(piece.ref.shape)
+        role = "ia3_factor" if "ia3_l" in parts else "ia3_added"
+        shape = (None, count) if along else (count, None)
+        why = "an IA3 vector, which has no scale"
+        return Claim({role: piece.ref}, shape, None, None, used, why, True, {"inputs": float(along)})
+
+    def update(
+        self, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
+    ) -> LowRank:
+        """One matrix as large as the weight. See `OnSource.update`."""
+        (role, ref), *_ = parts.items()
+        added = read_float(ref).reshape(-1) - (1.0 if role == "ia3_factor" else 0.0)
+        return finite_update(weight * (added if settings["inputs"] else added[:, None]), ref)
+
+    def bias(self, parts: Mapping[str, TensorRef], settings: Mapping[str, float]) -> TensorRef | None:
+        """What a bias is multiplied with; None where it stays. See `OnSource.bias`."""
+        return None if settings["inputs"] else parts.get("ia3_factor")
+
+    def narrow(self, parts: Mapping[str, TensorRef], rows: Rows) -> dict[str, TensorRef] | None:
+        """The entries of these rows; all of them where they are for the inputs. See `AdapterKind.narrow`."""
+        return {role: ref if ref.shape[0] == 1 else take_ref(ref, rows) for role, ref in parts.items()}
+
+
+def _side(piece: Piece) -> int:
+    shape = piece.ref.shape
+    if len(shape) > 2:
+        raise UnsupportedError(
+            "IA3 on a convolution is not supported: PEFT's vector does not say which side it is for",
+            where=str(piece.ref.file),
+            values=f"{piece.key} {list(shape)}",
+            fix=f"leave the layer out with --drop {piece.at.module}",
+        )
+    if len(shape) != 2 or 1 not in shape:
+        raise _misfit(piece)
+    return 1 if shape[0] == 1 else 0
+
+
+def _misfit(piece: Piece) -> MismatchError:
+    return MismatchError(
+        "an IA3 vector has one entry for each row or each input",
+        where=str(piece.ref.file),
+        values=f"{piece.key} {list(piece.ref.shape)}",
+        fix="the file is damaged; use another copy",
+    )
