@@ -15,7 +15,7 @@ from loraport.containers.locate import expert_folders
 from loraport.containers.names import Expert
 from loraport.containers.tensors import TensorRef, common_dtype, file_identity
 from loraport.engine.recipe import Recipe
-from loraport.errors import FileError, MismatchError, UnmatchedKeysError, UsageError
+from loraport.errors import FileError, MismatchError, UnmatchedKeysError, UnsupportedError, UsageError
 from loraport.models.architecture import LayerName, require_same_size
 from loraport.models.checkpoint import Checkpoint, open_checkpoint
 
@@ -135,6 +135,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
         allow_partial=recipe.allow_partial,
         scale=recipe.scale,
     ).scaled(recipe.strength)
+    _refuse_on_sum(adapter, recipe)
     if target is not None:
         adapter = fit_passthrough(adapter, target, "target", allow_partial=recipe.allow_partial)
     adapter = _without_idle(adapter, recipe)
@@ -148,6 +149,18 @@ def open_inputs(recipe: Recipe) -> Inputs:
                 fix="run the command again when nothing writes to the file",
             )
     return Inputs(adapter, source, target, added, own, _doubts(adapter, recipe), identities)
+
+
+def _refuse_on_sum(adapter: LoraAdapter, recipe: Recipe) -> None:
+    """A function of the weights that the LoRA was trained on needs those weights, with what was on them."""
+    layer = next((layer for layer in adapter.layers.values() if layer.weight), None)
+    if layer is not None and recipe.source_lora:
+        raise UnsupportedError(
+            f"the update of {layer.name} is a function of the weight that it was trained on, which --source-lora changed",
+            where=recipe.lora,
+            values=f"{layer.keys[0]}; {recipe.source_lora[0].file}",
+            fix="merge the LoRA into the source first, and name the result with --source",
+        )
 
 
 def _expert_meant(recipe: Recipe) -> Expert | None:
