@@ -156,7 +156,7 @@ def _refuse_on_sum(adapter: LoraAdapter, recipe: Recipe) -> None:
     layer = next((layer for layer in adapter.layers.values() if layer.weight), None)
     if layer is not None and recipe.source_lora:
         raise UnsupportedError(
-            f"the update of {layer.name} is a function of the weight that it was trained on, which --source-lora changed",
+            f"the update of {layer.name} is a function of the weight it was trained on, which --source-lora changed",
             where=recipe.lora,
             values=f"{layer.keys[0]}; {recipe.source_lora[0].file}",
             fix="merge the LoRA into the source first, and name the result with --source",
