@@ -107,7 +107,7 @@ class LayerUpdate:
             update = kind.load(self.parts, self.whole or self.shape)
         return update if self.rows is None else LowRank(_take(update.B, self.rows), update.A)
 
-    def _source(self, read: Callable[[TensorRef], Tensor]) -> Float32[Tensor, "m n *kernel"]:
+    def _source(self, read: Callable[[TensorRef], Tensor]) -> Float32[Tensor, "m *rest"]:
         """The source's weight, its layers put together where the file's weight holds several."""
         if not self.weight:
             raise self.source_missing()

@@ -100,7 +100,7 @@ def _half(parts: Mapping[str, TensorRef], half: str) -> LowRank:
         return LowRank.from_dense(_matrix(parts[half]))
     up, down = _matrix(parts[f"{half}_a"]), _matrix(parts[f"{half}_b"])
     if half == "lokr_w2" and "lokr_t2" in parts:
-        up, down = up.T, unfold_core(read_float(parts["lokr_t2"]), down)
+        up, down = up.T.contiguous(), unfold_core(read_float(parts["lokr_t2"]), down)
     if down.shape[0] > min(up.shape[0], down.shape[1]):
         return LowRank.from_dense(up @ down)
     return LowRank(up, down)
