@@ -74,6 +74,29 @@ def test_pipelines_in_memory_are_used_as_they_are_and_left_as_they_were(lora, fo
     assert len(open_adapter(report.output).layers) == 20
 
 
+def test_a_target_of_loras_gives_the_numbers_of_the_folder_they_were_merged_into(lora, folders, tmp_path):
+    fast = tinywan.lora(tmp_path / "fast.safetensors", rank=3)
+    merged = tinywan.pipeline(encoder=False)
+    with torch.random.fork_rng(devices=[]):
+        merged.load_lora_weights(fast, adapter_name="fast")
+    merged.fuse_lora(lora_scale=0.5)
+    merged.unload_lora_weights()
+    merged.save_pretrained(tmp_path / "merged")
+    small = SMALL.model_copy(update={"samples": 2, "methods": ("casa",)})
+    one = _calibrate(lora, tmp_path / "a", folders[0], tmp_path / "merged", settings=small)
+    two = _calibrate(lora, tmp_path / "b", folders[0], None, target_lora=f"{fast}:0.5", settings=small)
+    assert two.target == "".join([str(folders[0]), " + fast.safetensors"])
+    assert [used.strength for used in two.transfer.summary.target_lora] == [0.5]
+    assert two.transfer.summary.target is None
+    for first, second in zip(one.choice.ranking, two.choice.ranking, strict=True):
+        assert (first.label, first.gap.value) == (second.label, pytest.approx(second.gap.value, abs=1e-4))
+    again = _calibrate(lora, tmp_path / "b", folders[0], None, target_lora=f"{fast}:0.5", settings=small)
+    other = _calibrate(lora, tmp_path / "b", folders[0], None, target_lora=f"{fast}:0.25", settings=small)
+    assert again.found > other.found  # another strength is another model
+    with pytest.raises(UsageError, match="target is not given"):
+        _calibrate(lora, tmp_path, folders[0], None)
+
+
 def test_memory_and_folder_give_the_same_numbers(lora, folders, tmp_path):
     own = SamplingSettings(latents=SIZE, steps=3, guidance=3.0, checkpoint=folders[0])
     from_memory = _calibrate(

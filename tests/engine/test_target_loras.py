@@ -238,6 +238,16 @@ def test_changes_of_other_things_than_layers_do_not_stand_in_the_way(files):
         _transfer(files, lora=files.folder / "all.safetensors", target=files.target)
 
 
+def test_the_same_numbers_under_another_name_are_noticed(files):
+    few, copy = files.folder / "few.safetensors", files.folder / "copy.safetensors"
+    save_file(dict(reversed(load_file(few).items())), copy, metadata={"name": "another"})
+    found, report = _transfer(files, "found", target_lora=[few, f"{copy}:-0.5"])
+    assert any(f"{few} and {copy} hold the same LoRA" in text for text in report.warnings)
+    half, report = _transfer(files, "half", target_lora=f"{few}:0.5")
+    assert not any("the same LoRA" in text for text in report.warnings)
+    _close(found, half, 2e-6)
+
+
 def test_the_report_says_what_the_result_is_used_with(files, tmp_path):
     few, cfg = files.folder / "few.safetensors", files.folder / "cfg.safetensors"
     _, report = _transfer(files, target_lora=[few, f"{cfg}:0.5"])

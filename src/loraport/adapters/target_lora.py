@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infin
 class TargetLora(Settings):
     """One distillation LoRA, as it goes into the target: strength times its update. Raises UsageError."""
 
-    file: Annotated[PathText, Setting("The LoRA: a file, a folder, a hub id, or zoo:NAME.", path=True)]
+    file: Annotated[PathText, Setting("The LoRA: a file, a folder, or zoo:NAME.", path=True)]
     strength: Annotated[float, Field(allow_inf_nan=True), Setting("How strong it is taken; may be negative.")] = 1.0
     scale: Annotated[
         float | None,

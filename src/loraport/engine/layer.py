@@ -102,7 +102,8 @@ def load_layer(
         added = _added(job, "target", digests, reader, device)
         if job.source_updates:
             added = LowRank.sum([added, _added(job, "source", digests, reader, device).scaled(-1.0)])
-        drift, drift_norm = added, added.norm() if needs.drift else None
+        whole = added.rank * sum(job.shape) > job.shape[0] * job.shape[1]  # as where matrices were stored
+        drift, drift_norm = DenseOperator(added.dense()) if whole else added, added.norm() if needs.drift else None
         if wants_target:
             target = _there(weight) + added.dense()
     else:

@@ -9,35 +9,17 @@ from loraport.adapters.adapter import LayerUpdate, LoraAdapter
 from loraport.adapters.fit import fit_passthrough
 from loraport.adapters.parse import experts_in, open_adapter
 from loraport.adapters.refusals import NO_EXPERT
-from loraport.adapters.target_lora import TargetLora
 from loraport.adapters.training import other_side
 from loraport.containers.locate import expert_folders
 from loraport.containers.names import Expert
 from loraport.containers.tensors import TensorRef, common_dtype, file_identity
 from loraport.engine.recipe import Recipe
+from loraport.engine.target import Added, notes_on_added, open_added
 from loraport.errors import FileError, MismatchError, UnmatchedKeysError, UnsupportedError, UsageError
-from loraport.models.architecture import LayerName, require_same_size
+from loraport.models.architecture import require_same_size
 from loraport.models.checkpoint import Checkpoint, open_checkpoint
 
 _NAMED = 20  # keys named in a sentence
-
-
-@dataclass(frozen=True)
-class Added:
-    """A LoRA that is a part of the target or of the source.
-
-    Attributes:
-        given: file, strength and choices, as asked for.
-        adapter: what the file holds, at strength 1.
-    """
-
-    given: TargetLora
-    adapter: LoraAdapter
-
-    def update(self, layer: LayerName) -> LayerUpdate | None:
-        """What it adds to a layer, strength inside; None where it leaves the layer alone."""
-        found = self.adapter.layers.get(layer)
-        return None if found is None else replace(found, scale=found.scale * self.given.strength)
 
 
 @dataclass(frozen=True)
@@ -71,7 +53,7 @@ class Inputs:
             + (self.target.notes if self.target is not None else ())
             + self.adapter.warnings
             + self.doubts
-            + tuple(note for each in (*self.source_added, *self.added) for note in _notes_on_added(each, self.adapter))
+            + tuple(note for each in (*self.source_added, *self.added) for note in notes_on_added(each, self.adapter))
         )
 
     @property
@@ -124,8 +106,8 @@ def open_inputs(recipe: Recipe) -> Inputs:
         require_same_size(source.architecture, target.architecture, where=f"{source.path} and {target.path}")
         if recipe.source_lora and target.tensors == source.tensors:
             target = None  # the source without its LoRAs: then the drift is theirs, exactly, however coarse the weights
-    added = tuple(Added(each, _open_added(each, source, recipe)) for each in recipe.target_lora)
-    own = tuple(Added(each, _open_added(each, source, recipe)) for each in recipe.source_lora)
+    added = tuple(Added(each, open_added(each, source, recipe)) for each in recipe.target_lora)
+    own = tuple(Added(each, open_added(each, source, recipe)) for each in recipe.source_lora)
     adapter = open_adapter(
         recipe.lora,
         source,
@@ -186,29 +168,6 @@ def _without_idle(adapter: LoraAdapter, recipe: Recipe) -> LoraAdapter:
     return replace(adapter, warnings=tuple(text for text in adapter.warnings if NO_EXPERT not in text))
 
 
-def _open_added(given: TargetLora, source: Checkpoint, recipe: Recipe) -> LoraAdapter:
-    """A distillation LoRA. What was said of all keys holds for its keys as well; its own choices go before."""
-
-    def opened(adapter: str | None) -> LoraAdapter:
-        return open_adapter(
-            given.file,
-            source,
-            expert=given.expert or recipe.expert,
-            adapter=adapter,
-            drop=recipe.drop,
-            allow_partial=recipe.allow_partial,
-            scale=given.scale,
-            layers_alone=True,
-        )
-
-    if given.adapter is not None or recipe.adapter is None:
-        return opened(given.adapter)
-    try:
-        return opened(recipe.adapter)
-    except UsageError:
-        return opened(None)  # the name was meant for the other file; several adapters are still an error
-
-
 def _identities(files: Iterable[Path]) -> dict[Path, str]:
     """Which state each file is in; what is no file (a folder, a name on the hub) is left out."""
     return {file: file_identity(file) for file in files if os.path.isfile(file)}  # false for impossible names too
@@ -258,18 +217,6 @@ def weights_of(name: str, update: LayerUpdate, inputs: Inputs, recipe: Recipe) -
             )
         found[role] = ref
     return Weights(found["source"], found.get("target"))
-
-
-def _notes_on_added(added: Added, lora: LoraAdapter) -> list[str]:
-    """Its oddities; choices that were made for another LoRA may well choose nothing in it."""
-    name, found = f"distillation LoRA {Path(added.given.file).name}", added.adapter
-    notes = [f"{name}: {note}" for note in found.warnings if not note.endswith("chose nothing")]
-    if found.dropped:
-        named = ", ".join(found.dropped[:_NAMED]) + (", ..." if len(found.dropped) > _NAMED else "")
-        notes.append(f"{name}: {len(found.dropped)} keys were left out: {named}")
-    if not lora.layers.keys() & found.layers.keys():
-        notes.append(f"{name}: it changes none of the layers that the LoRA changes, so it makes no difference to them")
-    return notes
 
 
 def _doubts(adapter: LoraAdapter, recipe: Recipe) -> tuple[str, ...]:

@@ -18,8 +18,9 @@ from loraport.adapters.pattern import Search
 from loraport.adapters.render import check_passthrough
 from loraport.containers.dtypes import written_as
 from loraport.engine.job import LayerJob
-from loraport.engine.match import Added, open_inputs, weights_of
+from loraport.engine.match import open_inputs, weights_of
 from loraport.engine.recipe import RankRule, Recipe
+from loraport.engine.target import Added
 from loraport.errors import MismatchError, UsageError
 from loraport.methods import cost as costs
 from loraport.methods import registry

@@ -15,28 +15,26 @@ from torch import Tensor
 
 from loraport.adapters.loaders import ways_to_load
 from loraport.adapters.render import write_adapter
-from loraport.adapters.usage import told_usage
 from loraport.core.lowrank import LowRank
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
 from loraport.engine.kinship import drift_share, refuse_other_expert
-from loraport.engine.match import Added
 from loraport.engine.output import check_outputs, log_path, render_output
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import RunOptions
 from loraport.engine.results import (
     SCHEMA,
     Column,
     LayerReport,
     Summary,
     TransferReport,
-    UsedWith,
     energy_kept_in_total,
     layer_columns,
 )
 from loraport.engine.rounding import MOSTLY, quantised, refuse_rounding, rounding_share
+from loraport.engine.target import twins, used_together, used_with
 from loraport.engine.worker import LayerResult, Worker, references
 from loraport.errors import FileError, MismatchError
 from loraport.files import RunLog
@@ -127,6 +125,8 @@ def carried_out(
         results = _run_jobs(plan, sample, work, executor, on_event, warn, log)
         layers = tuple(result.report for result in results)
         _judge(layers, plan, warn, rounding=not measured)
+        for message in twins(plan.added, [result.digests for result in results]):
+            warn(message)
         report = _report(plan, path, results, warnings, time.perf_counter() - began)
         if path is not None:
             tensors, metadata = render_output(plan, results, report)
@@ -333,8 +333,8 @@ def _report(
         source_title=plan.source.architecture.title,
         target=None if plan.target is None else str(plan.target.path),
         target_title=plan.source.architecture.title if plan.target is None else plan.target.architecture.title,
-        source_lora=tuple(_used_with(each, plan.recipe) for each in plan.source_added),
-        target_lora=tuple(_used_with(each, plan.recipe) for each in plan.added),
+        source_lora=tuple(used_with(each, plan.recipe) for each in plan.source_added),
+        target_lora=tuple(used_with(each, plan.recipe) for each in plan.added),
         extra_source=plan.extra_source,
         extra_target=plan.extra_target,
         cached_layers=sum(layer.cached for layer in layers),
@@ -361,21 +361,6 @@ def _has(layer: LayerReport, key: str) -> bool:
     return key in layer.stats or hasattr(layer, key)
 
 
-def _used_with(added: Added, recipe: Recipe) -> UsedWith:
-    adapter = added.given.adapter or recipe.adapter
-    named = adapter if adapter == added.adapter.dialect.adapter else None
-    usage = told_usage(added.adapter.path, added.adapter.metadata) or None
-    return UsedWith(str(added.adapter.path), added.given.strength, added.adapter.expert, named, usage)
-
-
 def _how_to_load(path: Path, plan: TransferPlan, summary: Summary) -> tuple[str, ...]:
     ways = tuple(ways_to_load(path, plan.content, expert=plan.recipe.expert))
-    if not summary.target_lora:
-        return ways
-    base = "the source" if plan.target is None else str(plan.target.path)
-    return (
-        *ways,
-        f"together with {' and '.join(map(str, summary.target_lora))}, on {base}: "
-        "that is the target that this file is for",
-        *(f"{Path(used.file).name} says how it is sampled: {used.usage}" for used in summary.target_lora if used.usage),
-    )
+    return (*ways, *used_together(summary.target_lora, None if plan.target is None else plan.target.path))

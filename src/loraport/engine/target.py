@@ -1,0 +1,134 @@
+"""How a target is composed: a checkpoint, or the source itself, with distillation LoRAs added to it."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+
+from loraport.adapters.adapter import LayerUpdate, LoraAdapter
+from loraport.adapters.parse import open_adapter
+from loraport.adapters.target_lora import TargetLora
+from loraport.adapters.usage import told_usage
+from loraport.engine.recipe import Recipe
+from loraport.engine.results import UsedWith
+from loraport.errors import UsageError
+from loraport.models.architecture import LayerName
+from loraport.models.checkpoint import Checkpoint
+
+_NAMED = 20  # keys named in a sentence
+
+
+@dataclass(frozen=True)
+class Added:
+    """A LoRA that is a part of the target or of the source.
+
+    Attributes:
+        given: file, strength and choices, as asked for.
+        adapter: what the file holds, at strength 1.
+    """
+
+    given: TargetLora
+    adapter: LoraAdapter
+
+    def update(self, layer: LayerName) -> LayerUpdate | None:
+        """What it adds to a layer, strength inside; None where it leaves the layer alone."""
+        found = self.adapter.layers.get(layer)
+        return None if found is None else replace(found, scale=found.scale * self.given.strength)
+
+
+def open_added(given: TargetLora, source: Checkpoint, recipe: Recipe) -> LoraAdapter:
+    """A distillation LoRA. What was said of all keys holds for its keys as well; its own choices go before.
+
+    Args:
+        given: file and choices.
+        source: the model it must fit.
+        recipe: what is said of all files.
+
+    Raises:
+        LoraportError: as `open_adapter`.
+    """
+
+    def opened(adapter: str | None) -> LoraAdapter:
+        return open_adapter(
+            given.file,
+            source,
+            expert=given.expert or recipe.expert,
+            adapter=adapter,
+            drop=recipe.drop,
+            allow_partial=recipe.allow_partial,
+            scale=given.scale,
+            layers_alone=True,
+        )
+
+    if given.adapter is not None or recipe.adapter is None:
+        return opened(given.adapter)
+    try:
+        return opened(recipe.adapter)
+    except UsageError:
+        return opened(None)  # the name was meant for the other file; several adapters are still an error
+
+
+def notes_on_added(added: Added, lora: LoraAdapter) -> list[str]:
+    """Its oddities; choices that were made for another LoRA may well choose nothing in it.
+
+    Args:
+        added: the LoRA.
+        lora: the one that is carried over.
+    """
+    name, found = f"distillation LoRA {Path(added.given.file).name}", added.adapter
+    notes = [f"{name}: {note}" for note in found.warnings if not note.endswith("chose nothing")]
+    if found.dropped:
+        named = ", ".join(found.dropped[:_NAMED]) + (", ..." if len(found.dropped) > _NAMED else "")
+        notes.append(f"{name}: {len(found.dropped)} keys were left out: {named}")
+    if not lora.layers.keys() & found.layers.keys():
+        notes.append(f"{name}: it changes none of the layers that the LoRA changes, so it makes no difference to them")
+    return notes
+
+
+def twins(added: Sequence[Added], digests: Sequence[Mapping[str, str]]) -> Iterator[str]:
+    """Sentences about LoRAs that hold the same numbers under different names, so that they count twice.
+
+    Args:
+        added: the distillation LoRAs.
+        digests: of the tensors of each layer, by role.
+    """
+
+    def numbers(layer: Mapping[str, str], at: int) -> dict[str, str]:
+        start = f"target_lora.{at}."
+        return {role.removeprefix(start): digest for role, digest in layer.items() if role.startswith(start)}
+
+    for (first, one), (second, two) in combinations(enumerate(added), 2):
+        pairs = [(numbers(layer, first), numbers(layer, second)) for layer in digests]
+        if any(mine for mine, _ in pairs) and all(mine == theirs for mine, theirs in pairs):
+            yield (
+                f"{one.given.file} and {two.given.file} hold the same LoRA, which counts with the sum of both strengths"
+            )
+
+
+def used_with(added: Added, recipe: Recipe) -> UsedWith:
+    """What the report says of one of them.
+
+    Args:
+        added: the LoRA.
+        recipe: what was said of all files.
+    """
+    found, wanted = added.adapter, added.given.adapter or recipe.adapter
+    named = wanted if wanted in (found.dialect.adapter, *found.nest) else None
+    usage = told_usage(found.path, found.metadata) or None
+    return UsedWith(str(found.path), added.given.strength, found.expert, named, usage)
+
+
+def used_together(loras: Sequence[UsedWith], target: Path | None) -> tuple[str, ...]:
+    """How the result is used where LoRAs are a part of the target; nothing where none is.
+
+    Args:
+        loras: the distillation LoRAs.
+        target: the checkpoint that they are added to; None for the source.
+    """
+    if not loras:
+        return ()
+    base = "the source" if target is None else str(target)
+    return (
+        f"together with {' and '.join(map(str, loras))}, on {base}: that is the target that this file is for",
+        *(f"{Path(used.file).name} says how it is sampled: {used.usage}" for used in loras if used.usage),
+    )
