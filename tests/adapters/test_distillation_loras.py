@@ -61,6 +61,38 @@ def test_the_update_is_the_one_computed_by_hand(name, tmp_path):
     assert len(adapter.layers) == CORPUS[name]["expect"]["layers"]
 
 
+ROWS = {
+    "LightX2V, extracted": "lightx2v-extraction",
+    "LightX2V, Lightning, converted": "lightning",
+    "Wan2.2-Lightning": "wan22-lightning",
+    "CausVid, LightX2V of Kijai (KJNodes)": "kjnodes-adaptive",
+    "LongLive-Plug, few steps (Wan 14B)": "longlive-plug-few-step",
+    "LongLive-Plug, guidance": "longlive-plug-cfg",
+    "FastVideo, extracted": "fastvideo",
+    "Qwen-Image-Lightning": "qwen-image-lightning",
+    "Krea 2 Turbo": "krea2-turbo-lora",
+    "LTX-2 distilled": "ltx2-distilled",
+    "Self-Forcing, LongLive (torch file)": None,  # TestNests
+}
+
+
+def test_the_table_of_the_page_is_what_is_tested():
+    page = (Path(__file__).parents[2] / "docs/formats.md").read_text(encoding="utf-8")
+    table = page.split("### Distillation LoRAs")[1].split("\n\n")[2]
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
+    assert [row[0].strip("| ") for row in rows] == list(ROWS)
+    for row in rows:
+        entry = CORPUS.get(ROWS[row[0].strip("| ")] or "")
+        if entry is None:
+            continue
+        keys = entry["keys"]
+        assert row[1].strip("`") in keys
+        by_tensor = any(key.endswith((".alpha", ".lora_alpha")) for key in keys)
+        assert (row[2] == "alpha / rank") == by_tensor
+        assert (row[2] == "a number in the header") == ("alpha" in entry.get("metadata", {}))
+        assert (row[2] == "`adapter_config.json`") == ("config" in entry)
+
+
 class TestAlphaInTheHeader:
     def test_it_is_said_and_can_be_overridden(self, tmp_path):
         path = write("longlive-plug-few-step", tmp_path)
