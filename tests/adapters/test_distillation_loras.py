@@ -206,6 +206,19 @@ class TestNests:
         adapter = open_adapter(tmp_path / "generator_lora.pt")
         assert {layer.scale for layer in adapter.layers.values()} == {2.0}
 
+    def test_longlive_plug_for_minimax_h3(self, tmp_path):
+        """PEFT over diffusers' network, in a torch file beside the training's settings."""
+        path = write("minimax-h3-diffusers", tmp_path / "plain")
+        tensors = {
+            key.replace("transformer.", "base_model.model.", 1): tensor for key, tensor in load_file(path).items()
+        }
+        torch.save({"student_lora": tensors, "config": {"lora_rank": 4}}, tmp_path / "generator_lora.pt")
+        plain, found = open_adapter(path, scale=1.0), open_adapter(tmp_path / "generator_lora.pt")
+        assert found.architecture.family.name == "minimax_h3"
+        assert found.layers.keys() == plain.layers.keys()
+        for name, update in found.layers.items():
+            assert torch.equal(update.load().dense(), plain.layers[name].load().dense())
+
     def test_folders(self, tmp_path):
         torch.save(_lora(3), tmp_path / "adapter_model.bin")
         torch.save(_lora(4), tmp_path / "generator_lora.pt")

@@ -74,6 +74,7 @@ def test_pipelines_in_memory_are_used_as_they_are_and_left_as_they_were(lora, fo
     assert len(open_adapter(report.output).layers) == 20
 
 
+@pytest.mark.slow
 def test_a_target_of_loras_gives_the_numbers_of_the_folder_they_were_merged_into(lora, folders, tmp_path):
     fast = tinywan.lora(tmp_path / "fast.safetensors", rank=3)
     merged = tinywan.pipeline(encoder=False)

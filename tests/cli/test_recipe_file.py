@@ -62,6 +62,44 @@ def test_what_is_given_wins(files: pico.Pico, recipe: Path) -> None:
     assert plan(recipe, other)["lora"] == str(other)
 
 
+def test_distillation_loras_are_a_list_or_said_one_by_one(files: pico.Pico) -> None:
+    for name in ("few.safetensors", "cfg.safetensors", "odd:2"):
+        (files.folder / name).write_bytes(files.lora.read_bytes())
+    recipe, start = files.folder / "made.yaml", "lora: style.safetensors\nsource: source.safetensors\ntarget_lora:"
+    flags = [
+        "--target-lora",
+        files.folder / "few.safetensors",
+        "--target-lora",
+        f"{files.folder / 'cfg.safetensors'}:0.5",
+    ]
+    done = invoke("plan", files.lora, "-s", files.source, *flags, "--json")
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)["target_lora"]
+    assert [(Path(each["file"]).name, each["strength"]) for each in said] == [
+        ("few.safetensors", 1),
+        ("cfg.safetensors", 0.5),
+    ]
+    for listed in (
+        "[few.safetensors, 'cfg.safetensors:0.5']",
+        "[few.safetensors, {file: cfg.safetensors, strength: 0.5}]",
+    ):
+        recipe.write_text(f"{start} {listed}\n", encoding="utf-8")
+        assert plan(recipe)["target_lora"] == said
+    for one, strength in (
+        ("cfg.safetensors:0.5", 0.5),
+        ("odd:2", 1),
+        ("'odd:2:-1:scale=3'", -1),
+        ("{file: 'odd:2'}", 1),
+    ):
+        recipe.write_text(f"{start} {one}\n", encoding="utf-8")
+        (found,) = plan(recipe)["target_lora"]
+        assert (found["strength"], Path(found["file"]).parent) == (strength, files.folder)
+    assert plan(recipe, *flags)["target_lora"] == said  # what is given takes the place of all
+    shown = invoke("plan", "--recipe", recipe, *flags).stdout
+    assert "the source plus " in shown
+    assert "cfg.safetensors at strength 0.5" in shown
+
+
 def test_every_command_that_transfers_takes_it(files: pico.Pico, recipe: Path) -> None:
     done = invoke("cache", "warm", "--recipe", recipe, "--cache", files.folder / "kept")
     assert done.exit_code == 0, done.output
