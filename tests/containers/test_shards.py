@@ -162,14 +162,14 @@ def test_settings_of_every_shard_are_heard(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's own, about saving without a group
-@pytest.mark.parametrize("given", ["the folder", "a piece"])
+@pytest.mark.parametrize("given", ["the folder", "a piece", "the folder around"])
 def test_pieces_of_torch_distributed_are_named(given, tmp_path):
     import torch.distributed.checkpoint as dcp
 
     dcp.save(makers.model(), checkpoint_id=tmp_path / "fsdp", no_dist=True)
     piece = next((tmp_path / "fsdp").glob("*.distcp"))
-    with pytest.raises(UnsupportedError, match=r"torch\.distributed(.|\n)*dcp_to_torch"):
-        locate(piece.parent if given == "the folder" else piece)
+    with pytest.raises(UnsupportedError, match=r"torch\.distributed(.|\n)*dcp_to_torch(.|\n)*fsdp "):
+        locate({"the folder": piece.parent, "a piece": piece, "the folder around": tmp_path}[given])
 
 
 def test_the_folder_of_deepspeed(tmp_path):
@@ -186,6 +186,14 @@ def test_the_folder_of_deepspeed(tmp_path):
     torch.save({"optimizer_state_dict": {"x": torch.ones(3)}}, tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
     found = open_checkpoint(tmp_path)
     assert (found.nested, len(found.tensors)) == ("module", len(MODEL))
+
+
+def test_names_without_numbers(tmp_path):
+    """DeepSpeed at ZeRO stage 3: every rank keeps its share of the numbers with the optimizer's state."""
+    empty = {key: torch.zeros(0, dtype=torch.bfloat16) for key in MODEL} | {"blocks.0.freqs": torch.ones(4)}
+    torch.save({"module": empty, "ds_version": "0.17.0"}, tmp_path / "zero_pp_rank_0_mp_rank_00_model_states.pt")
+    with pytest.raises(FileError, match=r"without their numbers(.|\n)*module/(.|\n)*zero_to_fp32"):
+        locate(tmp_path)
 
 
 def test_the_folder_of_accelerate(tmp_path):

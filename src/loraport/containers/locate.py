@@ -142,6 +142,19 @@ def _check_split(file: TensorFile, count: int = 1) -> None:
         )
 
 
+def _refuse_empty(file: TensorFile) -> None:
+    """Refuse a torch file of names without numbers."""
+    for nest, group in file.groups.items():
+        empty = [key for key, ref in group.items() if 0 in ref.shape] if file.container == "torch" else []
+        if len(empty) > len(group) / 2:
+            raise FileError(
+                "the file holds names of weights without their numbers, as DeepSpeed leaves it at ZeRO stage 3",
+                where=str(file.path),
+                values=f"{len(empty)} of {len(group)} tensors are empty, e.g. {'/'.join((*nest, empty[0]))}",
+                fix="join its pieces with the zero_to_fp32.py that lies beside them, and name the result",
+            )
+
+
 def _distributed(folder: Path, name: str) -> UnsupportedError:
     return UnsupportedError(
         "the model is saved in pieces by torch.distributed.checkpoint (FSDP), which is not read",
@@ -158,6 +171,7 @@ def _joined(path: Path, shards: list[TensorFile], tensors: Group, notes: tuple[s
 
 def _located(path: Path, file: TensorFile, notes: tuple[str, ...] = ()) -> Located:
     _check_split(file)
+    _refuse_empty(file)
     groups = {nest: logical_group(group, file.metadata) for nest, group in file.groups.items()}
     return Located(path, groups, file.metadata, notes)
 
@@ -197,9 +211,11 @@ def _folder(folder: Path, nested: str | None, expert: Expert | None) -> Located:
                 values=", ".join(path.name for path in list(models)[:8]),
                 fix=f"name the file itself, such as {next(iter(models))}",
             )
-        pieces = [path.name for path in items if path.suffix == _DISTRIBUTED]
-        if pieces:
-            raise _distributed(folder, ", ".join(pieces[:4]))
+        inside = [path for path in items if _is_folder(path)]
+        for place in (folder, *inside):  # Accelerate puts them into a folder of their own
+            pieces = [path.name for path in list_folder(place) if path.suffix == _DISTRIBUTED]
+            if pieces:
+                raise _distributed(place, ", ".join(pieces[:4]))
         raise FileError(
             "the folder holds no model",
             where=str(folder),
