@@ -1,27 +1,20 @@
 """From what a user names (file, folder, index, shard, zoo name, hub id) to the tensors that are meant."""
 
-import json
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
 
 from loraport.containers.access import kind_of, list_folder, nearest_path
 from loraport.containers.codecs.registry import logical_group
-from loraport.containers.codecs.settings import joined
 from loraport.containers.names import EXPERTS, Expert, expert_named, named_path
-from loraport.containers.stored import Group, TensorFile, TensorRef, list_stored
-from loraport.errors import FileError, UnsupportedError, UsageError
-from loraport.files import read_text
+from loraport.containers.shards import DISTRIBUTED, SHARD, by_index, by_names, check_split, distributed, refuse_empty
+from loraport.containers.stored import Group, TensorFile, list_stored
+from loraport.errors import FileError, UsageError
 
-MAX_INDEX_BYTES = 32 * 2**20
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")  # the order of preference
-_SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})(?=\.)")
-MAX_SHARDS = 1000
 # What trainers write beside a model, in files with the same endings.
 _NO_MODEL = re.compile(r"optimizer|optim_states|scheduler|scaler|rng_state|random_states|training_args|trainer_state")
-_DISTRIBUTED = ".distcp"
 # A model's file or index; a variant ("fp16") stands before the ending in the one and after `.index` in the other.
 _MODEL = re.compile(
     r"(?P<stem>.+?)(\.(?P<variant>fp16|bf16|fp32|fp8|ema|non_ema))?(?P<ending>\.(safetensors|bin|pt|pth|ckpt|gguf))"
@@ -72,20 +65,23 @@ def locate(spec: str | Path, *, nested: str | None = None, expert: Expert | None
 
 def _file(path: Path) -> Located:
     if path.name.endswith(".json"):
-        return _index(path)
-    if path.suffix == _DISTRIBUTED:
-        raise _distributed(path.parent, path.name)
-    if _SHARD.search(path.name):
+        return _located(path, by_index(path))
+    if path.suffix == DISTRIBUTED:
+        raise distributed(path.parent, path.name)
+    shard = SHARD.search(path.name)
+    if shard is not None:
         index = _index_of(path)
-        if index is not None:
-            return _index(index, (f"{path.name} is one of several shards; all of {index.name} was taken",))
-        return _shards(path)
+        if index is None:
+            note = f"{path.name} is one of {int(shard['count'])} shards, all of which were taken"
+            return _located(path, by_names(path), (note,))
+        note = f"{path.name} is one of several shards; all of {index.name} was taken"
+        return _located(index, by_index(index), (note,))
     return _located(path, list_stored(path))
 
 
 def _index_of(shard: Path) -> Path | None:
     """The index that lists a shard, if it lies beside it."""
-    whole = _SHARD.sub("", shard.name)
+    whole = SHARD.sub("", shard.name)
     names = [f"{whole}.index.json"]
     plain = _MODEL.fullmatch(whole)
     if plain and plain["variant"]:
@@ -93,85 +89,9 @@ def _index_of(shard: Path) -> Path | None:
     return next((shard.parent / name for name in names if kind_of(shard.parent / name) == "file"), None)
 
 
-def _shards(path: Path) -> Located:
-    """All shards of a model that has no index; their names say how many there are."""
-    found = _SHARD.search(path.name)
-    assert found is not None
-    count = int(found["count"])
-    names = [_SHARD.sub(f"-{number:05}-of-{count:05}", path.name) for number in range(1, min(count, MAX_SHARDS) + 1)]
-    missing = [name for name in names if kind_of(path.parent / name) != "file"]
-    if missing or path.name not in names:
-        raise FileError(
-            f"this is one shard of {count}, and neither an index nor all the others are beside it",
-            where=str(path),
-            values=f"missing: {', '.join(missing[:4])}{' and more' if len(missing) > 4 else ''}" if missing else None,
-            fix="download the others too, and name any of them or the folder",
-        )
-    files = [list_stored(path.parent / name) for name in names]
-    tensors: dict[str, TensorRef] = {}
-    for file in files:
-        _check_split(file, count)
-        for key, ref in file.groups.get((), {}).items():
-            if key in tensors:
-                raise FileError(
-                    f"{key} is in two shards",
-                    where=str(path),
-                    values=f"{tensors[key].file.name}, {ref.file.name}",
-                    fix="these are shards of different models; download them again",
-                )
-            tensors[key] = ref
-    said = files[0].metadata.get("split.tensors.count", str(len(tensors)))
-    if said != str(len(tensors)):
-        raise FileError(
-            "the parts of the GGUF file do not hold as many tensors as the first says",
-            where=str(path),
-            values=f"{len(tensors):,}, {said[:20]} said",
-            fix="these are parts of different models; download them again",
-        )
-    return _joined(path, files, tensors, (f"{path.name} is one of {count} shards, all of which were taken",))
-
-
-def _check_split(file: TensorFile, count: int = 1) -> None:
-    """Refuse a part of a GGUF file that was split into another number of parts than are there."""
-    parts = file.metadata.get("split.count", "0") if file.container == "gguf" else "0"
-    if parts not in {"0", str(count)}:
-        raise FileError(
-            f"this is one part of a GGUF file that was split into {parts[:9]}",
-            where=str(file.path),
-            fix="give the parts the names they had, such as model-00001-of-00002.gguf, in one folder",
-        )
-
-
-def _refuse_empty(file: TensorFile) -> None:
-    """Refuse a torch file of names without numbers."""
-    for nest, group in file.groups.items():
-        empty = [key for key, ref in group.items() if 0 in ref.shape] if file.container == "torch" else []
-        if len(empty) > len(group) / 2:
-            raise FileError(
-                "the file holds names of weights without their numbers, as DeepSpeed leaves it at ZeRO stage 3",
-                where=str(file.path),
-                values=f"{len(empty)} of {len(group)} tensors are empty, e.g. {'/'.join((*nest, empty[0]))}",
-                fix="join its pieces with the zero_to_fp32.py that lies beside them, and name the result",
-            )
-
-
-def _distributed(folder: Path, name: str) -> UnsupportedError:
-    return UnsupportedError(
-        "the model is saved in pieces by torch.distributed.checkpoint (FSDP), which is not read",
-        where=str(folder),
-        values=name,
-        fix=f"join them: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pt",
-    )
-
-
-def _joined(path: Path, shards: list[TensorFile], tensors: Group, notes: tuple[str, ...]) -> Located:
-    metadata = joined([shard.metadata for shard in shards])
-    return _located(path, TensorFile(path, "index", {(): tensors}, metadata), notes)
-
-
 def _located(path: Path, file: TensorFile, notes: tuple[str, ...] = ()) -> Located:
-    _check_split(file)
-    _refuse_empty(file)
+    check_split(file)
+    refuse_empty(file)
     groups = {nest: logical_group(group, file.metadata) for nest, group in file.groups.items()}
     return Located(path, groups, file.metadata, notes)
 
@@ -193,7 +113,7 @@ def _folder(folder: Path, nested: str | None, expert: Expert | None) -> Located:
     whole: set[str] = set()
     items = list_folder(folder)
     for path in items:
-        name = _SHARD.sub("", path.name)
+        name = SHARD.sub("", path.name)
         match = None if _NO_MODEL.search(path.name) else _MODEL.fullmatch(name)
         if name != path.name and (name in whole or _index_of(path) or folder / name in items):
             continue  # shards without an index, and without all of it in one file, stand for the model by the first
@@ -213,9 +133,9 @@ def _folder(folder: Path, nested: str | None, expert: Expert | None) -> Located:
             )
         inside = [path for path in items if _is_folder(path)]
         for place in (folder, *inside):  # Accelerate puts them into a folder of their own
-            pieces = [path.name for path in list_folder(place) if path.suffix == _DISTRIBUTED]
+            pieces = [path.name for path in list_folder(place) if path.suffix == DISTRIBUTED]
             if pieces:
-                raise _distributed(place, ", ".join(pieces[:4]))
+                raise distributed(place, ", ".join(pieces[:4]))
         raise FileError(
             "the folder holds no model",
             where=str(folder),
@@ -272,40 +192,3 @@ def _descend(folder: Path, nested: str | None, expert: Expert | None) -> tuple[P
 
 def _is_folder(path: Path) -> bool:
     return kind_of(path) == "folder"
-
-
-def _index(path: Path, notes: tuple[str, ...] = ()) -> Located:
-    weight_map = _read_weight_map(path)
-    shards: dict[str, TensorFile] = {}
-    tensors: dict[str, TensorRef] = {}
-    for key, name in weight_map.items():
-        if name not in shards:
-            shard = path.parent / name
-            if not kind_of(shard):
-                raise FileError("a shard that the index lists is missing", where=str(shard), fix="download it too")
-            shards[name] = list_stored(shard)
-        ref = shards[name].groups.get((), {}).get(key)
-        if ref is None:
-            raise FileError(
-                f"{key} is not in the shard that the index gives",
-                where=str(path),
-                values=name,
-                fix="index and shards are of different models; download them again",
-            )
-        tensors[key] = ref
-    return _joined(path, list(shards.values()), tensors, notes)
-
-
-def _read_weight_map(path: Path) -> dict[str, str]:
-    try:
-        content: Any = json.loads(read_text(path, "index", most=MAX_INDEX_BYTES))
-    except (ValueError, RecursionError) as error:
-        raise FileError("the index is not valid JSON", where=str(path), values=str(error)[:200]) from None
-    weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise FileError("the index has no weight_map", where=str(path), fix="give the model's file or folder")
-    for name in set(map(str, weight_map.values())):
-        inside = PurePosixPath(name.replace("\\", "/"))
-        if inside.is_absolute() or ".." in inside.parts or ":" in name:
-            raise FileError("the index points outside its folder", where=str(path), values=name[:200])
-    return {str(key): str(name) for key, name in weight_map.items()}
