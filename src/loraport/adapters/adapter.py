@@ -19,6 +19,7 @@ from loraport.containers.tensors import TensorRef, read_float, read_tensor
 from loraport.core.lowrank import LowRank
 from loraport.errors import NumericalError, UnsupportedError
 from loraport.models.architecture import Architecture, LayerName
+from loraport.models.family import Family
 from loraport.models.placement import Rows, join
 
 WeightPieces = tuple[tuple[TensorRef, Rows], ...]
@@ -315,6 +316,7 @@ class LoraAdapter:
         warnings: sentences for the user.
         expert: the expert of Wan2.2 that it is for, "high" or "low", where its keys say so.
         nest: the names that lead to its tensors in a torch file.
+        others: families that it may as well be for, going by its names and sizes; none where a model was given.
     """
 
     path: Path
@@ -329,6 +331,7 @@ class LoraAdapter:
     warnings: tuple[str, ...] = ()
     expert: str | None = None
     nest: tuple[str, ...] = ()
+    others: tuple[Family, ...] = ()
 
     @property
     def fused(self) -> frozenset[LayerName]:

@@ -14,6 +14,7 @@ from loraport.adapters.join import Factors, factored, without_zeros
 from loraport.adapters.loaders import loader_notes, ways_to_load
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import check_passthrough, render, write_adapter
+from loraport.adapters.shared_names import check_one_meant
 from loraport.errors import NumericalError
 from loraport.files import check_output, with_settings
 from loraport.models.architecture import Architecture
@@ -65,7 +66,7 @@ def convert_adapter(
         path: the LoRA. output: the file to write. to: an output profile.
         model: a model it must fit; needed where updates are functions of the weights they were trained on (DoRA, ...),
             which are then those of this model, and where a layer has a bias alone and its size follows from nothing
-            else.
+            else, and where the LoRA may be of several families.
         expert, adapter, drop, allow_partial, scale: as for `open_adapter`.
         overwrite: whether `output` may exist.
 
@@ -79,6 +80,8 @@ def convert_adapter(
     without = next((layer for layer in lora.layers.values() if layer.needs_source), None)
     if without is not None:
         raise without.source_missing()
+    if model is None:
+        check_one_meant(lora, to)
     inputs = list(with_settings("input LoRA", lora.path))
     if isinstance(model, Checkpoint):
         inputs += [("model", file) for file in {ref.file for ref in model.tensors.values()}]

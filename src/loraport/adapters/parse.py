@@ -25,6 +25,7 @@ from loraport.adapters.refusals import (
     unmatched_keys,
 )
 from loraport.adapters.scale import FROM_CONFIG, FROM_HEADER, FROM_METADATA, AdapterConfig, check_factor, read_config
+from loraport.adapters.shared_names import shared_title
 from loraport.containers.names import Expert, named_path
 from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
@@ -105,6 +106,8 @@ def open_adapter(
     problems = {**dict.fromkeys(unmatched, ""), **_misnumbered(pieces, dialect.names), **done.leftover}
     own = detect({name: layer.shape for name, layer in done.layers.items()}, family)
     _check_shapes(own, path)
+    if len(possible) > 1:
+        own = replace(own, title=shared_title([own.title, *(_title_in(refs, each, path) for each in possible[1:])]))
     if architecture is not None:
         misfits = check_fit(done, own, model if model is not None else architecture, role, path)
         if layers_alone:
@@ -138,6 +141,7 @@ def open_adapter(
         ),
         next((piece.at.expert for piece in pieces if piece.at.expert), None),
         opened.nest,
+        tuple(possible[1:]),
     )
 
 
