@@ -1,9 +1,18 @@
 """Names of the attention are common to many families: a LoRA on it alone is told by its sizes."""
 
+import json
+import re
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from loraport.adapters.convert import convert_adapter
 from loraport.adapters.describe import describe
+from loraport.errors import MismatchError
+from loraport.models.architecture import detect
+from loraport.models.checkpoint import open_checkpoint
+from loraport.models.family import families
 from makers import LoraFile
 
 IMAGE = {"attn.to_q": 1, "attn.to_k": 1, "attn.to_v": 1, "attn.to_out.0": 1}
@@ -11,9 +20,9 @@ TEXT = {"attn.add_q_proj": 1, "attn.add_k_proj": 1, "attn.add_v_proj": 1, "attn.
 
 
 def _lora(parts, width, blocks, called="transformer_blocks", prefix="transformer."):
-    """Factors of rank 1; the rows of B as a share of the width."""
+    """Factors of rank 1 in the first and the last block; the rows of B as a share of the width."""
     found = {}
-    for n in range(blocks):
+    for n in (0, blocks - 1):
         for name, share in parts.items():
             stem = f"{prefix}{called}.{n}.{name}"
             found[f"{stem}.lora_A.weight"] = torch.zeros(1, width)
@@ -40,6 +49,85 @@ CASES = [
 def test_it_is_told_by_its_sizes(title, tensors, tmp_path):
     found = describe(LoraFile(tensors).write(tmp_path))
     assert (found.refused, found.title.partition(" (")[0]) == ("", title)
+
+
+# Names and sizes that several have: the models that may be meant are all named.
+SHARED = [
+    ({"Qwen-Image 20B", "FLUX.1 12B", "HunyuanVideo 13B"}, _lora(IMAGE, 3072, 6)),
+    ({"HunyuanVideo 13B", "FLUX.1 12B"}, _lora({"img_attn.qkv": 3}, 3072, 6, "double_blocks", "diffusion_model.")),
+    ({"LTX-Video 13B", "LTX-2 19B", "22B"}, _lora({"attn1.to_q": 1, "attn1.to_k": 1}, 4096, 48)),
+]
+
+
+@pytest.mark.parametrize(("titles", "tensors"), SHARED)
+def test_where_sizes_do_not_tell_either_all_are_named(titles, tensors, tmp_path):
+    path = LoraFile(tensors).write(tmp_path)
+    found = describe(path)
+    assert titles <= set(found.title.partition(" (")[0].split(" or "))
+    assert any("may be one of" in text for text in found.findings)
+
+
+def test_names_that_depend_on_which_is_meant_are_not_written_without_a_model(tmp_path):
+    path = LoraFile(_lora(IMAGE, 3072, 6)).write(tmp_path)
+    with pytest.raises(MismatchError, match=r"may be for .*Qwen-Image.*FLUX\.1"):
+        convert_adapter(path, tmp_path / "x.safetensors", to="universal")
+    assert not (tmp_path / "x.safetensors").exists()
+    convert_adapter(path, tmp_path / "x.safetensors", to="same-as-input")
+    layers = {f"transformer_blocks.{n}.{name}": (3072, 3072) for n in (0, 5, 59) for name in IMAGE}
+    qwen = detect(layers, families()["qwen_image"])
+    convert_adapter(path, tmp_path / "y.safetensors", to="universal", model=qwen)
+    assert "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight" in load_file(tmp_path / "y.safetensors")
+
+
+SEEN = {
+    "FLUX.1 12B": _lora(IMAGE, 3072, 19) | _lora({"attn.to_q": 1}, 3072, 38, "single_transformer_blocks"),
+    "Stable Diffusion 3 medium 2B": _lora(IMAGE | TEXT, 1536, 24),
+    "SANA 1.6B": _lora({"attn1.to_q": 1, "attn2.to_q": 1}, 2240, 20),
+    "SANA 1.6B (20": _lora({"attn.qkv": 3, "cross_attn.q_linear": 1}, 2240, 20, "blocks", "diffusion_model."),
+    "Cosmos-Predict2 or Anima 2B": _lora({"self_attn.q_proj": 1, "mlp.layer1": 4}, 2048, 28, "blocks", ""),
+    "Kandinsky 5": _lora({"self_attention.to_query": 1}, 1792, 32, "visual_transformer_blocks"),
+    "Lumina-Image 2.0 2.6B": _lora({"attn.to_q": 1, "attn.to_k": 1 / 3}, 2304, 26, "layers"),
+    "Ideogram 4": _lora({"attention.to_q": 1, "feed_forward.w1": 3}, 4608, 34, "layers"),
+    "HunyuanImage 2.1": _lora(IMAGE | TEXT, 3584, 20),
+    "Mochi 10B": _lora({"attn.qkv_x": 3, "attn.proj_x": 1}, 3072, 48, "blocks", "diffusion_model."),
+    "CogView4 6B": _lora({"attn1.to_q": 1, "ff.net.0.proj": 4}, 4096, 28),
+    "AuraFlow": _lora(IMAGE, 3072, 4, "joint_transformer_blocks"),
+    "HunyuanDiT 1.5B": _lora({"attn1.to_q": 1, "ff.net.0.proj": 4}, 1408, 40, "blocks"),
+    "HiDream": _lora({"block.attn1.to_q": 1}, 2560, 16, "double_stream_blocks", "diffusion_model."),
+    "FLUX.3": _lora({"attn.to_q": 1, "ff.linear_in": 6}, 3072, 5, "mode_blocks.image"),
+    "PixArt": _lora({"attn1.to_q": 1, "ff.net.0.proj": 4}, 1152, 28),
+    "a Stable Diffusion UNet": _lora(
+        {"attn1.to_q": 1}, 640, 2, "down_blocks.1.attentions.0.transformer_blocks", "unet."
+    ),
+}
+
+
+@pytest.mark.parametrize("title", SEEN)
+def test_what_is_only_recognised_is_refused_by_its_name(title, tmp_path):
+    found = describe(LoraFile(SEEN[title]).write(tmp_path))
+    assert f"for {title}" in found.refused
+    assert found.exit_code == 3
+
+
+@pytest.mark.parametrize("title", ["FLUX.1 12B", "SANA 1.6B", "Lumina-Image 2.0 2.6B", "Cosmos-Predict2 or Anima 2B"])
+def test_checkpoints_of_such_a_family_are_too(title, tmp_path):
+    """Headers of the size of the models; no numbers."""
+    weights = {
+        key.removeprefix("transformer.").replace(".lora_B", ""): tensor.shape[0]
+        for key, tensor in SEEN[title].items()
+        if ".lora_B" in key
+    }
+    width = next(t.shape[1] for key, t in SEEN[title].items() if ".lora_A" in key)
+    header, size = {}, 0
+    for key, rows in weights.items():
+        header[key] = {"dtype": "F8_E4M3", "shape": [rows, width], "data_offsets": [size, size + rows * width]}
+        size += rows * width
+    text = json.dumps(header).encode()
+    with open(tmp_path / "x.safetensors", "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + size)  # as sparse as a file can be
+    with pytest.raises(MismatchError, match=f"this is {re.escape(title)}"):
+        open_checkpoint(tmp_path / "x.safetensors")
 
 
 FOREIGN = [

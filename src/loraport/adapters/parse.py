@@ -194,7 +194,7 @@ def _families_of(refs: Mapping[str, TensorRef], path: Path) -> list[Family]:
         return (possible or list(families().values()))[:1]
     if len(best) > 1:
         fits = {family.name: _own(_sort(sample, family)[0], family, path) for family in best}
-        plausible = {name: own.plausible if own else (False, False) for name, own in fits.items()}
+        plausible = {name: own.plausible if own else (False, False, False) for name, own in fits.items()}
         best = [family for family in best if plausible[family.name] == max(plausible.values())]
         # Named first is the family of which most is there.
         covered = {name: own.covered if own else 0.0 for name, own in fits.items()}

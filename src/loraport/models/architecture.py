@@ -9,6 +9,7 @@ from loraport.models.family import Family
 from loraport.models.placement import size_of
 
 LayerName = str
+OR = " or "
 Shape = tuple[int, ...]
 
 
@@ -25,7 +26,8 @@ class Architecture:
             number of blocks of every kind is among them.
         misfits: modules whose shape is not what the dimensions say -> what is wrong. They keep the shape they have.
         lookalike: the other family with the same names that this is, going by its dimensions; None if it is none.
-        size: the size of the family that it is, e.g. "14B"; "" if it is none of the known ones.
+        size: the size of the family that it is, e.g. "14B"; several, with "or" between them, where what is there does
+            not tell; "" if it is none of the known ones.
     """
 
     family: Family
@@ -58,12 +60,15 @@ class Architecture:
         return self.family.modules(self.dimensions)
 
     @property
-    def plausible(self) -> tuple[bool, bool]:
-        """Whether its sizes contradict neither each other nor the family, and whether they are those of a known model.
+    def plausible(self) -> tuple[bool, bool, bool]:
+        """Whether its sizes contradict neither each other nor the family, are those of a known model, and whether it
+        has as many blocks as that one.
 
         Names of some layers are common to several families; the one whose sizes are right is it.
         """
-        return not self.misfits and self.lookalike is None, self.size != ""
+        meant = [size for size in self.family.sizes if size["name"] in self.size.split(OR)]
+        whole = any(_as_many_blocks(size, self.dimensions, self.family) for size in meant)
+        return not self.misfits and self.lookalike is None, self.size != "", whole
 
     @property
     def covered(self) -> float:
@@ -107,11 +112,11 @@ def detect(shapes: Mapping[str, Shape], family: Family) -> Architecture:
     dimensions |= counts
     dimensions.setdefault("blocks", 0)
     lookalike = family.lookalike(dimensions=dimensions)
-    size = next((s for s in family.sizes if "width" in dimensions and _agrees(s, dimensions, family)), None)
+    sizes = [s for s in family.sizes if "width" in dimensions and _agrees(s, dimensions, family)]
+    sizes = [s for s in sizes if _as_many_blocks(s, dimensions, family)] or sizes
+    size = OR.join(s["name"] for s in sizes)
     title = _title(family, dimensions, shapes, lookalike, size)
-    return Architecture(
-        family, title, layers, dict(shapes), dimensions, misfits, lookalike, "" if size is None else size["name"]
-    )
+    return Architecture(family, title, layers, dict(shapes), dimensions, misfits, lookalike, size)
 
 
 def measure(shapes: Mapping[str, Shape], family: Family) -> tuple[dict[str, int], dict[str, str]]:
@@ -203,19 +208,26 @@ def _title(
     dimensions: dict[str, int],
     shapes: Mapping[str, Shape],
     lookalike: str | None,
-    size: Mapping[str, object] | None,
+    size: str,
 ) -> str:
     has_image = any(family.image_marker in name.split(".") for name in shapes)
     known: dict[str, object] = {**dimensions, "has_image": has_image}
-    whole = size is not None and "in_channels" in known
-    known["size"] = size["name"] if size else "?"
+    whole = size != "" and "in_channels" in known
+    known["size"] = size
     variant = next((v for v in family.variants if whole and _agrees(v, known)), None)
-    name = variant["title"] if variant else f"{family.title} {size['name']}" if size else family.title
+    name = variant["title"] if variant else f"{family.title} {size}" if size else family.title
     blocks = dimensions.get("blocks", 0)
     facts = [f"{blocks} block{'s' * (blocks != 1)}"] if blocks else []
     facts += [f"width {dimensions['width']}"] if "width" in dimensions else []
     name = lookalike or name
     return f"{name} ({', '.join(facts)})" if facts else name
+
+
+def _as_many_blocks(size: Mapping[str, object], dimensions: Mapping[str, int], family: Family) -> bool:
+    """Whether there are as many blocks of each kind as a size has, those of which there are none aside."""
+    return all(
+        dimensions.get(called) in (0, size.get(called, 0)) or called not in size for called in family.counters.values()
+    )
 
 
 def _agrees(wanted: Mapping[str, object], known: Mapping[str, object], partly: Family | None = None) -> bool:

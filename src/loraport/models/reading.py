@@ -66,7 +66,7 @@ def _best(tensors: Mapping[str, TensorRef], candidates: list[Family], known: Map
     return None
 
 
-def _likeness(reading: Reading) -> tuple[tuple[bool, bool], float]:
+def _likeness(reading: Reading) -> tuple[tuple[bool, bool, bool], float]:
     found = detect(reading.shapes, reading.family)
     return found.plausible, found.covered
 
