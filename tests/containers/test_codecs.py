@@ -212,13 +212,6 @@ def test_settings_of_all_modules_in_the_header(name, tmp_path):
     )
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"layers": 3}', "[" * 9999])
-def test_settings_in_the_header_that_are_none(text, tmp_path):
-    save_file({"a.weight": matrix()}, tmp_path / "x.safetensors", {"_quantization_metadata": text})
-    with pytest.raises(FileError, match="_quantization_metadata"):
-        open_tensors(tmp_path / "x.safetensors")
-
-
 def comfy(value: object) -> torch.Tensor:
     text = value if isinstance(value, bytes) else json.dumps(value).encode()
     return torch.tensor(list(text), dtype=torch.uint8)
@@ -226,6 +219,22 @@ def comfy(value: object) -> torch.Tensor:
 
 FP8 = {"a.weight": matrix().to(E4M3), "a.weight_scale": torch.tensor(0.1)}
 INT8 = {"a.weight": torch.ones(12, 20, dtype=torch.int8)}
+
+
+@pytest.mark.parametrize("stored", [FP8, INT8 | {"a.weight_scale": torch.ones(12, 1)}])
+def test_a_header_that_says_that_weights_were_turned(stored, tmp_path):
+    save_file(stored, tmp_path / "x.safetensors", {"activation_rotation": "convrot_hadamard_v1"})
+    (ref,) = open_tensors(tmp_path / "x.safetensors").groups[()].values()
+    assert "in a rotated basis" in refusal(ref)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"layers": 3}', "[" * 9999])
+def test_settings_in_the_header_that_are_none(text, tmp_path):
+    save_file({"a.weight": matrix()}, tmp_path / "x.safetensors", {"_quantization_metadata": text})
+    with pytest.raises(FileError, match="_quantization_metadata"):
+        open_tensors(tmp_path / "x.safetensors")
+
+
 REFUSED = {
     "int8 whose scale is missing": INT8,
     "zero points": INT8 | {"a.weight_scale": torch.ones(12, 1), "a.weight_zero_point": torch.ones(12, 1)},

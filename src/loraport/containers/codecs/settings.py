@@ -15,9 +15,11 @@ from loraport.errors import FileError
 
 SUFFIX = ".comfy_quant"
 HEADER = "_quantization_metadata"
+ROTATED = "activation_rotation"  # Unsloth: weights of 8 bits were turned, how is said nowhere else
 MAX_BYTES = 65_536  # of the table of one module; honest ones have a hundred
 UNKNOWN = "a format that its ComfyUI settings do not name"
 _BEFORE_FORMATS = {"convrot", "per_row"}  # int8 files of ComfyUI-INT8-Fast name no format, only these
+_TURNED = {"I8": "int8_tensorwise", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
 _NAME = re.compile(r"[\w.-]{1,80}")
 
 
@@ -33,6 +35,9 @@ def module_settings(group: Group, metadata: Mapping[str, str]) -> dict[str, dict
     for key, ref in group.items():
         if key.endswith(SUFFIX):
             found[key.removesuffix(SUFFIX)] = _table(_text(ref))
+        elif ROTATED in metadata and key.endswith(".weight") and ref.dtype in _TURNED:
+            turned = {"format": _TURNED[ref.dtype], "convrot": True, "convrot_groupsize": metadata[ROTATED]}
+            found.setdefault(key.removesuffix(".weight"), turned)
     return found
 
 

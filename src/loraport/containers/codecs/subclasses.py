@@ -7,12 +7,12 @@ zero point or a shift besides, or packs several numbers in a byte, keeps its nam
 
 from collections.abc import Mapping
 
+from loraport.containers.codecs.settings import ROTATED
 from loraport.containers.stored import Group
 
 # What the numbers and the scale are called, the formats that are plain, and what must not stand beside them.
 _QUANTO = ("weight._data", "weight._scale", ("F8_E4M3", "F8_E5M2", "I8"), ("weight._shift",))
 _TORCHAO = ("_weight_qdata", "_weight_scale", ("F8_E4M3", "F8_E5M2"), ("_weight_zero_point",))
-ROTATED = "activation_rotation"  # in headers: the weights were turned, and the inputs are to be
 
 
 def put_together(group: Group, metadata: Mapping[str, str]) -> Group:
