@@ -192,7 +192,8 @@ def convert(
         lora: the file to read.
         output: the file to write.
         to: names in the output: `universal`, `diffusers`, `kohya`, `original`, `fastvideo` or `same-as-input`.
-        model: the model it belongs to, to check the names and sizes against.
+        model: the model it belongs to, to check the names and sizes against; needed for DoRA and other kinds that are
+            functions of the weights they were trained on.
         expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
         adapter: which adapter, for a file that names several.
         drop: regular expression; layers and keys that match are left out.

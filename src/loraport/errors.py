@@ -69,7 +69,7 @@ class UnmatchedKeysError(MismatchError):
 
 
 class UnsupportedError(MismatchError):
-    """A format that is recognised and refused, such as DoRA or packed quantisations."""
+    """A format that is recognised and refused, such as Stand-In or packed quantisations."""
 
 
 class NumericalError(LoraportError):

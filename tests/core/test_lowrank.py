@@ -93,3 +93,15 @@ def test_not_a_number_is_refused():
     x.A[0, 0] = math.nan
     with pytest.raises(NumericalError, match="NaN"):
         x.svd()
+
+
+@pytest.mark.parametrize("shape", [(320, 300), (300, 320)])
+def test_a_whole_matrix_is_not_multiplied_with_its_identity(shape):
+    """Norm and product come from the matrix itself, and are those of the two factors."""
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    for update in (LowRank.from_dense(matrix), LowRank.from_dense(matrix).scaled(-0.3)):
+        assert close(update.dense(), update.B.double() @ update.A.double(), 1e-6)
+        assert update.norm() == pytest.approx(float((update.B.double() @ update.A.double()).norm()), rel=1e-6)
+    spoilt = LowRank.from_dense(matrix)
+    (spoilt.A if shape[0] > shape[1] else spoilt.B)[3, 5] = 0.5
+    assert close(spoilt.dense(), spoilt.B @ spoilt.A, 1e-6)

@@ -66,7 +66,7 @@ def open_adapter(
     Raises:
         FileError: missing, damaged or unsafe.
         UnmatchedKeysError: keys that name no layer, or half pairs; with the nearest known ones.
-        UnsupportedError: DoRA, OFT, Tucker cores, ... by name.
+        UnsupportedError: what is recognised and not read, by name.
         MismatchError: a checkpoint, another family, another size.
         NumericalError: an alpha that is negative or not finite.
         UsageError: `scale` is not above zero; `drop` is no regular expression or leaves nothing; several LoRAs

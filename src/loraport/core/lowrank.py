@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.core.operator import Operator, wide
+from loraport.core.operator import Operator, norm, wide
 from loraport.errors import NumericalError
+
+SMALL = 256  # up to this rank a product costs less than looking at the factors
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class LowRank(Operator):
 
     def dense(self) -> Float[Tensor, "m n"]:
         """B @ A. The one method that forms the whole matrix."""
-        return self.B @ self.A
+        whole = self._whole()
+        return self.B @ self.A if whole is None else whole[0] * whole[1]
 
     def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
         """B (A X)."""
@@ -81,8 +84,22 @@ class LowRank(Operator):
 
     def norm(self) -> float:
         """Frobenius norm by ||BA||^2 = <B^T B, A A^T>, r x r matrices in float64."""
+        whole = self._whole()
+        if whole is not None:
+            return norm(whole[0]) * abs(whole[1])
         left, right = wide(self.B), wide(self.A)
         return math.sqrt(max(float(((left.T @ left) * (right @ right.T)).sum()), 0.0))
+
+    def _whole(self) -> tuple[Float[Tensor, "m n"], float] | None:
+        """The matrix and a factor, where the other factor of the product is the identity times that (`from_dense`)."""
+        m, n = self.shape
+        if self.rank != min(m, n) or self.rank <= SMALL:
+            return None
+        whole, other = (self.B, self.A) if n <= m else (self.A, self.B)
+        diagonal = other.diagonal()
+        if not bool((diagonal == diagonal[0]).all()) or int(torch.count_nonzero(other)) != self.rank:
+            return None
+        return whole, float(diagonal[0])
 
     def inner(self, other: "LowRank") -> float:
         """Frobenius inner product <B A, B' A'>, in float64 where it is small."""

@@ -10,6 +10,7 @@ import makers
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.grammar import _split, any_refused, grammar
 from loraport.adapters.kinds import KINDS
+from loraport.adapters.kinds.base import OnSource
 from loraport.adapters.parse import open_adapter
 from loraport.errors import UnmatchedKeysError
 from makers import LoraFile
@@ -57,3 +58,23 @@ def test_every_kind_says_what_it_must():
         assert kind.essential
         assert set(kind.linear) <= set(kind.essential)
         assert set(kind.endings) <= {*kind.essential, *kind.optional, *kind.shared}
+
+
+FORMATS = Path(__file__).parents[3] / "docs" / "formats.md"
+
+
+def test_the_page_of_formats_names_every_kind_and_every_refusal():
+    page = FORMATS.read_text(encoding="utf-8")
+    table = page.split("### Kinds\n\n")[1].split("\n\n")[0].splitlines()[2:]
+    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in table)}
+    assert set(rows) == {kind.title for kind in KINDS.values()}
+    for kind in KINDS.values():
+        _, _, keys, _, of_source, *_ = rows[kind.title]
+        assert of_source.strip() == ("yes" if isinstance(kind, OnSource) else "no")
+        for part, texts in kind.endings.items():
+            plain = min(texts, key=len).lstrip(".")
+            numbered = re.search(r"\.[1-9]\d*", plain)  # the first of a row of numbers stands for all
+            assert numbered or plain in keys or plain[:-2] in keys, (kind.title, part)
+    refused = page.split("## Refused\n")[1].split("## What is written")[0]
+    for name, _ in grammar().refused:
+        assert name in refused

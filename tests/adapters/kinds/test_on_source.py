@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import hunyuan
+import loraport
 import pico
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.describe import describe
@@ -515,3 +516,44 @@ def test_verify_and_drop(source, tmp_path):
     assert found.layers == 2
     assert any("DoRA changes the weights by a function of what they were" in text for text in found.findings)
     assert isinstance(open_adapter(path).layers["blocks.0.self_attn.q"].source_missing(), LoraportError)
+
+
+def _parts(case: str, m: int, n: int) -> Parts:
+    if case.startswith("DoRA"):
+        parts, _ = _inner("lora", m, n)
+        return parts | {"dora_scale": 1 + _random(*((m, 1) if case == "DoRA of rows" else (1, n)), seed=5, size=0.2)}
+    if case == "GLoRA":
+        up, down = _random(m, 2, seed=3, size=0.1), _random(2, n, seed=4)
+        first, second = _random(n, 2, seed=1, size=0.1), _random(2, n, seed=2, size=0.1)
+        return {"a1.weight": first, "a2.weight": second, "b1.weight": up, "b2.weight": down}
+    if case == "split":
+        halves = {f"lora_up.{i}.weight": _random(m // 2, 2, seed=i) for i in range(2)}
+        return halves | {f"lora_down.{i}.weight": _random(2, n, seed=i + 3) for i in range(2)}
+    return {
+        "OFT": {"oft_blocks": _random(m // 4, 4, 4, size=0.2), "alpha": torch.tensor(0.0)},
+        "BOFT": {"oft_blocks": _random(3, m // 4, 4, 4, size=0.2), "alpha": torch.tensor(0.0)},
+        "IA3": {"weight": _random(n, size=0.2), "on_input": torch.tensor(1)},
+        "replaced": {"set_weight": _random(m, n, size=0.2)},
+    }[case]
+
+
+OFTEN, RARELY = ["DoRA of inputs", "GLoRA"], ["DoRA of rows", "OFT", "BOFT", "IA3", "replaced", "split"]
+
+
+@pytest.mark.parametrize("case", [*OFTEN, *(pytest.param(case, marks=pytest.mark.slow) for case in RARELY)])
+def test_inspect_and_transfer(case, tmp_path):
+    """By `direct` at full rank the output is the update; by the default method it is made, and the share stated."""
+    files = pico.write(tmp_path / "models")
+    made = {name: _parts(case, m, n) for name, (m, n) in pico.LAYERS.items() if "blocks.0" in name}
+    path = _write(made, tmp_path / "x.safetensors")
+    assert describe(path).layers == len(made)
+    options = loraport.RunOptions(cache="off")
+    recipe = {"source": files.source, "target": files.target}
+    direct, default = tmp_path / "direct.safetensors", tmp_path / "default.safetensors"
+    loraport.transfer(path, output=direct, **recipe, method="direct", rank="full", options=options)
+    report = loraport.transfer(path, output=default, **recipe, rank="8", options=options)
+    wanted = open_adapter(path, open_checkpoint(files.source)).layers
+    for name, layer in open_adapter(direct, open_checkpoint(files.target)).layers.items():
+        _close(layer.load().dense(), wanted[name].load().dense(), 1e-4)
+    assert all(0 < layer.energy_kept <= 1 for layer in report.layers)
+    assert open_adapter(default, open_checkpoint(files.target)).layers.keys() == made.keys()
