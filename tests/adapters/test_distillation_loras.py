@@ -61,6 +61,15 @@ def test_the_update_is_the_one_computed_by_hand(name, tmp_path):
     assert len(adapter.layers) == CORPUS[name]["expect"]["layers"]
 
 
+def test_gates_that_the_base_has_not_do_not_stand_in_the_way_of_a_target(tmp_path):
+    path = write("fastvideo-gates", tmp_path)
+    adapter = open_adapter(path, layers_alone=True)
+    assert len(adapter.layers) == 20
+    assert len(adapter.dropped) == 2 * 4
+    assert all("to_gate_compress" in key for key in adapter.dropped)
+    assert any("8 keys change what the model does not have" in text for text in adapter.warnings)
+
+
 ROWS = {
     "LightX2V, extracted": "lightx2v-extraction",
     "LightX2V, Lightning, converted": "lightning",

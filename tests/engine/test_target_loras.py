@@ -238,6 +238,21 @@ def test_changes_of_other_things_than_layers_do_not_stand_in_the_way(files):
         _transfer(files, lora=files.folder / "all.safetensors", target=files.target)
 
 
+def test_what_is_advised_works_for_the_file_it_is_about(files):
+    """--scale is the LoRA's own, and a whole model goes elsewhere."""
+    few = load_file(files.folder / "few.safetensors")
+    odd = files.folder / "odd.safetensors"
+    save_file(few, odd, metadata={"alpha": "3", "rank": "99"})
+    with pytest.raises(MismatchError, match=":scale=NUMBER behind the file"):
+        _transfer(files, target_lora=odd)
+    _transfer(files, target_lora=f"{odd}:1:scale=0.5")
+    save_file(few, odd, metadata={"alpha": "3"})
+    _, report = _transfer(files, target_lora=odd)
+    assert any("odd.safetensors: the scale 0.5" in text and ":scale=1 behind" in text for text in report.warnings)
+    with pytest.raises(MismatchError, match="goes to --target"):
+        _transfer(files, target_lora=files.target)
+
+
 def test_the_same_numbers_under_another_name_are_noticed(files):
     few, copy = files.folder / "few.safetensors", files.folder / "copy.safetensors"
     save_file(dict(reversed(load_file(few).items())), copy, metadata={"name": "another"})
@@ -253,7 +268,7 @@ def test_the_report_says_what_the_result_is_used_with(files, tmp_path):
     _, report = _transfer(files, target_lora=[few, f"{cfg}:0.5"])
     assert report.summary.target is None
     assert [(used.file, used.strength) for used in report.summary.target_lora] == [(str(few), 1.0), (str(cfg), 0.5)]
-    said = f"together with {few} at strength 1 and {cfg} at strength 0.5, on the source"
+    said = f"together with {few} at strength 1, {cfg} at strength 0.5, on the source"
     assert any(said in way for way in report.load)
     assert json.loads(json.dumps(report.to_json()))["summary"]["target_lora"][1]["strength"] == 0.5
     assert f"{cfg} at strength 0.5, on the source" in render_page(report.to_json())

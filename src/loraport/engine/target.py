@@ -1,5 +1,6 @@
 """How a target is composed: a checkpoint, or the source itself, with distillation LoRAs added to it."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -11,11 +12,12 @@ from loraport.adapters.target_lora import TargetLora
 from loraport.adapters.usage import told_usage
 from loraport.engine.recipe import Recipe
 from loraport.engine.results import UsedWith
-from loraport.errors import UsageError
+from loraport.errors import LoraportError, UsageError
 from loraport.models.architecture import LayerName
 from loraport.models.checkpoint import Checkpoint
 
 _NAMED = 20  # keys named in a sentence
+_CHECKPOINT = "this file is a checkpoint"
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,25 @@ def open_added(given: TargetLora, source: Checkpoint, recipe: Recipe) -> LoraAda
             layers_alone=True,
         )
 
-    if given.adapter is not None or recipe.adapter is None:
-        return opened(given.adapter)
     try:
-        return opened(recipe.adapter)
-    except UsageError:
-        return opened(None)  # the name was meant for the other file; several adapters are still an error
+        if given.adapter is not None or recipe.adapter is None:
+            return opened(given.adapter)
+        try:
+            return opened(recipe.adapter)
+        except UsageError:
+            return opened(None)  # the name was meant for the other file; several adapters are still an error
+    except LoraportError as error:
+        fix = _own_scale(error.fix or "")
+        if _CHECKPOINT in error.what:
+            fix = "a whole distilled model goes to --target"
+        if fix == (error.fix or ""):
+            raise
+        raise type(error)(error.what, where=error.where, values=error.values, fix=fix) from None
+
+
+def _own_scale(text: str) -> str:
+    """Advice about the scale, for a file that --scale does not reach."""
+    return re.sub(r"--scale(?: (\d\S*))?", lambda found: f":scale={found[1] or 'NUMBER'} behind the file", text)
 
 
 def notes_on_added(added: Added, lora: LoraAdapter) -> list[str]:
@@ -76,7 +91,7 @@ def notes_on_added(added: Added, lora: LoraAdapter) -> list[str]:
         lora: the one that is carried over.
     """
     name, found = f"distillation LoRA {Path(added.given.file).name}", added.adapter
-    notes = [f"{name}: {note}" for note in found.warnings if not note.endswith("chose nothing")]
+    notes = [f"{name}: {_own_scale(note)}" for note in found.warnings if not note.endswith("chose nothing")]
     if found.dropped:
         named = ", ".join(found.dropped[:_NAMED]) + (", ..." if len(found.dropped) > _NAMED else "")
         notes.append(f"{name}: {len(found.dropped)} keys were left out: {named}")
@@ -100,9 +115,7 @@ def twins(added: Sequence[Added], digests: Sequence[Mapping[str, str]]) -> Itera
     for (first, one), (second, two) in combinations(enumerate(added), 2):
         pairs = [(numbers(layer, first), numbers(layer, second)) for layer in digests]
         if any(mine for mine, _ in pairs) and all(mine == theirs for mine, theirs in pairs):
-            yield (
-                f"{one.given.file} and {two.given.file} hold the same LoRA, which counts with the sum of both strengths"
-            )
+            yield (f"{one.given.file} and {two.given.file} hold the same LoRA, so that it counts twice")
 
 
 def used_with(added: Added, recipe: Recipe) -> UsedWith:
@@ -129,6 +142,6 @@ def used_together(loras: Sequence[UsedWith], target: Path | None) -> tuple[str, 
         return ()
     base = "the source" if target is None else str(target)
     return (
-        f"together with {' and '.join(map(str, loras))}, on {base}: that is the target that this file is for",
+        f"together with {', '.join(map(str, loras))}, on {base}: that is the target that this file is for",
         *(f"{Path(used.file).name} says how it is sampled: {used.usage}" for used in loras if used.usage),
     )

@@ -346,6 +346,12 @@ CORPUS = {
         alpha=8.0,
         expect={"names": "fastvideo", "scale": 2.0, "alpha": "lora_alpha"},
     ),
+    "fastvideo-gates": entry(
+        "FastVideo's extractor on FastWan: the gates of its sparse attention are no layers of the base",
+        keys("", blocks(FASTVIDEO | {"to_gate_compress": (D, D)}), AB, extra={".lora_alpha": [1], ".lora_rank": [1]}),
+        alpha=4.0,
+        error="to_gate_compress",
+    ),
     "fastvideo-direct": entry(
         "FastVideo's extractor, reading the file directly",
         keys("", blocks(DIFFUSERS), AB, extra={".lora_alpha": [1], ".lora_rank": [1]}),
