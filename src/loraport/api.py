@@ -208,7 +208,7 @@ def convert(
         lora,
         output,
         to=to,
-        model=None if model is None else open_checkpoint(model),
+        model=None if model is None else open_checkpoint(model, expert=expert),
         expert=expert,
         adapter=adapter,
         drop=drop,
@@ -241,7 +241,7 @@ def verify(
     Raises:
         LoraportError: the file is damaged, no plain LoRA, or holds several LoRAs of which none was named.
     """
-    fits = None if model is None else open_checkpoint(model)
+    fits = None if model is None else open_checkpoint(model, expert=expert)
     return verify_adapter(path, fits, load=load, expert=expert, adapter=adapter)
 
 

@@ -81,6 +81,17 @@ def test_what_is_not_said_is_asked_for(files: pico.Pico, pair: list[object]) -> 
     assert "one expert is chosen" in contradiction.stderr
 
 
+def test_a_model_to_check_against_is_that_of_the_expert(files: pico.Pico, pair: list[object]) -> None:
+    folder = files.folder / "source"
+    for old, new in (("transformer", "high_noise_model"), ("transformer_2", "low_noise_model")):
+        (folder / old).rename(folder / new)
+    assert invoke("verify", files.lora, "--no-load", "--model", folder).exit_code == 2
+    assert invoke("verify", files.lora, "--no-load", "--model", folder, "--expert", "low").exit_code == 0
+    output = files.folder / "renamed.safetensors"
+    done = invoke("convert", files.lora, "-o", output, "--model", folder, "--expert", "high")
+    assert done.exit_code == 0, done.output
+
+
 def test_several_loras_and_a_recipe_file(files: pico.Pico, pair: list[object]) -> None:
     combined(files.lora)
     second = files.folder / "second.safetensors"

@@ -31,11 +31,12 @@ def convert(
     from loraport.adapters.convert import convert_adapter
     from loraport.models.checkpoint import open_checkpoint
 
+    choice = given.checked()
     done = convert_adapter(
         lora,
         output_file(output, lora),
-        model=None if model is None else open_checkpoint(model),
-        **given.checked(),
+        model=None if model is None else open_checkpoint(model, expert=choice["expert"]),
+        **choice,
     )
     exact = "bit for bit" if not done.folded else f"the scale was written into {text.count(len(done.folded), 'layer')}"
     lines = [

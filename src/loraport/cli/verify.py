@@ -38,8 +38,8 @@ def verify(
     from loraport.adapters.verify import verify_adapter
     from loraport.models.checkpoint import open_checkpoint
 
-    fits = None if model is None else open_checkpoint(model)
     choice = given.checked()
+    fits = None if model is None else open_checkpoint(model, expert=choice["expert"])
     documents: list[dict[str, Any]] = []
     failures: list[LoraportError] = []
     for file in files:
