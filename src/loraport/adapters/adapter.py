@@ -145,6 +145,15 @@ class LayerUpdate:
         return KINDS[self.kind].size(self.shape, self.rank)
 
 
+def _can_be_scaled(item: "Passthrough") -> bool:
+    """Whether a part of another model's update belongs to a kind of which one part scales it."""
+    suffix = grammar().split_suffix(item.param) if item.kind == "text_encoder" else None
+    if suffix is None:
+        return True
+    kinds = [kind for kind in KINDS.values() if suffix.part in (*kind.essential, *kind.optional)]
+    return all(kind.linear for kind in kinds)
+
+
 def _take(tensor: Shaped[Tensor, "M *rest"], rows: Rows) -> Shaped[Tensor, "m *rest"]:
     return torch.cat([tensor[start:end] for start, end in rows])
 
@@ -362,9 +371,18 @@ class LoraAdapter:
 
         Raises:
             UsageError: any other number.
+            UnsupportedError: a text encoder with an update that is not proportional to any one of its tensors.
         """
         if check_factor(strength, "strength") == 1.0:
             return self
+        stuck = next((item for item in self.passthrough if not _can_be_scaled(item)), None)
+        if stuck is not None:
+            raise UnsupportedError(
+                "a strength cannot be applied to this kind of update of a text encoder, which is passed on as it is",
+                where=str(self.path),
+                values=stuck.keys[0],
+                fix=f"leave the text encoder out with --drop ^{stuck.keys[0].partition('.')[0]}, or the strength",
+            )
         layers = {name: replace(layer, scale=layer.scale * strength) for name, layer in self.layers.items()}
         passthrough = tuple(
             replace(item, scale=item.scale * strength) if item.proportional else item for item in self.passthrough

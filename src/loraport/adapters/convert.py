@@ -15,7 +15,7 @@ from loraport.adapters.loaders import loader_notes, ways_to_load
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import check_passthrough, render, write_adapter
 from loraport.adapters.shared_names import check_one_meant
-from loraport.errors import NumericalError
+from loraport.errors import NumericalError, UnsupportedError
 from loraport.files import check_output, with_settings
 from loraport.models.architecture import Architecture
 from loraport.models.checkpoint import Checkpoint
@@ -88,6 +88,7 @@ def convert_adapter(
     check_output(output, inputs, overwrite=overwrite)
     profile = profile_of(to, lora.dialect).of(lora.architecture.family)
     check_passthrough(lora.passthrough, profile, lora.architecture.family)
+    _check_memory(lora, profile)
     known = model.architecture if isinstance(model, Checkpoint) else model
     tensors, folded = render_exact(lora, profile, known)
     write_adapter(
@@ -161,6 +162,22 @@ def render_exact(
     kept = profile.name == SAME_AS_INPUT and (profile.dialect.has_alpha_tensors or keeps_header)
     whole = model or lora.architecture
     return render(factors, matrices, lora.passthrough, profile, whole, scaled=not kept), tuple(folded)
+
+
+def _check_memory(lora: LoraAdapter, profile: Profile) -> None:
+    """Raise UnsupportedError where whole matrices would take more memory than there is."""
+    import psutil
+
+    whole = [layer.shape for layer in lora.layers.values() if not layer.factored]
+    needed = sum(4 * m * n + (4 * min(m, n) ** 2 if profile.factor_matrices else 0) for m, n in whole)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        raise UnsupportedError(
+            f"multiplied out, {len(whole)} layers of the LoRA take more memory than there is",
+            where=str(lora.path),
+            values=f"{needed / 1e9:,.0f} GB, {free / 1e9:,.0f} GB free",
+            fix="transfer the file with --source SOURCE --target SOURCE --method direct, which cuts it to a rank",
+        )
 
 
 def _keeps_header(lora: LoraAdapter, profile: Profile) -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraport.adapters.adapter import LoraAdapter, Passthrough
+from loraport.adapters.adapter import LayerUpdate, LoraAdapter, Passthrough
 from loraport.adapters.consumers import Content, content_of
 from loraport.adapters.dialect import SAME_AS_INPUT, check_profile, profile_of
 from loraport.adapters.loaders import loader_notes
@@ -156,7 +156,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
                 amount=recipe.amount if job_needs != _NOTHING else 1.0,
                 dtype=dtype,
                 cost=_operations(chosen, values, job_needs, (m, n), hinted),
-                peak_bytes=_peak_bytes(chosen, values, job_needs, (m, n), hinted),
+                peak_bytes=_peak_bytes(chosen, values, job_needs, (m, n), hinted) + _function_bytes(update),
             )
         )
     if not jobs:
@@ -236,6 +236,11 @@ def _operations(name: str, values: dict[str, Any], needs: Needs, shape: tuple[in
 
 
 _SMALL_CHANGE = 16_000_000  # bytes a layer: buffers of the reader and of the libraries
+
+
+def _function_bytes(update: LayerUpdate) -> int:
+    """What an update that is a function of the source's weight takes besides itself: that weight, changed and not."""
+    return costs.matrix_bytes(*(update.whole or update.shape), 3) if update.weight else 0
 
 
 def _peak_bytes(name: str, values: dict[str, Any], needs: Needs, shape: tuple[int, int], rank: int) -> int:

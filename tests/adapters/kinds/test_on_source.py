@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import hunyuan
@@ -557,3 +557,34 @@ def test_inspect_and_transfer(case, tmp_path):
         _close(layer.load().dense(), wanted[name].load().dense(), 1e-4)
     assert all(0 < layer.energy_kept <= 1 for layer in report.layers)
     assert open_adapter(default, open_checkpoint(files.target)).layers.keys() == made.keys()
+
+
+def test_convert_does_not_fill_the_memory(tmp_path):
+    """Whole matrices of terabytes, from a file of some thousand bytes: said before the first is made."""
+    tensors = {}
+    for block in range(40):
+        for layer in ("self_attn.q", "self_attn.k", "cross_attn.q", "cross_attn.o"):
+            stem = f"diffusion_model.blocks.{block}.{layer}"
+            tensors |= {f"{stem}.{half}": torch.zeros(1).expand(181, 181) for half in ("lokr_w1", "lokr_w2")}
+    torch.save(tensors, tmp_path / "x.pt")
+    with pytest.raises(UnsupportedError, match="more memory than there is"):
+        convert_adapter(tmp_path / "x.pt", tmp_path / "out.safetensors", to="original")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("part", "fine"), [("dora_scale", False), ("lora_up.1.weight", False), ("lora_up.weight", True)]
+)
+def test_a_strength_that_a_text_encoder_cannot_take(part, fine, tmp_path):
+    parts, _ = _inner("lora", 32, 32)
+    path = _write({LAYERS[0]: parts}, tmp_path / "x.safetensors")
+    tensors = {"lora_te_text_model_layers_0_mlp_fc1." + part: torch.ones(4, 4)}
+    save_file(tensors | load_file(path), path)
+    adapter = open_adapter(path)
+    if fine:
+        assert adapter.scaled(0.5).passthrough[0].load().equal(torch.full((4, 4), 0.5))
+        return
+    with pytest.raises(UnsupportedError, match="strength cannot be applied") as caught:
+        adapter.scaled(0.5)
+    assert "--drop ^lora_te" in caught.value.message
+    assert open_adapter(path, drop="^lora_te").scaled(0.5).layers
