@@ -45,7 +45,7 @@ def views(folder: Path, tensors: Tensors) -> Path:
 
 CONTAINERS = {"torch": plain, "nested": nested, "a folder": folder_of_peft, "views": views}
 # One of each kind and of the ways to spell; a torch file has no header, so none whose header says the scale.
-NAMES = ["musubi", "lokr-musubi", "loha-musubi", "lightx2v-extraction", "z-image-kohya"]
+NAMES = ["musubi", "lokr-musubi", "loha-musubi", "lightx2v-extraction", "krea2-musubi"]
 CASES = [
     *((name, container) for name in NAMES for container in ("nested", "views")),
     *(("diffsynth", container) for container in ("torch", "a folder")),
