@@ -53,7 +53,7 @@ def transfer(
     """Carry a LoRA from the model it was trained on to another of its family, such as a distilled variant.
 
     Args:
-        lora: the LoRA to carry over: a file, a folder, a hub id, or zoo:NAME.
+        lora: the LoRA to carry over: a file, a folder, or zoo:NAME.
         source: model the LoRA was trained on, distilled or not: a safetensors file, a diffusers folder, a hub id, or
             zoo:NAME.
         target: model to carry it to, of the same family: the same kinds, or a .pt file.

@@ -18,6 +18,7 @@ from makers import LoraFile
 # What stands before the names of the original network, and alpha / rank, as each program applies it.
 CONVENTIONS = {
     "lightning": ("diffusion_model.", 1.0),
+    "lightx2v-trained": ("", 1.0),
     "wan22-lightning": ("diffusion_model.", 0.5 / 4),
     "lightx2v-extraction": ("diffusion_model.", 1.0),
     "kjnodes-adaptive": ("diffusion_model.", 1.0),
@@ -73,6 +74,7 @@ def test_gates_that_the_base_has_not_do_not_stand_in_the_way_of_a_target(tmp_pat
 ROWS = {
     "LightX2V, extracted": "lightx2v-extraction",
     "LightX2V, Lightning, converted": "lightning",
+    "LightX2V, trained": "lightx2v-trained",
     "Wan2.2-Lightning": "wan22-lightning",
     "CausVid, LightX2V of Kijai (KJNodes)": "kjnodes-adaptive",
     "LongLive-Plug, few steps (Wan 14B)": "longlive-plug-few-step",

@@ -201,6 +201,39 @@ def test_choices_reach_the_file_they_are_made_for(files):
     _close(low, one, 1e-6)  # what is said of a file goes before what is said of all
 
 
+def test_both_experts_of_a_job_take_their_halves(files):
+    """A combined distillation file and one for both, as LightX2V's pairs and a guidance LoRA are used together."""
+    folder = files.folder
+    save_file(pico.distilled(load_file(files.source), 5, 0.5), folder / "low.safetensors")
+    loras = {expert: load_file(folder / f"{name}.safetensors") for expert, name in (("high", "few"), ("low", "cfg"))}
+    prefixes = {"high": "diffusion_model.transformer_1.", "low": "diffusion_model.transformer_2."}
+    both = {
+        key.replace("diffusion_model.", prefixes[expert]): tensor
+        for expert, lora in loras.items()
+        for key, tensor in lora.items()
+    }
+    save_file(both, folder / "both.safetensors")
+    more = folder / "more.safetensors"
+    save_file(pico.lora(21, rank=2, layers=LAYERS), more)
+    recipe = loraport.Recipe(
+        lora=str(files.lora), source=str(files.source), rank="full", method="casa",
+        target_lora=[folder / "both.safetensors", f"{more}:0.5"],
+    )  # fmt: skip
+    done = loraport.transfer_experts(
+        recipe, loraport.Experts(source_low=folder / "low.safetensors"), output=folder / "two.safetensors",
+        options=loraport.RunOptions(cache="off", executor="serial", log="off"),
+    )  # fmt: skip
+    for expert, name, source in (("high", "few", files.source), ("low", "cfg", folder / "low.safetensors")):
+        alone, _ = _transfer(
+            files, f"{expert} alone", source=source, target_lora=[folder / f"{name}.safetensors", f"{more}:0.5"]
+        )
+        report = done.reports[expert]
+        _close(report.output, alone, 1e-6)
+        assert [used.expert for used in report.summary.target_lora] == [expert, None]
+    assert any("more.safetensors is taken for both experts" in text for text in done.warnings)
+    assert not any("both.safetensors is taken" in text for text in done.warnings)
+
+
 def test_drop_and_allow_partial_reach_them(files):
     strange = load_file(files.folder / "few.safetensors") | {"diffusion_model.mystery.lora_A.weight": torch.ones(2, 4)}
     del strange["diffusion_model.blocks.1.ffn.2.lora_B.weight"]

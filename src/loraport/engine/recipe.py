@@ -76,7 +76,7 @@ class Recipe(Settings):
     The meaning of every field stands beside it; `loraport transfer --help` and `help(loraport.transfer)` show all.
     """
 
-    lora: Annotated[PathText, Setting("The LoRA to carry over: a file, a folder, a hub id, or zoo:NAME.", path=True)]
+    lora: Annotated[PathText, Setting("The LoRA to carry over: a file, a folder, or zoo:NAME.", path=True)]
     source: Annotated[
         PathText,
         Setting(

@@ -364,6 +364,12 @@ CORPUS = {
         layers=20,
         dtype="BF16",
     ),
+    "lightx2v-trained": entry(
+        "LightX2V's trainer for Wan: bare original names; alpha is in its settings only, which set it to the rank",
+        keys("", blocks(ORIGINAL), AB),
+        layers=20,
+        expect={"names": "original", "prefix": "", "scale": 1.0},
+    ),
     "wan22-lightning": entry(
         "Wan2.2-Lightning: down and up with alpha",
         keys("diffusion_model.", blocks(ORIGINAL), DOWN_UP, extra={".alpha": []}),
