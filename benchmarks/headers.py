@@ -6,8 +6,8 @@
 The models are diffusers' own classes at their published sizes, made without memory; a file is the header and a hole as
 long as the data, which costs no room on the disk. A LoRA of rank 32 on every linear layer of the blocks goes with each,
 with random factors, since `inspect` and `verify` look at them. Every command is a process of its own, so the start of
-Python and of torch is in the seconds; it is also given alone. Seconds of the processor are those of the command with
-all its threads, which other programs disturb less than the clock.
+Python and of torch is in the seconds; it is also given alone. Everything runs on one core. Seconds of the processor
+are those of the command, which other programs disturb less than the clock.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def _seconds(words: list[str], rounds: int) -> tuple[float, float, int]:
     walls, processor, peaks = [], [], []
     for _ in range(rounds):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = measure.run([sys.executable, "-m", "loraport", *words])
+        done = measure.run([sys.executable, "-m", "loraport", *words], cores=1)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         walls.append(done.wall)
         processor.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)

@@ -12,6 +12,7 @@ import loraport
 import pico
 from loraport.containers.locate import locate
 from loraport.containers.names import expert_named, named_for
+from loraport.containers.safetensors import read_header
 from loraport.engine.events import LayerDone
 from loraport.engine.experts import outputs_of
 from loraport.engine.kinship import NEARER
@@ -80,6 +81,7 @@ def test_one_job_writes_what_two_jobs_write(files, singles, tmp_path):
     report = loraport.transfer_experts(_recipe(files), output=tmp_path / "out.safetensors", options=OFF)
     for expert, one in report.reports.items():
         assert one.output == tmp_path / f"out_{expert}_noise.safetensors"
+        assert read_header(one.output).metadata["modelspec.title"].endswith(f", {expert} noise")
         assert _same(one.output, singles[expert])
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "out_high_noise.safetensors",

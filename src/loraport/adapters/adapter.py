@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -342,7 +343,7 @@ class LoraAdapter:
     nest: tuple[str, ...] = ()
     others: tuple[Family, ...] = ()
 
-    @property
+    @cached_property  # asked for every layer
     def fused(self) -> frozenset[LayerName]:
         """Layers that share the weight, and so the keys, with others in the file. The ranks of all add up there."""
         uses = Counter(key for layer in self.layers.values() for key in layer.keys)

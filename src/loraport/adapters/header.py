@@ -32,6 +32,7 @@ def build_metadata(
     summary: Mapping[str, Any],
     rank: int,
     target_title: str,
+    expert: str | None = None,
 ) -> dict[str, str]:
     """The text that goes into the output's header. No date, so that the same inputs give the same bytes.
 
@@ -43,9 +44,11 @@ def build_metadata(
         summary: a few numbers about the result.
         rank: of the output.
         target_title: the model that the output is for.
+        expert: of Wan2.2 that it is for, if one was named: the files of a pair are told apart by their titles.
     """
     kept = {key: value for key, value in input_metadata.items() if key not in STALE and not key.startswith("loraport.")}
     title = kept.get("modelspec.title") or kept.get("ss_output_name") or "LoRA"
+    part = f", {expert} noise" if expert is not None and f"{expert} noise" not in title else ""
     return {
         **kept,
         "format": "pt",
@@ -53,7 +56,7 @@ def build_metadata(
         "ss_network_alpha": str(rank),
         "ss_base_model_version": target_title,
         "modelspec.sai_model_spec": kept.get("modelspec.sai_model_spec", "1.0.0"),
-        "modelspec.title": title if target_title in title else f"{title} for {target_title}",
+        "modelspec.title": title + ("" if target_title in title else f" for {target_title}") + part,
         "modelspec.implementation": "loraport",
         "loraport.version": __version__,
         "loraport.method": method,

@@ -135,7 +135,10 @@ def _doubts(plans: Mapping[Expert, TransferPlan]) -> Iterator[str]:
             yield f"{path.name} is taken for both experts; --target-lora-low names another for the low-noise one"
     for role in ("lora", "source", "target", "target_lora"):
         for one, other in zip(_names(high.recipe, role), _names(low.recipe, role), strict=False):
-            if one != other and (expert_named(one.name) == "low" or expert_named(other.name) == "high"):
+            if one == other:
+                continue
+            told = [expert_named(path.name, bare=True) for path in (one, other)]
+            if expert_named(one.name) == "low" or expert_named(other.name) == "high" or told == ["low", "high"]:
                 flag = role.replace("_", "-")
                 yield (
                     f"by their names the two are the wrong way round: {one.name} is given for the high-noise "

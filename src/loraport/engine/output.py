@@ -82,6 +82,7 @@ def render_output(
         summary={name: getattr(report.summary, name) for name in told} | {"dropped": list(plan.dropped)},
         rank=rank,
         target_title=(plan.target or plan.source).architecture.title,
+        expert=plan.recipe.expert,
     )
     return tensors, metadata
 
