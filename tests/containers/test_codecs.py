@@ -285,6 +285,7 @@ REFUSED = {
     "a scale of another program (scale)": FP8 | {"a.scale": torch.ones(12, 1), "a.weight_scale": None},
     "a scale of another program (scale) ": INT8 | {"a.scale": torch.ones(12, 1)},
     "a scale of another program (weight_scales)": FP8 | {"a.weight_scales": torch.ones(12, 1), "a.weight_scale": None},
+    "a scale of another program (scales)": INT8 | {"a.scales": torch.ones(12, 1)},
     "SDNQ": {"a.weight": torch.ones(60, dtype=torch.uint8), "a.scale": torch.ones(12, 1)}
     | {"a.svd_up": torch.ones(12, 2), "a.svd_down": torch.ones(2, 20)},
     "HQQ": {"a.W_q": torch.ones(6, 20, dtype=torch.uint8)},

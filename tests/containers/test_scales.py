@@ -60,7 +60,7 @@ def opened(path, tensors: dict[str, torch.Tensor]) -> TensorRef:
     return open_tensors(path).groups[()]["a.weight"]
 
 
-@pytest.mark.parametrize("suffix", ["scale_weight", "weight_scale", "weight_scale_inv"])
+@pytest.mark.parametrize("suffix", ["scale_weight", "weight_scale", "weight_scale_inv", "fp8_scale"])
 @pytest.mark.parametrize("shared", SHARED)
 @pytest.mark.parametrize("numbers", NUMBERS)
 def test_a_weight_is_number_times_scale(numbers, shared, suffix, tmp_path):

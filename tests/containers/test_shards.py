@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import makers
 import storage
 from loraport.containers.locate import locate
-from loraport.containers.tensors import read_float
+from loraport.containers.tensors import identity, read_float
 from loraport.errors import FileError, UnsupportedError
 from loraport.models.checkpoint import open_checkpoint
 
@@ -186,6 +186,27 @@ def test_the_folder_of_deepspeed(tmp_path):
     torch.save({"optimizer_state_dict": {"x": torch.ones(3)}}, tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
     found = open_checkpoint(tmp_path)
     assert (found.nested, len(found.tensors)) == ("module", len(MODEL))
+
+
+def test_fp8_of_tencent_with_its_map_of_scales(tmp_path):
+    """HunyuanVideo: the scales by the paths of the modules, in a file beside the weights."""
+    weight, scale = torch.full((4, 4), 2.0).to(torch.float8_e4m3fn), torch.tensor(0.25)
+    state = {"double_blocks.0.img_attn_qkv.weight": weight, "double_blocks.0.img_attn_qkv.bias": torch.ones(4)}
+    state |= {"img_in.proj.weight": torch.ones(4, 4), "double_blocks.0.img_mlp.fc1.weight": weight}
+    path = tmp_path / "mp_rank_00_model_states_fp8.pt"
+    torch.save({"module": state}, path)
+    with pytest.raises(FileError, match=r"scales of this fp8(.|\n)*states_fp8_map\.pt is missing"):
+        locate(path)
+    modules = ("double_blocks.0.img_attn_qkv", "double_blocks.0.img_mlp.fc1")
+    torch.save(dict.fromkeys(modules, scale), tmp_path / "mp_rank_00_model_states_fp8_map.pt")
+    for given in (path, tmp_path):
+        group = locate(given).groups[("module",)]
+        assert set(group) == set(state)
+        for module in modules:
+            ref = group[f"{module}.weight"]
+            assert torch.equal(read_float(ref), torch.full((4, 4), 0.5))
+            assert identity(ref)[0].count("\n") == 1  # both files are watched
+        assert torch.equal(read_float(group["img_in.proj.weight"]), torch.ones(4, 4))
 
 
 def test_names_without_numbers(tmp_path):

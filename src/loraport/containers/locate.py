@@ -7,14 +7,25 @@ from pathlib import Path
 from loraport.containers.access import kind_of, list_folder, nearest_path
 from loraport.containers.codecs.registry import logical_group
 from loraport.containers.names import EXPERTS, Expert, expert_named, named_path
-from loraport.containers.shards import DISTRIBUTED, SHARD, by_index, by_names, check_split, distributed, refuse_empty
+from loraport.containers.shards import (
+    DISTRIBUTED,
+    SHARD,
+    by_index,
+    by_names,
+    check_split,
+    distributed,
+    refuse_empty,
+    with_scales,
+)
 from loraport.containers.stored import Group, TensorFile, list_stored
 from loraport.errors import FileError, UsageError
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")  # the order of preference
 # What trainers write beside a model, in files with the same endings.
-_NO_MODEL = re.compile(r"optimizer|optim_states|scheduler|scaler|rng_state|random_states|training_args|trainer_state")
+_NO_MODEL = re.compile(
+    r"optimizer|optim_states|scheduler|scaler|rng_state|random_states|training_args|trainer_state|_fp8_map"
+)
 # A model's file or index; a variant ("fp16") stands before the ending in the one and after `.index` in the other.
 _MODEL = re.compile(
     r"(?P<stem>.+?)(\.(?P<variant>fp16|bf16|fp32|fp8|ema|non_ema))?(?P<ending>\.(safetensors|bin|pt|pth|ckpt|gguf))"
@@ -76,7 +87,7 @@ def _file(path: Path) -> Located:
             return _located(path, by_names(path), (note,))
         note = f"{path.name} is one of several shards; all of {index.name} was taken"
         return _located(index, by_index(index), (note,))
-    return _located(path, list_stored(path))
+    return _located(path, with_scales(list_stored(path)))
 
 
 def _index_of(shard: Path) -> Path | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -99,6 +100,30 @@ def check_split(file: TensorFile, count: int = 1) -> None:
             where=str(file.path),
             fix="give the parts the names they had, such as model-00001-of-00002.gguf, in one folder",
         )
+
+
+def with_scales(file: TensorFile) -> TensorFile:
+    """Tencent's fp8 checkpoints of HunyuanVideo with the scales that lie beside them: `x_fp8.pt` and `x_fp8_map.pt`.
+
+    Raises:
+        FileError: the map is missing, or is none.
+    """
+    if file.container != "torch" or not file.path.stem.endswith("_states_fp8"):
+        return file
+    place = file.path.with_name(f"{file.path.stem}_map{file.path.suffix}")
+    if kind_of(place) != "file":
+        raise FileError(
+            "the scales of this fp8 checkpoint are in a file of their own, which is not beside it",
+            where=str(file.path),
+            values=f"{place.name} is missing",
+            fix="download it too",
+        )
+    scales = list_stored(place).groups.get((), {})
+    groups = {}
+    for nest, group in file.groups.items():
+        beside = {f"{module}.weight_scale": ref for module, ref in scales.items() if f"{module}.weight" in group}
+        groups[nest] = group | beside
+    return replace(file, groups=groups)
 
 
 def refuse_empty(file: TensorFile) -> None:

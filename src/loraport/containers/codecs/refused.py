@@ -56,7 +56,15 @@ _BESIDE = (
     "comfy_quant",
 )
 # What stands beside weights whose codecs know it. Any other scale beside numbers of 8 bits would be left out unseen.
-_KNOWN_SCALES = (*_BESIDE, "output_scale", "input_scale_ub", "bias_scale", "weight_global_scale", "input_global_scale")
+_KNOWN_SCALES = (
+    *(name for name in _BESIDE if name != "scales"),
+    "fp8_scale",
+    "output_scale",
+    "input_scale_ub",
+    "bias_scale",
+    "weight_global_scale",
+    "input_global_scale",
+)
 _EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "I8", "U8")
 _BLOCK_SCALED = ("mxfp8", "nvfp4")  # their codecs look at the rest
 _READ_FORMATS = (*scaled_fp8.FORMATS, *int8.FORMATS, *_BLOCK_SCALED)

@@ -2,9 +2,10 @@
 
 Whatever a scale is called, the weight is the stored number times the scale: ComfyUI's first files, Kijai and
 musubi-tuner say `scale_weight`, newer ComfyUI, LightX2V and compressed-tensors `weight_scale`, DeepSeek's and
-Transformers' `weight_scale_inv` (the inverse of what the weight was multiplied by when it was made). One scale is
-shared by the tensor, by a row (an output channel), by a block of a row (musubi-tuner) or by a square of the matrix:
-128 x 128 with a rest at the edges (DeepSeek, LightX2V with deep_gemm), or another power of two without one.
+Transformers' `weight_scale_inv` (the inverse of what the weight was multiplied by when it was made), Kijai's wrapper of
+HunyuanVideo `fp8_scale`. One scale is shared by the tensor, by a row (an output channel), by a block of a row
+(musubi-tuner) or by a square of the matrix: 128 x 128 with a rest at the edges (DeepSeek, LightX2V with deep_gemm), or
+another power of two without one.
 """
 
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from loraport.containers import dtypes
 from loraport.containers.stored import Group, TensorRef
 from loraport.errors import NumericalError
 
-SUFFIXES = (".scale_weight", ".weight_scale", ".weight_scale_inv")
+SUFFIXES = (".scale_weight", ".weight_scale", ".weight_scale_inv", ".fp8_scale")
 BY_SQUARES = " by squares"
 SIDE = 128  # of a square, where it does not follow from the shape
 
