@@ -1,13 +1,17 @@
-"""Writes the tables of docs/consumers.md from the rows in the package: `python docs/tables.py`."""
+"""Writes the tables of consumers.md, and those of families in formats.md, from the package: `python docs/tables.py`."""
 
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from loraport.adapters.consumers import ADDED, ALL, OUTCOMES, PARTS, Consumer, consumers, writable
-from loraport.adapters.dialect import PROFILE_NAMES
-from loraport.models.family import families
+from loraport.adapters.dialect import PROFILE_NAMES, SAME_AS_INPUT
+from loraport.models.family import Family, families, recognised
 
 PAGE = Path(__file__).parent / "consumers.md"
 BEGIN, END = "<!-- made by docs/tables.py from src/loraport/adapters/consumers.yaml -->", "<!-- end -->"
+FORMATS = Path(__file__).parent / "formats.md"
+FROM_FAMILIES = "<!-- made by docs/tables.py from src/loraport/models/data -->"
 HOW = {"run": "run", "part": "part run, part read", "read": "read"}
 CELLS = {"quiet": "no", "warning": "no (log)", "count": "no (count)", "outside": "blocks only", "error": "**refused**"}
 CELLS["unknown"] = "?"
@@ -19,6 +23,70 @@ def page() -> str:
     _, _, after = rest.partition(END)
     tables = [_programs()] + [_family(name) for name in _families()]
     return f"{before}{BEGIN}\n\n" + "\n\n".join(tables) + f"\n\n{END}{after}"
+
+
+def formats_page() -> str:
+    """The page of formats as it should be."""
+    before, _, rest = FORMATS.read_text("utf-8").partition(FROM_FAMILIES)
+    _, _, after = rest.partition(END)
+    return f"{before}{FROM_FAMILIES}\n\n{_known()}\n\nOnly recognised: {_recognised()}.\n\n{END}{after}"
+
+
+def _known() -> str:
+    head = ["family", "sizes known by name", "one weight there, several elsewhere", "rows in another order"]
+    head += ["`universal` has the names of", "diffusers reads"]
+    rows = [
+        [
+            family.title,
+            ", ".join(size["name"] for size in family.sizes),
+            _by_naming(family, _fused),
+            _by_naming(family, _reordered),
+            family.universal,
+            _read_by_diffusers(name),
+        ]
+        for name, family in sorted(families().items(), key=lambda item: item[1].title)
+    ]
+    return _table(head, rows)
+
+
+def _recognised() -> str:
+    found = [(family.title, [size["name"] for size in family.sizes]) for family in recognised().values()]
+    return ", ".join(f"{title} ({', '.join(sizes)})" for title, sizes in sorted(found))
+
+
+def _by_naming(family: Family, told: Callable[[Family, str], list[str]]) -> str:
+    found: dict[str, list[str]] = {}
+    for naming in family.namings:
+        if names := told(family, naming):
+            found.setdefault(", ".join(f"`{name}`" for name in names), []).append(naming)
+    return "; ".join(f"{', '.join(namings)}: {names}" for names, namings in found.items()) or "nothing"
+
+
+def _fused(family: Family, naming: str) -> list[str]:
+    places = [template.places[naming] for template in family.templates.values()]
+    return _endings(place.name for place in places if place.index is not None)
+
+
+def _reordered(family: Family, naming: str) -> list[str]:
+    places = [template.places[naming] for template in family.templates.values()]
+    return _endings(place.name for place in places if place.order or place.turn)
+
+
+def _endings(paths: Iterable[str]) -> list[str]:
+    """Paths without the block, each once."""
+    inside = [re.sub(r"^.*<[a-z]>\.(?!\d+$)", "", path) for path in paths]
+    return list(dict.fromkeys(re.sub(r"^.*\.(\w+)\.<[a-z]>", r"\1.N", path) for path in inside))
+
+
+def _read_by_diffusers(family: str) -> str:
+    reading = next(consumer for consumer in consumers() if consumer.name == "diffusers").families[family]
+    found = [
+        f"`{profile}`" + (" inside the blocks" if "outside" in row else "")
+        for profile, row in reading.profiles.items()
+        if ALL not in row and profile != SAME_AS_INPUT
+    ]
+    loader = "" if families()[family].diffusers.loader else ", by the network's `load_lora_adapter`"
+    return ", ".join(found) + loader
 
 
 def _families() -> list[str]:
@@ -87,3 +155,4 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), "utf-8")
+    FORMATS.write_text(formats_page(), "utf-8")

@@ -49,9 +49,10 @@ class TestRows:
             rows = [reading.profiles.get(profile) for c in consumers() for reading in c.families.values()]
             assert [row for row in rows if row is not None and ALL not in row], profile
 
-    def test_the_page_is_made_of_them(self):
-        made = runpy.run_path(str(DOCS / "tables.py"))["page"]()
-        assert made == (DOCS / "consumers.md").read_text("utf-8"), "run: python docs/tables.py"
+    @pytest.mark.parametrize(("page", "of"), [("consumers.md", "page"), ("formats.md", "formats_page")])
+    def test_the_pages_are_made_of_them(self, page, of):
+        made = runpy.run_path(str(DOCS / "tables.py"))[of]()
+        assert made == (DOCS / page).read_text("utf-8"), "run: python docs/tables.py"
 
 
 class TestNotes:
