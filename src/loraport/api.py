@@ -185,6 +185,7 @@ def convert(
     allow_partial: bool = False,
     scale: float | None = None,
     overwrite: bool = False,
+    architecture: str = "auto",
 ) -> Conversion:
     """Write a LoRA in another dialect without changing what it does.
 
@@ -200,6 +201,8 @@ def convert(
         allow_partial: leave out what cannot be matched.
         scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
         overwrite: replace an existing file.
+        architecture: the family it is for, where that is not to be recognised: its name, or `any` for one that is not
+            known, whose layers are those of `model`.
 
     Raises:
         LoraportError: see `loraport.errors`; the output is then as it was before.
@@ -208,13 +211,14 @@ def convert(
         lora,
         output,
         to=to,
-        model=None if model is None else open_checkpoint(model, expert=expert),
+        model=None if model is None else open_checkpoint(model, expert=expert, architecture=architecture),
         expert=expert,
         adapter=adapter,
         drop=drop,
         allow_partial=allow_partial,
         scale=scale,
         overwrite=overwrite,
+        architecture=architecture,
     )
 
 
@@ -225,6 +229,7 @@ def verify(
     load: bool = True,
     expert: Literal["high", "low"] | None = None,
     adapter: str | None = None,
+    architecture: str = "auto",
 ) -> tuple[Check, ...]:
     """Check a LoRA: header against content, every number finite, every key known, and the loader of diffusers.
 
@@ -234,6 +239,8 @@ def verify(
         load: also hand the file to diffusers' own loader, if installed.
         expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
         adapter: which adapter, for a file that names several.
+        architecture: family of the model, where that is not to be recognised: its name, or `any` for one that is not
+            known.
 
     Returns:
         One check a line; `passed` is False where something is wrong and None for a remark.
@@ -241,7 +248,7 @@ def verify(
     Raises:
         LoraportError: the file is damaged, no plain LoRA, or holds several LoRAs of which none was named.
     """
-    fits = None if model is None else open_checkpoint(model, expert=expert)
+    fits = None if model is None else open_checkpoint(model, expert=expert, architecture=architecture)
     return verify_adapter(path, fits, load=load, expert=expert, adapter=adapter)
 
 

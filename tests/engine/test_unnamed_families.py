@@ -52,7 +52,7 @@ def files(tmp_path):
     layers = {
         name: tuple(module.weight.shape)
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and (".attn.to_" in name or "feed_forward" in name)
+        if isinstance(module, torch.nn.Linear) and name.startswith("layers.") and (".attn." in name or "w1" in name)
     }
     return model, source, target, layers
 
@@ -68,7 +68,7 @@ def test_what_comes_out_is_loaded_by_its_own_pipeline(files, tmp_path):
     model, source, target, layers = files
     lora = _lora(layers)
     report = _transfer(_write(tmp_path, lora, "lora.safetensors"), source, target, tmp_path, method="direct")
-    assert report.summary.layers == len(layers) == 4 * 7
+    assert report.summary.layers == len(layers) == 2 * 4
     assert any("by name and shape alone" in text for text in report.warnings)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     pipeline = diffusers.Lumina2Pipeline(
@@ -156,6 +156,21 @@ def test_unstated_the_file_is_refused_by_its_name_and_the_flag_is_named(files, t
     with pytest.raises(MismatchError, match=r"Lumina-Image 2\.0") as caught:
         _transfer(_write(tmp_path, _lora(layers), "lora.safetensors"), source, target, tmp_path, architecture="auto")
     assert "--architecture any" in str(caught.value.fix)
+
+
+def test_convert_and_verify_take_it_too(files, tmp_path):
+    _, source, _, layers = files
+    path = _write(tmp_path, _lora(layers), "lora.safetensors")
+    with pytest.raises(UsageError, match="without a model"):
+        loraport.convert(path, tmp_path / "x.safetensors", architecture="any")
+    loraport.convert(path, tmp_path / "x.safetensors", to="kohya", model=source, architecture="any")
+    loraport.convert(tmp_path / "x.safetensors", tmp_path / "y.safetensors", to="diffusers", model=source,
+                     architecture="any")  # fmt: skip
+    one, two = load_file(path), load_file(tmp_path / "y.safetensors")
+    assert one.keys() == two.keys()
+    assert all(torch.equal(two[key], tensor) for key, tensor in one.items())
+    checks = loraport.verify(tmp_path / "y.safetensors", model=source, architecture="any")
+    assert {check.name: check.passed for check in checks}["fits the model"] is True
 
 
 def test_names_of_families_are_checked(files, tmp_path):

@@ -73,6 +73,7 @@ def test_names_that_depend_on_which_is_meant_are_not_written_without_a_model(tmp
         convert_adapter(path, tmp_path / "x.safetensors", to="universal")
     assert not (tmp_path / "x.safetensors").exists()
     convert_adapter(path, tmp_path / "x.safetensors", to="same-as-input")
+    convert_adapter(path, tmp_path / "z.safetensors", to="universal", architecture="qwen_image")
     layers = {f"transformer_blocks.{n}.{name}": (3072, 3072) for n in (0, 5, 59) for name in IMAGE}
     qwen = detect(layers, families()["qwen_image"])
     convert_adapter(path, tmp_path / "y.safetensors", to="universal", model=qwen)

@@ -59,6 +59,7 @@ def convert_adapter(
     allow_partial: bool = False,
     scale: float | None = None,
     overwrite: bool = False,
+    architecture: str = "auto",
 ) -> Conversion:
     """Write a LoRA in another dialect, without changing what it does.
 
@@ -69,13 +70,21 @@ def convert_adapter(
             else, and where the LoRA may be of several families.
         expert, adapter, drop, allow_partial, scale: as for `open_adapter`.
         overwrite: whether `output` may exist.
+        architecture: without a model, the family it is for; "auto" to recognise it.
 
     Raises:
         LoraportError: as `open_adapter`, `render_adapter` and `write_adapter` do.
     """
     output = Path(output)
     lora = open_adapter(
-        path, model, expert=expert, adapter=adapter, drop=drop, allow_partial=allow_partial, scale=scale
+        path,
+        model,
+        expert=expert,
+        adapter=adapter,
+        drop=drop,
+        allow_partial=allow_partial,
+        scale=scale,
+        architecture=architecture,
     )
     without = next((layer for layer in lora.layers.values() if layer.needs_source), None)
     if without is not None:

@@ -30,7 +30,7 @@ from loraport.containers.names import Expert, named_path
 from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.models.architecture import Architecture, detect
-from loraport.models.checkpoint import Checkpoint
+from loraport.models.checkpoint import ANY, AUTO, Checkpoint, check_architecture
 from loraport.models.family import Family, families, recognised
 from loraport.models.keymap import keymap_of, known_to
 from loraport.models.keys import MAX_LOOKED_AT, key_rules
@@ -47,6 +47,7 @@ def open_adapter(
     allow_partial: bool = False,
     scale: float | None = None,
     layers_alone: bool = False,
+    architecture: str = AUTO,
 ) -> LoraAdapter:
     """Open a LoRA by its header; alphas are read, factors are not.
 
@@ -62,6 +63,7 @@ def open_adapter(
             `scale_source` says so. Whole matrices have no scale and stay as they are.
         layers_alone: only linear layers matter, as of a LoRA that makes a target: other changes that do not fit the
             model, and those of parts that variants of its family have besides, are left out with a warning.
+        architecture: without a model, the family it is for; "auto" to recognise it.
 
     Raises:
         FileError: missing, damaged or unsafe.
@@ -77,22 +79,22 @@ def open_adapter(
     opened = open_file(named_path(path), adapter)
     path, refs, metadata = opened.path, opened.refs, opened.metadata
     adapter = None if opened.chosen else adapter
-    architecture = model.architecture if isinstance(model, Checkpoint) else model
+    known = model.architecture if isinstance(model, Checkpoint) else model
     refuse_kinds(path, refs)
-    possible = [architecture.family] if architecture else _families_of(refs, path)
+    possible = [known.family] if known else _families_of(refs, path, architecture)
     family = possible[0]
     if family.only_recognised:
-        raise not_a_lora(path, refs, architecture, role, _title_in(refs, family, path))
+        raise not_a_lora(path, refs, known, role, _title_in(refs, family, path))
     dropped = _dropped(refs, family, drop)
     left_out = set(dropped)
     pieces, texts, unmatched = _sort({key: ref for key, ref in refs.items() if key not in left_out}, family)
     if not pieces and len(dropped) == len(refs):
         raise UsageError("drop leaves nothing of the LoRA", where=str(path), values=str(drop))
     if not pieces:
-        raise not_a_lora(path, refs, architecture, role, _title_of(refs, family, path))
-    if architecture is not None and unmatched and (title := _title_of(refs, family, path)):
+        raise not_a_lora(path, refs, known, role, _title_of(refs, family, path))
+    if known is not None and unmatched and (title := _title_of(refs, family, path)):
         # Names that families share are not enough: another one knows the rest as well.
-        raise not_a_lora(path, refs, architecture, role, title)
+        raise not_a_lora(path, refs, known, role, title)
     idle = idle_choices(pieces, expert, adapter)
     pieces, others = _choose(pieces, "expert", expert, path)
     pieces, strangers = _choose(pieces, "adapter", adapter, path)
@@ -108,17 +110,17 @@ def open_adapter(
     _check_shapes(own, path)
     if len(possible) > 1:
         own = replace(own, title=shared_title([own.title, *(_title_in(refs, each, path) for each in possible[1:])]))
-    if architecture is not None:
-        misfits = check_fit(done, own, model if model is not None else architecture, role, path)
+    if known is not None:
+        misfits = check_fit(done, own, model if model is not None else known, role, path)
         if layers_alone:
             besides += [key for item in done.passthrough for key in item.keys if key in misfits]
             done.passthrough = [item for item in done.passthrough if not misfits.keys() & set(item.keys)]
         problems.update({key: why for key, why in misfits.items() if key not in besides})
     if problems and not allow_partial:
-        raise unmatched_keys(path, problems, len(refs), role, architecture, family)
+        raise unmatched_keys(path, problems, len(refs), role, known, family)
     done, gone = _without(done, problems)
     if not done.layers and not done.passthrough:
-        raise unmatched_keys(path, problems, len(refs), role, architecture, family)
+        raise unmatched_keys(path, problems, len(refs), role, known, family)
     texts_passed = tuple(Passthrough((key,), key, "text_encoder", refs[key]) for key in texts)
     return LoraAdapter(
         path,
@@ -173,12 +175,21 @@ def _config(path: Path, metadata: Mapping[str, str], dialect: Dialect, scale: fl
         return None  # damaged, and not needed
 
 
-def _families_of(refs: Mapping[str, TensorRef], path: Path) -> list[Family]:
+def _families_of(refs: Mapping[str, TensorRef], path: Path, stated: str = AUTO) -> list[Family]:
     """The family that a LoRA is for, and those that it may as well be for; some of them only recognised.
 
     It is the one that knows most of the keys; in a file of very many, most of some thousand of them. Where several
     know as many (layers of the attention are called the same in many families), sizes decide.
     """
+    check_architecture(stated)
+    if stated == ANY:
+        raise UsageError(
+            "names alone tell nothing without a model that has them",
+            where=str(path),
+            fix="name the model with --model, or leave --architecture any out",
+        )
+    if stated != AUTO:
+        return [families()[stated]]
     sample = dict(islice(refs.items(), 0, None, 1 + len(refs) // MAX_LOOKED_AT))
     counts = Counter(name for key in sample for name in _known_to(key))
     best: list[Family] = []

@@ -34,7 +34,7 @@ def check_one_meant(lora: LoraAdapter, to: str) -> None:
             "differently in the output",
             where=str(lora.path),
             values=f"{next(iter(next(iter(written.values()))))} or {next(iter(list(written.values())[-1]))}",
-            fix="name the model it was trained on with --model, or keep the names with --to same-as-input",
+            fix=f"say which: --model MODEL, or --architecture {lora.architecture.family.name}; or --to same-as-input",
         )
 
 

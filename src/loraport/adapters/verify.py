@@ -57,8 +57,10 @@ def verify_adapter(
         UnsupportedError, MismatchError: it is no plain LoRA, or none at all.
         UsageError: it holds several LoRAs and none was named.
     """
+    # Of a family that is not known the layers are those that the model names.
+    by_names = model if model is not None and model.architecture.family.unnamed else None
     try:
-        lora = open_adapter(path, expert=expert, adapter=adapter)
+        lora = open_adapter(path, by_names, role="model", expert=expert, adapter=adapter)
     except UnmatchedKeysError as error:
         return (Check("every key is understood", False, _in_one_line(error)),)
     except NumericalError as error:

@@ -17,7 +17,10 @@ EXAMPLE = """Make a file that diffusers wrote load in tools that read kohya's na
     loraport convert style.safetensors --to kohya -o style-kohya.safetensors"""
 
 
-@command(Recipe.part("to", "scale", "expert", "adapter", "drop", "allow_partial"), RunOptions.part("overwrite"))
+@command(
+    Recipe.part("to", "scale", "expert", "adapter", "drop", "allow_partial", "architecture"),
+    RunOptions.part("overwrite"),
+)
 def convert(
     given: Given,
     console: Console,
@@ -35,7 +38,9 @@ def convert(
     done = convert_adapter(
         lora,
         output_file(output, lora),
-        model=None if model is None else open_checkpoint(model, expert=choice["expert"]),
+        model=None
+        if model is None
+        else open_checkpoint(model, expert=choice["expert"], architecture=choice["architecture"]),
         **choice,
     )
     exact = "bit for bit" if not done.folded else f"the scale was written into {text.count(len(done.folded), 'layer')}"

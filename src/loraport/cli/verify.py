@@ -21,7 +21,7 @@ EXAMPLE = """After a copy or a download, and with the model it is meant for:
 _MARKS = {True: "ok", False: "FAILED", None: "note"}
 
 
-@command(Recipe.part("expert", "adapter"))
+@command(Recipe.part("expert", "adapter", "architecture"))
 def verify(
     given: Given,
     console: Console,
@@ -39,7 +39,8 @@ def verify(
     from loraport.models.checkpoint import open_checkpoint
 
     choice = given.checked()
-    fits = None if model is None else open_checkpoint(model, expert=choice["expert"])
+    architecture = choice.pop("architecture")
+    fits = None if model is None else open_checkpoint(model, expert=choice["expert"], architecture=architecture)
     documents: list[dict[str, Any]] = []
     failures: list[LoraportError] = []
     for file in files:
