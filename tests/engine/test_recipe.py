@@ -179,5 +179,8 @@ def test_the_same_file_twice_is_noticed_under_any_name(tmp_path, monkeypatch):
         with pytest.raises(UsageError, match="sum of the strengths"):
             _taken(["fast.pt", other])
     assert len(_taken(["fast.pt:expert=high", "fast.pt:expert=low"])) == 2  # two LoRAs of one file
+    for tail in (":drop=x", ":0.5:0.5", ":scale=1:scale=1", ":", ":middle"):
+        with pytest.raises(UsageError, match=r"not understood(.|\n)*expert=\.\.\."):
+            _taken(f"fast.pt{tail}")
     with pytest.raises(UsageError, match="twice"):
         Recipe(lora="a", source="s", expert="high", target_lora=["fast.pt", "fast.pt:expert=high"])

@@ -55,7 +55,7 @@ class TargetLora(Settings):
             else:
                 break
             name = head
-        _refuse_equals(name)
+        _refuse_rest(name)
         return cls(file=name, **settings)
 
     def check(self) -> None:
@@ -86,10 +86,20 @@ def target_loras(given: Any) -> Any:
     return tuple(TargetLora.parse(each) if isinstance(each, (str, os.PathLike)) else each for each in several)
 
 
-def _refuse_equals(name: str) -> None:
-    """`few.safetensors=0.5` is a way to write a strength elsewhere."""
+def _refuse_rest(name: str) -> None:
+    """What stands behind a file that is there is a mistake; elsewhere `few.safetensors=0.5` is a way to say it."""
+    if _exists(name):
+        return
+    head, sign, tail = name.rpartition(":")
+    if sign and head and _exists(head):
+        raise UsageError(
+            "what stands behind the name of a distillation LoRA is not understood",
+            where=head,
+            values=tail or "nothing",
+            fix=f"FILE:STRENGTH, and behind that each once: {', '.join(f'{option}=...' for option in OPTIONS)}",
+        )
     head, sign, tail = name.rpartition("=")
-    if sign and _NUMBER.fullmatch(tail) and not _exists(name) and (_exists(head) or Path(head).suffix):
+    if sign and _NUMBER.fullmatch(tail) and (_exists(head) or Path(head).suffix):
         raise UsageError(
             "the strength of a distillation LoRA stands behind a colon", values=name, fix=f"write {head}:{tail}"
         )
