@@ -46,6 +46,25 @@ class TestHub:
         makers.check_model(open_checkpoint("someone/some-model"), makers.model())
         assert asked == [({"transformer/diffusion_pytorch_model.safetensors"}, False)]
 
+    @pytest.mark.parametrize("parts", [("transformer", "transformer_2"), ("high_noise_model", "low_noise_model")])
+    def test_the_expert_of_a_repository(self, monkeypatch, tmp_path, parts):
+        for seed, name in enumerate(parts):
+            (tmp_path / name).mkdir()
+            save_file(makers.model(seed), tmp_path / name / "diffusion_pytorch_model.safetensors")
+        self._hub(monkeypatch, tmp_path)
+        for seed, expert in enumerate(("high", "low")):
+            makers.check_model(open_checkpoint("someone/wan22", expert=expert), makers.model(seed))
+
+    def test_where_the_hub_is_silent_the_other_expert_is_not_taken(self, monkeypatch, tmp_path):
+        (tmp_path / "transformer").mkdir()
+        save_file(makers.model(), tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
+        self._hub(monkeypatch, tmp_path, reachable=False)
+        assert open_checkpoint("someone/wan22", expert="high")
+        with pytest.raises(FileError, match="no route to host"):
+            open_checkpoint("someone/wan22", expert="low")
+        self._hub(monkeypatch, tmp_path)  # the hub says that there is one model only
+        assert open_checkpoint("someone/wan22", expert="low")
+
     def test_shards_are_fetched_with_the_index(self, monkeypatch, tmp_path):
         state = makers.model()
         shard = "diffusion_pytorch_model-00001-of-00001.safetensors"

@@ -11,13 +11,14 @@ FILES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 TIMEOUT_SECONDS = 10.0
 
 
-def download(repo: str, inside: str = "", folders: Sequence[str] = ()) -> Path:
+def download(repo: str, inside: str = "", folders: Sequence[str] = (), *, strict: bool = False) -> Path:
     """Fetch the transformer of a hub repository into the hub's own cache, or find it there.
 
     Args:
         repo: "owner/name".
         inside: subfolder in the repository; by default the first that is there of `folders`, `transformer`, the root.
         folders: subfolders to look in first, such as those of an expert.
+        strict: look nowhere else where the hub does not answer, since it is not known then whether it has them.
 
     Returns:
         The index or the file, whose neighbours are there too.
@@ -43,6 +44,8 @@ def download(repo: str, inside: str = "", folders: Sequence[str] = ()) -> Path:
         found = None if name is None else _fetch(huggingface_hub, repo, name, local=False)
     except Exception as error:  # the client's own, its HTTP library's (it changed that twice) and the system's
         reason = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
+        if strict and not inside:
+            wanted = [name for name in wanted if name.partition("/")[0] in folders]
         return _kept(huggingface_hub, repo, wanted, inside, reason)
     if found is None:
         raise FileError(

@@ -70,7 +70,8 @@ def locate(spec: str | Path, *, nested: str | None = None, expert: Expert | None
         from loraport.containers.hub import download
 
         folders = [*([nested] if nested else []), *(EXPERTS[expert] if expert else ())]
-        return locate(download(hub["repo"], hub["inside"] or "", folders), nested=nested)
+        found = download(hub["repo"], hub["inside"] or "", folders, strict=expert is not None)
+        return locate(found, nested=nested)
     raise FileError("there is no such file or folder", where=str(spec), fix=nearest_path(path))
 
 
