@@ -152,6 +152,18 @@ def test_oft(alpha, rescaled, source, tmp_path):
         _close(update, wanted[layer])
 
 
+@pytest.mark.parametrize("alpha", [0.0, 1.0, 100.0])
+def test_oft_of_comfyuis_trainer(alpha, source, tmp_path):
+    """Dotted names: alpha itself is the bound, where kohya and LyCORIS mean alpha times the rows."""
+    weight = WEIGHTS["blocks.0.ffn.0.weight"]
+    blocks = _random(16, 4, 4, seed=3, size=0.3)
+    stem = "diffusion_model.blocks.0.ffn.0"
+    save_file({f"{stem}.oft_blocks": blocks, f"{stem}.alpha": torch.tensor(alpha)}, tmp_path / "x.safetensors")
+    turns = _turns(blocks, alpha)
+    wanted = torch.cat([turns[i].T @ weight[4 * i : 4 * i + 4].double() for i in range(16)]) - weight
+    _close(open_adapter(tmp_path / "x.safetensors", source).layers["blocks.0.ffn.0"].load().dense(), wanted)
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.01])
 @pytest.mark.parametrize("stages", [1, 3])
 def test_boft(stages, alpha, source, tmp_path):
@@ -588,3 +600,35 @@ def test_a_strength_that_a_text_encoder_cannot_take(part, fine, tmp_path):
         adapter.scaled(0.5)
     assert "--drop ^lora_te" in caught.value.message
     assert open_adapter(path, drop="^lora_te").scaled(0.5).layers
+
+
+def test_what_was_on_the_source_in_training_is_in_no_file(tmp_path):
+    files = pico.write(tmp_path / "models")
+    path = _write({LAYERS[0]: _parts("DoRA of rows", 32, 32)}, tmp_path / "x.safetensors")
+    recipe = {"source": files.source, "target": files.target, "options": loraport.RunOptions(cache="off")}
+    with pytest.raises(UnsupportedError, match="--source-lora changed"):
+        loraport.transfer(path, **recipe, source_lora=files.lora)
+
+
+def test_a_distillation_lora_may_be_a_function_of_the_source(tmp_path):
+    """The target that it makes, against the same target as a checkpoint; and the plan counts the weight."""
+    files = pico.write(tmp_path / "models")
+    made = {name: _parts("DoRA of rows", m, n) for name, (m, n) in pico.LAYERS.items() if "blocks.0" in name}
+    dora = _write(made, tmp_path / "dora.safetensors")
+    layers = open_adapter(dora, open_checkpoint(files.source)).layers
+    target = {
+        k: t + layers[k[:-7]].load().dense() if k[:-7] in layers else t for k, t in load_file(files.source).items()
+    }
+    save_file(target, files.target)
+    options = loraport.RunOptions(cache="off")
+    found = {}
+    for name, side in {"lora": {"target_lora": dora}, "checkpoint": {"target": files.target}}.items():
+        output = tmp_path / f"{name}.safetensors"
+        loraport.transfer(files.lora, source=files.source, **side, output=output, rank="full", options=options)
+        found[name] = open_adapter(output).layers
+    for name, layer in found["lora"].items():
+        _close(layer.load().dense(), found["checkpoint"][name].load().dense(), 1e-3)
+    models = {"source": str(files.source), "target": str(files.target)}
+    plain, other = (loraport.plan(loraport.Recipe(lora=str(path), **models)) for path in (files.lora, dora))
+    peaks = {job.name: job.peak_bytes for job in plain.jobs}
+    assert all(job.peak_bytes >= peaks[job.name] + 3 * 4 * job.shape[0] * job.shape[1] for job in other.jobs)

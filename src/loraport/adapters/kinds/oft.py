@@ -5,7 +5,8 @@
     oft_R, k x b(b-1)/2           PEFT: of the inputs, W R^T; as the series or the inverse, as the configuration says
     boft_R, s x k x b x b         BOFT of PEFT: of the inputs, and every row times its entry of boft_s
 
-An alpha is no scale here: it bounds the norm of Q by alpha times the number of rows (kohya, LyCORIS).
+An alpha is no scale here: it bounds the norm of Q. kohya and LyCORIS, whose names are flattened, mean alpha times the
+number of rows; ComfyUI's trainer, which alone writes oft_blocks behind dotted names, means alpha itself.
 """
 
 import math
@@ -63,7 +64,8 @@ class Oft(OnSource):
                 fix="the file is damaged; use another copy",
             )
         used = tuple(part for part in (*self.essential, *self.optional) if part in parts)
-        return Claim(roles, (rows, inputs), None, None, used, "a rotation, which has no scale", True)
+        settings = {"bound": float(rows or 0) if parts[main].at.flat else 1.0} if "oft_bound" in roles else {}
+        return Claim(roles, (rows, inputs), None, None, used, "a rotation, which has no scale", True, settings)
 
     def update(
         self, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
@@ -72,7 +74,7 @@ class Oft(OnSource):
         main = next(iter(parts))
         own = weight.reshape(len(weight), -1)
         if main == "oft_blocks":
-            changed = _rows_turned(own, parts)
+            changed = _rows_turned(own, parts, settings.get("bound", 0.0))
         else:
             if weight.dim() > 2:
                 raise _on_kernel(parts[main])
@@ -185,10 +187,10 @@ def _antisymmetric(vectors: Float32[Tensor, "k e"], block: int, bound: float) ->
     return skew
 
 
-def _rows_turned(own: Float32[Tensor, "m n"], parts: Mapping[str, TensorRef]) -> Float32[Tensor, "m n"]:
+def _rows_turned(own: Float32[Tensor, "m n"], parts: Mapping[str, TensorRef], unit: float) -> Float32[Tensor, "m n"]:
     blocks = read_float(parts["oft_blocks"])
     skew = blocks - blocks.mT
-    bound = read_number(parts["oft_bound"]) * len(own) if "oft_bound" in parts else 0.0
+    bound = read_number(parts["oft_bound"]) * unit if "oft_bound" in parts else 0.0
     norm = float(torch.linalg.vector_norm(skew))
     if 0 < bound < norm:
         skew = skew * (bound / norm)
