@@ -41,6 +41,10 @@ def test_one_transfer_whatever_is_fused(name, tmp_path):
         write_adapter(folder / "lora.safetensors", render_adapter(layers, (), profile, architecture), {"format": "pt"})
         paths[naming, "lora"] = folder / "lora.safetensors"
 
+    alike = families()[networks.NETWORKS[name].family].alike
+    for naming in alike:
+        paths[naming, "source"] = networks.write(name, naming, tmp_path / naming / "source")
+
     def transfer(lora, source, target):
         output = tmp_path / f"{lora}-{source}-{target}.safetensors"
         loraport.transfer(
@@ -52,7 +56,8 @@ def test_one_transfer_whatever_is_fused(name, tmp_path):
 
     wanted = transfer("diffusers", "diffusers", "diffusers")
     assert wanted.keys() == made.keys()
-    for lora, source, target in (("original", "original", "diffusers"), ("diffusers", "diffusers", "original")):
+    others = [("original", "original", "diffusers"), ("diffusers", "diffusers", "original")]
+    for lora, source, target in others + [("original", naming, "original") for naming in alike]:
         found = transfer(lora, source, target)
         assert found.keys() == wanted.keys()
         for layer, update in wanted.items():
