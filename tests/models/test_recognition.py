@@ -86,7 +86,7 @@ SEEN = {
     "SANA 1.6B": _lora({"attn1.to_q": 1, "attn2.to_q": 1}, 2240, 20),
     "SANA 1.6B (20": _lora({"attn.qkv": 3, "cross_attn.q_linear": 1}, 2240, 20, "blocks", "diffusion_model."),
     "Cosmos-Predict2 or Anima 2B": _lora({"self_attn.q_proj": 1, "mlp.layer1": 4}, 2048, 28, "blocks", ""),
-    "Kandinsky 5": _lora({"self_attention.to_query": 1}, 1792, 32, "visual_transformer_blocks"),
+    "Kandinsky 5 or 6 Lite 2B": _lora({"self_attention.to_query": 1}, 1792, 32, "visual_transformer_blocks"),
     "Lumina-Image 2.0 2.6B": _lora({"attn.to_q": 1, "attn.to_k": 1 / 3}, 2304, 26, "layers"),
     "Ideogram 4": _lora({"attention.to_q": 1, "feed_forward.w1": 3}, 4608, 34, "layers"),
     "HunyuanImage 2.1": _lora(IMAGE | TEXT, 3584, 20),
