@@ -135,6 +135,9 @@ def open_inputs(recipe: Recipe) -> Inputs:
 
 def _refuse_on_sum(adapter: LoraAdapter, recipe: Recipe) -> None:
     """A function of the weights that the LoRA was trained on needs those weights, with what was on them."""
+    without = next((layer for layer in adapter.layers.values() if layer.needs_source), None)
+    if without is not None:  # a fused weight in the file, and a source without one of its layers
+        raise without.source_missing()
     layer = next((layer for layer in adapter.layers.values() if layer.weight), None)
     if layer is not None and recipe.source_lora:
         raise UnsupportedError(

@@ -24,6 +24,9 @@ CONFIGS = {
     "DoRA, rank-stabilised": lambda: peft.LoraConfig(
         r=4, lora_alpha=6, target_modules=TARGETS, use_dora=True, use_rslora=True
     ),
+    "DoRA, with a convolution": lambda: peft.LoraConfig(
+        r=3, lora_alpha=6, target_modules=[*TARGETS, "patch_embedding"], use_dora=True
+    ),
     "LoHa": lambda: peft.LoHaConfig(r=2, alpha=3, target_modules=TARGETS),
     "LoKr": lambda: peft.LoKrConfig(r=2, alpha=3, target_modules=TARGETS),
     "OFT, series": lambda: peft.OFTConfig(oft_block_size=4, target_modules=TARGETS, use_cayley_neumann=True),
@@ -56,6 +59,9 @@ class Net(nn.Module):
             linear = nn.Linear(*reversed(weight.shape))
             linear.load_state_dict({"weight": weight, "bias": weights[f"{layer}.bias"]})
             place.add_module(last, linear)
+        self.patch_embedding = nn.Conv3d(16, pico.WIDTH, (1, 2, 2), stride=(1, 2, 2))
+        state = {name: weights[f"patch_embedding.{name}"] for name in ("weight", "bias")}
+        self.patch_embedding.load_state_dict(state)
 
 
 def _trained(case: str, folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:
@@ -101,11 +107,12 @@ def test_the_update_is_what_peft_merges(case, made):
         _close(loaded.dense(), wanted)
         stored = layer.stored()
         _close(layer.scale * (stored if isinstance(stored, torch.Tensor) else stored[0] @ stored[1]), wanted)
-    biases = {item.param: item.load() for item in adapter.passthrough}
+    others = {item.param: item.load() for item in adapter.passthrough}
+    assert ("patch_embedding.weight" in others) == ("convolution" in case)
     for name, change in changes.items():
-        if name.endswith(".bias") and change.any():
-            _close(biases.pop(name), change)
-    assert not biases
+        if name.removesuffix(".weight") not in adapter.layers and change.any():
+            _close(others.pop(name), change)
+    assert not others
 
 
 @pytest.mark.parametrize("case", CONFIGS)
