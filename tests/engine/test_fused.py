@@ -94,6 +94,23 @@ def test_one_transfer_whatever_is_fused(pair, tmp_path):
             assert (found[name] - update).norm() <= 1e-6 * update.norm(), (lora, source, target, name)
 
 
+def test_a_distillation_lora_makes_one_target_whatever_is_fused(pair, tmp_path):
+    _loras(tmp_path)
+    found = {}
+    for spelled, source in (("split", "split"), ("comfy", "split"), ("original", "fused")):
+        output = tmp_path / f"{spelled}-{source}-out.safetensors"
+        loraport.transfer(
+            tmp_path / "split.safetensors", source=pair / f"{source}-source.safetensors", output=output, to="diffusers",
+            target_lora=f"{tmp_path / spelled}.safetensors:-0.5", method="casa", rank="full",
+            options=RunOptions(cache="off", executor="serial", log="off"),
+        )  # fmt: skip
+        found[spelled] = _updates(output)
+    for spelled in ("comfy", "original"):
+        assert found[spelled].keys() == found["split"].keys()
+        for name, update in found["split"].items():
+            assert (found[spelled][name] - update).norm() <= 2e-6 * update.norm(), (spelled, name)
+
+
 def test_neither_file_lacks_anything_the_other_has(pair, tmp_path):
     _loras(tmp_path)
     settings = {"lora": tmp_path / "split.safetensors", "target": pair / "split-target.safetensors"}
