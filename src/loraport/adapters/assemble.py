@@ -1,25 +1,22 @@
 """From sorted pieces of a LoRA file to layer updates and tensors passed through."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from loraport.adapters.adapter import LayerUpdate, Passthrough, PassthroughBias, PassthroughUpdate, WeightPieces
+from loraport.adapters.adapter import LayerUpdate, Passthrough, PassthroughUpdate
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Claim, OnSource, Piece
-from loraport.adapters.pattern import Patterns
-from loraport.adapters.scale import ASSUMED, BY_HAND, FROM_CONFIG, AdapterConfig, read_alpha, read_number, scale_of
-from loraport.containers.tensors import TensorRef
+from loraport.adapters.known import NO_MODEL, Model, biases_of, shape_of, sizes_of, weight_of
+from loraport.adapters.ownership import own_config, wrapped_paths
+from loraport.adapters.scale import ASSUMED, BY_HAND, AdapterConfig, read_alpha, read_number, scale_of
 from loraport.errors import MismatchError, UnsupportedError
-from loraport.models.architecture import Shape, measure
+from loraport.models.architecture import Shape
 from loraport.models.family import Family
-from loraport.models.placement import Part, Rows, is_whole, size_of, split, take_ref
+from loraport.models.placement import Part, Rows, is_whole, split, take_ref
 
-PEFT_PREFIX = "base_model.model."
-OF_CONFIG = {"OFT": "oft", "BOFT": "oft", "IA3": "ia3", "VERA": "vera"}  # PEFT's name -> kind
-LARGEST_WEIGHT = 2**30  # entries; what is multiplied out of a few small tensors must not fill the memory
 NOTES = ("alpha", "lora_alpha", "lora_rank", "scalar")  # they say something of an update and are nothing without it
 
 
@@ -29,22 +26,6 @@ class Scales:
 
     config: AdapterConfig | None
     stated: float | None
-
-
-@dataclass(frozen=True)
-class Model:
-    """What is known of the model that the LoRA is for.
-
-    Args:
-        shapes: canonical module -> shape of its weight.
-        weights: canonical parameter -> the tensor; empty where only the shapes are known.
-    """
-
-    shapes: Mapping[str, Shape] = field(default_factory=dict)
-    weights: Mapping[str, TensorRef] = field(default_factory=dict)
-
-
-NO_MODEL = Model()
 
 
 @dataclass
@@ -93,62 +74,19 @@ def assemble(
         if (_role(held[0].module, family) == "linear" or _updates(parts))
         and (claim := _claim(_title(held, parts), parts, path, done))
     }
-    if config is not None and scale is None:
-        why = why_stray(config, [(weights[held], claim) for held, (_, claim) in claims.items()], family, path)
-        kind = OF_CONFIG.get(config.kind)
-        if kind is not None and claims and all(name != kind for name, _ in claims.values()):
-            other = f"it is for {config.kind}, and the file holds none"
-            if not why and (config.source != FROM_CONFIG or _is_pefts(path, [weights[held] for held in claims])):
-                raise UnsupportedError(
-                    f"the {config.source} does not belong to the file: {other}",
-                    where=str(path),
-                    values=f"peft_type {config.kind}",
-                    fix="use the LoRA together with its own configuration",
-                )
-            why = why or other
-        if why:
-            done.warnings.append(f"{config.source} does not belong to the file ({why}), so it was left out of account")
-            config = None
-    if config is not None and config.dora and claims and all(kind != "dora" for kind, _ in claims.values()):
-        raise UnsupportedError(
-            "the configuration speaks of DoRA, and the file has no magnitudes",
-            where=str(path),
-            values=f"use_dora in the {config.source}",
-            fix="use a copy of the LoRA that was saved whole, or move a configuration that is another LoRA's away",
-        )
+    if config is not None:
+        layers = [(weights[held], kind, claim) for held, (kind, claim) in claims.items()]
+        config, said = own_config(config, layers, family, path, judged=scale is None)
+        done.warnings += said
     scales = Scales(config, scale)
-    sizes = _sizes(claims, family, model)
+    sizes = sizes_of(claims, family, model)
     for held, parts in weights.items():
         mine = {piece.key: done.leftover[piece.key] for piece in parts.values() if piece.key in done.leftover}
         found = Assembled(leftover=mine)
         _module(held, parts, claims.get(held), family, scales, model, sizes, found)
         _add(done, found if is_whole(held) else _fused(held, found, family, sizes, model, path), path)
-    done.passthrough += _biases(done.layers, model)
+    done.passthrough += biases_of(done.layers, model)
     return done
-
-
-def _biases(layers: Mapping[str, LayerUpdate], model: Model) -> list[PassthroughBias]:
-    """The biases that are changed along with their weights."""
-    found = []
-    for name, layer in layers.items():
-        kind, bias = KINDS[layer.kind], model.weights.get(f"{name}.bias")
-        factor = kind.bias(layer.parts, layer.settings) if isinstance(kind, OnSource) else None
-        if factor is not None and bias is not None:
-            found.append(PassthroughBias(layer.keys, f"{name}.bias", "diff_b", bias, 1.0, factor))
-    return found
-
-
-def _sizes(claims: Mapping[tuple[Part, ...], tuple[str, Claim]], family: Family, model: Model) -> dict[str, int]:
-    """The family's symbols, from the model or from the updates; of updates that tell one side only, from that."""
-    whole = {held[0].module: claim.shape for held, (_, claim) in claims.items() if is_whole(held)}
-    told = {module: (m, n) for module, (m, n) in whole.items() if m is not None and n is not None}
-    sizes, _ = measure(model.shapes or told, family)
-    for module, sides in whole.items():
-        template = family.template_of(module)
-        for symbol, side in zip(template.shape if template else (), sides, strict=False):
-            if side is not None and symbol.isidentifier() and symbol != "_":
-                sizes.setdefault(symbol, side)
-    return sizes
 
 
 def _add(done: Assembled, found: Assembled, path: Path) -> None:
@@ -182,10 +120,10 @@ def _fused(
             own = KINDS[layer.kind].narrow(layer.parts, rows)
             part = replace(layer, name=module, shape=(size, layer.shape[1]))
             if own is None:
-                weight = _weight(layer.kind, places, model)
+                weight = weight_of(layer.kind, places, model)
                 found.layers[module] = replace(part, rows=rows, whole=layer.shape, weight=weight)
             else:
-                weight = _weight(layer.kind, {module: ((0, size),)}, model)
+                weight = weight_of(layer.kind, {module: ((0, size),)}, model)
                 rank = KINDS[layer.kind].rank_of(own, layer.rank)
                 found.layers[module] = replace(part, parts=own, weight=weight, rank=rank)
     for item in whole.passthrough:
@@ -216,50 +154,6 @@ def _twice(name: str, first: str, second: str, path: Path) -> MismatchError:
     )
 
 
-def _weight(kind: str, places: Mapping[str, Rows], model: Model) -> WeightPieces:
-    """The source's weight for a kind that needs it; () where it does not, or where there is none."""
-    if not isinstance(KINDS[kind], OnSource):
-        return ()
-    refs = {name: model.weights.get(f"{name}.weight", model.weights.get(name)) for name in places}
-    return tuple((ref, places[name]) for name, ref in refs.items() if ref is not None) if all(refs.values()) else ()
-
-
-def _shape(
-    held: tuple[Part, ...], claim: Claim, piece: Piece, family: Family, model: Model, sizes: Mapping[str, int]
-) -> tuple[int, int]:
-    """Rows and columns of an update; a side that its parts do not tell as the model or the other layers have it."""
-    modules = list(dict.fromkeys(part.module for part in held))
-
-    def side(module: str, axis: int) -> int | None:
-        if module in model.shapes:
-            shape = model.shapes[module]
-            return shape[0] if axis == 0 else prod(shape[1:])
-        template = family.template_of(module)
-        return size_of(template.shape[axis], sizes) if template is not None and len(template.shape) == 2 else None
-
-    m, n = claim.shape
-    if m is None:
-        rows = [side(module, 0) for module in modules]
-        m = None if None in rows else sum(row or 0 for row in rows)
-    if n is None:
-        n = side(modules[0], 1)
-    if m is None or n is None:
-        raise UnsupportedError(
-            f"the update of {modules[0]} does not say how large the layer is",
-            where=str(piece.ref.file),
-            values=f"{piece.key} {list(piece.ref.shape)}",
-            fix=f"name the model with --model, or leave the layer out with --drop {modules[0]}",
-        )
-    if m * n > LARGEST_WEIGHT:
-        raise MismatchError(
-            f"the update of {modules[0]} is far larger than any layer",
-            where=str(piece.ref.file),
-            values=f"{m:,} x {n:,}, by {piece.key} {list(piece.ref.shape)}",
-            fix="the file is damaged or not a LoRA; leave the layer out with --drop",
-        )
-    return m, n
-
-
 def _module(
     held: tuple[Part, ...],
     parts: Mapping[str, Piece],
@@ -288,7 +182,7 @@ def _module(
             source += f" (the scale {factor:g} counts inside)"
             factor = 1.0
         keys = tuple(parts[part].key for part in (*claim.used, *NOTES) if part in parts)
-        shape = _shape(held, claim, parts[claim.used[0]], family, model, sizes)
+        shape = shape_of(held, claim, parts[claim.used[0]], family, model, sizes)
         layer = LayerUpdate(
             module,
             kind_name,
@@ -298,7 +192,7 @@ def _module(
             min(shape) if claim.rank is None else claim.rank,
             keys,
             shape,
-            weight=_weight(kind_name, {module: ((0, shape[0]),)}, model),
+            weight=weight_of(kind_name, {module: ((0, shape[0]),)}, model),
             settings=settings,
         )
         if role == "linear":
@@ -401,59 +295,6 @@ def _scale(parts: Mapping[str, Piece], claim: Claim, scales: Scales) -> tuple[fl
             f"--scale {1 / (claim.divisor or 1):g}",
         )
     return 1.0, claim.unscaled or ASSUMED
-
-
-def wrapped_paths(piece: Piece) -> list[str]:
-    """The path of a piece's module inside the model that PEFT wrapped.
-
-    Keys of PEFT's own state dictionary say it: it is what follows `base_model.model.`, a further prefix included.
-    Otherwise the trainer wrote a prefix of its own, and a pattern may have been made with it or without.
-    """
-    whole = piece.at.prefix + piece.at.spelled
-    if whole.startswith(PEFT_PREFIX):
-        return [whole.removeprefix(PEFT_PREFIX)]
-    return [piece.at.spelled] if whole == piece.at.spelled else [piece.at.spelled, whole]
-
-
-def why_stray(
-    config: AdapterConfig, layers: Sequence[tuple[Mapping[str, Piece], Claim]], family: Family, path: Path
-) -> str:
-    """Why a configuration beside the file cannot be the file's own; "" where it may be.
-
-    Files of PEFT lie beside their configuration by name. Any other file may merely share the folder with one: such
-    a configuration is believed only if it fits the file in its kind, its rank and the modules it speaks of.
-    """
-    pieces = [parts[claim.used[0]] for parts, claim in layers]
-    if config.source != FROM_CONFIG or not layers:
-        return ""
-    if _is_pefts(path, [parts for parts, _ in layers]):
-        return ""
-    ranks = [claim.divisor for _, claim in layers if claim.divisor is not None]
-    try:
-        stated = [config.stated_rank(wrapped_paths(piece)) for piece in pieces]
-        fitting = [
-            rank is None or claim.divisor in (None, rank) for rank, (_, claim) in zip(stated, layers, strict=True)
-        ]
-        if not any(fitting):
-            return f"it states rank {stated[0]:g}, the factors have {ranks[0]}"
-        if config.targets is not None and not any(_trained(config.targets, piece, family) for piece in pieces):
-            named = next(iter(config.targets.values)).replace("\\", "")
-            return f"it is for modules like {named}"
-    except UnsupportedError:
-        return ""  # a pattern that cannot be evaluated: refused where a scale hangs on it
-    return ""
-
-
-def _is_pefts(path: Path, modules: Iterable[Mapping[str, Piece]]) -> bool:
-    """Whether a file is PEFT's own, by its name or its keys, so that a configuration beside it is its own too."""
-    keys = (piece for parts in modules for piece in parts.values())
-    return path.stem == "adapter_model" or any(piece.at.prefix.startswith(PEFT_PREFIX) for piece in keys)
-
-
-def _trained(targets: Patterns, piece: Piece, family: Family) -> bool:
-    # Trainers rename modules when they save, so the configuration may know them by any name.
-    spelled = {family.spell(piece.at.module, naming) for naming in family.namings}
-    return targets.find([*wrapped_paths(piece), *spelled]) is not None
 
 
 def _spelled(piece: Piece, part: str) -> str:
