@@ -12,7 +12,8 @@ from loraport.adapters.describe import describe
 from loraport.errors import MismatchError
 from loraport.models.architecture import detect
 from loraport.models.checkpoint import open_checkpoint
-from loraport.models.family import families
+from loraport.models.family import families, recognised
+from loraport.models.keymap import keymap_of, known_to
 from makers import LoraFile
 
 IMAGE = {"attn.to_q": 1, "attn.to_k": 1, "attn.to_v": 1, "attn.to_out.0": 1}
@@ -78,6 +79,15 @@ def test_names_that_depend_on_which_is_meant_are_not_written_without_a_model(tmp
     qwen = detect(layers, families()["qwen_image"])
     convert_adapter(path, tmp_path / "y.safetensors", to="universal", model=qwen)
     assert "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight" in load_file(tmp_path / "y.safetensors")
+
+
+def test_one_look_up_for_all_families_agrees_with_each_of_their_tables():
+    everyone = {**recognised(), **families()}
+    paths = {path.replace("<>", "1") for family in everyone.values() for path in family.paths()}
+    some = sorted(paths)[::23]
+    for path in [*some, *(f"lora_unet_{path.replace('.', '_')}" for path in some), "blocks.1.unheard_of"]:
+        wanted = {name for name, family in everyone.items() if keymap_of(family).resolve(f"transformer.{path}")}
+        assert known_to(f"transformer.{path}") == wanted, path
 
 
 SEEN = {

@@ -1141,6 +1141,33 @@ CORPUS = {
         alpha=1.0,
         expect={"names": "diffusers", "scale": 0.25, "family": "hunyuan_video"},
     ),
+    "hunyuan-video-framepack-musubi": entry(
+        "musubi-tuner for FramePack, whose network has the names of diffusers",
+        keys(
+            "lora_unet_",
+            blocks(HUNYUAN_DIFFUSERS, "transformer_blocks")
+            | blocks(HUNYUAN_1_SINGLE_DIFFUSERS, "single_transformer_blocks"),
+            DOWN_UP,
+            flat=True,
+            extra={".alpha": []},
+        ),
+        layers=2 * 14 + 2 * 5,
+        alpha=4.0,
+        expect={"names": "diffusers", "prefix": "lora_unet_", "family": "hunyuan_video"},
+    ),
+    "ltx2-diffsynth": entry(
+        "DiffSynth-Studio for LTX-2: bare names, a named adapter",
+        keys("", blocks(LTX | LTX_AUDIO, "transformer_blocks"), NAMED),
+        layers=2 * 28,
+        expect={"adapter": "default", "family": "ltx2"},
+    ),
+    "z-image-onetrainer": entry(
+        "OneTrainer for Z-Image",
+        keys("lora_transformer_", blocks(Z_IMAGE_SPLIT, "layers"), DOWN_UP, flat=True, extra={".alpha": []}),
+        layers=14,
+        alpha=1.0,
+        expect={"prefix": "lora_transformer_", "names": "diffusers", "scale": 0.25},
+    ),
     "z-image-diffsynth": entry(
         "DiffSynth-Studio for Z-Image: split names, a named adapter",
         keys("", blocks(Z_IMAGE_SPLIT, "layers"), NAMED),
