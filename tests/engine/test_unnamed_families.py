@@ -62,6 +62,7 @@ def _transfer(lora, source, target, folder, **settings):
     return loraport.transfer(lora, source=source, target=target, output=folder / "out.safetensors", **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_what_comes_out_is_loaded_by_its_own_pipeline(files, tmp_path):
     pytest.importorskip("peft")
