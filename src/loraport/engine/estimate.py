@@ -18,7 +18,7 @@ from loraport.containers.tensors import TensorRef
 from loraport.engine.executor import Slot, executor_for, in_flight
 from loraport.engine.job import LayerJob
 from loraport.engine.layer import basis_key, basis_role, prepared_key
-from loraport.engine.plan import TransferPlan, rank_bound, sample_for_kinship
+from loraport.engine.plan import TransferPlan, cost_of, rank_bound, sample_for_kinship
 from loraport.engine.rates import Rates, rates_of
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
@@ -238,7 +238,7 @@ def _work(job: LayerJob, have: _Have) -> _Work:
     method, params = registry.resolve(job.method, job.params)
     needs = method.needs(params)
     rank = max(job.update.rank, rank_bound(job))
-    cost = method.cost(job.shape, rank, params, have.prepared)
+    cost = cost_of(method, job.shape, rank, params, have.prepared)
     missing = _needed_bases(job) - have.bases
     for _ in missing:
         cost += costs.thin_basis(m, n)

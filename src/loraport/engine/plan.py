@@ -7,6 +7,7 @@ error before any work has begun.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from loraport.engine.target import Added
 from loraport.errors import MismatchError, UsageError
 from loraport.methods import cost as costs
 from loraport.methods import registry
-from loraport.methods.base import Needs
+from loraport.methods.base import Needs, Params, TransferMethod
 from loraport.models.checkpoint import Checkpoint
 
 _NOTHING = Needs()
@@ -227,10 +228,23 @@ def _cached_bytes(job: LayerJob) -> int:
     return method.kept_bytes(job.shape, params)
 
 
+def cost_of(method: TransferMethod[Any], shape: tuple[int, int], rank: int, params: Params, warm: bool) -> costs.Cost:
+    """What a method costs at a layer, `TransferMethod.cost`: a model has some ten sizes and thousands of layers."""
+    try:
+        return _cost_of(method, shape, rank, params, warm)
+    except TypeError:  # settings that hold a list cannot be remembered
+        return method.cost(shape, rank, params, warm)
+
+
+@lru_cache(maxsize=1024)
+def _cost_of(method: TransferMethod[Any], shape: tuple[int, int], rank: int, params: Params, warm: bool) -> costs.Cost:
+    return method.cost(shape, rank, params, warm)
+
+
 def _operations(name: str, values: dict[str, Any], needs: Needs, shape: tuple[int, int], rank: int) -> float:
     """Of one layer when nothing is cached."""
     method, params = registry.resolve(name, values)
-    cost = method.cost(shape, rank, params, False)
+    cost = cost_of(method, shape, rank, params, False)
     cost += costs.thin_basis(*shape).times(needs.basis + needs.target_basis)
     return cost.products + cost.decompositions + cost.passes
 
