@@ -5,11 +5,10 @@ from pathlib import Path
 
 from loraport.adapters.kinds.base import Claim, Piece
 from loraport.adapters.pattern import Patterns
-from loraport.adapters.scale import FROM_CONFIG, AdapterConfig
+from loraport.adapters.scale import FROM_CONFIG, PEFT_PREFIX, AdapterConfig
 from loraport.errors import UnsupportedError
 from loraport.models.family import Family
 
-PEFT_PREFIX = "base_model.model."
 OF_CONFIG = {"OFT": "oft", "BOFT": "oft", "IA3": "ia3", "VERA": "vera"}  # PEFT's name -> kind
 
 

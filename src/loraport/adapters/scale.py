@@ -16,6 +16,7 @@ from loraport.containers.tensors import TensorRef, read_tensor
 from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError, UsageError
 from loraport.files import read_text
 
+PEFT_PREFIX = "base_model.model."  # of every key that PEFT saves itself
 MAX_JSON_BYTES = 4 * 2**20
 SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # float32 is coarse below 1e-38 and ends at 3e38
 FROM_METADATA = "lora_adapter_metadata in the header"

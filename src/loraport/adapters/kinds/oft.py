@@ -2,7 +2,9 @@
 
     oft_blocks, k x b x b         kohya, LyCORIS: of the rows, R^T W block by block
     oft_blocks, s x k x b x b     BOFT of LyCORIS: R W in s stages, each after a butterfly permutation of the rows
-    oft_R, k x b(b-1)/2           PEFT: of the inputs, W R^T; as the series or the inverse, as the configuration says
+    oft_R, k x b(b-1)/2           PEFT: of the inputs, W R^T; as the series or the inverse, as the configuration says.
+                                  OneTrainer: always as the series of five terms; with scaled_oft, vectors by the
+                                  root of their length
     boft_R, s x k x b x b         BOFT of PEFT: of the inputs, and every row times its entry of boft_s
 
 An alpha is no scale here: it bounds the norm of Q. kohya and LyCORIS, whose names are flattened, mean alpha times the
@@ -19,7 +21,7 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from loraport.adapters.kinds.base import Claim, OnSource, Piece, finite_update, register
-from loraport.adapters.scale import read_number
+from loraport.adapters.scale import PEFT_PREFIX, read_number
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, UnsupportedError
@@ -34,10 +36,11 @@ class Oft(OnSource):
     name = "oft"
     title = "OFT"
     essential = ("oft_blocks", "oft_R", "boft_R", "boft_s")
-    optional = ("rescale",)
+    optional = ("rescale", "scaled_oft")
     endings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "oft_blocks": (".oft_blocks",),
         "rescale": (".rescale",),
+        "scaled_oft": (".oft_R.scaled_oft",),
         "oft_R": (".oft_R.weight", ".oft_R.<adapter>.weight"),
         "boft_R": (".boft_R", ".boft_R.<adapter>"),
         "boft_s": (".boft_s", ".boft_s.<adapter>"),
@@ -65,6 +68,9 @@ class Oft(OnSource):
             )
         used = tuple(part for part in (*self.essential, *self.optional) if part in parts)
         settings = {"bound": float(rows or 0) if parts[main].at.flat else 1.0} if "oft_bound" in roles else {}
+        if main == "oft_R" and not parts[main].at.prefix.startswith(PEFT_PREFIX):
+            scaled = "scaled_oft" in parts and bool(read_number(parts["scaled_oft"].ref))
+            settings = {"neumann": 5.0, "coft": 0.0, "scaled": float(scaled)}
         return Claim(roles, (rows, inputs), None, None, used, "a rotation, which has no scale", True, settings)
 
     def update(
@@ -101,6 +107,8 @@ class Oft(OnSource):
                 fix="put the adapter_config.json that was saved with it beside the file",
             )
         vectors = read_float(parts["oft_R"])
+        if settings.get("scaled"):
+            vectors = vectors / math.sqrt(vectors.shape[1])
         block = _block_of(parts["oft_R"])
         assert block is not None
         count = len(inputs) // block
