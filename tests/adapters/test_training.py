@@ -137,6 +137,8 @@ def test_inspect_plan_and_report_tell_it(tmp_path):
     warnings = loraport.plan(recipe).warnings
     assert any("--source-lora" in text and "lightning" in text for text in warnings)
     assert any("875 to 1000" in text and "swapped" in text for text in warnings)
+    adapted = recipe.model_copy(update={"source_lora": files.lora, "expert": None})
+    assert not any("--source-lora" in text for text in loraport.plan(adapted).warnings)
     options = loraport.RunOptions(cache="off", log="off")
     report = loraport.transfer(lora, source=files.source, target=files.target, method="direct", options=options)
     assert report.to_json()["summary"]["training"] == found.training

@@ -226,7 +226,7 @@ def _doubts(adapter: LoraAdapter, recipe: Recipe) -> tuple[str, ...]:
     """Where the header says that the LoRA was trained on something else than the recipe takes for its model."""
     training = adapter.training
     target = recipe.target or " ".join(each.file for each in recipe.target_lora)
-    said = other_side(training, recipe.source, target)
+    said = None if recipe.source_lora else other_side(training, recipe.source, target)  # else it was thought of
     found = [] if said is None else [said]
     if training.timesteps and recipe.expert and training.expert not in (None, recipe.expert):
         least, greatest = training.timesteps
