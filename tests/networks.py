@@ -28,6 +28,7 @@ class Network:
         pipeline: the parts of the pipeline besides the network, all of which a LoRA does without.
         more: arguments of the pipeline.
         classes: of the network and the pipeline, where they are not those of the family.
+        beside: what the names of weights begin with that are no part of what a LoRA changes.
     """
 
     family: str
@@ -36,6 +37,7 @@ class Network:
     pipeline: tuple[str, ...] = ("tokenizer", "text_encoder", "vae", "scheduler")
     more: dict[str, Any] = field(default_factory=dict)
     classes: tuple[str, str] | None = None
+    beside: tuple[str, ...] = ()
 
 
 LTX2 = {
@@ -57,6 +59,19 @@ NETWORKS = {
         "Wan (2 blocks, width 24)",
         WAN | {"vace_layers": [0, 1], "vace_in_channels": 12},
         classes=("WanVACETransformer3DModel", "WanVACEPipeline"),
+    ),
+    "wan_animate": Network(
+        "wan",
+        "Wan (2 blocks, width 24)",
+        WAN | {
+            "in_channels": 12, "latent_channels": 4, "image_dim": 20, "added_kv_proj_dim": 24,
+            "inject_face_latents_blocks": 1, "face_encoder_hidden_dim": 8, "face_encoder_num_heads": 2,
+            "motion_encoder_dim": 8, "motion_style_dim": 8, "motion_dim": 4, "motion_encoder_size": 8,
+            "motion_encoder_channel_sizes": {"4": 4, "8": 4},
+        },
+        ("tokenizer", "text_encoder", "vae", "scheduler", "image_encoder", "image_processor"),
+        classes=("WanAnimateTransformer3DModel", "WanAnimatePipeline"),
+        beside=("motion_encoder.",),
     ),
     "minimax_h3": Network(
         "minimax_h3",
@@ -139,7 +154,8 @@ def pipeline(name: str, model: Any) -> Any:
 @cache
 def state(name: str) -> dict[str, Tensor]:
     """Its weights, as diffusers calls them."""
-    return dict(build(name).state_dict())
+    beside = NETWORKS[name].beside
+    return {key: t for key, t in build(name).state_dict().items() if not (beside and key.startswith(beside))}
 
 
 def respell(weights: dict[str, Tensor], family: Family, naming: str) -> dict[str, Tensor]:
