@@ -148,7 +148,9 @@ def read_as(family: Family, tensors: Mapping[str, TensorRef]) -> Reading | None:
 def _matched(family: Family, tensors: Mapping[str, TensorRef]) -> tuple[list[_Hit], list[str]]:
     """The keys that name parameters of the family, and those that name none."""
     keymap, rules = keymap_of(family), key_rules()
-    naming = family.alike_of_files(len({ref.file for ref in tensors.values()})) if family.alike else ""
+    # GGUF files are made of single files, and split later.
+    files = {ref.file for ref in tensors.values() if ref.file.suffix != ".gguf"} if family.alike else set()
+    naming = family.alike_of_files(len(files))
     hits: list[_Hit] = []
     unknown: list[str] = []
     for key, ref in tensors.items():
