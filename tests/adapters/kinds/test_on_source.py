@@ -444,6 +444,7 @@ class TestRefused:
         ("parts", "error", "words"),
         [
             ({"dora_scale": _random(32, 1)}, UnmatchedKeysError, "lora_A.weight is missing"),
+            ({"dora_scale": _random(32, 1), "oft_R.weight": _random(8, 6)}, UnsupportedError, "a magnitude on OFT"),
             (
                 {"dora_scale": _random(31, 1), "lora_up.weight": _random(32, 2), "lora_down.weight": _random(2, 32)},
                 MismatchError,

@@ -16,7 +16,7 @@ from torch import Tensor
 from loraport.adapters.kinds.base import KINDS, Claim, OnSource, Piece, finite_update, register
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
-from loraport.errors import MismatchError
+from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.placement import Rows, take_ref
 
 INNER = {"lora": "A", "loha": "hada_w1_b", "lokr": ""}  # kind -> a role that none of the others has
@@ -52,6 +52,15 @@ class Dora(OnSource):
         found = [KINDS[name].claim(module, parts) for name in INNER]
         inner = next((claim for claim in found if isinstance(claim, Claim)), None)
         if inner is None:
+            others = [kind for kind in KINDS.values() if kind.name not in (*INNER, self.name)]
+            other = next((kind for kind in others if any(part in parts for part in kind.essential)), None)
+            if other is not None:
+                raise UnsupportedError(
+                    f"{module} has a magnitude on {other.title}: DoRA is read on LoRA, LoHa and LoKr only",
+                    where=str(parts[mine[0]].ref.file),
+                    values=parts[mine[0]].key,
+                    fix=f"leave the layer out with --drop {module}",
+                )
             return next((missing for missing in found if isinstance(missing, str)), "down")
         m, n = inner.shape
         assert m is not None
