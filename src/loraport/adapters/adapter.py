@@ -67,6 +67,11 @@ class LayerUpdate:
         return {**self.parts, **{f"weight.{n}": ref for n, (ref, _) in enumerate(self.weight)}}
 
     @property
+    def as_stored(self) -> bool:
+        """Whether its factors, or its matrix, lie in the file as such."""
+        return set(self.parts) in ({"A", "B"}, {"diff"})
+
+    @property
     def needs_source(self) -> bool:
         """Whether the update is a function of the source's weight, which was not given."""
         return isinstance(KINDS[self.kind], OnSource) and not self.weight

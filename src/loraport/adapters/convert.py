@@ -32,6 +32,7 @@ class Conversion:
         passthrough: keys passed through.
         dropped: keys left out by request.
         folded: layers whose scale had to be written into a factor, and so are not bit for bit the same.
+        multiplied: layers of kinds that are no plain factors and no whole matrix, and so were multiplied out.
         load: how to load the output, one program a line.
         warnings: sentences for the user.
     """
@@ -43,6 +44,7 @@ class Conversion:
     passthrough: tuple[str, ...]
     dropped: tuple[str, ...]
     folded: tuple[str, ...]
+    multiplied: tuple[str, ...]
     load: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -122,6 +124,7 @@ def convert_adapter(
         tuple(key for item in lora.passthrough for key in item.keys),
         lora.dropped,
         folded,
+        tuple(name for name, layer in lora.layers.items() if not layer.as_stored),
         tuple(ways_to_load(output, content)),
         lora.warnings + loader_notes(content),
     )

@@ -43,7 +43,9 @@ def convert(
         else open_checkpoint(model, expert=choice["expert"], architecture=choice["architecture"]),
         **choice,
     )
-    exact = "bit for bit" if not done.folded else f"the scale was written into {text.count(len(done.folded), 'layer')}"
+    changed = [f"the scale was written into {text.count(len(done.folded), 'layer')}"] if done.folded else []
+    changed += [f"{text.count(len(done.multiplied), 'layer')} multiplied out"] if done.multiplied else []
+    exact = " and ".join(changed) or "bit for bit"
     lines = [
         f"renamed {text.count(done.layers, 'layer')}, {exact}",
         f"  from      {done.before}",
@@ -66,6 +68,7 @@ def convert(
             "layers": done.layers,
             "passthrough": list(done.passthrough),
             "dropped": list(done.dropped),
+            "multiplied": list(done.multiplied),
             "folded": list(done.folded),
             "load": list(done.load),
             "warnings": list(done.warnings),

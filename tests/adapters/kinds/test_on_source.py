@@ -656,3 +656,12 @@ def test_a_distillation_lora_may_be_a_function_of_the_source(tmp_path):
     plain, other = (loraport.plan(loraport.Recipe(lora=str(path), **models)) for path in (files.lora, dora))
     peaks = {job.name: job.peak_bytes for job in plain.jobs}
     assert all(job.peak_bytes >= peaks[job.name] + 3 * 4 * job.shape[0] * job.shape[1] for job in other.jobs)
+
+
+@pytest.mark.parametrize("case", ["DoRA of rows", "split"])
+def test_convert_says_what_it_multiplied_out(case, source, tmp_path):
+    stem = "lycoris_blocks_0_self_attn_k"
+    path = _write({LAYERS[0]: _parts(case, 32, 32)}, tmp_path / "x.safetensors")
+    plain = {f"{stem}.lora_up.weight": _random(32, 2), f"{stem}.lora_down.weight": _random(2, 32)}
+    save_file(load_file(path) | plain, path)
+    assert convert_adapter(path, tmp_path / "out.safetensors", model=source).multiplied == (LAYERS[0],)
