@@ -33,7 +33,7 @@ def test_a_network_of_diffusers_is_known_in_full(name, tmp_path):
     assert found == set(linear) - either
 
 
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
+@pytest.mark.parametrize("prefix", ["", pytest.param("model.diffusion_model.", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("name", "naming"), NAMINGS)
 def test_every_naming_opens_to_the_same_layers(name, naming, prefix, tmp_path):
     own = networks.canonical(name)

@@ -89,7 +89,7 @@ def test_a_page_of_yaml_is_enough(tmp_path):
         flat |= {f"{stem}.lora_down.weight": torch.ones(4, n), f"{stem}.lora_up.weight": torch.ones(m, 4)}
         flat[f"{stem}.alpha"] = torch.tensor(2.0)
     path = LoraFile(flat).write(tmp_path)
-    assert describe(path).title == "LTX-Video (2 blocks, width 24)"
+    assert describe(path).title == "LTX-Video or LTX-2 (2 blocks, width 24)"  # until a model says which
     assert all(layer.scale == 0.5 for layer in open_adapter(path, model).layers.values())
     convert_adapter(path, tmp_path / "out.safetensors", to="diffusers", model=model)
     assert load_file(tmp_path / "out.safetensors").keys() == {

@@ -206,19 +206,19 @@ def family_keymap(name: str) -> KeyMap:
 def known_to(path: str) -> frozenset[str]:
     """The names of the families, those that are only recognised too, that have a module of that path.
 
-    Prefixes are taken off as `KeyMap.resolve` does.
-
-    One look-up for all of them: a path is taken apart once, however many families there are.
+    Prefixes are taken off as `KeyMap.resolve` does, and no more of them than it takes: what may be a block of
+    "transformer_blocks" is not a block of "blocks" behind "transformer_". One look-up for all families: a path is taken
+    apart once, however many there are.
     """
     if len(path) > LONGEST:
         return _NOBODY
-    found = _NOBODY
     tables = _owners()
     for _, rest, flat, _ in _peeled(path):
         table, separator = (tables[1], "_") if flat else (tables[0], ".")
-        for pattern, _ in _patterns(rest, separator):
-            found |= table.get(pattern, _NOBODY)
-    return found
+        found = frozenset().union(*(table.get(pattern, _NOBODY) for pattern, _ in _patterns(rest, separator)))
+        if found:
+            return found
+    return _NOBODY
 
 
 @cache
