@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from loraport.adapters.adapter import LayerUpdate
+from loraport.adapters.update import LayerUpdate
 from loraport.engine import devices
 from loraport.engine.executor import Limits, Slot, dispatch, executor_for, local_slots, phases, workers_for
 from loraport.engine.executors import NAMES, make_executor

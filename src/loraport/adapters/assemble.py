@@ -5,13 +5,14 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from loraport.adapters.adapter import LayerUpdate, Passthrough, PassthroughUpdate
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Claim, OnSource, Piece
 from loraport.adapters.known import NO_MODEL, Model, biases_of, shape_of, sizes_of, weight_of
 from loraport.adapters.ownership import own_config, wrapped_paths
+from loraport.adapters.passthrough import Passthrough, PassthroughUpdate
 from loraport.adapters.scale import ASSUMED, BY_HAND, AdapterConfig, read_alpha, read_number, scale_of
+from loraport.adapters.update import LayerUpdate
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.architecture import Shape
 from loraport.models.family import Family

@@ -6,8 +6,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from loraport.adapters.adapter import Passthrough
 from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT, Dialect
+from loraport.adapters.passthrough import Passthrough
 from loraport.models.architecture import Architecture, LayerName
 from loraport.models.family import Family, block_of
 from loraport.models.keys import read_yaml

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loraport.adapters.adapter import LayerUpdate, LoraAdapter
+from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.consumers import content_of
 from loraport.adapters.dialect import SAME_AS_INPUT, Profile, profile_of
 from loraport.adapters.header import converted_metadata
@@ -15,6 +15,7 @@ from loraport.adapters.loaders import loader_notes, ways_to_load
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import check_passthrough, render, write_adapter
 from loraport.adapters.shared_names import check_one_meant
+from loraport.adapters.update import LayerUpdate
 from loraport.errors import NumericalError, UnsupportedError
 from loraport.files import check_output, with_settings
 from loraport.models.architecture import Architecture

@@ -5,13 +5,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraport.adapters.adapter import LayerUpdate, LoraAdapter
+from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.opened import FILES
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.scale import ASSUMED
 from loraport.adapters.training import Training, read_training
+from loraport.adapters.update import LayerUpdate
 from loraport.containers.access import kind_of
 from loraport.containers.locate import locate
 from loraport.containers.names import named_path

@@ -3,8 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
-from loraport.adapters.adapter import LoraAdapter, Passthrough
+from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.assemble import Assembled
+from loraport.adapters.passthrough import Passthrough
 from loraport.errors import MismatchError, UnmatchedKeysError
 from loraport.models.architecture import Architecture
 from loraport.models.checkpoint import Checkpoint

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 
-from loraport.adapters.adapter import LayerUpdate, PassthroughBias, WeightPieces
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Claim, OnSource, Piece
+from loraport.adapters.passthrough import PassthroughBias
+from loraport.adapters.update import LayerUpdate, WeightPieces
 from loraport.containers.tensors import TensorRef
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.architecture import Shape, measure

@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from loraport.adapters.adapter import LoraAdapter, Passthrough
+from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.assemble import Assembled, assemble
 from loraport.adapters.dialect import PROFILES, Dialect
 from loraport.adapters.fit import check_fit
@@ -16,6 +16,7 @@ from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import AdapterKind, Piece
 from loraport.adapters.known import Model
 from loraport.adapters.opened import open_file
+from loraport.adapters.passthrough import Passthrough
 from loraport.adapters.pattern import Search
 from loraport.adapters.refusals import (
     doubts,

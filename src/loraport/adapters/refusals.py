@@ -5,11 +5,11 @@ from itertools import islice
 from math import prod
 from pathlib import Path
 
-from loraport.adapters.adapter import LayerUpdate
 from loraport.adapters.dialect import Dialect
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds.base import Piece
 from loraport.adapters.scale import BY_HAND, FROM_CONFIG, FROM_HEADER, AdapterConfig
+from loraport.adapters.update import LayerUpdate
 from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import MismatchError, UnmatchedKeysError, UnsupportedError
 from loraport.models.architecture import Architecture

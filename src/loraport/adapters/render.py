@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loraport.adapters.adapter import Passthrough, PassthroughUpdate
 from loraport.adapters.dialect import SAME_AS_INPUT, Dialect, Profile, profile_of
 from loraport.adapters.header import CONTENT, content_digest
 from loraport.adapters.join import Factors, join_layers, join_rows
+from loraport.adapters.passthrough import Passthrough, PassthroughUpdate
 from loraport.containers.safetensors import read_header, write_safetensors
 from loraport.containers.tensors import digest, digest_tensor, open_tensors
 from loraport.core.lowrank import LowRank

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraport.adapters.adapter import LayerUpdate
+from loraport.adapters.update import LayerUpdate
 from loraport.containers.tensors import TensorRef
 from loraport.engine.recipe import RankRule
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraport.adapters.adapter import LayerUpdate
+from loraport.adapters.update import LayerUpdate
 from loraport.containers.tensors import TensorRef
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank

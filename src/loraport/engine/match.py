@@ -5,11 +5,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loraport.adapters.adapter import LayerUpdate, LoraAdapter
+from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.fit import fit_passthrough
 from loraport.adapters.parse import experts_in, open_adapter
 from loraport.adapters.refusals import NO_EXPERT
 from loraport.adapters.training import other_side
+from loraport.adapters.update import LayerUpdate
 from loraport.containers.locate import expert_folders
 from loraport.containers.names import Expert
 from loraport.containers.tensors import TensorRef, common_dtype, file_identity

@@ -15,7 +15,7 @@ from typing import Any
 from jaxtyping import Float32
 from torch import Tensor
 
-from loraport.adapters.adapter import LayerUpdate
+from loraport.adapters.update import LayerUpdate
 from loraport.containers.tensors import TensorRef, digest, file_identity, identity, read_float_with_digest
 from loraport.core.lowrank import LowRank
 from loraport.errors import FileError

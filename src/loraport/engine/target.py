@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
-from loraport.adapters.adapter import LayerUpdate, LoraAdapter
+from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.target_lora import TargetLora
+from loraport.adapters.update import LayerUpdate
 from loraport.adapters.usage import told_usage
 from loraport.engine.recipe import Recipe
 from loraport.engine.results import UsedWith

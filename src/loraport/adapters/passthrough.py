@@ -1,0 +1,169 @@
+"""What of a LoRA no method transfers: changes of biases, norms, convolutions and bare parameters, and other models'."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float32, Shaped
+from torch import Tensor
+
+from loraport.adapters.grammar import grammar
+from loraport.adapters.kinds import KINDS
+from loraport.adapters.update import LayerUpdate
+from loraport.containers.tensors import TensorRef, read_float, read_tensor
+from loraport.errors import NumericalError, UnsupportedError
+
+
+@dataclass(frozen=True)
+class Passthrough:
+    """A tensor that is passed on unchanged: a bias, norm or modulation delta, or another model's part.
+
+    Args:
+        keys: the raw keys (one).
+        param: canonical name of the parameter it changes; the raw key for another model's part.
+        kind: "diff", "diff_b", "diff_m", "w_norm", "b_norm", "lora_bias", "text_encoder".
+        ref: where it lies.
+        scale: what it counts for in its file (the bias of a scaled LoRA is scaled too).
+    """
+
+    keys: tuple[str, ...]
+    param: str
+    kind: str
+    ref: TensorRef
+    scale: float = 1.0
+
+    @property
+    def module(self) -> str:
+        """Canonical module path of the parameter."""
+        name, _, last = self.param.rpartition(".")
+        return name if last in {"weight", "bias"} else self.param
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the change; None where only the model tells it."""
+        return self.ref.shape
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether it lies in the file under one key, just as it is passed on."""
+        return True
+
+    def stored(self) -> Shaped[Tensor, "..."]:
+        """The tensor without its scale, for a file whose reader applies that itself."""
+        return read_tensor(self.ref)
+
+    @property
+    def proportional(self) -> bool:
+        """Whether the change is proportional to this tensor; of another model's factors one of each pair counts."""
+        if self.kind != "text_encoder":
+            return True
+        suffix = grammar().split_suffix(self.param)
+        linear = {part for kind in KINDS.values() for part in kind.linear}
+        return suffix is not None and suffix.part in linear | set(grammar().changes)
+
+    def load(self) -> Shaped[Tensor, "..."]:
+        """The tensor in its stored dtype, with its scale folded in.
+
+        Raises:
+            NumericalError: NaN or infinity, before or after the scale.
+        """
+        tensor = read_tensor(self.ref)
+        if not tensor.is_floating_point():
+            return tensor
+        exact = read_float(self.ref)
+        if self.scale == 1.0:
+            return tensor
+        scaled = (exact * self.scale).to(tensor.dtype)
+        if not torch.isfinite(scaled.float()).all():
+            raise NumericalError(
+                f"{self.keys[0]} does not fit into {self.ref.dtype} any more",
+                where=str(self.ref.file),
+                values=f"scale {self.scale:g}, largest entry {float(exact.abs().max()):.3g}",
+                fix="a smaller --scale or --strength, or leave it out with --drop",
+            )
+        return scaled
+
+
+@dataclass(frozen=True)
+class PassthroughUpdate(Passthrough):
+    """An update of something that is no linear layer: passed on as a change of the whole weight.
+
+    The method needs a linear layer. Some trainers put factors on convolutions all the same; multiplied out they are
+    as large as the weight, which is small there, and mean the same to every reader.
+
+    Args:
+        update: the update, its weight taken as a matrix.
+        weight_shape: shape of the weight; None where the factors are matrices and no model was given to tell it.
+    """
+
+    update: LayerUpdate | None = None
+    weight_shape: tuple[int, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Shape of the change; None where only the model tells it."""
+        return self.weight_shape
+
+    @property
+    def as_stored(self) -> bool:
+        """Never: it is multiplied out."""
+        return False
+
+    def stored(self) -> Shaped[Tensor, "..."]:
+        """With its scale, which nobody else applies to a whole change."""
+        return self.load()
+
+    def load(self) -> Float32[Tensor, "..."]:
+        """The change in float32, scale inside.
+
+        Raises:
+            NumericalError: NaN or infinity.
+            UnsupportedError: its shape is not known.
+        """
+        if self.weight_shape is None:
+            raise self.shape_unknown()
+        assert self.update is not None
+        dense = self.update.load().dense().reshape(self.weight_shape)
+        return dense if self.scale == 1.0 else dense * self.scale
+
+    def shape_unknown(self) -> UnsupportedError:
+        """What to say where only a model would tell the shape."""
+        return UnsupportedError(
+            f"the LoRA changes {self.module}, which is no linear layer, and does not say what shape it has",
+            where=str(self.ref.file),
+            values=f"{self.keys[0]} {list(self.ref.shape)}",
+            fix=f"name the model with --model, or leave the layer out with --drop {self.module}",
+        )
+
+
+@dataclass(frozen=True)
+class PassthroughBias(Passthrough):
+    """The change of a bias that is multiplied along with the rows of its weight. `ref` is the source's bias.
+
+    Args:
+        factor: what it is multiplied with, an entry for each of its own.
+    """
+
+    factor: TensorRef | None = None
+
+    @property
+    def as_stored(self) -> bool:
+        """Never: it is made of the source's bias."""
+        return False
+
+    def stored(self) -> Shaped[Tensor, "..."]:
+        """With its scale, which nobody else applies."""
+        return self.load()
+
+    def load(self) -> Float32[Tensor, " m"]:
+        """The change in float32, scale inside. Raises NumericalError for NaN or infinity."""
+        assert self.factor is not None
+        return (read_float(self.factor).reshape(-1) - 1.0) * read_float(self.ref) * self.scale
+
+
+def can_be_scaled(item: Passthrough) -> bool:
+    """Whether a part of another model's update belongs to a kind of which one part scales it."""
+    suffix = grammar().split_suffix(item.param) if item.kind == "text_encoder" else None
+    if suffix is None:
+        return True
+    kinds = [kind for kind in KINDS.values() if suffix.part in (*kind.essential, *kind.optional)]
+    return all(kind.linear for kind in kinds)

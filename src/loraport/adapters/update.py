@@ -1,0 +1,147 @@
+"""One layer's update, as it lies in a LoRA file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float32, Shaped
+from torch import Tensor
+
+from loraport.adapters.kinds import KINDS
+from loraport.adapters.kinds.base import OnSource
+from loraport.containers.tensors import TensorRef, read_float
+from loraport.core.lowrank import LowRank
+from loraport.errors import NumericalError, UnsupportedError
+from loraport.models.architecture import LayerName
+from loraport.models.placement import Rows, join
+
+WeightPieces = tuple[tuple[TensorRef, Rows], ...]
+"""The layers that make up a weight as it lies in the LoRA's file, and their rows in it."""
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """The update of one linear layer, as it lies in the file. No tensor data; cheap to pickle.
+
+    Args:
+        name: canonical module path.
+        kind: name of its kind, a key of `adapters.kinds.KINDS`.
+        parts: role -> tensor; the roles name the kind too, so roles, tensors and scale determine the update.
+        scale: factor on what the parts give: alpha / rank, or what else the file says.
+        scale_source: where the scale comes from, for people.
+        rank: the largest rank the update can have; for a whole matrix the smaller side.
+        keys: the raw keys that make it up.
+        shape: (m, n).
+        rows: the layer's rows of what the parts give, where they stand for a weight of several layers and cannot be
+            taken apart themselves; None for all of them.
+        whole: the shape of that weight; None where `rows` is.
+        weight: the source's weight, for kinds that are a function of it; () where no source was given, or none is
+            needed.
+        settings: numbers that the kind is given besides its parts.
+    """
+
+    name: LayerName
+    kind: str
+    parts: Mapping[str, TensorRef]
+    scale: float
+    scale_source: str
+    rank: int
+    keys: tuple[str, ...]
+    shape: tuple[int, int]
+    rows: Rows | None = None
+    whole: tuple[int, int] | None = None
+    weight: WeightPieces = ()
+    settings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def refs(self) -> dict[str, TensorRef]:
+        """Every tensor that the update is made of, by role: its parts, and the source's weight where that counts."""
+        return {**self.parts, **{f"weight.{n}": ref for n, (ref, _) in enumerate(self.weight)}}
+
+    @property
+    def as_stored(self) -> bool:
+        """Whether its factors, or its matrix, lie in the file as such."""
+        return set(self.parts) in ({"A", "B"}, {"diff"})
+
+    @property
+    def needs_source(self) -> bool:
+        """Whether the update is a function of the source's weight, which was not given."""
+        return isinstance(KINDS[self.kind], OnSource) and not self.weight
+
+    def load(self, read: Callable[[TensorRef], Tensor] = read_float) -> LowRank:
+        """The update in float32 with the scale folded in.
+
+        Args:
+            read: how the source's weight is read, if it is needed. What it gives is not written to.
+
+        Raises:
+            NumericalError: NaN or infinity.
+            UnsupportedError: it is a function of the source's weight, and no source was given.
+        """
+        update = self._unscaled(read)
+        return update if self.scale == 1.0 else update.scaled(self.scale)
+
+    def stored(self) -> tuple[Shaped[Tensor, "m r *one"], Shaped[Tensor, "r n *one"]] | Shaped[Tensor, "..."]:
+        """Two factors (up, down) or one matrix, without the scale and without any rounding: see `AdapterKind.stored`.
+
+        Raises:
+            NumericalError: NaN or infinity.
+            UnsupportedError: it is a function of the source's weight, and no source was given.
+        """
+        if isinstance(KINDS[self.kind], OnSource):
+            update = self._unscaled(read_float)
+            return (update.B, update.A) if self.factored else update.dense()
+        found = KINDS[self.kind].stored(self.parts, self.whole or self.shape)
+        if self.rows is None:
+            return found
+        if isinstance(found, Tensor):
+            return _take(found, self.rows)
+        return _take(found[0], self.rows), found[1]
+
+    def _unscaled(self, read: Callable[[TensorRef], Tensor]) -> LowRank:
+        kind = KINDS[self.kind]
+        if isinstance(kind, OnSource):
+            update = kind.update(self.parts, self._source(read), self.settings)
+        else:
+            update = kind.load(self.parts, self.whole or self.shape)
+        return update if self.rows is None else LowRank(_take(update.B, self.rows), update.A)
+
+    def _source(self, read: Callable[[TensorRef], Tensor]) -> Float32[Tensor, "m *rest"]:
+        """The source's weight, its layers put together where the file's weight holds several."""
+        if not self.weight:
+            raise self.source_missing()
+        pieces = [(rows, read(ref)) for ref, rows in self.weight]
+        total = sum(len(tensor) for _, tensor in pieces)
+        return pieces[0][1] if pieces[0][0] == ((0, total),) else join(pieces, total)
+
+    def source_missing(self) -> UnsupportedError:
+        """What to say where the update is a function of the source's weight and there is none."""
+        return UnsupportedError(
+            f"{KINDS[self.kind].title} changes {self.name} by a function of the weight that it was trained on, and no "
+            "such model is given",
+            where=str(next(iter(self.parts.values())).file),
+            values=self.keys[0],
+            fix="name that model with --model SOURCE; or transfer the file with --source SOURCE, which cuts it to a "
+            "rank, and does so for the source itself with --target SOURCE --method direct",
+        )
+
+    def is_zero(self) -> bool:
+        """Whether the parts show that the update is zero. Reads them up to the first that does."""
+        try:
+            return KINDS[self.kind].is_zero(self.parts)
+        except NumericalError:
+            return False  # wrong, and said where it is used, but not zero
+
+    @property
+    def factored(self) -> bool:
+        """Whether it is better kept as two factors of its rank than as a whole matrix."""
+        return KINDS[self.kind].factored(self.shape, self.rank)
+
+    @property
+    def size(self) -> str:
+        """Its rank, or what it is instead, for people."""
+        return KINDS[self.kind].size(self.shape, self.rank)
+
+
+def _take(tensor: Shaped[Tensor, "M *rest"], rows: Rows) -> Shaped[Tensor, "m *rest"]:
+    return torch.cat([tensor[start:end] for start, end in rows])
