@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import makers
 from loraport.adapters.parse import open_adapter
@@ -139,6 +140,8 @@ WORDS = {
     "base_model.model.head.head.modules_to_save.default.weight": "modules_to_save",
     "base_model.model.head.head.weight": "modules_to_save",
     "base_model.model.blocks.0.self_attn.q.base_layer.weight": "a weight of the model itself",
+    "base_model.model.blocks.0.self_attn.q.base_layer.bias": "trained with the LoRA where PEFT's setting bias",
+    "base_model.model.blocks.0.norm3.bias": "for modules_to_save or bias",
 }
 
 
@@ -227,6 +230,18 @@ class TestAlpha:
         message = _refusal(makers.universal(), tmp_path, pico, UnsupportedError, config=makers.peft_config(**more))
         assert word in message
 
+    @pytest.mark.parametrize("key", ["miss_block", "shira_weight", "lora_magnitude"])
+    def test_an_adapter_of_peft_that_is_not_read_is_no_checkpoint(self, key, tmp_path, pico):
+        path = tmp_path / "adapter_model.safetensors"
+        save_file({f"base_model.model.blocks.0.self_attn.q.{key}": torch.zeros(4, 24)}, path)
+        path.with_name("adapter_config.json").write_text(json.dumps({"peft_type": "MISS", "r": 4}))
+        with pytest.raises(UnsupportedError, match="MISS adapters are not supported"):
+            open_adapter(tmp_path, pico)
+
+    def test_a_number_in_the_header_is_not_called_a_file_beside(self, tmp_path, pico):
+        path = LoraFile(makers.universal(), {"lora_alpha": "8", "lora_rank": "4"}).write(tmp_path)
+        assert open_adapter(path, pico).dialect.title.endswith("alpha in the header")
+
     @pytest.mark.parametrize("kind", ["OFT", "BOFT", "IA3", "VERA"])
     def test_a_configuration_of_another_kind(self, kind, tmp_path, pico):
         """Refused where it must be the file's own; else it belongs to a neighbour, which is said."""
@@ -274,6 +289,22 @@ class TestOtherFiles:
             f"This LoRA is for {title}" if title != "Stable Diffusion" else "This LoRA is for a St"
         )
         assert "the source is Wan (2 blocks, width 24)" in message
+
+    def test_vace_in_names_of_wan2gp(self, tmp_path, pico):
+        tensors = spell(makers.factors(), "", lambda name: name.replace(".0.", ".0.vace.", 1), *PEFT)
+        tensors = {key: tensor for key, tensor in tensors.items() if ".vace." in key}
+        message = _refusal(tensors, tmp_path, pico, MismatchError)
+        assert message.startswith("This LoRA is for Wan VACE in names of Wan2GP")
+        message = _refusal(makers.universal() | tensors, tmp_path, pico, UnmatchedKeysError)
+        assert "a part of Wan VACE in names of Wan2GP" in message
+
+    def test_every_family_that_it_may_be_for(self, tmp_path, pico):
+        """As many double blocks as FLUX.1, of a width that no family is known by."""
+        sides = {f"lora_unet_double_blocks_{n}_img_attn_proj": (24, 24) for n in range(19)}
+        sides |= {f"lora_unet_single_blocks_{n}_linear1": (168, 24) for n in range(38)}
+        tensors = {f"{name}.lora_down.weight": torch.zeros(2, side) for name, (_, side) in sides.items()}
+        tensors |= {f"{name}.lora_up.weight": torch.zeros(side, 2) for name, (side, _) in sides.items()}
+        assert "FLUX.1" in _refusal(tensors, tmp_path, pico, MismatchError).partition(",")[0]
 
     def test_another_size_in_one_sentence(self, tmp_path, pico):
         tensors = {

@@ -285,6 +285,7 @@ REFUSED = {
     "a scale of another program (scale)": FP8 | {"a.scale": torch.ones(12, 1), "a.weight_scale": None},
     "a scale of another program (scale) ": INT8 | {"a.scale": torch.ones(12, 1)},
     "a scale of another program (weight_scales)": FP8 | {"a.weight_scales": torch.ones(12, 1), "a.weight_scale": None},
+    "a scale of another program (scale)  ": FP8 | {"a.weight.scale": torch.ones(12, 1), "a.weight_scale": None},
     "a scale of another program (scales)": INT8 | {"a.scales": torch.ones(12, 1)},
     "SDNQ": {"a.weight": torch.ones(60, dtype=torch.uint8), "a.scale": torch.ones(12, 1)}
     | {"a.svd_up": torch.ones(12, 2), "a.svd_down": torch.ones(2, 20)},
@@ -301,7 +302,7 @@ def test_other_storage_is_listed_as_one_weight_and_refused_by_name(name, tmp_pat
     tensors = {key: tensor for key, tensor in REFUSED[name].items() if tensor is not None}
     save_file(tensors | {"a.bias": torch.ones(12)}, tmp_path / "x.safetensors")
     group = open_tensors(tmp_path / "x.safetensors").groups[()]
-    assert {"a.weight", "a.bias"} <= set(group) <= {"a.weight", "a.bias", "a.scale", "a.weight_scales"}
+    assert {"a.weight", "a.bias"} <= set(group) <= {"a.weight", "a.bias", "a.scale", "a.weight_scales", "a.weight.scale"}
     assert name.strip() in refusal(group["a.weight"])
     for read in (read_float, read_float_with_digest):
         with pytest.raises(UnsupportedError) as caught:

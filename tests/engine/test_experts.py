@@ -152,8 +152,10 @@ class TestCrossedPairs:
         save_file(pico.distilled(load_file(files / "source_low.safetensors"), 40, 0.15), further)
         recipe = _recipe(files, target=further)
         low = loraport.Experts(target_low=files / "target_low.safetensors")
-        with pytest.raises(MismatchError, match="target of the high-noise expert was made from the other"):
+        with pytest.raises(MismatchError, match="target of the high-noise expert was made from the other") as error:
             loraport.transfer_experts(recipe, low, options=OFF)
+        assert "made from the high-noise source as --target;" in error.value.fix
+        assert "exchange" not in error.value.fix
 
     @pytest.mark.parametrize(("role", "other"), [("source", "target"), ("target", "source")])
     def test_a_single_job_with_the_other_expert_at_hand(self, files, role, other):

@@ -22,7 +22,8 @@ class Dialect:
         style: suffix style of the factors, a key of `styles` in grammar.yaml ("peft", "kohya", ...).
         flat: whether the dots of the module path are written as underscores.
         adapter: adapter name inside the suffix ("default"), where the style has one.
-        alpha: where alpha lies: "none", "alpha" or "lora_alpha" (tensors), "metadata" (header), "config" (file beside).
+        alpha: where alpha lies: "none", "alpha" or "lora_alpha" (tensors), "metadata" (PEFT's
+            configuration in the header), "header" (a number there), "config" (file beside).
         others: titles of the kinds that stand in the place of plain factors, or beside them.
     """
 
@@ -40,7 +41,12 @@ class Dialect:
         name = self.adapter or "default"
         pair = {part: text.replace("<adapter>", name) for part, text in grammar().styles[self.style].items()}
         flat = ", dots as underscores" if self.flat else ""
-        alpha = {"none": "no alpha", "metadata": "alpha in the header", "config": "alpha in adapter_config.json"}
+        alpha = {
+            "none": "no alpha",
+            "metadata": "alpha in the header",
+            "header": "alpha in the header",
+            "config": "alpha in adapter_config.json",
+        }
         factors = " and ".join(self.others) or f"{pair['down']}/{pair['up']}"
         return (
             f"{self.prefix or '(no prefix)'} + {self.names} names{flat}, "

@@ -10,7 +10,8 @@ from loraport.containers.stored import Group
 from loraport.containers.tensors import open_tensors
 from loraport.errors import FileError, MismatchError, UsageError
 
-STEMS = ("adapter_model", "pytorch_lora_weights")
+PEFT_FILE = "adapter_model"  # as PEFT calls it
+STEMS = (PEFT_FILE, "pytorch_lora_weights")
 FILES = tuple(f"{stem}{ending}" for stem in STEMS for ending in (".safetensors", ".bin"))
 TORCH = (".pt", ".pth", ".bin", ".ckpt")
 

@@ -15,7 +15,7 @@ from loraport.adapters.grammar import Suffix, grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import AdapterKind, Piece
 from loraport.adapters.known import Model
-from loraport.adapters.opened import open_file
+from loraport.adapters.opened import PEFT_FILE, open_file
 from loraport.adapters.passthrough import Passthrough
 from loraport.adapters.pattern import Search
 from loraport.adapters.refusals import (
@@ -93,6 +93,8 @@ def open_adapter(
     if not pieces and len(dropped) == len(refs):
         raise UsageError("drop leaves nothing of the LoRA", where=str(path), values=str(drop))
     if not pieces:
+        if path.stem == PEFT_FILE:
+            read_config(path, metadata, "")  # an adapter that is not read is refused by its own name
         raise not_a_lora(path, refs, known, role, _title_of(refs, family, path))
     if known is not None and unmatched and (title := _title_of(refs, family, path)):
         # Names that families share are not enough: another one knows the rest as well.
@@ -242,11 +244,12 @@ def _own(pieces: Sequence[Piece], family: Family, path: Path) -> Architecture | 
 
 
 def _title_of(refs: Mapping[str, TensorRef], tried: Family, path: Path) -> str | None:
-    """What model a LoRA is for of which another family knows more keys than this one; None if none does."""
-    family = _families_of(refs, path)[0]
-    if len(_sort(refs, family)[0]) <= len(_sort(refs, tried)[0]):
+    """What model a LoRA is for of which another family knows more keys than this one, or each that it may be for;
+    None if none does."""
+    found = _families_of(refs, path)
+    if len(_sort(refs, found[0])[0]) <= len(_sort(refs, tried)[0]):
         return None
-    return _title_in(refs, family, path)
+    return shared_title(_title_in(refs, family, path) for family in found)
 
 
 def _title_in(refs: Mapping[str, TensorRef], family: Family, path: Path) -> str:
@@ -405,7 +408,8 @@ def _alpha_place(dialect: Dialect, config: AdapterConfig | None, done: Assembled
     if dialect.alpha != "none" or config is None:
         return dialect.alpha
     used = {layer.scale_source for layer in done.layers.values()}
-    return "metadata" if FROM_METADATA in used else "config" if {FROM_HEADER, FROM_CONFIG} & used else "none"
+    places = {FROM_METADATA: "metadata", FROM_HEADER: "header", FROM_CONFIG: "config"}
+    return next((name for source, name in places.items() if source in used), "none")
 
 
 def _without(done: Assembled, problems: Mapping[str, str]) -> tuple[Assembled, list[str]]:

@@ -36,6 +36,7 @@ from loraport.models.architecture import require_same_size
 from loraport.store.digests import DigestMemo
 
 DEFAULTS = RunOptions()
+_TARGETS = {"high": "--target", "low": "--target-low"}
 
 
 def both_are_meant(lora: str, source: str, experts: Experts) -> bool:
@@ -258,7 +259,9 @@ def _compare(plan: ExpertsPlan) -> tuple[dict[str, float], list[str]]:
         else f"the target of the {wrong[0]}-noise expert was made from the other expert",
         " and ".join(str(one.target.path) for one in plans.values() if one.target is not None),
         found,
-        "exchange --target and --target-low (or --source and --source-low); --force goes on as it is",
+        "exchange --target and --target-low (or --source and --source-low); --force goes on as it is"
+        if len(wrong) == 2
+        else f"give the one made from the {wrong[0]}-noise source as {_TARGETS[wrong[0]]}; --force goes on as it is",
     )
     if not all(one.recipe.force for one in plans.values()):
         raise refusal

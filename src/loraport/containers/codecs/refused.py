@@ -160,7 +160,11 @@ def _by_weight(
 def _strange_scales(group: Group) -> dict[str, str]:
     """Modules with a scale of a name that no codec knows, and that name."""
     split = (key.rpartition(".") for key in group)
-    return {module: last for module, _, last in split if "scale" in last and last not in _KNOWN_SCALES}
+    return {
+        module.removesuffix(".weight"): last
+        for module, _, last in split
+        if "scale" in last and last not in _KNOWN_SCALES
+    }
 
 
 def _unread(form: str | None) -> str:
