@@ -28,8 +28,9 @@ from loraport.engine.output import check_outputs, input_files, log_path
 from loraport.engine.plan import TransferPlan, make_plan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.related import check_kinship
 from loraport.engine.results import SCHEMA, TransferReport
-from loraport.engine.run import Writer, carried_out, check_kinship
+from loraport.engine.run import Writer, carried_out
 from loraport.errors import Interrupted, LoraportError, MismatchError
 from loraport.files import atomic_paths, check_apart
 from loraport.models.architecture import require_same_size

@@ -13,30 +13,24 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loraport.adapters.loaders import ways_to_load
 from loraport.adapters.render import write_adapter
 from loraport.core.lowrank import LowRank
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
-from loraport.engine.kinship import drift_share, refuse_other_expert
 from loraport.engine.output import check_outputs, log_path, render_output
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
+from loraport.engine.related import check_kinship, judge_pair
+from loraport.engine.reporting import make_report, plan_columns
 from loraport.engine.results import (
     SCHEMA,
-    Column,
-    LayerReport,
-    Summary,
     TransferReport,
-    energy_kept_in_total,
-    layer_columns,
 )
-from loraport.engine.rounding import MOSTLY, quantised, refuse_rounding, rounding_share
-from loraport.engine.target import twins, used_together, used_with
+from loraport.engine.target import twins
 from loraport.engine.worker import LayerResult, Worker, references
-from loraport.errors import FileError, MismatchError
+from loraport.errors import FileError
 from loraport.files import RunLog
 from loraport.partial import remove_abandoned
 from loraport.store.digests import DigestMemo
@@ -45,9 +39,6 @@ from loraport.store.store import NullStore, Store
 from loraport.version import __version__
 
 DEFAULTS = RunOptions()
-UNRELATED = 0.8
-"""A drift of this share of the source's norm is no distillation. Two unrelated models differ by 1.4; the
-most strongly distilled tiny model by 0.36."""
 
 
 @torch.inference_mode(False)  # whatever the caller lives in, since the threads of the executor do not live in it
@@ -124,10 +115,10 @@ def carried_out(
     try:
         results = _run_jobs(plan, sample, work, executor, on_event, warn, log)
         layers = tuple(result.report for result in results)
-        _judge(layers, plan, warn, rounding=not measured)
+        judge_pair(layers, plan, warn, rounding=not measured)
         for message in twins(plan.added, [result.digests for result in results]):
             warn(message)
-        report = _report(plan, path, results, warnings, time.perf_counter() - began)
+        report = make_report(plan, path, results, warnings, time.perf_counter() - began)
         if path is not None:
             tensors, metadata = render_output(plan, results, report)
             reader.check_unchanged()
@@ -238,129 +229,3 @@ def _open_log(path: Path | None, plan: TransferPlan, options: RunOptions) -> Run
     columns = [asdict(column) for column in plan_columns(plan)]
     log.append({"event": "started", "schema": SCHEMA, "version": __version__, "columns": columns})
     return log
-
-
-def check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputReader, *, rounding: bool) -> None:
-    """Look at a few layers before the work, so that a wrong pair costs a second and not an hour.
-
-    Args:
-        sample: of `sample_for_kinship`.
-        rounding: whether a drift that is mostly rounding is a reason to refuse.
-
-    Raises:
-        MismatchError: source and target are not versions of one model, or the target is of the other expert.
-        NumericalError: the drift is mostly rounding.
-    """
-    ratios, shares = {}, {}
-    for job in sample:
-        ratios[job.name], weight = drift_share(job, reader)
-        shares[job.name] = rounding_share(job, ratios[job.name], weight)
-    if ratios and not plan.recipe.force:
-        refuse_other_expert(plan, sample, ratios, reader)
-        _refuse_unrelated(ratios, plan)
-    refuse_rounding(sample, ratios, shares, force=plan.recipe.force or not rounding)
-
-
-def _judge(layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[str], None], *, rounding: bool) -> None:
-    """What the finished layers say about the pair of models as a whole."""
-    if all(layer.stats["exact_norm"] == 0.0 for layer in layers):
-        warn("every update is zero, so the output does nothing; was the LoRA trained, and saved whole?")
-    drifts = {layer.name: float(layer.stats["drift_rel"]) for layer in layers if "drift_rel" in layer.stats}
-    if not drifts:
-        return
-    if not plan.recipe.force:
-        _refuse_unrelated(drifts, plan)
-    if all(value == 0.0 for value in drifts.values()):
-        warn(
-            "the target equals the source in every layer of the LoRA: there is nothing to transfer; was the same model "
-            "named twice?"
-        )
-        return
-    strangers = [name for name, drift in drifts.items() if drift > UNRELATED]
-    if strangers:  # the pair is related as a whole, so one weight of it is not what it should be
-        warn(
-            f"in {len(strangers)} of {len(drifts)} layers the target has little to do with the source, e.g. "
-            f"{strangers[0]} ({drifts[strangers[0]]:.3g} of its norm): a damaged weight, or one whose scale was lost; "
-            "leave such layers out with --drop, or reuse them as they are with --layers"
-        )
-    shares = {layer.name: float(layer.stats.get("drift_rounding", 0.0)) for layer in layers}
-    refuse_rounding(plan.jobs, drifts, shares, force=plan.recipe.force or not rounding)
-    noise = [job for job in plan.jobs if shares[job.name] >= MOSTLY]
-    if len(noise) > len(layers) // 2 or any(map(quantised, noise)):
-        warn(
-            f"in {len(noise)} of {len(layers)} layers the drift is mostly the rounding of the stored weights; "
-            "use checkpoints of a finer dtype if there are any"
-        )
-
-
-def _refuse_unrelated(ratios: dict[str, float], plan: TransferPlan) -> None:
-    ordered = sorted(ratios.values())
-    middle = ordered[len(ordered) // 2]
-    if middle > UNRELATED and plan.target is not None:
-        worst = max(ratios, key=lambda name: ratios[name])
-        raise MismatchError(
-            "source and target do not look like versions of one model",
-            where=f"{plan.source.path} and {plan.target.path}",
-            values=f"the weights differ by {middle:.2f} of their own norm in the middle layer, {ratios[worst]:.2f} in "
-            f"{worst}; a distilled model stays well below {UNRELATED}",
-            fix="check that one was made from the other, or both from a third, or go on with --force",
-        )
-
-
-def _report(
-    plan: TransferPlan, path: Path | None, results: list[LayerResult], warnings: list[str], seconds: float
-) -> TransferReport:
-    layers = tuple(result.report for result in results)
-    kept = [layer.energy_kept for layer in layers]
-    summary = Summary(
-        method=plan.method,
-        params=plan.params,
-        amount=plan.recipe.amount,
-        strength=plan.recipe.strength,
-        scale=plan.recipe.scale,
-        layers=len(layers),
-        rank_in=plan.adapter.max_rank,
-        rank_out=max(result.update.rank for result in results),
-        rank_rule=plan.recipe.rank,
-        energy_kept_min=min(kept),
-        energy_kept_mean=sum(kept) / len(kept),
-        energy_kept_total=energy_kept_in_total(layers),
-        dtype=plan.dtype,
-        to=plan.recipe.to,
-        lora=str(plan.adapter.path),
-        training=plan.adapter.training.to_json(),
-        source=str(plan.source.path),
-        source_title=plan.source.architecture.title,
-        target=None if plan.target is None else str(plan.target.path),
-        target_title=plan.source.architecture.title if plan.target is None else plan.target.architecture.title,
-        source_lora=tuple(used_with(each, plan.recipe) for each in plan.source_added),
-        target_lora=tuple(used_with(each, plan.recipe) for each in plan.added),
-        extra_source=plan.extra_source,
-        extra_target=plan.extra_target,
-        cached_layers=sum(layer.cached for layer in layers),
-        seconds=seconds,
-    )
-    return TransferReport(
-        output=path,
-        summary=summary,
-        columns=tuple(column for column in plan_columns(plan) if any(_has(layer, column.key) for layer in layers)),
-        layers=layers,
-        passthrough=tuple(key for item in plan.passthrough for key in item.keys),
-        dropped=plan.dropped,
-        load=() if path is None else _how_to_load(path, plan, summary),
-        warnings=tuple(warnings),
-    )
-
-
-def plan_columns(plan: TransferPlan) -> tuple[Column, ...]:
-    """What the figures of the layers will mean."""
-    return layer_columns(dict.fromkeys(job.method for job in plan.jobs))
-
-
-def _has(layer: LayerReport, key: str) -> bool:
-    return key in layer.stats or hasattr(layer, key)
-
-
-def _how_to_load(path: Path, plan: TransferPlan, summary: Summary) -> tuple[str, ...]:
-    ways = tuple(ways_to_load(path, plan.content, expert=plan.recipe.expert))
-    return (*ways, *used_together(summary.target_lora, None if plan.target is None else plan.target.path))

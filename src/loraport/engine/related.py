@@ -1,0 +1,84 @@
+"""Is the target a distillation of the source, and is its drift more than rounding: before the work and after it."""
+
+from collections.abc import Callable, Sequence
+
+from loraport.engine.job import LayerJob
+from loraport.engine.kinship import drift_share, refuse_other_expert
+from loraport.engine.plan import TransferPlan
+from loraport.engine.reading import InputReader
+from loraport.engine.results import LayerReport
+from loraport.engine.rounding import MOSTLY, quantised, refuse_rounding, rounding_share
+from loraport.errors import MismatchError
+
+UNRELATED = 0.8
+"""A drift of this share of the source's norm is no distillation. Two unrelated models differ by 1.4; the
+most strongly distilled tiny model by 0.36."""
+
+
+def check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputReader, *, rounding: bool) -> None:
+    """Look at a few layers before the work, so that a wrong pair costs a second and not an hour.
+
+    Args:
+        sample: of `sample_for_kinship`.
+        rounding: whether a drift that is mostly rounding is a reason to refuse.
+
+    Raises:
+        MismatchError: source and target are not versions of one model, or the target is of the other expert.
+        NumericalError: the drift is mostly rounding.
+    """
+    ratios, shares = {}, {}
+    for job in sample:
+        ratios[job.name], weight = drift_share(job, reader)
+        shares[job.name] = rounding_share(job, ratios[job.name], weight)
+    if ratios and not plan.recipe.force:
+        refuse_other_expert(plan, sample, ratios, reader)
+        _refuse_unrelated(ratios, plan)
+    refuse_rounding(sample, ratios, shares, force=plan.recipe.force or not rounding)
+
+
+def judge_pair(
+    layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[str], None], *, rounding: bool
+) -> None:
+    """What the finished layers say about the pair of models as a whole."""
+    if all(layer.stats["exact_norm"] == 0.0 for layer in layers):
+        warn("every update is zero, so the output does nothing; was the LoRA trained, and saved whole?")
+    drifts = {layer.name: float(layer.stats["drift_rel"]) for layer in layers if "drift_rel" in layer.stats}
+    if not drifts:
+        return
+    if not plan.recipe.force:
+        _refuse_unrelated(drifts, plan)
+    if all(value == 0.0 for value in drifts.values()):
+        warn(
+            "the target equals the source in every layer of the LoRA: there is nothing to transfer; was the same model "
+            "named twice?"
+        )
+        return
+    strangers = [name for name, drift in drifts.items() if drift > UNRELATED]
+    if strangers:  # the pair is related as a whole, so one weight of it is not what it should be
+        warn(
+            f"in {len(strangers)} of {len(drifts)} layers the target has little to do with the source, e.g. "
+            f"{strangers[0]} ({drifts[strangers[0]]:.3g} of its norm): a damaged weight, or one whose scale was lost; "
+            "leave such layers out with --drop, or reuse them as they are with --layers"
+        )
+    shares = {layer.name: float(layer.stats.get("drift_rounding", 0.0)) for layer in layers}
+    refuse_rounding(plan.jobs, drifts, shares, force=plan.recipe.force or not rounding)
+    noise = [job for job in plan.jobs if shares[job.name] >= MOSTLY]
+    if len(noise) > len(layers) // 2 or any(map(quantised, noise)):
+        warn(
+            f"in {len(noise)} of {len(layers)} layers the drift is mostly the rounding of the stored weights; "
+            "use checkpoints of a finer dtype if there are any"
+        )
+
+
+def _refuse_unrelated(ratios: dict[str, float], plan: TransferPlan) -> None:
+    ordered = sorted(ratios.values())
+    middle = ordered[len(ordered) // 2]
+    if middle > UNRELATED and plan.target is not None:
+        worst = max(ratios, key=lambda name: ratios[name])
+        raise MismatchError(
+            "source and target do not look like versions of one model",
+            where=f"{plan.source.path} and {plan.target.path}",
+            values=f"the weights differ by {middle:.2f} of their own norm in the middle layer, {ratios[worst]:.2f} in "
+            f"{worst}; a distilled model stays well below {UNRELATED}",
+            fix="check that one was made from the other, or both from a third, or go on with --force",
+        )
