@@ -64,6 +64,14 @@ def test_the_keys_of_each_trainer(header, expected, tmp_path):
     assert read_training(tmp_path / "x.safetensors", header) == expected
 
 
+def test_what_a_transfer_wrote_is_nothing_of_the_training(tmp_path):
+    """The model that it was carried to, and the rank of the output."""
+    written = {"ss_base_model_version": "Wan (2 blocks, width 24)", "ss_network_dim": "32", "ss_network_alpha": "32"}
+    told = read_training(tmp_path / "x.safetensors", written | {"loraport.method": "casa", "ss_steps": "9"})
+    assert told == Training(steps=9)
+    assert read_training(tmp_path / "x.safetensors", written).rank == 32
+
+
 def test_the_configuration_that_peft_wrote_beside(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"r": 4, "base_model_name_or_path": "Wan-AI/Wan2.1"}')
     assert read_training(tmp_path / "adapter_model.safetensors", {}).base == ("Wan-AI/Wan2.1",)

@@ -92,6 +92,15 @@ def test_verify_names_what_is_wrong(files: pico.Pico) -> None:
     assert json.loads(invoke("verify", files.lora, "--no-load", "--json").stdout)["ok"] is False
 
 
+def test_verify_of_a_family_that_is_not_known_says_what_it_needs(files: pico.Pico) -> None:
+    """What the message names works: the layers are those of the model."""
+    model, lora = files.lora.with_name("net.safetensors"), files.lora.with_name("alien.safetensors")
+    save_file({"stages.0.mixer.weight": torch.ones(8, 8)}, model)
+    save_file({f"stages.0.mixer.lora_{part}.weight": torch.ones(8, 8) for part in "AB"}, lora)
+    assert "--architecture any --model" in invoke("verify", lora, "--no-load").stderr
+    assert invoke("verify", lora, "--no-load", "--architecture", "any", "--model", model).exit_code == 0
+
+
 def test_verify_calls_nothing_wrong_in_a_sound_file_of_others(files: pico.Pico) -> None:
     tensors = load_file(files.lora)
     for name in pico.LAYERS:

@@ -30,6 +30,7 @@ BOUNDARY = 850
 """Time steps (of 1000) that only one expert of Wan2.2 sees lie above or below its boundary, which is 875 or 900."""
 
 _CONFIG_BYTES = 4 * 2**20
+_OF_A_TRANSFER = ("ss_base_model_version", "ss_network_dim", "ss_network_alpha")
 _MANY = 10_000  # entries of a table that are looked at
 _NOTHING = {"", "none", "null", "nan", "false"}
 # Written by trainers that took the model for the Stable Diffusion they knew.
@@ -106,6 +107,8 @@ def read_training(path: Path, metadata: Mapping[str, str]) -> Training:
         metadata: its header.
     """
     given = {key: text for key, text in metadata.items() if isinstance(text, str)}
+    if "loraport.method" in given:  # a transfer wrote these: the model it was carried to, and the rank of the output
+        given = {key: text for key, text in given.items() if key not in _OF_A_TRANSFER}
     info, onetrainer = _table(given, "training_info"), _table(given, "ot_config")
     tags = [tag for tag, _ in _tags(_table(given, "ss_tag_frequency")).most_common(MOST_TAGS)]
     trainer = _trainer(given)

@@ -16,6 +16,7 @@ from loraport.containers.tensors import TensorRef, digest, open_tensors, read_te
 from loraport.errors import LoraportError, MismatchError, NumericalError, UnmatchedKeysError
 from loraport.models.checkpoint import Checkpoint
 
+KEYS = "every key is understood"
 FITS = "fits the model"
 _HALVES = (".lora_A.weight", ".lora_B.weight", ".lora_B.bias")
 
@@ -62,11 +63,11 @@ def verify_adapter(
     try:
         lora = open_adapter(path, by_names, role="model", expert=expert, adapter=adapter)
     except UnmatchedKeysError as error:
-        return (Check("every key is understood", False, _in_one_line(error)),)
+        return (Check(KEYS, False, _in_one_line(error)),)
     except NumericalError as error:
         return (Check("all numbers are finite", False, _in_one_line(error)),)
     refs = open_tensors(lora.path).groups[lora.nest]
-    checks = [Check("every key is understood", True, f"{len(lora.keys)} keys, {len(lora.layers)} layers")]
+    checks = [Check(KEYS, True, f"{len(lora.keys)} keys, {len(lora.layers)} layers")]
     checks += _header(lora)
     checks += _scale(lora)
     checks += _content(lora, refs)

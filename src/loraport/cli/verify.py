@@ -65,13 +65,16 @@ def verify(
 
 
 def _failure(file: str, check: "Check") -> LoraportError:
-    from loraport.adapters.verify import FITS
+    from loraport.adapters.verify import FITS, KEYS
 
     if check.name == FITS:
         return MismatchError("the file does not fit the model", where=file, values=check.found)
+    again = "copy or download it again, or repeat the transfer"
     return FileError(
         f"the file failed a check: {check.name}",
         where=file,
         values=check.found,
-        fix="copy or download it again, or repeat the transfer",
+        fix=again
+        if check.name != KEYS
+        else f"of a family that is not known: --architecture any --model MODEL; else {again}",
     )
