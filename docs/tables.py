@@ -6,7 +6,8 @@ from pathlib import Path
 
 from loraport.adapters.consumers import ADDED, ALL, OUTCOMES, PARTS, Consumer, consumers, writable
 from loraport.adapters.dialect import PROFILE_NAMES, SAME_AS_INPUT
-from loraport.models.family import Family, families, recognised
+from loraport.models.families import families, recognised
+from loraport.models.family import Family
 
 PAGE = Path(__file__).parent / "consumers.md"
 BEGIN, END = "<!-- made by docs/tables.py from src/loraport/adapters/consumers.yaml -->", "<!-- end -->"

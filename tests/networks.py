@@ -12,7 +12,8 @@ from torch import Tensor
 
 from loraport.models.architecture import Architecture, measure
 from loraport.models.checkpoint import open_checkpoint
-from loraport.models.family import Family, families
+from loraport.models.families import families
+from loraport.models.family import Family
 from loraport.models.keymap import family_keymap
 from loraport.models.placement import join, lay_out
 

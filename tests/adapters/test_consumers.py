@@ -15,7 +15,7 @@ from loraport.adapters.loaders import loader_notes
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.verify import verify_adapter
 from loraport.models.architecture import detect
-from loraport.models.family import families
+from loraport.models.families import families
 from makers import PEFT, LoraFile, same, spell
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -11,7 +11,7 @@ from loraport.adapters.describe import describe
 from loraport.adapters.dialect import PROFILES
 from loraport.adapters.grammar import grammar
 from loraport.errors import FileError
-from loraport.models.family import families
+from loraport.models.families import families
 from loraport.models.keymap import build, family_keymap
 from makers import KOHYA, PEFT, LoraFile, flat, same, spell
 

@@ -14,7 +14,7 @@ from loraport.adapters.render import render_adapter, write_adapter
 from loraport.adapters.verify import verify_adapter
 from loraport.core.lowrank import LowRank
 from loraport.models.architecture import detect
-from loraport.models.family import families
+from loraport.models.families import families
 from networks import NETWORKS
 
 diffusers = pytest.importorskip("diffusers")

@@ -13,7 +13,7 @@ from loraport.adapters.verify import verify_adapter
 from loraport.containers.tensors import read_tensor
 from loraport.engine.recipe import RunOptions
 from loraport.models.checkpoint import open_checkpoint
-from loraport.models.family import families
+from loraport.models.families import families
 from loraport.models.keymap import build
 from makers import LoraFile
 

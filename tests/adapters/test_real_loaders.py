@@ -16,7 +16,7 @@ from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.architecture import detect
 from loraport.models.checkpoint import open_checkpoint
-from loraport.models.family import families
+from loraport.models.families import families
 from makers import PEFT, LoraFile, diffusers_name, same, spell
 
 diffusers = pytest.importorskip("diffusers")

@@ -12,7 +12,7 @@ from loraport.containers.tensors import read_tensor
 from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError
 from loraport.models.architecture import detect, differing_shapes, require_same_size
 from loraport.models.checkpoint import open_checkpoint
-from loraport.models.family import families
+from loraport.models.families import families
 
 WAN = families()["wan"]
 

@@ -9,7 +9,7 @@ import networks
 from loraport.containers.tensors import read_tensor
 from loraport.models.architecture import require_same_size
 from loraport.models.checkpoint import open_checkpoint
-from loraport.models.family import families
+from loraport.models.families import families
 from loraport.models.keymap import family_keymap
 from loraport.models.placement import is_whole, size_of, split
 from networks import NETWORKS

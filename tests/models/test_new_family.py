@@ -13,9 +13,9 @@ from loraport.adapters.describe import describe
 from loraport.adapters.parse import open_adapter
 from loraport.containers.tensors import read_tensor
 from loraport.errors import MismatchError
-from loraport.models import family as family_room
+from loraport.models import families as family_room
 from loraport.models.checkpoint import open_checkpoint
-from loraport.models.family import families
+from loraport.models.families import families
 from loraport.models.keymap import build, forget_families
 from makers import LoraFile
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from loraport.adapters.convert import convert_adapter
 from loraport.errors import FileError
 from loraport.models.checkpoint import open_checkpoint
-from loraport.models.family import families
+from loraport.models.families import families
 from loraport.models.keymap import forget_families
 from makers import LoraFile
 

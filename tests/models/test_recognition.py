@@ -12,7 +12,7 @@ from loraport.adapters.describe import describe
 from loraport.errors import MismatchError
 from loraport.models.architecture import detect
 from loraport.models.checkpoint import open_checkpoint
-from loraport.models.family import families, recognised
+from loraport.models.families import families, recognised
 from loraport.models.keymap import keymap_of, known_to
 from makers import LoraFile
 

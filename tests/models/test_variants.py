@@ -8,7 +8,7 @@ import networks
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import open_adapter
 from loraport.models.checkpoint import open_checkpoint
-from loraport.models.family import families
+from loraport.models.families import families
 from makers import LoraFile
 
 pytest.importorskip("diffusers")

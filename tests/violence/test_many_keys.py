@@ -10,7 +10,8 @@ from loraport.adapters.describe import describe
 from loraport.adapters.parse import open_adapter
 from loraport.errors import LoraportError
 from loraport.models.checkpoint import open_checkpoint
-from loraport.models.family import MAX_BLOCKS, families
+from loraport.models.families import families
+from loraport.models.family import MAX_BLOCKS
 from loraport.models.keymap import family_keymap
 
 COUNT = 200

@@ -22,7 +22,7 @@ def warm_up() -> None:
         package = importlib.import_module(f"loraport.{room}")
         for module in pkgutil.walk_packages(package.__path__, f"loraport.{room}."):
             importlib.import_module(module.name)
-    from loraport.models.family import families
+    from loraport.models.families import families
     from loraport.models.keymap import family_keymap
 
     for name in families():

@@ -14,7 +14,8 @@ from loraport.containers.tensors import TensorRef
 from loraport.errors import LoraportError, UsageError
 from loraport.models.architecture import Architecture, detect
 from loraport.models.checkpoint import ANY, AUTO, check_architecture
-from loraport.models.family import Family, families, recognised
+from loraport.models.families import families, recognised
+from loraport.models.family import Family
 from loraport.models.keymap import known_to
 from loraport.models.keys import MAX_LOOKED_AT
 

@@ -13,7 +13,8 @@ from loraport.adapters.update import LayerUpdate
 from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import MismatchError, UnmatchedKeysError, UnsupportedError
 from loraport.models.architecture import Architecture
-from loraport.models.family import Family, families
+from loraport.models.families import families
+from loraport.models.family import Family
 from loraport.models.keymap import keymap_of
 from loraport.models.keys import MAX_LOOKED_AT, key_rules
 

@@ -9,7 +9,8 @@ from loraport.containers.names import Expert
 from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import MismatchError, UnsupportedError, UsageError, did_you_mean
 from loraport.models.architecture import Architecture, detect
-from loraport.models.family import Family, families
+from loraport.models.families import families
+from loraport.models.family import Family
 from loraport.models.keymap import keymap_of
 from loraport.models.keys import key_rules
 from loraport.models.reading import Reading, read_as, recognise

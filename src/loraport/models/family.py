@@ -1,29 +1,17 @@
-"""Model families as data: one yaml file each under `data/`, read into templates."""
+"""What is known of a family of models: its layers, their names in every naming, and how to tell it by its sizes."""
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from loraport.errors import FileError
-from loraport.models.keys import read_yaml
 from loraport.models.placement import Place
 
-ROLES = ("linear", "conv", "norm", "embedding", "param")
-OWN_FAMILIES = "LORAPORT_FAMILIES"  # environment variable: a folder of yaml files, or one file
-RECOGNISED = "recognised.yaml"  # the file of families that are only recognised
 MAX_BLOCKS = 512
 """Block numbers beyond this are no block numbers: a file cannot make tables of a billion blocks."""
 REMEMBERED = 100_000  # names whose meaning a table keeps; the largest model known has some five thousand
 _NUMBERS = {edge: re.compile(rf"(?<![^{edge}])(?:0|[1-9][0-9]{{0,3}})(?![^{edge}])") for edge in "._"}
 _COUNTER = re.compile(r"<([a-z])>")
-_PART = re.compile(r"(.+)\[([0-9]+(?:, ?[0-9]+)*)\]")
 
 
 @dataclass(frozen=True)
@@ -252,151 +240,3 @@ def block_of(module: str) -> str:
     """The block number of a canonical module path, as text; "" outside the blocks."""
     found = re.search(r"\.(\d+)\.", module)
     return found.group(1) if found else ""
-
-
-@cache
-def families() -> dict[str, Family]:
-    """All families, by name: whatever yaml files lie in the data folder, and the user's own.
-
-    Raises:
-        FileError: one of the user's files cannot be read, is no description of a family, or has a name that is taken.
-    """
-    folder = resources.files("loraport.models") / "data"
-    names = [entry for entry in folder.iterdir() if entry.name.endswith(".yaml") and entry.name != RECOGNISED]
-    found = [_read(read_yaml(entry.read_text("utf-8"))) for entry in names]
-    known = {family.name: family for family in found}
-    for path in _own_files():
-        family = _read_own(path)
-        if family.name in known:
-            raise FileError(
-                "a family of that name is there already",
-                where=str(path),
-                values=f"{family.name}, {known[family.name].title}",
-                fix="give it another name in its first line",
-            )
-        known[family.name] = family
-    return dict(sorted(known.items()))
-
-
-@cache
-def recognised() -> dict[str, Family]:
-    """The families that are only recognised, by name: files of them are refused by their title."""
-    text = (resources.files("loraport.models") / "data" / RECOGNISED).read_text("utf-8")
-    found = [_read({**row, "only_recognised": True}) for row in read_yaml(text)["recognised"]]
-    return {family.name: family for family in found if family.name not in families()}
-
-
-def _own_files() -> list[Path]:
-    """The user's own yaml files: in `$LORAPORT_FAMILIES`, else in the operating system's place for settings."""
-    chosen = os.environ.get(OWN_FAMILIES)
-    try:
-        if chosen:
-            folder = Path(chosen).expanduser()
-            return [folder] if folder.suffix == ".yaml" else sorted(folder.iterdir())
-        import platformdirs
-
-        folder = Path(platformdirs.user_config_dir("loraport", appauthor=False)) / "families"
-        return sorted(folder.glob("*.yaml")) if folder.is_dir() else []
-    except (OSError, RuntimeError, ValueError) as error:
-        raise FileError(
-            "the folder of families cannot be read",
-            where=str(chosen),
-            values=str(error),
-            fix=f"name a folder of yaml files, or one such file, in {OWN_FAMILIES}; or unset it",
-        ) from error
-
-
-def _read_own(path: Path) -> Family:
-    try:
-        family = _read(read_yaml(path.read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error, yaml.YAMLError) as error:
-        said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        raise FileError(
-            "this describes no family of models",
-            where=str(path),
-            values=" ".join(said.split()),
-            fix="docs/adding-an-architecture.md says what such a file holds",
-        ) from error
-    lacking = {"original", "diffusers"} - set(family.namings)
-    if lacking or not any(template.repeated and template.role == "linear" for template in family.templates.values()):
-        raise FileError(
-            "a family needs the spellings original and diffusers, and linear layers with <n> for the block",
-            where=str(path),
-            values=f"spellings: {', '.join(family.namings)}",
-        )
-    return family
-
-
-def _read(data: Any) -> Family:
-    namings = tuple(data["spellings"])
-    templates: dict[str, Template] = {}
-    for role in ROLES:
-        for *cells, shape in data.get(role, []):
-            template = _template(data, namings, role, cells, shape)
-            if template.name in templates:
-                raise ValueError(f"{data['family']}: {template.name} is defined twice")
-            templates[template.name] = template
-    counters = {"n": "blocks", **data.get("counters", {})}
-    used = {template.counter for template in templates.values()} - {""}
-    if used - counters.keys():
-        raise ValueError(f"{data['family']}: no name for the blocks counted by {sorted(used - counters.keys())}")
-    return Family(
-        data["family"],
-        data["title"],
-        namings,
-        templates,
-        dict(data.get("aliases", {})),
-        {letter: called for letter, called in counters.items() if letter in used},
-        data.get("universal", namings[0]),
-        DiffusersClasses(**data.get("diffusers", {})),
-        tuple(_lookalike(row) for row in data.get("lookalikes", [])),
-        {title: re.compile(pattern) for title, pattern in data.get("additions", {}).items()},
-        data.get("image_marker"),
-        tuple(data.get("sizes", [])),
-        tuple(data.get("variants", [])),
-        dict(data.get("usual", {})),
-        {naming: _alike(row) for naming, row in data.get("alike", {}).items()},
-        tuple(data.get("added", [])),
-        bool(data.get("only_recognised")),
-        False,
-        {_COUNTER.sub("<>", name): name for name, template in templates.items() if template.repeated},
-    )
-
-
-def _template(
-    data: Mapping[str, Any], namings: tuple[str, ...], role: str, cells: list[str], shape: list[Any]
-) -> Template:
-    if len(cells) != len(namings):
-        raise ValueError(f"{data['family']}: {cells[0]} has {len(cells)} spellings, not {len(namings)}")
-    permuted = data.get("permuted", {})
-    places = {}
-    for naming, cell in zip(namings, cells, strict=True):
-        part = _PART.fullmatch(cell)
-        name, pieces = (part.group(1), [int(piece) for piece in part.group(2).split(",")]) if part else (cell, [None])
-        order = tuple(permuted.get(naming, {}).get(cell, ()))
-        turn = str(data.get("in_turns", {}).get(naming, {}).get(name, ""))
-        places[naming] = Place(name, pieces[0], order, tuple(piece for piece in pieces[1:] if piece is not None), turn)
-    name = next((place.name for place in places.values() if place.index is None), None)
-    if name is None:
-        raise ValueError(f"{data['family']}: {cells[0]} is fused in every naming; write the fused module as one row")
-    counter = _COUNTER.search(name)
-    plain = _COUNTER.sub("", name)
-    groups = {ending: group for group, endings in data.get("groups", {}).items() for ending in endings}
-    return Template(
-        name,
-        places,
-        role,
-        tuple(str(size) for size in shape),
-        any(part in plain.split(".") for part in data.get("optional", [])),
-        next((group for ending, group in groups.items() if name == ending or name.endswith(f">.{ending}")), ""),
-        counter.group(1) if counter else "",
-    )
-
-
-def _alike(row: Mapping[str, Any]) -> Alike:
-    return Alike(re.compile(row["keys"]) if "keys" in row else None, bool(row.get("shards")))
-
-
-def _lookalike(row: Mapping[str, Any]) -> Lookalike:
-    sizes = {key: value for key, value in row.items() if key not in {"title", "pattern"}}
-    return Lookalike(row["title"], re.compile(row["pattern"]) if "pattern" in row else None, sizes)

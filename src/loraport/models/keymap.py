@@ -11,7 +11,8 @@ from difflib import get_close_matches
 from functools import cache, lru_cache
 
 from loraport.errors import LoraportError
-from loraport.models.family import REMEMBERED, Family, families, numbered, recognised
+from loraport.models.families import families, recognised
+from loraport.models.family import REMEMBERED, Family, numbered
 from loraport.models.keys import key_rules
 from loraport.models.placement import Part, is_whole
 

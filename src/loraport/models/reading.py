@@ -8,7 +8,8 @@ from itertools import islice
 from loraport.containers.tensors import TensorRef
 from loraport.errors import MismatchError
 from loraport.models.architecture import Shape, detect, measure
-from loraport.models.family import Family, families, recognised
+from loraport.models.families import families, recognised
+from loraport.models.family import Family
 from loraport.models.keymap import Resolved, keymap_of, known_to
 from loraport.models.keys import key_rules
 from loraport.models.placement import split, take_ref

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from loraport.adapters.target_lora import TargetLora
 from loraport.containers.names import named_path
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
-from loraport.models.family import families
+from loraport.models.families import families
 from loraport.sampling.denoiser import Runnable
 from loraport.sampling.merged import add_loras
 from loraport.sampling.prompts import encode_by_folder, has_encoder
