@@ -1,6 +1,7 @@
 """Every test runs with jaxtyping's shapes checked by beartype, and may not touch the global random state."""
 
 import os
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
@@ -9,7 +10,16 @@ from jaxtyping import install_import_hook
 # mostly wait for each other: 35 times as slow as one when the machine is busy. What must not depend on the number
 # of threads sets it by itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-install_import_hook("loraport", "beartype.beartype")
+
+
+def _modules_with_shapes() -> list[str]:
+    """The others have plain types, which mypy checks; a check of every call would double the time of the suite."""
+    source = Path(__file__).parents[1] / "src"
+    files = [file for file in source.rglob("*.py") if "jaxtyping" in file.read_text(encoding="utf-8")]
+    return [".".join(file.relative_to(source).with_suffix("").parts) for file in files]
+
+
+install_import_hook(_modules_with_shapes(), "beartype.beartype")
 
 
 @pytest.fixture(autouse=True)
