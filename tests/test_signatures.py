@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import loraport
-from loraport.adapters.target_lora import TargetLora
+from loraport.adapters.added_lora import AddedLora
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.errors import UsageError
 from loraport.settings import Setting
@@ -27,8 +27,8 @@ BEGIN, END = "# The fields of Recipe, written by tests/test_signatures.py.\n", "
 OTHERWISE = {  # handier than in a recipe
     "params": ("Mapping[str, Any] | None", "None"),
     "rank": ("str | int", None),
-    "source_lora": ("PathLike | TargetLora | Sequence[PathLike | TargetLora]", "()"),
-    "target_lora": ("PathLike | TargetLora | Sequence[PathLike | TargetLora]", "()"),
+    "source_lora": ("PathLike | AddedLora | Sequence[PathLike | AddedLora]", "()"),
+    "target_lora": ("PathLike | AddedLora | Sequence[PathLike | AddedLora]", "()"),
 }
 NOTES = {
     "output": "the file to write; None computes and reports only.",
@@ -151,8 +151,8 @@ def test_every_value_arrives(monkeypatch):
     del values["target"]
     with pytest.raises(UsageError, match="far enough"):
         api.transfer(lora, target_lora="d:0.5", source_lora="e", **values)
-    assert arrived[2].target_lora == (TargetLora(file="d", strength=0.5),)
-    assert arrived[2].source_lora == (TargetLora(file="e"),)
+    assert arrived[2].target_lora == (AddedLora(file="d", strength=0.5),)
+    assert arrived[2].source_lora == (AddedLora(file="e"),)
 
 
 def test_every_field_is_explained_once():

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from loraport.version import __version__
 
 if TYPE_CHECKING:
-    from loraport.adapters.target_lora import TargetLora
+    from loraport.adapters.added_lora import AddedLora
     from loraport.api import convert, inspect, list_methods, plan, plan_experts, transfer, transfer_experts, verify
     from loraport.calibration.api import calibrate
     from loraport.engine.experts import Experts
@@ -35,12 +35,12 @@ _HOMES = {
     "convert": "loraport.api",
     "verify": "loraport.api",
     "list_methods": "loraport.api",
+    "AddedLora": "loraport.adapters.added_lora",
     "Experts": "loraport.engine.experts",
     "ExpertsPlan": "loraport.engine.experts_job",
     "ExpertsReport": "loraport.engine.experts_job",
     "Recipe": "loraport.engine.recipe",
     "RunOptions": "loraport.engine.recipe",
-    "TargetLora": "loraport.adapters.target_lora",
     "TransferPlan": "loraport.engine.plan",
     "LayerReport": "loraport.engine.results",
     "TransferReport": "loraport.engine.results",
@@ -48,6 +48,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "AddedLora",
     "Experts",
     "ExpertsPlan",
     "ExpertsReport",
@@ -55,7 +56,6 @@ __all__ = [
     "LoraportError",
     "Recipe",
     "RunOptions",
-    "TargetLora",
     "TransferPlan",
     "TransferReport",
     "__version__",

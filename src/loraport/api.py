@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from loraport.adapters.added_lora import AddedLora
 from loraport.adapters.convert import Conversion, convert_adapter
 from loraport.adapters.describe import FileDescription, describe
-from loraport.adapters.target_lora import TargetLora
 from loraport.adapters.verify import Check, verify_adapter
 from loraport.engine.events import Listener, ignore
 from loraport.engine.experts import Experts, outputs_of, recipes_of
@@ -27,8 +27,8 @@ def transfer(
     *,
     source: PathLike,
     target: PathLike | None = None,
-    source_lora: PathLike | TargetLora | Sequence[PathLike | TargetLora] = (),
-    target_lora: PathLike | TargetLora | Sequence[PathLike | TargetLora] = (),
+    source_lora: PathLike | AddedLora | Sequence[PathLike | AddedLora] = (),
+    target_lora: PathLike | AddedLora | Sequence[PathLike | AddedLora] = (),
     output: PathLike | None = None,
     nested_source: str | None = None,
     nested_target: str | None = None,

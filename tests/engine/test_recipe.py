@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import loraport
-from loraport.adapters.target_lora import TargetLora
+from loraport.adapters.added_lora import AddedLora
 from loraport.engine.recipe import RankRule, Recipe, RunOptions
 from loraport.errors import UsageError
 
@@ -140,7 +140,7 @@ def test_bad_run_options_are_named(settings, word):
         RunOptions(**settings)
 
 
-def _taken(given) -> tuple[TargetLora, ...]:
+def _taken(given) -> tuple[AddedLora, ...]:
     return Recipe.build({"lora": "a", "source": "s", "target_lora": given}).target_lora
 
 
@@ -158,17 +158,17 @@ def _taken(given) -> tuple[TargetLora, ...]:
 )
 def test_a_target_lora_in_text_carries_its_strength_and_choices(text, settings):
     file = re.split(r":(?!\\)", text)[0]
-    assert _taken(text) == (TargetLora(file=file, **settings),)
-    assert _taken([text, "other.pt"])[0] == _taken({"file": file, **settings})[0] == TargetLora.parse(text)
+    assert _taken(text) == (AddedLora(file=file, **settings),)
+    assert _taken([text, "other.pt"])[0] == _taken({"file": file, **settings})[0] == AddedLora.parse(text)
 
 
 def test_a_file_that_is_there_is_meant_by_its_whole_name(tmp_path):
     for name in ("fast:2", "fast=2", "fast:expert=high"):  # names that only look like a strength or a choice
         odd = tmp_path / name
         odd.write_bytes(b"")
-        assert _taken(odd) == _taken(str(odd)) == (TargetLora(file=str(odd)),)
-        assert _taken(f"{odd}:0.5") == (TargetLora(file=str(odd), strength=0.5),)
-    assert _taken("zoo:distill-lora:0.5") == (TargetLora(file="zoo:distill-lora", strength=0.5),)
+        assert _taken(odd) == _taken(str(odd)) == (AddedLora(file=str(odd)),)
+        assert _taken(f"{odd}:0.5") == (AddedLora(file=str(odd), strength=0.5),)
+    assert _taken("zoo:distill-lora:0.5") == (AddedLora(file="zoo:distill-lora", strength=0.5),)
 
 
 def test_the_same_file_twice_is_noticed_under_any_name(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import loraport
 import pico
-from loraport import TargetLora
+from loraport import AddedLora
 from loraport.engine.results import TransferReport
 from loraport.errors import LoraportError, MismatchError, UsageError
 from loraport.report.page import render_page
@@ -183,7 +183,7 @@ def test_choices_reach_the_file_they_are_made_for(files):
         "everybody's expert": {"target_lora": folder / "experts.safetensors", "expert": "high"},
         "its own adapter": {"target_lora": f"{folder / 'adapters.safetensors'}:1:adapter=student"},
         "everybody's adapter": {"target_lora": folder / "adapters.safetensors", "adapter": "student"},
-        "its own scale": {"target_lora": TargetLora(file=str(folder / "doubled.safetensors"), scale=0.25)},
+        "its own scale": {"target_lora": AddedLora(file=str(folder / "doubled.safetensors"), scale=0.25)},
     }
     for way, settings in ways.items():
         found, report = _transfer(files, way, **settings)

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import save_file
 
 import tinywan
-from loraport import TargetLora
+from loraport import AddedLora
 from loraport.errors import LoraportError, UsageError
 from loraport.sampling.pipelines import as_runnable
 from loraport.sampling.schedule import SamplingSettings, Schedule
@@ -53,7 +53,7 @@ def _lora(path, seed: int) -> tuple[str, dict[str, torch.Tensor]]:
 def test_a_model_with_loras_is_the_one_they_were_merged_into(folder, tmp_path):
     one, adds = _lora(tmp_path / "one.safetensors", 1)
     two, more = _lora(tmp_path / "two.safetensors", 2)
-    added = (TargetLora(file=one, strength=0.5), TargetLora(file=two, strength=-0.25, scale=1.0))
+    added = (AddedLora(file=one, strength=0.5), AddedLora(file=two, strength=-0.25, scale=1.0))
     merged = open_runnable(folder, HOW, added=added).open().network.state_dict()
     plain = open_runnable(folder, HOW).open().network.state_dict()
     assert adds.keys() <= plain.keys()
@@ -68,7 +68,7 @@ def test_a_model_with_loras_is_the_one_they_were_merged_into(folder, tmp_path):
 def test_a_bundled_model_takes_them_too():
     bare, both = (
         open_runnable("zoo:source", added=added).open()
-        for added in ((), (TargetLora(file="zoo:distill-lora", strength=2.0),))
+        for added in ((), (AddedLora(file="zoo:distill-lora", strength=2.0),))
     )
     once = open_runnable("zoo:distill-lora").open()
     name = "blocks.0.ffn.2"
@@ -79,6 +79,6 @@ def test_a_bundled_model_takes_them_too():
 def test_refusals(folder, tmp_path):
     file, _ = _lora(tmp_path / "one.safetensors", 1)
     with pytest.raises(UsageError, match=r"in memory already(.|\n)*give its folder"):
-        as_runnable(tinywan.transformer(), HOW, role="target", added=(TargetLora(file=file),))
+        as_runnable(tinywan.transformer(), HOW, role="target", added=(AddedLora(file=file),))
     with pytest.raises(LoraportError, match="nothing"):
-        open_runnable(folder, HOW, added=(TargetLora(file=str(tmp_path / "nothing.pt")),)).open()
+        open_runnable(folder, HOW, added=(AddedLora(file=str(tmp_path / "nothing.pt")),)).open()

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from loraport.adapters.target_lora import TargetLora, target_loras
+from loraport.adapters.added_lora import AddedLora, added_loras
 from loraport.calibration.candidates import computed, plans_for
 from loraport.calibration.choice import choose, gap_for
 from loraport.calibration.diagnosis import Diagnosis
@@ -41,7 +41,7 @@ def calibrate(
     *,
     source: Model,
     target: Model | None = None,
-    target_lora: str | Path | TargetLora | Sequence[str | Path | TargetLora] = (),
+    target_lora: str | Path | AddedLora | Sequence[str | Path | AddedLora] = (),
     output: str | Path | None = None,
     prompts: str | Path | Sequence[str] | Conditions | None = None,
     settings: CalibrationSettings = SETTINGS,
@@ -87,7 +87,7 @@ def calibrate(
     """
     began = time.perf_counter()
     base = as_runnable(source, source_sampling, role="source")
-    added = target_loras(target_lora)
+    added = added_loras(target_lora)
     if target is None and not added:
         raise UsageError("the target is not given", fix="give target, or the LoRAs that make it: target_lora")
     goal = as_runnable(source if target is None else target, target_sampling, role="target", added=added)

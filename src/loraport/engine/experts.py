@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator
 
-from loraport.adapters.target_lora import TargetLora, target_loras
+from loraport.adapters.added_lora import AddedLora, added_loras
 from loraport.containers.names import EXPERTS, Expert, expert_named, named_for
 from loraport.engine.recipe import LORA, MODELS, Recipe
 from loraport.errors import UsageError
@@ -47,8 +47,8 @@ class Experts(Settings):
         ),
     ] = None  # fmt: skip
     target_lora_low: Annotated[
-        tuple[TargetLora, ...],
-        BeforeValidator(target_loras),
+        tuple[AddedLora, ...],
+        BeforeValidator(added_loras),
         Setting(
             "Distillation LoRA of the low-noise expert; by default those of --target-lora serve both. May be repeated.",
             "--target-lora-low", panel=MODELS, metavar="FILE[:STRENGTH]", path=True, many=True,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from loraport.adapters.target_lora import TargetLora, target_loras
+from loraport.adapters.added_lora import AddedLora, added_loras
 from loraport.engine.executors import NAMES as EXECUTORS
 from loraport.errors import UsageError, did_you_mean
 from loraport.methods import DEFAULT
@@ -93,8 +93,8 @@ class Recipe(Settings):
         ),
     ] = None  # fmt: skip
     source_lora: Annotated[
-        tuple[TargetLora, ...],
-        BeforeValidator(target_loras),
+        tuple[AddedLora, ...],
+        BeforeValidator(added_loras),
         Setting(
             "A LoRA that was on the source while this one was trained, such as a training adapter. It is no part of "
             "the target, which without --target is the source alone. May be repeated; choices as for --target-lora.",
@@ -102,8 +102,8 @@ class Recipe(Settings):
         ),
     ] = ()  # fmt: skip
     target_lora: Annotated[
-        tuple[TargetLora, ...],
-        BeforeValidator(target_loras),
+        tuple[AddedLora, ...],
+        BeforeValidator(added_loras),
         Setting(
             "A distillation LoRA that makes the target: it is added to the source, or to --target where one is given. "
             "May be repeated. FILE:0.5:expert=high also chooses (expert, adapter, scale) in this file.",

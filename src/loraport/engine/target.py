@@ -7,8 +7,8 @@ from itertools import combinations
 from pathlib import Path
 
 from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.added_lora import AddedLora
 from loraport.adapters.parse import open_adapter
-from loraport.adapters.target_lora import TargetLora
 from loraport.adapters.update import LayerUpdate
 from loraport.adapters.usage import told_usage
 from loraport.engine.recipe import Recipe
@@ -30,7 +30,7 @@ class Added:
         adapter: what the file holds, at strength 1.
     """
 
-    given: TargetLora
+    given: AddedLora
     adapter: LoraAdapter
 
     def update(self, layer: LayerName) -> LayerUpdate | None:
@@ -39,7 +39,7 @@ class Added:
         return None if found is None else replace(found, scale=found.scale * self.given.strength)
 
 
-def open_added(given: TargetLora, source: Checkpoint, recipe: Recipe) -> LoraAdapter:
+def open_added(given: AddedLora, source: Checkpoint, recipe: Recipe) -> LoraAdapter:
     """A distillation LoRA. What was said of all keys holds for its keys as well; its own choices go before.
 
     Args:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from loraport.adapters.target_lora import TargetLora
+from loraport.adapters.added_lora import AddedLora
 from loraport.calibration import CalibrationReport, CalibrationSettings, Conditions
 from loraport.calibration.api import calibrate
 from loraport.engine.plan import make_plan
@@ -38,7 +38,7 @@ def _transferred(
         lora=str(lora.file),
         source=str(family.source.folder),
         target=None if target.distill else str(target.folder),
-        target_lora=(TargetLora(file=str(target.distill)),) if target.distill else (),
+        target_lora=(AddedLora(file=str(target.distill)),) if target.distill else (),
         method=variant.method,
         params=dict(variant.params),
         rank=variant.rank if variant.rank != "auto" else _preset_rank(variant.method),

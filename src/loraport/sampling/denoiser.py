@@ -12,7 +12,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraport.adapters.target_lora import TargetLora
+from loraport.adapters.added_lora import AddedLora
 from loraport.sampling.schedule import Schedule
 
 
@@ -84,6 +84,6 @@ class Runnable:
     latents: tuple[int, ...]
     small: bool = False
     bundled: bool = False
-    added: tuple[TargetLora, ...] = ()
+    added: tuple[AddedLora, ...] = ()
     encode: Callable[[Sequence[str]], Conditions] | None = field(default=None, repr=False)
     identity: Callable[[], str] | None = field(default=None, repr=False)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from loraport.adapters.added_lora import AddedLora
 from loraport.adapters.parse import open_adapter
-from loraport.adapters.target_lora import TargetLora
 from loraport.errors import MismatchError
 from loraport.models.checkpoint import open_checkpoint
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
 
-def add_loras(network: "WanTransformer3DModel", added: Sequence[TargetLora], folder: Path) -> None:
+def add_loras(network: "WanTransformer3DModel", added: Sequence[AddedLora], folder: Path) -> None:
     """Add LoRAs to a network's weights, biases, norms and modulations, each sum rounded once to the network's dtype.
 
     Args:

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from loraport.adapters.target_lora import TargetLora
+from loraport.adapters.added_lora import AddedLora
 from loraport.containers.tensors import digest_tensor
 from loraport.errors import UsageError
 from loraport.sampling.denoiser import Runnable
@@ -35,7 +35,7 @@ def as_runnable(
     settings: SamplingSettings = NO_SETTINGS,
     *,
     role: str = "model",
-    added: tuple[TargetLora, ...] = (),
+    added: tuple[AddedLora, ...] = (),
 ) -> Runnable:
     """Whatever a model is given as, as something that calibration can run.
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from loraport.adapters.target_lora import TargetLora
+from loraport.adapters.added_lora import AddedLora
 from loraport.containers.names import named_path
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.models.families import families
@@ -67,7 +67,7 @@ def open_runnable(
     settings: SamplingSettings = NO_SETTINGS,
     *,
     role: str = "model",
-    added: tuple[TargetLora, ...] = (),
+    added: tuple[AddedLora, ...] = (),
 ) -> Runnable:
     """Say how a model is run, without loading it.
 
@@ -159,7 +159,7 @@ def check_config(config: Mapping[str, Any], role: str, where: str) -> None:
         )
 
 
-def _tiny(folder: Path, settings: SamplingSettings, added: tuple[TargetLora, ...]) -> Runnable:
+def _tiny(folder: Path, settings: SamplingSettings, added: tuple[AddedLora, ...]) -> Runnable:
     card = catalogue.read_model_card(folder)
     distill = folder / DISTILL if (folder / DISTILL).is_file() else None
     whole = folder if distill is None else folder.parent / str(card.parent)
@@ -176,7 +176,7 @@ def _tiny(folder: Path, settings: SamplingSettings, added: tuple[TargetLora, ...
     latents = (world.CHANNELS, world.FRAMES, world.SIZE, world.SIZE)
     schedule = _of_card(card.sampling, settings)
     checkpoint = folder if distill is None else None
-    own = () if distill is None else (TargetLora(file=str(distill)),)
+    own = () if distill is None else (AddedLora(file=str(distill)),)
     return Runnable(card.name, load, schedule, checkpoint, latents, small=True, bundled=True, added=(*own, *added))
 
 
@@ -189,7 +189,7 @@ def _of_card(card: catalogue.Sampling, settings: SamplingSettings) -> Schedule:
     return settings.over(Schedule.even(settings.steps or card.steps, shift=shift, guidance=card.guidance))
 
 
-def _load(folder: Path, settings: SamplingSettings, added: tuple[TargetLora, ...]) -> WanDenoiser:
+def _load(folder: Path, settings: SamplingSettings, added: tuple[AddedLora, ...]) -> WanDenoiser:
     from diffusers import WanTransformer3DModel
 
     device = _device(settings.device)

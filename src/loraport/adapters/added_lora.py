@@ -19,7 +19,7 @@ OPTIONS = ("scale", "expert", "adapter")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 
-class TargetLora(Settings):
+class AddedLora(Settings):
     """One distillation LoRA, as it goes into the target: strength times its update. Raises UsageError."""
 
     file: Annotated[PathText, Setting("The LoRA: a file, a folder, or zoo:NAME.", path=True)]
@@ -35,7 +35,7 @@ class TargetLora(Settings):
     adapter: Annotated[str | None, Setting("Which of its LoRAs, where the file holds several by name.")] = None
 
     @classmethod
-    def parse(cls, text: str | os.PathLike[str]) -> "TargetLora":
+    def parse(cls, text: str | os.PathLike[str]) -> "AddedLora":
         """Read FILE[:STRENGTH][:NAME=VALUE]. A file that is there under the longer name is meant by it.
 
         Raises:
@@ -74,16 +74,16 @@ class TargetLora(Settings):
         return os.path.realpath(self.file) if _exists(self.file) else self.file, self.expert, self.adapter
 
 
-def target_loras(given: Any) -> Any:
+def added_loras(given: Any) -> Any:
     """A validator: one distillation LoRA or several, each as text, as a path, or as settings by name."""
     if given is None:
         return ()
-    one = (str, os.PathLike, TargetLora, Mapping)
+    one = (str, os.PathLike, AddedLora, Mapping)
     several = (given,) if isinstance(given, one) or not isinstance(given, Sequence) else given
     for each in several:
         if not isinstance(each, one):
             raise ValueError(f"a file or a table with its name is needed, not {type(each).__name__}")
-    return tuple(TargetLora.parse(each) if isinstance(each, (str, os.PathLike)) else each for each in several)
+    return tuple(AddedLora.parse(each) if isinstance(each, (str, os.PathLike)) else each for each in several)
 
 
 def _refuse_rest(name: str) -> None:
