@@ -38,6 +38,19 @@ def test_a_full_disk_is_said_so_and_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_limit_on_the_size_of_files_is_no_full_disk(tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(FileError, match="larger than files may be") as caught:
+            files.write_bytes(tmp_path / "out.bin", bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "ulimit -f" in caught.value.fix
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_too_little_room_is_seen_before_anything_is_written(tmp_path):
     with (
         pytest.raises(FileError, match="not enough room"),

@@ -20,7 +20,12 @@ from loraport.errors import FileError
 from loraport.partial import partial_file
 
 _LOG_EVENTS = ("started", "layer", "finished", "failed")
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of the disk is used up",
+    errno.EFBIG: "the file is larger than files may be here",
+}
+"""Errors of a file that has no room, as they are said."""
 
 
 def check_output(
@@ -357,13 +362,14 @@ def _check_room(path: Path, need_bytes: int) -> None:
 
 
 def _write_error(path: Path, error: OSError, need_bytes: int) -> FileError:
-    full = error.errno in NO_ROOM
-    return FileError(
-        "the disk is full" if full else "could not write the file",
-        where=str(path),
-        values=f"{need_bytes:,} bytes to write; {error.strerror or error}" if full else (error.strerror or str(error)),
-        fix="free some space or write to another disk" if full else "check that the folder exists and may be written",
-    )
+    full, reason = NO_ROOM.get(error.errno or 0), error.strerror or str(error)
+    fix = "check that the folder exists and may be written"
+    if full is not None:
+        reason = f"{need_bytes:,} bytes to write; {reason}" if need_bytes else reason
+        fix = "free some space or write to another disk"
+    if error.errno == errno.EFBIG:
+        fix = "raise the limit on the size of files (ulimit -f), or write to another disk"
+    return FileError(full or "could not write the file", where=str(path), values=reason, fix=fix)
 
 
 def _flush(path: Path) -> None:

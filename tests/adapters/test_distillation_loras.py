@@ -134,8 +134,11 @@ class TestAlphaInTheHeader:
 
     def test_another_rank_than_that_of_the_factors_is_refused(self, tmp_path):
         path = LoraFile(makers.universal(), {"alpha": "8", "rank": "16"}).write(tmp_path)
-        with pytest.raises(MismatchError, match="--scale"):
+        with pytest.raises(MismatchError, match="--scale") as caught:
             open_adapter(path)
+        assert caught.value.what.startswith("the stated rank is not the rank of the factors")
+        assert caught.value.values == "rank 16 in the header, rank 4 found"
+        assert "adapter_config" not in caught.value.fix
 
 
 def _lora(seed: int, prefix: str = "base_model.model.") -> dict[str, torch.Tensor]:

@@ -216,7 +216,7 @@ class TestAlpha:
     def test_a_stale_rank_in_the_header(self, tmp_path, pico):
         metadata = {"lora_adapter_metadata": json.dumps({"r": 16, "lora_alpha": 16})}
         message = _refusal(makers.universal(), tmp_path, pico, MismatchError, metadata=metadata)
-        assert "rank 16 stated, rank 4 found" in message
+        assert "rank 16 in lora_adapter_metadata in the header, rank 4 found" in message
 
     @pytest.mark.parametrize(
         ("more", "word"),

@@ -89,17 +89,23 @@ class AdapterConfig:
         if alpha == 0:  # with kohya this means the rank; PEFT multiplies by it
             raise NumericalError(
                 "an alpha of 0 lets PEFT apply nothing of the layer",
-                where=f"{modules[0]} in the {self.source} of {where}",
+                where=f"{modules[0]}, by {self.source} of {where}",
                 fix=_BY_HAND,
             )
         if stated is not None and stated != rank:
             raise MismatchError(
-                f"the rank in the {self.source} is not the rank of the factors, so the scale cannot be known",
+                "the stated rank is not the rank of the factors, so the scale cannot be known",
                 where=f"{modules[0]} in {where}",
-                values=f"rank {stated:g} stated, rank {rank} found",
-                fix="state alpha / rank by hand with --scale, or use the file with its own adapter_config.json",
+                values=f"rank {stated:g} in {self.place}, rank {rank} found",
+                fix=_BY_HAND
+                + (", or use the file with its own adapter_config.json" if self.source == FROM_CONFIG else ""),
             )
         return scale_of(alpha, rank, rslora=self.rslora, where=f"{self.source} of {where}")
+
+    @property
+    def place(self) -> str:
+        """Where its numbers stand."""
+        return "the header" if self.source == FROM_HEADER else self.source
 
     def stated_rank(self, modules: Sequence[str]) -> float | None:
         """The rank that a module should have."""
