@@ -55,10 +55,10 @@ def test_what_is_given_wins(files: pico.Pico, recipe: Path) -> None:
     assert plan(recipe, "--set", "q_dom=0.7")["params"]["q_dom"] == 0.7
     assert plan(recipe, "--method", "direct")["method"] == "direct"  # without the settings of another
     assert plan(recipe, "--method", "casa")["params"]["q_dom"] == 0.6
-    facts = plan(recipe, "--target-lora", files.lora)
-    assert facts["target"] is None
     other = files.folder / "other.safetensors"
     other.write_bytes(files.lora.read_bytes())
+    facts = plan(recipe, "--target-lora", other)
+    assert facts["target"] is None
     assert plan(recipe, other)["lora"] == str(other)
 
 

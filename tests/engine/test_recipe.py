@@ -55,7 +55,12 @@ def test_the_default_rank_is_the_inputs_but_at_least_32():
         ({"rank": "many"}, "rank"),
         ({"target": None}, "target"),
         ({"target_lora": ["d.pt", "d.pt:2"]}, "given twice"),
-        ({"target_lora": "d.pt=0.5"}, "colon"),
+        ({"target_lora": "d.pt=0.5"}, "write d.pt:0.5"),
+        ({"target_lora": "d.pt:1:bogus=3"}, r"not understood(.|\n)*bogus=3"),
+        ({"target_lora": "d.pt:abc"}, r"not understood(.|\n)*abc"),
+        ({"source_lora": "d.pt:1:exprt=low"}, "did you mean 'expert'"),
+        ({"target_lora": ["d.pt", "lora.pt:0.5"], "lora": "lora.pt"}, "also given as a distillation LoRA"),
+        ({"source_lora": "lora.pt", "lora": "lora.pt"}, "also given as a LoRA of the source"),
         ({"target_lora": {"file": "d.pt", "strenght": 2}}, "did you mean 'strength'"),
         ({"target_lora": {"strength": 2}}, "file is not given"),
         ({"target_lora": [3]}, "target_lora"),
@@ -182,5 +187,8 @@ def test_the_same_file_twice_is_noticed_under_any_name(tmp_path, monkeypatch):
     for tail in (":drop=x", ":0.5:0.5", ":scale=1:scale=1", ":", ":middle"):
         with pytest.raises(UsageError, match=r"not understood(.|\n)*expert=\.\.\."):
             _taken(f"fast.pt{tail}")
+    with pytest.raises(UsageError, match="carried over"):
+        Recipe(lora="./link.pt", source="s", target_lora="fast.pt")
+    Recipe(lora="fast.pt", source="s", adapter="one", target_lora="fast.pt:adapter=other")  # two LoRAs of one file
     with pytest.raises(UsageError, match="twice"):
         Recipe(lora="a", source="s", expert="high", target_lora=["fast.pt", "fast.pt:expert=high"])

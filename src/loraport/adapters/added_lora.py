@@ -1,4 +1,4 @@
-"""How a distillation LoRA is named that makes the target: a file, its strength, and which LoRA of the file is meant.
+"""How a LoRA is named that is a part of the target or of the source: a file, its strength, and which LoRA of the file.
 
 In text: FILE, FILE:STRENGTH, and behind that any of expert, adapter and scale: `pair.safetensors:0.8:expert=high`.
 """
@@ -12,15 +12,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from loraport.errors import UsageError
+from loraport.errors import UsageError, did_you_mean
 from loraport.settings import PathText, Setting, Settings
 
 OPTIONS = ("scale", "expert", "adapter")
+_ENDING = re.compile(r"\.[A-Za-z]\w*")  # that of "few.pt", and not what stands behind the dot of "wan2.1"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)", re.IGNORECASE)
 
 
 class AddedLora(Settings):
-    """One distillation LoRA, as it goes into the target: strength times its update. Raises UsageError."""
+    """One LoRA that is a part of the target or of the source: strength times its update. Raises UsageError."""
 
     file: Annotated[PathText, Setting("The LoRA: a file, a folder, or zoo:NAME.", path=True)]
     strength: Annotated[float, Field(allow_inf_nan=True), Setting("How strong it is taken; may be negative.")] = 1.0
@@ -44,25 +45,25 @@ class AddedLora(Settings):
         name = os.fspath(text)
         settings: dict[str, Any] = {}
         while not _exists(name):  # a colon may be part of the name (C:\...)
-            head, colon, tail = name.rpartition(":")
-            if not head or not colon or head == "zoo":
+            head, _, tail = name.rpartition(":")
+            if not head or head == "zoo":
                 break
-            option, sign, value = tail.partition("=")
-            if sign and option in OPTIONS and option not in settings:
-                settings[option] = value
-            elif _NUMBER.fullmatch(tail) and "strength" not in settings:
-                settings["strength"] = tail
-            else:
+            option, sign, value = tail.partition("=") if "=" in tail else ("strength", "", tail)
+            told = option.isidentifier() if sign else _NUMBER.fullmatch(tail)
+            if not told and not _is_file(head):
                 break
+            if not told or option in settings or option not in (*OPTIONS, "strength"):
+                raise _not_understood(head, tail)
+            settings[option] = value
             name = head
-        _refuse_rest(name)
+        _refuse_equals(name)
         return cls(file=name, **settings)
 
     def check(self) -> None:
         """Refuse a strength that is no finite number. Raises UsageError."""
         if not math.isfinite(self.strength):
             raise UsageError(
-                "the strength of the distillation LoRA is no number",
+                "the strength of a LoRA is no number",
                 where=self.file,
                 values=str(self.strength),
                 fix=f"give a finite one, such as {self.file}:0.8",
@@ -75,7 +76,7 @@ class AddedLora(Settings):
 
 
 def added_loras(given: Any) -> Any:
-    """A validator: one distillation LoRA or several, each as text, as a path, or as settings by name."""
+    """A validator: one LoRA or several, each as text, as a path, or as settings by name."""
     if given is None:
         return ()
     one = (str, os.PathLike, AddedLora, Mapping)
@@ -86,23 +87,27 @@ def added_loras(given: Any) -> Any:
     return tuple(AddedLora.parse(each) if isinstance(each, (str, os.PathLike)) else each for each in several)
 
 
-def _refuse_rest(name: str) -> None:
-    """What stands behind a file that is there is a mistake; elsewhere `few.safetensors=0.5` is a way to say it."""
-    if _exists(name):
-        return
-    head, sign, tail = name.rpartition(":")
-    if sign and head and _exists(head):
-        raise UsageError(
-            "what stands behind the name of a distillation LoRA is not understood",
-            where=head,
-            values=tail or "nothing",
-            fix=f"FILE:STRENGTH, and behind that each once: {', '.join(f'{option}=...' for option in OPTIONS)}",
-        )
+def _not_understood(file: str, tail: str) -> UsageError:
+    near = did_you_mean(tail.partition("=")[0], OPTIONS)
+    form = f"FILE:STRENGTH, and behind that each once: {', '.join(f'{option}=...' for option in OPTIONS)}"
+    return UsageError(
+        "what stands behind the name of a LoRA is not understood",
+        where=file,
+        values=tail or "nothing",
+        fix=f"{near} {form}" if near else form,
+    )
+
+
+def _refuse_equals(name: str) -> None:
+    """`few.safetensors=0.5` is a way to say it, unless a file has that name."""
     head, sign, tail = name.rpartition("=")
-    if sign and _NUMBER.fullmatch(tail) and (_exists(head) or Path(head).suffix):
-        raise UsageError(
-            "the strength of a distillation LoRA stands behind a colon", values=name, fix=f"write {head}:{tail}"
-        )
+    if sign and not _exists(name) and _NUMBER.fullmatch(tail) and _is_file(head):
+        raise UsageError("the strength of a LoRA stands behind a colon", values=name, fix=f"write {head}:{tail}")
+
+
+def _is_file(name: str) -> bool:
+    """Whether it is there, or has the ending of a file that should be."""
+    return _exists(name) or bool(_ENDING.fullmatch(Path(name).suffix))
 
 
 def _exists(name: str) -> bool:

@@ -231,16 +231,26 @@ class Recipe(Settings):
                 fix="give a target checkpoint (--target), or distillation LoRAs for the source (--target-lora)",
             )
         RankRule.parse(self.rank)
+        carried = self._chosen(AddedLora(file=self.lora))
         for what, given in (("distillation LoRA", self.target_lora), ("LoRA of the source", self.source_lora)):
             seen = set()
             for each in given:
-                file, expert, adapter = each.identity
-                chosen = file, expert or self.expert, adapter or self.adapter
+                chosen = self._chosen(each)
+                if chosen == carried:
+                    raise UsageError(
+                        f"the LoRA that is carried over is also given as a {what}",
+                        values=each.file,
+                        fix="leave it out there, or name the LoRA that was meant",
+                    )
                 if chosen in seen:
                     raise UsageError(
                         f"a {what} is given twice", values=each.file, fix="give it once, at the sum of the strengths"
                     )
                 seen.add(chosen)
+
+    def _chosen(self, lora: AddedLora) -> tuple[str, str | None, str | None]:
+        file, expert, adapter = lora.identity
+        return file, expert or self.expert, adapter or self.adapter
 
     @classmethod
     def build(cls, settings: dict[str, Any]) -> "Recipe":
