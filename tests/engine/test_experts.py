@@ -296,7 +296,31 @@ class TestWhatIsMeant:
         assert report.drift == {}
         for expert, one in report.reports.items():
             assert any(f"style_{expert}_noise" in way for way in one.load)
-        plan = loraport.plan_experts(recipe)
+
+    def test_a_distillation_lora_named_after_one_expert_brings_the_other(self, files):
+        pair = [str(files / f"style_{expert}_noise.safetensors") for expert in ("high", "low")]
+        for given in (pair[:1], pair[1:], pair):
+            high, low = loraport.plan_experts(_recipe(files, target=None, target_lora=given)).plans.values()
+            assert [each.given.file for one in (high, low) for each in one.added] == pair
+        given = [f"{pair[0]}:0.5", f"{pair[1]}:0.25", str(files / "plain.safetensors")]
+        high, low = loraport.plan_experts(_recipe(files, target=None, target_lora=given)).plans.values()
+        assert [each.given.strength for one in (high, low) for each in one.added] == [0.5, 1, 0.25, 1]
+
+    def test_a_distillation_lora_named_after_one_expert_is_not_taken_for_both(self, files, tmp_path):
+        for expert in ("high", "low"):
+            alone = tmp_path / expert / f"few_{expert.upper()}_noise_v1.safetensors"
+            alone.parent.mkdir()
+            alone.write_bytes((files / "plain.safetensors").read_bytes())
+            recipe = _recipe(files, target=None, target_lora=alone)
+            with pytest.raises(UsageError, match=f"named after the {expert}-noise expert") as caught:
+                loraport.plan_experts(recipe)
+            named = {"high": "FILE", "low": "FILE", expert: alone}
+            assert f"--target-lora {named['high']} --target-lora-low {named['low']}" in caught.value.fix
+            plan = loraport.plan_experts(recipe, loraport.Experts(target_lora_low=alone))  # the way out
+            assert any("taken for both experts" in text for text in plan.warnings)
+
+    def test_a_plain_distillation_lora_serves_both_and_that_is_said(self, files):
+        plan = loraport.plan_experts(_recipe(files, target=None, target_lora=files / "plain.safetensors"))
         assert any("--target-lora-low" in text for text in plan.warnings)
 
     def test_one_expert_and_something_for_two_contradict(self):

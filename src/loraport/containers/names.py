@@ -47,6 +47,22 @@ def without_expert(stem: str) -> str:
     return re.sub(r"(?i)[-_ .]?(?<![a-z])(high|low)([-_ .]?noise)?$", "", stem) or stem
 
 
+def renamed_for(path: Path, expert: Expert) -> Path:
+    """The file beside `path` that has this expert in its name: `x_low_noise_v2` for `x_high_noise_v2`.
+
+    Args:
+        path: a file that is named after one expert (`expert_named`).
+        expert: the one that is meant.
+    """
+
+    def meant(found: re.Match[str]) -> str:
+        said = found[1]
+        word = expert.upper() if said.isupper() else expert.title() if said.istitle() else expert
+        return found[0].replace(said, word)
+
+    return path.with_name(_NOISE.sub(meant, path.name))
+
+
 def named_for(path: Path, expert: Expert) -> Path:
     """The file beside `path` that is named after it and an expert, as ai-toolkit names LoRAs: NAME_high_noise."""
     return path.with_name(f"{without_expert(path.stem)}_{expert}_noise{path.suffix}")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator
 
 from loraport.adapters.added_lora import AddedLora, added_loras
-from loraport.containers.names import EXPERTS, Expert, expert_named, named_for
+from loraport.containers.names import EXPERTS, Expert, expert_named, named_for, renamed_for
 from loraport.engine.recipe import LORA, MODELS, Recipe
 from loraport.errors import UsageError
 from loraport.settings import PathText, Setting, Settings
@@ -50,7 +50,8 @@ class Experts(Settings):
         tuple[AddedLora, ...],
         BeforeValidator(added_loras),
         Setting(
-            "Distillation LoRA of the low-noise expert; by default those of --target-lora serve both. May be repeated.",
+            "Distillation LoRA of the low-noise expert, where --target-lora does not serve both: of two that are named "
+            "after the experts, one brings the other. May be repeated.",
             "--target-lora-low", panel=MODELS, metavar="FILE[:STRENGTH]", path=True, many=True,
         ),
     ] = ()  # fmt: skip
@@ -78,6 +79,9 @@ def recipes_of(recipe: Recipe, experts: Experts) -> dict[Expert, Recipe]:
     """The two recipes of a job on both experts.
 
     A LoRA that its name says is one of two (`style_high_noise`) brings the other, if that lies beside it.
+
+    Raises:
+        UsageError: there is no other one for a distillation LoRA that is named after one expert.
     """
     low: dict[str, Any] = dict(experts.low)
     high: dict[str, Any] = {}
@@ -86,17 +90,44 @@ def recipes_of(recipe: Recipe, experts: Experts) -> dict[Expert, Recipe]:
     one_kind = recipe.target is None or not recipe.target_lora  # else each takes the place of its own
     if one_kind and ("target" in low or "target_lora" in low):
         low = {"target": None, "target_lora": (), **low}
+    if "target_lora" not in low:
+        high["target_lora"], low["target_lora"] = (_for_expert(recipe.target_lora, expert) for expert in EXPERTS)
     return {
         "high": recipe.model_copy(update={"expert": "high", **high}),
         "low": recipe.model_copy(update={"expert": "low", **low}),
     }
 
 
+def _for_expert(given: tuple[AddedLora, ...], expert: Expert) -> tuple[AddedLora, ...]:
+    """Of distillation LoRAs for both experts those of one: in place of what is named after the other, its pair."""
+    files = {each.identity[0] for each in given}
+    found = []
+    for each in given:
+        named = expert_named(Path(each.file).name)
+        if named is None or named == expert or each.expert is not None:
+            found.append(each)
+            continue
+        pair = renamed_for(Path(each.file), expert)
+        other = each.model_copy(update={"file": str(pair)})
+        if not pair.is_file():
+            two = {named: each.file, expert: "FILE"}
+            raise UsageError(
+                f"a distillation LoRA is named after the {named}-noise expert, and there is none for the other",
+                where=each.file,
+                values=f"no {pair.name} beside it",
+                fix=f"name both: --target-lora {two['high']} --target-lora-low {two['low']} "
+                "(the same file twice uses it for both)",
+            )
+        if other.identity[0] not in files:
+            found.append(other)
+    return tuple(found)
+
+
 def _pair_of(lora: str) -> dict[Expert, str] | None:
     path = Path(lora)
     if expert_named(path.name) is None:
         return None
-    files = {expert: named_for(path, expert) for expert in EXPERTS}
+    files = {expert: renamed_for(path, expert) for expert in EXPERTS}
     return {expert: str(file) for expert, file in files.items()} if all(map(Path.is_file, files.values())) else None
 
 
