@@ -124,7 +124,29 @@ def test_a_lora_loads_and_adds_exactly_the_update(name, to, tmp_path, caplog):
     swapped = case.halves if to == "universal" else ()
     _compare(_fused(case, tmp_path / "x.safetensors", caplog), made, swapped)
     checks = {check.name: check for check in verify_adapter(tmp_path / "x.safetensors", load=True)}
-    assert checks["diffusers loads it"].passed is True, checks
+    loads = checks["diffusers loads it"]
+    assert (loads.passed, "wrongly" in loads.found) == ((None, True) if swapped else (True, False)), loads
+
+
+def test_a_layer_that_diffusers_applies_wrongly_is_named_as_such(tmp_path):
+    made = image_families.factors(image_families.linear(image_families.FLUX2.network()))
+    last = {"norm_out.linear": made["norm_out.linear"]}
+    path = LoraFile(_lora(made)).write(tmp_path)
+    done = convert_adapter(path, tmp_path / "x.safetensors", to="universal")
+    assert done.warnings == (
+        "diffusers applies layers with rows in another order wrongly (the halves of final_layer.adaLN_modulation "
+        "change places); with --to diffusers it does not",
+    )
+    assert [way.partition(":")[0] for way in done.load] == ["ComfyUI"]
+    checks = {check.name: check.found for check in verify_adapter(done.output)}
+    assert checks["taken wrongly by"] == "diffusers (in layers with rows in another order)"
+    rest = {name: pair for name, pair in made.items() if name not in last}
+    path = LoraFile(_lora(rest)).write(tmp_path / "rest")
+    done = convert_adapter(path, tmp_path / "y.safetensors", to="universal")  # the other layers outside arrive
+    assert done.warnings == ()
+    assert {check.name: check.found for check in verify_adapter(done.output)}["taken in full by"].startswith(
+        "diffusers"
+    )
 
 
 @pytest.mark.parametrize("to", ["universal", "diffusers", "kohya", "original", "same-as-input"])

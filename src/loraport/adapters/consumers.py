@@ -19,6 +19,7 @@ _NO_PROFILES = {"load", "looked_at"}  # what else a family's entry says
 PARTS = {
     "partial": "layers missing in its blocks",
     "outside": "layers outside the blocks",
+    "reordered": "layers with rows in another order",
     "image": "image projections",
     "added": "layers that only variants have",
     "bias": "biases",
@@ -33,13 +34,14 @@ OUTCOMES = {
     "count": "left out, only a number is shown",
     "outside": "left out outside the blocks, without a word",
     "error": "the whole file is refused",
+    "wrong": "applied wrongly",
     "unknown": "not looked at",
 }
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a program does with a part of a file that it does not take.
+    """What a program does with a part of a file that does not arrive as it should.
 
     Args:
         word: a key of OUTCOMES.
@@ -53,6 +55,11 @@ class Outcome:
     def refused(self) -> bool:
         """Whether the whole file is refused for it."""
         return self.word == "error"
+
+    @property
+    def wrong(self) -> bool:
+        """Whether it changes the model, but not as it is meant."""
+        return self.word == "wrong"
 
 
 @dataclass(frozen=True)
@@ -173,6 +180,8 @@ def content_of(
             has("outside", name)
         elif template is not None and template.optional:
             has("image", name)
+        if template is not None and any(place.order or place.turn for place in template.places.values()):
+            has("reordered", name)
     for item in passthrough:
         role = architecture.role(item.module)
         if item.kind == "text_encoder":

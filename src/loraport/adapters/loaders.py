@@ -12,7 +12,8 @@ NAMED = 3  # programs that a sentence names before it counts the rest
 UNIVERSAL = "universal"  # the profile that promises everybody
 LONG = 160  # characters; a longer list of what is left out is for `verify`
 
-IN_FULL, IN_PART, REFUSED, UNREAD = "taken in full by", "taken in part by", "refused by", "not read by"
+IN_FULL, IN_PART, WRONGLY = "taken in full by", "taken in part by", "taken wrongly by"
+REFUSED, UNREAD = "refused by", "not read by"
 _Losses = Mapping[Consumer, Mapping[str, Outcome]]
 
 
@@ -49,7 +50,7 @@ def ways_to_load(path: str | Path, content: Content, at_most: int = 2, *, expert
     ways: dict[str, str] = {}
     for consumer in consumers():
         reading = content.reading(consumer)
-        if reading is None or not content.reads(consumer) or _refused(content.losses(consumer)):
+        if reading is None or not content.reads(consumer) or _unfit(content.losses(consumer)):
             continue
         load = reading.load
         if expert is not None:
@@ -75,7 +76,8 @@ def takers(content: Content) -> list[tuple[str, str]]:
         if reading is None or content.profile is None:
             continue
         losses = content.losses(consumer)
-        refused = [part for part, outcome in losses.items() if outcome.refused]
+        refused, wrong, lost = _by_outcome(losses)
+        without = f"without {_parts(lost)}" if lost else ""
         if not content.reads(consumer) and not refused:
             everything = reading.profiles[content.profile][ALL]
             row = (REFUSED, "") if everything.refused else (UNREAD, "")
@@ -83,10 +85,12 @@ def takers(content: Content) -> list[tuple[str, str]]:
             continue
         elif refused:
             row = REFUSED, f" (because of {_parts(refused)})"
+        elif wrong:
+            row = WRONGLY, f" (in {_parts(wrong)}{without and '; '}{without})"
         else:
-            row = (IN_PART, f" (without {_parts(losses)})") if losses else (IN_FULL, "")
+            row = (IN_PART, f" ({without})") if lost else (IN_FULL, "")
         found.setdefault(row, []).append(consumer.name)
-    order = (IN_FULL, IN_PART, REFUSED, UNREAD)
+    order = (IN_FULL, IN_PART, WRONGLY, REFUSED, UNREAD)
     rows = sorted(found.items(), key=lambda item: order.index(item[0][0]))
     return [(title, ", ".join(names) + detail) for (title, detail), names in rows]
 
@@ -95,22 +99,40 @@ def _refused(losses: Mapping[str, Outcome]) -> bool:
     return any(outcome.refused for outcome in losses.values())
 
 
-def _common(consumer: Consumer, content: Content, known: Sequence[str]) -> str:
-    """What a common program leaves out of a file, what everybody leaves out aside."""
-    losses = content.losses(consumer)
+def _unfit(losses: Mapping[str, Outcome]) -> bool:
+    """Whether a program refuses the file, or changes the model otherwise than it is meant."""
+    return any(outcome.refused or outcome.wrong for outcome in losses.values())
+
+
+def _by_outcome(losses: Mapping[str, Outcome]) -> tuple[list[str], list[str], list[str]]:
+    """The parts for which the file is refused, those that are applied wrongly, those that are left out."""
     refused = [part for part, outcome in losses.items() if outcome.refused]
+    wrong = [part for part, outcome in losses.items() if outcome.wrong]
+    return refused, wrong, [part for part in losses if part not in (*refused, *wrong)]
+
+
+def _common(consumer: Consumer, content: Content, known: Sequence[str]) -> str:
+    """What a common program makes of a file that it does not take in full; what everybody leaves out aside."""
+    losses = content.losses(consumer)
+    refused, wrong, lost = _by_outcome(losses)
+    other = _other_profile(consumer, content) if refused or wrong else ""
     if refused:
-        other = _other_profile(consumer, content)
         way = f"; with --to {other} it does" if other else ""
         return f"{consumer.name} does not load the file, because of {_parts(refused)}{way}"
-    lost = [part for part in losses if part not in known]
-    return f"{consumer.name} leaves out {_parts(lost)}" if lost else ""
+    said = []
+    if lost := [part for part in lost if part not in known]:
+        said.append(f"{consumer.name} leaves out {_parts(lost)}")
+    if wrong:
+        how = "; ".join(losses[part].remark for part in wrong)
+        said.append(f"{consumer.name} applies {_parts(wrong)} wrongly ({how})")
+        said += [f"with --to {other} it does not"] if other else []
+    return "; ".join(said)
 
 
 def _other_profile(consumer: Consumer, content: Content) -> str:
-    """Another profile in which a program would load the file; "" if there is none."""
+    """Another profile in which a program would load the file rightly; "" if there is none."""
     for profile, row in consumer.families[content.family].profiles.items():
-        loads = profile != SAME_AS_INPUT and ALL not in row and not _refused(content.losses_in(row))
+        loads = profile != SAME_AS_INPUT and ALL not in row and not _unfit(content.losses_in(row))
         if loads and all(writable(profile, part) for part in content.parts):
             return profile
     return ""

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from loraport.adapters.adapter import LoraAdapter
-from loraport.adapters.consumers import ALL, consumers, content_of
+from loraport.adapters.consumers import ALL, Consumer, Content, consumers, content_of
 from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT, Dialect
 from loraport.adapters.header import CONTENT, PROFILE, content_digest, read_json
 from loraport.adapters.loaders import IN_FULL, takers
@@ -178,9 +178,12 @@ def _fit(lora: LoraAdapter, model: Checkpoint, expert: str | None, adapter: str 
 
 def _programs(lora: LoraAdapter) -> list[Check]:
     """Which programs take how much of the file, where it is spelled as an output of ours."""
+    return [Check(title, True if title == IN_FULL else None, names) for title, names in takers(_for_programs(lora))]
+
+
+def _for_programs(lora: LoraAdapter) -> Content:
     ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.factored}
-    content = content_of(SAME_AS_INPUT, ranks, lora.passthrough, lora.architecture, lora.dialect)
-    return [Check(title, True if title == IN_FULL else None, names) for title, names in takers(content)]
+    return content_of(SAME_AS_INPUT, ranks, lora.passthrough, lora.architecture, lora.dialect)
 
 
 def _biases(lora: LoraAdapter, refs: dict[str, TensorRef]) -> list[Check]:
@@ -249,16 +252,23 @@ def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     empty = (a ^ b) | (biases - a) | ((a - biases) if biases else set())
     if empty:
         return Check(name, wrong, f"{len(empty)} layers would be left without memory, such as {min(empty)}")
+    amiss = [outcome.remark for outcome in _for_programs(lora).losses(_row_of_diffusers()).values() if outcome.wrong]
+    if amiss:  # it finds the layer, and changes it otherwise than it is meant
+        return Check(name, None, f"{pairs} of {len(lora.layers)} layers{by}, some of it wrongly: {'; '.join(amiss)}")
     return Check(name, True if pairs == len(lora.layers) else wrong, f"{pairs} of {len(lora.layers)} layers{by}")
 
 
 def _read_in_full(family: str) -> list[str]:
     """The profiles in which diffusers is known to take every layer of a family, wherever it lies."""
-    rows = next(consumer for consumer in consumers() if consumer.name == "diffusers").families
+    rows = _row_of_diffusers().families
     profiles = rows[family].profiles if family in rows else {}
     return [
         name for name in ("universal", "diffusers") if not {ALL, "outside"} & profiles.get(name, {ALL: None}).keys()
     ]
+
+
+def _row_of_diffusers() -> Consumer:
+    return next(consumer for consumer in consumers() if consumer.name == "diffusers")
 
 
 def _network_keys(network: type[torch.nn.Module], refs: dict[str, TensorRef]) -> set[str]:
