@@ -1,34 +1,50 @@
-"""Writes the tables of consumers.md, and those of families in formats.md, from the package: `python docs/tables.py`."""
+"""Writes the tables of consumers.md and the families of containers.md from the package: `python docs/tables.py`."""
 
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from loraport.adapters.consumers import ADDED, ALL, OUTCOMES, PARTS, Consumer, consumers, writable
+from loraport.adapters.consumers import ADDED, ALL, PARTS, Consumer, consumers, writable
 from loraport.adapters.dialect import PROFILE_NAMES, SAME_AS_INPUT
 from loraport.models.families import families, recognised
 from loraport.models.family import Family
 
 PAGE = Path(__file__).parent / "consumers.md"
 BEGIN, END = "<!-- made by docs/tables.py from src/loraport/adapters/consumers.yaml -->", "<!-- end -->"
-FORMATS = Path(__file__).parent / "formats.md"
+CONTAINERS = Path(__file__).parent / "containers.md"
 FROM_FAMILIES = "<!-- made by docs/tables.py from src/loraport/models/data -->"
 HOW = {"run": "run", "part": "part run, part read", "read": "read"}
-CELLS = {"quiet": "no", "warning": "no (log)", "count": "no (count)", "outside": "blocks only", "error": "**refused**"}
-CELLS["unknown"] = "?"
+UNREAD = {"quiet": "no", "warning": "no (log)", "count": "no (count)", "error": "**refused**"}
+LIMITS = {"outside": " inside the blocks", "reordered": " but for rows in another order"}
+CELLS = {
+    "quiet": "without {}",
+    "warning": "without {} (log)",
+    "count": "without {} (count)",
+    "outside": "{} in the blocks only",
+    "error": "**refused** with {}",
+    "wrong": "**wrong** in {}",
+    "unknown": "? {}",
+}
+SHORT = {
+    "partial": "incomplete",
+    "added": "variants",
+    "bias": "biases",
+    "norm": "norms",
+    "text_encoder": "text encoder",
+}
 
 
 def page() -> str:
     """The whole page as it should be."""
     before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
     _, _, after = rest.partition(END)
-    tables = [_programs()] + [_family(name) for name in _families()]
+    tables = [_parts(), _programs()] + [_family(name) for name in _families()]
     return f"{before}{BEGIN}\n\n" + "\n\n".join(tables) + f"\n\n{END}{after}"
 
 
-def formats_page() -> str:
-    """The page of formats as it should be."""
-    before, _, rest = FORMATS.read_text("utf-8").partition(FROM_FAMILIES)
+def containers_page() -> str:
+    """The page of models as it should be."""
+    before, _, rest = CONTAINERS.read_text("utf-8").partition(FROM_FAMILIES)
     _, _, after = rest.partition(END)
     return f"{before}{FROM_FAMILIES}\n\n{_known()}\n\nOnly recognised: {_recognised()}.\n\n{END}{after}"
 
@@ -82,7 +98,7 @@ def _endings(paths: Iterable[str]) -> list[str]:
 def _read_by_diffusers(family: str) -> str:
     reading = next(consumer for consumer in consumers() if consumer.name == "diffusers").families[family]
     found = [
-        f"`{profile}`" + (" inside the blocks" if "outside" in row else "")
+        f"`{profile}`" + next((said for part, said in LIMITS.items() if part in row), "")
         for profile, row in reading.profiles.items()
         if ALL not in row and profile != SAME_AS_INPUT
     ]
@@ -92,6 +108,10 @@ def _read_by_diffusers(family: str) -> str:
 
 def _families() -> list[str]:
     return list(dict.fromkeys(family for consumer in consumers() for family in consumer.families))
+
+
+def _parts() -> str:
+    return _table(["word", "part of a file"], [[SHORT.get(part, part), title] for part, title in PARTS.items()])
 
 
 def _programs() -> str:
@@ -108,14 +128,19 @@ def _programs() -> str:
 
 def _family(family: str) -> str:
     known = [consumer for consumer in consumers() if family in consumer.families]
+    profiles = [name for name in PROFILE_NAMES if any(name in each.families[family].profiles for each in known)]
+    rows = [[each.name, *(_cell(each, family, name) for name in profiles)] for each in known]
     lines = [f"### {families()[family].title}", "", "How a file is loaded at strength 1:", ""]
-    lines += [
-        f"- {consumer.name}: `{consumer.families[family].load}`{_looked_at(consumer, family)}" for consumer in known
-    ]
-    for profile in PROFILE_NAMES:
-        read = [consumer for consumer in known if profile in consumer.families[family].profiles]
-        if read:
-            lines += ["", f"#### `--to {profile}`", "", _profile(family, profile, read)]
+    lines += [f"- {each.name}: `{each.families[family].load}`{_looked_at(each, family)}" for each in known]
+    lines += ["", _table(["program", *(f"`{name}`" for name in profiles)], rows)]
+    remarks: dict[str, list[str]] = {}
+    for each in known:
+        for name, row in each.families[family].profiles.items():
+            for part, outcome in row.items():
+                if outcome.remark:
+                    said = f"{SHORT.get(part, part)} in {each.name}: {outcome.remark}"
+                    remarks.setdefault(said, []).append(f"`{name}`")
+    lines += [line for said, names in remarks.items() for line in ("", f"Of {', '.join(names)}, {said}.")]
     return "\n".join(lines)
 
 
@@ -128,25 +153,16 @@ def _versions(looked_at: dict[str, str]) -> str:
     return "; ".join(f"{version} ({HOW[how]})" for version, how in looked_at.items())
 
 
-def _profile(family: str, profile: str, read: list[Consumer]) -> str:
-    parts = [part for part in PARTS if writable(profile, part) and (part != ADDED or families()[family].added)]
-    rows: list[list[str]] = []
-    strangers: dict[str, list[str]] = {}
-    remarks: list[str] = []
-    for consumer in read:
-        row = consumer.families[family].profiles[profile]
-        said = [
-            f"{consumer.name}, {PARTS.get(part, 'everything')}: {row[part].remark}" for part in row if row[part].remark
-        ]
-        remarks += said
-        if ALL in row:
-            strangers.setdefault(OUTCOMES[row[ALL].word], []).append(consumer.name)
-            continue
-        rows.append([consumer.name, *(CELLS[row[part].word] if part in row else "yes" for part in parts)])
-    lines = [_table(["program", *(PARTS[part] for part in parts)], rows)] if rows else []
-    lines += [f"Not read, {what}: {', '.join(names)}." for what, names in strangers.items()]
-    lines += [remark + "." for remark in remarks]
-    return "\n\n".join(lines)
+def _cell(consumer: Consumer, family: str, profile: str) -> str:
+    row = consumer.families[family].profiles.get(profile)
+    if row is None:
+        return "?"
+    if ALL in row:
+        return UNREAD[row[ALL].word]
+    parts = [part for part in PARTS if part in row and writable(profile, part)]
+    parts = [part for part in parts if part != ADDED or families()[family].added]
+    told = {word: [SHORT.get(part, part) for part in parts if row[part].word == word] for word in CELLS}
+    return "; ".join(CELLS[word].format(", ".join(names)) for word, names in told.items() if names) or "all"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -156,4 +172,4 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), "utf-8")
-    FORMATS.write_text(formats_page(), "utf-8")
+    CONTAINERS.write_text(containers_page(), "utf-8")

@@ -1,5 +1,6 @@
 """Programs that load the output: the rows, the page made of them, and what a user is told about a file."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -43,16 +44,25 @@ class TestRows:
                 for profile, row in reading.profiles.items():
                     # What a profile refuses to write cannot be lost by a program, except along with everything.
                     assert ALL in row or all(writable(profile, part) for part in row), (consumer.name, profile)
+                    # What is applied wrongly is described, and the notes have words for it of common programs alone.
+                    assert all(each.remark and consumer.common for each in row.values() if each.wrong)
 
     def test_every_profile_has_a_program_that_reads_it(self):
         for profile in {*PROFILES, SAME_AS_INPUT}:
             rows = [reading.profiles.get(profile) for c in consumers() for reading in c.families.values()]
             assert [row for row in rows if row is not None and ALL not in row], profile
 
-    @pytest.mark.parametrize(("page", "of"), [("consumers.md", "page"), ("formats.md", "formats_page")])
+    @pytest.mark.parametrize(("page", "of"), [("consumers.md", "page"), ("containers.md", "containers_page")])
     def test_the_pages_are_made_of_them(self, page, of):
         made = runpy.run_path(str(DOCS / "tables.py"))[of]()
         assert made == (DOCS / page).read_text("utf-8"), "run: python docs/tables.py"
+
+    def test_the_readme_names_the_families_of_which_diffusers_does_not_read_universal(self):
+        reading = next(consumer for consumer in consumers() if consumer.name == "diffusers").families
+        unread = {families()[name].title for name, each in reading.items() if ALL in each.profiles["universal"]}
+        said = re.search(r"\(([^()]+) need `--to diffusers`", (DOCS.parent / "README.md").read_text("utf-8"))
+        assert said is not None
+        assert set(re.split(", | and ", said[1])) == unread
 
 
 class TestNotes:

@@ -1,4 +1,4 @@
-"""The table of rounding in docs/formats.md says what the codecs say."""
+"""The table of rounding in docs/containers.md says what the codecs say."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from loraport.containers.codecs import gguf_blocks, nvfp4
 from loraport.containers.codecs.int8 import uniform_floor
 from loraport.containers.tensors import TensorRef
 
-PAGE = (Path(__file__).parents[2] / "docs/formats.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/containers.md").read_text(encoding="utf-8")
 TABLE = PAGE.partition("| stored as | differ by (%) |")[2].partition("\n\n")[0]
 ROWS = [tuple(cell.strip() for cell in line.strip("|").split("|")) for line in TABLE.splitlines()[2:]]
 
