@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import makers
+from loraport.adapters.parse import open_adapter
 from loraport.containers.tensors import open_tensors, read_tensor
 from loraport.errors import FileError, UnsupportedError, UsageError
 from loraport.models.checkpoint import open_checkpoint
@@ -173,3 +174,15 @@ class TestNesting:
         assert found.nested == ".".join(nest)
         assert found.notes == ()
         assert len(found.tensors) == len(makers.model())
+
+    @pytest.mark.parametrize("opened", [open_checkpoint, open_adapter])
+    def test_how_deep_is_looked_is_said(self, opened, tmp_path):
+        content = makers.model() if opened is open_checkpoint else makers.universal()
+        for deep, name in enumerate("edcba"):
+            torch.save(content, tmp_path / f"{deep}.pt")
+            content = {name: content, "epoch": 3}
+        torch.save(content, tmp_path / "5.pt")
+        assert opened(tmp_path / "4.pt")
+        with pytest.raises(UnsupportedError, match="within 4 names") as caught:
+            opened(tmp_path / "5.pt")
+        assert "a/b/c/d/e" in caught.value.message

@@ -35,7 +35,8 @@ def read_groups(path: Path) -> Groups:
 
     Raises:
         FileError: the file holds anything but tensors and plain containers, or is damaged.
-        UnsupportedError: a tensor type that cannot be located (packed quantised tensors, old formats).
+        UnsupportedError: a tensor type that cannot be located (packed quantised tensors, old formats), or tensors that
+            lie deeper than is looked.
     """
     stat = status(Path(path))
     return _read_groups(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
@@ -79,9 +80,13 @@ def _collect(content: Any, path: str, found: dict[tuple[str, ...], dict[str, Ten
     """Every mapping of tensors by the names that lead to it; one that is shared is found under each of its names."""
     waiting: list[tuple[tuple[str, ...], Any]] = [((), content)]
     seen = 0
+    beyond: tuple[str, ...] = ()
     while waiting:
         nest, value = waiting.pop()
-        if not isinstance(value, Mapping) or len(nest) > MAX_DEPTH:
+        if not isinstance(value, Mapping):
+            continue
+        if len(nest) > MAX_DEPTH:
+            beyond = beyond or nest
             continue
         seen += len(value)
         if seen > MAX_ITEMS:
@@ -98,6 +103,13 @@ def _collect(content: Any, path: str, found: dict[tuple[str, ...], dict[str, Ten
             elif isinstance(item, Mapping):
                 inner.append(((*nest, _name(key)), item))
         waiting.extend(reversed(inner))
+    if beyond and not found:
+        raise UnsupportedError(
+            f"the torch file holds no tensors within {MAX_DEPTH} names, which is as deep as is looked",
+            where=path,
+            values=f"it goes on at {'/'.join(beyond)}",
+            fix="save the inner mapping by itself, best as safetensors",
+        )
 
 
 def _name(key: Any) -> str:
