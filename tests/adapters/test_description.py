@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 import makers
+from loraport.adapters.assemble import SET_BIAS
 from loraport.adapters.describe import describe
 from loraport.adapters.dialect import PROFILES
 from loraport.adapters.grammar import grammar
@@ -28,6 +29,18 @@ def test_findings_about_alpha(alpha, words, tmp_path):
     found = _findings(spell(makers.factors(), "lora_unet_", flat, *KOHYA, alpha=alpha), tmp_path)
     assert words in found
     assert found or not words
+
+
+RANK_3 = '{"transformer.lora_alpha": 4, "transformer.r": 3}'
+
+
+@pytest.mark.parametrize("junk", ["no table", "[1]", '{"transformer.r": "four"}', RANK_3])
+def test_a_file_with_an_impossible_configuration_is_described_all_the_same(junk, tmp_path):
+    tensors = spell(makers.factors(), "transformer.", makers.diffusers_name, *PEFT)
+    found = describe(LoraFile(tensors, {"lora_adapter_metadata": junk}).write(tmp_path))
+    assert (found.kind, found.dtypes) == ("lora", {"F32": len(tensors)})
+    assert "--scale" in found.refused
+    assert found.exit_code == (3 if junk == RANK_3 else 5)
 
 
 def test_findings_about_ranks_parts_and_origin(tmp_path):
@@ -116,7 +129,7 @@ class TestTables:
 
     def test_the_grammar_holds_together(self):
         rules = grammar()
-        assert set(rules.changes) == set(rules.parts) - {
+        assert set(rules.changes) - {SET_BIAS} == set(rules.parts) - {
             "alpha",
             "lora_alpha",
             "lora_rank",

@@ -230,6 +230,8 @@ def test_both_experts_of_a_job_take_their_halves(files):
         report = done.reports[expert]
         _close(report.output, alone, 1e-6)
         assert [used.expert for used in report.summary.target_lora] == [expert, None]
+        (said,) = [text for text in report.warnings if "both.safetensors" in text]
+        assert said.endswith("each half goes to its own")
     assert any("more.safetensors is taken for both experts" in text for text in done.warnings)
     assert not any("both.safetensors is taken" in text for text in done.warnings)
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Claim, OnSource, Piece
-from loraport.adapters.known import NO_MODEL, Model, biases_of, shape_of, sizes_of, weight_of
+from loraport.adapters.known import NO_MODEL, Model, biases_of, shape_of, sizes_of, weight_of, with_source
 from loraport.adapters.ownership import own_config, wrapped_paths
-from loraport.adapters.passthrough import Passthrough, PassthroughUpdate
+from loraport.adapters.passthrough import Passthrough, PassthroughUpdate, PassthroughValue
 from loraport.adapters.scale import ASSUMED, BY_HAND, AdapterConfig, read_alpha, read_number, scale_of
 from loraport.adapters.update import LayerUpdate
 from loraport.errors import MismatchError, UnsupportedError
@@ -18,6 +18,7 @@ from loraport.models.architecture import Shape
 from loraport.models.family import Family
 from loraport.models.placement import Part, Rows, is_whole, split, take_ref
 
+SET_BIAS = "set_bias"  # the part that is a bias whole; no end of a key says it, only PEFT's files do (saved.py)
 NOTES = ("alpha", "lora_alpha", "lora_rank", "scalar")  # they say something of an update and are nothing without it
 
 
@@ -86,7 +87,12 @@ def assemble(
         found = Assembled(leftover=mine)
         _module(held, parts, claims.get(held), family, scales, model, sizes, found)
         _add(done, found if is_whole(held) else _fused(held, found, family, sizes, model, path), path)
-    done.passthrough += biases_of(done.layers, model)
+    done.passthrough = [*(with_source(item, model) for item in done.passthrough), *biases_of(done.layers, model)]
+    changed: dict[str, Passthrough] = {}
+    for item in done.passthrough:
+        if item.param in changed:
+            raise _twice(item.param, changed[item.param].keys[0], item.keys[0], path)
+        changed[item.param] = item
     return done
 
 
@@ -151,7 +157,7 @@ def _twice(name: str, first: str, second: str, path: Path) -> MismatchError:
         f"{name} occurs twice under different names",
         where=str(path),
         values=f"{first} and {second}",
-        fix="the file was merged from several; keep one of them",
+        fix="keep one of them, the other to be left out with --drop",
     )
 
 
@@ -202,7 +208,8 @@ def _module(
             done.passthrough.append(
                 _as_change(layer, role, model.shapes.get(module, claim.kernel), parts[claim.used[0]])
             )
-            done.warnings.append(f"{module} is no linear layer: its LoRA is passed on as it is, multiplied out")
+            if not claim.fixed:  # a whole weight was written out already
+                done.warnings.append(f"{module} is no linear layer: its LoRA is passed on as it is, multiplied out")
     used = {part for part, piece in parts.items() if layer is not None and piece.key in layer.keys}
     for part, piece in parts.items():
         if part in used or piece.key in done.leftover:
@@ -212,6 +219,9 @@ def _module(
             continue
         changed = rules.changes[part]
         param = module if role == "param" or changed == "modulation" else f"{module}.{changed}"
+        if part == SET_BIAS:
+            done.passthrough.append(PassthroughValue((piece.key,), param, "diff_b", piece.ref))
+            continue
         scale = layer.scale if layer is not None and part == "lora_bias" else 1.0
         done.passthrough.append(Passthrough((piece.key,), param, part, piece.ref, scale))
 

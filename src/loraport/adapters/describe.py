@@ -8,7 +8,7 @@ from typing import Any
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
-from loraport.adapters.opened import FILES
+from loraport.adapters.opened import FILES, open_file
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.scale import ASSUMED
 from loraport.adapters.training import Training, read_training
@@ -17,7 +17,7 @@ from loraport.containers.access import kind_of
 from loraport.containers.locate import locate
 from loraport.containers.names import named_path
 from loraport.containers.tensors import open_tensors
-from loraport.errors import LoraportError, MismatchError, UnsupportedError, UsageError
+from loraport.errors import FileError, LoraportError, MismatchError, UnsupportedError, UsageError
 from loraport.models.checkpoint import open_checkpoint
 
 LARGE_SCALE = 4.0
@@ -102,6 +102,9 @@ def _lora(path: str | Path) -> FileDescription:
             lora = open_adapter(path, allow_partial=True)
         except LoraportError:
             return _raw(path, "lora", error)
+    except FileError as error:
+        open_file(named_path(path))  # raises where it is the file that is damaged, not what its header says
+        return _raw(path, "lora", error)
     else:
         refused, code = "", 0
     refs = open_tensors(lora.path).groups[lora.nest]
@@ -155,6 +158,8 @@ def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
     if whole:
         found.append(f"layers with a whole matrix instead of factors: {len(whole)}, e.g. {whole[0]}")
     on_source = sorted({KINDS[layer.kind].title for layer in layers if layer.needs_source})
+    if not on_source and any(None in item.source for item in lora.passthrough):
+        on_source = ["a parameter that is saved whole"]
     if on_source:
         found.append(
             f"{' and '.join(on_source)} changes the weights by a function of what they were: convert needs --model "

@@ -1,12 +1,12 @@
 """What is known of the model that a LoRA is for: the sizes and weights that the parts of an update do not tell."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Claim, OnSource, Piece
-from loraport.adapters.passthrough import PassthroughBias
+from loraport.adapters.passthrough import Passthrough, PassthroughBias, PassthroughValue
 from loraport.adapters.update import LayerUpdate, WeightPieces
 from loraport.containers.tensors import TensorRef
 from loraport.errors import MismatchError, UnsupportedError
@@ -88,6 +88,11 @@ def shape_of(
             fix="the file is damaged or not a LoRA; leave the layer out with --drop",
         )
     return m, n
+
+
+def with_source(item: Passthrough, model: Model) -> Passthrough:
+    """A parameter that the file has whole, with the model's own beside it."""
+    return replace(item, own=model.weights.get(item.param)) if isinstance(item, PassthroughValue) else item
 
 
 def biases_of(layers: Mapping[str, LayerUpdate], model: Model) -> list[PassthroughBias]:

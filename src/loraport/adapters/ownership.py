@@ -66,6 +66,7 @@ def why_stray(
     Files of PEFT lie beside their configuration by name. Any other file may merely share the folder with one: such
     a configuration is believed only if it fits the file in its kind, its rank and the modules it speaks of.
     """
+    layers = [(parts, claim) for parts, claim in layers if not claim.fixed]  # whole weights tell nothing of it
     pieces = [parts[claim.used[0]] for parts, claim in layers]
     if config.source != FROM_CONFIG or not layers:
         return ""

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from loraport.adapters.refusals import (
     scale_doubts,
     unmatched_keys,
 )
+from loraport.adapters.saved import SavedWhole, said_of_saved, saved_whole
 from loraport.adapters.scale import FROM_CONFIG, FROM_HEADER, FROM_METADATA, AdapterConfig, check_factor, read_config
 from loraport.adapters.shared_names import shared_title
 from loraport.containers.names import Expert, named_path
@@ -87,9 +88,10 @@ def open_adapter(
     family = possible[0]
     if family.only_recognised:
         raise not_a_lora(path, refs, known, role, title_in(refs, family, path))
-    dropped = _dropped(refs, family, drop)
-    left_out = set(dropped)
-    pieces, texts, unmatched = sort_keys({key: ref for key, ref in refs.items() if key not in left_out}, family)
+    whole = saved_whole(refs, path, metadata)
+    dropped = _dropped(refs, family, drop, whole)
+    left_out = {*dropped, *whole.idle}
+    pieces, texts, unmatched = sort_keys({key: ref for key, ref in refs.items() if key not in left_out}, family, whole)
     if not pieces and len(dropped) == len(refs):
         raise UsageError("drop leaves nothing of the LoRA", where=str(path), values=str(drop))
     if not pieces:
@@ -102,7 +104,7 @@ def open_adapter(
     idle = idle_choices(pieces, expert, adapter)
     pieces, others = choose(pieces, "expert", expert, path)
     pieces, strangers = choose(pieces, "adapter", adapter, path)
-    dropped += others + strangers
+    dropped += others + strangers + [key for key in whole.idle if key not in dropped]
     dialect = dialect_of(pieces, family)
     config = _config(path, metadata, dialect, scale)
     done = assemble(pieces, family, config if dialect.alpha == "none" else None, path, scale, _known(model))
@@ -142,6 +144,7 @@ def open_adapter(
             + doubts_about_family(possible)
             + done.warnings
             + scale_doubts(done.layers.values(), config, dialect, metadata)
+            + said_of_saved(whole)
             + doubts(pieces, gone)
             + _said(besides)
         ),
@@ -157,11 +160,16 @@ def experts_in(path: str | Path) -> frozenset[Expert]:
     Args:
         path: as for `open_adapter`.
     """
-    keys = open_file(named_path(path)).refs
-    found = {expert for key in keys for prefix, expert in key_rules().experts.items() if key.startswith(prefix)}
-    if "low" in found and any(key.startswith("transformer.") for key in keys):  # as diffusers writes the pair
-        found.add("high")
-    return frozenset(found)
+    return frozenset(expert_of_keys(open_file(named_path(path)).refs).values())
+
+
+def expert_of_keys(keys: Iterable[str]) -> dict[str, Expert]:
+    """The keys that name an expert of Wan2.2, with its name."""
+    keys = list(keys)
+    found = {key: expert for key in keys for prefix, expert in key_rules().experts.items() if key.startswith(prefix)}
+    if "low" in found.values():  # as diffusers writes the pair
+        found |= {key: "high" for key in keys if key.startswith("transformer.")}
+    return found
 
 
 def _known(model: Checkpoint | Architecture | None) -> Model:
@@ -199,7 +207,7 @@ def _check_shapes(own: Architecture, path: Path) -> None:
         raise MismatchError(f"the sizes contradict each other at {name}", where=str(path), values=wrong)
 
 
-def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None) -> list[str]:
+def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None, whole: SavedWhole) -> list[str]:
     if drop is None:
         return []
     try:
@@ -207,7 +215,7 @@ def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None) ->
     except re.error as error:
         raise UsageError("drop is no regular expression", values=f"{drop}: {error}") from error
     found = Search(drop)
-    parts = {key: piece.at.parts for key, ref in refs.items() if (piece := piece_of(key, ref, family, refs))}
+    parts = {key: piece.at.parts for key, ref in refs.items() if (piece := piece_of(key, ref, family, refs, whole))}
     return [key for key in refs if found(key) or (key in parts and all(found(part.module) for part in parts[key]))]
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
-from loraport.adapters.update import LayerUpdate
+from loraport.adapters.update import LayerUpdate, source_missing
 from loraport.containers.tensors import TensorRef, read_float, read_tensor
 from loraport.errors import NumericalError, UnsupportedError
 
@@ -46,6 +46,11 @@ class Passthrough:
     def as_stored(self) -> bool:
         """Whether it lies in the file under one key, just as it is passed on."""
         return True
+
+    @property
+    def source(self) -> tuple[TensorRef | None, ...]:
+        """The source's own parameter, where the change is made of it: None where it is missing, () where it is not."""
+        return ()
 
     def stored(self) -> Shaped[Tensor, "..."]:
         """The tensor without its scale, for a file whose reader applies that itself."""
@@ -108,6 +113,12 @@ class PassthroughUpdate(Passthrough):
         """Never: it is multiplied out."""
         return False
 
+    @property
+    def source(self) -> tuple[TensorRef | None, ...]:
+        """As its update."""
+        assert self.update is not None
+        return (None,) if self.update.needs_source else tuple(ref for ref, _ in self.update.weight)
+
     def stored(self) -> Shaped[Tensor, "..."]:
         """With its scale, which nobody else applies to a whole change."""
         return self.load()
@@ -150,6 +161,11 @@ class PassthroughBias(Passthrough):
         """Never: it is made of the source's bias."""
         return False
 
+    @property
+    def source(self) -> tuple[TensorRef | None, ...]:
+        """See `Passthrough.source`."""
+        return (self.ref,)
+
     def stored(self) -> Shaped[Tensor, "..."]:
         """With its scale, which nobody else applies."""
         return self.load()
@@ -158,6 +174,48 @@ class PassthroughBias(Passthrough):
         """The change in float32, scale inside. Raises NumericalError for NaN or infinity."""
         assert self.factor is not None
         return (read_float(self.factor).reshape(-1) - 1.0) * read_float(self.ref) * self.scale
+
+
+@dataclass(frozen=True)
+class PassthroughValue(Passthrough):
+    """A parameter that the file has whole: what is passed on is that less the source's own. `ref` is the file's.
+
+    Args:
+        own: the source's; None where no source was given.
+    """
+
+    own: TensorRef | None = None
+
+    @property
+    def as_stored(self) -> bool:
+        """Never: the difference is."""
+        return False
+
+    @property
+    def source(self) -> tuple[TensorRef | None, ...]:
+        """See `Passthrough.source`."""
+        return (self.own,)
+
+    def stored(self) -> Shaped[Tensor, "..."]:
+        """With its scale, which nobody else applies."""
+        return self.load()
+
+    def load(self) -> Float32[Tensor, "..."]:
+        """The change in float32, scale inside.
+
+        Raises:
+            NumericalError: NaN or infinity.
+            UnsupportedError: no source was given.
+        """
+        check_source(self)
+        assert self.own is not None
+        return (read_float(self.ref) - read_float(self.own)) * self.scale
+
+
+def check_source(item: Passthrough) -> None:
+    """Raise UnsupportedError for a change that is made of the source's own parameter where no source was given."""
+    if None in item.source:
+        raise source_missing("a parameter that is saved whole", item.param, item.ref, item.keys[0])
 
 
 def can_be_scaled(item: Passthrough) -> bool:

@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from loraport.adapters.assemble import SET_BIAS
 from loraport.adapters.dialect import PROFILES, Dialect
 from loraport.adapters.grammar import Suffix, grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import AdapterKind, Piece
+from loraport.adapters.saved import NONE_SAVED, Saved, SavedWhole
 from loraport.containers.tensors import TensorRef
 from loraport.errors import UsageError
 from loraport.models.family import Family
@@ -17,8 +19,16 @@ from loraport.models.keymap import keymap_of
 from loraport.models.keys import key_rules
 
 
-def sort_keys(refs: Mapping[str, TensorRef], family: Family) -> tuple[list[Piece], list[str], list[str]]:
-    """Keys that are parts of known modules, keys of text encoders, and the rest."""
+def sort_keys(
+    refs: Mapping[str, TensorRef], family: Family, whole: SavedWhole = NONE_SAVED
+) -> tuple[list[Piece], list[str], list[str]]:
+    """Keys that are parts of known modules, keys of text encoders, and the rest.
+
+    Args:
+        refs: the keys of the file.
+        family: of the model.
+        whole: which of them are new values of parameters; without it those count as the rest.
+    """
     rules = grammar()
     pieces: list[Piece] = []
     texts: list[str] = []
@@ -28,7 +38,7 @@ def sort_keys(refs: Mapping[str, TensorRef], family: Family) -> tuple[list[Piece
         if key.startswith(rules.text_encoders):
             texts.append(key)
             continue
-        piece = piece_of(key, ref, family, refs)
+        piece = piece_of(key, ref, family, refs, whole)
         if piece is not None:
             pieces.append(piece)
             continue
@@ -52,8 +62,13 @@ def sort_keys(refs: Mapping[str, TensorRef], family: Family) -> tuple[list[Piece
     return pieces, texts, unmatched
 
 
-def piece_of(key: str, ref: TensorRef, family: Family, refs: Mapping[str, TensorRef]) -> Piece | None:
-    """A key as a part of a known module. `refs`: all keys of the file, which some ends of keys depend on."""
+def piece_of(
+    key: str, ref: TensorRef, family: Family, refs: Mapping[str, TensorRef], whole: SavedWhole = NONE_SAVED
+) -> Piece | None:
+    """A key as a part of a known module. `refs`: all keys of the file, which some ends of keys depend on; `whole`: as
+    for `sort_keys`."""
+    if key in whole.values:
+        return _value(key, ref, whole.values[key], family)
     plain, stems = key_rules().unwrap(key), stems_of(key)
     suffix = grammar().split_suffix(plain)
     if suffix is None and key.endswith(".weight") and f"{key.removesuffix('.weight')}.on_input" in refs:
@@ -63,6 +78,17 @@ def piece_of(key: str, ref: TensorRef, family: Family, refs: Mapping[str, Tensor
     keymap, naming = keymap_of(family), family.alike_of_key(key)
     at = next((found for stem in stems if (found := keymap.resolve(stem, naming))), None)
     return None if at is None else Piece(key, ref, suffix.part, suffix.style, suffix.adapter, at)
+
+
+def _value(key: str, ref: TensorRef, saved: Saved, family: Family) -> Piece | None:
+    """A key that holds a parameter whole."""
+    keymap, naming = keymap_of(family), family.alike_of_key(key)
+    for ending, part in ((".bias", SET_BIAS), (".weight", "set_weight"), ("", "set_weight")):
+        at = keymap.resolve(saved.name.removesuffix(ending), naming) if saved.name.endswith(ending) else None
+        template = family.template_of(at.module) if at is not None else None
+        if at is not None and template is not None and (ending or template.role == "param"):
+            return Piece(key, ref, part, None, saved.adapter, at)
+    return None
 
 
 def stems_of(key: str) -> list[str]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from loraport.adapters.dialect import SAME_AS_INPUT, Dialect, Profile, profile_of
 from loraport.adapters.header import CONTENT, content_digest
 from loraport.adapters.join import Factors, join_layers, join_rows
-from loraport.adapters.passthrough import Passthrough, PassthroughUpdate
+from loraport.adapters.passthrough import Passthrough, PassthroughUpdate, check_source
 from loraport.containers.safetensors import read_header, write_safetensors
 from loraport.containers.tensors import digest, digest_tensor, open_tensors
 from loraport.core.lowrank import LowRank
@@ -99,8 +99,10 @@ def render(
 
 
 def check_passthrough(passthrough: Sequence[Passthrough], profile: Profile, family: Family) -> None:
-    """Raise UnsupportedError where the profile has no spelling for something that is carried, before any work."""
+    """Raise UnsupportedError where the profile has no spelling for something that is carried, or where a change is made
+    of the source's own and no source was given: before any work."""
     for item in passthrough:
+        check_source(item)
         if item.shape is None and isinstance(item, PassthroughUpdate):
             raise item.shape_unknown()
         passthrough_key(item, profile, family)

@@ -55,6 +55,8 @@ class AdapterConfig:
         dora: the factors go with magnitudes.
         settings: of kinds that need more: OFT's "neumann" (terms of the series; 0 for the inverse itself) and "coft"
             (bound of the norm; 0 for none).
+        biases: biases were trained, and are saved whole.
+        saved: names of modules that are saved whole.
     """
 
     source: str
@@ -67,6 +69,8 @@ class AdapterConfig:
     targets: Patterns | None = None
     dora: bool = False
     settings: Mapping[str, float] = field(default_factory=dict)
+    biases: bool = False
+    saved: tuple[str, ...] = ()
 
     def scale(self, modules: Sequence[str], rank: int | None, where: str) -> float | None:
         """Scale of a module; None if this says nothing of it.
@@ -250,6 +254,8 @@ def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
         None if everything else Patterns({str(name): 1.0 for name in named}, str(path)),
         bool(fields.get("use_dora")),
         _rotations(fields, path) if kind.upper() == "OFT" else {},
+        str(fields.get("bias") or "none") != "none",
+        tuple(str(name) for name in saved) if isinstance(saved := fields.get("modules_to_save"), list) else (),
     )
 
 

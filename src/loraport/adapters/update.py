@@ -116,14 +116,7 @@ class LayerUpdate:
 
     def source_missing(self) -> UnsupportedError:
         """What to say where the update is a function of the source's weight and there is none."""
-        return UnsupportedError(
-            f"{KINDS[self.kind].title} changes {self.name} by a function of the weight that it was trained on, and no "
-            "such model is given",
-            where=str(next(iter(self.parts.values())).file),
-            values=self.keys[0],
-            fix="name that model with --model SOURCE; or transfer the file with --source SOURCE, which cuts it to a "
-            "rank, and does so for the source itself with --target SOURCE --method direct",
-        )
+        return source_missing(KINDS[self.kind].title, self.name, next(iter(self.parts.values())), self.keys[0])
 
     def is_zero(self) -> bool:
         """Whether the parts show that the update is zero. Reads them up to the first that does."""
@@ -141,6 +134,24 @@ class LayerUpdate:
     def size(self) -> str:
         """Its rank, or what it is instead, for people."""
         return KINDS[self.kind].size(self.shape, self.rank)
+
+
+def source_missing(what: str, name: str, ref: TensorRef, key: str) -> UnsupportedError:
+    """What to say where a change is made of the source's own weight and there is no source.
+
+    Args:
+        what: the kind of change, for people.
+        name: the layer or parameter.
+        ref: a tensor of the file.
+        key: its key.
+    """
+    return UnsupportedError(
+        f"{what} changes {name} by a function of what it was trained on, and no such model is given",
+        where=str(ref.file),
+        values=key,
+        fix="name that model with --model SOURCE; or transfer the file with --source SOURCE, which cuts it to a "
+        "rank, and does so for the source itself with --target SOURCE --method direct",
+    )
 
 
 def _take(tensor: Shaped[Tensor, "M *rest"], rows: Rows) -> Shaped[Tensor, "m *rest"]:

@@ -118,7 +118,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
         allow_partial=recipe.allow_partial,
         scale=recipe.scale,
     ).scaled(recipe.strength)
-    _refuse_on_sum(adapter, recipe)
+    _refuse_on_sum(adapter, own, recipe)
     if target is not None:
         adapter = fit_passthrough(adapter, target, "target", allow_partial=recipe.allow_partial)
     adapter = _without_idle(adapter, recipe)
@@ -134,7 +134,7 @@ def open_inputs(recipe: Recipe) -> Inputs:
     return Inputs(adapter, source, target, added, own, _doubts(adapter, recipe), identities)
 
 
-def _refuse_on_sum(adapter: LoraAdapter, recipe: Recipe) -> None:
+def _refuse_on_sum(adapter: LoraAdapter, own: Iterable[Added], recipe: Recipe) -> None:
     """A function of the weights that the LoRA was trained on needs those weights, with what was on them."""
     without = next((layer for layer in adapter.layers.values() if layer.needs_source), None)
     if without is not None:  # a fused weight in the file, and a source without one of its layers
@@ -145,6 +145,15 @@ def _refuse_on_sum(adapter: LoraAdapter, recipe: Recipe) -> None:
             f"the update of {layer.name} is a function of the weight it was trained on, which --source-lora changed",
             where=recipe.lora,
             values=f"{layer.keys[0]}; {recipe.source_lora[0].file}",
+            fix="merge the LoRA into the source first, and name the result with --source",
+        )
+    on_it = {item.param for each in own for item in each.adapter.passthrough}
+    item = next((item for item in adapter.passthrough if item.source and item.param in on_it), None)
+    if item is not None:
+        raise UnsupportedError(
+            f"the change of {item.param} is a function of what it was trained on, which --source-lora changed",
+            where=recipe.lora,
+            values=f"{item.keys[0]}; {recipe.source_lora[0].file}",
             fix="merge the LoRA into the source first, and name the result with --source",
         )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.added_lora import AddedLora
-from loraport.adapters.parse import open_adapter
+from loraport.adapters.parse import expert_of_keys, open_adapter
 from loraport.adapters.update import LayerUpdate
 from loraport.adapters.usage import told_usage
 from loraport.engine.recipe import Recipe
@@ -93,9 +93,13 @@ def notes_on_added(added: Added, lora: LoraAdapter) -> list[str]:
     """
     name, found = f"distillation LoRA {Path(added.given.file).name}", added.adapter
     notes = [f"{name}: {_own_scale(note)}" for note in found.warnings if not note.endswith("chose nothing")]
-    if found.dropped:
-        named = ", ".join(found.dropped[:_NAMED]) + (", ..." if len(found.dropped) > _NAMED else "")
-        notes.append(f"{name}: {len(found.dropped)} keys were left out: {named}")
+    experts = expert_of_keys(found.keys)
+    dropped = [key for key in found.dropped if experts.get(key) in (None, found.expert)]
+    if len(dropped) < len(found.dropped):
+        notes.append(f"{name} holds the LoRAs of both experts: each half goes to its own")
+    if dropped:
+        named = ", ".join(dropped[:_NAMED]) + (", ..." if len(dropped) > _NAMED else "")
+        notes.append(f"{name}: {len(dropped)} keys were left out: {named}")
     if not lora.layers.keys() & found.layers.keys():
         notes.append(f"{name}: it changes none of the layers that the LoRA changes, so it makes no difference to them")
     return notes

@@ -31,7 +31,8 @@ class SetWeight(OnSource):
         if prod(ref.shape) == 0 or not ref.shape:
             raise MismatchError(f"{ref.key} is no weight", where=str(ref.file), values=str(list(ref.shape)))
         shape = (ref.shape[0], prod(ref.shape[1:]))
-        return Claim({"set_weight": ref}, shape, None, None, self.essential, "a whole weight, without a scale", True)
+        why, kernel = "a whole weight, without a scale", None if len(ref.shape) == 2 else tuple(ref.shape)
+        return Claim({"set_weight": ref}, shape, None, None, self.essential, why, fixed=True, kernel=kernel)
 
     def update(
         self, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m *rest"], settings: Mapping[str, float]
