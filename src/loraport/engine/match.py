@@ -54,7 +54,12 @@ class Inputs:
             + (self.target.notes if self.target is not None else ())
             + self.adapter.warnings
             + self.doubts
-            + tuple(note for each in (*self.source_added, *self.added) for note in notes_on_added(each, self.adapter))
+            + tuple(
+                note
+                for role, loras in (("LoRA of the source", self.source_added), ("distillation LoRA", self.added))
+                for each in loras
+                for note in notes_on_added(each, self.adapter, role)
+            )
         )
 
     @property

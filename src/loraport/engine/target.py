@@ -84,14 +84,15 @@ def _own_scale(text: str) -> str:
     return re.sub(r"--scale(?: (\d\S*))?", lambda found: f":scale={found[1] or 'NUMBER'} behind the file", text)
 
 
-def notes_on_added(added: Added, lora: LoraAdapter) -> list[str]:
+def notes_on_added(added: Added, lora: LoraAdapter, role: str) -> list[str]:
     """Its oddities; choices that were made for another LoRA may well choose nothing in it.
 
     Args:
         added: the LoRA.
         lora: the one that is carried over.
+        role: what it is, in words.
     """
-    name, found = f"distillation LoRA {Path(added.given.file).name}", added.adapter
+    name, found = f"{role} {Path(added.given.file).name}", added.adapter
     notes = [f"{name}: {_own_scale(note)}" for note in found.warnings if not note.endswith("chose nothing")]
     experts = expert_of_keys(found.keys)
     dropped = [key for key in found.dropped if experts.get(key) in (None, found.expert)]
