@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+import hunyuan
 import makers
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.describe import describe
@@ -268,3 +269,26 @@ def test_a_parameter_of_the_source_that_another_lora_changed(made, tmp_path):
     said = _run(*words, "--cache", "off", "-o", tmp_path / "out.safetensors", code=3)
     assert "self_attn.q.bias" in said
     assert "merge the LoRA into the source" in said
+
+
+SPELLED = {"fused": hunyuan.repackaged_state, "diffusers": hunyuan.diffusers_state}
+
+
+@pytest.mark.parametrize("source", SPELLED)
+@pytest.mark.parametrize("file", SPELLED)
+def test_fused_weights_and_turned_rows(file, source, tmp_path):
+    """Every parameter of HunyuanVideo-1.5 but one, whole, for a source in the same or the other layout."""
+    before, after = hunyuan.model(0), hunyuan.model(1)
+    save_file(SPELLED[source](before), tmp_path / "source.safetensors")
+    given = {f"base_model.model.{key}": tensor for key, tensor in SPELLED[file](after).items()}
+    linear = "final_layer.linear" if file == "fused" else "proj_out"
+    del given[f"base_model.model.{linear}.weight"]
+    factors = {".lora_A.weight": torch.ones(2, hunyuan.WIDTH), ".lora_B.weight": torch.ones(hunyuan.OUTPUT, 2)}
+    given |= {f"base_model.model.{linear}{ending}": tensor for ending, tensor in factors.items()}
+    save_file(given, tmp_path / "lora.safetensors")
+    found = _changes(open_adapter(tmp_path / "lora.safetensors", open_checkpoint(tmp_path / "source.safetensors")))
+    wanted = hunyuan.diffusers_state({key: after[key] - before[key] for key in before})
+    for kind in ("weight", "bias"):  # updates have their rows in Tencent's order
+        wanted[f"norm_out.linear.{kind}"] = hunyuan.swapped(wanted[f"norm_out.linear.{kind}"])
+    wanted["proj_out.weight"] = torch.full((hunyuan.OUTPUT, hunyuan.WIDTH), 2.0)
+    _same(found, wanted)
