@@ -11,6 +11,7 @@ from loraport.adapters.added_lora import AddedLora
 from loraport.adapters.parse import open_adapter
 from loraport.errors import MismatchError
 from loraport.models.checkpoint import open_checkpoint
+from loraport.sampling.network import diffusers_name
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
@@ -39,9 +40,7 @@ def add_loras(network: "WanTransformer3DModel", added: Sequence[AddedLora], fold
         found = {f"{name}.weight": update.load().dense() for name, update in adapter.layers.items()}
         found |= {item.param: item.load().float() for item in adapter.passthrough if item.kind != "text_encoder"}
         for param, change in found.items():
-            module, _, last = param.rpartition(".")
-            whole = last not in ("weight", "bias")
-            name = family.spell(param, "diffusers") if whole else f"{family.spell(module, 'diffusers')}.{last}"
+            name = diffusers_name(family, param)
             sum_before = changes.get(name)
             scaled = each.strength * change
             changes[name] = scaled if sum_before is None else sum_before + scaled

@@ -17,6 +17,7 @@ from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.models.families import families
 from loraport.sampling.denoiser import Runnable
 from loraport.sampling.merged import add_loras
+from loraport.sampling.network import load_network
 from loraport.sampling.prompts import encode_by_folder, has_encoder
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings, Schedule, scheduler_in, settle
 from loraport.zoo import catalogue, world
@@ -190,14 +191,11 @@ def _of_card(card: catalogue.Sampling, settings: SamplingSettings) -> Schedule:
 
 
 def _load(folder: Path, settings: SamplingSettings, added: tuple[AddedLora, ...]) -> WanDenoiser:
-    from diffusers import WanTransformer3DModel
-
     device = _device(settings.device)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    sub = "transformer" if (folder / "transformer").is_dir() else None
     try:
         with torch.random.fork_rng(devices=[]):  # diffusers fills weights at random before it loads them
-            network = WanTransformer3DModel.from_pretrained(folder, subfolder=sub, torch_dtype=dtype)
+            network = load_network(folder, dtype)
         network.requires_grad_(False).eval()
         add_loras(network, added, folder)
         if settings.offload:

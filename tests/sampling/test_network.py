@@ -1,0 +1,50 @@
+"""Quantised weights in a folder that is run: the numbers that the codec says, not those that lie there."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import storage
+import tinywan
+from loraport.errors import FileError
+from loraport.sampling.schedule import SamplingSettings, Schedule
+from loraport.sampling.wan import open_runnable
+
+HOW = SamplingSettings(schedule=Schedule((1.0, 0.5, 0.0)), latents=(tinywan.FRAMES, tinywan.SIZE, tinywan.SIZE))
+WIDE = {"num_attention_heads": 2, "attention_head_dim": 16, "ffn_dim": 64}  # multiples of 32, as codecs need
+
+
+def _stored(folder, way: str) -> dict[str, torch.Tensor]:
+    """Write a transformer with its blocks' matrices stored in a way; the parameters that it stands for."""
+    network = tinywan.transformer(changes=WIDE)
+    network.save_pretrained(folder / "transformer")
+    file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors, meant = load_file(file), dict(network.state_dict())
+    for name in [name for name, t in tensors.items() if name.startswith("blocks") and t.ndim == 2]:
+        parts, wanted = storage.WAYS[way](tensors.pop(name).numpy())
+        module = name.removesuffix(".weight")
+        tensors |= {key.replace("a.", f"{module}.", 1): part for key, part in parts.items()}
+        meant[name] = torch.from_numpy(wanted).float()
+    save_file(tensors, file)
+    return meant
+
+
+@pytest.mark.parametrize("way", ["fp8, tensor", "fp8, rows", "int8, rows", "int8, convrot", "nvfp4"])
+def test_the_network_has_the_numbers_that_are_meant(way, tmp_path):
+    meant = _stored(tmp_path, way)
+    network = open_runnable(tmp_path, HOW).open().network
+    found = network.state_dict()
+    assert found.keys() == meant.keys()
+    for name, value in meant.items():
+        torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_parameter_that_is_missing_is_named(tmp_path):
+    _stored(tmp_path, "fp8, rows")
+    file = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    del tensors["proj_out.bias"]
+    save_file(tensors, file)
+    with pytest.raises(FileError, match="missing") as caught:
+        open_runnable(tmp_path, HOW).open()
+    assert "proj_out.bias" in str(caught.value.values)
