@@ -1,5 +1,7 @@
 """A fused checkpoint and a split one of one family are a pair; a LoRA on either spelling gives the same transfer."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -96,11 +98,12 @@ def test_one_transfer_whatever_is_fused(pair, tmp_path):
 
 def test_a_distillation_lora_makes_one_target_whatever_is_fused(pair, tmp_path):
     _loras(tmp_path)
+    carried = shutil.copyfile(tmp_path / "split.safetensors", tmp_path / "carried.safetensors")
     found = {}
     for spelled, source in (("split", "split"), ("comfy", "split"), ("original", "fused")):
         output = tmp_path / f"{spelled}-{source}-out.safetensors"
         loraport.transfer(
-            tmp_path / "split.safetensors", source=pair / f"{source}-source.safetensors", output=output, to="diffusers",
+            carried, source=pair / f"{source}-source.safetensors", output=output, to="diffusers",
             target_lora=f"{tmp_path / spelled}.safetensors:-0.5", method="casa", rank="full",
             options=RunOptions(cache="off", executor="serial", log="off"),
         )  # fmt: skip
