@@ -279,7 +279,7 @@ def _working_bytes(plan: TransferPlan, unfinished: Sequence[LayerJob], slots: Se
     narrow = [job for job in unfinished if not job.wide]
     largest = sorted((job.peak_bytes for job in narrow), reverse=True)[: in_flight(narrow, slots) if narrow else 0]
     widest = max((job.peak_bytes for job in unfinished if job.wide), default=0)
-    looked_at = sum(costs.matrix_bytes(*job.shape, 2) for job in sample_for_kinship(plan)) if unfinished else 0
+    looked_at = sum(costs.matrix_bytes(*job.shape, 2) for job in sample_for_kinship(plan))
     return int(_OUTPUT_COPIES * plan.output_bytes) + max(sum(largest), widest, looked_at)
 
 
