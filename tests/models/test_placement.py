@@ -86,6 +86,12 @@ class TestCheckpoints:
         with pytest.raises(MismatchError, match=f"this is {title}"):
             open_checkpoint(tmp_path / "x.safetensors")
 
+    def test_a_family_that_is_read_is_not_called_unsupported(self, tmp_path):
+        save_file({"transformer_blocks.0.img_mod.1.bias": torch.zeros(24)}, tmp_path / "x.safetensors")
+        with pytest.raises(MismatchError, match="this is Qwen-Image") as caught:
+            open_checkpoint(tmp_path / "x.safetensors")
+        assert "not supported" not in str(caught.value)
+
 
 class TestRows:
     def test_parts_of_one_size(self):

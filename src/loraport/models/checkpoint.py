@@ -1,5 +1,6 @@
 """Checkpoints: any layout and naming in, canonical parameter names out. Headers only; no tensor data is read."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,10 +241,13 @@ def _not_a_model(found: Located, title: str | None = None) -> MismatchError:
         or rules.kind_foreign(keys)
         or next((other for family in families().values() if (other := family.lookalike(keys))), None)
     )
-    known = ", ".join(family.title for family in families().values())
+    known = [family.title for family in families().values()]
+    what = f"this is {title}, which is not supported" if title else "this is no model of a known family"
+    if title and set(known).intersection(re.split(", | or ", title)):
+        what = f"this is {title} by some of its names, but cannot be read as such"
     return MismatchError(
-        f"this is {title}, which is not supported" if title else "this is no model of a known family",
+        what,
         where=str(found.path),
         values=f"{len(keys)} tensors, e.g. {', '.join(keys[:3])}" if keys else "no tensors",
-        fix=f"known families: {known}; others by their names alone, with --architecture any",
+        fix=f"known families: {', '.join(known)}; others by their names alone, with --architecture any",
     )
