@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from loraport.models.placement import Place
@@ -133,8 +134,12 @@ class Family:
     added: tuple[str, ...] = ()
     only_recognised: bool = False
     unnamed: bool = False
-    _patterns: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
-    _found: dict[str, tuple[Template, int | None] | None] = field(default_factory=dict, repr=False, compare=False)
+    _found: dict[str, tuple[Template, int | None] | None] = field(default_factory=dict, init=False, repr=False)
+
+    @cached_property
+    def _patterns(self) -> dict[str, str]:
+        """Canonical paths inside the blocks, the block number as "<>" -> the template's name."""
+        return {_COUNTER.sub("<>", name): name for name, template in self.templates.items() if template.repeated}
 
     def find(self, module: str) -> tuple[Template, int | None] | None:
         """The template that a canonical module path is an instance of, with its block number; None if there is none."""
