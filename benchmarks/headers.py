@@ -30,7 +30,6 @@ from safetensors.torch import save_file
 import measure
 
 RANK = 32
-SIZES = {"BF16": 2}
 MODELS = {
     "wan2.2-14b": ("WanTransformer3DModel", {}),
     "qwen-image-20b": ("QwenImageTransformer2DModel", {}),
@@ -112,7 +111,7 @@ def write_hole(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """A safetensors file in bfloat16 whose data are a hole: zeros that take no room."""
     header, end = {}, 0
     for key, shape in shapes.items():
-        begin, end = end, end + SIZES["BF16"] * torch.Size(shape).numel()
+        begin, end = end, end + torch.bfloat16.itemsize * torch.Size(shape).numel()
         header[key] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     with path.open("wb") as file:
