@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape, register
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, all_zero, check_rank, matrix_shape, register
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError
@@ -68,6 +68,11 @@ class _Split(AdapterKind):
         """Multiplied out in float32. See `AdapterKind.stored`."""
         update = self.load(parts, shape)
         return update.B, update.A
+
+    def is_zero(self, parts: Mapping[str, TensorRef]) -> bool:
+        """Whether every pair is. See `AdapterKind.is_zero`."""
+        refs = list(parts.values())
+        return all(all_zero(up) or all_zero(down) for down, up in zip(refs[::2], refs[1::2], strict=True))
 
     def narrow(self, parts: Mapping[str, TensorRef], rows: Rows) -> dict[str, TensorRef] | None:
         """The one pair that all these rows belong to. See `AdapterKind.narrow`."""
