@@ -326,6 +326,16 @@ class TestConvolutions:
         wanted = size * changed / changed.square().sum(dim=others, keepdim=True).sqrt() - weight
         _close(self._change(parts, source, tmp_path), wanted)
 
+    @pytest.mark.parametrize("on_input", [0, 1])
+    def test_ia3_of_lycoris(self, on_input, source, tmp_path):
+        weight, of = WEIGHTS["patch_embedding.weight"], "io"[1 - on_input]
+        added = _random(weight.shape[on_input], seed=1, size=0.2)
+        parts = {"weight": added.reshape(1, -1, 1, 1, 1), "on_input": torch.tensor(on_input)}
+        _close(self._change(parts, source, tmp_path), torch.einsum(f"oi...,{of}->oi...", weight, added))
+        short = {"weight": added[:-1].reshape(1, -1, 1, 1, 1), "on_input": torch.tensor(on_input)}
+        with pytest.raises(MismatchError, match=r"one entry for each|do not fit|sizes contradict"):
+            self._change(short, source, tmp_path)
+
     def test_oft_and_glora(self, source, tmp_path):
         weight = WEIGHTS["patch_embedding.weight"]
         blocks = _random(8, 4, 4, seed=1, size=0.3)
@@ -364,14 +374,15 @@ class TestSeveralLayersInOneWeight:
             _close(loaded.dense(), own)
         return layers
 
+    @pytest.mark.parametrize("flat", [False, True])
     @pytest.mark.parametrize("axis", ["rows", "inputs"])
-    def test_dora(self, axis, model, tmp_path):
+    def test_dora(self, axis, flat, model, tmp_path):
         checkpoint, weight = model
         up, down = _random(72, 3, seed=1), _random(3, 24, seed=2)
         dim, shape = (1, (72, 1)) if axis == "rows" else (0, (1, 24))
         size = 1 + _random(*shape, seed=3, size=0.2)
         changed = weight + up @ down
-        parts = {"lora_B.weight": up, "lora_A.weight": down, "dora_scale": size}
+        parts = {"lora_B.weight": up, "lora_A.weight": down, "dora_scale": size.reshape(-1) if flat else size}
         wanted = size * changed / changed.norm(dim=dim, keepdim=True) - weight
         layers = self._check(parts, wanted, checkpoint, tmp_path)
         # norms of rows are each layer's own; those of inputs need all three weights
@@ -388,9 +399,19 @@ class TestSeveralLayersInOneWeight:
         checkpoint, weight = model
         factor = 1 + _random(72, 1, seed=1, size=0.2)
         self._check({"ia3_l": factor}, weight * (factor - 1), checkpoint, tmp_path)
+        self._check({"ia3_l": factor[:24].T}, weight * (factor[:24, 0] - 1), checkpoint, tmp_path)
         a1, a2, b1, b2 = _random(24, 2, seed=1), _random(2, 24, seed=2), _random(72, 2, seed=3), _random(2, 24, seed=4)
         parts = {"a1.weight": a1, "a2.weight": a2, "b1.weight": b1, "b2.weight": b2}
         self._check(parts, weight @ a1 @ a2 + b1 @ b2, checkpoint, tmp_path)
+
+    @pytest.mark.parametrize("shape", [(-1,), (1, -1)])
+    @pytest.mark.parametrize("on_input", [0, 1])
+    def test_ia3_of_lycoris(self, on_input, shape, model, tmp_path):
+        """A vector lies the same way for rows and inputs; only the rows' is shared out among the layers."""
+        checkpoint, weight = model
+        added = _random(weight.shape[on_input], seed=1, size=0.2)
+        parts = {"weight": added.reshape(shape), "on_input": torch.tensor(on_input)}
+        self._check(parts, weight * (added if on_input else added[:, None]), checkpoint, tmp_path)
 
     def test_split_factors(self, model, tmp_path):
         """A pair for each layer, as kohya and musubi-tuner split them: each layer keeps the rank of one pair."""
@@ -408,6 +429,16 @@ class TestSeveralLayersInOneWeight:
         wanted = torch.cat([parts[f"lora_up.{n}.weight"] @ downs[n] for n in range(2)])
         layers = self._check(parts, wanted, checkpoint, tmp_path)
         assert [layer.rank for layer in layers] == [2, 4, 2]
+
+
+@pytest.mark.parametrize("zero", [{"up.0"}, {"down.1"}, {"up.0", "down.1"}])
+def test_split_factors_are_zero_where_every_pair_is(zero, tmp_path):
+    parts = {}
+    for n in range(2):
+        pair = {f"up.{n}": _random(16, 2, seed=n), f"down.{n}": _random(2, 32, seed=n)}
+        parts |= {f"lora_{name}.weight": tensor * (name not in zero) for name, tensor in pair.items()}
+    layer = open_adapter(_write({LAYERS[0]: parts}, tmp_path / "x.safetensors")).layers[LAYERS[0]]
+    assert layer.is_zero() == (not layer.load().dense().any()) == (len(zero) == 2)
 
 
 @pytest.mark.parametrize("scalar", [0.25, -2.0, 0.0])

@@ -97,10 +97,10 @@ class Dora(OnSource):
 
     def narrow(self, parts: Mapping[str, TensorRef], rows: Rows) -> dict[str, TensorRef] | None:
         """As the kind below it, where every row has its own norm. See `AdapterKind.narrow`."""
-        part = next(part for part in self.essential if part in parts)
-        below = KINDS[_inner(parts)].narrow({r: ref for r, ref in parts.items() if r not in self.essential}, rows)
+        part, inner = next(part for part in self.essential if part in parts), KINDS[_inner(parts)]
+        below = inner.narrow({role: ref for role, ref in parts.items() if role not in self.essential}, rows)
         ref = parts[part]
-        if below is None or ref.shape[0] != prod(ref.shape):
+        if below is None or not ref.shape[0] == prod(ref.shape) == parts[inner.rowwise[0]].shape[0]:
             return None
         return {**below, part: take_ref(ref, rows)}
 

@@ -17,6 +17,9 @@ from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.placement import Rows, take_ref
 
+FACTOR, ADDED = "ia3_factor", "ia3_added"  # roles: what is stored
+OF_INPUTS = "_of_inputs"  # ends the role of a vector that is not for the rows
+
 
 @register
 class Ia3(OnSource):
@@ -43,31 +46,38 @@ class Ia3(OnSource):
             piece, used = parts["ia3_weight"], ("ia3_weight", "on_input")
             ref = parts["on_input"].ref
             if prod(ref.shape) != 1 or max(piece.ref.shape, default=0) != prod(piece.ref.shape):
-                raise _misfit(piece)
+                raise _misfit(piece.ref)
             along = int(bool(read_tensor(ref).reshape(-1)[0]))
         else:
             return None
-        count = prod(piece.ref.shape)
-        role = "ia3_factor" if "ia3_l" in parts else "ia3_added"
-        shape = (None, count) if along else (count, None)
+        # How many inputs a convolution has, of which each has a kernel, does not say how wide its matrix is.
+        count = None if along and len(piece.ref.shape) > 2 else prod(piece.ref.shape)
+        role = (FACTOR if "ia3_l" in parts else ADDED) + (OF_INPUTS if along else "")
         why = "an IA3 vector, which has no scale"
-        return Claim({role: piece.ref}, shape, None, None, used, why, True, {"inputs": float(along)})
+        return Claim({role: piece.ref}, (None, count) if along else (count, None), None, None, used, why, fixed=True)
 
     def update(
         self, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
     ) -> LowRank:
         """One matrix as large as the weight. See `OnSource.update`."""
-        (role, ref), *_ = parts.items()
-        added = read_float(ref).reshape(-1) - (1.0 if role == "ia3_factor" else 0.0)
-        return finite_update(weight * (added if settings["inputs"] else added[:, None]), ref)
+        ((role, ref),) = parts.items()
+        added = read_float(ref).reshape(-1) - (1.0 if role.startswith(FACTOR) else 0.0)
+        rows, inputs = len(weight), weight.shape[1]
+        if len(added) != (inputs if role.endswith(OF_INPUTS) else rows):
+            raise _misfit(ref)
+        by = added[:, None] if role.endswith(OF_INPUTS) else added[:, None, None]
+        return finite_update((weight.reshape(rows, inputs, -1) * by).reshape(rows, -1), ref)
 
     def bias(self, parts: Mapping[str, TensorRef], settings: Mapping[str, float]) -> TensorRef | None:
         """What a bias is multiplied with; None where it stays. See `OnSource.bias`."""
-        return None if settings["inputs"] else parts.get("ia3_factor")
+        return parts.get(FACTOR)
 
     def narrow(self, parts: Mapping[str, TensorRef], rows: Rows) -> dict[str, TensorRef] | None:
         """The entries of these rows; all of them where they are for the inputs. See `AdapterKind.narrow`."""
-        return {role: ref if ref.shape[0] == 1 else take_ref(ref, rows) for role, ref in parts.items()}
+        ((role, ref),) = parts.items()
+        if role.endswith(OF_INPUTS):
+            return {role: ref}
+        return {role: take_ref(ref, rows)} if ref.shape[0] == prod(ref.shape) else None
 
 
 def _side(piece: Piece) -> int:
@@ -80,14 +90,14 @@ def _side(piece: Piece) -> int:
             fix=f"leave the layer out with --drop {piece.at.module}",
         )
     if len(shape) != 2 or 1 not in shape:
-        raise _misfit(piece)
+        raise _misfit(piece.ref)
     return 1 if shape[0] == 1 else 0
 
 
-def _misfit(piece: Piece) -> MismatchError:
+def _misfit(ref: TensorRef) -> MismatchError:
     return MismatchError(
         "an IA3 vector has one entry for each row or each input",
-        where=str(piece.ref.file),
-        values=f"{piece.key} {list(piece.ref.shape)}",
+        where=str(ref.file),
+        values=f"{ref.key} {list(ref.shape)}",
         fix="the file is damaged; use another copy",
     )
