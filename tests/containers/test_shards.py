@@ -161,6 +161,16 @@ def test_settings_of_every_shard_are_heard(tmp_path):
     assert torch.equal(read_float(group["a.weight"]), read_float(group["b.weight"]))
 
 
+@pytest.mark.parametrize("broken", [0, 1])
+def test_settings_of_one_shard_that_are_none(broken, tmp_path):
+    """Not to hear them might be to take a rotated weight for a plain one."""
+    for number, path in enumerate(write(tmp_path)):
+        text = "[" if number == broken else json.dumps({"layers": {}})
+        save_file(split()[number], path, {"_quantization_metadata": text})
+    with pytest.raises(FileError, match="_quantization_metadata cannot be understood"):
+        locate(tmp_path)
+
+
 @pytest.mark.filterwarnings("ignore")  # torch's own, about saving without a group
 @pytest.mark.parametrize("given", ["the folder", "a piece", "the folder around"])
 def test_pieces_of_torch_distributed_are_named(given, tmp_path):

@@ -4,7 +4,6 @@ Newer files have a tensor `<module>.comfy_quant`, the bytes of a JSON table; oth
 the header, `_quantization_metadata`. Both give `format` ("float8_e4m3fn", "int8_tensorwise", "nvfp4", ...) and details.
 """
 
-import contextlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ MAX_BYTES = 65_536  # of the table of one module; honest ones have a hundred
 UNKNOWN = "a format that its ComfyUI settings do not name"
 _BEFORE_FORMATS = {"convrot", "per_row"}  # int8 files of ComfyUI-INT8-Fast name no format, only these
 _TURNED = {"I8": "int8_tensorwise", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}
+_NO_LAYERS = (ValueError, KeyError, TypeError, AttributeError, RecursionError)  # what is no table of modules raises
 _NAME = re.compile(r"[\w.-]{1,80}")
 
 
@@ -46,13 +46,13 @@ def joined(headers: Sequence[Mapping[str, str]]) -> dict[str, str]:
     settings of modules, all."""
     found = {key: text for header in reversed(headers) for key, text in header.items()}
     given = dict.fromkeys(header[HEADER] for header in headers if HEADER in header)
-    if len(given) > 1:
-        with contextlib.suppress(
-            ValueError, KeyError, TypeError, AttributeError, RecursionError
-        ):  # said where they are looked at
-            layers = [json.loads(text)["layers"].items() for text in reversed(given)]
-            found[HEADER] = json.dumps({"layers": {name: value for items in layers for name, value in items}})
-    return found
+    layers: dict[str, Any] = {}
+    for text in reversed(given):
+        try:
+            layers |= dict(json.loads(text)["layers"].items())
+        except _NO_LAYERS:
+            return found | {HEADER: text}  # refused where it is looked at
+    return found | ({HEADER: json.dumps({"layers": layers})} if len(given) > 1 else {})
 
 
 def _from_header(group: Group, text: str | None) -> dict[str, dict[str, Any]]:
@@ -61,7 +61,7 @@ def _from_header(group: Group, text: str | None) -> dict[str, dict[str, Any]]:
     try:
         layers = json.loads(text)["layers"]
         given = {str(name): _table(value) for name, value in layers.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except _NO_LAYERS:
         raise FileError(
             f"the header's {HEADER} cannot be understood", values=text[:120], fix="use a bf16, fp16 or fp32 copy"
         ) from None
