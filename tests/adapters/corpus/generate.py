@@ -8,6 +8,12 @@ import json
 from pathlib import Path
 
 D, F, R = 24, 48, 4
+
+
+def blocks(modules: dict, called: str = "blocks") -> dict:
+    return {f"{called}.{n}.{name}": shape for n in range(2) for name, shape in modules.items()}
+
+
 ORIGINAL = {
     **{f"{kind}.{name}": (D, D) for kind in ("self_attn", "cross_attn") for name in "qkvo"},
     "ffn.0": (F, D),
@@ -51,6 +57,11 @@ LTX = {
     "ff.net.0.proj": (F, D),
     "ff.net.2": (D, F),
 }
+COGVIDEOX = blocks(
+    {name: shape for name, shape in LTX.items() if "attn2" not in name}
+    | {f"norm{i}.linear": (6 * D, 8) for i in (1, 2)},
+    "transformer_blocks",
+)
 AUDIO = 16
 LTX_AUDIO = {
     **{f"audio_{a}.{x}": (AUDIO, AUDIO) for a in ("attn1", "attn2") for x in ("to_q", "to_k", "to_v", "to_out.0")},
@@ -62,6 +73,7 @@ LTX_AUDIO = {
     "audio_ff.net.0.proj": (32, AUDIO),
     "audio_ff.net.2": (AUDIO, 32),
 }
+LTX2 = blocks(LTX | LTX_AUDIO, "transformer_blocks")
 LTX_OUTSIDE = {
     "patchify_proj": (D, 8),
     "audio_patchify_proj": (AUDIO, 6),
@@ -91,6 +103,10 @@ HUNYUAN_DIFFUSERS = {
     **{f"{a}.net.0.proj": (F, D) for a in ("ff", "ff_context")},
     **{f"{a}.net.2": (D, F) for a in ("ff", "ff_context")},
 }
+HUNYUAN_1_BLOCKS = blocks(HUNYUAN_1, "double_blocks") | blocks(HUNYUAN_1_SINGLE, "single_blocks")
+HUNYUAN_1_BLOCKS_DIFFUSERS = blocks(HUNYUAN_DIFFUSERS, "transformer_blocks") | blocks(
+    HUNYUAN_1_SINGLE_DIFFUSERS, "single_transformer_blocks"
+)
 # Krea 2: keys and values have fewer heads than queries. Two kinds of blocks beside the others fuse the text.
 KV = 12
 KREA2 = {
@@ -121,6 +137,7 @@ QWEN = {
     **{f"{a}_mlp.net.0.proj": (F, D) for a in ("img", "txt")},
     **{f"{a}_mlp.net.2": (D, F) for a in ("img", "txt")},
 }
+QWEN_IMAGE = blocks(QWEN, "transformer_blocks")
 QWEN_21 = QWEN_ATTENTION | {"img_mlp.gate_layer": (F, D), "img_mlp.proj": (F, D), "img_mlp.out": (D, F)}
 QWEN_21_COMFYUI = QWEN_ATTENTION | {"img_mlp.gate_up": (2 * F, D), "img_mlp.out": (D, F)}
 # FLUX.2: the first layer of a gated feed-forward is twice as wide as the second; single blocks fuse everything.
@@ -131,18 +148,16 @@ FLUX2_DOUBLE = {
     **{f"{a}_mlp.2": (D, 3 * D) for a in ("img", "txt")},
 }
 FLUX2_SINGLE = {"linear1": (9 * D, D), "linear2": (D, 4 * D)}
-FLUX2 = (FLUX2_DOUBLE, "double_blocks"), (FLUX2_SINGLE, "single_blocks")
-FLUX2_DIFFUSERS = (
-    (
-        {
-            **{f"attn.{x}": (D, D) for x in ("to_q", "to_k", "to_v", "to_out.0")},
-            **{f"attn.{x}": (D, D) for x in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")},
-            **{f"{a}.linear_in": (6 * D, D) for a in ("ff", "ff_context")},
-            **{f"{a}.linear_out": (D, 3 * D) for a in ("ff", "ff_context")},
-        },
-        "transformer_blocks",
-    ),
-    ({"attn.to_qkv_mlp_proj": (9 * D, D), "attn.to_out": (D, 4 * D)}, "single_transformer_blocks"),
+FLUX2 = blocks(FLUX2_DOUBLE, "double_blocks") | blocks(FLUX2_SINGLE, "single_blocks")
+FLUX2_DOUBLE_DIFFUSERS = {
+    **{f"attn.{x}": (D, D) for x in ("to_q", "to_k", "to_v", "to_out.0")},
+    **{f"attn.{x}": (D, D) for x in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")},
+    **{f"{a}.linear_in": (6 * D, D) for a in ("ff", "ff_context")},
+    **{f"{a}.linear_out": (D, 3 * D) for a in ("ff", "ff_context")},
+}
+FLUX2_SINGLE_DIFFUSERS = {"attn.to_qkv_mlp_proj": (9 * D, D), "attn.to_out": (D, 4 * D)}
+FLUX2_DIFFUSERS = blocks(FLUX2_DOUBLE_DIFFUSERS, "transformer_blocks") | blocks(
+    FLUX2_SINGLE_DIFFUSERS, "single_transformer_blocks"
 )
 WAN_KINDS = ("self_attn", "cross_attn")
 # MiniMax-H3: fused projections of more rows than the stream is wide; what follows the time alone is narrow.
@@ -163,45 +178,8 @@ H3_DIFFUSERS = {
 AB = (".lora_A.weight", ".lora_B.weight")
 NAMED = (".lora_A.default.weight", ".lora_B.default.weight")
 DOWN_UP = (".lora_down.weight", ".lora_up.weight")
-
-
-def blocks(modules: dict, called: str = "blocks") -> dict:
-    return {f"{called}.{n}.{name}": shape for n in range(2) for name, shape in modules.items()}
-
-
-def keys(prefix: str, modules: dict, pair: tuple[str, str], *, flat: bool = False, extra: dict | None = None) -> dict:
-    found = {}
-    for name, (out, into) in modules.items():
-        stem = prefix + (name.replace(".", "_") if flat else name)
-        found[stem + pair[0]], found[stem + pair[1]] = [R, into], [out, R]
-        for suffix, shape in (extra or {}).items():
-            found[stem + suffix] = shape
-    return found
-
-
-def lokr(
-    prefix: str, modules: dict, *, rank: int = 0, both: bool = False, flat: bool = False, extra: dict | None = None
-) -> dict:
-    """LoKr with a small matrix of 4 x 4; rank 0 keeps the large one whole."""
-    found = {}
-    for name, (out, into) in modules.items():
-        stem = prefix + (name.replace(".", "_") if flat else name)
-        pairs = {f"{stem}.lokr_w1": (4, 4, rank if both else 0), f"{stem}.lokr_w2": (out // 4, into // 4, rank)}
-        for key, (m, n, r) in pairs.items():
-            found |= {f"{key}_a": [m, r], f"{key}_b": [r, n]} if r else {key: [m, n]}
-        found |= {stem + suffix: shape for suffix, shape in (extra or {}).items()}
-    return found
-
-
-def loha(prefix: str, modules: dict, *, flat: bool = False, extra: dict | None = None) -> dict:
-    """LoHa of two pairs of rank 2."""
-    found = {}
-    for name, (out, into) in modules.items():
-        stem = prefix + (name.replace(".", "_") if flat else name)
-        for half in ("hada_w1", "hada_w2"):
-            found |= {f"{stem}.{half}_a": [out, 2], f"{stem}.{half}_b": [2, into]}
-        found |= {stem + suffix: shape for suffix, shape in (extra or {}).items()}
-    return found
+ALPHA = {".alpha": []}
+NOTHING: dict = {}
 
 
 def each(prefix: str, modules: dict, parts, *, flat: bool = False) -> dict:
@@ -211,6 +189,41 @@ def each(prefix: str, modules: dict, parts, *, flat: bool = False) -> dict:
         stem = prefix + (name.replace(".", "_") if flat else name)
         found |= {stem + suffix: shape for suffix, shape in parts(out, into).items()}
     return found
+
+
+def keys(prefix: str, modules: dict, pair: tuple[str, str], *, flat: bool = False, extra: dict = NOTHING) -> dict:
+    """Two factors of rank R."""
+    return each(prefix, modules, lambda m, n: {pair[0]: [R, n], pair[1]: [m, R]} | extra, flat=flat)
+
+
+def kohya(modules: dict, prefix: str = "lora_unet_") -> dict:
+    """As kohya's trainers and their kin write every layer: flattened names, down, up and alpha."""
+    return keys(prefix, modules, DOWN_UP, flat=True, extra=ALPHA)
+
+
+def lokr(
+    prefix: str, modules: dict, *, rank: int = 0, both: bool = False, flat: bool = False, extra: dict = NOTHING
+) -> dict:
+    """LoKr with a small matrix of 4 x 4; rank 0 keeps the large one whole."""
+
+    def parts(m: int, n: int) -> dict:
+        found = {}
+        for part, rows, columns, r in ((".lokr_w1", 4, 4, rank if both else 0), (".lokr_w2", m // 4, n // 4, rank)):
+            found |= {f"{part}_a": [rows, r], f"{part}_b": [r, columns]} if r else {part: [rows, columns]}
+        return found | extra
+
+    return each(prefix, modules, parts, flat=flat)
+
+
+def loha(prefix: str, modules: dict, *, flat: bool = False, extra: dict = NOTHING) -> dict:
+    """LoHa of two pairs of rank 2."""
+    pairs = (".hada_w1", ".hada_w2")
+    return each(
+        prefix,
+        modules,
+        lambda m, n: {k: v for w in pairs for k, v in ((f"{w}_a", [m, 2]), (f"{w}_b", [2, n]))} | extra,
+        flat=flat,
+    )
 
 
 def extraction(prefix: str) -> dict:
@@ -281,7 +294,7 @@ CORPUS = {
     ),
     "musubi": entry(
         "musubi-tuner / kohya",
-        keys("lora_unet_", blocks(ORIGINAL), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(blocks(ORIGINAL)),
         layers=20,
         alpha=1.0,
         metadata={"ss_network_dim": "4", "ss_network_alpha": "1.0", "ss_network_module": "networks.lora_wan"},
@@ -289,20 +302,20 @@ CORPUS = {
     ),
     "musubi-i2v": entry(
         "musubi-tuner, image-to-video",
-        keys("lora_unet_", blocks(ORIGINAL | IMAGE), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(blocks(ORIGINAL | IMAGE)),
         layers=24,
         alpha=4.0,
     ),
     "kohya-diffusers-names": entry(
         "flattened diffusers names",
-        keys("lora_unet_", blocks(DIFFUSERS), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(blocks(DIFFUSERS)),
         layers=20,
         alpha=8.0,
         expect={"names": "diffusers", "scale": 2.0},
     ),
     "videox-fun": entry(
         "VideoX-Fun: the separator doubles",
-        keys("lora_unet__", blocks(ORIGINAL), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(blocks(ORIGINAL), "lora_unet__"),
         layers=20,
         alpha=2.0,
         expect={"prefix": "lora_unet__", "scale": 0.5},
@@ -372,7 +385,7 @@ CORPUS = {
     ),
     "wan22-lightning": entry(
         "Wan2.2-Lightning: down and up with alpha",
-        keys("diffusion_model.", blocks(ORIGINAL), DOWN_UP, extra={".alpha": []}),
+        keys("diffusion_model.", blocks(ORIGINAL), DOWN_UP, extra=ALPHA),
         layers=20,
         alpha=0.5,
         dtype="BF16",
@@ -411,31 +424,31 @@ CORPUS = {
     ),
     "simpletuner-comfy": entry(
         "SimpleTuner --lora_format comfyui",
-        keys("diffusion_model.", blocks(ORIGINAL), AB, extra={".alpha": []}),
+        keys("diffusion_model.", blocks(ORIGINAL), AB, extra=ALPHA),
         layers=20,
         alpha=8.0,
     ),
     "onetrainer": entry(
         "flattened diffusers names with their own prefix",
-        keys("lora_transformer_", blocks(DIFFUSERS), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(blocks(DIFFUSERS), "lora_transformer_"),
         layers=20,
         alpha=1.0,
     ),
     "hybrid": entry(
         "names half converted in place, then flattened",
-        keys("lycoris_", blocks(HYBRID), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(blocks(HYBRID), "lycoris_"),
         layers=20,
         alpha=4.0,
     ),
     "causal-trainers": entry(
         "trainers of causal models: generator.model.",
-        keys("generator.model.", blocks(ORIGINAL), DOWN_UP, extra={".alpha": []}),
+        keys("generator.model.", blocks(ORIGINAL), DOWN_UP, extra=ALPHA),
         layers=20,
         alpha=8.0,
     ),
     "lokr-musubi": entry(
         "musubi-tuner / LyCORIS LoKr: w1 whole, w2 in factors",
-        lokr("lora_unet_", blocks(ORIGINAL), rank=2, flat=True, extra={".alpha": []}),
+        lokr("lora_unet_", blocks(ORIGINAL), rank=2, flat=True, extra=ALPHA),
         layers=20,
         alpha=1.0,
         metadata={"ss_network_module": "networks.lokr", "ss_network_dim": "2", "ss_network_alpha": "1.0"},
@@ -443,14 +456,14 @@ CORPUS = {
     ),
     "lokr-decompose-both": entry(
         "LyCORIS LoKr with decompose_both",
-        lokr("lora_unet_", blocks(ORIGINAL), rank=2, both=True, flat=True, extra={".alpha": []}),
+        lokr("lora_unet_", blocks(ORIGINAL), rank=2, both=True, flat=True, extra=ALPHA),
         layers=20,
         alpha=4.0,
         expect={"scale": 2.0},
     ),
     "lokr-ai-toolkit": entry(
         "ai-toolkit LoKr of full rank: both matrices whole, the huge alpha counts for nothing",
-        lokr("diffusion_model.", blocks(ORIGINAL), extra={".alpha": []}),
+        lokr("diffusion_model.", blocks(ORIGINAL), extra=ALPHA),
         layers=20,
         alpha=9999999.0,
         dtype="BF16",
@@ -459,7 +472,7 @@ CORPUS = {
     ),
     "lokr-simpletuner": entry(
         "SimpleTuner LyCORIS: flattened diffusers names",
-        lokr("lycoris_", blocks(DIFFUSERS), rank=2, flat=True, extra={".alpha": []}),
+        lokr("lycoris_", blocks(DIFFUSERS), rank=2, flat=True, extra=ALPHA),
         layers=20,
         alpha=2.0,
         metadata={"lycoris_config": json.dumps({"algo": "lokr", "linear_dim": 2, "linear_alpha": 2, "factor": 4})},
@@ -481,7 +494,7 @@ CORPUS = {
     ),
     "loha-musubi": entry(
         "musubi-tuner / LyCORIS LoHa",
-        loha("lora_unet_", blocks(ORIGINAL), flat=True, extra={".alpha": []}),
+        loha("lora_unet_", blocks(ORIGINAL), flat=True, extra=ALPHA),
         layers=20,
         alpha=1.0,
         metadata={"ss_network_module": "networks.loha", "ss_network_dim": "2", "ss_network_alpha": "1.0"},
@@ -505,7 +518,7 @@ CORPUS = {
     ),
     "dora-lycoris": entry(
         "LyCORIS with weight_decompose, for rows",
-        keys("lycoris_", blocks(ORIGINAL), DOWN_UP, flat=True, extra={".alpha": []})
+        kohya(blocks(ORIGINAL), "lycoris_")
         | each("lycoris_", blocks(ORIGINAL), lambda m, n: {".dora_scale": [m, 1]}, flat=True),
         layers=20,
         needs_source=True,
@@ -514,7 +527,7 @@ CORPUS = {
     ),
     "dora-onetrainer": entry(
         "OneTrainer with its usual DoRA, for inputs",
-        keys("lora_transformer_", blocks(DIFFUSERS), DOWN_UP, flat=True, extra={".alpha": []})
+        kohya(blocks(DIFFUSERS), "lora_transformer_")
         | each("lora_transformer_", blocks(DIFFUSERS), lambda m, n: {".dora_scale": [1, n]}, flat=True),
         layers=20,
         needs_source=True,
@@ -624,7 +637,7 @@ CORPUS = {
     ),
     "hunyuan-video-15-musubi": entry(
         "musubi-tuner for HunyuanVideo-1.5",
-        keys("lora_unet_", blocks(HUNYUAN, "double_blocks"), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(blocks(HUNYUAN, "double_blocks")),
         layers=28,
         alpha=1.0,
         expect={"names": "original", "scale": 0.25},
@@ -638,7 +651,7 @@ CORPUS = {
     ),
     "hunyuan-video-15-comfyui-kohya": entry(
         "musubi-tuner's LoRA converted for ComfyUI: fused projections, alpha tensors, biases",
-        keys("lora_unet_", blocks(HUNYUAN_COMFYUI, "double_blocks"), DOWN_UP, flat=True, extra={".alpha": []})
+        kohya(blocks(HUNYUAN_COMFYUI, "double_blocks"))
         | {f"lora_unet_double_blocks_{n}_img_attn_qkv.diff_b": [3 * D] for n in range(2)},
         layers=28,
         passthrough=6,
@@ -665,13 +678,7 @@ CORPUS = {
     ),
     "hunyuan-video-musubi": entry(
         "musubi-tuner for HunyuanVideo, without modulation",
-        keys(
-            "lora_unet_",
-            blocks(HUNYUAN_1, "double_blocks") | blocks(HUNYUAN_1_SINGLE, "single_blocks"),
-            DOWN_UP,
-            flat=True,
-            extra={".alpha": []},
-        ),
+        kohya(HUNYUAN_1_BLOCKS),
         layers=2 * 12 + 2 * 5,
         alpha=1.0,
         metadata={"ss_network_module": "networks.lora", "ss_network_dim": "4", "ss_network_alpha": "1.0"},
@@ -679,11 +686,7 @@ CORPUS = {
     ),
     "hunyuan-video-comfyui": entry(
         "musubi-tuner's LoRA converted for ComfyUI: Tencent's names, dotted",
-        keys(
-            "diffusion_model.",
-            blocks(HUNYUAN_1, "double_blocks") | blocks(HUNYUAN_1_SINGLE, "single_blocks"),
-            AB,
-        ),
+        keys("diffusion_model.", HUNYUAN_1_BLOCKS, AB),
         layers=2 * 12 + 2 * 5,
         expect={"names": "original"},
     ),
@@ -696,8 +699,7 @@ CORPUS = {
         "HunyuanVideoPipeline.save_lora_weights",
         keys(
             "transformer.",
-            blocks(HUNYUAN_DIFFUSERS, "transformer_blocks")
-            | blocks(HUNYUAN_1_SINGLE_DIFFUSERS, "single_transformer_blocks")
+            HUNYUAN_1_BLOCKS_DIFFUSERS
             | {f"context_embedder.token_refiner.refiner_blocks.0.attn.to_{x}": (D, D) for x in "qkv"}
             | {"norm_out.linear": (2 * D, D)},
             AB,
@@ -718,30 +720,14 @@ CORPUS = {
     ),
     "cogvideox-diffusers": entry(
         "CogVideoXPipeline.save_lora_weights, attention and feed-forward",
-        keys(
-            "transformer.",
-            blocks(
-                {k: s for k, s in LTX.items() if "attn2" not in k} | {f"norm{i}.linear": (6 * D, 8) for i in (1, 2)},
-                "transformer_blocks",
-            ),
-            AB,
-        ),
+        keys("transformer.", COGVIDEOX, AB),
         layers=2 * 8,
         metadata={"format": "pt", "lora_adapter_metadata": META},
         expect={"names": "diffusers", "scale": 2.0, "family": "cogvideox"},
     ),
     "cogvideox-videox-fun": entry(
         "VideoX-Fun for CogVideoX: flattened names of diffusers, the separator doubles",
-        keys(
-            "lora_unet__",
-            blocks(
-                {k: s for k, s in LTX.items() if "attn2" not in k} | {f"norm{i}.linear": (6 * D, 8) for i in (1, 2)},
-                "transformer_blocks",
-            ),
-            DOWN_UP,
-            flat=True,
-            extra={".alpha": []},
-        ),
+        kohya(COGVIDEOX, "lora_unet__"),
         layers=2 * 8,
         alpha=2.0,
         expect={"scale": 0.5, "family": "cogvideox"},
@@ -782,7 +768,7 @@ CORPUS = {
     ),
     "ltx2-distilled": entry(
         "a distillation LoRA of Lightricks: layers outside the blocks, and the text connectors",
-        keys("diffusion_model.", blocks(LTX | LTX_AUDIO, "transformer_blocks") | LTX_OUTSIDE, AB)
+        keys("diffusion_model.", LTX2 | LTX_OUTSIDE, AB)
         | keys("text_embedding_projection.", {"aggregate_embed": (D, 20)}, AB),
         layers=2 * 28 + 6,
         passthrough=2,
@@ -792,8 +778,7 @@ CORPUS = {
         "LTX2Pipeline.save_lora_weights",
         keys(
             "transformer.",
-            blocks(LTX | LTX_AUDIO, "transformer_blocks")
-            | {"proj_in": (D, 8), "time_embed.linear": (6 * D, D), "av_cross_attn_video_a2v_gate.linear": (D, D)},
+            LTX2 | {"proj_in": (D, 8), "time_embed.linear": (6 * D, D), "av_cross_attn_video_a2v_gate.linear": (D, D)},
             AB,
         ),
         layers=2 * 28 + 3,
@@ -802,7 +787,7 @@ CORPUS = {
     ),
     "ltx2-kohya": entry(
         "musubi-tuner's way for LTX-2",
-        keys("lora_unet_", blocks(LTX | LTX_AUDIO, "transformer_blocks"), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(LTX2),
         layers=2 * 28,
         alpha=1.0,
         expect={"scale": 0.25, "flat": True},
@@ -823,45 +808,41 @@ CORPUS = {
     ),
     "flux": entry(
         "kohya for FLUX",
-        keys(
-            "lora_unet_",
+        kohya(
             blocks({"img_attn_qkv": (3 * 3072, 3072), "img_mlp_0": (4 * 3072, 3072)}, "double_blocks")
-            | blocks({"linear1": (7 * 3072, 3072)}, "single_blocks"),
-            DOWN_UP,
-            flat=True,
-            extra={".alpha": []},
+            | blocks({"linear1": (7 * 3072, 3072)}, "single_blocks")
         ),
         alpha=10.0,
         error="FLUX",
     ),
     "qwen-image-ai-toolkit": entry(
         "ai-toolkit for Qwen-Image",
-        keys("diffusion_model.", blocks(QWEN, "transformer_blocks"), AB),
+        keys("diffusion_model.", QWEN_IMAGE, AB),
         layers=28,
         dtype="BF16",
         expect={"family": "qwen_image"},
     ),
     "qwen-image-lightning": entry(
         "Lightning: bare names, down and up, alpha",
-        keys("", blocks(QWEN, "transformer_blocks"), DOWN_UP, extra={".alpha": []}),
+        keys("", QWEN_IMAGE, DOWN_UP, extra=ALPHA),
         layers=28,
         alpha=4.0,
     ),
     "qwen-image-musubi": entry(
         "musubi-tuner for Qwen-Image",
-        keys("lora_unet_", blocks(QWEN, "transformer_blocks"), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(QWEN_IMAGE),
         layers=28,
         alpha=1.0,
         expect={"scale": 0.25},
     ),
     "qwen-image-diffusers": entry(
         "diffusers and DiffSynth-Studio for Qwen-Image",
-        keys("transformer.", blocks(QWEN, "transformer_blocks"), NAMED),
+        keys("transformer.", QWEN_IMAGE, NAMED),
         layers=28,
     ),
     "lokr-qwen-image-lycoris": entry(
         "SimpleTuner LyCORIS for Qwen-Image",
-        lokr("lycoris_", blocks(QWEN, "transformer_blocks"), rank=2, flat=True, extra={".alpha": []}),
+        lokr("lycoris_", QWEN_IMAGE, rank=2, flat=True, extra=ALPHA),
         layers=28,
         alpha=2.0,
     ),
@@ -873,7 +854,7 @@ CORPUS = {
     ),
     "qwen-image-21-comfyui": entry(
         "ComfyUI's trainer for Qwen-Image-2.1: gate and projection in one weight",
-        keys("diffusion_model.", blocks(QWEN_21_COMFYUI, "transformer_blocks"), DOWN_UP, extra={".alpha": []}),
+        keys("diffusion_model.", blocks(QWEN_21_COMFYUI, "transformer_blocks"), DOWN_UP, extra=ALPHA),
         layers=14,
         alpha=4.0,
         expect={"names": "comfyui"},
@@ -914,7 +895,7 @@ CORPUS = {
     ),
     "krea2-musubi": entry(
         "musubi-tuner for Krea 2",
-        keys("lora_unet_", blocks(KREA2), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(blocks(KREA2)),
         layers=16,
         alpha=4.0,
         expect={"names": "original", "scale": 1.0},
@@ -927,14 +908,14 @@ CORPUS = {
     ),
     "lokr-krea2-ai-toolkit": entry(
         "ai-toolkit LoKr for Krea 2",
-        lokr("diffusion_model.", blocks(KREA2), extra={".alpha": []}),
+        lokr("diffusion_model.", blocks(KREA2), extra=ALPHA),
         layers=16,
         alpha=9999999.0,
         expect={"scale": 1.0},
     ),
     "lokr-krea2-lycoris": entry(
         "SimpleTuner LyCORIS for Krea 2: flattened diffusers names",
-        lokr("lycoris_", blocks(KREA2_DIFFUSERS, "transformer_blocks"), rank=2, flat=True, extra={".alpha": []}),
+        lokr("lycoris_", blocks(KREA2_DIFFUSERS, "transformer_blocks"), rank=2, flat=True, extra=ALPHA),
         layers=16,
         alpha=2.0,
         expect={"names": "diffusers", "scale": 1.0},
@@ -954,20 +935,14 @@ CORPUS = {
     ),
     "z-image-kohya": entry(
         "kohya / musubi-tuner over Z-Image's own network: fused projections",
-        keys("lora_unet_", blocks(Z_IMAGE, "layers"), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(blocks(Z_IMAGE, "layers")),
         layers=14,
         alpha=2.0,
         expect={"names": "original", "scale": 0.5},
     ),
     "z-image-kohya-split": entry(
         "kohya names of the split projections",
-        keys(
-            "lora_unet_",
-            blocks(Z_IMAGE_SPLIT, "layers") | blocks(Z_IMAGE_SPLIT, "context_refiner"),
-            DOWN_UP,
-            flat=True,
-            extra={".alpha": []},
-        ),
+        kohya(blocks(Z_IMAGE_SPLIT, "layers") | blocks(Z_IMAGE_SPLIT, "context_refiner")),
         layers=28,
         alpha=4.0,
         expect={"names": "diffusers"},
@@ -980,53 +955,53 @@ CORPUS = {
     ),
     "z-image-dotted": entry(
         "trainers that write lora.down with a dot",
-        keys("", blocks(Z_IMAGE, "layers"), (".lora.down.weight", ".lora.up.weight"), extra={".alpha": []}),
+        keys("", blocks(Z_IMAGE, "layers"), (".lora.down.weight", ".lora.up.weight"), extra=ALPHA),
         layers=14,
         alpha=4.0,
     ),
     "lokr-z-image-ai-toolkit": entry(
         "ai-toolkit LoKr for Z-Image",
-        lokr("diffusion_model.", blocks(Z_IMAGE_SPLIT, "layers"), extra={".alpha": []}),
+        lokr("diffusion_model.", blocks(Z_IMAGE_SPLIT, "layers"), extra=ALPHA),
         layers=14,
         alpha=9999999.0,
         expect={"scale": 1.0},
     ),
     "lokr-z-image-fused": entry(
         "LyCORIS LoKr over the fused projections",
-        lokr("lora_unet_", blocks(Z_IMAGE, "layers"), rank=2, flat=True, extra={".alpha": []}),
+        lokr("lora_unet_", blocks(Z_IMAGE, "layers"), rank=2, flat=True, extra=ALPHA),
         layers=14,
         alpha=2.0,
     ),
     "flux2-ai-toolkit": entry(
         "ai-toolkit for FLUX.2 klein",
-        keys("diffusion_model.", blocks(*FLUX2[0]) | blocks(*FLUX2[1]), AB),
+        keys("diffusion_model.", FLUX2, AB),
         layers=24 + 4,
         dtype="BF16",
         expect={"names": "original", "family": "flux2"},
     ),
     "flux2-musubi": entry(
         "musubi-tuner for FLUX.2",
-        keys("lora_unet_", blocks(*FLUX2[0]) | blocks(*FLUX2[1]), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(FLUX2),
         layers=28,
         alpha=1.0,
         expect={"names": "original", "scale": 0.25},
     ),
     "flux2-diffusers": entry(
         "the training script of diffusers for FLUX.2 klein",
-        keys("transformer.", blocks(*FLUX2_DIFFUSERS[0]) | blocks(*FLUX2_DIFFUSERS[1]), AB),
+        keys("transformer.", FLUX2_DIFFUSERS, AB),
         layers=28,
         metadata={"format": "pt", "lora_adapter_metadata": META},
         expect={"names": "diffusers", "scale": 2.0},
     ),
     "lokr-flux2-ai-toolkit": entry(
         "ai-toolkit LoKr for FLUX.2: over the fused projections",
-        lokr("diffusion_model.", blocks(*FLUX2[0]) | blocks(*FLUX2[1]), extra={".alpha": []}),
+        lokr("diffusion_model.", FLUX2, extra=ALPHA),
         layers=28,
         alpha=9999999.0,
     ),
     "lokr-flux2-lycoris": entry(
         "SimpleTuner LyCORIS for FLUX.2",
-        lokr("lycoris_", blocks(*FLUX2_DIFFUSERS[0]) | blocks(*FLUX2_DIFFUSERS[1]), rank=2, flat=True),
+        lokr("lycoris_", FLUX2_DIFFUSERS, rank=2, flat=True),
         layers=28,
         expect={"names": "diffusers"},
     ),
@@ -1064,7 +1039,7 @@ CORPUS = {
     ),
     "wan-comfyui-trainer": entry(
         "ComfyUI's own trainer: factors, biases and norms of every module",
-        keys("diffusion_model.", blocks(ORIGINAL), DOWN_UP, extra={".alpha": []})
+        keys("diffusion_model.", blocks(ORIGINAL), DOWN_UP, extra=ALPHA)
         | {f"diffusion_model.{n}.diff_b": [s[0]] for n, s in blocks(ORIGINAL).items()}
         | {f"diffusion_model.blocks.{n}.norm3.diff{x}": [D] for n in range(2) for x in ("", "_b")},
         layers=20,
@@ -1088,7 +1063,7 @@ CORPUS = {
     ),
     "minimax-h3-musubi": entry(
         "musubi-tuner for MiniMax-H3",
-        keys("lora_unet_", blocks(H3), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(blocks(H3)),
         layers=12,
         alpha=1.0,
         expect={"names": "original", "scale": 0.25},
@@ -1109,61 +1084,47 @@ CORPUS = {
     ),
     "qwen-image-diffsynth": entry(
         "DiffSynth-Studio for Qwen-Image: bare names, a named adapter",
-        keys("", blocks(QWEN, "transformer_blocks"), NAMED),
+        keys("", QWEN_IMAGE, NAMED),
         layers=28,
         expect={"adapter": "default", "family": "qwen_image"},
     ),
     "qwen-image-onetrainer": entry(
         "OneTrainer for Qwen-Image",
-        keys("lora_transformer_", blocks(QWEN, "transformer_blocks"), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(QWEN_IMAGE, "lora_transformer_"),
         layers=28,
         alpha=4.0,
         expect={"prefix": "lora_transformer_", "scale": 1.0},
     ),
     "qwen-image-videox-fun": entry(
         "VideoX-Fun for Qwen-Image: the separator doubles",
-        keys("lora_unet__", blocks(QWEN, "transformer_blocks"), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(QWEN_IMAGE, "lora_unet__"),
         layers=28,
         alpha=2.0,
         expect={"prefix": "lora_unet__", "scale": 0.5},
     ),
     "hunyuan-video-onetrainer": entry(
         "OneTrainer for HunyuanVideo: flattened names of diffusers",
-        keys(
-            "lora_transformer_",
-            blocks(HUNYUAN_DIFFUSERS, "transformer_blocks")
-            | blocks(HUNYUAN_1_SINGLE_DIFFUSERS, "single_transformer_blocks"),
-            DOWN_UP,
-            flat=True,
-            extra={".alpha": []},
-        ),
+        kohya(HUNYUAN_1_BLOCKS_DIFFUSERS, "lora_transformer_"),
         layers=2 * 14 + 2 * 5,
         alpha=1.0,
         expect={"names": "diffusers", "scale": 0.25, "family": "hunyuan_video"},
     ),
     "hunyuan-video-framepack-musubi": entry(
         "musubi-tuner for FramePack, whose network has the names of diffusers",
-        keys(
-            "lora_unet_",
-            blocks(HUNYUAN_DIFFUSERS, "transformer_blocks")
-            | blocks(HUNYUAN_1_SINGLE_DIFFUSERS, "single_transformer_blocks"),
-            DOWN_UP,
-            flat=True,
-            extra={".alpha": []},
-        ),
+        kohya(HUNYUAN_1_BLOCKS_DIFFUSERS),
         layers=2 * 14 + 2 * 5,
         alpha=4.0,
         expect={"names": "diffusers", "prefix": "lora_unet_", "family": "hunyuan_video"},
     ),
     "ltx2-diffsynth": entry(
         "DiffSynth-Studio for LTX-2: bare names, a named adapter",
-        keys("", blocks(LTX | LTX_AUDIO, "transformer_blocks"), NAMED),
+        keys("", LTX2, NAMED),
         layers=2 * 28,
         expect={"adapter": "default", "family": "ltx2"},
     ),
     "z-image-onetrainer": entry(
         "OneTrainer for Z-Image",
-        keys("lora_transformer_", blocks(Z_IMAGE_SPLIT, "layers"), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(blocks(Z_IMAGE_SPLIT, "layers"), "lora_transformer_"),
         layers=14,
         alpha=1.0,
         expect={"prefix": "lora_transformer_", "names": "diffusers", "scale": 0.25},
@@ -1176,27 +1137,27 @@ CORPUS = {
     ),
     "z-image-videox-fun": entry(
         "VideoX-Fun for Z-Image, the LoRA of few steps among them",
-        keys("lora_unet__", blocks(Z_IMAGE_SPLIT, "layers"), DOWN_UP, flat=True, extra={".alpha": []}),
+        kohya(blocks(Z_IMAGE_SPLIT, "layers"), "lora_unet__"),
         layers=14,
         alpha=4.0,
         expect={"prefix": "lora_unet__", "names": "diffusers"},
     ),
     "flux2-diffsynth": entry(
         "DiffSynth-Studio for FLUX.2: names of diffusers, a named adapter",
-        keys("", blocks(*FLUX2_DIFFUSERS[0]) | blocks(*FLUX2_DIFFUSERS[1]), NAMED),
+        keys("", FLUX2_DIFFUSERS, NAMED),
         layers=28,
         expect={"names": "diffusers", "adapter": "default", "family": "flux2"},
     ),
     "ltx2-diffusion-pipe": entry(
         "diffusion-pipe for LTX-2: all linear layers of the blocks",
-        keys("diffusion_model.", blocks(LTX | LTX_AUDIO, "transformer_blocks"), AB),
+        keys("diffusion_model.", LTX2, AB),
         layers=2 * 28,
         config={"peft_type": "LORA", "r": R, "lora_alpha": R},
         expect={"scale": 1.0},
     ),
     "krea2-comfyui-trainer": entry(
         "Krea's and ComfyUI's trainers for Krea 2: down and up, alpha",
-        keys("diffusion_model.", blocks(KREA2), DOWN_UP, extra={".alpha": []}),
+        keys("diffusion_model.", blocks(KREA2), DOWN_UP, extra=ALPHA),
         layers=16,
         alpha=4.0,
         expect={"names": "original", "scale": 1.0},
