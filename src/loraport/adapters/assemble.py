@@ -246,7 +246,7 @@ def _as_change(layer: LayerUpdate, role: str | None, shape: Shape | None, piece:
             fix=f"leave the layer out with --drop {layer.name}",
         )
     param = layer.name if role == "param" else f"{layer.name}.weight"
-    return PassthroughUpdate(layer.keys, param, "diff", piece.ref, 1.0, layer, shape)
+    return PassthroughUpdate(layer.keys, param, "diff", piece.ref, update=layer, weight_shape=shape)
 
 
 def _role(module: str, family: Family) -> str | None:

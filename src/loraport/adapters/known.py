@@ -102,5 +102,5 @@ def biases_of(layers: Mapping[str, LayerUpdate], model: Model) -> list[Passthrou
         kind, bias = KINDS[layer.kind], model.weights.get(f"{name}.bias")
         factor = kind.bias(layer.parts, layer.settings) if isinstance(kind, OnSource) else None
         if factor is not None and bias is not None:
-            found.append(PassthroughBias(layer.keys, f"{name}.bias", "diff_b", bias, 1.0, factor))
+            found.append(PassthroughBias(layer.keys, f"{name}.bias", "diff_b", bias, factor=factor))
     return found

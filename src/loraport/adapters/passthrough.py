@@ -1,6 +1,7 @@
 """What of a LoRA no method transfers: changes of biases, norms, convolutions and bare parameters, and other models'."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float32, Shaped
@@ -23,7 +24,12 @@ class Passthrough:
         kind: "diff", "diff_b", "diff_m", "w_norm", "b_norm", "lora_bias", "text_encoder".
         ref: where it lies.
         scale: what it counts for in its file (the bias of a scaled LoRA is scaled too).
+
+    Attributes:
+        as_stored: whether it lies in the file under one key, just as it is passed on; else it is computed.
     """
+
+    as_stored: ClassVar[bool] = True
 
     keys: tuple[str, ...]
     param: str
@@ -43,18 +49,13 @@ class Passthrough:
         return self.ref.shape
 
     @property
-    def as_stored(self) -> bool:
-        """Whether it lies in the file under one key, just as it is passed on."""
-        return True
-
-    @property
     def source(self) -> tuple[TensorRef | None, ...]:
         """The source's own parameter, where the change is made of it: None where it is missing, () where it is not."""
         return ()
 
     def stored(self) -> Shaped[Tensor, "..."]:
-        """The tensor without its scale, for a file whose reader applies that itself."""
-        return read_tensor(self.ref)
+        """The tensor without its scale, for a file whose reader applies that itself; what is computed has it inside."""
+        return read_tensor(self.ref) if self.as_stored else self.load()
 
     @property
     def proportional(self) -> bool:
@@ -100,8 +101,9 @@ class PassthroughUpdate(Passthrough):
         weight_shape: shape of the weight; None where the factors are matrices and no model was given to tell it.
     """
 
-    update: LayerUpdate | None = None
-    weight_shape: tuple[int, ...] | None = None
+    as_stored: ClassVar[bool] = False
+    update: LayerUpdate = field(kw_only=True)
+    weight_shape: tuple[int, ...] | None = field(kw_only=True)
 
     @property
     def shape(self) -> tuple[int, ...] | None:
@@ -109,19 +111,9 @@ class PassthroughUpdate(Passthrough):
         return self.weight_shape
 
     @property
-    def as_stored(self) -> bool:
-        """Never: it is multiplied out."""
-        return False
-
-    @property
     def source(self) -> tuple[TensorRef | None, ...]:
         """As its update."""
-        assert self.update is not None
         return (None,) if self.update.needs_source else tuple(ref for ref, _ in self.update.weight)
-
-    def stored(self) -> Shaped[Tensor, "..."]:
-        """With its scale, which nobody else applies to a whole change."""
-        return self.load()
 
     def load(self) -> Float32[Tensor, "..."]:
         """The change in float32, scale inside.
@@ -132,7 +124,6 @@ class PassthroughUpdate(Passthrough):
         """
         if self.weight_shape is None:
             raise self.shape_unknown()
-        assert self.update is not None
         dense = self.update.load().dense().reshape(self.weight_shape)
         return dense if self.scale == 1.0 else dense * self.scale
 
@@ -154,25 +145,16 @@ class PassthroughBias(Passthrough):
         factor: what it is multiplied with, an entry for each of its own.
     """
 
-    factor: TensorRef | None = None
-
-    @property
-    def as_stored(self) -> bool:
-        """Never: it is made of the source's bias."""
-        return False
+    as_stored: ClassVar[bool] = False
+    factor: TensorRef = field(kw_only=True)
 
     @property
     def source(self) -> tuple[TensorRef | None, ...]:
         """See `Passthrough.source`."""
         return (self.ref,)
 
-    def stored(self) -> Shaped[Tensor, "..."]:
-        """With its scale, which nobody else applies."""
-        return self.load()
-
     def load(self) -> Float32[Tensor, " m"]:
         """The change in float32, scale inside. Raises NumericalError for NaN or infinity."""
-        assert self.factor is not None
         return (read_float(self.factor).reshape(-1) - 1.0) * read_float(self.ref) * self.scale
 
 
@@ -184,21 +166,13 @@ class PassthroughValue(Passthrough):
         own: the source's; None where no source was given.
     """
 
+    as_stored: ClassVar[bool] = False
     own: TensorRef | None = None
-
-    @property
-    def as_stored(self) -> bool:
-        """Never: the difference is."""
-        return False
 
     @property
     def source(self) -> tuple[TensorRef | None, ...]:
         """See `Passthrough.source`."""
         return (self.own,)
-
-    def stored(self) -> Shaped[Tensor, "..."]:
-        """With its scale, which nobody else applies."""
-        return self.load()
 
     def load(self) -> Float32[Tensor, "..."]:
         """The change in float32, scale inside.
