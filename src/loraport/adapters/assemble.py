@@ -11,7 +11,8 @@ from loraport.adapters.kinds.base import Claim, OnSource, Piece
 from loraport.adapters.known import NO_MODEL, Model, biases_of, shape_of, sizes_of, weight_of, with_source
 from loraport.adapters.ownership import own_config, wrapped_paths
 from loraport.adapters.passthrough import Passthrough, PassthroughUpdate, PassthroughValue
-from loraport.adapters.scale import ASSUMED, BY_HAND, AdapterConfig, read_alpha, read_number, scale_of
+from loraport.adapters.peft_config import AdapterConfig
+from loraport.adapters.scale import ASSUMED, BY_HAND, read_alpha, read_number, scale_of
 from loraport.adapters.update import LayerUpdate
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.architecture import Shape

@@ -1,16 +1,21 @@
-"""The header of an output file: provenance in, stale facts out."""
+"""The header of a file: provenance in, stale facts out, and what strangers wrote in it or in a file beside."""
 
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from loraport.adapters.scale import HEADER_NUMBERS
+from loraport.containers.access import kind_of
+from loraport.errors import FileError
+from loraport.files import read_text
 from loraport.version import __version__
 
 CONTENT = "loraport.content"  # digest of all tensors; written by write_adapter, checked by verify
 PROFILE = "loraport.profile"  # the output profile of a conversion; of a transfer it is in the recipe
 LORA_CONFIG = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
+HEADER_NUMBERS = (("lora_alpha", "alpha"), ("lora_rank", "rank"))
+"""As LongLive-Plug and some trainers write them into the header, a text each."""
 MAX_JSON = 4 * 2**20
 # Facts about the input file that are wrong for the output.
 STALE = (
@@ -99,8 +104,27 @@ def canonical_json(value: Mapping[str, Any]) -> str:
 
 def read_json(metadata: Mapping[str, str], key: str) -> Any | None:
     """A JSON field of a header that anybody may have written; None where it is absent, too long, or no JSON."""
-    text = metadata.get(key)
-    if text is None or len(text) > MAX_JSON:
+    return _parsed(metadata.get(key, ""))
+
+
+def json_beside(path: Path, name: str, most: int = MAX_JSON) -> dict[str, Any]:
+    """The table in a JSON file beside another; empty where there is none, or it cannot be read.
+
+    Args:
+        path: the other file.
+        name: of the JSON file.
+        most: bytes it may have.
+    """
+    beside = path.parent / name
+    try:
+        found = _parsed(read_text(beside, "configuration", most=most)) if kind_of(beside) == "file" else None
+    except FileError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _parsed(text: str) -> Any | None:
+    if len(text) > MAX_JSON:
         return None
     try:
         return json.loads(text)

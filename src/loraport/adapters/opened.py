@@ -5,12 +5,12 @@ from pathlib import Path
 
 from loraport.adapters.assemble import NOTES
 from loraport.adapters.grammar import grammar
+from loraport.adapters.peft_config import PEFT_FILE
 from loraport.containers.access import kind_of, list_folder
 from loraport.containers.stored import Group
 from loraport.containers.tensors import open_tensors
 from loraport.errors import FileError, MismatchError, UsageError
 
-PEFT_FILE = "adapter_model"  # as PEFT calls it
 STEMS = (PEFT_FILE, "pytorch_lora_weights")
 FILES = tuple(f"{stem}{ending}" for stem in STEMS for ending in (".safetensors", ".bin"))
 TORCH = (".pt", ".pth", ".bin", ".ckpt")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from loraport.adapters.kinds.base import Claim, Piece
 from loraport.adapters.pattern import Patterns
-from loraport.adapters.scale import FROM_CONFIG, PEFT_PREFIX, AdapterConfig
+from loraport.adapters.peft_config import PEFT_FILE, PEFT_PREFIX, AdapterConfig
+from loraport.adapters.scale import FROM_CONFIG
 from loraport.errors import UnsupportedError
 from loraport.models.family import Family
 
@@ -103,7 +104,7 @@ def wrapped_paths(piece: Piece) -> list[str]:
 def _is_pefts(path: Path, modules: Iterable[Mapping[str, Piece]]) -> bool:
     """Whether a file is PEFT's own, by its name or its keys, so that a configuration beside it is its own too."""
     keys = (piece for parts in modules for piece in parts.values())
-    return path.stem == "adapter_model" or any(piece.at.prefix.startswith(PEFT_PREFIX) for piece in keys)
+    return path.stem == PEFT_FILE or any(piece.at.prefix.startswith(PEFT_PREFIX) for piece in keys)
 
 
 def _trained(targets: Patterns, piece: Piece, family: Family) -> bool:

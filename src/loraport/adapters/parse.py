@@ -15,9 +15,10 @@ from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Piece
 from loraport.adapters.known import Model
-from loraport.adapters.opened import PEFT_FILE, open_file
+from loraport.adapters.opened import open_file
 from loraport.adapters.passthrough import Passthrough
 from loraport.adapters.pattern import Search
+from loraport.adapters.peft_config import PEFT_FILE, AdapterConfig, read_config
 from loraport.adapters.pieces import choose, dialect_of, misnumbered, piece_of, sort_keys
 from loraport.adapters.refusals import (
     doubts,
@@ -28,7 +29,7 @@ from loraport.adapters.refusals import (
     unmatched_keys,
 )
 from loraport.adapters.saved import SavedWhole, said_of_saved, saved_whole
-from loraport.adapters.scale import FROM_CONFIG, FROM_HEADER, FROM_METADATA, AdapterConfig, check_factor, read_config
+from loraport.adapters.scale import FROM_CONFIG, FROM_HEADER, FROM_METADATA, check_factor
 from loraport.adapters.shared_names import shared_title
 from loraport.containers.names import Expert, named_path
 from loraport.containers.tensors import TensorRef, refusal

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from loraport.adapters.scale import STATE_IT
 from loraport.errors import UnsupportedError
 
 MOST_STATES = 5_000  # of one pattern, its repetitions written out
@@ -78,7 +79,7 @@ class Patterns:
             "a pattern of the LoRA's configuration cannot be evaluated",
             where=self.where,
             values=f"{pattern[:80]!r}: {why}",
-            fix="state alpha / rank by hand with --scale",
+            fix=STATE_IT,
         )
 
 

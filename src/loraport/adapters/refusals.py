@@ -8,7 +8,8 @@ from pathlib import Path
 from loraport.adapters.dialect import Dialect
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds.base import Piece
-from loraport.adapters.scale import BY_HAND, FROM_CONFIG, FROM_HEADER, AdapterConfig
+from loraport.adapters.peft_config import AdapterConfig
+from loraport.adapters.scale import BY_HAND, FROM_CONFIG, FROM_HEADER
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import MismatchError, UnmatchedKeysError, UnsupportedError
@@ -18,6 +19,7 @@ from loraport.models.family import Family
 from loraport.models.keymap import keymap_of
 from loraport.models.keys import MAX_LOOKED_AT, key_rules
 
+NO_EXPERT = "the names in the file speak of no expert"
 SHOWN = 3  # how many modules with unmatched keys a message names
 
 
@@ -49,9 +51,6 @@ def _unreadable(key: str, ref: TensorRef) -> str | None:
     if reason is None or ref.codec != "raw":
         return reason
     return reason if prod(ref.shape) != 1 and grammar().split_suffix(key) else None
-
-
-NO_EXPERT = "the names in the file speak of no expert"
 
 
 def idle_choices(pieces: Sequence[Piece], expert: str | None, adapter: str | None) -> list[str]:

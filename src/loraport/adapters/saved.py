@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loraport.adapters.assemble import NOTES
 from loraport.adapters.grammar import grammar
-from loraport.adapters.scale import PEFT_PREFIX, AdapterConfig, read_config
+from loraport.adapters.peft_config import PEFT_PREFIX, AdapterConfig, read_config
 from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import LoraportError
 from loraport.models.keys import key_rules

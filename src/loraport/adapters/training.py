@@ -11,25 +11,22 @@ nothing here decides how the file is read. What each trainer writes:
     anybody               modelspec.*; musubi-tuner states the trained part of the schedule in modelspec.timestep_range
 """
 
-import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from loraport.adapters.header import LORA_CONFIG, read_json
-from loraport.containers.access import kind_of
-from loraport.errors import FileError
-from loraport.files import read_text
+from loraport.adapters.header import LORA_CONFIG, json_beside, read_json
+from loraport.adapters.peft_config import CONFIG_FILE, PEFT_FILE
 
 LONGEST = 120  # characters of a text
 MOST_TAGS = 5
-BOUNDARY = 850
-"""Time steps (of 1000) that only one expert of Wan2.2 sees lie above or below its boundary, which is 875 or 900."""
+ONLY_HIGH, ONLY_LOW = 850, 900
+"""Time steps (of 1000) from or up to which one expert of Wan2.2 alone is trained: its boundary is 875 or 900."""
 
-_CONFIG_BYTES = 4 * 2**20
 _OF_A_TRANSFER = ("ss_base_model_version", "ss_network_dim", "ss_network_alpha")
 _MANY = 10_000  # entries of a table that are looked at
 _NOTHING = {"", "none", "null", "nan", "false"}
@@ -52,8 +49,10 @@ class Training:
     Attributes:
         trainer: the program.
         base: names of the model it was trained on, the most exact first.
-        steps, epochs: how long.
-        rank, alpha: as set in the trainer; what is in the tensors decides.
+        steps: how many.
+        epochs: how many.
+        rank: as set in the trainer; what is in the tensors decides.
+        alpha: the same.
         timesteps: least and greatest of the time steps that were trained, of 1000.
         trigger: words that call it up.
         tags: the commonest words of the captions.
@@ -77,7 +76,7 @@ class Training:
         if self.timesteps is None:
             return None
         least, greatest = self.timesteps
-        return "high" if least >= BOUNDARY else "low" if greatest <= 900 else None
+        return "high" if least >= ONLY_HIGH else "low" if greatest <= ONLY_LOW else None
 
     def to_json(self) -> dict[str, Any]:
         """What is known, as plain values."""
@@ -191,32 +190,23 @@ def _bases(path: Path, given: Mapping[str, str], onetrainer: Mapping[str, Any]) 
 
 
 def _beside(path: Path, given: Mapping[str, str]) -> Any:
-    """The model in `adapter_config.json` beside a file that PEFT named."""
-    config = path.parent / "adapter_config.json"
-    if "loraport.version" in given or path.stem != "adapter_model" or kind_of(config) != "file":
+    """The model in the configuration beside a file that PEFT named."""
+    if "loraport.version" in given or path.stem != PEFT_FILE:
         return None
-    try:
-        found = json.loads(read_text(config, "configuration", most=_CONFIG_BYTES))
-    except (FileError, ValueError, RecursionError):  # where it matters, it is refused when the scale is looked for
-        return None
-    return found.get("base_model_name_or_path") if isinstance(found, dict) else None
+    # Where it matters that it cannot be read, it is refused when the scale is looked for.
+    return json_beside(path, CONFIG_FILE).get("base_model_name_or_path")
 
 
 def _table(given: Mapping[str, str], key: str) -> dict[str, Any]:
     found = read_json(given, key)
-    return dict(_some(found.items())) if isinstance(found, dict) else {}
-
-
-def _some(items: Iterable[Any]) -> Iterator[Any]:
-    for _, item in zip(range(_MANY), items, strict=False):
-        yield item
+    return dict(islice(found.items(), _MANY)) if isinstance(found, dict) else {}
 
 
 def _tags(folders: Mapping[str, Any]) -> Counter[str]:
     """How often each tag stands in the captions of all folders."""
     found: Counter[str] = Counter()
     for folder in folders.values():
-        for tag, count in _some(folder.items()) if isinstance(folder, dict) else ():
+        for tag, count in islice(folder.items(), _MANY) if isinstance(folder, dict) else ():
             if plain(tag) and isinstance(count, int) and 0 < count < 10**9:
                 found[plain(tag)] += count
     return found

@@ -5,10 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.adapters.grammar import grammar
-from loraport.adapters.header import read_json
-from loraport.containers.access import kind_of
-from loraport.errors import FileError
-from loraport.files import read_text
+from loraport.adapters.header import json_beside
 
 BESIDE = "inference_config.json"
 LONG = 120  # characters of one value; what is longer is no number of steps
@@ -22,22 +19,11 @@ def told_usage(path: Path, metadata: Mapping[str, str]) -> str:
         path: the LoRA.
         metadata: its header.
     """
-    for where, found in (("its header", dict(metadata)), (f"{BESIDE} beside it", _beside(path))):
+    for where, found in (("its header", dict(metadata)), (f"{BESIDE} beside it", json_beside(path, BESIDE, _MOST))):
         said = [f"{name} {text}" for name in grammar().sampling if (text := _text(found.get(name)))]
         if said:
             return f"{', '.join(said)} ({where})"
     return ""
-
-
-def _beside(path: Path) -> dict[str, Any]:
-    file = path.parent / BESIDE
-    if kind_of(file) != "file":
-        return {}
-    try:
-        found = read_json({BESIDE: read_text(file, "configuration", most=_MOST)}, BESIDE)
-    except FileError:
-        return {}  # a remark that cannot be read is none
-    return found if isinstance(found, dict) else {}
 
 
 def _text(value: Any) -> str:

@@ -21,7 +21,8 @@ from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from loraport.adapters.kinds.base import Claim, OnSource, Piece, finite_update, register
-from loraport.adapters.scale import PEFT_PREFIX, read_number
+from loraport.adapters.peft_config import PEFT_PREFIX
+from loraport.adapters.scale import read_number
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, UnsupportedError
