@@ -1,6 +1,6 @@
 """Time and memory of loraport against the published procedure done densely, on real-shaped synthetic models.
 
-    python benchmarks/run.py                 everything that docs/benchmarks.md quotes
+    python benchmarks/run.py                 speed, memory and a block of 14B, as in docs/benchmarks.md
     python benchmarks/run.py --quick         one block, one round, no memory series
 
 Every figure comes from processes of their own, restricted to two cores, one after the other; rounds take the
@@ -65,9 +65,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--size", default="1.3B")
     parser.add_argument("--memory-blocks", type=int, nargs="+", default=[2, 8, 16])
     parser.add_argument("--large-size", default="14B")
-    parser.add_argument(
-        "--parts", nargs="+", choices=("speed", "memory", "large"), default=["speed", "memory", "large"]
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--work", type=Path, default=HERE.parent / "build" / "bench", help="scratch folder, emptied")
