@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from loraport import files
+from loraport import files, writable
 from loraport.errors import FileError
 
 
@@ -90,4 +90,4 @@ def test_a_name_that_is_taken_meanwhile_is_not_taken_away(tmp_path):
 def test_a_name_that_cannot_be_is_said_so_before_the_work(tmp_path, name):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(FileError, match="cannot be written there"):
-        files.check_output(tmp_path / name, overwrite=True)
+        writable.check_output(tmp_path / name, overwrite=True)

@@ -17,9 +17,9 @@ from loraport.adapters.render import check_passthrough, render, write_adapter
 from loraport.adapters.shared_names import check_one_meant
 from loraport.adapters.update import LayerUpdate
 from loraport.errors import NumericalError, UnsupportedError
-from loraport.files import check_output, with_settings
 from loraport.models.architecture import Architecture
 from loraport.models.checkpoint import Checkpoint
+from loraport.writable import check_output, with_settings
 
 
 @dataclass(frozen=True)

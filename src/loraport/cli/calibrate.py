@@ -14,9 +14,9 @@ from loraport.cli.flags import Given, command
 from loraport.cli.outputs import warn_of_name
 from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
 from loraport.errors import UsageError
-from loraport.files import check_apart, check_output
 from loraport.sampling.schedule import RUNNING, SamplingSettings
 from loraport.settings import Setting, Settings
+from loraport.writable import check_apart, check_output
 
 if TYPE_CHECKING:
     from loraport.calibration import CalibrationReport

@@ -63,8 +63,8 @@ def carry_experts(
     from loraport.cli.summary import show_report
     from loraport.engine.experts_job import check_experts_outputs, make_experts_plan, run_experts
     from loraport.engine.output import input_files
-    from loraport.files import check_apart, check_output
     from loraport.report import write_page
+    from loraport.writable import check_apart, check_output
 
     outputs = outputs_of(path)
     pages = {} if page is None else {expert: named_for(page, expert) for expert in outputs}

@@ -25,8 +25,8 @@ from loraport.cli.recipe_file import merged, read_recipe
 from loraport.containers.names import named_path
 from loraport.engine.recipe import METHOD, Recipe
 from loraport.errors import LoraportError, UsageError
-from loraport.files import with_settings
 from loraport.settings import Setting, Settings
+from loraport.writable import with_settings
 
 Model = TypeVar("Model", bound=Settings)
 _LORA = Recipe.part("lora")

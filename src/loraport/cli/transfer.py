@@ -15,7 +15,7 @@ from loraport.engine.experts import Experts
 from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
 from loraport.engine.results import TransferReport
 from loraport.errors import Interrupted, LoraportError, UsageError
-from loraport.files import check_apart, check_output
+from loraport.writable import check_apart, check_output
 
 if TYPE_CHECKING:
     from loraport.engine.experts_job import ExpertsReport

@@ -24,11 +24,12 @@ from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport
 from loraport.engine.run import run
 from loraport.errors import UsageError
-from loraport.files import claim_folder, write_bytes, write_json
+from loraport.files import write_bytes, write_json
 from loraport.methods import DEFAULT
 from loraport.report import Comparison, Words, figures, write_page
 from loraport.threads import one_thread_each
 from loraport.version import __version__
+from loraport.writable import claim_folder
 from loraport.zoo import world
 from loraport.zoo.catalogue import LoraCard, ModelCard, lora_card, loras, model_card, path
 

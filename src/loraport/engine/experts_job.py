@@ -32,9 +32,10 @@ from loraport.engine.related import check_kinship
 from loraport.engine.results import SCHEMA, TransferReport
 from loraport.engine.run import Writer, carried_out
 from loraport.errors import Interrupted, LoraportError, MismatchError
-from loraport.files import atomic_paths, check_apart
+from loraport.files import atomic_paths
 from loraport.models.architecture import require_same_size
 from loraport.store.digests import DigestMemo
+from loraport.writable import check_apart
 
 DEFAULTS = RunOptions()
 _TARGETS = {"high": "--target", "low": "--target-low"}

@@ -17,7 +17,7 @@ from loraport.engine.plan import TransferPlan
 from loraport.engine.recipe import RunOptions
 from loraport.engine.results import TransferReport
 from loraport.engine.worker import ADDED, LayerResult
-from loraport.files import check_apart, check_output, with_settings
+from loraport.writable import check_apart, check_output, with_settings
 
 
 def check_outputs(

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraport import files
+from loraport import files, writable
 from loraport.engine.events import Step
 from loraport.errors import UsageError
 from loraport.evaluate import drift, plots, tables, variants
@@ -74,7 +74,7 @@ def make_evidence(
     Raises:
         LoraportError: a transfer failed or the folder cannot be written.
     """
-    files.claim_folder(output, ("evidence.json", "tables.md", "*-against-*.png", "sheet-*.png", "work"), "evaluate")
+    writable.claim_folder(output, ("evidence.json", "tables.md", "*-against-*.png", "sheet-*.png", "work"), "evaluate")
     names = [target.name for target in family.targets]
     some, one = _present(SOME_TARGETS, names), _present(ONE_TARGET, names)
     few = _present(FEW_LORAS, [lora.name for lora in family.loras])
