@@ -73,6 +73,17 @@ def test_a_file_that_is_none_is_named(text, said, tmp_path, monkeypatch):
     assert "own.yaml" in str(caught.value.where)
 
 
+def test_what_lies_beside_them_is_left_alone(tmp_path, monkeypatch):
+    _named(monkeypatch, tmp_path, OWN)
+    (tmp_path / "own.yaml").rename(tmp_path / "own.yml")
+    (tmp_path / "README.md").write_text("About my models.", encoding="utf-8")
+    (tmp_path / "old").mkdir()
+    assert families()["own"].title == "My model"
+    monkeypatch.setenv("LORAPORT_FAMILIES", str(tmp_path / "own.yml"))
+    forget_families()
+    assert families()["own"].title == "My model"
+
+
 def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("LORAPORT_FAMILIES", str(tmp_path / "nowhere"))
     with pytest.raises(FileError, match="cannot be read") as caught:

@@ -59,12 +59,12 @@ def _own_files() -> list[Path]:
     chosen = os.environ.get(OWN_FAMILIES)
     try:
         if chosen:
-            folder = Path(chosen).expanduser()
-            return [folder] if folder.suffix == ".yaml" else sorted(folder.iterdir())
+            path = Path(chosen).expanduser()
+            return [path] if path.is_file() else _yaml_files(path)
         import platformdirs
 
         folder = Path(platformdirs.user_config_dir("loraport", appauthor=False)) / "families"
-        return sorted(folder.glob("*.yaml")) if folder.is_dir() else []
+        return _yaml_files(folder) if folder.is_dir() else []
     except (OSError, RuntimeError, ValueError) as error:
         raise FileError(
             "the folder of families cannot be read",
@@ -72,6 +72,10 @@ def _own_files() -> list[Path]:
             values=str(error),
             fix=f"name a folder of yaml files, or one such file, in {OWN_FAMILIES}; or unset it",
         ) from error
+
+
+def _yaml_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml"))
 
 
 def _read_own(path: Path) -> Family:
