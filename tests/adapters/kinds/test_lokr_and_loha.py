@@ -11,17 +11,14 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 import pico
+from adapter_parts import LAYERS, Parts, close, factors, gaussian, write_lycoris
+from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import open_adapter
 from loraport.cli.main import app
 from loraport.errors import MismatchError, NumericalError, UnmatchedKeysError, UnsupportedError
 from loraport.models.checkpoint import open_checkpoint
 
-Parts = dict[str, Tensor]
 SHAPE = {"self_attn.q": (32, 32), "ffn.0": (64, 32), "ffn.2": (32, 64)}
-
-
-def _random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _lokr(m: int, n: int, *, rank1: int = 0, rank2: int = 0, small: int = 4, seed: int = 0) -> Parts:
@@ -29,18 +26,21 @@ def _lokr(m: int, n: int, *, rank1: int = 0, rank2: int = 0, small: int = 4, see
     for half, (a, b), rank in (("w1", (small, small), rank1), ("w2", (m // small, n // small), rank2)):
         seed += 10
         if rank:
-            found |= {f"lokr_{half}_a": _random(a, rank, seed=seed), f"lokr_{half}_b": _random(rank, b, seed=seed + 1)}
+            found |= {
+                f"lokr_{half}_a": gaussian(a, rank, seed=seed),
+                f"lokr_{half}_b": gaussian(rank, b, seed=seed + 1),
+            }
         else:
-            found[f"lokr_{half}"] = _random(a, b, seed=seed)
+            found[f"lokr_{half}"] = gaussian(a, b, seed=seed)
     return found
 
 
 def _loha(m: int, n: int, *, rank1: int, rank2: int, seed: int = 0) -> Parts:
     return {
-        "hada_w1_a": _random(m, rank1, seed=seed),
-        "hada_w1_b": _random(rank1, n, seed=seed + 1),
-        "hada_w2_a": _random(m, rank2, seed=seed + 2),
-        "hada_w2_b": _random(rank2, n, seed=seed + 3),
+        "hada_w1_a": gaussian(m, rank1, seed=seed),
+        "hada_w1_b": gaussian(rank1, n, seed=seed + 1),
+        "hada_w2_a": gaussian(m, rank2, seed=seed + 2),
+        "hada_w2_b": gaussian(rank2, n, seed=seed + 3),
     }
 
 
@@ -245,3 +245,13 @@ class TestRefused:
             assert (tmp_path / "x.pt").stat().st_size < 10_000
             with pytest.raises(MismatchError, match="rank 1,000,000"):
                 open_adapter(tmp_path / "x.pt")
+
+
+@pytest.mark.parametrize("scalar", [0.25, -2.0, 0.0])
+def test_a_scalar_of_old_lycoris_counts(scalar, tmp_path):
+    parts, update = factors("loha", 32, 32)
+    path = write_lycoris({LAYERS[0]: parts | {"scalar": torch.tensor(scalar)}}, tmp_path / "x.safetensors")
+    close(open_adapter(path).layers[LAYERS[0]].load().dense(), scalar * update)
+    for to in ("universal", "kohya"):
+        convert_adapter(path, tmp_path / "out.safetensors", to=to, overwrite=True)
+        close(open_adapter(tmp_path / "out.safetensors").layers[LAYERS[0]].load().dense(), scalar * update)

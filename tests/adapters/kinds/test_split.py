@@ -1,0 +1,35 @@
+"""Several pairs of factors on one weight, SAT's files among them."""
+
+import pytest
+
+from adapter_parts import LAYERS, close, gaussian, write_lycoris
+from loraport.adapters.convert import convert_adapter
+from loraport.adapters.parse import open_adapter
+from loraport.errors import UnsupportedError
+
+
+@pytest.mark.parametrize("zero", [{"up.0"}, {"down.1"}, {"up.0", "down.1"}])
+def test_split_factors_are_zero_where_every_pair_is(zero, tmp_path):
+    parts = {}
+    for n in range(2):
+        pair = {f"up.{n}": gaussian(16, 2, seed=n), f"down.{n}": gaussian(2, 32, seed=n)}
+        parts |= {f"lora_{name}.weight": tensor * (name not in zero) for name, tensor in pair.items()}
+    layer = open_adapter(write_lycoris({LAYERS[0]: parts}, tmp_path / "x.safetensors")).layers[LAYERS[0]]
+    assert layer.is_zero() == (not layer.load().dense().any()) == (len(zero) == 2)
+
+
+def test_sat_needs_its_scale(tmp_path):
+    from corpus import CORPUS, write
+
+    path = write("cogvideox-sat", tmp_path)
+    with pytest.raises(UnsupportedError, match=r"--scale 0\.25") as caught:
+        open_adapter(path)
+    assert "does not say how strong" in caught.value.message
+    adapter = open_adapter(path, scale=0.25)
+    keys = CORPUS["cogvideox-sat"]["keys"]
+    assert {key for layer in adapter.layers.values() for key in layer.keys} == set(keys)
+    assert {(layer.rank, layer.shape) for layer in adapter.layers.values()} == {(4, (24, 24))}
+    convert_adapter(path, tmp_path / "out.safetensors", to="diffusers", scale=0.25)
+    again = open_adapter(tmp_path / "out.safetensors").layers
+    for name, layer in adapter.layers.items():
+        close(again[name].load().dense(), layer.load().dense())
