@@ -16,7 +16,8 @@ from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
 from loraport.core.truncation import truncated_svd
 from loraport.methods.base import LayerInputs
-from loraport.methods.casa.method import Casa, CasaParams
+from loraport.methods.casa.method import Casa
+from loraport.methods.casa.params import CasaParams
 
 sys.path.insert(0, str(Path(__file__).parent))
 import oracle

@@ -13,8 +13,8 @@ from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
 from loraport.methods import registry
 from loraport.methods.base import LayerInputs
-from loraport.methods.casa.method import select
 from loraport.methods.casa.routing import DriftRouting, routed
+from loraport.methods.casa.selection import select
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NAMES = ["square_small", "square_strict", "square_one_cluster", "tall", "wide"]

@@ -6,8 +6,9 @@ from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
-from loraport.methods.casa.method import CasaParams, Selection, select
+from loraport.methods.casa.params import CasaParams
 from loraport.methods.casa.routing import DriftRouting, routed
+from loraport.methods.casa.selection import Selection, select
 
 N = 96
 PARAMS = CasaParams()

@@ -7,7 +7,7 @@ _FLOAT32 = 4
 
 @dataclass(frozen=True)
 class Cost:
-    """Work on one layer. Dividing by a machine's rates gives seconds; see `engine.plan`.
+    """Work on one layer. Dividing by a machine's rates gives seconds; see `engine.estimate`.
 
     Args:
         products: floating-point operations of matrix products.

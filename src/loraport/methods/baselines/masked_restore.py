@@ -11,7 +11,8 @@ from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator, Operator
 from loraport.methods import base
-from loraport.methods.casa.method import Casa, CasaParams
+from loraport.methods.casa.method import Casa
+from loraport.methods.casa.params import CasaParams
 from loraport.methods.columns import DRIFT_UNDONE, Column
 from loraport.methods.cost import Cost, elementwise, product, truncation
 

@@ -64,8 +64,8 @@ def redrawn(
     """
     draws = torch.randn(3, len(S), generator=torch.Generator().manual_seed(0)).to(S)
     turned, into = turns(S, error)
-    moved = torch.addcmul(C, (turned * draws[0])[:, None], C[into])
-    moved.addcmul_((turned * draws[1])[None, :], C[:, into])
+    moved = torch.addcmul(C, (turned * draws[0])[:, None], C.index_select(0, into))
+    moved.addcmul_((turned * draws[1])[None, :], C.index_select(1, into))
     return moved, S + error * draws[2]
 
 

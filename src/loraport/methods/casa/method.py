@@ -13,134 +13,21 @@ Without step 5 this is D' = D - (I - U_d U_d^T) drift (I - V_d V_d^T) with the d
 which also says what happens outside the thin basis of a rectangular layer.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
-import torch
-from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import dot
 from loraport.core.operators import DenseOperator, Operator, Routed
-from loraport.core.thin_svd import rounding
 from loraport.methods import base
-from loraport.methods.casa.arbitration import arbitrated_entries, smaller_of
-from loraport.methods.casa.clusters import Clusters, connected_components, redrawn, rotations, turns
+from loraport.methods.casa.arbitration import smaller_of
+from loraport.methods.casa.params import CasaParams
 from loraport.methods.casa.routing import DriftRouting, TallUpdate, routed, subtract_nondominant
+from loraport.methods.casa.selection import Selection, select
 from loraport.methods.columns import COSINE, DRIFT_UNDONE, NORM_RATIO, Column
 from loraport.methods.cost import Cost, basis_bytes, elementwise, matrix_bytes, product, truncation
-
-_FAR = 0.3  # radians: entries of a direction that is turned as far by rounding are not the same entries
-
-
-class CasaParams(base.Params):
-    """Switches and thresholds of CASA; the defaults are the paper's.
-
-    Args:
-        restore: undo the drift where it does not dominate.
-        arbitrate: keep only the larger of update and drift where they collide.
-        tau: rotation (radians) above which two head directions belong to one cluster.
-        q_dom: quantile over clusters from which a cluster is dominant.
-        q_act: quantile over candidate entries above which one is arbitrated.
-        head_energy: share of the squared singular values that makes the head.
-        density: over the k x k "head" block (the published code) or "full" rows and columns (the paper's text).
-        cut_nonsquare: apply head_energy to rectangular layers too; the published code takes all directions there.
-        complete_basis: arbitrate also in an arbitrary basis of the null space, as the published code does.
-    """
-
-    restore: bool = True
-    arbitrate: bool = True
-    tau: float = Field(default=0.5, ge=0)
-    q_dom: float = Field(default=0.5, ge=0, le=1)
-    q_act: float = Field(default=0.85, ge=0, le=1)
-    head_energy: float = Field(default=0.9, gt=0, le=1)
-    density: Literal["head", "full"] = "head"
-    cut_nonsquare: bool = True
-    complete_basis: bool = False
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What CASA decides about a layer.
-
-    Args:
-        clusters: of the head directions.
-        rows: which receivers are dominant.
-        cols: which senders are; an entry is dominant if its row or its column is.
-        hits: flat indices of the arbitrated entries.
-        unsettled: what of this hangs on the last bits of the decomposition.
-    """
-
-    clusters: Clusters
-    rows: Bool[Tensor, " a"]
-    cols: Bool[Tensor, " b"]
-    hits: Int[Tensor, " h"]
-    unsettled: "Unsettled"
-
-
-@dataclass(frozen=True)
-class Unsettled:
-    """Decisions that another decomposition, with other errors of the same size, would take differently.
-
-    Args:
-        share: of the routing matrix, entries that would be dominant and are not, or the other way round.
-        hits: of the arbitrated entries, those in such rows and columns, and those of a direction that rounding turns
-            far.
-    """
-
-    share: float
-    hits: float
-
-
-def select(
-    C_lora: Float[Tensor, "a b"], drift: DriftRouting, S: Float[Tensor, " p"], k: int, params: CasaParams
-) -> Selection:
-    """Steps 2, 3 and the selection of step 5 for a head of k directions."""
-    clusters = connected_components(rotations(C_lora[:k, :k], S[:k]) > params.tau)
-    rows = _dominant(clusters, drift.receivers, params.q_dom, among=C_lora.shape[0])
-    cols = _dominant(clusters, drift.senders, params.q_dom, among=C_lora.shape[1])
-    if params.arbitrate:
-        hits = arbitrated_entries(C_lora, drift.C, clusters, rows, cols, params.q_act)
-    else:
-        hits = torch.empty(0, dtype=torch.int64, device=C_lora.device)
-    return Selection(clusters, rows, cols, hits, _unsettled(C_lora[:k, :k], S, drift, params, rows, cols, hits))
-
-
-def _unsettled(
-    C_lora: Float[Tensor, "k k"],
-    S: Float[Tensor, " p"],
-    drift: DriftRouting,
-    params: CasaParams,
-    rows: Bool[Tensor, " a"],
-    cols: Bool[Tensor, " b"],
-    hits: Int[Tensor, " h"],
-) -> Unsettled:
-    """Takes the decisions once more, on slightly other numbers."""
-    k, a, b, error = len(C_lora), len(rows), len(cols), rounding(S)
-    clusters = connected_components(rotations(*redrawn(C_lora, S[:k], error)) > params.tau)
-    other_rows = _dominant(clusters, drift.receivers, params.q_dom, a)
-    other_cols = _dominant(clusters, drift.senders, params.q_dom, b)
-    # An entry is nondominant where neither its row nor its column is dominant: count by rectangles.
-    pairs = ((rows, cols), (other_rows, other_cols), (rows | other_rows, cols | other_cols))
-    first, second, both = (int((~r).sum()) * int((~c).sum()) for r, c in pairs)
-    share = (first + second - 2 * both) / (a * b)
-    if not len(hits):
-        return Unsettled(share, 0.0)
-    far = torch.zeros(max(a, b), dtype=torch.bool, device=S.device)
-    far[: len(S)] = turns(S, error)[0] > _FAR
-    row, col = hits // b, hits % b
-    loose = (rows != other_rows)[row] | (cols != other_cols)[col] | far[row] | far[col]
-    return Unsettled(share, float(loose.float().mean()))
-
-
-def _dominant(clusters: Clusters, density: Tensor, q: float, among: int) -> Tensor:
-    """Which of all directions are dominant; those beyond the head never are."""
-    marks = torch.zeros(among, dtype=torch.bool, device=density.device)
-    marks[: density.numel()] = clusters.dominant(density, q)
-    return marks
 
 
 @base.register
@@ -235,6 +122,7 @@ class Casa(base.TransferMethod[CasaParams]):
         side = longer if params.complete_basis else p
         work = product(p + longer, p, rank) + product(side, p, rank)
         work += elementwise(side, p, 75)  # edges, components, densities, scores and their quantile
+        work += elementwise(p, p, 20)  # the decisions once more: 12 ms at 1536 x 1536, 31 at 3072 x 3072, on one core
         if side == longer:
             work += truncation(side, p, rank, steps=16)
         else:
