@@ -15,7 +15,7 @@ from loraport.containers.names import expert_named, named_for
 from loraport.containers.safetensors import read_header
 from loraport.engine.events import LayerDone
 from loraport.engine.experts import outputs_of
-from loraport.engine.kinship import NEARER
+from loraport.engine.nearer_expert import NEARER
 from loraport.errors import FileError, MismatchError, NumericalError, UsageError
 
 APART, DRIFT = 0.5, 0.1

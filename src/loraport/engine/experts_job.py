@@ -23,12 +23,12 @@ from loraport.containers.names import EXPERTS, Expert, expert_named, named_for
 from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import executor_for
 from loraport.engine.experts import Experts
-from loraport.engine.kinship import OTHER, distances, exchanged, nearer
+from loraport.engine.kinship import check_kinship
+from loraport.engine.nearer_expert import OTHER, distances, exchanged, nearer
 from loraport.engine.output import check_outputs, input_files, log_path
 from loraport.engine.plan import TransferPlan, make_plan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import Recipe, RunOptions
-from loraport.engine.related import check_kinship
 from loraport.engine.results import SCHEMA, TransferReport
 from loraport.engine.run import Writer, carried_out
 from loraport.errors import Interrupted, LoraportError, MismatchError

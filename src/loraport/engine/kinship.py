@@ -1,120 +1,85 @@
-"""Which expert of Wan2.2 a target was distilled from: it is nearer to that one than to the other.
+"""Is the target a distillation of the source, and is its drift more than rounding: before the work and after it."""
 
-The two experts of a model differ by more than a distillation moves either of them, so that a target which is nearer
-to the other source shows that files were exchanged, on a few layers and before the work. How much nearer: where the
-drift is `d` and the experts lie `x` apart, the wrong source is `sqrt(d² + x²)` away, so that `NEARER` notices an
-exchange as soon as `x` is half of `d`.
-"""
+from collections.abc import Callable, Sequence
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from statistics import median
-
-from loraport.containers.locate import expert_folders
-from loraport.containers.names import Expert
-from loraport.containers.tensors import common_dtype, file_identity
 from loraport.engine.job import LayerJob
-from loraport.engine.layer import check_norms, drift_ratio
+from loraport.engine.layer import drift_share
+from loraport.engine.nearer_expert import refuse_other_expert
 from loraport.engine.plan import TransferPlan
 from loraport.engine.reading import InputReader
-from loraport.errors import LoraportError, MismatchError
-from loraport.models.checkpoint import Checkpoint, open_checkpoint
-from loraport.store.digests import DigestMemo
+from loraport.engine.results import LayerReport
+from loraport.engine.rounding import MOSTLY, quantised, refuse_rounding, rounding_share
+from loraport.errors import MismatchError
 
-NEARER = 0.9
-"""The other expert counts as nearer where its distance is below this share of that of the named one."""
-
-OTHER: dict[Expert, Expert] = {"high": "low", "low": "high"}
-
-
-def drift_share(job: LayerJob, reader: InputReader) -> tuple[float, float]:
-    """Frobenius norm of a layer's drift over that of its source weight, and the latter. Raises as `check_norms`."""
-    drift, weight = drift_ratio(job, reader)
-    check_norms(job.name, weight, drift)
-    return drift / weight if weight > 0.0 else 0.0, weight
+UNRELATED = 0.8
+"""A drift of this share of the source's norm is no distillation. Two unrelated models differ by 1.4; the
+most strongly distilled tiny model by 0.36."""
 
 
-def distances(
-    sample: Sequence[LayerJob],
-    reader: InputReader,
-    *,
-    source: Checkpoint | None = None,
-    target: Checkpoint | None = None,
-) -> dict[str, float]:
-    """The drift of some layers between other models than those of the plan, as a share of the source's norm.
+def check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputReader, *, rounding: bool) -> None:
+    """Look at a few layers before the work, so that a wrong pair costs a second and not an hour.
 
     Args:
-        sample: layers that name both weights.
-        reader: of the input files; nothing is held.
-        source: where to take the source's weights from instead.
-        target: where to take the target's weights from instead.
-
-    Returns:
-        Layer -> share; a layer that is not there in this size is left out.
-    """
-    found = {}
-    for job in sample:
-        one = job.source if source is None else source.tensors.get(f"{job.name}.weight")
-        two = job.target if target is None else target.tensors.get(f"{job.name}.weight")
-        if one is None or two is None or tuple(one.shape) != job.shape or tuple(two.shape) != job.shape:
-            continue
-        moved = replace(job, source=one, target=two, round_to=common_dtype(one, two))
-        found[job.name], _ = drift_share(moved, reader)
-        reader.drop([one, two])
-    return found
-
-
-def nearer(other: Mapping[str, float], named: Mapping[str, float]) -> bool:
-    """Whether the other model is clearly nearer than the named one, in the middle of the layers that both have."""
-    both = other.keys() & named.keys()
-    return bool(both) and median(other[name] for name in both) < NEARER * median(named[name] for name in both)
-
-
-def refuse_other_expert(
-    plan: TransferPlan, sample: Sequence[LayerJob], ratios: Mapping[str, float], reader: InputReader
-) -> None:
-    """Where a side is one of two experts in a folder: is the other one nearer to the other side?
-
-    Args:
-        plan: of one expert.
-        sample: a few of its layers.
-        ratios: their drift as a share of the source's norm.
-        reader: of the plan's files, whose state it knows.
+        sample: of `sample_for_kinship`.
+        rounding: whether a drift that is mostly rounding is a reason to refuse.
 
     Raises:
-        MismatchError: it is.
+        MismatchError: source and target are not versions of one model, or the target is of the other expert.
+        NumericalError: the drift is mostly rounding.
     """
-    for role, model, spec in (("source", plan.source, plan.recipe.source), ("target", plan.target, plan.recipe.target)):
-        if model is None or spec is None:
-            continue
-        folders = expert_folders(spec)
-        taken = next((expert for expert, folder in folders.items() if folder == model.path), None)
-        if taken is None:
-            continue
-        try:
-            other = open_checkpoint(folders[OTHER[taken]])
-        except LoraportError:  # it is not part of this job
-            continue
-        looker = InputReader(DigestMemo(None), _states(other) | dict(plan.identities))
-        crossed = {"source": other} if role == "source" else {"target": other}
-        found = distances(sample, looker, source=crossed.get("source"), target=crossed.get("target"))
-        if nearer(found, ratios):
-            raise exchanged(
-                f"the {'target' if role == 'source' else 'source'} goes with the other expert of the {role}",
-                f"{plan.source.path} and {plan.target.path if plan.target else ''}",
-                {f"with {model.path.name}": ratios, f"with {other.path.name}": found},
-                f"--expert {OTHER[taken]} takes {other.path.name}; --force goes on as it is",
-            )
+    ratios, shares = {}, {}
+    for job in sample:
+        ratios[job.name], weight = drift_share(job, reader)
+        shares[job.name] = rounding_share(job, ratios[job.name], weight)
+    if ratios and not plan.recipe.force:
+        refuse_other_expert(plan, sample, ratios, reader)
+        _refuse_unrelated(ratios, plan)
+    refuse_rounding(sample, ratios, shares, force=plan.recipe.force or not rounding)
 
 
-def exchanged(what: str, where: str, found: Mapping[str, Mapping[str, float]], fix: str) -> MismatchError:
-    """The refusal, with the figures: pairing in words -> drift of its layers."""
-    told = ", ".join(f"{median(ratios.values()):.3f} {name}" for name, ratios in found.items() if ratios)
-    return MismatchError(
-        what, where=where, values=f"drift over the source's norm, in the middle layer: {told}", fix=fix
-    )
+def judge_pair(
+    layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[str], None], *, rounding: bool
+) -> None:
+    """What the finished layers say about the pair of models as a whole."""
+    if all(layer.stats["exact_norm"] == 0.0 for layer in layers):
+        warn("every update is zero, so the output does nothing; was the LoRA trained, and saved whole?")
+    drifts = {layer.name: float(layer.stats["drift_rel"]) for layer in layers if "drift_rel" in layer.stats}
+    if not drifts:
+        return
+    if not plan.recipe.force:
+        _refuse_unrelated(drifts, plan)
+    if all(value == 0.0 for value in drifts.values()):
+        warn(
+            "the target equals the source in every layer of the LoRA: there is nothing to transfer; was the same model "
+            "named twice?"
+        )
+        return
+    strangers = [name for name, drift in drifts.items() if drift > UNRELATED]
+    if strangers:  # the pair is related as a whole, so one weight of it is not what it should be
+        warn(
+            f"in {len(strangers)} of {len(drifts)} layers the target has little to do with the source, e.g. "
+            f"{strangers[0]} ({drifts[strangers[0]]:.3g} of its norm): a damaged weight, or one whose scale was lost; "
+            "leave such layers out with --drop, or reuse them as they are with --layers"
+        )
+    shares = {layer.name: float(layer.stats.get("drift_rounding", 0.0)) for layer in layers}
+    refuse_rounding(plan.jobs, drifts, shares, force=plan.recipe.force or not rounding)
+    noise = [job for job in plan.jobs if shares[job.name] >= MOSTLY]
+    if len(noise) > len(layers) // 2 or any(map(quantised, noise)):
+        warn(
+            f"in {len(noise)} of {len(layers)} layers the drift is mostly the rounding of the stored weights; "
+            "use checkpoints of a finer dtype if there are any"
+        )
 
 
-def _states(model: Checkpoint) -> dict[Path, str]:
-    return {file: file_identity(file) for file in {ref.file for ref in model.tensors.values()}}
+def _refuse_unrelated(ratios: dict[str, float], plan: TransferPlan) -> None:
+    ordered = sorted(ratios.values())
+    middle = ordered[len(ordered) // 2]
+    if middle > UNRELATED and plan.target is not None:
+        worst = max(ratios, key=lambda name: ratios[name])
+        raise MismatchError(
+            "source and target do not look like versions of one model",
+            where=f"{plan.source.path} and {plan.target.path}",
+            values=f"the weights differ by {middle:.2f} of their own norm in the middle layer, {ratios[worst]:.2f} in "
+            f"{worst}; a distilled model stays well below {UNRELATED}",
+            fix="check that one was made from the other, or both from a third, or go on with --force",
+        )

@@ -186,17 +186,19 @@ def read_weight(
     return weight.to(device)
 
 
-def drift_ratio(job: LayerJob, reader: InputReader) -> tuple[float, float]:
-    """Frobenius norms of the source weight and of what the target's differs by, which the reader then holds.
+def drift_share(job: LayerJob, reader: InputReader) -> tuple[float, float]:
+    """Frobenius norm of a layer's drift over that of its source weight, and the latter; the reader then holds both.
 
-    Distillation LoRAs are left out: whether two checkpoints are related shows without them.
+    Distillation LoRAs are left out: whether two checkpoints are related shows without them. Raises as `check_norms`.
     """
     assert job.source is not None
     assert job.target is not None
     cpu = torch.device("cpu")
     source = read_weight(reader, job.source, job.round_to, cpu, hold=True)
     target = read_weight(reader, job.target, job.round_to, cpu, hold=True)
-    return _distance(target, source), norm_of(source)
+    drift, weight = _distance(target, source), norm_of(source)
+    check_norms(job.name, weight, drift)
+    return drift / weight if weight > 0.0 else 0.0, weight
 
 
 def basis_key(job: LayerJob, side: str, digests: Mapping[str, str]) -> str:

@@ -20,8 +20,6 @@ from loraport.errors import FileError, MismatchError, UnmatchedKeysError, Unsupp
 from loraport.models.architecture import require_same_size
 from loraport.models.checkpoint import Checkpoint, open_checkpoint
 
-_NAMED = 20  # keys named in a sentence
-
 
 @dataclass(frozen=True)
 class Inputs:
