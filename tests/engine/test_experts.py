@@ -1,5 +1,6 @@
 """Both experts of Wan2.2 as one job: two files or none, and pairs that are crossed."""
 
+import gc
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from loraport.containers.safetensors import read_header
 from loraport.engine.events import LayerDone
 from loraport.engine.experts import outputs_of
 from loraport.engine.nearer_expert import NEARER
+from loraport.engine.reading import InputReader
 from loraport.errors import FileError, MismatchError, NumericalError, UsageError
 
 APART, DRIFT = 0.5, 0.1
@@ -97,6 +99,20 @@ def test_one_job_writes_what_two_jobs_write(files, singles, tmp_path):
     assert report.drift["high source, high target"] == pytest.approx(DRIFT, rel=0.1)
     assert report.drift["low source, high target"] > 0.3
     json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_what_was_looked_at_before_the_work_is_not_held_through_it(files):
+    """Four layers of both models in float32, which for 14B are 0.8 GB."""
+    held = {}
+
+    def look(event):
+        if isinstance(event, LayerDone):
+            readers = [found for found in gc.get_objects() if type(found) is InputReader]
+            held[event.finished] = sum(len(reader._held) for reader in readers)
+
+    loraport.transfer_experts(_recipe(files), options=OFF, on_event=look)
+    assert len(held) == 2 * len(SOME)
+    assert held[len(SOME)] == held[2 * len(SOME)] == 0
 
 
 def test_plain_files_and_a_pair_of_loras_give_the_same(files, singles, tmp_path):

@@ -23,6 +23,7 @@ from loraport.containers.names import EXPERTS, Expert, expert_named, named_for
 from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import executor_for
 from loraport.engine.experts import Experts
+from loraport.engine.job import LayerJob
 from loraport.engine.kinship import check_kinship
 from loraport.engine.nearer_expert import OTHER, distances, exchanged, nearer
 from loraport.engine.output import check_outputs, input_files, log_path
@@ -31,6 +32,7 @@ from loraport.engine.reading import InputReader
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import SCHEMA, TransferReport
 from loraport.engine.run import Writer, carried_out
+from loraport.engine.worker import references
 from loraport.errors import Interrupted, LoraportError, MismatchError
 from loraport.files import atomic_paths
 from loraport.models.architecture import require_same_size
@@ -174,9 +176,8 @@ def run_experts(
     executor_for(options)  # refuses a device that is not there
     drift, doubts = _compare(plan)
     for expert, one in plan.plans.items():
-        with _named(expert):
-            reader = InputReader(DigestMemo(None), one.identities)
-            check_kinship(one, sample_for_kinship(one), reader, rounding=True)
+        with _named(expert), _looking(one) as (sample, reader):
+            check_kinship(one, sample, reader, rounding=True)
     listener = _Together(plan, on_event)
     for message in (*plan.warnings, *doubts):
         on_event(Warned(message))
@@ -192,7 +193,7 @@ def run_experts(
             path = None if outputs is None else outputs[expert]
             with _named(expert):
                 reports[expert] = runs.enter_context(
-                    carried_out(one, path, settings[expert], listener.of(expert), write=write)
+                    carried_out(one, path, settings[expert], listener.of(expert), checked=True, write=write)
                 )
     for report in reports.values():
         on_event(Finished(report))
@@ -241,16 +242,15 @@ def _compare(plan: ExpertsPlan) -> tuple[dict[str, float], list[str]]:
         MismatchError: a target is clearly nearer to the other source (unless forced).
     """
     plans = plan.plans
-    reader = InputReader(DigestMemo(None), {**plans["high"].identities, **plans["low"].identities})
     found: dict[str, dict[str, float]] = {}
     wrong: list[Expert] = []
     for expert, one in plans.items():
         if one.target is None:
             continue
-        sample = sample_for_kinship(one)
-        own = found[f"{expert} source, {expert} target"] = distances(sample, reader)
         other = plans[OTHER[expert]].source
-        crossed = found[f"{OTHER[expert]} source, {expert} target"] = distances(sample, reader, source=other)
+        with _looking(one) as (sample, reader):
+            own = found[f"{expert} source, {expert} target"] = distances(sample, reader)
+            crossed = found[f"{OTHER[expert]} source, {expert} target"] = distances(sample, reader, source=other)
         wrong += [expert] if nearer(crossed, own) else []
     drift = {name: median(ratios.values()) for name, ratios in found.items() if ratios}
     if not wrong:
@@ -268,6 +268,14 @@ def _compare(plan: ExpertsPlan) -> tuple[dict[str, float], list[str]]:
     if not all(one.recipe.force for one in plans.values()):
         raise refusal
     return drift, [f"{refusal.what}: {refusal.values}"]
+
+
+@contextlib.contextmanager
+def _looking(plan: TransferPlan) -> Iterator[tuple[list[LayerJob], InputReader]]:
+    """A few layers and a reader of their weights, which are let go of afterwards."""
+    sample, reader = sample_for_kinship(plan), InputReader(DigestMemo(None), plan.identities)
+    yield sample, reader
+    reader.drop(ref for job in sample for ref in references(job).values())
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ def check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputR
 
     Args:
         sample: of `sample_for_kinship`.
+        reader: of the plan's files; it holds the sample's weights afterwards, for the work on them.
         rounding: whether a drift that is mostly rounding is a reason to refuse.
 
     Raises:

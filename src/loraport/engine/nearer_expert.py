@@ -8,19 +8,17 @@ exchange as soon as `x` is half of `d`.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 
 from loraport.containers.locate import expert_folders
 from loraport.containers.names import Expert
-from loraport.containers.tensors import common_dtype, file_identity
+from loraport.containers.tensors import common_dtype
 from loraport.engine.job import LayerJob
 from loraport.engine.layer import drift_share
 from loraport.engine.plan import TransferPlan
 from loraport.engine.reading import InputReader
 from loraport.errors import LoraportError, MismatchError
 from loraport.models.checkpoint import Checkpoint, open_checkpoint
-from loraport.store.digests import DigestMemo
 
 NEARER = 0.9
 """The other expert counts as nearer where its distance is below this share of that of the named one."""
@@ -39,7 +37,7 @@ def distances(
 
     Args:
         sample: layers that name both weights.
-        reader: of the input files; nothing is held.
+        reader: of the input files. It holds the sample's own weights afterwards, and nothing else.
         source: where to take the source's weights from instead.
         target: where to take the target's weights from instead.
 
@@ -54,7 +52,7 @@ def distances(
             continue
         moved = replace(job, source=one, target=two, round_to=common_dtype(one, two))
         found[job.name], _ = drift_share(moved, reader)
-        reader.drop([one, two])
+        reader.drop({one, two} - {job.source, job.target})
     return found
 
 
@@ -73,7 +71,7 @@ def refuse_other_expert(
         plan: of one expert.
         sample: a few of its layers.
         ratios: their drift as a share of the source's norm.
-        reader: of the plan's files, whose state it knows.
+        reader: of the plan's files; it holds the sample's weights.
 
     Raises:
         MismatchError: it is.
@@ -89,9 +87,8 @@ def refuse_other_expert(
             other = open_checkpoint(folders[OTHER[taken]])
         except LoraportError:  # it is not part of this job
             continue
-        looker = InputReader(DigestMemo(None), _states(other) | dict(plan.identities))
         crossed = {"source": other} if role == "source" else {"target": other}
-        found = distances(sample, looker, source=crossed.get("source"), target=crossed.get("target"))
+        found = distances(sample, reader, source=crossed.get("source"), target=crossed.get("target"))
         if nearer(found, ratios):
             raise exchanged(
                 f"the {'target' if role == 'source' else 'source'} goes with the other expert of the {role}",
@@ -107,7 +104,3 @@ def exchanged(what: str, where: str, found: Mapping[str, Mapping[str, float]], f
     return MismatchError(
         what, where=where, values=f"drift over the source's norm, in the middle layer: {told}", fix=fix
     )
-
-
-def _states(model: Checkpoint) -> dict[Path, str]:
-    return {file: file_identity(file) for file in {ref.file for ref in model.tensors.values()}}

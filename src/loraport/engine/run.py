@@ -78,11 +78,14 @@ def carried_out(
     on_event: Listener,
     *,
     measured: bool = False,
+    checked: bool = False,
     write: Writer | None = None,
 ) -> Iterator[TransferReport]:
     """A plan carried out, as `run` does. The block around it may still fail the run, which the log then tells.
 
     Args:
+        plan, output, options, on_event, measured: as for `run`.
+        checked: `check_kinship` found nothing to say against the pair of models.
         write: how the output is written; by default under its name, at once.
 
     Raises:
@@ -104,7 +107,8 @@ def carried_out(
     executor = executor_for(options)
     store, reader = open_cache(plan, options, warn)
     sample = sample_for_kinship(plan)
-    check_kinship(plan, sample, reader, rounding=not measured)
+    if not checked:
+        check_kinship(plan, sample, reader, rounding=not measured)
     work = Worker(store, reader, _layers_to_keep(plan, store, warn))
     log = _open_log(path, plan, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
     if path is not None:
