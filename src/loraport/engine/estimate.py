@@ -17,7 +17,7 @@ import psutil
 from loraport.containers.tensors import TensorRef
 from loraport.engine.executor import Slot, executor_for, in_flight
 from loraport.engine.job import LayerJob
-from loraport.engine.layer import basis_key, basis_role, prepared_key
+from loraport.engine.layer_cache import basis_key, basis_role, prepared_key
 from loraport.engine.plan import TransferPlan, cost_of, rank_bound, sample_for_kinship
 from loraport.engine.rates import Rates, rates_of
 from loraport.engine.reading import InputReader

@@ -7,23 +7,21 @@ prepared from the drift. Then the two weights are not even read, unless the meth
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from loraport.adapters.update import LayerUpdate
 from loraport.containers.tensors import TensorRef
-from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import norm as norm_of
 from loraport.core.operators import DenseOperator, Operator
-from loraport.core.thin_svd import ALGORITHM, thin_svd
+from loraport.core.thin_svd import thin_svd
 from loraport.engine.job import LayerJob
+from loraport.engine.layer_cache import LayerCache, Prepared, ordered_updates
 from loraport.engine.reading import InputReader
 from loraport.errors import MismatchError, NumericalError
 from loraport.methods.base import LayerInputs, Params, TransferMethod
-from loraport.store.store import Store, entry_key
+from loraport.store.store import Store
 
 _STRIP = 1_000_000  # entries of a difference that are held at once where only its norm is wanted
 
@@ -76,7 +74,7 @@ def load_layer(
     inputs = LayerInputs(job.name, update.to(device=device))
     if job.source is None:
         return LayerMatrices(inputs, None, None)
-    cache = _LayerCache(job, digests, store, device, keep)
+    cache = LayerCache(job, digests, store, device, keep)
     basis = cache.basis("source") if needs.basis else None
     target_basis = cache.basis("target") if needs.target_basis else None
     key, kept = cache.prepared(method, params) if needs.drift else (None, None)
@@ -86,11 +84,15 @@ def load_layer(
     wants_drift = needs.drift and (kept is None or method.reads_drift(job.shape, params))
     reads_pair = job.target is not None and (wants_drift or kept is None)  # if only for the norm of the difference
 
+    wants_weight = needs.source or basis is None or reads_pair or (wants_target and job.target is None)
+    own = None  # what LoRAs add to the source alone
+    if job.source_updates and (wants_weight or job.target is None):
+        own = _added(job, "source", digests, reader, device)
+
     weight = None
-    if needs.source or basis is None or reads_pair or (wants_target and job.target is None):
+    if wants_weight:
         weight = read_weight(reader, job.source, job.round_to, device)
-        if job.source_updates:
-            own = _added(job, "source", digests, reader, device)
+        if own is not None:
             weight.addmm_(own.B, own.A)
     if needs.basis and basis is None:
         basis = cache.keep_basis("source", thin_svd(_there(weight), name=job.name))
@@ -100,8 +102,8 @@ def load_layer(
     drift: Operator | None = None
     if job.target is None:
         added = _added(job, "target", digests, reader, device)
-        if job.source_updates:
-            added = LowRank.sum([added, _added(job, "source", digests, reader, device).scaled(-1.0)])
+        if own is not None:
+            added = LowRank.sum([added, own.scaled(-1.0)])
         whole = added.rank * sum(job.shape) > job.shape[0] * job.shape[1]  # as where matrices were stored
         drift, drift_norm = DenseOperator(added.dense()) if whole else added, added.norm() if needs.drift else None
         if wants_target:
@@ -201,108 +203,10 @@ def drift_share(job: LayerJob, reader: InputReader) -> tuple[float, float]:
     return drift / weight if weight > 0.0 else 0.0, weight
 
 
-def basis_key(job: LayerJob, side: str, digests: Mapping[str, str]) -> str:
-    """Under which key the basis of a side's weight is kept, with what LoRAs add to it."""
-    added = {"added": updates_by(job, side, digests)} if job.added(side) else {}
-    return entry_key(added | {"weight": digests[side], "round_to": job.round_to, "algorithm": ALGORITHM})
-
-
-def basis_role(job: LayerJob, role: str) -> bool:
-    """Whether the basis of that side is kept. A target that is made of the source has no digest of its own, and one
-    that distillation LoRAs were added to is another for every strength."""
-    return role == "source" or (job.target is not None and not job.target_updates)
-
-
-def prepared_key(method: TransferMethod, params: Params, job: LayerJob, digests: Mapping[str, str]) -> str | None:
-    """Under which key is kept what a method prepares for a pair of weights; None where it is not worth keeping."""
-    detail = method.prepared_key(params)
-    if detail is None or "target" not in digests:
-        return None
-    sides = {"added": "target", "source_added": "source"}
-    added = {name: updates_by(job, side, digests) for name, side in sides.items() if job.added(side)}
-    return entry_key(
-        added
-        | {
-            "prepared": [method.name, method.version, detail],
-            "algorithm": ALGORITHM,
-            "source": digests["source"],
-            "target": digests["target"],
-            "round_to": job.round_to,
-        }
-    )
-
-
-def updates_by(job: LayerJob, side: str, digests: Mapping[str, str]) -> list[Any]:
-    """What names the updates that are added to a side: the same in whatever order they were given."""
-    return [named for named, _ in _ordered(job, side, digests)]
-
-
-def _ordered(job: LayerJob, side: str, digests: Mapping[str, str]) -> list[tuple[list[Any], LayerUpdate]]:
-    named = []
-    for number, update in job.added(side).items():
-        roles = sorted((role, digests[f"{side}_lora.{number}.{role}"]) for role in update.refs)
-        more = [dict(update.settings)] if update.settings else []
-        named.append(([roles, update.scale, update.rows, *more], update))
-    return sorted(named, key=lambda item: repr(item[0]))
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """What a method made of a pair of weights, opaque to everybody else, and the norm of their difference."""
-
-    tensors: Mapping[str, Tensor]
-    drift_norm: float
-
-
-@dataclass(frozen=True)
-class _LayerCache:
-    """The store, as one layer sees it."""
-
-    job: LayerJob
-    digests: dict[str, str]
-    store: Store
-    device: torch.device
-    keep: bool
-
-    def basis(self, role: str) -> SpectralBasis | None:
-        if not basis_role(self.job, role):
-            return None
-        m, n = self.job.shape
-        p = min(m, n)
-        kept = self.store.get("basis", self._basis_key(role), expect={"U": (m, p), "S": (p,), "Vh": (p, n)})
-        if kept is None:
-            return None
-        return SpectralBasis(kept["U"], kept["S"], kept["Vh"], driver=kept.meta["driver"]).to(self.device)
-
-    def keep_basis(self, role: str, basis: SpectralBasis) -> SpectralBasis:
-        if self.keep and basis_role(self.job, role):
-            tensors = {"U": basis.U, "S": basis.S, "Vh": basis.Vh}
-            self.store.put("basis", self._basis_key(role), tensors, {"driver": basis.driver})
-        return basis
-
-    def prepared(self, method: TransferMethod, params: Params) -> tuple[str | None, Prepared | None]:
-        """The key of what the method prepares, None where it is not worth keeping, and what is there under it."""
-        key = prepared_key(method, params, self.job, self.digests)
-        if key is None:
-            return None, None
-        kept = self.store.get("prepared", key)
-        if kept is None or "drift_norm" not in kept.meta:
-            return key, None
-        tensors = {name: tensor.to(self.device) for name, tensor in kept.items()}
-        return key, Prepared(tensors, float(kept.meta["drift_norm"]))
-
-    def keep_prepared(self, key: str, prepared: Prepared) -> None:
-        if self.keep:
-            self.store.put("prepared", key, prepared.tensors, {"drift_norm": repr(prepared.drift_norm)})
-
-    def _basis_key(self, role: str) -> str:
-        return basis_key(self.job, role, self.digests)
-
-
 def _added(job: LayerJob, side: str, digests: Mapping[str, str], reader: InputReader, device: torch.device) -> LowRank:
     """What all LoRAs of a side together add to this layer, to the same bits in whatever order they were given."""
     found = LowRank.zeros(*job.shape)
-    for _, update in _ordered(job, side, digests):
+    for _, update in ordered_updates(job, side, digests):
         found = LowRank.sum([found, reader.load(update)])
         if found.rank > min(job.shape):
             found = LowRank.from_dense(found.dense())

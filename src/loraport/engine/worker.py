@@ -22,7 +22,8 @@ from loraport.core.truncation import Truncation, truncated_svd
 from loraport.engine.devices import is_out_of_memory, release_memory
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
-from loraport.engine.layer import LayerMatrices, load_layer, updates_by
+from loraport.engine.layer import LayerMatrices, load_layer
+from loraport.engine.layer_cache import updates_by
 from loraport.engine.reading import InputReader
 from loraport.engine.results import LayerReport
 from loraport.engine.rounding import MOSTLY, rounding_share
