@@ -7,10 +7,9 @@ import torch
 from safetensors.torch import save_file
 
 import makers
-from loraport.adapters.assemble import SET_BIAS
 from loraport.adapters.describe import describe
 from loraport.adapters.dialect import PROFILES
-from loraport.adapters.grammar import grammar
+from loraport.adapters.grammar import SET_BIAS, grammar
 from loraport.errors import FileError
 from loraport.models.families import families
 from loraport.models.keymap import build, family_keymap

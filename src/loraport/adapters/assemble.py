@@ -5,30 +5,19 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from loraport.adapters.grammar import grammar
+from loraport.adapters.claims import Scales, claim_of, has_update, scale_of_claim
+from loraport.adapters.grammar import NOTES, SET_BIAS, grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Claim, OnSource, Piece
 from loraport.adapters.known import NO_MODEL, Model, biases_of, shape_of, sizes_of, weight_of, with_source
-from loraport.adapters.ownership import own_config, wrapped_paths
+from loraport.adapters.ownership import own_config
 from loraport.adapters.passthrough import Passthrough, PassthroughUpdate, PassthroughValue
 from loraport.adapters.peft_config import AdapterConfig
-from loraport.adapters.scale import ASSUMED, BY_HAND, read_alpha, read_number, scale_of
 from loraport.adapters.update import LayerUpdate
-from loraport.errors import MismatchError, UnsupportedError
+from loraport.errors import MismatchError
 from loraport.models.architecture import Shape
 from loraport.models.family import Family
 from loraport.models.placement import Part, Rows, is_whole, split, take_ref
-
-SET_BIAS = "set_bias"  # the part that is a bias whole; no end of a key says it, only PEFT's files do (saved.py)
-NOTES = ("alpha", "lora_alpha", "lora_rank", "scalar")  # they say something of an update and are nothing without it
-
-
-@dataclass(frozen=True)
-class Scales:
-    """What speaks of scales besides the tensors: a PEFT configuration, and the user."""
-
-    config: AdapterConfig | None
-    stated: float | None
 
 
 @dataclass
@@ -74,8 +63,8 @@ def assemble(
     claims = {
         held: claim
         for held, parts in weights.items()
-        if (_role(held[0].module, family) == "linear" or _updates(parts))
-        and (claim := _claim(_title(held, parts), parts, path, done))
+        if (family.role(held[0].module) == "linear" or has_update(parts))
+        and (claim := claim_of(_title(held, parts), parts, path, done.leftover))
     }
     if config is not None:
         layers = [(weights[held], kind, claim) for held, (kind, claim) in claims.items()]
@@ -172,50 +161,24 @@ def _module(
     sizes: Mapping[str, int],
     done: Assembled,
 ) -> None:
-    module = held[0].module
-    role = _role(module, family)
-    rules = grammar()
+    """What the keys of one weight change, as if it were that of a single layer."""
+    module, rules = held[0].module, grammar()
+    role = family.role(module)
     layer = None
     if claimed is not None:
-        kind_name, claim = claimed
-        factor, source = _scale(parts, claim, scales)
-        if "scalar" in parts and not claim.fixed and scales.stated is None:
-            factor *= read_number(parts["scalar"].ref)
-            source += " times .scalar"
-        kind, settings = KINDS[kind_name], dict(claim.settings)
-        if isinstance(kind, OnSource) and scales.config is not None:
-            settings |= scales.config.settings
-        if isinstance(kind, OnSource) and kind.scale_inside:
-            settings["scale"] = factor
-            source += f" (the scale {factor:g} counts inside)"
-            factor = 1.0
-        keys = tuple(parts[part].key for part in (*claim.used, *NOTES) if part in parts)
-        shape = shape_of(held, claim, parts[claim.used[0]], family, model, sizes)
-        layer = LayerUpdate(
-            module,
-            kind_name,
-            claim.parts,
-            factor,
-            source,
-            min(shape) if claim.rank is None else claim.rank,
-            keys,
-            shape,
-            weight=weight_of(kind_name, {module: ((0, shape[0]),)}, model),
-            settings=settings,
-        )
+        kind, claim = claimed
+        first = parts[claim.used[0]]
+        layer = _layer(module, kind, claim, shape_of(held, claim, first, family, model, sizes), parts, scales, model)
         if role == "linear":
             done.layers[module] = layer
         else:
-            done.passthrough.append(
-                _as_change(layer, role, model.shapes.get(module, claim.kernel), parts[claim.used[0]])
-            )
+            done.passthrough.append(_as_change(layer, role, model.shapes.get(module, claim.kernel), first))
             if not claim.fixed:  # a whole weight was written out already
                 done.warnings.append(f"{module} is no linear layer: its LoRA is passed on as it is, multiplied out")
-    used = {part for part, piece in parts.items() if layer is not None and piece.key in layer.keys}
     for part, piece in parts.items():
-        if part in used or piece.key in done.leftover:
+        if piece.key in done.leftover or (layer is not None and piece.key in layer.keys):
             continue
-        if part in NOTES or part not in rules.changes:
+        if part not in rules.changes:
             done.leftover[piece.key] = "the factors it belongs to are missing"
             continue
         changed = rules.changes[part]
@@ -227,9 +190,36 @@ def _module(
         done.passthrough.append(Passthrough((piece.key,), param, part, piece.ref, scale))
 
 
-def _updates(parts: Mapping[str, Piece]) -> bool:
-    """Whether there are factors of whatever kind, not just a change or an alpha."""
-    return any(part not in NOTES and part not in grammar().changes for part in parts)
+def _layer(
+    module: str,
+    kind_name: str,
+    claim: Claim,
+    shape: tuple[int, int],
+    parts: Mapping[str, Piece],
+    scales: Scales,
+    model: Model,
+) -> LayerUpdate:
+    kind, settings = KINDS[kind_name], dict(claim.settings)
+    factor, source = scale_of_claim(parts, claim, scales)
+    if isinstance(kind, OnSource):
+        if scales.config is not None:
+            settings |= scales.config.settings
+        if kind.scale_inside:
+            settings["scale"] = factor
+            source += f" (the scale {factor:g} counts inside)"
+            factor = 1.0
+    return LayerUpdate(
+        module,
+        kind_name,
+        claim.parts,
+        factor,
+        source,
+        min(shape) if claim.rank is None else claim.rank,
+        tuple(parts[part].key for part in (*claim.used, *NOTES) if part in parts),
+        shape,
+        weight=weight_of(kind_name, {module: ((0, shape[0]),)}, model),
+        settings=settings,
+    )
 
 
 def _as_change(layer: LayerUpdate, role: str | None, shape: Shape | None, piece: Piece) -> PassthroughUpdate:
@@ -248,75 +238,3 @@ def _as_change(layer: LayerUpdate, role: str | None, shape: Shape | None, piece:
         )
     param = layer.name if role == "param" else f"{layer.name}.weight"
     return PassthroughUpdate(layer.keys, param, "diff", piece.ref, update=layer, weight_shape=shape)
-
-
-def _role(module: str, family: Family) -> str | None:
-    template = family.template_of(module)
-    return None if template is None else template.role
-
-
-def _claim(module: str, parts: Mapping[str, Piece], path: Path, done: Assembled) -> tuple[str, Claim] | None:
-    """What the keys of a linear layer are: a kind and its claim; None where there is no update, or a part of one."""
-    claims: dict[str, Claim] = {}
-    for kind in KINDS.values():
-        claim = kind.claim(module, parts)
-        if isinstance(claim, Claim):
-            claims[kind.name] = claim
-        elif claim is not None:
-            mine = [parts[part] for part in parts if part in kind.essential]
-            why = f"its other half {_spelled(mine[0], claim)} is missing"
-            done.leftover.update({piece.key: why for piece in mine})
-    # Factors below a magnitude are that kind's own, and no update beside it.
-    claims = {
-        name: claim
-        for name, claim in claims.items()
-        if not any(set(claim.used) < set(other.used) for other in claims.values())
-    }
-    if len(claims) > 1:
-        raise UnsupportedError(
-            f"{module} has updates of several kinds: {' and '.join(claims)}",
-            where=str(path),
-            values=", ".join(parts[claim.used[0]].key for claim in claims.values()),
-            fix="keep one of them, the other to be left out with --drop",
-        )
-    return next(iter(claims.items()), None)
-
-
-def _scale(parts: Mapping[str, Piece], claim: Claim, scales: Scales) -> tuple[float, str]:
-    if claim.fixed:
-        return 1.0, claim.unscaled
-    if scales.stated is not None:
-        return scales.stated, BY_HAND
-    for part in ("alpha", "lora_alpha"):
-        if part in parts and claim.divisor is not None:
-            piece = parts[part]
-            return scale_of(read_alpha(piece.ref), claim.divisor, where=piece.ref.name), f".{part} tensor"
-    if scales.config is not None:
-        piece = parts[claim.used[0]]
-        configured = scales.config.scale(wrapped_paths(piece), claim.divisor, str(piece.ref.file))
-        if configured is not None:
-            return configured, scales.config.source
-    kind = next(kind for kind in KINDS.values() if claim.used[0] in kind.essential)
-    if kind.scale_unsaid:
-        piece = parts[claim.used[0]]
-        raise UnsupportedError(
-            f"a {kind.title} does not say how strong it is",
-            where=str(piece.ref.file),
-            values=f"rank {claim.divisor}, {piece.key}",
-            fix=f"state lora_alpha / r of its training with --scale; where lora_alpha was not set it is 1, and so "
-            f"--scale {1 / (claim.divisor or 1):g}",
-        )
-    return 1.0, claim.unscaled or ASSUMED
-
-
-def _spelled(piece: Piece, part: str) -> str:
-    """The key of another part of the same module, in the same style."""
-    rules = grammar()
-    suffix = rules.split_suffix(piece.key)
-    assert suffix is not None
-    style = rules.styles[piece.style or "peft"]
-    texts = next(
-        (kind.endings[part] for kind in KINDS.values() if part in kind.endings), (style.get(part, f".{part}"),)
-    )
-    ending = next((text for text in texts if ("<adapter>" in text) == (piece.adapter is not None)), texts[0])
-    return piece.key[: -suffix.length] + ending.replace("<adapter>", piece.adapter or "")

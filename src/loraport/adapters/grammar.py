@@ -8,6 +8,8 @@ from importlib import resources
 from loraport.adapters.kinds import KINDS
 from loraport.models.keys import read_yaml
 
+SET_BIAS = "set_bias"  # the part that is a bias whole; no end of a key says it, only PEFT's files do (saved.py)
+NOTES = ("alpha", "lora_alpha", "lora_rank", "scalar")  # they say something of an update and are nothing without it
 _LONGEST = 4  # no ending of a key has more dots than this
 
 

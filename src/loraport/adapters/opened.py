@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraport.adapters.assemble import NOTES
-from loraport.adapters.grammar import grammar
+from loraport.adapters.grammar import NOTES, grammar
 from loraport.adapters.peft_config import PEFT_FILE
 from loraport.containers.access import kind_of, list_folder
 from loraport.containers.stored import Group

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from loraport.adapters.assemble import SET_BIAS
 from loraport.adapters.dialect import PROFILES, Dialect
-from loraport.adapters.grammar import Suffix, grammar
+from loraport.adapters.grammar import SET_BIAS, Suffix, grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import AdapterKind, Piece
 from loraport.adapters.saved import NONE_SAVED, Saved, SavedWhole

@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loraport.adapters.assemble import NOTES
-from loraport.adapters.grammar import grammar
+from loraport.adapters.grammar import NOTES, grammar
 from loraport.adapters.peft_config import PEFT_PREFIX, AdapterConfig, read_config
 from loraport.containers.tensors import TensorRef, refusal
 from loraport.errors import LoraportError

@@ -41,8 +41,7 @@ class Architecture:
 
     def role(self, module: str) -> str | None:
         """ "linear", "conv", "norm", "param", or None for a module the family does not have."""
-        template = self.family.template_of(module)
-        return None if template is None else template.role
+        return self.family.role(module)
 
     def shape_of(self, module: str) -> Shape | None:
         """Shape of a module: as found, else as its dimensions say, else None."""

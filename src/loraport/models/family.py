@@ -163,6 +163,11 @@ class Family:
         found = self.find(module)
         return None if found is None else found[0]
 
+    def role(self, module: str) -> str | None:
+        """ "linear", "conv", "norm", "param", or None for a module the family does not have."""
+        template = self.template_of(module)
+        return None if template is None else template.role
+
     def place(self, module: str, naming: str) -> Place:
         """Where a naming keeps a canonical module. Raises KeyError for a module the family does not have."""
         found = self.find(module)

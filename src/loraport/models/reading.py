@@ -158,18 +158,13 @@ def _matched(family: Family, tensors: Mapping[str, TensorRef]) -> tuple[list[_Hi
         path = rules.unwrap(key)
         module, _, kind = path.rpartition(".")
         whole = keymap.resolve(path, naming)
-        if whole is not None and not whole.flat and _role(family, whole.module) == "param":
+        if whole is not None and not whole.flat and family.role(whole.module) == "param":
             hits.append(_Hit(key, ref, whole, ""))
             continue
         hit = keymap.resolve(module, naming) if kind in {"weight", "bias", "scale"} else None
-        role = None if hit is None or hit.flat else _role(family, hit.module)
+        role = None if hit is None or hit.flat else family.role(hit.module)
         if hit is None or role in {None, "param"} or (kind == "scale" and role != "norm"):
             unknown.append(key)
         else:
             hits.append(_Hit(key, ref, hit, "bias" if kind == "bias" else "weight"))
     return hits, unknown
-
-
-def _role(family: Family, module: str) -> str | None:
-    template = family.template_of(module)
-    return None if template is None else template.role
