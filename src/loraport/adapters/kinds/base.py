@@ -5,7 +5,7 @@ It knows no scale: alpha, a configuration and a strength are the same for all ki
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar, TypeVar
@@ -115,15 +115,16 @@ class AdapterKind(ABC):
     def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
         """The update in float32 without a scale, exactly. Raises NumericalError where it holds NaN or infinity."""
 
-    @abstractmethod
     def stored(
         self, parts: Mapping[str, TensorRef], shape: tuple[int, int]
     ) -> tuple[Shaped[Tensor, "m r *one"], Shaped[Tensor, "r n *one"]] | Shaped[Tensor, "..."]:
         """The update as plain factors (up, down) or as one m x n matrix, without a scale and without any rounding.
 
-        What lies in the file as such keeps its dtype bit for bit; what must be multiplied out is float32.
-        Raises NumericalError where it holds NaN or infinity.
+        What lies in the file as such keeps its dtype bit for bit; what must be multiplied out is float32. Here it is
+        what `load` gives. Raises NumericalError where it holds NaN or infinity.
         """
+        update = self.load(parts, shape)
+        return update.B, update.A
 
     def is_zero(self, parts: Mapping[str, TensorRef]) -> bool:
         """Whether the update is known to be zero from its parts alone: whether one of them is, as it is a product.
@@ -231,6 +232,18 @@ def check_rank(module: str, rank: int, shape: tuple[int, int], piece: Piece) -> 
             values=f"rank {rank:,} for {shape[0]} x {shape[1]}, by {piece.key} {list(piece.ref.shape)}",
             fix="the file is damaged or not a LoRA; leave the layer out with --drop",
         )
+
+
+def misfit(what: str, pieces: Sequence[Piece], fix: str = "the file is damaged; use another copy") -> MismatchError:
+    """The error for parts of one file that do not fit each other, or their layer.
+
+    Args:
+        what: the sentence.
+        pieces: the parts, whose shapes are shown.
+        fix: what to do.
+    """
+    values = ", ".join(f"{piece.key} {list(piece.ref.shape)}" for piece in pieces)
+    return MismatchError(what, where=str(pieces[0].ref.file), values=values, fix=fix)
 
 
 def matrix_shape(ref: TensorRef) -> tuple[int, int] | None:

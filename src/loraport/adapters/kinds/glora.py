@@ -20,11 +20,11 @@ from loraport.adapters.kinds.base import (
     check_rank,
     finite_update,
     matrix_shape,
+    misfit,
     register,
 )
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
-from loraport.errors import MismatchError
 
 ROLES = ("glora_a_up", "glora_a_down", "glora_b_up", "glora_b_down")
 
@@ -50,15 +50,10 @@ class Glora(OnSource):
         ways = (("a2", "a1", "b2", "b1"), self.essential)
         fitting = [order for order in ways if _fits([parts[part] for part in order])]
         if not fitting:
-            raise MismatchError(
-                f"the four factors of {module} do not fit each other",
-                where=str(parts["a1"].ref.file),
-                values=", ".join(f"{parts[part].key} {list(parts[part].ref.shape)}" for part in self.essential),
-                fix="the file is damaged; use another copy",
-            )
-        order = min(
-            fitting, key=lambda order: parts[order[3]].ref.shape[0]
-        )  # turned round, the sides pass for the rank
+            named = [parts[part] for part in self.essential]
+            raise misfit(f"the four factors of {module} do not fit each other", named)
+        # Turned round, the sides pass for the rank.
+        order = min(fitting, key=lambda order: parts[order[3]].ref.shape[0])
         refs = [parts[part].ref for part in order]
         up, down = matrix_shape(refs[2]), matrix_shape(refs[3])
         assert up is not None

@@ -20,12 +20,12 @@ from loraport.adapters.kinds.base import (
     Piece,
     check_rank,
     matrix_shape,
+    misfit,
     register,
     unfold_core,
 )
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
-from loraport.errors import MismatchError
 from loraport.models.placement import Rows
 
 CORES = ("hada_t1", "hada_t2")
@@ -60,12 +60,8 @@ class Loha(AdapterKind):
             or w1_a[1] != w1_b[0] or w2_a[1] != w2_b[0] or w1_a[0] != w2_a[0] or w1_b[1] != w2_b[1]
             or 0 in (*w1_a, *w1_b, *w2_a, *w2_b) or (cores[0] and cores[0][2:]) != (cores[1] and cores[1][2:])
         ):  # fmt: skip
-            raise MismatchError(
-                f"the four factors of {module} do not fit each other",
-                where=str(pieces[0].ref.file),
-                values=", ".join(f"{parts[p].key} {list(parts[p].ref.shape)}" for p in self.endings if p in parts),
-                fix="the file is damaged; use another copy",
-            )
+            named = [parts[part] for part in self.endings if part in parts]
+            raise misfit(f"the four factors of {module} do not fit each other", named)
         shape = (w1_a[0], w1_b[1])
         for piece, rank in ((pieces[1], w1_b[0]), (pieces[3], w2_b[0])):
             check_rank(module, rank, shape, piece)
@@ -95,8 +91,7 @@ class Loha(AdapterKind):
         rank = len(first[1]) * len(second[1])
         if rank > min(shape) or not self.factored(shape, rank):
             return _dense(*first, *second)
-        update = self.load(parts, shape)
-        return update.B, update.A
+        return super().stored(parts, shape)
 
     def narrow(self, parts: Mapping[str, TensorRef], rows: Rows) -> dict[str, TensorRef] | None:
         """Rows of the up factors; not of those of a core, which lie the other way. See `AdapterKind.narrow`."""

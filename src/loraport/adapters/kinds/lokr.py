@@ -18,6 +18,7 @@ from loraport.adapters.kinds.base import (
     Piece,
     check_rank,
     matrix_shape,
+    misfit,
     register,
     unfold_core,
 )
@@ -77,7 +78,7 @@ class Lokr(AdapterKind):
         why = "" if divisor is not None else "a LoKr of two whole matrices, whose alpha counts for nothing"
         roles = {part: parts[part].ref for part in used}
         kernel = None
-        core = parts["lokr_t2"] if "lokr_t2" in parts else parts.get("lokr_w2")
+        core = parts.get("lokr_t2", parts.get("lokr_w2"))
         if core is not None and len(core.ref.shape) > 2:
             kernel = (a * c, b * d // prod(core.ref.shape[2:]), *core.ref.shape[2:])
         return Claim(roles, (a * c, b * d), ranks[0] * ranks[1], divisor, used, why, kernel=kernel)
@@ -129,9 +130,4 @@ def _with_core(module: str, pieces: list[Piece]) -> list[tuple[int, int]]:
 
 
 def _misfit(module: str, pieces: list[Piece]) -> MismatchError:
-    return MismatchError(
-        f"the factors of {module} do not fit each other",
-        where=str(pieces[0].ref.file),
-        values=", ".join(f"{piece.key} {list(piece.ref.shape)}" for piece in pieces),
-        fix="the file is damaged; use another copy",
-    )
+    return misfit(f"the factors of {module} do not fit each other", pieces)

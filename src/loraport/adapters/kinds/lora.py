@@ -12,13 +12,13 @@ from loraport.adapters.kinds.base import (
     Piece,
     check_rank,
     matrix_shape,
+    misfit,
     read_finite,
     register,
     unfold_core,
 )
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
-from loraport.errors import MismatchError
 
 
 @register
@@ -49,12 +49,8 @@ class Lora(AdapterKind):
             between = (mid[0], b[1]) if b is not None and mid[1] == a[0] else (0, 1)
         if a is None or b is None or between[0] != between[1] or 0 in (*between, *(mid or ())):
             named = [parts[part] for part in (*self.essential, "mid") if part in parts]
-            raise MismatchError(
-                f"the two factors of {module} do not fit each other",
-                where=str(down.ref.file),
-                values=", ".join(f"{piece.key} {list(piece.ref.shape)}" for piece in named),
-                fix="the file is damaged or not a plain LoRA",
-            )
+            fix = "the file is damaged or not a plain LoRA"
+            raise misfit(f"the two factors of {module} do not fit each other", named, fix)
         if mid is not None:
             shape = (b[0], a[1] * prod(mid[2:]))
             check_rank(module, max(mid[0], mid[1]), shape, parts["mid"])
@@ -75,8 +71,7 @@ class Lora(AdapterKind):
     def stored(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> tuple[Tensor, Tensor] | Tensor:
         """Both factors bit for bit; with a core multiplied out. See `AdapterKind.stored`."""
         if "mid" in parts:
-            update = self.load(parts, shape)
-            return update.B, update.A
+            return super().stored(parts, shape)
         return read_finite(parts["B"]), read_finite(parts["A"])
 
     def factored(self, shape: tuple[int, int], rank: int) -> bool:

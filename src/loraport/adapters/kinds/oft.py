@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
-from loraport.adapters.kinds.base import Claim, OnSource, Piece, finite_update, register
+from loraport.adapters.kinds.base import Claim, OnSource, Piece, finite_update, misfit, register
 from loraport.adapters.peft_config import PEFT_PREFIX
 from loraport.adapters.scale import read_number
 from loraport.containers.tensors import TensorRef, read_float
@@ -61,12 +61,8 @@ class Oft(OnSource):
         rows, inputs = _sides(main, ref, parts)
         known = _block_of(ref) if main == "oft_R" else rows or inputs
         if known is None or ("rescale" in roles and prod(roles["rescale"].shape) != rows):
-            raise MismatchError(
-                f"the rotations of {module} are not blocks of one layer",
-                where=str(ref.file),
-                values=", ".join(f"{parts[p].key} {list(parts[p].ref.shape)}" for p in (main, "rescale") if p in parts),
-                fix="the file is damaged; use another copy",
-            )
+            named = [parts[part] for part in (main, "rescale") if part in parts]
+            raise misfit(f"the rotations of {module} are not blocks of one layer", named)
         used = tuple(part for part in (*self.essential, *self.optional) if part in parts)
         settings = {"bound": float(rows or 0) if parts[main].at.flat else 1.0} if "oft_bound" in roles else {}
         if main == "oft_R" and not parts[main].at.prefix.startswith(PEFT_PREFIX):

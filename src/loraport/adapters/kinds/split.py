@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, all_zero, check_rank, matrix_shape, register
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, all_zero, check_rank, matrix_shape, misfit, register
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
-from loraport.errors import MismatchError
 from loraport.models.placement import Rows, take_ref
 
 MOST = 8  # pairs; trainers split a weight in up to four
@@ -46,12 +44,8 @@ class _Split(AdapterKind):
             or any(d != first for d in downs)
             or any(u is None or u[1] != first[0] for u in ups)
         ):
-            raise MismatchError(
-                f"the pairs of factors of {module} do not fit each other",
-                where=str(parts[used[0]].ref.file),
-                values=", ".join(f"{parts[part].key} {list(parts[part].ref.shape)}" for part in used),
-                fix="the file is damaged; use another copy",
-            )
+            named = [parts[part] for part in used]
+            raise misfit(f"the pairs of factors of {module} do not fit each other", named)
         shape = (sum(up[0] for up in ups if up is not None), first[1])
         for part in used[::2]:
             check_rank(module, first[0], shape, parts[part])
@@ -63,11 +57,6 @@ class _Split(AdapterKind):
         refs = list(parts.values())
         downs, ups = ([read_float(ref).flatten(1) for ref in refs[start::2]] for start in (0, 1))
         return LowRank(torch.block_diag(*ups), torch.cat(downs))
-
-    def stored(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> tuple[Tensor, Tensor] | Tensor:
-        """Multiplied out in float32. See `AdapterKind.stored`."""
-        update = self.load(parts, shape)
-        return update.B, update.A
 
     def is_zero(self, parts: Mapping[str, TensorRef]) -> bool:
         """Whether every pair is. See `AdapterKind.is_zero`."""

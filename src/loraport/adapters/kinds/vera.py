@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar
 
-from torch import Tensor
-
-from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, register
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, misfit, register
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, UnsupportedError
@@ -50,12 +48,8 @@ class Vera(AdapterKind):
             or not 0 < rank == A.shape[0] == B.shape[1]
             or not 0 < m <= B.shape[0]
         ):
-            raise MismatchError(
-                f"the vectors of {module} do not fit the matrices of the file",
-                where=str(b.ref.file),
-                values=", ".join(f"{p.key} {list(p.ref.shape)}" for p in (b, d, *(parts[s] for s in self.shared))),
-                fix="the file is damaged; use another copy",
-            )
+            named = [parts[part] for part in (*self.essential, *self.shared)]
+            raise misfit(f"the vectors of {module} do not fit the matrices of the file", named)
         check_rank(module, rank, (m, A.shape[1]), d)
         used = (*self.essential, *self.shared)
         why = "VeRA, which has no scale"
@@ -71,8 +65,3 @@ class Vera(AdapterKind):
                 values=f"{parts['vera_A'].key} {list(A.shape)} for {shape[1]} inputs",
             )
         return LowRank(b.reshape(-1, 1) * B[: shape[0]], d.reshape(-1, 1) * A[:, : shape[1]])
-
-    def stored(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> tuple[Tensor, Tensor] | Tensor:
-        """Multiplied out in float32. See `AdapterKind.stored`."""
-        update = self.load(parts, shape)
-        return update.B, update.A
