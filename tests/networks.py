@@ -165,7 +165,7 @@ def respell(weights: dict[str, Tensor], family: Family, naming: str) -> dict[str
     sizes, _ = measure({key.removesuffix(".weight"): tuple(t.shape) for key, t in weights.items()}, family)
     stored: dict[str, dict[str, Tensor]] = {}
     for key, tensor in weights.items():
-        bare = (template := family.template_of(key)) is not None and template.role == "param"
+        bare = family.role(key) == "param"
         module, _, kind = (key, "", "") if bare else key.rpartition(".")
         norm = naming == "comfyui" and kind == "weight" and ".norm." in family.spell(module, naming)
         ending = f".{'scale' if norm else kind}" if kind else ""

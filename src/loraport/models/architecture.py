@@ -40,7 +40,7 @@ class Architecture:
     size: str = ""
 
     def role(self, module: str) -> str | None:
-        """ "linear", "conv", "norm", "param", or None for a module the family does not have."""
+        """The role of a module in its family; None for one that the family does not have."""
         return self.family.role(module)
 
     def shape_of(self, module: str) -> Shape | None:

@@ -77,7 +77,7 @@ def open_checkpoint(
     Raises:
         FileError: missing, damaged or unsafe.
         MismatchError: it is a LoRA, or a model of no known family.
-        UnsupportedError: a way of storing weights that is not read, such as nvfp4.
+        UnsupportedError: a way of storing weights that is not read, such as GPTQ.
         UsageError: several mappings could be meant; there is no such family.
     """
     check_architecture(architecture)

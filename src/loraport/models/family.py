@@ -164,7 +164,7 @@ class Family:
         return None if found is None else found[0]
 
     def role(self, module: str) -> str | None:
-        """ "linear", "conv", "norm", "param", or None for a module the family does not have."""
+        """The role of a canonical module, as in `Template`; None for one the family does not have."""
         template = self.template_of(module)
         return None if template is None else template.role
 
