@@ -5,11 +5,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 import pico
+from loraport.adapters.parse import open_adapter
 from loraport.containers.tensors import read_tensor
 from loraport.models.checkpoint import Checkpoint
 
@@ -170,3 +172,14 @@ def universal() -> dict[str, Tensor]:
 def peft_config(**more) -> dict:
     """A configuration as PEFT writes it beside the file, for factors of rank 4."""
     return {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "use_rslora": False, **more}
+
+
+def refusal(
+    tensors: dict, folder: Path, model, error: type, *, metadata: dict | None = None, config: dict | None = None
+) -> str:
+    """What is said where a LoRA is refused; the file is named in it."""
+    path = LoraFile(tensors, metadata or {}, config).write(folder)
+    with pytest.raises(error) as caught:
+        open_adapter(path, model)
+    assert str(path.parent) in caught.value.message
+    return caught.value.message

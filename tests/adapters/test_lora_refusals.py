@@ -1,25 +1,12 @@
 """LoRA files with something wrong or doubtful: named, refused, or left out by request and listed."""
 
-import json
-
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import makers
 from loraport.adapters.parse import open_adapter
-from loraport.errors import FileError, MismatchError, NumericalError, UnmatchedKeysError, UnsupportedError, UsageError
-from makers import KOHYA, PEFT, LoraFile, diffusers_name, flat, same, spell
-
-RANK = 4
-
-
-def _refusal(tensors: dict, tmp_path, pico, error: type, *, metadata: dict | None = None, config: dict | None = None):
-    path = LoraFile(tensors, metadata or {}, config).write(tmp_path)
-    with pytest.raises(error) as caught:
-        open_adapter(path, pico)
-    assert str(path.parent) in caught.value.message
-    return caught.value.message
+from loraport.errors import MismatchError, NumericalError, UnmatchedKeysError, UnsupportedError, UsageError
+from makers import PEFT, LoraFile, diffusers_name, refusal, same, spell
 
 
 class TestBadKeys:
@@ -28,22 +15,22 @@ class TestBadKeys:
     def test_a_renamed_half_names_the_key_and_the_nearest(self, tmp_path, pico):
         tensors = makers.universal()
         tensors["diffusion_model.blocks.0.self_attn.qq.lora_A.weight"] = tensors.pop(self.Q)
-        message = _refusal(tensors, tmp_path, pico, UnmatchedKeysError)
+        message = refusal(tensors, tmp_path, pico, UnmatchedKeysError)
         assert f"nearest known: {self.Q}" in message
         assert f"its other half {self.Q} is missing" in message
 
     def test_a_foreign_key(self, tmp_path, pico):
-        message = _refusal(makers.universal() | {"mystery": torch.zeros(3)}, tmp_path, pico, UnmatchedKeysError)
+        message = refusal(makers.universal() | {"mystery": torch.zeros(3)}, tmp_path, pico, UnmatchedKeysError)
         assert "1 of 41 keys" in message
         assert "mystery" in message
 
     def test_all_keys_of_an_unknown_kind(self, tmp_path, pico):
-        message = _refusal({"blocks.0.self_attn.quu.lora_A.weight": torch.zeros(4, 24)}, tmp_path, pico, MismatchError)
+        message = refusal({"blocks.0.self_attn.quu.lora_A.weight": torch.zeros(4, 24)}, tmp_path, pico, MismatchError)
         assert "blocks.0.self_attn.q" in message
 
     def test_an_alpha_alone(self, tmp_path, pico):
         tensors = makers.universal() | {"diffusion_model.head.head.alpha": torch.tensor(1.0)}
-        assert "head.head.alpha" in _refusal(tensors, tmp_path, pico, UnmatchedKeysError)
+        assert "head.head.alpha" in refusal(tensors, tmp_path, pico, UnmatchedKeysError)
 
     def test_allow_partial_leaves_them_out_and_lists_them(self, tmp_path, pico):
         tensors = makers.universal() | {"mystery": torch.zeros(3)}
@@ -55,11 +42,11 @@ class TestBadKeys:
 
     def test_the_same_layer_twice(self, tmp_path, pico):
         tensors = makers.universal() | spell(makers.factors(), "transformer.", diffusers_name, *PEFT)
-        assert "occurs twice" in _refusal(tensors, tmp_path, pico, MismatchError)
+        assert "occurs twice" in refusal(tensors, tmp_path, pico, MismatchError)
 
     def test_factors_that_do_not_fit(self, tmp_path, pico):
         tensors = makers.universal() | {self.Q: torch.zeros(3, 24)}
-        assert "do not fit each other" in _refusal(tensors, tmp_path, pico, MismatchError)
+        assert "do not fit each other" in refusal(tensors, tmp_path, pico, MismatchError)
 
     def test_two_adapter_names(self, tmp_path, pico):
         made = makers.factors()
@@ -109,8 +96,8 @@ REFUSED = {
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_other_adapters_are_refused_by_name(kind, tmp_path, pico):
-    message = _refusal(makers.universal() | {REFUSED[kind]: torch.zeros(4, 4)}, tmp_path, pico, UnsupportedError)
-    assert kind.strip() in message
+    message = refusal(makers.universal() | {REFUSED[kind]: torch.zeros(4, 4)}, tmp_path, pico, UnsupportedError)
+    assert kind in message
     assert REFUSED[kind] in message
 
 
@@ -124,7 +111,7 @@ def test_other_adapters_are_refused_by_name(kind, tmp_path, pico):
     ],
 )
 def test_factors_that_cannot_be_read_are_refused_by_name(extra, word, tmp_path, pico):
-    message = _refusal(makers.universal() | extra, tmp_path, pico, UnsupportedError)
+    message = refusal(makers.universal() | extra, tmp_path, pico, UnsupportedError)
     assert word in message
     assert "blocks.0.ffn.0.lora_A.weight" in message
 
@@ -166,7 +153,7 @@ class TestNumberFormats:
     def test_integers_are_no_factors_and_no_changes(self, dtype, key, shape, tmp_path, pico):
         key = f"diffusion_model.{key}"
         tensors = makers.universal() | {key: torch.ones(shape).to(dtype)}
-        message = _refusal(tensors, tmp_path, pico, UnsupportedError)
+        message = refusal(tensors, tmp_path, pico, UnsupportedError)
         assert key in message
         assert "try:" in message
 
@@ -187,84 +174,13 @@ class TestMany:
 
     def test_halves(self, tmp_path, pico):
         tensors = {f"diffusion_model.blocks.{n}.self_attn.q.lora_A.weight": torch.zeros(4, 24) for n in range(4_000)}
-        assert "4000 of 4000 keys" in _refusal(tensors, tmp_path, pico, UnmatchedKeysError)
+        assert "4000 of 4000 keys" in refusal(tensors, tmp_path, pico, UnmatchedKeysError)
 
     def test_unknown_keys(self, tmp_path, pico):
         tensors = {f"diffusion_model.blocks.{n}.attn.strange.lora_A.weight": torch.zeros(1, 1) for n in range(4_000)}
-        message = _refusal(makers.universal() | tensors, tmp_path, pico, UnmatchedKeysError)
+        message = refusal(makers.universal() | tensors, tmp_path, pico, UnmatchedKeysError)
         assert "4000 of 4040 keys" in message
         assert "and 3997 more" in message
-
-
-class TestAlpha:
-    @pytest.mark.parametrize("alpha", [1e40, 1e300, 5e-324])
-    def test_a_scale_beyond_all_measure(self, alpha, tmp_path, pico):
-        alphas = {f"diffusion_model.{name}.alpha": torch.tensor(alpha, dtype=torch.float64) for name in makers.layers()}
-        _refusal(makers.universal() | alphas, tmp_path, pico, NumericalError)
-
-    @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
-    def test_impossible_values(self, value, tmp_path, pico):
-        tensors = spell(makers.factors(), "lora_unet_", flat, *KOHYA, alpha=value)
-        assert ".alpha" in _refusal(tensors, tmp_path, pico, NumericalError)
-
-    def test_not_one_number(self, tmp_path, pico):
-        tensors = spell(makers.factors(), "lora_unet_", flat, *KOHYA, alpha=1.0, alpha_shape=(2,))
-        _refusal(tensors, tmp_path, pico, FileError)
-
-    def test_a_stale_rank_in_the_header(self, tmp_path, pico):
-        metadata = {"lora_adapter_metadata": json.dumps({"r": 16, "lora_alpha": 16})}
-        message = _refusal(makers.universal(), tmp_path, pico, MismatchError, metadata=metadata)
-        assert "rank 16 in lora_adapter_metadata in the header, rank 4 found" in message
-
-    @pytest.mark.parametrize(
-        ("more", "word"),
-        [
-            ({"use_dora": True}, "no magnitudes"),
-            ({"peft_type": "GRALORA"}, "GRALORA adapters are not supported"),
-            ({"init_lora_weights": "pissa_niter_16"}, "initialisation"),
-        ],
-    )
-    def test_configurations_of_other_adapters(self, more, word, tmp_path, pico):
-        message = _refusal(makers.universal(), tmp_path, pico, UnsupportedError, config=makers.peft_config(**more))
-        assert word in message
-
-    @pytest.mark.parametrize("key", ["miss_block", "shira_weight", "lora_magnitude"])
-    def test_an_adapter_of_peft_that_is_not_read_is_no_checkpoint(self, key, tmp_path, pico):
-        path = tmp_path / "adapter_model.safetensors"
-        save_file({f"base_model.model.blocks.0.self_attn.q.{key}": torch.zeros(4, 24)}, path)
-        path.with_name("adapter_config.json").write_text(json.dumps({"peft_type": "MISS", "r": 4}))
-        with pytest.raises(UnsupportedError, match="MISS adapters are not supported"):
-            open_adapter(tmp_path, pico)
-
-    def test_a_number_in_the_header_is_not_called_a_file_beside(self, tmp_path, pico):
-        path = LoraFile(makers.universal(), {"lora_alpha": "8", "lora_rank": "4"}).write(tmp_path)
-        assert open_adapter(path, pico).dialect.title.endswith("alpha in the header")
-
-    @pytest.mark.parametrize("kind", ["OFT", "BOFT", "IA3", "VERA"])
-    def test_a_configuration_of_another_kind(self, kind, tmp_path, pico):
-        """Refused where it must be the file's own; else it belongs to a neighbour, which is said."""
-        fields = {"peft_type": kind, "r": 4}
-        metadata = {"lora_adapter_metadata": json.dumps(fields)}
-        message = _refusal(makers.universal(), tmp_path, pico, UnsupportedError, metadata=metadata)
-        assert f"it is for {kind}, and the file holds none" in message
-        path = LoraFile(makers.universal(), config=fields).write(tmp_path / "beside")
-        assert any(f"it is for {kind}" in text for text in open_adapter(path, pico).warnings)
-
-    @pytest.mark.parametrize("text", ["{", "[]", "[" * 20_000, '{"r": "four"}', '{"r": true}'])
-    def test_junk_in_the_header(self, text, tmp_path, pico):
-        _refusal(makers.universal(), tmp_path, pico, FileError, metadata={"lora_adapter_metadata": text})
-
-    def test_a_pattern_that_would_run_for_ever(self, tmp_path, pico):
-        config = {"r": 4, "lora_alpha": 8, "alpha_pattern": {"((a+)+)+$": 1, ".*" * 20 + "z": 2, "x" * 10_000: 3}}
-        path = LoraFile(makers.universal(), {"lora_adapter_metadata": json.dumps(config)}).write(tmp_path)
-        assert {layer.scale for layer in open_adapter(path, pico).layers.values()} == {2.0}
-
-    def test_tensors_win_over_the_header(self, tmp_path, pico):
-        tensors = spell(makers.factors(), "diffusion_model.", same, *PEFT, alpha=2.0)
-        path = LoraFile(tensors, {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 8})}).write(tmp_path)
-        adapter = open_adapter(path, pico)
-        assert {layer.scale for layer in adapter.layers.values()} == {0.5}
-        assert any("not looked at" in warning for warning in adapter.warnings)
 
 
 class TestOtherFiles:
@@ -282,18 +198,16 @@ class TestOtherFiles:
         ],
     )
     def test_another_family_in_one_sentence(self, key, title, tmp_path, pico):
-        message = _refusal({key: torch.zeros(4, 24)}, tmp_path, pico, MismatchError)
-        assert message.startswith(
-            f"This LoRA is for {title}" if title != "Stable Diffusion" else "This LoRA is for a St"
-        )
+        message = refusal({key: torch.zeros(4, 24)}, tmp_path, pico, MismatchError)
+        assert message.startswith(f"This LoRA is for {title}")
         assert "the source is Wan (2 blocks, width 24)" in message
 
     def test_vace_in_names_of_wan2gp(self, tmp_path, pico):
         tensors = spell(makers.factors(), "", lambda name: name.replace(".0.", ".0.vace.", 1), *PEFT)
         tensors = {key: tensor for key, tensor in tensors.items() if ".vace." in key}
-        message = _refusal(tensors, tmp_path, pico, MismatchError)
+        message = refusal(tensors, tmp_path, pico, MismatchError)
         assert message.startswith("This LoRA is for Wan VACE in names of Wan2GP")
-        message = _refusal(makers.universal() | tensors, tmp_path, pico, UnmatchedKeysError)
+        message = refusal(makers.universal() | tensors, tmp_path, pico, UnmatchedKeysError)
         assert "a part of Wan VACE in names of Wan2GP" in message
 
     def test_every_family_that_it_may_be_for(self, tmp_path, pico):
@@ -302,14 +216,14 @@ class TestOtherFiles:
         sides |= {f"lora_unet_single_blocks_{n}_linear1": (168, 24) for n in range(38)}
         tensors = {f"{name}.lora_down.weight": torch.zeros(2, side) for name, (_, side) in sides.items()}
         tensors |= {f"{name}.lora_up.weight": torch.zeros(side, 2) for name, (side, _) in sides.items()}
-        assert "FLUX.1" in _refusal(tensors, tmp_path, pico, MismatchError).partition(",")[0]
+        assert "FLUX.1" in refusal(tensors, tmp_path, pico, MismatchError).partition(",")[0]
 
     def test_another_size_in_one_sentence(self, tmp_path, pico):
         tensors = {
             "diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.zeros(1, 5120),
             "diffusion_model.blocks.0.ffn.0.lora_B.weight": torch.zeros(13824, 1),
         }
-        message = _refusal(tensors, tmp_path, pico, MismatchError)
+        message = refusal(tensors, tmp_path, pico, MismatchError)
         assert message.startswith(
             "This LoRA is for Wan 14B (1 block, width 5120), the source is Wan (2 blocks, width 24)."
         )
@@ -319,11 +233,11 @@ class TestOtherFiles:
             "diffusion_model.blocks.7.self_attn.q.lora_A.weight": torch.zeros(1, 24),
             "diffusion_model.blocks.7.self_attn.q.lora_B.weight": torch.zeros(24, 1),
         }
-        assert "blocks.7.self_attn.q" in _refusal(tensors, tmp_path, pico, MismatchError)
+        assert "blocks.7.self_attn.q" in refusal(tensors, tmp_path, pico, MismatchError)
 
     def test_image_layers_on_a_text_model(self, tmp_path, pico):
         tensors = spell(makers.factors(image=True), "diffusion_model.", same, *PEFT)
-        message = _refusal(tensors, tmp_path, pico, UnmatchedKeysError)
+        message = refusal(tensors, tmp_path, pico, UnmatchedKeysError)
         assert "k_img" in message
         assert "8 of 48 keys" in message
 
@@ -333,13 +247,6 @@ class TestOtherFiles:
         adapter = open_adapter(LoraFile(tensors).write(tmp_path), pico)
         with pytest.raises(NumericalError, match=r"blocks.1.ffn.2.lora_B.weight(.|\n)*\[3, 2\]"):
             adapter.layers["blocks.1.ffn.2"].load()
-
-
-@pytest.mark.parametrize(("alpha", "said"), [("4", False), ("4.0", False), ("1.0", True), ("None", False)])
-def test_an_alpha_of_the_header_is_a_remark_only_where_it_matters(alpha, said, tmp_path):
-    metadata = {"ss_network_dim": "4", "ss_network_alpha": alpha}
-    warnings = open_adapter(LoraFile(spell(makers.factors(), "", same, *PEFT), metadata).write(tmp_path)).warnings
-    assert any("ss_network_alpha" in text for text in warnings) is said
 
 
 def test_unmatched_keys_are_named_once_a_module(tmp_path):
