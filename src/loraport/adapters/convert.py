@@ -18,7 +18,7 @@ from loraport.adapters.shared_names import check_one_meant
 from loraport.adapters.update import LayerUpdate
 from loraport.errors import NumericalError, UnsupportedError
 from loraport.models.architecture import Architecture
-from loraport.models.checkpoint import Checkpoint
+from loraport.models.checkpoint import AUTO, Checkpoint
 from loraport.writable import check_output, with_settings
 
 
@@ -28,7 +28,8 @@ class Conversion:
 
     Args:
         output: the file written.
-        before: the input's dialect, for people. after: the output's.
+        before: the input's dialect, for people.
+        after: the output's.
         layers: number of layers.
         passthrough: keys passed through.
         dropped: keys left out by request.
@@ -62,16 +63,22 @@ def convert_adapter(
     allow_partial: bool = False,
     scale: float | None = None,
     overwrite: bool = False,
-    architecture: str = "auto",
+    architecture: str = AUTO,
 ) -> Conversion:
     """Write a LoRA in another dialect, without changing what it does.
 
     Args:
-        path: the LoRA. output: the file to write. to: an output profile.
+        path: the LoRA.
+        output: the file to write.
+        to: an output profile.
         model: a model it must fit; needed where updates are functions of the weights they were trained on (DoRA, ...),
             which are then those of this model, and where a layer has a bias alone and its size follows from nothing
             else, and where the LoRA may be of several families.
-        expert, adapter, drop, allow_partial, scale: as for `open_adapter`.
+        expert: as for `open_adapter`.
+        adapter: the same.
+        drop: the same.
+        allow_partial: the same.
+        scale: the same.
         overwrite: whether `output` may exist.
         architecture: without a model, the family it is for; "auto" to recognise it.
 

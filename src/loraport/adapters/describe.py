@@ -29,14 +29,24 @@ class FileDescription:
     """A LoRA or a checkpoint in words and counts.
 
     Args:
-        path: the file or folder. kind: "lora", "checkpoint", or "unknown".
-        title: the model. dialect: how names are spelled. dtypes: stored dtype -> number of tensors.
-        layers: number of linear layers. ranks, scales, scale_sources: value -> number of layers (LoRA).
-        passthrough: kind -> raw keys that are passed on (LoRA). unknown: raw keys of no known layer.
+        path: the file or folder.
+        kind: "lora", "checkpoint", or "unknown".
+        title: the model.
+        dialect: how names are spelled.
+        dtypes: stored dtype -> number of tensors.
+        layers: number of linear layers.
+        ranks: rank, or what a layer has instead -> number of layers (LoRA).
+        scales: scale -> number of layers (LoRA).
+        scale_sources: where it comes from -> number of layers (LoRA).
+        passthrough: kind -> raw keys that are passed on (LoRA).
+        unknown: raw keys of no known layer.
         missing: canonical modules that are not there (checkpoint).
-        nbytes: size of all tensors. metadata: the header's text. training: what it says of the training (LoRA).
+        nbytes: size of all tensors.
+        metadata: the header's text.
+        training: what it says of the training (LoRA).
         trained: the same in one line.
-        findings: sentences worth knowing. refused: why it cannot be used, "" if it can.
+        findings: sentences worth knowing.
+        refused: why it cannot be used, "" if it can.
         exit_code: of the refusal, 0 if there is none.
     """
 

@@ -6,13 +6,12 @@ from pathlib import Path
 from loraport.adapters.grammar import NOTES, grammar
 from loraport.adapters.peft_config import PEFT_FILE
 from loraport.containers.access import kind_of, list_folder
-from loraport.containers.stored import Group
+from loraport.containers.stored import TORCH_ENDINGS, Group
 from loraport.containers.tensors import open_tensors
 from loraport.errors import FileError, MismatchError, UsageError
 
 STEMS = (PEFT_FILE, "pytorch_lora_weights")
 FILES = tuple(f"{stem}{ending}" for stem in STEMS for ending in (".safetensors", ".bin"))
-TORCH = (".pt", ".pth", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,10 @@ def open_file(path: Path, adapter: str | None = None) -> Opened:
         return any(suffix is not None and suffix.part not in NOTES for suffix in found)
 
     groups = {nest: group for nest, group in file.groups.items() if holds_lora(group)} or dict(file.groups)
-    nest, notes = _choose(path, list(groups), adapter)
-    refs = groups[nest]
-    if not refs:
+    if not any(groups.values()):
         raise MismatchError("a LoRA is needed here, but this file holds no tensors", where=str(path))
-    return Opened(path, refs, file.metadata, nest, _names(adapter, nest), notes)
+    nest, notes = _choose(path, list(groups), adapter)
+    return Opened(path, groups[nest], file.metadata, nest, _names(adapter, nest), notes)
 
 
 def _in_folder(folder: Path) -> Path:
@@ -75,7 +73,7 @@ def _in_folder(folder: Path) -> Path:
             raise _which(folder, named)
     items = list_folder(folder)
     files = [item for item in items if item.suffix == ".safetensors"] or [
-        item for item in items if item.suffix in TORCH and kind_of(item) == "file"
+        item for item in items if item.suffix in TORCH_ENDINGS and kind_of(item) == "file"
     ]
     if len(files) != 1:
         raise _which(folder, files)
@@ -94,8 +92,6 @@ def _which(folder: Path, files: list[Path]) -> FileError:
 
 def _choose(path: Path, nests: list[tuple[str, ...]], adapter: str | None) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Which part of a torch file is meant, and what to say about it."""
-    if not nests:
-        raise MismatchError("a LoRA is needed here, but this file holds no tensors", where=str(path))
     if len(nests) == 1:
         return nests[0], ()
     wanted = [nest for nest in nests if _names(adapter, nest)]

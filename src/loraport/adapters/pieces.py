@@ -64,12 +64,18 @@ def sort_keys(
 def piece_of(
     key: str, ref: TensorRef, family: Family, refs: Mapping[str, TensorRef], whole: SavedWhole = NONE_SAVED
 ) -> Piece | None:
-    """A key as a part of a known module. `refs`: all keys of the file, which some ends of keys depend on; `whole`: as
-    for `sort_keys`."""
+    """A key as a part of a known module; None where it is none.
+
+    Args:
+        key: the raw key.
+        ref: its tensor.
+        family: of the model.
+        refs: all keys of the file, on which some ends of keys depend.
+        whole: as for `sort_keys`.
+    """
     if key in whole.values:
         return _value(key, ref, whole.values[key], family)
-    plain, stems = key_rules().unwrap(key), stems_of(key)
-    suffix = grammar().split_suffix(plain)
+    plain, suffix, stems = _taken_apart(key)
     if suffix is None and key.endswith(".weight") and f"{key.removesuffix('.weight')}.on_input" in refs:
         suffix, stems = Suffix("ia3_weight", None, None, len(".weight")), [plain.removesuffix(".weight")]
     if suffix is None:
@@ -84,25 +90,40 @@ def _value(key: str, ref: TensorRef, saved: Saved, family: Family) -> Piece | No
     keymap, naming = keymap_of(family), family.alike_of_key(key)
     for ending, part in ((".bias", SET_BIAS), (".weight", "set_weight"), ("", "set_weight")):
         at = keymap.resolve(saved.name.removesuffix(ending), naming) if saved.name.endswith(ending) else None
-        template = family.template_of(at.module) if at is not None else None
-        if at is not None and template is not None and (ending or template.role == "param"):
+        role = family.role(at.module) if at is not None else None
+        if at is not None and role is not None and (ending or role == "param"):
             return Piece(key, ref, part, None, saved.adapter, at)
     return None
 
 
 def stems_of(key: str) -> list[str]:
     """The paths of modules that a key may be a part of: none where it ends like no part of a LoRA."""
+    return _taken_apart(key)[2]
+
+
+def _taken_apart(key: str) -> tuple[str, Suffix | None, list[str]]:
+    """A key without the names of wrappers, its end, and the paths before that."""
     plain = key_rules().unwrap(key)
     suffix = grammar().split_suffix(plain)
     if suffix is None:
-        return []
+        return plain, None, []
     stem = plain[: -suffix.length]
     # Written in the place of the parameter's own name, not after it.
-    return [f"{stem}.modulation", f"{stem}_modulation"] if suffix.part == "diff_m" else [stem]
+    return plain, suffix, [f"{stem}.modulation", f"{stem}_modulation"] if suffix.part == "diff_m" else [stem]
 
 
 def choose(pieces: Sequence[Piece], what: str, wanted: str | None, path: Path) -> tuple[list[Piece], list[str]]:
-    """Keep the pieces of one expert or one named adapter; the keys of the others."""
+    """The pieces of one expert or one named adapter, and the keys of the others.
+
+    Args:
+        pieces: of the whole file.
+        what: "expert" or "adapter".
+        wanted: its name; None where the file need not name any, or one alone.
+        path: the file, for messages.
+
+    Raises:
+        UsageError: there is none of that name, or there are several and none was named.
+    """
     label = {piece.key: piece.at.expert if what == "expert" else piece.adapter for piece in pieces}
     names = sorted({name for name in label.values() if name is not None})
     if wanted is not None and names and wanted not in names:

@@ -90,7 +90,12 @@ def scale_doubts(
 
 
 def doubts(pieces: Sequence[Piece], gone: Sequence[str]) -> list[str]:
-    """What the user should know of a file that is read all the same. `gone`: keys that had to be left out."""
+    """What the user should know of a file that is read all the same.
+
+    Args:
+        pieces: its keys.
+        gone: those that had to be left out.
+    """
     found = []
     prefixes = sorted({piece.at.prefix or "(none)" for piece in pieces})
     if len(prefixes) > 1:

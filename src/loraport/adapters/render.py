@@ -113,8 +113,7 @@ def passthrough_key(item: Passthrough, profile: Profile, family: Family) -> str:
     if item.kind == "text_encoder" or (profile.name == SAME_AS_INPUT and item.as_stored):
         return item.keys[0]
     part = item.kind if profile.name == SAME_AS_INPUT else profile.carries.get(_changed(item, family))
-    template = family.template_of(item.module)
-    if part == "lora_bias" and (template is None or template.role != "linear"):
+    if part == "lora_bias" and family.role(item.module) != "linear":
         part = None
     if part == "diff_m" and not item.module.endswith("modulation"):
         part = "diff"
@@ -136,6 +135,9 @@ def write_adapter(
     A header of ours (one with `loraport.version`) gets a digest of the content as well, for `verify`.
 
     Args:
+        path: the file.
+        tensors: key -> tensor.
+        metadata: the header's text.
         overwrite: whether a file of this name may be replaced.
 
     Raises:
@@ -153,9 +155,12 @@ def fill_adapter(temporary: Path, path: Path, tensors: Mapping[str, Tensor], met
     Args:
         temporary: where to write.
         path: the final name, for messages.
+        tensors: key -> tensor.
+        metadata: the header's text.
 
     Raises:
-        NumericalError, FileError: as `write_adapter`.
+        NumericalError: as `write_adapter`.
+        FileError: the same.
     """
     check_finite(path, tensors)
     digests = {key: digest_tensor(tensor) for key, tensor in tensors.items()}
@@ -183,10 +188,8 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def _changed(item: Passthrough, family: Family) -> str:
     """What a tensor that is passed through changes: "bias", "weight", "param", or "" for another model's part."""
-    template = family.template_of(item.module)
-    if template is None:
-        return ""
-    return "param" if template.role == "param" else item.param.rpartition(".")[2]
+    role = family.role(item.module)
+    return "" if role is None else "param" if role == "param" else item.param.rpartition(".")[2]
 
 
 def _completed(

@@ -51,11 +51,13 @@ def verify_adapter(
         path: the file; one written by this package can be checked in full, any other as far as it goes.
         model: the model it is meant for.
         load: also hand it to the loader of diffusers, where that is installed.
-        expert, adapter: which LoRA of the file, as for `open_adapter`.
+        expert: which LoRA of the file, as for `open_adapter`.
+        adapter: the same.
 
     Raises:
         FileError: it cannot be read at all.
-        UnsupportedError, MismatchError: it is no plain LoRA, or none at all.
+        UnsupportedError: it is no plain LoRA.
+        MismatchError: it is none at all.
         UsageError: it holds several LoRAs and none was named.
     """
     # Of a family that is not known the layers are those that the model names.

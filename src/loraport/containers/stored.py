@@ -21,6 +21,7 @@ from loraport.containers.torch_zip import read_groups
 from loraport.errors import FileError, UnsupportedError
 
 CHUNK_BYTES = 16 * 2**20
+TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def list_stored(path: Path) -> TensorFile:
             {(): {key: _gguf_ref(path, key, tensor) for key, tensor in found.tensors.items()}},
             found.metadata,
         )
-    if begin[:4] == b"PK\x03\x04" or path.suffix in {".pt", ".pth", ".ckpt", ".bin"}:
+    if begin[:4] == b"PK\x03\x04" or path.suffix in TORCH_ENDINGS:
         groups = {
             nest: {key: _ref(path, key, span, "torch", nest) for key, span in group.items()}
             for nest, group in read_groups(path).items()
