@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from loraport.api import convert, inspect, list_methods, plan, plan_experts, transfer, transfer_experts, verify
     from loraport.calibration.api import calibrate
     from loraport.engine.experts import Experts
-    from loraport.engine.experts_job import ExpertsPlan, ExpertsReport
+    from loraport.engine.experts_plan import ExpertsPlan
+    from loraport.engine.experts_run import ExpertsReport
     from loraport.engine.plan import TransferPlan
     from loraport.engine.recipe import Recipe, RunOptions
     from loraport.engine.results import LayerReport, TransferReport
@@ -37,8 +38,8 @@ _HOMES = {
     "list_methods": "loraport.api",
     "AddedLora": "loraport.adapters.added_lora",
     "Experts": "loraport.engine.experts",
-    "ExpertsPlan": "loraport.engine.experts_job",
-    "ExpertsReport": "loraport.engine.experts_job",
+    "ExpertsPlan": "loraport.engine.experts_plan",
+    "ExpertsReport": "loraport.engine.experts_run",
     "Recipe": "loraport.engine.recipe",
     "RunOptions": "loraport.engine.recipe",
     "TransferPlan": "loraport.engine.plan",

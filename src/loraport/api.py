@@ -10,7 +10,8 @@ from loraport.adapters.describe import FileDescription, describe
 from loraport.adapters.verify import Check, verify_adapter
 from loraport.engine.events import Listener, ignore
 from loraport.engine.experts import Experts, outputs_of, recipes_of
-from loraport.engine.experts_job import ExpertsPlan, ExpertsReport, make_experts_plan, run_experts
+from loraport.engine.experts_plan import ExpertsPlan, make_experts_plan
+from loraport.engine.experts_run import ExpertsReport, run_experts
 from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport

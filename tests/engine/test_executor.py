@@ -14,7 +14,8 @@ from loraport.engine import devices
 from loraport.engine.executor import Limits, Slot, dispatch, executor_for, local_slots, phases, workers_for
 from loraport.engine.executors import NAMES, make_executor
 from loraport.engine.job import WIDE_ELEMENTS, LayerJob
-from loraport.engine.recipe import RankRule, RunOptions
+from loraport.engine.rank import RankRule
+from loraport.engine.recipe import RunOptions
 from loraport.errors import FileError, NumericalError, UsageError
 from loraport.threads import cores
 

@@ -9,7 +9,8 @@ import pytest
 
 import loraport
 from loraport.adapters.added_lora import AddedLora
-from loraport.engine.recipe import RankRule, Recipe, RunOptions
+from loraport.engine.rank import RankRule
+from loraport.engine.recipe import Recipe, RunOptions
 from loraport.errors import UsageError
 
 BASE = {"lora": "a.safetensors", "source": "s", "target": "t"}

@@ -14,7 +14,7 @@ from loraport.engine.recipe import Recipe, RunOptions
 from loraport.errors import UsageError
 
 if TYPE_CHECKING:
-    from loraport.engine.experts_job import ExpertsReport
+    from loraport.engine.experts_run import ExpertsReport
 
 Pair = Mapping[Expert, Recipe]
 
@@ -22,11 +22,11 @@ Pair = Mapping[Expert, Recipe]
 def pair_of(given: Given, lora: str) -> Pair | None:
     """The recipes of both experts where the command is about both, else None. Raises UsageError, FileError."""
     experts = given.make(Experts)
-    plain = Given(given.models, {name: value for name, value in given.values.items() if name != "expert"})
-    recipe = plain.recipe(lora) if experts.expert in (None, "both") else None
-    if recipe is None:
+    if experts.expert in ("high", "low"):
         return None
-    from loraport.engine.experts_job import both_are_meant
+    plain = Given(given.models, {name: value for name, value in given.values.items() if name != "expert"})
+    recipe = plain.recipe(lora)
+    from loraport.engine.experts_plan import both_are_meant
 
     if not both_are_meant(lora, recipe.source, experts):
         return None
@@ -61,7 +61,8 @@ def carry_experts(
     """
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_report
-    from loraport.engine.experts_job import check_experts_outputs, make_experts_plan, run_experts
+    from loraport.engine.experts_plan import make_experts_plan
+    from loraport.engine.experts_run import check_experts_outputs, run_experts
     from loraport.engine.output import input_files
     from loraport.report import write_page
     from loraport.writable import check_apart, check_output

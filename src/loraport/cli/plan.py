@@ -23,7 +23,7 @@ def plan(given: Given, console: Console, output: options.Output = None) -> None:
     pairs, run_options = {lora: pair_of(given, lora) for lora in given.loras}, given.make(RunOptions)
     recipes = {lora: given.recipe(lora) for lora, pair in pairs.items() if pair is None}
     from loraport.engine.estimate import estimate
-    from loraport.engine.experts_job import make_experts_plan
+    from loraport.engine.experts_plan import make_experts_plan
     from loraport.engine.plan import make_plan
 
     start = 0.0

@@ -18,7 +18,7 @@ from loraport.errors import Interrupted, LoraportError, UsageError
 from loraport.writable import check_apart, check_output
 
 if TYPE_CHECKING:
-    from loraport.engine.experts_job import ExpertsReport
+    from loraport.engine.experts_run import ExpertsReport
 
 EXAMPLE = """Carry a LoRA over, and the same with more room for what the distillation took away:
 

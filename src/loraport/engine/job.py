@@ -5,7 +5,7 @@ from typing import Any
 
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.tensors import TensorRef
-from loraport.engine.recipe import RankRule
+from loraport.engine.rank import RankRule
 
 WIDE_ELEMENTS = 40_000_000
 """Layers with more elements than this get all cores to themselves; smaller ones run one on each core.

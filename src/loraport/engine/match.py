@@ -142,21 +142,23 @@ def _refuse_on_sum(adapter: LoraAdapter, own: Iterable[Added], recipe: Recipe) -
     without = next((layer for layer in adapter.layers.values() if layer.needs_source), None)
     if without is not None:  # a fused weight in the file, and a source without one of its layers
         raise without.source_missing()
-    layer = next((layer for layer in adapter.layers.values() if layer.weight), None)
-    if layer is not None and recipe.source_lora:
-        raise UnsupportedError(
-            f"the update of {layer.name} is a function of the weight it was trained on, which --source-lora changed",
-            where=recipe.lora,
-            values=f"{layer.keys[0]}; {recipe.source_lora[0].file}",
-            fix="merge the LoRA into the source first, and name the result with --source",
-        )
+    if not recipe.source_lora:
+        return
     on_it = {item.param for each in own for item in each.adapter.passthrough}
-    item = next((item for item in adapter.passthrough if item.source and item.param in on_it), None)
-    if item is not None:
+    changed = [
+        *((f"the update of {layer.name}", layer.keys[0]) for layer in adapter.layers.values() if layer.weight),
+        *(
+            (f"the change of {item.param}", item.keys[0])
+            for item in adapter.passthrough
+            if item.source and item.param in on_it
+        ),
+    ]
+    if changed:
+        what, key = changed[0]
         raise UnsupportedError(
-            f"the change of {item.param} is a function of what it was trained on, which --source-lora changed",
+            f"{what} is a function of what it was trained on, which --source-lora changed",
             where=recipe.lora,
-            values=f"{item.keys[0]}; {recipe.source_lora[0].file}",
+            values=f"{key}; {recipe.source_lora[0].file}",
             fix="merge the LoRA into the source first, and name the result with --source",
         )
 

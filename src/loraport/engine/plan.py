@@ -22,7 +22,8 @@ from loraport.adapters.update import LayerUpdate
 from loraport.containers.dtypes import written_as
 from loraport.engine.job import LayerJob
 from loraport.engine.match import open_inputs, weights_of
-from loraport.engine.recipe import RankRule, Recipe
+from loraport.engine.rank import RankRule
+from loraport.engine.recipe import Recipe
 from loraport.engine.target import Added
 from loraport.errors import MismatchError, UsageError
 from loraport.methods import cost as costs

@@ -1,4 +1,4 @@
-"""Both experts of Wan2.2 in one job: two transfers that are planned, checked, written and reported together.
+"""Both experts of Wan2.2 in one job: two transfers that are checked, carried out, written and reported together.
 
 Each expert is a transfer of its own with a recipe of its own; what is here is what they have in common. Neither
 output appears unless both are finished. Finished layers are kept one by one as always, so that the same command
@@ -7,7 +7,7 @@ resumes.
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,61 +15,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraport.adapters.parse import experts_in
-from loraport.adapters.refusals import NO_EXPERT
 from loraport.adapters.render import fill_adapter
-from loraport.containers.locate import expert_folders
-from loraport.containers.names import EXPERTS, Expert, expert_named, named_for
+from loraport.containers.names import EXPERTS, Expert, named_for
 from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import executor_for
-from loraport.engine.experts import Experts
+from loraport.engine.experts_plan import ExpertsPlan, naming
 from loraport.engine.job import LayerJob
 from loraport.engine.kinship import check_kinship
 from loraport.engine.nearer_expert import OTHER, distances, exchanged, nearer
 from loraport.engine.output import check_outputs, input_files, log_path
-from loraport.engine.plan import TransferPlan, make_plan, sample_for_kinship
+from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import RunOptions
 from loraport.engine.results import SCHEMA, TransferReport
 from loraport.engine.run import Writer, carried_out
 from loraport.engine.worker import references
-from loraport.errors import Interrupted, LoraportError, MismatchError
 from loraport.files import atomic_paths
-from loraport.models.architecture import require_same_size
 from loraport.store.digests import DigestMemo
 from loraport.writable import check_apart
 
 DEFAULTS = RunOptions()
 _TARGETS = {"high": "--target", "low": "--target-low"}
-
-
-def both_are_meant(lora: str, source: str, experts: Experts) -> bool:
-    """Whether a command is about both experts: it says so, or the LoRA and the source both hold two.
-
-    Raises:
-        FileError: the LoRA cannot be read.
-    """
-    if experts.expert is not None:
-        return experts.expert == "both"
-    return bool(experts.low) or (len(expert_folders(source)) == 2 and len(experts_in(lora)) == 2)
-
-
-@dataclass(frozen=True)
-class ExpertsPlan:
-    """What a job on both experts will do.
-
-    Attributes:
-        plans: of each expert, the high-noise one first.
-        warnings: sentences for the user about the two together.
-    """
-
-    plans: Mapping[Expert, TransferPlan]
-    warnings: tuple[str, ...]
-
-    @property
-    def cost(self) -> float:
-        """Operations expected when nothing is cached."""
-        return sum(plan.cost for plan in self.plans.values())
 
 
 @dataclass(frozen=True)
@@ -97,60 +63,6 @@ class ExpertsReport:
         }
 
 
-def make_experts_plan(recipes: Mapping[Expert, Recipe]) -> ExpertsPlan:
-    """Match the files of both experts and write the work orders, by headers alone.
-
-    Args:
-        recipes: of each expert.
-
-    Raises:
-        LoraportError: as `make_plan`, with the expert named.
-        MismatchError: both experts would be the same model, or models of different sizes.
-    """
-    plans: dict[Expert, TransferPlan] = {}
-    for expert in EXPERTS:
-        with _named(expert):
-            plans[expert] = _without_idle(make_plan(recipes[expert]))
-    high, low = plans["high"], plans["low"]
-    require_same_size(
-        high.source.architecture, low.source.architecture, where=f"{high.source.path} and {low.source.path}"
-    )
-    for role, one, other in (("source", high.source, low.source), ("target", high.target, low.target)):
-        if one is not None and other is not None and one.tensors == other.tensors:
-            raise MismatchError(
-                f"both experts would have the same {role}",
-                where=str(one.path),
-                fix=f"give a folder with both experts, or the other one with --{role}-low",
-            )
-    return ExpertsPlan(plans, tuple(_doubts(plans)))
-
-
-def _without_idle(plan: TransferPlan) -> TransferPlan:
-    """Without the remark that the expert chose nothing in a LoRA: here it chose the models."""
-    return replace(plan, warnings=tuple(text for text in plan.warnings if NO_EXPERT not in text))
-
-
-def _doubts(plans: Mapping[Expert, TransferPlan]) -> Iterator[str]:
-    high, low = plans["high"], plans["low"]
-    if high.adapter.path == low.adapter.path and high.adapter.keys == low.adapter.keys and not high.adapter.dropped:
-        yield f"{high.adapter.path.name} is used for both experts: its names speak of neither"
-    shared = {each.adapter.path for each in high.added} & {each.adapter.path for each in low.added}
-    for path in sorted(shared):
-        if len(experts_in(str(path))) < 2:
-            yield f"{path.name} is taken for both experts; --target-lora-low names another for the low-noise one"
-    for role in ("lora", "source", "target", "target_lora"):
-        for one, other in zip(_names(high.recipe, role), _names(low.recipe, role), strict=False):
-            if one == other:
-                continue
-            told = [expert_named(path.name, bare=True) for path in (one, other)]
-            if expert_named(one.name) == "low" or expert_named(other.name) == "high" or told == ["low", "high"]:
-                flag = role.replace("_", "-")
-                yield (
-                    f"by their names the two are the wrong way round: {one.name} is given for the high-noise "
-                    f"expert, {other.name} for the low-noise one (--{flag}, --{flag}-low)"
-                )
-
-
 @torch.inference_mode(False)  # as for `run`
 def run_experts(
     plan: ExpertsPlan,
@@ -176,9 +88,8 @@ def run_experts(
     executor_for(options)  # refuses a device that is not there
     drift, doubts = _compare(plan)
     for expert, one in plan.plans.items():
-        with _named(expert), _looking(one) as (sample, reader):
+        with naming(expert), _looking(one) as (sample, reader):
             check_kinship(one, sample, reader, rounding=True)
-    listener = _Together(plan, on_event)
     for message in (*plan.warnings, *doubts):
         on_event(Warned(message))
     reports: dict[Expert, TransferReport] = {}
@@ -191,9 +102,10 @@ def run_experts(
             write = _writer(temporary)
         for expert, one in plan.plans.items():
             path = None if outputs is None else outputs[expert]
-            with _named(expert):
+            listener = _listener(plan, expert, on_event)
+            with naming(expert):
                 reports[expert] = runs.enter_context(
-                    carried_out(one, path, settings[expert], listener.of(expert), checked=True, write=write)
+                    carried_out(one, path, settings[expert], listener, checked=True, write=write)
                 )
     for report in reports.values():
         on_event(Finished(report))
@@ -278,47 +190,19 @@ def _looking(plan: TransferPlan) -> Iterator[tuple[list[LayerJob], InputReader]]
     reader.drop(ref for job in sample for ref in references(job).values())
 
 
-@contextlib.contextmanager
-def _named(expert: Expert) -> Iterator[None]:
-    """Say in every failure which expert it is about."""
-    try:
-        yield
-    except Interrupted:
-        raise
-    except LoraportError as error:
-        what = f"{expert}-noise expert: {error.what}"
-        raise type(error)(what, where=error.where, values=error.values, fix=error.fix) from error
+def _listener(plan: ExpertsPlan, expert: Expert, on_event: Listener) -> Listener:
+    """Passes the events of one expert's run on as those of the whole job."""
+    layers, total = sum(len(one.jobs) for one in plan.plans.values()), plan.cost
+    before = [] if expert == "high" else [plan.plans["high"]]
+    jobs, cost = sum(len(one.jobs) for one in before), sum(one.cost for one in before)
 
+    def listen(event: Event) -> None:
+        if isinstance(event, LayerDone):
+            event = LayerDone(event.layer, jobs + event.finished, layers, cost + event.done, total)
+        elif isinstance(event, Warned):
+            event = Warned(f"{expert} noise: {event.message}")
+        elif isinstance(event, PlanReady) and before:
+            return
+        on_event(event)
 
-class _Together:
-    """The events of two runs as those of one."""
-
-    def __init__(self, plan: ExpertsPlan, on_event: Listener):
-        self._plan = plan
-        self._on_event = on_event
-
-    def of(self, expert: Expert) -> Listener:
-        """The listener of one expert's run."""
-        plans = self._plan.plans
-        layers = sum(len(one.jobs) for one in plans.values())
-        before = [] if expert == "high" else [plans["high"]]
-        jobs, cost = sum(len(one.jobs) for one in before), sum(one.cost for one in before)
-
-        def listen(event: Event) -> None:
-            if isinstance(event, LayerDone):
-                total = self._plan.cost
-                event = LayerDone(event.layer, jobs + event.finished, layers, cost + event.done, total)
-            elif isinstance(event, Warned):
-                event = Warned(f"{expert} noise: {event.message}")
-            elif isinstance(event, PlanReady) and before:
-                return
-            self._on_event(event)
-
-        return listen
-
-
-def _names(recipe: Recipe, role: str) -> list[Path]:
-    given = getattr(recipe, role)
-    if isinstance(given, tuple):
-        return [Path(each.file) for each in given]
-    return [Path("" if given is None else str(given))]
+    return listen
