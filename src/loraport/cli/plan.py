@@ -28,10 +28,10 @@ def plan(given: Given, console: Console, output: options.Output = None) -> None:
 
     start = 0.0
 
-    def told(made: Any) -> dict[str, Any]:
+    def told(made: Any, *, begins: bool = True) -> dict[str, Any]:
         nonlocal start
         start = start or time.process_time()
-        facts = describe(made, estimate(made, run_options, start))
+        facts = describe(made, estimate(made, run_options, start if begins else 0.0))
         show(facts, console)
         return facts
 
@@ -41,7 +41,7 @@ def plan(given: Given, console: Console, output: options.Output = None) -> None:
             documents.append(told(make_plan(recipes[lora])))
             continue
         both = make_experts_plan(pair)
-        facts = {expert: told(one) for expert, one in both.plans.items()}
+        facts = {expert: told(one, begins=expert == "high") for expert, one in both.plans.items()}
         documents.append({"experts": facts, "cost": together(facts.values()), "warnings": list(both.warnings)})
         show_together(documents[-1], console)
     console.document(documents[0] if len(documents) == 1 else {"plans": documents})
