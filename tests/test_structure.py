@@ -1,6 +1,7 @@
 """The rooms of the house and who may call whom, read off the source itself."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -58,6 +59,15 @@ def _within(name: str, allowed: set[str]) -> bool:
 def test_every_folder_is_a_room_of_the_law():
     folders = {path.parent.relative_to(PACKAGE).parts[0] for path in PACKAGE.glob("*/**/*.py")}
     assert folders - set(MAY_IMPORT) == set()
+
+
+def test_the_map_names_files_that_are_there():
+    page = (PACKAGE.parents[1] / "docs" / "architecture.md").read_text("utf-8")
+    rooms = "|".join(MAY_IMPORT)
+    named = set(re.findall(rf"\b(?:{rooms})/[a-z_/]+\.(?:py|yaml)", page))
+    named |= {f"{room}/{name}.py" for room, name in re.findall(rf"`({rooms})\.([a-z_]+)`", page)}
+    assert len(named) > 30
+    assert {name for name in named if not (PACKAGE / name).exists()} == set()
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
