@@ -141,12 +141,12 @@ def test_the_floor_is_what_rounding_does_to_gaussian_weights(form, tmp_path):
     assert rounding_floor(ref) == pytest.approx(np.sqrt(2) * error, rel=0.2)
 
 
-@pytest.mark.parametrize("change", ["weight_scale", "weight_scale_2", "weight"])
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    ("form", "change"),
+    [(form, part) for form in FORMATS for part in ("weight", "weight_scale")] + [("nvfp4", "weight_scale_2")],
+)
 def test_another_scale_is_another_weight(form, change, tmp_path):
     tensors, _ = FORMATS[form](matrix(SHAPES[1]))
-    if f"a.{change}" not in tensors:
-        return
     before = digest(write(tmp_path / "x.safetensors", form, tensors))
     changed = tensors[f"a.{change}"].clone()
     changed.reshape(-1).view(torch.uint8)[0] ^= 1

@@ -1,6 +1,5 @@
 """Weights of 8-bit integers, in their own basis and in a rotated one, against the formula written out."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +18,7 @@ from loraport.containers.tensors import (
     refusal,
     rounding_floor,
 )
-from storage import convrot_of_4_bits
+from storage import comfy, convrot_of_4_bits
 
 ROWS, COLUMNS = 12, 64
 
@@ -51,7 +50,7 @@ def rounded(weight: np.ndarray, by: str) -> tuple[np.ndarray, np.ndarray]:
 def write(path, stored: np.ndarray, scale: np.ndarray, settings: dict | None, suffix="weight_scale") -> TensorRef:
     tensors = {"a.weight": torch.from_numpy(stored), f"a.{suffix}": torch.from_numpy(scale)}
     if settings is not None:
-        tensors["a.comfy_quant"] = torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
+        tensors["a.comfy_quant"] = comfy(**settings)
     save_file(tensors, path)
     (ref,) = open_tensors(path).groups[()].values()
     return ref

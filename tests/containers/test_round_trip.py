@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from loraport.containers.locate import locate
 from loraport.containers.safetensors import write_safetensors
-from loraport.containers.tensors import TensorRef, digest_tensor, open_tensors, read_float
+from loraport.containers.tensors import TensorRef, digest, digest_tensor, open_tensors, read_float
 from storage import WAYS, matrix
 
 SHAPE = (64, 96)
@@ -82,7 +82,5 @@ def test_read_write_read_of_gguf(kind, tmp_path):
 def test_the_digest_of_plain_numbers_is_that_of_what_was_read(tmp_path):
     tensors, _ = WAYS["fp8, rows"](matrix(SHAPE))
     group = open_tensors(one_file(tmp_path, tensors)).groups[()]
-    from loraport.containers.tensors import digest
-
     written = again(group, tmp_path / "again.safetensors")
     assert digest(written["a.weight"]) == digest_tensor(read_float(group["a.weight"])) != digest(group["a.weight"])

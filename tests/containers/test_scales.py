@@ -1,6 +1,5 @@
 """How numbers share scales, in fp8 and int8 alike, against the scales written out; and what is no scale."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +17,7 @@ from loraport.containers.tensors import (
     rounding_floor,
 )
 from loraport.errors import NumericalError
+from storage import comfy, scaled
 
 NUMBERS = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2, "int8": torch.int8}
 ROWS, COLUMNS = 12, 20
@@ -30,10 +30,6 @@ def stored(numbers: str, shape: tuple[int, ...] = (ROWS, COLUMNS)) -> torch.Tens
 
 def scales(*shape: int) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(2)) * 0.01 + 0.001
-
-
-def comfy(**settings: object) -> torch.Tensor:
-    return torch.tensor(list(json.dumps(settings).encode()), dtype=torch.uint8)
 
 
 def spread(scale: torch.Tensor, down: int, across: int, shape: tuple[int, int] = (ROWS, COLUMNS)) -> np.ndarray:
@@ -178,12 +174,10 @@ def test_the_floor_of_integers_follows_how_many_share_a_scale(shared, tmp_path):
     rows, columns = 256, 320
     down, across = {"a row": (1, columns), "a square": (64, 64), "the tensor": (rows, columns)}.get(shared, (1, 32))
     weight = np.random.default_rng(4).normal(0, 0.03, (rows, columns))
-    most = np.abs(weight).reshape(rows // down, down, columns // across, across).max((1, 3)) / 127
-    scale = torch.from_numpy(most).float()
-    by = spread(scale, down, across, (rows, columns))
-    tensors = {"a.weight": torch.from_numpy(np.rint(weight / by).clip(-127, 127)).to(torch.int8)}
-    scale = scale.unsqueeze(2) if "block" in shared else scale
-    ref = opened(tmp_path / "x.safetensors", tensors | {"a.weight_scale": scale})
+    tensors, _ = scaled(weight, torch.int8, down, across)
+    if "block" in shared:
+        tensors["a.weight_scale"] = tensors["a.weight_scale"].unsqueeze(2)
+    ref = opened(tmp_path / "x.safetensors", tensors)
     error = np.linalg.norm(read_float(ref).double().numpy() - weight) / np.linalg.norm(weight)
     assert rounding_floor(ref) == pytest.approx(np.sqrt(2) * error, rel=0.2)
     part = replace(ref, shape=(64, columns), rows=((64, 128),))

@@ -194,10 +194,6 @@ class OnSource(AdapterKind):
         """Never by itself: see `update`."""
         raise TypeError(f"{self.title} needs the weight")
 
-    def stored(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> tuple[Tensor, Tensor] | Tensor:
-        """Never by itself: see `update`."""
-        raise TypeError(f"{self.title} needs the weight")
-
     def is_zero(self, parts: Mapping[str, TensorRef]) -> bool:
         """Not known without the weight."""
         return False
