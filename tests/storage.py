@@ -1,11 +1,14 @@
 """Encoders of the ways in which weights are stored, number by number from their specifications.
 
 Each takes a matrix and gives the tensors of a module `a` as a file holds them, and the numbers that they stand for.
+GGUF files are written by gguf's own writer.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
+import gguf
 import numpy as np
 import torch
 
@@ -174,3 +177,39 @@ WAYS: dict[str, Callable[[np.ndarray], Encoded]] = {
     **{f"nvfp4, {program}": encode for program, encode in OTHERS.items()},
 }
 """By name. Sides of the matrix must be multiples of 32."""
+
+
+def write_gguf(
+    path: Path,
+    tensors: Mapping[str, tuple[np.ndarray, str]],
+    texts: Mapping[str, str] | None = None,
+    shapes: Iterable[tuple[str, tuple[int, ...]]] = (),
+    split: tuple[int, int, int] | None = None,
+) -> Path:
+    """As ComfyUI's converters call it: what has more dimensions than the format is folded, its shape put beside it.
+
+    Args:
+        path: of the file.
+        tensors: key -> numbers or blocks as they are stored, and the name of their format.
+        texts: further settings.
+        shapes: of the weights that tensors stand for, by key.
+        split: of a part of a model: its number, how many parts there are, and how many tensors they all hold.
+    """
+    writer = gguf.GGUFWriter(path, arch="wan")
+    for key, text in (texts or {}).items():
+        writer.add_string(key, text)
+    if split is not None:
+        writer.add_uint16("split.no", split[0])
+        writer.add_uint16("split.count", split[1])
+        writer.add_int32("split.tensors.count", split[2])
+    folded = {key: data.shape for key, (data, _) in tensors.items() if data.ndim > 4}
+    for key, shape in {**folded, **dict(shapes)}.items():
+        writer.add_array(f"comfy.gguf.orig_shape.{key}", list(shape))
+    for key, (data, kind) in tensors.items():
+        data = data.reshape(len(data), -1) if key in folded else data
+        writer.add_tensor(key, data, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

@@ -99,7 +99,7 @@ def layout(name: str, dtype: torch.dtype, module: str = "a") -> tuple[dict[str, 
     for key, value in extra.items():
         if isinstance(value, dict):
             form = "float8_e4m3fn" if dtype == E4M3 else "float8_e5m2"
-            value = torch.tensor(list(json.dumps(value | {"format": form}).encode()), dtype=torch.uint8)
+            value = comfy(value | {"format": form})
         tensors[key] = value
     return tensors, wanted
 

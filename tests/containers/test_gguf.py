@@ -26,6 +26,7 @@ from loraport.containers.tensors import (
     rounding_floor,
 )
 from loraport.errors import FileError, LoraportError, NumericalError, UnsupportedError
+from storage import write_gguf
 
 FILE = json.loads((Path(__file__).parent / "gguf_blocks.json").read_text())
 GOLDEN = FILE["blocks"]
@@ -135,25 +136,9 @@ def dense(kind: str, stored: np.ndarray) -> np.ndarray:
     return np.array([[DEFINITIONS[kind](block, i) for i in range(count)] for block in blocks]).reshape(len(stored), -1)
 
 
-def write(path: Path, tensors: dict[str, tuple[np.ndarray, str]], texts: dict[str, str] | None = None, shapes=()):
-    """A file by gguf's own writer, as ComfyUI's converters call it."""
-    writer = gguf.GGUFWriter(path, arch="wan")
-    for key, text in (texts or {}).items():
-        writer.add_string(key, text)
-    for key, shape in shapes:
-        writer.add_array(f"comfy.gguf.orig_shape.{key}", list(shape))
-    for key, (data, kind) in tensors.items():
-        writer.add_tensor(key, data, raw_dtype=gguf.GGMLQuantizationType[kind])
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
-
-
 @pytest.mark.parametrize("kind", DEFINITIONS)
 def test_blocks_are_what_their_definition_says(kind, tmp_path):
-    path = write(tmp_path / "x.gguf", {"blocks.0.ffn.0.weight": (encoded(kind), kind)})
+    path = write_gguf(tmp_path / "x.gguf", {"blocks.0.ffn.0.weight": (encoded(kind), kind)})
     (ref,) = open_tensors(path).groups[()].values()
     wanted = dense(kind, encoded(kind))
     assert (ref.shape, ref.dtype, ref.stored_as, refusal(ref)) == ((4, 512), kind, f"{kind}, GGUF", None)
@@ -168,7 +153,7 @@ def test_blocks_are_what_their_definition_says(kind, tmp_path):
 @pytest.mark.parametrize("kind", FILE["numbers"])
 def test_blocks_of_tables_are_what_ggml_makes_of_them(kind, tmp_path):
     """Formats whose definition is a table of hundreds of entries: the numbers are those of ggml's own decoder."""
-    (ref,) = open_tensors(write(tmp_path / "x.gguf", {"a.weight": (encoded(kind), kind)})).groups[()].values()
+    (ref,) = open_tensors(write_gguf(tmp_path / "x.gguf", {"a.weight": (encoded(kind), kind)})).groups[()].values()
     assert (ref.shape, ref.stored_as, refusal(ref)) == ((4, 512), f"{kind}, GGUF", None)
     wanted = np.frombuffer(base64.b64decode(FILE["numbers"][kind]), np.float32)
     found = read_float(ref).numpy()
@@ -180,7 +165,7 @@ def test_blocks_of_tables_are_what_ggml_makes_of_them(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", GOLDEN)
 def test_the_floor_is_what_rounding_does_to_gaussian_weights(kind, tmp_path):
-    path = write(tmp_path / "x.gguf", {"a.weight": (encoded(kind), kind)})
+    path = write_gguf(tmp_path / "x.gguf", {"a.weight": (encoded(kind), kind)})
     (ref,) = open_tensors(path).groups[()].values()
     error = np.linalg.norm(read_float(ref).numpy() - gaussian()) / np.linalg.norm(gaussian())
     assert rounding_floor(ref) == pytest.approx(np.sqrt(2) * error, rel=0.2)
@@ -195,10 +180,10 @@ def test_plain_numbers_are_the_same_tensor_as_in_safetensors(tmp_path):
     numbers = torch.from_numpy(gaussian())
     state = {"a.weight": numbers, "a.bias": numbers[0].clone(), "b.weight": numbers.reshape(4, 16, 32).half()}
     kinds = {torch.float32: "F32", torch.float16: "F16"}
-    write(tmp_path / "x.gguf", {key: (value.numpy(), kinds[value.dtype]) for key, value in state.items()})
+    write_gguf(tmp_path / "x.gguf", {key: (value.numpy(), kinds[value.dtype]) for key, value in state.items()})
     raw = state["a.weight"].bfloat16()
     data = raw.view(torch.uint8).numpy()
-    write(tmp_path / "y.gguf", {"a.weight": (data, "BF16")})
+    write_gguf(tmp_path / "y.gguf", {"a.weight": (data, "BF16")})
     save_file(state, tmp_path / "x.safetensors")
     save_file({"a.weight": raw}, tmp_path / "y.safetensors")
     for name in "xy":
@@ -210,7 +195,7 @@ def test_plain_numbers_are_the_same_tensor_as_in_safetensors(tmp_path):
 
 
 def test_the_header_is_what_ggufs_own_reader_finds(tmp_path):
-    path = write(
+    path = write_gguf(
         tmp_path / "x.gguf",
         {"a.weight": (encoded("Q4_K"), "Q4_K"), "b.weight": (gaussian(), "F32"), "c.bias": (gaussian()[0], "F32")},
         {"general.name": "a model", "general.license": "ü"},
@@ -229,7 +214,7 @@ def test_the_header_is_what_ggufs_own_reader_finds(tmp_path):
 
 def test_the_shape_that_a_converter_had_to_fold(tmp_path):
     weight = gaussian().reshape(2, 16, 4, 4, 4)  # a patch embedding of five dimensions
-    path = write(
+    path = write_gguf(
         tmp_path / "x.gguf",
         {"p.weight": (gaussian(), "F32"), "q.weight": (encoded("Q8_0"), "Q8_0")},
         shapes=[("p.weight", weight.shape), ("q.weight", weight.shape)],
@@ -243,7 +228,7 @@ def test_the_shape_that_a_converter_had_to_fold(tmp_path):
 
 def test_formats_that_are_not_read_are_named(tmp_path):
     data = np.zeros((4, 2 * 66), np.uint8)
-    path = write(tmp_path / "x.gguf", {"a.weight": (data, "TQ2_0"), "b.weight": (gaussian(), "F32")})
+    path = write_gguf(tmp_path / "x.gguf", {"a.weight": (data, "TQ2_0"), "b.weight": (gaussian(), "F32")})
     unknown = path.read_bytes().replace(struct.pack("<IQ", 35, 0), struct.pack("<IQ", 99, 0))
     (tmp_path / "y.gguf").write_bytes(unknown)
     for name, word in (("x", "TQ2_0"), ("y", "format 99")):
@@ -255,7 +240,7 @@ def test_formats_that_are_not_read_are_named(tmp_path):
 
 
 def test_without_the_package_the_way_to_get_it_is_said(tmp_path, monkeypatch):
-    path = write(tmp_path / "x.gguf", {"a.weight": (encoded("Q8_0"), "Q8_0"), "b.weight": (gaussian(), "F32")})
+    path = write_gguf(tmp_path / "x.gguf", {"a.weight": (encoded("Q8_0"), "Q8_0"), "b.weight": (gaussian(), "F32")})
     monkeypatch.setitem(sys.modules, "gguf", None)
     group = open_tensors(path).groups[()]
     with pytest.raises(UnsupportedError, match=r"pip install 'loraport\[gguf\]'"):
@@ -264,7 +249,7 @@ def test_without_the_package_the_way_to_get_it_is_said(tmp_path, monkeypatch):
 
 
 def test_an_older_package_is_named(tmp_path, monkeypatch):
-    path = write(tmp_path / "x.gguf", {"a.weight": (encoded("NVFP4"), "NVFP4")})
+    path = write_gguf(tmp_path / "x.gguf", {"a.weight": (encoded("NVFP4"), "NVFP4")})
     monkeypatch.setattr("loraport.containers.codecs.gguf_blocks._known", lambda form: form != "NVFP4")
     with pytest.raises(UnsupportedError, match="needs a newer package gguf"):
         read_float(open_tensors(path).groups[()]["a.weight"])
@@ -273,7 +258,7 @@ def test_an_older_package_is_named(tmp_path, monkeypatch):
 def test_a_scale_that_is_no_number_is_named(tmp_path):
     data = encoded("Q8_0").copy()
     data[2, :2] = 0xFF
-    (ref,) = open_tensors(write(tmp_path / "x.gguf", {"a.weight": (data, "Q8_0")})).groups[()].values()
+    (ref,) = open_tensors(write_gguf(tmp_path / "x.gguf", {"a.weight": (data, "Q8_0")})).groups[()].values()
     with pytest.raises(NumericalError, match="NaN"):
         read_float(ref)
 
@@ -343,7 +328,7 @@ def test_the_files_above_are_wrong_in_one_thing_only(tmp_path):
 
 
 def test_a_file_that_ends_early_is_cut_short_wherever_it_ends(tmp_path):
-    data = write(tmp_path / "x.gguf", {"a.weight": (encoded("Q4_K"), "Q4_K")}, {"k": "text"}).read_bytes()
+    data = write_gguf(tmp_path / "x.gguf", {"a.weight": (encoded("Q4_K"), "Q4_K")}, {"k": "text"}).read_bytes()
     for end in [*range(5, 300, 7), len(data) - 1]:
         (tmp_path / "y.gguf").write_bytes(data[:end])
         with pytest.raises(FileError):
@@ -351,7 +336,7 @@ def test_a_file_that_ends_early_is_cut_short_wherever_it_ends(tmp_path):
 
 
 def test_any_change_of_a_byte_is_read_or_named(tmp_path):
-    data = write(tmp_path / "x.gguf", {"a.weight": (encoded("Q4_K"), "Q4_K")}, {"k": "text"}).read_bytes()
+    data = write_gguf(tmp_path / "x.gguf", {"a.weight": (encoded("Q4_K"), "Q4_K")}, {"k": "text"}).read_bytes()
     draw = np.random.default_rng(1)
     for _ in range(300):
         changed = bytearray(data)

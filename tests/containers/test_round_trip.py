@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from loraport.containers.locate import locate
 from loraport.containers.safetensors import write_safetensors
 from loraport.containers.tensors import TensorRef, digest, digest_tensor, open_tensors, read_float
-from storage import WAYS, matrix
+from storage import WAYS, matrix, write_gguf
 
 SHAPE = (64, 96)
 SPLIT = ("a.weight", "a.weight_packed", "a.bias")  # lie in the first shard, scales and settings in the second
@@ -66,12 +66,7 @@ def test_read_write_read(way, container, tmp_path):
 def test_read_write_read_of_gguf(kind, tmp_path):
     weight, form = matrix(SHAPE), gguf.GGMLQuantizationType[kind]
     stored = gguf.quants.quantize(weight, form)
-    writer = gguf.GGUFWriter(tmp_path / "x.gguf", arch="wan")
-    writer.add_tensor("a.weight", stored, raw_dtype=form)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    write_gguf(tmp_path / "x.gguf", {"a.weight": (stored, kind)})
     (group,) = locate(tmp_path / "x.gguf").groups.values()
     assert torch.equal(read_float(group["a.weight"]), torch.from_numpy(gguf.quants.dequantize(stored, form).copy()))
     written = again(group, tmp_path / "again.safetensors")

@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import gguf
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -38,19 +37,8 @@ def parts_of_gguf(folder: Path, count: int = 3, said: int | None = None, tensors
     """By gguf's own writer: each part says which it is, of how many."""
     paths = [folder / name for name in names(count, ending="gguf")]
     for number, (path, part) in enumerate(zip(paths, split(count), strict=True)):
-        writer = gguf.GGUFWriter(path, arch="wan")
-        writer.add_uint16("split.no", number)
-        writer.add_uint16("split.count", count if said is None else said)
-        writer.add_int32("split.tensors.count", tensors)
-        for key, tensor in part.items():
-            folded = tensor if tensor.dim() < 5 else tensor.reshape(len(tensor), -1)
-            if tensor.dim() > 4:
-                writer.add_array(f"comfy.gguf.orig_shape.{key}", list(tensor.shape))
-            writer.add_tensor(key, folded.numpy())
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        whole = {key: (tensor.numpy(), "F32") for key, tensor in part.items()}
+        storage.write_gguf(path, whole, split=(number, count if said is None else said, tensors))
     return paths
 
 

@@ -12,6 +12,7 @@ from loraport.engine.events import LayerDone
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.errors import NumericalError, UnsupportedError
+from storage import write_gguf
 
 OPTIONS = RunOptions(cache="off", log="off", overwrite=True)
 COMFY = (".scale_weight", torch.float8_e4m3fn, "tensor")
@@ -65,20 +66,14 @@ def test_a_model_in_scaled_fp8_is_the_model_written_out(layout, role, files, tmp
 
 
 def test_a_model_in_gguf_is_the_model_written_out(files, tmp_path):
-    writer, plain = gguf.GGUFWriter(tmp_path / "target.gguf", arch="wan"), {}
+    rough, plain = {}, {}
     for key, weight in load_file(files.target).items():
-        fine = weight.dim() != 2 or weight.shape[1] % 32
-        kind = gguf.GGMLQuantizationType.F32 if fine else gguf.GGMLQuantizationType.Q8_0
-        stored = gguf.quants.quantize(weight.numpy(), kind)
-        plain[key] = torch.from_numpy(gguf.quants.dequantize(stored, kind)).reshape(weight.shape).clone()
-        if weight.dim() > 4:  # more dimensions than the format has: folded, with the shape beside it
-            writer.add_array(f"comfy.gguf.orig_shape.{key}", list(weight.shape))
-            stored = stored.reshape(len(stored), -1)
-        writer.add_tensor(key, stored, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        kind = "F32" if weight.dim() != 2 or weight.shape[1] % 32 else "Q8_0"
+        form = gguf.GGMLQuantizationType[kind]
+        stored = gguf.quants.quantize(weight.numpy(), form)
+        plain[key] = torch.from_numpy(gguf.quants.dequantize(stored, form)).reshape(weight.shape).clone()
+        rough[key] = (stored, kind)
+    write_gguf(tmp_path / "target.gguf", rough)
     save_file(plain, tmp_path / "target.safetensors")
     found = []
     for name in ("target.gguf", "target.safetensors"):
