@@ -131,6 +131,7 @@ def test_a_method_that_decomposes_the_target_takes_the_one_with_the_loras(files,
     few = files.folder / "few.safetensors"
     save_file(_merged(load_file(files.target), (load_file(few), 1.0)), files.folder / "merged.safetensors")
     users = [name for name in loraport.list_methods() if _needs_target_basis(name)]
+    assert users
     cache = str(tmp_path / "cache")
     for method in users:
         _transfer(files, "plain", cache, method=method, target=files.target)

@@ -11,7 +11,7 @@ from torch import Tensor
 from loraport.core.operator import Operator, norm, wide
 from loraport.errors import NumericalError
 
-SMALL = 256  # up to this rank a product costs less than looking at the factors
+_SMALL = 256  # up to this rank a product costs less than looking at the factors
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LowRank(Operator):
     def _whole(self) -> tuple[Float[Tensor, "m n"], float] | None:
         """The matrix and a factor, where the other factor of the product is the identity times that (`from_dense`)."""
         m, n = self.shape
-        if self.rank != min(m, n) or self.rank <= SMALL:
+        if self.rank != min(m, n) or self.rank <= _SMALL:
             return None
         whole, other = (self.B, self.A) if n <= m else (self.A, self.B)
         diagonal = other.diagonal()

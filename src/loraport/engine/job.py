@@ -20,21 +20,25 @@ class LayerJob:
     """All that `worker.run_job` needs to know about one layer.
 
     Attributes:
-        name: canonical layer name. shape: (out, in) of the weight.
-        method, params: name and settings (plain values) of the method for this layer.
+        name: canonical layer name.
+        shape: (out, in) of the weight.
+        method: name of the method for this layer.
+        params: its settings, plain values.
         update: the LoRA's factors on disk, with the scale.
-        source, target: the two weights; None where the method does not need them.
+        source: the weight that the LoRA was trained on; None where the method does not need it.
+        target: the weight that the output is for, likewise.
         target_updates: what distillation LoRAs add to the target's weight, or to the source's where there is no
             target, by the number of the LoRA; their strengths are in the scales.
-        source_updates: what LoRAs add to the source's weight alone, likewise; they are no part of the target, not
-            even of one that is made of the source.
         has_drift: False when the source is the target but for such LoRAs, which leave this layer alone.
         round_to: dtype that both weights are rounded to before differencing, when they are stored in
             different ones; otherwise the rounding of one file would pass for drift.
-        rank: settled rule for the output rank. amount: 0 direct .. 1 the method in full.
+        rank: settled rule for the output rank.
+        amount: 0 direct .. 1 the method in full.
         dtype: torch name of the output's dtype.
         cost: operations expected when nothing is cached, for the progress bar.
         peak_bytes: memory expected while the layer is in work.
+        source_updates: what LoRAs add to the source's weight alone, as `target_updates`; they are no part of the
+            target, not even of one that is made of the source.
     """
 
     name: str

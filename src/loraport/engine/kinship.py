@@ -20,6 +20,7 @@ def check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputR
     """Look at a few layers before the work, so that a wrong pair costs a second and not an hour.
 
     Args:
+        plan: of the pair.
         sample: of `sample_for_kinship`.
         reader: of the plan's files; it holds the sample's weights afterwards, for the work on them.
         rounding: whether a drift that is mostly rounding is a reason to refuse.
@@ -41,7 +42,17 @@ def check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputR
 def judge_pair(
     layers: Sequence[LayerReport], plan: TransferPlan, warn: Callable[[str], None], *, rounding: bool
 ) -> None:
-    """What the finished layers say about the pair of models as a whole."""
+    """What the finished layers say about the pair of models as a whole.
+
+    Args:
+        layers: all of the run.
+        plan: that was carried out.
+        warn: told what is odd, a sentence each.
+        rounding: as for `check_kinship`.
+
+    Raises:
+        MismatchError, NumericalError: as `check_kinship`.
+    """
     if all(layer.stats["exact_norm"] == 0.0 for layer in layers):
         warn("every update is zero, so the output does nothing; was the LoRA trained, and saved whole?")
     drifts = {layer.name: float(layer.stats["drift_rel"]) for layer in layers if "drift_rel" in layer.stats}

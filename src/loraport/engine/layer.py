@@ -100,12 +100,14 @@ def load_layer(
 
     target: Tensor | None = None
     drift: Operator | None = None
+    drift_norm: float | None = None
     if job.target is None:
         added = _added(job, "target", digests, reader, device)
         if own is not None:
             added = LowRank.sum([added, own.scaled(-1.0)])
         whole = added.rank * sum(job.shape) > job.shape[0] * job.shape[1]  # as where matrices were stored
-        drift, drift_norm = DenseOperator(added.dense()) if whole else added, added.norm() if needs.drift else None
+        if needs.drift:
+            drift, drift_norm = DenseOperator(added.dense()) if whole else added, added.norm()
         if wants_target:
             target = _there(weight) + added.dense()
     else:
@@ -129,7 +131,7 @@ def load_layer(
         inputs,
         basis=basis,
         target_basis=target_basis,
-        drift=drift if needs.drift else None,
+        drift=drift,
         source=DenseOperator(_there(weight)) if needs.source else None,
         target=DenseOperator(_there(target)) if needs.target else None,
     )

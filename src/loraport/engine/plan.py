@@ -39,13 +39,21 @@ class TransferPlan:
     """What a run will do.
 
     Attributes:
-        recipe: the request. method, params: resolved from it.
-        adapter: the input LoRA. source, target: the checkpoints; `target` is None where LoRAs make it of the source.
+        recipe: the request.
+        method: resolved from it.
+        params: the method's settings.
+        adapter: the input LoRA.
+        source: the model it was trained on.
+        target: the checkpoint of the other; None where LoRAs make it of the source.
         added: the distillation LoRAs that are added to the target, or to the source.
-        source_added: the LoRAs that are a part of the source alone. jobs: one a layer, in the model's order.
-        passthrough: tensors taken over unchanged. dropped: keys left out.
-        rank: settled rule. dtype: torch name of the output's dtype.
-        extra_source, extra_target: weights that only one checkpoint has.
+        source_added: the LoRAs that are a part of the source alone.
+        jobs: one a layer, in the model's order.
+        passthrough: tensors taken over unchanged.
+        dropped: keys left out.
+        rank: settled rule.
+        dtype: torch name of the output's dtype.
+        extra_source: weights that only the source has.
+        extra_target: weights that only the target has.
         content: what of the output decides which programs take it.
         warnings: sentences for the user.
         identities: file -> `file_identity` of every file that is read, as it was when it was opened.
@@ -105,6 +113,9 @@ class TransferPlan:
 
 def make_plan(recipe: Recipe) -> TransferPlan:
     """Match a recipe's files against each other and write the work orders.
+
+    Args:
+        recipe: files and settings.
 
     Raises:
         FileError, UnsupportedError: a file cannot be read or is of a kind that is refused, or the output

@@ -14,9 +14,10 @@ LEAST_RANK = 32
 class RankRule:
     """How many rank-one terms each layer of the output may hold.
 
-    kind: `auto` (the input's rank, at least 32; the input's own for methods that keep it), `same`,
-    `full` (min(m, n): nothing is lost), `fixed` (`value` terms) or `energy` (as many as keep the share
-    `value` of the squared Frobenius norm).
+    Attributes:
+        kind: `auto` (the input's rank, at least 32; the input's own for methods that keep it), `same`, `full`
+            (min(m, n): nothing is lost), `fixed` or `energy`.
+        value: number of terms for `fixed`; for `energy` the share of the squared Frobenius norm that is kept.
     """
 
     kind: Literal["auto", "same", "full", "fixed", "energy"]

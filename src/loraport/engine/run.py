@@ -50,7 +50,9 @@ def run(
     """Carry out a plan.
 
     Args:
+        plan: what is to be done.
         output: the file to write; None computes and reports only.
+        options: how to use the machine.
         on_event: told about every step, from this thread.
         measured: the result has been tried out, so a drift that is mostly rounding is no reason to refuse it.
 
@@ -84,7 +86,11 @@ def carried_out(
     """A plan carried out, as `run` does. The block around it may still fail the run, which the log then tells.
 
     Args:
-        plan, output, options, on_event, measured: as for `run`.
+        plan: as for `run`.
+        output: as for `run`.
+        options: as for `run`.
+        on_event: as for `run`.
+        measured: as for `run`.
         checked: `check_kinship` found nothing to say against the pair of models.
         write: how the output is written; by default under its name, at once.
 

@@ -50,6 +50,7 @@ def resolve(
 def _resolved(
     name: str, registered: TransferMethod | None, given: tuple[tuple[str, type, Any], ...]
 ) -> tuple[TransferMethod, Params]:
+    """`resolve`, remembered for a name and its settings, as long as the method `registered` under it is that one."""
     overrides = {key: value for key, _, value in given}
     if name not in PRESETS and name not in METHODS:
         raise _unknown("method or preset", name, sorted({*PRESETS, *METHODS}))
