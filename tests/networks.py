@@ -1,11 +1,13 @@
 """Tiny networks of diffusers' own classes, one for every family; and their weights respelled in every naming."""
 
 import json
+import logging
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -150,6 +152,42 @@ def pipeline(name: str, model: Any) -> Any:
         made.update_components(transformer=model)
         return made
     return kind(transformer=model, **dict.fromkeys(network.pipeline), **network.more)
+
+
+def fused(loader: Any, network: Any, path: Path, caplog: pytest.LogCaptureFixture) -> dict[str, Tensor]:
+    """What a LoRA changes in a network once it is loaded and fused; nobody may have a word to say of it meanwhile.
+
+    Args:
+        loader: the pipeline of the network, or itself.
+        network: with its own weights.
+        path: the LoRA.
+        caplog: pytest's.
+    """
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    loggers = [logging.getLogger(name) for name in ("diffusers", "peft")]
+    caplog.clear()
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    try:
+        with caplog.at_level(logging.WARNING):
+            if loader is network:
+                network.load_lora_adapter(path, prefix="transformer")
+            else:
+                loader.load_lora_weights(path)
+    finally:
+        for logger in loggers:
+            logger.removeHandler(caplog.handler)
+    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert not [name for name, parameter in network.named_parameters() if parameter.is_meta]
+    if loader is network:
+        network.fuse_lora()
+        network.unload_lora()
+    else:
+        loader.fuse_lora(components=["transformer"])
+        loader.unload_lora_weights()
+    after = network.state_dict()
+    assert after.keys() == before.keys()
+    return {name: after[name] - tensor for name, tensor in before.items() if not torch.equal(after[name], tensor)}
 
 
 @cache

@@ -1,12 +1,11 @@
 """Image families: checkpoints in every naming, LoRAs in the loaders of diffusers, fused and split layers alike."""
 
-import logging
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import loraport
+import networks
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.verify import verify_adapter
@@ -47,25 +46,8 @@ def _updates(path, model=None):
 
 
 def _fused(case, path, caplog):
-    """What loading and fusing the file changes in the network; no key may be missing or unexpected."""
     network = case.network()
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    pipeline = _pipeline(case, network)
-    loggers = [logging.getLogger(name) for name in ("diffusers", "peft")]
-    for logger in loggers:
-        logger.addHandler(caplog.handler)
-    caplog.clear()
-    with caplog.at_level(logging.WARNING):
-        pipeline.load_lora_weights(path)
-    for logger in loggers:
-        logger.removeHandler(caplog.handler)
-    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert not [name for name, parameter in network.named_parameters() if parameter.is_meta]
-    pipeline.fuse_lora(components=["transformer"])
-    pipeline.unload_lora_weights()
-    after = network.state_dict()
-    assert after.keys() == before.keys()
-    return {name: after[name] - tensor for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    return networks.fused(_pipeline(case, network), network, path, caplog)
 
 
 def _pipeline(case, network):

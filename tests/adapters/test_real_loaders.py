@@ -1,13 +1,12 @@
 """Files written here, read by diffusers and PEFT themselves; and files written by them, read here."""
 
-import logging
-
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import hunyuan
 import makers
+import networks
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import render_adapter, write_adapter
@@ -52,25 +51,8 @@ def _architecture(model):
 
 
 def _fused(path, model, caplog) -> dict[str, torch.Tensor]:
-    """What loading and fusing the file changes in the model; no key may be missing or unexpected."""
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    pipeline = diffusers.WanPipeline(
-        tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=model
-    )  # fmt: skip
-    loggers = [logging.getLogger(name) for name in ("diffusers", "peft")]
-    for logger in loggers:
-        logger.addHandler(caplog.handler)
-    with caplog.at_level(logging.WARNING):
-        pipeline.load_lora_weights(path)
-    for logger in loggers:
-        logger.removeHandler(caplog.handler)
-    complaints = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-    assert not complaints
-    assert not [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    pipeline.fuse_lora()
-    pipeline.unload_lora_weights()
-    after = model.state_dict()
-    return {name: after[name] - tensor for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    pipeline = diffusers.WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=model)
+    return networks.fused(pipeline, model, path, caplog)
 
 
 def _compare(changes: dict, wanted: dict[str, torch.Tensor]) -> None:
@@ -400,19 +382,7 @@ def test_hunyuan_video_15_loads_into_the_network(spelling, tmp_path, caplog):
     written = load_file(tmp_path / "x.safetensors")
     assert {len(tensor) for key, tensor in written.items() if key.endswith(".lora_A.weight")} == {4}
     network = _hunyuan()
-    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    for name in ("diffusers", "peft"):
-        logging.getLogger(name).addHandler(caplog.handler)
-    with caplog.at_level(logging.WARNING):
-        network.load_lora_adapter(tmp_path / "x.safetensors", prefix="transformer")
-    for name in ("diffusers", "peft"):
-        logging.getLogger(name).removeHandler(caplog.handler)
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
-    assert not [name for name, parameter in network.named_parameters() if parameter.is_meta]
-    network.fuse_lora()
-    network.unload_lora()
-    after = network.state_dict()
-    changes = {name: after[name] - tensor for name, tensor in before.items() if not torch.equal(after[name], tensor)}
+    changes = networks.fused(network, network, tmp_path / "x.safetensors", caplog)
     wanted = hunyuan.in_diffusers({name: b.double() @ a.double() for name, (b, a) in made.items()})
     assert changes.keys() == {f"{name}.weight" for name in wanted}
     for name, delta in wanted.items():
