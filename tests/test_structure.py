@@ -23,6 +23,7 @@ MAY_IMPORT = {
     "methods": {"core"},
     "sampling": {"adapters", "models", "containers", "zoo", "core"},
     "engine": {"methods", "adapters", "models", "containers", "store", "core"},
+    "merging": {"engine", "adapters", "models", "containers", "store", "core"},
     "calibration": {"engine", "sampling", "methods", "adapters", "models", "containers", "store", "zoo", "core"},
     "report": {"engine.results"},
     "evaluate": {

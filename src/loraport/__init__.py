@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from loraport.engine.recipe import Recipe, RunOptions
     from loraport.engine.results import LayerReport, TransferReport
     from loraport.errors import LoraportError
+    from loraport.merging.api import merge
+    from loraport.merging.run import MergeReport
 
 _HOMES = {
     "transfer": "loraport.api",
@@ -35,6 +37,8 @@ _HOMES = {
     "inspect": "loraport.api",
     "convert": "loraport.api",
     "verify": "loraport.api",
+    "merge": "loraport.merging.api",
+    "MergeReport": "loraport.merging.run",
     "list_methods": "loraport.api",
     "AddedLora": "loraport.adapters.added_lora",
     "Experts": "loraport.engine.experts",
@@ -55,6 +59,7 @@ __all__ = [
     "ExpertsReport",
     "LayerReport",
     "LoraportError",
+    "MergeReport",
     "Recipe",
     "RunOptions",
     "TransferPlan",
@@ -64,6 +69,7 @@ __all__ = [
     "convert",
     "inspect",
     "list_methods",
+    "merge",
     "plan",
     "plan_experts",
     "transfer",

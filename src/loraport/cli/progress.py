@@ -72,6 +72,8 @@ class Progress:
             self._advance(event)
         elif isinstance(event, events.Step):
             self._stage(event.message, event.done, event.total)
+        elif isinstance(event, events.Written):
+            self._write(event)
 
     def _warn(self, message: str) -> None:
         if message in self._warned:
@@ -88,6 +90,13 @@ class Progress:
             self._bar.show(message, done - 1, total)
         else:
             self._console.remark(f"[{done}/{total}] {message}")
+
+    def _write(self, event: events.Written) -> None:
+        if self._bar is not None:
+            self._bar.show(event.message, event.done, event.total)
+        elif time.monotonic() - self._last_line >= _LINE_EVERY:
+            self._last_line = time.monotonic()
+            self._console.remark(f"{event.message}, {100 * event.done / max(event.total, 1):.0f} %")
 
     def _advance(self, event: events.LayerDone) -> None:
         now = time.monotonic()

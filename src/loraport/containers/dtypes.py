@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 _ROUNDING_SHARE = 0.2125  # rms relative rounding error of Gaussian weights, in units of the spacing at 1; measured
 
@@ -63,6 +65,16 @@ def is_float(name: str) -> bool:
 def written_as(name: str) -> str:
     """The torch name of the dtype in which factors stored as `name` are written again: its own, else float32."""
     return _WRITTEN.get(name, "float32")
+
+
+def cast(numbers: Float[Tensor, "..."], name: str) -> Float[Tensor, "..."]:
+    """Numbers in a format, each rounded to the nearest. 8 bits have no infinity to show that one is too large for
+    them, so there the largest number is taken."""
+    dtype = FORMATS[name].dtype
+    if FORMATS[name].item_bytes == 1:
+        largest = torch.finfo(dtype).max
+        numbers = numbers.clamp(-largest, largest)
+    return numbers.to(dtype)
 
 
 def common_dtype(a: str, b: str) -> str | None:

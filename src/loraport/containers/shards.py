@@ -87,6 +87,11 @@ def by_index(path: Path) -> TensorFile:
     return _joined(path, list(shards.values()), tensors)
 
 
+def shards_of_index(path: Path) -> set[str]:
+    """The names of the files that an index lists, relative to its folder. Raises FileError."""
+    return set(_read_weight_map(path).values())
+
+
 def _joined(path: Path, shards: list[TensorFile], tensors: dict[str, TensorRef]) -> TensorFile:
     return TensorFile(path, "index", {(): tensors}, joined([shard.metadata for shard in shards]))
 

@@ -126,7 +126,7 @@ def read_stored(ref: TensorRef, state: "hashlib._Hash | None" = None) -> Shaped[
         FileError: the file is gone, damaged, or changed since the reference was made.
         UnsupportedError: a dtype that torch cannot hold.
     """
-    span = _locate(ref)
+    span = span_of(ref)
     known = FORMATS.get(ref.dtype)
     if known is None and ref.codec == "raw":
         raise UnsupportedError(
@@ -168,7 +168,7 @@ def read_stored(ref: TensorRef, state: "hashlib._Hash | None" = None) -> Shaped[
 
 def hash_stored(ref: TensorRef, state: "hashlib._Hash") -> None:
     """Feed `state` as `read_stored` does, in the memory of one chunk. Raises FileError."""
-    span = _locate(ref)
+    span = span_of(ref)
     if span.strides is not None:
         read_stored(ref, state)
         return
@@ -223,8 +223,8 @@ def _find(ref: TensorRef) -> Span | None:
     return read_header(ref.file).spans.get(ref.key)
 
 
-def _locate(ref: TensorRef) -> Span:
-    """Where the tensor lies; of a fused one where all of it lies."""
+def span_of(ref: TensorRef) -> Span:
+    """Where the tensor lies; of a fused one where all of it lies. Raises FileError where the file changed."""
     span = _find(ref)
     found = None if span is None else span.shape
     if ref.rows is not None and found:

@@ -4,15 +4,16 @@ The way of a weight: bytes (`stored.py`) -> codec (`codecs/`) -> float32. Everyt
 """
 
 import hashlib
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
 from loraport.containers import dtypes
 from loraport.containers.access import nearest_path
+from loraport.containers.codecs.base import Encoder
 from loraport.containers.codecs.registry import codec_of, logical_group
 from loraport.containers.stored import (
     TensorFile,
@@ -26,17 +27,21 @@ from loraport.containers.stored import (
 from loraport.errors import NumericalError, UnsupportedError
 
 __all__ = [
+    "Encoded",
     "TensorFile",
     "TensorRef",
+    "can_encode",
     "common_dtype",
     "digest",
     "digest_tensor",
+    "encode",
     "file_identity",
     "identity",
     "nearest_path",
     "open_tensors",
     "read_float",
     "read_float_with_digest",
+    "read_numbers",
     "read_tensor",
     "refusal",
     "rounding_floor",
@@ -89,6 +94,47 @@ def read_float_with_digest(ref: TensorRef) -> tuple[Float32[Tensor, "..."], str]
     parts = {role: read_float_with_digest(companion) for role, companion in ref.companions}
     tensor = codec_of(ref).decode(ref, stored, {role: numbers for role, (numbers, _) in parts.items()})
     return _finite(tensor, stored, ref), _joined(ref, state, {role: text for role, (_, text) in parts.items()})
+
+
+def read_numbers(ref: TensorRef) -> Float[Tensor, "..."]:
+    """Read one tensor as float32, or as float64 where it is stored so. Raises as `read_float`."""
+    if ref.dtype != "F64" or ref.codec != "raw":
+        return read_float(ref)
+    stored = read_stored(ref)
+    return _finite(stored, stored, ref)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Numbers as they will be stored.
+
+    Args:
+        tensors: each stored tensor with its content: the weight's own, and its companions'.
+        numbers: what is read back.
+    """
+
+    tensors: tuple[tuple[TensorRef, Tensor], ...]
+    numbers: Tensor
+
+
+def can_encode(ref: TensorRef) -> bool:
+    """Whether other numbers can be stored in the place of a tensor, in the same way."""
+    return refusal(ref) is None and isinstance(codec_of(ref), Encoder)
+
+
+def encode(ref: TensorRef, numbers: Float[Tensor, "..."]) -> Encoded:
+    """Other numbers in the place of a tensor, stored in the same way.
+
+    Args:
+        ref: which, whole; `can_encode` is true of it.
+        numbers: of its shape.
+    """
+    codec = codec_of(ref)
+    assert isinstance(codec, Encoder)
+    stored, scales = codec.encode(ref, numbers, {role: read_float(companion) for role, companion in ref.companions})
+    back = stored.double() if numbers.dtype == torch.float64 else codec_of(ref).decode(ref, stored, scales)
+    beside = [(other, dtypes.cast(scales[role], other.dtype)) for role, other in ref.companions]
+    return Encoded(((ref, stored), *beside), back)
 
 
 def digest(ref: TensorRef) -> str:
@@ -163,7 +209,7 @@ def _require_readable(ref: TensorRef) -> None:
         )
 
 
-def _finite(tensor: Float32[Tensor, "..."], stored: Shaped[Tensor, "..."], ref: TensorRef) -> Float32[Tensor, "..."]:
+def _finite(tensor: Float[Tensor, "..."], stored: Shaped[Tensor, "..."], ref: TensorRef) -> Float[Tensor, "..."]:
     # A finite sum proves that every entry is finite; only a suspicious one pays for the exact look.
     if torch.isfinite(tensor.sum()):
         return tensor

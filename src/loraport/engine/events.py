@@ -44,13 +44,22 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Written:
+    """Part of a large output is written: so many bytes of the whole."""
+
+    message: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """The output is written, reopened and verified."""
 
     report: "TransferReport"
 
 
-Event = PlanReady | LayerDone | Warned | Step | Finished
+Event = PlanReady | LayerDone | Warned | Step | Written | Finished
 Listener = Callable[[Event], None]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
 from loraport.containers.stored import Group, TensorRef
@@ -58,6 +58,23 @@ class Codec(Protocol):
 
     def refusal(self, ref: TensorRef) -> str | None:
         """Why a tensor that this codec claims cannot be read as a weight; None where it can."""
+        ...
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """A codec that also writes."""
+
+    def encode(
+        self, ref: TensorRef, numbers: Float[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    ) -> tuple[Shaped[Tensor, "..."], dict[str, Float32[Tensor, "..."]]]:
+        """What is to be stored for these numbers, and the companions that go with it.
+
+        Args:
+            ref: which tensor, whole.
+            numbers: of its shape.
+            companions: as they are, by role.
+        """
         ...
 
 

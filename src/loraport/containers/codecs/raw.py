@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
 from loraport.containers import dtypes
@@ -25,6 +25,12 @@ class Raw:
     ) -> Float32[Tensor, "..."]:
         """A cast to float32."""
         return stored.float()
+
+    def encode(
+        self, ref: TensorRef, numbers: Float[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    ) -> tuple[Shaped[Tensor, "..."], dict[str, Float32[Tensor, "..."]]]:
+        """A cast; what 8 bits cannot hold becomes the largest number that they can."""
+        return dtypes.cast(numbers, ref.dtype), {}
 
     def rounding_floor(self, ref: TensorRef) -> float:
         """That of the number format."""

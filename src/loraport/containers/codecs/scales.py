@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from math import ceil, prod
 
 import torch
-from jaxtyping import Float32, Shaped
-from torch import Tensor
+from jaxtyping import Float, Float32, Shaped
+from torch import Tensor, nn
 
 from loraport.containers import dtypes
 from loraport.containers.stored import Group, TensorRef
@@ -122,6 +122,40 @@ def scaled(
     if least < 0 or (marks is not None and bool((marks & (weight == 0)).any())):
         raise odd_scale(ref, least)
     return weight
+
+
+def rescaled(
+    ref: TensorRef, numbers: Float[Tensor, "..."], scale: Float32[Tensor, "..."]
+) -> tuple[Float[Tensor, "..."], dict[str, Float32[Tensor, "..."]]]:
+    """Other numbers in the place of a scaled weight: what is stored for them, and the scales.
+
+    A scale moves numbers without making them finer, so each stays as long as the largest number under it fits: what
+    did not change is then stored as it was. Where it does not fit, the scale becomes as large as it must.
+
+    Args:
+        ref: the weight, whole.
+        numbers: of its shape.
+        scale: as it is.
+    """
+    flat = numbers.reshape(1, -1) if scale.numel() == 1 else numbers.reshape(len(numbers), -1)
+    rows, columns = flat.shape
+    down, across = (scale.reshape(1, 1) if scale.numel() == 1 else scale.reshape(len(scale), -1)).shape
+    squares = ref.codec.endswith(BY_SQUARES) and scale.numel() > 1
+    width = _side(columns, across) if squares else columns // across
+    high = width if squares else 1
+    peaks = nn.functional.pad(flat.abs(), (0, across * width - columns, 0, down * high - rows))
+    peaks = peaks.unflatten(1, (across, width)).amax(2).unflatten(0, (down, high)).amax(1)
+    stored_scale = dict(ref.companions)["scale"].dtype
+    largest = torch.finfo(dtypes.FORMATS[ref.dtype].dtype).max
+    old = scale.reshape(down, across)
+    needed = dtypes.cast(torch.where(peaks > old * largest, peaks / largest, old), stored_scale).float()
+    by = torch.where(needed > 0, needed, 1.0).repeat_interleave(high, 0)[:rows]
+    divided = flat.clone()
+    whole = columns // width
+    divided[:, : whole * width].unflatten(1, (whole, width)).div_(by[:, :whole].unsqueeze(2))
+    divided[:, whole * width :].div_(by[:, whole:])
+    divided = divided.clamp_(-largest, largest).reshape(numbers.shape)
+    return dtypes.cast(divided, ref.dtype), {"scale": needed.reshape(scale.shape)}
 
 
 def odd_scale(ref: TensorRef, value: float) -> NumericalError:

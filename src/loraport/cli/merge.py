@@ -1,0 +1,114 @@
+"""`loraport merge`: LoRAs baked into a checkpoint."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from loraport.cli import text
+from loraport.cli.console import Console
+from loraport.cli.flags import Given, command
+from loraport.cli.options import NO_VALUE, OUTPUT
+from loraport.engine.recipe import MODELS, Recipe, RunOptions
+
+EXAMPLE = """Bake a LoRA into a checkpoint, at eight tenths of its strength; the checkpoint may be a folder of shards or a .pt file too:
+
+    loraport merge style.safetensors --into fast.safetensors --strength 0.8 -o fast-style.safetensors
+
+Two at once, each with a strength of its own, into a pipeline's transformer:
+
+    loraport merge style.safetensors:0.8 few-steps.safetensors:1 --into Wan2.1-T2V-1.3B/ -o merged/"""  # noqa: E501
+
+
+@command(
+    Recipe.part("strength", "scale", "expert", "adapter", "drop", "allow_partial", "architecture"),
+    RunOptions.part("overwrite"),
+)
+def merge(
+    given: Given,
+    console: Console,
+    loras: Annotated[
+        list[str],
+        typer.Argument(metavar="LORA[:STRENGTH]", help="LoRAs to bake in, of any kind.", show_default=False),
+    ],
+    into: Annotated[
+        str,
+        typer.Option("--into", metavar="MODEL", rich_help_panel=MODELS, show_default=False, help="The checkpoint."),
+    ],
+    output: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
+        typer.Option(
+            "--output", "-o", metavar="FILE|FOLDER", rich_help_panel=OUTPUT, show_default=False,
+            help="The file to write; the folder, where the checkpoint consists of several files.",
+        ),
+    ] = None,
+    nested: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--nested", metavar="NAME", rich_help_panel=MODELS, show_default=False,
+            help="Part of the checkpoint to change: generator_ema of a .pt file, transformer_2 of a folder.",
+        ),
+    ] = None,
+    requantize: Annotated[
+        bool,
+        typer.Option(
+            "--requantize", metavar=NO_VALUE, rich_help_panel=OUTPUT,
+            help="Also change weights that are stored in 8 bits, which rounds them anew; the loss is told.",
+        ),
+    ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", metavar=NO_VALUE, help="Say what would be done, from headers alone, and stop.")
+    ] = False,
+) -> None:  # fmt: skip
+    """Bake LoRAs into a checkpoint: the exact sum, in the checkpoint's own layout and number formats."""
+    from loraport.adapters.added_lora import AddedLora
+    from loraport.cli.progress import Progress
+    from loraport.errors import UsageError
+    from loraport.merging.plan import make_merge_plan
+    from loraport.merging.run import run_merge
+
+    choice = given.checked()
+    overwrite = choice.pop("overwrite")
+    if output is None and not plan:
+        raise UsageError("the output is not given", fix="name the file or folder to write: -o NAME")
+    ready = make_merge_plan(
+        [AddedLora.parse(lora) for lora in loras], into, nested=nested, requantize=requantize, **choice
+    )
+    if plan:
+        facts = {
+            "model": ready.model.architecture.title,
+            "tensors": len(ready.tensors),
+            "requantized": len(ready.coarse),
+            "files": [str(file) for file in ready.layout.files],
+            "output_bytes": ready.output_bytes,
+            "peak_bytes": ready.peak_bytes,
+            "left_out": list(ready.left_out),
+            "warnings": list(ready.warnings),
+        }
+        console.result(
+            f"{text.count(len(ready.tensors), 'tensor')} of {ready.model.architecture.title} would change",
+            f"  files     {text.listing([file.name for file in ready.layout.files])}",
+            f"  writes    {text.size(ready.output_bytes)}",
+            f"  memory    {text.size(ready.peak_bytes)} for the tensors in work",
+            *([f"  8 bits    {text.count(len(ready.coarse), 'tensor')} rounded anew"] if ready.coarse else []),
+        )
+        for message in ready.warnings:
+            console.warning(message)
+        console.document(facts)
+        return
+    assert output is not None
+    with Progress(console) as progress:
+        done = run_merge(ready, output, overwrite=overwrite, on_event=progress)
+    size = sum(file.stat().st_size for file in done.files)
+    lines = [
+        f"merged into {text.count(done.tensors, 'tensor')} of {ready.model.architecture.title}",
+        f"  untouched {text.count(done.untouched, 'tensor')}, bit for bit",
+        f"  rounding  {100 * done.lost:.2g} % of the update, at most {100 * done.lost_most:.2g} % ({done.lost_in})",
+    ]
+    if done.requantized:
+        lines.append(f"  8 bits    {text.count(done.requantized, 'tensor')} rounded anew")
+    if done.left_out:
+        lines.append(f"  left out  {text.listing(done.left_out)}")
+    lines.append(f"  output    {done.output}  ({text.size(size)}, {text.count(len(done.files), 'file')})")
+    console.result(*lines)
+    console.document(done.to_json())

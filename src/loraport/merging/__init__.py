@@ -1,0 +1,1 @@
+"""LoRAs baked into a checkpoint, which keeps its own layout."""

@@ -1,0 +1,237 @@
+"""What a merge will do, by headers alone: which tensors of the checkpoint change, by what, and which files are written.
+
+Nothing is cut to a rank: what is added is the exact update, each sum rounded once to the format of its tensor.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+
+from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.added_lora import AddedLora
+from loraport.adapters.parse import open_adapter
+from loraport.adapters.passthrough import Passthrough
+from loraport.adapters.update import LayerUpdate
+from loraport.containers.dtypes import FORMATS
+from loraport.containers.layout import Layout, layout_of
+from loraport.containers.locate import locate
+from loraport.containers.names import Expert
+from loraport.containers.rewrite import refuse_shared
+from loraport.containers.tensors import TensorRef, can_encode, file_identity
+from loraport.errors import MismatchError, UnsupportedError, UsageError
+from loraport.models.checkpoint import AUTO, Checkpoint, open_checkpoint
+from loraport.models.placement import Rows
+
+_EXACT_BITS = 8  # of bfloat16's significand; coarser formats are written on request only
+_COPIES = 5  # of the largest tensor in float32 at its worst moment
+
+
+@dataclass(frozen=True)
+class Term:
+    """What one LoRA adds to a part of a stored tensor.
+
+    Attributes:
+        name: of the layer or parameter.
+        rows: of the stored tensor; None for all of it.
+        what: the update or the change, scale inside.
+        factor: how often it is added.
+    """
+
+    name: str
+    rows: Rows | None
+    what: LayerUpdate | Passthrough
+    factor: float
+
+
+@dataclass(frozen=True)
+class MergedTensor:
+    """A tensor of the checkpoint that changes.
+
+    Attributes:
+        ref: as it lies in the file, whole.
+        terms: what is added to it.
+    """
+
+    ref: TensorRef
+    terms: tuple[Term, ...]
+
+    @property
+    def refs(self) -> tuple[TensorRef, ...]:
+        """The stored tensors that are written for it: its own, and its companions."""
+        return (replace(self.ref, companions=()), *(companion for _, companion in self.ref.companions))
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What a merge will do.
+
+    Attributes:
+        model: the checkpoint.
+        loras: each LoRA with the strength at which it is added.
+        layout: the checkpoint's files.
+        tensors: what changes, in the order of the files.
+        left_out: keys of the LoRAs that change nothing in the checkpoint.
+        warnings: sentences for the user.
+        identities: file -> its `file_identity` of every file that is read.
+    """
+
+    model: Checkpoint
+    loras: tuple[tuple[AddedLora, LoraAdapter, float], ...]
+    layout: Layout
+    tensors: tuple[MergedTensor, ...]
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+    identities: Mapping[Path, str]
+
+    @property
+    def output_bytes(self) -> int:
+        """What is written."""
+        return sum(file.stat().st_size for file in (*self.layout.files, *self.layout.beside))
+
+    @property
+    def peak_bytes(self) -> int:
+        """Memory for the tensors in work, at most."""
+        return _COPIES * 4 * max(prod(tensor.ref.shape) for tensor in self.tensors)
+
+    @property
+    def coarse(self) -> tuple[MergedTensor, ...]:
+        """What changes and is stored in 8 bits, so that it is rounded anew."""
+        return tuple(tensor for tensor in self.tensors if _coarse(tensor.ref))
+
+    def inputs(self) -> Iterator[tuple[str, Path]]:
+        """Every file that is read, as (role, file)."""
+        yield from (("checkpoint", file) for file in (*self.layout.files, *self.layout.beside))
+        yield from (("input LoRA", adapter.path) for _, adapter, _ in self.loras)
+
+
+def make_merge_plan(
+    loras: Sequence[AddedLora],
+    into: str | Path,
+    *,
+    strength: float = 1.0,
+    nested: str | None = None,
+    architecture: str = AUTO,
+    expert: Expert | None = None,
+    adapter: str | None = None,
+    scale: float | None = None,
+    drop: str | None = None,
+    allow_partial: bool = False,
+    requantize: bool = False,
+) -> MergePlan:
+    """Match LoRAs against a checkpoint, reading headers only.
+
+    Args:
+        loras: what is added, each with a strength of its own and choices that go before the common ones.
+        into: the checkpoint.
+        strength: factor on all of them.
+        nested: which part of a torch file or folder.
+        architecture: its family; "auto" to recognise it.
+        expert: which expert of Wan2.2, of folders and LoRAs that hold two.
+        adapter: which LoRA, of files that hold several by name.
+        scale: the LoRAs' own scale, where their files do not say it.
+        drop: regular expression; layers and keys that match are left out.
+        allow_partial: leave out what cannot be matched.
+        requantize: write weights of 8 bits too, which are rounded coarsely.
+
+    Raises:
+        LoraportError: a file cannot be read, or they do not fit each other.
+        UnsupportedError: a weight that changes is stored in a way that is not written, or in 8 bits without a request.
+    """
+    if strength == 0.0 or not loras:
+        raise UsageError(
+            "nothing is to be merged", values=f"strength {strength:g}", fix="give a strength that is not 0"
+        )
+    model = open_checkpoint(into, nested=nested, expert=expert, architecture=architecture)
+    layout = layout_of(locate(into, nested=nested, expert=expert))
+    opened = []
+    for given in loras:
+        found = open_adapter(
+            given.file,
+            model,
+            role="checkpoint",
+            expert=given.expert or expert,
+            adapter=given.adapter or adapter,
+            drop=drop,
+            allow_partial=allow_partial,
+            scale=given.scale or scale,
+        )
+        without = next((layer for layer in found.layers.values() if layer.needs_source), None)
+        if without is not None:
+            raise without.source_missing()
+        opened.append((given, found, strength * given.strength))
+    tensors, left_out = _gather(model, opened)
+    if not tensors:
+        raise MismatchError("the LoRA changes nothing in the checkpoint", where=loras[0].file, values=str(into))
+    _check_writable(tensors, requantize)
+    refuse_shared([ref for tensor in tensors for ref in tensor.refs])
+    warnings = [*model.notes, *(note for _, found, _ in opened for note in found.warnings)]
+    if left_out:
+        warnings.append(f"{len(left_out)} keys change a text encoder, which is no part of it: {left_out[0]}")
+    dropped = [key for _, found, _ in opened for key in found.dropped]
+    if dropped and allow_partial:
+        warnings.append(f"{len(dropped)} keys were left out, e.g. {dropped[0]}")
+    files = {*layout.files, *layout.beside, *(found.path for _, found, _ in opened)}
+    return MergePlan(
+        model,
+        tuple(opened),
+        layout,
+        tensors,
+        (*left_out, *dropped),
+        tuple(warnings),
+        {file: file_identity(file) for file in files},
+    )
+
+
+def _gather(
+    model: Checkpoint, loras: Sequence[tuple[AddedLora, LoraAdapter, float]]
+) -> tuple[tuple[MergedTensor, ...], list[str]]:
+    """What changes by stored tensor, in the checkpoint's order; and keys that change another model's."""
+    terms: dict[tuple[object, ...], list[Term]] = {}
+    left_out: list[str] = []
+    for _, adapter, factor in loras:
+        changes: dict[str, LayerUpdate | Passthrough] = {f"{name}.weight": it for name, it in adapter.layers.items()}
+        for item in adapter.passthrough:
+            if item.kind == "text_encoder":
+                left_out += item.keys
+                continue
+            changes[item.param] = item
+        for param, what in changes.items():
+            ref = model.tensors[param]
+            terms.setdefault(_place(ref), []).append(Term(param, ref.rows, what, factor))
+    whole: dict[tuple[object, ...], TensorRef] = {}
+    for ref in model.tensors.values():
+        if _place(ref) in terms:
+            rows = max(ref.shape[0] if ref.shape else 0, *(end for _, end in ref.rows or ((0, 0),)))
+            before = whole.get(_place(ref))
+            rows = rows if before is None or not before.shape else max(rows, before.shape[0])
+            shape = (rows, *ref.shape[1:]) if ref.shape else ()
+            whole[_place(ref)] = replace(ref, rows=None, shape=shape)
+    return tuple(MergedTensor(ref, tuple(terms[place])) for place, ref in whole.items()), left_out
+
+
+def _place(ref: TensorRef) -> tuple[object, ...]:
+    return ref.file, ref.nest, ref.key
+
+
+def _coarse(ref: TensorRef) -> bool:
+    return (FORMATS[ref.dtype].significand_bits or 0) < _EXACT_BITS
+
+
+def _check_writable(tensors: Sequence[MergedTensor], requantize: bool) -> None:
+    for tensor in tensors:
+        if not can_encode(tensor.ref):
+            raise UnsupportedError(
+                f"the checkpoint keeps its weights in a way that is read and not written: {tensor.ref.stored_as}",
+                where=str(tensor.ref.file),
+                values=tensor.ref.key,
+                fix="merge into the bf16, fp16 or fp32 copy, or into one in fp8",
+            )
+    coarse = [tensor for tensor in tensors if _coarse(tensor.ref)]
+    if coarse and not requantize:
+        raise UnsupportedError(
+            f"{len(coarse)} of the {len(tensors)} tensors that change are stored in 8 bits, and would be rounded anew",
+            where=str(coarse[0].ref.file),
+            values=f"{coarse[0].ref.key}, {coarse[0].ref.stored_as}",
+            fix="merge into the bf16 copy; or add --requantize, and the loss is told",
+        )

@@ -1,0 +1,266 @@
+"""A merge carried out: the checkpoint's files copied, with other numbers in the tensors that change.
+
+At any moment one tensor is in memory. All files get their names when everything has been written, or none does.
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.adapters.header import STALE, canonical_json, read_json
+from loraport.adapters.passthrough import Passthrough
+from loraport.containers.rewrite import Rewriting, rewriting
+from loraport.containers.safetensors import read_header
+from loraport.containers.tensors import TensorRef, digest, encode, read_float, read_numbers
+from loraport.core.operator import norm
+from loraport.engine.events import Listener, Warned, Written, ignore
+from loraport.engine.reading import InputReader
+from loraport.errors import NumericalError
+from loraport.files import atomic_paths
+from loraport.merging.plan import MergedTensor, MergePlan, Term
+from loraport.models.placement import Rows
+from loraport.store.digests import DigestMemo
+from loraport.version import __version__
+from loraport.writable import check_output
+
+MERGED = "loraport.merged"  # in a header: what was merged into the file, the oldest first
+_STRIP = 4_000_000  # numbers that are compared at a time
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did.
+
+    Attributes:
+        output: the file or folder written.
+        files: all files written.
+        tensors: how many tensors changed.
+        untouched: how many are bit for bit as they were.
+        requantized: how many of those that changed are stored in 8 bits.
+        lost: Frobenius norm of what rounding to the checkpoint's formats took away or added, over that of the update.
+        lost_most: the same for the tensor that lost most.
+        lost_in: the name of that tensor.
+        left_out: keys of the LoRAs that change nothing in the checkpoint.
+        warnings: sentences for the user.
+        seconds: wall time.
+    """
+
+    output: Path
+    files: tuple[Path, ...]
+    tensors: int
+    untouched: int
+    requantized: int
+    lost: float
+    lost_most: float
+    lost_in: str
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, object]:
+        """Plain values, ready for JSON."""
+        return {
+            **{name: getattr(self, name) for name in self.__dataclass_fields__},
+            "output": str(self.output),
+            "files": [str(file) for file in self.files],
+            "left_out": list(self.left_out),
+            "warnings": list(self.warnings),
+        }
+
+
+@torch.inference_mode(False)
+def run_merge(
+    plan: MergePlan, output: str | Path, *, overwrite: bool = False, on_event: Listener = ignore
+) -> MergeReport:
+    """Write the merged checkpoint.
+
+    Args:
+        plan: what is to be done.
+        output: a file, or a folder where the checkpoint is one.
+        overwrite: whether files of these names may be replaced; the checkpoint's own and the LoRA's never.
+        on_event: told about every step.
+
+    Raises:
+        FileError: it cannot be written, or an input changed meanwhile. What stood under the names stands there again.
+        NumericalError: a sum does not fit its format, or a LoRA holds NaN or infinity.
+    """
+    began = time.perf_counter()
+    path = Path(output)
+    places = plan.layout.placed(path)
+    inputs = list(plan.inputs())
+    for place in places.values():
+        check_output(place, inputs, overwrite=overwrite)
+    told = _told(plan)
+    said = list(dict.fromkeys([*plan.warnings, *_merged_before(plan, told)]))
+    for message in said:
+        on_event(Warned(message))
+    losses = _write(plan, places, told, overwrite, on_event)
+    most = max(losses, key=lambda loss: loss.share)
+    changed = math.sqrt(sum(loss.change**2 for loss in losses))
+    lost = math.sqrt(sum(loss.error**2 for loss in losses))
+    return MergeReport(
+        output=path,
+        files=tuple(places.values()),
+        tensors=len(plan.tensors),
+        untouched=len(plan.model.tensors) + len(plan.model.unknown) - len(plan.tensors),
+        requantized=len(plan.coarse),
+        lost=lost / changed if changed else 0.0,
+        lost_most=most.share,
+        lost_in=most.name,
+        left_out=plan.left_out,
+        warnings=tuple(said),
+        seconds=time.perf_counter() - began,
+    )
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """Of one tensor: Frobenius norms of the exact update, and of what was stored less what should have been."""
+
+    name: str
+    change: float
+    error: float
+
+    @property
+    def share(self) -> float:
+        return self.error / self.change if self.change else 0.0
+
+
+def _write(
+    plan: MergePlan,
+    places: Mapping[Path, Path],
+    told: Sequence[Mapping[str, object]],
+    overwrite: bool,
+    on_event: Listener,
+) -> list[_Loss]:
+    reader = InputReader(DigestMemo(None), plan.identities)
+    total = plan.output_bytes
+    done = 0
+
+    def wrote(count: int) -> None:
+        nonlocal done
+        done += count
+        on_event(Written("writing", done, total))
+
+    by_file: dict[Path, list[TensorRef]] = {file: [] for file in places}
+    for tensor in plan.tensors:
+        for ref in tensor.refs:
+            by_file[ref.file].append(ref)
+    losses = []
+    with atomic_paths(list(places.values()), need_bytes=total, overwrite=overwrite) as temporaries:
+        with contextlib.ExitStack() as stack:
+            copies: dict[Path, Rewriting] = {}
+            for file, refs in by_file.items():
+                header = _header(file, refs, told)
+                copies[file] = stack.enter_context(rewriting(file, temporaries[places[file]], refs, header, wrote))
+            for tensor in plan.tensors:
+                losses.append(_merge(tensor, copies))
+                wrote(tensor.ref.nbytes)
+        reader.check_unchanged()
+    return losses
+
+
+def _merge(tensor: MergedTensor, copies: Mapping[Path, Rewriting]) -> _Loss:
+    """Write one tensor with everything added to it."""
+    before = read_numbers(tensor.ref)
+    exact = before.clone()
+    for term in tensor.terms:
+        _add(exact, term)
+    change = _distance(exact, before)
+    encoded = encode(tensor.ref, exact)
+    del before
+    if not bool(torch.isfinite(encoded.numbers).all()):
+        raise NumericalError(
+            f"{tensor.terms[0].name} does not fit into {tensor.ref.dtype} any more",
+            where=tensor.ref.name,
+            values=f"largest number {float(exact.abs().max()):.3g}",
+            fix="a smaller --strength, or a copy of the checkpoint in another format (bf16)",
+        )
+    error = _distance(encoded.numbers, exact)
+    for ref, stored in encoded.tensors:
+        copies[ref.file].put(ref, stored)
+    return _Loss(tensor.terms[0].name, change, error)
+
+
+def _add(whole: Float[Tensor, "..."], term: Term) -> None:
+    """Add a term to its rows, in place."""
+    what = term.what
+    if isinstance(what, Passthrough):
+        change = read_float(what.ref) * what.scale if what.as_stored else what.load()
+        _onto(whole, term.rows, change.to(whole.dtype) * term.factor)
+        return
+    update = what.load().to(whole.dtype).scaled(term.factor)
+    if update.rank >= min(update.shape):  # a whole matrix
+        _onto(whole, term.rows, update.dense())
+        return
+    position = 0
+    for start, end in term.rows or ((0, len(whole)),):
+        part = update.B[position : position + end - start]
+        whole[start:end].view(end - start, -1).addmm_(part, update.A)
+        position += end - start
+
+
+def _onto(whole: Float[Tensor, "..."], rows: Rows | None, change: Float[Tensor, "..."]) -> None:
+    if rows is None:
+        whole += change.reshape(whole.shape)
+        return
+    position = 0
+    for start, end in rows:
+        whole[start:end] += change[position : position + end - start].reshape(whole[start:end].shape)
+        position += end - start
+
+
+def _distance(one: Float[Tensor, "..."], two: Float[Tensor, "..."]) -> float:
+    """Frobenius norm of the difference, which is formed in strips only."""
+    strips = zip(one.reshape(-1).split(_STRIP), two.reshape(-1).split(_STRIP), strict=True)
+    return math.sqrt(sum(norm(a.double() - b.double()) ** 2 for a, b in strips))
+
+
+def _header(file: Path, refs: Sequence[TensorRef], told: Sequence[Mapping[str, object]]) -> dict[str, str] | None:
+    """The texts of a safetensors header: all that it had, less what is not true any more, and what was merged."""
+    if not refs or refs[0].container != "safetensors":
+        return None
+    before = read_header(file).metadata
+    kept = {key: text for key, text in before.items() if key not in STALE}
+    record = json.dumps([*_records(before), *told], sort_keys=True, ensure_ascii=False)
+    return kept | {"loraport.version": __version__, MERGED: record}
+
+
+def _records(metadata: Mapping[str, str]) -> list[Any]:
+    found = read_json(metadata, MERGED)
+    return found if isinstance(found, list) else []
+
+
+def _told(plan: MergePlan) -> list[dict[str, object]]:
+    """What the header says of every LoRA."""
+    records: list[dict[str, object]] = []
+    for given, adapter, factor in plan.loras:
+        refs = {f"{name}/{role}": ref for name, it in adapter.layers.items() for role, ref in it.parts.items()}
+        refs |= {item.param: item.ref for item in adapter.passthrough}
+        found = canonical_json({name: digest(ref) for name, ref in refs.items()})
+        content = hashlib.sha256(found.encode()).hexdigest()
+        records.append({"lora": Path(given.file).name, "strength": factor, "digest": content})
+    return records
+
+
+def _merged_before(plan: MergePlan, told: Sequence[Mapping[str, object]]) -> list[str]:
+    """What to say where the checkpoint has one of these LoRAs inside already."""
+    ref = plan.tensors[0].ref
+    if ref.container != "safetensors":
+        return []
+    known = {one.get("digest") for one in _records(read_header(ref.file).metadata) if isinstance(one, dict)}
+    return [
+        f"the checkpoint's header says that {one['lora']} was merged into it before: it counts once more now"
+        for one in told
+        if one["digest"] in known
+    ]
