@@ -24,6 +24,7 @@ MAY_IMPORT = {
     "sampling": {"adapters", "models", "containers", "zoo", "core"},
     "engine": {"methods", "adapters", "models", "containers", "store", "core"},
     "merging": {"engine", "adapters", "models", "containers", "store", "core"},
+    "resizing": {"engine", "adapters", "models", "containers", "store", "core"},
     "calibration": {"engine", "sampling", "methods", "adapters", "models", "containers", "store", "zoo", "core"},
     "report": {"engine.results"},
     "evaluate": {

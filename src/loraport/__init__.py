@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from loraport.errors import LoraportError
     from loraport.merging.api import merge
     from loraport.merging.run import MergeReport
+    from loraport.resizing.api import resize
+    from loraport.resizing.cut import Resized
 
 _HOMES = {
     "transfer": "loraport.api",
@@ -39,6 +41,8 @@ _HOMES = {
     "verify": "loraport.api",
     "merge": "loraport.merging.api",
     "MergeReport": "loraport.merging.run",
+    "resize": "loraport.resizing.api",
+    "Resized": "loraport.resizing.cut",
     "list_methods": "loraport.api",
     "AddedLora": "loraport.adapters.added_lora",
     "Experts": "loraport.engine.experts",
@@ -61,6 +65,7 @@ __all__ = [
     "LoraportError",
     "MergeReport",
     "Recipe",
+    "Resized",
     "RunOptions",
     "TransferPlan",
     "TransferReport",
@@ -72,6 +77,7 @@ __all__ = [
     "merge",
     "plan",
     "plan_experts",
+    "resize",
     "transfer",
     "transfer_experts",
     "verify",

@@ -34,7 +34,7 @@ FLAGS = (
     *("--device", "--workers", "--executor", "--max-memory", "--cache", "--allow-partial", "--force", "--overwrite"),
     *("--verbose", "--quiet", "--json", "--output"),
 )
-COMMANDS = ("transfer", "plan", "inspect", "convert", "verify", "cache", "methods", "demo")
+COMMANDS = ("transfer", "plan", "inspect", "convert", "resize", "merge", "verify", "cache", "methods", "demo")
 
 
 def invoke(*words: str):

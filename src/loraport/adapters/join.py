@@ -73,6 +73,49 @@ def join_layers(
     return whole_factors, whole_matrices
 
 
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight as a naming stores it.
+
+    Args:
+        places: the layers in it that are spoken of, each with its rows.
+        shape: (rows, columns) of all of it.
+    """
+
+    places: dict[LayerName, Rows]
+    shape: tuple[int, int]
+
+    @property
+    def name(self) -> LayerName:
+        """The first of its layers."""
+        return next(iter(self.places))
+
+
+def stored_weights(
+    shapes: Mapping[LayerName, tuple[int, int]], naming: str, architecture: Architecture
+) -> list[StoredWeight]:
+    """The weights in which a naming stores layers.
+
+    Args:
+        shapes: canonical layer -> (m, n).
+        naming: of the output.
+        architecture: the model.
+
+    Raises:
+        UnsupportedError: a layer is stored with others whose size is not known.
+    """
+    found = []
+    for names in _weights([*shapes], naming, architecture):
+        held = _held(names[0], naming, architecture)
+        rows, columns = shapes[names[0]]
+        places: dict[LayerName, Rows] = {names[0]: ((0, rows),)}
+        if not is_whole(held):
+            rows, all_places = _places(held, {name: shapes[name][0] for name in names}, architecture)
+            places = {name: all_places[name] for name in names}
+        found.append(StoredWeight(places, (rows, columns)))
+    return found
+
+
 def join_rows(
     pieces: Sequence[tuple[str, Shaped[Tensor, "..."]]], naming: str, architecture: Architecture
 ) -> Shaped[Tensor, "..."]:

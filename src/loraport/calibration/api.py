@@ -111,7 +111,7 @@ def calibrate(
         candidates = computed(plans, options, progress.tick)
         seeds = range(settings.seed * 1_000_000 + NOISE, settings.seed * 1_000_000 + NOISE + settings.samples)
         samples = Samples(conditions.take(0, settings.samples), draw_noise(goal.latents, seeds))
-        store, _ = open_cache(as_it_is, options, progress.warn)
+        store, _ = open_cache(as_it_is.identities, options, progress.warn)
         times = goal.schedule.times[:-1]
 
         progress.stage(f"{goal.name}: clips with {len(candidates)} candidates")

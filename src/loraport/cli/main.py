@@ -4,7 +4,20 @@ from typing import Annotated
 
 import typer
 
-from loraport.cli import cache, calibrate, convert, demo, evaluate, inspect, merge, methods, plan, transfer, verify
+from loraport.cli import (
+    cache,
+    calibrate,
+    convert,
+    demo,
+    evaluate,
+    inspect,
+    merge,
+    methods,
+    plan,
+    resize,
+    transfer,
+    verify,
+)
 from loraport.cli.guard import Commands
 
 _EXAMPLE = """First time? Watch the whole story on small bundled models, offline:
@@ -51,7 +64,14 @@ def _top(
 
 _JOB, _FILES, _MORE = "The job", "Files", "More"
 _JOBS = ((transfer, _JOB), (calibrate, _JOB), (plan, _JOB))
-for module, panel in (*_JOBS, (inspect, _FILES), (convert, _FILES), (merge, _FILES), (verify, _FILES)):
+for module, panel in (
+    *_JOBS,
+    (inspect, _FILES),
+    (convert, _FILES),
+    (resize, _FILES),
+    (merge, _FILES),
+    (verify, _FILES),
+):
     name = module.__name__.rpartition(".")[2]
     app.command(name, epilog=module.EXAMPLE, rich_help_panel=panel)(getattr(module, name))
 app.command("methods", epilog=methods.EXAMPLE, rich_help_panel=_MORE)(methods.methods)

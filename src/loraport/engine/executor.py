@@ -14,12 +14,13 @@ import torch
 
 from loraport.engine import devices
 from loraport.engine.executors import make_executor
-from loraport.engine.job import LayerJob
+from loraport.engine.job import Job
 from loraport.engine.recipe import RunOptions
 from loraport.threads import cores
 
+J = TypeVar("J", bound=Job)
 Result = TypeVar("Result")
-Work = Callable[[LayerJob, "Slot"], Result]
+Work = Callable[[J, "Slot"], Result]
 
 _ON_ACCELERATOR = 2
 """Layers in flight on a GPU: one computes while the next is read. More only contend for it."""
@@ -64,7 +65,7 @@ class Executor(Protocol):
         """Places for layers of ordinary size that work side by side, at least one."""
         ...
 
-    def run(self, jobs: Sequence[LayerJob], work: Work[Result]) -> Iterator[Result]:
+    def run(self, jobs: Sequence[J], work: Work[J, Result]) -> Iterator[Result]:
         """Yield `work(job, slot)` for every job as they finish, in no particular order.
 
         Args:
@@ -84,12 +85,12 @@ def executor_for(options: RunOptions) -> Executor:
     )
 
 
-def workers_for(jobs: Sequence[LayerJob], options: RunOptions) -> int:
+def workers_for(jobs: Sequence[Job], options: RunOptions) -> int:
     """How many of these jobs will be in flight at once when all are as large as the largest ones."""
     return in_flight(jobs, executor_for(options).slots())
 
 
-def in_flight(jobs: Sequence[LayerJob], slots: Sequence[Slot]) -> int:
+def in_flight(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
     """How many of the largest jobs fit into the slots at once, at least one."""
     room = sum(slot.bytes for slot in slots)
     count, used = 0, 0
@@ -116,7 +117,7 @@ def local_slots(limits: Limits, workers: int | None = None) -> list[Slot]:
     return found
 
 
-def phases(jobs: Sequence[LayerJob], slots: Sequence[Slot], cores: int) -> Iterator[tuple[list[LayerJob], list[Slot]]]:
+def phases(jobs: Sequence[J], slots: Sequence[Slot], cores: int) -> Iterator[tuple[list[J], list[Slot]]]:
     """Which jobs may run at the same time, and where.
 
     Narrow jobs run side by side, one thread each; wide ones one at a time on each device, with all cores.
@@ -135,7 +136,7 @@ def phases(jobs: Sequence[LayerJob], slots: Sequence[Slot], cores: int) -> Itera
 
 
 def dispatch(
-    jobs: Sequence[LayerJob], slots: Sequence[Slot], submit: "Callable[[LayerJob, Slot], Future[Result]]"
+    jobs: Sequence[J], slots: Sequence[Slot], submit: "Callable[[J, Slot], Future[Result]]"
 ) -> Iterator[Result]:
     """Keep the slots busy within the memory of their devices, and yield results as they come.
 
@@ -144,7 +145,7 @@ def dispatch(
     """
     waiting, free, room = deque(jobs), list(slots), _room(slots)
     used = dict.fromkeys(room, 0)
-    running: dict[Future[Result], tuple[LayerJob, Slot]] = {}
+    running: dict[Future[Result], tuple[J, Slot]] = {}
 
     def fill() -> None:
         while waiting:
@@ -174,7 +175,7 @@ def dispatch(
             future.cancel()
 
 
-def in_slot(work: Work[Result], job: LayerJob, slot: Slot) -> Result:
+def in_slot(work: Work[J, Result], job: J, slot: Slot) -> Result:
     """`work(job, slot)` with the slot's number of threads set in the calling thread, which keeps it."""
     torch.set_num_threads(slot.threads)
     return work(job, slot)

@@ -15,8 +15,25 @@ machine but never on the number of workers: that is what keeps every executor at
 """
 
 
+class Job:
+    """What an executor knows of the work it hands out.
+
+    Attributes:
+        shape: (out, in) of the weight.
+        peak_bytes: memory expected while it is in work.
+    """
+
+    shape: tuple[int, int]
+    peak_bytes: int
+
+    @property
+    def wide(self) -> bool:
+        """Whether the layer is large enough to be given all cores."""
+        return self.shape[0] * self.shape[1] > WIDE_ELEMENTS
+
+
 @dataclass(frozen=True)
-class LayerJob:
+class LayerJob(Job):
     """All that `worker.run_job` needs to know about one layer.
 
     Attributes:
@@ -61,8 +78,3 @@ class LayerJob:
     def added(self, side: str) -> dict[int, LayerUpdate]:
         """What LoRAs add to the weight of a side, "source" or "target"."""
         return self.source_updates if side == "source" else self.target_updates
-
-    @property
-    def wide(self) -> bool:
-        """Whether the layer is large enough to be given all cores."""
-        return self.shape[0] * self.shape[1] > WIDE_ELEMENTS

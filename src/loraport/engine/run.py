@@ -111,7 +111,7 @@ def carried_out(
     for message in plan.warnings:
         warn(message)
     executor = executor_for(options)
-    store, reader = open_cache(plan, options, warn)
+    store, reader = open_cache(plan.identities, options, warn)
     sample = sample_for_kinship(plan)
     if not checked:
         check_kinship(plan, sample, reader, rounding=not measured)
@@ -158,7 +158,7 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
         UsageError, MismatchError, NumericalError: as `run`.
     """
     executor = executor_for(options)
-    store, reader = open_cache(plan, options, lambda message: None)
+    store, reader = open_cache(plan.identities, options, lambda message: None)
     sample = sample_for_kinship(plan)
     check_kinship(plan, sample, reader, rounding=False)
     work = Worker(store, reader, plan.layers_to_keep(int(store.max_bytes * 0.9)))
@@ -170,8 +170,10 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
     return {result.report.name: result.update for result in results}
 
 
-def open_cache(plan: TransferPlan, options: RunOptions, warn: Callable[[str], None]) -> tuple[Store, InputReader]:
-    """The store that the options ask for, and a reader of the plan's files with the digests remembered there.
+def open_cache(
+    identities: Mapping[Path, str], options: RunOptions, warn: Callable[[str], None]
+) -> tuple[Store, InputReader]:
+    """The store that the options ask for, and a reader of a plan's files with the digests remembered there.
 
     A cache folder that cannot be used is said and done without.
     """
@@ -182,10 +184,10 @@ def open_cache(plan: TransferPlan, options: RunOptions, warn: Callable[[str], No
         except FileError as error:
             warn(f"nothing is kept for later runs: {error.what} ({error.where}: {error.values})")
     if root is None:
-        return NullStore(), InputReader(DigestMemo(None), plan.identities)
+        return NullStore(), InputReader(DigestMemo(None), identities)
     store = Store(root)
     store.sweep()
-    return store, InputReader(DigestMemo(root, trust=not options.verify_inputs), plan.identities)
+    return store, InputReader(DigestMemo(root, trust=not options.verify_inputs), identities)
 
 
 def _layers_to_keep(plan: TransferPlan, store: Store, warn: Callable[[str], None]) -> frozenset[str]:

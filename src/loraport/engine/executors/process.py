@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from loraport.engine.executor import Limits, Result, Slot, Work, dispatch, in_slot, local_slots, phases
-from loraport.engine.job import LayerJob
+from loraport.engine.executor import J, Limits, Result, Slot, Work, dispatch, in_slot, local_slots, phases
 from loraport.errors import FileError
 from loraport.threads import cores
 
@@ -25,7 +24,7 @@ class LayerExecutor:
         """As many on each device as may work side by side."""
         return self._slots
 
-    def run(self, jobs: Sequence[LayerJob], work: Work[Result]) -> Iterator[Result]:
+    def run(self, jobs: Sequence[J], work: Work[J, Result]) -> Iterator[Result]:
         """Yield results as they come. After an error, layers in work are waited for and no more are begun.
 
         Raises:
@@ -35,7 +34,7 @@ class LayerExecutor:
         try:
             with ProcessPoolExecutor(len(self._slots), mp_context=context, initializer=_end_with_parent) as pool:
 
-                def submit(job: LayerJob, slot: Slot) -> "Future[Result]":
+                def submit(job: J, slot: Slot) -> "Future[Result]":
                     with _ctrl_c_held():
                         return pool.submit(in_slot, work, job, slot)
 

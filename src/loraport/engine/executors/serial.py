@@ -2,8 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from loraport.engine.executor import Limits, Result, Slot, Work, local_slots, phases
-from loraport.engine.job import LayerJob
+from loraport.engine.executor import J, Limits, Result, Slot, Work, local_slots, phases
 from loraport.threads import cores, threads_of_torch
 
 
@@ -17,7 +16,7 @@ class LayerExecutor:
         """One."""
         return self._slots
 
-    def run(self, jobs: Sequence[LayerJob], work: Work[Result]) -> Iterator[Result]:
+    def run(self, jobs: Sequence[J], work: Work[J, Result]) -> Iterator[Result]:
         """Yield results in the order of the jobs, narrow ones first."""
         for some, (slot, *_) in phases(jobs, self._slots, cores()):
             with threads_of_torch(slot.threads):

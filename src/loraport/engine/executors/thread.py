@@ -4,8 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from loraport.engine.devices import warm_up
-from loraport.engine.executor import Limits, Result, Slot, Work, dispatch, in_slot, local_slots, phases
-from loraport.engine.job import LayerJob
+from loraport.engine.executor import J, Limits, Result, Slot, Work, dispatch, in_slot, local_slots, phases
 from loraport.threads import cores, threads_of_torch
 
 
@@ -19,14 +18,14 @@ class LayerExecutor:
         """As many on each device as may work side by side."""
         return self._slots
 
-    def run(self, jobs: Sequence[LayerJob], work: Work[Result]) -> Iterator[Result]:
+    def run(self, jobs: Sequence[J], work: Work[J, Result]) -> Iterator[Result]:
         """Yield results as they come. After an error, layers in work are waited for and no more are begun."""
         for device in dict.fromkeys(slot.device for slot in self._slots):
             warm_up(device)
         for some, slots in phases(jobs, self._slots, cores()):
             with threads_of_torch(slots[0].threads), ThreadPoolExecutor(len(slots), "loraport") as pool:
 
-                def submit(job: LayerJob, slot: Slot, pool: ThreadPoolExecutor = pool) -> "Future[Result]":
+                def submit(job: J, slot: Slot, pool: ThreadPoolExecutor = pool) -> "Future[Result]":
                     return pool.submit(in_slot, work, job, slot)
 
                 yield from dispatch(some, slots, submit)

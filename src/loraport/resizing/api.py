@@ -1,0 +1,75 @@
+"""`loraport.resize`."""
+
+from pathlib import Path
+from typing import Literal
+
+from loraport.engine.events import Listener, ignore
+from loraport.engine.recipe import DType, RunOptions
+from loraport.models.checkpoint import open_checkpoint
+from loraport.resizing.cut import Resized
+from loraport.resizing.resize import resize_adapter
+from loraport.resizing.rule import Amount
+
+PathLike = str | Path
+
+
+def resize(
+    lora: PathLike,
+    output: PathLike,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    max_size: int | str | None = None,
+    to: str = "same-as-input",
+    dtype: DType = "same",
+    model: PathLike | None = None,
+    expert: Literal["high", "low"] | None = None,
+    adapter: str | None = None,
+    drop: str | None = None,
+    allow_partial: bool = False,
+    scale: float | None = None,
+    architecture: str = "auto",
+    options: RunOptions | None = None,
+    on_event: Listener = ignore,
+) -> Resized:
+    """Write a LoRA of any kind at another rank: the best approximation, with the share that it keeps.
+
+    Exactly one of `rank`, `energy` and `max_size` is given.
+
+    Args:
+        lora: the file to read.
+        output: the file to write.
+        rank: the same for every layer; none gets more than it has.
+        energy: share of the squared norm that each layer keeps, with the smallest rank that does.
+        max_size: bytes of the file at most, or such as "300MB"; ranks go where they hold the most energy a byte.
+        to: names in the output, as for `transfer`.
+        dtype: number format of the output.
+        model: the model it was trained on: needed for DoRA and other kinds that are functions of its weights.
+        expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
+        adapter: which adapter, for a file that names several.
+        drop: regular expression; layers and keys that match are left out.
+        allow_partial: leave out what cannot be matched.
+        scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
+        architecture: the family it is for, where that is not to be recognised.
+        options: how to use the machine: device, workers, memory, cache; `overwrite` replaces an existing file.
+        on_event: called with every `loraport.engine.events.Event`.
+
+    Raises:
+        LoraportError: see `loraport.errors`; the output is then as it was before.
+    """
+    return resize_adapter(
+        lora,
+        output,
+        Amount.model_validate({"rank": rank, "energy": energy, "max_size": max_size}),
+        to=to,
+        dtype=dtype,
+        model=None if model is None else open_checkpoint(model, expert=expert, architecture=architecture),
+        expert=expert,
+        adapter=adapter,
+        drop=drop,
+        allow_partial=allow_partial,
+        scale=scale,
+        architecture=architecture,
+        options=options or RunOptions(),
+        on_event=on_event,
+    )

@@ -1,0 +1,291 @@
+"""Many weights cut to ranks by one rule, and written as a LoRA."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraport.adapters.consumers import content_of
+from loraport.adapters.dialect import Dialect
+from loraport.adapters.header import canonical_json
+from loraport.adapters.loaders import loader_notes, ways_to_load
+from loraport.adapters.passthrough import Passthrough
+from loraport.adapters.render import render_adapter, write_adapter
+from loraport.core.allotment import allot, rank_for_energy
+from loraport.core.lowrank import LowRank
+from loraport.engine.events import LayerDone, Listener, Warned
+from loraport.engine.executor import executor_for
+from loraport.engine.recipe import RunOptions
+from loraport.engine.results import LayerReport
+from loraport.engine.run import open_cache
+from loraport.errors import MismatchError, UsageError
+from loraport.models.architecture import Architecture
+from loraport.resizing.rule import Amount
+from loraport.resizing.weight import Cutter, WeightJob, WeightResult, layers_of
+
+_DIGITS = 12  # of a place in a file, for an upper bound of the header
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is cut, and how it is written.
+
+    Attributes:
+        what: `resize` or `extract`.
+        jobs: a weight each, for singular values.
+        passthrough: changes that are written as they are.
+        architecture: the model.
+        to: output profile.
+        dialect: of the input, for "same-as-input".
+        dtype: torch name of the factors' dtype.
+        metadata: the header, without what this run adds.
+        warnings: sentences for the user.
+        identities: file -> its `file_identity` of every file that is read.
+    """
+
+    what: str
+    jobs: tuple[WeightJob, ...]
+    passthrough: tuple[Passthrough, ...]
+    architecture: Architecture
+    to: str
+    dialect: Dialect | None
+    dtype: str
+    metadata: Mapping[str, str]
+    warnings: tuple[str, ...]
+    identities: Mapping[Path, str]
+
+    def render(self, layers: Mapping[str, LowRank]) -> dict[str, Tensor]:
+        """The tensors of the output."""
+        dtype = getattr(torch, self.dtype)
+        return render_adapter(layers, self.passthrough, self.to, self.architecture, self.dialect, dtype)
+
+    def cost(self, job: WeightJob) -> int:
+        """Bytes of one rank of a weight."""
+        return getattr(torch, self.dtype).itemsize * sum(job.shape)
+
+
+@dataclass(frozen=True)
+class Resized:
+    """A LoRA that was cut to a rule.
+
+    Attributes:
+        output: the file written.
+        rule: what was asked for.
+        layers: a report for each stored weight that is in it; fused layers are one.
+        left_out: weights without a term: unchanged, or not worth their bytes.
+        passthrough: keys or parameters whose change is written as it is.
+        energy_kept: share of the squared norm of all weights together.
+        size: of the file, in bytes.
+        dtype: torch name of the factors' dtype.
+        to: output profile.
+        load: how to load it, one program a line.
+        warnings: sentences for the user.
+        seconds: wall time.
+    """
+
+    output: Path
+    rule: str
+    layers: tuple[LayerReport, ...]
+    left_out: tuple[str, ...]
+    passthrough: tuple[str, ...]
+    energy_kept: float
+    size: int
+    dtype: str
+    to: str
+    load: tuple[str, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
+        return values | lists | {"output": str(self.output), "layers": [layer.to_json() for layer in self.layers]}
+
+
+@torch.inference_mode(False)
+def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_event: Listener) -> Resized:
+    """Cut all weights and write the file.
+
+    Raises:
+        UsageError: `max_size` is too small for anything.
+        MismatchError: nothing is left to write.
+        NumericalError: a weight that holds NaN or infinity.
+        FileError: the file cannot be written, or an input changed meanwhile.
+    """
+    began = time.perf_counter()
+    warnings: list[str] = []
+
+    def warn(message: str) -> None:
+        if message not in warnings:
+            warnings.append(message)
+            on_event(Warned(message))
+
+    for message in task.warnings:
+        warn(message)
+    store, reader = open_cache(task.identities, options, warn)
+    executor, cutter = executor_for(options), Cutter(store, reader)
+    tell = _teller(task.what, task.jobs, amount, on_event)
+
+    def work(jobs: Sequence[WeightJob]) -> dict[str, WeightResult]:
+        found: dict[str, WeightResult] = {}
+        for result in executor.run(jobs, cutter):
+            found[result.job.weight.name] = result
+            tell(result)
+        for problem in store.take_problems():
+            warn(problem.message)
+        return {job.weight.name: found[job.weight.name] for job in jobs}
+
+    try:
+        norms, ranks = _ranks(task, amount, work)
+        chosen = [replace(job, rank=ranks[job.weight.name]) for job in task.jobs if ranks[job.weight.name]]
+        results = work(chosen)
+        norms |= {name: result.norm for name, result in results.items()}
+        results = {name: result for name, result in results.items() if result.norm > 0}
+        if not results and not task.passthrough:
+            raise MismatchError("nothing is left to write", values=str(amount), fix="ask for more")
+        layers = _layers(results, amount)
+        kept = _energy(results, norms)
+        tensors = task.render(layers)
+        widest = max((update.rank for update in layers.values()), default=0)
+        reader.check_unchanged()
+        write_adapter(output, tensors, _metadata(task, amount, kept, widest), overwrite=options.overwrite)
+    except BaseException:
+        store.sweep()
+        raise
+    finally:
+        reader.memo.flush()
+    content = content_of(
+        task.to, {name: u.rank for name, u in layers.items()}, task.passthrough, task.architecture, task.dialect
+    )
+    for message in (*loader_notes(content), *_said_of_ranks(layers, task)):
+        warn(message)
+    return Resized(
+        output=output,
+        rule=str(amount),
+        layers=tuple(_report(task.what, result) for result in results.values()),
+        left_out=tuple(job.weight.name for job in task.jobs if job.weight.name not in results),
+        passthrough=tuple(key for item in task.passthrough for key in item.keys),
+        energy_kept=kept,
+        size=output.stat().st_size,
+        dtype=task.dtype,
+        to=task.to,
+        load=tuple(ways_to_load(output, content)),
+        warnings=tuple(warnings),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _ranks(
+    task: Task, amount: Amount, work: Callable[[Sequence[WeightJob]], dict[str, WeightResult]]
+) -> tuple[dict[str, float], dict[str, int]]:
+    """Norms as far as they are known by then, and the rank of every weight."""
+    if amount.rank is not None:
+        return {}, {job.weight.name: min(amount.rank, job.matrix.rank, *job.shape) for job in task.jobs}
+    budget = None if amount.max_size is None else amount.max_size - _fixed_bytes(task)
+    results = work(task.jobs)
+    norms = {name: result.norm for name, result in results.items()}
+    energies = {
+        name: (torch.empty(0) if result.values is None else result.values).double().square()
+        for name, result in results.items()
+    }
+    if budget is None:
+        assert amount.energy is not None
+        return norms, {name: rank_for_energy(found, amount.energy) for name, found in energies.items()}
+    costs = {job.weight.name: task.cost(job) for job in task.jobs}
+    ranks = allot(energies, costs, budget)
+    if not any(ranks.values()) and any(norm > 0 for norm in norms.values()):
+        assert amount.max_size is not None
+        raise UsageError(
+            "the file would be too small to hold anything",
+            values=f"{amount.max_size:,} bytes",
+            fix=f"--max-size of more than {amount.max_size - budget + max(costs.values()):,} bytes",
+        )
+    return norms, ranks
+
+
+def _fixed_bytes(task: Task) -> int:
+    """What the file takes besides the factors, at most: its header, and what is written as it is."""
+    ones = {
+        name: update
+        for job in task.jobs
+        for name, update in layers_of(job.weight, LowRank.zeros(*job.shape, rank=1)).items()
+    }
+    tensors = task.render(ones)
+    data = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    place = 10**_DIGITS
+    entries = {
+        key: {"dtype": "BF16", "shape": [*tensor.shape, 1000], "data_offsets": [place, place]}
+        for key, tensor in tensors.items()
+    }
+    texts = _metadata(task, Amount(max_size=place), 0.123456789012345678, 10**6) | {"loraport.content": "0" * 64}
+    header = json.dumps({"__metadata__": texts} | entries)  # escapes everything, so it is longer than the real one
+    return data - sum(map(task.cost, task.jobs)) + len(header) + 16
+
+
+def _layers(results: Mapping[str, WeightResult], amount: Amount) -> dict[str, LowRank]:
+    """The updates of all layers. A rank that was named is that of every layer, so that no loader scales one wrongly."""
+    found: dict[str, LowRank] = {}
+    widest = max((result.update.rank for result in results.values() if result.update is not None), default=0)
+    for result in results.values():
+        assert result.update is not None
+        update = result.update.padded(widest) if amount.rank is not None else result.update
+        found |= layers_of(result.job.weight, update)
+    return found
+
+
+def _energy(results: Mapping[str, WeightResult], norms: Mapping[str, float]) -> float:
+    whole = sum(norm**2 for norm in norms.values())
+    return sum(result.energy_kept * result.norm**2 for result in results.values()) / whole if whole else 1.0
+
+
+def _metadata(task: Task, amount: Amount, kept: float, rank: int) -> dict[str, str]:
+    told = {"rule": str(amount), "energy_kept": kept, "dtype": task.dtype}
+    dims = {"ss_network_dim": str(rank), "ss_network_alpha": str(rank)}
+    return {**task.metadata, **dims, f"loraport.{task.what}": canonical_json(told)}
+
+
+def _report(what: str, result: WeightResult) -> LayerReport:
+    rank = 0 if result.update is None else result.update.rank
+    return LayerReport(
+        name=result.job.weight.name,
+        shape=result.job.shape,
+        method=what,
+        rank_in=result.job.matrix.rank,
+        rank_out=rank,
+        energy_kept=result.energy_kept,
+        stats={"norm": result.norm},
+        seconds=result.seconds,
+        cached=result.cached,
+        device=result.device,
+    )
+
+
+def _teller(what: str, jobs: Sequence[WeightJob], amount: Amount, on_event: Listener) -> Callable[[WeightResult], None]:
+    """Tells of progress: singular values, where they are needed, are the larger part of the work."""
+    passes = 1 if amount.rank is not None else 2
+    total = sum(job.cost for job in jobs) * passes
+    done, finished = 0.0, 0
+
+    def tell(result: WeightResult) -> None:
+        nonlocal done, finished
+        finished += 1
+        done = min(done + replace(result.job, rank=None).cost, total)
+        on_event(LayerDone(_report(what, result), finished, passes * len(jobs), done, total))
+
+    return tell
+
+
+def _said_of_ranks(layers: Mapping[str, LowRank], task: Task) -> list[str]:
+    ranks = {update.rank for update in layers.values()}
+    if len(ranks) < 2 or task.to == "kohya":
+        return []
+    return [
+        f"the layers have ranks of {min(ranks)} to {max(ranks)}, and no alpha says the scale: older diffusers "
+        "scales them wrongly (0.42 does not); --rank gives all one rank, --to kohya an alpha each"
+    ]

@@ -1,0 +1,154 @@
+"""A LoRA of any kind at another rank."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.dialect import profile_of
+from loraport.adapters.header import converted_metadata
+from loraport.adapters.join import StoredWeight, stored_weights
+from loraport.adapters.parse import open_adapter
+from loraport.adapters.render import check_passthrough
+from loraport.adapters.shared_names import check_one_meant
+from loraport.adapters.update import LayerUpdate
+from loraport.containers.dtypes import written_as
+from loraport.containers.tensors import TensorRef, file_identity
+from loraport.core.lowrank import LowRank
+from loraport.engine.events import Listener, ignore
+from loraport.engine.reading import InputReader
+from loraport.engine.recipe import RunOptions
+from loraport.models.checkpoint import AUTO, Checkpoint
+from loraport.models.placement import Rows, join_factors
+from loraport.resizing.cut import Resized, Task, carry_out
+from loraport.resizing.rule import Amount
+from loraport.resizing.weight import Matrix, WeightJob, peak_bytes
+from loraport.writable import check_output, with_settings
+
+_DEFAULTS = RunOptions()
+
+
+@dataclass(frozen=True)
+class JoinedUpdates(Matrix):
+    """The updates of the layers of one weight, as one matrix.
+
+    Args:
+        updates: each with its rows.
+        rows: of the matrix.
+        whole: the only update is that of the whole weight, as it is.
+    """
+
+    updates: tuple[tuple[Rows, LayerUpdate], ...]
+    rows: int
+    whole: bool
+
+    @property
+    def rank(self) -> int:
+        """At most."""
+        return sum(update.rank for _, update in self.updates)
+
+    def refs(self) -> dict[str, TensorRef]:
+        """Every tensor of the LoRA, and of its model where that counts."""
+        return {f"{at}.{role}": ref for at, (_, update) in enumerate(self.updates) for role, ref in update.refs.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """Kinds, scales and settings."""
+        told = [[each.kind, each.scale, each.rows, dict(each.settings)] for _, each in self.updates]
+        return {"updates": told}
+
+    def read(self, reader: InputReader) -> LowRank | Tensor:
+        """The matrix as factors. Raises NumericalError."""
+        loaded = [(rows, reader.load(update)) for rows, update in self.updates]
+        if self.whole:
+            return loaded[0][1]
+        return LowRank(*join_factors([(rows, each.B, each.A) for rows, each in loaded], self.rows))
+
+
+def resize_adapter(
+    path: str | Path,
+    output: str | Path,
+    amount: Amount,
+    *,
+    to: str = "same-as-input",
+    dtype: str = "same",
+    model: Checkpoint | None = None,
+    expert: str | None = None,
+    adapter: str | None = None,
+    drop: str | None = None,
+    allow_partial: bool = False,
+    scale: float | None = None,
+    architecture: str = AUTO,
+    options: RunOptions = _DEFAULTS,
+    on_event: Listener = ignore,
+) -> Resized:
+    """Write a LoRA at another rank.
+
+    Args:
+        path: the LoRA.
+        output: the file to write.
+        amount: how much is kept.
+        to: output profile.
+        dtype: torch name of the factors' dtype; "same" for that of the input.
+        model: what it must fit; needed for kinds that are functions of the weights they were trained on.
+        expert, adapter, drop, allow_partial, scale, architecture: as for `open_adapter`.
+        options: how to use the machine.
+        on_event: told about every step.
+
+    Raises:
+        LoraportError: as `open_adapter` and `carry_out`.
+    """
+    lora = open_adapter(
+        path,
+        model,
+        expert=expert,
+        adapter=adapter,
+        drop=drop,
+        allow_partial=allow_partial,
+        scale=scale,
+        architecture=architecture,
+    )
+    without = next((layer for layer in lora.layers.values() if layer.needs_source), None)
+    if without is not None:
+        raise without.source_missing()
+    if model is None:
+        check_one_meant(lora, to)
+    family = (model or lora).architecture
+    inputs = list(with_settings("input LoRA", lora.path))
+    if model is not None:
+        inputs += [("model", file) for file in {ref.file for ref in model.tensors.values()}]
+    check_output(Path(output), inputs, overwrite=options.overwrite)
+    profile = profile_of(to, lora.dialect).of(family.family)
+    check_passthrough(lora.passthrough, profile, family.family)
+    shapes = {name: update.shape for name, update in lora.layers.items()}
+    weights = stored_weights(shapes, profile.dialect.names, family)
+    task = Task(
+        what="resize",
+        jobs=tuple(_job(weight, lora.layers) for weight in weights),
+        passthrough=lora.passthrough,
+        architecture=family,
+        to=to,
+        dialect=lora.dialect,
+        dtype=written_as(lora.dtype) if dtype == "same" else dtype,
+        metadata=converted_metadata(
+            lora.metadata, to, alpha_stays=profile.dialect.has_alpha_tensors, header_stays=False, rank=lora.max_rank
+        ),
+        warnings=lora.warnings,
+        identities={file: file_identity(file) for file in _files(lora)},
+    )
+    return carry_out(task, amount, Path(output), options, on_event)
+
+
+def _job(weight: StoredWeight, updates: Mapping[str, LayerUpdate]) -> WeightJob:
+    parts = tuple((rows, updates[name]) for name, rows in weight.places.items())
+    whole = len(parts) == 1 and parts[0][0] == ((0, weight.shape[0]),)
+    matrix = JoinedUpdates(parts, weight.shape[0], whole)
+    dense = matrix.rank >= min(weight.shape)
+    return WeightJob(weight, matrix, weight.shape, None, peak_bytes(weight.shape, dense))
+
+
+def _files(lora: LoraAdapter) -> set[Path]:
+    refs = [ref for layer in lora.layers.values() for ref in layer.refs.values()]
+    return {lora.path, *(ref.file for ref in refs)}

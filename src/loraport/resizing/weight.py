@@ -1,0 +1,220 @@
+"""A weight that is to be cut to a rank, and the work on it: singular values, or the best factors of a rank.
+
+A weight is what the output stores as one: where its naming fuses layers, they are cut together, and their factors
+share one side.
+"""
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.adapters.join import StoredWeight
+from loraport.containers.tensors import TensorRef
+from loraport.core.lowrank import LowRank
+from loraport.core.operator import Operator
+from loraport.core.operators import DenseOperator
+from loraport.core.thin_svd import ALGORITHM, thin_svd
+from loraport.core.truncation import truncated_svd
+from loraport.engine.devices import is_out_of_memory, release_memory
+from loraport.engine.executor import Slot
+from loraport.engine.job import Job
+from loraport.engine.reading import InputReader
+from loraport.errors import NumericalError
+from loraport.store.store import Store, entry_key
+
+VERSION = 1  # raised whenever the same work would give other bytes than before
+_EXACT = 1024  # up to this size an exact decomposition costs no more than an approximate one
+
+
+class Matrix(ABC):
+    """What is cut. Picklable; holds references only."""
+
+    @property
+    @abstractmethod
+    def rank(self) -> int:
+        """At most."""
+
+    @abstractmethod
+    def refs(self) -> dict[str, TensorRef]:
+        """Every tensor that it is made of, by its role."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What besides these tensors decides its numbers."""
+
+    @abstractmethod
+    def read(self, reader: InputReader) -> LowRank | Tensor:
+        """The matrix in float32, as factors or as it is."""
+
+
+@dataclass(frozen=True)
+class WeightJob(Job):
+    """Work on one weight.
+
+    Attributes:
+        weight: where its layers are.
+        matrix: what is cut.
+        shape: of the matrix.
+        rank: that of the factors that are wanted; None for the singular values.
+        peak_bytes: memory expected meanwhile.
+    """
+
+    weight: StoredWeight
+    matrix: Matrix
+    shape: tuple[int, int]
+    rank: int | None
+    peak_bytes: int
+
+    @property
+    def cost(self) -> float:
+        """Operations, roughly."""
+        m, n = self.shape
+        thin = min(self.matrix.rank, *self.shape)
+        return 4.0 * (m + n) * thin * thin if self.rank is None or thin <= _EXACT else 20.0 * m * n * self.rank
+
+
+@dataclass(frozen=True)
+class WeightResult:
+    """What became of it.
+
+    Attributes:
+        job: the work.
+        values: singular values, the largest first; None where factors were wanted.
+        update: the factors; None where singular values were wanted.
+        norm: of the matrix.
+        energy_kept: share of its square that the factors hold.
+        seconds: time spent.
+        cached: taken from an earlier run.
+        device: where it was computed.
+    """
+
+    job: WeightJob
+    values: Float[Tensor, " q"] | None
+    update: LowRank | None
+    norm: float
+    energy_kept: float
+    seconds: float
+    cached: bool
+    device: str
+
+
+@dataclass(frozen=True)
+class Cutter:
+    """A function of one job and the slot that it is done in. Picklable.
+
+    Args:
+        store: where results are kept.
+        reader: of the input files.
+    """
+
+    store: Store
+    reader: InputReader
+
+    def __call__(self, job: WeightJob, slot: Slot) -> WeightResult:
+        """Do one job; the CPU takes over where a device has too little memory."""
+        try:
+            return self._run(job, torch.device(slot.device))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if slot.device == "cpu" or not is_out_of_memory(error):
+                raise
+        release_memory(slot.device)
+        return self._run(job, torch.device("cpu"))
+
+    def _run(self, job: WeightJob, device: torch.device) -> WeightResult:
+        began = time.perf_counter()
+        refs = job.matrix.refs()
+        try:
+            key = _key(job, {role: self.reader.digest(ref) for role, ref in refs.items()})
+            kept = self.store.get("result", key, expect=None)
+            if kept is None:
+                tensors = _compute(_operator(job, self.reader, device), job)
+                self.store.put("result", key, tensors, {})
+            else:
+                tensors = dict(kept)
+        finally:
+            self.reader.drop(refs.values())
+        wanted = job.rank is not None
+        return WeightResult(
+            job,
+            None if wanted else tensors["S"],
+            LowRank(tensors["B"], tensors["A"]) if wanted else None,
+            float(tensors["norm"]),
+            float(tensors["kept"]),
+            time.perf_counter() - began,
+            kept is not None,
+            str(device),
+        )
+
+
+def layers_of(weight: StoredWeight, update: LowRank) -> dict[str, LowRank]:
+    """The update of every layer of a weight; all of them share one factor."""
+    return {
+        name: LowRank(torch.cat([update.B[start:end] for start, end in rows]), update.A)
+        for name, rows in weight.places.items()
+    }
+
+
+def _operator(job: WeightJob, reader: InputReader, device: torch.device) -> Operator:
+    matrix = job.matrix.read(reader)
+    if isinstance(matrix, LowRank):
+        if matrix.rank < min(matrix.shape):
+            return matrix.to(device=device)
+        matrix = matrix.dense()
+    return DenseOperator(matrix.to(device))
+
+
+def _compute(op: Operator, job: WeightJob) -> dict[str, Tensor]:
+    norm = op.norm()
+    if not norm < float("inf"):
+        raise NumericalError("a weight holds NaN or infinity", where=job.weight.name, fix="use another copy, or --drop")
+    facts = {"norm": torch.tensor(norm, dtype=torch.float64), "kept": torch.tensor(1.0, dtype=torch.float64)}
+    if job.rank is None:
+        return facts | {"S": _values(op)}
+    rank = min(job.rank, *op.shape)
+    if isinstance(op, LowRank) or min(op.shape) > _EXACT:
+        cut = truncated_svd(op, rank=rank, name=job.weight.name)
+        update, kept = cut.update, cut.energy_kept
+    else:
+        basis = thin_svd(op.dense(), name=job.weight.name)
+        update = LowRank.from_svd(basis.U[:, :rank], basis.S[:rank], basis.Vh[:rank])
+        kept = min(float(basis.S[:rank].double().square().sum()) / norm**2, 1.0) if norm > 0 else 1.0
+    facts["kept"] = torch.tensor(kept, dtype=torch.float64)
+    return facts | {"B": update.B.cpu().contiguous(), "A": update.A.cpu().contiguous()}
+
+
+def _values(op: Operator) -> Float[Tensor, " q"]:
+    if isinstance(op, LowRank):
+        return op.svd()[1].cpu()
+    dense = op.dense()
+    return torch.linalg.svdvals(dense.cpu() if dense.device.type == "mps" else dense).cpu()
+
+
+def _key(job: WeightJob, digests: Mapping[str, str]) -> str:
+    return entry_key(
+        {
+            "cut": VERSION,
+            "algorithm": ALGORITHM,
+            "digests": dict(digests),
+            "matrix": job.matrix.identity(),
+            "rows": [list(map(list, rows)) for rows in job.weight.places.values()],
+            "shape": list(job.shape),
+            "rank": job.rank,
+        }
+    )
+
+
+def peak_bytes(shape: tuple[int, int], whole: bool) -> int:
+    """Memory that work on a weight takes at most.
+
+    Args:
+        shape: of it.
+        whole: whether it is decomposed as a whole matrix, or by its factors.
+    """
+    m, n = shape
+    return 4 * m * n * (6 if whole else 1) + (24 * min(m, n) ** 2 if whole else 0) + 16_000_000
