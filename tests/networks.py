@@ -16,8 +16,9 @@ from loraport.models.architecture import Architecture, measure
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
 from loraport.models.family import Family
+from loraport.models.joining import join
 from loraport.models.keymap import family_keymap
-from loraport.models.placement import join, lay_out
+from loraport.models.placement import lay_out
 
 
 @dataclass(frozen=True)

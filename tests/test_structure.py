@@ -35,6 +35,8 @@ MAY_IMPORT = {
     "cli": {"api"},
 }  # fmt: skip
 MAY_IMPORT["cli"] |= set(MAY_IMPORT) - {"cli"}
+# What is made of headers; that of the same name beside it has the numbers, and torch.
+HEADERS = {"containers/codecs": "containers/decoding", "adapters/kinds": "adapters/loading"}
 OUTSIDE = {"core": {"torch", "jaxtyping"}, "methods": {"torch", "jaxtyping", "pydantic"}}
 
 
@@ -90,6 +92,14 @@ def test_pure_rooms_use_torch_and_the_standard_library_only(room):
             top = name.split(".")[0]
             known = top == "loraport" or top in sys.stdlib_module_names or top in OUTSIDE[room]
             assert known, f"{path.name} imports {name}"
+
+
+@pytest.mark.parametrize("room", HEADERS)
+def test_headers_are_understood_without_torch(room):
+    for path in _modules(room):
+        for name in _imports(path):
+            assert name.split(".")[0] not in {"torch", "jaxtyping"}, f"{room}/{path.name} imports {name}"
+            assert not _within(name, {f"loraport.{folder.replace('/', '.')}" for folder in HEADERS.values()}), path
 
 
 def test_only_the_command_line_prints_or_exits():

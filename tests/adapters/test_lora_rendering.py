@@ -6,11 +6,12 @@ from safetensors.torch import load_file
 
 import makers
 from loraport.adapters import render as render_room
+from loraport.adapters.carried import check_passthrough
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.dialect import PROFILE_NAMES, Dialect, check_profile, profile_of
 from loraport.adapters.header import build_metadata, read_json
 from loraport.adapters.parse import open_adapter
-from loraport.adapters.render import check_passthrough, render_adapter, write_adapter
+from loraport.adapters.render import render_adapter, write_adapter
 from loraport.core.lowrank import LowRank
 from loraport.errors import FileError, NumericalError, UnsupportedError, UsageError
 from makers import PEFT, LoraFile, flat, same, spell

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 
 from loraport.containers.codecs.base import Codec
 from loraport.containers.codecs.registry import CODECS
+from loraport.containers.decoding import decode
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.locate import locate
 from loraport.containers.tensors import (
@@ -132,7 +133,7 @@ def test_fp8_without_a_scale_is_a_cast(dtype, tmp_path):
 
 @pytest.mark.parametrize("known", [known for known in FORMATS.values() if known.significand_bits is not None])
 def test_plain_numbers_of_every_format_are_a_weight(known, tmp_path):
-    stored = matrix().to(known.dtype)
+    stored = matrix().to(getattr(torch, known.dtype))
     save_file({"a.weight": stored}, tmp_path / "x.safetensors")
     ref = open_tensors(tmp_path / "x.safetensors").groups[()]["a.weight"]
     assert (ref.codec, refusal(ref)) == ("raw", None)
@@ -340,6 +341,7 @@ def test_the_rounding_floor_covers_what_rounding_does(dtype, tmp_path):
 def test_every_codec_keeps_the_protocol():
     for codec in CODECS:
         assert isinstance(codec, Codec)
+        assert decode.dispatch(type(codec)) is not decode.dispatch(object)
     assert len({codec.name for codec in CODECS}) == len(CODECS)
 
 

@@ -4,16 +4,18 @@ import pytest
 import torch
 from safetensors.torch import _TYPES
 
-from loraport.containers.dtypes import FORMATS, common_dtype, name_of, rounding_floor, written_as
+from loraport.containers.dtypes import FORMATS, all_zero, common_dtype, name_of, number, rounding_floor, written_as
 
 
 def test_the_table_agrees_with_torch_and_with_the_stock_writer():
     for name, known in FORMATS.items():
-        assert _TYPES[name] == known.dtype
-        assert known.item_bytes == known.dtype.itemsize
-        assert name_of(known.dtype) == name
+        dtype = getattr(torch, known.dtype)
+        assert _TYPES[name] == dtype
+        assert known.item_bytes == dtype.itemsize
+        assert name_of(dtype) == name
         if known.significand_bits is not None:
-            assert torch.finfo(known.dtype).eps == 2.0 ** (1 - known.significand_bits)
+            assert torch.finfo(dtype).eps == 2.0 ** (1 - known.significand_bits)
+            assert torch.finfo(dtype).smallest_normal == 2.0**known.least_exponent
     assert name_of(torch.complex64) is None
 
 
@@ -50,5 +52,30 @@ def test_rounding_floor_is_what_rounding_does(name, dtype):
 @pytest.mark.parametrize("name", ["F8_E4M3", "F8_E5M2", "BF16"])
 def test_small_numbers_without_a_scale_lose_more(name, rms):
     x = torch.randn(100_000, generator=torch.Generator().manual_seed(0)) * rms
-    measured = float((x.to(FORMATS[name].dtype).float() - x).norm() / x.norm()) * 2**0.5
+    measured = float((x.to(getattr(torch, FORMATS[name].dtype)).float() - x).norm() / x.norm()) * 2**0.5
     assert rounding_floor(name, rms) == pytest.approx(measured, rel=0.1 if measured < 1 else 0.35)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_single_numbers_are_those_of_torch(name):
+    dtype = getattr(torch, FORMATS[name].dtype)
+    size = FORMATS[name].item_bytes
+    if size <= 2:
+        patterns = torch.arange(0, 2 if name == "BOOL" else 256**size, 1 if size == 1 else 37)
+        stored = patterns.to(torch.uint8 if size == 1 else torch.uint16)
+    else:
+        stored = torch.randint(256, (200 * size,), generator=torch.Generator().manual_seed(3)).to(torch.uint8)
+    rows = stored.view(torch.uint8).reshape(-1, size)
+    for row, wanted in zip(rows, rows.view(dtype).reshape(-1).tolist(), strict=True):
+        found = number(name, bytes(row.tolist()))
+        assert found == wanted or (found != found and wanted != wanted)
+
+
+@pytest.mark.parametrize("name", [name for name, known in FORMATS.items() if known.significand_bits is not None])
+def test_zeros_are_told_from_their_bytes(name):
+    dtype = getattr(torch, FORMATS[name].dtype)
+    for values, zero in (([0.0, -0.0], True), ([], True), ([0.0, 2.0], False), ([float("nan")], False)):
+        stored = torch.tensor(values, dtype=torch.float64).to(dtype)
+        assert all_zero(name, stored.view(torch.uint8).numpy().tobytes()) is zero
+    least = torch.tensor([1, 0], dtype=torch.uint8).repeat(FORMATS[name].item_bytes)[: FORMATS[name].item_bytes]
+    assert not all_zero(name, least.numpy().tobytes())  # the smallest number of all

@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loraport.containers.codecs.int8 import GROUPS, rotation
+from loraport.containers.codecs.int8 import GROUPS
+from loraport.containers.decoding.int8 import rotation
 from loraport.containers.tensors import (
     TensorRef,
     digest,

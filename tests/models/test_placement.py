@@ -11,7 +11,8 @@ from loraport.containers.tensors import read_tensor
 from loraport.errors import MismatchError
 from loraport.models.architecture import require_same_size
 from loraport.models.checkpoint import open_checkpoint
-from loraport.models.placement import Part, join, join_factors, lay_out, split
+from loraport.models.joining import join, join_factors
+from loraport.models.placement import Part, lay_out, split
 
 STATE = hunyuan.model(3)
 SPELLINGS = {

@@ -10,7 +10,7 @@ from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds.base import Piece
 from loraport.adapters.pieces import sort_keys, stems_of
 from loraport.adapters.shared_names import shared_title
-from loraport.containers.tensors import TensorRef
+from loraport.containers.references import TensorRef
 from loraport.errors import LoraportError, UsageError
 from loraport.models.architecture import Architecture, detect
 from loraport.models.checkpoint import ANY, AUTO, check_architecture

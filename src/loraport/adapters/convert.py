@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 
 from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.carried import check_passthrough
 from loraport.adapters.consumers import content_of
 from loraport.adapters.dialect import SAME_AS_INPUT, Profile, profile_of
 from loraport.adapters.header import converted_metadata
 from loraport.adapters.join import Factors, factored, without_zeros
 from loraport.adapters.loaders import loader_notes, ways_to_load
+from loraport.adapters.loading.layers import stored_update
 from loraport.adapters.parse import open_adapter
-from loraport.adapters.render import check_passthrough, render, write_adapter
+from loraport.adapters.render import render, write_adapter
 from loraport.adapters.shared_names import check_one_meant
 from loraport.adapters.update import LayerUpdate
 from loraport.errors import NumericalError, UnsupportedError
@@ -157,7 +159,7 @@ def render_exact(
     matrices: dict[str, Tensor] = {}
     folded: list[str] = []
     for name, layer in lora.layers.items():
-        found = layer.stored()
+        found = stored_update(layer)
         if isinstance(found, Tensor):
             matrix = found if layer.scale == 1.0 else _fold(found, layer)
             folded += [name] if layer.scale != 1.0 else []

@@ -16,7 +16,7 @@ from loraport.adapters.update import LayerUpdate
 from loraport.containers.access import kind_of
 from loraport.containers.locate import locate
 from loraport.containers.names import named_path
-from loraport.containers.tensors import open_tensors
+from loraport.containers.references import open_tensors
 from loraport.errors import FileError, LoraportError, MismatchError, UnsupportedError, UsageError
 from loraport.models.checkpoint import open_checkpoint
 

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from loraport.errors import UnsupportedError
 from loraport.models.architecture import Architecture, LayerName
+from loraport.models.joining import join, join_factors
 from loraport.models.keymap import keymap_of
-from loraport.models.placement import Part, Rows, is_whole, join, join_factors, lay_out
+from loraport.models.placement import Part, Rows, is_whole, lay_out
 
 
 @dataclass(frozen=True)

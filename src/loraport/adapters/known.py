@@ -8,7 +8,7 @@ from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Claim, OnSource, Piece
 from loraport.adapters.passthrough import Passthrough, PassthroughBias, PassthroughValue
 from loraport.adapters.update import LayerUpdate, WeightPieces
-from loraport.containers.tensors import TensorRef
+from loraport.containers.references import TensorRef
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.architecture import Shape, measure
 from loraport.models.family import Family

@@ -6,8 +6,8 @@ from pathlib import Path
 from loraport.adapters.grammar import NOTES, grammar
 from loraport.adapters.peft_config import PEFT_FILE
 from loraport.containers.access import kind_of, list_folder
+from loraport.containers.references import open_tensors
 from loraport.containers.stored import TORCH_ENDINGS, Group
-from loraport.containers.tensors import open_tensors
 from loraport.errors import FileError, MismatchError, UsageError
 
 STEMS = (PEFT_FILE, "pytorch_lora_weights")

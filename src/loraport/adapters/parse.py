@@ -32,7 +32,7 @@ from loraport.adapters.saved import SavedWhole, said_of_saved, saved_whole
 from loraport.adapters.scale import FROM_CONFIG, FROM_HEADER, FROM_METADATA, check_factor
 from loraport.adapters.shared_names import shared_title
 from loraport.containers.names import Expert, named_path
-from loraport.containers.tensors import TensorRef, refusal
+from loraport.containers.references import TensorRef, refusal
 from loraport.errors import FileError, MismatchError, UsageError
 from loraport.models.architecture import Architecture, detect
 from loraport.models.checkpoint import AUTO, Checkpoint

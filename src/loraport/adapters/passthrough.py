@@ -1,17 +1,16 @@
 """What of a LoRA no method transfers: changes of biases, norms, convolutions and bare parameters, and other models'."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
-
-import torch
-from jaxtyping import Float32, Shaped
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.update import LayerUpdate, source_missing
-from loraport.containers.tensors import TensorRef, read_float, read_tensor
-from loraport.errors import NumericalError, UnsupportedError
+from loraport.containers.references import TensorRef
+from loraport.errors import UnsupportedError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -53,10 +52,6 @@ class Passthrough:
         """The source's own parameter, where the change is made of it: None where it is missing, () where it is not."""
         return ()
 
-    def stored(self) -> Shaped[Tensor, "..."]:
-        """The tensor without its scale, for a file whose reader applies that itself; what is computed has it inside."""
-        return read_tensor(self.ref) if self.as_stored else self.load()
-
     @property
     def proportional(self) -> bool:
         """Whether the change is proportional to this tensor; of another model's factors one of each pair counts."""
@@ -66,27 +61,11 @@ class Passthrough:
         linear = {part for kind in KINDS.values() for part in kind.linear}
         return suffix is not None and suffix.part in linear | set(grammar().changes)
 
-    def load(self) -> Shaped[Tensor, "..."]:
-        """The tensor in its stored dtype, with its scale folded in.
+    def load(self) -> "Tensor":
+        """The change in numbers, scale inside: `loading.passed_on.load_change`, which see."""
+        from loraport.adapters.loading.passed_on import load_change  # brings torch along
 
-        Raises:
-            NumericalError: NaN or infinity, before or after the scale.
-        """
-        tensor = read_tensor(self.ref)
-        if not tensor.is_floating_point():
-            return tensor
-        exact = read_float(self.ref)
-        if self.scale == 1.0:
-            return tensor
-        scaled = (exact * self.scale).to(tensor.dtype)
-        if not torch.isfinite(scaled.float()).all():
-            raise NumericalError(
-                f"{self.keys[0]} does not fit into {self.ref.dtype} any more",
-                where=str(self.ref.file),
-                values=f"scale {self.scale:g}, largest entry {float(exact.abs().max()):.3g}",
-                fix="a smaller --scale or --strength, or leave it out with --drop",
-            )
-        return scaled
+        return load_change(self)
 
 
 @dataclass(frozen=True)
@@ -115,18 +94,6 @@ class PassthroughUpdate(Passthrough):
         """As its update."""
         return (None,) if self.update.needs_source else tuple(ref for ref, _ in self.update.weight)
 
-    def load(self) -> Float32[Tensor, "..."]:
-        """The change in float32, scale inside.
-
-        Raises:
-            NumericalError: NaN or infinity.
-            UnsupportedError: its shape is not known.
-        """
-        if self.weight_shape is None:
-            raise self.shape_unknown()
-        dense = self.update.load().dense().reshape(self.weight_shape)
-        return dense if self.scale == 1.0 else dense * self.scale
-
     def shape_unknown(self) -> UnsupportedError:
         """What to say where only a model would tell the shape."""
         return UnsupportedError(
@@ -153,10 +120,6 @@ class PassthroughBias(Passthrough):
         """See `Passthrough.source`."""
         return (self.ref,)
 
-    def load(self) -> Float32[Tensor, " m"]:
-        """The change in float32, scale inside. Raises NumericalError for NaN or infinity."""
-        return (read_float(self.factor).reshape(-1) - 1.0) * read_float(self.ref) * self.scale
-
 
 @dataclass(frozen=True)
 class PassthroughValue(Passthrough):
@@ -173,17 +136,6 @@ class PassthroughValue(Passthrough):
     def source(self) -> tuple[TensorRef | None, ...]:
         """See `Passthrough.source`."""
         return (self.own,)
-
-    def load(self) -> Float32[Tensor, "..."]:
-        """The change in float32, scale inside.
-
-        Raises:
-            NumericalError: NaN or infinity.
-            UnsupportedError: no source was given.
-        """
-        check_source(self)
-        assert self.own is not None
-        return (read_float(self.ref) - read_float(self.own)) * self.scale
 
 
 def check_source(item: Passthrough) -> None:

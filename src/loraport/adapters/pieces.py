@@ -11,7 +11,7 @@ from loraport.adapters.grammar import SET_BIAS, Suffix, grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import AdapterKind, Piece
 from loraport.adapters.saved import NONE_SAVED, Saved, SavedWhole
-from loraport.containers.tensors import TensorRef
+from loraport.containers.references import TensorRef
 from loraport.errors import UsageError
 from loraport.models.family import Family
 from loraport.models.keymap import keymap_of

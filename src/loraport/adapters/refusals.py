@@ -11,7 +11,7 @@ from loraport.adapters.kinds.base import Piece
 from loraport.adapters.peft_config import AdapterConfig
 from loraport.adapters.scale import BY_HAND, FROM_CONFIG, FROM_HEADER
 from loraport.adapters.update import LayerUpdate
-from loraport.containers.tensors import TensorRef, refusal
+from loraport.containers.references import TensorRef, refusal
 from loraport.errors import MismatchError, UnmatchedKeysError, UnsupportedError
 from loraport.models.architecture import Architecture
 from loraport.models.families import families

@@ -8,10 +8,12 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loraport.adapters.dialect import SAME_AS_INPUT, Dialect, Profile, profile_of
+from loraport.adapters.carried import changed, passthrough_key
+from loraport.adapters.dialect import Dialect, Profile, profile_of
 from loraport.adapters.header import CONTENT, content_digest
 from loraport.adapters.join import Factors, join_layers, join_rows
-from loraport.adapters.passthrough import Passthrough, PassthroughUpdate, check_source
+from loraport.adapters.loading.passed_on import load_change, stored_change
+from loraport.adapters.passthrough import Passthrough
 from loraport.containers.safetensors import read_header, write_safetensors
 from loraport.containers.tensors import digest, digest_tensor, open_tensors
 from loraport.core.lowrank import LowRank
@@ -74,7 +76,7 @@ def render(
     """
     family, dialect = architecture.family, profile.dialect
     tensors: dict[str, Tensor] = {}
-    biases = {item.module: item for item in passthrough if _changed(item, family) == "bias"}
+    biases = {item.module: item for item in passthrough if changed(item, family) == "bias"}
     if profile.complete_biases and biases:
         factors, blanks = _completed(factors, biases, architecture)
     else:
@@ -88,7 +90,7 @@ def render(
         tensors[dialect.extra(name, "diff", family)] = matrix
     vectors: dict[str, list[tuple[str, Tensor]]] = {}
     for item in passthrough:
-        tensor = item.load() if scaled else item.stored()
+        tensor = load_change(item) if scaled else stored_change(item)
         vectors.setdefault(passthrough_key(item, profile, family), []).append((item.module, tensor))
     for name, blank in blanks.items():
         key = dialect.extra(name, profile.carries["bias"], family)
@@ -96,35 +98,6 @@ def render(
     for key, pieces in vectors.items():
         tensors[key] = join_rows(pieces, dialect.names, architecture)
     return tensors
-
-
-def check_passthrough(passthrough: Sequence[Passthrough], profile: Profile, family: Family) -> None:
-    """Raise UnsupportedError where the profile has no spelling for something that is carried, or where a change is made
-    of the source's own and no source was given: before any work."""
-    for item in passthrough:
-        check_source(item)
-        if item.shape is None and isinstance(item, PassthroughUpdate):
-            raise item.shape_unknown()
-        passthrough_key(item, profile, family)
-
-
-def passthrough_key(item: Passthrough, profile: Profile, family: Family) -> str:
-    """The key of a tensor that is passed through. Raises UnsupportedError where the profile has none."""
-    if item.kind == "text_encoder" or (profile.name == SAME_AS_INPUT and item.as_stored):
-        return item.keys[0]
-    part = item.kind if profile.name == SAME_AS_INPUT else profile.carries.get(_changed(item, family))
-    if part == "lora_bias" and family.role(item.module) != "linear":
-        part = None
-    if part == "diff_m" and not item.module.endswith("modulation"):
-        part = "diff"
-    if part is None:
-        raise UnsupportedError(
-            f"the loaders of the {profile.name} profile do not take a change of {item.param}",
-            where=str(item.ref.file),
-            values=item.keys[0],
-            fix="write another profile (universal takes it), or leave it out with --drop",
-        )
-    return profile.dialect.extra(item.module, part, family)
 
 
 def write_adapter(
@@ -184,12 +157,6 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 values=f"{int((~torch.isfinite(wide)).sum())} of {tensor.numel()} entries in {tensor.dtype}",
                 fix="a wider --dtype, or leave it out with --drop",
             )
-
-
-def _changed(item: Passthrough, family: Family) -> str:
-    """What a tensor that is passed through changes: "bias", "weight", "param", or "" for another model's part."""
-    role = family.role(item.module)
-    return "" if role is None else "param" if role == "param" else item.param.rpartition(".")[2]
 
 
 def _completed(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loraport.adapters.grammar import NOTES, grammar
 from loraport.adapters.peft_config import PEFT_PREFIX, AdapterConfig, read_config
-from loraport.containers.tensors import TensorRef, refusal
+from loraport.containers.references import TensorRef, refusal
 from loraport.errors import LoraportError
 from loraport.models.keys import key_rules
 

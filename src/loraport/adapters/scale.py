@@ -2,9 +2,8 @@
 
 import math
 
-import torch
-
-from loraport.containers.tensors import TensorRef, read_tensor
+from loraport.containers import references
+from loraport.containers.references import TensorRef
 from loraport.errors import FileError, NumericalError, UsageError
 
 SMALLEST_SCALE, LARGEST_SCALE = 1e-30, 1e30  # float32 is coarse below 1e-38 and ends at 3e38
@@ -58,10 +57,10 @@ def read_alpha(ref: TensorRef) -> float:
         raise FileError(
             "an alpha must be a single number", where=ref.name, values=f"shape {list(ref.shape)}", fix=STATE_IT
         )
-    number = read_tensor(ref).reshape(-1)[0]
-    if number.dtype is torch.bool:
-        raise FileError("an alpha must be a number", where=ref.name, values=str(bool(number)), fix=STATE_IT)
-    return float(number.double() if number.dtype in (torch.float64, torch.int64) else number.float())
+    number = references.read_number(ref)
+    if isinstance(number, bool):
+        raise FileError("an alpha must be a number", where=ref.name, values=str(number), fix=STATE_IT)
+    return float(number)
 
 
 def read_number(ref: TensorRef) -> float:

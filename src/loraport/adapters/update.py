@@ -2,18 +2,19 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-
-import torch
-from jaxtyping import Float32, Shaped
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import OnSource
-from loraport.containers.tensors import TensorRef, read_float
-from loraport.core.lowrank import LowRank
+from loraport.containers.references import TensorRef
 from loraport.errors import NumericalError, UnsupportedError
 from loraport.models.architecture import LayerName
-from loraport.models.placement import Rows, join
+from loraport.models.placement import Rows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraport.core.lowrank import LowRank
 
 WeightPieces = tuple[tuple[TensorRef, Rows], ...]
 """The layers that make up a weight as it lies in the LoRA's file, and their rows in it."""
@@ -68,51 +69,15 @@ class LayerUpdate:
         """Whether the update is a function of the source's weight, which was not given."""
         return isinstance(KINDS[self.kind], OnSource) and not self.weight
 
-    def load(self, read: Callable[[TensorRef], Tensor] = read_float) -> LowRank:
-        """The update in float32 with the scale folded in.
+    def load(self, read: "Callable[[TensorRef], Tensor] | None" = None) -> "LowRank":
+        """The update in float32 with the scale folded in: `loading.layers.load_update`, which see.
 
         Args:
-            read: how the source's weight is read, if it is needed. What it gives is not written to.
-
-        Raises:
-            NumericalError: NaN or infinity.
-            UnsupportedError: it is a function of the source's weight, and no source was given.
+            read: how the source's weight is read, if it is needed; None for from its file.
         """
-        update = self._unscaled(read)
-        return update if self.scale == 1.0 else update.scaled(self.scale)
+        from loraport.adapters.loading.layers import load_update  # brings torch along
 
-    def stored(self) -> tuple[Shaped[Tensor, "m r *one"], Shaped[Tensor, "r n *one"]] | Shaped[Tensor, "..."]:
-        """Two factors (up, down) or one matrix, without the scale and without any rounding: see `AdapterKind.stored`.
-
-        Raises:
-            NumericalError: NaN or infinity.
-            UnsupportedError: it is a function of the source's weight, and no source was given.
-        """
-        if isinstance(KINDS[self.kind], OnSource):
-            update = self._unscaled(read_float)
-            return (update.B, update.A) if self.factored else update.dense()
-        found = KINDS[self.kind].stored(self.parts, self.whole or self.shape)
-        if self.rows is None:
-            return found
-        if isinstance(found, Tensor):
-            return _take(found, self.rows)
-        return _take(found[0], self.rows), found[1]
-
-    def _unscaled(self, read: Callable[[TensorRef], Tensor]) -> LowRank:
-        kind = KINDS[self.kind]
-        if isinstance(kind, OnSource):
-            update = kind.update(self.parts, self._source(read), self.settings)
-        else:
-            update = kind.load(self.parts, self.whole or self.shape)
-        return update if self.rows is None else LowRank(_take(update.B, self.rows), update.A)
-
-    def _source(self, read: Callable[[TensorRef], Tensor]) -> Float32[Tensor, "m *rest"]:
-        """The source's weight, its layers put together where the file's weight holds several."""
-        if not self.weight:
-            raise self.source_missing()
-        pieces = [(rows, read(ref)) for ref, rows in self.weight]
-        total = sum(len(tensor) for _, tensor in pieces)
-        return pieces[0][1] if pieces[0][0] == ((0, total),) else join(pieces, total)
+        return load_update(self, read)
 
     def source_missing(self) -> UnsupportedError:
         """What to say where the update is a function of the source's weight and there is none."""
@@ -152,7 +117,3 @@ def source_missing(what: str, name: str, ref: TensorRef, key: str) -> Unsupporte
         fix="name that model with --model SOURCE; or transfer the file with --source SOURCE, which cuts it to a "
         "rank, and does so for the source itself with --target SOURCE --method direct",
     )
-
-
-def _take(tensor: Shaped[Tensor, "M *rest"], rows: Rows) -> Shaped[Tensor, "m *rest"]:
-    return torch.cat([tensor[start:end] for start, end in rows])

@@ -108,7 +108,7 @@ def _header(lora: LoraAdapter) -> list[Check]:
         same = _spelled_as(lora, profile.of(lora.architecture.family).dialect)
         checks.append(Check("names as stated", same, f"{lora.dialect.title}, header {profile.name}"))
     if "dtype" in recipe and lora.layers:
-        same = str(FORMATS[lora.dtype].dtype) == f"torch.{recipe['dtype']}"
+        same = FORMATS[lora.dtype].dtype == recipe["dtype"]
         checks.append(Check("dtype as stated", same, f"{lora.dtype}, header {recipe['dtype']}"))
     return checks
 

@@ -1,11 +1,9 @@
-"""The number formats of tensors in files, in one table: name, torch's type, size, precision."""
+"""The number formats of tensors in files, in one table: name, torch's name, size, precision; and single numbers."""
 
 import math
+import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 _ROUNDING_SHARE = 0.2125  # rms relative rounding error of Gaussian weights, in units of the spacing at 1; measured
 
@@ -16,35 +14,37 @@ class NumberFormat:
 
     Args:
         name: as safetensors headers spell it.
-        dtype: torch's type.
+        dtype: torch's name, "bfloat16".
         item_bytes: size of one entry.
         significand_bits: precision with the hidden bit; None for formats that are no floating-point numbers.
+        least_exponent: the smallest normal number is 2 to this power.
     """
 
     name: str
-    dtype: torch.dtype
+    dtype: str
     item_bytes: int
     significand_bits: int | None = None
+    least_exponent: int = 0
 
 
 FORMATS: dict[str, NumberFormat] = {
     item.name: item
     for item in (
-        NumberFormat("F64", torch.float64, 8, 53),
-        NumberFormat("F32", torch.float32, 4, 24),
-        NumberFormat("F16", torch.float16, 2, 11),
-        NumberFormat("BF16", torch.bfloat16, 2, 8),
-        NumberFormat("F8_E4M3", torch.float8_e4m3fn, 1, 4),
-        NumberFormat("F8_E5M2", torch.float8_e5m2, 1, 3),
-        NumberFormat("I64", torch.int64, 8),
-        NumberFormat("I32", torch.int32, 4),
-        NumberFormat("I16", torch.int16, 2),
-        NumberFormat("I8", torch.int8, 1),
-        NumberFormat("U64", torch.uint64, 8),
-        NumberFormat("U32", torch.uint32, 4),
-        NumberFormat("U16", torch.uint16, 2),
-        NumberFormat("U8", torch.uint8, 1),
-        NumberFormat("BOOL", torch.bool, 1),
+        NumberFormat("F64", "float64", 8, 53, -1022),
+        NumberFormat("F32", "float32", 4, 24, -126),
+        NumberFormat("F16", "float16", 2, 11, -14),
+        NumberFormat("BF16", "bfloat16", 2, 8, -126),
+        NumberFormat("F8_E4M3", "float8_e4m3fn", 1, 4, -6),
+        NumberFormat("F8_E5M2", "float8_e5m2", 1, 3, -14),
+        NumberFormat("I64", "int64", 8),
+        NumberFormat("I32", "int32", 4),
+        NumberFormat("I16", "int16", 2),
+        NumberFormat("I8", "int8", 1),
+        NumberFormat("U64", "uint64", 8),
+        NumberFormat("U32", "uint32", 4),
+        NumberFormat("U16", "uint16", 2),
+        NumberFormat("U8", "uint8", 1),
+        NumberFormat("BOOL", "bool", 1),
     )
 }
 _NAMES = {item.dtype: item.name for item in FORMATS.values()}
@@ -52,9 +52,9 @@ _NAMES = {item.dtype: item.name for item in FORMATS.values()}
 _WRITTEN = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def name_of(dtype: torch.dtype) -> str | None:
+def name_of(dtype: object) -> str | None:
     """The safetensors name of a torch type, or None for one that is not read here."""
-    return _NAMES.get(dtype)
+    return _NAMES.get(str(dtype).removeprefix("torch."))
 
 
 def is_float(name: str) -> bool:
@@ -65,16 +65,6 @@ def is_float(name: str) -> bool:
 def written_as(name: str) -> str:
     """The torch name of the dtype in which factors stored as `name` are written again: its own, else float32."""
     return _WRITTEN.get(name, "float32")
-
-
-def cast(numbers: Float[Tensor, "..."], name: str) -> Float[Tensor, "..."]:
-    """Numbers in a format, each rounded to the nearest. 8 bits have no infinity to show that one is too large for
-    them, so there the largest number is taken."""
-    dtype = FORMATS[name].dtype
-    if FORMATS[name].item_bytes == 1:
-        largest = torch.finfo(dtype).max
-        numbers = numbers.clamp(-largest, largest)
-    return numbers.to(dtype)
 
 
 def common_dtype(a: str, b: str) -> str | None:
@@ -103,9 +93,48 @@ def rounding_floor(name: str, rms: float | None = None) -> float:
         return 0.0
     square = (_ROUNDING_SHARE * 2.0 ** (1 - bits)) ** 2
     if rms:
-        limits = torch.finfo(FORMATS[name].dtype)
-        edge, step = limits.smallest_normal / rms, limits.smallest_normal * limits.eps / rms
+        smallest = 2.0 ** FORMATS[name].least_exponent
+        edge, step = smallest / rms, smallest * 2.0 ** (1 - bits) / rms
         below = math.erf(edge / math.sqrt(2.0))
         energy = below - edge * math.sqrt(2.0 / math.pi) * math.exp(-(edge**2) / 2.0)
         square = min(square * (1.0 - energy) + below * step**2 / 12.0, 1.0)
     return math.sqrt(2.0 * square)
+
+
+def number(name: str, data: bytes) -> float | bool:
+    """One number from its bytes in a file.
+
+    Args:
+        name: of a number format of the table.
+        data: as many bytes as one number has.
+    """
+    return _READ[name](data) if name in _READ else int.from_bytes(data, "little", signed=name.startswith("I"))
+
+
+def all_zero(name: str, data: bytes) -> bool:
+    """Whether all numbers of a floating-point format are zero, of either sign.
+
+    Args:
+        name: of a floating-point format of the table.
+        data: the numbers in a file.
+    """
+    size = FORMATS[name].item_bytes
+    return not any(data[byte::size].strip(b"\0\x80" if byte == size - 1 else b"\0") for byte in range(size))
+
+
+def _e4m3(data: bytes) -> float:
+    sign, exponent, fraction = -1.0 if data[0] & 0x80 else 1.0, data[0] >> 3 & 15, data[0] & 7
+    if (exponent, fraction) == (15, 7):
+        return math.nan
+    return sign * ((1 + fraction / 8) * 2.0 ** (exponent - 7) if exponent else fraction * 2.0**-9)
+
+
+_READ: dict[str, Callable[[bytes], float | bool]] = {
+    "F64": lambda data: float(struct.unpack("<d", data)[0]),
+    "F32": lambda data: float(struct.unpack("<f", data)[0]),
+    "F16": lambda data: float(struct.unpack("<e", data)[0]),
+    "BF16": lambda data: float(struct.unpack("<f", b"\0\0" + data)[0]),  # the upper half of a float32
+    "F8_E5M2": lambda data: float(struct.unpack("<e", b"\0" + data)[0]),  # the upper half of a float16
+    "F8_E4M3": _e4m3,
+    "BOOL": lambda data: data != b"\0",
+}

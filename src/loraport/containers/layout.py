@@ -5,8 +5,8 @@ from pathlib import Path
 
 from loraport.containers.access import kind_of, list_folder
 from loraport.containers.locate import ENDINGS, Located
+from loraport.containers.references import TensorRef
 from loraport.containers.shards import SHARD, shards_of_index
-from loraport.containers.tensors import TensorRef
 from loraport.errors import FileError, UsageError
 
 

@@ -53,7 +53,7 @@ class Rewriting:
             tensor: of the number format and shape that it has in the original.
         """
         span = span_of(ref)
-        assert tensor.dtype == FORMATS[ref.dtype].dtype
+        assert tensor.dtype == getattr(torch, FORMATS[ref.dtype].dtype)
         assert tuple(tensor.shape) == span.shape
         if span.strides is not None:
             with open_file(self.source) as file:

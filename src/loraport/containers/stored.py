@@ -1,23 +1,19 @@
-"""Tensors as they lie in files: references to them, and their bytes, read one tensor at a time in bounded memory.
+"""Tensors as they lie in files: references to them, and where their bytes are. Headers only, and no torch.
 
-What the bytes mean is the business of the codecs; `containers/tensors.py` puts the two together.
+What the bytes mean is the business of the codecs. `references.py` puts the two together for all that asks for names,
+shapes and formats, `tensors.py` for what wants the numbers.
 """
 
-import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from io import FileIO
 from math import prod
 from pathlib import Path
 
-import torch
-from jaxtyping import Shaped
-from torch import Tensor
-
 from loraport.containers.access import open_file, read_begin, status, unreadable
-from loraport.containers.dtypes import FORMATS, name_of
+from loraport.containers.dtypes import FORMATS
 from loraport.containers.gguf import MAGIC, GgufTensor, read_gguf
 from loraport.containers.safetensors import SafetensorsHeader, Span, read_header
-from loraport.containers.torch_zip import read_groups
 from loraport.errors import FileError, UnsupportedError
 
 CHUNK_BYTES = 16 * 2**20
@@ -57,7 +53,7 @@ class TensorRef:
     def nbytes(self) -> int:
         """Size as stored, in bytes."""
         known = FORMATS.get(self.dtype)
-        shape = self.shape if self.stored_shape is None else _shape_of_rows(self.stored_shape, self.rows)
+        shape = self.shape if self.stored_shape is None else shape_of_rows(self.stored_shape, self.rows)
         own = prod(shape) * (1 if known is None else known.item_bytes)
         return own + sum(companion.nbytes for _, companion in self.companions)
 
@@ -106,7 +102,7 @@ def list_stored(path: Path) -> TensorFile:
     if begin[:4] == b"PK\x03\x04" or path.suffix in TORCH_ENDINGS:
         groups = {
             nest: {key: _ref(path, key, span, "torch", nest) for key, span in group.items()}
-            for nest, group in read_groups(path).items()
+            for nest, group in _torch_groups(path).items()
         }
         return TensorFile(path, "torch", groups, {})
     header: SafetensorsHeader = read_header(path)
@@ -114,82 +110,34 @@ def list_stored(path: Path) -> TensorFile:
     return TensorFile(path, "safetensors", {(): refs}, header.metadata)
 
 
-def read_stored(ref: TensorRef, state: "hashlib._Hash | None" = None) -> Shaped[Tensor, "..."]:
-    """Read one tensor in its stored dtype and shape to the CPU; peak memory is the tensor itself.
+def is_contiguous(ref: TensorRef) -> bool:
+    """Whether a tensor's numbers follow each other in the file. Raises FileError."""
+    return span_of(ref).strides is None
 
-    Args:
-        ref: which tensor; companions are not looked at. A number format that torch does not have comes as bytes where
-            a codec knows what to make of them.
-        state: fed with what identifies the tensor (dtype, shape, bytes), as the bytes come in.
+
+def chunks(ref: TensorRef, first: int = 4096) -> Iterator[bytes]:
+    """The bytes of a contiguous tensor in pieces, a small one first; companions are not looked at.
 
     Raises:
         FileError: the file is gone, damaged, or changed since the reference was made.
-        UnsupportedError: a dtype that torch cannot hold.
     """
-    span = span_of(ref)
-    known = FORMATS.get(ref.dtype)
-    if known is None and ref.codec == "raw":
-        raise UnsupportedError(
-            f"{ref.key} has a number format that is not known", where=str(ref.file), values=ref.dtype
-        )
-    dtype = torch.uint8 if known is None else known.dtype
-    if span.strides is None and prod(span.shape) * dtype.itemsize != span.end - span.start:
-        raise FileError(
-            "the size of a tensor does not fit its shape",
-            where=ref.name,
-            values=f"{span.end - span.start:,} bytes for {ref.dtype} {list(span.shape)}",
-            fix="download or export the file again",
-        )
-    if state is not None:
-        state.update(_identifying(ref.dtype, ref.shape))
-    if span.strides is not None:
-        whole = torch.empty(span.end - span.start, dtype=torch.uint8)
-        with open_file(ref.file) as file:
-            _fill(file, span.start, whole.numpy().data, ref)
-        tensor = whole.view(dtype).as_strided(span.shape, span.strides)
-        if ref.rows is not None:
-            tensor = torch.cat([tensor[start:end] for start, end in ref.rows])
-        tensor = tensor.contiguous()
-        if state is not None:
-            state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-        return tensor
-    pieces = _pieces(ref, span)
-    buffer = torch.empty(sum(size for _, size in pieces), dtype=torch.uint8)
-    target, done = buffer.numpy().data, 0
     with open_file(ref.file) as file:
-        for position, size in pieces:
-            part = target[done : done + size]
-            _fill(file, position, part, ref)
-            done += size
-            if state is not None:
-                state.update(part)
-    return buffer.view(dtype).reshape(_shape_of_rows(span.shape, ref.rows))
+        for start, size in pieces_of(ref, span_of(ref)):
+            for begin, end in ((0, min(size, first)), (min(size, first), size)):
+                part = bytearray(end - begin)
+                fill(file, start + begin, memoryview(part), ref)
+                yield bytes(part)
 
 
-def hash_stored(ref: TensorRef, state: "hashlib._Hash") -> None:
-    """Feed `state` as `read_stored` does, in the memory of one chunk. Raises FileError."""
-    span = span_of(ref)
-    if span.strides is not None:
-        read_stored(ref, state)
-        return
-    state.update(_identifying(ref.dtype, ref.shape))
-    pieces = _pieces(ref, span)
-    buffer = memoryview(bytearray(max((size for _, size in pieces), default=0)))
-    with open_file(ref.file) as file:
-        for position, size in pieces:
-            _fill(file, position, buffer[:size], ref)
-            state.update(buffer[:size])
+def read_bytes(ref: TensorRef) -> bytes:
+    """The bytes of a small tensor. Raises FileError; UnsupportedError where they do not follow each other."""
+    if not is_contiguous(ref):
+        raise UnsupportedError("a small tensor is stored in pieces", where=ref.name, fix="save it as safetensors")
+    return b"".join(chunks(ref))
 
 
-def digest_tensor(tensor: Shaped[Tensor, "..."]) -> str:
-    """SHA-256 over dtype, shape and bytes of a tensor in memory, as hex; that of the same tensor in a file."""
-    tensor = tensor.detach().cpu().contiguous()
-    state = hashlib.sha256(_identifying(str(name_of(tensor.dtype)), tuple(tensor.shape)))
-    state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return state.hexdigest()
-
-
-def _identifying(dtype: str, shape: tuple[int, ...]) -> bytes:
+def identifying(dtype: str, shape: tuple[int, ...]) -> bytes:
+    """What of a tensor is hashed before its bytes."""
     return f"{dtype} {list(shape)}\n".encode()
 
 
@@ -204,6 +152,13 @@ def file_identity(path: str | Path) -> str:
     return f"{Path(path).resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
 
 
+def _torch_groups(path: Path) -> dict[tuple[str, ...], dict[str, Span]]:
+    # A torch file is listed by torch; who has none of these does not wait for it.
+    from loraport.containers.torch_zip import read_groups
+
+    return read_groups(path)
+
+
 def _ref(path: Path, key: str, span: Span, container: str, nest: tuple[str, ...]) -> TensorRef:
     return TensorRef(path, key, span.shape, span.dtype, container, nest)
 
@@ -216,7 +171,7 @@ def _gguf_ref(path: Path, key: str, tensor: GgufTensor) -> TensorRef:
 
 def _find(ref: TensorRef) -> Span | None:
     if ref.container == "torch":
-        return read_groups(ref.file).get(ref.nest, {}).get(ref.key)
+        return _torch_groups(ref.file).get(ref.nest, {}).get(ref.key)
     if ref.container == "gguf":
         found = read_gguf(ref.file).tensors.get(ref.key)
         return None if found is None else found.span
@@ -224,13 +179,13 @@ def _find(ref: TensorRef) -> Span | None:
 
 
 def span_of(ref: TensorRef) -> Span:
-    """Where the tensor lies; of a fused one where all of it lies. Raises FileError where the file changed."""
+    """Where the tensor lies; of a fused one where all of it lies."""
     span = _find(ref)
     found = None if span is None else span.shape
     if ref.rows is not None and found:
         if any(not 0 <= start <= end <= found[0] for start, end in ref.rows):
             raise FileError("the rows asked for do not exist", where=ref.name, values=f"{ref.rows} of {list(found)}")
-        found = found if ref.stored_shape is not None else _shape_of_rows(found, ref.rows)
+        found = found if ref.stored_shape is not None else shape_of_rows(found, ref.rows)
     if span is None or span.dtype != ref.dtype or found != (ref.stored_shape or ref.shape):
         raise FileError(
             "the file changed since it was first looked at",
@@ -242,11 +197,12 @@ def span_of(ref: TensorRef) -> Span:
     return span
 
 
-def _shape_of_rows(shape: tuple[int, ...], rows: tuple[tuple[int, int], ...] | None) -> tuple[int, ...]:
+def shape_of_rows(shape: tuple[int, ...], rows: tuple[tuple[int, int], ...] | None) -> tuple[int, ...]:
+    """The shape of some rows of a tensor; None for all of it."""
     return shape if rows is None else (sum(end - start for start, end in rows), *shape[1:])
 
 
-def _pieces(ref: TensorRef, span: Span) -> list[tuple[int, int]]:
+def pieces_of(ref: TensorRef, span: Span) -> list[tuple[int, int]]:
     """A contiguous tensor's bytes in the file, in pieces of bounded size: where each begins, and how long it is."""
     row = (span.end - span.start) // max(span.shape[0], 1) if span.shape else 0
     rows = [(0, span.end - span.start)] if ref.rows is None else [(a * row, b * row) for a, b in ref.rows]
@@ -257,7 +213,8 @@ def _pieces(ref: TensorRef, span: Span) -> list[tuple[int, int]]:
     ]
 
 
-def _fill(file: FileIO, offset: int, target: memoryview, ref: TensorRef) -> None:
+def fill(file: FileIO, offset: int, target: memoryview, ref: TensorRef) -> None:
+    """Read bytes from a place in the file. Raises FileError where there are not so many."""
     done = 0
     while done < len(target):
         try:

@@ -1,30 +1,34 @@
-"""Weights in files: what they are called, and their numbers, whatever they are stored as.
+"""The numbers of weights in files, whatever they are stored as.
 
-The way of a weight: bytes (`stored.py`) -> codec (`codecs/`) -> float32. Everything above this room comes in here.
+The way of a weight: bytes (`stored_tensors.py`) -> what its codec makes of them (`decoding/`) -> float32. Everything
+above this room that wants numbers comes in here.
 """
 
 import hashlib
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float32, Shaped
 from torch import Tensor
 
-from loraport.containers import dtypes
-from loraport.containers.access import nearest_path
-from loraport.containers.codecs.base import Encoder
-from loraport.containers.codecs.registry import codec_of, logical_group
-from loraport.containers.stored import (
+from loraport.containers import encoding
+from loraport.containers.codecs.registry import codec_of
+from loraport.containers.decoding import decode
+from loraport.containers.encoding import has_encoder
+from loraport.containers.references import (
     TensorFile,
     TensorRef,
-    digest_tensor,
+    common_dtype,
     file_identity,
-    hash_stored,
-    list_stored,
-    read_stored,
+    identity,
+    nearest_path,
+    open_tensors,
+    refusal,
+    require_readable,
+    rounding_floor,
 )
-from loraport.errors import NumericalError, UnsupportedError
+from loraport.containers.stored_tensors import digest_tensor, hash_stored, read_stored
+from loraport.errors import NumericalError
 
 __all__ = [
     "Encoded",
@@ -44,19 +48,9 @@ __all__ = [
     "read_numbers",
     "read_tensor",
     "refusal",
+    "require_readable",
     "rounding_floor",
 ]
-
-
-def open_tensors(path: Path) -> TensorFile:
-    """List the weights of a safetensors, torch or GGUF file without reading their data.
-
-    Raises:
-        FileError: missing, damaged, or unsafe to load.
-        UnsupportedError: tensors of a type, or a GGUF file of a version, that is not known.
-    """
-    file = list_stored(path)
-    return replace(file, groups={nest: logical_group(group, file.metadata) for nest, group in file.groups.items()})
 
 
 def read_tensor(ref: TensorRef) -> Shaped[Tensor, "..."]:
@@ -77,7 +71,7 @@ def read_float(ref: TensorRef) -> Float32[Tensor, "..."]:
         FileError, UnsupportedError: as `read_tensor`; UnsupportedError also for integers.
         NumericalError: it holds NaN or infinity, or numbers beyond float32; by name.
     """
-    _require_readable(ref)
+    require_readable(ref)
     stored = read_stored(ref)
     return _finite(_decode(ref, stored), stored, ref)
 
@@ -88,11 +82,11 @@ def read_float_with_digest(ref: TensorRef) -> tuple[Float32[Tensor, "..."], str]
     Raises:
         FileError, UnsupportedError, NumericalError: as `read_float`.
     """
-    _require_readable(ref)
+    require_readable(ref)
     state = hashlib.sha256()
     stored = read_stored(ref, state)
     parts = {role: read_float_with_digest(companion) for role, companion in ref.companions}
-    tensor = codec_of(ref).decode(ref, stored, {role: numbers for role, (numbers, _) in parts.items()})
+    tensor = decode(codec_of(ref), ref, stored, {role: numbers for role, (numbers, _) in parts.items()})
     return _finite(tensor, stored, ref), _joined(ref, state, {role: text for role, (_, text) in parts.items()})
 
 
@@ -119,7 +113,7 @@ class Encoded:
 
 def can_encode(ref: TensorRef) -> bool:
     """Whether other numbers can be stored in the place of a tensor, in the same way."""
-    return refusal(ref) is None and isinstance(codec_of(ref), Encoder)
+    return refusal(ref) is None and has_encoder(codec_of(ref))
 
 
 def encode(ref: TensorRef, numbers: Float[Tensor, "..."]) -> Encoded:
@@ -129,11 +123,10 @@ def encode(ref: TensorRef, numbers: Float[Tensor, "..."]) -> Encoded:
         ref: which, whole; `can_encode` is true of it.
         numbers: of its shape.
     """
-    codec = codec_of(ref)
-    assert isinstance(codec, Encoder)
-    stored, scales = codec.encode(ref, numbers, {role: read_float(companion) for role, companion in ref.companions})
-    back = stored.double() if numbers.dtype == torch.float64 else codec_of(ref).decode(ref, stored, scales)
-    beside = [(other, dtypes.cast(scales[role], other.dtype)) for role, other in ref.companions]
+    codec, companions = codec_of(ref), {role: read_float(companion) for role, companion in ref.companions}
+    stored, scales = encoding.encode(codec, ref, numbers, companions)
+    back = stored.double() if numbers.dtype == torch.float64 else decode(codec, ref, stored, scales)
+    beside = [(other, encoding.cast(scales[role], other.dtype)) for role, other in ref.companions]
     return Encoded(((ref, stored), *beside), back)
 
 
@@ -147,48 +140,8 @@ def digest(ref: TensorRef) -> str:
     return _joined(ref, state, {role: digest(companion) for role, companion in ref.companions})
 
 
-def identity(ref: TensorRef) -> tuple[str, str]:
-    """Under which names a digest can be remembered: the state of the files it depends on, and the tensor in them.
-
-    Raises:
-        FileError: a file is gone.
-    """
-    files = dict.fromkeys([ref.file, *(companion.file for _, companion in ref.companions)])
-    rows = "" if ref.rows is None else "".join(f"[{start}:{end}]" for start, end in ref.rows)
-    codec = "" if ref.codec == "raw" else f" {ref.codec}"
-    return "\n".join(file_identity(file) for file in files), "/".join((*ref.nest, ref.key)) + rows + codec
-
-
-def refusal(ref: TensorRef) -> str | None:
-    """Why a tensor cannot be read as a weight ("nvfp4", "integers (I64)"); None where it can."""
-    return codec_of(ref).refusal(ref)
-
-
-def rounding_floor(ref: TensorRef, rms: float | None = None) -> float:
-    """Relative Frobenius distance of two equal weights that were stored so from different neighbours.
-
-    A drift no larger than that of the coarser weight cannot be told from rounding noise.
-
-    Args:
-        ref: the weight.
-        rms: root of the mean square of its numbers, if it is known. Numbers that are stored as they are, without a
-            scale that makes them large, lose more the smaller they are.
-    """
-    if ref.codec == "raw":
-        return dtypes.rounding_floor(ref.dtype, rms)
-    return codec_of(ref).rounding_floor(ref)
-
-
-def common_dtype(a: TensorRef, b: TensorRef) -> str | None:
-    """The torch name of the dtype to which both weights are rounded before they are compared, or None.
-
-    Weights that had to be decoded are compared as they are.
-    """
-    return dtypes.common_dtype(a.dtype, b.dtype) if a.codec == b.codec == "raw" else None
-
-
 def _decode(ref: TensorRef, stored: Shaped[Tensor, "..."]) -> Float32[Tensor, "..."]:
-    return codec_of(ref).decode(ref, stored, {role: read_float(companion) for role, companion in ref.companions})
+    return decode(codec_of(ref), ref, stored, {role: read_float(companion) for role, companion in ref.companions})
 
 
 def _joined(ref: TensorRef, state: "hashlib._Hash", companions: dict[str, str]) -> str:
@@ -196,17 +149,6 @@ def _joined(ref: TensorRef, state: "hashlib._Hash", companions: dict[str, str]) 
         return state.hexdigest()
     lines = [ref.codec, state.hexdigest(), *(f"{role} {text}" for role, text in companions.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _require_readable(ref: TensorRef) -> None:
-    reason = refusal(ref)
-    if reason is not None:
-        raise UnsupportedError(
-            f"{ref.key} cannot be read as a weight: {reason}",
-            where=str(ref.file),
-            values=f"{ref.dtype} {list(ref.shape)}",
-            fix="use the bf16, fp16 or fp32 copy",
-        )
 
 
 def _finite(tensor: Float[Tensor, "..."], stored: Shaped[Tensor, "..."], ref: TensorRef) -> Float[Tensor, "..."]:

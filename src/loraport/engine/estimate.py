@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 
-from loraport.containers.tensors import TensorRef
+from loraport.containers.references import TensorRef
 from loraport.engine.executor import Slot, executor_for, in_flight
 from loraport.engine.job import LayerJob
 from loraport.engine.layer_cache import basis_key, basis_role, prepared_key

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loraport.adapters.update import LayerUpdate
-from loraport.containers.tensors import TensorRef
+from loraport.containers.references import TensorRef
 from loraport.engine.rank import RankRule
 
 WIDE_ELEMENTS = 40_000_000

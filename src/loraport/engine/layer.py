@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from loraport.containers.tensors import TensorRef
+from loraport.containers.references import TensorRef
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import norm as norm_of
 from loraport.core.operators import DenseOperator, Operator

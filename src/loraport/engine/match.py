@@ -13,7 +13,7 @@ from loraport.adapters.training import other_side
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.locate import expert_folders
 from loraport.containers.names import Expert
-from loraport.containers.tensors import TensorRef, common_dtype, file_identity
+from loraport.containers.references import TensorRef, common_dtype, file_identity
 from loraport.engine.recipe import Recipe
 from loraport.engine.target import Added, notes_on_added, open_added
 from loraport.errors import FileError, MismatchError, UnmatchedKeysError, UnsupportedError, UsageError

@@ -12,7 +12,7 @@ from statistics import median
 
 from loraport.containers.locate import expert_folders
 from loraport.containers.names import Expert
-from loraport.containers.tensors import common_dtype
+from loraport.containers.references import common_dtype
 from loraport.engine.job import LayerJob
 from loraport.engine.layer import drift_share
 from loraport.engine.plan import TransferPlan

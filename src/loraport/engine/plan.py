@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.carried import check_passthrough
 from loraport.adapters.consumers import Content, content_of
 from loraport.adapters.dialect import SAME_AS_INPUT, check_profile, profile_of
 from loraport.adapters.loaders import loader_notes
 from loraport.adapters.passthrough import Passthrough
 from loraport.adapters.pattern import Search
-from loraport.adapters.render import check_passthrough
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.dtypes import written_as
 from loraport.engine.job import LayerJob

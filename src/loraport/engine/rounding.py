@@ -7,7 +7,7 @@ is in it too, spread evenly over all directions, and cannot be told from the res
 import math
 from collections.abc import Mapping, Sequence
 
-from loraport.containers.tensors import TensorRef, rounding_floor
+from loraport.containers.references import TensorRef, rounding_floor
 from loraport.engine.job import LayerJob
 from loraport.errors import NumericalError
 from loraport.methods import registry

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from loraport.containers.tensors import TensorRef
+from loraport.containers.references import TensorRef
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, Operator
 from loraport.core.thin_svd import ALGORITHM

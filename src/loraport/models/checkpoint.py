@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loraport.containers.locate import Located, locate
 from loraport.containers.names import Expert
-from loraport.containers.tensors import TensorRef, refusal
+from loraport.containers.references import TensorRef, refusal
 from loraport.errors import MismatchError, UnsupportedError, UsageError, did_you_mean
 from loraport.models.architecture import Architecture, detect
 from loraport.models.families import families

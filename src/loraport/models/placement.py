@@ -1,4 +1,4 @@
-"""Where a layer lies in a stored weight: fused and split layers, and rows in another order. Split and join, once.
+"""Where a layer lies in a stored weight: fused and split layers, and rows in another order. `joining.py` does it.
 
 A canonical module is the finest piece that any naming has: where one naming stores the query, key and value
 projections as three weights and another as one, the three are the modules, and the one is three places in the same
@@ -9,13 +9,8 @@ order (diffusers keeps the halves of some modulations the other way round) are t
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
 
-import torch
-from jaxtyping import Shaped
-from torch import Tensor
-
-from loraport.containers.tensors import TensorRef
+from loraport.containers.references import TensorRef
 
 Rows = tuple[tuple[int, int], ...]
 """Half-open ranges of rows of a stored weight. A module is these rows, one range after the other."""
@@ -109,45 +104,6 @@ def take_ref(ref: TensorRef, rows: Rows) -> TensorRef:
     if rows == ((0, ref.shape[0]),):
         return ref
     return replace(ref, shape=(sum(end - start for start, end in rows), *ref.shape[1:]), rows=rows)
-
-
-def join(pieces: Sequence[tuple[Rows, Shaped[Tensor, "_ *rest"]]], rows: int) -> Shaped[Tensor, "M *rest"]:
-    """A stored tensor from those of its modules; the rows of modules that are not given are zero.
-
-    Args:
-        pieces: the rows of a module in the stored tensor, and its own tensor.
-        rows: how many rows the stored tensor has.
-    """
-    dtype = reduce(torch.promote_types, (tensor.dtype for _, tensor in pieces))
-    whole = torch.zeros(rows, *pieces[0][1].shape[1:], dtype=dtype)
-    for ranges, tensor in pieces:
-        position = 0
-        for start, end in ranges:
-            whole[start:end] = tensor[position : position + end - start]
-            position += end - start
-    return whole
-
-
-def join_factors(
-    pieces: Sequence[tuple[Rows, Shaped[Tensor, "_ _"], Shaped[Tensor, "_ n"]]], rows: int
-) -> tuple[Shaped[Tensor, "M R"], Shaped[Tensor, "R n"]]:
-    """The two factors of a stored weight from those of its modules, exactly.
-
-    Modules that share one A, as those of a LoRA that was trained on the fused weight do, keep sharing it, and the
-    rank stays. Otherwise B gets a block for each of them, the A's are stacked, and the ranks add up.
-
-    Args:
-        pieces: the rows of a module in the stored weight, its B (m x r) and its A (r x n).
-        rows: how many rows the stored weight has.
-    """
-    shared: list[tuple[Tensor, list[tuple[Rows, Tensor]]]] = []
-    for ranges, up, down in pieces:
-        same = next((ups for other, ups in shared if other.shape == down.shape and torch.equal(other, down)), None)
-        if same is None:
-            shared.append((down, [(ranges, up)]))
-        else:
-            same.append((ranges, up))
-    return torch.cat([join(ups, rows) for _, ups in shared], dim=1), torch.cat([down for down, _ in shared])
 
 
 def size_of(symbol: str, known: Mapping[str, int]) -> int | None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from loraport.containers.tensors import TensorRef
+from loraport.containers.references import TensorRef
 from loraport.errors import MismatchError
 from loraport.models.architecture import Shape, detect, measure
 from loraport.models.families import families, recognised

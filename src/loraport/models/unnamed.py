@@ -7,7 +7,7 @@ is known of what other programs call it. So source, target and LoRA must agree i
 from collections import Counter
 from collections.abc import Mapping
 
-from loraport.containers.tensors import TensorRef
+from loraport.containers.references import TensorRef
 from loraport.models.family import DiffusersClasses, Family, Template
 from loraport.models.keymap import longest_prefix
 from loraport.models.keys import key_rules

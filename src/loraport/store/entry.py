@@ -130,7 +130,7 @@ def _view(piece: UInt8[Tensor, " n"], span: Span) -> Tensor:
         raise DamagedEntry(f"numbers in a format that is not known ({span.dtype})")
     if piece.storage_offset() % known.item_bytes:  # the stock writer aligns tensors, other writers may not
         piece = piece.clone()
-    return piece.view(known.dtype).reshape(span.shape)
+    return piece.view(getattr(torch, known.dtype)).reshape(span.shape)
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], expect: Mapping[str, tuple[int, ...]] | None) -> None:

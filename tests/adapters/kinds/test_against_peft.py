@@ -11,7 +11,9 @@ from torch import nn
 from typer.testing import CliRunner
 
 import pico
+from loraport.adapters import loading
 from loraport.adapters.convert import convert_adapter
+from loraport.adapters.loading.layers import stored_update
 from loraport.adapters.parse import open_adapter
 from loraport.cli.main import app
 from loraport.errors import UnsupportedError
@@ -105,7 +107,7 @@ def test_the_update_is_what_peft_merges(case, made):
         loaded = layer.load()
         assert loaded.rank == layer.rank
         _close(loaded.dense(), wanted)
-        stored = layer.stored()
+        stored = stored_update(layer)
         _close(layer.scale * (stored if isinstance(stored, torch.Tensor) else stored[0] @ stored[1]), wanted)
     others = {item.param: item.load() for item in adapter.passthrough}
     assert ("patch_embedding.weight" in others) == ("convolution" in case)
@@ -223,4 +225,4 @@ def test_the_butterfly_of_boft(stages, tmp_path):
     refs = open_tensors(tmp_path / "x.safetensors").groups[()]
     kind = KINDS["oft"]
     assert isinstance(kind, OnSource)
-    _close(kind.update(refs, weight, {}).dense(), (whole @ weight.T).T * scales - weight)
+    _close(loading.change(kind, refs, weight, {}).dense(), (whole @ weight.T).T * scales - weight)

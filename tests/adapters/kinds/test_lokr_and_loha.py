@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 import pico
 from adapter_parts import LAYERS, Parts, close, factors, gaussian, write_lycoris
 from loraport.adapters.convert import convert_adapter
+from loraport.adapters.loading import load
+from loraport.adapters.loading.layers import stored_update
 from loraport.adapters.parse import open_adapter
 from loraport.cli.main import app
 from loraport.errors import MismatchError, NumericalError, UnmatchedKeysError, UnsupportedError
@@ -114,7 +116,7 @@ def test_the_update_is_the_dense_formula(case, alpha, tmp_path):
         loaded = update.load()
         assert loaded.rank == update.rank <= min(update.shape)
         _close(loaded.dense(), _dense(parts, alpha))
-        stored = update.stored()
+        stored = stored_update(update)
         product = stored if isinstance(stored, Tensor) else stored[0] @ stored[1]
         _close(update.scale * product, _dense(parts, alpha))
 
@@ -167,11 +169,11 @@ def test_a_layer_one_entry_wide(tmp_path):
             parts = _lokr(m, n, rank1=rank1, rank2=rank2, small=1)
             save_file(parts, tmp_path / "x.safetensors")
             refs = open_tensors(tmp_path / "x.safetensors").groups[()]
-            _close(KINDS["lokr"].load(refs, (m, n)).dense(), _dense(parts, None))
+            _close(load(KINDS["lokr"], refs, (m, n)).dense(), _dense(parts, None))
         parts = _loha(m, n, rank1=2, rank2=3)
         save_file(parts, tmp_path / "x.safetensors")
         refs = open_tensors(tmp_path / "x.safetensors").groups[()]
-        _close(KINDS["loha"].load(refs, (m, n)).dense(), _dense(parts, None))
+        _close(load(KINDS["loha"], refs, (m, n)).dense(), _dense(parts, None))
 
 
 def test_strength_scales_them(tmp_path):

@@ -11,7 +11,10 @@ from loraport.adapters.convert import convert_adapter
 from loraport.adapters.grammar import _split, any_refused, grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import OnSource
+from loraport.adapters.loading import change, load
 from loraport.adapters.parse import open_adapter
+from loraport.containers.tensors import TensorRef, read_float
+from loraport.core.lowrank import LowRank
 from loraport.errors import UnmatchedKeysError
 from makers import LoraFile
 
@@ -21,8 +24,10 @@ PAGE = Path(__file__).parents[3] / "docs" / "adding-an-adapter-kind.md"
 @pytest.fixture
 def documented():
     before = dict(KINDS)
-    code = re.search(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    exec(compile(code[1], PAGE.name, "exec"), {"__name__": "example"})
+    files = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    names = {"__name__": "example", "load": load, "LowRank": LowRank, "TensorRef": TensorRef, "read_float": read_float}
+    for code in files:
+        exec(compile(code, PAGE.name, "exec"), names)
     for cached in (grammar, any_refused, _split):
         cached.cache_clear()
     yield
@@ -33,7 +38,7 @@ def documented():
 
 
 @pytest.mark.usefixtures("documented")
-def test_one_file_is_enough(tmp_path, pico):
+def test_its_own_files_are_enough(tmp_path, pico):
     generator = torch.Generator().manual_seed(0)
     u, v = torch.randn(48, generator=generator), torch.randn(24, generator=generator)
     stem = "diffusion_model.blocks.0.ffn.0"
@@ -53,6 +58,8 @@ def test_one_file_is_enough(tmp_path, pico):
 
 def test_every_kind_says_what_it_must():
     for name, kind in KINDS.items():
+        of = change if isinstance(kind, OnSource) else load
+        assert of.dispatch(type(kind)) is not of.dispatch(object), name
         assert kind.name == name
         assert kind.title
         assert kind.essential

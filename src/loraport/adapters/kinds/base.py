@@ -10,13 +10,8 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import ClassVar, TypeVar
 
-import torch
-from jaxtyping import Float32, Shaped
-from torch import Tensor
-
-from loraport.containers.tensors import TensorRef, read_float, read_tensor
-from loraport.core.lowrank import LowRank
-from loraport.errors import MismatchError, NumericalError
+from loraport.containers.references import TensorRef, all_zero
+from loraport.errors import MismatchError
 from loraport.models.keymap import Resolved
 from loraport.models.placement import Rows, take_ref
 
@@ -54,7 +49,7 @@ class Claim:
         used: the parts (see `Piece.part`) that it is made of.
         unscaled: why there is no scale, for people; "" where there is one.
         fixed: not even a scale stated by hand applies.
-        settings: numbers for `OnSource.update`.
+        settings: numbers for `loading.change`.
         kernel: the shape of the weight, where it is a convolution's and the parts tell it; `shape` has its matrix.
     """
 
@@ -111,21 +106,6 @@ class AdapterKind(ABC):
             UnsupportedError: a variant of the kind that is recognised and refused.
         """
 
-    @abstractmethod
-    def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
-        """The update in float32 without a scale, exactly. Raises NumericalError where it holds NaN or infinity."""
-
-    def stored(
-        self, parts: Mapping[str, TensorRef], shape: tuple[int, int]
-    ) -> tuple[Shaped[Tensor, "m r *one"], Shaped[Tensor, "r n *one"]] | Shaped[Tensor, "..."]:
-        """The update as plain factors (up, down) or as one m x n matrix, without a scale and without any rounding.
-
-        What lies in the file as such keeps its dtype bit for bit; what must be multiplied out is float32. Here it is
-        what `load` gives. Raises NumericalError where it holds NaN or infinity.
-        """
-        update = self.load(parts, shape)
-        return update.B, update.A
-
     def is_zero(self, parts: Mapping[str, TensorRef]) -> bool:
         """Whether the update is known to be zero from its parts alone: whether one of them is, as it is a product.
 
@@ -171,28 +151,9 @@ class OnSource(AdapterKind):
     linear: ClassVar[tuple[str, ...]] = ()
     scale_inside: ClassVar[bool] = False
 
-    @abstractmethod
-    def update(
-        self, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
-    ) -> LowRank:
-        """The update of a weight, as an m x (n kernel) matrix in float32.
-
-        Args:
-            parts: role -> tensor.
-            weight: the source's weight; not to be written to.
-            settings: what a configuration says of the layer; "scale" among it where `scale_inside`.
-
-        Raises:
-            NumericalError: a part holds NaN or infinity, or the update does.
-        """
-
     def bias(self, parts: Mapping[str, TensorRef], settings: Mapping[str, float]) -> TensorRef | None:
         """A vector that the bias of the layer is multiplied with; None where the bias stays as it is."""
         return None
-
-    def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
-        """Never by itself: see `update`."""
-        raise TypeError(f"{self.title} needs the weight")
 
     def is_zero(self, parts: Mapping[str, TensorRef]) -> bool:
         """Not known without the weight."""
@@ -245,39 +206,3 @@ def misfit(what: str, pieces: Sequence[Piece], fix: str = "the file is damaged; 
 def matrix_shape(ref: TensorRef) -> tuple[int, int] | None:
     """Rows and columns of a matrix; of a convolution's kernel as a matrix, with all but the rows as columns."""
     return None if len(ref.shape) < 2 else (ref.shape[0], prod(ref.shape[1:]))
-
-
-def all_zero(ref: TensorRef) -> bool:
-    """Whether a tensor is all zero. Its first row tells of nearly every one that is not."""
-    if (
-        len(ref.shape) > 1
-        and ref.rows is None
-        and ref.codec == "raw"
-        and bool(read_float(take_ref(ref, ((0, 1),))).any())
-    ):
-        return False
-    return not bool(read_float(ref).any())
-
-
-def unfold_core(core: Float32[Tensor, "r s *kernel"], down: Float32[Tensor, "s n"]) -> Float32[Tensor, "r n_kernel"]:
-    """The down factor that a Tucker core and one for the inputs make together, as a matrix."""
-    return torch.einsum("rsk,sn->rnk", core.flatten(2), down).flatten(1)
-
-
-def finite_update(update: Float32[Tensor, "m n"], ref: TensorRef) -> LowRank:
-    """A whole update, as factors. Raises NumericalError, with the part to blame, where it is not finite."""
-    if not torch.isfinite(update.sum()) and not torch.isfinite(update).all():
-        raise NumericalError(
-            f"the update that {ref.key} makes of the source's weight is not finite",
-            where=str(ref.file),
-            fix="the file was damaged or badly trained; leave the layer out with --drop",
-        )
-    return LowRank.from_dense(update)
-
-
-def read_finite(ref: TensorRef) -> Shaped[Tensor, "..."]:
-    """A tensor in its stored dtype. Raises NumericalError where it holds NaN or infinity."""
-    tensor = read_tensor(ref)
-    if not torch.isfinite(tensor.float()).all():
-        raise NumericalError(f"{ref.key} holds NaN or infinity", where=str(ref.file))
-    return tensor

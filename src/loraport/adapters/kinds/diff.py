@@ -2,11 +2,7 @@
 
 from collections.abc import Mapping
 
-from torch import Tensor
-
-from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, matrix_shape, read_finite, register
-from loraport.containers.tensors import TensorRef, read_float
-from loraport.core.lowrank import LowRank
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, matrix_shape, register
 from loraport.errors import MismatchError
 
 
@@ -30,14 +26,6 @@ class Diff(AdapterKind):
             raise MismatchError(f"{ref.key} is no matrix", where=str(ref.file), values=str(list(ref.shape)))
         why = "a whole matrix, which has no scale"
         return Claim({"diff": ref}, shape, min(shape), None, self.essential, why, fixed=True)
-
-    def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
-        """The matrix, with the identity of the smaller side as its other factor. See `AdapterKind.load`."""
-        return LowRank.from_dense(read_float(parts["diff"]).reshape(shape))
-
-    def stored(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> tuple[Tensor, Tensor] | Tensor:
-        """The matrix bit for bit. See `AdapterKind.stored`."""
-        return read_finite(parts["diff"]).reshape(shape)
 
     def factored(self, shape: tuple[int, int], rank: int) -> bool:
         """Never: its rank is whatever the matrix has."""

@@ -9,13 +9,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float32
-from torch import Tensor
-
-from loraport.adapters.kinds.base import KINDS, Claim, OnSource, Piece, finite_update, register
-from loraport.containers.tensors import TensorRef, read_float
-from loraport.core.lowrank import LowRank
+from loraport.adapters.kinds.base import KINDS, Claim, OnSource, Piece, register
+from loraport.containers.references import TensorRef
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.placement import Rows, take_ref
 
@@ -66,7 +61,7 @@ class Dora(OnSource):
         assert m is not None
         assert n is not None
         ref = parts[mine[0]].ref
-        if len(mine) > 1 or _inputs(ref, mine[0], m, n) is None:
+        if len(mine) > 1 or inputs_of(ref, mine[0], m, n) is None:
             raise MismatchError(
                 f"the magnitude of {module} does not fit its factors",
                 where=str(ref.file),
@@ -77,27 +72,9 @@ class Dora(OnSource):
         roles = {**inner.parts, mine[0]: ref}
         return Claim(roles, (m, n), min(m, n), inner.divisor, (*inner.used, *mine), inner.unscaled)
 
-    def update(
-        self, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
-    ) -> LowRank:
-        """One matrix as large as the weight. See `OnSource.update`."""
-        inner, own = _inner(parts), weight.reshape(len(weight), -1)
-        shape = (len(own), own.shape[1])
-        added = KINDS[inner].load({role: ref for role, ref in parts.items() if role not in self.essential}, shape)
-        changed = torch.addmm(own, added.B, added.A, alpha=settings["scale"])
-        part = next(part for part in self.essential if part in parts)
-        magnitude = read_float(parts[part]).reshape(-1)
-        inputs = _inputs(parts[part], part, *shape)
-        if not inputs:
-            changed *= _ratio(magnitude, torch.linalg.vector_norm(changed, dim=1))[:, None]
-        else:
-            kernel = changed.view(len(changed), inputs, -1)
-            kernel *= _ratio(magnitude, torch.linalg.vector_norm(kernel, dim=(0, 2)))[:, None]
-        return finite_update(changed.sub_(own), parts[part])
-
     def narrow(self, parts: Mapping[str, TensorRef], rows: Rows) -> dict[str, TensorRef] | None:
         """As the kind below it, where every row has its own norm. See `AdapterKind.narrow`."""
-        part, inner = next(part for part in self.essential if part in parts), KINDS[_inner(parts)]
+        part, inner = next(part for part in self.essential if part in parts), KINDS[inner_kind(parts)]
         below = inner.narrow({role: ref for role, ref in parts.items() if role not in self.essential}, rows)
         ref = parts[part]
         if below is None or not ref.shape[0] == prod(ref.shape) == parts[inner.rowwise[0]].shape[0]:
@@ -105,19 +82,15 @@ class Dora(OnSource):
         return {**below, part: take_ref(ref, rows)}
 
 
-def _inner(parts: Mapping[str, TensorRef]) -> str:
+def inner_kind(parts: Mapping[str, TensorRef]) -> str:
+    """The kind of the update below the magnitude."""
     return next(name for name, role in INNER.items() if not role or role in parts)
 
 
-def _inputs(ref: TensorRef, part: str, m: int, n: int) -> int | None:
+def inputs_of(ref: TensorRef, part: str, m: int, n: int) -> int | None:
     """How many inputs have a norm of their own; 0 where the rows have; None where the magnitude fits neither."""
     count = prod(ref.shape)
     if count == m and (part == "magnitude" or len(ref.shape) == 1 or ref.shape[0] == m):
         return 0
     of_inputs = part == "dora_scale" and count > 0 and n % count == 0 and max(ref.shape) == count
     return count if of_inputs and (len(ref.shape) == 1 or ref.shape[1] == count) else None
-
-
-def _ratio(magnitude: Float32[Tensor, " k"], norm: Float32[Tensor, " k"]) -> Float32[Tensor, " k"]:
-    """What to multiply with; what is zero has no direction and stays zero."""
-    return torch.where(norm > 0, magnitude / norm.clamp_min(torch.finfo(norm.dtype).tiny), 1.0)

@@ -7,24 +7,17 @@ not, as in ComfyUI, the early way is meant.
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float32
-from torch import Tensor
-
 from loraport.adapters.kinds.base import (
     AdapterKind,
     Claim,
     OnSource,
     Piece,
-    all_zero,
     check_rank,
-    finite_update,
     matrix_shape,
     misfit,
     register,
 )
-from loraport.containers.tensors import TensorRef, read_float
-from loraport.core.lowrank import LowRank
+from loraport.containers.references import TensorRef, all_zero
 
 ROLES = ("glora_a_up", "glora_a_down", "glora_b_up", "glora_b_down")
 
@@ -61,22 +54,6 @@ class Glora(OnSource):
         shape, rank = (up[0], down[1]), down[0]
         check_rank(module, rank, shape, parts[order[3]])
         return Claim(dict(zip(ROLES, refs, strict=True)), shape, min(2 * rank, *shape), rank, self.essential)
-
-    def update(
-        self, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
-    ) -> LowRank:
-        """Rank 2 r, or the matrix where that is more than its smaller side. See `OnSource.update`."""
-        m, rank = len(weight), parts["glora_b_down"].shape[0]
-        a_up, a_down, b_up, b_down = (read_float(parts[role]).flatten(1) for role in ROLES)
-        if weight.dim() > 2:
-            inputs = weight.reshape(m, weight.shape[1], -1)
-            dense = torch.einsum("mik,ij->mjk", inputs, a_up @ a_down).reshape(m, -1) + b_up @ b_down
-            return finite_update(dense, parts["glora_b_up"])
-        update = LowRank(torch.cat([weight @ a_up, b_up], dim=1), torch.cat([a_down, b_down]))
-        if 2 * rank > min(weight.shape):
-            return finite_update(update.dense(), parts["glora_b_up"])
-        finite_update(update.B, parts["glora_a_up"])
-        return update
 
     def is_zero(self, parts: Mapping[str, TensorRef]) -> bool:
         """Whether both products are. See `AdapterKind.is_zero`."""

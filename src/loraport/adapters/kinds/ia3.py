@@ -8,12 +8,8 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar
 
-from jaxtyping import Float32
-from torch import Tensor
-
-from loraport.adapters.kinds.base import Claim, OnSource, Piece, finite_update, register
-from loraport.containers.tensors import TensorRef, read_float, read_tensor
-from loraport.core.lowrank import LowRank
+from loraport.adapters.kinds.base import Claim, OnSource, Piece, register
+from loraport.containers.references import TensorRef, read_number
 from loraport.errors import MismatchError, UnsupportedError
 from loraport.models.placement import Rows, take_ref
 
@@ -46,8 +42,8 @@ class Ia3(OnSource):
             piece, used = parts["ia3_weight"], ("ia3_weight", "on_input")
             ref = parts["on_input"].ref
             if prod(ref.shape) != 1 or max(piece.ref.shape, default=0) != prod(piece.ref.shape):
-                raise _misfit(piece.ref)
-            along = int(bool(read_tensor(ref).reshape(-1)[0]))
+                raise misfit(piece.ref)
+            along = int(bool(read_number(ref)))
         else:
             return None
         # How many inputs a convolution has, of which each has a kernel, does not say how wide its matrix is.
@@ -55,18 +51,6 @@ class Ia3(OnSource):
         role = (FACTOR if "ia3_l" in parts else ADDED) + (OF_INPUTS if along else "")
         why = "an IA3 vector, which has no scale"
         return Claim({role: piece.ref}, (None, count) if along else (count, None), None, None, used, why, fixed=True)
-
-    def update(
-        self, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
-    ) -> LowRank:
-        """One matrix as large as the weight. See `OnSource.update`."""
-        ((role, ref),) = parts.items()
-        added = read_float(ref).reshape(-1) - (1.0 if role.startswith(FACTOR) else 0.0)
-        rows, inputs = len(weight), weight.shape[1]
-        if len(added) != (inputs if role.endswith(OF_INPUTS) else rows):
-            raise _misfit(ref)
-        by = added[:, None] if role.endswith(OF_INPUTS) else added[:, None, None]
-        return finite_update((weight.reshape(rows, inputs, -1) * by).reshape(rows, -1), ref)
 
     def bias(self, parts: Mapping[str, TensorRef], settings: Mapping[str, float]) -> TensorRef | None:
         """What a bias is multiplied with; None where it stays. See `OnSource.bias`."""
@@ -90,11 +74,12 @@ def _side(piece: Piece) -> int:
             fix=f"leave the layer out with --drop {piece.at.module}",
         )
     if len(shape) != 2 or 1 not in shape:
-        raise _misfit(piece.ref)
+        raise misfit(piece.ref)
     return 1 if shape[0] == 1 else 0
 
 
-def _misfit(ref: TensorRef) -> MismatchError:
+def misfit(ref: TensorRef) -> MismatchError:
+    """The error for a vector that is of no side of the layer."""
     return MismatchError(
         "an IA3 vector has one entry for each row or each input",
         where=str(ref.file),

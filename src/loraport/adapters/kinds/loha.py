@@ -10,10 +10,6 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar
 
-import torch
-from jaxtyping import Float32
-from torch import Tensor
-
 from loraport.adapters.kinds.base import (
     AdapterKind,
     Claim,
@@ -22,14 +18,11 @@ from loraport.adapters.kinds.base import (
     matrix_shape,
     misfit,
     register,
-    unfold_core,
 )
-from loraport.containers.tensors import TensorRef, read_float
-from loraport.core.lowrank import LowRank
+from loraport.containers.references import TensorRef
 from loraport.models.placement import Rows
 
 CORES = ("hada_t1", "hada_t2")
-BLOCK_ROWS = 256
 
 
 @register
@@ -75,24 +68,6 @@ class Loha(AdapterKind):
             kernel=None if cores[0] is None else (shape[0], pieces[1].ref.shape[1], *cores[0][2:]),
         )
 
-    def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
-        """Rank r1 r2, or the matrix where that is more than its smaller side. See `AdapterKind.load`."""
-        (w1_a, w1_b), (w2_a, w2_b) = _pair(parts, "hada_w1", shape), _pair(parts, "hada_w2", shape)
-        rank = w1_a.shape[1] * w2_a.shape[1]
-        if rank > min(shape):
-            return LowRank.from_dense(_dense(w1_a, w1_b, w2_a, w2_b))
-        up = (w1_a[:, :, None] * w2_a[:, None, :]).reshape(shape[0], rank)
-        down = (w1_b[:, None, :] * w2_b[None, :, :]).reshape(rank, shape[1])
-        return LowRank(up, down)
-
-    def stored(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> tuple[Tensor, Tensor] | Tensor:
-        """Multiplied out in float32. See `AdapterKind.stored`."""
-        first, second = _pair(parts, "hada_w1", shape), _pair(parts, "hada_w2", shape)
-        rank = len(first[1]) * len(second[1])
-        if rank > min(shape) or not self.factored(shape, rank):
-            return _dense(*first, *second)
-        return super().stored(parts, shape)
-
     def narrow(self, parts: Mapping[str, TensorRef], rows: Rows) -> dict[str, TensorRef] | None:
         """Rows of the up factors; not of those of a core, which lie the other way. See `AdapterKind.narrow`."""
         return None if CORES[0] in parts else super().narrow(parts, rows)
@@ -107,24 +82,3 @@ def _sides(
     if len(core) < 3 or len(up.shape) != 2 or len(down.shape) != 2 or down.shape[0] != core[1]:
         return None, None
     return (up.shape[1], up.shape[0]), (core[0], down.shape[1] * prod(core[2:]))
-
-
-def _pair(parts: Mapping[str, TensorRef], name: str, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    up, down = parts[f"{name}_a"], parts[f"{name}_b"]
-    core = parts.get(name.replace("w", "t"))
-    if core is not None:
-        return read_float(up).T, unfold_core(read_float(core), read_float(down))
-    return read_float(up).reshape(shape[0], -1), read_float(down).reshape(-1, shape[1])
-
-
-def _dense(
-    w1_a: Float32[Tensor, "m r1"],
-    w1_b: Float32[Tensor, "r1 n"],
-    w2_a: Float32[Tensor, "m r2"],
-    w2_b: Float32[Tensor, "r2 n"],
-) -> Float32[Tensor, "m n"]:
-    # In blocks of rows, so that the second matrix never lies beside the first.
-    result = torch.mm(w1_a, w1_b)
-    for start in range(0, len(result), BLOCK_ROWS):
-        result[start : start + BLOCK_ROWS] *= w2_a[start : start + BLOCK_ROWS] @ w2_b
-    return result

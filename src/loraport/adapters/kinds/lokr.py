@@ -9,9 +9,6 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from loraport.adapters.kinds.base import (
     AdapterKind,
     Claim,
@@ -20,10 +17,7 @@ from loraport.adapters.kinds.base import (
     matrix_shape,
     misfit,
     register,
-    unfold_core,
 )
-from loraport.containers.tensors import TensorRef, read_float
-from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, UnsupportedError
 
 HALVES = ("lokr_w1", "lokr_w2")
@@ -82,33 +76,6 @@ class Lokr(AdapterKind):
         if core is not None and len(core.ref.shape) > 2:
             kernel = (a * c, b * d // prod(core.ref.shape[2:]), *core.ref.shape[2:])
         return Claim(roles, (a * c, b * d), ranks[0] * ranks[1], divisor, used, why, kernel=kernel)
-
-    def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
-        """Kronecker products of the factors of w1 and w2. See `AdapterKind.load`."""
-        w1, w2 = (_half(parts, half) for half in HALVES)
-        return LowRank(torch.kron(w1.B, w2.B), torch.kron(w1.A, w2.A))
-
-    def stored(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> tuple[Tensor, Tensor] | Tensor:
-        """Multiplied out in float32. See `AdapterKind.stored`."""
-        w1, w2 = (_half(parts, half) for half in HALVES)
-        if not self.factored(shape, w1.rank * w2.rank):
-            return torch.kron(w1.dense(), w2.dense())
-        return torch.kron(w1.B, w2.B), torch.kron(w1.A, w2.A)
-
-
-def _half(parts: Mapping[str, TensorRef], half: str) -> LowRank:
-    if half in parts:
-        return LowRank.from_dense(_matrix(parts[half]))
-    up, down = _matrix(parts[f"{half}_a"]), _matrix(parts[f"{half}_b"])
-    if half == "lokr_w2" and "lokr_t2" in parts:
-        up, down = up.T.contiguous(), unfold_core(read_float(parts["lokr_t2"]), down)
-    if down.shape[0] > min(up.shape[0], down.shape[1]):
-        return LowRank.from_dense(up @ down)
-    return LowRank(up, down)
-
-
-def _matrix(ref: TensorRef) -> Tensor:
-    return read_float(ref).reshape(ref.shape[0], -1)
 
 
 def _shape(module: str, piece: Piece) -> tuple[int, int]:

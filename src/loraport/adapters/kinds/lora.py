@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar
 
-from torch import Tensor
-
 from loraport.adapters.kinds.base import (
     AdapterKind,
     Claim,
@@ -13,12 +11,8 @@ from loraport.adapters.kinds.base import (
     check_rank,
     matrix_shape,
     misfit,
-    read_finite,
     register,
-    unfold_core,
 )
-from loraport.containers.tensors import TensorRef, read_float
-from loraport.core.lowrank import LowRank
 
 
 @register
@@ -59,20 +53,6 @@ class Lora(AdapterKind):
             return Claim(roles, shape, mid[0], a[0], (*self.essential, "mid"), kernel=kernel)
         check_rank(module, a[0], (b[0], a[1]), down)
         return Claim({"A": down.ref, "B": up.ref}, (b[0], a[1]), a[0], a[0], self.essential)
-
-    def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
-        """B and A as they are. See `AdapterKind.load`."""
-        if "mid" in parts:
-            down = unfold_core(read_float(parts["mid"]), read_float(parts["A"]).flatten(1))
-            return LowRank(read_float(parts["B"]).flatten(1), down)
-        rank = parts["A"].shape[0]
-        return LowRank(read_float(parts["B"]).reshape(shape[0], rank), read_float(parts["A"]).reshape(rank, shape[1]))
-
-    def stored(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> tuple[Tensor, Tensor] | Tensor:
-        """Both factors bit for bit; with a core multiplied out. See `AdapterKind.stored`."""
-        if "mid" in parts:
-            return super().stored(parts, shape)
-        return read_finite(parts["B"]), read_finite(parts["A"])
 
     def factored(self, shape: tuple[int, int], rank: int) -> bool:
         """Always: that is how it lies in the file."""

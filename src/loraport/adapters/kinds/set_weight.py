@@ -4,12 +4,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar
 
-from jaxtyping import Float32
-from torch import Tensor
-
-from loraport.adapters.kinds.base import Claim, OnSource, Piece, finite_update, register
-from loraport.containers.tensors import TensorRef, read_float
-from loraport.core.lowrank import LowRank
+from loraport.adapters.kinds.base import Claim, OnSource, Piece, register
 from loraport.errors import MismatchError
 
 
@@ -33,10 +28,3 @@ class SetWeight(OnSource):
         shape = (ref.shape[0], prod(ref.shape[1:]))
         why, kernel = "a whole weight, without a scale", None if len(ref.shape) == 2 else tuple(ref.shape)
         return Claim({"set_weight": ref}, shape, None, None, self.essential, why, fixed=True, kernel=kernel)
-
-    def update(
-        self, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m *rest"], settings: Mapping[str, float]
-    ) -> LowRank:
-        """The difference of the two. See `OnSource.update`."""
-        own = weight.reshape(len(weight), -1)
-        return finite_update(read_float(parts["set_weight"]).reshape(own.shape) - own, parts["set_weight"])

@@ -8,17 +8,14 @@ as one: the blocks B0, B1, ... on a diagonal, and A0, A1, ... below each other. 
 from collections.abc import Mapping
 from typing import ClassVar
 
-import torch
-
-from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, all_zero, check_rank, matrix_shape, misfit, register
-from loraport.containers.tensors import TensorRef, read_float
-from loraport.core.lowrank import LowRank
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape, misfit, register
+from loraport.containers.references import TensorRef, all_zero
 from loraport.models.placement import Rows, take_ref
 
 MOST = 8  # pairs; trainers split a weight in up to four
 
 
-class _Split(AdapterKind):
+class SplitFactors(AdapterKind):
     linear: ClassVar[tuple[str, ...]] = ()  # of text encoders, several parts would have to be scaled
 
     @classmethod
@@ -51,12 +48,6 @@ class _Split(AdapterKind):
             check_rank(module, first[0], shape, parts[part])
         rank = first[0] * len(downs)
         return Claim({part: parts[part].ref for part in used}, shape, rank, first[0], tuple(used))
-
-    def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
-        """Blocks on a diagonal. See `AdapterKind.load`."""
-        refs = list(parts.values())
-        downs, ups = ([read_float(ref).flatten(1) for ref in refs[start::2]] for start in (0, 1))
-        return LowRank(torch.block_diag(*ups), torch.cat(downs))
 
     def is_zero(self, parts: Mapping[str, TensorRef]) -> bool:
         """Whether every pair is. See `AdapterKind.is_zero`."""
@@ -96,7 +87,7 @@ def _named(kind: str, down: str, up: str) -> dict[str, tuple[str, ...]]:
 
 
 @register
-class Split(_Split):
+class Split(SplitFactors):
     """lora_down.0.weight, lora_up.0.weight, lora_down.1.weight, ...; alpha is divided by the rank of one pair."""
 
     name = "split"
@@ -106,7 +97,7 @@ class Split(_Split):
 
 
 @register
-class Sat(_Split):
+class Sat(SplitFactors):
     """matrix_A.0, matrix_B.0, ... of SwissArmyTransformer (CogVideoX). Its files never say their alpha, which is 1
     unless a configuration says otherwise: the scale must be stated."""
 

@@ -9,9 +9,7 @@ from math import prod
 from typing import ClassVar
 
 from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, misfit, register
-from loraport.containers.tensors import TensorRef, read_float
-from loraport.core.lowrank import LowRank
-from loraport.errors import MismatchError, UnsupportedError
+from loraport.errors import UnsupportedError
 
 
 @register
@@ -54,14 +52,3 @@ class Vera(AdapterKind):
         used = (*self.essential, *self.shared)
         why = "VeRA, which has no scale"
         return Claim({part: parts[part].ref for part in used}, (m, None), rank, None, used, why, fixed=True)
-
-    def load(self, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
-        """Two factors of rank r. See `AdapterKind.load`."""
-        b, d, A, B = (read_float(parts[part]) for part in (*self.essential, *self.shared))
-        if A.shape[1] < shape[1]:
-            raise MismatchError(
-                "the matrices of the file are smaller than the layer",
-                where=str(parts["vera_A"].file),
-                values=f"{parts['vera_A'].key} {list(A.shape)} for {shape[1]} inputs",
-            )
-        return LowRank(b.reshape(-1, 1) * B[: shape[0]], d.reshape(-1, 1) * A[:, : shape[1]])

@@ -1,11 +1,8 @@
-"""What a codec is: it claims tensors of a file, with what belongs to them, and turns them into numbers."""
+"""What a codec is: it claims tensors of a file, with what belongs to them. The numbers are made in `decoding/`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
-
-from jaxtyping import Float, Float32, Shaped
-from torch import Tensor
 
 from loraport.containers.stored import Group, TensorRef
 
@@ -26,7 +23,7 @@ class Claim:
 
 @runtime_checkable
 class Codec(Protocol):
-    """How one way of storing weights is recognised and read."""
+    """How one way of storing weights is recognised, by headers; `decoding.decode` has the numbers."""
 
     name: str
     """As `TensorRef.codec` has it, and as people read it."""
@@ -40,41 +37,12 @@ class Codec(Protocol):
         """
         ...
 
-    def decode(
-        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> Float32[Tensor, "..."]:
-        """The numbers.
-
-        Args:
-            ref: which tensor; with `ref.rows`, `stored` holds these rows only and the companions are whole.
-            stored: what lies in the file.
-            companions: the further tensors that `ref` names, by role.
-        """
-        ...
-
     def rounding_floor(self, ref: TensorRef) -> float:
         """Relative Frobenius distance of two equal weights that were stored so from different neighbours."""
         ...
 
     def refusal(self, ref: TensorRef) -> str | None:
         """Why a tensor that this codec claims cannot be read as a weight; None where it can."""
-        ...
-
-
-@runtime_checkable
-class Encoder(Protocol):
-    """A codec that also writes."""
-
-    def encode(
-        self, ref: TensorRef, numbers: Float[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> tuple[Shaped[Tensor, "..."], dict[str, Float32[Tensor, "..."]]]:
-        """What is to be stored for these numbers, and the companions that go with it.
-
-        Args:
-            ref: which tensor, whole.
-            numbers: of its shape.
-            companions: as they are, by role.
-        """
         ...
 
 

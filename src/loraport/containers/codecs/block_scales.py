@@ -10,10 +10,6 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-import torch
-from jaxtyping import Float32, Shaped, UInt8
-from torch import Tensor
-
 from loraport.containers import dtypes
 from loraport.containers.codecs.base import Claim, logical
 from loraport.containers.stored import Group, TensorRef
@@ -36,12 +32,6 @@ class Mxfp8:
             claim.weights[weight.key] = logical(weight, name, companions)
             claim.used.update({weight.key, f"{module}.weight_scale"} & group.keys())
         return claim
-
-    def decode(
-        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> Float32[Tensor, "..."]:
-        """stored * 2^exponent, in float32."""
-        return by_blocks(stored.float(), untiled(companions["scale"], ref), 32)
 
     def rounding_floor(self, ref: TensorRef) -> float:
         """That of e4m3: powers of two move numbers without making them coarser."""
@@ -75,53 +65,11 @@ class Exponents(_ScaleBytes):
 
     name = "e8m0"
 
-    def decode(
-        self, ref: TensorRef, stored: UInt8[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> Float32[Tensor, "..."]:
-        """The powers of two."""
-        powers = torch.tensor([2.0 ** (byte - 127) for byte in range(255)] + [float("nan")])
-        return powers[stored.int()]
-
 
 class SmallFloats(_ScaleBytes):
     """e4m3 in a tensor of bytes, as older ComfyUI wrote it."""
 
     name = "e4m3 in bytes"
-
-    def decode(
-        self, ref: TensorRef, stored: UInt8[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> Float32[Tensor, "..."]:
-        """The numbers."""
-        return stored.view(torch.float8_e4m3fn).float()
-
-
-def untiled(scale: Float32[Tensor, "..."], ref: TensorRef, size: int = 32) -> Float32[Tensor, "rows blocks"]:
-    """The scales of a weight's blocks in the order of its rows, of `ref.rows` only where these are asked for.
-
-    Within a tile of 128 rows and 4 blocks, the scale of row r and block c lies at 16 (r mod 32) + 4 (r div 32) + c;
-    tiles follow each other along the rows of the weight.
-
-    Args:
-        scale: as stored, tiles filled up.
-        ref: the weight.
-        size: of a block.
-    """
-    blocks = ref.shape[1] // size
-    tiles = -(-blocks // 4)
-    whole = scale.reshape(-1, tiles, 32, 4, 4).permute(0, 3, 2, 1, 4).reshape(-1, 4 * tiles)[:, :blocks]
-    return rows_of(whole, ref)
-
-
-def rows_of(scale: Float32[Tensor, "all blocks"], ref: TensorRef) -> Float32[Tensor, "rows blocks"]:
-    """The rows of scales that belong to the rows of `ref`; what fills up the last tile is left out."""
-    ranges = ref.rows if ref.rows is not None else ((0, ref.shape[0]),)
-    return torch.cat([scale[start:end] for start, end in ranges])
-
-
-def by_blocks(weight: Float32[Tensor, "m n"], scale: Float32[Tensor, "m b"], size: int) -> Float32[Tensor, "m n"]:
-    """weight * scale of each block of `size` numbers, in place."""
-    weight.view(*scale.shape, size).mul_(scale.unsqueeze(-1))
-    return weight
 
 
 def modules_called(name: str, settings: Mapping[str, Mapping[str, Any]], group: Group) -> dict[str, None]:

@@ -6,11 +6,6 @@ from importlib.util import find_spec
 from math import sqrt
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Float32, Shaped
-from torch import Tensor
-
 from loraport.containers.codecs.base import Claim, logical
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.stored import Group, TensorRef
@@ -39,7 +34,6 @@ ERRORS = {
     "IQ1_M": 0.46,
     "IQ1_S": 0.493,
 }
-_CHUNK = 2**20  # numbers that are decoded at once
 
 
 class GgufBlocks:
@@ -63,25 +57,6 @@ class GgufBlocks:
             claim.weights[key] = logical(ref, codec if ref.dtype in ERRORS else f"GGUF {ref.dtype}", {})
             claim.used.add(key)
         return claim
-
-    def decode(
-        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> Float32[Tensor, "..."]:
-        """The numbers, row by row, so that what the package makes on the way stays small."""
-        from gguf import GGMLQuantizationType
-        from gguf.quants import dequantize
-
-        weight = torch.empty(ref.shape)
-        if not weight.numel():
-            return weight
-        rows = stored.reshape(-1, stored.shape[-1]).numpy()
-        found = weight.view(len(rows), -1).numpy()
-        at_once = max(_CHUNK // found.shape[1], 1)
-        with np.errstate(all="ignore"):  # a scale that is no number is found and named where the weight is checked
-            for begin in range(0, len(rows), at_once):
-                part = slice(begin, begin + at_once)
-                found[part] = dequantize(rows[part], GGMLQuantizationType[ref.dtype])
-        return weight
 
     def rounding_floor(self, ref: TensorRef) -> float:
         """Measured on Gaussian weights."""

@@ -13,10 +13,6 @@ from math import prod, sqrt
 from statistics import NormalDist
 from typing import Any
 
-import torch
-from jaxtyping import Float32, Shaped
-from torch import Tensor
-
 from loraport.containers.codecs.base import Claim, logical
 from loraport.containers.codecs.scales import BY_SQUARES, SIDE, Scaled, numbers_sharing, scales_of, sharing
 from loraport.containers.stored import Group, TensorRef
@@ -25,7 +21,6 @@ FORMATS = ("int8_tensorwise", "int8_blockwise", "convrot_w4a4")
 GROUPS = (4, 16, 64, 256, 1024)
 _GROUP = 256  # where the settings do not say it
 _LARGEST = 127
-_CHUNK = 2**22  # numbers that are rotated at once
 
 
 class Int8(Scaled):
@@ -72,16 +67,6 @@ class Int8Rotated(Int8):
         super().__init__(f"int8 convrot {size}")
         self.size = size
 
-    def decode(
-        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> Float32[Tensor, "..."]:
-        """scale * stored, turned back into the weight's own basis group by group."""
-        rotated = super().decode(ref, stored, companions)
-        groups, back = rotated.reshape(-1, self.size), rotation(self.size)
-        for part in groups.split(_CHUNK // self.size):
-            part.copy_(part @ back)
-        return rotated
-
 
 class Int4Rotated(Int8Rotated):
     """The same with 4 bits: two integers in a byte, from -8 to 7.
@@ -94,25 +79,9 @@ class Int4Rotated(Int8Rotated):
         super().__init__(size)
         self.name = f"int4 convrot {size}"
 
-    def decode(
-        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> Float32[Tensor, "..."]:
-        """scale * integer, turned back into the weight's own basis."""
-        halves = torch.stack([stored & 15, (stored >> 4) & 15], dim=-1)
-        return super().decode(ref, ((halves ^ 8) - 8).reshape(ref.shape), companions)
-
     def rounding_floor(self, ref: TensorRef) -> float:
         """That of equal steps, 7 of which reach the largest number of a row."""
         return uniform_floor(numbers_sharing(ref), 7)
-
-
-def rotation(size: int) -> Float32[Tensor, "size size"]:
-    """The symmetric orthogonal matrix by which groups of inputs are rotated. `size` is a power of 4."""
-    four = torch.ones(4, 4) - 2.0 * torch.eye(4).flip(0)
-    matrix = torch.ones(1, 1)
-    while matrix.shape[0] < size:
-        matrix = torch.kron(matrix, four)
-    return matrix / sqrt(size)
 
 
 def uniform_floor(count: int, steps: int = _LARGEST) -> float:

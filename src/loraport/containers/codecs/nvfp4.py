@@ -11,25 +11,15 @@ from dataclasses import dataclass
 from math import prod, sqrt
 from typing import Any
 
-import torch
-from jaxtyping import Float32, UInt8
-from torch import Tensor
-
 from loraport.containers.codecs.base import Claim, logical
 from loraport.containers.codecs.block_scales import (
     SmallFloats,
-    by_blocks,
     fits_tiles,
     modules_called,
-    rows_of,
-    untiled,
 )
-from loraport.containers.codecs.scales import odd_scale
 from loraport.containers.stored import Group, TensorRef
 
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-_BLOCK = 16
-_CHUNK = 2**22  # numbers that are looked up at once
+BLOCK = 16
 # Relative rounding error of Gaussian weights, which is that of ComfyUI's encoder (comfy-kitchen 0.2.40); measured.
 _ERROR = 0.095
 _BESIDE = ("input_scale", "input_global_scale", "input_absmax")  # of no use here
@@ -123,35 +113,14 @@ class Nvfp4:
 
     def _fits(self, shape: tuple[int, ...], scale: TensorRef | None) -> bool:
         if self.layout.tiled:
-            return fits_tiles(shape, _BLOCK, scale, ("U8", "F8_E4M3"))
+            return fits_tiles(shape, BLOCK, scale, ("U8", "F8_E4M3"))
         return (
             scale is not None
             and scale.dtype == "F8_E4M3"
             and len(shape) == 2
-            and not shape[1] % _BLOCK
-            and scale.shape == (shape[0], shape[1] // _BLOCK)
+            and not shape[1] % BLOCK
+            and scale.shape == (shape[0], shape[1] // BLOCK)
         )
-
-    def decode(
-        self, ref: TensorRef, stored: UInt8[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> Float32[Tensor, "..."]:
-        """number * scale of its block * scale of the tensor, and of its input where there is one, in float32."""
-        numbers = torch.tensor([*_E2M1, *(-number for number in _E2M1)])
-        weight = torch.empty(ref.shape)
-        low = 0 if self.layout.low_first else 1
-        rows = max(_CHUNK // max(ref.shape[1], 1), 1)
-        for part, packed in zip(weight.split(rows), stored.split(rows), strict=True):
-            part[:, low::2] = numbers[(packed & 15).int()]
-            part[:, 1 - low :: 2] = numbers[(packed >> 4).int()]
-        blocks = companions["scale"]
-        scale = untiled(blocks, ref, _BLOCK) if self.layout.tiled else rows_of(blocks, ref)
-        for part, power in self.layout.factors:
-            factor = companions[part].reshape(())
-            if factor < 0 or (factor == 0 and (power < 0 or bool(weight.any()))):
-                raise odd_scale(ref, float(factor))
-            scale = scale * factor**power
-        weight = by_blocks(weight, scale, _BLOCK)
-        return weight.mul_(companions["inputs"]) if "inputs" in companions else weight
 
     def rounding_floor(self, ref: TensorRef) -> float:
         """Measured on Gaussian weights."""

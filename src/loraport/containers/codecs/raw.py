@@ -3,9 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Float, Float32, Shaped
-from torch import Tensor
-
 from loraport.containers import dtypes
 from loraport.containers.codecs.base import Claim
 from loraport.containers.stored import Group, TensorRef
@@ -19,18 +16,6 @@ class Raw:
     def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
         """All of it."""
         return Claim(dict(group), set(group))
-
-    def decode(
-        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> Float32[Tensor, "..."]:
-        """A cast to float32."""
-        return stored.float()
-
-    def encode(
-        self, ref: TensorRef, numbers: Float[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> tuple[Shaped[Tensor, "..."], dict[str, Float32[Tensor, "..."]]]:
-        """A cast; what 8 bits cannot hold becomes the largest number that they can."""
-        return dtypes.cast(numbers, ref.dtype), {}
 
     def rounding_floor(self, ref: TensorRef) -> float:
         """That of the number format."""

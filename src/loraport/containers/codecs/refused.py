@@ -8,9 +8,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtyping import Float32, Shaped
-from torch import Tensor
-
 from loraport.containers.codecs import int8, scaled_fp8
 from loraport.containers.codecs.base import Claim, logical
 from loraport.containers.codecs.nvfp4 import is_nvfp4
@@ -18,7 +15,6 @@ from loraport.containers.codecs.scales import scales_of
 from loraport.containers.codecs.settings import UNKNOWN
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.stored import Group, TensorRef
-from loraport.errors import UnsupportedError
 
 _RESCALED = "weights for a rescaled input (pre_quant_scale)"
 _PACKED_INTEGERS, _OTHER_NVFP4 = "packed integers (compressed-tensors)", "nvfp4 of another program"
@@ -75,17 +71,6 @@ class Refused:
 
     def __init__(self, name: str):
         self.name = name
-
-    def decode(
-        self, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> Float32[Tensor, "..."]:
-        """Raises UnsupportedError, always."""
-        raise UnsupportedError(
-            f"{ref.key} is quantised ({self.name}), which is not supported yet",
-            where=str(ref.file),
-            values=f"{ref.dtype} {list(ref.shape)}",
-            fix="use the bf16, fp16 or fp32 copy",
-        )
 
     def rounding_floor(self, ref: TensorRef) -> float:
         """Not known."""

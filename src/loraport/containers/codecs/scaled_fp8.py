@@ -8,12 +8,9 @@ from collections.abc import Mapping
 from math import prod
 from typing import Any
 
-from jaxtyping import Float, Float32
-from torch import Tensor
-
 from loraport.containers import dtypes
 from loraport.containers.codecs.base import Claim, logical
-from loraport.containers.codecs.scales import BY_SQUARES, SUFFIXES, Scaled, rescaled, scales_of, sharing
+from loraport.containers.codecs.scales import BY_SQUARES, SUFFIXES, Scaled, scales_of, sharing
 from loraport.containers.stored import Group, TensorRef
 
 FORMATS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fn_rowwise", "float8_e4m3fn_blockwise")
@@ -52,12 +49,6 @@ class ScaledFp8(Scaled):
                 claim.used.add(key)
         claim.used.intersection_update(group)
         return claim
-
-    def encode(
-        self, ref: TensorRef, numbers: Float[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-    ) -> tuple[Float[Tensor, "..."], dict[str, Float32[Tensor, "..."]]]:
-        """Numbers with the scales that they have, where they fit; with larger ones where they do not."""
-        return rescaled(ref, numbers, companions["scale"])
 
     def rounding_floor(self, ref: TensorRef) -> float:
         """That of the 8-bit format: a scale moves numbers without making them finer."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loraport.containers.stored import Group, TensorRef, read_stored
+from loraport.containers.stored import Group, TensorRef, read_bytes
 from loraport.errors import FileError
 
 SUFFIX = ".comfy_quant"
@@ -81,7 +81,7 @@ def _from_header(group: Group, text: str | None) -> dict[str, dict[str, Any]]:
 def _text(ref: TensorRef) -> str:
     if ref.dtype != "U8" or ref.nbytes > MAX_BYTES:
         return ""
-    return bytes(read_stored(ref).reshape(-1).tolist()).decode("utf-8", errors="replace")
+    return read_bytes(ref).decode("utf-8", errors="replace")
 
 
 def _table(value: Any) -> dict[str, Any]:

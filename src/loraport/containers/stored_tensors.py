@@ -1,0 +1,88 @@
+"""Stored tensors as torch has them: their bytes, read one tensor at a time in bounded memory, and hashed meanwhile."""
+
+import hashlib
+from math import prod
+
+import torch
+from jaxtyping import Shaped
+from torch import Tensor
+
+from loraport.containers.access import open_file
+from loraport.containers.dtypes import FORMATS, name_of
+from loraport.containers.stored import TensorRef, fill, identifying, pieces_of, shape_of_rows, span_of
+from loraport.errors import FileError, UnsupportedError
+
+
+def read_stored(ref: TensorRef, state: "hashlib._Hash | None" = None) -> Shaped[Tensor, "..."]:
+    """Read one tensor in its stored dtype and shape to the CPU; peak memory is the tensor itself.
+
+    Args:
+        ref: which tensor; companions are not looked at. A number format that torch does not have comes as bytes where
+            a codec knows what to make of them.
+        state: fed with what identifies the tensor (dtype, shape, bytes), as the bytes come in.
+
+    Raises:
+        FileError: the file is gone, damaged, or changed since the reference was made.
+        UnsupportedError: a dtype that torch cannot hold.
+    """
+    span = span_of(ref)
+    known = FORMATS.get(ref.dtype)
+    if known is None and ref.codec == "raw":
+        raise UnsupportedError(
+            f"{ref.key} has a number format that is not known", where=str(ref.file), values=ref.dtype
+        )
+    dtype = torch.uint8 if known is None else getattr(torch, known.dtype)
+    if span.strides is None and prod(span.shape) * dtype.itemsize != span.end - span.start:
+        raise FileError(
+            "the size of a tensor does not fit its shape",
+            where=ref.name,
+            values=f"{span.end - span.start:,} bytes for {ref.dtype} {list(span.shape)}",
+            fix="download or export the file again",
+        )
+    if state is not None:
+        state.update(identifying(ref.dtype, ref.shape))
+    if span.strides is not None:
+        whole = torch.empty(span.end - span.start, dtype=torch.uint8)
+        with open_file(ref.file) as file:
+            fill(file, span.start, whole.numpy().data, ref)
+        tensor = whole.view(dtype).as_strided(span.shape, span.strides)
+        if ref.rows is not None:
+            tensor = torch.cat([tensor[start:end] for start, end in ref.rows])
+        tensor = tensor.contiguous()
+        if state is not None:
+            state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        return tensor
+    pieces = pieces_of(ref, span)
+    buffer = torch.empty(sum(size for _, size in pieces), dtype=torch.uint8)
+    target, done = buffer.numpy().data, 0
+    with open_file(ref.file) as file:
+        for position, size in pieces:
+            part = target[done : done + size]
+            fill(file, position, part, ref)
+            done += size
+            if state is not None:
+                state.update(part)
+    return buffer.view(dtype).reshape(shape_of_rows(span.shape, ref.rows))
+
+
+def hash_stored(ref: TensorRef, state: "hashlib._Hash") -> None:
+    """Feed `state` as `read_stored` does, in the memory of one chunk. Raises FileError."""
+    span = span_of(ref)
+    if span.strides is not None:
+        read_stored(ref, state)
+        return
+    state.update(identifying(ref.dtype, ref.shape))
+    pieces = pieces_of(ref, span)
+    buffer = memoryview(bytearray(max((size for _, size in pieces), default=0)))
+    with open_file(ref.file) as file:
+        for position, size in pieces:
+            fill(file, position, buffer[:size], ref)
+            state.update(buffer[:size])
+
+
+def digest_tensor(tensor: Shaped[Tensor, "..."]) -> str:
+    """SHA-256 over dtype, shape and bytes of a tensor in memory, as hex; that of the same tensor in a file."""
+    tensor = tensor.detach().cpu().contiguous()
+    state = hashlib.sha256(identifying(str(name_of(tensor.dtype)), tuple(tensor.shape)))
+    state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return state.hexdigest()
