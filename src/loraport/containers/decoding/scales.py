@@ -6,13 +6,16 @@ import torch
 from jaxtyping import Float32, Shaped
 from torch import Tensor
 
+from loraport.containers.codecs.int8 import Int8
+from loraport.containers.codecs.scaled_fp8 import ScaledFp8
 from loraport.containers.codecs.scales import BY_SQUARES, Scaled, side_of
 from loraport.containers.decoding.base import decode
 from loraport.containers.stored import TensorRef
 from loraport.errors import NumericalError
 
 
-@decode.register(Scaled)
+@decode.register(Int8)
+@decode.register(ScaledFp8)
 def scaled(
     codec: Scaled, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
 ) -> Float32[Tensor, "..."]:
