@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.carried import check_passthrough
 from loraport.adapters.dialect import profile_of
 from loraport.adapters.header import converted_metadata
 from loraport.adapters.join import StoredWeight, stored_weights
 from loraport.adapters.parse import open_adapter
-from loraport.adapters.render import check_passthrough
 from loraport.adapters.shared_names import check_one_meant
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.dtypes import written_as
@@ -22,7 +22,8 @@ from loraport.engine.events import Listener, ignore
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
 from loraport.models.checkpoint import AUTO, Checkpoint
-from loraport.models.placement import Rows, join_factors
+from loraport.models.joining import join_factors
+from loraport.models.placement import Rows
 from loraport.resizing.cut import Resized, Task, carry_out
 from loraport.resizing.rule import Amount
 from loraport.resizing.weight import Matrix, WeightJob, peak_bytes
