@@ -29,6 +29,7 @@ __all__ = [
     "identity",
     "nearest_path",
     "open_tensors",
+    "place",
     "read_number",
     "refusal",
     "require_readable",
@@ -54,9 +55,14 @@ def identity(ref: TensorRef) -> tuple[str, str]:
         FileError: a file is gone.
     """
     files = dict.fromkeys([ref.file, *(companion.file for _, companion in ref.companions)])
+    return "\n".join(file_identity(file) for file in files), place(ref)
+
+
+def place(ref: TensorRef) -> str:
+    """Which tensor of its files it is, and as what it is read."""
     rows = "" if ref.rows is None else "".join(f"[{start}:{end}]" for start, end in ref.rows)
     codec = "" if ref.codec == "raw" else f" {ref.codec}"
-    return "\n".join(file_identity(file) for file in files), "/".join((*ref.nest, ref.key)) + rows + codec
+    return "/".join((*ref.nest, ref.key)) + rows + codec
 
 
 def refusal(ref: TensorRef) -> str | None:

@@ -200,8 +200,12 @@ def _check_layout(where: str, spans: dict[str, Span], base: int, size: int) -> N
 
 def _naturals(value: Any) -> list[int] | None:
     # bool is an int to Python; a header that says `true` for a size is still malformed.
-    fine = isinstance(value, list) and all(type(item) is int and 0 <= item < 2**62 for item in value)
-    return value if fine else None
+    if not isinstance(value, list):
+        return None
+    for item in value:  # of every tensor of a file, so no generator
+        if type(item) is not int or not 0 <= item < 2**62:
+            return None
+    return value
 
 
 def _text(value: Any) -> str:

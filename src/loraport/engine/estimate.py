@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -18,7 +19,7 @@ from loraport.containers.references import TensorRef
 from loraport.engine.executor import Slot, executor_for, in_flight
 from loraport.engine.job import LayerJob
 from loraport.engine.layer_cache import basis_key, basis_role, prepared_key
-from loraport.engine.plan import TransferPlan, cost_of, rank_bound, sample_for_kinship
+from loraport.engine.plan import TransferPlan, rank_bound, sample_for_kinship
 from loraport.engine.rates import Rates, rates_of
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
@@ -26,6 +27,7 @@ from loraport.engine.worker import ADDED, references, result_key
 from loraport.errors import FileError
 from loraport.methods import cost as costs
 from loraport.methods import registry
+from loraport.methods.base import Needs, Params, TransferMethod
 from loraport.methods.cost import Cost
 from loraport.store.digests import DigestMemo
 from loraport.store.index import cache_root
@@ -99,6 +101,71 @@ _NOTHING = _Have()
 
 
 @dataclass(frozen=True)
+class _Asked:
+    """A method with its settings, and what it says it needs: the same for all layers that it carries over.
+
+    Args:
+        method: of a layer.
+        params: its settings.
+        needs: of both.
+        bases: sides whose basis it needs.
+    """
+
+    method: TransferMethod[Any]
+    params: Params
+    needs: Needs
+    bases: frozenset[str]
+
+    @classmethod
+    def of(cls, job: LayerJob) -> "_Asked":
+        """What a layer's method says."""
+        method, params = registry.resolve(job.method, job.params)
+        needs = method.needs(params)
+        sides = (("source", needs.basis), ("target", needs.target_basis))
+        return cls(method, params, needs, frozenset(side for side, wanted in sides if wanted))
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """All of a layer that decides how much work it is; a model has thousands of layers of some ten kinds.
+
+    Args:
+        method: its name.
+        shape: (out, in) of the weight.
+        rank_in: of the LoRA's update.
+        rank_out: of the output at most.
+        item: bytes of a number of the output.
+        lora: bytes of the update, and of those that are added to the weights.
+        source: bytes of the source's weight; None where the method does not need it.
+        weights: bytes of all weights.
+    """
+
+    method: str
+    shape: tuple[int, int]
+    rank_in: int
+    rank_out: int
+    item: int
+    lora: int
+    source: int | None
+    weights: int
+
+    @classmethod
+    def of(cls, job: LayerJob) -> "_Kind":
+        """That of a layer."""
+        updates = [job.update, *job.target_updates.values(), *job.source_updates.values()]
+        return cls(
+            job.method,
+            job.shape,
+            job.update.rank,
+            rank_bound(job),
+            4 if job.dtype == "float32" else 2,
+            sum(ref.nbytes for update in updates for ref in update.refs.values()),
+            None if job.source is None else job.source.nbytes,
+            _weights(job),
+        )
+
+
+@dataclass(frozen=True)
 class _Work:
     """Of one layer: computing, and bytes of the input files and of the cache."""
 
@@ -122,14 +189,24 @@ def estimate(plan: TransferPlan, options: RunOptions, start: float = 0.0) -> Est
     slots = executor.slots()
     rates = rates_of(slots[0].device, None if isinstance(store, NullStore) else store.root)
     kept = plan.layers_to_keep(int(store.max_bytes * 0.9)) if not isinstance(store, NullStore) else frozenset()
-    have = {job.name: _look_up(job, store, reader, job.name in kept) for job in plan.jobs}
-    disk = _disk_rate(plan)
+    asked = {job.method: _Asked.of(job) for job in {job.method: job for job in plan.jobs}.values()}
+    kinds = {job.name: _Kind.of(job) for job in plan.jobs}
+    have = {job.name: _look_up(job, asked[job.method], store, reader, job.name in kept) for job in plan.jobs}
+    known: dict[tuple[_Kind, _Have], _Work] = {}
+
+    def work_of(job: LayerJob, state: _Have) -> _Work:
+        kind = kinds[job.name]
+        if (kind, state) not in known:
+            known[kind, state] = _work(kind, asked[job.method], state)
+        return known[kind, state]
+
+    disk, sample = _disk_rate(plan), sample_for_kinship(plan)
 
     def timed(have: Mapping[str, _Have]) -> tuple[float, float]:
-        work = {job.name: _work(job, have[job.name]) for job in plan.jobs}
+        work = {job.name: work_of(job, have[job.name]) for job in plan.jobs}
         read = sum(part.read for part in work.values())
         seconds = {name: _OVERHEAD + _seconds(part, rates) for name, part in work.items()}
-        again = [job for job in sample_for_kinship(plan) if work[job.name].read < _weights(job)]
+        again = [job for job in sample if work[job.name].read < _weights(job)]
         first = sum(_seconds(_Work(costs.elementwise(*job.shape, 6), _weights(job)), rates) for job in again)
         last = 2 * plan.output_bytes / rates.keep
         narrow = [job for job in plan.jobs if not job.wide]
@@ -143,18 +220,18 @@ def estimate(plan: TransferPlan, options: RunOptions, start: float = 0.0) -> Est
         return max(spent, start + read / disk), busy
 
     seconds, busy = timed(have)
+    not_kept = replace(_NOTHING, digests=True, stores=True)
     further = {
-        job.name: _after(job, have[job.name]) if job.name in kept else replace(_NOTHING, digests=True, stores=True)
-        for job in plan.jobs
+        job.name: _after(job, asked[job.method], have[job.name]) if job.name in kept else not_kept for job in plan.jobs
     }
     return Estimate(
         seconds=seconds,
         busy_seconds=busy,
         peak_bytes=program + _working_bytes(plan, [job for job in plan.jobs if not have[job.name].result], slots),
         output_bytes=plan.output_bytes,
-        cache_bytes=sum(_work(job, have[job.name]).keep for job in plan.jobs),
+        cache_bytes=sum(work_of(job, have[job.name]).keep for job in plan.jobs),
         finished=sum(state.result for state in have.values()),
-        warm=sum(not have[job.name].result and _is_warm(job, have[job.name]) for job in plan.jobs),
+        warm=sum(not have[job.name].result and _is_warm(job, asked[job.method], have[job.name]) for job in plan.jobs),
         known=all(state.digests for state in have.values()),
         next_seconds=timed(further)[0],
         next_seconds_without=timed(dict.fromkeys(have, _NOTHING))[0],
@@ -170,15 +247,14 @@ def _cache(plan: TransferPlan, options: RunOptions) -> tuple[Store, InputReader]
     return NullStore(), InputReader(DigestMemo(None), plan.identities)
 
 
-def _look_up(job: LayerJob, store: Store, reader: InputReader, keeps: bool) -> _Have:
-    method, params = registry.resolve(job.method, job.params)
+def _look_up(job: LayerJob, asked: _Asked, store: Store, reader: InputReader, keeps: bool) -> _Have:
     known = {role: reader.known_digest(ref) for role, ref in references(job).items()}
     digests = {role: text for role, text in known.items() if text is not None}
     weights = {role for role in ("source", "target") if role in known}
     if not weights <= digests.keys():
         return replace(_NOTHING, stores=not isinstance(store, NullStore), keeps=keeps)
     told = all(role in digests for role in known if role.startswith(ADDED))
-    prepared = prepared_key(method, params, job, digests) if told else None
+    prepared = prepared_key(asked.method, asked.params, job, digests) if told else None
     return _Have(
         digests=True,
         result=len(digests) == len(known) and store.has("result", result_key(job, digests)),
@@ -195,65 +271,50 @@ def _look_up(job: LayerJob, store: Store, reader: InputReader, keeps: bool) -> _
     )
 
 
-def _needed_bases(job: LayerJob) -> set[str]:
-    if job.source is None:
-        return set()
-    method, params = registry.resolve(job.method, job.params)
-    needs = method.needs(params)
-    return {role for role, wanted in (("source", needs.basis), ("target", needs.target_basis)) if wanted}
-
-
-def _after(job: LayerJob, have: _Have) -> _Have:
+def _after(job: LayerJob, asked: _Asked, have: _Have) -> _Have:
     """What another LoRA finds once this layer is done and kept."""
-    method, params = registry.resolve(job.method, job.params)
     has_pair = job.source is not None and job.target is not None
-    bases = {role for role in _needed_bases(job) if basis_role(job, role)}
+    bases = {role for role in asked.bases if job.source is not None and basis_role(job, role)}
     return _Have(
         digests=True,
-        bases=have.bases | frozenset(bases),
-        prepared=has_pair and method.prepared_key(params) is not None,
+        bases=have.bases | bases,
+        prepared=has_pair and asked.method.prepared_key(asked.params) is not None,
         stores=True,
     )
 
 
-def _is_warm(job: LayerJob, have: _Have) -> bool:
+def _is_warm(job: LayerJob, asked: _Asked, have: _Have) -> bool:
     """Whether all is there that a method keeps; never for one that keeps nothing."""
-    after = _after(job, have)
+    after = _after(job, asked, have)
     return bool(after.bases or after.prepared) and have.bases >= after.bases and have.prepared >= after.prepared
 
 
-def _work(job: LayerJob, have: _Have) -> _Work:
+def _work(kind: _Kind, asked: _Asked, have: _Have) -> _Work:
     """As `worker` and `layer` go about it."""
-    m, n = job.shape
-    lora = sum(ref.nbytes for ref in job.update.refs.values())
-    added = [*job.target_updates.values(), *job.source_updates.values()]
-    lora += sum(ref.nbytes for update in added for ref in update.refs.values())
-    result = rank_bound(job) * (m + n) * (4 if job.dtype == "float32" else 2)
-    weights = _weights(job)
+    m, n = kind.shape
+    result = kind.rank_out * (m + n) * kind.item
     if have.result:
-        return _Work(read=lora + (0 if have.digests else weights), fetch=result)
-    if job.source is None:
-        return _Work(costs.factors(m, n, rank_bound(job)), read=lora, keep=result if have.stores else 0)
+        return _Work(read=kind.lora + (0 if have.digests else kind.weights), fetch=result)
+    if kind.source is None:
+        return _Work(costs.factors(m, n, kind.rank_out), read=kind.lora, keep=result if have.stores else 0)
 
-    method, params = registry.resolve(job.method, job.params)
-    needs = method.needs(params)
-    rank = max(job.update.rank, rank_bound(job))
-    cost = cost_of(method, job.shape, rank, params, have.prepared)
-    missing = _needed_bases(job) - have.bases
+    method, params, needs = asked.method, asked.params, asked.needs
+    cost = method.cost(kind.shape, max(kind.rank_in, kind.rank_out), params, have.prepared)
+    missing = asked.bases - have.bases
     for _ in missing:
         cost += costs.thin_basis(m, n)
-    wants_pair = not have.prepared or (needs.drift and method.reads_drift(job.shape, params))
+    wants_pair = not have.prepared or (needs.drift and method.reads_drift(kind.shape, params))
     if wants_pair:
         cost += costs.elementwise(m, n, 6)  # the difference and two norms
-    reads = weights if wants_pair or needs.target or not have.digests else 0
+    reads = kind.weights if wants_pair or needs.target or not have.digests else 0
     if not reads and ("source" in missing or needs.source or not needs.basis):
-        reads = job.source.nbytes
+        reads = kind.source
     basis = costs.basis_bytes(m, n)
-    prepared = max(method.kept_bytes(job.shape, params) - len(_needed_bases(job)) * basis, 0)
+    prepared = max(method.kept_bytes(kind.shape, params) - len(asked.bases) * basis, 0)
     lasting = len(missing) * basis + (0 if have.prepared else prepared)
     keep = (result if have.stores else 0) + (lasting if have.keeps else 0)
-    fetch = len(_needed_bases(job) & have.bases) * basis + (prepared if have.prepared else 0)
-    return _Work(cost, lora + reads, keep, fetch)
+    fetch = len(asked.bases & have.bases) * basis + (prepared if have.prepared else 0)
+    return _Work(cost, kind.lora + reads, keep, fetch)
 
 
 def _weights(job: LayerJob) -> int:

@@ -7,7 +7,6 @@ error before any work has begun.
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +139,9 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     rank = _settle_rank(recipe, adapter.max_rank, keeps=method.keeps_rank or needs == _NOTHING)
     dtype = written_as(adapter.dtype) if recipe.dtype == "same" else recipe.dtype
 
+    direct = _Way.of(*registry.resolve("direct", {}), _NOTHING)
+    ways = {"direct": direct, method.name: _Way.of(method, params, needs)}
+    expected: dict[tuple[str, tuple[int, int], int], tuple[float, int]] = {}  # of layers of one size
     jobs = []
     for name, update in adapter.layers.items():
         found = weights_of(name, update, inputs, recipe)
@@ -148,18 +150,22 @@ def make_plan(recipe: Recipe) -> TransferPlan:
             warnings.append(f"{name} is in the LoRA but not in both checkpoints; it was left out (--allow-partial)")
             continue
         chosen = method.name if not recipe.layers or Search(recipe.layers)(name) else "direct"
-        values = params.model_dump(mode="json") if chosen == method.name else {}
-        job_needs = needs if chosen == method.name else _NOTHING
+        way = ways[chosen]
+        job_needs = way.needs
         m, n = update.shape
         hinted = max(update.rank, int(rank.value) if rank.kind == "fixed" else min(m, n))
         updates = {at: more for at, each in enumerate(inputs.added) if (more := each.update(name)) is not None}
         own = {at: more for at, each in enumerate(inputs.source_added) if (more := each.update(name)) is not None}
+        alike = (chosen, (m, n), hinted)
+        if alike not in expected:
+            expected[alike] = _operations(way, (m, n), hinted), _peak_bytes(way, (m, n), hinted)
+        operations, peak = expected[alike]
         jobs.append(
             LayerJob(
                 name=name,
                 shape=(m, n),
                 method=chosen,
-                params=values,
+                params=way.values if chosen == method.name else {},
                 update=update,
                 source=found.source if job_needs != _NOTHING else None,
                 target=found.target if job_needs.target or job_needs.drift or job_needs.target_basis else None,
@@ -170,8 +176,8 @@ def make_plan(recipe: Recipe) -> TransferPlan:
                 rank=rank,
                 amount=recipe.amount if job_needs != _NOTHING else 1.0,
                 dtype=dtype,
-                cost=_operations(chosen, values, job_needs, (m, n), hinted),
-                peak_bytes=_peak_bytes(chosen, values, job_needs, (m, n), hinted) + _function_bytes(update),
+                cost=operations,
+                peak_bytes=peak + _function_bytes(update),
             )
         )
     if not jobs:
@@ -242,24 +248,32 @@ def _cached_bytes(job: LayerJob) -> int:
     return method.kept_bytes(job.shape, params)
 
 
-def cost_of(method: TransferMethod[Any], shape: tuple[int, int], rank: int, params: Params, warm: bool) -> costs.Cost:
-    """What a method costs at a layer, `TransferMethod.cost`: a model has some ten sizes and thousands of layers."""
-    try:
-        return _cost_of(method, shape, rank, params, warm)
-    except TypeError:  # settings that hold a list cannot be remembered
-        return method.cost(shape, rank, params, warm)
+@dataclass(frozen=True)
+class _Way:
+    """What becomes of some layers: the method of the recipe, or direct reuse.
+
+    Args:
+        method: which.
+        params: its settings.
+        needs: what it reads with them.
+        values: the settings as plain values.
+    """
+
+    method: TransferMethod[Any]
+    params: Params
+    needs: Needs
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, method: TransferMethod[Any], params: Params, needs: Needs) -> "_Way":
+        """That of a method with settings."""
+        return cls(method, params, needs, params.model_dump(mode="json"))
 
 
-@lru_cache(maxsize=1024)
-def _cost_of(method: TransferMethod[Any], shape: tuple[int, int], rank: int, params: Params, warm: bool) -> costs.Cost:
-    return method.cost(shape, rank, params, warm)
-
-
-def _operations(name: str, values: dict[str, Any], needs: Needs, shape: tuple[int, int], rank: int) -> float:
+def _operations(way: _Way, shape: tuple[int, int], rank: int) -> float:
     """Of one layer when nothing is cached."""
-    method, params = registry.resolve(name, values)
-    cost = cost_of(method, shape, rank, params, False)
-    cost += costs.thin_basis(*shape).times(needs.basis + needs.target_basis)
+    cost = way.method.cost(shape, rank, way.params, False)
+    cost += costs.thin_basis(*shape).times(way.needs.basis + way.needs.target_basis)
     return cost.products + cost.decompositions + cost.passes
 
 
@@ -271,14 +285,14 @@ def _function_bytes(update: LayerUpdate) -> int:
     return costs.matrix_bytes(*(update.whole or update.shape), 3) if update.weight else 0
 
 
-def _peak_bytes(name: str, values: dict[str, Any], needs: Needs, shape: tuple[int, int], rank: int) -> int:
+def _peak_bytes(way: _Way, shape: tuple[int, int], rank: int) -> int:
     """Of one layer at its largest moment: while its weights are read and decomposed, or in the method's hands.
 
     Both weights are in float32 from hashing on, their files' pages beside them. A decomposition adds
     the vectors of both sides, a copy in which they are kept, and some p x p matrices of the eigenproblem.
     """
     m, n = shape
-    method, params = registry.resolve(name, values)
+    method, params, needs = way.method, way.params, way.needs
     if needs.nothing:
         return method.memory(shape, rank, params) + _SMALL_CHANGE
     pair = costs.matrix_bytes(m, n, 3.5)

@@ -16,7 +16,8 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from loraport.adapters.update import LayerUpdate
-from loraport.containers.tensors import TensorRef, digest, file_identity, identity, read_float_with_digest
+from loraport.containers.references import TensorRef, file_identity, place
+from loraport.containers.tensors import digest, read_float_with_digest
 from loraport.core.lowrank import LowRank
 from loraport.errors import FileError
 from loraport.store.digests import DigestMemo
@@ -157,7 +158,7 @@ class InputReader:
         """Under which names the digest of a tensor is remembered."""
         files = dict.fromkeys([ref.file, *(companion.file for _, companion in ref.companions)])
         state = "\n".join(self.identities.get(file) or file_identity(file) for file in files)
-        return state, identity(ref)[1]
+        return state, place(ref)
 
 
 def _settled(file: Path) -> bool:

@@ -62,6 +62,7 @@ _KNOWN_SCALES = (
     "input_global_scale",
 )
 _EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "I8", "U8")
+_PLAIN = ("F64", "F32", "F16", "BF16")
 _BLOCK_SCALED = ("mxfp8", "nvfp4")  # their codecs look at the rest
 _READ_FORMATS = (*scaled_fp8.FORMATS, *int8.FORMATS, *_BLOCK_SCALED)
 
@@ -126,6 +127,8 @@ def _by_weight(
         return None
     module = key.removesuffix(".weight")
     given = settings.get(module, {})
+    if not given and ref.dtype in _PLAIN and not scales_of(group, module):
+        return None  # nearly all weights
     form = str(given.get("format", _READ_FORMATS[0]))
     name = _unread(form)
     if _rotated(given) and form not in int8.FORMATS:
