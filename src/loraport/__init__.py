@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from loraport.errors import LoraportError
     from loraport.merging.api import merge
     from loraport.merging.run import MergeReport
-    from loraport.resizing.api import resize
+    from loraport.resizing.api import extract, resize
     from loraport.resizing.cut import Resized
 
 _HOMES = {
@@ -42,6 +42,7 @@ _HOMES = {
     "merge": "loraport.merging.api",
     "MergeReport": "loraport.merging.run",
     "resize": "loraport.resizing.api",
+    "extract": "loraport.resizing.api",
     "Resized": "loraport.resizing.cut",
     "list_methods": "loraport.api",
     "AddedLora": "loraport.adapters.added_lora",
@@ -72,6 +73,7 @@ __all__ = [
     "__version__",
     "calibrate",
     "convert",
+    "extract",
     "inspect",
     "list_methods",
     "merge",

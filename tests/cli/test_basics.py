@@ -34,7 +34,19 @@ FLAGS = (
     *("--device", "--workers", "--executor", "--max-memory", "--cache", "--allow-partial", "--force", "--overwrite"),
     *("--verbose", "--quiet", "--json", "--output"),
 )
-COMMANDS = ("transfer", "plan", "inspect", "convert", "resize", "merge", "verify", "cache", "methods", "demo")
+COMMANDS = (
+    "transfer",
+    "plan",
+    "inspect",
+    "convert",
+    "resize",
+    "extract",
+    "merge",
+    "verify",
+    "cache",
+    "methods",
+    "demo",
+)
 
 
 def invoke(*words: str):

@@ -10,6 +10,7 @@ from loraport.cli import (
     convert,
     demo,
     evaluate,
+    extract,
     inspect,
     merge,
     methods,
@@ -69,6 +70,7 @@ for module, panel in (
     (inspect, _FILES),
     (convert, _FILES),
     (resize, _FILES),
+    (extract, _FILES),
     (merge, _FILES),
     (verify, _FILES),
 ):

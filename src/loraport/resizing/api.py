@@ -1,4 +1,4 @@
-"""`loraport.resize`."""
+"""`loraport.resize` and `loraport.extract`."""
 
 from pathlib import Path
 from typing import Literal
@@ -7,6 +7,7 @@ from loraport.engine.events import Listener, ignore
 from loraport.engine.recipe import DType, RunOptions
 from loraport.models.checkpoint import open_checkpoint
 from loraport.resizing.cut import Resized
+from loraport.resizing.extract import extract_adapter
 from loraport.resizing.resize import resize_adapter
 from loraport.resizing.rule import Amount
 
@@ -70,6 +71,66 @@ def resize(
         allow_partial=allow_partial,
         scale=scale,
         architecture=architecture,
+        options=options or RunOptions(),
+        on_event=on_event,
+    )
+
+
+def extract(
+    source: PathLike,
+    target: PathLike,
+    output: PathLike,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    max_size: int | str | None = None,
+    nested_source: str | None = None,
+    nested_target: str | None = None,
+    architecture: str = "auto",
+    expert: Literal["high", "low"] | None = None,
+    to: str = "universal",
+    dtype: DType = "same",
+    drop: str | None = None,
+    options: RunOptions | None = None,
+    on_event: Listener = ignore,
+) -> Resized:
+    """Write what makes one checkpoint of another as a LoRA: the difference, cut to a rank.
+
+    Exactly one of `rank`, `energy` and `max_size` is given. Changes of biases, norms, convolutions and modulations are
+    in the file as they are.
+
+    Args:
+        source: the checkpoint that the LoRA is for.
+        target: what the LoRA makes of it.
+        output: the file to write.
+        rank: the same for every layer.
+        energy: share of the squared norm that each layer keeps, with the smallest rank that does.
+        max_size: bytes of the file at most, or such as "300MB"; ranks go where they hold the most energy a byte.
+        nested_source: part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.
+        nested_target: part of the target to read, in the same way.
+        architecture: family of both, where that is not to be recognised.
+        expert: which expert of Wan2.2, of folders that hold two.
+        to: names in the output, as for `transfer`.
+        dtype: number format of the factors; "same" for that of the target, bfloat16 where it has 8 bits.
+        drop: regular expression; layers and parameters in whose names it is found are left out.
+        options: how to use the machine: device, workers, memory, cache; `overwrite` replaces an existing file.
+        on_event: called with every `loraport.engine.events.Event`.
+
+    Raises:
+        LoraportError: see `loraport.errors`; the output is then as it was before.
+    """
+    return extract_adapter(
+        source,
+        target,
+        output,
+        Amount.model_validate({"rank": rank, "energy": energy, "max_size": max_size}),
+        nested_source=nested_source,
+        nested_target=nested_target,
+        architecture=architecture,
+        expert=expert,
+        to=to,
+        dtype=dtype,
+        drop=drop,
         options=options or RunOptions(),
         on_event=on_event,
     )

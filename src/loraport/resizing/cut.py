@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from loraport.adapters.consumers import content_of
-from loraport.adapters.dialect import Dialect
+from loraport.adapters.dialect import Dialect, profile_of
 from loraport.adapters.header import canonical_json
 from loraport.adapters.loaders import loader_notes, ways_to_load
 from loraport.adapters.passthrough import Passthrough
@@ -27,8 +28,6 @@ from loraport.errors import MismatchError, UsageError
 from loraport.models.architecture import Architecture
 from loraport.resizing.rule import Amount
 from loraport.resizing.weight import Cutter, WeightJob, WeightResult, layers_of
-
-_DIGITS = 12  # of a place in a file, for an upper bound of the header
 
 
 @dataclass(frozen=True)
@@ -63,6 +62,13 @@ class Task:
         """The tensors of the output."""
         dtype = getattr(torch, self.dtype)
         return render_adapter(layers, self.passthrough, self.to, self.architecture, self.dialect, dtype)
+
+    def blanks(self, ranks: Mapping[str, int]) -> list[str]:
+        """The weights without a rank that get one all the same, of zeros, since a layer in them has a bias."""
+        profile = profile_of(self.to, self.dialect).of(self.architecture.family)
+        biased = {item.module for item in self.passthrough if item.param.endswith(".bias")}
+        weights = [job.weight for job in self.jobs if profile.complete_biases and not ranks[job.weight.name]]
+        return [weight.name for weight in weights if biased & weight.places.keys()]
 
     def cost(self, job: WeightJob) -> int:
         """Bytes of one rank of a weight."""
@@ -150,6 +156,10 @@ def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_
         if not results and not task.passthrough:
             raise MismatchError("nothing is left to write", values=str(amount), fix="ask for more")
         layers = _layers(results, amount)
+        if amount.rank is None:
+            shapes = {job.weight.name: job for job in task.jobs}
+            for name in task.blanks({name: int(name in results) for name in shapes}):
+                layers |= layers_of(shapes[name].weight, LowRank.zeros(*shapes[name].shape, rank=1))
         kept = _energy(results, norms)
         tensors = task.render(layers)
         widest = max((update.rank for update in layers.values()), default=0)
@@ -187,45 +197,60 @@ def _ranks(
     """Norms as far as they are known by then, and the rank of every weight."""
     if amount.rank is not None:
         return {}, {job.weight.name: min(amount.rank, job.matrix.rank, *job.shape) for job in task.jobs}
-    budget = None if amount.max_size is None else amount.max_size - _fixed_bytes(task)
     results = work(task.jobs)
     norms = {name: result.norm for name, result in results.items()}
     energies = {
         name: (torch.empty(0) if result.values is None else result.values).double().square()
         for name, result in results.items()
     }
-    if budget is None:
-        assert amount.energy is not None
+    if amount.energy is not None:
         return norms, {name: rank_for_energy(found, amount.energy) for name, found in energies.items()}
+    assert amount.max_size is not None
+    return norms, _ranks_for_size(task, energies, amount.max_size)
+
+
+def _ranks_for_size(task: Task, energies: Mapping[str, Float64[Tensor, " q"]], most: int) -> dict[str, int]:
+    """The ranks that hold most in a file of so many bytes. Which weights are in it decides how large its header is."""
     costs = {job.weight.name: task.cost(job) for job in task.jobs}
-    ranks = allot(energies, costs, budget)
-    if not any(ranks.values()) and any(norm > 0 for norm in norms.values()):
-        assert amount.max_size is not None
+
+    def size(ranks: Mapping[str, int]) -> int:
+        return _fixed_bytes(task, ranks, most) + sum(costs[name] * rank for name, rank in ranks.items())
+
+    low, high = 0, most + 1  # budgets for factors: of what fits, and of what does not; more never makes it smaller
+    ranks = allot(energies, costs, low)
+    while high - low > min(costs.values(), default=most):
+        middle = (low + high) // 2
+        more = allot(energies, costs, middle)
+        if size(more) <= most:
+            low, ranks = middle, more
+        else:
+            high = middle
+    changed = any(float(found.sum()) > 0 for found in energies.values())
+    if size(ranks) > most or (changed and not any(ranks.values())):
+        first = {name: int(name == max(costs, key=lambda each: costs[each])) for name in costs}
         raise UsageError(
             "the file would be too small to hold anything",
-            values=f"{amount.max_size:,} bytes",
-            fix=f"--max-size of more than {amount.max_size - budget + max(costs.values()):,} bytes",
+            values=f"{most:,} bytes",
+            fix=f"--max-size of more than {size(first):,} bytes",
         )
-    return norms, ranks
+    return ranks
 
 
-def _fixed_bytes(task: Task) -> int:
-    """What the file takes besides the factors, at most: its header, and what is written as it is."""
-    ones = {
-        name: update
-        for job in task.jobs
-        for name, update in layers_of(job.weight, LowRank.zeros(*job.shape, rank=1)).items()
-    }
-    tensors = task.render(ones)
+def _fixed_bytes(task: Task, ranks: Mapping[str, int], most: int) -> int:
+    """What a file with these weights takes besides their factors, at most: its header, and what is written as it is."""
+    inside = {name for name, rank in ranks.items() if rank}
+    blanks = {*task.blanks(ranks)}
+    jobs = [job for job in task.jobs if job.weight.name in inside | blanks]
+    ones = [layers_of(job.weight, LowRank.zeros(*job.shape, rank=1)) for job in jobs]
+    tensors = task.render({name: update for one in ones for name, update in one.items()})
     data = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    place = 10**_DIGITS
     entries = {
-        key: {"dtype": "BF16", "shape": [*tensor.shape, 1000], "data_offsets": [place, place]}
+        key: {"dtype": "BF16", "shape": [*tensor.shape, 100], "data_offsets": [most, most]}
         for key, tensor in tensors.items()
     }
-    texts = _metadata(task, Amount(max_size=place), 0.123456789012345678, 10**6) | {"loraport.content": "0" * 64}
-    header = json.dumps({"__metadata__": texts} | entries)  # escapes everything, so it is longer than the real one
-    return data - sum(map(task.cost, task.jobs)) + len(header) + 16
+    texts = _metadata(task, Amount(max_size=most), 0.123456789012345678, 10**6) | {"loraport.content": "0" * 64}
+    header = json.dumps({"__metadata__": texts} | entries, separators=(",", ":"))  # longer than the real one
+    return data - sum(task.cost(job) for job in jobs if job.weight.name in inside) + len(header) + 16
 
 
 def _layers(results: Mapping[str, WeightResult], amount: Amount) -> dict[str, LowRank]:

@@ -8,7 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -33,7 +33,13 @@ _EXACT = 1024  # up to this size an exact decomposition costs no more than an ap
 
 
 class Matrix(ABC):
-    """What is cut. Picklable; holds references only."""
+    """What is cut. Picklable; holds references only.
+
+    Attributes:
+        held: its tensors are kept in memory from hashing on, so that large ones are read once.
+    """
+
+    held: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -130,7 +136,7 @@ class Cutter:
         began = time.perf_counter()
         refs = job.matrix.refs()
         try:
-            key = _key(job, {role: self.reader.digest(ref) for role, ref in refs.items()})
+            key = _key(job, {role: self.reader.digest(ref, hold=job.matrix.held) for role, ref in refs.items()})
             kept = self.store.get("result", key, expect=None)
             if kept is None:
                 tensors = _compute(_operator(job, self.reader, device), job)

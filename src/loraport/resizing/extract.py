@@ -1,0 +1,240 @@
+"""The difference of two checkpoints as a LoRA."""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float32
+from torch import Tensor
+
+from loraport.adapters.carried import check_passthrough
+from loraport.adapters.dialect import profile_of
+from loraport.adapters.join import StoredWeight, stored_weights
+from loraport.adapters.loading.passed_on import load_change
+from loraport.adapters.passthrough import Passthrough, PassthroughValue
+from loraport.adapters.pattern import Search
+from loraport.containers.names import Expert
+from loraport.containers.tensors import TensorRef, common_dtype, digest, file_identity, read_float, rounding_floor
+from loraport.engine.events import Listener, ignore
+from loraport.engine.reading import InputReader
+from loraport.engine.recipe import RunOptions
+from loraport.errors import MismatchError, UsageError
+from loraport.models.architecture import require_same_size
+from loraport.models.checkpoint import AUTO, Checkpoint, open_checkpoint
+from loraport.models.joining import join
+from loraport.models.placement import Rows
+from loraport.resizing.cut import Resized, Task, carry_out
+from loraport.resizing.rule import Amount
+from loraport.resizing.weight import Matrix, WeightJob, peak_bytes
+from loraport.version import __version__
+from loraport.writable import check_output, with_settings
+
+_DEFAULTS = RunOptions()
+_WRITTEN = {"F32": "float32", "F64": "float32", "F16": "float16"}  # all else, 8 bits too, in bfloat16
+_COARSE = 0.005  # rounding floor beyond which a weight is called quantised
+
+
+@dataclass(frozen=True)
+class Difference(Matrix):
+    """Target minus source, of the layers that one weight holds.
+
+    Args:
+        pairs: of every layer its rows, its source and its target.
+        rows: of the matrix.
+        columns: of the matrix.
+    """
+
+    pairs: tuple[tuple[Rows, TensorRef, TensorRef], ...]
+    rows: int
+    columns: int
+
+    held: ClassVar[bool] = True
+
+    @property
+    def rank(self) -> int:
+        """At most."""
+        return min(self.rows, self.columns)
+
+    def refs(self) -> dict[str, TensorRef]:
+        """Both weights of every layer."""
+        found: dict[str, TensorRef] = {}
+        for at, (_, source, target) in enumerate(self.pairs):
+            found |= {f"source.{at}": source, f"target.{at}": target}
+        return found
+
+    def identity(self) -> dict[str, Any]:
+        """How they are rounded before they are compared."""
+        return {"difference": [common_dtype(source, target) for _, source, target in self.pairs]}
+
+    def read(self, reader: InputReader) -> Float32[Tensor, "m n"]:
+        """The matrix. Raises NumericalError."""
+        parts = []
+        for rows, source, target in self.pairs:
+            change = _difference(reader.read(source), reader.read(target), common_dtype(source, target))
+            parts.append((rows, change.reshape(len(change), -1)))
+        return parts[0][1] if len(parts) == 1 and parts[0][0] == ((0, self.rows),) else join(parts, self.rows)
+
+
+@dataclass(frozen=True)
+class PassthroughDifference(PassthroughValue):
+    """The change of a parameter that is no linear layer's weight. `ref` is the target's, `own` the source's."""
+
+
+@load_change.register(PassthroughDifference)
+def difference(item: PassthroughDifference) -> Float32[Tensor, "..."]:
+    """The change in float32, of numbers rounded alike."""
+    assert item.own is not None
+    return _difference(read_float(item.own), read_float(item.ref), common_dtype(item.own, item.ref))
+
+
+def _difference(source: Tensor, target: Tensor, rounded: str | None) -> Tensor:
+    if rounded is not None:  # else the rounding of one file alone would pass for a change
+        dtype = getattr(torch, rounded)
+        source, target = source.to(dtype).float(), target.to(dtype).float()
+    return target - source
+
+
+def extract_adapter(
+    source: str | Path,
+    target: str | Path,
+    output: str | Path,
+    amount: Amount,
+    *,
+    nested_source: str | None = None,
+    nested_target: str | None = None,
+    architecture: str = AUTO,
+    expert: Expert | None = None,
+    to: str = "universal",
+    dtype: str = "same",
+    drop: str | None = None,
+    options: RunOptions = _DEFAULTS,
+    on_event: Listener = ignore,
+) -> Resized:
+    """Write what makes one checkpoint of another as a LoRA.
+
+    Args:
+        source: the checkpoint that the LoRA will be used on.
+        target: the checkpoint that it makes of it.
+        output: the file to write.
+        amount: how much is kept.
+        nested_source: part of the source to read.
+        nested_target: part of the target to read.
+        architecture: family of both; "auto" to recognise it.
+        expert: which expert of Wan2.2, of folders that hold two.
+        to: output profile.
+        dtype: torch name of the factors' dtype; "same" for that of the target, bfloat16 where that has 8 bits.
+        drop: regular expression; layers and parameters in whose names it is found are left out.
+        options: how to use the machine.
+        on_event: told about every step.
+
+    Raises:
+        MismatchError: the two are not of one model, or do not differ.
+        UnsupportedError: the profile has no spelling for a change of a norm or the like.
+        LoraportError: as `carry_out`.
+    """
+    one = open_checkpoint(source, nested=nested_source, expert=expert, architecture=architecture)
+    two = open_checkpoint(target, nested=nested_target, expert=expert, architecture=architecture, like=one)
+    require_same_size(one.architecture, two.architecture, where=f"{one.path} and {two.path}")
+    inputs = [pair for role, side in (("source", one), ("target", two)) for pair in _inputs(role, side)]
+    check_output(Path(output), inputs, overwrite=options.overwrite)
+    family = one.architecture.family
+    profile = profile_of(to).of(family)
+    search = None if drop is None else _search(drop)
+    pairs = {
+        param: (ref, other)
+        for param, ref in one.tensors.items()
+        if (other := two.tensors.get(param)) is not None and other.shape == ref.shape
+        if search is None or not search(param)
+    }
+    layers = {
+        name: shape
+        for name, shape in one.architecture.layers.items()
+        if f"{name}.weight" in pairs and one.architecture.role(name) == "linear"
+    }
+    others = {param: pair for param, pair in pairs.items() if param.removesuffix(".weight") not in layers}
+    passthrough = tuple(_changed(others))
+    check_passthrough(passthrough, profile, family)
+    weights = stored_weights(layers, profile.dialect.names, one.architecture)
+    if not weights and not passthrough:
+        raise MismatchError("the two checkpoints do not differ in anything that a LoRA changes", where=str(two.path))
+    common = Counter(pairs[f"{name}.weight"][1].dtype for name in layers).most_common(1)
+    task = Task(
+        what="extract",
+        jobs=tuple(_job(weight, pairs) for weight in weights),
+        passthrough=passthrough,
+        architecture=one.architecture,
+        to=to,
+        dialect=None,
+        dtype=_WRITTEN.get(common[0][0] if common else "F32", "bfloat16") if dtype == "same" else dtype,
+        metadata=_metadata(one, two),
+        warnings=tuple(_said(one, two, pairs)),
+        identities={file: file_identity(file) for _, file in inputs if file.suffix != ".json"},
+    )
+    return carry_out(task, amount, Path(output), options, on_event)
+
+
+def _search(drop: str) -> Search:
+    try:
+        re.compile(drop)
+    except re.error as error:
+        raise UsageError("drop is no regular expression", values=f"{drop}: {error}") from error
+    return Search(drop)
+
+
+def _inputs(role: str, side: Checkpoint) -> Iterator[tuple[str, Path]]:
+    for file in sorted({ref.file for ref in side.tensors.values()}):
+        yield from with_settings(role, file)
+
+
+def _job(weight: StoredWeight, pairs: Mapping[str, tuple[TensorRef, TensorRef]]) -> WeightJob:
+    parts = tuple((rows, *pairs[f"{name}.weight"]) for name, rows in weight.places.items())
+    matrix = Difference(parts, *weight.shape)
+    return WeightJob(weight, matrix, weight.shape, None, peak_bytes(weight.shape, True))
+
+
+def _changed(others: Mapping[str, tuple[TensorRef, TensorRef]]) -> Iterator[Passthrough]:
+    """The parameters of which the two have other numbers."""
+    for param, (source, target) in others.items():
+        item = PassthroughDifference((param,), param, "diff", target, own=source)
+        same = source.dtype == target.dtype and source.codec == target.codec and digest(source) == digest(target)
+        if not same and bool(load_change(item).any()):
+            yield item
+
+
+def _metadata(source: Checkpoint, target: Checkpoint) -> dict[str, str]:
+    title = re.sub(r"\.(safetensors|pt|pth|bin|ckpt|gguf|index\.json)$", "", target.path.name)
+    return {
+        "format": "pt",
+        "ss_base_model_version": source.architecture.title,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.title": f"{title}, as a LoRA for {source.architecture.title}",
+        "modelspec.implementation": "loraport",
+        "loraport.version": __version__,
+    }
+
+
+def _said(source: Checkpoint, target: Checkpoint, pairs: Mapping[str, tuple[TensorRef, TensorRef]]) -> Iterator[str]:
+    yield from source.notes
+    yield from target.notes
+    for role, side, other in (("source", source, target), ("target", target, source)):
+        alone = [name for name in side.tensors if name not in other.tensors]
+        alone += [key for name, key in side.extra.items() if name not in other.extra]
+        if alone:
+            yield f"{len(alone)} tensors are in the {role} alone, and in no LoRA: {alone[0]}"
+    both = [name for name in source.tensors if name in target.tensors]
+    shapes = [name for name in both if source.tensors[name].shape != target.tensors[name].shape]
+    if shapes:
+        yield f"{len(shapes)} tensors have another shape in the target, and are left out: {shapes[0]}"
+    largest = max(pairs, key=lambda name: prod(pairs[name][0].shape), default=None)
+    if largest is not None:
+        coarse = [ref for ref in pairs[largest] if rounding_floor(ref) > _COARSE]
+        if coarse:
+            yield (
+                f"{coarse[0].file.name} is quantised ({coarse[0].stored_as}): its rounding is in the difference, "
+                "and extracted with it; bf16 copies have less of it"
+            )
