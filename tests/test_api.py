@@ -16,8 +16,8 @@ from loraport.engine.recipe import RunOptions
 from loraport.errors import UnmatchedKeysError, UsageError
 
 TALK = {"verbose", "quiet", "as_json"}
-# A file of settings; a public function of its own; the same, `transfer_experts`.
-APART = {"recipe", "page", "lora_low", "source_low", "target_low", "target_lora_low"}
+# A file of settings; public functions of their own: `transfer_experts`, `transfer_many`.
+APART = {"recipe", "page", "lora_low", "source_low", "target_low", "target_lora_low", "recursive", "skip_existing"}
 MACHINE = set(RunOptions.model_fields)
 
 
@@ -48,6 +48,7 @@ def _choices(function) -> dict[str, object]:
         (loraport.convert, convert_command, {}),
         (loraport.verify, verify_command, {"files": "path"}),
         (loraport.transfer, transfer_command, {"loras": "lora", "settings": "params", "preset": "method"}),
+        (loraport.transfer_many, transfer_command, {"settings": "params", "preset": "method"}),
     ],
 )
 def test_a_function_takes_what_its_command_takes(function, command, other_names):

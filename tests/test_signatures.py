@@ -1,4 +1,5 @@
-"""The signature and the docstring of `loraport.transfer` are those of the fields of `Recipe`, and its values arrive.
+"""The signatures and docstrings of `loraport.transfer` and `transfer_many` are those of the fields of `Recipe`, and
+their values arrive.
 
 They stand in api.py as text, so that editors and type checkers see them. After a change of the fields,
 
@@ -35,10 +36,16 @@ NOTES = {
     "options": "how to use the machine: device, workers, memory, cache.",
     "on_event": "called with every `loraport.engine.events.Event`.",
 }
-HEAD = '''    """Carry a LoRA from the model it was trained on to another of its family, such as a distilled variant.
+MANY = {
+    "loras": "the LoRAs to carry over: files, folders that hold one or several, zoo:NAME.",
+    "output": "the folder to write to. Of a folder of LoRAs the files keep the paths that they have in it.",
+    "recursive": "of a folder of LoRAs also those in the folders inside.",
+    "skip_existing": "leave a LoRA alone whose output is there.",
+}
+HEAD = """Carry a LoRA from the model it was trained on to another of its family, such as a distilled variant."""
+MANY_HEAD = """Carry many LoRAs over in one job, in which each layer of the two models is read and decomposed once.
 
-    Args:
-'''
+    Each file is the one that `transfer` writes. What is wrong with one LoRA does not stop the others."""
 TAIL = '''
     Returns:
         The report: per-layer results, totals, warnings.
@@ -47,33 +54,61 @@ TAIL = '''
         LoraportError: see `loraport.errors`; the output is then as it was before.
     """
 '''
+MANY_TAIL = '''
+    Returns:
+        What became of each LoRA, in the order in which they were named: its report, or its error.
+
+    Raises:
+        LoraportError: what is wrong with the settings, the machine or the two models, and so with all of them. Outputs
+            that were finished before stay; the others are as they were.
+    """
+'''
+BODY = """    return run(make_plan(recipe), output, options or RunOptions(), on_event)
+"""
+MANY_BODY = """
+    def recipe(lora: str) -> Recipe:
+        return Recipe.build(settings | {"lora": lora})
+
+    named = [loras] if isinstance(loras, str | Path) else loras
+    asked = find_loras(map(str, named), Path(output), recursive=recursive)
+    options = options or RunOptions()
+    return carry_many(asked, recipe, Path(output), options, on_event, skip_existing=skip_existing)
+"""
 
 
 def written() -> str:
-    """The function as it should stand in api.py."""
-    lines = ["def transfer(\n", "    lora: PathLike,\n", "    *,\n"]
+    """The functions as they should stand in api.py."""
+    return f"{_function(many=False)}\n\n{_function(many=True)}"
+
+
+def _function(*, many: bool) -> str:
+    name, given = ("transfer_many", "loras") if many else ("transfer", "lora")
+    lines = [f"def {name}(\n", f"    {given}: PathLike{' | Sequence[PathLike]' if many else ''},\n", "    *,\n"]
     for name, setting in Recipe.described().items():
         if name != "lora":
             kind, default = _kind(name, setting), _default(name)
             lines.append(f"    {name}: {kind}{'' if default is None else f' = {default}'},\n")
             if name == "target_lora":
-                lines.append("    output: PathLike | None = None,\n")
-    lines += [
-        "    options: RunOptions | None = None,\n",
-        "    on_event: Listener = ignore,\n",
-        ") -> TransferReport:\n",
-    ]
-    lines.append(HEAD)
+                lines.append("    output: PathLike,\n" if many else "    output: PathLike | None = None,\n")
+                lines += ["    recursive: bool = False,\n", "    skip_existing: bool = False,\n"] if many else []
+    lines += ["    options: RunOptions | None = None,\n", "    on_event: Listener = ignore,\n"]
+    lines.append(f") -> {'ManyReport' if many else 'TransferReport'}:\n")
+    lines.append(f'    """{MANY_HEAD if many else HEAD}\n\n    Args:\n')
+    lines += [_explained("loras", MANY["loras"])] if many else []
     for name, setting in Recipe.described().items():
-        lines.append(_explained(name, re.sub(r"--([a-z-]+)", lambda m: f"`{m[1].replace('-', '_')}`", setting.help)))
+        if not many or name != "lora":
+            help = re.sub(r"--([a-z-]+)", lambda m: f"`{m[1].replace('-', '_')}`", setting.help)
+            lines.append(_explained(name, help))
         if name == "target_lora":
-            lines.append(_explained("output", NOTES["output"]))
+            notes = ("output", "recursive", "skip_existing") if many else ("output",)
+            lines += [_explained(note, (MANY if many else NOTES)[note]) for note in notes]
     lines += [_explained(name, NOTES[name]) for name in ("options", "on_event")]
-    lines += [TAIL, "    recipe = Recipe.build(\n        {\n"]
+    indent = "        " if many else "            "
+    lines += [MANY_TAIL, "    settings = {\n"] if many else [TAIL, "    recipe = Recipe.build(\n        {\n"]
     for name in Recipe.model_fields:
-        lines.append(f'            "{name}": {"dict(params or {})" if name == "params" else name},\n')
-    lines += ["        }\n    )\n"]
-    lines.append("    return run(make_plan(recipe), output, options or RunOptions(), on_event)\n")
+        if not many or name != "lora":
+            lines.append(f'{indent}"{name}": {"dict(params or {})" if name == "params" else name},\n')
+    lines += ["    }\n", MANY_BODY] if many else ["        }\n    )\n", BODY]
     return "".join(lines)
 
 
@@ -110,7 +145,7 @@ def _quoted(value: object) -> str:
 
 
 def _explained(name: str, help: str) -> str:
-    text = help if name in NOTES else help[:1].lower() + help[1:] if help[1:2].islower() else help
+    text = help if name in NOTES or name in MANY else help[:1].lower() + help[1:] if help[1:2].islower() else help
     return textwrap.fill(f"{name}: {text}", 120, initial_indent=" " * 8, subsequent_indent=" " * 12) + "\n"
 
 
@@ -153,6 +188,25 @@ def test_every_value_arrives(monkeypatch):
         api.transfer(lora, target_lora="d:0.5", source_lora="e", **values)
     assert arrived[2].target_lora == (AddedLora(file="d", strength=0.5),)
     assert arrived[2].source_lora == (AddedLora(file="e"),)
+
+
+def test_every_value_arrives_for_each_of_many(monkeypatch):
+    from loraport import api
+
+    arrived = []
+
+    def stop(asked, make, folder, options, on_event, *, skip_existing):
+        arrived.extend([[each.output for each in asked], make("a"), options, skip_existing])
+        raise UsageError("far enough")
+
+    monkeypatch.setattr(api, "carry_many", stop)
+    with pytest.raises(UsageError, match="far enough"):
+        api.transfer_many(
+            ["a", Path("b.pt")], source="s", target="t", output="o", skip_existing=True, rank=7, amount=0.5
+        )
+    assert arrived[0] == [Path("o/a.safetensors"), Path("o/b.safetensors")]
+    assert arrived[1] == Recipe(lora="a", source="s", target="t", rank="7", amount=0.5)
+    assert arrived[2:] == [RunOptions(), True]
 
 
 def test_every_field_is_explained_once():

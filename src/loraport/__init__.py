@@ -16,11 +16,22 @@ from loraport.version import __version__
 
 if TYPE_CHECKING:
     from loraport.adapters.added_lora import AddedLora
-    from loraport.api import convert, inspect, list_methods, plan, plan_experts, transfer, transfer_experts, verify
+    from loraport.api import (
+        convert,
+        inspect,
+        list_methods,
+        plan,
+        plan_experts,
+        transfer,
+        transfer_experts,
+        transfer_many,
+        verify,
+    )
     from loraport.calibration.api import calibrate
     from loraport.engine.experts import Experts
     from loraport.engine.experts_plan import ExpertsPlan
     from loraport.engine.experts_run import ExpertsReport
+    from loraport.engine.many_report import ManyReport, Outcome
     from loraport.engine.plan import TransferPlan
     from loraport.engine.recipe import Recipe, RunOptions
     from loraport.engine.results import LayerReport, TransferReport
@@ -36,6 +47,7 @@ _HOMES = {
     "plan": "loraport.api",
     "plan_experts": "loraport.api",
     "transfer_experts": "loraport.api",
+    "transfer_many": "loraport.api",
     "inspect": "loraport.api",
     "convert": "loraport.api",
     "verify": "loraport.api",
@@ -49,6 +61,8 @@ _HOMES = {
     "Experts": "loraport.engine.experts",
     "ExpertsPlan": "loraport.engine.experts_plan",
     "ExpertsReport": "loraport.engine.experts_run",
+    "ManyReport": "loraport.engine.many_report",
+    "Outcome": "loraport.engine.many_report",
     "Recipe": "loraport.engine.recipe",
     "RunOptions": "loraport.engine.recipe",
     "TransferPlan": "loraport.engine.plan",
@@ -64,7 +78,9 @@ __all__ = [
     "ExpertsReport",
     "LayerReport",
     "LoraportError",
+    "ManyReport",
     "MergeReport",
+    "Outcome",
     "Recipe",
     "Resized",
     "RunOptions",
@@ -82,6 +98,7 @@ __all__ = [
     "resize",
     "transfer",
     "transfer_experts",
+    "transfer_many",
     "verify",
 ]
 

@@ -12,6 +12,9 @@ from loraport.engine.events import Listener, ignore
 from loraport.engine.experts import Experts, outputs_of, recipes_of
 from loraport.engine.experts_plan import ExpertsPlan, make_experts_plan
 from loraport.engine.experts_run import ExpertsReport, run_experts
+from loraport.engine.many import find_loras
+from loraport.engine.many_report import ManyReport
+from loraport.engine.many_run import carry_many
 from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport
@@ -118,6 +121,114 @@ def transfer(
         }
     )
     return run(make_plan(recipe), output, options or RunOptions(), on_event)
+
+
+def transfer_many(
+    loras: PathLike | Sequence[PathLike],
+    *,
+    source: PathLike,
+    target: PathLike | None = None,
+    source_lora: PathLike | AddedLora | Sequence[PathLike | AddedLora] = (),
+    target_lora: PathLike | AddedLora | Sequence[PathLike | AddedLora] = (),
+    output: PathLike,
+    recursive: bool = False,
+    skip_existing: bool = False,
+    nested_source: str | None = None,
+    nested_target: str | None = None,
+    architecture: str = "auto",
+    force: bool = False,
+    strength: float = 1.0,
+    scale: float | None = None,
+    expert: Literal["high", "low"] | None = None,
+    adapter: str | None = None,
+    drop: str | None = None,
+    allow_partial: bool = False,
+    method: str = DEFAULT,
+    params: Mapping[str, Any] | None = None,
+    amount: float = 1.0,
+    layers: str | None = None,
+    rank: str | int = "auto",
+    to: str = "universal",
+    dtype: Literal["same", "float32", "bfloat16", "float16"] = "same",
+    options: RunOptions | None = None,
+    on_event: Listener = ignore,
+) -> ManyReport:
+    """Carry many LoRAs over in one job, in which each layer of the two models is read and decomposed once.
+
+    Each file is the one that `transfer` writes. What is wrong with one LoRA does not stop the others.
+
+    Args:
+        loras: the LoRAs to carry over: files, folders that hold one or several, zoo:NAME.
+        source: model the LoRA was trained on, distilled or not: a safetensors file, a diffusers folder, a hub id, or
+            zoo:NAME.
+        target: model to carry it to, of the same family: the same kinds, or a .pt file.
+        source_lora: A LoRA that was on the source while this one was trained, such as a training adapter. It is no part
+            of the target, which without `target` is the source alone. May be repeated; choices as for `target_lora`.
+        target_lora: A distillation LoRA that makes the target: it is added to the source, or to `target` where one is
+            given. May be repeated. FILE:0.5:expert=high also chooses (expert, adapter, scale) in this file.
+        output: the folder to write to. Of a folder of LoRAs the files keep the paths that they have in it.
+        recursive: of a folder of LoRAs also those in the folders inside.
+        skip_existing: leave a LoRA alone whose output is there.
+        nested_source: part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.
+        nested_target: part of the target to read, in the same way.
+        architecture: family of the models, where it is not to be recognised: its name, or any for one that is not
+            known, whose layers are matched by name and shape alone.
+        force: go on although source and target do not look like one model, their drift is mostly rounding, or the LoRA
+            was transferred before.
+        strength: use the whole LoRA this strong, before any method.
+        scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
+        expert: which expert of Wan2.2: its folder of a pipeline, its LoRA of every file with two.
+        adapter: which LoRA of a file that holds several by name; of every file that has it.
+        drop: leave layers and keys that match out of the output, and out of the distillation LoRAs.
+        allow_partial: leave out what cannot be matched, instead of refusing.
+        method: how to carry it over: a method or a preset; see `loraport methods`.
+        params: settings of the method, such as `{"q_dom": 0.5}`.
+        amount: 0 is the LoRA reused as it is, 1 the full method; in between a straight line.
+        layers: apply the method to layers that match; the others keep their update as it is.
+        rank: rank of the output. auto: the input's, at least 32 if the method adds to it. energy=0.99: keeps 99 %.
+        to: names in the output: universal, diffusers, kohya, original, fastvideo, same-as-input.
+        dtype: number format of the output: same, float32, bfloat16, float16.
+        options: how to use the machine: device, workers, memory, cache.
+        on_event: called with every `loraport.engine.events.Event`.
+
+    Returns:
+        What became of each LoRA, in the order in which they were named: its report, or its error.
+
+    Raises:
+        LoraportError: what is wrong with the settings, the machine or the two models, and so with all of them. Outputs
+            that were finished before stay; the others are as they were.
+    """
+    settings = {
+        "source": source,
+        "target": target,
+        "source_lora": source_lora,
+        "target_lora": target_lora,
+        "nested_source": nested_source,
+        "nested_target": nested_target,
+        "architecture": architecture,
+        "force": force,
+        "strength": strength,
+        "scale": scale,
+        "expert": expert,
+        "adapter": adapter,
+        "drop": drop,
+        "allow_partial": allow_partial,
+        "method": method,
+        "params": dict(params or {}),
+        "amount": amount,
+        "layers": layers,
+        "rank": rank,
+        "to": to,
+        "dtype": dtype,
+    }
+
+    def recipe(lora: str) -> Recipe:
+        return Recipe.build(settings | {"lora": lora})
+
+    named = [loras] if isinstance(loras, str | Path) else loras
+    asked = find_loras(map(str, named), Path(output), recursive=recursive)
+    options = options or RunOptions()
+    return carry_many(asked, recipe, Path(output), options, on_event, skip_existing=skip_existing)
 
 
 # End of what is written.

@@ -5,6 +5,7 @@ these never needs a traceback to be understood; anything else that escapes is a 
 """
 
 from collections.abc import Iterable
+from typing import Any
 
 
 class LoraportError(Exception):
@@ -42,6 +43,18 @@ class LoraportError(Exception):
         if self.fix is not None:
             parts.append(f"try:   {self.fix}")
         return parts
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "type": type(self).__name__,
+            "exit_code": self.exit_code,
+            "message": self.message,
+            "what": self.what,
+            "where": self.where,
+            "values": self.values,
+            "fix": self.fix,
+        }
 
     def __reduce__(self):
         # Keyword-only arguments do not survive the default pickling, and worker processes send errors home.

@@ -108,3 +108,14 @@ def test_several_loras_and_a_recipe_file(files: pico.Pico, pair: list[object]) -
     )
     facts = json.loads(invoke("plan", "--recipe", recipe, "--json").stdout)
     assert facts["experts"]["low"]["lora"] == str(second)
+
+
+def test_a_pair_in_a_folder_is_carried_over_once(files: pico.Pico, pair: list[object]) -> None:
+    folder = files.folder / "loras"
+    folder.mkdir()
+    for expert in ("high", "low"):
+        (folder / f"style_{expert}_noise.safetensors").write_bytes(files.lora.read_bytes())
+    words = ["transfer", folder, *pair, "--method", "direct", "--expert", "both", "-o", files.folder / "made"]
+    facts = json.loads(invoke(*words, "--json").stdout)
+    assert (len(facts["reports"]), facts["failed"], facts["skipped"]) == (2, 0, 1)
+    assert len(list((files.folder / "made").glob("*.safetensors"))) == 2

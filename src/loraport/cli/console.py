@@ -104,7 +104,7 @@ class Console:
     def error(self, error: LoraportError) -> None:
         """The one message of something that failed: on stderr for people, on stdout as JSON. Never quiet."""
         if self.as_json:
-            print(_json({"error": error_document(error)}))
+            print(_json({"error": error.to_json()}))
         else:
             first, *more = error.parts
             print(f"error: {printable(first)}", *(f"  {printable(part)}" for part in more), sep="\n", file=sys.stderr)
@@ -136,19 +136,6 @@ def terminal(*, stderr: bool, wide: bool = False) -> "RichConsole":
     if wide and not made.is_terminal:
         return RichConsole(stderr=stderr, highlight=False, width=200)
     return made
-
-
-def error_document(error: LoraportError) -> dict[str, Any]:
-    """An error as plain values."""
-    return {
-        "type": type(error).__name__,
-        "exit_code": error.exit_code,
-        "message": error.message,
-        "what": error.what,
-        "where": error.where,
-        "values": error.values,
-        "fix": error.fix,
-    }
 
 
 def _json(value: Mapping[str, Any]) -> str:

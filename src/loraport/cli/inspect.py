@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from loraport.cli import text
-from loraport.cli.console import Console, error_document
+from loraport.cli.console import Console
 from loraport.cli.flags import command
 from loraport.errors import LoraportError
 
@@ -35,7 +35,7 @@ def inspect(
                 raise
             if not console.as_json:
                 console.error(error)
-            documents.append({"path": file, "error": error_document(error)})
+            documents.append({"path": file, "error": error.to_json()})
             codes.append(error.exit_code)
             continue
         documents.append(facts)

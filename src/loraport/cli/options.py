@@ -10,7 +10,7 @@ NO_VALUE = ""  # metavar of a switch
 
 Loras = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on every Python
-    typer.Argument(metavar="LORA", help="LoRA files to carry over.", show_default=False),
+    typer.Argument(metavar="LORA", help="LoRA files to carry over, or folders of them.", show_default=False),
 ]
 Output = Annotated[
     Optional[Path],  # noqa: UP045
@@ -20,7 +20,21 @@ Output = Annotated[
         metavar="FILE",
         show_default=False,
         rich_help_panel=OUTPUT,
-        help="The file to write; a folder when several LoRAs are given.",
+        help="The file to write; a folder for several LoRAs.",
+    ),
+]
+Recursive = Annotated[
+    bool,
+    typer.Option(
+        "--recursive",
+        metavar=NO_VALUE,
+        help="Of a folder of LoRAs also those in the folders inside; outputs keep their paths.",
+    ),
+]
+SkipExisting = Annotated[
+    bool,
+    typer.Option(
+        "--skip-existing", metavar=NO_VALUE, rich_help_panel=OUTPUT, help="Leave LoRAs alone whose output exists."
     ),
 ]
 Model = Annotated[

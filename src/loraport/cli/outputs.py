@@ -3,20 +3,12 @@
 from pathlib import Path
 
 from loraport.cli.console import Console
-
-_ENDINGS = ("safetensors", "pt", "pth", "bin", "ckpt", "gguf")
+from loraport.engine.many import output_name
 
 
 def output_file(given: Path, lora: str) -> Path:
     """The file to write for `lora`, where a folder may have been given."""
     return given / output_name(lora) if given.is_dir() else given
-
-
-def output_name(lora: str) -> str:
-    """The name of the file made of `lora`, a path or `zoo:NAME`, in a folder."""
-    name = Path(lora.removeprefix("zoo:")).name
-    stem, dot, ending = name.rpartition(".")
-    return f"{stem if dot and ending in _ENDINGS else name}.safetensors"
 
 
 def warn_of_name(path: Path, console: Console) -> None:

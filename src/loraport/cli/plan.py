@@ -3,13 +3,17 @@
 import time
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
+
+import typer
 
 from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.experts import pair_of
 from loraport.cli.flags import Given, command
 from loraport.engine.experts import Experts
+from loraport.engine.many import find_loras, holds_many
 from loraport.engine.recipe import Recipe, RunOptions
 
 EXAMPLE = """What it would take, before it starts:
@@ -18,12 +22,25 @@ EXAMPLE = """What it would take, before it starts:
 
 
 @command(Recipe, Experts, RunOptions)
-def plan(given: Given, console: Console, output: options.Output = None) -> None:
+def plan(
+    given: Given,
+    console: Console,
+    output: options.Output = None,
+    recursive: options.Recursive = False,
+    skip_existing: options.SkipExisting = False,
+) -> None:
     """Say what a transfer would do: coverage, time, memory, disk. Takes the same options, changes nothing."""
+    several = len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive)
+    if several:
+        asked = find_loras(given.loras, output or Path(), recursive=recursive)
+        loras = tuple(each.lora for each in asked if not (skip_existing and each.output.exists()))
+        given = Given(given.models, given.values, loras, given.file)
     pairs, run_options = {lora: pair_of(given, lora) for lora in given.loras}, given.make(RunOptions)
-    recipes = {lora: given.recipe(lora) for lora, pair in pairs.items() if pair is None}
-    from loraport.engine.estimate import estimate
+    plain = [lora for lora, pair in pairs.items() if pair is None]
+    recipes = {} if several else {lora: given.recipe(lora) for lora in plain}
+    from loraport.engine.estimate import estimate, estimate_together
     from loraport.engine.experts_plan import make_experts_plan
+    from loraport.engine.many_plan import make_many_plan
     from loraport.engine.plan import make_plan
 
     start = 0.0
@@ -37,14 +54,65 @@ def plan(given: Given, console: Console, output: options.Output = None) -> None:
 
     documents: list[dict[str, Any]] = []
     for lora, pair in pairs.items():
-        if pair is None:
+        if pair is not None:
+            both = make_experts_plan(pair)
+            facts = {expert: told(one, begins=expert == "high") for expert, one in both.plans.items()}
+            documents.append({"experts": facts, "cost": together(facts.values()), "warnings": list(both.warnings)})
+            show_together(documents[-1], console)
+        elif not several:
             documents.append(told(make_plan(recipes[lora])))
+    if not several:
+        console.document(documents[0])
+        return
+    many = make_many_plan(dict(enumerate(plain)), given.recipe)
+    cost: dict[str, Any] = {}
+    if many.plans:
+        start = start or time.process_time()
+        cost = asdict(estimate_together(list(many.plans.values()), run_options, start))
+    documents += show_many(plain, many, cost, console)
+    console.document({"plans": documents, "cost": cost, "failed": len(many.failures)})
+    if many.failures:
+        raise typer.Exit(next(iter(many.failures.values())).exit_code)
+
+
+def show_many(loras: list[str], many: Any, cost: dict[str, Any], console: Console) -> list[dict[str, Any]]:
+    """The plan of one job on many LoRAs: a row for each, and what all take together.
+
+    Args:
+        loras: as they were named.
+        many: their plans by number, and why some have none.
+        cost: what is expected of the job, by the fields of `Estimate`.
+        console: where to say it.
+
+    Returns:
+        A document for each LoRA.
+    """
+    rows, documents = [], []
+    warned: dict[str, list[str]] = {}
+    for number, lora in enumerate(loras):
+        if number in many.failures:
+            error = many.failures[number]
+            rows.append([lora, "no", "", "", "", text.reason(error)])
+            documents.append({"lora": lora, "error": error.to_json()})
             continue
-        both = make_experts_plan(pair)
-        facts = {expert: told(one, begins=expert == "high") for expert, one in both.plans.items()}
-        documents.append({"experts": facts, "cost": together(facts.values()), "warnings": list(both.warnings)})
-        show_together(documents[-1], console)
-    console.document(documents[0] if len(documents) == 1 else {"plans": documents})
+        one = many.plans[number]
+        documents.append(describe(one))
+        rank = f"{one.adapter.max_rank} -> {one.rank}"
+        rows.append([lora, "yes", str(len(one.jobs)), rank, text.size(one.output_bytes), ""])
+        for message in one.warnings:
+            warned.setdefault(message, []).append(lora)
+    console.table(["LoRA", "fits", "layers", "rank", "output", "why not"], rows)
+    for message, whose in warned.items():
+        console.warning(message if len(whose) == len(many.plans) else f"{text.listing(whose)}: {message}")
+    if cost:
+        console.result(
+            f"{text.count(len(many.plans), 'LoRA')} in one job",
+            f"  work      about {text.duration(cost['seconds'])}; each layer is read and decomposed once",
+            f"  memory    {text.size(cost['peak_bytes'])} at most",
+            f"  disk      {text.size(cost['output_bytes'])} for the outputs and as much again meanwhile, "
+            f"{text.size(cost['cache_bytes'])} for the cache",
+        )
+    return documents
 
 
 def together(plans: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -70,9 +138,12 @@ def show_together(facts: dict[str, Any], console: Console) -> None:
         console.warning(message)
 
 
-def describe(plan: Any, expected: Any) -> dict[str, Any]:
-    """A plan as plain values."""
+def describe(plan: Any, expected: Any = None) -> dict[str, Any]:
+    """A plan as plain values, and what is expected of it alone, if anything is."""
     adapter = plan.adapter
+    cost = {"operations": plan.cost}
+    if expected is not None:
+        cost |= asdict(expected) | {"cache_pays": expected.cache_pays}
     return {
         "lora": str(adapter.path),
         "training": adapter.training.to_json(),
@@ -98,11 +169,7 @@ def describe(plan: Any, expected: Any) -> dict[str, Any]:
         "to": plan.recipe.to,
         "extra_source": list(plan.extra_source),
         "extra_target": list(plan.extra_target),
-        "cost": {
-            "operations": plan.cost,
-            **asdict(expected),
-            "cache_pays": expected.cache_pays,
-        },
+        "cost": cost,
         "warnings": list(plan.warnings),
         "layers": [
             {

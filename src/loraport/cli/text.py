@@ -2,7 +2,7 @@
 
 import re
 
-from loraport.errors import UsageError
+from loraport.errors import LoraportError, UsageError
 
 
 def parse_duration(text: str, *, name: str) -> float:
@@ -59,3 +59,9 @@ def listing(names: list[str] | tuple[str, ...], most: int = 5) -> str:
     """The first few names, and how many more there are."""
     shown = ", ".join(names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def reason(error: LoraportError, most: int = 100) -> str:
+    """What went wrong, in a cell of a table."""
+    said = error.what if error.values is None else f"{error.what}: {error.values}"
+    return said if len(said) <= most else f"{said[: most - 3]}..."

@@ -1,24 +1,26 @@
 """`loraport transfer`: the main job."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from loraport.cli import options, text
-from loraport.cli.console import Console, error_document
-from loraport.cli.experts import carry_experts, pair_of
+from loraport.cli.console import Console
+from loraport.cli.experts import Pair, carry_experts, pair_of
 from loraport.cli.flags import Given, command
-from loraport.cli.outputs import output_file, output_name, warn_of_name
-from loraport.engine.experts import Experts
+from loraport.cli.outputs import output_file, warn_of_name
+from loraport.engine.experts import Experts, outputs_of
+from loraport.engine.many import EXISTS, Asked, check_skip, find_loras, holds_many
 from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
-from loraport.engine.results import TransferReport
 from loraport.errors import Interrupted, LoraportError, UsageError
 from loraport.writable import check_apart, check_output
 
 if TYPE_CHECKING:
     from loraport.engine.experts_run import ExpertsReport
+    from loraport.engine.many_report import Outcome
+    from loraport.engine.results import TransferReport
 
 EXAMPLE = """Carry a LoRA over, and the same with more room for what the distillation took away:
 
@@ -26,14 +28,15 @@ EXAMPLE = """Carry a LoRA over, and the same with more room for what the distill
 
     loraport transfer style.safetensors -s base.safetensors -t fast.pt --rank energy=0.99 -o style-fast.safetensors
 
+A folder of them, and those in the folders inside; each layer of the two models is read and decomposed once for all:
+
+    loraport transfer loras/ --recursive --skip-existing -s base.safetensors -t fast.pt -o loras-fast/
+
 Both experts of Wan2.2 at once, which writes style-fast_high_noise.safetensors and style-fast_low_noise.safetensors:
 
     loraport transfer style_high.safetensors --lora-low style_low.safetensors -s Wan2.2-T2V-A14B/ -t fast/ -o style-fast.safetensors
 
 The same command again resumes what was interrupted."""  # noqa: E501
-
-Carry = Callable[[str, Path, Console], "TransferReport | ExpertsReport"]
-"""Works on one LoRA and writes its file, or those of both experts."""
 
 Page = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
@@ -45,24 +48,48 @@ Page = Annotated[
 
 
 @command(Recipe, Experts, RunOptions)
-def transfer(given: Given, console: Console, output: options.Output = None, page: Page = None) -> None:
+def transfer(
+    given: Given,
+    console: Console,
+    output: options.Output = None,
+    page: Page = None,
+    recursive: options.Recursive = False,
+    skip_existing: options.SkipExisting = False,
+) -> None:
     """Carry LoRAs over from the model they were trained on to its distilled variant, or to any other of its family."""
     if output is None:
         raise UsageError("the output is not given", fix="name the file to write: -o FILE")
-    if page is not None and len(given.loras) > 1:
-        raise UsageError("a page is about one LoRA", values=f"{len(given.loras)} LoRAs", fix="leave out --report")
-    carry = _transfer(given, page)
-    if len(given.loras) == 1:
-        console.document(carry(given.loras[0], output_file(output, given.loras[0]), console).to_json())
+    check_skip(given.make(RunOptions), skip_existing=skip_existing)
+    if len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive):
+        _many(given, output, page, console, recursive=recursive, skip_existing=skip_existing)
     else:
-        _several(given.loras, output, carry, console)
+        _one(given, output_file(output, given.loras[0]), page, console, skip_existing=skip_existing)
 
 
-def _transfer(given: Given, page: Path | None) -> Carry:
-    """Transfers with the settings that were given. Raises UsageError for those that make no sense."""
-    pairs = {lora: pair_of(given, lora) for lora in given.loras}
-    recipes = {lora: given.recipe(lora) for lora, pair in pairs.items() if pair is None}
-    run_options = given.make(RunOptions)
+def _one(given: Given, path: Path, page: Path | None, console: Console, *, skip_existing: bool) -> None:
+    """One LoRA, or both experts of one."""
+    (lora,), run_options = given.loras, given.make(RunOptions)
+    pair = pair_of(given, lora)
+    if skip_existing and _is_made(path, pair):
+        console.result(f"{path}: {EXISTS}")
+        console.document({"lora": lora, "output": str(path), "skipped": EXISTS})
+    elif pair is not None:
+        report = carry_experts(pair, path, run_options, console, page=page, read=list(given.read()))
+        console.document(report.to_json())
+    else:
+        console.document(_transfer(given, lora, path, page, run_options, console).to_json())
+
+
+def _is_made(output: Path, pair: Pair | None) -> bool:
+    """Whether the output is there, or those of both experts."""
+    paths = [output] if pair is None else outputs_of(output).values()
+    return all(path.exists() for path in paths)
+
+
+def _transfer(
+    given: Given, lora: str, path: Path, page: Path | None, run_options: RunOptions, console: Console
+) -> "TransferReport":
+    recipe = given.recipe(lora)
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_report
     from loraport.engine.output import check_outputs, input_files, log_path
@@ -70,58 +97,105 @@ def _transfer(given: Given, page: Path | None) -> Carry:
     from loraport.engine.run import run
     from loraport.report import write_page
 
-    def carry(lora: str, path: Path, console: Console) -> "TransferReport | ExpertsReport":
-        pair = pairs[lora]
-        if pair is not None:
-            return carry_experts(pair, path, run_options, console, page=page, read=list(given.read()))
-        with Progress(console) as progress:
-            plan = make_plan(recipes[lora])
-            check_outputs(path, plan, run_options, given.read())
-            if page is not None:
-                check_output(page, [*input_files(plan), *given.read()], overwrite=run_options.overwrite, what="page")
-                check_apart([("output", path), ("page", page)])
-            report = run(plan, path, run_options, progress)
+    with Progress(console) as progress:
+        plan = make_plan(recipe)
+        check_outputs(path, plan, run_options, given.read())
         if page is not None:
-            write_page(page, report.to_json())
-        show_report(report, plan, console, said=progress.warned, page=page, log=log_path(path, run_options))
-        warn_of_name(path, console)
-        return report
+            check_output(page, [*input_files(plan), *given.read()], overwrite=run_options.overwrite, what="page")
+            check_apart([("output", path), ("page", page)])
+        report = run(plan, path, run_options, progress)
+    if page is not None:
+        write_page(page, report.to_json())
+    show_report(report, plan, console, said=progress.warned, page=page, log=log_path(path, run_options))
+    warn_of_name(path, console)
+    return report
 
-    return carry
 
+def _many(
+    given: Given, folder: Path, page: Path | None, console: Console, *, recursive: bool, skip_existing: bool
+) -> None:
+    """Many LoRAs into one folder. One that fails does not stop the others; the first failure sets the code."""
+    asked = find_loras(given.loras, folder, recursive=recursive)
+    if page is not None:
+        raise UsageError("a page is about one LoRA", values=f"{len(asked)} LoRAs", fix="leave out --report")
+    run_options = given.make(RunOptions)
+    from loraport.cli.progress import Progress
+    from loraport.engine.many_report import Outcome
+    from loraport.engine.many_run import carry_many, check_options
 
-def _several(loras: tuple[str, ...], folder: Path, carry: Carry, console: Console) -> None:
-    """Several LoRAs into one folder. One that fails does not stop the others; the first failure sets the code."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError("several LoRAs need a folder to be written to", values=str(folder), fix="-o FOLDER")
-    names = [output_name(lora) for lora in loras]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UsageError(
-            "two LoRAs would get the same output name", values=", ".join(twice), fix="transfer them one by one"
-        )
-    inner = Console(verbose=console.verbose, quiet=True) if console.as_json else console
-    rows: list[list[str]] = []
-    documents: list[dict[str, Any]] = []
+    check_options(run_options)
+    given = Given(given.models, given.values, tuple(each.lora for each in asked), given.file)
+    rows: dict[Asked, Outcome | ExpertsReport] = {}
+    pairs: dict[Asked, Pair | None] = {}
     failures: list[LoraportError] = []
-    for lora, name in zip(loras, names, strict=True):
+    for each in asked:
         try:
-            report = carry(lora, folder / name, inner)
-            for one in [report] if isinstance(report, TransferReport) else report.reports.values():
-                facts = one.summary
-                rank = f"{facts.rank_in} -> {facts.rank_out}"
-                written = name if one.output is None else one.output.name
-                rows.append([written, "done", str(facts.layers), rank, text.share(facts.energy_kept_total)])
-            documents.append(report.to_json())
-        except Interrupted:
-            raise
+            pairs[each] = pair_of(given, each.lora)
         except LoraportError as error:
-            if not console.as_json:
-                console.error(error)
-            rows.append([name, "failed", "", "", ""])
-            documents.append({"lora": lora, "error": error_document(error)})
+            rows[each] = Outcome(each.lora, each.output, error=error)
             failures.append(error)
-    console.table(["LoRA", "outcome", "layers", "rank", "energy kept"], rows)
-    console.document({"reports": documents, "failed": len(failures)})
+    if not pairs and all(isinstance(error, UsageError) for error in failures):
+        raise failures[0]  # what is wrong is none of the LoRAs
+    plain = [each for each, pair in pairs.items() if pair is None]
+    if plain:
+        with Progress(console) as progress:
+            report = carry_many(
+                plain, given.recipe, folder, run_options, progress, skip_existing=skip_existing, also=given.read()
+            )
+        rows |= dict(zip(plain, report.outcomes, strict=True))
+    inner = Console(verbose=console.verbose, quiet=True) if console.as_json else console
+    done: dict[object, Asked] = {}
+    for each, pair in pairs.items():
+        if pair is None:
+            continue
+        first = done.setdefault((pair["high"].lora, pair["low"].lora), each)
+        if first is not each:
+            rows[each] = Outcome(each.lora, each.output, skipped=f"carried over with {first.lora}")
+        elif skip_existing and _is_made(each.output, pair):
+            rows[each] = Outcome(each.lora, each.output, skipped=EXISTS)
+        else:
+            try:
+                read = list(given.read())
+                rows[each] = carry_experts(pair, each.output, run_options, inner, page=None, read=read)
+            except Interrupted:
+                raise
+            except LoraportError as error:
+                rows[each] = Outcome(each.lora, each.output, error=error)
+    _tell({each: rows[each] for each in asked}, folder, console)
+
+
+def _tell(rows: "Mapping[Asked, Outcome | ExpertsReport]", folder: Path, console: Console) -> None:
+    """The table of what became of each LoRA, the errors in full, and the exit code."""
+    from loraport.cli.summary import show_layers
+    from loraport.engine.many_report import Outcome
+
+    cells: list[list[str]] = []
+    failures = []
+    for asked, found in rows.items():
+        name = str(asked.output.relative_to(folder))
+        if not isinstance(found, Outcome):
+            cells += [_done(name, report) for report in found.reports.values()]
+        elif found.report is not None:
+            cells.append(_done(name, found.report))
+            if console.verbose:
+                console.result(name)
+                show_layers(found.report, console)
+        elif found.error is not None:
+            failures.append(found.error)
+            if not console.as_json:
+                console.error(found.error)
+            cells.append([name, "failed", "", "", "", text.reason(found.error)])
+        else:
+            cells.append([name, "skipped", "", "", "", found.skipped or ""])
+    console.table(["LoRA", "outcome", "layers", "rank", "energy kept", "output, or why there is none"], cells)
+    skipped = sum(isinstance(found, Outcome) and found.skipped is not None for found in rows.values())
+    reports = [found.to_json() for found in rows.values()]
+    console.document({"reports": reports, "failed": len(failures), "skipped": skipped})
     if failures:
         raise typer.Exit(failures[0].exit_code)
+
+
+def _done(name: str, report: "TransferReport") -> list[str]:
+    facts = report.summary
+    rank = f"{facts.rank_in} -> {facts.rank_out}"
+    return [name, "done", str(facts.layers), rank, text.share(facts.energy_kept_total), str(report.output)]

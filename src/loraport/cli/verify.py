@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from loraport.cli.console import Console, error_document
+from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import Model
 from loraport.engine.recipe import Recipe
@@ -47,7 +47,7 @@ def verify(
         try:
             checks = verify_adapter(file, fits, load=load, **choice)
         except LoraportError as error:
-            documents.append({"path": file, "ok": False, "error": error_document(error)})
+            documents.append({"path": file, "ok": False, "error": error.to_json()})
             failures.append(error)
             continue
         lines = [f"  {check.name:<30} {_MARKS[check.passed]:<8} {check.found}" for check in checks]

@@ -8,7 +8,7 @@ does. Programs that run beside this one are not foreseen.
 import contextlib
 import heapq
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from loraport.containers.references import TensorRef
 from loraport.engine.executor import Slot, executor_for, in_flight
 from loraport.engine.job import LayerJob
 from loraport.engine.layer_cache import basis_key, basis_role, prepared_key
-from loraport.engine.plan import TransferPlan, rank_bound, sample_for_kinship
+from loraport.engine.many_plan import LayerBatch, batches_of
+from loraport.engine.plan import TransferPlan, layers_to_keep, rank_bound, sample_for_kinship
 from loraport.engine.rates import Rates, rates_of
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
@@ -87,6 +88,7 @@ class _Have:
         prepared: what the method makes of the pair.
         stores: there is a cache, into which the finished layer goes,
         keeps: and the new bases and what the method makes of the pair, too.
+        in_hand: a LoRA before has just had it all brought together, in the same job.
     """
 
     digests: bool = False
@@ -95,6 +97,7 @@ class _Have:
     prepared: bool = False
     stores: bool = False
     keeps: bool = False
+    in_hand: bool = False
 
 
 _NOTHING = _Have()
@@ -183,68 +186,104 @@ def estimate(plan: TransferPlan, options: RunOptions, start: float = 0.0) -> Est
         options: with what.
         start: seconds that this process took until the plan stood, which a run will take as well.
     """
+    return estimate_together([plan], options, start)
+
+
+def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start: float = 0.0) -> Estimate:
+    """As `estimate`, for LoRAs of one pair in one job, at least one: a layer is read and decomposed for the first.
+
+    Args:
+        plans: of each LoRA.
+        options: with what.
+        start: as for `estimate`.
+    """
     program = int(psutil.Process().memory_info().rss)  # libraries loaded, but before the rates are measured
-    store, reader = _cache(plan, options)
+    batches = batches_of(dict(enumerate(plans)))
+    layers = [tuple(batch.jobs.values()) for batch in batches]
+    store, reader = _cache(plans, options)
     executor = executor_for(options)
     slots = executor.slots()
     rates = rates_of(slots[0].device, None if isinstance(store, NullStore) else store.root)
-    kept = plan.layers_to_keep(int(store.max_bytes * 0.9)) if not isinstance(store, NullStore) else frozenset()
-    asked = {job.method: _Asked.of(job) for job in {job.method: job for job in plan.jobs}.values()}
-    kinds = {job.name: _Kind.of(job) for job in plan.jobs}
-    have = {job.name: _look_up(job, asked[job.method], store, reader, job.name in kept) for job in plan.jobs}
+    room = None if isinstance(store, NullStore) else int(store.max_bytes * 0.9)
+    kept = frozenset() if room is None else layers_to_keep([batch.first for batch in batches], room)
+    asked = {job.method: _Asked.of(job) for job in {job.method: job for layer in layers for job in layer}.values()}
+    kinds = {id(job): _Kind.of(job) for layer in layers for job in layer}
+    have = [
+        _with_hand([_look_up(job, asked[job.method], store, reader, job.name in kept) for job in layer])
+        for layer in layers
+    ]
     known: dict[tuple[_Kind, _Have], _Work] = {}
 
     def work_of(job: LayerJob, state: _Have) -> _Work:
-        kind = kinds[job.name]
+        kind = kinds[id(job)]
         if (kind, state) not in known:
             known[kind, state] = _work(kind, asked[job.method], state)
         return known[kind, state]
 
-    disk, sample = _disk_rate(plan), sample_for_kinship(plan)
+    disk, sample = _disk_rate(plans[0]), sample_for_kinship(plans[0])
+    copies = 2 if len(plans) == 1 else 4  # of the output: written and read, and before that its layers one by one
 
-    def timed(have: Mapping[str, _Have]) -> tuple[float, float]:
-        work = {job.name: work_of(job, have[job.name]) for job in plan.jobs}
-        read = sum(part.read for part in work.values())
-        seconds = {name: _OVERHEAD + _seconds(part, rates) for name, part in work.items()}
-        again = [job for job in sample if work[job.name].read < _weights(job)]
+    def timed(layers: Sequence[Sequence[LayerJob]], have: Sequence[Sequence[_Have]], out: int) -> tuple[float, float]:
+        work = [list(map(work_of, layer, states)) for layer, states in zip(layers, have, strict=True)]
+        read = sum(part.read for parts in work for part in parts)
+        seconds = [sum(_OVERHEAD + _seconds(part, rates) for part in parts) for parts in work]
+        reading = {layer[0].name: parts[0].read for layer, parts in zip(layers, work, strict=True)}
+        again = [job for job in sample if reading[job.name] < _weights(job)]
         first = sum(_seconds(_Work(costs.elementwise(*job.shape, 6), _weights(job)), rates) for job in again)
-        last = 2 * plan.output_bytes / rates.keep
-        narrow = [job for job in plan.jobs if not job.wide]
+        last = copies * out / rates.keep
+        narrow = [batch for batch in batches if not batch.wide]
         lanes = in_flight(narrow, slots) if narrow else 1
         if slots[0].device != "cpu":
             lanes = len({slot.device for slot in slots})  # the second layer on a device hides what the first waits for
         together = max(cores() * _SPREAD, 1.0) if slots[0].device == "cpu" else float(lanes)
-        wide = sum(seconds[job.name] for job in plan.jobs if job.wide)
-        busy = start + first + last + sum(seconds.values())
-        spent = start + first + last + _dealt([seconds[job.name] for job in narrow], lanes) + wide / together
-        return max(spent, start + read / disk), busy
+        wide = sum(spent for batch, spent in zip(batches, seconds, strict=True) if batch.wide)
+        dealt = _dealt([spent for batch, spent in zip(batches, seconds, strict=True) if not batch.wide], lanes)
+        busy = start + first + last + sum(seconds)
+        return max(start + first + last + dealt + wide / together, start + read / disk), busy
 
-    seconds, busy = timed(have)
+    output, largest = sum(plan.output_bytes for plan in plans), max(plan.output_bytes for plan in plans)
+    seconds, busy = timed(layers, have, output)
+    alone = [layer[:1] for layer in layers]  # another LoRA, which changes the same layers
     not_kept = replace(_NOTHING, digests=True, stores=True)
-    further = {
-        job.name: _after(job, asked[job.method], have[job.name]) if job.name in kept else not_kept for job in plan.jobs
-    }
+    further = [
+        [_after(job, asked[job.method], states[0]) if job.name in kept else not_kept]
+        for (job, *_), states in zip(layers, have, strict=True)
+    ]
+    every = [
+        (job, state) for layer, states in zip(layers, have, strict=True) for job, state in zip(layer, states, strict=True)
+    ]
+    unfinished = [batch for batch, states in zip(batches, have, strict=True) if not all(each.result for each in states)]
     return Estimate(
         seconds=seconds,
         busy_seconds=busy,
-        peak_bytes=program + _working_bytes(plan, [job for job in plan.jobs if not have[job.name].result], slots),
-        output_bytes=plan.output_bytes,
-        cache_bytes=sum(work_of(job, have[job.name]).keep for job in plan.jobs),
-        finished=sum(state.result for state in have.values()),
-        warm=sum(not have[job.name].result and _is_warm(job, asked[job.method], have[job.name]) for job in plan.jobs),
-        known=all(state.digests for state in have.values()),
-        next_seconds=timed(further)[0],
-        next_seconds_without=timed(dict.fromkeys(have, _NOTHING))[0],
+        peak_bytes=program + _working_bytes(largest, sample, unfinished, slots),
+        output_bytes=output,
+        cache_bytes=sum(work_of(job, state).keep for job, state in every),
+        finished=sum(state.result for _, state in every),
+        warm=sum(not state.result and _is_warm(job, asked[job.method], state) for job, state in every),
+        known=all(state.digests for _, state in every),
+        next_seconds=timed(alone, further, largest)[0],
+        next_seconds_without=timed(alone, [[_NOTHING]] * len(alone), largest)[0],
         kept_layers=len(kept),
     )
 
 
-def _cache(plan: TransferPlan, options: RunOptions) -> tuple[Store, InputReader]:
+def _with_hand(states: Sequence[_Have]) -> list[_Have]:
+    """What is there for each LoRA on a layer, the ones before it done."""
+    found: list[_Have] = []
+    for state in states:
+        computed = any(not before.result for before in found)
+        found.append(replace(state, in_hand=computed and not state.result))
+    return found
+
+
+def _cache(plans: Sequence[TransferPlan], options: RunOptions) -> tuple[Store, InputReader]:
+    identities = {file: state for plan in plans for file, state in plan.identities.items()}
     if options.cache != "off":
         with contextlib.suppress(FileError):  # the run will say why the folder cannot be used
             root = cache_root(options.cache)
-            return Store(root), InputReader(DigestMemo(root, trust=not options.verify_inputs), plan.identities)
-    return NullStore(), InputReader(DigestMemo(None), plan.identities)
+            return Store(root), InputReader(DigestMemo(root, trust=not options.verify_inputs), identities)
+    return NullStore(), InputReader(DigestMemo(None), identities)
 
 
 def _look_up(job: LayerJob, asked: _Asked, store: Store, reader: InputReader, keeps: bool) -> _Have:
@@ -299,7 +338,9 @@ def _work(kind: _Kind, asked: _Asked, have: _Have) -> _Work:
         return _Work(costs.factors(m, n, kind.rank_out), read=kind.lora, keep=result if have.stores else 0)
 
     method, params, needs = asked.method, asked.params, asked.needs
-    cost = method.cost(kind.shape, max(kind.rank_in, kind.rank_out), params, have.prepared)
+    cost = method.cost(kind.shape, max(kind.rank_in, kind.rank_out), params, have.prepared or have.in_hand)
+    if have.in_hand:
+        return _Work(cost, kind.lora, result if have.stores else 0)
     missing = asked.bases - have.bases
     for _ in missing:
         cost += costs.thin_basis(m, n)
@@ -335,13 +376,15 @@ def _dealt(seconds: Sequence[float], lanes: int) -> float:
     return max(free)
 
 
-def _working_bytes(plan: TransferPlan, unfinished: Sequence[LayerJob], slots: Sequence[Slot]) -> int:
-    """Memory beside the program: the output, and the layers in work or those looked at before."""
-    narrow = [job for job in unfinished if not job.wide]
-    largest = sorted((job.peak_bytes for job in narrow), reverse=True)[: in_flight(narrow, slots) if narrow else 0]
-    widest = max((job.peak_bytes for job in unfinished if job.wide), default=0)
-    looked_at = sum(costs.matrix_bytes(*job.shape, 2) for job in sample_for_kinship(plan))
-    return int(_OUTPUT_COPIES * plan.output_bytes) + max(sum(largest), widest, looked_at)
+def _working_bytes(
+    output: int, sample: Sequence[LayerJob], unfinished: Sequence[LayerBatch], slots: Sequence[Slot]
+) -> int:
+    """Memory beside the program: one output, and the layers in work or those looked at before."""
+    narrow = [batch for batch in unfinished if not batch.wide]
+    largest = sorted((batch.peak_bytes for batch in narrow), reverse=True)[: in_flight(narrow, slots) if narrow else 0]
+    widest = max((batch.peak_bytes for batch in unfinished if batch.wide), default=0)
+    looked_at = sum(costs.matrix_bytes(*job.shape, 2) for job in sample)
+    return int(_OUTPUT_COPIES * output) + max(sum(largest), widest, looked_at)
 
 
 def _disk_rate(plan: TransferPlan) -> float:

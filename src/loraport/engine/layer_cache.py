@@ -36,18 +36,24 @@ def prepared_key(method: TransferMethod, params: Params, job: LayerJob, digests:
     detail = method.prepared_key(params)
     if detail is None or "target" not in digests:
         return None
+    return entry_key(_of_the_pair(job, digests) | {"prepared": [method.name, method.version, detail]})
+
+
+def matrices_key(method: TransferMethod, params: Params, job: LayerJob, digests: Mapping[str, str]) -> str:
+    """What decides the matrices that a method sees of a layer beside the LoRA's update."""
+    settings = [method.name, method.version, params.model_dump(mode="json")]
+    return entry_key(_of_the_pair(job, digests) | {"matrices": settings})
+
+
+def _of_the_pair(job: LayerJob, digests: Mapping[str, str]) -> dict[str, Any]:
+    """What names a pair of weights, with what LoRAs add to them."""
     sides = {"added": "target", "source_added": "source"}
-    added = {name: updates_by(job, side, digests) for name, side in sides.items() if job.added(side)}
-    return entry_key(
-        added
-        | {
-            "prepared": [method.name, method.version, detail],
-            "algorithm": ALGORITHM,
-            "source": digests["source"],
-            "target": digests["target"],
-            "round_to": job.round_to,
-        }
-    )
+    return {name: updates_by(job, side, digests) for name, side in sides.items() if job.added(side)} | {
+        "algorithm": ALGORITHM,
+        "source": digests["source"],
+        "target": digests.get("target"),
+        "round_to": job.round_to,
+    }
 
 
 def updates_by(job: LayerJob, side: str, digests: Mapping[str, str]) -> list[Any]:

@@ -89,17 +89,35 @@ class Weights:
         return None if self.target is None else common_dtype(self.source, self.target)
 
 
-def open_inputs(recipe: Recipe) -> Inputs:
-    """Open every file of a recipe.
+@dataclass(frozen=True)
+class Pair:
+    """The models of a recipe, opened: all but the LoRA, so that several LoRAs can share it.
+
+    Attributes:
+        source, target, added, source_added: as in `Inputs`.
+        identities: file -> its `file_identity` when it was opened.
+    """
+
+    source: Checkpoint
+    target: Checkpoint | None
+    added: tuple[Added, ...]
+    source_added: tuple[Added, ...]
+    identities: Mapping[Path, str]
+
+
+def open_pair(recipe: Recipe, expert: Expert | None) -> Pair:
+    """Open the models of a recipe, and the LoRAs that are a part of them.
+
+    Args:
+        recipe: its LoRA is not looked at.
+        expert: of `expert_meant`.
 
     Raises:
-        FileError, UnsupportedError: a file cannot be read, is of a kind that is refused, or changes meanwhile.
-        MismatchError, UnmatchedKeysError: the files do not fit each other, or the LoRA was transferred before.
+        FileError, UnsupportedError, MismatchError: as `open_inputs`.
     """
     parts = (*recipe.source_lora, *recipe.target_lora)
-    named = [recipe.lora, recipe.source, recipe.target, *(each.file for each in parts)]
+    named = [recipe.source, recipe.target, *(each.file for each in parts)]
     before = _identities(Path(spec) for spec in named if spec is not None)
-    expert = _expert_meant(recipe)
     family = recipe.architecture
     source = open_checkpoint(recipe.source, nested=recipe.nested_source, expert=expert, architecture=family)
     target = None
@@ -112,21 +130,45 @@ def open_inputs(recipe: Recipe) -> Inputs:
             target = None  # the source without its LoRAs: then the drift is theirs, exactly, however coarse the weights
     added = tuple(Added(each, open_added(each, source, recipe)) for each in recipe.target_lora)
     own = tuple(Added(each, open_added(each, source, recipe)) for each in recipe.source_lora)
+    identities = before | _identities(_files(source, target, *(each.adapter for each in (*own, *added))))
+    _refuse_changed(before)
+    return Pair(source, target, added, own, identities)
+
+
+def open_inputs(recipe: Recipe, pair: Pair | None = None) -> Inputs:
+    """Open every file of a recipe.
+
+    Args:
+        recipe: what is asked for.
+        pair: its models, where they are open already.
+
+    Raises:
+        FileError, UnsupportedError: a file cannot be read, is of a kind that is refused, or changes meanwhile.
+        MismatchError, UnmatchedKeysError: the files do not fit each other, or the LoRA was transferred before.
+    """
+    before = _identities([Path(recipe.lora)])
+    pair = pair or open_pair(recipe, expert_meant(recipe))
     adapter = open_adapter(
         recipe.lora,
-        source,
+        pair.source,
         expert=recipe.expert,
         adapter=recipe.adapter,
         drop=recipe.drop,
         allow_partial=recipe.allow_partial,
         scale=recipe.scale,
     ).scaled(recipe.strength)
-    _refuse_on_sum(adapter, own, recipe)
-    if target is not None:
-        adapter = fit_passthrough(adapter, target, "target", allow_partial=recipe.allow_partial)
+    _refuse_on_sum(adapter, pair.source_added, recipe)
+    if pair.target is not None:
+        adapter = fit_passthrough(adapter, pair.target, "target", allow_partial=recipe.allow_partial)
     adapter = _without_idle(adapter, recipe)
     _refuse_a_second_time(adapter, recipe)
-    identities = before | _identities(_files(source, target, adapter, *(each.adapter for each in (*own, *added))))
+    identities = {**before, **_identities(_files(adapter)), **pair.identities}
+    _refuse_changed(before)
+    doubts = _doubts(adapter, recipe)
+    return Inputs(adapter, pair.source, pair.target, pair.added, pair.source_added, doubts, identities)
+
+
+def _refuse_changed(before: Mapping[Path, str]) -> None:
     for file, identity in before.items():
         if file_identity(file) != identity:
             raise FileError(
@@ -134,7 +176,6 @@ def open_inputs(recipe: Recipe) -> Inputs:
                 where=str(file),
                 fix="run the command again when nothing writes to the file",
             )
-    return Inputs(adapter, source, target, added, own, _doubts(adapter, recipe), identities)
 
 
 def _refuse_on_sum(adapter: LoraAdapter, own: Iterable[Added], recipe: Recipe) -> None:
@@ -163,9 +204,13 @@ def _refuse_on_sum(adapter: LoraAdapter, own: Iterable[Added], recipe: Recipe) -
         )
 
 
-def _expert_meant(recipe: Recipe) -> Expert | None:
+def expert_meant(recipe: Recipe) -> Expert | None:
     """Which expert of Wan2.2 the models are of. Of a source that holds two, one must be meant, and nothing in a plain
-    LoRA says which one it was trained on."""
+    LoRA says which one it was trained on.
+
+    Raises:
+        UsageError: nothing says it. FileError: the LoRA cannot be read, and the source has two.
+    """
     if recipe.expert is not None or recipe.nested_source is not None or len(expert_folders(recipe.source)) < 2:
         return recipe.expert
     named = experts_in(recipe.lora)

@@ -5,7 +5,7 @@ error before any work has begun.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from loraport.adapters.pattern import Search
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.dtypes import written_as
 from loraport.engine.job import LayerJob
-from loraport.engine.match import open_inputs, weights_of
+from loraport.engine.match import Pair, open_inputs, weights_of
 from loraport.engine.rank import RankRule
 from loraport.engine.recipe import Recipe
 from loraport.engine.target import Added
@@ -93,28 +93,34 @@ class TransferPlan:
     @property
     def cache_bytes(self) -> int:
         """What the decompositions of all layers, and what the method makes of them, take in the cache."""
-        return sum(_cached_bytes(job) for job in self.jobs)
+        return sum(cached_bytes(job) for job in self.jobs)
 
     def layers_to_keep(self, limit: int) -> frozenset[str]:
-        """The layers, from the first on, whose decompositions fit into `limit` bytes of cache.
-
-        Keeping them all in a cache that is too small would be worse than keeping none: by the time a run ends
-        it has thrown out what the next run asks for first.
-        """
-        kept, used = [], 0
-        for job in self.jobs:
-            used += _cached_bytes(job)
-            if used > limit:
-                break
-            kept.append(job.name)
-        return frozenset(kept)
+        """The layers, from the first on, whose decompositions fit into `limit` bytes of cache."""
+        return layers_to_keep(self.jobs, limit)
 
 
-def make_plan(recipe: Recipe) -> TransferPlan:
+def layers_to_keep(jobs: Iterable[LayerJob], limit: int) -> frozenset[str]:
+    """The layers, from the first on, whose decompositions fit into `limit` bytes of cache.
+
+    Keeping them all in a cache that is too small would be worse than keeping none: by the time a run ends it has
+    thrown out what the next run asks for first.
+    """
+    kept, used = [], 0
+    for job in jobs:
+        used += cached_bytes(job)
+        if used > limit:
+            break
+        kept.append(job.name)
+    return frozenset(kept)
+
+
+def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
     """Match a recipe's files against each other and write the work orders.
 
     Args:
         recipe: files and settings.
+        pair: its models, where they are open already.
 
     Raises:
         FileError, UnsupportedError: a file cannot be read or is of a kind that is refused, or the output
@@ -125,7 +131,7 @@ def make_plan(recipe: Recipe) -> TransferPlan:
     method, params = registry.resolve(recipe.method, recipe.params)
     needs = method.needs(params) if recipe.amount > 0 else _NOTHING
     check_profile(recipe.to)
-    inputs = open_inputs(recipe)
+    inputs = open_inputs(recipe, pair)
     adapter = inputs.adapter
     family = inputs.source.architecture.family
     if family.unnamed and recipe.to == Recipe.model_fields["to"].default:
@@ -240,7 +246,7 @@ def _check_layers(recipe: Recipe, names: list[str]) -> None:
     )
 
 
-def _cached_bytes(job: LayerJob) -> int:
+def cached_bytes(job: LayerJob) -> int:
     """What the method keeps of such a layer for the next LoRA."""
     if job.source is None:
         return 0
@@ -268,6 +274,13 @@ class _Way:
     def of(cls, method: TransferMethod[Any], params: Params, needs: Needs) -> "_Way":
         """That of a method with settings."""
         return cls(method, params, needs, params.model_dump(mode="json"))
+
+
+def further_cost(job: LayerJob) -> float:
+    """Operations at a layer whose weights another LoRA had read and decomposed just before."""
+    method, params = registry.resolve(job.method, job.params)
+    cost = method.cost(job.shape, max(job.update.rank, rank_bound(job)), params, True)
+    return cost.products + cost.decompositions + cost.passes
 
 
 def _operations(way: _Way, shape: tuple[int, int], rank: int) -> float:

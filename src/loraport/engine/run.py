@@ -20,7 +20,7 @@ from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
 from loraport.engine.kinship import check_kinship, judge_pair
 from loraport.engine.output import check_outputs, log_path, render_output
-from loraport.engine.plan import TransferPlan, sample_for_kinship
+from loraport.engine.plan import TransferPlan, cached_bytes, layers_to_keep, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
 from loraport.engine.reporting import make_report, plan_columns
@@ -115,25 +115,16 @@ def carried_out(
     sample = sample_for_kinship(plan)
     if not checked:
         check_kinship(plan, sample, reader, rounding=not measured)
-    work = Worker(store, reader, _layers_to_keep(plan, store, warn))
-    log = _open_log(path, plan, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
+    work = Worker(store, reader, kept_layers(plan.jobs, store, warn))
+    log = open_log(path, plan, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
     if path is not None:
         remove_abandoned(path)
     try:
         results = _run_jobs(plan, sample, work, executor, on_event, warn, log)
-        layers = tuple(result.report for result in results)
-        judge_pair(layers, plan, warn, rounding=not measured)
-        for message in twins(plan.added, [result.digests for result in results]):
-            warn(message)
+        judge(plan, results, warn, measured=measured)
         report = make_report(plan, path, results, warnings, time.perf_counter() - began)
         if path is not None:
-            tensors, metadata = render_output(plan, results, report)
-            reader.check_unchanged()
-            if write is None:
-                write_adapter(path, tensors, metadata, overwrite=options.overwrite)
-            else:
-                write(path, tensors, metadata)
-            del tensors
+            write_output(plan, path, results, report, reader, options, write)
         del results  # while the block around it goes on
         yield report
         if log is not None:
@@ -148,6 +139,46 @@ def carried_out(
         reader.memo.flush()
         if log is not None:
             log.close()
+
+
+def judge(
+    plan: TransferPlan, results: Sequence[LayerResult], warn: Callable[[str], None], *, measured: bool = False
+) -> None:
+    """What the finished layers say about the models that were named. Raises MismatchError, NumericalError as `run`."""
+    judge_pair([result.report for result in results], plan, warn, rounding=not measured)
+    for message in twins(plan.added, [result.digests for result in results]):
+        warn(message)
+
+
+def write_output(
+    plan: TransferPlan,
+    path: Path,
+    results: list[LayerResult],
+    report: TransferReport,
+    reader: InputReader,
+    options: RunOptions,
+    write: Writer | None = None,
+) -> None:
+    """Render the finished layers and write them, if no input changed meanwhile.
+
+    Args:
+        plan: that was carried out.
+        path: the file.
+        results: of all its layers.
+        report: about them.
+        reader: of the plan's files.
+        options: whether a file of this name may be replaced.
+        write: how; by default under its name, at once.
+
+    Raises:
+        FileError: an input changed, or the output cannot be written. NumericalError: as `run`.
+    """
+    tensors, metadata = render_output(plan, results, report)
+    reader.check_unchanged()
+    if write is None:
+        write_adapter(path, tensors, metadata, overwrite=options.overwrite)
+    else:
+        write(path, tensors, metadata)
 
 
 @torch.inference_mode(False)
@@ -190,13 +221,13 @@ def open_cache(
     return store, InputReader(DigestMemo(root, trust=not options.verify_inputs), identities)
 
 
-def _layers_to_keep(plan: TransferPlan, store: Store, warn: Callable[[str], None]) -> frozenset[str]:
-    limit = int(store.max_bytes * 0.9)
-    keep = plan.layers_to_keep(limit)
-    if len(keep) < len(plan.jobs) and not isinstance(store, NullStore):
+def kept_layers(jobs: Sequence[LayerJob], store: Store, warn: Callable[[str], None]) -> frozenset[str]:
+    """The layers whose decompositions the cache has room for; that it has none for the others is said."""
+    keep = layers_to_keep(jobs, int(store.max_bytes * 0.9))
+    if len(keep) < len(jobs) and not isinstance(store, NullStore):
         warn(
-            f"the decompositions of all layers take {plan.cache_bytes / 1e9:.0f} GB and the cache holds "
-            f"{store.max_bytes / 1e9:.0f} GB, so those of {len(keep)} of {len(plan.jobs)} layers are kept"
+            f"the decompositions of all layers take {sum(map(cached_bytes, jobs)) / 1e9:.0f} GB and the cache holds "
+            f"{store.max_bytes / 1e9:.0f} GB, so those of {len(keep)} of {len(jobs)} layers are kept"
         )
     return keep
 
@@ -230,7 +261,8 @@ def _run_jobs(
     return [by_name[job.name] for job in plan.jobs]
 
 
-def _open_log(path: Path | None, plan: TransferPlan, options: RunOptions) -> RunLog | None:
+def open_log(path: Path | None, plan: TransferPlan, options: RunOptions) -> RunLog | None:
+    """The run log of an output, begun; None where none is wanted. Raises FileError."""
     place = log_path(path, options)
     if place is None:
         return None

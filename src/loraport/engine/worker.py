@@ -23,12 +23,13 @@ from loraport.engine.devices import is_out_of_memory, release_memory
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
 from loraport.engine.layer import LayerMatrices, load_layer
-from loraport.engine.layer_cache import updates_by
+from loraport.engine.layer_cache import matrices_key, updates_by
 from loraport.engine.reading import InputReader
 from loraport.engine.results import LayerReport
 from loraport.engine.rounding import MOSTLY, rounding_share
 from loraport.errors import NumericalError
 from loraport.methods import registry
+from loraport.methods.base import Params, TransferMethod
 from loraport.store.store import Store, entry_key
 
 ADDED = ("source_lora.", "target_lora.")  # roles of the tensors of LoRAs that are a part of a model
@@ -53,6 +54,18 @@ class LayerResult:
     warnings: tuple[str, ...]
 
 
+@dataclass
+class InHand:
+    """The matrices of the last layer, for another LoRA on the same one: they do not depend on the LoRA."""
+
+    key: str | None = None
+    matrices: LayerMatrices | None = None
+
+    def let_go(self) -> None:
+        """Free their memory."""
+        self.key = self.matrices = None
+
+
 @dataclass(frozen=True)
 class Worker:
     """A function of one job and the slot that it is done in. Picklable.
@@ -61,11 +74,14 @@ class Worker:
         store: where bases and results are kept.
         reader: of the input files.
         keep: layers whose decompositions go into the store; None for all.
+        in_hand: holds a layer's matrices until another layer comes, where several LoRAs are worked on; None lets go of
+            them with each job.
     """
 
     store: Store
     reader: InputReader
     keep: frozenset[str] | None = None
+    in_hand: InHand | None = None
 
     def __call__(self, job: LayerJob, slot: Slot) -> LayerResult:
         """Do one job. A device that runs out of memory hands this layer to the CPU, and says so."""
@@ -75,6 +91,8 @@ class Worker:
             if slot.device == "cpu" or not is_out_of_memory(error):
                 raise
         # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.
+        if self.in_hand is not None:
+            self.in_hand.let_go()
         release_memory(slot.device)
         result = self._run(job, torch.device("cpu"))
         said = (
@@ -113,11 +131,10 @@ class Worker:
         self, job: LayerJob, digests: dict[str, str], seed: int, device: torch.device
     ) -> tuple[LowRank, dict[str, Any]]:
         method, params = registry.resolve(job.method, job.params)
-        keep = self.keep is None or job.name in self.keep
         given = self.reader.load(job.update)
         if given.norm() == 0.0:
             return _untouched(job, given, device)
-        layer = load_layer(job, method, params, digests, self.store, self.reader, device, keep, given)
+        layer = self._matrices(job, method, params, digests, device, given)
         given, stats = layer.inputs.update, _relative_norms(job, layer)
         output = method.transfer(layer.inputs, params)
         exact: Operator = output.update
@@ -130,6 +147,28 @@ class Worker:
         stats["exact_norm"] = exact.norm()
         facts = {"rank_out": small.rank, "energy_kept": small.energy_kept, "stats": stats, "device": str(device)}
         return LowRank(update.B.cpu(), update.A.cpu()), facts
+
+    def _matrices(
+        self,
+        job: LayerJob,
+        method: TransferMethod,
+        params: Params,
+        digests: dict[str, str],
+        device: torch.device,
+        given: LowRank,
+    ) -> LayerMatrices:
+        """Those of `load_layer`, or what is in hand of the same pair of weights on the same device."""
+        held, key = self.in_hand, None
+        if held is not None and job.source is not None:
+            key = f"{matrices_key(method, params, job, digests)} {device}"
+            if held.matrices is not None and held.key == key:
+                return replace(held.matrices, inputs=replace(held.matrices.inputs, update=given.to(device=device)))
+            held.let_go()  # before there are others
+        keep = self.keep is None or job.name in self.keep
+        layer = load_layer(job, method, params, digests, self.store, self.reader, device, keep, given)
+        if held is not None and key is not None:
+            held.key, held.matrices = key, layer
+        return layer
 
 
 def _is_weight(role: str) -> bool:

@@ -1,0 +1,145 @@
+"""Which LoRAs a job on many is about, and which file is made of each: folders listed, names that collide refused."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraport.containers.access import kind_of, list_folder
+from loraport.containers.names import named_path
+from loraport.engine.recipe import RunOptions
+from loraport.errors import FileError, UsageError
+
+ENDINGS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".ckpt")
+"""Of the files in a folder that are taken for LoRAs; previews, notes and logs lie beside them."""
+
+
+EXISTS = "the output exists already"
+"""Why there is nothing to do for a LoRA."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One LoRA of a job on many.
+
+    Attributes:
+        lora: a file, a folder that holds one LoRA, or zoo:NAME.
+        output: the file to be made of it.
+    """
+
+    lora: str
+    output: Path
+
+
+def output_name(lora: str) -> str:
+    """The name of the file made of `lora`, a path or `zoo:NAME`, in a folder."""
+    name = Path(lora.removeprefix("zoo:")).name
+    stem, dot, ending = name.rpartition(".")
+    return f"{stem if dot and f'.{ending}' in ENDINGS else name}.safetensors"
+
+
+def holds_many(lora: str, *, recursive: bool = False) -> bool:
+    """Whether this is a folder of LoRAs, and not a LoRA: a file, or a folder as PEFT and diffusers save one.
+
+    A folder with a single file of another name is that LoRA, unless the folders inside are looked into as well.
+    """
+    folder = named_path(lora)
+    try:
+        return kind_of(folder) == "folder" and not _is_one(folder) and (recursive or len(_files(folder)) != 1)
+    except FileError:
+        return False  # it is refused where it is opened
+
+
+def find_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -> list[Asked]:
+    """List the LoRAs and the files to be made of them.
+
+    Args:
+        given: files, folders that hold one LoRA or several, zoo:NAME.
+        folder: where the files are to be made. Of a folder that was given they get the paths that they have in it.
+        recursive: also look into the folders inside.
+
+    Raises:
+        UsageError: there is no LoRA in a folder, or two would get the same name.
+    """
+    if not folder.is_dir() and (folder.exists() or folder.suffix in ENDINGS):
+        raise UsageError("several LoRAs need a folder to be written to", values=str(folder), fix="-o FOLDER")
+    found: list[Asked] = []
+    for lora in given:
+        root = named_path(lora)
+        if not holds_many(lora, recursive=recursive):
+            found.append(Asked(lora, folder / output_name(lora)))
+            continue
+        inside = list(_listed(root, folder, recursive, set()))
+        if not inside:
+            more = "" if recursive or not any(map(_is_folder, list_folder(root))) else ", or --recursive"
+            raise UsageError(
+                "the folder holds no LoRA",
+                values=f"{root}: no file that ends in {', '.join(ENDINGS)}",
+                fix=f"name another folder{more}",
+            )
+        found += [
+            Asked(str(path), folder / path.relative_to(root).with_name(output_name(path.name))) for path in inside
+        ]
+    _refuse_collisions(found)
+    return found
+
+
+def check_skip(options: RunOptions, *, skip_existing: bool) -> None:
+    """Refuse to skip and to replace the same files. Raises UsageError."""
+    if skip_existing and options.overwrite:
+        raise UsageError(
+            "outputs that exist are either skipped or replaced",
+            values="--skip-existing and --overwrite",
+            fix="leave one of them out",
+        )
+
+
+def _listed(folder: Path, output: Path, recursive: bool, seen: set[str]) -> Iterator[Path]:
+    """The LoRAs in a folder. What cannot be listed stands for itself, to be refused where it is opened."""
+    try:
+        if _is_one(folder) and seen:
+            yield folder
+            return
+        seen.add(os.path.realpath(folder))
+        yield from _files(folder)
+        inside = [path for path in list_folder(folder) if not path.name.startswith(".") and _is_folder(path)]
+    except FileError:
+        yield folder
+        return
+    for path in inside if recursive else ():
+        real = os.path.realpath(path)
+        if real not in seen and real != os.path.realpath(output):  # a link in a circle; what an earlier command made
+            yield from _listed(path, output, recursive, seen)
+
+
+def _files(folder: Path) -> list[Path]:
+    return [
+        path
+        for path in list_folder(folder)
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and not _is_folder(path)
+    ]
+
+
+def _is_one(folder: Path) -> bool:
+    """Whether PEFT or diffusers saved one LoRA as this folder."""
+    from loraport.adapters.opened import FILES  # brings torch along
+
+    return any((folder / name).exists() for name in FILES)
+
+
+def _is_folder(path: Path) -> bool:
+    return os.path.isdir(path)
+
+
+def _refuse_collisions(asked: Iterable[Asked]) -> None:
+    by_name: dict[str, list[Asked]] = defaultdict(list)
+    for each in asked:
+        by_name[str(each.output).casefold()].append(each)  # one name on Windows and macOS
+    for first, *more in by_name.values():
+        if more:
+            raise UsageError(
+                "two LoRAs would get the same output name",
+                values=f"{first.output} of {', '.join(each.lora for each in (first, *more))}",
+                fix="give each a name of its own, or transfer them in two commands, into two folders",
+            )

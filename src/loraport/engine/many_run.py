@@ -1,0 +1,197 @@
+"""Many LoRAs carried over in one job: each layer of the pair is read once and decomposed once, for all of them.
+
+Each output is the file that a transfer of that LoRA alone would write. What goes wrong with one LoRA, or with its
+file, ends that one alone. Finished layers wait on the disk beside the outputs until their LoRA has all of them, so
+that memory holds the layers in work and one output, however many LoRAs there are.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from loraport.containers.references import TensorRef
+from loraport.engine.events import Listener, PlanReady, ignore
+from loraport.engine.executor import Slot, executor_for
+from loraport.engine.gathering import Gathering, Said
+from loraport.engine.kinship import check_kinship
+from loraport.engine.many import EXISTS, Asked, check_skip
+from loraport.engine.many_plan import LayerBatch, ManyPlan, batches_of, make_many_plan
+from loraport.engine.many_report import ManyReport, Outcome
+from loraport.engine.output import check_outputs
+from loraport.engine.plan import TransferPlan, sample_for_kinship
+from loraport.engine.reading import InputReader
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.results import TransferReport
+from loraport.engine.run import kept_layers, open_cache
+from loraport.engine.waiting import waiting
+from loraport.engine.worker import InHand, LayerResult, Worker, references
+from loraport.errors import LoraportError, UsageError
+
+DEFAULTS = RunOptions()
+LookedAt = dict[tuple[tuple[TensorRef | None, TensorRef | None, str | None], ...], LoraportError | None]
+"""What a look at some weights said, by source, target and the dtype that both are rounded to."""
+
+
+def carry_many(
+    asked: Sequence[Asked],
+    make: Callable[[str], Recipe],
+    folder: Path,
+    options: RunOptions = DEFAULTS,
+    on_event: Listener = ignore,
+    *,
+    skip_existing: bool = False,
+    also: Iterable[tuple[str, Path]] = (),
+) -> ManyReport:
+    """Carry many LoRAs over, as `loraport.transfer_many`.
+
+    Args:
+        asked: of `find_loras`.
+        make: the recipe for a LoRA that is named.
+        folder: where the outputs go.
+        options: how to use the machine.
+        on_event: told about every step, from this thread.
+        skip_existing: leave a LoRA alone whose output is there.
+        also: further files that the command reads, as (role, path): no output may replace one of them.
+
+    Raises:
+        LoraportError: what is wrong with the settings, the machine or the models, and so with every LoRA.
+    """
+    check_options(options)
+    check_skip(options, skip_existing=skip_existing)
+    wanted = {n: each for n, each in enumerate(asked) if not (skip_existing and each.output.exists())}
+    plan = make_many_plan({n: each.lora for n, each in wanted.items()}, make)
+    done = run_many(plan, {n: each.output for n, each in wanted.items()}, folder, options, on_event, also=also)
+    reports = {n: found for n, found in done.items() if isinstance(found, TransferReport)}
+    errors = {n: found for n, found in done.items() if isinstance(found, LoraportError)}
+    return ManyReport(
+        tuple(
+            Outcome(one.lora, one.output, reports.get(n), errors.get(n), None if n in wanted else EXISTS)
+            for n, one in enumerate(asked)
+        )
+    )
+
+
+def check_options(options: RunOptions) -> None:
+    """Refuse what makes no sense for several outputs. Raises UsageError."""
+    if options.log not in (None, "off"):
+        raise UsageError(
+            "a run log is about one LoRA",
+            values=f"--log {options.log}",
+            fix="leave --log out: each output has a log beside it; --log off writes none",
+        )
+
+
+@dataclass(frozen=True)
+class BatchWorker:
+    """A function of one batch and the slot that it is done in. Picklable.
+
+    Args:
+        worker: does each job.
+    """
+
+    worker: Worker
+
+    def __call__(self, batch: LayerBatch, slot: Slot) -> dict[int, "LayerResult | LoraportError"]:
+        """Do the jobs one after the other with the layer's matrices in hand. What fails is handed back."""
+        work = replace(self.worker, in_hand=InHand())
+        found: dict[int, LayerResult | LoraportError] = {}
+        for number, job in batch.jobs.items():
+            if number not in batch.stopped:
+                try:
+                    found[number] = work(job, slot)
+                except LoraportError as error:
+                    found[number] = error.with_traceback(None)  # its frames hold matrices
+        return found
+
+
+@torch.inference_mode(False)  # as for `run`
+def run_many(
+    plan: ManyPlan,
+    outputs: Mapping[int, Path],
+    folder: Path,
+    options: RunOptions = DEFAULTS,
+    on_event: Listener = ignore,
+    *,
+    also: Iterable[tuple[str, Path]] = (),
+) -> dict[int, "TransferReport | LoraportError"]:
+    """Carry out a plan for many LoRAs.
+
+    Args:
+        plan: of `make_many_plan`.
+        outputs: the file of each LoRA, by its number.
+        folder: where finished layers wait, on the disk of the outputs.
+        options: how to use the machine.
+        on_event: told about every step, from this thread.
+        also: further files that the command reads, as (role, path).
+
+    Returns:
+        For every LoRA its report, or what went wrong with it.
+
+    Raises:
+        UsageError: the device is unknown or not there.
+        FileError: a worker was killed, or there is no room for the layers that wait. Outputs that were finished before
+            stay, the others are as they were.
+    """
+    executor = executor_for(options)
+    read = list(also)
+    plan = plan.without(_failing(plan.plans, lambda n, one: check_outputs(outputs[n], one, options, read)))
+    if not plan.plans:
+        return dict(plan.failures)
+    said = Said(plan.plans, on_event)
+    identities = {file: state for one in plan.plans.values() for file, state in one.identities.items()}
+    store, reader = open_cache(identities, options, said.of_all)
+    looked_at: LookedAt = {}
+    plan = plan.without(_failing(plan.plans, lambda n, one: _check_pair(one, reader, looked_at)))
+    run = Gathering(plan, outputs, options, reader, said, on_event)
+    if not plan.plans:
+        return run.done
+    for one in plan.plans.values():
+        on_event(PlanReady(one))
+    batches = batches_of(plan.plans, run.stopped)
+    sampled = {job.name for one in plan.plans.values() for job in sample_for_kinship(one)}
+    batches.sort(key=lambda batch: batch.first.name not in sampled)  # their weights have been read already
+    run.expect(batches)
+    work = Worker(store, reader, kept_layers([batch.first for batch in batches], store, said.of_all))
+    try:
+        with waiting(folder) as place:
+            for results in executor.run(batches, BatchWorker(work)):
+                for number, found in results.items():
+                    run.take(number, found, place)
+    except BaseException:
+        store.sweep()  # workers may have been ended in the middle of writing
+        raise
+    finally:
+        reader.memo.flush()
+    return run.done
+
+
+def _failing(plans: Mapping[int, TransferPlan], check: Callable[[int, TransferPlan], None]) -> dict[int, LoraportError]:
+    """Which of the LoRAs do not pass, and why."""
+    found: dict[int, LoraportError] = {}
+    for number, one in plans.items():
+        try:
+            check(number, one)
+        except LoraportError as error:
+            found[number] = error
+    return found
+
+
+def _check_pair(plan: TransferPlan, reader: InputReader, looked_at: LookedAt) -> None:
+    """`check_kinship`, once for LoRAs that look at the same weights. The reader holds those of the first."""
+    sample = sample_for_kinship(plan)
+    weights = tuple((job.source, job.target, job.round_to) for job in sample)
+    if weights not in looked_at:
+        try:
+            check_kinship(plan, sample, reader, rounding=True)
+            looked_at[weights] = None
+        except LoraportError as error:
+            looked_at[weights] = error
+        held = next(iter(looked_at))
+        for job, these in zip(sample, weights, strict=True):
+            if these not in held:
+                reader.drop(references(job).values())
+    error = looked_at[weights]
+    if error is not None:
+        raise error
