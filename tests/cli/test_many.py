@@ -13,17 +13,17 @@ from loraport.cli.main import app
 
 TWO = {name: pico.LAYERS[name] for name in ("blocks.0.self_attn.q", "blocks.1.ffn.0")}
 NO_LORA = {
-    "checkpoint": "checkpoint",
-    "cut": "",
-    "deep": "blocks.7",
+    "checkpoint": "this file is a checkpoint",
+    "cut": "cut short",
+    "deep": "8 blocks",
     "done": "transferred already",
     "empty": "the file is empty",
-    "flux": "",
-    "half": "",
-    "junk": "",
+    "flux": "FLUX",
+    "half": "cannot be matched",
+    "junk": "damaged",
     "nan": "NaN",
-    "text": "",
-    "wide": "",
+    "text": "nor a torch file",
+    "wide": "width 64",
 }
 """Files that have no output, with a word of the reason."""
 
@@ -71,13 +71,13 @@ def test_twenty_mixed_files_give_twenty_rows(files: pico.Pico, mixed: list[str])
     done = invoke(*words(files, "transfer"))
     assert done.exit_code != 0
     assert "Traceback" not in done.output
-    rows = re.findall(r"^(\S.*?\.safetensors) +(done|failed) +(.*)$", done.stdout, re.MULTILINE)
-    outcomes = {name.removesuffix(".safetensors"): outcome for name, outcome, _ in rows}
+    rows = re.findall(r"^ *(\S.*?)\.(?:safetensors|pt) +(done|failed) +(.*)$", done.stdout, re.MULTILINE)
+    outcomes = {name: outcome for name, outcome, _ in rows}
     made = [name for name in mixed if name != "there"]
     assert outcomes == dict.fromkeys([*NO_LORA, "there"], "failed") | dict.fromkeys(made, "done")
     assert len(rows) == 20
     assert done.stderr.count("error: ") == len(NO_LORA) + 1
-    told = {name.removesuffix(".safetensors"): rest for name, _, rest in rows}
+    told = {name: rest for name, _, rest in rows}
     for name, word in NO_LORA.items():
         assert word in told[name], told[name]
     assert "exists already" in told["there"]

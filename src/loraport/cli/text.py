@@ -63,5 +63,5 @@ def listing(names: list[str] | tuple[str, ...], most: int = 5) -> str:
 
 def reason(error: LoraportError, most: int = 100) -> str:
     """What went wrong, in a cell of a table."""
-    said = error.what if error.values is None else f"{error.what}: {error.values}"
+    said = error.what if error.values is None else f"{error.what.rstrip('.')}: {error.values}"
     return said if len(said) <= most else f"{said[: most - 3]}..."

@@ -172,7 +172,7 @@ def _tell(rows: "Mapping[Asked, Outcome | ExpertsReport]", folder: Path, console
     cells: list[list[str]] = []
     failures = []
     for asked, found in rows.items():
-        name = str(asked.output.relative_to(folder))
+        name = str(asked.output.relative_to(folder).with_name(Path(asked.lora).name))
         if not isinstance(found, Outcome):
             cells += [_done(name, report) for report in found.reports.values()]
         elif found.report is not None:
