@@ -192,6 +192,6 @@ def _check_pair(plan: TransferPlan, reader: InputReader, looked_at: LookedAt) ->
         for job, these in zip(sample, weights, strict=True):
             if these not in held:
                 reader.drop(references(job).values())
-    error = looked_at[weights]
-    if error is not None:
-        raise error
+    said = looked_at[weights]
+    if said is not None:
+        raise said
