@@ -123,7 +123,7 @@ def _files(folder: Path) -> list[Path]:
 
 def _is_one(folder: Path) -> bool:
     """Whether PEFT or diffusers saved one LoRA as this folder."""
-    from loraport.adapters.opened import FILES  # brings torch along
+    from loraport.adapters.opened import FILES  # with the grammar of keys, for which --help need not wait
 
     return any((folder / name).exists() for name in FILES)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 
-from loraport.containers.safetensors import write_safetensors
 from loraport.containers.references import open_tensors
+from loraport.containers.safetensors import write_safetensors
 from loraport.containers.tensors import read_tensor
 from loraport.core.lowrank import LowRank
 from loraport.engine.worker import LayerResult
