@@ -250,7 +250,9 @@ def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start:
         for (job, *_), states in zip(layers, have, strict=True)
     ]
     every = [
-        (job, state) for layer, states in zip(layers, have, strict=True) for job, state in zip(layer, states, strict=True)
+        (job, state)
+        for layer, states in zip(layers, have, strict=True)
+        for job, state in zip(layer, states, strict=True)
     ]
     unfinished = [batch for batch, states in zip(batches, have, strict=True) if not all(each.result for each in states)]
     return Estimate(

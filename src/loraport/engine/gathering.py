@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loraport.engine.events import Finished, LayerDone, Listener, Warned
 from loraport.engine.many_plan import LayerBatch, ManyPlan
-from loraport.engine.plan import TransferPlan, further_cost
+from loraport.engine.plan import TransferPlan, further_cost, rank_bound
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
 from loraport.engine.reporting import make_report
@@ -72,9 +72,13 @@ class Gathering:
 
     def expect(self, batches: Iterable[LayerBatch]) -> None:
         """Take down what each job costs: the first on a layer pays for the others."""
+        further: dict[object, float] = {}  # a model has some ten kinds of layers
         for batch in batches:
             for number, job in batch.jobs.items():
-                self._costs[number, job.name] = job.cost if job is batch.first else further_cost(job)
+                kind = (job.method, job.shape, job.update.rank, rank_bound(job))
+                if job is not batch.first and kind not in further:
+                    further[kind] = further_cost(job)
+                self._costs[number, job.name] = job.cost if job is batch.first else further[kind]
         self._total = sum(self._costs.values())
 
     def take(self, number: int, found: "LayerResult | LoraportError", place: Waiting) -> None:
