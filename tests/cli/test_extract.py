@@ -18,6 +18,8 @@ def test_extract(files: pico.Pico) -> None:
     facts = json.loads(invoke(*pair, "--rank", 2, "-o", output, "--drop", "norm|modulation", "--json").stdout)
     assert facts["size"] == output.stat().st_size
     assert {layer["rank_out"] for layer in facts["layers"]} == {2}
+    planned = invoke(*pair, "--max-size", "1MB", "--plan")
+    assert "26 weights of Wan (2 blocks, width 32) would be cut (max_size=1000000)" in planned.stdout
     done = invoke(*pair, "--energy", 0.5, "-o", output, "--overwrite")
     assert done.exit_code == 0, done.output
     assert "% of the squared norm is kept" in done.stdout

@@ -14,6 +14,9 @@ def invoke(*words: object):
 
 def test_resize(files: pico.Pico) -> None:
     output = files.folder / "small.safetensors"
+    planned = json.loads(invoke(files.lora, "--energy", 0.9, "--plan", "--json").stdout)
+    assert planned["weights"] == len(pico.LAYERS)
+    assert not output.exists()
     done = invoke(files.lora, "--rank", 2, "-o", output, "-v")
     assert done.exit_code == 0, done.output
     assert f"resized {len(pico.LAYERS)} weights (rank=2)" in done.stdout
@@ -26,6 +29,7 @@ def test_resize(files: pico.Pico) -> None:
 def test_what_makes_no_sense(files: pico.Pico) -> None:
     output = files.folder / "small.safetensors"
     assert invoke(files.lora, "-o", output).exit_code == 2
+    assert invoke(files.lora, "--rank", 2).exit_code == 2
     assert invoke(files.lora, "--rank", 2, "--energy", 0.5, "-o", output).exit_code == 2
     assert invoke(files.target, "--rank", 2, "-o", output).exit_code == 3
     assert not output.exists()

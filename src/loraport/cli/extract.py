@@ -1,14 +1,12 @@
 """`loraport extract`: the difference of two checkpoints as a LoRA."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
-from loraport.cli.options import OUTPUT
-from loraport.cli.resize import MACHINE, show
+from loraport.cli.resize import MACHINE, Plan, ToWrite, carry
 from loraport.engine.recipe import MODELS, Recipe, RunOptions
 from loraport.resizing.rule import Amount
 
@@ -39,21 +37,11 @@ def extract(
             help="What the LoRA makes of it.",
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, show_default=False, help="The file to write."
-        ),
-    ],
+    output: ToWrite = None,
+    plan: Plan = False,
 ) -> None:  # fmt: skip
     """Write the difference of two checkpoints as a LoRA, with the changes of biases and norms."""
-    from loraport.cli.progress import Progress
-    from loraport.resizing.extract import extract_adapter
-
     amount, options, choice = given.make(Amount), given.make(RunOptions), given.make(_CHOICE).values()
-    with Progress(console) as progress:
-        done = extract_adapter(
-            source, target, output, amount, options=options,
-            on_event=progress, **choice,
-        )  # fmt: skip
-    show(done, "extracted", console)
+    from loraport.resizing.extract import plan_extract
+
+    carry(plan_extract(source, target, **choice), amount, output, options, console, plan=plan)

@@ -1,20 +1,21 @@
 """`loraport resize`: another rank for a LoRA."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
-from loraport.cli.options import OUTPUT, SourceModel
+from loraport.cli.options import NO_VALUE, OUTPUT, SourceModel
 from loraport.cli.outputs import output_file, warn_of_name
 from loraport.engine.recipe import Recipe, RunOptions
+from loraport.errors import UsageError
 from loraport.resizing.rule import Amount
 
 if TYPE_CHECKING:
-    from loraport.resizing.cut import Resized
+    from loraport.resizing.cut import Resized, Task
 
 EXAMPLE = """The best 40 MB of a LoRA, and the same at rank 16:
 
@@ -22,6 +23,15 @@ EXAMPLE = """The best 40 MB of a LoRA, and the same at rank 16:
 
     loraport resize style.safetensors --rank 16 -o style-16.safetensors"""
 
+ToWrite = Annotated[
+    Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
+    typer.Option(
+        "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, show_default=False, help="The file to write."
+    ),
+]  # fmt: skip
+Plan = Annotated[
+    bool, typer.Option("--plan", metavar=NO_VALUE, help="Say what would be done, before any work, and stop.")
+]
 _CHOICE = Recipe.part("dtype", "scale", "expert", "adapter", "drop", "allow_partial", "architecture")
 MACHINE = RunOptions.part("device", "workers", "executor", "max_memory", "cache", "verify_inputs", "overwrite")
 
@@ -31,9 +41,7 @@ def resize(
     given: Given,
     console: Console,
     lora: Annotated[str, typer.Argument(metavar="LORA", help="The LoRA file, of any kind.", show_default=False)],
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, help="The file to write.")
-    ],
+    output: ToWrite = None,
     to: Annotated[
         str,
         typer.Option(
@@ -41,28 +49,58 @@ def resize(
         ),
     ] = "same-as-input",
     model: SourceModel = None,
+    plan: Plan = False,
 ) -> None:  # fmt: skip
     """Write a LoRA at another rank: one for all, by the share that is kept, or what a size of the file is worth."""
     amount, options = given.make(Amount), given.make(RunOptions)
     choice = given.make(_CHOICE).values()
-    from loraport.cli.progress import Progress
     from loraport.models.checkpoint import open_checkpoint
-    from loraport.resizing.resize import resize_adapter
+    from loraport.resizing.resize import plan_resize
 
-    with Progress(console) as progress:
-        done = resize_adapter(
-            lora,
-            output_file(output, lora),
-            amount,
-            to=to,
-            model=None
-            if model is None
-            else open_checkpoint(model, expert=choice["expert"], architecture=choice["architecture"]),
-            options=options,
-            on_event=progress,
-            **choice,
+    expert, family = choice["expert"], choice["architecture"]
+    fits = None if model is None else open_checkpoint(model, expert=expert, architecture=family)
+    task = plan_resize(lora, to=to, model=fits, **choice)
+    place = None if output is None else output_file(output, lora)
+    carry(task, amount, place, options, console, plan=plan)
+
+
+def carry(
+    task: "Task", amount: Amount, output: Path | None, options: RunOptions, console: Console, *, plan: bool
+) -> None:
+    """Do it and say what was done, or say what would be. Raises UsageError where no output is given."""
+    from loraport.cli.progress import Progress
+    from loraport.engine.executor import workers_for
+    from loraport.resizing.cut import carry_out
+
+    if plan:
+        side_by_side = workers_for(task.jobs, options)
+        memory = sum(sorted((job.peak_bytes for job in task.jobs), reverse=True)[:side_by_side])
+        operations, name = task.cost_of(amount), task.architecture.title
+        console.result(
+            f"{text.count(len(task.jobs), 'weight')} of {name} would be cut ({amount})",
+            f"  as it is  {text.count(len(task.passthrough), 'change')} of biases, norms and the like",
+            f"  work      about {text.operations(operations)} operations",
+            f"  memory    {text.size(memory)}, {text.count(side_by_side, 'weight')} at a time",
         )
-    show(done, "resized", console)
+        for message in task.warnings:
+            console.warning(message)
+        console.document(
+            {
+                "model": name,
+                "rule": str(amount),
+                "weights": len(task.jobs),
+                "passthrough": [key for item in task.passthrough for key in item.keys],
+                "operations": operations,
+                "peak_bytes": memory,
+                "warnings": list(task.warnings),
+            }
+        )
+        return
+    if output is None:
+        raise UsageError("the output is not given", fix="name the file to write: -o FILE")
+    with Progress(console) as progress:
+        done = carry_out(task, amount, output, options, progress)
+    show(done, {"resize": "resized", "extract": "extracted"}[task.what], console)
 
 
 def show(done: "Resized", what: str, console: Console) -> None:

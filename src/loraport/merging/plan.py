@@ -12,10 +12,11 @@ from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.added_lora import AddedLora
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.passthrough import Passthrough
+from loraport.adapters.refusals import NO_EXPERT
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.layout import Layout, layout_of
-from loraport.containers.locate import locate
+from loraport.containers.locate import expert_folders, locate
 from loraport.containers.names import Expert
 from loraport.containers.rewrite import refuse_shared
 from loraport.containers.tensors import TensorRef, can_encode, file_identity
@@ -165,7 +166,9 @@ def make_merge_plan(
         raise MismatchError("the LoRA changes nothing in the checkpoint", where=loras[0].file, values=str(into))
     _check_writable(tensors, requantize)
     refuse_shared([ref for tensor in tensors for ref in tensor.refs])
-    warnings = [*model.notes, *(note for _, found, _ in opened for note in found.warnings)]
+    idle = NO_EXPERT if expert_folders(into) else None  # then the expert chose the folder
+    said = [note for _, found, _ in opened for note in found.warnings if idle is None or idle not in note]
+    warnings = [*model.notes, *said]
     if left_out:
         warnings.append(f"{len(left_out)} keys change a text encoder, which is no part of it: {left_out[0]}")
     dropped = [key for _, found, _ in opened for key in found.dropped]

@@ -6,9 +6,9 @@ from typing import Literal
 from loraport.engine.events import Listener, ignore
 from loraport.engine.recipe import DType, RunOptions
 from loraport.models.checkpoint import open_checkpoint
-from loraport.resizing.cut import Resized
-from loraport.resizing.extract import extract_adapter
-from loraport.resizing.resize import resize_adapter
+from loraport.resizing.cut import Resized, carry_out
+from loraport.resizing.extract import plan_extract
+from loraport.resizing.resize import plan_resize
 from loraport.resizing.rule import Amount
 
 PathLike = str | Path
@@ -58,10 +58,9 @@ def resize(
     Raises:
         LoraportError: see `loraport.errors`; the output is then as it was before.
     """
-    return resize_adapter(
+    amount = Amount.model_validate({"rank": rank, "energy": energy, "max_size": max_size})
+    task = plan_resize(
         lora,
-        output,
-        Amount.model_validate({"rank": rank, "energy": energy, "max_size": max_size}),
         to=to,
         dtype=dtype,
         model=None if model is None else open_checkpoint(model, expert=expert, architecture=architecture),
@@ -71,9 +70,8 @@ def resize(
         allow_partial=allow_partial,
         scale=scale,
         architecture=architecture,
-        options=options or RunOptions(),
-        on_event=on_event,
     )
+    return carry_out(task, amount, Path(output), options or RunOptions(), on_event)
 
 
 def extract(
@@ -119,11 +117,10 @@ def extract(
     Raises:
         LoraportError: see `loraport.errors`; the output is then as it was before.
     """
-    return extract_adapter(
+    amount = Amount.model_validate({"rank": rank, "energy": energy, "max_size": max_size})
+    task = plan_extract(
         source,
         target,
-        output,
-        Amount.model_validate({"rank": rank, "energy": energy, "max_size": max_size}),
         nested_source=nested_source,
         nested_target=nested_target,
         architecture=architecture,
@@ -131,6 +128,5 @@ def extract(
         to=to,
         dtype=dtype,
         drop=drop,
-        options=options or RunOptions(),
-        on_event=on_event,
     )
+    return carry_out(task, amount, Path(output), options or RunOptions(), on_event)

@@ -28,6 +28,7 @@ from loraport.errors import MismatchError, UsageError
 from loraport.models.architecture import Architecture
 from loraport.resizing.rule import Amount
 from loraport.resizing.weight import Cutter, WeightJob, WeightResult, layers_of
+from loraport.writable import check_output
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Task:
         metadata: the header, without what this run adds.
         warnings: sentences for the user.
         identities: file -> its `file_identity` of every file that is read.
+        inputs: what may not be replaced, as (role, file).
     """
 
     what: str
@@ -57,6 +59,11 @@ class Task:
     metadata: Mapping[str, str]
     warnings: tuple[str, ...]
     identities: Mapping[Path, str]
+    inputs: tuple[tuple[str, Path], ...]
+
+    def cost_of(self, amount: Amount) -> float:
+        """Operations, roughly: for each weight its singular values, where they are needed, and its factors."""
+        return sum(job.cost for job in self.jobs) * _passes(amount)
 
     def render(self, layers: Mapping[str, LowRank]) -> dict[str, Tensor]:
         """The tensors of the output."""
@@ -122,9 +129,10 @@ def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_
         UsageError: `max_size` is too small for anything.
         MismatchError: nothing is left to write.
         NumericalError: a weight that holds NaN or infinity.
-        FileError: the file cannot be written, or an input changed meanwhile.
+        FileError: the file exists, cannot be written, or an input changed meanwhile.
     """
     began = time.perf_counter()
+    check_output(output, task.inputs, overwrite=options.overwrite)
     warnings: list[str] = []
 
     def warn(message: str) -> None:
@@ -293,7 +301,7 @@ def _report(what: str, result: WeightResult) -> LayerReport:
 
 def _teller(what: str, jobs: Sequence[WeightJob], amount: Amount, on_event: Listener) -> Callable[[WeightResult], None]:
     """Tells of progress: singular values, where they are needed, are the larger part of the work."""
-    passes = 1 if amount.rank is not None else 2
+    passes = _passes(amount)
     total = sum(job.cost for job in jobs) * passes
     done, finished = 0.0, 0
 
@@ -304,6 +312,10 @@ def _teller(what: str, jobs: Sequence[WeightJob], amount: Amount, on_event: List
         on_event(LayerDone(_report(what, result), finished, passes * len(jobs), done, total))
 
     return tell
+
+
+def _passes(amount: Amount) -> int:
+    return 1 if amount.rank is not None else 2
 
 
 def _said_of_ranks(layers: Mapping[str, LowRank], task: Task) -> list[str]:

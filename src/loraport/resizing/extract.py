@@ -20,21 +20,17 @@ from loraport.adapters.passthrough import Passthrough, PassthroughValue
 from loraport.adapters.pattern import Search
 from loraport.containers.names import Expert
 from loraport.containers.tensors import TensorRef, common_dtype, digest, file_identity, read_float, rounding_floor
-from loraport.engine.events import Listener, ignore
 from loraport.engine.reading import InputReader
-from loraport.engine.recipe import RunOptions
 from loraport.errors import MismatchError, UsageError
 from loraport.models.architecture import require_same_size
 from loraport.models.checkpoint import AUTO, Checkpoint, open_checkpoint
 from loraport.models.joining import join
 from loraport.models.placement import Rows
-from loraport.resizing.cut import Resized, Task, carry_out
-from loraport.resizing.rule import Amount
+from loraport.resizing.cut import Task
 from loraport.resizing.weight import Matrix, WeightJob, peak_bytes
 from loraport.version import __version__
-from loraport.writable import check_output, with_settings
+from loraport.writable import with_settings
 
-_DEFAULTS = RunOptions()
 _WRITTEN = {"F32": "float32", "F64": "float32", "F16": "float16"}  # all else, 8 bits too, in bfloat16
 _COARSE = 0.005  # rounding floor beyond which a weight is called quantised
 
@@ -99,11 +95,9 @@ def _difference(source: Tensor, target: Tensor, rounded: str | None) -> Tensor:
     return target - source
 
 
-def extract_adapter(
+def plan_extract(
     source: str | Path,
     target: str | Path,
-    output: str | Path,
-    amount: Amount,
     *,
     nested_source: str | None = None,
     nested_target: str | None = None,
@@ -112,16 +106,12 @@ def extract_adapter(
     to: str = "universal",
     dtype: str = "same",
     drop: str | None = None,
-    options: RunOptions = _DEFAULTS,
-    on_event: Listener = ignore,
-) -> Resized:
-    """Write what makes one checkpoint of another as a LoRA.
+) -> Task:
+    """What it is to write what makes one checkpoint of another as a LoRA. Of large weights headers are read alone.
 
     Args:
         source: the checkpoint that the LoRA will be used on.
         target: the checkpoint that it makes of it.
-        output: the file to write.
-        amount: how much is kept.
         nested_source: part of the source to read.
         nested_target: part of the target to read.
         architecture: family of both; "auto" to recognise it.
@@ -129,19 +119,16 @@ def extract_adapter(
         to: output profile.
         dtype: torch name of the factors' dtype; "same" for that of the target, bfloat16 where that has 8 bits.
         drop: regular expression; layers and parameters in whose names it is found are left out.
-        options: how to use the machine.
-        on_event: told about every step.
 
     Raises:
         MismatchError: the two are not of one model, or do not differ.
         UnsupportedError: the profile has no spelling for a change of a norm or the like.
-        LoraportError: as `carry_out`.
+        FileError: one of them cannot be read.
     """
     one = open_checkpoint(source, nested=nested_source, expert=expert, architecture=architecture)
     two = open_checkpoint(target, nested=nested_target, expert=expert, architecture=architecture, like=one)
     require_same_size(one.architecture, two.architecture, where=f"{one.path} and {two.path}")
     inputs = [pair for role, side in (("source", one), ("target", two)) for pair in _inputs(role, side)]
-    check_output(Path(output), inputs, overwrite=options.overwrite)
     family = one.architecture.family
     profile = profile_of(to).of(family)
     search = None if drop is None else _search(drop)
@@ -163,7 +150,7 @@ def extract_adapter(
     if not weights and not passthrough:
         raise MismatchError("the two checkpoints do not differ in anything that a LoRA changes", where=str(two.path))
     common = Counter(pairs[f"{name}.weight"][1].dtype for name in layers).most_common(1)
-    task = Task(
+    return Task(
         what="extract",
         jobs=tuple(_job(weight, pairs) for weight in weights),
         passthrough=passthrough,
@@ -174,8 +161,8 @@ def extract_adapter(
         metadata=_metadata(one, two),
         warnings=tuple(_said(one, two, pairs)),
         identities={file: file_identity(file) for _, file in inputs if file.suffix != ".json"},
+        inputs=tuple(inputs),
     )
-    return carry_out(task, amount, Path(output), options, on_event)
 
 
 def _search(drop: str) -> Search:

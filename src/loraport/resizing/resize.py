@@ -18,18 +18,13 @@ from loraport.adapters.update import LayerUpdate
 from loraport.containers.dtypes import written_as
 from loraport.containers.tensors import TensorRef, file_identity
 from loraport.core.lowrank import LowRank
-from loraport.engine.events import Listener, ignore
 from loraport.engine.reading import InputReader
-from loraport.engine.recipe import RunOptions
 from loraport.models.checkpoint import AUTO, Checkpoint
 from loraport.models.joining import join_factors
 from loraport.models.placement import Rows
-from loraport.resizing.cut import Resized, Task, carry_out
-from loraport.resizing.rule import Amount
+from loraport.resizing.cut import Task
 from loraport.resizing.weight import Matrix, WeightJob, peak_bytes
-from loraport.writable import check_output, with_settings
-
-_DEFAULTS = RunOptions()
+from loraport.writable import with_settings
 
 
 @dataclass(frozen=True)
@@ -68,10 +63,8 @@ class JoinedUpdates(Matrix):
         return LowRank(*join_factors([(rows, each.B, each.A) for rows, each in loaded], self.rows))
 
 
-def resize_adapter(
+def plan_resize(
     path: str | Path,
-    output: str | Path,
-    amount: Amount,
     *,
     to: str = "same-as-input",
     dtype: str = "same",
@@ -82,24 +75,23 @@ def resize_adapter(
     allow_partial: bool = False,
     scale: float | None = None,
     architecture: str = AUTO,
-    options: RunOptions = _DEFAULTS,
-    on_event: Listener = ignore,
-) -> Resized:
-    """Write a LoRA at another rank.
+) -> Task:
+    """What it is to write a LoRA at another rank, by headers alone.
 
     Args:
         path: the LoRA.
-        output: the file to write.
-        amount: how much is kept.
         to: output profile.
         dtype: torch name of the factors' dtype; "same" for that of the input.
         model: what it must fit; needed for kinds that are functions of the weights they were trained on.
-        expert, adapter, drop, allow_partial, scale, architecture: as for `open_adapter`.
-        options: how to use the machine.
-        on_event: told about every step.
+        expert: as for `open_adapter`.
+        adapter: the same.
+        drop: the same.
+        allow_partial: the same.
+        scale: the same.
+        architecture: the same.
 
     Raises:
-        LoraportError: as `open_adapter` and `carry_out`.
+        LoraportError: as `open_adapter`; UnsupportedError for what the profile has no spelling for.
     """
     lora = open_adapter(
         path,
@@ -120,12 +112,11 @@ def resize_adapter(
     inputs = list(with_settings("input LoRA", lora.path))
     if model is not None:
         inputs += [("model", file) for file in {ref.file for ref in model.tensors.values()}]
-    check_output(Path(output), inputs, overwrite=options.overwrite)
     profile = profile_of(to, lora.dialect).of(family.family)
     check_passthrough(lora.passthrough, profile, family.family)
     shapes = {name: update.shape for name, update in lora.layers.items()}
     weights = stored_weights(shapes, profile.dialect.names, family)
-    task = Task(
+    return Task(
         what="resize",
         jobs=tuple(_job(weight, lora.layers) for weight in weights),
         passthrough=lora.passthrough,
@@ -138,8 +129,8 @@ def resize_adapter(
         ),
         warnings=lora.warnings,
         identities={file: file_identity(file) for file in _files(lora)},
+        inputs=tuple(inputs),
     )
-    return carry_out(task, amount, Path(output), options, on_event)
 
 
 def _job(weight: StoredWeight, updates: Mapping[str, LayerUpdate]) -> WeightJob:
