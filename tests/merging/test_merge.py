@@ -206,6 +206,7 @@ def test_squares_are_scaled_as_they_were(lora, tmp_path):
         assert (numbers(after) - exact).norm() <= 0.04 * exact.norm()
 
 
+@pytest.mark.slow  # a network of another family
 def test_fused_and_split_layers(tmp_path):
     """A LoRA on split projections into a fused checkpoint, and the other way round: one result."""
     state, made = hunyuan.model(1), hunyuan.factors(2, 3)

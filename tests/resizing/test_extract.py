@@ -126,6 +126,7 @@ def test_a_size_is_kept_and_well_spent(pair, tmp_path):
     assert small.size <= plain.size // 2
 
 
+@pytest.mark.slow  # a network of another family
 def test_layers_that_one_file_fuses(tmp_path):
     source = hunyuan.model(1)
     target = {key: t + gaussian(*t.shape, seed=5, size=0.02) if "img_attn" in key else t for key, t in source.items()}

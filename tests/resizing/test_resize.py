@@ -65,7 +65,9 @@ def test_one_rank(lora, tmp_path):
     assert (more.energy_kept, max(layer.rank_out for layer in more.layers)) == (pytest.approx(1.0), RANK)
 
 
-@pytest.mark.parametrize("norm", [0.7, 0.9, 0.99])
+@pytest.mark.parametrize(
+    "norm", [0.9, pytest.param(0.7, marks=pytest.mark.slow), pytest.param(0.99, marks=pytest.mark.slow)]
+)
 def test_a_share_is_what_kohya_calls_sv_fro(lora, tmp_path, norm):
     """Its threshold is of the norm, ours of the norm squared; the share kept is the square of its `fro_retention`."""
     report = loraport.resize(lora, tmp_path / "out.safetensors", energy=norm**2, options=OFF)
@@ -143,6 +145,7 @@ def test_fused_layers_are_cut_together(tmp_path):
         assert (together.norm() - best.norm()).abs() <= 1e-5 * best.norm()
 
 
+@pytest.mark.slow  # as for extract
 def test_the_same_command_resumes(lora, tmp_path):
     options = RunOptions(cache=str(tmp_path / "cache"), executor="serial", overwrite=True)
     output = tmp_path / "out.safetensors"
