@@ -10,7 +10,11 @@ NO_VALUE = ""  # metavar of a switch
 
 Loras = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on every Python
-    typer.Argument(metavar="LORA", help="LoRA files to carry over, or folders of them.", show_default=False),
+    typer.Argument(
+        metavar="LORA",
+        help="LoRA files to carry over; transfer and plan also take folders of them.",
+        show_default=False,
+    ),
 ]
 Output = Annotated[
     Optional[Path],  # noqa: UP045

@@ -46,7 +46,10 @@ def holds_many(lora: str, *, recursive: bool = False) -> bool:
     """
     folder = named_path(lora)
     try:
-        return kind_of(folder) == "folder" and not _is_one(folder) and (recursive or len(_files(folder)) != 1)
+        if kind_of(folder) != "folder" or _is_one(folder):
+            return False
+        files = len(_files(folder))
+        return recursive or files > 1 or (files == 0 and any(map(_is_folder, list_folder(folder))))
     except FileError:
         return False  # it is refused where it is opened
 
@@ -62,8 +65,6 @@ def find_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -
     Raises:
         UsageError: there is no LoRA in a folder, or two would get the same name.
     """
-    if not folder.is_dir() and (folder.exists() or folder.suffix in ENDINGS):
-        raise UsageError("several LoRAs need a folder to be written to", values=str(folder), fix="-o FOLDER")
     found: list[Asked] = []
     for lora in given:
         root = named_path(lora)
@@ -81,6 +82,8 @@ def find_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -
         found += [
             Asked(str(path), folder / path.relative_to(root).with_name(output_name(path.name))) for path in inside
         ]
+    if not folder.is_dir() and (folder.exists() or folder.suffix in ENDINGS):
+        raise UsageError("several LoRAs need a folder to be written to", values=str(folder), fix="-o FOLDER")
     _refuse_collisions(found)
     return found
 
