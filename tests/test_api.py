@@ -17,7 +17,17 @@ from loraport.errors import UnmatchedKeysError, UsageError
 
 TALK = {"verbose", "quiet", "as_json"}
 # A file of settings; public functions of their own: `transfer_experts`, `transfer_many`.
-APART = {"recipe", "page", "lora_low", "source_low", "target_low", "target_lora_low", "recursive", "skip_existing"}
+APART = {
+    "recipe",
+    "page",
+    "card",
+    "lora_low",
+    "source_low",
+    "target_low",
+    "target_lora_low",
+    "recursive",
+    "skip_existing",
+}
 MACHINE = set(RunOptions.model_fields)
 
 

@@ -14,6 +14,7 @@ from loraport.engine.results import Summary, TransferReport
 
 _FIGURES = {
     **dict.fromkeys(("method", "rank_rule", "dtype", "to", "lora", "source", "source_title", "target_title"), ""),
+    "target_usage": None,
     **dict.fromkeys(("layers", "rank_in", "rank_out", "cached_layers"), 0),
     **dict.fromkeys(("amount", "strength", "energy_kept_min", "energy_kept_mean", "energy_kept_total", "seconds"), 1.0),
     "params": {},

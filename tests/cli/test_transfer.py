@@ -1,11 +1,13 @@
 """`transfer` and `plan` from end to end on the pico Wan: what they write and what they say."""
 
+import hashlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -298,3 +300,32 @@ def test_a_page_about_a_transfer(files: pico.Pico) -> None:
         assert done.exit_code == 5, done.output
         assert files.source.read_bytes() == before
         assert not (files.folder / "other.safetensors").exists()
+
+
+def test_a_card_to_publish_it_with(files: pico.Pico) -> None:
+    tensors = load_file(files.lora)
+    header = {"modelspec.trigger_phrase": "ink | wash", "modelspec.license": "cc-by-4.0", "ss_steps": "1200"}
+    save_file(tensors, files.lora, {**header, "ss_tag_frequency": '{"a": {"<b>cat</b>": 3}}'})
+    card, out = files.folder / "README.md", files.folder / "card out.safetensors"
+    (files.folder / "inference_config.json").write_text('{"num_inference_steps": 4}', encoding="utf-8")
+    done = transfer(files, "-o", out, "--card", card)
+    assert done.exit_code == 0, done.output
+    assert f"card      {card}" in done.stdout
+    _, front, body = card.read_text(encoding="utf-8").split("---\n", 2)
+    facts = yaml.safe_load(front)
+    assert facts["base_model"] == [files.target.name]
+    assert facts["base_model_relation"] == "adapter"
+    assert (facts["license"], facts["instance_prompt"]) == ("cc-by-4.0", "ink | wash")
+    raw = out.read_bytes()
+    whole, data = hashlib.sha256(raw), hashlib.sha256(raw[8 + int.from_bytes(raw[:8], "little") :])
+    assert f"AutoV2 {whole.hexdigest()[:10].upper()}, AutoV3 {data.hexdigest()[:12].upper()}" in body
+    for text in ("ink \\| wash", "\\<b\\>cat", "1200", "casa", files.source.name, "cc-by-4.0", "num_inference"):
+        assert text in body, text
+    assert str(files.folder) not in front + body
+    for words in (
+        ["--card", card],
+        ["--card", files.source, "--overwrite"],
+        ["--card", files.folder / "o.safetensors"],
+    ):
+        assert transfer(files, "-o", files.folder / "o.safetensors", *words).exit_code == 5
+        assert not (files.folder / "o.safetensors").exists()

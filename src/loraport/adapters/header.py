@@ -14,6 +14,9 @@ from loraport.version import __version__
 CONTENT = "loraport.content"  # digest of all tensors; written by write_adapter, checked by verify
 PROFILE = "loraport.profile"  # the output profile of a conversion; of a transfer it is in the recipe
 LORA_CONFIG = "lora_adapter_metadata"  # where diffusers keeps rank and alpha
+TRAINED_ON = "loraport.trained_on"  # what a transferred LoRA's input said of its model, by the texts of its header
+BASES = ("ss_base_model_version", "ss_base_model", "base_model", "baseModel", "modelspec.base_model")
+"""Texts by which programs that manage LoRAs say what model a file is for; trainers write what it was trained on."""
 HEADER_NUMBERS = (("lora_alpha", "alpha"), ("lora_rank", "rank"))
 """As LongLive-Plug and some trainers write them into the header, a text each."""
 MAX_JSON = 4 * 2**20
@@ -52,6 +55,8 @@ def build_metadata(
         expert: of Wan2.2 that it is for, if one was named: the files of a pair are told apart by their titles.
     """
     kept = {key: value for key, value in input_metadata.items() if key not in STALE and not key.startswith("loraport.")}
+    trained_on = input_metadata.get(TRAINED_ON) or canonical_json({key: kept[key] for key in BASES if key in kept})
+    kept |= {key: target_title for key in BASES if key in kept}
     title = kept.get("modelspec.title") or kept.get("ss_output_name") or "LoRA"
     part = f", {expert} noise" if expert is not None and f"{expert} noise" not in title else ""
     return {
@@ -63,6 +68,7 @@ def build_metadata(
         "modelspec.sai_model_spec": kept.get("modelspec.sai_model_spec", "1.0.0"),
         "modelspec.title": title + ("" if target_title in title else f" for {target_title}") + part,
         "modelspec.implementation": "loraport",
+        TRAINED_ON: trained_on,
         "loraport.version": __version__,
         "loraport.method": method,
         "loraport.recipe": canonical_json(recipe),

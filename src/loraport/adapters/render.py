@@ -14,7 +14,7 @@ from loraport.adapters.header import CONTENT, content_digest
 from loraport.adapters.join import Factors, join_layers, join_rows
 from loraport.adapters.loading.passed_on import load_change, stored_change
 from loraport.adapters.passthrough import Passthrough
-from loraport.containers.safetensors import read_header, write_safetensors
+from loraport.containers.safetensors import HASHES, read_header, write_safetensors
 from loraport.containers.tensors import digest, digest_tensor, open_tensors
 from loraport.core.lowrank import LowRank
 from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError
@@ -105,7 +105,8 @@ def write_adapter(
 ) -> None:
     """Write a LoRA file atomically; it gets its name only after it was reopened and found as meant.
 
-    A header of ours (one with `loraport.version`) gets a digest of the content as well, for `verify`.
+    A header of ours (one with `loraport.version`) gets a digest of the content as well, for `verify`, and the hashes by
+    which programs that manage LoRAs know a file.
 
     Args:
         path: the file.
@@ -137,12 +138,19 @@ def fill_adapter(temporary: Path, path: Path, tensors: Mapping[str, Tensor], met
     """
     check_finite(path, tensors)
     digests = {key: digest_tensor(tensor) for key, tensor in tensors.items()}
-    if "loraport.version" in metadata:
+    ours = "loraport.version" in metadata
+    if ours:
         metadata = {**metadata, CONTENT: content_digest(digests)}
-    write_safetensors(temporary, tensors, metadata)
+    write_safetensors(temporary, tensors, metadata, hashes=ours)
     written = {key: digest(ref) for key, ref in open_tensors(temporary).groups[()].items()}
-    if written != digests or read_header(temporary).metadata != dict(metadata):
+    said = read_header(temporary).metadata
+    if written != digests or _not_hashes(said) != _not_hashes(metadata):
         raise FileError("the file that was written is not what was meant", where=str(path), fix="check the disk")
+
+
+def _not_hashes(metadata: Mapping[str, str]) -> dict[str, str]:
+    """The texts of a header that do not depend on the bytes of its file."""
+    return {name: text for name, text in metadata.items() if name not in HASHES}
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:

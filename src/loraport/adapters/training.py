@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from loraport.adapters.header import LORA_CONFIG, json_beside, read_json
+from loraport.adapters.header import BASES, LORA_CONFIG, TRAINED_ON, json_beside, read_json
 from loraport.adapters.peft_config import CONFIG_FILE, PEFT_FILE
 
 LONGEST = 120  # characters of a text
@@ -27,7 +27,7 @@ MOST_TAGS = 5
 ONLY_HIGH, ONLY_LOW = 850, 900
 """Time steps (of 1000) from or up to which one expert of Wan2.2 alone is trained: its boundary is 875 or 900."""
 
-_OF_A_TRANSFER = ("ss_base_model_version", "ss_network_dim", "ss_network_alpha")
+_OF_A_TRANSFER = (*BASES, "ss_network_dim", "ss_network_alpha")
 _MANY = 10_000  # entries of a table that are looked at
 _NOTHING = {"", "none", "null", "nan", "false"}
 # Written by trainers that took the model for the Stable Diffusion they knew.
@@ -57,6 +57,7 @@ class Training:
         trigger: words that call it up.
         tags: the commonest words of the captions.
         comment: the trainer's own remark.
+        license: under which it was published.
     """
 
     trainer: str = ""
@@ -69,6 +70,7 @@ class Training:
     trigger: str = ""
     tags: tuple[str, ...] = ()
     comment: str = ""
+    license: str = ""
 
     @property
     def expert(self) -> str | None:
@@ -108,6 +110,7 @@ def read_training(path: Path, metadata: Mapping[str, str]) -> Training:
     given = {key: text for key, text in metadata.items() if isinstance(text, str)}
     if "loraport.method" in given:  # a transfer wrote these: the model it was carried to, and the rank of the output
         given = {key: text for key, text in given.items() if key not in _OF_A_TRANSFER}
+        given |= {key: text for key, text in _table(given, TRAINED_ON).items() if isinstance(text, str)}
     info, onetrainer = _table(given, "training_info"), _table(given, "ot_config")
     tags = [tag for tag, _ in _tags(_table(given, "ss_tag_frequency")).most_common(MOST_TAGS)]
     trainer = _trainer(given)
@@ -125,6 +128,7 @@ def read_training(path: Path, metadata: Mapping[str, str]) -> Training:
         trigger=trigger,
         tags=tuple(tags),
         comment=plain(given.get("ss_training_comment")),
+        license=_first((given.get("modelspec.license"), given.get("license"))),
     )
 
 

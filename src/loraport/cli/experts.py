@@ -43,7 +43,7 @@ def carry_experts(
     options: RunOptions,
     console: Console,
     *,
-    page: Path | None,
+    beside: Mapping[str, Path],
     read: Sequence[tuple[str, Path]],
 ) -> "ExpertsReport":
     """Transfer for both experts and tell about it.
@@ -53,7 +53,7 @@ def carry_experts(
         path: after which the two outputs are named.
         options: how to use the machine.
         console: where to tell.
-        page: after which the pages about them are named.
+        beside: after which the pages and cards about them are named.
         read: further files that the command reads, as (role, path).
 
     Raises:
@@ -64,26 +64,27 @@ def carry_experts(
     from loraport.engine.experts_plan import make_experts_plan
     from loraport.engine.experts_run import check_experts_outputs, run_experts
     from loraport.engine.output import input_files
-    from loraport.report import write_page
+    from loraport.report import write_card, write_page
     from loraport.writable import check_apart, check_output
 
     outputs = outputs_of(path)
-    pages = {} if page is None else {expert: named_for(page, expert) for expert in outputs}
+    files = {expert: {what: named_for(file, expert) for what, file in beside.items()} for expert in outputs}
     with Progress(console) as progress:
         plan = make_experts_plan(pair)
         check_experts_outputs(plan, outputs, options, read)
         inputs = [*read, *(found for one in plan.plans.values() for found in input_files(one))]
-        for file in pages.values():
-            check_output(file, inputs, overwrite=options.overwrite, what="page")
-        check_apart([("output", file) for file in outputs.values()] + [("page", file) for file in pages.values()])
+        named = [item for drawn in files.values() for item in drawn.items()]
+        for what, file in named:
+            check_output(file, inputs, overwrite=options.overwrite, what=what)
+        check_apart([*(("output", file) for file in outputs.values()), *named])
         report = run_experts(plan, outputs, options, progress)
     for expert, one in report.reports.items():
         console.result(f"{expert}-noise expert")
-        drawn = pages.get(expert)
-        if drawn is not None:
-            write_page(drawn, one.to_json())
+        write = {"page": write_page, "card": write_card}
+        for what, file in files[expert].items():
+            write[what](file, one.to_json())
         said = [message.removeprefix(f"{expert} noise: ") for message in progress.warned]
-        show_report(one, plan.plans[expert], console, said=said, page=drawn, log=None)
+        show_report(one, plan.plans[expert], console, said=said, beside=files[expert], log=None)
     console.result(
         "both experts",
         f"  time      {text.duration(sum(one.summary.seconds for one in report.reports.values()))}",

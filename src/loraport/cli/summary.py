@@ -1,6 +1,6 @@
 """What a finished transfer tells its user."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from loraport.cli import text
@@ -9,6 +9,7 @@ from loraport.engine.plan import TransferPlan
 from loraport.engine.results import Summary, TransferReport
 from loraport.report.tables import show
 
+_BESIDE = {"page": "report", "card": "card"}
 ENOUGH = 0.9  # of the energy; below it the summary says how to keep more
 
 
@@ -18,7 +19,7 @@ def show_report(
     console: Console,
     said: Sequence[str] = (),
     *,
-    page: Path | None = None,
+    beside: Mapping[str, Path] | None = None,
     log: Path | None = None,
 ) -> None:
     """Summary for people, and the table of layers when asked for.
@@ -28,7 +29,7 @@ def show_report(
         plan: that it carried out.
         console: where to say it.
         said: warnings that were shown already during the run.
-        page: the page that was written about it.
+        beside: the page and the card that were written about it.
         log: its run log.
     """
     if console.verbose:
@@ -55,8 +56,7 @@ def show_report(
     if report.output is not None:
         size = text.size(report.output.stat().st_size)
         lines.append(f"  output    {report.output}  ({size}, {facts.dtype}, written and read back)")
-        if page is not None:
-            lines.append(f"  report    {page}")
+        lines += [f"  {_BESIDE[what]:<9} {file}" for what, file in (beside or {}).items()]
         if log is not None:
             lines.append(f"  log       {log}  (every layer in numbers; --log off writes none)")
         lines += [f"  {'load it' if number == 0 else '':<9} {way}" for number, way in enumerate(report.load)]

@@ -46,6 +46,16 @@ Page = Annotated[
     ),
 ]  # fmt: skip
 
+Card = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--card", metavar="FILE", show_default=False, rich_help_panel=OUTPUT,
+        help="Also write a model card: what was done, how to use it, licences to mind (Markdown, for one LoRA).",
+    ),
+]  # fmt: skip
+Beside = Mapping[str, Path]
+"""What is also written about a LoRA: "page", "card" -> where."""
+
 
 @command(Recipe, Experts, RunOptions)
 def transfer(
@@ -53,6 +63,7 @@ def transfer(
     console: Console,
     output: options.Output = None,
     page: Page = None,
+    card: Card = None,
     recursive: options.Recursive = False,
     skip_existing: options.SkipExisting = False,
 ) -> None:
@@ -60,13 +71,14 @@ def transfer(
     if output is None:
         raise UsageError("the output is not given", fix="name the file to write: -o FILE")
     check_skip(given.make(RunOptions), skip_existing=skip_existing)
+    beside = {what: file for what, file in (("page", page), ("card", card)) if file is not None}
     if len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive):
-        _many(given, output, page, console, recursive=recursive, skip_existing=skip_existing)
+        _many(given, output, beside, console, recursive=recursive, skip_existing=skip_existing)
     else:
-        _one(given, output_file(output, given.loras[0]), page, console, skip_existing=skip_existing)
+        _one(given, output_file(output, given.loras[0]), beside, console, skip_existing=skip_existing)
 
 
-def _one(given: Given, path: Path, page: Path | None, console: Console, *, skip_existing: bool) -> None:
+def _one(given: Given, path: Path, beside: Beside, console: Console, *, skip_existing: bool) -> None:
     """One LoRA, or both experts of one."""
     (lora,), run_options = given.loras, given.make(RunOptions)
     pair = pair_of(given, lora)
@@ -74,10 +86,10 @@ def _one(given: Given, path: Path, page: Path | None, console: Console, *, skip_
         console.result(f"{path}: {EXISTS}")
         console.document({"lora": lora, "output": str(path), "skipped": EXISTS})
     elif pair is not None:
-        report = carry_experts(pair, path, run_options, console, page=page, read=list(given.read()))
+        report = carry_experts(pair, path, run_options, console, beside=beside, read=list(given.read()))
         console.document(report.to_json())
     else:
-        console.document(_transfer(given, lora, path, page, run_options, console).to_json())
+        console.document(_transfer(given, lora, path, beside, run_options, console).to_json())
 
 
 def _is_made(output: Path, pair: Pair | None) -> bool:
@@ -87,7 +99,7 @@ def _is_made(output: Path, pair: Pair | None) -> bool:
 
 
 def _transfer(
-    given: Given, lora: str, path: Path, page: Path | None, run_options: RunOptions, console: Console
+    given: Given, lora: str, path: Path, beside: Beside, run_options: RunOptions, console: Console
 ) -> "TransferReport":
     recipe = given.recipe(lora)
     from loraport.cli.progress import Progress
@@ -95,29 +107,32 @@ def _transfer(
     from loraport.engine.output import check_outputs, input_files, log_path
     from loraport.engine.plan import make_plan
     from loraport.engine.run import run
-    from loraport.report import write_page
+    from loraport.report import write_card, write_page
 
     with Progress(console) as progress:
         plan = make_plan(recipe)
         check_outputs(path, plan, run_options, given.read())
-        if page is not None:
-            check_output(page, [*input_files(plan), *given.read()], overwrite=run_options.overwrite, what="page")
-            check_apart([("output", path), ("page", page)])
+        for what, file in beside.items():
+            check_output(file, [*input_files(plan), *given.read()], overwrite=run_options.overwrite, what=what)
+        check_apart([("output", path), *beside.items()])
         report = run(plan, path, run_options, progress)
-    if page is not None:
-        write_page(page, report.to_json())
-    show_report(report, plan, console, said=progress.warned, page=page, log=log_path(path, run_options))
+    write = {"page": write_page, "card": write_card}
+    for what, file in beside.items():
+        write[what](file, report.to_json())
+    show_report(report, plan, console, said=progress.warned, beside=beside, log=log_path(path, run_options))
     warn_of_name(path, console)
     return report
 
 
 def _many(
-    given: Given, folder: Path, page: Path | None, console: Console, *, recursive: bool, skip_existing: bool
+    given: Given, folder: Path, beside: Beside, console: Console, *, recursive: bool, skip_existing: bool
 ) -> None:
     """Many LoRAs into one folder. One that fails does not stop the others; the first failure sets the code."""
     asked = find_loras(given.loras, folder, recursive=recursive)
-    if page is not None:
-        raise UsageError("a page is about one LoRA", values=f"{len(asked)} LoRAs", fix="leave out --report")
+    if beside:
+        flags = " and ".join({"page": "--report", "card": "--card"}[what] for what in beside)
+        what = next(iter(beside))
+        raise UsageError(f"a {what} is about one LoRA", values=f"{len(asked)} LoRAs", fix=f"leave out {flags}")
     run_options = given.make(RunOptions)
     from loraport.cli.progress import Progress
     from loraport.engine.many_report import Outcome
@@ -156,7 +171,7 @@ def _many(
         else:
             try:
                 read = list(given.read())
-                rows[each] = carry_experts(pair, each.output, run_options, inner, page=None, read=read)
+                rows[each] = carry_experts(pair, each.output, run_options, inner, beside={}, read=read)
             except Interrupted:
                 raise
             except LoraportError as error:

@@ -6,10 +6,11 @@ that has not been checked against the length of the file.
 """
 
 import errno
+import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from io import FileIO
@@ -26,6 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+HASHES = {"sshs_model_hash": "0" * 64, "sshs_legacy_hash": "0" * 8, "modelspec.hash_sha256": "0x" + "0" * 64}
+"""Texts of a header that are hashes of the file, and the place that they take."""
+LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
+CHUNK_BYTES = 16 * 2**20
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -118,7 +123,12 @@ def parse_entries(file: FileIO | BinaryIO, size: int, where: str) -> tuple[dict[
 
 
 def write_safetensors(
-    path: Path, tensors: "Mapping[str, Tensor]", metadata: Mapping[str, str], *, durable: bool = True
+    path: Path,
+    tensors: "Mapping[str, Tensor]",
+    metadata: Mapping[str, str],
+    *,
+    durable: bool = True,
+    hashes: bool = False,
 ) -> None:
     """Write tensors and header with the stock safetensors writer, atomically; same content, same bytes.
 
@@ -127,6 +137,7 @@ def write_safetensors(
         tensors: by key.
         metadata: the header's texts.
         durable: wait until the data is on the disk (see `files.atomic_path`).
+        hashes: put those into the header by which programs that manage LoRAs know a file (`HASHES`).
 
     Raises:
         FileError: the folder cannot be written, or the disk is full.
@@ -138,24 +149,51 @@ def write_safetensors(
     size = sum(tensor.numel() * tensor.element_size() for tensor in ready.values())
     with atomic_path(path, need_bytes=size, durable=durable) as temporary:
         try:
-            save_file(ready, temporary, metadata=dict(metadata))
+            save_file(ready, temporary, metadata={**metadata, **(HASHES if hashes else {})})
         except SafetensorError as error:  # the Rust writer wraps operating-system errors in its own type
             raise OSError(_errno_of(error), str(error)) from error
-        _sort_metadata(temporary)
+        _finish_header(temporary, hashes=hashes)
 
 
-def _sort_metadata(path: Path) -> None:
-    """Put the header's texts in order: the stock writer keeps them in a hash map, so their order is random."""
+def _finish_header(path: Path, *, hashes: bool) -> None:
+    """Put the header's texts in order, since the stock writer keeps them in a hash map, so that their order is random;
+    and the hashes in the place that was kept for them."""
     with path.open("rb+") as file:
         entries, base = parse_entries(file, path.stat().st_size, str(path))
         if "__metadata__" not in entries:
             return
-        ordered = {"__metadata__": dict(sorted(entries.pop("__metadata__").items()))} | entries
+        texts = entries.pop("__metadata__")
+        if hashes:
+            texts = {name: text for name, text in texts.items() if name not in HASHES}
+            texts |= _hashes(file, entries, texts, base)
+        ordered = {"__metadata__": dict(sorted(texts.items()))} | entries
         text = json.dumps(ordered, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
         if len(text) > base - 8:
             raise OSError(errno.EIO, "the header could not be put in order")
         file.seek(8)
         file.write(text.ljust(base - 8))
+
+
+def _hashes(
+    file: BinaryIO, entries: Mapping[str, Any], texts: Mapping[str, str], base: int
+) -> Iterator[tuple[str, str]]:
+    """The hashes as kohya's trainers write them and Automatic1111's web UI and Civitai (AutoV3) look files up by them.
+
+    That of the model is over all data, whatever the header says. The older one is over a piece at a fixed place in the
+    file as it would be with no other texts than those of the training.
+    """
+    own = {name: text for name, text in texts.items() if name.startswith("ss_")}
+    header = json.dumps({"__metadata__": own} | dict(entries), separators=(",", ":"), ensure_ascii=False)
+    before = 8 + -(-len(header.encode("utf-8")) // 8) * 8  # the stock writer pads it so
+    state = hashlib.sha256()
+    file.seek(base)
+    while piece := file.read(CHUNK_BYTES):
+        state.update(piece)
+    yield "sshs_model_hash", state.hexdigest()
+    yield "modelspec.hash_sha256", f"0x{state.hexdigest()}"
+    if before <= LEGACY_START:  # else it would be over the header
+        file.seek(base + LEGACY_START - before)
+        yield "sshs_legacy_hash", hashlib.sha256(file.read(LEGACY_BYTES)).hexdigest()[:8]
 
 
 def _errno_of(error: Exception) -> int:

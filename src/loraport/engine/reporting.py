@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from loraport.adapters.loaders import ways_to_load
+from loraport.adapters.usage import told_schedule, told_usage
 from loraport.engine.plan import TransferPlan
 from loraport.engine.results import (
     Column,
@@ -43,6 +44,7 @@ def make_report(
         source_title=plan.source.architecture.title,
         target=None if plan.target is None else str(plan.target.path),
         target_title=plan.source.architecture.title if plan.target is None else plan.target.architecture.title,
+        target_usage=_usage(plan),
         source_lora=tuple(used_with(each, plan.recipe) for each in plan.source_added),
         target_lora=tuple(used_with(each, plan.recipe) for each in plan.added),
         extra_source=plan.extra_source,
@@ -60,6 +62,13 @@ def make_report(
         load=() if path is None else _how_to_load(path, plan, summary),
         warnings=tuple(warnings),
     )
+
+
+def _usage(plan: TransferPlan) -> str | None:
+    if plan.target is None:
+        return None  # the LoRAs that make it of the source say so themselves
+    path = plan.target.path
+    return "; ".join(text for text in (told_usage(path, {}), told_schedule(path)) if text) or None
 
 
 def plan_columns(plan: TransferPlan) -> tuple[Column, ...]:

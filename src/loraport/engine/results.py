@@ -123,6 +123,7 @@ class Summary:
         source_title: that model in words.
         target: the distilled model; None where LoRAs make it of the source.
         target_title: that model in words.
+        target_usage: how it is sampled (steps, guidance, scheduler), where a file beside it says so.
         source_lora: the LoRAs that the LoRA was trained on top of; they are no part of the target.
         target_lora: the distillation LoRAs that make the target, of the source or of `target`.
         extra_source: weights that only the source has.
@@ -151,6 +152,7 @@ class Summary:
     source_title: str
     target: str | None
     target_title: str
+    target_usage: str | None
     source_lora: tuple[UsedWith, ...]
     target_lora: tuple[UsedWith, ...]
     extra_source: tuple[str, ...]

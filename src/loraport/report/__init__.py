@@ -1,5 +1,6 @@
 """Results made visible: tables, pictures and one self-contained page. Reads reports and pixels, never weights."""
 
+from loraport.report.card import write_card
 from loraport.report.comparison import Comparison, Curve, Measure, Row, Score
 from loraport.report.page import Words, render_page, write_page
 from loraport.report.runlog import read_run
@@ -17,5 +18,6 @@ __all__ = [
     "read_run",
     "render_page",
     "summary_table",
+    "write_card",
     "write_page",
 ]

@@ -17,6 +17,7 @@ from loraport.adapters.header import canonical_json
 from loraport.adapters.loaders import loader_notes, ways_to_load
 from loraport.adapters.passthrough import Passthrough
 from loraport.adapters.render import render_adapter, write_adapter
+from loraport.containers.safetensors import HASHES
 from loraport.core.allotment import allot, rank_for_energy
 from loraport.core.lowrank import LowRank
 from loraport.engine.events import LayerDone, Listener, Warned
@@ -256,7 +257,9 @@ def _fixed_bytes(task: Task, ranks: Mapping[str, int], most: int) -> int:
         key: {"dtype": "BF16", "shape": [*tensor.shape, 100], "data_offsets": [most, most]}
         for key, tensor in tensors.items()
     }
-    texts = _metadata(task, Amount(max_size=most), 0.123456789012345678, 10**6) | {"loraport.content": "0" * 64}
+    texts = (
+        _metadata(task, Amount(max_size=most), 0.123456789012345678, 10**6) | HASHES | {"loraport.content": "0" * 64}
+    )
     header = json.dumps({"__metadata__": texts} | entries, separators=(",", ":"))  # longer than the real one
     return data - sum(task.cost(job) for job in jobs if job.weight.name in inside) + len(header) + 16
 
