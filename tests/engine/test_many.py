@@ -30,7 +30,7 @@ def files(tmp_path: Path) -> pico.Pico:
 
 
 def many(files: pico.Pico, output: Path, **settings):
-    settings = {"options": RunOptions(cache="off", log="off"), "method": "matched-gain", "recursive": True} | settings
+    settings = {"options": RunOptions(cache="off", log="off"), "method": "direct", "recursive": True} | settings
     return loraport.transfer_many(
         settings.pop("loras", files.folder / "loras"),
         source=files.source, target=settings.pop("target", files.target), output=output, **settings,
@@ -84,7 +84,7 @@ def test_a_lora_that_fails_in_the_middle_ends_alone(files, tmp_path):
     bad = pico.lora(12)
     bad["diffusion_model.blocks.1.ffn.0.lora_A.weight"][0, 0] = float("nan")
     save_file(bad, files.folder / "loras" / "bad.safetensors")
-    report = many(files, tmp_path / "made", method="direct")
+    report = many(files, tmp_path / "made")
     assert files_in(tmp_path / "made") == THREE
     (failed,) = report.failed
     assert failed.lora.endswith("bad.safetensors")
@@ -121,7 +121,7 @@ def test_stopped_before_any_was_finished_nothing_is_left(files, tmp_path):
 
 def test_a_wrong_pair_is_refused_for_each_before_any_work(files, tmp_path):
     save_file(pico.weights(77), files.target)
-    report = many(files, tmp_path / "made")
+    report = many(files, tmp_path / "made", method="casa")
     assert [type(each.error) for each in report.outcomes] == [MismatchError] * 3
     assert not (tmp_path / "made").exists()
     with pytest.raises(UsageError, match="no method"):
@@ -129,7 +129,7 @@ def test_a_wrong_pair_is_refused_for_each_before_any_work(files, tmp_path):
 
 
 def test_each_output_has_its_log(files, tmp_path):
-    many(files, tmp_path / "made", method="direct", options=RunOptions(cache="off"))
+    many(files, tmp_path / "made", options=RunOptions(cache="off"))
     lines = [json.loads(line) for line in (tmp_path / "made" / "half.run.jsonl").read_text().splitlines()]
     assert [line["event"] for line in lines] == ["started", *["layer"] * len(FIRST_BLOCK), "finished"]
     with pytest.raises(UsageError, match="one LoRA"):
@@ -139,7 +139,7 @@ def test_each_output_has_its_log(files, tmp_path):
 def test_no_lora_is_replaced_by_an_output(files):
     folder = files.folder / "loras"
     before = (folder / "motion.safetensors").read_bytes()
-    report = many(files, folder, method="direct", options=RunOptions(cache="off", log="off", overwrite=True))
+    report = many(files, folder, options=RunOptions(cache="off", log="off", overwrite=True))
     assert all("would replace the input LoRA" in str(each.error) for each in report.outcomes)
     assert (folder / "motion.safetensors").read_bytes() == before
 

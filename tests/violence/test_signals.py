@@ -89,3 +89,34 @@ def test_what_a_killed_run_left_is_removed_by_the_next(case, undisturbed, place:
     assert case.run("--overwrite").code == 0
     assert not left.exists()
     assert case.output.read_bytes() == undisturbed.output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("executor", ["serial", "process"])
+def test_many_told_to_end(case, undisturbed, executor: str) -> None:
+    """Layers that wait are gone, outputs are whole or not there, and the same command goes on."""
+    loras, made = case.files.folder / "loras", case.files.folder / "made"
+    loras.mkdir()
+    for number in range(3):
+        (loras / f"{number}.safetensors").write_bytes(case.files.lora.read_bytes())
+    words = ["-o", made, "--executor", executor, "--workers", "2", "--skip-existing", "--log", "off"]
+    command = [loras if word == case.files.lora else word for word in case.words(*words)]
+
+    def start():
+        return case.zygote.start(*command, cwd=case.files.folder, cache=case.cache)
+
+    process = start()
+    deadline = time.monotonic() + 120
+    while len(list(made.rglob(".layers.*/*.safetensors"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send(signal.SIGTERM)
+    done = process.finish()
+    assert done.code == 143, done.stderr
+    assert "Traceback" not in done.stderr
+    assert case.partials() == []
+    assert not made.exists()
+    again = start().finish()
+    assert again.code == 0, again.stderr
+    assert {path.name: path.read_bytes() for path in made.iterdir()} == {
+        f"{number}.safetensors": undisturbed.output for number in range(3)
+    }
