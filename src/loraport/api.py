@@ -367,4 +367,4 @@ def verify(
 def list_methods() -> dict[str, str]:
     """Every method and preset with its one-line summary."""
     known = {name: registry.get(name).summary for name in registry.names()}
-    return known | {name: preset.summary for name, preset in registry.PRESETS.items() if name not in known}
+    return known | {name: preset.summary for name, preset in registry.presets().items() if name not in known}

@@ -10,6 +10,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def set_threads_of_torch(count: int) -> None:
+    """Let each operation of torch that this thread asks for run on `count` threads from now on."""
+    import torch
+
+    torch.set_num_threads(count)
+
+
 @contextlib.contextmanager
 def threads_of_torch(count: int) -> Iterator[None]:
     """Let each operation of torch run on `count` threads within the block."""

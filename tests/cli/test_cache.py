@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 import pico
 from loraport.cli.main import app
-from loraport.store.store import Store, entry_key
+from loraport.store.index import entry_key
+from loraport.store.store import Store
 
 
 @pytest.fixture

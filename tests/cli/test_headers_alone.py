@@ -6,6 +6,8 @@ import sys
 import pytest
 
 import pico
+from loraport.engine.rates import rates_of
+from loraport.store.index import cache_root
 
 RUN = """
 import atexit, sys
@@ -16,10 +18,21 @@ app(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("words", ["inspect {source} {lora}", "inspect {lora} --json", "--help", "--version"])
+PLAN = "plan {lora} --source {source} --target {target} --device cpu"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "inspect {source} {lora}", "inspect {lora} --json", PLAN, f"{PLAN} --json", f"{PLAN} --method direct",
+        f"{PLAN} --preset restore-only", "--help", "plan --help", "transfer --help", "--version",
+    ],
+)  # fmt: skip
 def test_torch_is_not_loaded(files: pico.Pico, words: str):
-    args = words.split()
-    args = [{"{source}": str(files.source), "{lora}": str(files.lora)}.get(word, word) for word in args]
+    named = {"{source}": files.source, "{target}": files.target, "{lora}": files.lora}
+    args = [str(named.get(word, word)) for word in words.split()]
+    if args[0] == "plan" and "--help" not in args:
+        rates_of("cpu", cache_root())  # of this machine, which are measured once
     done = subprocess.run([sys.executable, "-c", RUN, *args], capture_output=True, text=True, check=True)
     assert done.stdout.strip()
     assert done.stderr.splitlines()[-1] == "loaded []"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import pico
-from loraport.engine import rates as rates_module
+from loraport.engine import measuring
 from loraport.engine.estimate import estimate
 from loraport.engine.plan import make_plan
 from loraport.engine.rates import Rates, rates_of
@@ -118,7 +118,7 @@ def test_a_method_that_decomposes_nothing_is_bound_by_reading_and_keeps_next_to_
 
 
 def test_casa_of_a_real_size_is_bound_by_decompositions_and_pays_to_keep(real_size, tmp_path, monkeypatch):
-    monkeypatch.setattr("loraport.store.store.DEFAULT_MAX_BYTES", 10**12)
+    monkeypatch.setattr("loraport.engine.estimate.DEFAULT_MAX_BYTES", 10**12)
     options = RunOptions(cache=str(tmp_path / "cache"), executor="serial", max_memory=10**9)
     expected = estimate(make_plan(recipe(real_size, real_size.lora, "casa")), options)
     assert expected.seconds > 160 * 9 * 5120**3 / RATES.decompositions
@@ -129,9 +129,9 @@ def test_casa_of_a_real_size_is_bound_by_decompositions_and_pays_to_keep(real_si
 
 def test_rates_are_measured_once_and_found_again(tmp_path, monkeypatch):
     measured = replace(RATES, products=123.0)
-    monkeypatch.setattr(rates_module, "measure", lambda device, root: measured)
+    monkeypatch.setattr(measuring, "measure", lambda device, root: measured)
     assert rates_of("cpu", tmp_path) == measured
-    monkeypatch.setattr(rates_module, "measure", lambda device, root: RATES)
+    monkeypatch.setattr(measuring, "measure", lambda device, root: RATES)
     assert rates_of("cpu", tmp_path) == measured
     assert rates_of("cpu", None) == RATES
     (kept,) = (tmp_path / "machine").iterdir()
@@ -140,6 +140,6 @@ def test_rates_are_measured_once_and_found_again(tmp_path, monkeypatch):
 
 
 def test_a_measurement_is_of_this_machine_and_leaves_no_files(tmp_path):
-    found = rates_module.measure("cpu", tmp_path)
+    found = measuring.measure("cpu", tmp_path)
     assert all(rate > 1e6 for rate in vars(found).values())
     assert list(tmp_path.iterdir()) == []

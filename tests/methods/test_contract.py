@@ -22,7 +22,7 @@ from loraport.methods.base import LayerInputs
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHAPES = [(24, 24), (40, 16), (16, 40)]
-NAMES = [*registry.names(), *registry.PRESETS]
+NAMES = [*registry.names(), *registry.presets()]
 
 
 def layer(shape, *, rank=3, drift=0.3, dtype=torch.float64) -> LayerInputs:

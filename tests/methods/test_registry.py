@@ -10,14 +10,14 @@ from loraport.methods.base import LayerInputs, Needs
 
 
 def test_every_method_and_preset_resolves_and_says_what_it_is():
-    for name in [*registry.names(), *registry.PRESETS]:
+    for name in [*registry.names(), *registry.presets()]:
         method, params = registry.resolve(name)
         assert isinstance(method.needs(params), Needs)
         assert method.summary
         assert method.reference
         assert method.version >= 1
         assert registry.get(method.name) is method
-    assert registry.PRESETS["released-code"].rank == 32
+    assert registry.presets()["released-code"].rank == 32
 
 
 def test_settings_are_text_with_or_without_the_name_in_front():

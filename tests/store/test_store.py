@@ -14,7 +14,8 @@ import torch
 from loraport.errors import FileError
 from loraport.store import index
 from loraport.store.entry import Entry
-from loraport.store.store import NullStore, Store, entry_key
+from loraport.store.index import entry_key
+from loraport.store.store import NullStore, Store
 
 SHAPES = {"U": (6, 4), "S": (4,), "Vh": (4, 5)}
 
@@ -294,7 +295,7 @@ def test_threads_that_put_and_get_the_same_entries(store: Store) -> None:
 
 def test_a_writer_killed_at_any_moment_leaves_no_bad_entry(store: Store) -> None:
     code = (
-        "import sys, torch; from loraport.store.store import Store, entry_key\n"
+        "import sys, torch; from loraport.store.index import entry_key; from loraport.store.store import Store\n"
         "store = Store(sys.argv[1], reserve_bytes=0); print('ready', flush=True)\n"
         "while True:\n"
         "    for n in range(50): store.put('basis', entry_key({'number': n}), {'U': torch.ones(300, 300)})\n"

@@ -14,7 +14,8 @@ from loraport.containers.tensors import digest_tensor, file_identity
 from loraport.sampling.attach import Update
 from loraport.sampling.denoiser import Runnable
 from loraport.sampling.runner import ModelRunner
-from loraport.store.store import Store, entry_key
+from loraport.store.index import entry_key
+from loraport.store.store import Store
 
 KIND = "measurement"
 VERSION = 1

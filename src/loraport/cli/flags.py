@@ -183,12 +183,13 @@ def _preset_or(method: str | None, preset: str) -> str:
     """The one name that --method and --preset amount to. Raises UsageError when they contradict each other."""
     from loraport.methods import registry
 
-    if preset not in registry.PRESETS:
+    found = registry.preset_of(preset)
+    if found is None:
         raise UsageError(
-            f"there is no preset named {preset!r}", values=f"known: {', '.join(registry.PRESETS)}",
+            f"there is no preset named {preset!r}", values=f"known: {', '.join(registry.presets())}",
             fix="loraport methods",
         )  # fmt: skip
-    owner = registry.PRESETS[preset].method
+    owner = found.method
     if method not in (None, owner):
         raise UsageError(
             f"the preset {preset} belongs to the method {owner}", values=f"--method {method}",

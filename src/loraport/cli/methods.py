@@ -39,14 +39,14 @@ def methods(
     )
     console.table(
         ["preset", "method", "what it sets"],
-        [[preset, about.method, about.summary] for preset, about in registry.PRESETS.items()],
+        [[preset, about.method, about.summary] for preset, about in registry.presets().items()],
     )
     console.document(
         {
             "methods": [_describe(method) for method in known],
             "presets": {
                 preset: {"method": about.method, "summary": about.summary, "values": dict(about.values)}
-                for preset, about in registry.PRESETS.items()
+                for preset, about in registry.presets().items()
             },
         }
     )

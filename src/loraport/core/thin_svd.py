@@ -10,9 +10,6 @@ from torch import Tensor
 from loraport.core.basis import SpectralBasis
 from loraport.errors import NumericalError
 
-ALGORITHM = "thin-svd-3"
-"""Part of the cache key of a basis: raised whenever `thin_svd` would return other numbers than before."""
-
 # Columns of W V that belong to singular values of a share s of the largest miss orthogonality by about eps / s^2 in
 # float32. Measured on 512 x 512 with graded spectra: 2e-6 at s = 0.12, 2e-5 at 0.06, 1.5e-4 at 0.03, 3e-3 at 0.01.
 _WINDOW = 0.06  # below this share the columns are found again from a Gram matrix of their own: keeps to 2e-5

@@ -7,6 +7,7 @@ does. Programs that run beside this one are not foreseen.
 
 import contextlib
 import heapq
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -18,26 +19,25 @@ import psutil
 from loraport.containers.references import TensorRef
 from loraport.engine.executor import Slot, executor_for, in_flight
 from loraport.engine.job import LayerJob
-from loraport.engine.layer_cache import basis_key, basis_role, prepared_key
+from loraport.engine.keys import ADDED, basis_key, basis_role, prepared_key, references, result_key
+from loraport.engine.known_digests import KnownDigests
 from loraport.engine.many_plan import LayerBatch, batches_of
 from loraport.engine.plan import TransferPlan, layers_to_keep, rank_bound, sample_for_kinship
 from loraport.engine.rates import Rates, rates_of
-from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
-from loraport.engine.worker import ADDED, references, result_key
 from loraport.errors import FileError
 from loraport.methods import cost as costs
 from loraport.methods import registry
 from loraport.methods.base import Needs, Params, TransferMethod
 from loraport.methods.cost import Cost
 from loraport.store.digests import DigestMemo
-from loraport.store.index import cache_root
-from loraport.store.store import NullStore, Store
+from loraport.store.index import DEFAULT_MAX_BYTES, cache_root, entry_path
 from loraport.threads import cores
 
 _OVERHEAD = 0.005  # seconds a layer for all that is neither counted nor large: opening files, JSON, events
 _SPREAD = 0.8  # of the cores' joint speed is left when one layer has them all
 _OUTPUT_COPIES = 1.25  # the output's tensors, and what is in the making: padded, cast, read back for the check
+_TORCH_SECONDS, _TORCH_BYTES = 1.6, 190_000_000  # that loading it takes; measured
 _PAYS = 0.7  # a cache pays when the next LoRA takes less than this share of the time it takes without
 
 
@@ -198,18 +198,20 @@ def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start:
         start: as for `estimate`.
     """
     program = int(psutil.Process().memory_info().rss)  # libraries loaded, but before the rates are measured
+    if "torch" not in sys.modules:  # which a run loads, and a plan does without
+        program, start = program + _TORCH_BYTES, start + _TORCH_SECONDS
     batches = batches_of(dict(enumerate(plans)))
     layers = [tuple(batch.jobs.values()) for batch in batches]
-    store, reader = _cache(plans, options)
+    root, digests = _cache(plans, options)
     executor = executor_for(options)
     slots = executor.slots()
-    rates = rates_of(slots[0].device, None if isinstance(store, NullStore) else store.root)
-    room = None if isinstance(store, NullStore) else int(store.max_bytes * 0.9)
-    kept = frozenset() if room is None else layers_to_keep([batch.first for batch in batches], room)
+    rates = rates_of(slots[0].device, root)
+    room = int(DEFAULT_MAX_BYTES * 0.9)
+    kept = frozenset() if root is None else layers_to_keep([batch.first for batch in batches], room)
     asked = {job.method: _Asked.of(job) for job in {job.method: job for layer in layers for job in layer}.values()}
     kinds = {id(job): _Kind.of(job) for layer in layers for job in layer}
     have = [
-        _with_hand([_look_up(job, asked[job.method], store, reader, job.name in kept) for job in layer])
+        _with_hand([_look_up(job, asked[job.method], root, digests, job.name in kept) for job in layer])
         for layer in layers
     ]
     known: dict[tuple[_Kind, _Have], _Work] = {}
@@ -279,35 +281,40 @@ def _with_hand(states: Sequence[_Have]) -> list[_Have]:
     return found
 
 
-def _cache(plans: Sequence[TransferPlan], options: RunOptions) -> tuple[Store, InputReader]:
+def _cache(plans: Sequence[TransferPlan], options: RunOptions) -> tuple[Path | None, KnownDigests]:
+    """The cache folder, and the digests that are remembered in it."""
     identities = {file: state for plan in plans for file, state in plan.identities.items()}
     if options.cache != "off":
         with contextlib.suppress(FileError):  # the run will say why the folder cannot be used
             root = cache_root(options.cache)
-            return Store(root), InputReader(DigestMemo(root, trust=not options.verify_inputs), identities)
-    return NullStore(), InputReader(DigestMemo(None), identities)
+            return root, KnownDigests(DigestMemo(root, trust=not options.verify_inputs), identities)
+    return None, KnownDigests(DigestMemo(None), identities)
 
 
-def _look_up(job: LayerJob, asked: _Asked, store: Store, reader: InputReader, keeps: bool) -> _Have:
-    known = {role: reader.known_digest(ref) for role, ref in references(job).items()}
+def _has(root: Path | None, kind: str, key: str) -> bool:
+    return root is not None and entry_path(root, kind, key).is_file()
+
+
+def _look_up(job: LayerJob, asked: _Asked, root: Path | None, remembered: KnownDigests, keeps: bool) -> _Have:
+    known = {role: remembered.known_digest(ref) for role, ref in references(job).items()}
     digests = {role: text for role, text in known.items() if text is not None}
     weights = {role for role in ("source", "target") if role in known}
     if not weights <= digests.keys():
-        return replace(_NOTHING, stores=not isinstance(store, NullStore), keeps=keeps)
+        return replace(_NOTHING, stores=root is not None, keeps=keeps)
     told = all(role in digests for role in known if role.startswith(ADDED))
     prepared = prepared_key(asked.method, asked.params, job, digests) if told else None
     return _Have(
         digests=True,
-        result=len(digests) == len(known) and store.has("result", result_key(job, digests)),
+        result=len(digests) == len(known) and _has(root, "result", result_key(job, digests)),
         bases=frozenset(
             side
             for side in weights
             if basis_role(job, side)
             and (told or not job.added(side))
-            and store.has("basis", basis_key(job, side, digests))
+            and _has(root, "basis", basis_key(job, side, digests))
         ),
-        prepared=prepared is not None and store.has("prepared", prepared),
-        stores=not isinstance(store, NullStore),
+        prepared=prepared is not None and _has(root, "prepared", prepared),
+        stores=root is not None,
         keeps=keeps,
     )
 

@@ -10,13 +10,11 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar, runtime_checkable
 
-import torch
-
 from loraport.engine import devices
 from loraport.engine.executors import make_executor
 from loraport.engine.job import Job
 from loraport.engine.recipe import RunOptions
-from loraport.threads import cores
+from loraport.threads import cores, set_threads_of_torch
 
 J = TypeVar("J", bound=Job)
 Result = TypeVar("Result")
@@ -177,7 +175,7 @@ def dispatch(
 
 def in_slot(work: Work[J, Result], job: J, slot: Slot) -> Result:
     """`work(job, slot)` with the slot's number of threads set in the calling thread, which keeps it."""
-    torch.set_num_threads(slot.threads)
+    set_threads_of_torch(slot.threads)
     return work(job, slot)
 
 

@@ -21,6 +21,7 @@ from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanRea
 from loraport.engine.executor import executor_for
 from loraport.engine.experts_plan import ExpertsPlan, naming
 from loraport.engine.job import LayerJob
+from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship
 from loraport.engine.nearer_expert import OTHER, distances, exchanged, nearer
 from loraport.engine.output import check_outputs, input_files, log_path
@@ -29,7 +30,6 @@ from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
 from loraport.engine.results import SCHEMA, TransferReport
 from loraport.engine.run import Writer, carried_out
-from loraport.engine.worker import references
 from loraport.files import atomic_paths
 from loraport.store.digests import DigestMemo
 from loraport.writable import check_apart

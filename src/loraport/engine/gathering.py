@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from loraport.engine.events import Finished, LayerDone, Listener, Warned
+from loraport.engine.keys import references
 from loraport.engine.many_plan import LayerBatch, ManyPlan
 from loraport.engine.plan import TransferPlan, further_cost, rank_bound
 from loraport.engine.reading import InputReader
@@ -14,7 +15,7 @@ from loraport.engine.reporting import make_report
 from loraport.engine.results import TransferReport
 from loraport.engine.run import judge, open_log, write_output
 from loraport.engine.waiting import Waiting
-from loraport.engine.worker import LayerResult, references
+from loraport.engine.worker import LayerResult
 from loraport.errors import FileError, LoraportError
 
 

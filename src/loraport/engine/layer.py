@@ -17,7 +17,8 @@ from loraport.core.operator import norm as norm_of
 from loraport.core.operators import DenseOperator, Operator
 from loraport.core.thin_svd import thin_svd
 from loraport.engine.job import LayerJob
-from loraport.engine.layer_cache import LayerCache, Prepared, ordered_updates
+from loraport.engine.keys import ordered_updates
+from loraport.engine.layer_cache import LayerCache, Prepared
 from loraport.engine.reading import InputReader
 from loraport.errors import MismatchError, NumericalError
 from loraport.methods.base import LayerInputs, Params, TransferMethod

@@ -15,6 +15,7 @@ from loraport.containers.references import TensorRef
 from loraport.engine.events import Listener, PlanReady, ignore
 from loraport.engine.executor import Slot, executor_for
 from loraport.engine.gathering import Gathering, Said
+from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship
 from loraport.engine.many import EXISTS, Asked, check_skip
 from loraport.engine.many_plan import LayerBatch, ManyPlan, batches_of, make_many_plan
@@ -26,7 +27,7 @@ from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport
 from loraport.engine.run import kept_layers, open_cache
 from loraport.engine.waiting import waiting
-from loraport.engine.worker import InHand, LayerResult, Worker, references
+from loraport.engine.worker import InHand, LayerResult, Worker
 from loraport.errors import LoraportError, UsageError
 
 DEFAULTS = RunOptions()

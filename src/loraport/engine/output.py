@@ -13,10 +13,11 @@ from torch import Tensor
 
 from loraport.adapters.header import build_metadata, canonical_json
 from loraport.adapters.render import render_adapter
+from loraport.engine.keys import ADDED
 from loraport.engine.plan import TransferPlan
 from loraport.engine.recipe import RunOptions
 from loraport.engine.results import TransferReport
-from loraport.engine.worker import ADDED, LayerResult
+from loraport.engine.worker import LayerResult
 from loraport.writable import check_apart, check_output, with_settings
 
 

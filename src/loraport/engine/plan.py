@@ -224,7 +224,7 @@ def sample_for_kinship(plan: TransferPlan, count: int = 4) -> list[LayerJob]:
 
 
 def _settle_rank(recipe: Recipe, rank_in: int, keeps: bool) -> RankRule:
-    preset = registry.PRESETS.get(recipe.method)
+    preset = registry.preset_of(recipe.method)
     if recipe.rank == "auto" and preset is not None and preset.rank is not None:
         return RankRule("fixed", preset.rank)
     return recipe.rank_rule.for_input(rank_in, keeps)

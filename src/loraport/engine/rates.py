@@ -9,26 +9,15 @@ import contextlib
 import hashlib
 import json
 import platform
-import tempfile
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-
-from loraport.containers.tensors import open_tensors, read_float_with_digest
 from loraport.errors import FileError
 from loraport.files import write_bytes
-from loraport.store.store import Store
-from loraport.threads import cores, threads_of_torch
+from loraport.threads import cores
 
 _VERSION = 1
-_PRODUCT = 1024  # side of a square matrix: large enough for the full speed, 15 ms on a core
-_EIGENPROBLEM = 768  # likewise, 50 ms
-_SWEEP = 16_000_000  # entries: beyond any processor's cache
-_FILE = 32_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -63,6 +52,8 @@ def rates_of(device: str, root: Path | None) -> Rates:
     if path is not None:
         with contextlib.suppress(OSError, ValueError, TypeError):
             return Rates(**json.loads(path.read_bytes()))
+    from loraport.engine.measuring import measure  # brings torch along
+
     found = measure(device, root)
     if path is not None:
         with contextlib.suppress(OSError, FileError):
@@ -71,81 +62,14 @@ def rates_of(device: str, root: Path | None) -> Rates:
     return found
 
 
-def measure(device: str, root: Path | None) -> Rates:
-    """Measure now. The files that this takes are in the cache folder for as long as it lasts, or in the system's."""
-    clock = time.thread_time if device == "cpu" else time.perf_counter
-    with threads_of_torch(1):
-        products = 2 * _PRODUCT**3 / _fastest(_product(device), clock)
-        decompositions = 9 * _EIGENPROBLEM**3 / _fastest(_eigenproblem(device), clock)
-        passes = 3 * 4 * _SWEEP / _fastest(_sweep(device), clock)
-        read, keep, fetch = _files(root)
-    return Rates(products, decompositions, passes, read, keep, fetch)
-
-
-def _fastest(work: Callable[[], object], clock: Callable[[], float], tries: int = 3) -> float:
-    times = []
-    for _ in range(tries):
-        began = clock()
-        work()
-        times.append(clock() - began)
-    return max(min(times), 1e-6)
-
-
-def _product(device: str) -> Callable[[], object]:
-    a = torch.ones(_PRODUCT, _PRODUCT, device=device)
-    return lambda: _done(a @ a)
-
-
-def _eigenproblem(device: str) -> Callable[[], object]:
-    a = torch.randn(_EIGENPROBLEM, _EIGENPROBLEM, generator=torch.Generator().manual_seed(0))
-    gram = (a.T @ a).to(device)
-    return lambda: _done(torch.linalg.eigh(gram).eigenvalues)
-
-
-def _sweep(device: str) -> Callable[[], object]:
-    a, b = torch.ones(_SWEEP, device=device), torch.ones(_SWEEP, device=device)
-    return lambda: _done(a.add_(b))
-
-
-def _done(result: torch.Tensor) -> float:
-    return float(result.reshape(-1)[0])  # waits for an accelerator
-
-
-def _files(root: Path | None) -> tuple[float, float, float]:
-    """Rates of reading a weight, of keeping an entry, of fetching it."""
-    here = None
-    if root is not None:
-        with contextlib.suppress(OSError):
-            root.mkdir(parents=True, exist_ok=True)
-            here = root
-    try:
-        with tempfile.TemporaryDirectory(prefix=".measure-", dir=here) as folder:
-            return _file_rates(Path(folder))
-    except (OSError, FileError):
-        with tempfile.TemporaryDirectory(prefix="loraport-") as folder:
-            return _file_rates(Path(folder))
-
-
-def _file_rates(folder: Path) -> tuple[float, float, float]:
-    weight = torch.ones(_FILE // 2, dtype=torch.bfloat16).reshape(-1, 1000)
-    save_file({"w": weight}, folder / "w.safetensors")
-    (group,) = open_tensors(folder / "w.safetensors").groups.values()
-    read = _fastest(lambda: read_float_with_digest(group["w"]), time.thread_time)
-    entry = {"w": torch.ones(_FILE // 4)}
-    store = Store(folder / "store", reserve_bytes=0)
-    keys = iter([hashlib.sha256(str(n).encode()).hexdigest() for n in range(3)])
-    keep = _fastest(lambda: store.put("basis", next(keys), entry), time.perf_counter)
-    key = hashlib.sha256(b"0").hexdigest()
-    fetch = _fastest(lambda: store.get("basis", key), time.thread_time)
-    return _FILE / read, _FILE / keep, _FILE / fetch
-
-
 def _fingerprint(device: str) -> str:
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     if device.startswith("cuda"):
-        name += torch.cuda.get_device_name(device)
-    facts = [_VERSION, name, cores(), torch.__version__, device.partition(":")[0]]
+        from loraport.engine import accelerators
+
+        name += accelerators.name_of(device)
+    facts = [_VERSION, name, cores(), version("torch"), device.partition(":")[0]]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

@@ -16,16 +16,17 @@ from jaxtyping import Float32
 from torch import Tensor
 
 from loraport.adapters.update import LayerUpdate
-from loraport.containers.references import TensorRef, file_identity, place
+from loraport.containers.references import TensorRef, file_identity
 from loraport.containers.tensors import digest, read_float_with_digest
 from loraport.core.lowrank import LowRank
+from loraport.engine.known_digests import KnownDigests
 from loraport.errors import FileError
 from loraport.store.digests import DigestMemo
 
 _CLOCK_NS = 50_000_000  # a file changed twice within this time may show the same time of change
 
 
-class InputReader:
+class InputReader(KnownDigests):
     """Reads tensors for all jobs of a run. Safe with threads; a copy sent to another process holds no tensors.
 
     Args:
@@ -34,8 +35,7 @@ class InputReader:
     """
 
     def __init__(self, memo: DigestMemo, identities: Mapping[Path, str] | None = None):
-        self.memo = memo
-        self.identities = dict(identities or {})
+        super().__init__(memo, identities)
         self._held: dict[tuple[str, str], Tensor] = {}
         self._hashed: set[tuple[str, str]] = set()  # what this reader hashed itself
         self._lock = threading.Lock()
@@ -53,7 +53,7 @@ class InputReader:
             FileError: the file cannot be read, or changed since the plan was made.
             NumericalError: it is read to be held and holds NaN or infinity.
         """
-        page = self._page(ref)
+        page = self.page(ref)
         known = self.memo.get(*page)
         if known is not None:
             return known
@@ -77,7 +77,7 @@ class InputReader:
             FileError: the file cannot be read, or changed since the plan was made or since it was last hashed.
             NumericalError: it holds NaN or infinity.
         """
-        page = self._page(ref)
+        page = self.page(ref)
         with self._lock:
             tensor = self._held.get(page) if hold else self._held.pop(page, None)
         if tensor is not None:
@@ -96,26 +96,22 @@ class InputReader:
         """
         loaded = update.load(lambda ref: self.read(ref, hold=True))
         for ref in update.refs.values():
-            page = self._page(ref)
+            page = self.page(ref)
             if page in self._hashed:
                 self._check(ref.file)
             else:  # the digest is remembered, so that nothing of this run has seen the bytes yet
                 self._agree(ref, page, digest(ref))
         return loaded
 
-    def known_digest(self, ref: TensorRef) -> str | None:
-        """The digest of a tensor if it is remembered; nothing is read."""
-        return self.memo.get(*self._page(ref))
-
     def drop(self, refs: Iterable[TensorRef]) -> None:
         """Let go of what is held of these tensors."""
         with self._lock:
             for ref in refs:
-                self._held.pop(self._page(ref), None)
+                self._held.pop(self.page(ref), None)
 
     def remember(self, ref: TensorRef, found: str) -> None:
         """Take over a digest that a worker process computed."""
-        page = self._page(ref)
+        page = self.page(ref)
         if self.memo.get(*page) is None and _settled(ref.file):
             self.memo.put(*page, found)
 
@@ -153,12 +149,6 @@ class InputReader:
                 values=f"{now}, and {planned} when it was first looked at",
                 fix="run the command again when nothing writes to the file",
             )
-
-    def _page(self, ref: TensorRef) -> tuple[str, str]:
-        """Under which names the digest of a tensor is remembered."""
-        files = dict.fromkeys([ref.file, *(companion.file for _, companion in ref.companions)])
-        state = "\n".join(self.identities.get(file) or file_identity(file) for file in files)
-        return state, place(ref)
 
 
 def _settled(file: Path) -> bool:

@@ -18,6 +18,7 @@ from loraport.core.lowrank import LowRank
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
+from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship, judge_pair
 from loraport.engine.output import check_outputs, log_path, render_output
 from loraport.engine.plan import TransferPlan, cached_bytes, layers_to_keep, sample_for_kinship
@@ -26,7 +27,7 @@ from loraport.engine.recipe import RunOptions
 from loraport.engine.reporting import make_report, plan_columns
 from loraport.engine.results import SCHEMA, TransferReport
 from loraport.engine.target import twins
-from loraport.engine.worker import LayerResult, Worker, references
+from loraport.engine.worker import LayerResult, Worker
 from loraport.errors import FileError
 from loraport.files import RunLog
 from loraport.partial import remove_abandoned

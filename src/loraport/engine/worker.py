@@ -8,33 +8,26 @@ how an interrupted run resumes, and why device, workers and paths are not in the
 
 import json
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from loraport.containers.references import TensorRef
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, Operator
-from loraport.core.thin_svd import ALGORITHM
 from loraport.core.truncation import Truncation, truncated_svd
-from loraport.engine.devices import is_out_of_memory, release_memory
+from loraport.engine.accelerators import is_out_of_memory, release_memory
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
+from loraport.engine.keys import matrices_key, references, result_key, seed_of
 from loraport.engine.layer import LayerMatrices, load_layer
-from loraport.engine.layer_cache import matrices_key, updates_by
 from loraport.engine.reading import InputReader
 from loraport.engine.results import LayerReport
 from loraport.engine.rounding import MOSTLY, rounding_share
 from loraport.errors import NumericalError
 from loraport.methods import registry
 from loraport.methods.base import Params, TransferMethod
-from loraport.store.store import Store, entry_key
-
-ADDED = ("source_lora.", "target_lora.")  # roles of the tensors of LoRAs that are a part of a model
-RESULT_VERSION = 2
-"""Raised whenever the same job would give other bytes than before."""
+from loraport.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -176,15 +169,6 @@ def _is_weight(role: str) -> bool:
     return role in ("source", "target") or role.startswith("weight.")
 
 
-def references(job: LayerJob) -> dict[str, TensorRef]:
-    """Every tensor that the job reads, by its role."""
-    refs = {"source": job.source, "target": job.target, **job.update.refs}
-    for side in ("source", "target"):
-        for number, update in job.added(side).items():
-            refs |= {f"{side}_lora.{number}.{role}": ref for role, ref in update.refs.items()}
-    return {role: ref for role, ref in refs.items() if ref is not None}
-
-
 def _untouched(job: LayerJob, update: LowRank, device: torch.device) -> tuple[LowRank, dict[str, Any]]:
     """A zero update is one that the LoRA does not have: file formats pad with zeros, and a file with such a layer
     must give what the file without it gives. So every method leaves the layer alone."""
@@ -229,37 +213,3 @@ def _check_cast(update: LowRank, job: LayerJob) -> None:
                 if job.dtype != "float32"
                 else "check the scale of the LoRA, --scale and --strength: the numbers end at 3e38",
             )
-
-
-def result_key(job: LayerJob, digests: Mapping[str, str]) -> str:
-    """Under which key the finished layer is kept: all that decides it."""
-    return entry_key(_identity(job, digests))
-
-
-def seed_of(job: LayerJob, digests: Mapping[str, str]) -> int:
-    """Of the random columns of an approximation: from what decides the layer, but not from `RESULT_VERSION`, so that
-    raising it for one kind of layer changes no bit of the others."""
-    return int(entry_key(_identity(job, digests) | {"version": 1})[:15], 16)
-
-
-def _identity(job: LayerJob, digests: Mapping[str, str]) -> dict[str, Any]:
-    method, params = registry.resolve(job.method, job.params)
-    # Layers that share all tensors of a fused weight differ in their rows alone.
-    rows: dict[str, Any] = {"rows": job.update.rows} if job.update.rows is not None else {}
-    if job.source_updates:
-        rows["source_lora"] = updates_by(job, "source", digests)
-    if job.update.settings:
-        rows["settings"] = dict(job.update.settings)
-    return rows | {
-        "version": RESULT_VERSION,
-        "algorithm": ALGORITHM,
-        "method": [method.name, method.version, params.model_dump(mode="json")],
-        "digests": {role: digest for role, digest in digests.items() if not role.startswith(ADDED)},
-        "scale": job.update.scale,
-        "distill": updates_by(job, "target", digests) or None,
-        "has_drift": job.has_drift,
-        "round_to": job.round_to,
-        "rank": asdict(job.rank),
-        "amount": job.amount,
-        "dtype": job.dtype,
-    }

@@ -18,7 +18,8 @@ from loraport.evaluate.looks import distance_between
 from loraport.evaluate.statistics import TaughtStatistic
 from loraport.evaluate.tasks import Task, draw_prompts
 from loraport.sampling import tiny
-from loraport.store.store import Store, entry_key
+from loraport.store.index import entry_key
+from loraport.store.store import Store
 from loraport.zoo import world
 
 SAMPLING = 2

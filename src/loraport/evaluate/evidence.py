@@ -53,7 +53,7 @@ def chosen(labels: Sequence[str], *, quick: bool, calibrated: bool = False) -> l
     for label in labels:
         variant = known.get(label)
         if variant is None:
-            if label not in registry.names() and label not in registry.PRESETS:
+            if label not in registry.names() and label not in registry.presets():
                 raise UsageError(f"there is no method or row {label!r}", values=f"rows: {', '.join(known)}")
             variant = Variant(label, label, "ours")
         rows += [variant] if variant not in rows else []

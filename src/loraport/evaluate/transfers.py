@@ -67,7 +67,7 @@ def _options(folder: Path) -> RunOptions:
 
 def _preset_rank(name: str) -> str:
     """The output rank that a preset asks for, or "auto"."""
-    preset = registry.PRESETS.get(name)
+    preset = registry.preset_of(name)
     return "auto" if preset is None or preset.rank is None else str(preset.rank)
 
 

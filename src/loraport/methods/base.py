@@ -3,17 +3,20 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict
-from torch import Tensor
 
-from loraport.core.basis import SpectralBasis
-from loraport.core.lowrank import LowRank
-from loraport.core.operators import Operator
 from loraport.methods import cost as costs
 from loraport.methods.columns import Column
 from loraport.methods.cost import Cost
+
+if TYPE_CHECKING:  # what a method says of itself needs no torch
+    from torch import Tensor
+
+    from loraport.core.basis import SpectralBasis
+    from loraport.core.lowrank import LowRank
+    from loraport.core.operators import Operator
 
 Stat = float | int | str
 
@@ -80,31 +83,31 @@ class LayerInputs:
     """
 
     name: str
-    update: LowRank
-    basis: SpectralBasis | None = None
-    target_basis: SpectralBasis | None = None
-    drift: Operator | None = None
-    prepared: Mapping[str, Tensor] | None = None
-    source: Operator | None = None
-    target: Operator | None = None
+    update: "LowRank"
+    basis: "SpectralBasis | None" = None
+    target_basis: "SpectralBasis | None" = None
+    drift: "Operator | None" = None
+    prepared: "Mapping[str, Tensor] | None" = None
+    source: "Operator | None" = None
+    target: "Operator | None" = None
 
-    def require_basis(self) -> SpectralBasis:
+    def require_basis(self) -> "SpectralBasis":
         """The source weight's basis. Raises RuntimeError if it was not asked for."""
         return _given(self.basis, self.name, "basis")
 
-    def require_target_basis(self) -> SpectralBasis:
+    def require_target_basis(self) -> "SpectralBasis":
         """The target weight's basis. Raises RuntimeError if it was not asked for."""
         return _given(self.target_basis, self.name, "target_basis")
 
-    def require_source(self) -> Operator:
+    def require_source(self) -> "Operator":
         """The source weight. Raises RuntimeError if it was not asked for."""
         return _given(self.source, self.name, "source")
 
-    def require_target(self) -> Operator:
+    def require_target(self) -> "Operator":
         """The target weight. Raises RuntimeError if it was not asked for."""
         return _given(self.target, self.name, "target")
 
-    def require_drift(self) -> Operator:
+    def require_drift(self) -> "Operator":
         """Target minus source. Raises RuntimeError if it was not asked for."""
         return _given(self.drift, self.name, "drift")
 
@@ -128,9 +131,9 @@ class LayerOutput:
         start: an update with about the same row space, where the search for the best low rank begins.
     """
 
-    update: Operator
+    update: "Operator"
     stats: dict[str, Stat]
-    start: LowRank
+    start: "LowRank"
 
 
 class TransferMethod(ABC, Generic[P]):
@@ -196,7 +199,7 @@ class TransferMethod(ABC, Generic[P]):
         """Whether `transfer` reads `inputs.drift` of such a layer even if `inputs.prepared` is given."""
         return self.needs(params).drift
 
-    def prepare(self, inputs: LayerInputs, params: P) -> dict[str, Tensor]:
+    def prepare(self, inputs: LayerInputs, params: P) -> "dict[str, Tensor]":
         """Tensors that depend on source and target but not on the LoRA, at most 2 min(m, n)^2 entries in all.
 
         Optional: `transfer` computes them if `inputs.prepared` is None. A caller that keeps them under (source

@@ -1,4 +1,4 @@
-"""Methods and presets by name, and settings from text. Every module of this room is loaded; each names itself."""
+"""Methods and presets by name, and settings from text. Each module of this room names its methods itself."""
 
 import importlib
 import pkgutil
@@ -12,18 +12,34 @@ from loraport import methods
 from loraport.errors import UsageError, did_you_mean
 from loraport.methods.base import METHODS, PRESETS, Params, Preset, TransferMethod
 
-_modules = [module.name for module in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")]
-for _module in sorted(_modules, key=lambda name: (".baselines." in name, name)):  # the order of `names`
-    importlib.import_module(_module)
+_MODULES = sorted(
+    (module.name for module in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")),
+    key=lambda name: (".baselines." in name, name),  # the order of `names`
+)
 
 
 def names() -> list[str]:
     """All method names, the baselines last."""
-    return list(METHODS)
+    _load_all()
+    own = [name for name, method in METHODS.items() if type(method).__module__ not in _MODULES]
+    return [n for module in _MODULES for n, method in METHODS.items() if type(method).__module__ == module] + own
+
+
+def presets() -> dict[str, Preset]:
+    """All presets by name, in the order of their methods."""
+    order = names()
+    return dict(sorted(PRESETS.items(), key=lambda item: order.index(item[1].method)))
+
+
+def preset_of(name: str) -> Preset | None:
+    """The preset of this name, or None."""
+    _load(name)
+    return PRESETS.get(name)
 
 
 def get(name: str) -> TransferMethod:
     """The method of this name. Raises UsageError, with the nearest name, if there is none."""
+    _load(name)
     if name in METHODS:
         return METHODS[name]
     raise _unknown("method", name, list(METHODS))
@@ -39,6 +55,7 @@ def resolve(
     Raises:
         UsageError: unknown name or setting, or a value that does not fit.
     """
+    _load(name)
     given = tuple((key, type(value), value) for key, value in (overrides or {}).items())
     try:
         return _resolved(name, METHODS.get(PRESETS[name].method if name in PRESETS else name), given)
@@ -60,6 +77,7 @@ def _resolved(
     for key, value in overrides.items():
         owner, _, parameter = key.rpartition(".")
         if owner not in ("", method.name, name):
+            _load(owner)
             raise UsageError(
                 f"the setting {key} belongs to another method",
                 values=f"the method is {method.name}",
@@ -77,6 +95,29 @@ def _resolved(
             values=f"{problem['input']!r}: {problem['msg']}",
             fix=f"loraport methods {method.name} says what its settings are",
         ) from error
+
+
+def _load(name: str) -> None:
+    """Have the method or preset of that name registered, if there is one.
+
+    A method is in the file of its name, or in `method.py` in the folder of its name: so `plan` does not wait for what
+    the others load. Where there is no such file, all are looked at.
+    """
+    if name in METHODS or name in PRESETS:
+        return
+    for likely in (name, methods.DEFAULT):  # most presets are of the default method
+        stem = likely.replace("-", "_")
+        for module in _MODULES:
+            if module.endswith((f".{stem}", f".{stem}.method")):
+                importlib.import_module(module)
+        if name in METHODS or name in PRESETS:
+            return
+    _load_all()
+
+
+def _load_all() -> None:
+    for module in _MODULES:
+        importlib.import_module(module)
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> UsageError:

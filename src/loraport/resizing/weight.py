@@ -16,17 +16,19 @@ from torch import Tensor
 
 from loraport.adapters.join import StoredWeight
 from loraport.containers.tensors import TensorRef
+from loraport.core.algorithm import ALGORITHM
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import Operator
 from loraport.core.operators import DenseOperator
-from loraport.core.thin_svd import ALGORITHM, thin_svd
+from loraport.core.thin_svd import thin_svd
 from loraport.core.truncation import truncated_svd
-from loraport.engine.devices import is_out_of_memory, release_memory
+from loraport.engine.accelerators import is_out_of_memory, release_memory
 from loraport.engine.executor import Slot
 from loraport.engine.job import Job
 from loraport.engine.reading import InputReader
 from loraport.errors import NumericalError
-from loraport.store.store import Store, entry_key
+from loraport.store.index import entry_key
+from loraport.store.store import Store
 
 VERSION = 1  # raised whenever the same work would give other bytes than before
 _EXACT = 1024  # up to this size an exact decomposition costs no more than an approximate one

@@ -1,4 +1,4 @@
-"""Where cache entries lie on the disk, and how many are kept. Knows file names and sizes, never what is inside.
+"""What cache entries are called, where they lie, and how many are kept. Knows file names and sizes, not what is inside.
 
 An entry is `<root>/<kind>/<first two letters of the key>/<key>.safetensors`. Its modification time is
 the time of its last use: writing sets it, and so does every read. Only names of exactly this pattern are
@@ -6,13 +6,16 @@ ever listed or deleted, so a root that points at somebody's home folder by mista
 """
 
 import contextlib
+import hashlib
+import json
 import os
 import re
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loraport.errors import FileError
 from loraport.partial import remove_if_abandoned
@@ -40,6 +43,20 @@ class EntryInfo:
     path: Path
     bytes: int
     used: float
+
+
+def entry_key(identity: Mapping[str, Any]) -> str:
+    """Key of an entry: SHA-256 of the canonical JSON of `identity`, 64 hexadecimal digits.
+
+    Args:
+        identity: all that determines the content (digests of the inputs, method, version, parameters), made of
+            text, whole numbers, finite floats, booleans, None, lists and dicts with text keys.
+
+    Raises:
+        TypeError, ValueError: something in it has no canonical JSON form.
+    """
+    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 def cache_root(chosen: str | os.PathLike[str] | None = None) -> Path:

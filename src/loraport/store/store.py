@@ -5,8 +5,6 @@ never stale. The cache is a convenience: a damaged entry is reported, dropped an
 read-only disk is reported once and the run goes on without caching.
 """
 
-import hashlib
-import json
 import os
 import shutil
 import threading
@@ -24,20 +22,6 @@ from loraport.store.entry import DamagedEntry, Entry, NewerEntry, read_entry, wr
 from loraport.store.index import DEFAULT_MAX_BYTES, EntryInfo
 
 RESERVE_BYTES = 10**9  # left free on the disk, so that the cache never takes the room the output needs
-
-
-def entry_key(identity: Mapping[str, Any]) -> str:
-    """Key of an entry: SHA-256 of the canonical JSON of `identity`, 64 hexadecimal digits.
-
-    Args:
-        identity: all that determines the content (digests of the inputs, method, version, parameters), made of
-            text, whole numbers, finite floats, booleans, None, lists and dicts with text keys.
-
-    Raises:
-        TypeError, ValueError: something in it has no canonical JSON form.
-    """
-    text = json.dumps(identity, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -13,26 +13,20 @@ Without step 5 this is D' = D - (I - U_d U_d^T) drift (I - V_d V_d^T) with the d
 which also says what happens outside the thin basis of a rectangular layer.
 """
 
-from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-
-from loraport.core.basis import SpectralBasis
-from loraport.core.lowrank import LowRank
-from loraport.core.operator import dot
-from loraport.core.operators import DenseOperator, Operator, Routed
 from loraport.methods import base
-from loraport.methods.casa.arbitration import smaller_of
 from loraport.methods.casa.params import CasaParams
-from loraport.methods.casa.routing import DriftRouting, TallUpdate, routed, subtract_nondominant
-from loraport.methods.casa.selection import Selection, select
 from loraport.methods.columns import COSINE, DRIFT_UNDONE, NORM_RATIO, Column
 from loraport.methods.cost import Cost, basis_bytes, elementwise, matrix_bytes, product, truncation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @base.register
 class Casa(base.TransferMethod[CasaParams]):
-    """The method, for one layer. Layers wider than tall are transposed first, so that rows are the long side."""
+    """What the method says of itself; its mathematics is in `steps.py`."""
 
     name = "casa"
     version = 3
@@ -73,48 +67,17 @@ class Casa(base.TransferMethod[CasaParams]):
         """Square layers lie in the basis with all they have; the others need the drift outside of it."""
         return shape[0] != shape[1] and params.restore and not params.complete_basis
 
-    def prepare(self, inputs: base.LayerInputs, params: CasaParams) -> dict[str, Tensor]:
+    def prepare(self, inputs: base.LayerInputs, params: CasaParams) -> "dict[str, Tensor]":
         """The routing of the drift."""
-        inputs = _with_basis(_upright(inputs), params)
-        basis, drift = inputs.require_basis(), inputs.require_drift()
-        return DriftRouting.of(basis, drift, _head(inputs, params), params.density).tensors()
+        from loraport.methods.casa import steps  # brings torch along, of which nothing above has need
+
+        return steps.prepare(inputs, params)
 
     def transfer(self, inputs: base.LayerInputs, params: CasaParams) -> base.LayerOutput:
-        """The new update of one layer; the steps are at the top of this file, the figures in `_figures`."""
-        if inputs.update.shape[0] < inputs.update.shape[1]:
-            output = self.transfer(_upright(inputs), params)
-            return base.LayerOutput(output.update.T, output.stats, inputs.update)
-        inputs = _with_basis(inputs, params)
-        basis, update, kept = inputs.require_basis(), inputs.update, inputs.prepared
-        drift = DriftRouting.from_tensors(self.prepare(inputs, params) if kept is None else kept)
-        if drift.energy == 0.0:
-            return base.LayerOutput(update, {"cosine": 1.0, "norm_ratio": 1.0, "drift_undone": 0.0}, update)
+        """The new update of one layer; the steps are at the top of this file, and done in `steps.py`."""
+        from loraport.methods.casa import steps
 
-        C_lora = routed(basis, update)
-        K = C_lora.dense()  # becomes the routing matrix of the new update
-        selection = select(K, drift, basis.S, _head(inputs, params), params)
-        nondominant = ~selection.cols
-        taken = smaller_of(K.view(-1)[selection.hits], drift.C.view(-1)[selection.hits])
-        undone = 0.0
-        if params.restore:
-            undone = subtract_nondominant(K, drift.C, selection.rows, selection.cols) + drift.residual_energy(
-                nondominant
-            )
-        K.view(-1)[selection.hits] -= taken
-
-        core: DenseOperator | TallUpdate
-        if basis.U.shape[0] == basis.U.shape[1]:
-            core = DenseOperator(K)
-            new: Operator = Routed(basis.U, core, basis.Vh)
-            along = dot(C_lora.B.T @ K, C_lora.A)  # <new, update>
-        else:
-            core = TallUpdate.of(basis, K, update, C_lora, inputs.drift if params.restore else None, drift, nondominant)
-            new = Routed(None, core, basis.Vh)
-            along = core.inner(C_lora)
-        if isinstance(inputs.drift, LowRank) and not params.arbitrate:
-            new = _restored_in_factors(update, inputs.drift, basis, selection) if params.restore else update
-        stats = _figures(update, core.norm(), along, selection, undone / drift.energy)
-        return base.LayerOutput(new, stats | {"svd_driver": basis.driver}, update)
+        return steps.transfer(inputs, params)
 
     def cost(self, shape: tuple[int, int], rank: int, params: CasaParams, warm: bool) -> Cost:
         """Routing of the drift unless it is there, routing of the update, decisions, and the cut in the core."""
@@ -147,55 +110,6 @@ class Casa(base.TransferMethod[CasaParams]):
         side = longer if params.complete_basis else p
         residual = 0 if side == longer else p * p
         return basis_bytes(*shape) + matrix_bytes(1, side * p + residual + 2 * p)
-
-
-def _figures(update: LowRank, size: float, along: float, selection: Selection, undone: float) -> dict[str, base.Stat]:
-    """The values of `Casa.columns`, before the update is cut to a rank; shares are of the m x n routing matrix."""
-    m, n = update.shape
-    scale = update.norm()
-    nondominant = (m - int(selection.rows.sum())) * (n - int(selection.cols.sum()))
-    return {
-        "head": selection.clusters.labels.numel(),
-        "clusters": selection.clusters.count,
-        "largest_cluster": int(selection.clusters.sizes.max()),
-        "dominant_share": 1.0 - nondominant / (m * n),
-        "arbitrated_share": selection.hits.numel() / (m * n),
-        "unsettled_share": selection.unsettled.share,
-        "unsettled_hits": selection.unsettled.hits,
-        "drift_undone": min(undone, 1.0),
-        "cosine": along / (size * scale) if size > 0 and scale > 0 else 0.0,
-        "norm_ratio": size / scale if scale > 0 else 0.0,
-    }
-
-
-def _head(inputs: base.LayerInputs, params: CasaParams) -> int:
-    """Eq. 3, on every layer or on square ones only."""
-    m, n = inputs.update.shape
-    return inputs.require_basis().head(params.head_energy) if m == n or params.cut_nonsquare else min(m, n)
-
-
-def _restored_in_factors(update: LowRank, drift: LowRank, basis: SpectralBasis, selection: Selection) -> LowRank:
-    """D - (I - U_d U_d^T) B_fft A_fft (I - V_d V_d^T): exact at rank r + r_fft."""
-    U, Vh = basis.U[:, selection.rows], basis.Vh[selection.cols]
-    B = drift.B - U @ (U.T @ drift.B)
-    A = drift.A - (drift.A @ Vh.T) @ Vh
-    return LowRank.sum([update, LowRank(-B, A)])
-
-
-def _with_basis(inputs: base.LayerInputs, params: CasaParams) -> base.LayerInputs:
-    return replace(inputs, basis=inputs.require_basis().completed()) if params.complete_basis else inputs
-
-
-def _upright(inputs: base.LayerInputs) -> base.LayerInputs:
-    """The transposed layer, if this one is wider than tall. Receivers and senders change places."""
-    if inputs.update.shape[0] >= inputs.update.shape[1]:
-        return inputs
-    return replace(
-        inputs,
-        update=inputs.update.T,
-        basis=inputs.require_basis().T,
-        drift=None if inputs.drift is None else inputs.drift.T,
-    )
 
 
 base.preset("casa", "casa", "the paper's rules, 90 % energy on every layer, nothing arbitrary outside the thin basis")

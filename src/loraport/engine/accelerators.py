@@ -1,0 +1,68 @@
+"""What torch says of accelerators: which there are, how much memory they have, how they fail."""
+
+import torch
+
+from loraport.errors import UsageError
+
+_SHARE = 0.85  # of what is free; the allocator loses some between blocks
+
+
+def pick(wanted: str) -> tuple[str, ...]:
+    """Settle the name of a device, as `devices.pick_devices`."""
+    if wanted == "auto":
+        return _all_cuda() if torch.cuda.is_available() else ("cpu",)
+    kind, colon, index = wanted.partition(":")
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[kind]:
+        raise UsageError(f"this machine has no {kind} device that PyTorch can use", values=wanted, fix="--device cpu")
+    if kind != "cuda":
+        return (kind,)
+    if not colon:
+        return _all_cuda()
+    count = torch.cuda.device_count()
+    if int(index) >= count:
+        last = f"cuda:{count - 1}"
+        raise UsageError(
+            "there is no such CUDA device", values=f"{wanted}; the last one is {last}", fix="--device cuda"
+        )
+    return (f"cuda:{int(index)}",)
+
+
+def _all_cuda() -> tuple[str, ...]:
+    first = torch.cuda.get_device_name(0)
+    alike = (index for index in range(torch.cuda.device_count()) if torch.cuda.get_device_name(index) == first)
+    return tuple(f"cuda:{index}" for index in alike)
+
+
+def usable_bytes(device: str) -> int:
+    """Memory of a CUDA device that layers in flight may take together."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(free * _SHARE)
+
+
+def name_of(device: str) -> str:
+    """What a CUDA device is called."""
+    return torch.cuda.get_device_name(device)
+
+
+def warm_up(device: str) -> None:
+    """Make a CUDA device's libraries for decompositions ready, from one thread.
+
+    torch loads those of CUDA at the first decomposition, and several threads that do this at once crash it.
+    """
+    torch.linalg.eigh(torch.eye(2, device=device))
+    torch.linalg.svd(torch.eye(2, device=device))
+    torch.linalg.qr(torch.eye(2, device=device))
+    torch.cuda.synchronize(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device had no room; not all of torch's libraries say so by the type of the error."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "ALLOC_FAILED" in said
+
+
+def release_memory(device: str) -> None:
+    """Give back what torch keeps of a device's memory for later."""
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
