@@ -41,7 +41,17 @@ def combined(lora: Path) -> None:
 def test_a_lora_and_folders_with_both_are_one_job(files: pico.Pico, pair: list[object]) -> None:
     combined(files.lora)
     made = files.folder / "made"
-    done = invoke("transfer", files.lora, *pair, "-o", made / "out.safetensors", "--report", made / "page.html")
+    done = invoke(
+        "transfer",
+        files.lora,
+        *pair,
+        "-o",
+        made / "out.safetensors",
+        "--report",
+        made / "page.html",
+        "--card",
+        made / "card.md",
+    )
     assert done.exit_code == 0, done.output
     for text in (
         "high-noise expert",
@@ -53,7 +63,9 @@ def test_a_lora_and_folders_with_both_are_one_job(files: pico.Pico, pair: list[o
     assert "load_into_transformer_2=True" in done.stdout
     names = [path.name for path in sorted(made.iterdir())]
     stems = [f"out_{expert}_noise" for expert in ("high", "low")]
-    pages = [f"page_{expert}_noise.html" for expert in ("high", "low")]
+    pages = [name for expert in ("high", "low") for name in (f"page_{expert}_noise.html", f"card_{expert}_noise.md")]
+    for expert in ("high", "low"):
+        assert f"out_{expert}_noise.safetensors" in (made / f"card_{expert}_noise.md").read_text(encoding="utf-8")
     assert names == sorted([f"{s}.safetensors" for s in stems] + [f"{s}.run.jsonl" for s in stems] + pages)
     again = invoke("transfer", files.lora, *pair, "-o", made / "out.safetensors", "--overwrite", "--json")
     facts = json.loads(again.stdout)

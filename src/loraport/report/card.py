@@ -13,6 +13,7 @@ from loraport.files import write_text
 from loraport.version import __version__
 
 _FROM_HUB = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)")
+_ANYBODYS = re.compile(r"(lora|model|adapter_model|pytorch_model|pytorch_lora_weights|diffusion_pytorch_model)[.-]")
 _NO_NAME = ("transformer", "transformer_2", "high_noise_model", "low_noise_model")
 _MARKS = re.compile(r"([\\`*\[\]<>|#])")
 
@@ -50,6 +51,8 @@ def name_of(path: str) -> str:
     if hub is not None:
         return f"{hub['owner']}/{hub['name']}"
     parts = [part for part in PurePath(path).parts if part not in _NO_NAME]
+    if len(parts) > 1 and _ANYBODYS.match(parts[-1]):
+        return "/".join(parts[-2:])  # its folder says whose it is
     return parts[-1] if parts else path
 
 
