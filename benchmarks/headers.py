@@ -6,8 +6,8 @@
 The models are diffusers' own classes at their published sizes, made without memory; a file is the header and a hole as
 long as the data, which costs no room on the disk. A LoRA of rank 32 on every linear layer of the blocks goes with each,
 with random factors, since `inspect` and `verify` look at them. Every command is a process of its own, so the start of
-Python and of torch is in the seconds; it is also given alone. Everything runs on one core. Seconds of the processor
-are those of the command, which other programs disturb less than the clock.
+Python, and of torch where the command loads it, is in the seconds; both are also given alone. Everything runs on one
+core. Seconds of the processor are those of the command, which other programs disturb less than the clock.
 """
 
 import argparse
