@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from loraport import windows
 from loraport.errors import FileError
 from loraport.partial import partial_file
 
@@ -88,7 +89,7 @@ def atomic_paths(
                         if overwrite:
                             _keep_aside(path, temporary)
                     if overwrite:
-                        os.replace(temporary, path)
+                        windows.replace(temporary, path)
                     else:
                         _take_free_name(temporary, path)
                 undo.pop_all()
@@ -170,12 +171,18 @@ def _aside(temporary: Path) -> Path:
 
 
 def _keep_aside(path: Path, temporary: Path) -> None:
-    """Give what stands under a name a second one, beside the new file."""
-    if os.path.lexists(path):
-        try:
+    """Give what stands under a name a second one, beside the new file.
+
+    Raises:
+        OSError: it may not be given up. Windows removes no second name of a file that is in use, so there it is moved.
+    """
+    if not os.path.lexists(path):
+        return
+    if not windows.WINDOWS:
+        with contextlib.suppress(OSError, NotImplementedError):  # no second names on this file system, or not of links
             os.link(path, _aside(temporary), follow_symlinks=False)
-        except OSError:  # a file system without second names
-            os.replace(path, _aside(temporary))
+            return
+    windows.replace(path, _aside(temporary))
 
 
 def _take_back(path: Path, temporary: Path, ours: os.stat_result) -> None:
@@ -184,7 +191,7 @@ def _take_back(path: Path, temporary: Path, ours: os.stat_result) -> None:
     if now is not None and not os.path.samestat(now, ours):
         return
     if os.path.lexists(_aside(temporary)):
-        os.replace(_aside(temporary), path)
+        windows.replace(_aside(temporary), path)
     elif now is not None:
         path.unlink()
 
@@ -202,7 +209,7 @@ def _take_free_name(temporary: Path, path: Path) -> None:
     except OSError:  # a file system without second names: look, and rename
         if os.path.lexists(path):
             raise FileError("the output file exists already", where=str(path), fix="choose another name") from None
-        os.replace(temporary, path)
+        windows.replace(temporary, path)
 
 
 def _check_room(path: Path, need_bytes: int) -> None:
@@ -218,7 +225,7 @@ def _check_room(path: Path, need_bytes: int) -> None:
 
 def _write_error(path: Path, error: OSError, need_bytes: int) -> FileError:
     full, reason = NO_ROOM.get(error.errno or 0), reason_of(error)
-    fix = "check that the folder exists and may be written"
+    fix = windows.advice(path, error) or "check that the folder exists and may be written"
     if full is not None:
         reason = f"{need_bytes:,} bytes to write; {reason}" if need_bytes else reason
         fix = "free some space or write to another disk"
@@ -233,7 +240,7 @@ def _flush(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder; its rename is already durable enough
+    if windows.WINDOWS:  # it cannot open a folder; its rename is already durable enough
         return
     handle = os.open(folder, os.O_RDONLY)
     try:

@@ -4,6 +4,8 @@ A file is written inside a folder of its own beside its final name, so that what
 (the stock safetensors writer makes a temporary file itself) is found together. The folder stays locked while it is in
 use, and the system takes the lock back when the process ends, however it ends. So a folder of this kind that can be
 locked belongs to nobody, and whoever finds it removes it.
+
+Windows cannot lock a folder. There the owner holds a file in it open, which nobody can remove as long as he does.
 """
 
 import contextlib
@@ -20,7 +22,8 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # the only name that differs between systems
 
-_AGE = 3600.0  # seconds; where the system knows no locks, what is older is taken for abandoned
+_AGE = 3600.0  # seconds; where nothing can be locked or held, what is older is taken for abandoned
+_HELD = "held"
 _LONGEST = 150  # bytes of the final name within the temporary one, which may not be much longer itself
 
 
@@ -39,8 +42,10 @@ def partial_file(path: Path) -> Iterator[Path]:
     try:
         yield Path(folder, "data")
     finally:
+        if fcntl is None and handle is not None:  # before, since Windows removes no file that is open
+            os.close(handle)
         _remove(folder)
-        if handle is not None:
+        if fcntl is not None and handle is not None:
             os.close(handle)
 
 
@@ -57,6 +62,8 @@ def remove_abandoned(path: Path) -> int:
 
 def remove_if_abandoned(temporary: Path) -> bool:
     """Remove a temporary folder, or a file of that name, unless it is in use. Returns whether it was removed."""
+    if fcntl is None:
+        return _remove_if_not_held(temporary)
     try:
         handle = os.open(temporary, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
     except OSError:  # gone, or somebody else's
@@ -70,6 +77,19 @@ def remove_if_abandoned(temporary: Path) -> bool:
         return False
     finally:
         os.close(handle)
+
+
+def _remove_if_not_held(temporary: Path) -> bool:
+    try:
+        status = os.lstat(temporary)
+        if stat.S_ISDIR(status.st_mode):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary / _HELD)
+        elif not stat.S_ISREG(status.st_mode) or time.time() - status.st_mtime <= _AGE:
+            return False
+    except OSError:  # held, gone, or somebody else's
+        return False
+    return _remove(str(temporary))
 
 
 def _remove(temporary: str) -> bool:
@@ -98,12 +118,12 @@ def _prefix(path: Path) -> str:
 
 
 def _locked(path: Path) -> tuple[int | None, str]:
-    """A new folder, and the handle that holds its lock; None where there are no locks."""
+    """A new folder, and the handle that holds its lock or the file in it; None where there are no locks."""
     while True:
         folder = tempfile.mkdtemp(prefix=_prefix(path), suffix=".partial", dir=path.parent)
-        if fcntl is None:
-            return None, folder
         try:
+            if fcntl is None:
+                return os.open(os.path.join(folder, _HELD), os.O_CREAT | os.O_EXCL | os.O_WRONLY), folder
             handle = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:  # found and removed before it was locked
             continue

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from loraport import windows
 from loraport.errors import FileError
 from loraport.files import reason_of, write_text
 
@@ -35,6 +36,11 @@ def check_output(
     home = path.parts[0] if path.parts else ""
     if home.startswith("~") and not os.path.lexists(home):  # the shell, or whoever made the name, knew no such home
         raise FileError(f"the {what} would be in a home folder that is not there", where=str(path), fix="name a folder")
+    refused = windows.refused_name(path)
+    if refused is not None:
+        raise FileError(
+            f"the {what} cannot have this name on Windows", where=str(path), values=refused, fix="rename it"
+        )
     if _status(path, what) is None:
         check_folder(path, what)
         return

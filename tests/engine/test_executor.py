@@ -52,6 +52,11 @@ def _die(job: LayerJob, slot: Slot) -> str:
     return job.name
 
 
+def _ctrl_c(job: LayerJob, slot: Slot) -> str:
+    signal.raise_signal(signal.SIGINT)
+    return job.name
+
+
 def _fail(job: LayerJob, slot: Slot) -> str:
     if job.name == "bad":
         raise NumericalError("not finite", where=job.name)
@@ -122,6 +127,11 @@ def test_the_names_are_the_files():
 def test_a_worker_that_is_killed_is_said():
     with pytest.raises(FileError, match="a worker process was killed"):
         list(_executor("process", 1).run(JOBS[:2], _die))
+
+
+def test_a_worker_does_not_act_on_ctrl_c_where_signals_cannot_be_held(monkeypatch):
+    monkeypatch.delattr(signal, "pthread_sigmask", raising=False)  # Windows has none
+    assert list(_executor("process", 1).run(JOBS[:1], _ctrl_c)) == ["layer 0"]
 
 
 class _Held:

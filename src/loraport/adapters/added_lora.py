@@ -14,6 +14,7 @@ from pydantic import Field
 
 from loraport.errors import UsageError, did_you_mean
 from loraport.settings import PathText, Setting, Settings
+from loraport.windows import is_drive
 
 OPTIONS = ("scale", "expert", "adapter")
 _ENDING = re.compile(r"\.[A-Za-z]\w*")  # that of "few.pt", and not what stands behind the dot of "wan2.1"
@@ -44,9 +45,9 @@ class AddedLora(Settings):
         """
         name = os.fspath(text)
         settings: dict[str, Any] = {}
-        while not _exists(name):  # a colon may be part of the name (C:\...)
+        while not _exists(name):  # a colon may be part of the name
             head, _, tail = name.rpartition(":")
-            if not head or head == "zoo":
+            if not head or head == "zoo" or is_drive(head, tail):
                 break
             option, sign, value = tail.partition("=") if "=" in tail else ("strength", "", tail)
             told = option.isidentifier() if sign else _NUMBER.fullmatch(tail)

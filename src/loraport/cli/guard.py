@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from loraport.cli.console import Console
 from loraport.cli.signals import ended_by_signals
 from loraport.errors import FileError, Interrupted, LoraportError, UsageError
+from loraport.windows import page_file_is_full
 
 try:
     from typer import TyperException as CommandLineError
@@ -109,6 +110,12 @@ def _usage_error(error: CommandLineError) -> UsageError:
 def _refusal(error: Exception) -> FileError | None:
     """What is no fault of the program although nobody foresaw it there: the system says no, or an input is absurd."""
     said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if page_file_is_full(error):
+        return FileError(
+            "Windows has no room left in its page file",
+            values=said,
+            fix="let Windows manage the size of the page file, or use --workers 1; finished layers are kept",
+        )
     if _is_out_of_memory(error):
         return FileError(
             "out of memory", values=said, fix="use a smaller --max-memory or --workers 1; finished layers are kept"
@@ -150,7 +157,8 @@ def _bug(error: Exception, verbose: bool) -> LoraportError:
 def _is_out_of_memory(error: Exception) -> bool:
     text = str(error)
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
+        isinstance(error, RuntimeError)
+        and any(said in text for said in ("can't allocate memory", "not enough memory", "out of memory"))
     )
 
 

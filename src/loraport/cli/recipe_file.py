@@ -12,6 +12,7 @@ from loraport.engine.recipe import RunOptions
 from loraport.errors import UsageError
 from loraport.files import read_text
 from loraport.settings import Setting, Settings, unknown_setting
+from loraport.windows import is_drive
 
 _LARGEST = 1 << 16  # bytes; a recipe has some twenty lines
 _LONGEST = 3000  # characters of one value; Python refuses to write numbers of more than 4300 digits
@@ -97,6 +98,8 @@ def _placed(value: Any, setting: Setting, folder: Path) -> Any:
         if _is_there(folder / name):
             return f"{folder / name}{rest}"
         name, colon, tail = name.rpartition(":")
+        if is_drive(name, tail):
+            break
         rest = f"{colon}{tail}{rest}"
     return value
 

@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from io import FileIO
 from pathlib import Path
 
+from loraport import windows
 from loraport.errors import FileError
 
 _SPECIAL = (
@@ -102,13 +103,16 @@ def unreadable(path: Path, error: OSError | ValueError) -> FileError:
     what = _WHAT.get(error.errno or 0, "the file cannot be read")
     fix = {"the path is a loop of symbolic links": "remove the link, or name the file that it was meant for"}.get(what)
     if error.errno in (errno.EACCES, errno.EPERM):
-        fix = "give yourself the right to read it (chmod), or copy it to where you have it"
+        fix = windows.advice(path, error) or "give yourself the right to read it (chmod), or copy it to where you may"
     shown = str(path) if len(str(path)) <= 300 else f"{str(path)[:300]}..."
     return FileError(what, where=shown, values=error.strerror or str(error), fix=fix or "check the path and the disk")
 
 
 def nearest_path(path: Path) -> str:
     """What to try instead of a path that is not there: the neighbour that was most likely meant."""
+    advice = windows.advice(path)
+    if advice is not None:
+        return advice
     while not os.path.isdir(path.parent) and path.parent != path:
         path = path.parent  # to the first part that is wrong
     try:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraport import windows
 from loraport.containers.access import status
 from loraport.containers.dtypes import name_of
 from loraport.containers.safetensors import Span
@@ -63,7 +64,15 @@ def _load(path: str) -> Any:
             values=reason,
             fix="export the weights alone as safetensors, from a machine where you trust the file",
         ) from None
-    except Exception as error:  # a damaged archive fails in whatever type the part that meets it happens to raise
+    except Exception as error:
+        if windows.page_file_is_full(error):  # a mapping that could be written to is promised memory, all of it
+            raise FileError(
+                "Windows has no room in its page file to map the torch file",
+                where=path,
+                values=str(error)[:300],
+                fix="let Windows manage the size of the page file, or save the model as safetensors, which needs none",
+            ) from None
+        # a damaged archive fails in whatever type the part that meets it happens to raise
         raise _damaged(path, error) from None
 
 

@@ -9,16 +9,20 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+from loraport import windows
 from loraport.engine.executor import J, Limits, Result, Slot, Work, dispatch, in_slot, local_slots, phases
 from loraport.errors import FileError
 from loraport.threads import cores
+
+_MOST = 61  # processes that Python can wait for on Windows
 
 
 class LayerExecutor:
     """A process for each slot. Work and results travel by pickle."""
 
     def __init__(self, limits: Limits):
-        self._slots = local_slots(limits)
+        slots = local_slots(limits)
+        self._slots = slots[:_MOST] if windows.WINDOWS else slots
 
     def slots(self) -> list[Slot]:
         """As many on each device as may work side by side."""
@@ -32,7 +36,7 @@ class LayerExecutor:
         """
         context = multiprocessing.get_context("spawn")  # a forked child would inherit locks of the parent's threads
         try:
-            with ProcessPoolExecutor(len(self._slots), mp_context=context, initializer=_end_with_parent) as pool:
+            with ProcessPoolExecutor(len(self._slots), mp_context=context, initializer=_begin) as pool:
 
                 def submit(job: J, slot: Slot) -> "Future[Result]":
                     with _ctrl_c_held():
@@ -53,7 +57,7 @@ def _ctrl_c_held() -> Iterator[None]:
     """Ctrl-C reaches every process of a terminal; workers started within the block inherit that they do not hear it.
 
     The layers in work are finished and kept then. Other signals end a worker at once."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where a worker hears it until it has begun
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -61,6 +65,11 @@ def _ctrl_c_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _begin() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _end_with_parent()
 
 
 def _end_with_parent() -> None:
