@@ -112,6 +112,27 @@ def test_only_the_command_line_prints_or_exits():
                 assert called not in {"print", "exit", "sys.exit", "os._exit"}, f"{path}: {called}"
 
 
+def test_float64_is_asked_for_where_a_device_may_have_none():
+    """`wide` goes to the CPU on Apple's GPUs; a tensor there that is told to be `double()` raises."""
+    alone = {"operator.py", "thin_svd.py", "bootstrap.py", "allotment.py"}  # `wide` itself, and what stays on the CPU
+    for path in [*_modules("core"), *_modules("methods"), PACKAGE / "resizing" / "weight.py"]:
+        assert path.name in alone or ".double()" not in path.read_text(encoding="utf-8"), path
+
+
+def test_text_files_say_their_encoding():
+    """Without one it is another on Windows."""
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            method = re.search(r"\.(read|write)_text$", called) and called != "files.write_text"
+            modes = [each.value for each in node.args if isinstance(each, ast.Constant)]
+            opens = re.search(r"(\b|\.)(fd)?open$", called) and called != "os.open" and not any("b" in m for m in modes)
+            if method or (opens and modes):
+                assert "utf-8" in ast.unparse(node), f"{path}: {ast.unparse(node)}"
+
+
 def test_nothing_unpickles_without_restriction():
     for path in PACKAGE.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))

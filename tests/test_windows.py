@@ -205,7 +205,7 @@ def test_a_drive_is_no_file_with_a_strength(tmp_path: Path, monkeypatch) -> None
 def test_a_page_file_that_is_full_is_no_damaged_file(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "model.pt"
     torch.save({"w": torch.ones(2)}, path)
-    said = "Couldn't open file mapping: <model.pt>, error code: <1455>"  # of torch's MapAllocator
+    said = "could not create a map on file <model.pt>; error code: <1455>"  # of torch's MapAllocator
 
     def load(*args: object, **settings: object) -> None:
         raise RuntimeError(said)

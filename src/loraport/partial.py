@@ -22,7 +22,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # the only name that differs between systems
 
-_AGE = 3600.0  # seconds; where nothing can be locked or held, what is older is taken for abandoned
+_AGE = 3600.0  # seconds; on a file system without locks, what is older is taken for abandoned
 _HELD = "held"
 _LONGEST = 150  # bytes of the final name within the temporary one, which may not be much longer itself
 
@@ -85,7 +85,7 @@ def _remove_if_not_held(temporary: Path) -> bool:
         if stat.S_ISDIR(status.st_mode):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(temporary / _HELD)
-        elif not stat.S_ISREG(status.st_mode) or time.time() - status.st_mtime <= _AGE:
+        elif not stat.S_ISREG(status.st_mode):
             return False
     except OSError:  # held, gone, or somebody else's
         return False

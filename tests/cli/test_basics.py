@@ -1,6 +1,7 @@
 """The program itself: help, version, messages, exit codes. No models needed."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -260,6 +261,7 @@ def test_the_console_refuses_contradictions() -> None:
         Console(verbose=1, quiet=True)
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such shell")
 def test_a_closed_pipe_is_no_crash() -> None:
     done = subprocess.run(
         f"{sys.executable} -c 'from loraport.cli.main import run; run()' methods | head -c 1",

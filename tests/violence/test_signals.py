@@ -17,8 +17,9 @@ def _workers(case, process, count: int) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGHUP])
-def test_told_to_end(case, undisturbed, which: signal.Signals) -> None:
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_told_to_end(case, undisturbed, name: str) -> None:
+    which = signal.Signals[name]
     process = case.start("--executor", "serial")
     case.wait_for_layers(3)
     process.send(which)

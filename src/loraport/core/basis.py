@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loraport.core.operator import wide
+
 
 @dataclass(frozen=True)
 class SpectralBasis:
@@ -42,7 +44,7 @@ class SpectralBasis:
 
     def head(self, energy: float) -> int:
         """Smallest k with sum_{i<k} S_i^2 >= energy * sum S_i^2 (Eq. 3 of the paper)."""
-        held = self.S.double().square().cumsum(0)
+        held = wide(self.S).square().cumsum(0)
         return min(int((held < energy * held[-1]).sum()) + 1, self.S.numel())
 
     def completed(self) -> "SpectralBasis":

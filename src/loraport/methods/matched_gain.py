@@ -4,6 +4,7 @@ import torch
 from pydantic import Field
 
 from loraport.core.lowrank import LowRank
+from loraport.core.operator import wide
 from loraport.core.operators import Operator
 from loraport.methods import base
 from loraport.methods.columns import COSINE, NORM_RATIO, Column
@@ -60,12 +61,12 @@ class MatchedGain(base.TransferMethod[MatchedGainParams]):
         grown = gain * S + params.give_back * lost
         new = LowRank.from_svd(U, grown, Vh)
         scale = update.norm()
-        length = float(grown.double().norm())
+        length = float(wide(grown).norm())
         stats: dict[str, base.Stat] = {
             "gain": gain,
-            "given_back": params.give_back * float(lost.double().norm()) / scale if scale > 0 else 0.0,
+            "given_back": params.give_back * float(wide(lost).norm()) / scale if scale > 0 else 0.0,
             "norm_ratio": length / scale if scale > 0 else 0.0,
-            "cosine": float((grown.double() * S.double()).sum()) / (length * scale) if length * scale > 0 else 0.0,
+            "cosine": float((wide(grown) * wide(S)).sum()) / (length * scale) if length * scale > 0 else 0.0,
         }
         return base.LayerOutput(new, stats, new)
 

@@ -18,7 +18,7 @@ from loraport.adapters.join import StoredWeight
 from loraport.containers.tensors import TensorRef
 from loraport.core.algorithm import ALGORITHM
 from loraport.core.lowrank import LowRank
-from loraport.core.operator import Operator
+from loraport.core.operator import Operator, wide
 from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
 from loraport.core.truncation import truncated_svd
@@ -191,7 +191,7 @@ def _compute(op: Operator, job: WeightJob) -> dict[str, Tensor]:
     else:
         basis = thin_svd(op.dense(), name=job.weight.name)
         update = LowRank.from_svd(basis.U[:, :rank], basis.S[:rank], basis.Vh[:rank])
-        kept = min(float(basis.S[:rank].double().square().sum()) / norm**2, 1.0) if norm > 0 else 1.0
+        kept = min(float(wide(basis.S[:rank]).square().sum()) / norm**2, 1.0) if norm > 0 else 1.0
     facts["kept"] = torch.tensor(kept, dtype=torch.float64)
     return facts | {"B": update.B.cpu().contiguous(), "A": update.A.cpu().contiguous()}
 
