@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from loraport.adapters.consumers import ADDED, ALL, PARTS, Consumer, consumers, writable
+from loraport.adapters.consumers import ADDED, ALL, HOW, PARTS, Consumer, consumers, writable
 from loraport.adapters.dialect import PROFILE_NAMES, SAME_AS_INPUT
 from loraport.models.families import families, recognised
 from loraport.models.family import Family
@@ -13,7 +13,6 @@ PAGE = Path(__file__).parent / "consumers.md"
 BEGIN, END = "<!-- made by docs/tables.py from src/loraport/adapters/consumers.yaml -->", "<!-- end -->"
 CONTAINERS = Path(__file__).parent / "containers.md"
 FROM_FAMILIES = "<!-- made by docs/tables.py from src/loraport/models/data -->"
-HOW = {"run": "run", "part": "part run, part read", "read": "read"}
 UNREAD = {"quiet": "no", "warning": "no (log)", "count": "no (count)", "error": "**refused**"}
 LIMITS = {"outside": " inside the blocks", "reordered": " but for rows in another order"}
 CELLS = {
@@ -120,10 +119,11 @@ def _programs() -> str:
             consumer.name,
             _versions(consumer.looked_at),
             f"{consumer.scale:g}",
+            "; ".join(f"{name} ({version})" for name, version in consumer.also.items()),
         ]
         for consumer in consumers()
     ]
-    return _table(["program", "looked at", "scale at strength 1"], rows)
+    return _table(["program", "looked at", "scale at strength 1", "the same loader has"], rows)
 
 
 def _family(family: str) -> str:
@@ -158,7 +158,7 @@ def _cell(consumer: Consumer, family: str, profile: str) -> str:
     if row is None:
         return "?"
     if ALL in row:
-        return UNREAD[row[ALL].word]
+        return f"part{UNREAD[row[ALL].word].removeprefix('no')}" if row[ALL].arrives else UNREAD[row[ALL].word]
     parts = [part for part in PARTS if part in row and writable(profile, part)]
     parts = [part for part in parts if part != ADDED or families()[family].added]
     told = {word: [SHORT.get(part, part) for part in parts if row[part].word == word] for word in CELLS}

@@ -155,7 +155,9 @@ def pipeline(name: str, model: Any) -> Any:
     return kind(transformer=model, **dict.fromkeys(network.pipeline), **network.more)
 
 
-def fused(loader: Any, network: Any, path: Path, caplog: pytest.LogCaptureFixture) -> dict[str, Tensor]:
+def fused(
+    loader: Any, network: Any, path: Path, caplog: pytest.LogCaptureFixture, *, warns: bool = False
+) -> dict[str, Tensor]:
     """What a LoRA changes in a network once it is loaded and fused; nobody may have a word to say of it meanwhile.
 
     Args:
@@ -163,6 +165,7 @@ def fused(loader: Any, network: Any, path: Path, caplog: pytest.LogCaptureFixtur
         network: with its own weights.
         path: the LoRA.
         caplog: pytest's.
+        warns: whether there must be a word.
     """
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     loggers = [logging.getLogger(name) for name in ("diffusers", "peft")]
@@ -178,7 +181,8 @@ def fused(loader: Any, network: Any, path: Path, caplog: pytest.LogCaptureFixtur
     finally:
         for logger in loggers:
             logger.removeHandler(caplog.handler)
-    assert not [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    said = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert bool(said) is warns, said
     assert not [name for name, parameter in network.named_parameters() if parameter.is_meta]
     if loader is network:
         network.fuse_lora()

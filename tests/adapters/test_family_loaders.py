@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 import networks
+from loraport.adapters.arrival import Arrival
 from loraport.adapters.consumers import ADDED, ALL, consumers
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import open_adapter
@@ -49,6 +50,21 @@ def test_the_pipeline_takes_it_and_adds_exactly_the_update(name, profile, tmp_pa
         assert (changes[key].double() - delta).norm() <= 1e-4 * delta.norm(), key
     checks = {check.name: check for check in verify_adapter(path, load=True)}
     assert checks["diffusers loads it"].passed is True
+
+
+def test_of_a_profile_that_is_read_in_part_exactly_what_is_foretold_changes(tmp_path, caplog):
+    name, profile = "ltx_video", "universal"
+    path, made, architecture = _write(name, profile, tmp_path)
+    arrival = Arrival(open_adapter(path, architecture), DIFFUSERS)
+    foretold = {layer for layer, update in arrival.lora.layers.items() if set(update.keys) <= set(arrival.matched)}
+    assert 0 < len(foretold) < len(made)
+    assert arrival.arrives is False
+    model = networks.build(name)
+    changes = networks.fused(networks.pipeline(name, model), model, path, caplog, warns=True)
+    weights = {f"{layer}.weight": b.double() @ a.double() for layer, (b, a) in made.items() if layer in foretold}
+    wanted = networks.respell(weights, architecture.family, "diffusers")
+    assert changes.keys() == wanted.keys()
+    assert all((changes[key].double() - delta).norm() <= 1e-4 * delta.norm() for key, delta in wanted.items())
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -6,6 +6,7 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import networks
+from loraport.adapters.arrival import Arrival, rows_of
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.verify import verify_adapter
@@ -45,9 +46,9 @@ def _updates(path, model=None):
     return {name: layer.load().dense().double() for name, layer in open_adapter(path, model).layers.items()}
 
 
-def _fused(case, path, caplog):
+def _fused(case, path, caplog, *, warns=False):
     network = case.network()
-    return networks.fused(_pipeline(case, network), network, path, caplog)
+    return networks.fused(_pipeline(case, network), network, path, caplog, warns=warns)
 
 
 def _pipeline(case, network):
@@ -118,17 +119,34 @@ def test_a_layer_that_diffusers_applies_wrongly_is_named_as_such(tmp_path):
     assert done.warnings == (
         "diffusers applies layers with rows in another order wrongly (the halves of final_layer.adaLN_modulation "
         "change places); with --to diffusers it does not",
+        "layers outside the blocks are left out by mflux",
     )
-    assert [way.partition(":")[0] for way in done.load] == ["ComfyUI"]
+    assert [way.partition(":")[0] for way in done.load] == ["ComfyUI", "mflux"]
     checks = {check.name: check.found for check in verify_adapter(done.output)}
     assert checks["taken wrongly by"] == "diffusers (in layers with rows in another order)"
     rest = {name: pair for name, pair in made.items() if name not in last}
     path = LoraFile(_lora(rest)).write(tmp_path / "rest")
     done = convert_adapter(path, tmp_path / "y.safetensors", to="universal")  # the other layers outside arrive
-    assert done.warnings == ()
+    assert done.warnings == ("layers outside the blocks are left out by mflux",)
     assert {check.name: check.found for check in verify_adapter(done.output)}["taken in full by"].startswith(
         "diffusers"
     )
+
+
+@pytest.mark.parametrize(("name", "to"), [("flux2", "kohya"), ("qwen_image_21", "universal")])
+def test_of_a_profile_that_diffusers_reads_in_part_exactly_what_is_foretold_changes(name, to, tmp_path, caplog):
+    case = CASES[name]
+    made = image_families.factors(image_families.linear(case.network()))
+    path = convert_adapter(LoraFile(_lora(made)).write(tmp_path), tmp_path / "x.safetensors", to=to).output
+    arrival = Arrival(open_adapter(path, architecture=name), rows_of("diffusers")[0])
+    family = families()[name]
+    foretold = {
+        family.spell(layer, "diffusers")
+        for layer, update in arrival.lora.layers.items()
+        if set(update.keys) <= set(arrival.matched)
+    }
+    assert 0 < len(foretold) < len(made)
+    _compare(_fused(case, path, caplog, warns=True), {layer: made[layer] for layer in foretold})
 
 
 @pytest.mark.parametrize("to", ["universal", "diffusers", "kohya", "original", "same-as-input"])

@@ -118,6 +118,37 @@ def test_verify_calls_nothing_wrong_in_a_sound_file_of_others(files: pico.Pico) 
     }
 
 
+def test_verify_for_a_program_says_what_would_arrive(files: pico.Pico) -> None:
+    done = invoke("verify", files.lora, "--no-load", "--for", "comfyui")
+    assert done.exit_code == 0, done.output
+    assert "for ComfyUI (0.3.64 and 0.33.0, core nodes: run), as a LoRA for Wan" in done.stdout
+    assert "matched   40 of 40 keys" in done.stdout
+    assert "scale     1 at strength 1" in done.stdout
+    kohya = files.lora.with_name("made-kohya.safetensors")
+    done = invoke("verify", files.lora, "--no-load", "--for", "musubi-tuner")
+    assert done.exit_code == 3
+    assert "matched   0 of 40 keys" in done.stdout
+    assert "convert" in done.stderr
+    assert "--to kohya" in done.stderr
+    assert invoke("convert", files.lora, "--to", "kohya", "-o", kohya).exit_code == 0
+    assert invoke("verify", kohya, "--no-load", "--for", "musubi-tuner").exit_code == 0
+    facts = json.loads(invoke("verify", files.lora, "--no-load", "--for", "FastVideo 0.2.1", "--json").stdout)
+    assert [row["program"] for row in facts["for"]] == [
+        "FastVideo 0.2.1 (LoRA given at construction)",
+        "FastVideo 0.2.1 (set_lora_adapter)",
+    ]
+    assert {row["verdict"] for row in facts["for"]} == {"in full"}
+    assert len(facts["for"][0]["matched"]) == facts["for"][0]["keys"] == 40
+    silent = json.loads(invoke("verify", files.lora, "--no-load", "--for", "musubi-tuner", "--json").stdout)
+    assert (silent["ok"], silent["for"][0]["verdict"]) == (False, "not read")
+    done = invoke("verify", files.lora, "--for", "mflux")  # no row for the family
+    assert done.exit_code == 0, done.output
+    assert "nobody has looked at what it makes of LoRAs for Wan" in done.stdout
+    wrong = invoke("verify", files.lora, "--for", "confyui")
+    assert wrong.exit_code == 2
+    assert "did you mean 'comfyui'?" in wrong.stderr
+
+
 def test_verify_against_another_model(files: pico.Pico) -> None:
     save_file(pico.weights(1, width=48), files.target)
     done = invoke("verify", files.lora, "--no-load", "--model", files.target)

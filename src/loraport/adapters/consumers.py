@@ -1,5 +1,6 @@
 """Programs that load LoRAs, as the rows of consumers.yaml have it: what each makes of a file, and how it is loaded."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -28,6 +29,7 @@ PARTS = {
     "text_encoder": "keys of a text encoder",
 }
 _CARRIED_AS = {"bias": "bias", "norm": "weight", "modulation": "param"}  # keys of Profile.carries
+HOW = {"run": "run", "part": "part run, part read", "read": "read"}  # how a version was looked at
 OUTCOMES = {
     "quiet": "left out without a word",
     "warning": "left out, with a line in the log",
@@ -46,10 +48,18 @@ class Outcome:
     Args:
         word: a key of OUTCOMES.
         remark: what one word does not say.
+        arrives: a regular expression for the canonical parameters of that part that arrive all the same.
     """
 
     word: str
     remark: str = ""
+    arrives: str = ""
+
+    def concerns(self, param: str) -> bool:
+        """Whether it is the outcome of a parameter of its part."""
+        if self.word == "outside" and block_of(param):
+            return False
+        return not (self.arrives and re.search(self.arrives, param))
 
     @property
     def refused(self) -> bool:
@@ -83,6 +93,7 @@ class Consumer:
 
     Args:
         name: of the program, with what sets this row apart in brackets.
+        also: programs that hand LoRAs to this one's loader -> the version that was looked at, and where.
         looked_at: version -> "run", "part" (part run, part read) or "read".
         scale: what it multiplies an update with at strength 1.
         common: whether it is named first.
@@ -94,6 +105,7 @@ class Consumer:
     scale: float
     common: bool
     families: dict[str, Reading]
+    also: dict[str, str] = field(default_factory=dict)
 
     @property
     def program(self) -> str:
@@ -173,23 +185,11 @@ def content_of(
         parts[part] = parts.get(part, False) or not block_of(module)
 
     for name in ranks:
-        template = family.template_of(name)
-        if family.is_added(name):
-            has("added", name)
-        elif not block_of(name):
-            has("outside", name)
-        elif template is not None and template.optional:
-            has("image", name)
-        if template is not None and any(place.order or place.turn for place in template.places.values()):
-            has("reordered", name)
+        for part in parts_of_layer(name, family):
+            has(part, name)
     for item in passthrough:
-        role = architecture.role(item.module)
-        if item.kind == "text_encoder":
-            has("text_encoder")
-        elif role == "param":
-            has("modulation", item.module)
-        else:
-            has("bias" if role == "linear" else "norm", item.module)
+        part = part_of_change(item, architecture)
+        has(part, "" if part == "text_encoder" else item.module)
     blocks = {int(block_of(name)) for name in ranks if block_of(name) and not family.is_added(name)}
     if any(int(block_of(name)) <= max(blocks, default=-1) for name in _whole_blocks(architecture) - ranks.keys()):
         has("partial")
@@ -199,6 +199,28 @@ def content_of(
         complete = biased in (set(), set(ranks)) and not any(item.kind == "diff_m" for item in passthrough)
         known = _profile_of_spelling(dialect, complete, family)
     return Content(family.name, known, parts, len(set(ranks.values())) > 1)
+
+
+def parts_of_layer(name: LayerName, family: Family) -> list[str]:
+    """The parts of a file that a layer written as factors belongs to; none for an ordinary one inside the blocks."""
+    template = family.template_of(name)
+    found = []
+    if family.is_added(name):
+        found.append(ADDED)
+    elif not block_of(name):
+        found.append("outside")
+    elif template is not None and template.optional:
+        found.append("image")
+    if template is not None and any(place.order or place.turn for place in template.places.values()):
+        found.append("reordered")
+    return found
+
+
+def part_of_change(item: Passthrough, architecture: Architecture) -> str:
+    """The part of a file that something passed on belongs to."""
+    if item.kind == "text_encoder":
+        return "text_encoder"
+    return {"param": "modulation", "linear": "bias"}.get(architecture.role(item.module) or "", "norm")
 
 
 def writable(profile: str, part: str) -> bool:
@@ -247,18 +269,18 @@ def _consumer(row: dict[str, Any]) -> Consumer:
         for family, said in row["families"].items()
     }
     looked_at = {str(version): str(how) for version, how in row["looked_at"].items()}
-    return Consumer(row["name"], looked_at, float(row["scale"]), bool(row.get("common")), families)
+    return Consumer(row["name"], looked_at, float(row["scale"]), bool(row.get("common")), families, row.get("also", {}))
 
 
 def _row(cells: Mapping[str, Any], name: str) -> dict[str, Outcome]:
     found = {}
     for part, said in cells.items():
-        word, remark = said if isinstance(said, list) else (said, "")
+        word, remark, arrives = [*said, "", ""][:3] if isinstance(said, list) else (said, "", "")
         if part == ADDED and word == ARRIVES:
             continue
         if part not in {*PARTS, ALL} or word not in OUTCOMES:
             raise ValueError(f"consumers.yaml, {name}: {part}: {word} is not understood")
-        found[part] = Outcome(word, remark)
+        found[part] = Outcome(word, remark, arrives)
     if ADDED not in cells and ALL not in cells:
         found[ADDED] = Outcome("unknown")
     return found

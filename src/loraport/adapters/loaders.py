@@ -80,7 +80,8 @@ def takers(content: Content) -> list[tuple[str, str]]:
         without = f"without {_parts(lost)}" if lost else ""
         if not content.reads(consumer) and not refused:
             everything = reading.profiles[content.profile][ALL]
-            row = (REFUSED, "") if everything.refused else (UNREAD, "")
+            unread = (IN_PART, f" ({everything.remark})") if everything.arrives else (UNREAD, "")
+            row = (REFUSED, "") if everything.refused else unread
         elif content.unknown(consumer):
             continue
         elif refused:

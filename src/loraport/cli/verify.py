@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import Model
@@ -11,13 +12,19 @@ from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, LoraportError, MismatchError
 
 if TYPE_CHECKING:
+    from loraport.adapters.arrival import Arrival, Loss
     from loraport.adapters.verify import Check
 
 EXAMPLE = """After a copy or a download, and with the model it is meant for:
 
     loraport verify style-fast.safetensors
 
-    loraport verify style-fast.safetensors --model FastWan2.1-T2V-1.3B/"""
+    loraport verify style-fast.safetensors --model FastWan2.1-T2V-1.3B/
+
+What a program would make of it:
+
+    loraport verify style-fast.safetensors --for ComfyUI"""
+_TITLES = {"error": "refused", "wrong": "wrongly", "unknown": "not known"}
 _MARKS = {True: "ok", False: "FAILED", None: "note"}
 
 
@@ -27,19 +34,32 @@ def verify(
     console: Console,
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="LoRA files to check.", show_default=False)],
     model: Model = None,
+    consumer: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="PROGRAM",
+            help="What this program would make of the files: matched keys, scale, what it drops. "
+            "Programs are listed in docs/consumers.md.",
+        ),
+    ] = None,
     load: Annotated[
         bool, typer.Option(metavar="", help="Also hand the file to diffusers' own loader, if installed.")
     ] = True,
 ) -> None:
     """Check LoRA files: every key known, every number finite, content as the header of a transfer says.
 
-    A note is no failure: something that not every loader takes, in a file that never promised more.
+    A note is no failure: something that not every loader takes, in a file that never promised more. With --for it is
+    a failure (3) if that program would leave something out or refuse the file.
     """
+    from loraport.adapters.arrival import Arrival, rows_of
+    from loraport.adapters.parse import open_adapter
     from loraport.adapters.verify import verify_adapter
     from loraport.models.checkpoint import open_checkpoint
 
     choice = given.checked()
     architecture = choice.pop("architecture")
+    rows = [] if consumer is None else rows_of(consumer)
     fits = None if model is None else open_checkpoint(model, expert=choice["expert"], architecture=architecture)
     documents: list[dict[str, Any]] = []
     failures: list[LoraportError] = []
@@ -53,10 +73,19 @@ def verify(
         lines = [f"  {check.name:<30} {_MARKS[check.passed]:<8} {check.found}" for check in checks]
         console.result(file, *lines)
         bad = [check for check in checks if check.passed is False]
-        rows = [{"name": check.name, "ok": check.passed, "found": check.found} for check in checks]
-        documents.append({"path": file, "ok": not bad, "checks": rows})
+        found = [{"name": check.name, "ok": check.passed, "found": check.found} for check in checks]
+        documents.append({"path": file, "ok": not bad, "checks": found})
         if bad:
             failures.append(_failure(file, bad[0]))
+        elif rows:
+            lora = open_adapter(file, fits, role="model", architecture=architecture, **choice)
+            arrivals = [Arrival(lora, row) for row in rows]
+            for arrival in arrivals:
+                console.result(*_lines(arrival))
+            short = next((arrival for arrival in arrivals if arrival.arrives is False), None)
+            documents[-1] |= {"ok": short is None, "for": [_facts(arrival) for arrival in arrivals]}
+            if short is not None:
+                failures.append(_short(file, short))
     console.document(documents[0] if len(files) == 1 else {"files": documents})
     for failure in failures if not console.as_json else []:
         console.error(failure)
@@ -77,4 +106,65 @@ def _failure(file: str, check: "Check") -> LoraportError:
         fix=again
         if check.name != KEYS
         else f"of a family that is not known: --architecture any --model MODEL; else {again}",
+    )
+
+
+def _lines(arrival: "Arrival") -> list[str]:
+    """What a program makes of a file, for people."""
+    from loraport.adapters.consumers import HOW
+
+    lora, name = arrival.lora, arrival.consumer.name
+    seen = "; ".join(f"{version}: {HOW[how]}" for version, how in arrival.looked_at.items())
+    if arrival.reading is None:
+        known = arrival.content.family in arrival.consumer.families
+        what = "this spelling of LoRAs" if known else "LoRAs"
+        told = [f"  {'not known':<9} nobody has looked at what it makes of {what} for {lora.architecture.family.title}"]
+    else:
+        scales = " and ".join(f"{scale:g}" for scale in arrival.scales)
+        told = [f"  {'matched':<9} {len(arrival.matched)} of {text.count(len(lora.keys), 'key')}"]
+        told += [f"  {'scale':<9} {scales} at strength 1"] if scales else []
+        told += [f"  {_TITLES.get(loss.outcome.word, 'left out'):<9} {_loss(loss)}" for loss in arrival.losses]
+    told += [f"  {'to do':<9} {arrival.remedy}"] if arrival.remedy else []
+    told += [f"  {'load it':<9} {arrival.load}"] if arrival.matched else []
+    return [f"for {name} ({seen}), as a LoRA for {lora.architecture.title}:", *told]
+
+
+def _loss(loss: "Loss") -> str:
+    from loraport.adapters.consumers import OUTCOMES, PARTS
+
+    what = PARTS.get(loss.part, "the whole profile is not read" if not loss.outcome.remark else "the profile")
+    keys = f"{text.count(len(loss.keys), 'key')}, " if loss.keys else ""
+    remark = f"; {loss.outcome.remark}" if loss.outcome.remark else ""
+    shown = f" ({text.listing(loss.keys, 2)})" if loss.keys else ""
+    return f"{keys}{what}: {OUTCOMES[loss.outcome.word]}{remark}{shown}"
+
+
+def _facts(arrival: "Arrival") -> dict[str, Any]:
+    """The same as plain values."""
+    return {
+        "program": arrival.consumer.name,
+        "looked_at": arrival.looked_at,
+        "family": arrival.content.family,
+        "profile": arrival.content.profile,
+        "verdict": arrival.verdict,
+        "arrives": arrival.arrives,
+        "keys": len(arrival.lora.keys),
+        "matched": list(arrival.matched),
+        "scale": list(arrival.scales),
+        "lost": [
+            {"part": loss.part, "outcome": loss.outcome.word, "remark": loss.outcome.remark, "keys": list(loss.keys)}
+            for loss in arrival.losses
+        ],
+        "remedy": arrival.remedy,
+        "load": arrival.load,
+    }
+
+
+def _short(file: str, arrival: "Arrival") -> LoraportError:
+    matched, keys = len(arrival.matched), len(arrival.lora.keys)
+    return MismatchError(
+        f"not all of the file would arrive in {arrival.consumer.name}",
+        where=file,
+        values=f"{arrival.verdict}: {matched} of {text.count(keys, 'key')}",
+        fix=arrival.remedy or "no profile brings more of it there",
     )
