@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraport.adapters.added_lora import AddedLora
+from loraport.adapters.arrival import Arrival, rows_of
 from loraport.adapters.convert import Conversion, convert_adapter
 from loraport.adapters.describe import FileDescription, describe
+from loraport.adapters.parse import open_adapter
 from loraport.adapters.verify import Check, verify_adapter
 from loraport.engine.events import Listener, ignore
 from loraport.engine.experts import Experts, outputs_of, recipes_of
@@ -342,6 +344,7 @@ def verify(
     expert: Literal["high", "low"] | None = None,
     adapter: str | None = None,
     architecture: str = "auto",
+    consumer: str | None = None,
 ) -> tuple[Check, ...]:
     """Check a LoRA: header against content, every number finite, every key known, and the loader of diffusers.
 
@@ -353,6 +356,7 @@ def verify(
         adapter: which adapter, for a file that names several.
         architecture: family of the model, where that is not to be recognised: its name, or `any` for one that is not
             known.
+        consumer: also say, by what is known of a program, whether everything would arrive there; its name.
 
     Returns:
         One check a line; `passed` is False where something is wrong and None for a remark.
@@ -361,7 +365,13 @@ def verify(
         LoraportError: the file is damaged, no plain LoRA, or holds several LoRAs of which none was named.
     """
     fits = None if model is None else open_checkpoint(model, expert=expert, architecture=architecture)
-    return verify_adapter(path, fits, load=load, expert=expert, adapter=adapter)
+    rows = [] if consumer is None else rows_of(consumer)
+    checks = verify_adapter(path, fits, load=load, expert=expert, adapter=adapter)
+    if not rows or any(check.passed is False for check in checks):
+        return checks
+    lora = open_adapter(path, fits, role="model", expert=expert, adapter=adapter, architecture=architecture)
+    told = [Arrival(lora, row) for row in rows]
+    return checks + tuple(Check(f"arrives in {each.consumer.name}", each.arrives, each.summary) for each in told)
 
 
 def list_methods() -> dict[str, str]:

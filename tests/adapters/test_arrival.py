@@ -6,6 +6,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+import loraport
 import makers
 from loraport.adapters.arrival import FULL, PART, REFUSED, UNKNOWN, UNREAD, Arrival, rows_of
 from loraport.adapters.consumers import consumers
@@ -95,6 +96,16 @@ def test_the_way_out_works(program, tensors, to, tmp_path):
     after = Arrival(open_adapter(words[-1]), before.consumer)
     assert len(after.matched) > len(before.matched)
     assert after.verdict in (FULL, PART)
+
+
+def test_the_function_says_it_as_a_check(tmp_path):
+    path = LoraFile(ALL_PARTS).write(tmp_path)
+    checks = {check.name: check for check in loraport.verify(path, load=False, consumer="comfyui")}
+    assert (checks["arrives in ComfyUI"].passed, checks["arrives in ComfyUI"].found) == (
+        False,
+        "in part: 62 of 63 keys",
+    )
+    assert "arrives in ComfyUI" not in {check.name for check in loraport.verify(path, load=False)}
 
 
 def test_programs_are_found_whatever_the_case_and_the_nearest_is_named():

@@ -114,6 +114,11 @@ class Arrival:
         return PART if any(loss.outcome.word != "unknown" for loss in self.losses) else FULL
 
     @property
+    def summary(self) -> str:
+        """The verdict with the number of keys, in a few words."""
+        return f"{self.verdict}: {len(self.matched)} of {len(self.lora.keys)} keys"
+
+    @property
     def matched(self) -> tuple[str, ...]:
         """The keys that change the model as they are meant, in the order of the file."""
         if self.reading is None or any(loss.outcome.refused for loss in self.losses):

@@ -161,10 +161,9 @@ def _facts(arrival: "Arrival") -> dict[str, Any]:
 
 
 def _short(file: str, arrival: "Arrival") -> LoraportError:
-    matched, keys = len(arrival.matched), len(arrival.lora.keys)
     return MismatchError(
         f"not all of the file would arrive in {arrival.consumer.name}",
         where=file,
-        values=f"{arrival.verdict}: {matched} of {text.count(keys, 'key')}",
+        values=arrival.summary,
         fix=arrival.remedy or "no profile brings more of it there",
     )
