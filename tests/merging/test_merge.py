@@ -75,7 +75,7 @@ def test_one_file_keeps_everything_else(lora, tmp_path):
     assert (report.tensors, report.untouched) == (len(WANTED), len(STATE) - len(WANTED))
     assert report.lost < 1e-6
     again = loraport.merge(lora, output, tmp_path / "back.safetensors", strength=-0.8)
-    assert "merged into it before" in "".join(again.warnings)
+    assert "merged into it before, at 0.8: it is taken out now" in "".join(again.warnings)
     back = load_file(tmp_path / "back.safetensors")
     assert all(torch.allclose(back[key].float(), tensor.float(), atol=1e-6) for key, tensor in STATE.items())
 
@@ -83,7 +83,8 @@ def test_one_file_keeps_everything_else(lora, tmp_path):
 def test_a_sum_is_rounded_once(lora, tmp_path):
     state = {key: tensor.bfloat16() for key, tensor in STATE.items()}
     save_file(state, tmp_path / "model.safetensors")
-    several = [f"{lora}:0.5", f"{lora}:-0.2"]
+    (tmp_path / "copy.safetensors").write_bytes(lora.read_bytes())
+    several = [f"{lora}:0.5", f"{tmp_path / 'copy.safetensors'}:-0.2"]
     report = loraport.merge(several, tmp_path / "model.safetensors", tmp_path / "out.safetensors", strength=2.0)
     found, wanted = load_file(tmp_path / "out.safetensors"), _dense(state, 0.6)
     lost = 0.0
@@ -94,6 +95,7 @@ def test_a_sum_is_rounded_once(lora, tmp_path):
         lost += float((found[key].double() - wanted[key]).norm() ** 2)
     change = sum(float((0.6 * change).norm() ** 2) for change in WANTED.values())
     assert report.lost == pytest.approx((lost / change) ** 0.5, rel=1e-3)
+    assert "hold the same LoRA, so that it counts 2 times" in report.warnings[0]
 
 
 def test_shards_stay_shards(lora, tmp_path):
@@ -274,6 +276,8 @@ def test_every_kind_and_what_is_no_layer(tmp_path):
         exact = STATE[key].double() + 0.5 * wanted[key].double() if key in wanted else STATE[key]
         assert (tensor.double() - exact.double()).norm() <= 1e-6 * exact.double().norm(), key
         assert key in wanted or torch.equal(tensor, STATE[key])
+    back = loraport.merge(path, tmp_path / "out.safetensors", tmp_path / "back.safetensors", strength=-0.5)
+    assert "a function of the weights (dora)" in back.warnings[0]
 
 
 def test_refusals_leave_nothing(lora, tmp_path):
@@ -290,6 +294,10 @@ def test_refusals_leave_nothing(lora, tmp_path):
         loraport.merge(lora, path, lora, overwrite=True)
     with pytest.raises(UsageError, match="nothing is to be merged"):
         loraport.merge(lora, path, output, strength=0.0)
+    with pytest.raises(UsageError, match="nothing is to be merged"):
+        loraport.merge([f"{lora}:0", lora], path, output)
+    with pytest.raises(UsageError, match="given twice"):
+        loraport.merge([lora, f"{lora}:0.5"], path, output)
     half = {key: tensor.half() for key, tensor in STATE.items()}
     save_file(half, tmp_path / "half.safetensors")
     with pytest.raises(NumericalError, match="does not fit into F16"):

@@ -139,10 +139,7 @@ def make_merge_plan(
         LoraportError: a file cannot be read, or they do not fit each other.
         UnsupportedError: a weight that changes is stored in a way that is not written, or in 8 bits without a request.
     """
-    if strength == 0.0 or not loras:
-        raise UsageError(
-            "nothing is to be merged", values=f"strength {strength:g}", fix="give a strength that is not 0"
-        )
+    _check_request(loras, strength, expert, adapter)
     model = open_checkpoint(into, nested=nested, expert=expert, architecture=architecture)
     layout = layout_of(locate(into, nested=nested, expert=expert))
     opened = []
@@ -184,6 +181,29 @@ def make_merge_plan(
         tuple(warnings),
         {file: file_identity(file) for file in files},
     )
+
+
+def _check_request(loras: Sequence[AddedLora], strength: float, expert: Expert | None, adapter: str | None) -> None:
+    """Raise UsageError where nothing would be added, or the same twice."""
+    if not loras:
+        raise UsageError("nothing is to be merged", fix="name a LoRA")
+    seen = set()
+    for given in loras:
+        factor = strength * given.strength
+        if factor == 0.0:
+            raise UsageError(
+                "nothing is to be merged",
+                where=given.file,
+                values=f"strength {factor:g}",
+                fix="give a strength that is not 0, or leave the LoRA out",
+            )
+        file, high_or_low, name = given.identity
+        chosen = file, high_or_low or expert, name or adapter
+        if chosen in seen:
+            raise UsageError(
+                "a LoRA is given twice", values=given.file, fix="give it once, at the sum of the strengths"
+            )
+        seen.add(chosen)
 
 
 def _gather(

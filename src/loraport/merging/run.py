@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.header import STALE, canonical_json, read_json
 from loraport.adapters.passthrough import Passthrough
 from loraport.containers.rewrite import Rewriting, rewriting
@@ -101,7 +102,7 @@ def run_merge(
     for place in places.values():
         check_output(place, inputs, overwrite=overwrite)
     told = _told(plan)
-    said = list(dict.fromkeys([*plan.warnings, *_merged_before(plan, told)]))
+    said = list(dict.fromkeys([*plan.warnings, *_counted_twice(plan, told)]))
     for message in said:
         on_event(Warned(message))
     losses = _write(plan, places, told, overwrite, on_event)
@@ -253,14 +254,35 @@ def _told(plan: MergePlan) -> list[dict[str, object]]:
     return records
 
 
-def _merged_before(plan: MergePlan, told: Sequence[Mapping[str, object]]) -> list[str]:
-    """What to say where the checkpoint has one of these LoRAs inside already."""
+def _counted_twice(plan: MergePlan, told: Sequence[Mapping[str, object]]) -> list[str]:
+    """What to say where one of these LoRAs is there twice, or inside the checkpoint already."""
+    names: dict[object, list[object]] = {}
+    for one in told:
+        names.setdefault(one["digest"], []).append(one["lora"])
+    twins = [
+        f"{' and '.join(map(str, same))} hold the same LoRA, so that it counts {len(same)} times"
+        for same in names.values()
+        if len(same) > 1
+    ]
     ref = plan.tensors[0].ref
     if ref.container != "safetensors":
-        return []
-    known = {one.get("digest") for one in _records(read_header(ref.file).metadata) if isinstance(one, dict)}
-    return [
-        f"the checkpoint's header says that {one['lora']} was merged into it before: it counts once more now"
-        for one in told
+        return twins
+    known: dict[object, float] = {}
+    for record in _records(read_header(ref.file).metadata):
+        if isinstance(record, dict) and isinstance(record.get("strength"), float):
+            known[record.get("digest")] = known.get(record.get("digest"), 0.0) + record["strength"]
+    return twins + [
+        f"the checkpoint's header says that {given.file} was merged into it before, at {known[one['digest']]:g}: "
+        + _together(adapter, factor, known[one["digest"]])
+        for one, (given, adapter, factor) in zip(told, plan.loras, strict=True)
         if one["digest"] in known
     ]
+
+
+def _together(adapter: LoraAdapter, factor: float, before: float) -> str:
+    """What a LoRA comes to that is inside the checkpoint already."""
+    kind = next((layer.kind for layer in adapter.layers.values() if layer.weight), None)
+    if kind is not None:
+        return f"as a function of the weights ({kind}) it is now one of the changed ones, and no strength takes it out"
+    total = factor + before
+    return "it is taken out now" if abs(total) < 1e-9 * abs(before) else f"it comes to {total:g} in all"
