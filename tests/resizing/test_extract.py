@@ -143,7 +143,7 @@ def test_layers_that_one_file_fuses(tmp_path):
 
 def test_coarser_numbers_are_no_change(pair, tmp_path):
     save_file({key: tensor.bfloat16() for key, tensor in SOURCE.items()}, tmp_path / "same.safetensors")
-    with pytest.raises(MismatchError, match="nothing is left"):
+    with pytest.raises(MismatchError, match="hold the same numbers"):
         loraport.extract(pair[0], tmp_path / "same.safetensors", tmp_path / "out.safetensors", rank=4, options=OFF)
     assert not (tmp_path / "out.safetensors").exists()
 
@@ -166,6 +166,24 @@ def test_the_same_command_resumes(pair, tmp_path):
     assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
 
 
+def test_models_that_have_nothing_to_do_with_each_other_are_remarked_on(pair, tmp_path):
+    save_file(pico.weights(7), tmp_path / "other.safetensors")
+    made = loraport.extract(pair[0], tmp_path / "other.safetensors", tmp_path / "out.safetensors", rank=1, options=OFF)
+    assert "do not look like versions of one model" in made.warnings[0]
+    made = loraport.extract(*pair, tmp_path / "related.safetensors", rank=1, options=OFF)
+    assert not any("versions of one model" in warning for warning in made.warnings)
+
+
+def test_a_size_that_is_too_small_names_one_that_is_not(pair, tmp_path):
+    for most in (1, 10_000):
+        with pytest.raises(UsageError, match="too small to hold anything") as caught:
+            loraport.extract(*pair, tmp_path / "out.safetensors", max_size=most, options=OFF)
+    enough = int(caught.value.fix.removeprefix("--max-size "))
+    made = loraport.extract(*pair, tmp_path / "out.safetensors", max_size=enough, options=OFF)
+    assert made.layers
+    assert made.size <= enough
+
+
 def test_a_wrong_pair_and_what_makes_no_sense(pair, tmp_path):
     output = tmp_path / "out.safetensors"
     save_file(pico.weights(1, width=24, ffn=48), tmp_path / "narrow.safetensors")
@@ -175,6 +193,10 @@ def test_a_wrong_pair_and_what_makes_no_sense(pair, tmp_path):
         loraport.extract(*pair, output, rank=4, drop="(", options=OFF)
     with pytest.raises(FileError, match="would replace the target"):
         loraport.extract(*pair, pair[1], rank=4, options=OFF.model_copy(update={"overwrite": True}))
+    with pytest.raises(MismatchError, match="hold the same numbers"):
+        loraport.extract(pair[0], pair[0], output, rank=4, options=OFF)
+    with pytest.raises(UsageError, match="no LoRA among the inputs"):
+        loraport.extract(*pair, output, rank=4, to="same-as-input", options=OFF)
     assert not output.exists()
     loraport.extract(*pair, output, rank=1, options=OFF)
     told = json.loads(open_adapter(output).metadata["loraport.extract"])

@@ -143,7 +143,11 @@ def profile_of(profile: str, input_dialect: Dialect | None = None) -> Profile:
     if profile != SAME_AS_INPUT:
         return PROFILES[profile]
     if input_dialect is None:
-        raise UsageError("the profile same-as-input needs an input to be the same as")
+        raise UsageError(
+            "there is no LoRA among the inputs whose names could be kept",
+            values=SAME_AS_INPUT,
+            fix=f"one of {', '.join(PROFILES)}",
+        )
     # Other kinds are written as plain factors.
     alpha = input_dialect.alpha if input_dialect.has_alpha_tensors else "none"
     kept = replace(input_dialect, alpha=alpha, others=())

@@ -33,8 +33,11 @@ def loader_notes(content: Content) -> tuple[str, ...]:
     notes += [_common(consumer, content, lost_by_all) for consumer in readers if consumer.common]
     notes.append(_others({c: lost for c, lost in readers.items() if not c.common}, lost_by_all))
     notes += [_nobody(part, content) for part in lost_by_all]
-    if content.mixed_ranks:
-        notes.append("the ranks differ from layer to layer; diffusers before 0.40 mis-scales such a file")
+    if content.mixed_ranks and any(consumer.program == "diffusers" for consumer in readers):
+        notes.append(
+            "the ranks differ from layer to layer: diffusers before 0.40 scales all but one of them wrongly; "
+            "loraport resize --rank N gives all the same"
+        )
     return tuple(note for note in notes if note)
 
 

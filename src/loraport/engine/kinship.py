@@ -1,6 +1,6 @@
 """Is the target a distillation of the source, and is its drift more than rounding: before the work and after it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from loraport.engine.job import LayerJob
 from loraport.engine.layer import drift_share
@@ -83,15 +83,29 @@ def judge_pair(
         )
 
 
-def _refuse_unrelated(ratios: dict[str, float], plan: TransferPlan) -> None:
+def unrelated(ratios: Mapping[str, float]) -> str | None:
+    """By how much two models differ, where that is too much for versions of one; None where it is not.
+
+    Args:
+        ratios: layer -> norm of the drift over that of the source.
+    """
     ordered = sorted(ratios.values())
-    middle = ordered[len(ordered) // 2]
-    if middle > UNRELATED and plan.target is not None:
-        worst = max(ratios, key=lambda name: ratios[name])
+    middle = ordered[len(ordered) // 2] if ordered else 0.0
+    if not middle > UNRELATED:
+        return None
+    worst = max(ratios, key=lambda name: ratios[name])
+    return (
+        f"the weights differ by {middle:.2f} of their own norm in the middle layer, {ratios[worst]:.2f} in "
+        f"{worst}; a distilled model stays well below {UNRELATED}"
+    )
+
+
+def _refuse_unrelated(ratios: Mapping[str, float], plan: TransferPlan) -> None:
+    found = unrelated(ratios)
+    if found is not None and plan.target is not None:
         raise MismatchError(
             "source and target do not look like versions of one model",
             where=f"{plan.source.path} and {plan.target.path}",
-            values=f"the weights differ by {middle:.2f} of their own norm in the middle layer, {ratios[worst]:.2f} in "
-            f"{worst}; a distilled model stays well below {UNRELATED}",
+            values=found,
             fix="check that one was made from the other, or both from a third, or go on with --force",
         )

@@ -1,6 +1,7 @@
 """Many weights cut to ranks by one rule, and written as a LoRA."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -75,7 +76,7 @@ class Task:
         """The weights without a rank that get one all the same, of zeros, since a layer in them has a bias."""
         profile = profile_of(self.to, self.dialect).of(self.architecture.family)
         biased = {item.module for item in self.passthrough if item.param.endswith(".bias")}
-        weights = [job.weight for job in self.jobs if profile.complete_biases and not ranks[job.weight.name]]
+        weights = [job.weight for job in self.jobs if profile.complete_biases and not ranks.get(job.weight.name)]
         return [weight.name for weight in weights if biased & weight.places.keys()]
 
     def cost(self, job: WeightJob) -> int:
@@ -128,7 +129,7 @@ def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_
 
     Raises:
         UsageError: `max_size` is too small for anything.
-        MismatchError: nothing is left to write.
+        MismatchError: there is nothing to write.
         NumericalError: a weight that holds NaN or infinity.
         FileError: the file exists, cannot be written, or an input changed meanwhile.
     """
@@ -163,7 +164,7 @@ def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_
         norms |= {name: result.norm for name, result in results.items()}
         results = {name: result for name, result in results.items() if result.norm > 0}
         if not results and not task.passthrough:
-            raise MismatchError("nothing is left to write", values=str(amount), fix="ask for more")
+            raise _nothing(task)
         layers = _layers(results, amount)
         if amount.rank is None:
             shapes = {job.weight.name: job for job in task.jobs}
@@ -182,7 +183,7 @@ def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_
     content = content_of(
         task.to, {name: u.rank for name, u in layers.items()}, task.passthrough, task.architecture, task.dialect
     )
-    for message in (*loader_notes(content), *_said_of_ranks(layers, task)):
+    for message in loader_notes(content):
         warn(message)
     return Resized(
         output=output,
@@ -197,6 +198,20 @@ def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_
         load=tuple(ways_to_load(output, content)),
         warnings=tuple(warnings),
         seconds=time.perf_counter() - began,
+    )
+
+
+def _nothing(task: Task) -> MismatchError:
+    if task.what == "extract":
+        return MismatchError(
+            "source and target hold the same numbers: there is nothing to extract",
+            where=" and ".join(dict.fromkeys(str(file) for role, file in task.inputs if role in ("source", "target"))),
+            fix="was the same model named twice?",
+        )
+    return MismatchError(
+        "every update of the LoRA is zero: there is nothing to write",
+        where=str(task.inputs[0][1]),
+        fix="was it trained, and saved whole?",
     )
 
 
@@ -226,9 +241,9 @@ def _ranks_for_size(task: Task, energies: Mapping[str, Float64[Tensor, " q"]], m
         return _fixed_bytes(task, ranks, most) + sum(costs[name] * rank for name, rank in ranks.items())
 
     low, high = 0, most + 1  # budgets for factors: of what fits, and of what does not; more never makes it smaller
+    step = math.gcd(*costs.values()) or high  # between two multiples of it nothing changes
     ranks = allot(energies, costs, low)
-    while high - low > min(costs.values(), default=most):
-        middle = (low + high) // 2
+    while (middle := (low + high) // 2 // step * step) > low:
         more = allot(energies, costs, middle)
         if size(more) <= most:
             low, ranks = middle, more
@@ -236,11 +251,10 @@ def _ranks_for_size(task: Task, energies: Mapping[str, Float64[Tensor, " q"]], m
             high = middle
     changed = any(float(found.sum()) > 0 for found in energies.values())
     if size(ranks) > most or (changed and not any(ranks.values())):
-        first = {name: int(name == max(costs, key=lambda each: costs[each])) for name in costs}
+        largest = {max(costs, key=lambda name: costs[name]), max(costs, key=len)}
+        enough = max(_fixed_bytes(task, {name: 1}, 10**15) for name in largest) + max(costs.values())
         raise UsageError(
-            "the file would be too small to hold anything",
-            values=f"{most:,} bytes",
-            fix=f"--max-size of more than {size(first):,} bytes",
+            "the file would be too small to hold anything", values=f"{most:,} bytes", fix=f"--max-size {enough}"
         )
     return ranks
 
@@ -319,13 +333,3 @@ def _teller(what: str, jobs: Sequence[WeightJob], amount: Amount, on_event: List
 
 def _passes(amount: Amount) -> int:
     return 1 if amount.rank is not None else 2
-
-
-def _said_of_ranks(layers: Mapping[str, LowRank], task: Task) -> list[str]:
-    ranks = {update.rank for update in layers.values()}
-    if len(ranks) < 2 or task.to == "kohya":
-        return []
-    return [
-        f"the layers have ranks of {min(ranks)} to {max(ranks)}, and no alpha says the scale: older diffusers "
-        "scales them wrongly (0.42 does not); --rank gives all one rank, --to kohya an alpha each"
-    ]

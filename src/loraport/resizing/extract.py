@@ -20,6 +20,8 @@ from loraport.adapters.passthrough import Passthrough, PassthroughValue
 from loraport.adapters.pattern import Search
 from loraport.containers.names import Expert
 from loraport.containers.tensors import TensorRef, common_dtype, digest, file_identity, read_float, rounding_floor
+from loraport.core.operator import norm
+from loraport.engine.kinship import unrelated
 from loraport.engine.reading import InputReader
 from loraport.errors import MismatchError, UsageError
 from loraport.models.architecture import require_same_size
@@ -33,6 +35,7 @@ from loraport.writable import with_settings
 
 _WRITTEN = {"F32": "float32", "F64": "float32", "F16": "float16"}  # all else, 8 bits too, in bfloat16
 _COARSE = 0.005  # rounding floor beyond which a weight is called quantised
+_LOOKED_AT = 5  # weights that are read beforehand, to see whether the two have to do with each other
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ def plan_extract(
         dialect=None,
         dtype=_WRITTEN.get(common[0][0] if common else "F32", "bfloat16") if dtype == "same" else dtype,
         metadata=_metadata(one, two),
-        warnings=tuple(_said(one, two, pairs)),
+        warnings=(*_said(one, two, pairs), *_strangers({name: pairs[f"{name}.weight"] for name in layers})),
         identities={file: file_identity(file) for _, file in inputs if file.suffix != ".json"},
         inputs=tuple(inputs),
     )
@@ -225,3 +228,22 @@ def _said(source: Checkpoint, target: Checkpoint, pairs: Mapping[str, tuple[Tens
                 f"{coarse[0].file.name} is quantised ({coarse[0].stored_as}): its rounding is in the difference, "
                 "and extracted with it; bf16 copies have less of it"
             )
+
+
+def _strangers(layers: Mapping[str, tuple[TensorRef, TensorRef]]) -> Iterator[str]:
+    """What to say where a few small weights, spread over the model, differ as those of two models do."""
+    least = min((prod(source.shape) for source, _ in layers.values()), default=0)
+    small = [name for name, (source, _) in layers.items() if prod(source.shape) == least]
+    ratios = {}
+    for name in small[:: max(len(small) // _LOOKED_AT, 1)][:_LOOKED_AT]:
+        source, target = layers[name]
+        weight = read_float(source)
+        drift = norm(_difference(weight, read_float(target), common_dtype(source, target)))
+        if norm(weight) > 0:
+            ratios[name] = drift / norm(weight)
+    found = unrelated(ratios)
+    if found is not None:
+        yield (
+            f"source and target do not look like versions of one model, and a LoRA holds little of what is between "
+            f"two that are none: {found}"
+        )
