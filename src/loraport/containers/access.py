@@ -117,7 +117,7 @@ def nearest_path(path: Path) -> str:
         path = path.parent  # to the first part that is wrong
     try:
         items = sorted(path.parent.iterdir(), key=lambda item: (item.suffix == path.suffix, item))  # the last one wins
-        there = {_without_ending(item): item for item in items}
+        there = {_without_ending(item): item for item in items if item != path}  # a link to nowhere is not there
     except OSError:
         there = {}
     close = get_close_matches(_without_ending(path), there, n=1)
