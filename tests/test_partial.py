@@ -1,5 +1,6 @@
 """What a killed process left is removed by the next; what is being written is left alone."""
 
+import contextlib
 import errno
 import os
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from loraport.files import write_bytes
-from loraport.partial import remove_abandoned
+from loraport.partial import forget, partial_file, remove_abandoned
 from loraport.store import index
 
 WRITER = """
@@ -90,6 +91,32 @@ def test_a_process_killed_while_the_stock_writer_writes(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) != []
     assert remove_abandoned(path) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no locks that end with the process")
+def test_a_job_is_given_what_it_left_and_nobody_else(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+
+    def fail(job: str, data: bytes) -> None:
+        with contextlib.suppress(KeyError), partial_file(path, job) as temporary:
+            assert not temporary.exists()
+            temporary.write_bytes(data)
+            raise KeyError
+
+    fail("one", b"half")
+    with partial_file(path, "one") as temporary:
+        assert temporary.read_bytes() == b"half"
+        with partial_file(path, "one") as other:  # in use
+            assert not other.exists()
+        assert temporary.exists()
+    assert _partials(tmp_path) == []
+    fail("one", b"half")
+    fail("two", b"other half")
+    with contextlib.suppress(KeyError), partial_file(path, "two") as temporary:
+        assert temporary.read_bytes() == b"other half"
+        forget(temporary)
+        raise KeyError
+    assert _partials(tmp_path) == []
 
 
 def test_without_locks_old_files_are_taken_for_abandoned(tmp_path: Path, monkeypatch) -> None:

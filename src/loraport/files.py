@@ -52,7 +52,7 @@ def atomic_path(path: Path, *, need_bytes: int = 0, durable: bool = True, overwr
 
 @contextlib.contextmanager
 def atomic_paths(
-    paths: Sequence[Path], *, need_bytes: int = 0, durable: bool = True, overwrite: bool = True
+    paths: Sequence[Path], *, need_bytes: int = 0, durable: bool = True, overwrite: bool = True, job: str = ""
 ) -> Iterator[dict[Path, Path]]:
     """Several files at once: all of them get their names when the block ends well, or none does.
 
@@ -61,7 +61,8 @@ def atomic_paths(
 
     Args:
         paths: the final names, all different.
-        need_bytes, durable, overwrite: as for `atomic_path`; the bytes are those of each file.
+        need_bytes, durable, overwrite: as for `atomic_path`; the bytes are those of all files.
+        job: as for `partial.partial_file`: the same job is given what it left when it failed.
 
     Yields:
         Final name -> the name to write to.
@@ -75,8 +76,11 @@ def atomic_paths(
             temporaries = {}
             for path in map(Path, paths):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                _check_room(path, need_bytes)
-                temporaries[path] = stack.enter_context(partial_file(path))
+                temporaries[path] = stack.enter_context(partial_file(path, job))
+            there = sum(map(_room_taken, temporaries.values()))
+            for path, temporary in temporaries.items():  # now that what killed runs left is gone
+                _check_room(path, need_bytes - there)
+                _aside(temporary).unlink(missing_ok=True)
             yield temporaries
             for temporary in temporaries.values():
                 if durable:
@@ -204,7 +208,7 @@ def _take_free_name(temporary: Path, path: Path) -> None:
         raise FileError(
             "a file of this name appeared while the output was made",
             where=str(path),
-            fix="choose another name; finished layers are kept in the cache",
+            fix="choose another name or add --overwrite; what is finished is kept",
         ) from error
     except OSError:  # a file system without second names: look, and rename
         if os.path.lexists(path):
@@ -221,6 +225,14 @@ def _check_room(path: Path, need_bytes: int) -> None:
             values=f"{need_bytes:,} bytes needed, {free:,} free",
             fix="free some space or write to another disk",
         )
+
+
+def _room_taken(path: Path) -> int:
+    """Bytes of the disk that a file has already, which may have holes."""
+    try:
+        return 512 * getattr(os.stat(path), "st_blocks", 0)
+    except OSError:
+        return 0
 
 
 def _write_error(path: Path, error: OSError, need_bytes: int) -> FileError:

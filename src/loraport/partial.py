@@ -3,7 +3,7 @@
 A file is written inside a folder of its own beside its final name, so that whatever a writer puts there on the way
 (the stock safetensors writer makes a temporary file itself) is found together. The folder stays locked while it is in
 use, and the system takes the lock back when the process ends, however it ends. So a folder of this kind that can be
-locked belongs to nobody, and whoever finds it removes it.
+locked belongs to nobody, and whoever finds it removes it; or goes on with it, where it says that the same job left it.
 
 Windows cannot lock a folder. There the owner holds a file in it open, which nobody can remove as long as he does.
 """
@@ -25,39 +25,57 @@ except ImportError:  # Windows
 _AGE = 3600.0  # seconds; on a file system without locks, what is older is taken for abandoned
 _HELD = "held"
 _LONGEST = 150  # bytes of the final name within the temporary one, which may not be much longer itself
+_JOB = "job"  # a file in the folder, with the name of the job that may go on with what is there
 
 
 @contextlib.contextmanager
-def partial_file(path: Path) -> Iterator[Path]:
-    """Yield the name of a file that can be written and renamed to `path`; it is not there yet.
+def partial_file(path: Path, job: str = "") -> Iterator[Path]:
+    """Yield the name of a file that can be written and renamed to `path`; it is not there yet, except for a `job`.
 
     Whatever is left of it when the block ends is removed. So is, before, what killed processes left on the way to the
     same `path`.
 
+    Args:
+        path: the final name.
+        job: names what is made from what. Where the block fails the file then stays, with what lies beside it, and is
+            yielded to the next who comes with this name, in whatever state it is; see `forget`. Where folders cannot
+            be locked nothing stays.
+
     Raises:
         OSError: the folder cannot be written.
     """
+    left = _left_by(path, job) if job else None
     remove_abandoned(path)
-    handle, folder = _locked(path)
+    handle, folder = left or _locked(path)
+    data = Path(folder, "data")
+    failed = True
     try:
-        yield Path(folder, "data")
+        if job and left is None and handle is not None and fcntl is not None:
+            data.with_name(_JOB).write_text(job, encoding="utf-8")
+        yield data
+        failed = False
     finally:
         if fcntl is None and handle is not None:  # before, since Windows removes no file that is open
             os.close(handle)
-        _remove(folder)
+        if not (failed and will_stay(data)):
+            _remove(folder)
         if fcntl is not None and handle is not None:
             os.close(handle)
 
 
+def forget(temporary: Path) -> None:
+    """Nobody shall go on with this file of a job: it is removed when its block ends, however that is."""
+    temporary.with_name(_JOB).unlink(missing_ok=True)
+
+
+def will_stay(temporary: Path) -> bool:
+    """Whether this file would stay if its block failed now."""
+    return temporary.is_file() and temporary.with_name(_JOB).is_file()
+
+
 def remove_abandoned(path: Path) -> int:
     """Remove what killed processes left of earlier attempts to write `path`; returns how many there were."""
-    pattern = re.compile(re.escape(_prefix(path)) + r"[a-z0-9_]{8}\.partial")
-    try:
-        with os.scandir(path.parent) as items:
-            names = [item.path for item in items if pattern.fullmatch(item.name)]
-    except OSError:
-        return 0
-    return sum(remove_if_abandoned(Path(name)) for name in names)
+    return sum(remove_if_abandoned(Path(name)) for name in _folders(path))
 
 
 def remove_if_abandoned(temporary: Path) -> bool:
@@ -110,11 +128,40 @@ def _remove(temporary: str) -> bool:
     return True
 
 
+def _folders(path: Path) -> list[str]:
+    """The temporary folders on the way to `path`, in use or not."""
+    pattern = re.compile(re.escape(_prefix(path)) + r"[a-z0-9_]{8}\.partial")
+    try:
+        with os.scandir(path.parent) as items:
+            return [item.path for item in items if pattern.fullmatch(item.name)]
+    except OSError:
+        return []
+
+
 def _prefix(path: Path) -> str:
     name = path.name
     while len(os.fsencode(name)) > _LONGEST:
         name = name[:-1]
     return f".{name}."
+
+
+def _left_by(path: Path, job: str) -> tuple[int, str] | None:
+    """A folder of ours that the same job left on the way to the same `path`, and the handle that holds its lock."""
+    for folder in _folders(path):
+        try:
+            handle = os.open(folder, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        except OSError:
+            continue
+        try:
+            found = os.fstat(handle)
+            ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()  # nobody else put links in there
+            mine = ours and _lock(handle) and os.path.samestat(os.stat(folder), found)
+            if mine and Path(folder, _JOB).read_text(encoding="utf-8") == job:
+                return handle, folder
+        except (OSError, ValueError):
+            pass
+        os.close(handle)
+    return None
 
 
 def _locked(path: Path) -> tuple[int | None, str]:

@@ -17,7 +17,9 @@ EXAMPLE = """Bake a LoRA into a checkpoint, at eight tenths of its strength; the
 
 Two at once, each with a strength of its own, into a pipeline's transformer:
 
-    loraport merge style.safetensors:0.8 few-steps.safetensors:1 --into Wan2.1-T2V-1.3B/ -o merged/"""  # noqa: E501
+    loraport merge style.safetensors:0.8 few-steps.safetensors:1 --into Wan2.1-T2V-1.3B/ -o merged/
+
+The same command again resumes what was interrupted."""  # noqa: E501
 
 
 @command(
@@ -105,6 +107,8 @@ def merge(
         f"  untouched {text.count(done.untouched, 'tensor')}, bit for bit",
         f"  rounding  {100 * done.lost:.2g} % of the update, at most {100 * done.lost_most:.2g} % ({done.lost_in})",
     ]
+    if done.continued:
+        lines.append(f"  continued {done.continued} of {done.tensors} tensors were there")
     if done.requantized:
         lines.append(f"  8 bits    {text.count(done.requantized, 'tensor')} rounded anew")
     if done.left_out:

@@ -6,13 +6,15 @@ is that of one tensor.
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
+import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from io import BufferedRandom, BufferedWriter, FileIO
+from io import BufferedRandom, FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -36,17 +38,17 @@ class Rewriting:
 
     Args:
         source: the original.
-        file: the copy, open for writing.
+        file: the copy, open for reading and writing.
         refs: the tensors that get other numbers, whole.
         shift: by how many bytes the tensors lie further on in the copy.
     """
 
-    def __init__(self, source: Path, file: BufferedWriter, refs: Sequence[TensorRef], shift: int):
+    def __init__(self, source: Path, file: BufferedRandom, refs: Sequence[TensorRef], shift: int):
         self.source, self._file, self._shift = source, file, shift
         self._missing = {_identity(ref) for ref in refs}
 
-    def put(self, ref: TensorRef, tensor: Shaped[Tensor, "..."]) -> None:
-        """Write the new numbers of one of the tensors.
+    def put(self, ref: TensorRef, tensor: Shaped[Tensor, "..."]) -> str:
+        """Write the new numbers of one of the tensors; returns the checksum of its bytes.
 
         Args:
             ref: which.
@@ -62,8 +64,24 @@ class Rewriting:
             whole.view(tensor.dtype).as_strided(span.shape, span.strides).copy_(tensor)
             tensor = whole
         self._file.seek(span.start + self._shift)
-        self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+        self._file.write(data)
+        self._file.flush()
         self._missing.discard(_identity(ref))
+        return hashlib.sha256(data).hexdigest()
+
+    def holds(self, ref: TensorRef, checksum: str) -> bool:
+        """Whether the copy has a tensor's new numbers, of this checksum, from an earlier attempt. It counts as put."""
+        span = span_of(ref)
+        self._file.seek(span.start + self._shift)
+        state, left = hashlib.sha256(), span.end - span.start
+        while left and (piece := self._file.read(min(CHUNK_BYTES, left))):
+            state.update(piece)
+            left -= len(piece)
+        found = not left and state.hexdigest() == checksum
+        if found:
+            self._missing.discard(_identity(ref))
+        return found
 
     def check_whole(self) -> None:
         """Every tensor that was left out has been written."""
@@ -82,7 +100,7 @@ def rewriting(
 
     Args:
         source: the original.
-        target: the name of the copy, which is not there yet.
+        target: the name of the copy. What is there of an earlier attempt is written over, except for those tensors.
         refs: the tensors that the block puts, whole.
         metadata: the texts of the header of a safetensors file, in order; None leaves them alone, as in other files.
         copied: told how many bytes were copied, as they are.
@@ -92,8 +110,10 @@ def rewriting(
         OSError: the copy cannot be written.
     """
     size = status(source).st_size
-    with target.open("xb") as out:
+    with target.open("r+b" if target.exists() else "x+b") as out:
         begin, shift = _header(source, size, out, metadata)
+        if out.seek(0, os.SEEK_END) > size + shift:
+            out.truncate(size + shift)
         spans = sorted((span.start, span.end) for span in map(span_of, refs))
         position = begin
         for start, end in [*spans, (size, size)]:

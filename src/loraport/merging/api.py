@@ -49,7 +49,8 @@ def merge(
         on_event: called with every `loraport.engine.events.Event`.
 
     Raises:
-        LoraportError: see `loraport.errors`; what stood under the output's names then still does.
+        LoraportError: see `loraport.errors`; what stood under the output's names then still does. What is written so
+            far waits in hidden folders beside them, where the same call goes on.
     """
     plan = make_merge_plan(
         added_loras(lora),

@@ -1,6 +1,7 @@
 """A merge carried out: the checkpoint's files copied, with other numbers in the tensors that change.
 
-At any moment one tensor is in memory. All files get their names when everything has been written, or none does.
+At any moment one tensor is in memory. All files get their names when everything has been written, or none does. Where
+it is stopped the files wait under hidden names, and the same merge goes on with them (`journal.py`).
 """
 
 import contextlib
@@ -8,7 +9,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,16 @@ from loraport.adapters.header import STALE, canonical_json, read_json
 from loraport.adapters.passthrough import Passthrough
 from loraport.containers.rewrite import Rewriting, rewriting
 from loraport.containers.safetensors import read_header
-from loraport.containers.tensors import TensorRef, digest, encode, read_float, read_numbers
+from loraport.containers.tensors import TensorRef, digest, encode, file_identity, read_float, read_numbers
 from loraport.core.operator import norm
 from loraport.engine.events import Listener, Warned, Written, ignore
 from loraport.engine.reading import InputReader
-from loraport.errors import NumericalError
+from loraport.errors import FileError, NumericalError
 from loraport.files import atomic_paths
+from loraport.merging.journal import Journal, Loss, job_of
 from loraport.merging.plan import MergedTensor, MergePlan, Term
 from loraport.models.placement import Rows
+from loraport.partial import forget, will_stay
 from loraport.store.digests import DigestMemo
 from loraport.version import __version__
 from loraport.writable import check_output
@@ -53,6 +56,7 @@ class MergeReport:
         lost_in: the name of that tensor.
         left_out: keys of the LoRAs that change nothing in the checkpoint.
         warnings: sentences for the user.
+        continued: how many of the tensors that changed had been written by an earlier run that was stopped.
         seconds: wall time.
     """
 
@@ -66,6 +70,7 @@ class MergeReport:
     lost_in: str
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
+    continued: int
     seconds: float
 
     def to_json(self) -> dict[str, object]:
@@ -92,7 +97,8 @@ def run_merge(
         on_event: told about every step.
 
     Raises:
-        FileError: it cannot be written, or an input changed meanwhile. What stood under the names stands there again.
+        FileError: it cannot be written, or an input changed meanwhile. What stood under the names stands there again;
+            what is written waits beside them for the same merge.
         NumericalError: a sum does not fit its format, or a LoRA holds NaN or infinity.
     """
     began = time.perf_counter()
@@ -105,7 +111,7 @@ def run_merge(
     said = list(dict.fromkeys([*plan.warnings, *_counted_twice(plan, told)]))
     for message in said:
         on_event(Warned(message))
-    losses = _write(plan, places, told, overwrite, on_event)
+    losses, continued = _write(plan, places, told, overwrite, on_event)
     most = max(losses, key=lambda loss: loss.share)
     changed = math.sqrt(sum(loss.change**2 for loss in losses))
     lost = math.sqrt(sum(loss.error**2 for loss in losses))
@@ -120,21 +126,9 @@ def run_merge(
         lost_in=most.name,
         left_out=plan.left_out,
         warnings=tuple(said),
+        continued=continued,
         seconds=time.perf_counter() - began,
     )
-
-
-@dataclass(frozen=True)
-class _Loss:
-    """Of one tensor: Frobenius norms of the exact update, and of what was stored less what should have been."""
-
-    name: str
-    change: float
-    error: float
-
-    @property
-    def share(self) -> float:
-        return self.error / self.change if self.change else 0.0
 
 
 def _write(
@@ -143,7 +137,8 @@ def _write(
     told: Sequence[Mapping[str, object]],
     overwrite: bool,
     on_event: Listener,
-) -> list[_Loss]:
+) -> tuple[list[Loss], int]:
+    """The files under their names; returns what each tensor lost, and how many were there from an earlier run."""
     reader = InputReader(DigestMemo(None), plan.identities)
     total = plan.output_bytes
     done = 0
@@ -157,21 +152,75 @@ def _write(
     for tensor in plan.tensors:
         for ref in tensor.refs:
             by_file[ref.file].append(ref)
-    losses = []
-    with atomic_paths(list(places.values()), need_bytes=total, overwrite=overwrite) as temporaries:
+    losses: list[Loss] = []
+    continued = 0
+    journals: dict[Path, Journal] = {}
+    copies: dict[Path, Rewriting] = {}
+    with (
+        atomic_paths(
+            list(places.values()), need_bytes=total, overwrite=overwrite, job=job_of(plan, told)
+        ) as temporaries,
+        _kept_if_stopped(plan, temporaries, journals, on_event),
+    ):
         with contextlib.ExitStack() as stack:
-            copies: dict[Path, Rewriting] = {}
+            for file, place in places.items():
+                journals[file] = stack.enter_context(contextlib.closing(Journal(temporaries[place])))
             for file, refs in by_file.items():
                 header = _header(file, refs, told)
-                copies[file] = stack.enter_context(rewriting(file, temporaries[places[file]], refs, header, wrote))
+                copy = rewriting(file, temporaries[places[file]], refs, header, wrote)
+                copies[file] = stack.enter_context(copy)
             for tensor in plan.tensors:
-                losses.append(_merge(tensor, copies))
+                there = _taken_over(tensor, copies, journals)
+                continued += there is not None
+                losses.append(there or _merge(tensor, copies, journals))
                 wrote(tensor.ref.nbytes)
         reader.check_unchanged()
-    return losses
+    return losses, continued
 
 
-def _merge(tensor: MergedTensor, copies: Mapping[Path, Rewriting]) -> _Loss:
+@contextlib.contextmanager
+def _kept_if_stopped(
+    plan: MergePlan, temporaries: Mapping[Path, Path], journals: Mapping[Path, Journal], on_event: Listener
+) -> Iterator[None]:
+    """Say that what is written stays, unless it is of no use: nothing yet, or a merge that will not come again."""
+    try:
+        yield
+    except BaseException as error:
+        first = next(iter(temporaries.values()))
+        nothing = bool(journals) and not any(map(len, journals.values()))
+        if nothing or isinstance(error, NumericalError) or _changed(plan):
+            for temporary in temporaries.values():
+                forget(temporary)
+        elif will_stay(first):
+            where = first.parent if len(temporaries) == 1 else first.parent.with_name(".*.partial")
+            on_event(
+                Warned(f"what is written so far stays in {where}, for the same merge to go on; remove it if none shall")
+            )
+        raise
+
+
+def _changed(plan: MergePlan) -> bool:
+    """Whether an input is another one than that of the plan, so that this merge cannot come again."""
+    try:
+        return any(file_identity(file) != planned for file, planned in plan.identities.items())
+    except FileError:  # gone with its disk, perhaps, and may come back
+        return False
+
+
+def _taken_over(
+    tensor: MergedTensor, copies: Mapping[Path, Rewriting], journals: Mapping[Path, Journal]
+) -> Loss | None:
+    """What a tensor lost that an earlier run wrote, if all of it is there as it was written."""
+    loss = None
+    for ref in tensor.refs:
+        known = journals[ref.file].find(ref)
+        if known is None or not copies[ref.file].holds(ref, known[0]):
+            return None
+        loss = known[1]
+    return loss
+
+
+def _merge(tensor: MergedTensor, copies: Mapping[Path, Rewriting], journals: Mapping[Path, Journal]) -> Loss:
     """Write one tensor with everything added to it."""
     before = read_numbers(tensor.ref)
     exact = before.clone()
@@ -188,9 +237,10 @@ def _merge(tensor: MergedTensor, copies: Mapping[Path, Rewriting]) -> _Loss:
             fix="a smaller --strength, or a copy of the checkpoint in another format (bf16)",
         )
     error = _distance(encoded.numbers, exact)
+    loss = Loss(tensor.terms[0].name, change, error)
     for ref, stored in encoded.tensors:
-        copies[ref.file].put(ref, stored)
-    return _Loss(tensor.terms[0].name, change, error)
+        journals[ref.file].add(ref, copies[ref.file].put(ref, stored), loss)
+    return loss
 
 
 def _add(whole: Float[Tensor, "..."], term: Term) -> None:
