@@ -20,6 +20,8 @@ def test_plan_and_merge(files: pico.Pico) -> None:
     done = invoke(f"{files.lora}:0.5", "--into", files.target, "-o", output)
     assert done.exit_code == 0, done.output
     assert f"merged into {len(pico.LAYERS)} tensors of Wan" in done.stdout
+    shown = CliRunner().invoke(app, ["inspect", str(output)], prog_name="loraport")
+    assert files.lora.name in shown.stdout
     assert planned["output_bytes"] == files.target.stat().st_size
     again = invoke(files.lora, "--into", files.target, "-o", output)
     assert again.exit_code == 5

@@ -13,7 +13,10 @@ EXAMPLE = """What trainer wrote this, for which model, and does anything look od
 
     loraport inspect downloaded.safetensors"""
 _KINDS = {"lora": "a LoRA for", "checkpoint": "a model:", "unknown": "nothing that is known"}
-_HEADER = (*("modelspec.title", "ss_output_name", "ss_network_module", "loraport.version", "loraport.method"),)
+_HEADER = (
+    *("modelspec.title", "ss_output_name", "ss_network_module", "loraport.version", "loraport.method"),
+    *("loraport.merged", "loraport.resize", "loraport.extract"),
+)
 _SHOWN = 160  # characters of a header field
 
 
