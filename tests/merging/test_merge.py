@@ -306,6 +306,13 @@ def test_refusals_leave_nothing(lora, tmp_path):
     assert list(tmp_path.rglob("*.partial")) == []
 
 
+def test_a_lora_of_zeros_is_remarked_on(lora, tmp_path):
+    save_file({key: 0 * tensor for key, tensor in load_file(lora).items()}, tmp_path / "zero.safetensors")
+    save_file(STATE, tmp_path / "model.safetensors")
+    report = loraport.merge(tmp_path / "zero.safetensors", tmp_path / "model.safetensors", tmp_path / "out.safetensors")
+    assert "every update is zero" in report.warnings[0]
+
+
 def test_an_input_that_changes_meanwhile_stops_it(lora, tmp_path):
     path, output = tmp_path / "model.safetensors", tmp_path / "out.safetensors"
     save_file(STATE, path)

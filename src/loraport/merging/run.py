@@ -112,6 +112,11 @@ def run_merge(
     for message in said:
         on_event(Warned(message))
     losses, continued = _write(plan, places, told, overwrite, on_event)
+    if not any(loss.change for loss in losses):
+        said.append(
+            "every update is zero, or too small for these numbers, so that the output is the checkpoint as it was"
+        )
+        on_event(Warned(said[-1]))
     most = max(losses, key=lambda loss: loss.share)
     changed = math.sqrt(sum(loss.change**2 for loss in losses))
     lost = math.sqrt(sum(loss.error**2 for loss in losses))
