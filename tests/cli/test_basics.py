@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -200,6 +201,18 @@ def test_interrupted_says_how_to_resume(capsys: pytest.CaptureFixture) -> None:
         raise KeyboardInterrupt
 
     assert guard.guarded(command, as_json=False, verbose=False) == 130
+    assert "run the same command again to resume" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nobody is told to end by a signal there")
+def test_a_signal_that_a_library_takes_for_its_own_trouble_is_no_bug(capsys: pytest.CaptureFixture) -> None:
+    def command() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ImportError("cannot load module more than once per process") from None
+
+    assert guard.guarded(command, as_json=False, verbose=False) == 128 + signal.SIGTERM
     assert "run the same command again to resume" in capsys.readouterr().err
 
 

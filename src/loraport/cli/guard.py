@@ -56,11 +56,11 @@ def guarded(command: Callable[[], Any], *, as_json: bool, verbose: bool) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # odd names on a narrow console must not be a crash
     with ended_by_signals() as received:
-        code = _guarded(command, as_json, verbose)
+        code = _guarded(command, as_json, verbose, received)
     return 128 + received[0] if received and code == Interrupted.exit_code else code
 
 
-def _guarded(command: Callable[[], Any], as_json: bool, verbose: bool) -> int:
+def _guarded(command: Callable[[], Any], as_json: bool, verbose: bool, received: Sequence[int]) -> int:
     try:
         _check_working_folder()
         code = command()
@@ -71,9 +71,7 @@ def _guarded(command: Callable[[], Any], as_json: bool, verbose: bool) -> int:
     except LoraportError as error:
         return _fail(error, as_json)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail(
-            Interrupted("interrupted", fix="run the same command again to resume; finished layers are kept"), as_json
-        )
+        return _fail(_interrupted(), as_json)
     except CommandLineError as error:
         if not error.format_message().strip() and not as_json:
             return error.exit_code  # no command was given, and the help text has been printed instead
@@ -82,6 +80,8 @@ def _guarded(command: Callable[[], Any], as_json: bool, verbose: bool) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it must outlive this function
         return 1
     except Exception as error:
+        if received:  # it came while a library was being loaded, which then says that it could not be
+            return _fail(_interrupted(), as_json)
         return _fail(_refusal(error) or _bug(error, verbose), as_json)
 
 
@@ -91,6 +91,10 @@ def _check_working_folder() -> None:
         os.getcwd()
     except OSError as error:
         raise FileError("the working folder is gone", values=error.strerror, fix="cd to a folder that exists") from None
+
+
+def _interrupted() -> Interrupted:
+    return Interrupted("interrupted", fix="run the same command again to resume; finished layers are kept")
 
 
 def _fail(error: LoraportError, as_json: bool) -> int:
