@@ -11,7 +11,7 @@ from loraport.calibration.settings import CalibrationSettings
 from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
-from loraport.cli.outputs import warn_of_name
+from loraport.cli.outputs import output_file, warn_of_name
 from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
 from loraport.errors import UsageError
 from loraport.sampling.schedule import RUNNING, SamplingSettings
@@ -87,11 +87,12 @@ def calibrate(
         if value is None:
             raise UsageError(f"the {name} is not given", fix=f"add --{name}")
     assert output is not None
+    place = output_file(output, files["lora"])
     read = [*given.read(), *([] if prompts is None else [("file of prompts", prompts)])]
     if read:
-        check_output(output, read, overwrite=machine["overwrite"])
+        check_output(place, read, overwrite=machine["overwrite"])
     if plot is not None:
-        _check_plot(plot, output, files, read, overwrite=machine["overwrite"])
+        _check_plot(plot, place, files, read, overwrite=machine["overwrite"])
     both = {**asked.make(BOTH).values(), "device": machine["device"]}
     sampling = {}
     for role, model in ROLES.items():
@@ -106,7 +107,7 @@ def calibrate(
             source=files["source"],
             target=files["target"],
             target_lora=files["target_lora"],
-            output=output,
+            output=place,
             prompts=prompts,
             settings=asked.make(CalibrationSettings),
             source_sampling=sampling["source"],
@@ -119,7 +120,7 @@ def calibrate(
     if plot is not None:
         report.save_plot(plot)
     _show(report, plot, console)
-    warn_of_name(output, console)
+    warn_of_name(place, console)
     console.document(report.to_json() | ({} if plot is None else {"plot": str(plot)}))
 
 

@@ -1,6 +1,5 @@
 """`loraport convert`: other names for the same LoRA."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,7 +25,7 @@ def convert(
     console: Console,
     lora: Annotated[str, typer.Argument(metavar="LORA", help="The LoRA file.", show_default=False)],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, help="The file to write.")
+        str, typer.Option("--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, help="The file to write.")
     ],
     model: SourceModel = None,
 ) -> None:

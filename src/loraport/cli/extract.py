@@ -6,6 +6,7 @@ import typer
 
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
+from loraport.cli.outputs import named_file
 from loraport.cli.resize import MACHINE, Plan, ToWrite, carry
 from loraport.engine.recipe import MODELS, Recipe, RunOptions
 from loraport.resizing.rule import Amount
@@ -42,6 +43,7 @@ def extract(
 ) -> None:  # fmt: skip
     """Write the difference of two checkpoints as a LoRA, with the changes of biases and norms."""
     amount, options, choice = given.make(Amount), given.make(RunOptions), given.make(_CHOICE).values()
+    place = None if output is None else named_file(output)
     from loraport.resizing.extract import plan_extract
 
-    carry(plan_extract(source, target, **choice), amount, output, options, console, plan=plan)
+    carry(plan_extract(source, target, **choice), amount, place, options, console, plan=plan)

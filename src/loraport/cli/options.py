@@ -1,6 +1,5 @@
 """The options that are no field of any settings, each said once. The others are made by `loraport.cli.flags`."""
 
-from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -17,7 +16,7 @@ Loras = Annotated[
     ),
 ]
 Output = Annotated[
-    Optional[Path],  # noqa: UP045
+    Optional[str],  # noqa: UP045
     typer.Option(
         "--output",
         "-o",

@@ -1,14 +1,30 @@
 """Where a command writes, and what is to be said about the name."""
 
+import os
 from pathlib import Path
 
 from loraport.cli.console import Console
 from loraport.engine.many import output_name
+from loraport.errors import UsageError
 
 
-def output_file(given: Path, lora: str) -> Path:
-    """The file to write for `lora`, where a folder may have been given."""
-    return given / output_name(lora) if given.is_dir() else given
+def output_file(given: str, lora: str) -> Path:
+    """The file to write for `lora`, where a folder may have been given: one that is there, or by a slash at the end."""
+    path = Path(given)
+    return path / output_name(lora) if _is_folder(given) else path
+
+
+def named_file(given: str) -> Path:
+    """The file to write, where nothing could name it but the user. Raises UsageError for a folder."""
+    if _is_folder(given):
+        raise UsageError(
+            "the output is a folder", where=given, fix=f"name the file: -o {Path(given) / 'NAME.safetensors'}"
+        )
+    return Path(given)
+
+
+def _is_folder(given: str) -> bool:
+    return given.endswith(("/", os.sep)) or Path(given).is_dir()
 
 
 def warn_of_name(path: Path, console: Console) -> None:

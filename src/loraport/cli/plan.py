@@ -32,7 +32,7 @@ def plan(
     """Say what a transfer would do: coverage, time, memory, disk. Takes the same options, changes nothing."""
     several = len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive)
     if several:
-        asked = find_loras(given.loras, output or Path(), recursive=recursive)
+        asked = find_loras(given.loras, Path(output or ""), recursive=recursive)
         loras = tuple(each.lora for each in asked if not (skip_existing and each.output.exists()))
         given = Given(given.models, given.values, loras, given.file)
     pairs, run_options = {lora: pair_of(given, lora) for lora in given.loras}, given.make(RunOptions)

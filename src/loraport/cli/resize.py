@@ -24,7 +24,7 @@ EXAMPLE = """The best 40 MB of a LoRA, and the same at rank 16:
     loraport resize style.safetensors --rank 16 -o style-16.safetensors"""
 
 ToWrite = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
+    Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
     typer.Option(
         "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, show_default=False, help="The file to write."
     ),

@@ -73,7 +73,7 @@ def transfer(
     check_skip(given.make(RunOptions), skip_existing=skip_existing)
     beside = {what: file for what, file in (("page", page), ("card", card)) if file is not None}
     if len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive):
-        _many(given, output, beside, console, recursive=recursive, skip_existing=skip_existing)
+        _many(given, Path(output), beside, console, recursive=recursive, skip_existing=skip_existing)
     else:
         _one(given, output_file(output, given.loras[0]), beside, console, skip_existing=skip_existing)
 
