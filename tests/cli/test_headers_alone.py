@@ -1,11 +1,14 @@
 """What needs only headers does not wait for torch, which takes longer to load than all the rest."""
 
+import gc
 import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 import pico
+from loraport.cli.main import app
 from loraport.engine.rates import rates_of
 from loraport.store.index import cache_root
 
@@ -36,3 +39,10 @@ def test_torch_is_not_loaded(files: pico.Pico, words: str):
     done = subprocess.run([sys.executable, "-c", RUN, *args], capture_output=True, text=True, check=True)
     assert done.stdout.strip()
     assert done.stderr.splitlines()[-1] == "loaded []"
+
+
+@pytest.mark.parametrize("words", [("inspect", "zoo:noir"), ("inspect", "zoo:nowhere")])
+def test_the_collector_is_back_after_a_command_without_it(words):
+    assert gc.isenabled()
+    CliRunner().invoke(app, list(words))
+    assert gc.isenabled()
