@@ -5,25 +5,19 @@ it is stopped the files wait under hidden names, and the same merge goes on with
 """
 
 import contextlib
-import hashlib
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.adapters.adapter import LoraAdapter
-from loraport.adapters.header import STALE, canonical_json, read_json
 from loraport.adapters.passthrough import Passthrough
 from loraport.containers.rewrite import Rewriting, rewriting
-from loraport.containers.safetensors import read_header
-from loraport.containers.tensors import TensorRef, digest, encode, file_identity, read_float, read_numbers
+from loraport.containers.tensors import TensorRef, encode, file_identity, read_float, read_numbers
 from loraport.core.operator import norm
 from loraport.engine.events import Listener, Warned, Written, ignore
 from loraport.engine.reading import InputReader
@@ -31,13 +25,12 @@ from loraport.errors import FileError, NumericalError
 from loraport.files import atomic_paths
 from loraport.merging.journal import Journal, Loss, job_of
 from loraport.merging.plan import MergedTensor, MergePlan, Term
+from loraport.merging.records import counted_twice, header_of, told_of
 from loraport.models.placement import Rows
 from loraport.partial import forget, will_stay
 from loraport.store.digests import DigestMemo
-from loraport.version import __version__
 from loraport.writable import check_output
 
-MERGED = "loraport.merged"  # in a header: what was merged into the file, the oldest first
 _STRIP = 4_000_000  # numbers that are compared at a time
 
 
@@ -107,8 +100,8 @@ def run_merge(
     inputs = list(plan.inputs())
     for place in places.values():
         check_output(place, inputs, overwrite=overwrite)
-    told = _told(plan)
-    said = list(dict.fromkeys([*plan.warnings, *_counted_twice(plan, told)]))
+    told = told_of(plan)
+    said = list(dict.fromkeys([*plan.warnings, *counted_twice(plan, told)]))
     for message in said:
         on_event(Warned(message))
     losses, continued = _write(plan, places, told, overwrite, on_event)
@@ -171,7 +164,7 @@ def _write(
             for file, place in places.items():
                 journals[file] = stack.enter_context(contextlib.closing(Journal(temporaries[place])))
             for file, refs in by_file.items():
-                header = _header(file, refs, told)
+                header = header_of(file, refs, told)
                 copy = rewriting(file, temporaries[places[file]], refs, header, wrote)
                 copies[file] = stack.enter_context(copy)
             for tensor in plan.tensors:
@@ -280,64 +273,3 @@ def _distance(one: Float[Tensor, "..."], two: Float[Tensor, "..."]) -> float:
     """Frobenius norm of the difference, which is formed in strips only."""
     strips = zip(one.reshape(-1).split(_STRIP), two.reshape(-1).split(_STRIP), strict=True)
     return math.sqrt(sum(norm(a.double() - b.double()) ** 2 for a, b in strips))
-
-
-def _header(file: Path, refs: Sequence[TensorRef], told: Sequence[Mapping[str, object]]) -> dict[str, str] | None:
-    """The texts of a safetensors header: all that it had, less what is not true any more, and what was merged."""
-    if not refs or refs[0].container != "safetensors":
-        return None
-    before = read_header(file).metadata
-    kept = {key: text for key, text in before.items() if key not in STALE}
-    record = json.dumps([*_records(before), *told], sort_keys=True, ensure_ascii=False)
-    return kept | {"loraport.version": __version__, MERGED: record}
-
-
-def _records(metadata: Mapping[str, str]) -> list[Any]:
-    found = read_json(metadata, MERGED)
-    return found if isinstance(found, list) else []
-
-
-def _told(plan: MergePlan) -> list[dict[str, object]]:
-    """What the header says of every LoRA."""
-    records: list[dict[str, object]] = []
-    for given, adapter, factor in plan.loras:
-        refs = {f"{name}/{role}": ref for name, it in adapter.layers.items() for role, ref in it.parts.items()}
-        refs |= {item.param: item.ref for item in adapter.passthrough}
-        found = canonical_json({name: digest(ref) for name, ref in refs.items()})
-        content = hashlib.sha256(found.encode()).hexdigest()
-        records.append({"lora": Path(given.file).name, "strength": factor, "digest": content})
-    return records
-
-
-def _counted_twice(plan: MergePlan, told: Sequence[Mapping[str, object]]) -> list[str]:
-    """What to say where one of these LoRAs is there twice, or inside the checkpoint already."""
-    names: dict[object, list[object]] = {}
-    for one in told:
-        names.setdefault(one["digest"], []).append(one["lora"])
-    twins = [
-        f"{' and '.join(map(str, same))} hold the same LoRA, so that it counts {len(same)} times"
-        for same in names.values()
-        if len(same) > 1
-    ]
-    ref = plan.tensors[0].ref
-    if ref.container != "safetensors":
-        return twins
-    known: dict[object, float] = {}
-    for record in _records(read_header(ref.file).metadata):
-        if isinstance(record, dict) and isinstance(record.get("strength"), float):
-            known[record.get("digest")] = known.get(record.get("digest"), 0.0) + record["strength"]
-    return twins + [
-        f"the checkpoint's header says that {given.file} was merged into it before, at {known[one['digest']]:g}: "
-        + _together(adapter, factor, known[one["digest"]])
-        for one, (given, adapter, factor) in zip(told, plan.loras, strict=True)
-        if one["digest"] in known
-    ]
-
-
-def _together(adapter: LoraAdapter, factor: float, before: float) -> str:
-    """What a LoRA comes to that is inside the checkpoint already."""
-    kind = next((layer.kind for layer in adapter.layers.values() if layer.weight), None)
-    if kind is not None:
-        return f"as a function of the weights ({kind}) it is now one of the changed ones, and no strength takes it out"
-    total = factor + before
-    return "it is taken out now" if abs(total) < 1e-9 * abs(before) else f"it comes to {total:g} in all"

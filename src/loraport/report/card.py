@@ -98,7 +98,7 @@ def _what(facts: Mapping[str, Any]) -> list[str]:
 
 def _use(report: Mapping[str, Any], file: Path) -> list[str]:
     facts = report["summary"]
-    lines = ["- strength 1.0, the one that it was made for; 0.7 to 1.3 is what to try"]
+    lines = ["- strength 1.0, the one that it was made for"]
     for each in facts["target_lora"]:
         usage = f": {_plain(each['usage'])}" if each["usage"] else ""
         lines.append(f"- together with {_code(name_of(each['file']))} at strength {each['strength']:g}{usage}")
