@@ -68,8 +68,8 @@ def test_one_rank(lora, tmp_path):
 @pytest.mark.parametrize(
     "norm", [0.9, pytest.param(0.7, marks=pytest.mark.slow), pytest.param(0.99, marks=pytest.mark.slow)]
 )
-def test_a_share_is_what_kohya_calls_sv_fro(lora, tmp_path, norm):
-    """Its threshold is of the norm, ours of the norm squared; the share kept is the square of its `fro_retention`."""
+def test_a_share_is_the_square_of_kohyas_threshold(lora, tmp_path, norm):
+    """Of the norm there (`sv_fro`), of the norm squared here. Here the smallest rank that keeps it; there one more."""
     report = loraport.resize(lora, tmp_path / "out.safetensors", energy=norm**2, options=OFF)
     for layer in report.layers:
         values = np.linalg.svd(_dense()[layer.name].numpy(), compute_uv=False)
