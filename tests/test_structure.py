@@ -25,9 +25,10 @@ MAY_IMPORT = {
     "engine": {"methods", "adapters", "models", "containers", "store", "core"},
     "merging": {"engine", "adapters", "models", "containers", "store", "core"},
     "resizing": {"engine", "adapters", "models", "containers", "store", "core"},
+    "analysis": {"merging", "engine", "methods", "adapters", "models", "containers", "store", "core"},
     "calibration": {"engine", "sampling", "methods", "adapters", "models", "containers", "store", "zoo", "core"},
     "checking": {"analysis", "engine", "methods", "adapters", "models", "containers", "store", "core"},
-    "report": {"engine.results", "checking.results"},
+    "report": {"engine.results", "analysis.results", "checking.results"},
     "evaluate": {
         "report", "checking", "calibration", "engine", "sampling", "methods", "adapters", "models", "containers",
         "store", "zoo", "core",
