@@ -1,6 +1,10 @@
 """The page: well-formed, self-contained, escaped, and right about what it is given."""
 
+import base64
+import gzip
+import hashlib
 import json
+import re
 from html.parser import HTMLParser
 
 import numpy as np
@@ -41,7 +45,8 @@ def _check(page):
     checker.close()
     assert not checker.open
     assert all(url.startswith("data:") for url in checker.fetched), checker.fetched
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
     assert "@import" not in page
     return checker
 
@@ -62,6 +67,17 @@ def _layer(name, **stats):
 
 REPORT = {
     "output": "/tmp/out.safetensors",
+    "inputs": [
+        {
+            "role": "LoRA",
+            "file": "style.safetensors",
+            "title": "Wan",
+            "kind": "LoRA of rank 2 in 2 layers",
+            "bytes": 1500,
+            "digest": "ab" * 32,
+            "strength": 0.5,
+        }
+    ],
     "summary": {"method": "casa", "layers": 2, "rank_in": 2, "rank_out": 4, "energy_kept_total": 0.875},
     "warnings": [],
     "passthrough": ["a.diff_b"],
@@ -89,6 +105,54 @@ def test_an_ordinary_report_makes_a_page():
     assert "blocks.1.ffn.0" in text
     assert "own measure" in text
     assert "87.5 %" in text
+    assert "Wan · LoRA of rank 2 in 2 layers · 1.5 kB · strength 0.5" in text
+    assert "ab" * 32 in text
+
+
+def test_the_page_says_how_to_use_the_result():
+    load = [
+        'diffusers: pipe.load_lora_weights("x")',
+        "ComfyUI: put x into models/loras",
+        "together with few: as it says",
+    ]
+    checker = _check(render_page({**REPORT, "load": load}))
+    text = " ".join(checker.text)
+    assert 'pipe.load_lora_weights("x")' in checker.text
+    assert "put x into models/loras" in text
+    assert load[2] in checker.text
+    assert "Steps, shift and guidance are those of the model that it is for" in text
+    told = {**REPORT["summary"], "target_usage": "steps 4, guidance_scale 1 (its header)"}
+    assert "steps 4, guidance_scale 1" in render_page({**REPORT, "load": load, "summary": told})
+
+
+def test_every_drawing_is_told_in_words():
+    page = render_page(REPORT)
+    assert page.count("<svg") == page.count('role="img" aria-label=') > 0
+    assert "Map of 2 by 2, module by block" in page
+
+
+def test_a_page_allows_its_own_script_and_nothing_else():
+    page = render_page(REPORT)
+    policy = page.split('http-equiv="Content-Security-Policy" content="')[1].split('"')[0]
+    script = page.split("<script>")[1].split("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert "default-src 'none'" in policy
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert not re.search(r"<[^>]* on[a-z]+=", page)
+
+
+def _unpacked(page):
+    return [gzip.decompress(base64.b64decode(each)).decode() for each in re.findall(r'data-figures="([^"]+)"', page)]
+
+
+def test_rows_hold_their_own_figures():
+    layers = [_layer("blocks.0.a", drift_undone=0.1), _layer("blocks.1.<b>", drift_undone=0.9)]
+    first, second = _unpacked(render_page({**REPORT, "layers": layers}))
+    assert "<span>0.1</span>" in first
+    assert "<span>0.9</span>" in second
+    assert "blocks.1.&lt;b&gt; among all layers" in second
+    assert "<b>among" not in second
+    Checker().feed(second)
 
 
 def test_a_page_with_pictures_is_self_contained():
@@ -123,6 +187,19 @@ def test_an_attribute_cannot_be_left():
     _check(page)
 
 
+def test_what_cannot_be_seen_is_shown_by_its_number():
+    page = render_page(
+        {**REPORT, "warnings": ["safe\u202egnp.exe", "half \ud800", "bell \a", "x" * 10**6, "ünï\n\tcode"]}
+    )
+    assert "\u202e" not in page
+    assert "safe⟨U+202E⟩gnp.exe" in page
+    assert "half ⟨U+D800⟩" in page
+    assert "bell ⟨U+0007⟩" in page
+    assert "(1,000,000 characters)" in page
+    assert "ünï\n\tcode" in page
+    assert len(page) < 60_000
+
+
 @pytest.mark.parametrize("report", [{}, {"layers": []}, {"layers": [], "summary": {}, "error": "it broke"}])
 def test_little_makes_a_page_too(report):
     _check(render_page(report))
@@ -131,9 +208,10 @@ def test_little_makes_a_page_too(report):
 
 def test_large_models_stay_readable():
     names = ("self_attn.q", "self_attn.k", "ffn.0", "ffn.2")
-    layers = [_layer(f"blocks.{block}.{name}") for block in range(40) for name in names]
+    layers = [_layer(f"blocks.{block}.{name}", cosine=block / 40) for block in range(40) for name in names]
     page = render_page({**REPORT, "layers": layers})
     _check(page)
+    assert len(_unpacked(page)) == 160
     assert len(page) < 400_000
 
 
@@ -162,3 +240,38 @@ def test_other_files_are_not_run_logs(tmp_path, content):
         read_run(tmp_path / "x")
     with pytest.raises(FileError, match="cannot be read"):
         read_run(tmp_path / "missing")
+
+
+def test_a_calibration_says_what_was_tried():
+    candidates = [
+        {"label": f"{method} x {at}", "method": method, "strength": at, "gap": gap, "error": 0.01, "latents": gap,
+         "share_in_clips": 0.5}
+        for method, at, gap in (("casa", 1.0, 0.2), ("direct", 1.0, 0.4), ("direct", 1.5, 0.3))
+    ]  # fmt: skip
+    shown = {"where": "t = 1", "share": 0.5, "ratio": 0.6, "cosine": 0.8}
+    effect = {"clips": shown, "steps": [shown, {**shown, "where": "t = 0.5"}], "whole": shown}
+    told = {
+        "source": "s", "target": "t", "settings": {}, "chosen": candidates[0], "reason": "it is <nearest>",
+        "measure": "a distance", "ranking": candidates, "passes": {"source": 3}, "seconds": {"all": 2.0}, "found": 0,
+        "diagnosis": {"sentence": "Half of it arrives.", "guidance": 1.0, "before": effect, "after": effect},
+        "warnings": ["mind the gap"],
+    }  # fmt: skip
+    checker = _check(render_page({**REPORT, "calibration": told}))
+    text = " ".join(checker.text)
+    for expected in (
+        "Half of it arrives.",
+        "casa x 1.0: it is <nearest>",
+        "mind the gap",
+        "Gap of everything",
+        "by step",
+    ):
+        assert expected in text
+    assert text.index("Gap of everything") < text.index("Energy kept")
+    assert checker.tags.count("polyline") == 2 + 2 * 2  # two methods; share and direction of two sides
+
+
+@pytest.mark.parametrize("change", [{"warnings": ["</script>"]}, {"output": "javascript:alert(1)"}])
+def test_a_text_of_a_file_stays_a_text(change):
+    page = render_page({**REPORT, **change})
+    assert page.count("</script>") == 1
+    assert "href" not in page

@@ -45,7 +45,7 @@ def test_summary_counts_what_was_carried_and_leaves_out_the_empty():
     summary = {"params": {"tau": 0.5, "on": True}, "extra": [], "energy_kept_min": 1.0, "files": ["a", "b"]}
     table = summary_table({"summary": summary, "passthrough": ["x", "y"]})
     values = {row["setting"]: row["value"] for row in table.rows}
-    assert values == {"params": "tau=0.5, on=True", "energy kept min": "100 %", "files": "a, b", "passthrough": "2"}
+    assert values == {"params": "tau=0.5, on=yes", "energy kept min": "100 %", "files": "a, b", "passthrough": "2"}
 
 
 @pytest.mark.parametrize(

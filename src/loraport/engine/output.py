@@ -3,7 +3,6 @@
 Checked before any work, so that nothing is computed for a file that cannot be written.
 """
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from loraport.adapters.header import build_metadata, canonical_json
 from loraport.adapters.render import render_adapter
+from loraport.engine.inputs import input_digests
 from loraport.engine.keys import ADDED
 from loraport.engine.plan import TransferPlan
 from loraport.engine.recipe import RunOptions
@@ -73,7 +73,7 @@ def render_output(
     tensors = render_adapter(
         layers, plan.passthrough, plan.recipe.to, plan.source.architecture, plan.adapter.dialect, dtype
     )
-    inputs = _input_digests(plan, results)
+    inputs = input_digests(results)
     told = ("layers", "rank_in", "rank_out", "energy_kept_min", "energy_kept_mean", "energy_kept_total")
     metadata = build_metadata(
         input_metadata=plan.adapter.metadata,
@@ -118,19 +118,6 @@ def _identity(plan: TransferPlan, inputs: Mapping[str, str]) -> dict[str, Any]:
         "expert": recipe.expert,
         "adapter": recipe.adapter,
     }
-
-
-def _input_digests(plan: TransferPlan, results: list[LayerResult]) -> dict[str, str]:
-    """One SHA-256 for the tensors of each input that were used, over the digests of the tensors by name."""
-    owners: dict[str, dict[str, str]] = {}
-    for result in results:
-        for role, digest in result.digests.items():
-            owner = role if role in ("source", "target") else "lora"
-            if role.startswith(ADDED):
-                owner = ".".join(role.split(".")[:2])
-            part = role.removeprefix(f"{owner}.")
-            owners.setdefault(owner, {})[f"{result.report.name}/{part}"] = digest
-    return {owner: hashlib.sha256(canonical_json(found).encode()).hexdigest() for owner, found in owners.items()}
 
 
 def _told(inputs: Mapping[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from loraport.adapters.loaders import ways_to_load
 from loraport.adapters.usage import told_schedule, told_usage
+from loraport.engine.inputs import inputs_of
 from loraport.engine.plan import TransferPlan
 from loraport.engine.results import (
     Column,
@@ -61,6 +62,7 @@ def make_report(
         dropped=plan.dropped,
         load=() if path is None else _how_to_load(path, plan, summary),
         warnings=tuple(warnings),
+        inputs=tuple(inputs_of(plan, results)),
     )
 
 

@@ -99,6 +99,30 @@ class UsedWith:
 
 
 @dataclass(frozen=True)
+class InputFile:
+    """A file, or a folder, that went into a transfer.
+
+    Attributes:
+        role: "LoRA", "source", "target", "distillation LoRA" or "LoRA of the source".
+        file: as it was opened.
+        title: the model in words; of a LoRA the one that it fits.
+        kind: what it is: "checkpoint", or the kinds of its adapters with their ranks.
+        bytes: of its files together; None where one is not there any more.
+        digest: SHA-256 over the digests of the tensors that were used, by name, as the output's header has it; None
+            where none was used.
+        strength: of a LoRA.
+    """
+
+    role: str
+    file: str
+    title: str
+    kind: str
+    bytes: int | None
+    digest: str | None
+    strength: float | None
+
+
+@dataclass(frozen=True)
 class Summary:
     """The totals of a run, and what was asked for.
 
@@ -178,6 +202,7 @@ class TransferReport:
         dropped: keys left out, by request or by `allow_partial`.
         load: how to load the output, one program a line.
         warnings: sentences for the user.
+        inputs: what went in.
     """
 
     output: Path | None
@@ -188,12 +213,14 @@ class TransferReport:
     dropped: tuple[str, ...]
     load: tuple[str, ...]
     warnings: tuple[str, ...]
+    inputs: tuple[InputFile, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return {
             "schema": SCHEMA,
             "output": None if self.output is None else str(self.output),
+            "inputs": [asdict(each) for each in self.inputs],
             "summary": self.summary.to_json(),
             "columns": [asdict(column) for column in self.columns],
             "layers": [layer.to_json() for layer in self.layers],

@@ -2,7 +2,8 @@
 
 from loraport.report.card import write_card
 from loraport.report.comparison import Comparison, Curve, Measure, Row, Score
-from loraport.report.page import Words, render_page, write_page
+from loraport.report.frame import Words
+from loraport.report.page import render_page, write_page
 from loraport.report.runlog import read_run
 from loraport.report.tables import Table, layer_table, summary_table
 

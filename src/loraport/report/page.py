@@ -1,90 +1,72 @@
-"""One self-contained HTML page about a transfer: what was done, what it gave, layer by layer. No outside assets.
+"""The page of a transfer, or of a calibration and the transfer that it chose: what was done, what it gave, by layer."""
 
-The page itself is `data/page.html.j2`; here is what it shows. Every text is escaped by the template engine.
-"""
-
-import base64
-from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import resources
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loraport.engine.results import Column
-from loraport.files import write_text
-from loraport.report import charts, figures, tables
-from loraport.report.comparison import Comparison, Row
-from loraport.version import __version__
+from loraport.report import calibration, tables
+from loraport.report.charts import Lines, Map, Place, Places, Series, spread_of
+from loraport.report.comparison import Comparison
+from loraport.report.frame import Fact, Figure, Input, Layers, Listing, Page, Way, Words, render, write
+from loraport.report.tables import Table, show
 
 MAPS = 3
-ARROWS = {"higher": " ↑", "lower": " ↓"}
-
-
-@dataclass(frozen=True)
-class Words:
-    """The sentences of a page; all of them optional.
-
-    Attributes:
-        title: heading.
-        lead: the result in one or two sentences.
-        remarks: what to notice, a bullet each.
-        legend: how to read the clips.
-        commands: shell or Python, to repeat the run.
-    """
-
-    title: str = ""
-    lead: str = ""
-    remarks: tuple[str, ...] = ()
-    legend: str = ""
-    commands: str = ""
+NO_WORDS = Words()
+TARGETS_OWN = (
+    "Steps, shift and guidance are those of the model that it is for, not of the model that the LoRA was trained on."
+)
+LOOKS = {
+    "energy_kept": "Faint layers lose something to the rank; a larger --rank keeps it.",
+    "cosine": "Faint layers point elsewhere than the input's update: there the method changed most.",
+    "dominant_share": "Strong layers have much of their routing in rows and columns that are left to the target.",
+    "arbitrated_share": "Strong layers are those where LoRA and distillation want the same directions most.",
+    "drift_undone": "Strong layers go back towards the source: the distillation is weakened there.",
+}
+"""What to look for in the map of a figure, by its key; others get what the figure says of itself."""
 
 
 def write_page(
-    output: Path, report: Mapping[str, Any], *, comparison: Comparison | None = None, words: Words = Words()
+    output: Path, report: Mapping[str, Any], *, comparison: Comparison | None = None, words: Words = NO_WORDS
 ) -> Path:
-    """Write the page of a transfer.
+    """Write the page of a transfer or of a calibration.
 
     Args:
         output: the HTML file.
-        report: `TransferReport.to_json()` or `report.read_run(...)`.
+        report: `TransferReport.to_json()`, `CalibrationReport.to_json()` or `report.read_run(...)`.
         comparison: clips and scores, where there are any.
         words: sentences; without them the page says what the report says.
 
     Raises:
         FileError: the file cannot be written.
     """
-    write_text(Path(output), render_page(report, comparison=comparison, words=words))
-    return Path(output)
+    return write(output, _page(report, comparison, words))
 
 
-def render_page(report: Mapping[str, Any], *, comparison: Comparison | None = None, words: Words = Words()) -> str:
+def render_page(report: Mapping[str, Any], *, comparison: Comparison | None = None, words: Words = NO_WORDS) -> str:
     """The page of `write_page` as text."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
+    return render(_page(report, comparison, words))
 
-    engine = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    table = tables.layer_table(report)
-    clips = _clips(comparison) if comparison is not None else {"strips": [], "frames": 0, "captions": ()}
-    return engine.from_string(_asset("page.html.j2")).render(
-        **clips,
-        title=words.title or _title(report),
-        lead=words.lead or _lead(report),
-        warnings=report.get("warnings", []),
-        load=report.get("load", []),
-        words=words,
+
+def _page(report: Mapping[str, Any], comparison: Comparison | None, words: Words) -> Page:
+    table, facts = tables.layer_table(report), report.get("summary", {})
+    chosen = report.get("calibration")
+    page = Page(
+        words=replace(words, title=words.title or _title(report), lead=words.lead or _lead(report)),
+        warnings=tuple(report.get("warnings", ())),
+        use=tuple(_way(text) for text in report.get("load", ())),
+        sampling=_sampling(facts) if report.get("load") else "",
         comparison=comparison,
-        arrows={None: "", **ARROWS},
-        scored=[_scored(row, comparison) for row in comparison.rows if row.scores] if comparison is not None else [],
-        chart=_chart(comparison),
-        table=table,
-        maps=[_map(table, column) for column in _mapped(table)],
-        cells=_cells(table),
-        align=_align,
-        facts=tables.summary_table(report).rows,
-        version=__version__,
-        css=Markup(_asset("page.css")),  # ours, and not to be escaped
-        script=Markup(_asset("page.js")),
+        inputs=tuple(_input(each) for each in report.get("inputs", ())),
+        done=tuple(_done(facts)),
+        listings=tuple(_listings(report)),
+        figures=tuple(_figures(table)),
+        layers=Layers(table, _opener(table), "One row a layer of the output."),
+        facts=tuple(Fact(row["setting"], row["value"]) for row in tables.summary_table(report).rows),
     )
+    return page if chosen is None else calibration.add(page, chosen)
 
 
 def _title(report: Mapping[str, Any]) -> str:
@@ -101,68 +83,129 @@ def _lead(report: Mapping[str, Any]) -> str:
     kept = summary.get("energy_kept_total")
     words = f"{summary.get('layers', len(report.get('layers', [])))} layers by {summary.get('method', 'transfer')}"
     words += f", rank {summary.get('rank_in', '?')} to {summary.get('rank_out', '?')}"
+    if summary.get("target_title"):
+        words = f"A LoRA for {summary['target_title']}: {words}"
     return words + (f"; the output rank holds {100 * kept:.1f} % of the exact update." if kept is not None else ".")
 
 
-def _clips(comparison: Comparison) -> dict[str, Any]:
-    """The strips of clips that the page plays."""
-    strips, frames = [], 0
-    for row in comparison.shown():
-        assert row.clips is not None
-        count, frames, high, wide, _ = row.clips.shape
-        png = base64.b64encode(figures.strip(row.clips)).decode("ascii")
-        strips.append({"row": row, "png": png, "aspect": f"{count * (wide + 1) - 1}/{high}"})
-    return {"strips": strips, "frames": frames, "captions": comparison.captions}
+def _way(text: str) -> Way:
+    program, colon, rest = text.partition(": ")
+    code = bool(colon) and " " not in program and "(" in rest
+    return Way(program, rest, code) if colon and " " not in program else Way("", text, code=False)
 
 
-def _scored(row: Row, comparison: Comparison) -> dict[str, Any]:
-    cells = []
-    for measure in comparison.measures:
-        score = row.scores.get(measure.key)
-        text = "" if score is None else f"{measure.show(score.mean)} ± {measure.show(score.error)}"
-        cells.append(None if score is None else {"text": text, "bar": charts.bar(score, measure)})
-    return {"row": row, "cells": cells}
+def _sampling(facts: Mapping[str, Any]) -> str:
+    known = facts.get("target_usage")
+    return f"{TARGETS_OWN} It says of itself: {known}." if known else TARGETS_OWN
 
 
-def _chart(comparison: Comparison | None) -> charts.Chart | None:
-    if comparison is None or not comparison.curves or comparison.curve_measure is None:
-        return None
-    return charts.chart(comparison.curves, comparison.curve_measure, comparison.curve_axis)
+def _input(told: Mapping[str, Any]) -> Input:
+    facts = [told["title"], told["kind"], tables.size(told["bytes"]) if told["bytes"] is not None else ""]
+    facts += [f"strength {told['strength']:g}"] if told["strength"] is not None else []
+    return Input(told["role"], told["file"], tuple(fact for fact in facts if fact), told["digest"] or "")
 
 
-def _mapped(table: tables.Table) -> list[Column]:
+def _done(facts: Mapping[str, Any]) -> list[Fact]:
+    """What was asked for, in the order in which it acts."""
+    if "method" not in facts:
+        return []
+    settings = [f"{name.replace('_', ' ')} {tables.written(name, at)}" for name, at in facts.get("params", {}).items()]
+    written = {"method": facts["method"]} | ({"its settings": " · ".join(settings)} if settings else {})
+    for name, title in (
+        ("strength", "strength before it"),
+        ("amount", "amount of it"),
+        ("scale", "scale stated by hand"),
+    ):
+        if facts.get(name) is not None:
+            written[title] = f"{facts[name]:g}"
+    if facts.get("rank_rule"):
+        written["rank"] = f"{facts['rank_rule']}: {facts.get('rank_in', '?')} before, {facts.get('rank_out', '?')} now"
+    written |= {title: facts[name] for name, title in (("to", "names"), ("dtype", "number format")) if facts.get(name)}
+    return [Fact(name, str(value)) for name, value in written.items()]
+
+
+def _listings(report: Mapping[str, Any]) -> list[Listing]:
+    facts = report.get("summary", {})
+    found = {
+        "Carried over unchanged": report.get("passthrough", ()),
+        "Left out": report.get("dropped", ()),
+        "Weights that only the source has": facts.get("extra_source", ()),
+        "Weights that only the target has": facts.get("extra_target", ()),
+    }
+    return [Listing(title, tuple(keys)) for title, keys in found.items() if keys]
+
+
+def _figures(table: Table) -> list[Figure]:
+    drawn = [_by_depth(table)] if {"update_rel", "drift_rel"} & {column.key for column in table.columns} else []
+    drawn += [_map(table, column) for column in _mapped(table)]
+    return [figure for figure in drawn if figure is not None]
+
+
+def _mapped(table: Table) -> list[Column]:
     """The figures that are drawn as maps: how much the rank holds, and the first shares that the method declares."""
     fits = [column for column in table.columns if column.unit == "share" or column.key == "cosine"]
-    return [column for column in fits if column.key not in ("update_rel", "drift_rel")][:MAPS]
+    return [column for column in fits if column.key not in ("update_rel", "drift_rel", "drift_rounding")][:MAPS]
 
 
-def _map(table: tables.Table, column: Column) -> dict[str, Any]:
-    """The model as a grid, blocks down and modules across, shaded by one figure."""
-    found = {tables.block_and_module(row["name"]): row[column.key] for row in table.rows if column.key in row}
-    blocks = list(dict.fromkeys(block for block, _ in found))
-    modules = list(dict.fromkeys(module for _, module in found))
-    rows = [(block, [_shade(found.get((block, module))) for module in modules]) for block in blocks]
-    return {"column": column, "modules": modules, "rows": rows}
+def _by_depth(table: Table) -> Figure | None:
+    """Means over the layers of a block."""
+    series = []
+    for key, label, kind in (("update_rel", "update of the LoRA", "a"), ("drift_rel", "drift", "b")):
+        blocks: dict[int, list[float]] = {}
+        for row in table.rows:
+            block = tables.block_and_module(row["name"])[0]
+            if block.isdigit() and row.get(key) is not None:
+                blocks.setdefault(int(block), []).append(float(row[key]))
+        points = tuple((float(block), sum(found) / len(found)) for block, found in sorted(blocks.items()))
+        if len(points) > 1:
+            series.append(Series(label, points, kind))  # type: ignore[arg-type]
+    if not series:
+        return None
+    look = "Where the drift is far above the update, the distillation has changed more than the LoRA will."
+    return Figure(
+        "Update and drift by depth", look, Lines(tuple(series), "block", "norm over the source weight's", unit="share")
+    )
 
 
-def _shade(value: float | None) -> dict[str, str]:
-    depth = 0.0 if value is None else min(max(float(value), 0.0), 1.0)
-    return {"depth": f"{depth:.3f}", "text": "" if value is None else f"{value:.2f}"}
+def _map(table: Table, column: Column) -> Figure:
+    """The model as a map, modules down and blocks across, shaded by one figure."""
+    grid = tables.model_grid([(row["name"], row[column.key]) for row in table.rows if column.key in row])
+    values = [value for row in grid.values for value in row if value is not None]
+    whole = column.key in ("energy_kept", "cosine")  # of which 1 is the whole, so that all below stands out
+    low, high = (min(0.9, *values), 1.0) if whole else (0.0, max(0.01, *values))
+    look = LOOKS.get(column.key, f"It is the {column.help}.")
+    drawing = Map(
+        grid.values,
+        "block",
+        "module",
+        grid.blocks,
+        grid.modules,
+        "number" if column.unit == "text" else column.unit,
+        low,
+        high,
+    )
+    return Figure(column.title[:1].upper() + column.title[1:], look, drawing)
 
 
-def _cells(table: tables.Table) -> list[list[dict[str, Any]]]:
-    return [
-        [
-            {"text": shown, "align": _align(column), "sort": row.get(column.key)}
-            for column, shown in zip(table.columns, cells, strict=True)
-        ]
-        for row, cells in zip(table.rows, table.cells(), strict=True)
-    ]
+def _opener(table: Table) -> Any:
+    """Draws a layer's own figures: where it stands among the others in each of its numbers."""
+    spreads = {}
+    for column in table.columns:
+        values = [float(row[column.key]) for row in table.rows if _is_number(row.get(column.key))]
+        if column.unit != "text" and len(values) > 1 and min(values) < max(values):
+            spreads[column.key] = spread_of(values)
+    return partial(_own, {column.key: column for column in table.columns}, spreads) if spreads else None
 
 
-def _align(column: Column) -> str:
-    return "layer" if column.key == "name" else "text" if column.unit == "text" else "number"
+def _own(columns: Mapping[str, Column], spreads: Mapping[str, Any], row: Mapping[str, Any]) -> Sequence[Figure]:
+    places = tuple(
+        Place(columns[key].title, float(row[key]), show(columns[key], row[key]), spread)
+        for key, spread in spreads.items()
+        if _is_number(row.get(key))
+    )
+    look = "A mark far outside the middle half is what sets this layer apart."
+    return (Figure(f"{row['name']} among all layers", look, Places(places)),) if places else ()
 
 
-def _asset(name: str) -> str:
-    return (resources.files("loraport.report") / "data" / name).read_text(encoding="utf-8")
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

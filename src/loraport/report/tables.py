@@ -1,6 +1,6 @@
 """Results as plain tables: columns, raw values, and one way to print each value."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,10 +73,48 @@ def block_and_module(name: str) -> tuple[str, str]:
     return "–", name
 
 
+@dataclass(frozen=True)
+class Grid:
+    """A figure of every layer, modules down and blocks across; None where there is no such layer."""
+
+    blocks: tuple[str, ...]
+    modules: tuple[str, ...]
+    values: tuple[tuple[float | None, ...], ...]
+
+
+def model_grid(found: Sequence[tuple[str, float]]) -> Grid:
+    """Layers by (name, value) as a grid. Where two kinds of blocks have modules of one name, their own names tell."""
+    places = {name: block_and_module(name) for name, _ in found}
+    owners: dict[tuple[str, str], list[str]] = {}
+    for name, place in places.items():
+        owners.setdefault(place, []).append(name)
+    shared = {place[1] for place, names in owners.items() if len(names) > 1}
+
+    def module(name: str) -> str:
+        block, rest = places[name]
+        return f"{name.split(f'.{block}.')[0]}.{rest}" if rest in shared else rest
+
+    values = {(module(name), places[name][0]): float(value) for name, value in found}
+    blocks = sorted(
+        {block for _, block in values}, key=lambda block: (not block.isdigit(), int(block) if block.isdigit() else 0)
+    )
+    modules = tuple(dict.fromkeys(name for name, _ in values))
+    rows = tuple(tuple(values.get((name, block)) for block in blocks) for name in modules)
+    return Grid(tuple(blocks), modules, rows)
+
+
+def size(count: int) -> str:
+    """Bytes for people: 1.5 GB."""
+    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count} bytes"
+
+
 def summary_table(report: Mapping[str, Any]) -> Table:
     """The totals of a report as (setting, value) rows; nested values are written out."""
     columns = (Column("setting", "setting", "", "text"), Column("value", "value", "", "text"))
-    rows = tuple({"setting": key.replace("_", " "), "value": _written(key, value)} for key, value in _facts(report))
+    rows = tuple({"setting": key.replace("_", " "), "value": written(key, value)} for key, value in _facts(report))
     return Table(columns, rows)
 
 
@@ -85,11 +123,14 @@ def _facts(report: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [*facts, *((key, len(report[key])) for key in ("passthrough", "dropped") if report.get(key))]
 
 
-def _written(key: str, value: Any) -> str:
+def written(key: str, value: Any) -> str:
+    """A setting or a total as printed, nested values with their names."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, Mapping):
-        return ", ".join(f"{k}={_written(k, v)}" for k, v in value.items() if v is not None)
+        return ", ".join(f"{k}={written(k, v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list | tuple):
-        return ", ".join(f"({_written(key, item)})" if isinstance(item, Mapping) else str(item) for item in value)
+        return ", ".join(f"({written(key, item)})" if isinstance(item, Mapping) else str(item) for item in value)
     if isinstance(value, float) and key.startswith("energy_kept"):
         return _percent(value)
     if isinstance(value, float):

@@ -1,0 +1,96 @@
+"""What a calibration adds to the page of the transfer that it chose: the answer, what was tried, how much arrives."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from loraport.engine.results import Column
+from loraport.report.charts import Kind, Lines, Series
+from loraport.report.frame import Fact, Figure, Page
+from loraport.report.tables import Table
+
+KINDS: tuple[Kind, ...] = ("a", "d", "c")  # of methods; the LoRA as it is has its own colour
+COLUMNS = (
+    Column("name", "candidate", "method, and the strength that the LoRA was taken at", "text"),
+    Column("gap", "gap", "distance from what the source shows with the LoRA; smaller is nearer"),
+    Column("error", "error", "standard error of the gap, over samples"),
+    Column("share_in_clips", "shown", "share of the source's change that finished clips show", "share"),
+    Column("latents", "latents", "mean squared difference of finished latents from source + LoRA"),
+)
+SHARE = "share of the source's change"
+STEPS = {
+    "share": ("Arrives, by step", SHARE, "At the dashed line the target shows as much of the LoRA as the source does."),
+    "cosine": (
+        "Direction, by step",
+        "cosine to the source's change",
+        "Near 1 it is the same change, whatever its size.",
+    ),
+}
+
+
+def add(page: Page, told: Mapping[str, Any]) -> Page:
+    """The page of a transfer with what its calibration says of it.
+
+    Args:
+        page: of the transfer.
+        told: the section "calibration" of `CalibrationReport.to_json()`.
+    """
+    ranking, chosen = told["ranking"], told["chosen"]
+    passes = ", ".join(f"{count} of the {model}" for model, count in told["passes"].items())
+    done = (
+        Fact("chosen", f"{chosen['label']}: {told['reason']}"),
+        Fact("gap", told["measure"]),
+        Fact("tried", f"{len(ranking)} candidates"),
+        Fact("passes", f"{passes}, in {told['seconds'].get('all', 0):.0f} s"),
+    )
+    table = Table(COLUMNS, tuple({**each, "name": each["label"]} for each in ranking))
+    return replace(
+        page,
+        words=replace(page.words, lead=f"{told['diagnosis']['sentence']} {page.words.lead}"),
+        warnings=tuple(dict.fromkeys((*page.warnings, *told["warnings"]))),
+        done=(*done, *page.done),
+        figures=(_gaps(ranking, chosen), *_steps(told["diagnosis"]), *page.figures),
+        tables=(
+            *page.tables,
+            ("What was tried", f"The nearest to source + LoRA first; {chosen['label']} was taken.", table),
+        ),
+    )
+
+
+def _gaps(ranking: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Figure:
+    """A line a method, over the strength of the LoRA."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for each in sorted(ranking, key=lambda one: one["strength"]):
+        found.setdefault(_called(each), []).append(each)
+    series, others = [], 0
+    for label, rows in found.items():
+        kind: Kind = "b" if label == "direct" else KINDS[others % len(KINDS)]
+        others += label != "direct"
+        points = tuple((row["strength"], row["gap"]) for row in rows)
+        name = "the LoRA as it is" if label == "direct" else label
+        series.append(Series(name, points, kind, tuple(row["error"] for row in rows)))
+    drawing = Lines(tuple(series), "strength of the LoRA", "gap to source + LoRA", level=chosen["gap"])
+    look = "The lowest point was taken; methods whose bands overlap there are as near within the noise."
+    return Figure("Gap of everything that was tried", look, drawing)
+
+
+def _called(candidate: Mapping[str, Any]) -> str:
+    amount = candidate.get("amount", 1.0)
+    return candidate["method"] if amount == 1.0 else f"{candidate['method']}, amount {amount:g}"
+
+
+def _steps(diagnosis: Mapping[str, Any]) -> list[Figure]:
+    """Before and after, at each time step; nothing where steps were not measured."""
+    sides = (("the LoRA as it is", "before", "b"), ("as chosen", "after", "a"))
+    names = tuple(step["where"] for step in diagnosis["before"]["steps"])
+    if not names:
+        return []
+    drawn = []
+    for key, (title, unit, look) in STEPS.items():
+        series = tuple(
+            Series(label, tuple((float(at), step[key]) for at, step in enumerate(diagnosis[side]["steps"])), kind)  # type: ignore[arg-type]
+            for label, side, kind in sides
+        )
+        drawing = Lines(series, "time step of the target, noise to clip", unit, names=names, level=1.0)
+        drawn.append(Figure(title, look, drawing))
+    return drawn

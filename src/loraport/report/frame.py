@@ -1,0 +1,244 @@
+"""The frame of every page: one HTML file without outside assets, in which nothing of what it tells about can run.
+
+A page is data (`Page`); `data/page.html.j2` says in what order it is shown. Every text is escaped by the template
+engine, and characters that would hide or turn round what stands beside them are shown by their numbers. The page's own
+script is named by its digest in a policy that allows no other, and no network.
+"""
+
+import base64
+import gzip
+import hashlib
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from loraport.files import write_text
+from loraport.report.charts import Drawing
+from loraport.report.comparison import Comparison
+from loraport.report.player import shown
+from loraport.report.tables import Table
+from loraport.version import __version__
+
+LONG = 2000  # characters of one text; file names and headers may be of any length
+
+
+@dataclass(frozen=True)
+class Input:
+    """A file that went in.
+
+    Attributes:
+        role: what it was to the run: "LoRA", "source", "target".
+        name: the file, as it was named.
+        facts: what it is, in a few words each: model, kind, size, strength.
+        digest: of its content; "" where none is known.
+    """
+
+    role: str
+    name: str
+    facts: tuple[str, ...] = ()
+    digest: str = ""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A setting or a total, with its value as printed."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A list that may be long, folded away under its title."""
+
+    title: str
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing with its title, and one sentence on what to look for."""
+
+    title: str
+    look: str
+    drawing: Drawing
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer in a word or two. `tone` decides the colour beside it."""
+
+    words: str
+    tone: Literal["good", "caution", "bad", "plain"] = "plain"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to load the result in one program; code where it is typed, words where it is not."""
+
+    program: str
+    text: str
+    code: bool = True
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The table of layers. Its first column names them.
+
+    Attributes:
+        table: columns and rows.
+        figures: of one row: the layer's own figures. Drawn when the page is made, unpacked when the row is opened.
+        look: what to look for.
+    """
+
+    table: Table
+    figures: Callable[[Mapping[str, Any]], Sequence[Figure]] | None = None
+    look: str = ""
+
+
+@dataclass(frozen=True)
+class Words:
+    """The sentences of a page; all of them optional.
+
+    Attributes:
+        title: heading.
+        lead: the result in one or two sentences.
+        remarks: what to notice, a bullet each.
+        legend: how to read the clips.
+        commands: shell or Python, to repeat the run.
+    """
+
+    title: str = ""
+    lead: str = ""
+    remarks: tuple[str, ...] = ()
+    legend: str = ""
+    commands: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page shows, in this order.
+
+    Attributes:
+        words: heading, lead, remarks, commands.
+        verdict: the answer, where the page gives one.
+        warnings: sentences.
+        use: how to load the result; none where there is none.
+        sampling: how the model that it is for is sampled.
+        comparison: clips and scores.
+        inputs: what went in.
+        done: what was done to it.
+        listings: keys that were carried over or left out, and the like.
+        figures: of the whole.
+        tables: further tables, each with a sentence: (title, sentence, table).
+        layers: the table of layers.
+        facts: every setting and total.
+    """
+
+    words: Words
+    verdict: Verdict | None = None
+    warnings: tuple[str, ...] = ()
+    use: tuple[Way, ...] = ()
+    sampling: str = ""
+    comparison: Comparison | None = None
+    inputs: tuple[Input, ...] = ()
+    done: tuple[Fact, ...] = ()
+    listings: tuple[Listing, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[tuple[str, str, Table], ...] = ()
+    layers: Layers | None = None
+    facts: tuple[Fact, ...] = ()
+
+
+def write(output: str | Path, page: Page) -> Path:
+    """Write a page. Raises FileError if it cannot be written."""
+    write_text(Path(output), render(page))
+    return Path(output)
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    from markupsafe import Markup
+
+    engine, script = _engine(), _asset("page.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    return engine.get_template("page.html.j2").render(
+        page=page,
+        clips=None if page.comparison is None else shown(page.comparison),
+        tables=[(title, look, _rows(Layers(table))) for title, look, table in page.tables],
+        layers=None if page.layers is None else _rows(page.layers),
+        digest=digest,
+        version=__version__,
+        css=Markup(_asset("page.css")),  # ours, and not to be escaped
+        script=Markup(script),
+    )
+
+
+def plain(value: Any) -> Any:
+    """A text in which every character can be seen.
+
+    Controls, marks that turn the direction of what follows, and halves of characters stand as their numbers; what is
+    very long is cut. Values that are no text are left alone.
+    """
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    if len(value) > LONG:
+        value = f"{value[:LONG]}… ({len(value):,d} characters)"
+    if value.isascii() and value.isprintable():
+        return value
+    return "".join(_seen(character) for character in value)
+
+
+def _seen(character: str) -> str:
+    kind = unicodedata.category(character)
+    hidden = kind in ("Cf", "Cs", "Zl", "Zp") or (kind == "Cc" and character not in "\n\t")
+    return f"⟨U+{ord(character):04X}⟩" if hidden else character
+
+
+def _rows(layers: Layers) -> dict[str, Any]:
+    """The table as the template writes it: a row's cells, and its figures packed."""
+    table = layers.table
+    rows = []
+    for row, texts in zip(table.rows, table.cells(), strict=True):
+        cells = [
+            {"text": text, "align": align(column), "sort": row.get(column.key)}
+            for column, text in zip(table.columns, texts, strict=True)
+        ]
+        figures = () if layers.figures is None else layers.figures(row)
+        rows.append({"cells": cells, "figures": _packed(figures) if figures else ""})
+    return {"columns": table.columns, "rows": rows, "look": layers.look, "opens": any(row["figures"] for row in rows)}
+
+
+def _packed(figures: Sequence[Figure]) -> str:
+    """Figures as HTML, compressed: those of all layers of a large model would be five times as much as they are."""
+    html = str(_engine().get_template("drawings.html.j2").module.figures(figures))  # type: ignore[attr-defined]
+    return base64.b64encode(gzip.compress(html.encode(), mtime=0)).decode("ascii")
+
+
+def align(column: Any) -> str:
+    """The class of a column's cells."""
+    return "layer" if column.key == "name" else "text" if column.unit == "text" else "number"
+
+
+@cache
+def _engine() -> Any:
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    engine = Environment(
+        loader=FunctionLoader(_asset),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=plain,
+    )
+    engine.globals["align"] = align
+    return engine
+
+
+def _asset(name: str) -> str:
+    return (resources.files("loraport.report") / "data" / name).read_text(encoding="utf-8")

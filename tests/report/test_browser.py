@@ -1,0 +1,115 @@
+"""The page in a real browser: it is drawn, sorts, opens rows, fits a phone, and nothing from a file runs in it."""
+
+import json
+
+import pytest
+
+from browser import browsing
+from loraport.report import Words, render_page
+
+EVIL = "<script>document.title = 'owned'</script>\"'><img src=x onerror=\"document.title='owned'\"></script></style>"
+NAMES = [f"blocks.{block}.{name}" for block in (2, 10) for name in ("self_attn.q", "ffn.0", "ffn.2")]
+
+
+def _layer(at: int, name: str) -> dict:
+    stats = {"update_rel": 0.01 * (at + 1), "drift_rel": 0.02, "cosine": [0.5, -0.5, 0.25][at % 3], "exact_norm": 1.0}
+    stats |= {"driver": EVIL} if at == 0 else {}
+    place = {"name": name, "shape": [8, 4], "method": "casa", "rank_in": 2, "rank_out": 4, "energy_kept": 0.9}
+    return place | {"stats": stats, "seconds": 0.1, "cached": False}
+
+
+def _hostile() -> dict:
+    names = [*NAMES, f"blocks.0.{EVIL}", "blocks.1." + "x" * 3000]
+    role = {"role": "LoRA", "title": EVIL, "kind": "LoRA", "bytes": 1, "digest": "ab" * 32, "strength": 1.0}
+    return {
+        "output": f"/tmp/{EVIL}\u202e.safetensors",
+        "summary": {"method": "casa", "training": {"comment": EVIL, "trigger": "javascript:alert(1)"}},
+        "inputs": [{**role, "file": "long" * 2000}],
+        "warnings": [EVIL, "javascript:document.title='owned'"],
+        "load": ["ComfyUI: " + "y" * 2000],
+        "dropped": [EVIL],
+        "layers": [_layer(at, name) for at, name in enumerate(names)],
+    }
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with browsing(tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    path = tmp_path_factory.mktemp("page") / "page.html"
+    path.write_text(render_page(_hostile(), words=Words(commands="z" * 5000)), encoding="utf-8")
+    return path
+
+
+COLUMN = "[...document.querySelectorAll('.layers tbody tr:not(.figures-of)')].map(row => row.cells[{}].innerText)"
+
+
+def _sort(browser, title):
+    heads = "[...document.querySelectorAll('.layers thead th')]"
+    at = browser.run(f"{heads}.findIndex(head => head.innerText.trim().split(' ')[0] === {json.dumps(title)})")
+    browser.run(f"{heads}[{at}].querySelector('button').click()")
+    return browser.run(COLUMN.format(at)), browser.run(f"{heads}.map(head => head.getAttribute('aria-sort'))")[at]
+
+
+def test_it_sorts(browser, page):
+    browser.open(page)
+    names, told = _sort(browser, "layer")
+    assert told == "ascending"
+    assert [name for name in names if name in NAMES] == [
+        "blocks.2.ffn.0", "blocks.2.ffn.2", "blocks.2.self_attn.q",
+        "blocks.10.ffn.0", "blocks.10.ffn.2", "blocks.10.self_attn.q",
+    ]  # fmt: skip
+    values, told = _sort(browser, "cosine")
+    assert (values[0], values[-1], told) == ("-0.5", "0.5", "ascending")
+    values, told = _sort(browser, "cosine")
+    assert (values[0], values[-1], told) == ("0.5", "-0.5", "descending")
+    values, _ = _sort(browser, "driver")
+    assert values[1:] == ["–"] * 7  # what has none stays last
+    assert browser.run("document.querySelectorAll('[aria-sort]:not([aria-sort=none])').length") == 1
+
+
+def test_a_row_opens_its_own_figures(browser, page):
+    browser.open(page)
+    button = "document.querySelector('.layers tbody tr:nth-child({}) button')"
+    browser.run(f"{button.format(7)}.focus()")
+    for kind in ("keyDown", "keyUp"):
+        browser.ask("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
+    waited = "new Promise(done => {{ const look = () => document.querySelector('.panel') ? done({}) : setTimeout(look, 20); look(); }})"  # noqa: E501
+    text = browser.run(waited.format("document.querySelector('.panel').innerText"))
+    assert f"blocks.0.{EVIL} among all layers" in text
+    assert browser.run("document.querySelectorAll('.panel img, .panel script').length") == 0
+    _sort(browser, "update")
+    _sort(browser, "update")
+    follows = "document.querySelector('.figures-of').previousElementSibling.cells[0].innerText"
+    assert EVIL in browser.run(follows)
+    browser.run("document.querySelector('[aria-expanded=true]').click()")
+    assert browser.run("document.querySelectorAll('.panel').length") == 0
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, True), (390, False)])
+def test_nothing_runs_is_loaded_or_runs_over(browser, page, width, dark):
+    browser.open(page, width=width, dark=dark)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    assert "owned" not in browser.run("document.title").split("/tmp/")[0]
+    assert browser.run("document.querySelectorAll('script').length") == 1
+    assert browser.run("document.images.length") == 0
+    assert browser.run("getComputedStyle(document.body).backgroundColor") == (
+        "rgb(20, 22, 26)" if dark else "rgb(255, 255, 255)"
+    )
+    assert browser.complaints() == []
+    assert browser.fetched() == []
+
+
+def test_a_script_that_found_its_way_in_would_not_run(browser, page, tmp_path):
+    broken = tmp_path / "broken.html"
+    script = "<script>document.title = 'owned'</script>"
+    script += "<img src='https://example.org/x.png' onerror=\"document.title = 'owned'\">"
+    broken.write_text(page.read_text("utf-8").replace("<main>", f"<main>{script}"), encoding="utf-8")
+    browser.open(broken)
+    assert browser.run("document.title") != "owned"
+    assert len(browser.complaints()) >= 2
+    assert _sort(browser, "layer")[1] == "ascending"
