@@ -59,11 +59,13 @@ def test_target_times_and_steps_contradict_each_other(tmp_path, more):
     assert "contradict" in done.stderr
 
 
-def test_a_plot_that_cannot_be_written_is_refused_before_the_run(tmp_path):
+def test_a_plot_or_page_that_cannot_be_written_is_refused_before_the_run(tmp_path):
     there, out = tmp_path / "there.png", tmp_path / "out.safetensors"
     there.write_bytes(b"old")
-    for plot, code, says in ((tmp_path / "x.svg", 2, "--plot FILE.png"), (there, 5, "--overwrite")):
-        done = _calibrate("zoo:outline", "-s", "zoo:source", "-t", "zoo:step", "-o", out, "--plot", plot)
+    refused = [("--plot", tmp_path / "x.svg", 2, "--plot FILE.png"), ("--plot", there, 5, "--overwrite")]
+    refused += [("--report", there, 5, "--overwrite"), ("--report", out, 5, "replace the output")]
+    for flag, file, code, says in refused:
+        done = _calibrate("zoo:outline", "-s", "zoo:source", "-t", "zoo:step", "-o", out, flag, file)
         assert done.exit_code == code, done.output
         assert says in done.stderr
     assert there.read_bytes() == b"old"

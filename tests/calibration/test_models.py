@@ -123,11 +123,12 @@ def test_other_weights_in_memory_do_not_go_on_from_what_was_said(lora, folders, 
 
 def test_folders_and_a_text_file_from_the_command_line(lora, folders, tmp_path):
     prompts, out, plot = tmp_path / "prompts.txt", tmp_path / "out.safetensors", tmp_path / "choice.png"
+    page = tmp_path / "page.html"
     prompts.write_text("\n".join(tinywan.TEXTS) + "\n\n", encoding="utf-8")
     words = ["calibrate", lora, "--source", folders[0], "--target", folders[1], "--prompts", prompts, "-o", out]
     words += ["--latents", tinywan.LATENTS, "--source-steps", 3, "--source-guidance", 3, "--target-times"]
     words += ["1000,757,522", "--target-sampler", "renoise", "--strengths", "1,1.5", "--methods", "casa"]
-    words += ["--samples", 4, "--cache", tmp_path / "cache", "--plot", plot, "--json"]
+    words += ["--samples", 4, "--cache", tmp_path / "cache", "--plot", plot, "--report", page, "--json"]
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
@@ -139,10 +140,14 @@ def test_folders_and_a_text_file_from_the_command_line(lora, folders, tmp_path):
     assert report["summary"]["layers"] == 20  # one report for a transfer and a calibration
     assert report["plot"] == str(plot)
     assert plot.read_bytes().startswith(b"\x89PNG")
+    assert report["page"] == str(page)
+    drawn = page.read_text(encoding="utf-8")
+    assert all(each in drawn for each in ("What was tried", "direct x1.5", "t = 0.757", "blocks.1.ffn.2"))
     assert all(check.passed is not False for check in loraport.verify(out))
     refused = CliRunner().invoke(app, [str(word) for word in words])
     assert refused.exit_code == 5
     plot.unlink()
+    page.unlink()
     again = CliRunner().invoke(app, [str(word) for word in [*words, "--overwrite"]])
     assert again.exit_code == 0, again.output
     resumed = json.loads(again.stdout)["calibration"]

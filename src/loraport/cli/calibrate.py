@@ -1,6 +1,7 @@
 """`loraport calibrate`: both models, run on noise, say how a LoRA should be carried over."""
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
@@ -79,6 +80,13 @@ def calibrate(
             "--plot", metavar="FILE", rich_help_panel=OUTPUT, show_default=False, help="Also draw the choice, as a PNG."
         ),
     ] = None,
+    page: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--report", metavar="FILE", rich_help_panel=OUTPUT, show_default=False,
+            help="Also write a page about it: what was tried, what arrives, layer by layer (HTML).",
+        ),
+    ] = None,
 ) -> None:  # fmt: skip
     """Choose method and strength for a LoRA by running both models on noise. No data, no labels."""
     asked = Given(given.models, {**given.values, **({} if lora is None else {"lora": lora})})
@@ -91,8 +99,8 @@ def calibrate(
     read = [*given.read(), *([] if prompts is None else [("file of prompts", prompts)])]
     if read:
         check_output(place, read, overwrite=machine["overwrite"])
-    if plot is not None:
-        _check_plot(plot, place, files, read, overwrite=machine["overwrite"])
+    beside = {what: file for what, file in (("plot", plot), ("page", page)) if file is not None}
+    _check_beside(beside, place, files, read, overwrite=machine["overwrite"])
     both = {**asked.make(BOTH).values(), "device": machine["device"]}
     sampling = {}
     for role, model in ROLES.items():
@@ -119,12 +127,16 @@ def calibrate(
         )
     if plot is not None:
         report.save_plot(plot)
-    _show(report, plot, console)
+    if page is not None:
+        from loraport.report import write_page
+
+        write_page(page, report.to_json())
+    _show(report, beside, console)
     warn_of_name(place, console)
-    console.document(report.to_json() | ({} if plot is None else {"plot": str(plot)}))
+    console.document(report.to_json() | {what: str(file) for what, file in beside.items()})
 
 
-def _show(report: "CalibrationReport", plot: Path | None, console: Console) -> None:
+def _show(report: "CalibrationReport", beside: Mapping[str, Path], console: Console) -> None:
     console.result(report.diagnosis.sentence, "")
     rows = [
         [
@@ -155,22 +167,29 @@ def _show(report: "CalibrationReport", plot: Path | None, console: Console) -> N
     if report.output is not None:
         size = text.size(report.output.stat().st_size)
         lines.append(f"  output    {report.output}  ({size}, written and read back; use it at strength 1)")
-    if plot is not None:
-        lines.append(f"  plot      {plot}")
+    lines += [f"  {what:9s} {file}" for what, file in beside.items()]
     console.result(*lines)
 
 
-def _check_plot(
-    plot: Path, output: Path, files: dict[str, Any], read: list[tuple[str, Path]], *, overwrite: bool
+def _check_beside(
+    beside: Mapping[str, Path],
+    output: Path,
+    files: dict[str, Any],
+    read: list[tuple[str, Path]],
+    *,
+    overwrite: bool,
 ) -> None:
     """What would fail after the run is said before it."""
-    from loraport.calibration.plot import check_drawing
+    plot = beside.get("plot")
+    if plot is not None:
+        from loraport.calibration.plot import check_drawing
 
-    check_drawing()
-    if plot.suffix.lower() != ".png":
-        raise UsageError("a plot is written as PNG", values=f"--plot {plot}", fix="--plot FILE.png")
+        check_drawing()
+        if plot.suffix.lower() != ".png":
+            raise UsageError("a plot is written as PNG", values=f"--plot {plot}", fix="--plot FILE.png")
     named = [(role, files[role]) for role in ("lora", "source", "target") if files[role] is not None]
     named += [("distillation LoRA", each.file) for each in files["target_lora"]]
     inputs = [*read, *((role, Path(file)) for role, file in named)]
-    check_output(plot, inputs, overwrite=overwrite, what="plot")
-    check_apart([("plot", plot), ("output", output)])
+    for what, file in beside.items():
+        check_output(file, inputs, overwrite=overwrite, what=what)
+    check_apart([("output", output), *beside.items()])
