@@ -261,7 +261,7 @@ class Map:
         )  # fmt: skip
 
     def _ends(self) -> tuple[float, float]:
-        found = [value for row in self.values for value in row if _is_number(value)] or [0.0]
+        found = [value for row in self.values for value in row if value is not None and math.isfinite(value)] or [0.0]
         low = min(found) if self.low is None else self.low
         high = max(found) if self.high is None else self.high
         if self.diverging:

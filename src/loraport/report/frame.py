@@ -215,7 +215,7 @@ def _rows(layers: Layers) -> dict[str, Any]:
 
 def _packed(figures: Sequence[Figure]) -> str:
     """Figures as HTML, compressed: those of all layers of a large model would be five times as much as they are."""
-    html = str(_engine().get_template("drawings.html.j2").module.figures(figures))  # type: ignore[attr-defined]
+    html = str(_engine().get_template("drawings.html.j2").module.figures(figures))
     return base64.b64encode(gzip.compress(html.encode(), mtime=0)).decode("ascii")
 
 
