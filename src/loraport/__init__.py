@@ -16,6 +16,8 @@ from loraport.version import __version__
 
 if TYPE_CHECKING:
     from loraport.adapters.added_lora import AddedLora
+    from loraport.analysis.api import analyze
+    from loraport.analysis.results import PairAnalysis
     from loraport.api import (
         convert,
         inspect,
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "transfer": "loraport.api",
+    "analyze": "loraport.analysis.api",
+    "PairAnalysis": "loraport.analysis.results",
     "calibrate": "loraport.calibration.api",
     "plan": "loraport.api",
     "plan_experts": "loraport.api",
@@ -81,12 +85,14 @@ __all__ = [
     "ManyReport",
     "MergeReport",
     "Outcome",
+    "PairAnalysis",
     "Recipe",
     "Resized",
     "RunOptions",
     "TransferPlan",
     "TransferReport",
     "__version__",
+    "analyze",
     "calibrate",
     "convert",
     "extract",

@@ -43,6 +43,7 @@ COMMANDS = (
     "convert",
     "resize",
     "extract",
+    "analyze",
     "merge",
     "verify",
     "cache",

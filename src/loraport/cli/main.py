@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from loraport.cli import (
+    analyze,
     cache,
     calibrate,
     convert,
@@ -64,7 +65,7 @@ def _top(
 
 
 _JOB, _FILES, _MORE = "The job", "Files", "More"
-_JOBS = ((transfer, _JOB), (calibrate, _JOB), (plan, _JOB))
+_JOBS = ((transfer, _JOB), (calibrate, _JOB), (plan, _JOB), (analyze, _JOB))
 for module, panel in (
     *_JOBS,
     (inspect, _FILES),

@@ -52,9 +52,9 @@ def select(
     C_lora: Float[Tensor, "a b"], drift: DriftRouting, S: Float[Tensor, " p"], k: int, params: CasaParams
 ) -> Selection:
     """Steps 2, 3 and the selection of step 5 for a head of k directions."""
-    clusters = connected_components(rotations(C_lora[:k, :k], S[:k]) > params.tau)
-    rows = _dominant(clusters, drift.receivers, params.q_dom, among=C_lora.shape[0])
-    cols = _dominant(clusters, drift.senders, params.q_dom, among=C_lora.shape[1])
+    clusters = clusters_of(C_lora[:k, :k], S[:k], params.tau)
+    rows = dominant(clusters, drift.receivers, params.q_dom, among=C_lora.shape[0])
+    cols = dominant(clusters, drift.senders, params.q_dom, among=C_lora.shape[1])
     if params.arbitrate:
         hits = arbitrated_entries(C_lora, drift.C, clusters, rows, cols, params.q_act)
     else:
@@ -74,8 +74,8 @@ def _unsettled(
     """Takes the decisions once more, on slightly other numbers."""
     k, a, b, error = len(C_lora), len(rows), len(cols), rounding(S)
     clusters = connected_components(rotations(*redrawn(C_lora, S[:k], error)) > params.tau)
-    other_rows = _dominant(clusters, drift.receivers, params.q_dom, a)
-    other_cols = _dominant(clusters, drift.senders, params.q_dom, b)
+    other_rows = dominant(clusters, drift.receivers, params.q_dom, a)
+    other_cols = dominant(clusters, drift.senders, params.q_dom, b)
     # An entry is nondominant where neither its row nor its column is dominant: count by rectangles.
     pairs = ((rows, cols), (other_rows, other_cols), (rows | other_rows, cols | other_cols))
     first, second, both = (int((~r).sum()) * int((~c).sum()) for r, c in pairs)
@@ -89,7 +89,12 @@ def _unsettled(
     return Unsettled(share, float(loose.float().mean()))
 
 
-def _dominant(clusters: Clusters, density: Tensor, q: float, among: int) -> Tensor:
+def clusters_of(C: Float[Tensor, "k k"], S: Float[Tensor, " k"], tau: float) -> Clusters:
+    """The directions that an update mixes with each other (Eq. 4)."""
+    return connected_components(rotations(C, S) > tau)
+
+
+def dominant(clusters: Clusters, density: Tensor, q: float, among: int) -> Tensor:
     """Which of all directions are dominant; those beyond the head never are."""
     marks = torch.zeros(among, dtype=torch.bool, device=density.device)
     marks[: density.numel()] = clusters.dominant(density, q)

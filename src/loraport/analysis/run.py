@@ -1,0 +1,251 @@
+"""An analysis carried out: layers through an executor, each kept in the cache, so that the same command goes on."""
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from loraport.analysis.layer import LayerTensors, Stored, analyse, project
+from loraport.analysis.plan import PARAMS, AnalysisJob, AnalysisPlan
+from loraport.analysis.results import LayerAnalysis, PairAnalysis, checked
+from loraport.containers.references import TensorRef, rounding_floor
+from loraport.core.lowrank import LowRank
+from loraport.core.operator import norm
+from loraport.engine.accelerators import is_out_of_memory, release_memory
+from loraport.engine.events import LayerDone, Listener, Warned, ignore
+from loraport.engine.executor import Slot, executor_for
+from loraport.engine.job import LayerJob
+from loraport.engine.keys import matrices_key, references
+from loraport.engine.kinship import unrelated
+from loraport.engine.layer import load_layer
+from loraport.engine.reading import InputReader
+from loraport.engine.recipe import RunOptions
+from loraport.engine.results import LayerReport
+from loraport.engine.run import kept_layers, open_cache
+from loraport.errors import FileError
+from loraport.methods import registry
+from loraport.methods.casa.routing import DriftRouting
+from loraport.store.index import entry_key
+from loraport.store.store import Store
+from loraport.version import __version__
+
+VERSION = 1
+"""Raised whenever the same layer would give other figures than before."""
+
+
+@dataclass(frozen=True)
+class AnalysedLayer:
+    """A finished layer.
+
+    Attributes:
+        layer: everything that is told of it.
+        digests: of the tensors it was made from, by role.
+        warnings: sentences for the user.
+        device: where it was computed.
+    """
+
+    layer: LayerAnalysis
+    digests: dict[str, str]
+    warnings: tuple[str, ...]
+    device: str
+
+
+@dataclass(frozen=True)
+class Analyser:
+    """A function of one job and the slot that it is done in. Picklable.
+
+    Args:
+        store: where bases, routings and finished layers are kept.
+        reader: of the input files.
+        keep: layers whose decompositions go into the store.
+    """
+
+    store: Store
+    reader: InputReader
+    keep: frozenset[str]
+
+    def __call__(self, job: AnalysisJob, slot: Slot) -> AnalysedLayer:
+        """Do one job; the CPU takes over where a device has too little memory."""
+        try:
+            return self._run(job, torch.device(slot.device))
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if slot.device == "cpu" or not is_out_of_memory(error):
+                raise
+        release_memory(slot.device)
+        return self._run(job, torch.device("cpu"))
+
+    def _run(self, job: AnalysisJob, device: torch.device) -> AnalysedLayer:
+        began = time.perf_counter()
+        refs = references_of(job)
+        try:
+            digests = {role: self.reader.digest(ref, hold=role in ("source", "target")) for role, ref in refs.items()}
+            key = _key(job, digests)
+            layer = self._kept(key)
+            cached = layer is not None
+            if layer is None:
+                layer = analyse(project(*self._tensors(job, digests, device), seed=int(key[:15], 16)))
+                self.store.put("result", key, {}, {"analysis": json.dumps(asdict(layer))})
+        finally:
+            self.reader.drop(refs.values())
+        layer = replace(layer, seconds=round(time.perf_counter() - began, 3), cached=cached)
+        said = tuple(problem.message for problem in self.store.take_problems())
+        return AnalysedLayer(layer, digests, said, str(device))
+
+    def _kept(self, key: str) -> LayerAnalysis | None:
+        kept = self.store.get("result", key, expect=None)
+        try:
+            return None if kept is None else checked(LayerAnalysis, json.loads(kept.meta["analysis"]))
+        except (FileError, KeyError, ValueError):
+            return None
+
+    def _tensors(self, job: AnalysisJob, digests: dict[str, str], device: torch.device) -> tuple[LayerTensors, Any]:
+        weights = job.weights
+        method, params = registry.resolve(weights.method, weights.params)
+        updates = {label: self.reader.load(update).to(device=device) for label, update in job.updates.items()}
+        nothing = LowRank.zeros(*job.shape)
+        keep = job.name in self.keep
+        layer = load_layer(weights, method, params, digests, self.store, self.reader, device, keep, nothing).inputs
+        basis = layer.require_basis()
+        routing = DriftRouting.from_tensors(layer.prepared or method.prepare(layer, params))
+        stored = _stored(weights, norm(basis.S))
+        return LayerTensors(job.name, job.shape, basis, routing, layer.drift, updates, stored), params
+
+
+def references_of(job: AnalysisJob) -> dict[str, TensorRef]:
+    """Every tensor that the job reads, by its role."""
+    refs = references(job.weights)
+    for label, update in job.updates.items():
+        refs |= {f"lora {label} {role}": ref for role, ref in update.refs.items()}
+    return refs
+
+
+def _stored(weights: LayerJob, size: float) -> Stored | None:
+    """How the weights are stored, as far as rounding follows from it."""
+    source, target = weights.source, weights.target
+    if source is None or target is None:
+        return None
+    rms = size / (weights.shape[0] * weights.shape[1]) ** 0.5
+    floors = [rounding_floor(ref, rms) for ref in (source, target)]
+    plain = source.codec == target.codec == "raw" and source.dtype == target.dtype
+    return Stored(source.dtype if plain else None, ((floors[0] ** 2 + floors[1] ** 2) / 2) ** 0.5)
+
+
+def _key(job: AnalysisJob, digests: dict[str, str]) -> str:
+    method, params = registry.resolve(job.weights.method, job.weights.params)
+    loras = [
+        {
+            "label": label,
+            "digests": {role: digests[f"lora {label} {role}"] for role in update.refs},
+            "read": [update.kind, update.scale, update.rows, dict(update.settings)],
+        }
+        for label, update in job.updates.items()
+    ]
+    return entry_key(
+        {
+            "analysis": VERSION,
+            "name": job.name,
+            "pair": matrices_key(method, params, job.weights, digests),
+            "stored": [ref.dtype for ref in (job.weights.source, job.weights.target) if ref is not None],
+            "loras": loras,
+        }
+    )
+
+
+@torch.inference_mode(False)
+def run_analysis(plan: AnalysisPlan, options: RunOptions | None = None, on_event: Listener = ignore) -> PairAnalysis:
+    """Look at every layer.
+
+    Args:
+        plan: what is looked at.
+        options: how to use the machine.
+        on_event: told about every step, from this thread.
+
+    Raises:
+        NumericalError: a tensor holds NaN or infinity, or no decomposition succeeded.
+        MismatchError: the source's weight is all zeros and the target's is not.
+        FileError: an input changed meanwhile.
+    """
+    began = time.perf_counter()
+    options = options or RunOptions()
+    warnings: list[str] = []
+
+    def warn(message: str) -> None:
+        if message not in warnings:
+            warnings.append(message)
+            on_event(Warned(message))
+
+    for message in plan.warnings:
+        warn(message)
+    executor = executor_for(options)
+    store, reader = open_cache(plan.identities, options, warn)
+    work = Analyser(store, reader, kept_layers([job.weights for job in plan.jobs], store, warn))
+    jobs = {job.name: job for job in plan.jobs}
+    total, done = sum(job.cost for job in plan.jobs), 0.0
+    found: dict[str, LayerAnalysis] = {}
+    try:
+        for result in executor.run(plan.jobs, work):
+            job = jobs[result.layer.name]
+            for role, ref in references_of(job).items():  # for the jobs of other processes
+                reader.remember(ref, result.digests[role])
+            found[job.name] = result.layer
+            done += job.cost
+            for message in result.warnings:
+                warn(message)
+            on_event(LayerDone(_report(job, result), len(found), len(jobs), done, total))
+        reader.check_unchanged()
+    except BaseException:
+        store.sweep()
+        raise
+    finally:
+        reader.memo.flush()
+    layers = tuple(found[job.name] for job in plan.jobs)
+    for message in _doubts(layers):
+        warn(message)
+    return _pair(plan, layers, tuple(warnings), time.perf_counter() - began)
+
+
+def _doubts(layers: tuple[LayerAnalysis, ...]) -> list[str]:
+    drifts = {layer.name: layer.drift.relative.value for layer in layers}
+    if not any(drifts.values()):
+        return ["the target equals the source in every layer that was looked at; was the same model named twice?"]
+    said = unrelated(drifts)
+    if said is None:
+        return []
+    return [f"source and target do not look like versions of one model, and then the figures mean little: {said}"]
+
+
+def _report(job: AnalysisJob, result: AnalysedLayer) -> LayerReport:
+    """For the progress bar, which knows layers by it."""
+    return LayerReport(
+        name=job.name,
+        shape=job.shape,
+        method="analyze",
+        rank_in=max((update.rank for update in job.updates.values()), default=0),
+        rank_out=0,
+        energy_kept=1.0,
+        stats={"drift_rel": result.layer.drift.relative.value},
+        seconds=result.layer.seconds,
+        cached=result.layer.cached,
+        device=result.device,
+    )
+
+
+def _pair(
+    plan: AnalysisPlan, layers: tuple[LayerAnalysis, ...], warnings: tuple[str, ...], seconds: float
+) -> PairAnalysis:
+    pair = plan.pair
+    return PairAnalysis(
+        source=str(pair.source.path),
+        source_title=pair.source.architecture.title,
+        target=None if pair.target is None else str(pair.target.path),
+        target_title=(pair.target or pair.source).architecture.title,
+        target_lora=tuple(f"{each.given.file} at strength {each.given.strength:g}" for each in pair.added),
+        loras=plan.loras,
+        layers=layers,
+        settings={name: float(getattr(PARAMS, name)) for name in ("tau", "q_dom", "q_act", "head_energy")},
+        warnings=warnings,
+        version=__version__,
+        seconds=round(seconds, 3),
+    )

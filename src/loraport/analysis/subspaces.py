@@ -1,0 +1,101 @@
+"""Singular directions: how far an update turns them, measured and predicted."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from loraport.analysis.coordinates import Coordinates
+from loraport.core.operators import DenseOperator
+from loraport.core.truncation import truncated_svd
+
+LEADING = 10
+"""Directions that are looked at for intruders (arXiv 2410.21228)."""
+FOREIGN = 0.5
+"""Cosine with every old direction below which a new one is an intruder."""
+
+
+def mixing(S: Float[Tensor, " p"], C: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], Float[Tensor, "p p"]]:
+    """sin^2 of the angle by which an update mixes direction i into direction j, of output and input directions.
+
+    To first order u'_j = u_j + sum_i Omega_ij u_i with Omega_ij = (S_j C_ij + S_i C_ji) / (S_j^2 - S_i^2), and likewise
+    for v with S_i and S_j exchanged. Each pair is taken as a system of two levels, whose angle cannot be beyond 45
+    degrees however close they lie: sin^2 = (1 - 1 / sqrt(1 + 4 Omega^2)) / 2.
+    """
+    apart = S.square()[None, :] - S.square()[:, None]
+    floor = torch.finfo(S.dtype).eps * float(S[0]) ** 2
+    apart = torch.where(apart.abs() < floor, floor, apart)
+    by_column, by_row = C * S[None, :], C.T * S[:, None]
+    left = _two_levels((by_column + by_row).div_(apart))
+    by_row, by_column = C * S[:, None], C.T * S[None, :]
+    return left, _two_levels((by_row + by_column).div_(apart))
+
+
+def _two_levels(omega: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
+    # 1 - 1 / sqrt(1 + x) = x / (sqrt(1 + x) (sqrt(1 + x) + 1)), without the loss of digits at small x
+    x = omega.square_().mul_(4.0)
+    root = (x + 1.0).sqrt_()
+    return x.div_(root).div_(root.add_(1.0)).mul_(0.5).fill_diagonal_(0.0)
+
+
+def outside(S: Float[Tensor, " p"], update: Coordinates) -> Float[Tensor, " p"]:
+    """sin^2 of the angle by which an update turns each direction of the longer side out of the old ones' span."""
+    tangent = update.rest_energy / S.square().clamp_min(torch.finfo(S.dtype).tiny)
+    return tangent / (1 + tangent)
+
+
+def leaving(
+    shares: Float[Tensor, "p p"], labels: Int[Tensor, " p"], count: int, more: Float[Tensor, " p"] | None = None
+) -> Float[Tensor, " count"]:
+    """Energy that the new directions of each group have outside of the group's old ones: ||sin Theta||_F^2.
+
+    Args:
+        shares: [i, j] is what old direction i has of new direction j (squared cosines, or `mixing`).
+        labels: of the directions; a negative label is no group.
+        count: number of groups.
+        more: what new direction j has outside of all old ones.
+    """
+    other = labels[:, None] != labels[None, :]
+    lost = (shares * other).sum(0)
+    if more is not None:
+        lost = lost + more
+    inside = labels >= 0
+    return torch.zeros(count, dtype=shares.dtype, device=shares.device).index_add_(0, labels[inside], lost[inside])
+
+
+def left_over(cosines: Float[Tensor, "p p"]) -> Float[Tensor, " p"]:
+    """What new direction j has outside of all old ones; nothing but rounding where these span the whole space."""
+    return (1 - cosines.square().sum(0)).clamp_min(0)
+
+
+def groups(p: int, most: int) -> tuple[int, ...]:
+    """First index of each of at most so many groups of neighbours, about equal in size."""
+    count = min(p, most)
+    return tuple(at * p // count for at in range(count))
+
+
+def labels_of(first: tuple[int, ...], p: int) -> Int[Tensor, " p"]:
+    """The group of every direction."""
+    starts = torch.zeros(p, dtype=torch.int64)
+    starts[torch.tensor(first[1:], dtype=torch.int64)] = 1
+    return starts.cumsum(0)
+
+
+def intruders(left: Float[Tensor, "p c"]) -> float:
+    """How many of the leading new directions have a cosine below `FOREIGN` with every old one."""
+    return float((left[:, :LEADING].abs().max(dim=0).values < FOREIGN).sum())
+
+
+def leading(S: Float[Tensor, " p"], update: Coordinates, seed: int) -> Float[Tensor, "p c"]:
+    """<u_i, u'_j> of the leading directions alone, without the whole decomposition.
+
+    Args:
+        S: singular values of the weight.
+        update: what is added to it.
+        seed: of the random columns.
+    """
+    p = len(S)
+    changed = torch.cat([update.C, update.rest])
+    changed.diagonal().add_(S)
+    found = truncated_svd(DenseOperator(changed), rank=min(2 * LEADING, p), seed=seed).update
+    left = found.B / torch.linalg.vector_norm(found.B, dim=0).clamp_min(torch.finfo(S.dtype).tiny)
+    return left[:p, :LEADING]

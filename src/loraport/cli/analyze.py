@@ -1,0 +1,117 @@
+"""`loraport analyze`: what distillation and LoRAs do to the weights."""
+
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from loraport.cli import text
+from loraport.cli.console import Console
+from loraport.cli.flags import Given, command
+from loraport.cli.options import OUTPUT
+from loraport.engine.recipe import METHOD, Recipe, RunOptions
+from loraport.errors import UsageError
+
+if TYPE_CHECKING:
+    from loraport.analysis.results import Measured, PairAnalysis
+
+EXAMPLE = """What a distillation did to a model, and where a LoRA meets it:
+
+    loraport analyze style.safetensors --source Wan2.1-T2V-1.3B/ --target fast.safetensors -o analysis.json
+
+One kind of layers alone: --layers self_attn. The same command again resumes what was interrupted."""
+
+_CHOICE = Recipe.part(
+    "source", "target", "source_lora", "target_lora", "nested_source", "nested_target", "architecture", "strength",
+    "scale", "expert", "adapter", "drop", "allow_partial",
+)  # fmt: skip
+_MACHINE = RunOptions.part("device", "workers", "executor", "max_memory", "cache", "verify_inputs", "overwrite")
+
+
+@command(_CHOICE, _MACHINE)
+def analyze(
+    given: Given,
+    console: Console,
+    loras: Annotated[
+        Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on every Python
+        typer.Argument(
+            metavar="LORA", show_default=False,
+            help="LoRAs of the source. Without any all linear layers are looked at, else those that one of them "
+            "changes.",
+        ),
+    ] = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--output", "-o", metavar="FILE.json", rich_help_panel=OUTPUT, show_default=False,
+            help="The file to write.",
+        ),
+    ] = None,
+    layers: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            "--layers", metavar="REGEX", rich_help_panel=METHOD, show_default=False,
+            help="Look at layers alone whose names match.",
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Show what a distillation did to the weights, and what LoRAs do there, beside null models."""
+    from loraport.analysis.plan import make_analysis_plan
+    from loraport.analysis.run import run_analysis
+    from loraport.cli.progress import Progress
+    from loraport.writable import check_output
+
+    choice, options = given.make(_CHOICE).values(), given.make(RunOptions)
+    if output is None:
+        raise UsageError("the output is not given", fix="name the file to write: -o analysis.json")
+    if output.suffix.lower() != ".json":
+        raise UsageError(
+            "what is written is told by the ending", values=str(output), fix="give a name like analysis.json"
+        )
+    plan = make_analysis_plan(loras or [], choice | {"layers": layers})
+    check_output(output, [("input", file) for file in plan.identities], overwrite=options.overwrite)
+    with Progress(console) as progress:
+        found = run_analysis(plan, options, progress)
+    found.write(output)
+    console.result(*_summary(found), f"  output    {output}  ({text.size(output.stat().st_size)})")
+    if console.verbose:
+        rows = [
+            [
+                x.name,
+                text.share(x.drift.relative.value),
+                _beside([x.drift.rigidity]),
+                _beside([x.drift.head_concentration]),
+            ]
+            for x in found.layers
+        ]
+        console.table(["layer", "drift", "rigidity (null)", "head concentration (null)"], rows)
+    console.document(found.to_json())
+
+
+def _summary(found: "PairAnalysis") -> list[str]:
+    """Medians over the layers, each beside that of its null model."""
+    drifts = [layer.drift for layer in found.layers]
+    lines = [
+        f"{text.count(len(found.layers), 'layer')} of {found.source_title}; medians, in brackets those of a random "
+        "update of the same norm",
+        f"  drift     {text.share(median(each.relative.value for each in drifts))} of the weight",
+        f"            rigidity {_beside([each.rigidity for each in drifts])}, "
+        f"head concentration {_beside([each.head_concentration for each in drifts])}",
+    ]
+    for lora in found.loras:
+        mine = [each for layer in found.layers for each in layer.loras if each.lora == lora.label]
+        if mine:
+            lines += [
+                f"  {lora.label}: {text.share(median(each.update.relative.value for each in mine))} of the weight in "
+                f"{text.count(len(mine), 'layer')}",
+                f"            rigidity {_beside([each.update.rigidity for each in mine])}, "
+                f"head concentration {_beside([each.update.head_concentration for each in mine])}",
+                f"            cosine with the drift {_beside([each.meeting.cosine for each in mine])}, "
+                f"interaction in the head {_beside([each.meeting.interaction_in_head for each in mine])}",
+            ]
+    return lines
+
+
+def _beside(figures: "list[Measured]") -> str:
+    return f"{median(x.value for x in figures):.3g} ({median(x.gaussian for x in figures):.3g})"
