@@ -8,9 +8,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 import loraport
 import pico
@@ -18,6 +20,7 @@ from loraport.containers.safetensors import read_header
 from loraport.engine.events import Warned, Written
 from loraport.errors import FileError, NumericalError
 from loraport.merging.run import MergeReport
+from storage import write_gguf
 
 resource = pytest.importorskip("resource", reason="nothing stays where folders cannot be locked")
 
@@ -77,20 +80,48 @@ def _torch_file(path: Path) -> Path:
     return path
 
 
-MODELS = {"shards": (_shards, "shards"), "a torch file": (_torch_file, "model.pt")}
+def _fp8() -> dict[str, Tensor]:
+    return {key: t.to(torch.float8_e4m3fn) if key in CHANGED or "time_p" in key else t for key, t in STATE.items()}
+
+
+def _fp8_file(path: Path) -> Path:
+    save_file(_fp8(), path)
+    return path
+
+
+def _fp8_torch_file(path: Path) -> Path:
+    torch.save({"generator": _fp8(), "step": 3}, path)
+    return path
+
+
+def _gguf_file(path: Path) -> Path:
+    kind = gguf.GGMLQuantizationType.Q4_0
+    stored = {key: (tensor.float().numpy(), "F32") for key, tensor in STATE.items()}
+    changed = {key: (gguf.quants.quantize(stored[key][0], kind), "Q4_0") for key in CHANGED}
+    return write_gguf(path, stored | changed)
+
+
+PLAIN = {"dequantize": "bfloat16"}
+MODELS = {
+    "shards": (_shards, "shards", {}, 0.6),
+    "a torch file": (_torch_file, "model.pt", {}, 0.6),
+    "a file in which weights become plain": (_fp8_file, "model.safetensors", PLAIN, 0.6),
+    "a torch file in which weights become plain": (_fp8_torch_file, "model.pt", PLAIN, 0.2),  # new numbers first
+    "a GGUF file in which weights become plain": (_gguf_file, "model.gguf", PLAIN, 0.8),
+}
 
 
 @pytest.mark.parametrize("layout", MODELS)
 def test_it_goes_on_and_writes_the_same(lora, tmp_path, layout):
-    make, name = MODELS[layout]
+    make, name, choices, share = MODELS[layout]
     into, whole, output = make(tmp_path / name), tmp_path / "whole" / name, tmp_path / "out" / name
-    wanted = loraport.merge(lora, into, whole)
+    wanted = loraport.merge(lora, into, whole, **choices)
     assert wanted.continued == 0
-    _stopped(lora, into, output)
-    _stopped(lora, into, output, share=0.01)  # stopped again before it had looked at anything
+    _stopped(lora, into, output, share=share, **choices)
+    _stopped(lora, into, output, share=0.01, **choices)  # stopped again before it had looked at anything
     assert not any(path.is_file() and ".partial" not in str(path) for path in (tmp_path / "out").rglob("*"))
     said: list[object] = []
-    report = loraport.merge(lora, into, output, on_event=said.append)
+    report = loraport.merge(lora, into, output, on_event=said.append, **choices)
     assert 0 < report.continued < report.tensors
     assert _figures(report) == _figures(wanted)
     written = [event.done for event in said if isinstance(event, Written)]
@@ -202,21 +233,25 @@ def test_no_room_and_what_cannot_be_done(lora, tmp_path):
 
 
 @pytest.mark.slow  # a process of its own
-def test_killed_midway_it_goes_on(lora, model, tmp_path):
+@pytest.mark.parametrize("layout", ["as it was", *(name for name, (*_, choices, _) in MODELS.items() if choices)])
+def test_killed_midway_it_goes_on(lora, model, tmp_path, layout):
+    make, name, choices, share = MODELS.get(layout, (None, "merged.safetensors", {}, 0.5))
+    model = model if make is None else make(tmp_path / name)
     code = (
         "import os, signal, sys, torch, loraport\n"
         "from loraport.engine.events import Written\n"
         "def kill(event):\n"
-        "    if isinstance(event, Written) and event.done > event.total / 2: os.kill(os.getpid(), signal.SIGKILL)\n"
+        f"    if isinstance(event, Written) and event.done > {share} * event.total:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "torch.set_num_threads(int(sys.argv[4]))\n"
-        "loraport.merge(*sys.argv[1:4], on_event=kill)\n"
+        f"loraport.merge(*sys.argv[1:4], on_event=kill, **{choices})\n"
     )
-    output, threads = tmp_path / "out" / "merged.safetensors", str(torch.get_num_threads())
+    output, threads = tmp_path / "out" / name, str(torch.get_num_threads())
     words = [sys.executable, "-c", code, str(lora), str(model), str(output), threads]
     assert subprocess.run(words, check=False).returncode == -signal.SIGKILL
     assert [path.suffix for path in output.parent.iterdir()] == [".partial"]  # hidden
-    wanted = loraport.merge(lora, model, tmp_path / "whole.safetensors")
-    report = loraport.merge(lora, model, output)
+    wanted = loraport.merge(lora, model, tmp_path / "whole" / name, **choices)
+    report = loraport.merge(lora, model, output, **choices)
     assert list(output.parent.iterdir()) == [output]
     assert 0 < report.continued < report.tensors
     assert _figures(report) == _figures(wanted)

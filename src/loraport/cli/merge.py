@@ -9,6 +9,7 @@ from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import NO_VALUE, OUTPUT
+from loraport.containers.dtypes import PlainFormat
 from loraport.engine.recipe import MODELS, Recipe, RunOptions
 
 EXAMPLE = """Bake a LoRA into a checkpoint, at eight tenths of its strength; the checkpoint may be a folder of shards or a .pt file too:
@@ -55,9 +56,17 @@ def merge(
         bool,
         typer.Option(
             "--requantize", metavar=NO_VALUE, rich_help_panel=OUTPUT,
-            help="Also change weights that are stored in 8 bits, which rounds them anew; the loss is told.",
+            help="Also change weights that are stored in fp8, which rounds them anew; the loss is told.",
         ),
     ] = False,
+    dequantize: Annotated[
+        Optional[PlainFormat],  # noqa: UP045
+        typer.Option(
+            "--dequantize", rich_help_panel=OUTPUT, show_default=False,
+            help="Also change quantised weights, which become plain numbers of this format; the others stay as they "
+            "are. With --requantize those that cannot be rounded anew.",
+        ),
+    ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", metavar=NO_VALUE, help="Say what would be done, from headers alone, and stop.")
     ] = False,
@@ -74,13 +83,20 @@ def merge(
     if output is None and not plan:
         raise UsageError("the output is not given", fix="name the file or folder to write: -o NAME")
     ready = make_merge_plan(
-        [AddedLora.parse(lora) for lora in loras], into, nested=nested, requantize=requantize, **choice
+        [AddedLora.parse(lora) for lora in loras],
+        into,
+        nested=nested,
+        requantize=requantize,
+        dequantize=dequantize,
+        **choice,
     )
     if plan:
         facts = {
             "model": ready.model.architecture.title,
             "tensors": len(ready.tensors),
-            "requantized": len(ready.coarse),
+            "requantized": len(ready.requantized),
+            "dequantized": len(ready.dequantized),
+            "grown_bytes": ready.grown_bytes,
             "files": [str(file) for file in ready.layout.files],
             "output_bytes": ready.output_bytes,
             "peak_bytes": ready.peak_bytes,
@@ -92,7 +108,7 @@ def merge(
             f"  files     {text.listing([file.name for file in ready.layout.files])}",
             f"  writes    {text.size(ready.output_bytes)}",
             f"  memory    {text.size(ready.peak_bytes)} for the tensors in work",
-            *([f"  8 bits    {text.count(len(ready.coarse), 'tensor')} rounded anew"] if ready.coarse else []),
+            *_formats(len(ready.requantized), len(ready.dequantized), ready.grown_bytes, dequantize),
         )
         for message in ready.warnings:
             console.warning(message)
@@ -109,10 +125,17 @@ def merge(
     ]
     if done.continued:
         lines.append(f"  continued {done.continued} of {done.tensors} tensors were there")
-    if done.requantized:
-        lines.append(f"  8 bits    {text.count(done.requantized, 'tensor')} rounded anew")
+    lines += _formats(done.requantized, done.dequantized, done.grown_bytes, dequantize)
     if done.left_out:
         lines.append(f"  left out  {text.listing(done.left_out)}")
     lines.append(f"  output    {done.output}  ({text.size(size)}, {text.count(len(done.files), 'file')})")
     console.result(*lines)
     console.document(done.to_json())
+
+
+def _formats(requantized: int, dequantized: int, grown: int, form: str | None) -> list[str]:
+    """What became of quantised weights."""
+    lines = [f"  8 bits    {text.count(requantized, 'tensor')} rounded anew"] if requantized else []
+    if dequantized:
+        lines.append(f"  {form:<9} {text.count(dequantized, 'tensor')} that were quantised, {text.size(grown)} more")
+    return lines

@@ -4,6 +4,10 @@ import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
+
+PlainFormat = Literal["bfloat16", "float16", "float32"]
+"""What quantised weights may become, by torch's names."""
 
 _ROUNDING_SHARE = 0.2125  # rms relative rounding error of Gaussian weights, in units of the spacing at 1; measured
 

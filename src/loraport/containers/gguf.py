@@ -25,7 +25,7 @@ MAX_HEADER_BYTES = 2**26  # the vocabulary of a text encoder makes ten million
 MAX_ITEMS = 2**17
 MAX_TEXT = 2**16
 MAX_DIMENSIONS = 8
-_ALIGNMENT = "general.alignment"
+_ALIGNMENT, _ALIGNED = "general.alignment", "32"
 _TEXT, _ARRAY = 8, 9
 # struct's letter of the scalar types by their number.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -57,18 +57,42 @@ _BLOCKS = {
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor: where it lies, in the shape of its bytes where it is quantised, and the shape of the weight."""
+    """A tensor: where it lies, in the shape of its bytes where it is quantised, and the shape of the weight.
+
+    The header says its format and its place at `entry`.
+    """
 
     span: Span
     shape: tuple[int, ...]
+    entry: int
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """All tensors of a file by name, and the texts and numbers of its header as text."""
+    """All tensors of a file by name, and the texts and numbers of its header as text; the data begins at `base`."""
 
     tensors: dict[str, GgufTensor]
     metadata: dict[str, str]
+    base: int
+
+    @property
+    def alignment(self) -> int:
+        """Each tensor begins at a multiple of it, counted from `base`."""
+        return int(self.metadata.get(_ALIGNMENT, _ALIGNED))
+
+
+def place_in_header(header: bytearray, tensor: GgufTensor, offset: int, dtype: str | None = None) -> None:
+    """Write another place of a tensor into a header, and another format.
+
+    Args:
+        header: from the beginning of the file, changed in place.
+        tensor: which.
+        offset: where it begins, counted from the beginning of the data.
+        dtype: its format now, one of plain numbers; None leaves what is there.
+    """
+    if dtype is not None:
+        struct.pack_into("<I", header, tensor.entry, next(number for number, name in _PLAIN.items() if name == dtype))
+    struct.pack_into("<Q", header, tensor.entry + 4, offset)
 
 
 def read_gguf(path: Path) -> GgufHeader:
@@ -116,17 +140,17 @@ class _Reader:
             key = self.text()
             self.value(key, metadata, shapes)
         infos = [self.info() for _ in range(tensors)]
-        align = metadata.get(_ALIGNMENT, "32")
+        align = metadata.get(_ALIGNMENT, _ALIGNED)
         if align not in {str(2**power) for power in range(21)}:
             raise self.damaged("its alignment is no power of two", align[:40])
         base = -(-self.position // int(align)) * int(align)
         found: dict[str, GgufTensor] = {}
-        for name, shape, kind, offset in infos:
+        for name, shape, kind, offset, entry in infos:
             if name in found:
                 raise self.damaged("a name occurs twice", repr(name)[:200])
-            found[name] = self.tensor(name, shape, kind, base + offset, shapes.get(name))
+            found[name] = self.tensor(name, shape, kind, base + offset, shapes.get(name), entry)
         self.check_layout(found)
-        return GgufHeader(found, metadata)
+        return GgufHeader(found, metadata, base)
 
     def value(self, key: str, metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
         """Read what belongs to a key; texts, single numbers and shapes are kept."""
@@ -156,19 +180,20 @@ class _Reader:
         else:
             raise self.damaged(f"{key!r} is something unknown", str(kind))
 
-    def info(self) -> tuple[str, tuple[int, ...], int, int]:
+    def info(self) -> tuple[str, tuple[int, ...], int, int, int]:
         name = self.text()
         (count,) = self.numbers("I")
         if count > MAX_DIMENSIONS:
             raise self.damaged(f"{name!r} has too many dimensions", str(count))
         shape = tuple(reversed(self.numbers("Q" * count))) if count else ()
+        entry = self.position
         kind, offset = self.numbers("IQ")
         if prod(shape) >= 2**62 or any(length >= 2**62 for length in shape) or offset >= 2**62:
             raise self.damaged(f"{name!r} is larger than any file", str(list(shape)))
-        return name, shape, kind, offset
+        return name, shape, kind, offset, entry
 
     def tensor(
-        self, name: str, shape: tuple[int, ...], kind: int, start: int, original: tuple[int, ...] | None
+        self, name: str, shape: tuple[int, ...], kind: int, start: int, original: tuple[int, ...] | None, entry: int
     ) -> GgufTensor:
         weight = shape
         if original is not None:
@@ -193,7 +218,7 @@ class _Reader:
                 values=f"{name!r} ends at byte {span.end:,}, the file has {self.size:,}",
                 fix="download or export the file again",
             )
-        return GgufTensor(span, weight)
+        return GgufTensor(span, weight, entry)
 
     def check_layout(self, tensors: dict[str, GgufTensor]) -> None:
         last, end = "the header", self.position

@@ -1,14 +1,13 @@
-"""A copy of a file in which some tensors have other numbers. Every other byte is that of the original.
+"""A copy of a file in which some tensors have other numbers. What else there is stays byte for byte what it was.
 
-A tensor keeps its number format and shape, so it keeps its place too, and nothing but its bytes is written anew: the
-order of a safetensors header, the pickle of a torch file and what else lies in its archive stay what they were. Memory
-is that of one tensor.
+Where all tensors keep their number formats they keep their places too, and nothing but the new numbers is written anew:
+the order of a safetensors header, the pickle of a torch file and what else lies in its archive stay what they were.
+Otherwise everything is moved as `arrange.py` says, or by `retorch.py`. Memory is that of one tensor.
 """
 
 import contextlib
 import hashlib
 import itertools
-import json
 import os
 import struct
 import zipfile
@@ -22,15 +21,17 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from loraport.containers.access import open_file, status, unreadable
+from loraport.containers.access import open_file, unreadable
+from loraport.containers.arrange import Places, Put, Run, arranged
 from loraport.containers.dtypes import FORMATS
-from loraport.containers.safetensors import parse_entries
+from loraport.containers.retorch import places_of, write_anew
 from loraport.containers.stored import CHUNK_BYTES, TensorRef, list_stored, span_of
 from loraport.errors import FileError, UnsupportedError
 
 _LOCAL_CRC, _CENTRAL_CRC, _CENTRAL_SIZE = 14, 16, 46  # places in the headers of a zip archive
 _DESCRIPTOR = b"PK\x07\x08"
 _HAS_DESCRIPTOR = 0x08
+_NUMBERS = "numbers"  # a file beside a copy that torch writes
 
 
 class Rewriting:
@@ -38,49 +39,52 @@ class Rewriting:
 
     Args:
         source: the original.
-        file: the copy, open for reading and writing.
-        refs: the tensors that get other numbers, whole.
-        shift: by how many bytes the tensors lie further on in the copy.
+        file: what the numbers are written to, open for reading and writing.
+        puts: the tensors that get other numbers.
+        places: where each of them begins and ends there.
+        strided: numbers of a torch file lie there in the order that they have in the original.
     """
 
-    def __init__(self, source: Path, file: BufferedRandom, refs: Sequence[TensorRef], shift: int):
-        self.source, self._file, self._shift = source, file, shift
-        self._missing = {_identity(ref) for ref in refs}
+    def __init__(self, source: Path, file: BufferedRandom, puts: Sequence[Put], places: Places, strided: bool):
+        self.source, self._file, self._places, self._strided = source, file, places, strided
+        self._puts = {put.name: put for put in puts}
+        self._missing = set(self._puts)
 
     def put(self, ref: TensorRef, tensor: Shaped[Tensor, "..."]) -> str:
         """Write the new numbers of one of the tensors; returns the checksum of its bytes.
 
         Args:
             ref: which.
-            tensor: of the number format and shape that it has in the original.
+            tensor: of the number format and shape that it has in the copy.
         """
+        put = self._puts[ref.nest, ref.key]
+        assert tensor.dtype == getattr(torch, FORMATS[put.dtype].dtype)
+        assert tuple(tensor.shape) == put.shape
         span = span_of(ref)
-        assert tensor.dtype == getattr(torch, FORMATS[ref.dtype].dtype)
-        assert tuple(tensor.shape) == span.shape
-        if span.strides is not None:
+        if self._strided and span.strides is not None:
             with open_file(self.source) as file:
                 file.seek(span.start)
                 whole = torch.frombuffer(_exactly(file, span.end - span.start, self.source), dtype=torch.uint8)
             whole.view(tensor.dtype).as_strided(span.shape, span.strides).copy_(tensor)
             tensor = whole
-        self._file.seek(span.start + self._shift)
+        self._file.seek(self._places[put.name][0])
         data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
         self._file.write(data)
         self._file.flush()
-        self._missing.discard(_identity(ref))
+        self._missing.discard(put.name)
         return hashlib.sha256(data).hexdigest()
 
     def holds(self, ref: TensorRef, checksum: str) -> bool:
         """Whether the copy has a tensor's new numbers, of this checksum, from an earlier attempt. It counts as put."""
-        span = span_of(ref)
-        self._file.seek(span.start + self._shift)
-        state, left = hashlib.sha256(), span.end - span.start
+        begin, end = self._places[ref.nest, ref.key]
+        self._file.seek(begin)
+        state, left = hashlib.sha256(), end - begin
         while left and (piece := self._file.read(min(CHUNK_BYTES, left))):
             state.update(piece)
             left -= len(piece)
         found = not left and state.hexdigest() == checksum
         if found:
-            self._missing.discard(_identity(ref))
+            self._missing.discard((ref.nest, ref.key))
         return found
 
     def check_whole(self) -> None:
@@ -92,7 +96,8 @@ class Rewriting:
 def rewriting(
     source: Path,
     target: Path,
-    refs: Sequence[TensorRef],
+    puts: Sequence[Put],
+    dropped: Sequence[TensorRef],
     metadata: Mapping[str, str] | None,
     copied: Callable[[int], None],
 ) -> Iterator[Rewriting]:
@@ -101,7 +106,8 @@ def rewriting(
     Args:
         source: the original.
         target: the name of the copy. What is there of an earlier attempt is written over, except for those tensors.
-        refs: the tensors that the block puts, whole.
+        puts: the tensors that the block puts.
+        dropped: tensors that the copy does not have.
         metadata: the texts of the header of a safetensors file, in order; None leaves them alone, as in other files.
         copied: told how many bytes were copied, as they are.
 
@@ -109,23 +115,44 @@ def rewriting(
         FileError: the original cannot be read.
         OSError: the copy cannot be written.
     """
-    size = status(source).st_size
-    with target.open("r+b" if target.exists() else "x+b") as out:
-        begin, shift = _header(source, size, out, metadata)
-        if out.seek(0, os.SEEK_END) > size + shift:
-            out.truncate(size + shift)
-        spans = sorted((span.start, span.end) for span in map(span_of, refs))
-        position = begin
-        for start, end in [*spans, (size, size)]:
-            _copy(source, position, start, out, position + shift, copied)
-            position = max(position, end)
-        copy = Rewriting(source, out, refs, shift)
-        yield copy
-        copy.check_whole()
-    if refs:
-        if refs[0].container == "torch":
-            _renew_checksums(source, target, [span.start for span in map(span_of, refs)])
-        _compare(source, target)
+    container = next((ref.container for ref in (*(put.ref for put in puts), *dropped)), "")
+    if room_beside(puts, dropped):
+        target.touch()
+        with _opened(target.with_name(_NUMBERS)) as out:
+            copy = Rewriting(source, out, puts, places_of(puts), strided=False)
+            yield copy
+            copy.check_whole()
+        write_anew(source, target, target.with_name(_NUMBERS), puts, dropped)
+        copied(target.stat().st_size - sum(put.nbytes for put in puts))
+    else:
+        arrangement = arranged(source, puts, dropped, metadata)
+        with _opened(target) as out:
+            if out.seek(0, os.SEEK_END) > arrangement.size:
+                out.truncate(arrangement.size)
+            for at, data in arrangement.written.items():
+                out.seek(at)
+                out.write(data)
+            for run in arrangement.runs:
+                _copy(source, run, out, copied)
+            copy = Rewriting(source, out, puts, arrangement.places, strided=True)
+            yield copy
+            copy.check_whole()
+        if container == "torch":
+            _renew_checksums(source, target, [span_of(put.ref).start for put in puts])
+    if container:
+        _compare(source, target, puts, dropped)
+
+
+def room_beside(puts: Sequence[Put], dropped: Sequence[TensorRef]) -> int:
+    """The bytes that lie beside the copy while it is in work: the new numbers, where torch writes the file."""
+    torch_file = any(ref.container == "torch" for ref in (*(put.ref for put in puts), *dropped))
+    if not torch_file or not (dropped or any(put.moves for put in puts)):
+        return 0
+    return max(end for _, end in places_of(puts).values())
+
+
+def _opened(target: Path) -> BufferedRandom:
+    return target.open("r+b" if target.exists() else "x+b")
 
 
 def refuse_shared(refs: Sequence[TensorRef]) -> None:
@@ -135,12 +162,12 @@ def refuse_shared(refs: Sequence[TensorRef]) -> None:
         refs: the tensors that will be changed, whole.
     """
     for file in {ref.file for ref in refs if ref.container == "torch"}:
-        mine = {_identity(ref) for ref in refs if ref.file == file}
+        mine = {(ref.nest, ref.key) for ref in refs if ref.file == file}
         places: list[tuple[int, int, bool, TensorRef]] = []
         for group in list_stored(file).groups.values():
             for ref in group.values():
                 span = span_of(ref)
-                places += [(span.start, span.end, _identity(ref) in mine, ref)] if span.end > span.start else []
+                places += [(span.start, span.end, (ref.nest, ref.key) in mine, ref)] if span.end > span.start else []
         places.sort(key=lambda place: place[:2])
         for (_, end, changed, ref), (start, _, changes, other) in itertools.pairwise(places):
             if start < end and (changed or changes):
@@ -152,31 +179,12 @@ def refuse_shared(refs: Sequence[TensorRef]) -> None:
                 )
 
 
-def _identity(ref: TensorRef) -> tuple[tuple[str, ...], str]:
-    return ref.nest, ref.key
-
-
-def _header(source: Path, size: int, out: BinaryIO, metadata: Mapping[str, str] | None) -> tuple[int, int]:
-    """Write the header of a safetensors file with other texts; where its data begins, and how much further on there."""
-    if metadata is None:
-        return 0, 0
+def _copy(source: Path, run: Run, out: BinaryIO, copied: Callable[[int], None]) -> None:
+    out.seek(run.to)
     with open_file(source) as file:
-        entries, base = parse_entries(file, size, str(source))
-    entries.pop("__metadata__", None)
-    text = json.dumps({"__metadata__": dict(metadata)} | entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text = text.ljust(len(text) + -len(text) % 8)
-    out.write(len(text).to_bytes(8, "little") + text)
-    return base, 8 + len(text) - base
-
-
-def _copy(source: Path, start: int, end: int, out: BinaryIO, to: int, copied: Callable[[int], None]) -> None:
-    if start >= end:
-        return
-    out.seek(to)
-    with open_file(source) as file:
-        file.seek(start)
-        for at in range(start, end, CHUNK_BYTES):
-            piece = _exactly(file, min(CHUNK_BYTES, end - at), source)
+        file.seek(run.start)
+        for at in range(run.start, run.end, CHUNK_BYTES):
+            piece = _exactly(file, min(CHUNK_BYTES, run.end - at), source)
             out.write(piece)
             copied(len(piece))
 
@@ -230,12 +238,20 @@ def _replace(file: BufferedRandom, at: int, data: bytes) -> None:
     file.write(data)
 
 
-def _compare(source: Path, target: Path) -> None:
-    """The copy is a whole file, and names what the original names. Raises FileError."""
-    one, two = list_stored(source), list_stored(target)
-
-    def listed(groups: Mapping[tuple[str, ...], Mapping[str, TensorRef]]) -> list[object]:
-        return [(nest, key, ref.shape, ref.dtype) for nest, group in groups.items() for key, ref in group.items()]
-
-    if listed(one.groups) != listed(two.groups):
+def _compare(source: Path, target: Path, puts: Sequence[Put], dropped: Sequence[TensorRef]) -> None:
+    """The copy is a whole file, and names what it should. Raises FileError."""
+    wanted = {
+        (nest, key): (ref.dtype, ref.shape if ref.stored_shape is None else ref.stored_shape)
+        for nest, group in list_stored(source).groups.items()
+        for key, ref in group.items()
+    }
+    for ref in (*(put.ref for put in puts), *dropped):
+        del wanted[ref.nest, ref.key]
+    wanted |= {(put.ref.nest, put.key): (put.dtype, put.shape) for put in puts}
+    found = {
+        (nest, key): (ref.dtype, ref.shape if ref.stored_shape is None else ref.stored_shape)
+        for nest, group in list_stored(target).groups.items()
+        for key, ref in group.items()
+    }
+    if found != wanted:
         raise FileError("the copy does not hold what was written; the disk may be failing", where=str(target))

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -90,6 +91,28 @@ def by_index(path: Path) -> TensorFile:
 def shards_of_index(path: Path) -> set[str]:
     """The names of the files that an index lists, relative to its folder. Raises FileError."""
     return set(_read_weight_map(path).values())
+
+
+def index_with(path: Path, names: Mapping[str, str | None], grown: int) -> str:
+    """The text of an index of files in which some tensors have other names.
+
+    Args:
+        path: of the index.
+        names: of these tensors; None of those that are left out.
+        grown: by how many bytes all tensors together are larger.
+
+    Raises:
+        FileError: it is no index.
+    """
+    weight_map = _read_weight_map(path)
+    content: Any = json.loads(read_text(path, "index", most=MAX_INDEX_BYTES))
+    content["weight_map"] = {
+        name: file for key, file in weight_map.items() if (name := names.get(key, key)) is not None
+    }
+    size = content["metadata"].get("total_size") if isinstance(content.get("metadata"), dict) else None
+    if isinstance(size, int):
+        content["metadata"]["total_size"] = size + grown
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def _joined(path: Path, shards: list[TensorFile], tensors: dict[str, TensorRef]) -> TensorFile:

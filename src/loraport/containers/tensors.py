@@ -39,6 +39,7 @@ __all__ = [
     "digest",
     "digest_tensor",
     "encode",
+    "encode_plainly",
     "file_identity",
     "identity",
     "nearest_path",
@@ -128,6 +129,18 @@ def encode(ref: TensorRef, numbers: Float[Tensor, "..."]) -> Encoded:
     back = stored.double() if numbers.dtype == torch.float64 else decode(codec, ref, stored, scales)
     beside = [(other, encoding.cast(scales[role], other.dtype)) for role, other in ref.companions]
     return Encoded(((ref, stored), *beside), back)
+
+
+def encode_plainly(ref: TensorRef, numbers: Float[Tensor, "..."], dtype: str) -> Encoded:
+    """The same as numbers of a plain format, which need no companions.
+
+    Args:
+        ref: which, whole.
+        numbers: of its shape.
+        dtype: the format, as safetensors spells it.
+    """
+    stored = encoding.cast(numbers, dtype)
+    return Encoded(((ref, stored),), stored.to(numbers.dtype))
 
 
 def digest(ref: TensorRef) -> str:

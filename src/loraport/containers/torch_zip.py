@@ -47,12 +47,13 @@ def read_groups(path: Path) -> Groups:
 def _read_groups(path: str, size: int, mtime_ns: int, ctime_ns: int, inode: int) -> Groups:
     records = _records(path)
     tensors: dict[tuple[str, ...], dict[str, Tensor]] = {}
-    _collect(_load(path), path, tensors)
+    _collect(load_mapped(path), path, tensors)
     locate = _Locator(path, records, [tensor for group in tensors.values() for tensor in group.values()])
     return {nest: {key: locate.span(key, tensor) for key, tensor in group.items()} for nest, group in tensors.items()}
 
 
-def _load(path: str) -> Any:
+def load_mapped(path: str) -> Any:
+    """All that the file holds, its tensors mapped; nothing of their numbers is read yet. Raises FileError."""
     try:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except pickle.UnpicklingError as error:
@@ -108,9 +109,9 @@ def _collect(content: Any, path: str, found: dict[tuple[str, ...], dict[str, Ten
         inner = []
         for key, item in value.items():
             if isinstance(item, Tensor):
-                found.setdefault(nest, {})[_name(key)] = item
+                found.setdefault(nest, {})[name_of_entry(key)] = item
             elif isinstance(item, Mapping):
-                inner.append(((*nest, _name(key)), item))
+                inner.append(((*nest, name_of_entry(key)), item))
         waiting.extend(reversed(inner))
     if beyond and not found:
         raise UnsupportedError(
@@ -121,7 +122,8 @@ def _collect(content: Any, path: str, found: dict[tuple[str, ...], dict[str, Ten
         )
 
 
-def _name(key: Any) -> str:
+def name_of_entry(key: Any) -> str:
+    """What an entry of a mapping is called in `read_groups`."""
     # Half a character, which nothing can print or write, is shown as a question mark.
     return str(key).encode("utf-8", "replace").decode("utf-8")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraport.adapters.added_lora import AddedLora, added_loras
+from loraport.containers.dtypes import PlainFormat
 from loraport.engine.events import Listener, ignore
 from loraport.merging.plan import make_merge_plan
 from loraport.merging.run import MergeReport, run_merge
@@ -26,6 +27,7 @@ def merge(
     drop: str | None = None,
     allow_partial: bool = False,
     requantize: bool = False,
+    dequantize: PlainFormat | None = None,
     overwrite: bool = False,
     on_event: Listener = ignore,
 ) -> MergeReport:
@@ -44,7 +46,9 @@ def merge(
         scale: the LoRAs' own scale, alpha / rank, where their files do not say it or say it wrong.
         drop: regular expression; layers and keys that match are left out.
         allow_partial: leave out what cannot be matched, instead of refusing.
-        requantize: also write weights of 8 bits, which are rounded anew; the report tells the loss.
+        requantize: also change weights of fp8, which are rounded anew; the report tells the loss.
+        dequantize: also change quantised weights of every other kind (all, without `requantize`): they are written as
+            plain numbers of this format, and what belonged to their old one is left out.
         overwrite: replace existing files.
         on_event: called with every `loraport.engine.events.Event`.
 
@@ -64,5 +68,6 @@ def merge(
         drop=drop,
         allow_partial=allow_partial,
         requantize=requantize,
+        dequantize=dequantize,
     )
     return run_merge(plan, output, overwrite=overwrite, on_event=on_event)

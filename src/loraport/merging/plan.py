@@ -14,53 +14,17 @@ from loraport.adapters.parse import open_adapter
 from loraport.adapters.passthrough import Passthrough
 from loraport.adapters.refusals import NO_EXPERT
 from loraport.adapters.update import LayerUpdate
-from loraport.containers.dtypes import FORMATS
+from loraport.containers.dtypes import PlainFormat
 from loraport.containers.layout import Layout, layout_of
 from loraport.containers.locate import expert_folders, locate
 from loraport.containers.names import Expert
 from loraport.containers.rewrite import refuse_shared
-from loraport.containers.tensors import TensorRef, can_encode, file_identity
-from loraport.errors import MismatchError, UnsupportedError, UsageError
+from loraport.containers.tensors import TensorRef, file_identity
+from loraport.errors import MismatchError, UsageError
+from loraport.merging.changes import MergedTensor, Term, as_stored, gone_with
 from loraport.models.checkpoint import AUTO, Checkpoint, open_checkpoint
-from loraport.models.placement import Rows
 
-_EXACT_BITS = 8  # of bfloat16's significand; coarser formats are written on request only
 _COPIES = 5  # of the largest tensor in float32 at its worst moment
-
-
-@dataclass(frozen=True)
-class Term:
-    """What one LoRA adds to a part of a stored tensor.
-
-    Attributes:
-        name: of the layer or parameter.
-        rows: of the stored tensor; None for all of it.
-        what: the update or the change, scale inside.
-        factor: how often it is added.
-    """
-
-    name: str
-    rows: Rows | None
-    what: LayerUpdate | Passthrough
-    factor: float
-
-
-@dataclass(frozen=True)
-class MergedTensor:
-    """A tensor of the checkpoint that changes.
-
-    Attributes:
-        ref: as it lies in the file, whole.
-        terms: what is added to it.
-    """
-
-    ref: TensorRef
-    terms: tuple[Term, ...]
-
-    @property
-    def refs(self) -> tuple[TensorRef, ...]:
-        """The stored tensors that are written for it: its own, and its companions."""
-        return (replace(self.ref, companions=()), *(companion for _, companion in self.ref.companions))
 
 
 @dataclass(frozen=True)
@@ -72,6 +36,7 @@ class MergePlan:
         loras: each LoRA with the strength at which it is added.
         layout: the checkpoint's files.
         tensors: what changes, in the order of the files.
+        gone: stored tensors that are left out: scales and settings of weights that become plain numbers.
         left_out: keys of the LoRAs that change nothing in the checkpoint.
         warnings: sentences for the user.
         identities: file -> its `file_identity` of every file that is read.
@@ -81,14 +46,21 @@ class MergePlan:
     loras: tuple[tuple[AddedLora, LoraAdapter, float], ...]
     layout: Layout
     tensors: tuple[MergedTensor, ...]
+    gone: tuple[TensorRef, ...]
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
     identities: Mapping[Path, str]
 
     @property
+    def grown_bytes(self) -> int:
+        """By how much the files become larger, headers aside."""
+        added = sum(put.nbytes - replace(put.ref, companions=()).nbytes for it in self.tensors for put in it.puts)
+        return added - sum(replace(ref, companions=()).nbytes for ref in self.gone)
+
+    @property
     def output_bytes(self) -> int:
         """What is written."""
-        return sum(file.stat().st_size for file in (*self.layout.files, *self.layout.beside))
+        return sum(file.stat().st_size for file in (*self.layout.files, *self.layout.beside)) + self.grown_bytes
 
     @property
     def peak_bytes(self) -> int:
@@ -96,9 +68,14 @@ class MergePlan:
         return _COPIES * 4 * max(prod(tensor.ref.shape) for tensor in self.tensors)
 
     @property
-    def coarse(self) -> tuple[MergedTensor, ...]:
-        """What changes and is stored in 8 bits, so that it is rounded anew."""
-        return tuple(tensor for tensor in self.tensors if _coarse(tensor.ref))
+    def requantized(self) -> tuple[MergedTensor, ...]:
+        """What changes and stays in 8 bits, so that it is rounded anew."""
+        return tuple(tensor for tensor in self.tensors if tensor.coarse and tensor.plain is None)
+
+    @property
+    def dequantized(self) -> tuple[MergedTensor, ...]:
+        """What becomes plain numbers."""
+        return tuple(tensor for tensor in self.tensors if tensor.plain is not None)
 
     def inputs(self) -> Iterator[tuple[str, Path]]:
         """Every file that is read, as (role, file)."""
@@ -119,6 +96,7 @@ def make_merge_plan(
     drop: str | None = None,
     allow_partial: bool = False,
     requantize: bool = False,
+    dequantize: PlainFormat | None = None,
 ) -> MergePlan:
     """Match LoRAs against a checkpoint, reading headers only.
 
@@ -133,11 +111,12 @@ def make_merge_plan(
         scale: the LoRAs' own scale, where their files do not say it.
         drop: regular expression; layers and keys that match are left out.
         allow_partial: leave out what cannot be matched.
-        requantize: write weights of 8 bits too, which are rounded coarsely.
+        requantize: write weights of fp8 too, which are rounded coarsely.
+        dequantize: the format in which the other quantised weights that change are written, as plain numbers.
 
     Raises:
         LoraportError: a file cannot be read, or they do not fit each other.
-        UnsupportedError: a weight that changes is stored in a way that is not written, or in 8 bits without a request.
+        UnsupportedError: a weight that changes is quantised, and nothing says what is to become of it.
     """
     _check_request(loras, strength, expert, adapter)
     model = open_checkpoint(into, nested=nested, expert=expert, architecture=architecture)
@@ -161,8 +140,9 @@ def make_merge_plan(
     tensors, left_out = _gather(model, opened)
     if not tensors:
         raise MismatchError("the LoRA changes nothing in the checkpoint", where=loras[0].file, values=str(into))
-    _check_writable(tensors, requantize)
-    refuse_shared([ref for tensor in tensors for ref in tensor.refs])
+    tensors = as_stored(tensors, requantize, dequantize)
+    gone = gone_with(tensors, layout)
+    refuse_shared([put.ref for tensor in tensors for put in tensor.puts])
     idle = NO_EXPERT if expert_folders(into) else None  # then the expert chose the folder
     said = [note for _, found, _ in opened for note in found.warnings if idle is None or idle not in note]
     warnings = [*model.notes, *said]
@@ -177,6 +157,7 @@ def make_merge_plan(
         tuple(opened),
         layout,
         tensors,
+        gone,
         (*left_out, *dropped),
         tuple(warnings),
         {file: file_identity(file) for file in files},
@@ -235,26 +216,3 @@ def _gather(
 
 def _place(ref: TensorRef) -> tuple[object, ...]:
     return ref.file, ref.nest, ref.key
-
-
-def _coarse(ref: TensorRef) -> bool:
-    return (FORMATS[ref.dtype].significand_bits or 0) < _EXACT_BITS
-
-
-def _check_writable(tensors: Sequence[MergedTensor], requantize: bool) -> None:
-    for tensor in tensors:
-        if not can_encode(tensor.ref):
-            raise UnsupportedError(
-                f"the checkpoint keeps its weights in a way that is read and not written: {tensor.ref.stored_as}",
-                where=str(tensor.ref.file),
-                values=tensor.ref.key,
-                fix="merge into the bf16, fp16 or fp32 copy, or into one in fp8",
-            )
-    coarse = [tensor for tensor in tensors if _coarse(tensor.ref)]
-    if coarse and not requantize:
-        raise UnsupportedError(
-            f"{len(coarse)} of the {len(tensors)} tensors that change are stored in 8 bits, and would be rounded anew",
-            where=str(coarse[0].ref.file),
-            values=f"{coarse[0].ref.key}, {coarse[0].ref.stored_as}",
-            fix="merge into the bf16 copy; or add --requantize, and the loss is told",
-        )

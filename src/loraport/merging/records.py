@@ -1,4 +1,4 @@
-"""What the header of a merged checkpoint says of the LoRAs in it, and what follows from one that is in it already."""
+"""What headers and indexes of a merged checkpoint say, and what follows from a LoRA that is in it already."""
 
 import hashlib
 import json
@@ -8,22 +8,44 @@ from typing import Any
 
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.header import STALE, canonical_json, read_json
+from loraport.containers.codecs.belongings import texts_without
 from loraport.containers.safetensors import read_header
-from loraport.containers.tensors import TensorRef, digest
+from loraport.containers.shards import index_with
+from loraport.containers.tensors import digest
+from loraport.merging.changes import stored_beside
 from loraport.merging.plan import MergePlan
 from loraport.version import __version__
 
 MERGED = "loraport.merged"  # in a header: what was merged into the file, the oldest first
 
 
-def header_of(file: Path, refs: Sequence[TensorRef], told: Sequence[Mapping[str, object]]) -> dict[str, str] | None:
-    """The texts of a safetensors header: all that it had, less what is not true any more, and what was merged."""
-    if not refs or refs[0].container != "safetensors":
-        return None
-    before = read_header(file).metadata
-    kept = {key: text for key, text in before.items() if key not in STALE}
-    record = json.dumps([*_records(before), *told], sort_keys=True, ensure_ascii=False)
-    return kept | {"loraport.version": __version__, MERGED: record}
+def headers_of(plan: MergePlan, told: Sequence[Mapping[str, object]]) -> dict[Path, dict[str, str] | None]:
+    """The texts of the header of each safetensors file: all that it had, less what is not true any more, and what was
+    merged. None of a file whose header stays as it is."""
+    if plan.tensors[0].ref.container != "safetensors":
+        return dict.fromkeys(plan.layout.files)
+    plain = [tensor.ref for tensor in plan.dequantized]
+    stored = stored_beside(plain[0], plan.layout) if plain else {}
+    touched = {put.ref.file for tensor in plan.tensors for put in tensor.puts} | {ref.file for ref in plan.gone}
+    found: dict[Path, dict[str, str] | None] = {}
+    for file in plan.layout.files:
+        before = read_header(file).metadata
+        texts = texts_without(before, plain, stored)
+        if file in touched:
+            record = json.dumps([*_records(before), *told], sort_keys=True, ensure_ascii=False)
+            texts = {key: text for key, text in texts.items() if key not in STALE}
+            texts |= {"loraport.version": __version__, MERGED: record}
+        found[file] = texts if texts != before else None
+    return found
+
+
+def indexes_of(plan: MergePlan) -> dict[Path, str]:
+    """The text of each index that says something of the tensors that is not true any more. Raises FileError."""
+    if not plan.gone and not plan.dequantized:
+        return {}
+    names: dict[str, str | None] = {ref.key: None for ref in plan.gone}
+    names |= {put.ref.key: put.key for tensor in plan.dequantized for put in tensor.puts}
+    return {file: index_with(file, names, plan.grown_bytes) for file in plan.layout.beside if ".index" in file.name}
 
 
 def _records(metadata: Mapping[str, str]) -> list[Any]:

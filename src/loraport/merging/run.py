@@ -16,16 +16,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.adapters.passthrough import Passthrough
-from loraport.containers.rewrite import Rewriting, rewriting
-from loraport.containers.tensors import TensorRef, encode, file_identity, read_float, read_numbers
+from loraport.containers.arrange import Put
+from loraport.containers.rewrite import Rewriting, rewriting, room_beside
+from loraport.containers.tensors import TensorRef, encode, encode_plainly, file_identity, read_float, read_numbers
 from loraport.core.operator import norm
 from loraport.engine.events import Listener, Warned, Written, ignore
 from loraport.engine.reading import InputReader
 from loraport.errors import FileError, NumericalError
 from loraport.files import atomic_paths
+from loraport.merging.changes import MergedTensor, Term
 from loraport.merging.journal import Journal, Loss, job_of
-from loraport.merging.plan import MergedTensor, MergePlan, Term
-from loraport.merging.records import counted_twice, header_of, told_of
+from loraport.merging.plan import MergePlan
+from loraport.merging.records import counted_twice, headers_of, indexes_of, told_of
 from loraport.models.placement import Rows
 from loraport.partial import forget, will_stay
 from loraport.store.digests import DigestMemo
@@ -44,6 +46,8 @@ class MergeReport:
         tensors: how many tensors changed.
         untouched: how many are bit for bit as they were.
         requantized: how many of those that changed are stored in 8 bits.
+        dequantized: how many of them became plain numbers.
+        grown_bytes: by how much the files became larger.
         lost: Frobenius norm of what rounding to the checkpoint's formats took away or added, over that of the update.
         lost_most: the same for the tensor that lost most.
         lost_in: the name of that tensor.
@@ -58,6 +62,8 @@ class MergeReport:
     tensors: int
     untouched: int
     requantized: int
+    dequantized: int
+    grown_bytes: int
     lost: float
     lost_most: float
     lost_in: str
@@ -118,7 +124,9 @@ def run_merge(
         files=tuple(places.values()),
         tensors=len(plan.tensors),
         untouched=len(plan.model.tensors) + len(plan.model.unknown) - len(plan.tensors),
-        requantized=len(plan.coarse),
+        requantized=len(plan.requantized),
+        dequantized=len(plan.dequantized),
+        grown_bytes=sum(new.stat().st_size - old.stat().st_size for old, new in places.items()),
         lost=lost / changed if changed else 0.0,
         lost_most=most.share,
         lost_in=most.name,
@@ -146,32 +154,39 @@ def _write(
         done += count
         on_event(Written("writing", done, total))
 
-    by_file: dict[Path, list[TensorRef]] = {file: [] for file in places}
+    puts: dict[Path, list[Put]] = {file: [] for file in places}
+    gone: dict[Path, list[TensorRef]] = {file: [] for file in places}
     for tensor in plan.tensors:
-        for ref in tensor.refs:
-            by_file[ref.file].append(ref)
+        for put in tensor.puts:
+            puts[put.ref.file].append(put)
+    for ref in plan.gone:
+        gone[ref.file].append(ref)
+    headers, indexes = headers_of(plan, told), indexes_of(plan)
+    beside = sum(room_beside(puts[file], gone[file]) for file in places)
     losses: list[Loss] = []
     continued = 0
     journals: dict[Path, Journal] = {}
     copies: dict[Path, Rewriting] = {}
     with (
         atomic_paths(
-            list(places.values()), need_bytes=total, overwrite=overwrite, job=job_of(plan, told)
+            list(places.values()), need_bytes=total + beside, overwrite=overwrite, job=job_of(plan, told)
         ) as temporaries,
         _kept_if_stopped(plan, temporaries, journals, on_event),
     ):
         with contextlib.ExitStack() as stack:
             for file, place in places.items():
                 journals[file] = stack.enter_context(contextlib.closing(Journal(temporaries[place])))
-            for file, refs in by_file.items():
-                header = header_of(file, refs, told)
-                copy = rewriting(file, temporaries[places[file]], refs, header, wrote)
+            for file, place in places.items():
+                if file in indexes:
+                    temporaries[place].write_text(indexes[file], encoding="utf-8")
+                    continue
+                copy = rewriting(file, temporaries[place], puts[file], gone[file], headers.get(file), wrote)
                 copies[file] = stack.enter_context(copy)
             for tensor in plan.tensors:
                 there = _taken_over(tensor, copies, journals)
                 continued += there is not None
                 losses.append(there or _merge(tensor, copies, journals))
-                wrote(tensor.ref.nbytes)
+                wrote(sum(put.nbytes for put in tensor.puts))
         reader.check_unchanged()
     return losses, continued
 
@@ -210,9 +225,9 @@ def _taken_over(
 ) -> Loss | None:
     """What a tensor lost that an earlier run wrote, if all of it is there as it was written."""
     loss = None
-    for ref in tensor.refs:
-        known = journals[ref.file].find(ref)
-        if known is None or not copies[ref.file].holds(ref, known[0]):
+    for put in tensor.puts:
+        known = journals[put.ref.file].find(put.ref)
+        if known is None or not copies[put.ref.file].holds(put.ref, known[0]):
             return None
         loss = known[1]
     return loss
@@ -225,11 +240,11 @@ def _merge(tensor: MergedTensor, copies: Mapping[Path, Rewriting], journals: Map
     for term in tensor.terms:
         _add(exact, term)
     change = _distance(exact, before)
-    encoded = encode(tensor.ref, exact)
+    encoded = encode(tensor.ref, exact) if tensor.plain is None else encode_plainly(tensor.ref, exact, tensor.plain)
     del before
     if not bool(torch.isfinite(encoded.numbers).all()):
         raise NumericalError(
-            f"{tensor.terms[0].name} does not fit into {tensor.ref.dtype} any more",
+            f"{tensor.terms[0].name} does not fit into {tensor.plain or tensor.ref.dtype} any more",
             where=tensor.ref.name,
             values=f"largest number {float(exact.abs().max()):.3g}",
             fix="a smaller --strength, or a copy of the checkpoint in another format (bf16)",

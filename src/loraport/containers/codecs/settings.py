@@ -70,12 +70,17 @@ def _from_header(group: Group, text: str | None) -> dict[str, dict[str, Any]]:
         if not key.endswith(".weight"):
             continue
         module = key.removesuffix(".weight")
-        rest = module  # some writers leave the prefix of the model out
-        while rest and rest not in given:
-            rest = rest.partition(".")[2]
-        if rest:
-            found[module] = given[rest]
+        name = named_in(given, module)
+        if name:
+            found[module] = given[name]
     return found
+
+
+def named_in(layers: Mapping[str, Any], module: str) -> str:
+    """What a module is called in the table of the header, or "": some writers leave the prefix of the model out."""
+    while module and module not in layers:
+        module = module.partition(".")[2]
+    return module
 
 
 def _text(ref: TensorRef) -> str:
