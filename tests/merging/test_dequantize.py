@@ -138,7 +138,9 @@ def test_shards_and_their_index(way, lora, tmp_path):
         "weight_map": {k: n for n, p in zip(names, parts, strict=True) for k in p},
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    loraport.merge(lora, folder, tmp_path / "out", strength=0.7, dequantize="float32")
+    (folder / "config.json").write_text('{"quantization_config": {"quant_method": "torchao"}}')
+    report = loraport.merge(lora, folder, tmp_path / "out", strength=0.7, dequantize="float32")
+    assert any("quantization_config" in text for text in report.warnings)
     after = {name: load_file(tmp_path / "out" / name) for name in names}
     whole = {key: tensor for part in after.values() for key, tensor in part.items()}
     _check(state | {"extra": parts[1]["extra"]}, whole, numbers[CHANGED], torch.float32)

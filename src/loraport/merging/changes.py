@@ -16,9 +16,11 @@ from loraport.containers.layout import Layout
 from loraport.containers.stored import list_stored
 from loraport.containers.tensors import TensorRef, can_encode
 from loraport.errors import UnsupportedError
+from loraport.files import read_text
 from loraport.models.placement import Rows
 
 _EXACT_BITS = 8  # of bfloat16's significand; coarser formats are written on request only
+_MAX_BYTES = 2**24  # of a configuration
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,17 @@ def gone_with(tensors: Sequence[MergedTensor], layout: Layout) -> tuple[TensorRe
 def stored_beside(ref: TensorRef, layout: Layout) -> dict[str, TensorRef]:
     """All tensors of the model that one is of, as they lie in its files. Raises FileError."""
     return {key: it for file in layout.files for key, it in list_stored(file).groups.get(ref.nest, {}).items()}
+
+
+def said_of_the_whole(layout: Layout) -> str | None:
+    """A sentence where a file beside the weights says how the model is quantised. Raises FileError."""
+    for file in layout.beside:
+        if file.name == "config.json" and '"quantization_config"' in read_text(file, "configuration", most=_MAX_BYTES):
+            return (
+                f"{file.name} says how the model is quantised (quantization_config), and is copied as it is: a program "
+                "that goes by it may take the layers that are plain numbers now for quantised ones"
+            )
+    return None
 
 
 def _undecided(refused: Sequence[MergedTensor], count: int) -> UnsupportedError:

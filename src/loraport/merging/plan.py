@@ -21,7 +21,7 @@ from loraport.containers.names import Expert
 from loraport.containers.rewrite import refuse_shared
 from loraport.containers.tensors import TensorRef, file_identity
 from loraport.errors import MismatchError, UsageError
-from loraport.merging.changes import MergedTensor, Term, as_stored, gone_with
+from loraport.merging.changes import MergedTensor, Term, as_stored, gone_with, said_of_the_whole
 from loraport.models.checkpoint import AUTO, Checkpoint, open_checkpoint
 
 _COPIES = 5  # of the largest tensor in float32 at its worst moment
@@ -146,6 +146,8 @@ def make_merge_plan(
     idle = NO_EXPERT if expert_folders(into) else None  # then the expert chose the folder
     said = [note for _, found, _ in opened for note in found.warnings if idle is None or idle not in note]
     warnings = [*model.notes, *said]
+    if any(tensor.plain for tensor in tensors) and (of_all := said_of_the_whole(layout)) is not None:
+        warnings.append(of_all)
     if left_out:
         warnings.append(f"{len(left_out)} keys change a text encoder, which is no part of it: {left_out[0]}")
     dropped = [key for _, found, _ in opened for key in found.dropped]

@@ -46,7 +46,7 @@ def belongings(refs: Collection[TensorRef], stored: Group) -> list[TensorRef]:
         refs: the weights, whole.
         stored: all tensors as they lie in the files, by key.
     """
-    gone = set()
+    gone: set[str] = set()
     for ref in refs:
         gone.update(companion.key for _, companion in ref.companions)
         module = plain_key(ref).removesuffix(".weight")
@@ -81,7 +81,7 @@ def texts_without(texts: Mapping[str, str], refs: Collection[TensorRef], stored:
     for key in stored:
         if key.endswith(".weight") and (name := named_in(said["layers"], key.removesuffix(".weight"))):
             modules.setdefault(name, []).append(key)
-    layers = {}
+    layers: dict[str, object] = {}
     for name, settings in said["layers"].items():
         keys = modules.get(name, [])
         stay = [key.removesuffix(".weight") for key in keys if key not in plain]
