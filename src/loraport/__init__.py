@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         verify,
     )
     from loraport.calibration.api import calibrate
+    from loraport.checking.api import check
+    from loraport.checking.results import CheckResult
     from loraport.engine.experts import Experts
     from loraport.engine.experts_plan import ExpertsPlan
     from loraport.engine.experts_run import ExpertsReport
@@ -48,6 +50,8 @@ _HOMES = {
     "analyze": "loraport.analysis.api",
     "PairAnalysis": "loraport.analysis.results",
     "calibrate": "loraport.calibration.api",
+    "check": "loraport.checking.api",
+    "CheckResult": "loraport.checking.results",
     "plan": "loraport.api",
     "plan_experts": "loraport.api",
     "transfer_experts": "loraport.api",
@@ -77,6 +81,7 @@ _HOMES = {
 
 __all__ = [
     "AddedLora",
+    "CheckResult",
     "Experts",
     "ExpertsPlan",
     "ExpertsReport",
@@ -94,6 +99,7 @@ __all__ = [
     "__version__",
     "analyze",
     "calibrate",
+    "check",
     "convert",
     "extract",
     "inspect",

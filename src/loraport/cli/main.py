@@ -8,6 +8,7 @@ from loraport.cli import (
     analyze,
     cache,
     calibrate,
+    check,
     convert,
     demo,
     evaluate,
@@ -65,7 +66,7 @@ def _top(
 
 
 _JOB, _FILES, _MORE = "The job", "Files", "More"
-_JOBS = ((transfer, _JOB), (calibrate, _JOB), (plan, _JOB), (analyze, _JOB))
+_JOBS = ((transfer, _JOB), (check, _JOB), (calibrate, _JOB), (plan, _JOB), (analyze, _JOB))
 for module, panel in (
     *_JOBS,
     (inspect, _FILES),

@@ -1,0 +1,84 @@
+"""The public function."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from loraport.adapters.added_lora import AddedLora
+from loraport.checking.results import CheckResult
+from loraport.checking.run import check_recipe
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.methods import DEFAULT
+
+PathLike = str | Path
+
+
+def check(
+    lora: PathLike,
+    *,
+    source: PathLike,
+    target: PathLike | None = None,
+    source_lora: PathLike | AddedLora | Sequence[PathLike | AddedLora] = (),
+    target_lora: PathLike | AddedLora | Sequence[PathLike | AddedLora] = (),
+    nested_source: str | None = None,
+    nested_target: str | None = None,
+    architecture: str = "auto",
+    strength: float = 1.0,
+    scale: float | None = None,
+    expert: Literal["high", "low"] | None = None,
+    adapter: str | None = None,
+    drop: str | None = None,
+    method: str = DEFAULT,
+    params: Mapping[str, Any] | None = None,
+    deep: bool = False,
+    options: RunOptions | None = None,
+) -> CheckResult:
+    """Say whether a LoRA works on a model as it is: from headers, then from a few layers. Nothing is written.
+
+    Args:
+        lora: the LoRA: a file, a folder, or zoo:NAME.
+        source: model that it was trained on.
+        target: model that it is to be used on; may be left out where `target_lora` makes it of the source.
+        source_lora: LoRAs that were on the source while this one was trained; as in `loraport.transfer`.
+        target_lora: distillation LoRAs that make the target; as in `loraport.transfer`.
+        nested_source: part of the source to read, as in `loraport.transfer`.
+        nested_target: part of the target to read.
+        architecture: family of the models, where it is not to be recognised.
+        strength: at which the LoRA is used on its source; the strength that is named is in the same units.
+        scale: the LoRA's own scale, where its file does not say it or says it wrong.
+        expert: which expert of Wan2.2.
+        adapter: which LoRA of a file that holds several by name.
+        drop: leave out layers and keys that match.
+        method: the one whose change is measured, and that a conversion would be done with.
+        params: its settings.
+        deep: look at every layer, not at a sample. The cost is about that of a transfer.
+        options: device, workers, memory.
+
+    Returns:
+        The verdict, its reasons and every figure. Files that do not fit each other are a verdict too.
+
+    Raises:
+        FileError: a file is missing, damaged, or changes meanwhile.
+        UsageError: the question makes no sense.
+        NumericalError: a weight holds NaN or infinity.
+    """
+    recipe = Recipe.build(
+        {
+            "lora": lora,
+            "source": source,
+            "target": target,
+            "source_lora": source_lora,
+            "target_lora": target_lora,
+            "nested_source": nested_source,
+            "nested_target": nested_target,
+            "architecture": architecture,
+            "strength": strength,
+            "scale": scale,
+            "expert": expert,
+            "adapter": adapter,
+            "drop": drop,
+            "method": method,
+            "params": dict(params or {}),
+        }
+    )
+    return check_recipe(recipe, options or RunOptions(), deep=deep)

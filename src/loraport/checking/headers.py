@@ -1,0 +1,137 @@
+"""The first stage: what file headers alone say. Whatever is hopeless ends here, in a second and without torch."""
+
+from dataclasses import dataclass
+
+from loraport.adapters.dialect import SAME_AS_INPUT
+from loraport.adapters.grammar import grammar
+from loraport.adapters.kinds import KINDS
+from loraport.adapters.usage import told_schedule, told_usage
+from loraport.checking.names import kind_by_name
+from loraport.checking.results import Coverage, Kind, Reason
+from loraport.engine.match import Pair
+from loraport.engine.plan import TransferPlan, make_plan
+from loraport.engine.recipe import Recipe
+from loraport.errors import MismatchError, UnmatchedKeysError
+
+MADE_BY_TRANSFER = "loraport.recipe"
+
+
+@dataclass(frozen=True)
+class Headers:
+    """What is known before any weight was read.
+
+    Attributes:
+        plan: of the transfer that could follow.
+        coverage: where the LoRA meets the target.
+        transferred: for which model a transfer made this file already; None for an original.
+        on_source: kinds of adapters in it that are functions of the weights they were trained on, in words.
+        kind: how the target was made, where names tell.
+        known: sentences from headers and names.
+        warnings: what the user should know.
+    """
+
+    plan: TransferPlan
+    coverage: Coverage
+    transferred: str | None
+    on_source: tuple[str, ...]
+    kind: Kind | None
+    known: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def read_headers(recipe: Recipe, pair: Pair | None = None) -> Headers:
+    """Match the files of a recipe against each other.
+
+    Keys that meet nothing are no error here: how many they are is what is asked.
+
+    Args:
+        recipe: files and settings.
+        pair: its models, where they are open already.
+
+    Raises:
+        MismatchError: they do not fit, so that the LoRA cannot help.
+        FileError, UsageError: a file cannot be read, or the question makes no sense.
+    """
+    asked = recipe.model_copy(update={"to": SAME_AS_INPUT, "force": True})
+    try:
+        plan = make_plan(asked, pair)
+    except UnmatchedKeysError as strict:
+        try:
+            plan = make_plan(asked.model_copy(update={"allow_partial": True}), pair)
+        except MismatchError:
+            raise strict from None
+    adapter = plan.adapter
+    on_source = {KINDS[layer.kind].title for layer in adapter.layers.values() if layer.weight}
+    return Headers(
+        plan=plan,
+        coverage=_coverage(plan),
+        transferred=_transferred(adapter.metadata),
+        on_source=tuple(sorted(on_source)),
+        kind=_kind_by_names(plan),
+        known=_known(plan),
+        warnings=(
+            *(text for text in plan.warnings if not text.endswith("was left out (--allow-partial)")),
+            *_swapped(recipe),
+        ),
+    )
+
+
+def refusal_reasons(error: MismatchError) -> tuple[Reason, ...]:
+    """Why nothing can be done with these files, and what can be done about that."""
+    said = error.what if error.values is None else f"{error.what.rstrip('.')}: {error.values}"
+    return (Reason(said), *([Reason(f"what may help: {error.fix}")] if error.fix else []))
+
+
+def _coverage(plan: TransferPlan) -> Coverage:
+    split = grammar().split_suffix
+    left_out = {key[: -suffix.length] for key in plan.dropped if (suffix := split(key)) is not None}
+    return Coverage(
+        keys=len(plan.adapter.keys),
+        layers=len(plan.jobs) + len(left_out),
+        met=len(plan.jobs),
+        kept=sum(len(item.keys) for item in plan.passthrough),
+        dropped=plan.dropped,
+        of_model=len(plan.source.architecture.layers),
+    )
+
+
+def _transferred(metadata: dict[str, str]) -> str | None:
+    if MADE_BY_TRANSFER not in metadata:
+        return None
+    return metadata.get("ss_base_model_version", "another model")
+
+
+def _kind_by_names(plan: TransferPlan) -> Kind | None:
+    """A distillation LoRA says what the target is; else the target's name may."""
+    if plan.target is None:
+        if not plan.added:
+            return Kind(
+                "the source without a LoRA of its own", "the target is the source alone (--source-lora)", "names"
+            )
+        files = ", ".join(each.adapter.path.name for each in plan.added)
+        return Kind("a LoRA", f"the target is the source plus {files}, so the drift is of low rank, exactly", "names")
+    return kind_by_name(str(plan.recipe.target), plan.target.path.name)
+
+
+def _swapped(recipe: Recipe) -> list[str]:
+    """A doubt where names say that the source is distilled and the target is not. Weights cannot tell: the drift of
+    the one to the other is that of the other to the one, but for its sign."""
+    if recipe.target is None or kind_by_name(recipe.target) is not None or kind_by_name(recipe.source) is None:
+        return []
+    return [
+        f"by its name the source ({recipe.source}) is a distilled model, and the target ({recipe.target}) is none; the "
+        "source is the model that the LoRA was trained on: are --source and --target the wrong way round?"
+    ]
+
+
+def _known(plan: TransferPlan) -> tuple[str, ...]:
+    """How the LoRA was trained and how the target is sampled, where files say so."""
+    trained, found = plan.adapter.training.sentence(), []
+    if trained:
+        found.append(f"the LoRA was trained {trained}")
+    for each in plan.added:
+        usage = told_usage(each.adapter.path, each.adapter.metadata)
+        found += [f"{each.adapter.path.name} says how it is sampled: {usage}"] if usage else []
+    if plan.target is not None and (schedule := told_schedule(plan.target.path)):
+        found.append(f"the target's pipeline says how it is sampled: {schedule}")
+    return tuple(found)

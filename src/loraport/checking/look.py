@@ -1,0 +1,253 @@
+"""One layer, looked at: sums of squares and products from which every figure is a ratio (`figures.py`).
+
+Sums, since they add up over layers: the figure of several layers is the same ratio of the sums.
+"""
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from loraport.checking import spectra
+from loraport.checking.sample import Chosen
+from loraport.core.basis import SpectralBasis
+from loraport.core.lowrank import LowRank
+from loraport.core.operator import norm, square_sum, wide
+from loraport.core.operators import DenseOperator, Operator
+from loraport.core.thin_svd import thin_svd
+from loraport.engine.executor import Slot
+from loraport.engine.job import Job, LayerJob
+from loraport.engine.keys import references
+from loraport.engine.layer import check_norms, read_weight
+from loraport.engine.reading import InputReader
+from loraport.engine.rounding import rounding_share
+from loraport.methods import registry
+from loraport.methods.base import LayerInputs
+
+ALL_BUT = 0.99
+"""Of a drift's energy besides rounding, that the directions counted in `rank` hold."""
+_TINY = 1e-6
+"""Below this share of a weight's norm a float32 difference of it is noise of the arithmetic."""
+
+Sums = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Look(Job):
+    """What is to be looked at in one layer.
+
+    Attributes:
+        chosen: the layer, with the weights of the pair.
+        updates: of each LoRA that changes it, by the number of the LoRA.
+        shape: (out, in).
+        peak_bytes: memory expected meanwhile.
+    """
+
+    chosen: Chosen
+    updates: Mapping[int, LayerJob]
+    shape: tuple[int, int]
+    peak_bytes: int
+
+
+@dataclass(frozen=True)
+class Looked:
+    """What was seen.
+
+    Attributes:
+        chosen: the layer.
+        pair: sums of the two weights.
+        loras: sums of each LoRA, by its number; of a LoRA whose update is zero here, none.
+    """
+
+    chosen: Chosen
+    pair: Sums
+    loras: Mapping[int, Sums] = field(default_factory=dict)
+
+
+def look_job(chosen: Chosen, updates: Mapping[int, LayerJob]) -> Look:
+    """The order to look at a layer."""
+    m, n = chosen.job.shape
+    peak = max(job.peak_bytes for job in updates.values()) + 4 * m * n * (5 if chosen.decompose else 1)
+    return Look(chosen, updates, (m, n), peak)
+
+
+@dataclass(frozen=True)
+class Looker:
+    """A function of one order and the slot that it is done in. Picklable.
+
+    Args:
+        reader: of the input files.
+        method: whose change of the update is measured where a layer is decomposed; None for none.
+        params: its settings, plain values.
+    """
+
+    reader: InputReader
+    method: str | None
+    params: Mapping[str, Any]
+
+    def __call__(self, look: Look, slot: Slot) -> Looked:
+        """Look at a layer.
+
+        Raises:
+            FileError: an input cannot be read or changed.
+            NumericalError, MismatchError: as `check_norms`.
+        """
+        job, device = look.chosen.job, torch.device(slot.device)
+        try:
+            updates = {n: self.reader.load(each.update).to(device=device) for n, each in look.updates.items()}
+            W, T, drift = self._weights(job, device)
+        finally:
+            self.reader.drop(ref for each in (job, *look.updates.values()) for ref in references(each).values())
+        source, moved = norm(W), drift.norm()
+        check_norms(job.name, source, moved)
+        pair = _of_pair(job, W, T, moved)
+        seen = {n: update for n, update in updates.items() if update.norm() > 0.0}
+        loras = {n: _of_lora(update, drift, source, moved) for n, update in seen.items()}
+        if look.chosen.decompose and source > 0.0:
+            basis = thin_svd(W, name=job.name)
+            generator = torch.Generator().manual_seed(zlib.crc32(job.name.encode()))
+            pair |= _spectrum_of_drift(W, T, drift, basis, pair, generator)
+            for number, update in seen.items():
+                loras[number] |= _spectrum_of_lora(W, update, basis)
+                loras[number] |= self._change(job.name, update, basis, drift, W, T)
+        return Looked(look.chosen, pair, loras)
+
+    def _weights(
+        self, job: LayerJob, device: torch.device
+    ) -> tuple[Float[Tensor, "m n"], Float[Tensor, "m n"], Operator]:
+        """Both weights and their difference; the latter of low rank where LoRAs alone make it."""
+        assert job.source is not None
+        W = read_weight(self.reader, job.source, job.round_to, device)
+        own = self._added(job, "source", device)
+        added = self._added(job, "target", device)
+        if job.target is None:
+            drift = LowRank.sum([added, own.scaled(-1.0)])
+            if own.rank:
+                W = W.addmm(own.B, own.A)
+            return W, W + drift.dense(), drift
+        T = read_weight(self.reader, job.target, job.round_to, device)
+        W = W.addmm(own.B, own.A) if own.rank else W
+        T = T.addmm(added.B, added.A) if added.rank else T
+        return W, T, DenseOperator(T - W)
+
+    def _added(self, job: LayerJob, side: str, device: torch.device) -> LowRank:
+        """What LoRAs add to the weight of a side."""
+        parts = [self.reader.load(update) for update in job.added(side).values()]
+        return LowRank.sum([LowRank.zeros(*job.shape), *parts]).to(device=device)
+
+    def _change(
+        self,
+        name: str,
+        update: LowRank,
+        basis: SpectralBasis,
+        drift: Operator,
+        W: Float[Tensor, "m n"],
+        T: Float[Tensor, "m n"],
+    ) -> Sums:
+        """How far the method's update is from the LoRA's own, before it is cut to a rank."""
+        if self.method is None:
+            return {}
+        method, params = registry.resolve(self.method, self.params)
+        needs = method.needs(params)
+        inputs = LayerInputs(
+            name,
+            update,
+            basis=basis if needs.basis else None,
+            target_basis=thin_svd(T, name=name) if needs.target_basis else None,
+            drift=drift if needs.drift else None,
+            source=DenseOperator(W) if needs.source else None,
+            target=DenseOperator(T) if needs.target else None,
+        )
+        new = method.transfer(inputs, params).update
+        size = update.norm() ** 2
+        # <new, update> by the factors: the sum of (B^T new) * A.
+        product = float((wide(new.apply_t(update.B).T) * wide(update.A)).sum())
+        length = new.norm() ** 2
+        return {
+            "change2": max(length + size - 2.0 * product, 0.0), "method_of2": size, "method_along": product,
+            "method2": length,
+        }  # fmt: skip
+
+
+def _of_pair(job: LayerJob, W: Float[Tensor, "m n"], T: Float[Tensor, "m n"], drift: float) -> Sums:
+    weight = norm(W)
+    if weight > 0.0 and drift < _TINY * weight:
+        drift = 0.0
+    share = rounding_share(job, drift / weight, weight) if weight > 0.0 else 0.0
+    return {
+        "weight2": weight**2, "target2": square_sum(T), "drift2": drift**2, "noise2": share * drift**2, "layers": 1.0,
+        "moved": float(drift > 0.0),
+    }  # fmt: skip
+
+
+def _of_lora(update: LowRank, drift: Operator, weight: float, moved: float) -> Sums:
+    """Norm of the update, its product with the drift, and the drift's energy on its directions."""
+    U, S, Vh = update.svd()
+    rank = max(int((1e-6 * S[0] < S).sum()), 1) if S.numel() else 0
+    U, Vh = U[:, :rank], Vh[:rank]
+    read = drift.apply(Vh.T)
+    common = U.T @ read
+    size = norm(S)
+    m, n = update.shape
+    return {
+        "of_weight2": weight**2, "of_drift2": moved**2, "update2": size**2, "rank": float(rank), "loras": 1.0,
+        "product": float((wide(common.diagonal()) * wide(S[:rank])).sum()),
+        "chance2": spectra.chance_of_overlap(size, moved, (m, n)) ** 2,
+        "common2": square_sum(common), "common_even2": moved**2 * rank**2 / (m * n),
+    }  # fmt: skip
+
+
+def _spectrum_of_drift(
+    W: Float[Tensor, "m n"],
+    T: Float[Tensor, "m n"],
+    drift: Operator,
+    basis: SpectralBasis,
+    pair: Sums,
+    generator: torch.Generator,
+) -> Sums:
+    """How the drift moves singular values, where its energy lies, how many directions it has; and null models."""
+    m, n = basis.shape
+    area, moved2, floor2 = spectra.head_area(basis), pair["drift2"], pair["noise2"]
+    found = {"spectra": 1.0, "S2": square_sum(basis.S[None]), "directions": 0.0, "directions_of": float(min(m, n))}
+    if moved2 == 0.0:
+        return found | {"stretch2": 0.0, "stretch_gauss2": 0.0, "head2": 0.0, "head_even2": 0.0}
+    random = spectra.random_like((m, n), math.sqrt(moved2), generator).to(W.device)
+    values = spectra.singular_values(drift.dense())
+    held = ALL_BUT * (1.0 - min(floor2 / moved2, 1.0))
+    found |= {
+        "stretch2": spectra.stretched(T, basis.S), "stretch_gauss2": spectra.stretched(W + random, basis.S),
+        "head2": spectra.head_energy(drift, basis), "head_even2": area * moved2,
+        "directions": float(spectra.directions_holding(values, held)),
+    }  # fmt: skip
+    if floor2 > 0.0:
+        noise = DenseOperator(spectra.rounding_like(W.cpu(), math.sqrt(floor2), generator).to(W.device))
+        found |= {
+            # to first order, which is all there is to so small a change
+            "stretch_round2": floor2 / max(m, n), "head_round2": spectra.head_energy(noise, basis),
+            "head_round_even2": area * floor2,
+        }  # fmt: skip
+    return found
+
+
+def _spectrum_of_lora(W: Float[Tensor, "m n"], update: LowRank, basis: SpectralBasis) -> Sums:
+    size2 = update.norm() ** 2
+    return {
+        "lora_S2": square_sum(basis.S[None]), "lora_stretch2": spectra.stretched(W + update.dense(), basis.S),
+        # of a Gaussian update to first order: each diagonal entry of its routing matrix has size2 / (m n) on average
+        "lora_stretch_gauss2": size2 / max(update.shape),
+        "lora_head2": spectra.head_energy(update, basis), "lora_head_even2": spectra.head_area(basis) * size2,
+    }  # fmt: skip
+
+
+def added_up(sums: Sequence[Sums]) -> Sums:
+    """The sums of several layers. A layer that lacks one adds nothing to it."""
+    total: Sums = {}
+    for each in sums:
+        for name, value in each.items():
+            total[name] = total.get(name, 0.0) + value
+    return total

@@ -1,0 +1,41 @@
+"""The bounds of the verdicts, read once from thresholds.yaml, where each says what it was measured on."""
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+
+from loraport.checking.results import Reason
+from loraport.models.keys import read_yaml
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """One bound.
+
+    Attributes:
+        name: in the file.
+        value: the bound.
+        meaning: what it separates.
+        measured: on which pairs, by which command; "a judgement" where nothing was measured.
+    """
+
+    name: str
+    value: float
+    meaning: str
+    measured: str
+
+    def reason(self, text: str, figure: str) -> Reason:
+        """A sentence that this bound decided.
+
+        Args:
+            text: the sentence.
+            figure: key of the figure that was held against it.
+        """
+        return Reason(text, figure, self.name, self.value, self.measured)
+
+
+@cache
+def thresholds() -> dict[str, Threshold]:
+    """All bounds by name."""
+    data = read_yaml((resources.files("loraport.checking") / "thresholds.yaml").read_text("utf-8"))
+    return {name: Threshold(name, **row) for name, row in data["bounds"].items()}

@@ -1,0 +1,216 @@
+"""From figures to a verdict: rules in the order in which they are asked, each with its reason."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from loraport.checking.headers import Headers
+from loraport.checking.results import Figure, Kind, LayerCheck, Reason, Verdict
+from loraport.checking.thresholds import thresholds
+
+ROUND = 0.05
+"""Strengths are named in such steps: nobody sees less."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict.
+
+    Attributes:
+        verdict: what to do.
+        strength: factor on the LoRA, None where nothing helps.
+        headline: in one sentence.
+        reasons: why, the weightiest first.
+    """
+
+    verdict: Verdict
+    strength: float | None
+    headline: str
+    reasons: tuple[Reason, ...]
+
+
+def judge_headers(headers: Headers) -> Judgement | None:
+    """The verdict that headers alone allow; None where weights have to be looked at."""
+    found, bound = headers.coverage, thresholds()["coverage"]
+    if found.met < bound.value * found.layers:
+        text = f"only {found.met} of the {found.layers} layers of the LoRA meet a layer of the target"
+        return _cannot("the LoRA is for another model", bound.reason(text, ""))
+    if headers.transferred is not None:
+        text = (
+            f"a transfer made this file for {headers.transferred}; what it takes back of the drift must not be taken "
+            "back twice. For another target, check the LoRA that it was made from"
+        )
+        return Judgement("use as is", 1.0, "use it as it is: it was carried over already", (Reason(text),))
+    return None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What one LoRA and its pair look like.
+
+    Attributes:
+        headers: of the first stage.
+        figures: over all layers that were looked at, by key.
+        layers: one by one.
+        elsewhere: drift of layers that the LoRA leaves alone, as far as any were looked at.
+        method: whose change was measured.
+    """
+
+    headers: Headers
+    figures: dict[str, Figure]
+    layers: Sequence[LayerCheck]
+    elsewhere: float | None
+    method: str
+
+    def value(self, key: str) -> float | None:
+        """A figure; None where it was not measured."""
+        return self.figures[key].value if key in self.figures else None
+
+
+def judge(seen: Seen) -> Judgement:
+    """The verdict on a LoRA whose layers were looked at."""
+    for rule in (_nothing_in_it, _unrelated, _same_weights, _only_rounding, _held_already, _overlapping, _on_source):
+        if (found := rule(seen)) is not None:
+            return found
+    return _by_what_was_measured(seen)
+
+
+def kind_of(seen: Seen) -> Kind:
+    """How the target was made of the source, as far as the weights tell; else what the names say."""
+    bound, drift, rounding = thresholds(), seen.value("drift") or 0.0, seen.value("rounding") or 0.0
+    by_name, directions = seen.headers.kind, seen.value("directions_drift")
+    if _middle_drift(seen) > bound["unrelated"].value:
+        return Kind("unrelated", f"the weights differ by {drift:.0%} of their norm", "weights")
+    if drift == 0.0:
+        return Kind("no difference", "the layers that were looked at are the same in both models", "weights")
+    if rounding >= bound["rounding"].value:
+        return Kind("rounding only", f"rounding explains {rounding:.0%} of the difference", "weights")
+    if by_name is not None and by_name.name == "a LoRA":
+        return by_name
+    moved = f"the weights moved by {drift:.1%}"
+    if directions is not None and directions <= bound["few_directions"].value:
+        text = f"{moved}, and {directions:.0%} of all directions hold that: a LoRA, merged or extracted"
+        return Kind("a LoRA", text, "weights")
+    if by_name is not None:
+        return Kind(by_name.name, f"{by_name.sentence}; {moved}", "names")
+    return Kind("not told", f"{moved}, in all directions; how that came about, weights do not say", "weights")
+
+
+def _nothing_in_it(seen: Seen) -> Judgement | None:
+    if "update" in seen.figures:
+        return None
+    return _cannot("the LoRA does nothing", Reason("every update that was looked at is zero; was it saved whole?"))
+
+
+def _unrelated(seen: Seen) -> Judgement | None:
+    bound, drift = thresholds()["unrelated"], _middle_drift(seen)
+    if drift <= bound.value:
+        return None
+    text = (
+        f"in the middle layer the weights differ by {drift:.2f} of their norm: the target was not made of this source"
+    )
+    return _cannot("source and target are not versions of one model", bound.reason(text, "drift"))
+
+
+def _same_weights(seen: Seen) -> Judgement | None:
+    if seen.value("drift") != 0.0:
+        return None
+    reasons = [Reason("source and target are the same in every layer of the LoRA that was looked at", "drift")]
+    if seen.elsewhere:
+        reasons.append(
+            Reason(f"they differ elsewhere, by {seen.elsewhere:.1%} in layers that the LoRA leaves alone: no method "
+                   "that works layer by layer can answer to that", "drift")
+        )  # fmt: skip
+    return Judgement("use as is", 1.0, "use it as it is: its layers are the same in both models", tuple(reasons))
+
+
+def _only_rounding(seen: Seen) -> Judgement | None:
+    bound, share = thresholds()["rounding"], seen.value("rounding") or 0.0
+    if share < bound.value:
+        return None
+    text = f"rounding of the stored numbers explains {share:.0%} of what the weights differ by"
+    more = Reason(
+        "what else changed cannot be told from it, so that no method has anything to read; copies of a finer number "
+        "format would show more"
+    )
+    headline = "use it as it is: the two models differ by little more than rounding"
+    return Judgement("use as is", 1.0, headline, (bound.reason(text, "rounding"), more))
+
+
+def _held_already(seen: Seen) -> Judgement | None:
+    bound, overlap, dose = thresholds()["held"], seen.value("overlap") or 0.0, seen.value("dose") or 0.0
+    if overlap < bound.value or dose < bound.value:
+        return None
+    text = f"the drift is the LoRA itself (cosine {overlap:.2f}), at a strength of {dose:.2f}"
+    return _cannot("the target holds this LoRA already", bound.reason(text, "dose"))
+
+
+def _overlapping(seen: Seen) -> Judgement | None:
+    """The drift holds a dose of the LoRA, with sign: what is missing to one is the strength, if one suits all."""
+    bounds, overlap, dose = thresholds(), seen.value("overlap") or 0.0, seen.value("dose") or 0.0
+    chance = next((null.value for null in seen.figures["overlap"].nulls), 0.0) if "overlap" in seen.figures else 0.0
+    if abs(dose) < bounds["dose"].value or abs(overlap) < bounds["chance"].value * chance:
+        return None
+    same = "the same way" if overlap > 0 else "opposite ways"
+    first = bounds["dose"].reason(
+        f"LoRA and drift point {same} (cosine {overlap:+.2f}): the drift holds {dose:+.2f} of the LoRA", "dose"
+    )
+    spread, left = _uneven(seen, dose)
+    if spread > bounds["uneven"].value and left is not None and left < spread:
+        text = (
+            f"that differs between layers (by {spread:.2f}), so that no one strength suits them; {seen.method} leaves "
+            f"{left:.2f} of it"
+        )
+        return Judgement("convert", 1.0, "convert it", (bounds["uneven"].reason(text, "dose"), first))
+    strength = _rounded(1.0 - dose)
+    if strength <= 0.0:
+        return _cannot("the target holds this LoRA already", first)
+    if strength == 1.0:
+        return None
+    more = Reason(f"with {strength:g} the two together come to what the LoRA does on its source", "dose")
+    return Judgement("use at strength", strength, f"use it at strength {strength:g}", (first, more))
+
+
+def _on_source(seen: Seen) -> Judgement | None:
+    kinds = seen.headers.on_source
+    if not kinds:
+        return None
+    text = (
+        f"{' and '.join(kinds)} is a function of the weights that it was trained on; on the target a program would "
+        "take it of other weights. What it does on its source is carried over as a plain LoRA"
+    )
+    return Judgement("convert", 1.0, "convert it to a plain LoRA", (Reason(text),))
+
+
+def _by_what_was_measured(seen: Seen) -> Judgement:
+    drift = seen.value("drift") or 0.0
+    return Judgement("use as is", 1.0, "use it as it is", (Reason(f"the weights moved by {drift:.1%}", "drift"),))
+
+
+def _cannot(headline: str, *reasons: Reason) -> Judgement:
+    return Judgement("cannot help", None, headline, reasons)
+
+
+def _middle_drift(seen: Seen) -> float:
+    drifts = sorted(layer.figures["drift"] for layer in seen.layers if "drift" in layer.figures)
+    return drifts[len(drifts) // 2] if drifts else 0.0
+
+
+def _uneven(seen: Seen, dose: float) -> tuple[float, float | None]:
+    """How far the best single strength misses what the layers need, and how far the method misses it.
+
+    Both are root mean squares over layers, weighted by the LoRA's energy. The method's is None where it was not tried.
+    """
+    rows = [layer.figures for layer in seen.layers if "dose" in layer.figures]
+    sizes = [row["update"] ** 2 for row in rows]
+    missed = sum(size * (row["dose"] - dose) ** 2 for size, row in zip(sizes, rows, strict=True))
+    spread = math.sqrt(missed / sum(sizes))
+    tried = [(size, row) for size, row in zip(sizes, rows, strict=True) if "method_dose" in row]
+    if not tried:
+        return spread, None
+    left = sum(size * (row["dose"] + row["method_dose"] - 1.0) ** 2 for size, row in tried)
+    return spread, math.sqrt(left / sum(size for size, _ in tried))
+
+
+def _rounded(strength: float) -> float:
+    return round(round(strength / ROUND) * ROUND, 2)

@@ -1,0 +1,156 @@
+"""`loraport check`: does a LoRA work on a model as it is, before anything is made."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from loraport.checking.results import EXIT_CODES, CheckResult, Figure
+from loraport.cli import options, text
+from loraport.cli.collector import without_collecting
+from loraport.cli.console import Console
+from loraport.cli.flags import Given, command
+from loraport.cli.options import NO_VALUE
+from loraport.engine.many import find_loras, holds_many
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.errors import LoraportError
+
+EXAMPLE = f"""Will it work there, and at which strength?
+
+    loraport check style.safetensors --source Wan2.1-T2V-1.3B/ --target FastWan2.1-T2V-1.3B/
+
+    loraport check *.safetensors -s base.safetensors --target-lora lightning.safetensors:0.8
+
+Exit codes: {", ".join(f"{code} {verdict}" for verdict, code in EXIT_CODES.items())}; of several LoRAs the greatest.
+Errors keep theirs: 2 usage, 4 a weight holds NaN, 5 files."""
+
+_MACHINE = RunOptions.part("device", "workers", "max_memory")
+
+
+@command(Recipe, _MACHINE, without=("force", "allow_partial", "amount", "layers", "rank", "to", "dtype"))
+@without_collecting()
+def check(
+    given: Given,
+    console: Console,
+    deep: Annotated[
+        bool, typer.Option("--deep", metavar=NO_VALUE, help="Look at every layer, not at a sample of them.")
+    ] = False,
+    recursive: options.Recursive = False,
+) -> None:  # fmt: skip
+    """Say whether a LoRA works on a model: use as is, use at a strength, convert, or cannot help, and why."""
+    loras = list(given.loras)
+    if any(holds_many(lora, recursive=recursive) for lora in loras):
+        loras = [each.lora for each in find_loras(loras, Path(), recursive=recursive)]
+    recipes, machine = [given.recipe(lora) for lora in loras], given.make(_MACHINE)
+    from loraport.checking.run import check_recipes
+
+    found = check_recipes(recipes, RunOptions(**machine.values()), deep=deep)
+    errors = [each for each in found if isinstance(each, LoraportError)]
+    if len(found) == 1:
+        if errors:
+            raise errors[0]
+        (result,) = (each for each in found if isinstance(each, CheckResult))
+        show(result, console)
+        console.document(result.to_json())
+        raise typer.Exit(result.exit_code)
+    show_many(loras, found, console)
+    documents = [each.to_json() if isinstance(each, CheckResult) else {"error": each.to_json()} for each in found]
+    console.document({"checks": documents, "failed": len(errors)})
+    codes = [each.exit_code for each in found if isinstance(each, CheckResult)]
+    raise typer.Exit(errors[0].exit_code if errors else max(codes))
+
+
+def show(result: CheckResult, console: Console) -> None:
+    """A verdict for people."""
+    facts = result.coverage
+    target = result.target or "the source"
+    lines = [
+        result.lora,
+        f"  verdict   {result.verdict.upper()}" + (f" {result.strength:g}" if _says_strength(result) else ""),
+        f"            {result.headline}",
+    ]
+    lines += [f"  {'because' if number == 0 else '':<9} {reason.text}" for number, reason in enumerate(result.reasons)]
+    if result.command:
+        lines.append(f"  run       {result.command}")
+    lines += [f"  {'load' if number == 0 else '':<9} {way}" for number, way in enumerate(result.load)]
+    lines.append(f"  from      {result.source_title}  ({result.source})".replace("    (", "("))
+    added = "".join(f" plus {each}" for each in result.target_lora)
+    lines.append(f"  to        {result.target_title}  ({target}){added}")
+    lines += [f"  made by   {result.kind.name}: {result.kind.sentence}"] if result.kind else []
+    if facts is not None:
+        lines.append(
+            f"  coverage  {facts.met} of {text.count(facts.layers, 'layer')} of the LoRA meet the target; "
+            f"{text.count(facts.kept, 'key')} of other things kept, {len(facts.dropped) or 'none'} dropped"
+        )
+    if result.layers:
+        decomposed = sum("head_lora" in layer.figures for layer in result.layers)
+        lines.append(
+            f"  looked at {len(result.layers)} of {text.count(result.layers_of, 'layer')}, {decomposed} of them "
+            f"decomposed, in {text.duration(result.seconds)}"
+        )
+    else:
+        lines.append(f"  looked at headers only, in {text.duration(result.seconds)}")
+    lines += [f"  known     {each}" for each in result.known]
+    console.result(*lines)
+    console.table(
+        ["figure", "value", "least", "greatest", "layers", "where there is nothing to see"],
+        [_row(figure) for figure in result.figures],
+    )
+    for reason in result.reasons:
+        if reason.threshold and console.verbose:
+            console.result(f"threshold {reason.threshold} {reason.bound:g}: {reason.measured}")
+    if console.verbose:
+        _show_layers(result, console)
+    for message in result.warnings:
+        console.warning(message)
+
+
+def _says_strength(result: CheckResult) -> bool:
+    return result.strength is not None and (result.verdict == "use at strength" or result.strength != 1.0)
+
+
+def _row(figure: Figure) -> list[str]:
+    beside = "; ".join(f"{_number(null.value, figure.unit)} {null.name}" for null in figure.nulls)
+    ends = [_number(value, figure.unit) for value in (figure.value, figure.low, figure.high)]
+    return [figure.title, *ends, str(figure.layers), beside]
+
+
+def _number(value: float, unit: str) -> str:
+    return f"{100 * value:.3g} %" if unit == "share" else f"{value:+.3f}" if unit == "cosine" else f"{value:.3g}"
+
+
+def _show_layers(result: CheckResult, console: Console) -> None:
+    keys = [figure for figure in result.figures if figure.key in _IN_LAYERS]
+    rows = [
+        [layer.name, *(_cell(layer.figures, figure) for figure in keys)]
+        for layer in result.layers
+    ]  # fmt: skip
+    console.table(["layer", *(figure.title for figure in keys)], rows)
+
+
+_IN_LAYERS = ("drift", "update", "overlap", "dose", "rigidity_drift", "head_drift", "head_lora", "change")
+
+
+def _cell(figures: Any, figure: Figure) -> str:
+    return _number(figures[figure.key], figure.unit) if figure.key in figures else ""
+
+
+def show_many(loras: list[str], found: list[Any], console: Console) -> None:
+    """A row for each LoRA."""
+    rows = []
+    for lora, each in zip(loras, found, strict=True):
+        if isinstance(each, CheckResult):
+            why = each.reasons[0].text if each.reasons else each.headline
+            strength = "" if each.strength is None else f"{each.strength:g}"
+            drift, dose = (each.figure(key) for key in ("drift", "dose"))
+            cells = [_number(figure.value, figure.unit) if figure else "" for figure in (drift, dose)]
+            rows.append([lora, each.verdict, strength, *cells, why])
+        else:
+            rows.append([lora, "error", "", "", "", text.reason(each)])
+    console.table(["LoRA", "verdict", "strength", "drift", "dose", "why"], rows)
+    said: dict[str, list[str]] = {}
+    for lora, each in zip(loras, found, strict=True):
+        for message in each.warnings if isinstance(each, CheckResult) else ():
+            said.setdefault(message, []).append(lora)
+    for message, whose in said.items():
+        console.warning(message if len(whose) == len(found) else f"{text.listing(whose)}: {message}")

@@ -1,0 +1,267 @@
+"""The right verdict for pairs that are made to deserve it."""
+
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from typer.testing import CliRunner
+
+import loraport
+import pico
+from loraport.checking.names import kind_by_name
+from loraport.checking.results import EXIT_CODES, CheckResult
+from loraport.cli.main import app
+from loraport.errors import FileError, UsageError
+from loraport.zoo import catalogue
+
+SELF_ATTENTION = {name: shape for name, shape in pico.LAYERS.items() if "self_attn" in name}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> pico.Pico:
+    return pico.write(tmp_path_factory.mktemp("pico"))
+
+
+def updates(lora: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weight -> update, by the file's keys alone."""
+    stems = [key.removesuffix(".lora_A.weight") for key in lora if key.endswith("lora_A.weight")]
+    return {
+        f"{stem.removeprefix('diffusion_model.')}.weight": lora[f"{stem}.lora_B.weight"] @ lora[f"{stem}.lora_A.weight"]
+        for stem in stems
+    }
+
+
+def check(files: pico.Pico, target: dict[str, Tensor] | Path | str, *, lora: Path | str | None = None) -> CheckResult:
+    if isinstance(target, dict):
+        save_file({name: tensor.contiguous() for name, tensor in target.items()}, files.folder / "made.safetensors")
+        target = files.folder / "made.safetensors"
+    return loraport.check(lora or files.lora, source=files.source, target=target)
+
+
+def test_no_drift(files: pico.Pico):
+    found = check(files, files.source)
+    assert (found.verdict, found.strength, found.exit_code) == ("use as is", 1.0, 0)
+    assert found.kind.name == "no difference"
+    assert found.figure("drift").value == 0.0
+    assert found.figure("overlap") is None  # there is nothing to overlap with
+
+
+def test_drift_on_other_layers_than_the_loras(files: pico.Pico):
+    save_file(pico.lora(3, layers=SELF_ATTENTION), files.folder / "attention.safetensors")
+    source, moved = load_file(files.source), load_file(files.target)
+    target = {name: moved[name] if "ffn" in name else tensor for name, tensor in source.items()}
+    found = check(files, target, lora=files.folder / "attention.safetensors")
+    assert found.verdict == "use as is"
+    assert any("differ elsewhere" in reason.text for reason in found.reasons)
+    assert found.coverage.met == found.coverage.layers == len(SELF_ATTENTION)
+
+
+@pytest.mark.parametrize("held", [0.5, -0.4])
+def test_a_target_that_holds_some_of_the_lora_wants_the_rest(files: pico.Pico, held: float):
+    target = pico.distilled(load_file(files.source), 4, drift=0.03)
+    for name, update in updates(load_file(files.lora)).items():
+        target[name] = target[name] + held * update
+    found = check(files, target)
+    assert found.verdict == "use at strength"
+    assert found.strength == pytest.approx(1 - held, abs=0.051)
+    assert found.reasons[0].threshold == "dose"
+    assert found.figure("overlap").value * held > 0
+
+
+def test_a_target_that_holds_the_lora_in_some_layers_only(files: pico.Pico):
+    """No one strength suits all of them; a method that answers layer by layer comes nearer."""
+    target = pico.distilled(load_file(files.source), 4, drift=0.03)
+    for name, update in updates(load_file(files.lora)).items():
+        if name.startswith("blocks.0."):
+            target[name] = target[name] + 0.9 * update
+    found = check(files, target)
+    assert found.verdict == "convert"
+    assert found.command.startswith("loraport transfer ")
+    assert found.reasons[0].threshold == "uneven"
+
+
+def test_a_target_that_holds_the_whole_lora(files: pico.Pico):
+    target = load_file(files.source)
+    for name, update in updates(load_file(files.lora)).items():
+        target[name] = target[name] + update
+    found = check(files, target)
+    assert (found.verdict, found.strength, found.exit_code) == ("cannot help", None, 12)
+    assert "holds this LoRA already" in found.headline
+    assert found.kind.name == "a LoRA"
+
+
+def test_an_unrelated_target(files: pico.Pico):
+    found = check(files, pico.weights(99))
+    assert found.verdict == "cannot help"
+    assert found.reasons[0].threshold == "unrelated"
+    assert found.kind.name == "unrelated"
+
+
+def test_a_lora_of_zeros(files: pico.Pico):
+    lora = {key: tensor * (0 if "lora_B" in key else 1) for key, tensor in load_file(files.lora).items()}
+    save_file(lora, files.folder / "zeros.safetensors")
+    assert check(files, files.target, lora=files.folder / "zeros.safetensors").headline == "the LoRA does nothing"
+
+
+def test_an_ordinary_drift(files: pico.Pico):
+    found = check(files, files.target)
+    assert found.verdict == "use as is"
+    assert found.stage == "sample"
+    assert json.loads(json.dumps(found.to_json()))["verdict"] == "use as is"
+
+
+def test_a_few_keys_that_meet_nothing_are_counted(files: pico.Pico):
+    lora = load_file(files.lora) | {
+        f"diffusion_model.blocks.0.cross_attn.k_img.lora_{part}.weight": torch.ones(shape)
+        for part, shape in (("A", (4, 32)), ("B", (32, 4)))
+    }
+    save_file(lora, files.folder / "more.safetensors")
+    found = check(files, files.target, lora=files.folder / "more.safetensors")
+    assert found.coverage is not None
+    assert found.coverage.layers == found.coverage.met + 1
+    assert len(found.coverage.dropped) == 2
+
+
+WRONG = """
+import atexit, sys
+heavy = ("torch", "jaxtyping")
+atexit.register(lambda: print("loaded", [name for name in heavy if name in sys.modules], file=sys.stderr))
+from loraport.cli.main import app
+app(sys.argv[1:])
+"""
+
+
+def test_the_wrong_family_and_the_wrong_size_are_refused_by_headers_alone(files: pico.Pico):
+    family = {
+        f"diffusion_model.double_blocks.{n}.{part}.lora_{side}.weight": torch.ones(shape)
+        for n in range(2)
+        for part in ("img_attn.proj", "txt_attn.proj", "img_mlp.0")
+        for side, shape in (("A", (4, 64)), ("B", (64, 4)))
+    }
+    save_file(family, files.folder / "family.safetensors")
+    save_file(pico.lora(3, width=48, ffn=96), files.folder / "size.safetensors")
+    loras = [str(files.folder / f"{name}.safetensors") for name in ("family", "size")]
+    pair = ["--source", str(files.source), "--target", str(files.target)]
+    done = subprocess.run(
+        [sys.executable, "-c", WRONG, "check", *loras, *pair, "--json"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == EXIT_CODES["cannot help"], done.stderr
+    assert done.stderr.splitlines()[-1] == "loaded []"
+    for each in json.loads(done.stdout)["checks"]:
+        assert (each["verdict"], each["stage"], each["figures"]) == ("cannot help", "headers", [])
+        assert each["reasons"]
+
+
+def test_a_target_of_another_size_and_a_lora_for_a_model(files: pico.Pico):
+    save_file(pico.weights(5, width=48, ffn=96), files.folder / "wide.safetensors")
+    assert check(files, files.folder / "wide.safetensors").verdict == "cannot help"
+    found = check(files, files.lora)
+    assert found.verdict == "cannot help"
+    assert "--target-lora" in found.reasons[1].text
+
+
+def test_a_function_of_the_weights_is_converted_by_the_command_that_is_named(files: pico.Pico):
+    lora = load_file(files.lora)
+    for name, weight in load_file(files.source).items():
+        stem = f"diffusion_model.{name.removesuffix('.weight')}"
+        if f"{stem}.lora_A.weight" in lora:
+            lora[f"{stem}.dora_scale"] = 1.1 * weight.norm(dim=1, keepdim=True)
+    save_file(lora, files.folder / "do ra.safetensors")
+    found = check(files, files.target, lora=files.folder / "do ra.safetensors")
+    assert (found.verdict, found.exit_code) == ("convert", 11)
+    words = shlex.split(found.command)
+    assert words[-1] == "do ra-converted.safetensors"
+    words[-1] = str(files.folder / words[-1])
+    assert CliRunner().invoke(app, words[1:]).exit_code == 0
+    assert Path(words[-1]).exists()
+
+
+def test_names_tell_of_a_swapped_pair(files: pico.Pico):
+    fast = files.folder / "few-steps.safetensors"
+    fast.write_bytes(files.target.read_bytes())
+    right = loraport.check(files.lora, source=files.source, target=fast)
+    wrong = loraport.check(files.lora, source=fast, target=files.source)
+    assert right.kind.name == "few steps"
+    assert not any("wrong way round" in text for text in right.warnings)
+    assert any("wrong way round" in text for text in wrong.warnings)
+
+
+def test_what_names_tell_of():
+    assert kind_by_name("x/FastWan2.1-T2V-1.3B").name == "distribution matching"
+    assert kind_by_name("zoo:source", "turbo/experiments/wan/base.safetensors") is None
+
+
+def test_errors_stay_errors(files: pico.Pico):
+    with pytest.raises(FileError):
+        check(files, files.target, lora=files.folder / "missing.safetensors")
+    with pytest.raises(UsageError, match="target is not given"):
+        loraport.check(files.lora, source=files.source)
+
+
+def test_a_file_that_a_transfer_made(files: pico.Pico):
+    made = files.folder / "carried.safetensors"
+    loraport.transfer(files.lora, source=files.source, target=files.target, output=made, method="matched-gain")
+    found = check(files, files.target, lora=made)
+    assert (found.verdict, found.stage) == ("use as is", "headers")
+    assert "carried over already" in found.headline
+
+
+def test_the_strength_on_the_source_is_the_unit(files: pico.Pico):
+    found = loraport.check(files.lora, source=files.source, target=files.source, strength=0.8)
+    assert (found.verdict, found.strength) == ("use as is", 0.8)
+
+
+def test_a_target_made_by_a_distillation_lora(files: pico.Pico):
+    save_file(pico.lora(8), files.folder / "fast.safetensors")
+    found = loraport.check(files.lora, source=files.source, target_lora=f"{files.folder / 'fast.safetensors'}:0.5")
+    assert found.kind.name == "a LoRA"
+    assert found.kind.by == "names"
+    assert found.figure("rounding").value == 0.0
+    assert found.target_lora[0].endswith("fast.safetensors at strength 0.5")
+
+
+def test_a_quantised_target_that_is_mostly_rounding(files: pico.Pico):
+    target = {name: tensor.to(torch.float8_e4m3fn) if tensor.ndim == 2 else tensor
+              for name, tensor in pico.distilled(load_file(files.source), 4, drift=0.01).items()}  # fmt: skip
+    found = check(files, target)
+    assert found.verdict == "use as is"
+    assert found.kind.name == "rounding only"
+    assert found.reasons[0].threshold == "rounding"
+
+
+def test_one_bad_lora_among_several(files: pico.Pico):
+    words = ["check", str(files.lora), str(files.folder / "missing.safetensors"), "-s", str(files.source), "-t"]
+    done = CliRunner().invoke(app, [*words, str(files.source)])
+    assert done.exit_code == 5
+    assert "use as is" in done.stdout
+    assert "no such file" in done.stdout
+
+
+def test_the_command_says_what_the_function_finds(files: pico.Pico):
+    words = ["check", str(files.lora), "--source", str(files.source), "--target", str(files.target)]
+    said = CliRunner().invoke(app, words)
+    assert said.exit_code == 0
+    assert "USE AS IS" in said.stdout
+    document = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
+    mine = check(files, files.target).to_json()
+    assert document["figures"] == mine["figures"]
+    assert document["reasons"] == mine["reasons"]
+
+
+def test_bundled_pairs():
+    """Every LoRA on every target: what was measured of them is in docs/check.md."""
+    source = next(name for name in catalogue.models() if catalogue.model_card(name).parent is None)
+    lora = catalogue.loras()[0]
+    for name in catalogue.models():
+        if name != source:
+            found = loraport.check(f"zoo:{lora}", source=f"zoo:{source}", target=f"zoo:{name}")
+            assert found.verdict in ("use as is", "use at strength"), name
+    for name in catalogue.distillations():
+        found = loraport.check(f"zoo:{lora}", source=f"zoo:{source}", target_lora=f"zoo:{name}")
+        assert found.kind.name == "a LoRA"
