@@ -17,12 +17,14 @@ class Threshold:
         value: the bound.
         meaning: what it separates.
         measured: on which pairs, by which command; "a judgement" where nothing was measured.
+        strength: that suited pairs beyond the bound, where it names one.
     """
 
     name: str
     value: float
     meaning: str
     measured: str
+    strength: float | None = None
 
     def reason(self, text: str, figure: str) -> Reason:
         """A sentence that this bound decided.

@@ -183,8 +183,14 @@ def _on_source(seen: Seen) -> Judgement | None:
 
 
 def _by_what_was_measured(seen: Seen) -> Judgement:
-    drift = seen.value("drift") or 0.0
-    return Judgement("use as is", 1.0, "use it as it is", (Reason(f"the weights moved by {drift:.1%}", "drift"),))
+    """The strength that suited measured pairs with a drift of this size."""
+    large, drift = thresholds()["large_drift"], seen.value("drift") or 0.0
+    moved = f"the weights moved by {drift:.1%} of their norm"
+    if drift >= large.value and large.strength is not None:
+        reason = large.reason(f"{moved}: where they moved as far, LoRAs acted too weakly", "drift")
+        return Judgement("use at strength", large.strength, f"use it at strength {large.strength:g}", (reason,))
+    text = f"{moved}, and no pair that was measured asks for another strength or a conversion there"
+    return Judgement("use as is", 1.0, "use it as it is", (large.reason(text, "drift"),))
 
 
 def _cannot(headline: str, *reasons: Reason) -> Judgement:

@@ -31,7 +31,7 @@ Then carry a LoRA over:
 
     loraport transfer style.safetensors --source Wan-AI/Wan2.1-T2V-1.3B --target fast.safetensors -o style-fast.safetensors
 
-Exit codes: 0 done and verified, 1 a bug, 2 usage, 3 inputs do not fit, 4 numerical failure, 5 files or disk, 130 interrupted (run again to resume); 129 and 143 the same, by SIGHUP and SIGTERM."""  # noqa: E501
+Exit codes: 0 done and verified, 1 a bug, 2 usage, 3 inputs do not fit, 4 numerical failure, 5 files or disk, 130 interrupted (run again to resume); 129 and 143 the same, by SIGHUP and SIGTERM. The verdicts of `check` have codes of their own, 10 to 12."""  # noqa: E501
 
 app = typer.Typer(
     cls=Commands,
