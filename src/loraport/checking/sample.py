@@ -55,7 +55,8 @@ def choose(jobs: Sequence[LayerJob], *, deep: bool) -> list[Chosen]:
     kinds = {job.name: kind_of_layer(job.name) for job in jobs}
     if deep:
         return [Chosen(job, kinds[job.name], depths[job.name], True) for job in jobs]
-    read, work, chosen = 0.0, 0.0, {}
+    read, work = 0.0, 0.0
+    chosen: dict[str, bool] = {}
     for job in _spread(jobs, kinds):
         size, cost = float(job.shape[0] * job.shape[1]), decomposition_cost(job.shape)
         if len(chosen) == MOST_READ:
