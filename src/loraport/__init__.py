@@ -17,6 +17,7 @@ from loraport.version import __version__
 if TYPE_CHECKING:
     from loraport.adapters.added_lora import AddedLora
     from loraport.analysis.api import analyze
+    from loraport.analysis.intervening import amplify_head, remove_drift
     from loraport.analysis.results import PairAnalysis
     from loraport.api import (
         convert,
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "transfer": "loraport.api",
     "analyze": "loraport.analysis.api",
+    "amplify_head": "loraport.analysis.intervening",
+    "remove_drift": "loraport.analysis.intervening",
     "PairAnalysis": "loraport.analysis.results",
     "calibrate": "loraport.calibration.api",
     "check": "loraport.checking.api",
@@ -97,6 +100,7 @@ __all__ = [
     "TransferPlan",
     "TransferReport",
     "__version__",
+    "amplify_head",
     "analyze",
     "calibrate",
     "check",
@@ -107,6 +111,7 @@ __all__ = [
     "merge",
     "plan",
     "plan_experts",
+    "remove_drift",
     "resize",
     "transfer",
     "transfer_experts",

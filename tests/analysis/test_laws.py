@@ -75,19 +75,19 @@ def test_mixing_is_the_rotation_of_small_updates():
     basis = weight(TALL)
     update = coordinates(basis, 1e-6 * random(*TALL, seed=3))
     after = turned(basis.S, update)
-    left, right = subspaces.mixing(basis.S, update.C)
+    left, right, beyond = subspaces.mixing(basis.S, update)
     off = ~torch.eye(24, dtype=torch.bool)
     torch.testing.assert_close(left[off], after.left.square()[off], rtol=1e-3, atol=1e-15)
     torch.testing.assert_close(right[off], after.right.square()[off], rtol=1e-3, atol=1e-15)
-    torch.testing.assert_close(
-        subspaces.outside(basis.S, update), subspaces.left_over(after.left), rtol=1e-2, atol=1e-15
-    )
+    torch.testing.assert_close(beyond, subspaces.left_over(after.left), rtol=1e-2, atol=1e-15)
 
 
 def test_directions_that_lie_close_mix_by_45_degrees_at_most():
     S = torch.tensor([2.0, 2.0, 1.0], dtype=torch.float64)
-    C = random(3, 3, seed=4)
-    assert all(float(shares.max()) <= 0.5 for shares in subspaces.mixing(S, C))
+    left, right, beyond = subspaces.mixing(S, Coordinates(random(3, 3, seed=4), random(2, 3, seed=5)))
+    for shares, more in ((left, beyond), (right, torch.zeros_like(beyond))):
+        torch.testing.assert_close(shares.sum(0) + more, torch.ones(3, dtype=torch.float64))
+        assert float((shares - torch.diag(shares.diagonal())).max()) <= 0.5
 
 
 @pytest.mark.parametrize("shape", [TALL, SQUARE])

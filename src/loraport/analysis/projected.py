@@ -105,7 +105,7 @@ class Projected:
 
 @dataclass(frozen=True)
 class Angles:
-    """What old direction i has of the squared length of new direction j: measured, or predicted for i other than j.
+    """What old direction i has of the squared length of new direction j.
 
     Args:
         left: of the longer side.
@@ -125,7 +125,7 @@ class Angles:
     @classmethod
     def predicted(cls, S: Float[Tensor, " p"], update: Coordinates) -> "Angles":
         """To first order, from the update alone."""
-        return cls(*subspaces.mixing(S, update.C), subspaces.outside(S, update))
+        return cls(*subspaces.mixing(S, update))
 
     def leaving(self, labels: Int[Tensor, " p"], count: int) -> Float[Tensor, " count"]:
         """||sin Theta_U||^2 + ||sin Theta_V||^2 of every group."""

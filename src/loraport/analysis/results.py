@@ -73,7 +73,7 @@ class Rotation:
     Attributes:
         first: index of the first direction of each group.
         measured: from the decomposition of the changed weight.
-        predicted: to first order, from the routing matrix alone; beyond 1 where directions are nearly degenerate.
+        predicted: to first order, from the routing matrix alone.
         gaussian: measured for the null model, predicted where that was not decomposed.
     """
 

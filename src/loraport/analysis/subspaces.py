@@ -14,33 +14,40 @@ FOREIGN = 0.5
 """Cosine with every old direction below which a new one is an intruder."""
 
 
-def mixing(S: Float[Tensor, " p"], C: Float[Tensor, "p p"]) -> tuple[Float[Tensor, "p p"], Float[Tensor, "p p"]]:
-    """sin^2 of the angle by which an update mixes direction i into direction j, of output and input directions.
+def mixing(
+    S: Float[Tensor, " p"], update: Coordinates
+) -> tuple[Float[Tensor, "p p"], Float[Tensor, "p p"], Float[Tensor, " p"]]:
+    """What old direction i has of the squared length of new direction j, by first-order perturbation.
 
     To first order u'_j = u_j + sum_i Omega_ij u_i with Omega_ij = (S_j C_ij + S_i C_ji) / (S_j^2 - S_i^2), and likewise
     for v with S_i and S_j exchanged. Each pair is taken as a system of two levels, whose angle cannot be beyond 45
-    degrees however close they lie: sin^2 = (1 - 1 / sqrt(1 + 4 Omega^2)) / 2.
+    degrees however close they lie (tan 2 theta = 2 Omega), and each new direction is brought back to length one.
+
+    Args:
+        S: singular values of the weight.
+        update: what is added to it.
+
+    Returns:
+        Shares of the longer side's directions, those of the other side's, and what new directions of the longer side
+        have outside of all old ones.
     """
-    apart = S.square()[None, :] - S.square()[:, None]
+    C, apart = update.C, S.square()[None, :] - S.square()[:, None]
     floor = torch.finfo(S.dtype).eps * float(S[0]) ** 2
     apart = torch.where(apart.abs() < floor, floor, apart)
-    by_column, by_row = C * S[None, :], C.T * S[:, None]
-    left = _two_levels((by_column + by_row).div_(apart))
-    by_row, by_column = C * S[:, None], C.T * S[None, :]
-    return left, _two_levels((by_row + by_column).div_(apart))
+    left = _two_levels((C * S[None, :]).add_(C.T * S[:, None]).div_(apart))
+    right = _two_levels((C * S[:, None]).add_(C.T * S[None, :]).div_(apart))
+    beyond = update.rest_energy / S.square().clamp_min(torch.finfo(S.dtype).tiny)
+    lengths = 1 + left.sum(0) + beyond
+    left.fill_diagonal_(1.0).div_(lengths)
+    right.fill_diagonal_(1.0).div_(right.sum(0))
+    return left, right, beyond / lengths
 
 
 def _two_levels(omega: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
-    # 1 - 1 / sqrt(1 + x) = x / (sqrt(1 + x) (sqrt(1 + x) + 1)), without the loss of digits at small x
+    """tan^2 of the angle: (sqrt(1 + x) - 1)^2 / x = x / (sqrt(1 + x) + 1)^2 for x = 4 Omega^2."""
     x = omega.square_().mul_(4.0)
-    root = (x + 1.0).sqrt_()
-    return x.div_(root).div_(root.add_(1.0)).mul_(0.5).fill_diagonal_(0.0)
-
-
-def outside(S: Float[Tensor, " p"], update: Coordinates) -> Float[Tensor, " p"]:
-    """sin^2 of the angle by which an update turns each direction of the longer side out of the old ones' span."""
-    tangent = update.rest_energy / S.square().clamp_min(torch.finfo(S.dtype).tiny)
-    return tangent / (1 + tangent)
+    root = (x + 1.0).sqrt_().add_(1.0)
+    return x.div_(root).div_(root).fill_diagonal_(0.0)
 
 
 def leaving(

@@ -14,6 +14,7 @@ from loraport.cli import (
     evaluate,
     extract,
     inspect,
+    intervene,
     merge,
     methods,
     plan,
@@ -81,6 +82,7 @@ for module, panel in (
 app.command("methods", epilog=methods.EXAMPLE, rich_help_panel=_MORE)(methods.methods)
 app.command("demo", epilog=demo.EXAMPLE, rich_help_panel=_MORE)(demo.demo)
 app.command("evaluate", epilog=evaluate.EXAMPLE, rich_help_panel=_MORE)(evaluate.evaluate)
+app.add_typer(intervene.app, name="intervene", rich_help_panel=_MORE)
 app.add_typer(cache.app, name="cache", rich_help_panel=_MORE)
 
 

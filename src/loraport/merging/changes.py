@@ -4,8 +4,10 @@ A weight keeps its format where that is fine enough for the sum. One in 8 bits o
 an encoder for it, or becomes plain numbers of 16 or 32 bits; either only on request.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from loraport.adapters.passthrough import Passthrough
 from loraport.adapters.update import LayerUpdate
@@ -19,13 +21,24 @@ from loraport.errors import UnsupportedError
 from loraport.files import read_text
 from loraport.models.placement import Rows
 
+if TYPE_CHECKING:
+    from loraport.core.lowrank import LowRank
+
 _EXACT_BITS = 8  # of bfloat16's significand; coarser formats are written on request only
 _MAX_BYTES = 2**24  # of a configuration
 
 
+class Change(ABC):
+    """Something else than a LoRA's update that is added to a weight. Its `repr` names all that decides it."""
+
+    @abstractmethod
+    def load(self) -> "LowRank":
+        """What is added, in float32: as factors, or a whole matrix as such."""
+
+
 @dataclass(frozen=True)
 class Term:
-    """What one LoRA adds to a part of a stored tensor.
+    """What one LoRA, or a change of another kind, adds to a part of a stored tensor.
 
     Attributes:
         name: of the layer or parameter.
@@ -36,7 +49,7 @@ class Term:
 
     name: str
     rows: Rows | None
-    what: LayerUpdate | Passthrough
+    what: LayerUpdate | Passthrough | Change
     factor: float
 
 

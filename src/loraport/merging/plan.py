@@ -40,6 +40,7 @@ class MergePlan:
         left_out: keys of the LoRAs that change nothing in the checkpoint.
         warnings: sentences for the user.
         identities: file -> its `file_identity` of every file that is read.
+        changes: what the header of the output says of changes of another kind.
     """
 
     model: Checkpoint
@@ -50,6 +51,7 @@ class MergePlan:
     left_out: tuple[str, ...]
     warnings: tuple[str, ...]
     identities: Mapping[Path, str]
+    changes: tuple[Mapping[str, object], ...] = ()
 
     @property
     def grown_bytes(self) -> int:
@@ -193,7 +195,7 @@ def _gather(
     model: Checkpoint, loras: Sequence[tuple[AddedLora, LoraAdapter, float]]
 ) -> tuple[tuple[MergedTensor, ...], list[str]]:
     """What changes by stored tensor, in the checkpoint's order; and keys that change another model's."""
-    terms: dict[tuple[object, ...], list[Term]] = {}
+    terms: list[tuple[str, Term]] = []
     left_out: list[str] = []
     for _, adapter, factor in loras:
         changes: dict[str, LayerUpdate | Passthrough] = {f"{name}.weight": it for name, it in adapter.layers.items()}
@@ -203,8 +205,20 @@ def _gather(
                 continue
             changes[item.param] = item
         for param, what in changes.items():
-            ref = model.tensors[param]
-            terms.setdefault(_place(ref), []).append(Term(param, ref.rows, what, factor))
+            terms.append((param, Term(param, model.tensors[param].rows, what, factor)))
+    return whole_tensors(model, terms), left_out
+
+
+def whole_tensors(model: Checkpoint, changes: Sequence[tuple[str, Term]]) -> tuple[MergedTensor, ...]:
+    """What changes by stored tensor, in the checkpoint's order.
+
+    Args:
+        model: the checkpoint.
+        changes: a parameter of it, and what is added there.
+    """
+    terms: dict[tuple[object, ...], list[Term]] = {}
+    for param, term in changes:
+        terms.setdefault(_place(model.tensors[param]), []).append(term)
     whole: dict[tuple[object, ...], TensorRef] = {}
     for ref in model.tensors.values():
         if _place(ref) in terms:
@@ -213,7 +227,7 @@ def _gather(
             rows = rows if before is None or not before.shape else max(rows, before.shape[0])
             shape = (rows, *ref.shape[1:]) if ref.shape else ()
             whole[_place(ref)] = replace(ref, rows=None, shape=shape)
-    return tuple(MergedTensor(ref, tuple(terms[place])) for place, ref in whole.items()), left_out
+    return tuple(MergedTensor(ref, tuple(terms[place])) for place, ref in whole.items())
 
 
 def _place(ref: TensorRef) -> tuple[object, ...]:

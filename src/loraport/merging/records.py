@@ -54,7 +54,7 @@ def _records(metadata: Mapping[str, str]) -> list[Any]:
 
 
 def told_of(plan: MergePlan) -> list[dict[str, object]]:
-    """What the header says of every LoRA."""
+    """What the header says of every LoRA, and then of other changes."""
     records: list[dict[str, object]] = []
     for given, adapter, factor in plan.loras:
         refs = {f"{name}/{role}": ref for name, it in adapter.layers.items() for role, ref in it.parts.items()}
@@ -62,12 +62,13 @@ def told_of(plan: MergePlan) -> list[dict[str, object]]:
         found = canonical_json({name: digest(ref) for name, ref in refs.items()})
         content = hashlib.sha256(found.encode()).hexdigest()
         records.append({"lora": Path(given.file).name, "strength": factor, "digest": content})
-    return records
+    return [*records, *map(dict, plan.changes)]
 
 
 def counted_twice(plan: MergePlan, told: Sequence[Mapping[str, object]]) -> list[str]:
     """What to say where one of these LoRAs is there twice, or inside the checkpoint already."""
     names: dict[object, list[object]] = {}
+    told = told[: len(plan.loras)]
     for one in told:
         names.setdefault(one["digest"], []).append(one["lora"])
     twins = [

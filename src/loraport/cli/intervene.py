@@ -1,0 +1,137 @@
+"""`loraport intervene`: checkpoints with a part of the drift taken away, or made stronger."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from loraport.cli import text
+from loraport.cli.console import Console
+from loraport.cli.flags import Given, command
+from loraport.cli.guard import Commands
+from loraport.cli.options import NO_VALUE, OUTPUT
+from loraport.containers.dtypes import PlainFormat
+from loraport.engine.recipe import METHOD, Recipe, RunOptions
+
+if TYPE_CHECKING:
+    from loraport.merging.run import MergeReport
+
+EXAMPLE = """How much of a distilled model is outside of the dominant directions of its drift? Take it away and look:
+
+    loraport intervene remove-drift --source Wan2.1-T2V-1.3B/ --target fast.safetensors -o without.safetensors
+
+Its strongest part twice as strong:
+
+    loraport intervene amplify-head --source Wan2.1-T2V-1.3B/ --target fast.safetensors -o stronger.safetensors"""
+
+app = typer.Typer(
+    cls=Commands, help="Write a target with a part of its drift taken away, or made stronger.", epilog=EXAMPLE
+)
+
+_CHOICE = Recipe.part("source", "target", "nested_source", "nested_target", "architecture", "expert")
+_MACHINE = RunOptions.part("cache", "verify_inputs", "overwrite")
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="FILE|FOLDER", rich_help_panel=OUTPUT, show_default=False,
+        help="The file to write; the folder, where the target consists of several files.",
+    ),
+]  # fmt: skip
+Layers = Annotated[
+    Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
+    typer.Option(
+        "--layers", metavar="REGEX", rich_help_panel=METHOD, show_default=False,
+        help="Change layers alone whose names match.",
+    ),
+]  # fmt: skip
+Dequantize = Annotated[
+    Optional[PlainFormat],  # noqa: UP045
+    typer.Option(
+        "--dequantize", rich_help_panel=OUTPUT, show_default=False,
+        help="Also change quantised weights, which become plain numbers of this format.",
+    ),
+]  # fmt: skip
+Requantize = Annotated[
+    bool,
+    typer.Option(
+        "--requantize", metavar=NO_VALUE, rich_help_panel=OUTPUT,
+        help="Also change weights that are stored in 8 bits, which rounds them anew; the loss is told.",
+    ),
+]  # fmt: skip
+
+
+@app.command("remove-drift", epilog=EXAMPLE)
+@command(_CHOICE, _MACHINE)
+def remove_drift(
+    given: Given,
+    console: Console,
+    output: Output,
+    quantile: Annotated[
+        float,
+        typer.Option(
+            "--quantile", metavar="0..1", rich_help_panel=METHOD,
+            help="Of the densities of the head's directions: from it on one is dominant, and the drift in it stays.",
+        ),
+    ] = 0.5,
+    layers: Layers = None,
+    requantize: Requantize = False,
+    dequantize: Dequantize = None,
+) -> None:  # fmt: skip
+    """Take the drift away but for its dominant directions."""
+    from loraport.analysis import intervening
+    from loraport.cli.progress import Progress
+
+    choice, options = given.make(_CHOICE).values(), given.make(RunOptions)
+    with Progress(console) as progress:
+        done = intervening.remove_drift(
+            **choice, output=output, quantile=quantile, layers=layers, requantize=requantize, dequantize=dequantize,
+            options=options, on_event=progress,
+        )  # fmt: skip
+    _show(done, console)
+
+
+@app.command("amplify-head", epilog=EXAMPLE)
+@command(_CHOICE, _MACHINE)
+def amplify_head(
+    given: Given,
+    console: Console,
+    output: Output,
+    share: Annotated[
+        float,
+        typer.Option(
+            "--share", metavar="0..1", rich_help_panel=METHOD,
+            help="Of the entries between directions of the head, those where the drift is largest.",
+        ),
+    ] = 0.05,
+    factor: Annotated[
+        float,
+        typer.Option(
+            "--factor", metavar="X", rich_help_panel=METHOD, help="What they are multiplied by; 0 takes them out.",
+        ),
+    ] = 2.0,
+    layers: Layers = None,
+    requantize: Requantize = False,
+    dequantize: Dequantize = None,
+) -> None:  # fmt: skip
+    """Make the drift stronger where it is strongest, within the head."""
+    from loraport.analysis import intervening
+    from loraport.cli.progress import Progress
+
+    choice, options = given.make(_CHOICE).values(), given.make(RunOptions)
+    with Progress(console) as progress:
+        done = intervening.amplify_head(
+            **choice, output=output, share=share, factor=factor, layers=layers, requantize=requantize,
+            dequantize=dequantize, options=options, on_event=progress,
+        )  # fmt: skip
+    _show(done, console)
+
+
+def _show(done: "MergeReport", console: Console) -> None:
+    size = sum(file.stat().st_size for file in done.files)
+    console.result(
+        f"changed {text.count(done.tensors, 'tensor')}",
+        f"  untouched {text.count(done.untouched, 'tensor')}, bit for bit",
+        f"  rounding  {100 * done.lost:.2g} % of the change, at most {100 * done.lost_most:.2g} % ({done.lost_in})",
+        f"  output    {done.output}  ({text.size(size)}, {text.count(len(done.files), 'file')})",
+    )
+    console.document(done.to_json())
