@@ -6,9 +6,9 @@ them, one set a layer, so they are small: matplotlib takes a tenth of a second a
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 Unit = Literal["number", "share", "count"]
 Kind = Literal["a", "b", "c", "d", "null", "reference", "baseline", "result"]
@@ -291,14 +291,16 @@ class Bar:
 
     Attributes:
         label: what it is of.
-        value: how long the bar is.
-        null: what chance would give, as a mark across; None for none.
+        value: how long the bar is, whichever its sign.
+        nulls: name -> what chance alone would give, as marks across.
+        unit: of the value.
         kind: its colour.
     """
 
     label: str
     value: float
-    null: float | None = None
+    nulls: Mapping[str, float] = field(default_factory=dict)
+    unit: Unit = "number"
     kind: Kind = "a"
 
 
@@ -308,34 +310,39 @@ class Bars:
 
     Attributes:
         bars: from top to bottom.
-        unit: of all of them.
-        null: what the marks are, for the legend.
         each: whether every bar has a scale of its own, because they measure different things.
     """
 
     bars: tuple[Bar, ...]
-    unit: Unit = "number"
-    null: str = ""
     each: bool = False
     shape: str = field(default="bars", init=False)
 
     def alt(self) -> str:
         """The bars in words."""
-        return "Bars: " + "; ".join(
-            f"{bar.label} {number(bar.value, self.unit)}"
-            + ("" if bar.null is None else f" ({self.null or 'null'} {number(bar.null, self.unit)})")
-            for bar in self.bars
-        )
+        told = []
+        for bar in self.bars:
+            nulls = ", ".join(f"{name} {number(value, bar.unit)}" for name, value in bar.nulls.items())
+            told.append(f"{bar.label} {number(bar.value, bar.unit)}" + (f" ({nulls})" if nulls else ""))
+        return "Bars: " + "; ".join(told)
 
-    def layout(self) -> list[dict[str, object]]:
+    @property
+    def names(self) -> list[str]:
+        """The null models, each once."""
+        return list(dict.fromkeys(name for bar in self.bars for name in bar.nulls))
+
+    def layout(self) -> list[dict[str, Any]]:
         """A row a bar, lengths from 0 to 100."""
         whole = max((_reach(bar) for bar in self.bars), default=0.0)
-        rows: list[dict[str, object]] = []
+        rows = []
         for bar in self.bars:
             scale = 100 / ((_reach(bar) if self.each else whole) or 1.0)
-            null = None if bar.null is None or not math.isfinite(bar.null) else round(abs(bar.null) * scale, 1)
+            marks = [
+                {"at": round(abs(value) * scale, 1), "nth": self.names.index(name)}
+                for name, value in bar.nulls.items()
+                if math.isfinite(value)
+            ]
             length = round(abs(bar.value) * scale, 1) if math.isfinite(bar.value) else 0
-            rows.append({"bar": bar, "text": number(bar.value, self.unit), "length": length, "null": null})
+            rows.append({"bar": bar, "text": number(bar.value, bar.unit), "length": length, "marks": marks})
         return rows
 
 
@@ -422,7 +429,7 @@ def _is_number(value: float | None) -> bool:
 
 
 def _reach(bar: Bar) -> float:
-    return max(abs(value) for value in (bar.value, bar.null or 0.0, 0.0) if math.isfinite(value))
+    return max(abs(value) for value in (bar.value, *bar.nulls.values(), 0.0) if math.isfinite(value))
 
 
 def _nice(low: float, high: float, wanted: int = 4) -> list[float]:

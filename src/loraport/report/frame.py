@@ -8,6 +8,7 @@ script is named by its digest in a policy that allows no other, and no network.
 import base64
 import gzip
 import hashlib
+import math
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraport.files import write_text
-from loraport.report.charts import Drawing
+from loraport.report.charts import Drawing, Place, Places, spread_of
 from loraport.report.comparison import Comparison
 from loraport.report.player import shown
-from loraport.report.tables import Table
+from loraport.report.tables import Table, show
 from loraport.version import __version__
 
 LONG = 2000  # characters of one text; file names and headers may be of any length
@@ -137,6 +138,7 @@ class Page:
         tables: further tables, each with a sentence: (title, sentence, table).
         layers: the table of layers.
         facts: every setting and total.
+        remarks_title: heading of the remarks.
     """
 
     words: Words
@@ -152,6 +154,7 @@ class Page:
     tables: tuple[tuple[str, str, Table], ...] = ()
     layers: Layers | None = None
     facts: tuple[Fact, ...] = ()
+    remarks_title: str = "What to see"
 
 
 def write(output: str | Path, page: Page) -> Path:
@@ -217,6 +220,44 @@ def _packed(figures: Sequence[Figure]) -> str:
     """Figures as HTML, compressed: those of all layers of a large model would be five times as much as they are."""
     html = str(_engine().get_template("drawings.html.j2").module.figures(figures))
     return base64.b64encode(gzip.compress(html.encode(), mtime=0)).decode("ascii")
+
+
+def way(text: str) -> Way:
+    """A way to load, from the line in which a report tells it: "diffusers: pipe.load_lora_weights(...)"."""
+    program, colon, rest = text.partition(": ")
+    if not colon or " " in program:
+        return Way("", text, code=False)
+    return Way(program, rest, code="(" in rest and rest.split("(")[0].replace(".", "_").isidentifier())
+
+
+def among(title: str, table: Table) -> Callable[[Mapping[str, Any]], Figure | None]:
+    """Draws where a row of a table stands among all rows, in each of its numbers.
+
+    Args:
+        title: of the drawing; "{}" is the row's name.
+        table: all rows.
+    """
+    columns = [column for column in table.columns if column.unit != "text"]
+    values = {
+        each.key: [float(row[each.key]) for row in table.rows if is_number(row.get(each.key))] for each in columns
+    }
+    spreads = {key: spread_of(found) for key, found in values.items() if found and min(found) < max(found)}
+
+    def drawn(row: Mapping[str, Any]) -> Figure | None:
+        places = tuple(
+            Place(each.title, float(row[each.key]), show(each, row[each.key]), spreads[each.key])
+            for each in columns
+            if each.key in spreads and is_number(row.get(each.key))
+        )
+        look = "A mark far outside the middle half is what sets this layer apart."
+        return Figure(title.format(row["name"]), look, Places(places)) if places else None
+
+    return drawn
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of a row is a number that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def align(column: Any) -> str:

@@ -1,17 +1,16 @@
 """The page of a transfer, or of a calibration and the transfer that it chose: what was done, what it gave, by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from loraport.engine.results import Column
 from loraport.report import calibration, tables
-from loraport.report.charts import Lines, Map, Place, Places, Series, spread_of
+from loraport.report.charts import Lines, Map, Series
 from loraport.report.comparison import Comparison
-from loraport.report.frame import Fact, Figure, Input, Layers, Listing, Page, Way, Words, render, write
-from loraport.report.tables import Table, show
+from loraport.report.frame import Fact, Figure, Input, Layers, Listing, Page, Words, among, render, way, write
+from loraport.report.tables import Table
 
 MAPS = 3
 NO_WORDS = Words()
@@ -56,14 +55,14 @@ def _page(report: Mapping[str, Any], comparison: Comparison | None, words: Words
     page = Page(
         words=replace(words, title=words.title or _title(report), lead=words.lead or _lead(report)),
         warnings=tuple(report.get("warnings", ())),
-        use=tuple(_way(text) for text in report.get("load", ())),
+        use=tuple(way(text) for text in report.get("load", ())),
         sampling=_sampling(facts) if report.get("load") else "",
         comparison=comparison,
         inputs=tuple(_input(each) for each in report.get("inputs", ())),
         done=tuple(_done(facts)),
         listings=tuple(_listings(report)),
         figures=tuple(_figures(table)),
-        layers=Layers(table, _opener(table), "One row a layer of the output."),
+        layers=Layers(table, _own(table), "One row a layer of the output."),
         facts=tuple(Fact(row["setting"], row["value"]) for row in tables.summary_table(report).rows),
     )
     return page if chosen is None else calibration.add(page, chosen)
@@ -86,12 +85,6 @@ def _lead(report: Mapping[str, Any]) -> str:
     if summary.get("target_title"):
         words = f"A LoRA for {summary['target_title']}: {words}"
     return words + (f"; the output rank holds {100 * kept:.1f} % of the exact update." if kept is not None else ".")
-
-
-def _way(text: str) -> Way:
-    program, colon, rest = text.partition(": ")
-    code = bool(colon) and " " not in program and "(" in rest
-    return Way(program, rest, code) if colon and " " not in program else Way("", text, code=False)
 
 
 def _sampling(facts: Mapping[str, Any]) -> str:
@@ -187,25 +180,6 @@ def _map(table: Table, column: Column) -> Figure:
     return Figure(column.title[:1].upper() + column.title[1:], look, drawing)
 
 
-def _opener(table: Table) -> Any:
-    """Draws a layer's own figures: where it stands among the others in each of its numbers."""
-    spreads = {}
-    for column in table.columns:
-        values = [float(row[column.key]) for row in table.rows if _is_number(row.get(column.key))]
-        if column.unit != "text" and len(values) > 1 and min(values) < max(values):
-            spreads[column.key] = spread_of(values)
-    return partial(_own, {column.key: column for column in table.columns}, spreads) if spreads else None
-
-
-def _own(columns: Mapping[str, Column], spreads: Mapping[str, Any], row: Mapping[str, Any]) -> Sequence[Figure]:
-    places = tuple(
-        Place(columns[key].title, float(row[key]), show(columns[key], row[key]), spread)
-        for key, spread in spreads.items()
-        if _is_number(row.get(key))
-    )
-    look = "A mark far outside the middle half is what sets this layer apart."
-    return (Figure(f"{row['name']} among all layers", look, Places(places)),) if places else ()
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def _own(table: Table) -> Callable[[Mapping[str, Any]], Sequence[Figure]]:
+    place = among("{} among all layers", table)
+    return lambda row: [figure for figure in (place(row),) if figure is not None]

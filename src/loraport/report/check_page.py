@@ -1,0 +1,214 @@
+"""The page of a check: the verdict and its reasons, every quantity beside what chance would give, layer by layer."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path, PurePath
+from typing import Any
+
+from loraport.checking.results import CheckResult, LayerCheck, Reason
+from loraport.checking.results import Figure as Quantity
+from loraport.engine.results import Column
+from loraport.report.charts import Bar, Bars, Kind, Lines, Series, Unit, number
+from loraport.report.frame import (
+    Fact,
+    Figure,
+    Input,
+    Layers,
+    Listing,
+    Page,
+    Verdict,
+    Words,
+    among,
+    render,
+    way,
+    write,
+)
+from loraport.report.tables import Table
+
+TONES: Mapping[str, Any] = {
+    "use as is": "good",
+    "use at strength": "caution",
+    "convert": "caution",
+    "cannot help": "bad",
+}
+GROUPS: tuple[tuple[str, str, Kind, str], ...] = (
+    (
+        "pair",
+        "The two models",
+        "b",
+        "A bar that ends at its mark shows nothing but chance, or the rounding of the files.",
+    ),
+    (
+        "lora",
+        "The LoRA on them",
+        "a",
+        "An overlap far beyond its mark means that the distillation holds some of the LoRA.",
+    ),
+    ("method", "What converting would change", "d", "Near zero, the method gives back the LoRA nearly as it is."),
+)
+BY_DEPTH = (
+    ("drift", "Where the drift is high the target is farthest from the model that the LoRA was trained on."),
+    ("overlap", "Layers far above the null already hold a part of the LoRA; layers far below work against it."),
+    ("common", "Above one, the distillation changed the directions that the LoRA uses more than others."),
+)
+FIGURES = (
+    Column("name", "figure", "what was measured", "text"),
+    Column("value", "value", "over all layers that were looked at", "text"),
+    Column("nulls", "by chance", "what it would be if there were nothing to see", "text"),
+    Column("least", "least", "of a layer", "text"),
+    Column("most", "most", "of a layer", "text"),
+    Column("layers", "layers", "that it was measured on", "count"),
+    Column("help", "what it is", "", "text"),
+)
+
+
+def write_check_page(output: str | Path, result: CheckResult) -> Path:
+    """Write the page of a check. Raises FileError if it cannot be written."""
+    return write(output, _page(result))
+
+
+def render_check_page(result: CheckResult) -> str:
+    """The page of `write_check_page` as text."""
+    return render(_page(result))
+
+
+def _page(result: CheckResult) -> Page:
+    table = _layers(result)
+    strength = "" if result.verdict != "use at strength" or result.strength is None else f" {result.strength:g}"
+    target = PurePath(result.target).name if result.target else " + ".join(result.target_lora)
+    return Page(
+        words=Words(
+            title=f"{PurePath(result.lora).name} on {target or 'the target'}",
+            lead=result.headline,
+            remarks=tuple(_reason(each) for each in result.reasons),
+            commands=result.command,
+        ),
+        remarks_title="Why",
+        verdict=Verdict(result.verdict + strength, TONES[result.verdict]),
+        warnings=result.warnings,
+        use=tuple(way(text) for text in result.load),
+        inputs=tuple(_inputs(result)),
+        done=tuple(_done(result)),
+        listings=(Listing("Keys that meet nothing", result.coverage.dropped),)
+        if result.coverage is not None and result.coverage.dropped
+        else (),
+        figures=(*_groups(result), *_by_depth(result)),
+        tables=(("Every figure", "Beside what chance alone would give.", _quantities(result)),)
+        if result.figures
+        else (),
+        layers=Layers(table, _Own(result, table), f"{len(result.layers)} of {result.layers_of} layers were looked at."),
+    )
+
+
+def _reason(reason: Reason) -> str:
+    if not reason.threshold or reason.bound is None:
+        return reason.text
+    measured = f", measured on {reason.measured}" if reason.measured else ""
+    return f"{reason.text} (threshold {reason.threshold}: {number(reason.bound)}{measured})"
+
+
+def _inputs(result: CheckResult) -> list[Input]:
+    found = [Input("LoRA", result.lora)]
+    found.append(Input("source", result.source, (result.source_title,) if result.source_title else ()))
+    if result.target is not None:
+        found.append(Input("target", result.target, (result.target_title,) if result.target_title else ()))
+    return [*found, *(Input("distillation LoRA", each) for each in result.target_lora)]
+
+
+def _done(result: CheckResult) -> list[Fact]:
+    facts = [Fact("looked at", f"{result.stage}, in {result.seconds:.1f} s")]
+    covered = result.coverage
+    if covered is not None:
+        facts.append(Fact("LoRA", f"{covered.layers} layers, of which {covered.met} meet source and target"))
+        facts.append(Fact("model", f"{covered.of_model} layers; the LoRA leaves the others alone"))
+        facts += [Fact("passed on", f"{covered.kept} keys of other things than layers")] if covered.kept else []
+    if result.kind is not None:
+        facts.append(Fact("the target was made by", f"{result.kind.name}, by {result.kind.by}: {result.kind.sentence}"))
+    return [*facts, *(Fact("known", each) for each in result.known)]
+
+
+def _unit(unit: str) -> Unit:
+    return "share" if unit == "share" else "number"
+
+
+def _groups(result: CheckResult) -> list[Figure]:
+    drawn = []
+    for of, title, kind, look in GROUPS:
+        bars = tuple(_bar(each, kind) for each in result.figures if each.of == of)
+        drawn += [Figure(title, look, Bars(bars, each=True))] if bars else []
+    return drawn
+
+
+def _bar(quantity: Quantity, kind: Kind) -> Bar:
+    nulls = {null.name: null.value for null in quantity.nulls}
+    return Bar(quantity.title, quantity.value, nulls, _unit(quantity.unit), kind)
+
+
+def _by_depth(result: CheckResult) -> list[Figure]:
+    """A dot a layer, beside its null."""
+    drawn = []
+    for key, look in BY_DEPTH:
+        quantity = result.figure(key)
+        here = [layer for layer in result.layers if key in layer.figures]
+        if quantity is None or len({layer.depth for layer in here}) < 2:
+            continue
+        points = tuple((layer.depth, layer.figures[key]) for layer in sorted(here, key=lambda each: each.depth))
+        series = [Series(quantity.title, points, "a", dots=True)]
+        for name in dict.fromkeys(name for layer in here for name in layer.nulls.get(key, {})):
+            nulls = tuple((layer.depth, layer.nulls[key][name]) for layer in here if name in layer.nulls.get(key, {}))
+            series.append(Series(name, tuple(sorted(nulls)), "null", dots=True))
+        drawing = Lines(tuple(series), "depth, first block to last", quantity.title, _unit(quantity.unit))
+        drawn.append(Figure(f"{quantity.title[:1].upper()}{quantity.title[1:]} by depth", look, drawing))
+    return drawn
+
+
+def _quantities(result: CheckResult) -> Table:
+    rows = []
+    for each in result.figures:
+        unit = _unit(each.unit)
+        rows.append(
+            {
+                "name": each.title,
+                "value": number(each.value, unit),
+                "nulls": ", ".join(f"{number(null.value, unit)} ({null.name})" for null in each.nulls) or None,
+                "least": number(each.low, unit),
+                "most": number(each.high, unit),
+                "layers": each.layers,
+                "help": each.help,
+            }
+        )
+    return Table(FIGURES, tuple(rows))
+
+
+def _layers(result: CheckResult) -> Table:
+    """A row a layer that was looked at, a column a figure."""
+    columns = [Column("name", "layer", "", "text"), Column("shape", "shape", "output × input features", "text")]
+    for each in result.figures:
+        unit = "share" if each.unit == "share" else "number"
+        columns.append(Column(each.key, each.title, each.help, unit))  # type: ignore[arg-type]
+    rows = [
+        {**layer.figures, "name": layer.name, "shape": " × ".join(map(str, layer.shape))} for layer in result.layers
+    ]
+    present = {key for row in rows for key in row}
+    return Table(tuple(column for column in columns if column.key in present), tuple(rows))
+
+
+class _Own:
+    """Draws one layer's own figures: beside their nulls, and among the other layers."""
+
+    def __init__(self, result: CheckResult, table: Table):
+        self._layers = {layer.name: layer for layer in result.layers}
+        self._quantities = {each.key: asdict(each) for each in result.figures}
+        self._among = among("{} among the layers that were looked at", table)
+
+    def __call__(self, row: Mapping[str, Any]) -> Sequence[Figure]:
+        place = self._among(row)
+        return [self._beside(self._layers[row["name"]]), *([] if place is None else [place])]
+
+    def _beside(self, layer: LayerCheck) -> Figure:
+        bars = []
+        for key, value in layer.figures.items():
+            told = self._quantities.get(key, {"title": key.replace("_", " "), "unit": "factor"})
+            bars.append(Bar(told["title"], value, layer.nulls.get(key, {}), _unit(told["unit"])))
+        look = "A bar that ends at its mark shows what chance would show."
+        return Figure(f"{layer.name} beside its null models", look, Bars(tuple(bars), each=True))
