@@ -164,7 +164,7 @@ class Lines:
         if self.names:
             return [(float(at), name) for at, name in enumerate(self.names) if min(xs) <= at <= max(xs)]
         places = sorted(set(xs))
-        if len(places) > 8:
+        if len(places) > 8 or any(len(number(x)) > 4 for x in places):
             places = [tick for tick in _nice(places[0], places[-1]) if places[0] <= tick <= places[-1]]
         return [(x, number(x)) for x in places]
 
@@ -342,6 +342,8 @@ class Bars:
                 if math.isfinite(value)
             ]
             length = round(abs(bar.value) * scale, 1) if math.isfinite(bar.value) else 0
+            if self.each and not marks:
+                length = None  # there is nothing to hold it against
             rows.append({"bar": bar, "text": number(bar.value, bar.unit), "length": length, "marks": marks})
         return rows
 

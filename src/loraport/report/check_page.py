@@ -84,6 +84,7 @@ def _page(result: CheckResult) -> Page:
             commands=result.command,
         ),
         remarks_title="Why",
+        commands_title="How to go on",
         verdict=Verdict(result.verdict + strength, TONES[result.verdict]),
         warnings=result.warnings,
         use=tuple(way(text) for text in result.load),
@@ -104,7 +105,7 @@ def _reason(reason: Reason) -> str:
     if not reason.threshold or reason.bound is None:
         return reason.text
     measured = f", measured on {reason.measured}" if reason.measured else ""
-    return f"{reason.text} (threshold {reason.threshold}: {number(reason.bound)}{measured})"
+    return f"{reason.text.rstrip('.')} (threshold {reason.threshold}: {number(reason.bound)}{measured})"
 
 
 def _inputs(result: CheckResult) -> list[Input]:

@@ -24,6 +24,7 @@ from loraport.report.player import shown
 from loraport.report.tables import Table, show
 from loraport.version import __version__
 
+SENTENCES = ("help", "nulls")  # columns whose texts are broken into lines
 LONG = 2000  # characters of one text; file names and headers may be of any length
 
 
@@ -139,6 +140,7 @@ class Page:
         layers: the table of layers.
         facts: every setting and total.
         remarks_title: heading of the remarks.
+        commands_title: heading of the commands.
     """
 
     words: Words
@@ -155,6 +157,7 @@ class Page:
     layers: Layers | None = None
     facts: tuple[Fact, ...] = ()
     remarks_title: str = "What to see"
+    commands_title: str = "To repeat it"
 
 
 def write(output: str | Path, page: Page) -> Path:
@@ -262,6 +265,8 @@ def is_number(value: Any) -> bool:
 
 def align(column: Any) -> str:
     """The class of a column's cells."""
+    if column.key in SENTENCES:
+        return "words"
     return "layer" if column.key == "name" else "text" if column.unit == "text" else "number"
 
 

@@ -1,0 +1,276 @@
+"""The page of an analysis: what a distillation did to the weights and where LoRAs meet it, each beside its null models.
+
+The whole model is drawn here; what a layer's row opens is in `analysis_figures.py`.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path, PurePath
+from typing import Any
+
+from loraport.analysis.results import LayerAnalysis, LoraAnalysis, Measured, PairAnalysis, UpdateAnalysis
+from loraport.engine.results import Column
+from loraport.report.analysis_figures import GAUSSIAN, ROUNDING, layer_figures
+from loraport.report.charts import Bar, Bars, Kind, Lines, Map, Series, Unit, number
+from loraport.report.frame import Fact, Figure, Input, Layers, Page, Words, render, write
+from loraport.report.tables import Table, model_grid
+
+LORA_KINDS: tuple[Kind, ...] = ("a", "d", "c")
+OF_UPDATE: tuple[tuple[str, str, Unit], ...] = (
+    ("relative", "norm, over the weight's", "share"),
+    ("largest", "largest singular value, over the weight's", "share"),
+    ("rigidity", "change of the singular values", "share"),
+    ("head_concentration", "energy in the leading tenth of the head", "number"),
+    ("intruders", "intruders among ten leading directions", "number"),
+)
+OF_MEETING: tuple[tuple[str, str, Unit], ...] = (
+    ("cosine", "cosine of LoRA and drift", "number"),
+    ("head_cosine", "the same in the head", "number"),
+    ("sign_agreement", "entries of one sign", "share"),
+    ("interaction_in_head", "interaction in the head", "number"),
+    ("alignment_strength", "alignment within cells, whatever its sign", "number"),
+)
+OF_INTERVENTION: tuple[tuple[str, str, Unit], ...] = (
+    ("restored", "entries restored by CASA", "share"),
+    ("arbitrated", "entries arbitrated", "share"),
+    ("drift_undone", "energy of the drift undone", "share"),
+)
+BEYOND = "What ends at its mark is what any change of that size does; what passes it is this one's own."
+
+
+def write_analysis_page(output: str | Path, analysis: PairAnalysis) -> Path:
+    """Write the page of an analysis. Raises FileError if it cannot be written."""
+    return write(output, _page(analysis))
+
+
+def render_analysis_page(analysis: PairAnalysis) -> str:
+    """The page of `write_analysis_page` as text."""
+    return render(_page(analysis))
+
+
+def _page(analysis: PairAnalysis) -> Page:
+    by_name = {layer.name: layer for layer in analysis.layers}
+
+    def own(row: Mapping[str, Any]) -> Sequence[Figure]:
+        return layer_figures(by_name[row["name"]])
+
+    target = PurePath(analysis.target).name if analysis.target else " + ".join(analysis.target_lora)
+    look = "Each row opens the layer's spectrum, densities, maps, rotations and certificates."
+    return Page(
+        words=Words(
+            title=f"What {target or 'the target'} changed in {PurePath(analysis.source).name}",
+            lead=_lead(analysis),
+            remarks=tuple(_remarks(analysis)),
+        ),
+        warnings=analysis.warnings,
+        inputs=tuple(_inputs(analysis)),
+        done=(
+            Fact("analysed", f"{len(analysis.layers)} layers, in {analysis.seconds:.0f} s"),
+            Fact("thresholds", " · ".join(f"{key} {value:g}" for key, value in analysis.settings.items())),
+        ),
+        figures=tuple(_figures(analysis)) if analysis.layers else (),
+        layers=Layers(_table(analysis), own, look),
+    )
+
+
+def _inputs(analysis: PairAnalysis) -> list[Input]:
+    found = [Input("source", analysis.source, (analysis.source_title,))]
+    found += [Input("target", analysis.target, (analysis.target_title,))] if analysis.target is not None else []
+    found += [Input("distillation LoRA", each) for each in analysis.target_lora]
+    return [*found, *(Input(f"LoRA {each.label}", each.file, (f"{each.layers} layers",)) for each in analysis.loras)]
+
+
+def _lead(analysis: PairAnalysis) -> str:
+    if not analysis.layers:
+        return "No layer was analysed."
+    drift = [layer.drift for layer in analysis.layers]
+    moved, rigid = _mean([each.relative for each in drift]), _mean([each.rigidity for each in drift])
+    times = rigid.value / rigid.gaussian if rigid.gaussian > 0 else math.nan
+    return (
+        f"The distillation moved the weights by {number(moved.value, 'share')} of their norm, in the mean over "
+        f"{len(drift)} layers, and their singular values by {number(rigid.value, 'share')}: "
+        f"{number(times)} times what a random change of that size does."
+    )
+
+
+def _remarks(analysis: PairAnalysis) -> list[str]:
+    said = []
+    for lora in analysis.loras:
+        found = _on(analysis, lora.label)
+        if not found:
+            continue
+        cosine = _mean([each.meeting.cosine for each in found])
+        beyond = sum(abs(each.meeting.cosine.value) > 3 * each.meeting.cosine.gaussian for each in found)
+        said.append(
+            f"{lora.label}: cosine to the drift {number(cosine.value)} in the mean; in {beyond} of {len(found)} layers "
+            "it is beyond three standard deviations of unrelated updates."
+        )
+    return said
+
+
+def _on(analysis: PairAnalysis, label: str) -> list[LoraAnalysis]:
+    return [each for layer in analysis.layers for each in layer.loras if each.lora == label]
+
+
+def _figures(analysis: PairAnalysis) -> list[Figure]:
+    drawn = [_beside("The drift", [layer.drift for layer in analysis.layers], "b"), _by_depth(analysis)]
+    drawn += [
+        _grid(analysis, "Drift by type and depth", _relative, "share",
+              "Strong layers moved most; a row or column of them is a part that the distillation rebuilt."),
+        _grid(analysis, "Rigidity over its null", _rigidity, "number",
+              "One is what a random change does; strong layers have their singular values changed on purpose."),
+        _grid(analysis, "Certified directions", _certified, "share",
+              "In strong layers the gaps in the spectrum prove that clusters are the same before and after."),
+    ]  # fmt: skip
+    for at, lora in enumerate(analysis.loras):
+        found, name = _on(analysis, lora.label), lora.label
+        if not found:
+            continue
+        kind = LORA_KINDS[at % len(LORA_KINDS)]
+        size = partial(_of_lora, name, lambda one: one.update.relative.value)
+        cosine = partial(_of_lora, name, lambda one: one.meeting.cosine.value)
+        undone = partial(_of_lora, name, lambda one: one.meeting.intervention.drift_undone.value)
+        drawn += [
+            _beside(f"{name}", [each.update for each in found], kind),
+            _meeting(f"{name} and the drift", found, kind),
+            _grid(analysis, f"{name} by type and depth", size, "share",
+                  "Strong layers are those that the LoRA changes most."),
+            _grid(analysis, f"{name}: cosine to the drift", cosine, "number",
+                  "The one colour points along the drift, the other against it.", diverging=True),
+            _grid(analysis, f"{name}: drift that CASA undoes", undone, "share",
+                  "Where it is strong, converting this LoRA weakens the distillation there."),
+        ]  # fmt: skip
+    return [each for each in drawn if each is not None]
+
+
+def _relative(layer: LayerAnalysis) -> float | None:
+    return layer.drift.relative.value
+
+
+def _rigidity(layer: LayerAnalysis) -> float | None:
+    found = layer.drift.rigidity
+    return found.value / found.gaussian if found.gaussian > 0 else None
+
+
+def _certified(layer: LayerAnalysis) -> float | None:
+    return layer.routing.certificates.directions.value
+
+
+def _of_lora(label: str, get: Callable[[LoraAnalysis], float], layer: LayerAnalysis) -> float | None:
+    return next((get(each) for each in layer.loras if each.lora == label), None)
+
+
+def _grid(
+    analysis: PairAnalysis,
+    title: str,
+    get: Callable[[LayerAnalysis], float | None],
+    unit: Unit,
+    look: str,
+    *,
+    diverging: bool = False,
+) -> Figure | None:
+    """Layer types down, blocks across."""
+    found = [(layer.name, value) for layer in analysis.layers if (value := get(layer)) is not None]
+    if not found:
+        return None
+    grid = model_grid(found)
+    low = None if diverging else 0.0
+    drawing = Map(grid.values, "block", "module", grid.blocks, grid.modules, unit, low, None, diverging=diverging)
+    return Figure(title, look, drawing)
+
+
+def _by_depth(analysis: PairAnalysis) -> Figure | None:
+    """Norms over the block, in the mean over its layers."""
+    changes: list[tuple[str, Kind, Callable[[LayerAnalysis], float | None]]] = [("drift", "b", _relative)]
+    for at, lora in enumerate(analysis.loras):
+        get = partial(_of_lora, lora.label, lambda one: one.update.relative.value)
+        changes.append((lora.label, LORA_KINDS[at % len(LORA_KINDS)], get))
+    series = []
+    for label, kind, get in changes:
+        blocks: dict[int, list[float]] = {}
+        for layer in analysis.layers:
+            value = get(layer)
+            if layer.block is not None and value is not None:
+                blocks.setdefault(layer.block, []).append(value)
+        points = tuple((float(block), sum(found) / len(found)) for block, found in sorted(blocks.items()))
+        series += [Series(label, points, kind)] if len(points) > 1 else []
+    if not series:
+        return None
+    look = "Where the drift is far above a LoRA, the distillation has changed more than the LoRA will."
+    return Figure("Norms by depth", look, Lines(tuple(series), "block", "norm over the weight's", "share"))
+
+
+def _beside(title: str, updates: Sequence[UpdateAnalysis], kind: Kind) -> Figure:
+    """An update beside its null models, in the mean over layers."""
+    bars = [_bar(label, [getattr(one, key) for one in updates], unit, kind) for key, label, unit in OF_UPDATE]
+    return Figure(f"{title} beside its null models", BEYOND, Bars(tuple(bars), each=True))
+
+
+def _meeting(title: str, found: Sequence[LoraAnalysis], kind: Kind) -> Figure:
+    bars = [_bar(label, [getattr(one.meeting, key) for one in found], unit, kind) for key, label, unit in OF_MEETING]
+    acts = [one.meeting.intervention for one in found]
+    bars += [_bar(label, [getattr(one, key) for one in acts], unit, kind) for key, label, unit in OF_INTERVENTION]
+    return Figure(title, BEYOND, Bars(tuple(bars), each=True))
+
+
+def _bar(label: str, found: Sequence[Measured], unit: Unit, kind: Kind) -> Bar:
+    mean = _mean(found)
+    nulls = {GAUSSIAN: mean.gaussian} | ({} if mean.rounding is None else {ROUNDING: mean.rounding})
+    return Bar(label, mean.value, nulls, unit, kind)
+
+
+def _mean(found: Sequence[Measured]) -> Measured:
+    rounding = [each.rounding for each in found if each.rounding is not None]
+    return Measured(
+        sum(each.value for each in found) / len(found),
+        sum(each.gaussian for each in found) / len(found),
+        sum(rounding) / len(rounding) if rounding else None,
+    )
+
+
+def _table(analysis: PairAnalysis) -> Table:
+    """A row a layer: its size, the drift, the LoRAs."""
+    columns = [
+        Column("name", "layer", "", "text"),
+        Column("shape", "shape", "output × input features", "text"),
+        Column("head", "head", "directions that hold 90 % of the squared singular values", "count"),
+        Column("clusters", "clusters", "sets of directions that the drift mixes", "count"),
+        Column("drift", "drift", "norm over that of the weight", "share"),
+        Column("rigidity", "rigidity", "change of the singular values over the null model's; 1 is chance"),
+        Column(
+            "head_concentration", "in head", "the drift's energy in the leading tenth of the head, over an even spread"
+        ),
+        Column("intruders", "intruders", "of ten leading directions after the drift, new ones", "count"),
+        Column("certified", "certified", "share of the head's directions in clusters that are provably kept", "share"),
+    ]
+    for at, lora in enumerate(analysis.loras):
+        columns += [
+            Column(f"size{at}", lora.label, f"norm of {lora.label} over that of the weight", "share"),
+            Column(f"cosine{at}", f"{lora.label} · drift", f"cosine between {lora.label} and the drift"),
+            Column(f"undone{at}", f"{lora.label}: undone", "energy of the drift that CASA undoes for it", "share"),
+        ]
+    labels = [lora.label for lora in analysis.loras]
+    return Table(tuple(columns), tuple(_row(layer, labels) for layer in analysis.layers))
+
+
+def _row(layer: LayerAnalysis, labels: Sequence[str]) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": layer.name,
+        "shape": " × ".join(map(str, layer.shape)),
+        "head": layer.head,
+        "clusters": layer.routing.clusters,
+        "drift": layer.drift.relative.value,
+        "rigidity": _rigidity(layer),
+        "head_concentration": layer.drift.head_concentration.value,
+        "intruders": round(layer.drift.intruders.value),
+        "certified": _certified(layer),
+    }
+    for one in layer.loras:
+        at = labels.index(one.lora)
+        row |= {
+            f"size{at}": one.update.relative.value,
+            f"cosine{at}": one.meeting.cosine.value,
+            f"undone{at}": one.meeting.intervention.drift_undone.value,
+        }
+    return row
