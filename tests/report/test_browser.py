@@ -4,8 +4,11 @@ import json
 
 import pytest
 
+import findings
 from browser import browsing
 from loraport.report import Words, render_page
+from loraport.report.analysis_page import render_analysis_page
+from loraport.report.check_page import render_check_page
 
 EVIL = "<script>document.title = 'owned'</script>\"'><img src=x onerror=\"document.title='owned'\"></script></style>"
 NAMES = [f"blocks.{block}.{name}" for block in (2, 10) for name in ("self_attn.q", "ffn.0", "ffn.2")]
@@ -45,6 +48,10 @@ def page(tmp_path_factory):
     return path
 
 
+OPENED = """new Promise((done) => {{
+  const look = () => (document.querySelector('.panel') ? done({}) : setTimeout(look, 20));
+  look();
+}})"""
 COLUMN = "[...document.querySelectorAll('.layers tbody tr:not(.figures-of)')].map(row => row.cells[{}].innerText)"
 
 
@@ -78,8 +85,7 @@ def test_a_row_opens_its_own_figures(browser, page):
     browser.run(f"{button.format(7)}.focus()")
     for kind in ("keyDown", "keyUp"):
         browser.ask("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
-    waited = "new Promise(done => {{ const look = () => document.querySelector('.panel') ? done({}) : setTimeout(look, 20); look(); }})"  # noqa: E501
-    text = browser.run(waited.format("document.querySelector('.panel').innerText"))
+    text = browser.run(OPENED.format("document.querySelector('.panel').innerText"))
     assert f"blocks.0.{EVIL} among all layers" in text
     assert browser.run("document.querySelectorAll('.panel img, .panel script').length") == 0
     _sort(browser, "update")
@@ -102,6 +108,29 @@ def test_nothing_runs_is_loaded_or_runs_over(browser, page, width, dark):
     )
     assert browser.complaints() == []
     assert browser.fetched() == []
+
+
+@pytest.mark.parametrize("kind", ["check", "analysis"])
+def test_the_other_pages_are_drawn_too(browser, tmp_path, kind):
+    page = tmp_path / "page.html"
+    made = (
+        render_check_page(findings.check(EVIL))
+        if kind == "check"
+        else render_analysis_page(findings.pair(1, evil=EVIL))
+    )
+    page.write_text(made, encoding="utf-8")
+    for width in (1280, 390):
+        browser.open(page, width=width)
+        browser.run("document.querySelector('.layers tbody button').click()")
+        drawn = browser.run(OPENED.format("document.querySelectorAll('.panel figure').length"))
+        assert drawn == (2 if kind == "check" else 16)
+        seen = "[...document.querySelectorAll('.panel figure')].every(each => each.getBoundingClientRect().right <= {})"
+        assert browser.run(seen.format(width))
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        assert browser.run("document.images.length + document.scripts.length") == 1
+        assert _sort(browser, "drift")[1] == "ascending"
+        assert browser.complaints() == []
+        assert browser.fetched() == []
 
 
 def test_a_script_that_found_its_way_in_would_not_run(browser, page, tmp_path):

@@ -3,12 +3,14 @@
 import base64
 import gzip
 import hashlib
+import io
 import json
 import re
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from loraport.errors import FileError
 from loraport.report import Comparison, Curve, Measure, Row, Score, Words, read_run, render_page, write_page
@@ -86,9 +88,9 @@ REPORT = {
 }
 
 
-def _comparison(label="first & <b>best</b>"):
+def _comparison(label="first & <b>best</b>", size=6):
     rng = np.random.default_rng(0)
-    clips = rng.integers(0, 255, (3, 4, 6, 6, 3), dtype=np.uint8)
+    clips = rng.integers(0, 255, (3, 4, size, size, 3), dtype=np.uint8)
     measure = Measure("m", "a measure", "its meaning", "lower", high=0.4, digits=3)
     score = Score(-0.01, 0.004)
     rows = (Row("a", label, "a note", clips, {"m": score}, "reference"), Row("b", "numbers only", scores={"m": score}))
@@ -163,6 +165,14 @@ def test_a_page_with_pictures_is_self_contained():
     for expected in ("Title", "Lead.", "remark one", "legend", "run me", "−0.010 ± 0.004", "numbers only", "dial"):
         assert expected in text
     assert checker.tags.count("polyline") == 2
+
+
+def test_clips_are_not_cut_as_texts_are():
+    checker = _check(render_page(REPORT, comparison=_comparison(size=40)))
+    (url,) = [url for url in checker.fetched if url.startswith("data:image/png;base64,")]
+    picture = Image.open(io.BytesIO(base64.b64decode(url.split(",")[1])))
+    picture.load()
+    assert picture.size == (3 * 41 - 1, 4 * 40)
 
 
 def test_names_are_escaped_everywhere():

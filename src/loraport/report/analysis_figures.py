@@ -21,13 +21,15 @@ ROUNDING = "rounding of the stored numbers"
 _CELL_AXES = ("sending cluster", "receiving cluster")
 
 
-def layer_figures(layer: LayerAnalysis) -> list[Figure]:
-    """Everything that one layer has to show.
+def layer_figures(layer: LayerAnalysis, *, brief: bool = False) -> list[Figure]:
+    """Everything that one layer has to show, what matters least last.
 
     Args:
         layer: of a `PairAnalysis`.
+        brief: without the directions after a random update, since there are very many layers.
     """
-    drawn = [_spectrum(layer), _energy(layer), _rotation("drift", layer.drift), *_windows("drift", layer.drift)]
+    drawn = [_spectrum(layer), _energy(layer), _rotation("drift", layer.drift)]
+    drawn += _windows("drift", layer.drift, null=not brief)
     drawn += [_certificates(layer)] if layer.routing.certificates.shown else []
     if not layer.loras:
         drawn += [*_densities("", layer.routing), _heat("Drift from cluster to cluster", layer.routing.drift)]
@@ -83,7 +85,7 @@ def _rotation(name: str, update: UpdateAnalysis) -> Figure:
     return Figure(f"How far {name} turns directions", look, Lines(series, "direction", "sine of the turn", level=1.0))
 
 
-def _windows(name: str, update: UpdateAnalysis) -> list[Figure]:
+def _windows(name: str, update: UpdateAnalysis, *, null: bool) -> list[Figure]:
     looks = {
         "head": "A clean diagonal means that the strongest directions stay what they were.",
         "middle": "Blocks are directions of nearly one size, which mix with each other and with no others.",
@@ -94,8 +96,8 @@ def _windows(name: str, update: UpdateAnalysis) -> list[Figure]:
         drawn.append(
             _window(f"Directions before and after {name}: {window.place}", looks[window.place], window, null=False)
         )
-        if window.similarity_gaussian is not None and window.place == "middle":
-            look = "The same blocks show here, so that they say nothing of the distillation."
+        if null and window.similarity_gaussian is not None and window.place == "middle":
+            look = "Blocks that show here too say nothing of the distillation."
             drawn.append(_window(f"The {window.place} after a random update of the same norm", look, window, null=True))
     return drawn
 

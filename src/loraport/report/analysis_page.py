@@ -5,13 +5,15 @@ The whole model is drawn here; what a layer's row opens is in `analysis_figures.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from loraport.analysis.results import LayerAnalysis, LoraAnalysis, Measured, PairAnalysis, UpdateAnalysis
 from loraport.engine.results import Column
 from loraport.report.analysis_figures import GAUSSIAN, ROUNDING, layer_figures
+from loraport.report.card import name_of
 from loraport.report.charts import Bar, Bars, Kind, Lines, Map, Series, Unit, number
 from loraport.report.frame import Fact, Figure, Input, Layers, Page, Words, render, write
 from loraport.report.tables import Table, model_grid
@@ -25,7 +27,7 @@ OF_UPDATE: tuple[tuple[str, str, Unit], ...] = (
     ("intruders", "intruders among ten leading directions", "number"),
 )
 OF_MEETING: tuple[tuple[str, str, Unit], ...] = (
-    ("cosine", "cosine of LoRA and drift", "number"),
+    ("cosine", "cosine of LoRA and drift, whatever its sign", "number"),
     ("head_cosine", "the same in the head", "number"),
     ("sign_agreement", "entries of one sign", "share"),
     ("interaction_in_head", "interaction in the head", "number"),
@@ -36,6 +38,7 @@ OF_INTERVENTION: tuple[tuple[str, str, Unit], ...] = (
     ("arbitrated", "entries arbitrated", "share"),
     ("drift_undone", "energy of the drift undone", "share"),
 )
+MANY = 200  # layers, of which all figures would not fit on a page
 BEYOND = "What ends at its mark is what any change of that size does; what passes it is this one's own."
 
 
@@ -53,13 +56,13 @@ def _page(analysis: PairAnalysis) -> Page:
     by_name = {layer.name: layer for layer in analysis.layers}
 
     def own(row: Mapping[str, Any]) -> Sequence[Figure]:
-        return layer_figures(by_name[row["name"]])
+        return layer_figures(by_name[row["name"]], brief=len(by_name) > MANY)
 
-    target = PurePath(analysis.target).name if analysis.target else " + ".join(analysis.target_lora)
+    target = name_of(analysis.target) if analysis.target else " + ".join(analysis.target_lora)
     look = "Each row opens the layer's spectrum, densities, maps, rotations and certificates."
     return Page(
         words=Words(
-            title=f"What {target or 'the target'} changed in {PurePath(analysis.source).name}",
+            title=f"What {target or 'the target'} changed in {name_of(analysis.source)}",
             lead=_lead(analysis),
             remarks=tuple(_remarks(analysis)),
         ),
@@ -215,7 +218,7 @@ def _meeting(title: str, found: Sequence[LoraAnalysis], kind: Kind) -> Figure:
 
 
 def _bar(label: str, found: Sequence[Measured], unit: Unit, kind: Kind) -> Bar:
-    mean = _mean(found)
+    mean = _mean([replace(each, value=abs(each.value)) for each in found])
     nulls = {GAUSSIAN: mean.gaussian} | ({} if mean.rounding is None else {ROUNDING: mean.rounding})
     return Bar(label, mean.value, nulls, unit, kind)
 

@@ -5,6 +5,7 @@ as SVG without colours; the style sheet colours them, by light and by dark. A pa
 them, one set a layer, so they are small: matplotlib takes a tenth of a second and 20 kB for each.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,10 +17,10 @@ Kind = Literal["a", "b", "c", "d", "null", "reference", "baseline", "result"]
 _Axis = Callable[[float], float]
 
 WIDTH, HEIGHT = 340, 190
-LEVELS = 8
-"""Shades of a map: 0 to 8, or -4 to 4."""
+LEVELS = 6
+"""Shades of a map: 0 to 6, or -3 to 3."""
 CHARACTER = 5.6  # width of one at 10.5 px, about
-MOST_DOTS = 40  # points of a line that are marked
+MOST_DOTS = 12  # points of a line that are marked
 MOST_CELLS = 64  # on a side of a map; larger ones are averaged
 
 
@@ -171,7 +172,7 @@ class Lines:
 
 @dataclass(frozen=True)
 class Cells:
-    """The parts of a drawn map: a path a shade in units of cells, moved and scaled, and its ticks in pixels."""
+    """The parts of a drawn map: a path a shade, as strokes one cell high, moved and scaled, and its ticks in pixels."""
 
     left: float
     top: float
@@ -279,8 +280,8 @@ class Map:
                 if end < len(levels) and levels[end] == levels[start]:
                     continue
                 level = levels[start]
-                if level is not None:
-                    paths.setdefault(names[level], []).append(f"M{start} {at}h{end - start}v1h-{end - start}z")
+                if level is not None and names[level] != "q0":  # which is as blank
+                    paths.setdefault(names[level], []).append(f"M{start} {at}h{end - start}")
                 start = end
         yield from ((name, "".join(parts)) for name, parts in paths.items())
 
@@ -419,7 +420,8 @@ def _path(
 
 
 def _written(places: Sequence[tuple[float, float]]) -> str:
-    return " ".join(f"{x:g},{y:g}" for x, y in places)
+    digits = 1 if len(places) <= MOST_DOTS else 0  # of many points none is seen so exactly
+    return " ".join(f"{round(x, digits):g},{round(y, digits):g}" for x, y in places)
 
 
 def _finite(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -457,12 +459,18 @@ def _decades(low: float, high: float) -> list[float]:
 
 
 def _thinned(ticks: list[Tick]) -> list[Tick]:
-    """Every so many, so that no label runs into the next, and none over the edge."""
+    """Ticks whose labels do not run into each other: evenly left out, where they lie evenly."""
     if len(ticks) < 2:
         return ticks
-    room = abs(ticks[-1].at - ticks[0].at) / (len(ticks) - 1)
     wide = CHARACTER * max(len(tick.text) for tick in ticks) + 6
-    return ticks[:: max(1, math.ceil(wide / room))] if room > 0 else ticks[:1]
+    room = min(after.at - before.at for before, after in itertools.pairwise(ticks))
+    even = max(after.at - before.at for before, after in itertools.pairwise(ticks)) < 1.1 * room
+    if even and room > 0:
+        return ticks[:: max(1, math.ceil(wide / room))]
+    kept = ticks[:1]
+    for tick in ticks[1:]:
+        kept += [tick] if tick.at - kept[-1].at >= wide else []
+    return kept
 
 
 def _sparse(ticks: list[Tick], gap: float) -> list[Tick]:

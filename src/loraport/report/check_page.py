@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 from loraport.checking.results import CheckResult, LayerCheck, Reason
 from loraport.checking.results import Figure as Quantity
 from loraport.engine.results import Column
+from loraport.report.card import name_of
 from loraport.report.charts import Bar, Bars, Kind, Lines, Series, Unit, number
 from loraport.report.frame import (
     Fact,
@@ -75,10 +76,10 @@ def render_check_page(result: CheckResult) -> str:
 def _page(result: CheckResult) -> Page:
     table = _layers(result)
     strength = "" if result.verdict != "use at strength" or result.strength is None else f" {result.strength:g}"
-    target = PurePath(result.target).name if result.target else " + ".join(result.target_lora)
+    target = name_of(result.target) if result.target else " + ".join(result.target_lora)
     return Page(
         words=Words(
-            title=f"{PurePath(result.lora).name} on {target or 'the target'}",
+            title=f"{name_of(result.lora)} on {target or 'the target'}",
             lead=result.headline,
             remarks=tuple(_reason(each) for each in result.reasons),
             commands=result.command,

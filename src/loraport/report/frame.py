@@ -15,16 +15,20 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraport.files import write_text
 from loraport.report.charts import Drawing, Place, Places, spread_of
 from loraport.report.comparison import Comparison
-from loraport.report.player import shown
+from loraport.report.player import base64_of, shown
 from loraport.report.tables import Table, show
 from loraport.version import __version__
 
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
 SENTENCES = ("help", "nulls")  # columns whose texts are broken into lines
+BUDGET = 4_300_000  # bytes of all layers' own figures
 LONG = 2000  # characters of one text; file names and headers may be of any length
 
 
@@ -208,21 +212,33 @@ def _seen(character: str) -> str:
 def _rows(layers: Layers) -> dict[str, Any]:
     """The table as the template writes it: a row's cells, and its figures packed."""
     table = layers.table
+    drawn = [() if layers.figures is None else layers.figures(row) for row in table.rows]
+    packed, left_out = _fitting(drawn)
     rows = []
-    for row, texts in zip(table.rows, table.cells(), strict=True):
+    for row, texts, figures in zip(table.rows, table.cells(), packed, strict=True):
         cells = [
             {"text": text, "align": align(column), "sort": row.get(column.key)}
             for column, text in zip(table.columns, texts, strict=True)
         ]
-        figures = () if layers.figures is None else layers.figures(row)
-        rows.append({"cells": cells, "figures": _packed(figures) if figures else ""})
-    return {"columns": table.columns, "rows": rows, "look": layers.look, "opens": any(row["figures"] for row in rows)}
+        rows.append({"cells": cells, "figures": figures})
+    return {"columns": table.columns, "rows": rows, "look": layers.look, "opens": any(packed), "left_out": left_out}
 
 
-def _packed(figures: Sequence[Figure]) -> str:
+def _fitting(drawn: Sequence[Sequence[Figure]]) -> "tuple[list[str | Markup], int]":
+    """Figures packed, the first so many of each row that all together fit, and how many were left out of a row."""
+    most = whole = max(map(len, drawn), default=0)
+    while True:
+        packed = [_packed(figures[:most]) if figures else "" for figures in drawn]
+        size = sum(map(len, packed))
+        if size <= BUDGET or most <= 1:
+            return packed, whole - most
+        most = max(1, min(most - 1, int(most * BUDGET / size)))
+
+
+def _packed(figures: Sequence[Figure]) -> "Markup":
     """Figures as HTML, compressed: those of all layers of a large model would be five times as much as they are."""
     html = str(_engine().get_template("drawings.html.j2").module.figures(figures))
-    return base64.b64encode(gzip.compress(html.encode(), mtime=0)).decode("ascii")
+    return base64_of(gzip.compress(html.encode(), mtime=0))
 
 
 def way(text: str) -> Way:
