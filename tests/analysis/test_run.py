@@ -137,6 +137,9 @@ def test_the_command(files, options, tmp_path):
     read = PairAnalysis.from_json(json.loads(output.read_text(encoding="utf-8")))
     assert [layer.name for layer in read.layers] == ["blocks.0.ffn.0", "blocks.0.ffn.2", "blocks.0.self_attn.q"]
     assert invoke(*pair, "-o", output).exit_code == 5  # it exists
+    page = tmp_path / "analysis.html"
+    assert invoke(*pair, "-o", page).exit_code == 0  # the figures, from the cache
+    assert "blocks.0.ffn.2" in page.read_text(encoding="utf-8")
     assert invoke(*pair).exit_code == 2
     assert invoke(*pair, "-o", tmp_path / "analysis.txt").exit_code == 2
     assert invoke(*pair, "-o", files.lora.with_suffix(".json")).exit_code == 0

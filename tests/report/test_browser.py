@@ -123,7 +123,7 @@ def test_the_other_pages_are_drawn_too(browser, tmp_path, kind):
         browser.open(page, width=width)
         browser.run("document.querySelector('.layers tbody button').click()")
         drawn = browser.run(OPENED.format("document.querySelectorAll('.panel figure').length"))
-        assert drawn == (2 if kind == "check" else 16)
+        assert drawn == (2 if kind == "check" else 17)
         seen = "[...document.querySelectorAll('.panel figure')].every(each => each.getBoundingClientRect().right <= {})"
         assert browser.run(seen.format(width))
         assert browser.run("document.documentElement.scrollWidth") <= width

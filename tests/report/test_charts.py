@@ -88,7 +88,7 @@ def test_a_diverging_map_has_zero_in_the_middle():
 
 
 def test_a_map_that_is_too_large_is_averaged():
-    drawing = Map(tuple(tuple(float(r) for _ in range(130)) for r in range(9, 139)), "x", "y", low=0.0)
+    drawing = Map(tuple(tuple(float(r) for _ in range(130)) for r in range(60, 190)), "x", "y", low=0.0)
     layout = drawing.layout()
     assert layout.rows == layout.columns == 44
     assert len(_cells(drawing)) == 44 * 44
@@ -108,12 +108,19 @@ def test_words_name_the_ends_of_a_map():
     )
 
 
-def test_bars_are_held_against_their_null():
-    rows = Bars((Bar("a", 2.0, 1.0), Bar("b", 4.0)), null="chance").layout()
+def test_bars_are_held_against_their_nulls():
+    rows = Bars((Bar("a", 2.0, {"chance": 1.0}), Bar("b", 4.0))).layout()
     assert [row["length"] for row in rows] == [50.0, 100.0]
-    assert [row["null"] for row in rows] == [25.0, None]
-    own = Bars((Bar("a", 2.0, 1.0), Bar("b", 4.0, math.nan), Bar("c", math.inf)), each=True).layout()
-    assert [row["length"] for row in own] == [100.0, 100.0, 0]
+    assert [row["marks"] for row in rows] == [[{"at": 25.0, "nth": 0}], []]
+    own = Bars(
+        (Bar("a", 2.0, {"one": 4.0, "two": 1.0}), Bar("b", -4.0, {"two": 2.0, "one": math.nan}), Bar("c", 3.0)),
+        each=True,
+    )
+    assert own.names == ["one", "two"]
+    assert [row["length"] for row in own.layout()] == [50.0, 100.0, None]  # nothing to hold the last against
+    assert [row["marks"] for row in own.layout()][1] == [{"at": 50.0, "nth": 1}]
+    assert own.alt() == "Bars: a 2 (one 4, two 1); b −4 (two 2, one –); c 3"
+    assert Bars((Bar("d", math.inf, {"one": 1.0}),)).layout()[0]["length"] == 0
 
 
 def test_places():

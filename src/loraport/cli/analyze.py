@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """What a distillation did to a model, and where a LoRA meets it:
 
-    loraport analyze style.safetensors --source Wan2.1-T2V-1.3B/ --target fast.safetensors -o analysis.json
+    loraport analyze style.safetensors --source Wan2.1-T2V-1.3B/ --target fast.safetensors -o analysis.html
 
 One kind of layers alone: --layers self_attn. The same command again resumes what was interrupted."""
 
@@ -44,8 +44,8 @@ def analyze(
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
-            "--output", "-o", metavar="FILE.json", rich_help_panel=OUTPUT, show_default=False,
-            help="The file to write.",
+            "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, show_default=False,
+            help="The file to write: .html for a page with the figures, .json for all numbers.",
         ),
     ] = None,
     layers: Annotated[
@@ -64,16 +64,22 @@ def analyze(
 
     choice, options = given.make(_CHOICE).values(), given.make(RunOptions)
     if output is None:
-        raise UsageError("the output is not given", fix="name the file to write: -o analysis.json")
-    if output.suffix.lower() != ".json":
+        raise UsageError("the output is not given", fix="name the file to write: -o analysis.html")
+    ending = output.suffix.lower()
+    if ending not in (".html", ".json"):
         raise UsageError(
-            "what is written is told by the ending", values=str(output), fix="give a name like analysis.json"
+            "what is written is told by the ending", values=str(output), fix="end the name in .html or .json"
         )
     plan = make_analysis_plan(loras or [], choice | {"layers": layers})
     check_output(output, [("input", file) for file in plan.identities], overwrite=options.overwrite)
     with Progress(console) as progress:
         found = run_analysis(plan, options, progress)
-    found.write(output)
+    if ending == ".html":
+        from loraport.report.analysis_page import write_analysis_page
+
+        write_analysis_page(output, found)
+    else:
+        found.write(output)
     console.result(*_summary(found), f"  output    {output}  ({text.size(output.stat().st_size)})")
     if console.verbose:
         rows = [

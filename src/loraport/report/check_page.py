@@ -106,7 +106,7 @@ def _reason(reason: Reason) -> str:
     if not reason.threshold or reason.bound is None:
         return reason.text
     measured = f", measured on {reason.measured}" if reason.measured else ""
-    return f"{reason.text.rstrip('.')} (threshold {reason.threshold}: {number(reason.bound)}{measured})"
+    return f"{reason.text.rstrip('.')} (threshold {reason.threshold}: {number(reason.bound)}{measured})."
 
 
 def _inputs(result: CheckResult) -> list[Input]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SENTENCES = ("help", "nulls")  # columns whose texts are broken into lines
 BUDGET = 4_300_000  # bytes of all layers' own figures
+SAMPLE = 20  # layers by whose figures the size of all is guessed
 LONG = 2000  # characters of one text; file names and headers may be of any length
 
 
@@ -227,12 +228,18 @@ def _rows(layers: Layers) -> dict[str, Any]:
 def _fitting(drawn: Sequence[Sequence[Figure]]) -> "tuple[list[str | Markup], int]":
     """Figures packed, the first so many of each row that all together fit, and how many were left out of a row."""
     most = whole = max(map(len, drawn), default=0)
+    sample = drawn[:: max(1, len(drawn) // SAMPLE)]
+    while most > 1 and sum(map(len, _cut(sample, most))) * len(drawn) / len(sample) > BUDGET:
+        most -= 1
     while True:
-        packed = [_packed(figures[:most]) if figures else "" for figures in drawn]
-        size = sum(map(len, packed))
-        if size <= BUDGET or most <= 1:
+        packed = _cut(drawn, most)
+        if most <= 1 or sum(map(len, packed)) <= BUDGET:
             return packed, whole - most
-        most = max(1, min(most - 1, int(most * BUDGET / size)))
+        most -= 1  # the sample had the small ones
+
+
+def _cut(drawn: Sequence[Sequence[Figure]], most: int) -> "list[str | Markup]":
+    return [_packed(figures[:most]) if figures else "" for figures in drawn]
 
 
 def _packed(figures: Sequence[Figure]) -> "Markup":
