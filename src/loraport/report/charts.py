@@ -342,7 +342,7 @@ class Bars:
                 for name, value in bar.nulls.items()
                 if math.isfinite(value)
             ]
-            length = round(abs(bar.value) * scale, 1) if math.isfinite(bar.value) else 0
+            length: float | None = round(abs(bar.value) * scale, 1) if math.isfinite(bar.value) else 0.0
             if self.each and not marks:
                 length = None  # there is nothing to hold it against
             rows.append({"bar": bar, "text": number(bar.value, bar.unit), "length": length, "marks": marks})

@@ -75,7 +75,9 @@ def render_check_page(result: CheckResult) -> str:
 
 def _page(result: CheckResult) -> Page:
     table = _layers(result)
-    strength = "" if result.verdict != "use at strength" or result.strength is None else f" {result.strength:g}"
+    strength = "" if result.strength is None else f" {result.strength:g}"
+    if result.verdict != "use at strength":
+        strength = "" if result.strength in (None, 1.0) else f", strength{strength}"
     target = name_of(result.target) if result.target else " + ".join(result.target_lora)
     return Page(
         words=Words(
