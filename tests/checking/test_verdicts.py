@@ -265,3 +265,31 @@ def test_bundled_pairs():
     for name in catalogue.distillations():
         found = loraport.check(f"zoo:{lora}", source=f"zoo:{source}", target_lora=f"zoo:{name}")
         assert found.kind.name == "a LoRA"
+
+
+def test_a_page_is_written_for_one_lora(files, tmp_path):
+    page = tmp_path / "check.html"
+    words = [
+        "check",
+        str(files.lora),
+        "--source",
+        str(files.source),
+        "--target",
+        str(files.target),
+        "--report",
+        str(page),
+    ]
+    done = CliRunner().invoke(app, [*words, "--json"])
+    document = json.loads(done.stdout)
+    assert done.exit_code == document["exit_code"]
+    assert document["page"] == str(page)
+    drawn = page.read_text(encoding="utf-8")
+    assert f">{document['verdict']}" in drawn
+    assert "rounding of the stored numbers" in drawn
+    assert document["layers"][0]["name"] in drawn
+    assert CliRunner().invoke(app, words).exit_code == 5  # it is there
+    assert CliRunner().invoke(app, [*words, "--overwrite"]).exit_code == done.exit_code
+    assert CliRunner().invoke(app, [*words[:-1], str(files.lora), "--overwrite"]).exit_code == 5
+    several = CliRunner().invoke(app, [words[0], str(files.lora), *words[1:]])
+    assert several.exit_code == 2
+    assert "about one LoRA" in several.stderr

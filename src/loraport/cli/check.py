@@ -1,7 +1,7 @@
 """`loraport check`: does a LoRA work on a model as it is, before anything is made."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Optional
 
 import typer
 
@@ -12,8 +12,9 @@ from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import NO_VALUE
 from loraport.engine.many import find_loras, holds_many
-from loraport.engine.recipe import Recipe, RunOptions
-from loraport.errors import LoraportError
+from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
+from loraport.errors import LoraportError, UsageError
+from loraport.writable import check_output
 
 EXAMPLE = f"""Will it work there, and at which strength?
 
@@ -24,7 +25,7 @@ EXAMPLE = f"""Will it work there, and at which strength?
 Exit codes: {", ".join(f"{code} {verdict}" for verdict, code in EXIT_CODES.items())}; of several LoRAs the greatest.
 Errors keep theirs: 2 usage, 4 a weight holds NaN, 5 files."""
 
-_MACHINE = RunOptions.part("device", "workers", "max_memory")
+_MACHINE = RunOptions.part("device", "workers", "max_memory", "overwrite")
 
 
 @command(Recipe, _MACHINE, without=("force", "allow_partial", "amount", "layers", "rank", "to", "dtype"))
@@ -36,28 +37,55 @@ def check(
         bool, typer.Option("--deep", metavar=NO_VALUE, help="Look at every layer, not at a sample of them.")
     ] = False,
     recursive: options.Recursive = False,
+    page: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
+        typer.Option(
+            "--report", metavar="FILE", show_default=False, rich_help_panel=OUTPUT,
+            help="Also write a page about it: the verdict, every figure beside its null, by layer (HTML; one LoRA).",
+        ),
+    ] = None,
 ) -> None:  # fmt: skip
     """Say whether a LoRA works on a model: use as is, use at a strength, convert, or cannot help, and why."""
     loras = list(given.loras)
     if any(holds_many(lora, recursive=recursive) for lora in loras):
         loras = [each.lora for each in find_loras(loras, Path(), recursive=recursive)]
-    recipes, machine = [given.recipe(lora) for lora in loras], given.make(_MACHINE)
+    recipes, machine = [given.recipe(lora) for lora in loras], given.make(_MACHINE).values()
+    overwrite = machine.pop("overwrite")
+    if page is not None:
+        _check_page(page, recipes, overwrite=overwrite)
     from loraport.checking.run import check_recipes
 
-    found = check_recipes(recipes, RunOptions(**machine.values()), deep=deep)
+    found = check_recipes(recipes, RunOptions(**machine), deep=deep)
     errors = [each for each in found if isinstance(each, LoraportError)]
     if len(found) == 1:
         if errors:
             raise errors[0]
         (result,) = (each for each in found if isinstance(each, CheckResult))
+        if page is not None:
+            from loraport.report.check_page import write_check_page
+
+            write_check_page(page, result)
         show(result, console)
-        console.document(result.to_json())
+        if page is not None:
+            console.result(f"  page      {page}")
+        console.document(result.to_json() | ({} if page is None else {"page": str(page)}))
         raise typer.Exit(result.exit_code)
     show_many(loras, found, console)
     documents = [each.to_json() if isinstance(each, CheckResult) else {"error": each.to_json()} for each in found]
     console.document({"checks": documents, "failed": len(errors)})
     codes = [each.exit_code for each in found if isinstance(each, CheckResult)]
     raise typer.Exit(errors[0].exit_code if errors else max(codes))
+
+
+def _check_page(page: Path, recipes: list[Recipe], *, overwrite: bool) -> None:
+    """What would fail after the look is said before it."""
+    if len(recipes) > 1:
+        raise UsageError("a page is about one LoRA", values=f"{len(recipes)} LoRAs", fix="leave out --report")
+    recipe = recipes[0]
+    named = [("lora", recipe.lora), ("source", recipe.source), ("target", recipe.target)]
+    named += [("distillation LoRA", each.file) for each in (*recipe.target_lora, *recipe.source_lora)]
+    inputs = [(role, Path(file)) for role, file in named if file is not None]
+    check_output(page, inputs, overwrite=overwrite, what="page")
 
 
 def show(result: CheckResult, console: Console) -> None:
