@@ -34,6 +34,9 @@ MAY_IMPORT = {
         "report", "checking", "calibration", "engine", "sampling", "methods", "adapters", "models", "containers",
         "store", "zoo", "core",
     },
+    "comparing": {
+        "report", "metrics", "engine", "sampling", "adapters", "models", "containers", "core",
+    },
     "demo": {"evaluate", "report", "calibration", "engine", "sampling", "methods", "zoo"},
     "cli": {"api"},
 }  # fmt: skip

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from loraport.calibration.api import calibrate
     from loraport.checking.api import check
     from loraport.checking.results import CheckResult
+    from loraport.comparing.probe import ProbeReport, probe
+    from loraport.comparing.report import CompareReport
+    from loraport.comparing.run import compare
+    from loraport.comparing.settings import CompareSettings
     from loraport.engine.experts import Experts
     from loraport.engine.experts_plan import ExpertsPlan
     from loraport.engine.experts_run import ExpertsReport
@@ -55,6 +59,11 @@ _HOMES = {
     "calibrate": "loraport.calibration.api",
     "check": "loraport.checking.api",
     "CheckResult": "loraport.checking.results",
+    "compare": "loraport.comparing.run",
+    "CompareReport": "loraport.comparing.report",
+    "CompareSettings": "loraport.comparing.settings",
+    "probe": "loraport.comparing.probe",
+    "ProbeReport": "loraport.comparing.probe",
     "plan": "loraport.api",
     "plan_experts": "loraport.api",
     "transfer_experts": "loraport.api",
@@ -85,6 +94,8 @@ _HOMES = {
 __all__ = [
     "AddedLora",
     "CheckResult",
+    "CompareReport",
+    "CompareSettings",
     "Experts",
     "ExpertsPlan",
     "ExpertsReport",
@@ -94,6 +105,7 @@ __all__ = [
     "MergeReport",
     "Outcome",
     "PairAnalysis",
+    "ProbeReport",
     "Recipe",
     "Resized",
     "RunOptions",
@@ -104,6 +116,7 @@ __all__ = [
     "analyze",
     "calibrate",
     "check",
+    "compare",
     "convert",
     "extract",
     "inspect",
@@ -111,6 +124,7 @@ __all__ = [
     "merge",
     "plan",
     "plan_experts",
+    "probe",
     "remove_drift",
     "resize",
     "transfer",

@@ -44,6 +44,8 @@ COMMANDS = (
     "resize",
     "extract",
     "analyze",
+    "compare",
+    "probe",
     "merge",
     "verify",
     "cache",

@@ -9,6 +9,7 @@ from loraport.cli import (
     cache,
     calibrate,
     check,
+    compare,
     convert,
     demo,
     evaluate,
@@ -18,6 +19,7 @@ from loraport.cli import (
     merge,
     methods,
     plan,
+    probe,
     resize,
     transfer,
     verify,
@@ -67,7 +69,15 @@ def _top(
 
 
 _JOB, _FILES, _MORE = "The job", "Files", "More"
-_JOBS = ((transfer, _JOB), (check, _JOB), (calibrate, _JOB), (plan, _JOB), (analyze, _JOB))
+_JOBS = (
+    (transfer, _JOB),
+    (check, _JOB),
+    (calibrate, _JOB),
+    (plan, _JOB),
+    (analyze, _JOB),
+    (compare, _JOB),
+    (probe, _JOB),
+)
 for module, panel in (
     *_JOBS,
     (inspect, _FILES),

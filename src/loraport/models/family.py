@@ -56,11 +56,15 @@ class DiffusersClasses:
         model: class of the network.
         pipeline: class of the pipeline.
         loader: class that takes a LoRA file for the pipeline, with `lora_state_dict`.
+        guidance: what its call takes the guidance scale as.
+        output: canonical name of the last layer of the network, which makes what is predicted.
     """
 
     model: str = ""
     pipeline: str = ""
     loader: str = ""
+    guidance: str = "guidance_scale"
+    output: str = ""
 
 
 @dataclass(frozen=True)

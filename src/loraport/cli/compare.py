@@ -1,0 +1,123 @@
+"""`loraport compare`: the same prompts and seeds on both models, with and without the LoRA."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from loraport.cli import text
+from loraport.cli.calibrate import OF_ONE, ROLES
+from loraport.cli.console import Console
+from loraport.cli.flags import Given, command
+from loraport.comparing.settings import CLIPS, CompareSettings
+from loraport.engine.recipe import MODELS, OUTPUT, Recipe, RunOptions
+from loraport.errors import UsageError
+from loraport.sampling.schedule import SamplingSettings
+
+if TYPE_CHECKING:
+    from loraport.comparing.report import CompareReport
+
+EXAMPLE = """What became of a LoRA, on two prompts and three seeds (docs/compare.md says what each number means):
+
+    loraport compare --source Z-Image/ --target Z-Image-Turbo/ --lora style.safetensors --transferred style-turbo.safetensors --strengths 0.75,1,1.25 --prompts prompts.txt --seeds 3 -o compared/
+
+The target as the source with a distillation LoRA:
+
+    loraport compare --source Wan2.1-T2V-14B-Diffusers/ --target-lora lightx2v.safetensors:1 --target-steps 4 --target-shift 5 --target-guidance 1 --lora style.safetensors --prompts prompts.txt --frames 33 --offload model -o compared/
+
+The same command again makes what is missing."""  # noqa: E501
+
+FILES = Recipe.part("source", "target", "target_lora")
+MACHINE = RunOptions.part("device")
+SHOWN = ("frame_difference", "colour", "distance", "ssim")
+"""Measures of the short table; the page has them all."""
+
+
+@command(FILES, CompareSettings, *ROLES.values(), MACHINE, file=False)
+def compare(
+    given: Given,
+    console: Console,
+    lora: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
+        typer.Option("--lora", metavar="FILE", rich_help_panel=MODELS, show_default=False, help="The LoRA."),
+    ] = None,
+    transferred: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--transferred", metavar="FILE", rich_help_panel=MODELS, show_default=False,
+            help="What was made of it for the target. May be repeated.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--prompts", metavar="FILE", rich_help_panel=CLIPS, show_default=False, help="Text, a prompt a line."
+        ),
+    ] = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", rich_help_panel=OUTPUT, show_default=False,
+            help="Where page, numbers and clips go.",
+        ),
+    ] = None,
+) -> None:  # fmt: skip
+    """Make the same clips with the source and the target, with and without the LoRA: one page to look at."""
+    for name, value in (("lora", lora), ("prompts", prompts), ("output", output)):
+        if value is None:
+            raise UsageError(f"the {name} is not given", fix=f"add --{name}")
+    assert lora is not None
+    assert prompts is not None
+    assert output is not None
+    files = given.make(FILES).values()
+    sampling = sampling_of(given)
+    from loraport.cli.progress import Progress
+    from loraport.comparing.run import compare as run
+
+    with Progress(console) as progress:
+        report = run(
+            lora,
+            source=files["source"],
+            target=files["target"],
+            target_lora=files["target_lora"],
+            transferred=transferred or (),
+            output=output,
+            prompts=prompts,
+            settings=given.make(CompareSettings),
+            source_sampling=sampling["source"],
+            target_sampling=sampling["target"],
+            device=given.make(MACHINE).values()["device"],
+            on_event=progress,
+        )
+    _show(report, console)
+    console.document(report.to_json())
+
+
+def sampling_of(given: Given) -> dict[str, SamplingSettings]:
+    """How each model is sampled, as far as the flags say it."""
+    found = {}
+    for role, model in ROLES.items():
+        own = given.make(model).values()
+        found[role] = SamplingSettings(**{name: own[f"{role}_{name}"] for name in OF_ONE})
+    return found
+
+
+def _show(report: "CompareReport", console: Console) -> None:
+    measures = [one for one in report.measures if one.key in SHOWN]
+    rows = []
+    for variant in report.variants:
+        scores = report.scores[variant.key]
+        rows.append(
+            [
+                variant.label,
+                *(f"{scores[m.key].mean:.{m.digits}f}" if m.key in scores else "" for m in measures),
+            ]
+        )
+    console.table(["", *(one.title for one in measures)], rows, title="Against source + LoRA; the page has all numbers")
+    console.result(
+        f"compared {text.count(len(report.variants), 'variant')} on {text.count(len(report.prompts), 'prompt')} "
+        f"and {text.count(report.seeds, 'seed')} each",
+        f"  clips     {report.made} made, {report.found} were there",
+        *([f"  sampling  of the target: {report.known}"] if report.known else []),
+        f"  page      {report.page}",
+    )

@@ -1,0 +1,247 @@
+"""Pipelines of diffusers for both models, one at a time, by the classes that the family's yaml names."""
+
+import contextlib
+import gc
+import inspect
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraport.containers.names import named_path
+from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError
+from loraport.models.checkpoint import open_checkpoint
+from loraport.models.families import families
+from loraport.models.family import Family
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+    Pipeline = DiffusionPipeline
+else:
+    Pipeline = object  # named for type checkers only, so that diffusers loads late
+
+INDEX = "model_index.json"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a model runs, and how it is kept.
+
+    Attributes:
+        device: where.
+        dtype: of the weights.
+        offload: `none`, `model`, `sequential` or `group`.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    offload: str = "none"
+
+    @classmethod
+    def of(cls, device: str, precision: str, offload: str) -> "Place":
+        """From what the user says. Raises UsageError."""
+        if device == "auto":
+            mps = torch.backends.mps.is_available()
+            device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+        try:
+            found = torch.device(device)
+        except RuntimeError as error:
+            raise UsageError("there is no such device", values=device, fix="auto, cpu, cuda, cuda:1 or mps") from error
+        if found.type == "cuda" and not torch.cuda.is_available():
+            raise UsageError("there is no CUDA device here", values=device, fix="--device cpu")
+        if found.type == "cpu" and offload != "none":
+            raise UsageError("nothing can be offloaded from the CPU", values=f"--offload {offload}", fix="leave it out")
+        if precision == "auto":
+            precision = "float32" if found.type == "cpu" else "bfloat16"
+        return cls(found, getattr(torch, precision), offload)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model that can be opened as a pipeline.
+
+    Attributes:
+        name: what the user called it.
+        path: a folder of a pipeline or of a transformer, or a file.
+        base: the pipeline that lends the other parts, for a path that is no whole pipeline.
+        family: what it is.
+    """
+
+    name: str
+    path: Path
+    base: Path | None
+    family: Family
+
+    def open(self, place: Place) -> Pipeline:
+        """Load the pipeline.
+
+        Raises:
+            FileError: it cannot be loaded, or does not fit in memory.
+            UnsupportedError: diffusers has no pipeline of the family that a prompt is enough for.
+        """
+        import diffusers
+
+        root = self.base or self.path
+        kind = _pipeline_class(root, self.family)
+        try:
+            with _quiet(), torch.random.fork_rng(devices=[]):  # diffusers fills weights at random before it loads them
+                more: dict[str, Any] = {}
+                if self.base is not None:
+                    network = getattr(diffusers, self.family.diffusers.model)
+                    more["transformer"] = _transformer(network, self.path, self.base, place.dtype)
+                pipeline = kind.from_pretrained(root, torch_dtype=place.dtype, local_files_only=True, **more)
+                _place(pipeline, place)
+        except torch.OutOfMemoryError as error:
+            raise FileError(
+                "the model does not fit on the device", where=self.name, values=str(error).splitlines()[0],
+                fix="--offload model, or sequential, which needs least",
+            ) from error  # fmt: skip
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
+            raise FileError(
+                "the pipeline could not be loaded", where=self.name, values=first_line(error),
+                fix="check the folder with diffusers' own from_pretrained",
+            ) from error  # fmt: skip
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+@contextlib.contextmanager
+def opened(model: Model, place: Place) -> Iterator[Pipeline]:
+    """The pipeline inside a `with` block; afterwards its memory is free again."""
+    held = [model.open(place)]
+    try:
+        yield held[0]
+    finally:
+        with contextlib.suppress(Exception):
+            held[0].remove_all_hooks()
+        held.clear()
+        gc.collect()
+        if place.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def find_model(spec: str | Path, role: str, base: "Model | None" = None) -> Model:
+    """Say what a model is, by its headers.
+
+    Args:
+        spec: a folder of a pipeline, or a hub id that is downloaded as diffusers does; with `base` also a folder of a
+            transformer, or a file of weights.
+        role: `source` or `target`, for messages.
+        base: lends the other parts of the pipeline.
+
+    Raises:
+        FileError: nothing there. UsageError: no pipeline, and none to lend the parts.
+        MismatchError: not the family of `base`. UnsupportedError: nothing of diffusers runs it.
+    """
+    if str(spec).startswith("zoo:"):
+        raise UsageError(
+            f"the {role} is a bundled model, which has no pipeline of diffusers", values=str(spec),
+            fix="loraport demo and loraport evaluate show the bundled models",
+        )  # fmt: skip
+    path = _downloaded(named_path(spec), role)
+    whole = (path / INDEX).is_file()
+    if not whole and base is None:
+        raise UsageError(
+            f"the {role} is no whole pipeline", where=str(path), values=f"no {INDEX}",
+            fix="give the diffusers folder of the model, with text encoder, scheduler and VAE",
+        )  # fmt: skip
+    family = open_checkpoint(path, expert="high" if (path / "transformer_2").is_dir() else None).architecture.family
+    if (path / "transformer_2").is_dir():
+        raise UnsupportedError(
+            f"the {role} has two transformers, each with a LoRA of its own, which compare does not run yet",
+            where=str(path), fix="run the pipeline yourself; transfer --expert both makes the files",
+        )  # fmt: skip
+    if base is not None and family.name != base.family.name:
+        raise MismatchError(
+            "source and target are of different families", values=f"{base.family.title}, {family.title}"
+        )
+    if not family.diffusers.pipeline or "Modular" in family.diffusers.pipeline:
+        known = sorted(
+            one.title for one in families().values() if "Modular" not in (one.diffusers.pipeline or "Modular")
+        )
+        raise UnsupportedError(
+            f"diffusers has no pipeline that compare can call for {family.title}",
+            values=f"it calls: {', '.join(known)}",
+        )
+    return Model(str(spec), path, None if whole or base is None else base.base or base.path, family)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _downloaded(path: Path, role: str) -> Path:
+    if path.exists():
+        return path
+    parts = path.parts
+    if len(parts) == 2 and not path.is_absolute() and not path.suffix:
+        from diffusers import DiffusionPipeline
+
+        try:
+            return Path(DiffusionPipeline.download("/".join(parts)))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise FileError(
+                f"the {role} is neither there nor could it be downloaded", where=str(path), values=first_line(error)
+            ) from error
+    raise FileError(f"there is no such {role}", where=str(path), fix="give a diffusers folder, or a hub id")
+
+
+def _pipeline_class(root: Path, family: Family) -> Any:
+    """The class that the folder names, else the family's; it must be content with a prompt."""
+    import diffusers
+
+    try:
+        named = json.loads((root / INDEX).read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        raise FileError("the pipeline's index cannot be read", where=str(root / INDEX), values=str(error)) from error
+    kind = getattr(diffusers, str(named), None) or getattr(diffusers, family.diffusers.pipeline)
+    takes = inspect.signature(kind.__call__).parameters
+    needed = [name for name, one in takes.items() if one.default is inspect.Parameter.empty and name != "self"]
+    if "prompt" not in takes or "image" in list(takes)[:2] or set(needed) - {"prompt"}:
+        raise UnsupportedError(
+            "the pipeline takes more than a prompt, which compare cannot give it", where=str(root),
+            values=f"{kind.__name__}: {', '.join(list(takes)[1:4])}, ...",
+        )  # fmt: skip
+    return kind
+
+
+def _transformer(kind: Any, path: Path, base: Path, dtype: torch.dtype) -> Any:
+    """The network alone: from a folder of diffusers, or from one file by diffusers' own conversion."""
+    if path.is_dir():
+        inside = "transformer" if (path / "transformer").is_dir() else None
+        return kind.from_pretrained(path, subfolder=inside, torch_dtype=dtype, local_files_only=True)
+    return kind.from_single_file(str(path), config=str(base), subfolder="transformer", torch_dtype=dtype)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of the two libraries, which would be drawn across the program's own."""
+    import diffusers.utils.logging as ours
+    import transformers.utils.logging as theirs
+
+    shown = [library for library in (ours, theirs) if library.is_progress_bar_enabled()]
+    for library in shown:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library in shown:
+            library.enable_progress_bar()
+
+
+def _place(pipeline: Any, place: Place) -> None:
+    if place.offload == "model":
+        pipeline.enable_model_cpu_offload(device=place.device)
+    elif place.offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=place.device)
+    elif place.offload == "group":
+        pipeline.enable_group_offload(
+            onload_device=place.device, offload_device=torch.device("cpu"), offload_type="leaf_level"
+        )
+    else:
+        pipeline.to(place.device)

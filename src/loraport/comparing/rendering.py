@@ -1,0 +1,213 @@
+"""One clip by a pipeline: its sampling, its seed, its LoRAs; and pixels back."""
+
+import contextlib
+import inspect
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from safetensors import safe_open
+from torch import Generator
+
+from loraport.adapters.added_lora import AddedLora
+from loraport.adapters.convert import convert_adapter
+from loraport.comparing.opening import first_line
+from loraport.errors import FileError, LoraportError, MismatchError, NumericalError, UnmatchedKeysError
+from loraport.models.family import Family
+from loraport.sampling.schedule import TIMESTEPS, SamplingSettings
+
+ADAPTER, DISTILLATION = "lora", "distillation"
+
+
+@dataclass(frozen=True)
+class Shot:
+    """What is asked of a pipeline for one clip, besides the model and its LoRAs.
+
+    Attributes:
+        prompt: the text.
+        seed: of the starting noise, and of fresh noise on the way.
+        negative: the negative prompt; None for the pipeline's own.
+        height, width, frames: of the clip; None for the pipeline's own.
+    """
+
+    prompt: str
+    seed: int
+    negative: str | None = None
+    height: int | None = None
+    width: int | None = None
+    frames: int | None = None
+
+
+def set_sampling(pipeline: Any, settings: SamplingSettings) -> None:
+    """Give a pipeline the times, the shift and the sampler that were asked for; what was not is its own."""
+    own = pipeline.scheduler
+    if settings.times is not None or settings.sampler is not None:
+        pipeline.scheduler = _flow_scheduler(settings, own)
+    elif settings.shift is not None:
+        name = "flow_shift" if "flow_shift" in own.config else "shift"
+        pipeline.scheduler = type(own).from_config(
+            own.config, **{name: settings.shift}, **({"use_dynamic_shifting": False} if name == "shift" else {})
+        )
+
+
+def _flow_scheduler(settings: SamplingSettings, own: Any) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    fresh = settings.sampler == "renoise"
+    if settings.times is None:
+        shift = own.config.get("flow_shift", own.config.get("shift", 1.0)) if settings.shift is None else settings.shift
+        return FlowMatchEulerDiscreteScheduler(shift=shift, stochastic_sampling=fresh)
+    fixed = [time / TIMESTEPS for time in settings.times]
+
+    class FixedTimes(FlowMatchEulerDiscreteScheduler):
+        """At the times that were given, whatever the pipeline asks for."""
+
+        def set_timesteps(
+            self,
+            num_inference_steps: int | None = None,
+            device: Any = None,
+            sigmas: Any = None,
+            mu: float | None = None,
+            timesteps: Any = None,
+        ) -> None:
+            super().set_timesteps(device=device, sigmas=fixed)
+
+    return FixedTimes(shift=1.0, stochastic_sampling=fresh)
+
+
+def render(pipeline: Any, family: Family, settings: SamplingSettings, shot: Shot) -> UInt8[np.ndarray, "f h w 3"]:
+    """Make one clip.
+
+    Args:
+        pipeline: with its LoRAs on it, and `set_sampling` called.
+        family: of the model.
+        settings: steps and guidance.
+        shot: the rest.
+
+    Raises:
+        NumericalError: pixels that are not finite.
+        FileError: no memory for it.
+        MismatchError: the pipeline refuses what it is asked for.
+    """
+    try:
+        with torch.random.fork_rng(), torch.inference_mode():
+            torch.manual_seed(shot.seed)  # for samplers that draw fresh noise from the global state
+            made = pipeline(**call_arguments(pipeline, family, settings, shot))
+    except torch.OutOfMemoryError as error:
+        raise FileError(
+            "out of memory while a clip was made", values=first_line(error),
+            fix="--offload model or sequential, or a smaller --width, --height or --frames; what is finished is kept",
+        ) from error  # fmt: skip
+    except (ValueError, TypeError) as error:
+        raise MismatchError(
+            "the pipeline refuses what it is asked for", where=type(pipeline).__name__, values=first_line(error)
+        ) from error
+    return _pixels(made)
+
+
+def call_arguments(pipeline: Any, family: Family, settings: SamplingSettings, shot: Shot) -> dict[str, Any]:
+    """What the pipeline is called with: what was asked for and it has a name for."""
+    takes = inspect.signature(pipeline.__call__).parameters
+    guidance = family.diffusers.guidance
+    negative = " " if shot.negative is None and guidance == "true_cfg_scale" else shot.negative
+    steps = len(settings.times) if settings.times is not None else settings.steps
+    asked: dict[str, Any] = {
+        "height": shot.height,
+        "width": shot.width,
+        "num_frames": shot.frames,
+        "num_inference_steps": steps,
+        guidance: settings.guidance,
+        "negative_prompt": negative,
+    }
+    given = {name: value for name, value in asked.items() if value is not None and name in takes}
+    return {"prompt": shot.prompt, "generator": Generator().manual_seed(shot.seed), "output_type": "np", **given}
+
+
+def _pixels(made: Any) -> UInt8[np.ndarray, "f h w 3"]:
+    """The first clip of a pipeline's output."""
+    frames = np.asarray(made.frames[0] if hasattr(made, "frames") else made.images[0], dtype=np.float32)
+    frames = frames[None] if frames.ndim == 3 else frames
+    if not np.isfinite(frames).all():
+        raise NumericalError(
+            "the clip has pixels that are not finite",
+            fix="--precision float32 or bfloat16; or the LoRA and the model do not belong together",
+        )
+    return np.rint(255 * frames.clip(0, 1)).astype(np.uint8)
+
+
+@contextlib.contextmanager
+def with_loras(
+    pipeline: Any, family: Family, lora: Path | None, strength: float, distillation: Sequence[AddedLora] = ()
+) -> Iterator[None]:
+    """A pipeline with LoRAs on it inside a `with` block, loaded by its own loader; afterwards it is as it was.
+
+    Args:
+        pipeline: of diffusers.
+        family: of its model.
+        lora: the file; None for the distillation alone.
+        strength: of it.
+        distillation: LoRAs that make the model what it is.
+
+    Raises:
+        LoraportError: as `convert_adapter` for a file that is no LoRA of the family.
+        MismatchError: the loader refuses it. UnmatchedKeysError: the loader leaves out a layer.
+    """
+    asked = {f"{DISTILLATION}{number}": (Path(one.file), one.strength) for number, one in enumerate(distillation)}
+    if lora is not None:
+        asked[ADAPTER] = (lora, strength)
+    if not asked:
+        yield
+        return
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise MismatchError(f"diffusers loads no LoRAs for {family.title}", where=type(pipeline).__name__)
+    try:
+        for name, (file, _) in asked.items():
+            _load(pipeline, family, file, name)
+        pipeline.set_adapters(list(asked), [weight for _, weight in asked.values()])
+        yield
+    finally:
+        pipeline.unload_lora_weights()
+
+
+def _load(pipeline: Any, family: Family, file: Path, name: str) -> None:
+    with tempfile.TemporaryDirectory(prefix="loraport-", ignore_cleanup_errors=True) as place:
+        path = Path(place, "lora.safetensors")
+        convert_adapter(file, path, to="diffusers", architecture=family.name)
+        try:
+            with warnings.catch_warnings():  # that there are two adapters is meant
+                warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
+                pipeline.load_lora_weights(place, weight_name=path.name, adapter_name=name)
+        except LoraportError:
+            raise
+        except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, AttributeError) as error:
+            raise MismatchError(
+                "diffusers does not load this LoRA", where=str(file), values=first_line(error),
+                fix="loraport inspect says what it is; is it of this size of the model?",
+            ) from error  # fmt: skip
+        with safe_open(path, framework="pt") as held:
+            wanted = sum(key.endswith(".lora_A.weight") for key in held.keys())  # noqa: SIM118 - it has no iterator
+    placed = sum(f".lora_A.{name}." in key for key in pipeline.transformer.state_dict())
+    if placed < wanted:
+        raise UnmatchedKeysError(
+            "diffusers left layers of the LoRA out", where=str(file), values=f"{placed} of {wanted} are on the model",
+            fix=f"loraport verify {file} --for diffusers says which",
+        )  # fmt: skip
+
+
+def made_of(model: str, loras: Mapping[str, float], settings: SamplingSettings, shot: Shot) -> dict[str, Any]:
+    """All that determines the pixels of a clip on one kind of machine, as plain values.
+
+    Args:
+        model: its digest, with what else it runs in (family, number format).
+        loras: digest -> strength.
+        settings: how it is sampled.
+        shot: prompt, seed, size.
+    """
+    sampled = {name: getattr(settings, name) for name in ("steps", "times", "shift", "guidance", "sampler")}
+    return {"version": 1, "model": model, "loras": dict(loras), "sampling": sampled, "shot": vars(shot)}

@@ -1,0 +1,86 @@
+"""What a comparison found, as plain values."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from loraport.comparing.scoring import Score
+from loraport.comparing.variants import Variant
+from loraport.metrics.measures import Measure
+from loraport.sampling.schedule import SamplingSettings
+
+
+@dataclass(frozen=True)
+class CompareReport:
+    """The outcome of a comparison.
+
+    Attributes:
+        page: the HTML file.
+        folder: where everything lies.
+        family: title of the family.
+        prompts: the texts.
+        seeds: how many a prompt.
+        variants: in order.
+        measures: of the table, in order.
+        scores: key of the variant -> key of the measure -> score.
+        clips: (variant, prompt, seed) -> numbers of that clip.
+        sampling: how source and target were sampled.
+        known: what was known of the target's sampling, and from whom; "" where the user said all.
+        made: clips that were made in this run.
+        found: clips that were there.
+        warnings: sentences for the user.
+    """
+
+    page: Path
+    folder: Path
+    family: str
+    prompts: tuple[str, ...]
+    seeds: int
+    variants: tuple[Variant, ...]
+    measures: tuple[Measure, ...]
+    scores: dict[str, dict[str, Score]]
+    clips: dict[tuple[str, int, int], dict[str, float]]
+    sampling: dict[str, SamplingSettings]
+    known: str
+    made: int
+    found: int
+    warnings: tuple[str, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {
+            "page": str(self.page),
+            "folder": str(self.folder),
+            "family": self.family,
+            "prompts": list(self.prompts),
+            "seeds": self.seeds,
+            "variants": [
+                {
+                    "key": one.key,
+                    "label": one.label,
+                    "model": one.role,
+                    "lora": None if one.lora is None else str(one.lora),
+                    "strength": one.strength,
+                    "scores": {key: asdict(score) for key, score in self.scores[one.key].items()},
+                }
+                for one in self.variants
+            ],
+            "measures": {
+                one.key: {"title": one.title, "help": one.help, "better": one.better} for one in self.measures
+            },
+            "clips": [
+                {"variant": variant, "prompt": prompt, "seed": seed, **numbers}
+                for (variant, prompt, seed), numbers in self.clips.items()
+            ],
+            "sampling": {role: said(settings) for role, settings in self.sampling.items()},
+            "known": self.known,
+            "made": self.made,
+            "found": self.found,
+            "warnings": list(self.warnings),
+        }
+
+
+def said(settings: SamplingSettings) -> dict[str, Any]:
+    """What of the sampling was said or known; the rest is the pipeline's own."""
+    values = {name: getattr(settings, name) for name in ("steps", "times", "shift", "guidance", "sampler")}
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if v is not None}

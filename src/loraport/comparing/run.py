@@ -1,0 +1,207 @@
+"""The job: clips of all variants, one pipeline at a time, then the judging, then the page."""
+
+import gc
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from loraport.adapters.added_lora import AddedLora, added_loras
+from loraport.comparing.clips import ClipFolder, file_digest
+from loraport.comparing.opening import Place, opened
+from loraport.comparing.page import write_compare_page
+from loraport.comparing.rendering import Shot, made_of, render, set_sampling, with_loras
+from loraport.comparing.report import CompareReport
+from loraport.comparing.scoring import scores_of
+from loraport.comparing.settings import CompareSettings
+from loraport.comparing.sides import Side, find_sides, lora_file
+from loraport.comparing.variants import REFERENCE, Variant, list_variants
+from loraport.engine.events import Listener, Step, Warned, ignore
+from loraport.errors import FileError, UsageError
+from loraport.files import read_text, write_json
+from loraport.metrics.measures import Judges, Weights
+from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
+from loraport.sampling.wan import need_diffusers
+
+PAGE, NUMBERS, CLIPS = "index.html", "compare.json", "clips"
+MOST_PROMPTS = 2**20  # bytes of the file
+
+
+PathLike = str | Path
+DEFAULTS = CompareSettings()
+
+
+def compare(
+    lora: PathLike,
+    *,
+    source: PathLike,
+    target: PathLike | None = None,
+    target_lora: PathLike | AddedLora | Sequence[PathLike | AddedLora] = (),
+    transferred: PathLike | Sequence[PathLike] = (),
+    output: PathLike,
+    prompts: PathLike | Sequence[str],
+    settings: CompareSettings = DEFAULTS,
+    source_sampling: SamplingSettings = NO_SETTINGS,
+    target_sampling: SamplingSettings = NO_SETTINGS,
+    device: str = "auto",
+    on_event: Listener = ignore,
+) -> CompareReport:
+    """Make the same clips by every variant, measure them, and write a page; the same call again makes what is missing.
+
+    Args:
+        lora: the LoRA that was trained on the source.
+        source: diffusers folder of the pipeline, or a hub id.
+        target: the same; or a folder of its transformer, or its file, which takes the other parts of the source.
+        target_lora: distillation LoRAs that make the target, of the source where no target is given.
+        transferred: files made from the LoRA for the target.
+        output: a folder.
+        prompts: a text file with a prompt a line, or the texts.
+        settings: which clips, and what to judge by.
+        source_sampling: how the source is sampled.
+        target_sampling: how the target is; what is known of it is filled in.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        on_event: called with every event.
+
+    Raises:
+        LoraportError: see `loraport.errors`. Clips that are finished stay in the folder.
+    """
+    need_diffusers()
+    texts = read_prompts(prompts)
+    others = [transferred] if isinstance(transferred, str | Path) else transferred
+    files = [lora_file(each) for each in (lora, *others)]
+    variants = list_variants(files[0], files[1:], settings.strengths, source_alone=settings.source_alone)
+    place = Place.of(device, settings.precision, settings.offload)
+    sides = find_sides(source, target, added_loras(target_lora), source_sampling, target_sampling)
+    weights = Weights(*(None if path is None else Path(path) for path in (settings.clip, settings.dino, settings.csd)))
+    Judges.open(weights)  # what cannot judge is said before hours of work
+    gc.collect()
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError("the output is a file, not a folder", where=str(folder), fix="name another with --output")
+    clips = ClipFolder(folder / CLIPS)
+    digests = {file: file_digest(file) for file in files}
+    models = {role: side.digest(place) for role, side in sides.items()}
+    shots = {(p, s): _shot(text, s, settings) for p, text in enumerate(texts) for s in range(settings.seeds)}
+    names = {
+        (variant.key, p, s): _made_of(variant, models[variant.role], sides[variant.role], digests, shot)
+        for variant in variants
+        for (p, s), shot in shots.items()
+    }
+    missing = {name for name, made in names.items() if clips.read(made) is None}
+    done = 0
+    for role, side in sides.items():
+        own = [v for v in variants if v.role == role and any((v.key, *at) in missing for at in shots)]
+        if not own:
+            continue
+        on_event(Step(f"loading the {role}", done + 1, len(missing)))
+        with opened(side.model, place) as pipeline:
+            set_sampling(pipeline, side.settings)
+            for variant in own:
+                with with_loras(pipeline, side.model.family, variant.lora, variant.strength, side.distillation):
+                    for at, shot in shots.items():
+                        if (name := (variant.key, *at)) in missing:
+                            done += 1
+                            on_event(Step(f"{variant.label}, prompt {at[0] + 1}, seed {at[1]}", done, len(missing)))
+                            clips.write(names[name], render(pipeline, side.model.family, side.settings, shot))
+            del pipeline
+    judges = Judges.open(weights, str(place.device))
+    judged = _judge(judges, clips, names, variants, texts, settings.seeds, on_event)
+    video = any(len(_read(clips, made)) > 1 for made in list(names.values())[:1])
+    warnings = _warnings(len(texts), settings.seeds)
+    for sentence in warnings:
+        on_event(Warned(sentence))
+    report = CompareReport(
+        page=folder / PAGE,
+        folder=folder,
+        family=sides["source"].model.family.title,
+        prompts=texts,
+        seeds=settings.seeds,
+        variants=variants,
+        measures=judges.measures(video=video),
+        scores={
+            v.key: scores_of({at: judged[(v.key, *at)] for at in shots}, len(texts), settings.seeds) for v in variants
+        },
+        clips=judged,
+        sampling={role: side.settings for role, side in sides.items()},
+        known=sides["target"].known,
+        made=len(missing),
+        found=len(names) - len(missing),
+        warnings=warnings,
+    )
+    write_json(folder / NUMBERS, report.to_json())
+    write_compare_page(report, lambda key, p, s: _read(clips, names[key, p, s]))
+    return report
+
+
+def read_prompts(given: PathLike | Sequence[str]) -> tuple[str, ...]:
+    """The texts: as they are, or of a file with one a line. Raises UsageError, FileError."""
+    file = Path(given) if isinstance(given, str | Path) else None
+    lines = given if file is None else read_text(file, "file of prompts", most=MOST_PROMPTS).splitlines()
+    texts = tuple(str(line).strip() for line in lines if str(line).strip())
+    if not texts:
+        raise UsageError("there is no prompt", where=None if file is None else str(file))
+    if len(set(texts)) != len(texts):
+        raise UsageError("a prompt is there twice", values=next(t for t in texts if texts.count(t) > 1)[:200])
+    return texts
+
+
+def _shot(text: str, seed: int, settings: CompareSettings) -> Shot:
+    return Shot(text, seed, settings.negative, settings.height, settings.width, settings.frames)
+
+
+def _made_of(variant: Variant, model: str, side: Side, digests: Mapping[Path, str], shot: Shot) -> dict[str, Any]:
+    loras = {} if variant.lora is None else {digests[variant.lora]: variant.strength}
+    return made_of(model, loras, side.settings, shot)
+
+
+def _read(clips: ClipFolder, made: Mapping[str, Any]) -> UInt8[np.ndarray, "f h w 3"]:
+    frames = clips.read(made)
+    if frames is None:
+        raise FileError(
+            "a clip is gone that was there before", where=str(clips.path(made)), fix="run the same command again"
+        )
+    return frames
+
+
+def _judge(
+    judges: Judges,
+    clips: ClipFolder,
+    names: Mapping[tuple[str, int, int], dict[str, Any]],
+    variants: Sequence[Variant],
+    texts: Sequence[str],
+    seeds: int,
+    on_event: Listener,
+) -> dict[tuple[str, int, int], dict[str, float]]:
+    """The numbers of each clip; a clip of another size than the reference is an error of its own."""
+    found: dict[tuple[str, int, int], dict[str, float]] = {}
+    done, total = 0, len(names)
+    for p, text in enumerate(texts):
+        for s in range(seeds):
+            reference = _read(clips, names[REFERENCE, p, s])
+            for variant in variants:
+                done += 1
+                on_event(Step("measuring", done, total))
+                frames = _read(clips, names[variant.key, p, s])
+                if frames.shape != reference.shape:
+                    raise UsageError(
+                        "source and target made clips of different sizes", where=variant.label,
+                        values=f"{_by(reference.shape)}, {_by(frames.shape)} (frames x height x width)",
+                        fix="say the size for both: --frames, --height, --width",
+                    )  # fmt: skip
+                found[variant.key, p, s] = judges.judge(frames, None if variant.key == REFERENCE else reference, text)
+    return found
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape[:3]))
+
+
+def _warnings(prompts: int, seeds: int) -> tuple[str, ...]:
+    if prompts * seeds == 1:
+        return ("One prompt and one seed: no number here has an interval, and another seed may turn the order round.",)
+    if prompts < 5:
+        what = f"{prompts} prompts are few" if prompts > 1 else "One prompt is one case"
+        return (f"{what}: the intervals are too narrow, and say nothing of other prompts.",)
+    return ()

@@ -1,0 +1,89 @@
+"""The two models of a comparison, and how each is sampled."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from loraport.adapters.added_lora import AddedLora
+from loraport.comparing.clips import file_digest, model_digest
+from loraport.comparing.known import filled, known_model
+from loraport.comparing.opening import Model, Place, find_model
+from loraport.comparing.variants import Role
+from loraport.containers.names import named_path
+from loraport.errors import FileError, UsageError
+from loraport.sampling.schedule import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the two models as it is run.
+
+    Attributes:
+        model: what is loaded.
+        settings: how it is sampled.
+        distillation: LoRAs that make it.
+        known: what was known of its sampling, and who says so; "" where the user said all.
+    """
+
+    model: Model
+    settings: SamplingSettings
+    distillation: tuple[AddedLora, ...] = ()
+    known: str = ""
+
+    def digest(self, place: Place) -> str:
+        """Of its files, and of all that runs it alike."""
+        models = [model_digest(path) for path in (self.model.path, self.model.base) if path is not None]
+        loras = [f"{file_digest(lora_file(one.file))}:{one.strength:g}" for one in self.distillation]
+        return " ".join([self.model.family.name, str(place.dtype), place.device.type, *models, *loras])
+
+
+def find_sides(
+    source: str | Path,
+    target: str | Path | None,
+    target_lora: Sequence[AddedLora],
+    source_sampling: SamplingSettings,
+    target_sampling: SamplingSettings,
+) -> dict[Role, Side]:
+    """Source and target.
+
+    Args:
+        source: the pipeline.
+        target: another, or its transformer alone; None where distillation LoRAs make it of the source.
+        target_lora: those LoRAs.
+        source_sampling: what the user says of the source; the rest is its pipeline's own.
+        target_sampling: of the target; the rest is what is known of it by its name.
+
+    Raises:
+        UsageError: there is no target, or nobody knows how it is sampled. Else as `find_model`.
+    """
+    if target is None and not target_lora:
+        raise UsageError("the target is not given", fix="--target MODEL, or --target-lora FILE on the source")
+    for one in target_lora:
+        if one.expert or one.adapter or one.scale is not None:
+            raise UsageError(
+                "compare takes a distillation LoRA as its file is", where=one.file, fix="FILE:STRENGTH alone"
+            )
+        lora_file(one.file)
+    first = find_model(source, "source")
+    second = first if target is None else find_model(target, "target", first)
+    names = [*([] if target is None else [str(target)]), *(one.file for one in target_lora)]
+    known = known_model(names)
+    settled = target_sampling if known is None else filled(target_sampling, known.settings)
+    if settled.steps is None and settled.times is None:
+        raise UsageError(
+            "it is not known how the target is sampled", where=", ".join(names),
+            fix="as its authors say: --target-steps 4 --target-guidance 1, perhaps --target-shift or --target-times",
+        )  # fmt: skip
+    words = f"{known.name}, as {known.seen} says" if known is not None and settled != target_sampling else ""
+    return {
+        "source": Side(first, source_sampling),
+        "target": Side(second, settled, tuple(target_lora), words),
+    }
+
+
+def lora_file(spec: str | Path) -> Path:
+    """The file that a LoRA's name means. Raises FileError."""
+    path = named_path(spec)
+    if not path.is_file():
+        raise FileError("there is no such LoRA file", where=str(spec))
+    return path

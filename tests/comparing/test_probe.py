@@ -1,0 +1,136 @@
+"""The colour probe: exact where the network gives it a constant to work with, and a dose on pipelines that run."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import loraport
+import tiny_pipelines
+from loraport.comparing import making_probe
+from loraport.comparing.making_probe import Inputs, outputs_for, write_probe
+from loraport.comparing.opening import Place, find_model, opened
+from loraport.comparing.probe import COLOURS, PUSH, dose
+from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
+from loraport.errors import LoraportError, NumericalError, UsageError
+from loraport.sampling.schedule import SamplingSettings
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+RED = PUSH * np.array(COLOURS["red"])
+CPU = Place.of("cpu", "auto", "none")
+
+
+def test_the_constant_direction_is_that_of_least_squares():
+    rows = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) + torch.tensor([2.0, 0, 0, 1, 0, 0])
+    seen = Inputs()
+    seen.add(rows[:200])
+    seen.add(rows[200:])
+    found, spread = seen.constant()
+    best = torch.linalg.lstsq(rows, torch.ones(500, 1)).solution[:, 0]
+    assert torch.allclose(found / found.norm(), best / best.norm(), atol=2e-3)
+    made = rows @ found
+    assert made.mean().item() == pytest.approx(1, abs=1e-5)
+    assert spread == pytest.approx(made.std(correction=0).item(), rel=1e-3)
+
+
+def test_dose_is_the_share_of_the_colour():
+    plain = np.full((1, 4, 4, 3), 100, np.uint8)
+    tinted = plain.copy()
+    tinted[..., 0] += 51  # of 255: all of it
+    assert dose(plain, tinted, "red") == pytest.approx((1, 0))
+    tinted[..., 1] += 51
+    assert dose(plain, tinted, "red") == pytest.approx((1, 1))
+    assert dose(plain, plain, "light") == (0, 0)
+
+
+@pytest.mark.slow
+def test_where_the_last_layer_is_given_a_constant_the_latents_move_by_the_colour_exactly(tmp_path):
+    tiny_pipelines.wan(tmp_path / "model")
+    file = next((tmp_path / "model" / "transformer").glob("*.safetensors"))
+    state = load_file(file)
+    # norm(x) (1 + scale) + shift: without the time, and with a scale of -1, the shift alone is left.
+    shift = state["scale_shift_table"][:, 0]
+    state["scale_shift_table"] = torch.stack([shift, -torch.ones_like(shift)], 1)
+    for key in state:
+        if key.startswith("condition_embedder.time_embedder.linear_2"):
+            state[key] = torch.zeros_like(state[key])
+    save_file(state, file)
+    model = find_model(tmp_path / "model", "source")
+    shot = Shot("a cat sits", 3, height=32, width=32, frames=5)
+    for settings in (SamplingSettings(steps=3, guidance=4), SamplingSettings(steps=3, guidance=1, sampler="renoise")):
+        with opened(model, CPU) as pipeline:
+            put = outputs_for(pipeline, model.family, settings, shot, RED)
+            wanted = making_probe._colour(pipeline, 5, RED)
+            set_sampling(pipeline, settings)
+            with making_probe.inputs_of(pipeline, model.family) as seen:
+                before = _latents(pipeline, model.family, settings, shot)
+            read, spread = seen.constant()
+            assert spread == pytest.approx(0, abs=2e-2)
+            write_probe(tmp_path / "probe.safetensors", model.family, read, put)
+            with with_loras(pipeline, model.family, tmp_path / "probe.safetensors", 1.0):
+                after = _latents(pipeline, model.family, settings, shot)
+            again = _latents(pipeline, model.family, settings, shot)
+        moved = (after - before).mean((0, 2, 3, 4))
+        assert torch.allclose(moved, wanted, rtol=1e-2, atol=1e-3 * wanted.abs().max().item())
+        assert (after - before).std((0, 2, 3, 4)).max() < 1e-2 * wanted.abs().max()
+        assert torch.equal(again, before)  # nothing stays on the pipeline
+
+
+def _latents(pipeline, family, settings, shot):
+    """What the decoder is given at the end of a real sampling."""
+    kept = []
+    decode = pipeline.vae.decode
+
+    def look(latents, *rest, **more):
+        kept.append(latents.clone())
+        return decode(latents, *rest, **more)
+
+    pipeline.vae.decode = look
+    try:
+        render(pipeline, family, settings, shot)
+    finally:
+        del pipeline.vae.decode
+    return kept[0]
+
+
+@pytest.mark.slow
+def test_the_dose_of_a_pair_and_of_a_model_with_itself(tmp_path):
+    with torch.random.fork_rng():
+        vae = tiny_pipelines.taught(tiny_pipelines.still_vae(), 200)
+        tiny_pipelines.z_image(tmp_path / "source", vae=vae)
+        tiny_pipelines.z_image(tmp_path / "target", drift=0.3, vae=vae)
+    sampling = SamplingSettings(steps=3, guidance=0)
+    given = {
+        "source": tmp_path / "source", "output": tmp_path / "probe.safetensors", "prompt": "a red cat",
+        "settings": loraport.CompareSettings(height=16, width=16), "source_sampling": sampling, "device": "cpu",
+        "target_sampling": sampling,
+    }  # fmt: skip
+    same = loraport.probe(**given, target=tmp_path / "source")
+    assert same.ratio == 1
+    assert same.source > 0.3
+    with pytest.raises(LoraportError, match="exists"):
+        loraport.probe(**given, target=tmp_path / "target")
+    other = loraport.probe(**given, target=tmp_path / "target", overwrite=True)
+    assert other.source == same.source
+    assert 0.2 < other.ratio < 3
+    assert other.ratio != 1
+    stem = "diffusion_model.all_final_layer.2-1.linear"  # the names that all programs read in LoRAs of Z-Image
+    assert set(load_file(tmp_path / "probe.safetensors")) == {f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"}
+    assert "Z-Image" in str(loraport.inspect(tmp_path / "probe.safetensors"))
+
+
+@pytest.mark.slow
+def test_a_decoder_that_shows_no_colour_is_said_and_leaves_no_file(videos, tmp_path):
+    sampling = SamplingSettings(steps=2, guidance=1)
+    with pytest.raises(NumericalError, match="does not show the probe"):
+        loraport.probe(
+            source=videos / "source", target=videos / "target", output=tmp_path / "probe.safetensors",
+            settings=loraport.CompareSettings(height=32, width=32, frames=1), source_sampling=sampling,
+            target_sampling=sampling, device="cpu",
+        )  # fmt: skip
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_colour_that_there_is_not(tmp_path):
+    with pytest.raises(UsageError, match="no such colour"):
+        loraport.probe(source=tmp_path, output=tmp_path / "x.safetensors", colour="mauve")
