@@ -1,6 +1,6 @@
 """What the clips of each variant measure, with intervals over prompts and seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -8,7 +8,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.core.bootstrap import Bootstrap
-from loraport.metrics.measures import BY_KEY, Measure
 
 
 @dataclass(frozen=True)
@@ -48,23 +47,3 @@ def _score(table: Float[Tensor, "repeats units"]) -> Score:
         return Score(table.mean().item())
     estimate = Bootstrap.of(units).mean(table)
     return Score(estimate.value, *estimate.interval())
-
-
-def closest(scores: Mapping[str, Mapping[str, Score]], measures: Sequence[Measure]) -> dict[str, tuple[str, ...]]:
-    """Variants whose score no other's interval lies wholly beyond, for each measure of which one end is better.
-
-    Args:
-        scores: key of the variant -> key of the measure -> score.
-        measures: in question.
-    """
-    found = {}
-    for measure in measures:
-        rows = {key: row[measure.key] for key, row in scores.items() if measure.key in row}
-        if measure.better is None or len(rows) < 2 or any(row.low is None for row in rows.values()):
-            continue
-        sign = 1 if BY_KEY[measure.key].better == "higher" else -1
-        best = max(min(sign * (row.low or 0.0), sign * (row.high or 0.0)) for row in rows.values())
-        found[measure.key] = tuple(
-            key for key, row in rows.items() if max(sign * (row.low or 0.0), sign * (row.high or 0.0)) >= best
-        )
-    return found

@@ -39,7 +39,7 @@ def flow(clip: UInt8[np.ndarray, "f h w 3"]) -> float:
     grey = [cv2.cvtColor(np.ascontiguousarray(frame), cv2.COLOR_RGB2GRAY) for frame in clip]
     lengths = []
     for now, then in itertools.pairwise(grey):
-        field = cv2.calcOpticalFlowFarneback(now, then, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
+        field = cv2.calcOpticalFlowFarneback(now, then, None, 0.5, 3, 15, 3, 5, 1.2, 0)
         size = np.sort(np.linalg.norm(field, axis=-1), axis=None)
         lengths.append(size[-max(1, int(TOP * size.size)) :].mean())
     return float(np.mean(lengths)) / clip.shape[1]
