@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -20,7 +20,7 @@ from loraport.models.family import Family
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    Pipeline = DiffusionPipeline
+    Pipeline: TypeAlias = DiffusionPipeline
 else:
     Pipeline = object  # named for type checkers only, so that diffusers loads late
 

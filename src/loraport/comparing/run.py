@@ -121,7 +121,8 @@ def compare(
         variants=variants,
         measures=judges.measures(video=video),
         scores={
-            v.key: scores_of({at: judged[(v.key, *at)] for at in shots}, len(texts), settings.seeds) for v in variants
+            v.key: scores_of({(p, s): judged[v.key, p, s] for p, s in shots}, len(texts), settings.seeds)
+            for v in variants
         },
         clips=judged,
         sampling={role: side.settings for role, side in sides.items()},
@@ -138,7 +139,11 @@ def compare(
 def read_prompts(given: PathLike | Sequence[str]) -> tuple[str, ...]:
     """The texts: as they are, or of a file with one a line. Raises UsageError, FileError."""
     file = Path(given) if isinstance(given, str | Path) else None
-    lines = given if file is None else read_text(file, "file of prompts", most=MOST_PROMPTS).splitlines()
+    lines: Sequence[str]
+    if isinstance(given, str | Path):
+        lines = read_text(Path(given), "file of prompts", most=MOST_PROMPTS).splitlines()
+    else:
+        lines = given
     texts = tuple(str(line).strip() for line in lines if str(line).strip())
     if not texts:
         raise UsageError("there is no prompt", where=None if file is None else str(file))
