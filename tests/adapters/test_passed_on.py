@@ -1,6 +1,7 @@
 """What the method cannot transform: it must fit the models, goes over as it is, and is said."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -182,3 +183,48 @@ def test_inspect_ends_with_the_code_of_the_refusal(tmp_path):
     save_file(makers.model(), model)
     assert open_checkpoint(model)
     assert _run("inspect", model).exit_code == 0
+
+
+CHANGES = {
+    "the bias of a linear layer": ("diffusion_model.blocks.0.self_attn.q.diff_b", (24,)),
+    "the bias of a norm or convolution": ("diffusion_model.patch_embedding.diff_b", (24,)),
+    "the weight of a norm or convolution": ("diffusion_model.blocks.0.self_attn.norm_q.diff", (24,)),
+    "a modulation": ("diffusion_model.blocks.0.diff_m", (1, 6, 24)),
+    "a text encoder": ("lora_te_encoder_layers_0_mlp_fc1.lora_up.weight", (24, 4)),
+}
+
+
+def _table(beginning: str) -> list[list[str]]:
+    """The cells of the table of docs/formats.md whose head begins so."""
+    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
+    lines = page[page.index(f"| {beginning} |") :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
+
+
+def test_the_page_says_how_changes_are_spelled(tmp_path):
+    (_, *profiles), *rows = _table("change of")
+    for what, *cells in rows:
+        if what not in CHANGES:  # another bare parameter: Wan has none
+            continue
+        key, shape = CHANGES[what]
+        parts = {key: torch.ones(shape)}
+        if key.endswith("lora_up.weight"):
+            parts[key.replace("up", "down")] = torch.ones(4, 24)
+        path = LoraFile(makers.universal() | parts).write(tmp_path)
+        for profile, cell in zip(profiles, cells, strict=True):
+            output, to = tmp_path / "out.safetensors", profile.strip("`")
+            if cell == "refused":
+                with pytest.raises(UnsupportedError):
+                    convert_adapter(path, output, to=to, overwrite=True)
+                continue
+            convert_adapter(path, output, to=to, overwrite=True)
+            spelled = key if cell == "its own key" else cell.strip("`")
+            assert any(found.endswith(spelled) for found in load_file(output)), (what, profile)
+
+
+def test_the_page_says_what_keys_are_written(tmp_path):
+    path = LoraFile(makers.universal()).write(tmp_path)
+    for profile, key, _ in _table("`--to`")[1:-1]:  # the last one keeps those of the input
+        output = tmp_path / "out.safetensors"
+        convert_adapter(path, output, to=profile.split("`")[1], overwrite=True)
+        assert key.split("`")[1] in load_file(output), profile

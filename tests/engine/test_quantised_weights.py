@@ -8,11 +8,12 @@ from torch import Tensor
 
 import loraport
 import pico
+from adapter_parts import parts_of, write_lycoris
 from loraport.engine.events import LayerDone
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.errors import NumericalError, UnsupportedError
-from storage import write_gguf
+from storage import WAYS, write_gguf
 
 OPTIONS = RunOptions(cache="off", log="off", overwrite=True)
 COMFY = (".scale_weight", torch.float8_e4m3fn, "tensor")
@@ -282,3 +283,19 @@ def test_a_layer_without_a_scale_among_others_with_one_is_a_cast(files, tmp_path
         found.append(updates(out))
     for name, update in found[0].items():
         torch.testing.assert_close(update, found[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", ["fp8, rows", "int8, convrot", "mxfp8", "nvfp4"])
+def test_convert_takes_the_numbers_of_a_quantised_model(way, tmp_path):
+    """For a kind that is a function of the weights that it was trained on."""
+    name, state, found = "blocks.0.ffn.2", pico.weights(1), []
+    tensors, numbers = WAYS[way](state[f"{name}.weight"].numpy())
+    stored = {key.replace("a.", f"{name}.", 1): tensor for key, tensor in tensors.items()}
+    lora = write_lycoris({name: parts_of("DoRA of rows", *pico.LAYERS[name])}, tmp_path / "dora.safetensors")
+    for label, own in (("stored", stored), ("plain", {f"{name}.weight": torch.from_numpy(numbers).float()})):
+        save_file(state | own, tmp_path / f"{label}.safetensors")
+        output = tmp_path / f"{label}-out.safetensors"
+        loraport.convert(lora, output, model=tmp_path / f"{label}.safetensors")
+        (update,) = updates(output).values()
+        found.append(update)
+    assert (found[0] - found[1]).norm() <= 1e-5 * found[1].norm() > 0

@@ -123,6 +123,23 @@ def test_gguf(kind, lora, tmp_path):
     assert list_stored(output).groups[()][f"{CHANGED}.weight"].dtype == "F16"
 
 
+@pytest.mark.slow  # imports diffusers
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_diffusers_reads_a_gguf_file_of_which_some_layers_are_plain(dtype, lora, tmp_path):
+    loading = pytest.importorskip("diffusers.models.model_loading_utils")
+    theirs = pytest.importorskip("diffusers.quantizers.gguf.utils")
+    form = gguf.GGMLQuantizationType.Q4_0
+    stored = {key: (tensor.numpy(), "F32") for key, tensor in STATE.items()}
+    for name in (CHANGED, SAME):
+        stored[f"{name}.weight"] = gguf.quants.quantize(STATE[f"{name}.weight"].numpy(), form), "Q4_0"
+    output = tmp_path / "out.gguf"
+    loraport.merge(lora, write_gguf(tmp_path / "model.gguf", stored), output, dequantize=dtype)
+    found = loading.load_gguf_checkpoint(output)
+    for key, ref in open_tensors(output).groups[()].items():
+        numbers = theirs.dequantize_gguf_tensor(found[key]).float().reshape(ref.shape)
+        torch.testing.assert_close(numbers, read_float(ref), rtol=1e-3, atol=1e-5, msg=key)  # Q4_0 in float16 there
+
+
 @pytest.mark.parametrize("way", ["int8, rows", "nvfp4", "float8_e4m3fn"])
 def test_shards_and_their_index(way, lora, tmp_path):
     state, numbers = _stored(way)

@@ -1,12 +1,15 @@
-"""Quantised weights in a folder that is run: the numbers that the codec says, not those that lie there."""
+"""Weights in a folder that is run: the numbers that the codec says, not those that lie there, in any container."""
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import storage
 import tinywan
+from loraport.containers.tensors import read_float
 from loraport.errors import FileError
+from loraport.models.checkpoint import open_checkpoint
 from loraport.sampling.schedule import SamplingSettings, Schedule
 from loraport.sampling.wan import open_runnable
 
@@ -37,6 +40,30 @@ def test_the_network_has_the_numbers_that_are_meant(way, tmp_path):
     assert found.keys() == meant.keys()
     for name, value in meant.items():
         torch.testing.assert_close(found[name], value, atol=1e-6, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("file", ["one.safetensors", "one.gguf", "one.pt"])
+def test_a_checkpoint_of_another_program_beside_the_configuration(file, tmp_path):
+    """Names of the original code, in every container, quantised where that is usual."""
+    network, folder = tinywan.transformer(changes=WIDE), tmp_path / "transformer"
+    network.save_pretrained(folder)
+    state = {name: read_float(ref) for name, ref in open_checkpoint(tmp_path).tensors.items()}
+    (folder / "diffusion_pytorch_model.safetensors").unlink()
+    floor = 1e-6
+    if file.endswith(".gguf"):
+        stored, floor = {key: (tensor.numpy(), "F32") for key, tensor in state.items()}, 0.02
+        for key in [key for key, tensor in state.items() if key.startswith("blocks") and tensor.ndim == 2]:
+            blocks = gguf.quants.quantize(state[key].numpy(), gguf.GGMLQuantizationType.Q8_0)
+            stored[key] = blocks, "Q8_0"
+        storage.write_gguf(folder / file, stored)
+    elif file.endswith(".pt"):
+        torch.save({"generator": state}, folder / file)
+    else:
+        save_file({f"model.diffusion_model.{key}": tensor for key, tensor in state.items()}, folder / file)
+    found, meant = open_runnable(tmp_path, HOW).open().network.state_dict(), network.state_dict()
+    assert found.keys() == meant.keys()
+    for name, value in meant.items():
+        assert (found[name] - value).norm() <= floor * value.norm(), name
 
 
 def test_a_parameter_that_is_missing_is_named(tmp_path):

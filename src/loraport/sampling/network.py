@@ -1,7 +1,8 @@
-"""The network of a diffusers folder, also where its weights are quantised in a way that diffusers does not read.
+"""The network of a diffusers folder, also where its weights are stored in a way that diffusers does not read.
 
-Diffusers would take the stored numbers of such a weight without their scales, and say no more than that there are
-unexpected keys.
+Diffusers would take the stored numbers of a quantised weight without their scales, and say no more than that there are
+unexpected keys. A checkpoint as other programs have it, with the names of the original code or in GGUF, may lie beside
+the configuration too.
 """
 
 from pathlib import Path
@@ -26,12 +27,12 @@ def load_network(folder: Path, dtype: torch.dtype) -> "WanTransformer3DModel":
         dtype: of the weights in memory.
 
     Raises:
-        FileError: quantised weights of which some parameters are missing. OSError: as diffusers.
+        FileError: weights that are read here, of which some parameters are missing. OSError: as diffusers.
     """
     from diffusers import WanTransformer3DModel
 
     inside = "transformer" if (folder / "transformer").is_dir() else None
-    model = _quantised(folder)
+    model = _read_here(folder)
     if model is None:
         return WanTransformer3DModel.from_pretrained(folder, subfolder=inside, torch_dtype=dtype)
     network = WanTransformer3DModel.from_config(WanTransformer3DModel.load_config(folder, subfolder=inside)).to(dtype)
@@ -55,9 +56,11 @@ def diffusers_name(family: Family, parameter: str) -> str:
     return family.spell(parameter, "diffusers")
 
 
-def _quantised(folder: Path) -> Checkpoint | None:
+def _read_here(folder: Path) -> Checkpoint | None:
+    """The weights of a folder, where diffusers would not take them for what they are."""
     try:
         model = open_checkpoint(folder)
     except LoraportError:
         return None  # what it is that diffusers may read and this program does not, diffusers says
-    return model if any(ref.codec != "raw" for ref in model.tensors.values()) else None
+    strange = any(ref.codec != "raw" or ref.container == "gguf" for ref in model.tensors.values())
+    return model if strange or model.naming != "diffusers" else None
