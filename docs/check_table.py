@@ -8,6 +8,7 @@ The second form also holds the strength that `check` names against the best one 
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ BEGIN, END = "<!-- made by docs/check_table.py -->", "<!-- end -->"
 MEASURES = {"to_aim": "distance to source + LoRA", "frechet": "Frechet distance"}
 """By which the best strength is chosen; smaller is better."""
 RULES = (1.0, 1.25)
+CONVERTED = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,12 +75,15 @@ def checked(family: Path) -> list[Pair]:
 
 
 def read_curves(path: Path) -> dict[tuple[str, str], dict[float, dict[str, float]]]:
-    """(LoRA, target) -> strength of reuse -> measure -> value."""
+    """(LoRA, target) -> strength of reuse -> measure -> value; of what casa makes of it, under the strength 0."""
     curves: dict[tuple[str, str], dict[float, dict[str, float]]] = {}
     for cell in json.loads(path.read_text("utf-8"))["cells"]:
-        if cell.get("method") == "direct" and not cell.get("by_step"):
-            values = {name: cell["estimates"][name]["value"] for name in (*MEASURES, "taught")}
-            curves.setdefault((cell["lora"], cell["target"]), {})[float(cell["strength"])] = values
+        if (cell.get("method") == "direct" and not cell.get("by_step")) or cell["label"] == "casa":
+            values = {name: cell["estimates"][name]["value"] for name in MEASURES}
+            kept = cell["gain_ratio"]["taught"]
+            values["kept"] = float("nan") if kept is None else kept["value"]
+            strength = CONVERTED if cell["label"] == "casa" else float(cell["strength"])
+            curves.setdefault((cell["lora"], cell["target"]), {})[strength] = values
     return curves
 
 
@@ -116,19 +121,16 @@ Curves = Mapping[tuple[str, str], Mapping[float, Mapping[str, float]]]
 
 def strengths_table(pairs: Sequence[Pair], curves: Curves) -> str:
     """The strength that check names beside the best that was measured, pair by pair."""
-    head = ["LoRA", "target", "check", *(f"best by {title}" for title in MEASURES.values())]
-    head += ["P(taught) at the named", "at the best by Frechet distance"]
+    head = ["LoRA", "target", "drift", "check", *(f"best by {title}" for title in MEASURES.values()), "kept there"]
     rows = []
     for pair in pairs:
         curve = curves.get((pair.lora, pair.target))
         if curve is None or pair.found.strength is None:
             continue
-        named = _nearest(curve, pair.found.strength)
-        best = {name: _best(curve, name) for name in MEASURES}
-        rows.append(
-            [pair.lora, pair.target, f"{pair.found.strength:g}", *(f"{best[name]:g}" for name in MEASURES),
-             f"{curve[named]['taught']:.2f}", f"{curve[best['frechet']]['taught']:.2f}"]
-        )  # fmt: skip
+        best = [f"{_best(curve, name):g}" for name in MEASURES]
+        named = _named(pair, curve)
+        said = pair.found.verdict if named == CONVERTED else f"{pair.found.strength:g}"
+        rows.append([pair.lora, pair.target, _percent(pair.found, "drift"), said, *best, f"{curve[named]['kept']:.2f}"])
     return markdown(head, rows)
 
 
@@ -141,13 +143,14 @@ def rules_table(pairs: Sequence[Pair], curves: Curves) -> str:
         row = [rule, str(len(measured))]
         for name in MEASURES:
             lost = [
-                curve[_nearest(curve, fixed or pair.found.strength or 1.0)][name] - curve[_best(curve, name)][name]
+                curve[_nearest(curve, fixed) if fixed else _named(pair, curve)][name] - curve[_best(curve, name)][name]
                 for pair, curve in measured
             ]
             row.append(f"{sum(lost) / len(lost):.4f}")
-        taught = [curve[_nearest(curve, fixed or pair.found.strength or 1.0)]["taught"] for pair, curve in measured]
-        rows.append([*row, f"{sum(taught) / len(taught):.3f}"])
-    return markdown(["strength", "pairs", *(f"lost in {title}" for title in MEASURES.values()), "P(taught)"], rows)
+        kept = [curve[_nearest(curve, fixed) if fixed else _named(pair, curve)]["kept"] for pair, curve in measured]
+        kept = [value for value in kept if not math.isnan(value)]
+        rows.append([*row, f"{sum(kept) / len(kept):.2f}"])
+    return markdown(["strength", "pairs", *(f"lost in {title}" for title in MEASURES.values()), "kept"], rows)
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -157,11 +160,16 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _best(curve: Mapping[float, Mapping[str, float]], measure: str) -> float:
-    return min(curve, key=lambda strength: curve[strength][measure])
+    return min((each for each in curve if each != CONVERTED), key=lambda strength: curve[strength][measure])
 
 
 def _nearest(curve: Mapping[float, Mapping[str, float]], strength: float) -> float:
-    return min(curve, key=lambda each: abs(each - strength))
+    return min((each for each in curve if each != CONVERTED), key=lambda each: abs(each - strength))
+
+
+def _named(pair: Pair, curve: Mapping[float, Mapping[str, float]]) -> float:
+    """The strength that check names, or what stands for its conversion."""
+    return CONVERTED if pair.found.verdict == "convert" else _nearest(curve, pair.found.strength or 1.0)
 
 
 def _value(found: CheckResult, key: str) -> float:

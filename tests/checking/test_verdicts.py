@@ -113,7 +113,15 @@ def test_an_ordinary_drift(files: pico.Pico):
     found = check(files, files.target)
     assert found.verdict == "use as is"
     assert found.stage == "sample"
+    assert [reason.threshold for reason in found.reasons] == ["large_drift", "keeps"]
     assert json.loads(json.dumps(found.to_json()))["verdict"] == "use as is"
+
+
+def test_a_large_drift_wants_the_strength_that_was_measured_there(files: pico.Pico):
+    found = check(files, pico.distilled(load_file(files.source), 4, drift=0.3))
+    assert (found.verdict, found.strength) == ("use at strength", 1.25)
+    assert found.reasons[0].threshold == "large_drift"
+    assert "3e97826" in found.reasons[0].measured
 
 
 def test_a_few_keys_that_meet_nothing_are_counted(files: pico.Pico):
@@ -218,12 +226,18 @@ def test_the_strength_on_the_source_is_the_unit(files: pico.Pico):
 
 
 def test_a_target_made_by_a_distillation_lora(files: pico.Pico):
-    save_file(pico.lora(8), files.folder / "fast.safetensors")
-    found = loraport.check(files.lora, source=files.source, target_lora=f"{files.folder / 'fast.safetensors'}:0.5")
+    fast = files.folder / "fast.safetensors"
+    save_file(pico.lora(8), fast)
+    found = loraport.check(files.lora, source=files.source, target_lora=f"{fast}:0.5")
     assert found.kind.name == "a LoRA"
     assert found.kind.by == "names"
     assert found.figure("rounding").value == 0.0
     assert found.target_lora[0].endswith("fast.safetensors at strength 0.5")
+    assert (found.verdict, found.reasons[0].threshold) == ("convert", "made_by_loras")
+    assert f"--target-lora {fast}:0.5" in found.command
+    weak = loraport.check(files.lora, source=files.source, target_lora=f"{fast}:0.1")
+    assert weak.figure("drift").value < 0.09
+    assert weak.verdict == "use as is"
 
 
 def test_a_quantised_target_that_is_mostly_rounding(files: pico.Pico):
@@ -255,16 +269,22 @@ def test_the_command_says_what_the_function_finds(files: pico.Pico):
 
 
 def test_bundled_pairs():
-    """Every LoRA on every target: what was measured of them is in docs/check.md."""
+    """What was measured of them all is in docs/check.md."""
     source = next(name for name in catalogue.models() if catalogue.model_card(name).parent is None)
-    lora = catalogue.loras()[0]
+    lora = f"zoo:{catalogue.loras()[0]}"
     for name in catalogue.models():
         if name != source:
-            found = loraport.check(f"zoo:{lora}", source=f"zoo:{source}", target=f"zoo:{name}")
-            assert found.verdict in ("use as is", "use at strength"), name
-    for name in catalogue.distillations():
-        found = loraport.check(f"zoo:{lora}", source=f"zoo:{source}", target_lora=f"zoo:{name}")
+            found = loraport.check(lora, source=f"zoo:{source}", target=f"zoo:{name}")
+            far = found.figure("drift").value >= 0.25
+            assert (found.verdict, found.strength) == (("use at strength", 1.25) if far else ("use as is", 1.0)), name
+            assert abs(found.figure("dose").value) < 0.05, name  # the bound of 0.15 stands well beyond
+            assert found.figure("directions_drift").value > 0.3, name
+    added = [f"zoo:{name}" for name in catalogue.distillations()]
+    for files in [[each] for each in added] + [added]:
+        found = loraport.check(lora, source=f"zoo:{source}", target_lora=files)
         assert found.kind.name == "a LoRA"
+        assert found.figure("directions_drift").value < 0.25
+        assert found.verdict == ("convert" if found.figure("drift").value >= 0.09 else "use as is")
 
 
 def test_a_page_is_written_for_one_lora(files, tmp_path):

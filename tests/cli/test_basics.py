@@ -39,6 +39,7 @@ FLAGS = (
 COMMANDS = (
     "transfer",
     "plan",
+    "check",
     "inspect",
     "convert",
     "resize",

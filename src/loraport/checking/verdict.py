@@ -10,6 +10,8 @@ from loraport.checking.thresholds import thresholds
 
 ROUND = 0.05
 """Strengths are named in such steps: nobody sees less."""
+MEASURED_METHOD = "casa"
+"""The method whose gains the bounds speak of."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +71,10 @@ class Seen:
 
 def judge(seen: Seen) -> Judgement:
     """The verdict on a LoRA whose layers were looked at."""
-    for rule in (_nothing_in_it, _unrelated, _same_weights, _only_rounding, _held_already, _overlapping, _on_source):
+    for rule in _RULES:
         if (found := rule(seen)) is not None:
             return found
-    return _by_what_was_measured(seen)
+    return _as_it_is(seen)
 
 
 def kind_of(seen: Seen) -> Kind:
@@ -182,15 +184,34 @@ def _on_source(seen: Seen) -> Judgement | None:
     return Judgement("convert", 1.0, "convert it to a plain LoRA", (Reason(text),))
 
 
-def _by_what_was_measured(seen: Seen) -> Judgement:
-    """The strength that suited measured pairs with a drift of this size."""
-    large, drift = thresholds()["large_drift"], seen.value("drift") or 0.0
-    moved = f"the weights moved by {drift:.1%} of their norm"
-    if drift >= large.value and large.strength is not None:
-        reason = large.reason(f"{moved}: where they moved as far, LoRAs acted too weakly", "drift")
-        return Judgement("use at strength", large.strength, f"use it at strength {large.strength:g}", (reason,))
-    text = f"{moved}, and no pair that was measured asks for another strength or a conversion there"
-    return Judgement("use as is", 1.0, "use it as it is", (large.reason(text, "drift"),))
+def _made_by_loras(seen: Seen) -> Judgement | None:
+    """Where LoRAs moved the weights far, undoing a part of that helped."""
+    bound, drift = thresholds()["made_by_loras"], seen.value("drift") or 0.0
+    if kind_of(seen).name != "a LoRA" or drift < bound.value or seen.method != MEASURED_METHOD:
+        return None
+    text = f"the target is made by LoRAs that move its weights by {drift:.1%}: there {seen.method} did more than reuse"
+    return Judgement("convert", 1.0, "convert it", (bound.reason(text, "drift"),))
+
+
+def _moved_far(seen: Seen) -> Judgement | None:
+    """The strength that suited measured pairs with a drift as large."""
+    bound, drift = thresholds()["large_drift"], seen.value("drift") or 0.0
+    if drift < bound.value or bound.strength is None:
+        return None
+    text = f"the weights moved by {drift:.1%} of their norm: where they moved as far, LoRAs acted too weakly"
+    headline = f"use it at strength {bound.strength:g}"
+    return Judgement("use at strength", bound.strength, headline, (bound.reason(text, "drift"),))
+
+
+def _as_it_is(seen: Seen) -> Judgement:
+    """What is left: nothing that was measured asks for anything else."""
+    asks, keeps, drift = thresholds()["large_drift"], thresholds()["keeps"], seen.value("drift") or 0.0
+    text = f"the weights moved by {drift:.1%} of their norm, and nothing that was measured asks for another strength"
+    reasons = [asks.reason(text, "drift")]
+    if drift >= keeps.value:
+        text = "how much a LoRA keeps of what it does differs there from LoRA to LoRA: look at clips, or calibrate"
+        reasons.append(keeps.reason(text, "drift"))
+    return Judgement("use as is", 1.0, "use it as it is", tuple(reasons))
 
 
 def _cannot(headline: str, *reasons: Reason) -> Judgement:
@@ -220,3 +241,9 @@ def _uneven(seen: Seen, dose: float) -> tuple[float, float | None]:
 
 def _rounded(strength: float) -> float:
     return round(round(strength / ROUND) * ROUND, 2)
+
+
+_RULES = (
+    _nothing_in_it, _unrelated, _same_weights, _only_rounding, _held_already, _overlapping, _on_source, _made_by_loras,
+    _moved_far,
+)  # fmt: skip
