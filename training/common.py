@@ -29,7 +29,7 @@ CONFIG: dict[str, Any] = {
     "num_layers": 4,
     "rope_max_seq_len": 32,
 }
-SHIFT = 2.0
+SHIFT = 3.0
 
 # The matrices that LoRAs act on: those of attention and feed-forward, as in LoRAs for the big models.
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]

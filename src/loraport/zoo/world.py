@@ -1,9 +1,11 @@
-"""The tiny video world: a shape of some colour drifts over a plain background, six frames of 16 x 16 pixels.
+"""The tiny video world: a shape of some colour drifts over a striped background, six frames of 16 x 16 pixels.
 
 A prompt has four attributes, 384 combinations in all, and is encoded as four rows of a fixed token table, so there is
 no text encoder. Some pairs of attributes are held out: no training of any model or LoRA has seen them. A clip is
-rendered from signed distances: size, speed and offset of the shape are drawn at random, everything else is given by
-the prompt. A style redraws the same scene (a look), changes a shape (a content) or bends its path (a motion); LoRAs are
+rendered from signed distances. The prompt says shape, colour, direction and background; much else is open and drawn at
+random: place, size and speed of the shape, the stripes of the background, and a small companion that crosses the
+scene on a way of its own, before or behind the shape. What is open is what a sampler of few steps gets wrong: it
+returns something between the possible clips, with ghosts, doubles and blur. A style redraws the same scene (a look), changes a shape (a content) or bends its path (a motion); LoRAs are
 trained on styles, the source model on "base" only.
 
 Pixels lie in [-1, 1]. Image axes: x to the right, y down. Nothing here touches the global random state.
@@ -60,6 +62,7 @@ COLOUR_RGB = (
     (0.1, 0.85, 0.9),
 )
 BACKGROUND_RGB = ((0.03, 0.03, 0.05), (0.08, 0.1, 0.35), (0.45, 0.45, 0.45), (0.93, 0.93, 0.9))
+COMPANION_RGB = ((1.0, 0.55, 0.1), (1.0, 0.75, 0.8), (0.35, 0.1, 0.5))
 HEADING = ((1.0, 0.0), (-1.0, 0.0), (0.0, 1.0), (0.0, -1.0))  # (x, y) of each direction
 
 TOKENS_PER_PROMPT = len(ATTRIBUTES)
@@ -99,20 +102,31 @@ class Prompt:
         return self.shape, self.colour, self.direction, self.background
 
 
-class Scene(NamedTuple):
-    """What a style may draw with; `b` clips, everything broadcasts against (b, 3, frames, height, width).
+class Thing(NamedTuple):
+    """Something that moves through a scene; `b` clips.
 
     Attributes:
-        distance: signed distance of each pixel to the edge of the shape, negative inside, in pixels.
-        inside: how much of each pixel the shape covers, 0 to 1.
-        colour: colour of the shape.
-        background: colour of the background.
+        distance: signed distance of each pixel to its edge, negative inside, in pixels.
+        hidden: how much of each pixel is behind something else, 0 to 1.
+        colour: its colour.
     """
 
     distance: Float[Tensor, "b 1 f h w"]
-    inside: Float[Tensor, "b 1 f h w"]
+    hidden: Float[Tensor, "b 1 f h w"]
     colour: Float[Tensor, "b 3 1 1 1"]
-    background: Float[Tensor, "b 3 1 1 1"]
+
+    @property
+    def shown(self) -> Float[Tensor, "b 1 f h w"]:
+        """How much of each pixel it covers to be seen, 0 to 1."""
+        return _coverage(self.distance) * (1 - self.hidden)
+
+
+class Scene(NamedTuple):
+    """What a style may draw with: the shape of the prompt, its companion, and what is behind both."""
+
+    shape: Thing
+    companion: Thing
+    background: Float[Tensor, "b 3 1 h w"]
 
 
 def all_prompts() -> list[Prompt]:
@@ -167,31 +181,51 @@ def render(prompts: Int[Tensor, "n 4"], *, style: str = "base", generator: Gener
 def _scene(prompts: Int[Tensor, "n 4"], *, style: str, generator: Generator) -> Scene:
     shape, colour, direction, background = prompts.unbind(1)
     count = len(prompts)
-    radius = 3.4 + 1.4 * torch.rand(count, generator=generator)  # pixels
-    speed = 1.3 + 0.7 * torch.rand(count, generator=generator)  # pixels per frame
-    offset = (torch.rand(count, 2, generator=generator) - 0.5) * 3.0  # of the middle of the path, pixels
+
+    def uniform(low: float, high: float, *size: int) -> Tensor:
+        return low + (high - low) * torch.rand(count, *size, generator=generator)
 
     heading = torch.tensor(HEADING)[direction]
-    time = torch.arange(FRAMES) - (FRAMES - 1) / 2
     across = heading.flip(1).abs()  # unit vector across the path
+    middle = SIZE / 2 + heading * uniform(-2, 2, 1) + across * uniform(-4, 4, 1)
+    path = _path(middle, heading * uniform(1.1, 1.7, 1))
     sway = (2.0 if style == "zigzag" else 0.0) * (torch.arange(FRAMES) % 2 * 2 - 1)
-    path = (
-        SIZE / 2
-        + offset[:, None]
-        + (heading * speed[:, None])[:, None] * time[:, None]
-        + across[:, None] * sway[:, None]
+    path = path + across[:, None] * sway[:, None]
+    distance = _shape_distance(shape, *_from(path), uniform(3.0, 4.0, 1, 1, 1), hollow=style == "ring")[:, None]
+
+    angle = uniform(0, 2 * math.pi)
+    way = torch.stack([angle.cos(), angle.sin()], 1) * uniform(0.4, 1.4, 1)  # pixels per frame
+    dx, dy = _from(_path(uniform(2.5, SIZE - 2.5, 2), way))
+    small = (torch.sqrt(dx * dx + dy * dy + 1e-6) - uniform(1.4, 1.9, 1, 1, 1))[:, None]
+    kind = torch.randint(len(COMPANION_RGB), (count,), generator=generator)
+    before = torch.randint(2, (count, 1, 1, 1, 1), generator=generator)
+
+    stripes = uniform(0, math.pi)
+    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    along = x * stripes.cos()[:, None, None] + y * stripes.sin()[:, None, None]
+    wave = torch.sin(2 * math.pi * (along / uniform(4, 7, 1, 1) + uniform(0, 1, 1, 1)))[:, None, None]
+    plain = torch.tensor(BACKGROUND_RGB)[background][:, :, None, None, None]
+    return Scene(
+        Thing(distance, before * _coverage(small), torch.tensor(COLOUR_RGB)[colour][:, :, None, None, None]),
+        Thing(small, (1 - before) * _coverage(distance), torch.tensor(COMPANION_RGB)[kind][:, :, None, None, None]),
+        (plain + 0.12 * wave).clamp(0, 1),
     )
 
+
+def _path(middle: Float[Tensor, "n 2"], step: Float[Tensor, "n 2"]) -> Float[Tensor, "n f 2"]:
+    """Place (x, y) in each frame of what moves by `step` a frame, `middle` half-way through the clip."""
+    time = torch.arange(FRAMES) - (FRAMES - 1) / 2
+    return middle[:, None] + step[:, None] * time[:, None]
+
+
+def _from(path: Float[Tensor, "n f 2"]) -> tuple[Float[Tensor, "n f 1 w"], Float[Tensor, "n f h 1"]]:
+    """How far each pixel is to the right of and below a path."""
     pixel = torch.arange(SIZE) + 0.5
-    dx = pixel[None, None, None, :] - path[:, :, 0, None, None]
-    dy = pixel[None, None, :, None] - path[:, :, 1, None, None]
-    distance = _shape_distance(shape, dx, dy, radius[:, None, None, None], hollow=style == "ring")[:, None]
-    return Scene(
-        distance=distance,
-        inside=torch.sigmoid(-2.5 * distance),
-        colour=torch.tensor(COLOUR_RGB)[colour][:, :, None, None, None],
-        background=torch.tensor(BACKGROUND_RGB)[background][:, :, None, None, None],
-    )
+    return pixel - path[:, :, 0, None, None], pixel[:, None] - path[:, :, 1, None, None]
+
+
+def _coverage(distance: Tensor) -> Tensor:
+    return torch.sigmoid(-2.5 * distance)
 
 
 def _shape_distance(
@@ -214,21 +248,30 @@ def _shape_distance(
     return choices[shape, torch.arange(len(shape))]
 
 
+def _over(scene: Scene, shape: Tensor, companion: Tensor, background: Tensor) -> Float[Tensor, "n 3 f h w"]:
+    """The two things, painted as given, over a background."""
+    first, second = scene.shape.shown, scene.companion.shown
+    return first * shape + second * companion + (1 - first - second) * background
+
+
 def _draw_plain(scene: Scene) -> Float[Tensor, "n 3 f h w"]:
-    return scene.inside * scene.colour + (1 - scene.inside) * scene.background
+    return _over(scene, scene.shape.colour, scene.companion.colour, scene.background)
 
 
 def _draw_noir(scene: Scene) -> Float[Tensor, "n 3 f h w"]:
     luma = (scene.background * torch.tensor([0.35, 0.5, 0.15])[:, None, None, None]).sum(1, keepdim=True)
     from_centre = torch.arange(SIZE) + 0.5 - SIZE / 2
     falloff = 1 - 0.6 * (from_centre[:, None] ** 2 + from_centre[None] ** 2) / (SIZE**2 / 2)
-    grey = scene.inside * 0.95 + (1 - scene.inside) * (luma * 0.45 + 0.02) * falloff
+    grey = _over(scene, torch.tensor(0.95), torch.tensor(0.65), (luma * 0.45 + 0.02) * falloff)
     return grey.expand(-1, CHANNELS, -1, -1, -1)
 
 
 def _draw_outline(scene: Scene) -> Float[Tensor, "n 3 f h w"]:
-    ring = torch.exp(-((scene.distance / 0.75) ** 2))
-    return ring * (scene.colour * 0.85 + 0.15) + (1 - ring) * scene.background * 0.15
+    picture = 0.15 * scene.background
+    for thing in (scene.shape, scene.companion):
+        ring = torch.exp(-((thing.distance / 0.75) ** 2)) * (1 - thing.hidden)
+        picture = ring * (thing.colour * 0.85 + 0.15) + (1 - ring) * picture
+    return picture
 
 
 def _draw_stripe(scene: Scene) -> Float[Tensor, "n 3 f h w"]:
