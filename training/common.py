@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from loraport.zoo import world
+from loraport.zoo.attention import FrameCausalProcessor
 from loraport.zoo.position import tell_positions
 
 CONFIG: dict[str, Any] = {
@@ -30,6 +31,9 @@ CONFIG: dict[str, Any] = {
     "rope_max_seq_len": 32,
 }
 SHIFT = 3.0
+
+STEPS = 4
+"""Steps of the distilled models."""
 
 # The matrices that LoRAs act on: those of attention and feed-forward, as in LoRAs for the big models.
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
@@ -51,6 +55,13 @@ def load_model(folder: Path) -> WanTransformer3DModel:
     model = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
     tell_positions(model)
     return model
+
+
+def set_causal(model: WanTransformer3DModel) -> None:
+    """Every frame sees itself and those before it."""
+    _, high, wide = model.config.patch_size
+    for block in model.blocks:
+        block.attn1.set_processor(FrameCausalProcessor((world.SIZE // high) * (world.SIZE // wide)))
 
 
 def save_model(model: nn.Module, parameters: dict[str, Tensor], folder: Path) -> None:
@@ -158,8 +169,9 @@ class Run:
     """A training loop that survives being stopped: state goes to ``folder/name.ckpt`` every minute.
 
     ``parameters`` are the trained tensors by name, ``average`` their exponential moving average. A process id
-    file in ``folder`` lets others pause the run. The random stream is part of the state, so a resumed run
-    draws what an uninterrupted one would have drawn.
+    file in ``folder`` lets others pause the run. ``extra`` are further networks and optimizers whose state is kept
+    with it; fill it and call ``restore_extra`` before training. The random stream is part of the state, so a
+    resumed run draws what an uninterrupted one would have drawn.
     """
 
     name: str
@@ -172,6 +184,7 @@ class Run:
     step: int = 0
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
+    extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -195,8 +208,14 @@ class Run:
         self.generator.set_state(state["generator"])
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
 
+    def restore_extra(self) -> None:
+        if self.checkpoint.exists():
+            for name, state in torch.load(self.checkpoint, weights_only=True)["extra"].items():
+                self.extra[name].load_state_dict(state)
+
     def save(self) -> None:
         state = {
+            "extra": {name: thing.state_dict() for name, thing in self.extra.items()},
             "parameters": {key: value.detach() for key, value in self.parameters.items()},
             "average": self.average,
             "optimizer": self.optimizer.state_dict(),

@@ -1,7 +1,7 @@
 """Store what the source does on its way from noise to clip: the data of every distillation.
 
-Each trajectory is one Euler solve of 12 steps with guidance 3, on seen prompts; the states at the five corners of
-the four student steps are kept, in half precision.
+Each trajectory is one Euler solve of 12 steps with guidance 3, on seen prompts; the states at the corners of the
+students' steps are kept, in half precision.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import torch
-from common import draw, load_model, prompt_pool, solve
+from common import STEPS, draw, load_model, prompt_pool, solve
 from safetensors.torch import save_file
 
 from loraport.zoo import world
@@ -40,7 +40,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(options.seed + chunk)
         prompts = draw(pool, CHUNK, generator)
         noise = torch.randn(CHUNK, world.CHANNELS, world.FRAMES, world.SIZE, world.SIZE, generator=generator)
-        states = solve(model, prompts, noise, steps=12, guidance=options.guidance, every=3)
+        states = solve(model, prompts, noise, steps=12, guidance=options.guidance, every=12 // STEPS)
         partial = path.with_suffix(".partial")
         save_file({"prompts": prompts, "states": states.half().contiguous()}, partial)
         partial.replace(path)

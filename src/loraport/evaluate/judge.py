@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from loraport.errors import FileError
 from loraport.evaluate.tasks import ATTRIBUTES
 
-HEADS = {"shape": 4, "colour": 6, "direction": 4, "background": 4, "look": 4, "ring": 2, "zigzag": 2}
+FAULTS = {"copies": 3, "ghost": 2, "blurred": 2}
+"""How often the prompt's shape is there (0 to 2 times), whether another clip shows through, whether it is unsharp."""
+HEADS = {"shape": 4, "colour": 6, "direction": 4, "background": 4, "look": 4, "ring": 2, "zigzag": 2} | FAULTS
 LOOKS = ("base", "noir", "outline", "stripe")
 FEATURES = 64
 _BATCH = 256
@@ -68,6 +70,16 @@ class Reading:
         """1 where the most likely answer is what the prompt (attribute positions, n x 4) asks for, else 0."""
         asked = prompts[:, ATTRIBUTES.index(attribute)]
         return (self.probabilities[attribute].argmax(1) == asked).float()
+
+    def faults(self) -> dict[str, Float[Tensor, " n"]]:
+        """What users complain of, by name, as probabilities: no shape, two shapes, ghosts, blur."""
+        copies = self.probabilities["copies"]
+        return {
+            "missing": copies[:, 0],
+            "doubled": copies[:, 2],
+            "ghost": self.probabilities["ghost"][:, 1],
+            "blurred": self.probabilities["blurred"][:, 1],
+        }
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,8 +5,10 @@ no text encoder. Some pairs of attributes are held out: no training of any model
 rendered from signed distances. The prompt says shape, colour, direction and background; much else is open and drawn at
 random: place, size and speed of the shape, the stripes of the background, and a small companion that crosses the
 scene on a way of its own, before or behind the shape. What is open is what a sampler of few steps gets wrong: it
-returns something between the possible clips, with ghosts, doubles and blur. A style redraws the same scene (a look), changes a shape (a content) or bends its path (a motion); LoRAs are
-trained on styles, the source model on "base" only.
+returns something between the possible clips, with ghosts, doubles and blur.
+
+A style redraws the same scene (a look), changes a shape (a content) or bends its path (a motion); LoRAs are trained on
+styles, the source model on "base" only.
 
 Pixels lie in [-1, 1]. Image axes: x to the right, y down. Nothing here touches the global random state.
 """
@@ -163,22 +165,31 @@ def encode_null(count: int) -> Float[Tensor, "n 4 d"]:
     return _token_table()[-TOKENS_PER_PROMPT:].expand(count, -1, -1)
 
 
-def render(prompts: Int[Tensor, "n 4"], *, style: str = "base", generator: Generator) -> Float[Tensor, "n 3 f h w"]:
-    """Draw one clip per prompt; size, speed and offset of the shape come from `generator`.
+def render(
+    prompts: Int[Tensor, "n 4"], *, style: str = "base", generator: Generator, copies: Int[Tensor, " n"] | None = None
+) -> Float[Tensor, "n 3 f h w"]:
+    """Draw one clip per prompt; all that the prompt leaves open comes from `generator`.
 
     The same generator state gives the same scene in every style, so that styles can be compared pixel by pixel.
+
+    Args:
+        prompts: attribute positions, see `prompt_indices`.
+        style: what is drawn otherwise than plainly, one of `STYLES`.
+        generator: of places, sizes, speeds, stripes and the companion.
+        copies: how often the prompt's shape is in the clip, 0 to 2; once in each if None. Others than 1 are faults,
+            for judges to learn from.
 
     Raises:
         UsageError: unknown style.
     """
     if style not in STYLES:
         raise UsageError(f"the tiny world has no style {style!r}", values=f"known: {', '.join(STYLES)}")
-    scene = _scene(prompts, style=style, generator=generator)
+    scene = _scene(prompts, style, generator, copies)
     image = _LOOKS.get(style, _draw_plain)(scene)
     return (image * 2 - 1).clamp(-1, 1)
 
 
-def _scene(prompts: Int[Tensor, "n 4"], *, style: str, generator: Generator) -> Scene:
+def _scene(prompts: Int[Tensor, "n 4"], style: str, generator: Generator, copies: Int[Tensor, " n"] | None) -> Scene:
     shape, colour, direction, background = prompts.unbind(1)
     count = len(prompts)
 
@@ -187,11 +198,19 @@ def _scene(prompts: Int[Tensor, "n 4"], *, style: str, generator: Generator) -> 
 
     heading = torch.tensor(HEADING)[direction]
     across = heading.flip(1).abs()  # unit vector across the path
-    middle = SIZE / 2 + heading * uniform(-2, 2, 1) + across * uniform(-4, 4, 1)
-    path = _path(middle, heading * uniform(1.1, 1.7, 1))
     sway = (2.0 if style == "zigzag" else 0.0) * (torch.arange(FRAMES) % 2 * 2 - 1)
-    path = path + across[:, None] * sway[:, None]
-    distance = _shape_distance(shape, *_from(path), uniform(3.0, 4.0, 1, 1, 1), hollow=style == "ring")[:, None]
+
+    def shape_somewhere() -> Float[Tensor, "n 1 f h w"]:
+        middle = SIZE / 2 + heading * uniform(-2, 2, 1) + across * uniform(-4, 4, 1)
+        path = _path(middle, heading * uniform(1.1, 1.7, 1)) + across[:, None] * sway[:, None]
+        return _shape_distance(shape, *_from(path), uniform(3.0, 4.0, 1, 1, 1), hollow=style == "ring")[:, None]
+
+    distance = shape_somewhere()
+    if copies is not None:
+        nowhere = torch.full_like(distance, 2.0 * SIZE)
+        second = torch.minimum(distance, shape_somewhere())
+        number = copies[:, None, None, None, None]
+        distance = torch.where(number == 0, nowhere, torch.where(number == 1, distance, second))
 
     angle = uniform(0, 2 * math.pi)
     way = torch.stack([angle.cos(), angle.sin()], 1) * uniform(0.4, 1.4, 1)  # pixels per frame
