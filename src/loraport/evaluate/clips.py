@@ -22,7 +22,7 @@ from loraport.store.index import entry_key
 from loraport.store.store import Store
 from loraport.zoo import world
 
-SAMPLING = 2
+SAMPLING = 3
 """Part of every cache key: raised when the sampler changes."""
 _RENDERED = 8  # real clips per prompt behind the Frechet distance
 BATCH = 16
@@ -43,7 +43,7 @@ class ClipSet:
 
     Attributes:
         scores: by name, one value a clip: `taught` (judge), `statistic` (no learning), `accuracy` and the single
-            attributes, `motion` in pixels per frame.
+            attributes, `faults` (expected number of them) and the single ones, `motion`.
         features: the judge's. clips: all of them as bytes.
     """
 
@@ -130,6 +130,9 @@ class ClipSampler:
         reading = self.judge.read(clips)
         scores = {name: reading.correct(name, prompts) for name in self.task.visible}
         scores["accuracy"] = torch.stack(list(scores.values())).mean(0)
+        faults = reading.faults()
+        scores |= faults
+        scores["faults"] = torch.stack(list(faults.values())).sum(0)
         scores["taught"] = reading.taught(self.task.style)
         scores["statistic"] = self.statistic(clips)
         scores["motion"] = statistics.motion(clips)

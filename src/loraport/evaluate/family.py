@@ -6,7 +6,7 @@ a distillation that is kept as a LoRA, a `lora.safetensors`; `loras/NAME.safeten
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffusers import WanTransformer3DModel
@@ -30,6 +30,11 @@ class Model:
     def name(self) -> str:
         """The folder's name."""
         return self.folder.name
+
+    def sampled_as(self, other: "Model") -> "Model":
+        """The same weights in the steps of another model, without guidance; attention stays full."""
+        sampling = replace(other.card.sampling, guidance=1.0, attention=self.card.sampling.attention)
+        return replace(self, card=replace(self.card, sampling=sampling))
 
 
 @dataclass(frozen=True)

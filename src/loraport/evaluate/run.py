@@ -3,7 +3,9 @@
     A  source            B  source + LoRA
     C  target            D  target + transferred LoRA
 
-A and B depend on the LoRA, C on the target: they are sampled once. Another method costs only its D.
+A and B depend on the LoRA, C on the target: they are sampled once. Another method costs only its D. Two more rows say
+what restoration could cost: S and T are the source, without and with the LoRA, sampled as the target is, in its few
+steps without guidance. Where they are good, whatever turns the target back towards the source looks good.
 """
 
 import itertools
@@ -32,10 +34,23 @@ from loraport.version import __version__
 
 FUNCTION = ("taught", "statistic")
 """Scores of what the LoRA was to teach: by the judge, and by a statistic that needs no learning."""
-MEASURES = (*FUNCTION, "accuracy", "frechet", "to_aim", "motion")
-HIGHER_IS_BETTER = {"taught": True, "statistic": True, "accuracy": True, "frechet": False, "to_aim": False}
+MEASURES = (*FUNCTION, "accuracy", "faults", "frechet", "to_aim", "motion")
+HIGHER_IS_BETTER = {
+    "taught": True,
+    "statistic": True,
+    "accuracy": True,
+    "faults": False,
+    "frechet": False,
+    "to_aim": False,
+}
 SHOWN = 8
-ANCHORS = {"A": "source", "B": "source + LoRA", "C": "target"}
+ANCHORS = {
+    "A": "source",
+    "B": "source + LoRA",
+    "C": "target",
+    "S": "source in the target's steps",
+    "T": "source + LoRA in the target's steps",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +58,7 @@ class Cell:
     """One way of making the clips of one LoRA (on one target, unless it is A or B), scored.
 
     Attributes:
-        lora, target: names; target is empty for A and B. label: of the variant, or "A", "B", "C", "real".
+        lora, target: names; target is empty for A and B. label: of the variant, one of `ANCHORS`, or "real".
         variant: None for anchors.
         estimates: by measure, see `MEASURES`; single attributes too. For directions of improvement see
             `HIGHER_IS_BETTER`; more motion is neither better nor worse.
@@ -146,7 +161,7 @@ def evaluate(
         (lora.name, target.name): [v for v in variants if only is None or only(v, lora, target)]
         for lora, target in itertools.product(family.loras, family.targets)
     }
-    total = sum(map(len, wanted.values())) + len(family.loras) * (2 + len(family.targets))
+    total = sum(map(len, wanted.values())) + len(family.loras) * (2 + 3 * len(family.targets))
     by_style = {lora.style: tasks.get(lora.style) for lora in family.loras}
     samplers = open_samplers(family, family.loras, by_style, judge, scale, Store(folder / "cache"))
     cells: list[Cell] = []
@@ -164,6 +179,10 @@ def evaluate(
             alone = bench.cell("C", target.name, sampler.clips(target))
             bench.anchors["C"] = alone
             cells.append(alone)
+            hurried = family.source.sampled_as(target)
+            for label, file in (("S", None), ("T", lora.file)):
+                cells.append(bench.cell(label, target.name, sampler.clips(hurried, file)))
+                tell(Step(f"{lora.name}: {ANCHORS[label]}", _done(cells), total))
             for variant in wanted[lora.name, target.name]:
                 file, facts = carry_over(family, lora, target, variant, sampler.task, folder)
                 cells.append(bench.cell(variant.label, target.name, sampler.clips(target, file), variant, facts))
@@ -233,7 +252,7 @@ def _plain(cell: Cell) -> dict[str, Any]:
     made: dict[str, Any] = {"lora": cell.lora, "target": cell.target, "label": cell.label}
     if cell.variant is not None:
         made |= {"method": cell.variant.method, "role": cell.variant.role, "params": dict(cell.variant.params)}
-        made |= {"rank": cell.variant.rank, "amount": cell.variant.amount}
+        made |= {"rank": cell.variant.rank, "amount": cell.variant.amount, "strength": cell.variant.strength}
     made["estimates"] = {name: plain_estimate(value) for name, value in cell.estimates.items()}
     made["gain_ratio"] = {name: value and plain_estimate(value) for name, value in cell.gain_ratios.items()}
     made["transfer"] = {name: float(f"{value:.5g}") for name, value in cell.transfer.items()}

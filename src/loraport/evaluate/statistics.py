@@ -1,6 +1,6 @@
 """Scores that need no learning: where the shape is, how it moves, whether it has a hole, how much of a look there is.
 
-The shape is found as what differs from the colour of the picture's border. Every score has one value per clip.
+The shape is found by its colour, which the prompt says. Every score has one value per clip.
 """
 
 from dataclasses import dataclass
@@ -14,21 +14,19 @@ from loraport.evaluate.tasks import Task
 from loraport.zoo import world
 
 _DRAWN = 256  # renderings behind a template
+_NEAR = 0.45  # distance in RGB, channels from 0 to 1; the colours of the world lie further apart
 
 
-def shape_mask(clips: Float[Tensor, "n 3 f h w"]) -> Float[Tensor, "n f h w"]:
-    """How much each pixel differs from its frame's border colour, the weakest third cut off; 0 to 1."""
-    clips = clips.clamp(-1, 1)
-    border = torch.cat([clips[..., 0, :], clips[..., -1, :], clips[..., 0], clips[..., -1]], -1)
-    colour = border.median(-1).values[..., None, None]
-    away = (clips - colour).norm(dim=1)
-    peak = away.amax((-2, -1), keepdim=True).clamp_min(1e-6)
-    return (away / peak - 1 / 3).clamp_min(0) * 1.5
+def shape_mask(clips: Float[Tensor, "n 3 f h w"], prompts: Int[Tensor, "n 4"]) -> Float[Tensor, "n f h w"]:
+    """How near each pixel is to the colour that the prompt gives the shape: 1 at it, 0 from `_NEAR` on."""
+    colour = torch.tensor(world.COLOUR_RGB)[prompts[:, 1]][:, :, None, None, None]
+    away = ((clips.clamp(-1, 1) + 1) / 2 - colour).norm(dim=1)
+    return (1 - away / _NEAR).clamp_min(0)
 
 
-def positions(clips: Float[Tensor, "n 3 f h w"]) -> Float[Tensor, "n f 2"]:
+def positions(clips: Float[Tensor, "n 3 f h w"], prompts: Int[Tensor, "n 4"]) -> Float[Tensor, "n f 2"]:
     """Centre of the shape in each frame, (x, y) in pixels; the middle of the picture if nothing is seen."""
-    mask = shape_mask(clips)
+    mask = shape_mask(clips, prompts)
     pixel = torch.arange(world.SIZE) + 0.5
     weight = mask.sum((-2, -1))
     x, y = (mask.sum(-2) * pixel).sum(-1), (mask.sum(-1) * pixel).sum(-1)
@@ -39,17 +37,17 @@ def positions(clips: Float[Tensor, "n 3 f h w"]) -> Float[Tensor, "n f 2"]:
 
 
 def motion(clips: Float[Tensor, "n 3 f h w"]) -> Float[Tensor, " n"]:
-    """Amount of motion: mean distance that the shape's centre moves from frame to frame, in pixels.
+    """Amount of motion: mean absolute change of a pixel from frame to frame, pixels counted from 0 to 1.
 
     Printed beside every other score, because a clip that stands still is an easy way to look consistent.
     """
-    return positions(clips).diff(dim=1).norm(dim=-1).mean(-1)
+    return clips.clamp(-1, 1).diff(dim=2).abs().flatten(1).mean(1) / 2
 
 
 def _across(clips: Float[Tensor, "n 3 f h w"], prompts: Int[Tensor, "n 4"]) -> Float[Tensor, "n f"]:
     """Position of the shape across the path that the prompt asks for, about its mean, in pixels."""
     heading = torch.tensor(world.HEADING)[prompts[:, 2]]
-    side = (positions(clips) * heading.flip(1).abs()[:, None]).sum(-1)
+    side = (positions(clips, prompts) * heading.flip(1).abs()[:, None]).sum(-1)
     return side - side.mean(1, keepdim=True)
 
 
@@ -73,12 +71,12 @@ def sway(
     return _across(clips, prompts) @ template / template.square().sum()
 
 
-def hole(clips: Float[Tensor, "n 3 f h w"]) -> Float[Tensor, " n"]:
+def hole(clips: Float[Tensor, "n 3 f h w"], prompts: Int[Tensor, "n 4"]) -> Float[Tensor, " n"]:
     """How empty the middle of the shape is: 0 if it is as bright as the brightest part of the mask, 1 if empty.
 
     Bilinear value of the mask at its centre against the mask's peak, mean over frames.
     """
-    mask, at = shape_mask(clips), positions(clips)
+    mask, at = shape_mask(clips, prompts), positions(clips, prompts)
     grid = (at / world.SIZE * 2 - 1)[:, :, None, None]
     middle = torch.nn.functional.grid_sample(
         mask.flatten(0, 1)[:, None], grid.flatten(0, 1), align_corners=False, padding_mode="border"
@@ -111,4 +109,4 @@ class TaughtStatistic:
         """One value a clip: 0 about where the plain look, shape or path is, 1 about where the taught one is."""
         if self.template is not None:
             return sway(clips, self.prompts, self.template)
-        return hole(clips) if self.references is None else looks.style_progress(clips, self.references)
+        return hole(clips, self.prompts) if self.references is None else looks.style_progress(clips, self.references)

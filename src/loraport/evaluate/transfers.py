@@ -43,6 +43,7 @@ def _transferred(
         params=dict(variant.params),
         rank=variant.rank if variant.rank != "auto" else _preset_rank(variant.method),
         amount=variant.amount,
+        strength=variant.strength,
         force=True,
     )
     report = run(make_plan(recipe), output, _options(folder))

@@ -19,7 +19,7 @@ class Variant:
 
     Attributes:
         label: what tables and plots call it.
-        method: name of a method or preset. params, rank, amount: as in `loraport.transfer`.
+        method: name of a method or preset. params, rank, amount, strength: as in `loraport.transfer`.
         role: "direct" reuse (the strengths among which the best is sought), the "paper"'s method, a "control", a
             "rival" method, a "sweep" over a setting, or "ours".
         reach: on which pairs of LoRA and target it is measured: "all", "some" (every LoRA, half of the targets),
@@ -32,6 +32,7 @@ class Variant:
     params: Params = field(default_factory=dict)
     rank: str = "auto"
     amount: float = 1.0
+    strength: float = 1.0
     reach: Reach = "all"
 
 
@@ -71,7 +72,7 @@ MAIN: tuple[Variant, ...] = (
 
 
 def _sweep(label: str, params: Params = NONE, *, rank: str = "auto", amount: float = 1.0) -> Variant:
-    return Variant(f"casa {label}", "casa", "sweep", params, rank, amount, "few")
+    return Variant(f"casa {label}", "casa", "sweep", params, rank, amount, reach="few")
 
 
 SWEEPS: tuple[Variant, ...] = (
