@@ -52,6 +52,8 @@ class Kind:
     guidance: float = 3.0
     causal: bool = False
     rank: int | None = None
+    loras: tuple[str, ...] = ()
+    makes: str | None = None
 
 
 KINDS = {
@@ -69,15 +71,17 @@ KINDS = {
         steps=250,
         rate=1e-3,
         seed=43,
-        rank=32,
+        rank=16,
     ),
     "few-step": Kind(
-        "a LoRA for few steps; guidance is left to another",
+        "the source plus two LoRAs, one for few steps and one instead of guidance",
         steps=250,
         rate=1e-3,
         seed=44,
         guidance=1.0,
-        rank=32,
+        rank=16,
+        loras=("few-step", "guidance"),
+        makes="two-loras",
     ),
 }
 CORNERS = shifted(torch.linspace(1, 0, STEPS + 1))
@@ -111,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--name", help="other than the kind's own")
+    parser.add_argument("--name", help="other than the kind's own, which makes it held out")
     parser.add_argument("--steps", type=int, help="other than the kind's own")
     parser.add_argument("--rate", type=float, help="other than the kind's own")
     parser.add_argument("--seed", type=int, help="other than the kind's own")
@@ -164,13 +168,15 @@ def main() -> None:
         return 0.5 * (made - aim).square().mean()
 
     trained = run.train(loss)
-    folder = models / name
+    folder = models / (kind.makes or name)
+    card = {"summary": kind.summary, "parent": "source"} | ({"held_out": True} if options.name else {})
+    card["sampling"] = sampling_card(STEPS, 1.0, "frame-causal" if kind.causal else "full")
     if kind.rank:
-        save_lora(student, trained, folder / "lora.safetensors")
+        save_lora(student, trained, options.out / "final" / "distillations" / f"{name}.safetensors")
+        card["loras"] = kind.loras or (name,)
     else:
         save_model(student, trained, folder)
-    sampling = sampling_card(STEPS, 1.0, "frame-causal" if kind.causal else "full")
-    write_card(folder / "model.json", summary=kind.summary, parent="source", sampling=sampling)
+    write_card(folder / "model.json", **card)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ CELLS = 3 * 2 * 2  # what the convolutions leave of 6 x 16 x 16
 def labelled_batch(
     per_variant: int, generator: torch.Generator, faults: bool = True
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Clips of all variants, some of them faulty, and their labels; -100 marks a question that a clip does not answer."""
+    """Clips of all variants, some of them faulty, and their labels; -100 where a clip does not answer."""
     pool = world.prompt_indices(world.all_prompts())
     clips, labels = [], {name: [] for name in HEADS}
     for variant in world.STYLES:

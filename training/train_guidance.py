@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--seed", type=int, default=45)
     parser.add_argument("--batch", type=int, default=32)
@@ -48,7 +48,7 @@ def main() -> None:
             wanted = without + options.guidance * (asked - without)
         return (velocity(student, mixed, time_, world.encode(prompts)) - wanted).square().mean()
 
-    save_lora(student, run.train(loss), options.out / "final" / "models" / "two-loras" / "guidance.safetensors")
+    save_lora(student, run.train(loss), options.out / "final" / "distillations" / "guidance.safetensors")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("task", choices=TASKS)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--name", help="other than the task's, which makes it held out")
     parser.add_argument("--steps", type=int, help="other than the task's own")
     parser.add_argument("--seed", type=int, help="other than the task's own")
     parser.add_argument("--batch", type=int, default=32)
@@ -55,7 +56,8 @@ def main() -> None:
     seed = options.seed or task.seed
     parameters = add_lora(model, task.rank, seed)
     steps = options.steps or task.steps
-    run = Run(options.task, options.out, parameters, Schedule(steps, task.rate, 50, steps // 2), seed, 0.99)
+    name = options.name or options.task
+    run = Run(name, options.out, parameters, Schedule(steps, task.rate, 50, steps // 2), seed, 0.99)
     pool = prompt_pool(held_out=False)
     taught = tasks.get(options.task)
     shown = world.prompt_indices([prompt for prompt in world.all_prompts() if taught.teaches(prompt)])
@@ -69,9 +71,9 @@ def main() -> None:
         return flow_matching_loss(model, clips, encode(prompts, drop), generator)
 
     folder = options.out / "final" / "loras"
-    save_lora(model, run.train(loss), folder / f"{options.task}.safetensors")
-    card = folder / f"{options.task}.json"
-    write_card(card, summary=world.STYLES[options.task], source="source", style=options.task)
+    save_lora(model, run.train(loss), folder / f"{name}.safetensors")
+    card = {"summary": world.STYLES[options.task], "source": "source", "style": options.task}
+    write_card(folder / f"{name}.json", **card | ({"held_out": True} if options.name else {}))
 
 
 if __name__ == "__main__":

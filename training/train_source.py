@@ -10,6 +10,7 @@ from common import (
     draw,
     encode,
     flow_matching_loss,
+    load_model,
     new_model,
     prompt_pool,
     sampling_card,
@@ -28,10 +29,11 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--begin", type=Path, help="a model to go on from, such as one of another world")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = new_model(options.seed)
+    model = load_model(options.begin).requires_grad_(True) if options.begin else new_model(options.seed)
     schedule = Schedule(options.steps, options.rate, warmup=200, decay=options.decay)
     run = Run("source", options.out, dict(model.named_parameters()), schedule, options.seed, average_decay=0.999)
 

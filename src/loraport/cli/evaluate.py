@@ -17,7 +17,7 @@ EXAMPLE = """The evidence behind docs/evidence.md (under half an hour on two cor
 
 One method on one LoRA and target, against direct reuse at all its strengths:
 
-    loraport evaluate --method casa --lora outline --target step-strong"""
+    loraport evaluate --method casa --lora outline --target dmd"""
 
 
 @command()
@@ -34,6 +34,10 @@ def evaluate(
             "--calibrated",
             help="Also calibration, and what each of its choices is worth.",
         ),
+    ] = False,
+    held_out: Annotated[
+        bool,
+        typer.Option("--held-out", help="Targets and LoRAs that nothing was chosen on, instead of all others."),
     ] = False,
     method: Annotated[
         Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on every Python
@@ -77,12 +81,14 @@ def evaluate(
     from loraport.evaluate.family import open_family
     from loraport.evaluate.judge import open_judge
 
-    rows = chosen(method or [], quick=quick, calibrated=calibrated)
+    rows = chosen(method or [], quick=quick or held_out, calibrated=calibrated)
     members = open_family(family).pick(tuple(target or ()), tuple(lora or ()))
     usual = QUICK if quick else FULL
     scale = Scale(prompts=prompts or usual.prompts, seeds=seeds or usual.seeds)
     with Progress(console) as progress:
-        done = make_evidence(members, open_judge(judge), rows, output, scale=scale, on_event=progress)
+        done = make_evidence(
+            members, open_judge(judge), rows, output, scale=scale, held_out=held_out, on_event=progress
+        )
     lines = [f"{len(done.evidence.cells)} cells in {text.duration(done.evidence.seconds)}", ""]
     lines += tables.main_table(done.evidence).splitlines()
     lines += [f"- {note}" for note in done.evidence.notes]

@@ -18,8 +18,7 @@ from loraport.methods import registry
 
 FULL = Scale(prompts=64, seeds=3)
 QUICK = Scale(prompts=16, seeds=2)
-SOME_TARGETS = ("causal", "step-strong")
-ONE_TARGET = ("step-strong",)
+SOME_TARGETS = ("dmd",)
 FEW_LORAS = ("outline", "zigzag")
 """Where rows of a shorter reach are measured; a family that has none of these names uses its first."""
 
@@ -67,20 +66,34 @@ def make_evidence(
     output: Path,
     *,
     scale: Scale,
+    held_out: bool = False,
     on_event: Callable[[Step], None] | None = None,
 ) -> Written:
     """Evaluate and write. Running again with the same folder takes what was sampled before from its cache.
+
+    Args:
+        family: the models and LoRAs.
+        judge: the classifier.
+        rows: what is measured.
+        output: the folder.
+        scale: prompts and seeds.
+        held_out: measure on pairs with a target or LoRA that is held out, instead of on all others.
+        on_event: told about every finished cell.
 
     Raises:
         LoraportError: a transfer failed or the folder cannot be written.
     """
     writable.claim_folder(output, ("evidence.json", "tables.md", "*-against-*.png", "sheet-*.png", "work"), "evaluate")
+    if not held_out:
+        family = family.for_choosing()
     names = [target.name for target in family.targets]
-    some, one = _present(SOME_TARGETS, names), _present(ONE_TARGET, names)
+    some = _present(SOME_TARGETS, names)
     few = _present(FEW_LORAS, [lora.name for lora in family.loras])
-    targets = {"all": names, "some": some, "few": some, "two": one}
+    targets = {"all": names, "some": some, "few": some}
 
     def only(variant: Variant, lora: Lora, target: Model) -> bool:
+        if held_out:
+            return lora.held_out or target.card.held_out
         wide = variant.reach in ("all", "some")
         return target.name in targets[variant.reach] and (wide or lora.name in few)
 

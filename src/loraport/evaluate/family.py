@@ -1,7 +1,8 @@
 """The models and LoRAs that are evaluated: a source, its distilled targets, LoRAs trained on the source.
 
-The layout is that of the bundled data: `models/NAME/` with a `model.json` and either a `transformer/` folder or, for
-a distillation that is kept as a LoRA, a `lora.safetensors`; `loras/NAME.safetensors` with `NAME.json` beside it.
+The layout is that of the bundled data: `models/NAME/` with a `model.json` and a `transformer/` folder, or, for a
+model that is its parent and LoRAs, their names in the card and `distillations/NAME.safetensors`;
+`loras/NAME.safetensors` with `NAME.json` beside it.
 """
 
 import hashlib
@@ -13,18 +14,16 @@ from diffusers import WanTransformer3DModel
 
 from loraport.errors import FileError, UsageError
 from loraport.sampling import tiny
-from loraport.zoo.catalogue import ModelCard, data_file, read_model_card
-
-DISTILL = "lora.safetensors"
+from loraport.zoo.catalogue import ModelCard, data_file, distillation_files, read_lora_card, read_model_card
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model on disk. `distill` is the distillation LoRA if the model is its parent plus that LoRA."""
+    """A model on disk. `distill` are the distillation LoRAs if the model is its parent plus those."""
 
     folder: Path
     card: ModelCard
-    distill: Path | None = None
+    distill: tuple[Path, ...] = ()
 
     @property
     def name(self) -> str:
@@ -43,6 +42,7 @@ class Lora:
 
     file: Path
     style: str
+    held_out: bool = False
 
     @property
     def name(self) -> str:
@@ -62,6 +62,11 @@ class Family:
         """Only the named targets and LoRAs (all if none are named). Raises UsageError for unknown names."""
         return Family(self.source, _named(self.targets, targets, "target"), _named(self.loras, loras, "LoRA"))
 
+    def for_choosing(self) -> "Family":
+        """Without what is held out."""
+        targets = tuple(target for target in self.targets if not target.card.held_out)
+        return Family(self.source, targets, tuple(lora for lora in self.loras if not lora.held_out))
+
 
 def open_family(folder: Path | None = None) -> Family:
     """The family in a folder, the bundled one by default.
@@ -75,10 +80,10 @@ def open_family(folder: Path | None = None) -> Family:
     if len(sources) != 1:
         raise FileError("a family needs one model without a parent", where=str(folder), values=f"{len(sources)} found")
     targets = tuple(model for model in models if model.card.parent == sources[0].name)
-    loras = tuple(
-        Lora(file.with_suffix(".safetensors"), json.loads(file.read_text(encoding="utf-8"))["style"])
-        for file in sorted((folder / "loras").glob("*.json"))
-    )
+    cards = {
+        file.with_suffix(".safetensors"): read_lora_card(file) for file in sorted((folder / "loras").glob("*.json"))
+    }
+    loras = tuple(Lora(file, card.style, card.held_out) for file, card in cards.items())
     if not targets or not loras:
         raise FileError(
             "a family needs targets and LoRAs", where=str(folder), values=f"{len(targets)} and {len(loras)} found"
@@ -87,18 +92,17 @@ def open_family(folder: Path | None = None) -> Family:
 
 
 def load_network(family: Family, model: Model) -> WanTransformer3DModel:
-    """The network of a model; a distillation LoRA is merged into its parent's weights."""
-    if model.distill is None:
-        return tiny.load_model(model.folder)[0]
-    network, _ = tiny.load_model(family.source.folder)
-    tiny.merge_lora(network, model.distill)
+    """The network of a model; distillation LoRAs are merged into its parent's weights."""
+    network, _ = tiny.load_model(family.source.folder if model.distill else model.folder)
+    for file in model.distill:
+        tiny.merge_lora(network, file)
     return network
 
 
 def digest(model: Model) -> str:
     """Hash of what a model is: its weights and how it is sampled."""
-    files = [model.distill] if model.distill else sorted((model.folder / "transformer").glob("*"))
-    parts = [file_digest(file) for file in files if file is not None]
+    files = model.distill or sorted((model.folder / "transformer").glob("*"))
+    parts = [file_digest(file) for file in files]
     return hashlib.sha256(json.dumps([parts, repr(model.card.sampling)]).encode()).hexdigest()
 
 
@@ -108,8 +112,7 @@ def file_digest(file: Path) -> str:
 
 
 def _model(folder: Path) -> Model:
-    distill = folder / DISTILL
-    return Model(folder, read_model_card(folder), distill if distill.is_file() else None)
+    return Model(folder, read_model_card(folder), distillation_files(folder))
 
 
 def _named(items: tuple, names: tuple[str, ...], what: str) -> tuple:

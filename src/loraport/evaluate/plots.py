@@ -41,7 +41,11 @@ def quality_against_function(
     figure = Figure(figsize=(4.1 * len(columns) + 2.2, 3.4 * len(rows)), layout="constrained")
     axes = figure.subplots(len(rows), len(columns), squeeze=False)
     marks: dict[str, tuple[str, str]] = {}
-    for (lora, target), panel in zip(evidence.pairs(), axes.flat, strict=True):
+    for panel in axes.flat:
+        panel.set_axis_off()
+    for lora, target in evidence.pairs():
+        panel = axes[rows.index(lora)][columns.index(target)]
+        panel.set_axis_on()
         _panel(evidence, panel, lora, target, function, quality, labels, marks)
     handles = [
         axes.flat[0].plot([], [], marker=marker, color=colour, linestyle="", label=label)[0]
@@ -69,7 +73,7 @@ def _panel(
         x, y = cell.estimates[function], cell.estimates[quality]
         panel.plot([x.value], [y.value], shape, color="#444444", markersize=9, markeredgewidth=2)
     line = [cell for cell in cells if cell.variant and cell.variant.role == "direct"]
-    line.sort(key=lambda cell: float(cell.variant.params.get("strength", 1)) if cell.variant else 0)
+    line.sort(key=lambda cell: cell.variant.strength if cell.variant else 0)
     path = [(cell.estimates[function].value, cell.estimates[quality].value) for cell in line]
     panel.plot(*zip(*path, strict=True), color=_COLOURS["direct"], linewidth=0.8, alpha=0.6)
     for cell in cells:

@@ -101,8 +101,8 @@ class Evidence:
         raise KeyError((lora, target, label))
 
     def pairs(self) -> list[tuple[str, str]]:
-        """Every (LoRA, target)."""
-        return [(lora.name, target.name) for lora in self.family.loras for target in self.family.targets]
+        """Every (LoRA, target) that was measured."""
+        return list(dict.fromkeys((cell.lora, cell.target) for cell in self.cells if cell.variant))
 
     def of_pair(self, lora: str, target: str) -> list[Cell]:
         """The variants on one target, in order."""
@@ -126,7 +126,7 @@ class Evidence:
             "seconds": round(self.seconds, 1),
             "sampling_seconds": round(self.sampling_seconds, 1),
             "notes": list(self.notes),
-            "best_direct": {f"{a} on {b}": self.best_direct(a, b).label for a, b in self.pairs() if self.of_pair(a, b)},
+            "best_direct": {f"{a} on {b}": self.best_direct(a, b).label for a, b in self.pairs()},
             "cells": [_plain(cell) for cell in self.cells],
         }
 
@@ -161,7 +161,7 @@ def evaluate(
         (lora.name, target.name): [v for v in variants if only is None or only(v, lora, target)]
         for lora, target in itertools.product(family.loras, family.targets)
     }
-    total = sum(map(len, wanted.values())) + len(family.loras) * (2 + 3 * len(family.targets))
+    total = sum(len(rows) + 3 for rows in wanted.values() if rows) + 2 * len(family.loras)
     by_style = {lora.style: tasks.get(lora.style) for lora in family.loras}
     samplers = open_samplers(family, family.loras, by_style, judge, scale, Store(folder / "cache"))
     cells: list[Cell] = []
@@ -176,6 +176,8 @@ def evaluate(
         bench.anchors |= {cell.label: cell for cell in cells[-2:]}
         notes += bench.notes()
         for target in family.targets:
+            if not wanted[lora.name, target.name]:
+                continue
             alone = bench.cell("C", target.name, sampler.clips(target))
             bench.anchors["C"] = alone
             cells.append(alone)

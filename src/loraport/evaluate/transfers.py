@@ -38,7 +38,7 @@ def _transferred(
         lora=str(lora.file),
         source=str(family.source.folder),
         target=None if target.distill else str(target.folder),
-        target_lora=(AddedLora(file=str(target.distill)),) if target.distill else (),
+        target_lora=tuple(AddedLora(file=str(file)) for file in target.distill),
         method=variant.method,
         params=dict(variant.params),
         rank=variant.rank if variant.rank != "auto" else _preset_rank(variant.method),

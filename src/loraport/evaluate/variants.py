@@ -1,12 +1,12 @@
 """The rows of the evidence: methods with their settings, as plain data. A new row is one more `Variant`."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
 Role = Literal["direct", "paper", "control", "rival", "sweep", "ours"]
-Reach = Literal["all", "some", "few", "two"]
+Reach = Literal["all", "some", "few"]
 Params = Mapping[str, Any]
 NONE: Params = MappingProxyType({})
 CALIBRATE = "calibrate"
@@ -19,11 +19,16 @@ class Variant:
 
     Attributes:
         label: what tables and plots call it.
-        method: name of a method or preset. params, rank, amount, strength: as in `loraport.transfer`.
+        method: name of a method or preset.
         role: "direct" reuse (the strengths among which the best is sought), the "paper"'s method, a "control", a
             "rival" method, a "sweep" over a setting, or "ours".
-        reach: on which pairs of LoRA and target it is measured: "all", "some" (every LoRA, half of the targets),
-            "few" (two LoRAs, two targets), or "two" (two LoRAs, one target).
+        params: of the method.
+        rank: as in `loraport.transfer`.
+        amount: likewise.
+        strength: likewise.
+        reach: on which pairs of LoRA and target it is measured: "all", "some" (every LoRA, one target), or "few" (two
+            LoRAs, one target).
+        curve: what the rows that differ from it in strength only are called together.
     """
 
     label: str
@@ -34,45 +39,85 @@ class Variant:
     amount: float = 1.0
     strength: float = 1.0
     reach: Reach = "all"
+    curve: str = ""
 
 
 STRENGTHS = (0.75, 1.0, 1.25, 1.5, 2.0)
+AMOUNTS = (0.25, 0.5, 0.75)
+"""Of the surfaces, besides the whole."""
+
+
+def over_strengths(variant: Variant, strengths: Sequence[float] = STRENGTHS) -> tuple[Variant, ...]:
+    """A row at several strengths of the LoRA: methods are compared as curves, since strength is free to everybody."""
+    label = variant.label
+    return tuple(
+        replace(variant, label=label if strength == 1 else f"{label} x{strength:g}", strength=strength, curve=label)
+        for strength in strengths
+    )
 
 
 def direct(strength: float) -> Variant:
     """Direct reuse at a strength."""
-    label = "direct" if strength == 1 else f"direct x{strength:g}"
-    return Variant(label, "direct", "direct", {"strength": strength})
+    return over_strengths(Variant("direct", "direct", "direct"), (strength,))[0]
 
+
+def _shrink(share: float) -> Variant:
+    return Variant(f"uniform-shrink {share:g}", "uniform-shrink", "control", {"share": share})
+
+
+DIALS = (
+    Variant("casa", "casa", "paper"),
+    Variant("restore-only", "restore-only", "control"),
+    Variant("random-mask", "random-mask", "control"),
+    Variant("subspace-restore", "subspace-restore", "ours"),
+)
+"""Methods with both dials, strength and amount. A uniform shrink has its share instead of an amount."""
+
+CURVES: tuple[Variant, ...] = (
+    *over_strengths(Variant("direct", "direct", "direct")),
+    *(row for variant in (*DIALS, _shrink(0.5)) for row in over_strengths(variant)),
+)
+
+OTHERS: tuple[Variant, ...] = (
+    Variant("revert", "revert", "control"),
+    Variant("arbitrate-only", "arbitrate-only", "control"),
+    Variant("matched-gain", "matched-gain", "ours", rank="same"),
+    Variant("identity", "identity", "control"),
+    Variant("released-code", "released-code", "paper"),
+    Variant("casa full rank", "casa", "paper", rank="full"),
+    Variant("reversed-mask", "reversed-mask", "control"),
+    Variant("full-restore", "full-restore", "control"),
+    Variant("orthogonal-shift", "orthogonal-shift", "rival"),
+    Variant("prolora", "prolora", "rival"),
+    Variant("prolora mixed", "prolora", "rival", {"mixed": True}),
+    Variant("cross-lora", "cross-lora", "rival"),
+    Variant("cluster-transport", "cluster-transport", "rival"),
+)
+EVERYWHERE = ("revert", "arbitrate-only", "matched-gain")
+"""Of these others, what is measured on all pairs."""
+
+SURFACE: tuple[Variant, ...] = tuple(
+    replace(row, reach="some")
+    for part in (
+        *(replace(v, label=f"{v.label} {a:g}", amount=a) for v in DIALS for a in AMOUNTS),
+        *(_shrink(share) for share in (0.25, 0.75, 1.0)),
+        *(
+            replace(DIALS[3], label=f"subspace-restore {s}", params={"side": s})
+            for s in ("inputs", "outputs", "corner")
+        ),
+    )
+    for row in over_strengths(part)
+)
 
 MAIN: tuple[Variant, ...] = (
-    *(direct(strength) for strength in STRENGTHS),
-    Variant("casa", "casa", "paper"),
-    Variant("casa full rank", "casa", "paper", rank="full"),
-    Variant("restore-only", "restore-only", "control"),
-    Variant("arbitrate-only", "arbitrate-only", "control"),
-    Variant("revert", "revert", "control"),
-    Variant("random-mask", "random-mask", "control"),
-    Variant("uniform-shrink 0.25", "uniform-shrink", "control", {"share": 0.25}),
-    Variant("uniform-shrink 0.5", "uniform-shrink", "control", {"share": 0.5}),
-    Variant("matched-gain", "matched-gain", "ours", rank="same"),
-    Variant("matched-gain power 3", "matched-gain", "ours", {"power": 3.0}, rank="same"),
-    Variant("identity", "identity", "control", reach="some"),
-    Variant("released-code", "released-code", "paper", reach="some"),
-    Variant("reversed-mask", "reversed-mask", "control", reach="some"),
-    Variant("full-restore", "full-restore", "control", reach="some"),
-    Variant("orthogonal-shift", "orthogonal-shift", "rival", reach="some"),
-    Variant("prolora", "prolora", "rival", reach="some"),
-    Variant("prolora mixed", "prolora", "rival", {"mixed": True}, reach="some"),
-    Variant("cross-lora", "cross-lora", "rival", reach="some"),
-    Variant("cluster-transport", "cluster-transport", "rival", reach="some"),
-    Variant("matched-gain, gain only", "matched-gain", "ours", {"give_back": 0.0}, rank="same", reach="some"),
-    Variant("matched-gain, give back only", "matched-gain", "ours", {"power": 0.0}, rank="same", reach="some"),
+    *CURVES,
+    *(row if row.label in EVERYWHERE else replace(row, reach="some") for v in OTHERS for row in over_strengths(v)),
+    *SURFACE,
 )
 
 
-def _sweep(label: str, params: Params = NONE, *, rank: str = "auto", amount: float = 1.0) -> Variant:
-    return Variant(f"casa {label}", "casa", "sweep", params, rank, amount, reach="few")
+def _sweep(label: str, params: Params = NONE, *, rank: str = "auto") -> Variant:
+    return Variant(f"casa {label}", "casa", "sweep", params, rank, reach="few")
 
 
 SWEEPS: tuple[Variant, ...] = (
@@ -82,15 +127,12 @@ SWEEPS: tuple[Variant, ...] = (
     *(_sweep(f"head_energy={e:g}", {"head_energy": e}) for e in (0.5, 0.99)),
     _sweep("density=full", {"density": "full"}),
     *(_sweep(f"rank {rank}", rank=rank) for rank in ("8", "16")),
-    _sweep("amount 0.5", amount=0.5),
-    Variant("uniform-shrink 0.75", "uniform-shrink", "sweep", {"share": 0.75}, reach="few"),
-    Variant("uniform-shrink 1", "uniform-shrink", "sweep", {"share": 1.0}, reach="few"),
 )
 
 _SAMPLES: Params = {"samples": 24, "diagnosis": 0}
 
 
-def _calibrated(what: str, params: Params = NONE, reach: Reach = "two") -> Variant:
+def _calibrated(what: str, params: Params = NONE, reach: Reach = "few") -> Variant:
     return Variant(f"calibrated{what}", CALIBRATE, "ours", {**_SAMPLES, **params}, reach=reach)
 
 

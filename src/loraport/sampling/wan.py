@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
 CARD = "model.json"
-DISTILL = "lora.safetensors"  # a tiny model that is kept as a LoRA on its parent
 SMALL = 512  # models up to this width run batches side by side on a CPU, one thread each
 TIME_SCALE = 1000  # the model counts time from 0 to 1000
 
@@ -124,7 +123,8 @@ def check_together(source: Runnable, target: Runnable) -> None:
 def find_folder(spec: str | Path, role: str) -> Path:
     """The folder of a model given by path or as `zoo:NAME`. Raises FileError, UsageError."""
     path = named_path(spec)
-    folder = path.parent if path.name == DISTILL and (path.parent / CARD).is_file() else path
+    made = path.parent.parent / "models" / path.stem  # a tiny model that is its parent and this LoRA
+    folder = made if path.parent.name == catalogue.DISTILLATIONS and (made / CARD).is_file() else path
     if not folder.is_dir():
         raise FileError(
             f"the {role} is not a folder that can be run" if folder.exists() else f"there is no such {role}",
@@ -162,22 +162,22 @@ def check_config(config: Mapping[str, Any], role: str, where: str) -> None:
 
 def _tiny(folder: Path, settings: SamplingSettings, added: tuple[AddedLora, ...]) -> Runnable:
     card = catalogue.read_model_card(folder)
-    distill = folder / DISTILL if (folder / DISTILL).is_file() else None
-    whole = folder if distill is None else folder.parent / str(card.parent)
+    distill = catalogue.distillation_files(folder)
+    whole = folder.parent / str(card.parent) if distill else folder
 
     def load() -> WanDenoiser:
         from loraport.sampling import tiny
 
         network = tiny.load_model(whole)[0]
-        if distill is not None:
-            tiny.merge_lora(network, distill)
+        for file in distill:
+            tiny.merge_lora(network, file)
         add_loras(network, added, whole)
         return WanDenoiser(network, torch.device("cpu"))
 
     latents = (world.CHANNELS, world.FRAMES, world.SIZE, world.SIZE)
     schedule = _of_card(card.sampling, settings)
-    checkpoint = folder if distill is None else None
-    own = () if distill is None else (AddedLora(file=str(distill)),)
+    checkpoint = None if distill else folder
+    own = tuple(AddedLora(file=str(file)) for file in distill)
     return Runnable(card.name, load, schedule, checkpoint, latents, small=True, bundled=True, added=(*own, *added))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from loraport.errors import FileError, UsageError
 
-_DISTILL = "lora.safetensors"
+DISTILLATIONS = "distillations"
+"""Folder of the LoRAs that make a distilled model of its parent, beside the folder of models."""
 
 
 @dataclass(frozen=True)
@@ -30,34 +31,53 @@ class Sampling:
 
 @dataclass(frozen=True)
 class ModelCard:
-    """A bundled model: `parent` is the model that it was made from (None for a source)."""
+    """A bundled model.
+
+    Attributes:
+        name: the folder's.
+        summary: for people.
+        parent: the model that it was made from; None for a source.
+        sampling: how it is sampled.
+        loras: names of the distillation LoRAs that make it of its parent; none if it has weights of its own.
+        held_out: trained from another seed, only to confirm what was chosen without it.
+    """
 
     name: str
     summary: str
     parent: str | None
     sampling: Sampling
+    loras: tuple[str, ...] = ()
+    held_out: bool = False
 
 
 @dataclass(frozen=True)
 class LoraCard:
-    """A bundled LoRA: `source` is the model it was trained on, `style` the name of its look in `world.STYLES`."""
+    """A bundled LoRA.
+
+    Attributes:
+        name: the file's.
+        summary: for people.
+        source: the model that it was trained on.
+        style: what it teaches, a name of `world.STYLES`.
+        held_out: as in `ModelCard`.
+    """
 
     name: str
     summary: str
     source: str
     style: str
+    held_out: bool = False
 
 
 def models() -> list[str]:
-    """Names of the bundled models, sources first."""
-    names = sorted(card.parent.name for card in (_data() / "models").glob("*/model.json"))
-    whole = [name for name in names if name not in distillations()]
-    return sorted(whole, key=lambda name: model_card(name).parent is not None)
+    """Names of the bundled models with weights of their own, sources first."""
+    cards = [read_model_card(card.parent) for card in (_data() / "models").glob("*/model.json")]
+    return [card.name for card in sorted(cards, key=lambda card: (card.parent or "", card.name)) if not card.loras]
 
 
 def distillations() -> list[str]:
-    """Names of the bundled distillations that are kept as a LoRA on their source (for `--target-lora`)."""
-    return sorted(file.parent.name for file in (_data() / "models").glob(f"*/{_DISTILL}"))
+    """Names of the bundled LoRAs that distil their source (for `--target-lora`)."""
+    return sorted(file.stem for file in (_data() / DISTILLATIONS).glob("*.safetensors"))
 
 
 def loras() -> list[str]:
@@ -76,7 +96,7 @@ def path(name: str) -> Path:
     if name in loras():
         return _data() / "loras" / f"{name}.safetensors"
     if name in distillations():
-        return _data() / "models" / name / _DISTILL
+        return _data() / DISTILLATIONS / f"{name}.safetensors"
     raise _unknown(name, [*models(), *loras(), *distillations()], "model or LoRA")
 
 
@@ -98,7 +118,15 @@ def read_model_card(folder: Path) -> ModelCard:
     if not file.is_file():
         raise FileError("no model.json beside the model, so its sampling settings are unknown", where=str(file))
     card = json.loads(file.read_text(encoding="utf-8"))
-    return ModelCard(file.parent.name, card["summary"], card["parent"], Sampling(**card["sampling"]))
+    sampling, loras = Sampling(**card["sampling"]), tuple(card.get("loras", ()))
+    held_out = card.get("held_out", False)
+    return ModelCard(file.parent.name, card["summary"], card["parent"], sampling, loras, held_out)
+
+
+def distillation_files(folder: Path) -> tuple[Path, ...]:
+    """The LoRAs that make the model in a folder of its parent, in order; none if it has weights of its own."""
+    beside = folder.parent.parent / DISTILLATIONS
+    return tuple(beside / f"{name}.safetensors" for name in read_model_card(folder).loras)
 
 
 def lora_card(name: str) -> LoraCard:
@@ -106,8 +134,13 @@ def lora_card(name: str) -> LoraCard:
     file = _data() / "loras" / f"{name}.json"
     if not file.is_file():
         raise _unknown(name, loras(), "LoRA")
+    return read_lora_card(file)
+
+
+def read_lora_card(file: Path) -> LoraCard:
+    """The card beside a LoRA in any folder."""
     card = json.loads(file.read_text(encoding="utf-8"))
-    return LoraCard(name, card["summary"], card["source"], card["style"])
+    return LoraCard(file.stem, card["summary"], card["source"], card["style"], card.get("held_out", False))
 
 
 def data_file(name: str) -> Path:

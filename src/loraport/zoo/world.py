@@ -201,9 +201,9 @@ def _scene(prompts: Int[Tensor, "n 4"], style: str, generator: Generator, copies
     sway = (2.0 if style == "zigzag" else 0.0) * (torch.arange(FRAMES) % 2 * 2 - 1)
 
     def shape_somewhere() -> Float[Tensor, "n 1 f h w"]:
-        middle = SIZE / 2 + heading * uniform(-2, 2, 1) + across * uniform(-4, 4, 1)
-        path = _path(middle, heading * uniform(1.1, 1.7, 1)) + across[:, None] * sway[:, None]
-        return _shape_distance(shape, *_from(path), uniform(3.0, 4.0, 1, 1, 1), hollow=style == "ring")[:, None]
+        middle = SIZE / 2 + heading * uniform(-1.5, 1.5, 1) + across * uniform(-3, 3, 1)
+        path = _path(middle, heading * uniform(0.9, 1.4, 1)) + across[:, None] * sway[:, None]
+        return _shape_distance(shape, *_from(path), uniform(4.0, 5.0, 1, 1, 1), hollow=style == "ring")[:, None]
 
     distance = shape_somewhere()
     if copies is not None:
