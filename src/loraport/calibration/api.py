@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from loraport.adapters.added_lora import AddedLora, added_loras
-from loraport.calibration.candidates import computed, plans_for
-from loraport.calibration.choice import choose, gap_for
+from loraport.calibration.candidates import AS_IT_IS, Candidate, around, coarse, computed, plan_for
+from loraport.calibration.choice import Choice, choose, gap_for
 from loraport.calibration.diagnosis import Diagnosis
 from loraport.calibration.gap import LatentDistance
 from loraport.calibration.measure import Samples, ask_source, ask_target
@@ -97,9 +97,9 @@ def calibrate(
     progress = ProgressReporter(on_event)
     progress.stage("what is tried")
     recipe = _recipe(lora, base, goal, to, dtype, made_of_source=target is None)
-    plans = plans_for(recipe, settings)
+    plans = {tried: plan_for(recipe, tried) for tried in coarse(settings)}
     path = None if output is None else Path(output)
-    as_it_is = next(iter(plans.values()))
+    as_it_is = plans[AS_IT_IS]
     check_outputs(path, as_it_is, options)
     if as_it_is.passthrough:
         progress.warn(
@@ -108,36 +108,25 @@ def calibrate(
         )
     try:
         conditions = _conditions(base, goal, prompts, settings, progress)
-        candidates = computed(plans, options, progress.tick)
         seeds = range(settings.seed * 1_000_000 + NOISE, settings.seed * 1_000_000 + NOISE + settings.samples)
         samples = Samples(conditions.take(0, settings.samples), draw_noise(goal.latents, seeds))
         store, _ = open_cache(as_it_is.identities, options, progress.warn)
-        times = goal.schedule.times[:-1]
-
-        progress.stage(f"{goal.name}: clips with {len(candidates)} candidates")
-        with Session(goal, settings.batch, store) as turn:
-            theirs = ask_target(
-                turn, candidates, samples, diagnosis=min(settings.diagnosis, settings.samples), tick=progress.tick
-            )
-        progress.stage(f"{base.name}: clips with the LoRA, and what it makes of the others")
-        with Session(base, settings.batch, store) as other:
-            ours = ask_source(
-                other, candidates[0].update, theirs, times, samples,
-                judge=settings.measure == "likelihood", tick=progress.tick,
-            )  # fmt: skip
+        turn, other = Session(goal, settings.batch, store), Session(base, settings.batch, store)
+        candidates: list[Candidate] = []
+        for number in range(settings.rounds):
+            candidates += computed(plans, options, progress.tick)
+            choice = _choice(candidates, samples, turn, other, settings, progress)
+            if number + 1 < settings.rounds:
+                best = choice.chosen.candidate.tried
+                further = around(best, [each.tried for each in candidates], settings)
+                plans = {tried: plan_for(recipe, tried) for tried in further}
+                progress.stage(f"{choice.chosen.label} is the best so far; around it")
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise out_of_memory(error) from error
         raise
     for problem in store.take_problems():
         progress.warn(problem.message)
-    gap = gap_for(ours)
-    if gap is None:
-        progress.warn(
-            "the source does not tell its own clips with the LoRA from those without, within the noise of "
-            f"{len(ours.alone)} clips; the choice goes by the distance of latents, which favours weak effects"
-        )
-    choice = choose(candidates, theirs, ours, times, gap or LatentDistance())
     progress.stage(f"{choice.chosen.label} it is" if path is None else f"writing {path.name}")
     plan = choice.chosen.candidate.plan
     report = run(plan, path, options, on_event, measured=True)
@@ -154,6 +143,36 @@ def calibrate(
         found=len(other.found) + len(turn.found),
         warnings=tuple(progress.warnings),
     )
+
+
+def _choice(
+    candidates: Sequence[Candidate],
+    samples: Samples,
+    target: Session,
+    source: Session,
+    settings: CalibrationSettings,
+    progress: ProgressReporter,
+) -> Choice:
+    """Ask the target, then the source, and rank. What a model has said before it does not say again."""
+    times = target.model.schedule.times[:-1]
+    progress.stage(f"{target.model.name}: clips with {len(candidates)} candidates")
+    with target:
+        theirs = ask_target(
+            target, candidates, samples, diagnosis=min(settings.diagnosis, settings.samples), tick=progress.tick
+        )
+    progress.stage(f"{source.model.name}: clips with the LoRA, and what it makes of the others")
+    with source:
+        ours = ask_source(
+            source, candidates[0].update, theirs, times, samples,
+            judge=settings.measure == "likelihood", tick=progress.tick,
+        )  # fmt: skip
+    gap = gap_for(ours)
+    if gap is None:
+        progress.warn(
+            "the source does not tell its own clips with the LoRA from those without, within the noise of "
+            f"{len(ours.alone)} clips; the choice goes by the distance of latents, which favours weak effects"
+        )
+    return choose(candidates, theirs, ours, times, gap or LatentDistance())
 
 
 def _recipe(

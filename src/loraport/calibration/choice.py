@@ -48,6 +48,7 @@ class Scored:
             "label": self.label,
             "method": recipe.method,
             "strength": recipe.strength,
+            "amount": recipe.amount,
             "gap": self.gap.value,
             "error": self.gap.error,
             "latents": self.latents.value,

@@ -38,5 +38,6 @@ class ProgressReporter:
 
     def warn(self, message: str) -> None:
         """Say something the user should know."""
-        self.warnings.append(message)
-        self.listen(Warned(message))
+        if message not in self.warnings:
+            self.warnings.append(message)
+            self.listen(Warned(message))

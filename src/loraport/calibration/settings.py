@@ -1,6 +1,6 @@
 """What a calibration tries and how much it samples."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Field
 
@@ -18,6 +18,35 @@ def _names(given: object) -> object:
     return () if given.strip() == "none" else tuple(part.strip() for part in given.split(","))
 
 
+class Tried(NamedTuple):
+    """A method with its two dials. An amount below 1 is a blend of the method's result with reuse."""
+
+    method: str
+    strength: float = 1.0
+    amount: float = 1.0
+
+    @classmethod
+    def of(cls, spec: str) -> "Tried":
+        """From `NAME`, `NAME:STRENGTH` or `NAME:STRENGTH:AMOUNT`. Raises UsageError."""
+        name, *given = spec.split(":")
+        try:
+            dials = [float(each) for each in given]
+        except ValueError:
+            dials = [0.0]
+        made = cls(name, *dials[:2])
+        if not name or len(dials) > 2 or not (0 < made.strength < float("inf") and 0 < made.amount <= 1):
+            raise UsageError(
+                "a method to be tried is not understood", values=spec, fix="such as casa, casa:1.25 or casa:1.25:0.5"
+            )
+        return made
+
+    @property
+    def label(self) -> str:
+        """For people."""
+        amount = "" if self.amount == 1 else f" {self.amount:g}"
+        return f"{self.method}{amount}" + ("" if self.strength == 1 else f" x{self.strength:g}")
+
+
 class CalibrationSettings(Settings):
     """What is tried, and on how much. All of it can change what is chosen. Raises UsageError."""
 
@@ -33,10 +62,18 @@ class CalibrationSettings(Settings):
         tuple[str, ...],
         BeforeValidator(_names),
         Setting(
-            "Weight-space methods that are tried besides: NAME, or NAME:STRENGTH with the LoRA scaled before; or none.",
+            "Weight-space methods that are tried besides: NAME, NAME:STRENGTH or NAME:STRENGTH:AMOUNT; or none.",
             "--methods", panel=CHOICE, metavar="NAMES", default="casa,casa:1.25,casa:1.5,matched-gain",
         ),
     ] = ("casa", "casa:1.25", "casa:1.5", "matched-gain")  # fmt: skip
+    rounds: Annotated[
+        int,
+        Field(ge=1),
+        Setting(
+            "Searches: the first over what is named, each further one around the best so far, twice as fine.",
+            "--rounds", panel=CHOICE, metavar="N",
+        ),
+    ] = 2  # fmt: skip
     samples: Annotated[
         int,
         Field(ge=2),
@@ -63,20 +100,8 @@ class CalibrationSettings(Settings):
     def check(self) -> None:
         """Refuse methods that are not understood. Raises UsageError."""
         for spec in self.methods:
-            method_parts(spec)
+            Tried.of(spec)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return self.model_dump(mode="json")
-
-
-def method_parts(spec: str) -> tuple[str, float]:
-    """`NAME` or `NAME:STRENGTH` as (name, strength). Raises UsageError."""
-    name, _, strength = spec.partition(":")
-    try:
-        found = float(strength) if strength else 1.0
-    except ValueError:
-        found = 0.0
-    if not name or not 0 < found < float("inf"):
-        raise UsageError("a method to be tried is not understood", values=spec, fix="such as casa or casa:1.25")
-    return name, found

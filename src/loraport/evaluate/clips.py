@@ -82,14 +82,20 @@ class ClipSampler:
         self.noise_seeds = [first + s * per_seed + i for s in range(self.scale.seeds) for i in range(count)]
         self.statistic = TaughtStatistic.of(self.task, self.indices.repeat(self.scale.seeds, 1))
 
-    def clips(self, model: Model, lora: Path | None = None) -> ClipSet:
-        """Sample, or look up, the clips of a model with a LoRA file (or none) merged in, and score them."""
-        key = self._key(digest(model), None if lora is None else file_digest(lora))
+    def clips(self, model: Model, lora: Path | None = None, by_step: Sequence[float] = ()) -> ClipSet:
+        """Sample, or look up, the clips of a model with a LoRA file (or none) merged in, and score them.
+
+        Args:
+            model: as its card says it is sampled.
+            lora: the file.
+            by_step: a strength of it for every step; 1 throughout if empty.
+        """
+        key = self._key(digest(model), None if lora is None else file_digest(lora), *map(repr, by_step))
         kept = self.store.get("clips", key)
         if kept is not None:
             return self._scored(kept["clips"])
         began = time.perf_counter()
-        packed = _packed(self._sample(model, lora))
+        packed = _packed(self._sample(model, lora, by_step))
         self.seconds += time.perf_counter() - began
         self.store.put("clips", key, {"clips": packed})
         return self._scored(packed)
@@ -108,12 +114,18 @@ class ClipSampler:
         clips = world.render(many, style=style, generator=Generator().manual_seed(seed))
         return self.judge.read(clips), clips
 
-    def _sample(self, model: Model, lora: Path | None) -> Tensor:
+    def _sample(self, model: Model, lora: Path | None, by_step: Sequence[float]) -> Tensor:
         network, pristine = self._network(model)
+        prompts, clips = self.indices.repeat(self.scale.seeds, 1), tiny.noise(self.noise_seeds)
         if lora is not None:
             tiny.merge_lora(network, lora)
-        prompts = self.indices.repeat(self.scale.seeds, 1)
-        clips = tiny.sample(network, model.card.sampling, prompts, tiny.noise(self.noise_seeds), batch=BATCH)
+        if not by_step:
+            clips = tiny.sample(network, model.card.sampling, prompts, clips, batch=BATCH)
+        else:
+            merged = {name: value.clone() for name, value in network.state_dict().items()}
+            for step, strength in enumerate(by_step):
+                network.load_state_dict({k: v.lerp(merged[k], strength) for k, v in pristine.items()})
+                clips = tiny.sample(network, model.card.sampling, prompts, clips, batch=BATCH, only=step)
         network.load_state_dict(pristine)
         return clips
 

@@ -8,7 +8,7 @@ from typing import Any
 from loraport import files, writable
 from loraport.engine.events import Step
 from loraport.errors import UsageError
-from loraport.evaluate import drift, plots, tables, variants
+from loraport.evaluate import curves, drift, foretell, plots, tables, variants
 from loraport.evaluate.clips import Scale
 from loraport.evaluate.family import Family, Lora, Model
 from loraport.evaluate.judge import Judge
@@ -19,6 +19,7 @@ from loraport.methods import registry
 FULL = Scale(prompts=64, seeds=3)
 QUICK = Scale(prompts=16, seeds=2)
 SOME_TARGETS = ("dmd",)
+TWO_TARGETS = ("dmd", "self-forcing")
 FEW_LORAS = ("outline", "zigzag")
 """Where rows of a shorter reach are measured; a family that has none of these names uses its first."""
 
@@ -43,9 +44,16 @@ def chosen(labels: Sequence[str], *, quick: bool, calibrated: bool = False) -> l
     Raises:
         UsageError: a name is neither a row nor a method.
     """
-    known = {variant.label: variant for variant in (*variants.MAIN, *variants.SWEEPS, *variants.CALIBRATED)}
+    known = {
+        variant.label: variant
+        for variant in (*variants.MAIN, *variants.BY_STEP, *variants.SWEEPS, *variants.CALIBRATED)
+    }
     if not labels:
-        rows = [known[label] for label in variants.QUICK] if quick else [*variants.MAIN, *variants.SWEEPS]
+        rows = (
+            [known[label] for label in variants.QUICK]
+            if quick
+            else [*variants.MAIN, *variants.BY_STEP, *variants.SWEEPS]
+        )
         extra = variants.CALIBRATED[:1] if quick else variants.CALIBRATED
         return [*rows, *extra] if calibrated else rows
     rows = [variants.direct(strength) for strength in variants.STRENGTHS]
@@ -89,13 +97,12 @@ def make_evidence(
     names = [target.name for target in family.targets]
     some = _present(SOME_TARGETS, names)
     few = _present(FEW_LORAS, [lora.name for lora in family.loras])
-    targets = {"all": names, "some": some, "few": some}
+    targets = {"all": names, "two": _present(TWO_TARGETS, names), "some": some, "few": some}
 
     def only(variant: Variant, lora: Lora, target: Model) -> bool:
         if held_out:
             return lora.held_out or target.card.held_out
-        wide = variant.reach in ("all", "some")
-        return target.name in targets[variant.reach] and (wide or lora.name in few)
+        return target.name in targets[variant.reach] and (variant.reach != "few" or lora.name in few)
 
     evidence = evaluate(family, rows, judge, scale=scale, folder=output / "work", only=only, on_event=on_event)
     concentrations = {target.name: drift.summary(drift.concentrations(family, target)) for target in family.targets}
@@ -112,6 +119,10 @@ def _present(wanted: Sequence[str], names: Sequence[str]) -> Sequence[str]:
 def _tables(evidence: Evidence, concentrations: dict[str, Any]) -> str:
     counts = ", ".join(f"{name} {count}" for name, count in evidence.prompts.items())
     calibrated = any(cell.label == "calibrated" for cell in evidence.cells)
+    targets = _present(SOME_TARGETS, [target.name for target in evidence.family.targets])
+    dials = [variant.label for variant in variants.DIALS if variant.label in curves.names(evidence)] + [
+        "uniform-shrink"
+    ]
     groups = [*(lora.name for lora in evidence.family.loras), *(target.name for target in evidence.family.targets)]
     parts = [
         f"{evidence.scale.seeds} seeds, prompts: {counts}; {evidence.seconds:.0f} s.\n",
@@ -119,6 +130,17 @@ def _tables(evidence: Evidence, concentrations: dict[str, Any]) -> str:
         tables.reuse_table(evidence),
         "## All rows\n",
         tables.main_table(evidence),
+        "## Every method at the strength that brings it nearest to source + LoRA, against reuse at its own\n",
+        curves.best_table(evidence),
+        "The same, both by Frechet distance:\n",
+        curves.best_table(evidence, by="frechet"),
+        *(f"Only {name}:\n\n{curves.best_table(evidence, targets=(name,))}" for name in targets),
+        "## Over strengths\n",
+        *(curves.curve_table(evidence, measure) for measure in tables.COMPARED),
+        "## Distance to source + LoRA by both dials, less that of reuse at strength 1\n",
+        *(curves.surface_table(evidence, name, target) for target in targets[:1] for name in dials),
+        "## The strength of reuse, foretold from weights\n",
+        foretell.table(evidence),
         "## Row against row\n",
         tables.contrast_table(evidence),
         *(f"Only {name}:\n\n{tables.contrast_table(evidence, (name,))}" for name in groups),

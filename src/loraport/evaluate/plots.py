@@ -113,7 +113,7 @@ def contact_sheet(evidence: Evidence, lora: str, target: str, labels: Sequence[s
         _row(evidence.cell(lora, "", "B"), "source + LoRA", "reference"),
         _row(evidence.cell(lora, target, "C"), f"target {target}", "baseline"),
     ]
-    best = evidence.best_direct(lora, target).label
+    best = evidence.best(lora, target).label
     for cell in evidence.of_pair(lora, target):
         if cell.label in labels or cell.label == best:
             assert cell.variant is not None

@@ -108,12 +108,13 @@ class Evidence:
         """The variants on one target, in order."""
         return [cell for cell in self.cells if (cell.lora, cell.target) == (lora, target) and cell.variant]
 
-    def best_direct(self, lora: str, target: str, by: str = "to_aim") -> Cell:
-        """Direct reuse at its best strength: nearest to source + LoRA, or by "frechet" to renderings in the variant.
+    def best(self, lora: str, target: str, curve: str = "direct", by: str = "to_aim") -> Cell:
+        """A method at the strength that suits it best: nearest to source + LoRA, or by another measure.
 
-        The strength is chosen on the same clips that are reported, which favours direct reuse, the rival to beat.
+        The strength is chosen on the same clips that are reported, which favours the method. Raises ValueError where it
+        was not measured.
         """
-        cells = [cell for cell in self.of_pair(lora, target) if cell.variant and cell.variant.role == "direct"]
+        cells = [cell for cell in self.of_pair(lora, target) if cell.variant and cell.variant.curve == curve]
         return min(cells, key=lambda cell: cell.estimates[by].value)
 
     def to_json(self) -> dict[str, Any]:
@@ -126,7 +127,7 @@ class Evidence:
             "seconds": round(self.seconds, 1),
             "sampling_seconds": round(self.sampling_seconds, 1),
             "notes": list(self.notes),
-            "best_direct": {f"{a} on {b}": self.best_direct(a, b).label for a, b in self.pairs()},
+            "best_direct": {f"{a} on {b}": self.best(a, b).label for a, b in self.pairs()},
             "cells": [_plain(cell) for cell in self.cells],
         }
 
@@ -187,7 +188,9 @@ def evaluate(
                 tell(Step(f"{lora.name}: {ANCHORS[label]}", _done(cells), total))
             for variant in wanted[lora.name, target.name]:
                 file, facts = carry_over(family, lora, target, variant, sampler.task, folder)
-                cells.append(bench.cell(variant.label, target.name, sampler.clips(target, file), variant, facts))
+                cells.append(
+                    bench.cell(variant.label, target.name, sampler.clips(target, file, variant.by_step), variant, facts)
+                )
                 tell(Step(f"{lora.name} on {target.name}: {variant.label}", _done(cells), total))
     return Evidence(
         family=family,
@@ -255,6 +258,7 @@ def _plain(cell: Cell) -> dict[str, Any]:
     if cell.variant is not None:
         made |= {"method": cell.variant.method, "role": cell.variant.role, "params": dict(cell.variant.params)}
         made |= {"rank": cell.variant.rank, "amount": cell.variant.amount, "strength": cell.variant.strength}
+        made |= {"by_step": list(cell.variant.by_step)} if cell.variant.by_step else {}
     made["estimates"] = {name: plain_estimate(value) for name, value in cell.estimates.items()}
     made["gain_ratio"] = {name: value and plain_estimate(value) for name, value in cell.gain_ratios.items()}
     made["transfer"] = {name: float(f"{value:.5g}") for name, value in cell.transfer.items()}

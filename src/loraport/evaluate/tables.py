@@ -21,26 +21,23 @@ CONTRASTS = (
     ("restore-only", "direct"),
     ("restore-only", "random-mask"),
     ("restore-only", "reversed-mask"),
-    ("casa", "uniform-shrink 0.25"),
-    ("uniform-shrink 0.25", "direct"),
+    ("casa", "uniform-shrink 0.5"),
+    ("uniform-shrink 0.5", "direct"),
+    ("subspace-restore", "direct"),
+    ("subspace-restore", "uniform-shrink 0.5"),
+    ("direct x1.25", "direct"),
+    ("casa x1.25", "direct x1.25"),
+    ("subspace-restore x1.25", "direct x1.25"),
     ("matched-gain", "direct"),
-    ("matched-gain", "direct x1.25"),
-    ("matched-gain", "best"),
-    ("matched-gain", "best by Frechet"),
-    ("matched-gain power 3", "direct x1.25"),
-    ("matched-gain power 3", "best"),
-    ("matched-gain power 3", "best by Frechet"),
-    ("matched-gain", "casa"),
     ("calibrated", "direct"),
+    ("calibrated", "direct x1.25"),
     ("calibrated", "best"),
     ("calibrated", "best by Frechet"),
-    ("calibrated, strengths only", "direct"),
     ("calibrated, strengths only", "best"),
-    ("calibrated, strengths only", "best by Frechet"),
     ("calibrated", "casa"),
-    ("calibrated", "matched-gain"),
-    ("calibrated", "matched-gain power 3"),
 )
+
+COMPARED = ("taught", "statistic", "accuracy", "faults", "frechet", "to_aim")
 
 BEST = {"best": "to_aim", "best by Frechet": "frechet"}
 """Direct reuse at the strength that suits it best, chosen in hindsight by this measure."""
@@ -48,10 +45,11 @@ BEST = {"best": "to_aim", "best by Frechet": "frechet"}
 TITLES = {
     "taught": "P(taught)",
     "statistic": "statistic",
-    "accuracy": "prompt accuracy",
+    "accuracy": "accuracy",
+    "faults": "faults",
     "frechet": "Frechet",
     "to_aim": "distance to B",
-    "motion": "motion, px/frame",
+    "motion": "motion",
 }
 
 
@@ -89,14 +87,14 @@ def differences(
         cells = {cell.label: cell for cell in evidence.of_pair(lora, target)}
         wanted = not only or lora in only or target in only
         if label in cells and (rival in BEST or rival in cells) and wanted:
-            other = evidence.best_direct(lora, target, BEST[rival]) if rival in BEST else cells[rival]
+            other = evidence.best(lora, target, by=BEST[rival]) if rival in BEST else cells[rival]
             found.append(cells[label].estimates[measure] - other.estimates[measure])
     return found
 
 
 def main_table(evidence: Evidence, labels: Sequence[str] | None = None) -> str:
     """All rows over all pairs: mean gain ratio, mean paired difference to direct, and how often it wins and loses."""
-    measures = ("taught", "statistic", "accuracy", "frechet", "to_aim")
+    measures = COMPARED
     head = ["method", "pairs", "FGR (judge)", "FGR (statistic)"]
     head += [f"{TITLES[name]} − direct" for name in measures]
     head += ["wins / losses in distance: direct", "best strength"]
@@ -108,14 +106,14 @@ def main_table(evidence: Evidence, labels: Sequence[str] | None = None) -> str:
         row += [show(pooled(differences(evidence, label, name)), 3, signed=True) for name in measures]
         row += [_score(evidence, label, "direct"), _score(evidence, label, "best")]
         rows.append(row)
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def contrast_table(
     evidence: Evidence, only: Sequence[str] = (), contrasts: Sequence[tuple[str, str]] = CONTRASTS
 ) -> str:
     """Row against row: paired differences, mean over all pairs (that have one of the named LoRAs or targets)."""
-    measures = ("taught", "statistic", "accuracy", "frechet", "to_aim")
+    measures = COMPARED
     head = ["first − second", "pairs", *(TITLES[name] for name in measures), "better / worse in distance"]
     known = _labels(evidence)
     rows = []
@@ -130,7 +128,7 @@ def contrast_table(
         row = [f"{first} − {rival}", str(len(verdicts))]
         row += [show(pooled(each), 3, signed=True) for each in found]
         rows.append([*row, f"{verdicts.count(1)} / {verdicts.count(-1)}"])
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def ablation_table(evidence: Evidence) -> str:
@@ -150,8 +148,8 @@ def reuse_table(evidence: Evidence) -> str:
         direct, aim = cells["direct"], evidence.cell(lora, "", "B")
         row = [lora, target, *(show(direct.gain_ratios[name]) for name in ("taught", "statistic"))]
         row += [show(cell.estimates[name]) for name in ("accuracy", "frechet") for cell in (direct, aim)]
-        rows.append([*row, evidence.best_direct(lora, target).label.removeprefix("direct x").replace("direct", "1")])
-    return _markdown(head, rows)
+        rows.append([*row, evidence.best(lora, target).label.removeprefix("direct x").replace("direct", "1")])
+    return markdown(head, rows)
 
 
 def cost_table(evidence: Evidence) -> str:
@@ -167,20 +165,20 @@ def cost_table(evidence: Evidence) -> str:
             row += [f"reuse at {facts['strength']:g}" if facts["reuse"] else "a weight-space method"]
             row += [f"{facts['gap_as_it_is']:.3f}", f"{facts['gap']:.3f}"]
             rows.append([*row, f"{facts['passes_source']:.0f} + {facts['passes_target']:.0f}"])
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def pair_table(evidence: Evidence, lora: str, target: str, labels: Sequence[str] | None = None) -> str:
     """One LoRA on one target: the anchors and every row, value ± standard error."""
     head = ["", *TITLES.values(), "FGR (judge)", "FGR (statistic)"]
-    best = evidence.best_direct(lora, target).label
+    best = evidence.best(lora, target).label
     rows = [_row(evidence.cell(lora, "", "real"), "drawn in the taught variant")]
     rows += [_row(evidence.cell(lora, "", key), f"{key}: {ANCHORS[key]}") for key in "AB"]
-    rows.append(_row(evidence.cell(lora, target, "C"), "C: target"))
+    rows += [_row(evidence.cell(lora, target, key), f"{key}: {ANCHORS[key]}") for key in "STC"]
     for cell in evidence.of_pair(lora, target):
         if labels is None or cell.label in labels or cell.label == best:
             rows.append(_row(cell, f"**{cell.label}**" if cell.label == best else cell.label))
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def _row(cell: Cell, title: str) -> list[str]:
@@ -197,6 +195,7 @@ def _labels(evidence: Evidence) -> list[str]:
     return list(dict.fromkeys(cell.label for cell in evidence.cells if cell.variant))
 
 
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
     lines = ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
     return "\n".join(lines) + "\n"

@@ -6,7 +6,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 Role = Literal["direct", "paper", "control", "rival", "sweep", "ours"]
-Reach = Literal["all", "some", "few"]
+Reach = Literal["all", "two", "some", "few"]
 Params = Mapping[str, Any]
 NONE: Params = MappingProxyType({})
 CALIBRATE = "calibrate"
@@ -26,8 +26,9 @@ class Variant:
         rank: as in `loraport.transfer`.
         amount: likewise.
         strength: likewise.
-        reach: on which pairs of LoRA and target it is measured: "all", "some" (every LoRA, one target), or "few" (two
-            LoRAs, one target).
+        reach: on which pairs of LoRA and target it is measured: "all", "two" (every LoRA, two targets), "some" (every
+            LoRA, one target), or "few" (two LoRAs, one target).
+        by_step: a strength for every step of the target, on top of `strength`; 1 throughout if empty.
         curve: what the rows that differ from it in strength only are called together.
     """
 
@@ -39,6 +40,7 @@ class Variant:
     amount: float = 1.0
     strength: float = 1.0
     reach: Reach = "all"
+    by_step: tuple[float, ...] = ()
     curve: str = ""
 
 
@@ -128,6 +130,15 @@ SWEEPS: tuple[Variant, ...] = (
     _sweep("density=full", {"density": "full"}),
     *(_sweep(f"rank {rank}", rank=rank) for rank in ("8", "16")),
 )
+
+EARLY_LATE = (0.75, 1.0, 1.25, 1.5)
+BY_STEP: tuple[Variant, ...] = tuple(
+    Variant(f"direct, {early:g} then {late:g}", "direct", "sweep", reach="two", by_step=(early, early, late, late))
+    for early in EARLY_LATE
+    for late in EARLY_LATE
+    if early != late
+)
+"""Reuse at one strength in the first half of the steps and another in the second."""
 
 _SAMPLES: Params = {"samples": 24, "diagnosis": 0}
 

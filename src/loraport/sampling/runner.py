@@ -120,6 +120,12 @@ class ModelRunner:
             visits.extend(path[:, step] for step in range(len(times) - 1))
         return path[:, -1]
 
+    def step(self, number: int, x: Float[Tensor, "n ..."], conditions: Conditions) -> Float[Tensor, "n ..."]:
+        """One Euler step of the schedule, from the states before it, for who changes the model between steps."""
+        now, then = self.schedule.times[number : number + 2]
+        move = lambda a, prompts: a + (then - now) * self.guided(a, now, prompts, conditions.empty)  # noqa: E731
+        return self.map(move, x, conditions.prompts)
+
     def map(self, function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         """Apply to batches of rows and join the results; small models run several batches side by side.
 

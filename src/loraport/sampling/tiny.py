@@ -114,6 +114,7 @@ def sample(
     noise: Float[Tensor, "n 3 f h w"],
     *,
     batch: int = 16,
+    only: int | None = None,
 ) -> Float[Tensor, "n 3 f h w"]:
     """Sample one clip per prompt from the given noise by Euler steps.
 
@@ -123,6 +124,7 @@ def sample(
         prompts: attribute positions (`world.prompt_indices`).
         noise: see `noise`.
         batch: clips at a time; part of what makes two runs equal to the last bit.
+        only: take this step alone, from the states before it, for who changes the network between steps.
 
     Returns:
         Clips, nominally in [-1, 1] but not clamped.
@@ -134,7 +136,8 @@ def sample(
     small = network.device.type == "cpu"
     runner = ModelRunner(WanDenoiser(network, network.device), schedule_of(sampling), batch, small)
     with runner.threads():
-        return runner.sample(noise, conditions(prompts))
+        given = conditions(prompts)
+        return runner.sample(noise, given) if only is None else runner.step(only, noise, given)
 
 
 @contextlib.contextmanager

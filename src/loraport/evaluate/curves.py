@@ -1,0 +1,94 @@
+"""Methods compared as curves: each at every strength, at the strength that suits it best, and by both dials."""
+
+import re
+from collections.abc import Sequence
+
+from loraport.core.bootstrap import Estimate
+from loraport.evaluate.run import Cell, Evidence
+from loraport.evaluate.tables import COMPARED, TITLES, markdown, pooled, show, verdict
+
+_AMOUNT = re.compile(r"(.*) ([0-9.]+)$")
+
+
+def names(evidence: Evidence) -> list[str]:
+    """The methods that were measured at several strengths."""
+    return list(dict.fromkeys(cell.variant.curve for cell in evidence.cells if cell.variant and cell.variant.curve))
+
+
+def best_table(evidence: Evidence, by: str = "to_aim", targets: Sequence[str] = ()) -> str:
+    """Every method at its best strength against reuse at its own: paired differences, mean over pairs.
+
+    Args:
+        by: the measure that chooses the strength, pair by pair and in hindsight, for both.
+        targets: only these; all if empty.
+    """
+    head = ["method", "pairs", "mean strength", *(TITLES[name] for name in COMPARED), "better / worse"]
+    rows = []
+    for curve in names(evidence):
+        pairs = [pair for pair in _measured(evidence, curve) if not targets or pair[1] in targets]
+        if not pairs:
+            continue
+        best = [(evidence.best(*pair, curve=curve, by=by), evidence.best(*pair, by=by)) for pair in pairs]
+        row = [curve, str(len(best)), f"{_mean([mine.variant.strength for mine, _ in best if mine.variant]):.2f}"]
+        found = {name: [mine.estimates[name] - theirs.estimates[name] for mine, theirs in best] for name in COMPARED}
+        row += [show(pooled(found[name]), 3, signed=True) for name in COMPARED]
+        verdicts = [verdict(by, difference) for difference in found[by]]
+        rows.append([*row, f"{verdicts.count(1)} / {verdicts.count(-1)}"])
+    return markdown(head, rows)
+
+
+def curve_table(evidence: Evidence, measure: str, targets: Sequence[str] = ()) -> str:
+    """One measure of every method at every strength, mean over the pairs."""
+    strengths = sorted({cell.variant.strength for cell in evidence.cells if cell.variant and cell.variant.curve})
+    rows = []
+    for curve in names(evidence):
+        pairs = [pair for pair in _measured(evidence, curve) if not targets or pair[1] in targets]
+        if pairs:
+            columns = [_over(evidence, pairs, curve, strength, measure) for strength in strengths]
+            rows.append([curve, str(len(pairs)), *(show(each, 3) for each in columns)])
+    return markdown([TITLES[measure], "pairs", *(f"x {strength:g}" for strength in strengths)], rows)
+
+
+def surface_table(evidence: Evidence, method: str, target: str, measure: str = "to_aim") -> str:
+    """A method by both dials on one target, mean over LoRAs, against reuse at strength 1; rows are amounts."""
+    found = {1.0: method}
+    for curve in names(evidence):
+        match = _AMOUNT.fullmatch(curve)
+        if match and match[1] == method:
+            found[float(match[2])] = curve
+    amounts = {0.0: "direct"} | {amount: curve for amount, curve in sorted(found.items()) if curve in names(evidence)}
+    strengths = sorted({cell.variant.strength for cell in evidence.cells if cell.variant and cell.variant.curve})
+    rows = []
+    for amount, curve in amounts.items():
+        pairs = [pair for pair in _measured(evidence, curve) if pair[1] == target]
+        base = [evidence.cell(*pair, "direct").estimates[measure] for pair in pairs]
+        cells = []
+        for strength in strengths:
+            mine = [_cell(evidence, *pair, curve, strength).estimates[measure] for pair in pairs]
+            differences = [a - b for a, b in zip(mine, base, strict=True)]
+            cells.append(show(pooled(differences), 4, signed=True) if differences else "–")
+        rows.append([f"{amount:g}", *cells])
+    return markdown([f"{method}, amount", *(f"x {strength:g}" for strength in strengths)], rows)
+
+
+def _measured(evidence: Evidence, curve: str) -> list[tuple[str, str]]:
+    return [
+        (lora, target)
+        for lora, target in evidence.pairs()
+        if any(cell.variant and cell.variant.curve == curve for cell in evidence.of_pair(lora, target))
+    ]
+
+
+def _cell(evidence: Evidence, lora: str, target: str, curve: str, strength: float) -> Cell:
+    for cell in evidence.of_pair(lora, target):
+        if cell.variant and (cell.variant.curve, cell.variant.strength) == (curve, strength):
+            return cell
+    raise KeyError((lora, target, curve, strength))
+
+
+def _over(evidence: Evidence, pairs: Sequence[tuple[str, str]], curve: str, strength: float, name: str) -> Estimate:
+    return pooled([_cell(evidence, *pair, curve, strength).estimates[name] for pair in pairs])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
