@@ -12,7 +12,7 @@ from loraport.adapters.parse import open_adapter
 from loraport.engine.recipe import RunOptions
 from loraport.models.checkpoint import open_checkpoint
 
-LORA, SOURCE, TARGET = "outline", "source", "step-strong"
+LORA, SOURCE, TARGET = "outline", "source", "dmd"
 
 
 @pytest.fixture(scope="module")

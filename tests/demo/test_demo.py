@@ -29,8 +29,8 @@ def test_every_promised_file_is_there(result):
     done, _ = result
     names = {file.name for file in done.output.iterdir()}
     assert names == {
-        "outline-for-step-strong.safetensors",
-        "outline-for-step-strong-calibrated.safetensors",
+        "outline-for-dmd.safetensors",
+        "outline-for-dmd-calibrated.safetensors",
         "run.jsonl",
         "comparison.png",
         "comparison.gif",

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 @pytest.fixture(scope="module")
 def family():
-    return open_family().pick(("step-strong",), ("outline",))
+    return open_family().pick(("dmd",), ("outline",))
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +45,14 @@ def test_every_row_is_measured_against_the_same_anchors(done):
     evidence = done[0].evidence
     assert [cell.label for cell in evidence.cells] == ["real", "A", "B", "C", "direct", "identity", "direct x1.5"]
     assert evidence.cell("outline", "", "B").estimates["to_aim"].value == 0
-    assert evidence.cell("outline", "step-strong", "direct").estimates["to_aim"].value > 0
+    assert evidence.cell("outline", "dmd", "direct").estimates["to_aim"].value > 0
     with pytest.raises(KeyError):
-        evidence.cell("outline", "step-strong", "nothing")
+        evidence.cell("outline", "dmd", "nothing")
 
 
 def test_the_identity_conversion_scores_like_direct_reuse(done):
     evidence = done[0].evidence
-    direct_, identity = (evidence.cell("outline", "step-strong", label).estimates for label in ("direct", "identity"))
+    direct_, identity = (evidence.cell("outline", "dmd", label).estimates for label in ("direct", "identity"))
     for name in ("statistic", "to_aim", "motion"):
         assert identity[name].value == pytest.approx(direct_[name].value, abs=0.02)
 
@@ -68,7 +68,7 @@ def test_files_are_written_and_the_numbers_are_json(done):
     written, _ = done
     numbers = json.loads(written.numbers.read_text(encoding="utf-8"))
     assert {"cells", "scale", "notes", "drift", "best_direct"} <= set(numbers)
-    assert "outline on step-strong" in written.tables.read_text(encoding="utf-8")
+    assert "outline on dmd" in written.tables.read_text(encoding="utf-8")
     for picture in written.pictures:
         assert picture.read_bytes()[:4] == b"\x89PNG"
 
@@ -95,15 +95,15 @@ def test_a_calibrated_row_is_made_once_and_measured_like_the_others(family, judg
     few = {"samples": 2, "diagnosis": 0, "methods": (), "strengths": (1.0, 1.5)}
     rows = (direct(1.0), Variant("calibrated", CALIBRATE, "ours", few))
     first = evaluate(family, rows, judge, scale=Scale(prompts=3, seeds=1), folder=tmp_path)
-    cell = first.cell("outline", "step-strong", "calibrated")
+    cell = first.cell("outline", "dmd", "calibrated")
     assert cell.transfer["passes_source"] > 0
     assert cell.transfer["gap"] <= cell.transfer["gap_as_it_is"]
     with monkeypatch.context() as patched:
         patched.setattr("loraport.sampling.runner.ModelRunner.open", None)  # any call would fail
         again = evaluate(family, rows, judge, scale=Scale(prompts=3, seeds=1), folder=tmp_path)
     assert again.to_json()["cells"] == first.to_json()["cells"]
-    assert "outline | step-strong" in tables.cost_table(first)
-    assert "outline | step-strong" in tables.reuse_table(first)
+    assert "outline | dmd" in tables.cost_table(first)
+    assert "outline | dmd" in tables.reuse_table(first)
 
 
 def test_calibration_never_shows_the_prompts_that_are_measured():

@@ -15,7 +15,7 @@ MOST_BYTES = 30_000_000
 
 def test_the_names_are_there_sources_first():
     assert zoo.models()[0] == "source"
-    assert {"step", "step-strong"} <= set(zoo.models())
+    assert {"step", "dmd"} <= set(zoo.models())
     assert {"noir", "outline"} <= set(zoo.loras())
 
 
@@ -48,7 +48,7 @@ def test_every_lora_has_a_card_that_names_its_source_and_a_style():
         assert card.style in world.STYLES
 
 
-@pytest.mark.parametrize("name", ["source", "step", "step-strong", "causal"])
+@pytest.mark.parametrize("name", ["source", "step", "dmd", "self-forcing"])
 def test_models_load_in_diffusers_with_no_key_missing_or_left_over(name):
     import torch
 
@@ -70,7 +70,7 @@ def test_loras_cover_the_forty_matrices(name):
 def test_an_unknown_name_gets_the_nearest_one():
     with pytest.raises(UsageError, match="outline"):
         zoo.path("outlin")
-    with pytest.raises(UsageError, match="step-strong"):
+    with pytest.raises(UsageError, match="dmd"):
         zoo.model_card("step_strong")
     with pytest.raises(UsageError, match="noir"):
         zoo.lora_card("nior")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """On the bundled models, offline, half a minute (a LoRA file of your own works the same):
 
-    loraport calibrate zoo:outline --source zoo:source --target zoo:step-strong -o outline-calibrated.safetensors
+    loraport calibrate zoo:outline --source zoo:source --target zoo:dmd -o outline-calibrated.safetensors
 
 On Wan 1.3B, with prompts that were encoded before (see docs/calibration.md):
 

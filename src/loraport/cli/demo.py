@@ -22,7 +22,7 @@ def demo(
         Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the results go; earlier ones are replaced.")
     ] = Path("demo-output"),
     lora: Annotated[str, typer.Option("--lora", metavar="NAME", help="A bundled LoRA.")] = "outline",
-    target: Annotated[str, typer.Option("--target", metavar="NAME", help="A bundled distilled model.")] = "step-strong",
+    target: Annotated[str, typer.Option("--target", metavar="NAME", help="A bundled distilled model.")] = "dmd",
     method: Annotated[str, typer.Option("--method", "-m", metavar="NAME", help="See `loraport methods`.")] = DEFAULT,
     seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of prompts and noise.")] = 0,
 ) -> None:

@@ -69,7 +69,7 @@ def run_demo(
     output: str | Path,
     *,
     lora: str = "outline",
-    target: str = "step-strong",
+    target: str = "dmd",
     seed: int = 0,
     clips: int = SCORED,
     method: str = DEFAULT,

@@ -193,7 +193,7 @@ def _scene(prompts: Int[Tensor, "n 4"], style: str, generator: Generator, copies
     shape, colour, direction, background = prompts.unbind(1)
     count = len(prompts)
 
-    def uniform(low: float, high: float, *size: int) -> Tensor:
+    def uniform(low: float | int, high: float | int, *size: int) -> Tensor:
         return low + (high - low) * torch.rand(count, *size, generator=generator)
 
     heading = torch.tensor(HEADING)[direction]
@@ -267,7 +267,7 @@ def _shape_distance(
     return choices[shape, torch.arange(len(shape))]
 
 
-def _over(scene: Scene, shape: Tensor, companion: Tensor, background: Tensor) -> Float[Tensor, "n 3 f h w"]:
+def _over(scene: Scene, shape: Tensor, companion: Tensor, background: Tensor) -> Float[Tensor, "n c f h w"]:
     """The two things, painted as given, over a background."""
     first, second = scene.shape.shown, scene.companion.shown
     return first * shape + second * companion + (1 - first - second) * background
