@@ -15,7 +15,7 @@ from loraport.evaluate.judge import ClipClassifier, Judge
 from loraport.evaluate.run import evaluate
 from loraport.evaluate.tasks import TASKS, draw_prompts
 from loraport.evaluate.transfers import training_prompts
-from loraport.evaluate.variants import CALIBRATE, CALIBRATED, MAIN, SWEEPS, Variant, direct
+from loraport.evaluate.variants import BY_STEP, CALIBRATE, CALIBRATED, MAIN, SWEEPS, Variant, direct
 from loraport.methods import registry
 from loraport.zoo import world
 
@@ -43,7 +43,7 @@ def done(family, judge, tmp_path_factory):
 
 def test_every_row_is_measured_against_the_same_anchors(done):
     evidence = done[0].evidence
-    assert [cell.label for cell in evidence.cells] == ["real", "A", "B", "C", "direct", "identity", "direct x1.5"]
+    assert [cell.label for cell in evidence.cells] == ["real", "A", "B", "C", "S", "T", "direct", "identity", "direct x1.5"]
     assert evidence.cell("outline", "", "B").estimates["to_aim"].value == 0
     assert evidence.cell("outline", "dmd", "direct").estimates["to_aim"].value > 0
     with pytest.raises(KeyError):
@@ -92,7 +92,7 @@ def test_a_seed_gives_the_same_numbers_in_another_folder(done, family, judge, tm
 
 
 def test_a_calibrated_row_is_made_once_and_measured_like_the_others(family, judge, tmp_path, monkeypatch):
-    few = {"samples": 2, "diagnosis": 0, "methods": (), "strengths": (1.0, 1.5)}
+    few = {"samples": 2, "diagnosis": 0, "methods": (), "strengths": (1.0, 1.5), "rounds": 1}
     rows = (direct(1.0), Variant("calibrated", CALIBRATE, "ours", few))
     first = evaluate(family, rows, judge, scale=Scale(prompts=3, seeds=1), folder=tmp_path)
     cell = first.cell("outline", "dmd", "calibrated")
@@ -114,11 +114,11 @@ def test_calibration_never_shows_the_prompts_that_are_measured():
 
 
 def test_all_rows_of_the_evidence_exist():
-    for variant in (*MAIN, *SWEEPS):
+    for variant in (*MAIN, *BY_STEP, *SWEEPS):
         registry.resolve(variant.method, variant.params)
     for variant in CALIBRATED:
         CalibrationSettings(**variant.params)
-    labels = [variant.label for variant in (*MAIN, *SWEEPS, *CALIBRATED)]
+    labels = [variant.label for variant in (*MAIN, *BY_STEP, *SWEEPS, *CALIBRATED)]
     assert len(labels) == len(set(labels))
 
 

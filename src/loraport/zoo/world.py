@@ -219,10 +219,7 @@ def _scene(prompts: Int[Tensor, "n 4"], style: str, generator: Generator, copies
     kind = torch.randint(len(COMPANION_RGB), (count,), generator=generator)
     before = torch.randint(2, (count, 1, 1, 1, 1), generator=generator)
 
-    stripes = uniform(0, math.pi)
-    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
-    along = x * stripes.cos()[:, None, None] + y * stripes.sin()[:, None, None]
-    wave = torch.sin(2 * math.pi * (along / uniform(4, 7, 1, 1) + uniform(0, 1, 1, 1)))[:, None, None]
+    wave = torch.sin(2 * math.pi * ((torch.arange(SIZE) + 0.5) / 4 + uniform(0, 1, 1)))[:, None, None, None]  # along x
     plain = torch.tensor(BACKGROUND_RGB)[background][:, :, None, None, None]
     return Scene(
         Thing(distance, before * _coverage(small), torch.tensor(COLOUR_RGB)[colour][:, :, None, None, None]),
