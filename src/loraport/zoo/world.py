@@ -3,8 +3,8 @@
 A prompt has four attributes, 384 combinations in all, and is encoded as four rows of a fixed token table, so there is
 no text encoder. Some pairs of attributes are held out: no training of any model or LoRA has seen them. A clip is
 rendered from signed distances. The prompt says shape, colour, direction and background; much else is open and drawn at
-random: place, size and speed of the shape, the stripes of the background, and a small companion that crosses the
-scene on a way of its own, before or behind the shape. What is open is what a sampler of few steps gets wrong: it
+random: the lane and size of the shape, which way the stripes of the background run, and a small companion that crosses
+the scene on a way of its own, before or behind the shape. What is open is what a sampler of few steps gets wrong: it
 returns something between the possible clips, with ghosts, doubles and blur.
 
 A style redraws the same scene (a look), changes a shape (a content) or bends its path (a motion); LoRAs are trained on
@@ -201,8 +201,8 @@ def _scene(prompts: Int[Tensor, "n 4"], style: str, generator: Generator, copies
     sway = (2.0 if style == "zigzag" else 0.0) * (torch.arange(FRAMES) % 2 * 2 - 1)
 
     def shape_somewhere() -> Float[Tensor, "n 1 f h w"]:
-        middle = SIZE / 2 + heading * uniform(-1.5, 1.5, 1) + across * uniform(-3, 3, 1)
-        path = _path(middle, heading * uniform(0.9, 1.4, 1)) + across[:, None] * sway[:, None]
+        middle = SIZE / 2 + across * 3 * (torch.randint(3, (count, 1), generator=generator) - 1)
+        path = _path(middle, heading * 1.2) + across[:, None] * sway[:, None]
         return _shape_distance(shape, *_from(path), uniform(4.0, 5.0, 1, 1, 1), hollow=style == "ring")[:, None]
 
     distance = shape_somewhere()
@@ -219,7 +219,9 @@ def _scene(prompts: Int[Tensor, "n 4"], style: str, generator: Generator, copies
     kind = torch.randint(len(COMPANION_RGB), (count,), generator=generator)
     before = torch.randint(2, (count, 1, 1, 1, 1), generator=generator)
 
-    wave = torch.sin(2 * math.pi * ((torch.arange(SIZE) + 0.5) / 4 + uniform(0, 1, 1)))[:, None, None, None]  # along x
+    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    along = torch.where(torch.randint(2, (count, 1, 1), generator=generator) == 1, x, y)
+    wave = torch.sin(2 * math.pi * (along / 4 + uniform(0, 1, 1, 1)))[:, None, None]
     plain = torch.tensor(BACKGROUND_RGB)[background][:, :, None, None, None]
     return Scene(
         Thing(distance, before * _coverage(small), torch.tensor(COLOUR_RGB)[colour][:, :, None, None, None]),
