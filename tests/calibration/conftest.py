@@ -7,7 +7,7 @@ import toys
 from loraport.calibration import CalibrationSettings
 from loraport.engine.recipe import RunOptions
 
-SMALL = CalibrationSettings(methods=(), samples=6, diagnosis=2, batch=8)
+SMALL = CalibrationSettings(methods=(), rounds=1, samples=6, diagnosis=2, batch=8)
 
 
 @pytest.fixture

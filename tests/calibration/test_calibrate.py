@@ -12,6 +12,8 @@ import loraport
 import toys
 from loraport.adapters.parse import open_adapter
 from loraport.calibration import CalibrationSettings, Conditions, Schedule
+from loraport.calibration.candidates import around
+from loraport.calibration.settings import Tried
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.run import run as carry_out
@@ -261,3 +263,27 @@ def test_memory_that_runs_out_is_said_with_what_to_do(run, made, tmp_path, role)
     assert not (tmp_path / "out.safetensors").exists()
     kept = [entry for entry in Store(cache).entries() if entry.kind == "measurement"]
     assert bool(kept) == (role == "source")
+
+
+def test_a_second_round_looks_around_the_best_of_the_first(run):
+    coarse, fine = (run(output=None, settings=_with(methods=("casa",), rounds=rounds)) for rounds in (1, 2))
+    before, after = ({each.label: each.gap.value for each in report.choice.ranking} for report in (coarse, fine))
+    assert before.items() <= after.items()
+    assert fine.choice.chosen.gap.value <= coarse.choice.chosen.gap.value
+    best = coarse.choice.chosen.candidate.tried
+    known = [each.candidate.tried for each in coarse.choice.ranking]
+    tried = {each.candidate.tried for each in fine.choice.ranking}
+    assert tried == {*known, *around(best, known, fine.settings)}
+
+
+def test_what_lies_around_a_candidate():
+    settings = CalibrationSettings(methods=("casa", "restore-only:1.25"))
+    reuse = [Tried("direct", strength) for strength in (0.75, 1.0, 1.5, 2.0)]
+    assert set(around(Tried("direct", 1.0), reuse, settings)) == {
+        Tried("direct", 0.875), Tried("direct", 1.25), Tried("casa", 1.0, 0.5), Tried("casa"),
+        Tried("restore-only", 1.0, 0.5), Tried("restore-only"),
+    }  # fmt: skip
+    assert set(around(Tried("casa", 1.0), [*reuse, Tried("casa")], settings)) == {Tried("casa", 1.0, 0.5)}
+    halved = [Tried("casa"), Tried("casa", 1.0, 0.5)]
+    assert set(around(halved[1], halved, settings)) == {Tried("casa", 1.0, 0.25), Tried("casa", 1.0, 0.75)}
+    assert Tried.of("casa:1.25:0.5").label == "casa 0.5 x1.25"

@@ -17,7 +17,7 @@ from loraport.errors import UsageError
 
 SIZE = (tinywan.FRAMES, tinywan.SIZE, tinywan.SIZE)
 FAST = Schedule((1.0, 0.757, 0.522, 0.0), 1.0, "renoise")
-SMALL = CalibrationSettings(methods=(), strengths=(1.0, 1.5), samples=4, diagnosis=1)
+SMALL = CalibrationSettings(methods=(), strengths=(1.0, 1.5), rounds=1, samples=4, diagnosis=1)
 FROM = SamplingSettings(latents=SIZE, steps=3, guidance=3.0)
 TO = SamplingSettings(schedule=FAST, latents=SIZE)
 

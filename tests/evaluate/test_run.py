@@ -43,7 +43,17 @@ def done(family, judge, tmp_path_factory):
 
 def test_every_row_is_measured_against_the_same_anchors(done):
     evidence = done[0].evidence
-    assert [cell.label for cell in evidence.cells] == ["real", "A", "B", "C", "S", "T", "direct", "identity", "direct x1.5"]
+    assert [cell.label for cell in evidence.cells] == [
+        "real",
+        "A",
+        "B",
+        "C",
+        "S",
+        "T",
+        "direct",
+        "identity",
+        "direct x1.5",
+    ]
     assert evidence.cell("outline", "", "B").estimates["to_aim"].value == 0
     assert evidence.cell("outline", "dmd", "direct").estimates["to_aim"].value > 0
     with pytest.raises(KeyError):

@@ -94,7 +94,7 @@ def calibrate(
     if target is None:
         goal = replace(goal, name=" + ".join([goal.name, *(Path(each.file).name for each in added)]))
     check_together(base, goal)
-    progress = ProgressReporter(on_event)
+    progress = ProgressReporter(on_event, 1 + 3 * settings.rounds)
     progress.stage("what is tried")
     recipe = _recipe(lora, base, goal, to, dtype, made_of_source=target is None)
     plans = {tried: plan_for(recipe, tried) for tried in coarse(settings)}
@@ -116,11 +116,13 @@ def calibrate(
         for number in range(settings.rounds):
             candidates += computed(plans, options, progress.tick)
             choice = _choice(candidates, samples, turn, other, settings, progress)
-            if number + 1 < settings.rounds:
-                best = choice.chosen.candidate.tried
-                further = around(best, [each.tried for each in candidates], settings)
-                plans = {tried: plan_for(recipe, tried) for tried in further}
-                progress.stage(f"{choice.chosen.label} is the best so far; around it")
+            if number + 1 == settings.rounds:
+                break
+            further = around(choice.chosen.candidate.tried, [each.tried for each in candidates], settings)
+            if not further:
+                break
+            plans = {tried: plan_for(recipe, tried) for tried in further}
+            progress.stage(f"{choice.chosen.label} is the best so far; around it")
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise out_of_memory(error) from error

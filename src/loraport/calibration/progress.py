@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from loraport.engine.events import Step, Warned
 
 PART_EVERY = 2.0  # seconds between signs of life within a stage
-STAGES = 4
 
 
 @dataclass
@@ -16,10 +15,12 @@ class ProgressReporter:
 
     Attributes:
         listen: called with every event.
+        stages: how many there will be.
         warnings: sentences so far.
     """
 
     listen: Callable[[Step | Warned], None]
+    stages: int
     warnings: list[str] = field(default_factory=list)
     _stage: tuple[str, int] = ("", 0)
     _last: float = 0.0
@@ -28,13 +29,13 @@ class ProgressReporter:
         """The next stage begins."""
         self._stage = (message, self._stage[1] + 1)
         self._last = time.monotonic()
-        self.listen(Step(message, self._stage[1], STAGES))
+        self.listen(Step(message, self._stage[1], self.stages))
 
     def tick(self, done: int, total: int) -> None:
         """A part of the stage is done."""
         if time.monotonic() - self._last >= PART_EVERY and done < total:
             self._last = time.monotonic()
-            self.listen(Step(f"{self._stage[0]}, {100 * done // total} %", self._stage[1], STAGES))
+            self.listen(Step(f"{self._stage[0]}, {100 * done // total} %", self._stage[1], self.stages))
 
     def warn(self, message: str) -> None:
         """Say something the user should know."""
