@@ -32,7 +32,7 @@ CONFIG: dict[str, Any] = {
 }
 SHIFT = 3.0
 
-STEPS = 4
+STEPS = 2
 """Steps of the distilled models."""
 
 # The matrices that LoRAs act on: those of attention and feed-forward, as in LoRAs for the big models.

@@ -88,7 +88,7 @@ class ClipSampler:
         Args:
             model: as its card says it is sampled.
             lora: the file.
-            by_step: a strength of it for every step; 1 throughout if empty.
+            by_step: strengths of it for equal parts of the steps, first to last; 1 throughout if empty.
         """
         key = self._key(digest(model), None if lora is None else file_digest(lora), *map(repr, by_step))
         kept = self.store.get("clips", key)
@@ -123,7 +123,9 @@ class ClipSampler:
             clips = tiny.sample(network, model.card.sampling, prompts, clips, batch=BATCH)
         else:
             merged = {name: value.clone() for name, value in network.state_dict().items()}
-            for step, strength in enumerate(by_step):
+            steps = model.card.sampling.steps
+            for step in range(steps):
+                strength = by_step[step * len(by_step) // steps]
                 network.load_state_dict({k: v.lerp(merged[k], strength) for k, v in pristine.items()})
                 clips = tiny.sample(network, model.card.sampling, prompts, clips, batch=BATCH, only=step)
         network.load_state_dict(pristine)

@@ -28,7 +28,7 @@ class Variant:
         strength: likewise.
         reach: on which pairs of LoRA and target it is measured: "all", "two" (every LoRA, two targets), "some" (every
             LoRA, one target), or "few" (two LoRAs, one target).
-        by_step: a strength for every step of the target, on top of `strength`; 1 throughout if empty.
+        by_step: strengths of equal parts of the steps, first to last, on top of `strength`; 1 throughout if empty.
         curve: what the rows that differ from it in strength only are called together.
     """
 
@@ -133,7 +133,7 @@ SWEEPS: tuple[Variant, ...] = (
 
 EARLY_LATE = (0.75, 1.0, 1.25, 1.5)
 BY_STEP: tuple[Variant, ...] = tuple(
-    Variant(f"direct, {early:g} then {late:g}", "direct", "sweep", reach="two", by_step=(early, early, late, late))
+    Variant(f"direct, {early:g} then {late:g}", "direct", "sweep", reach="two", by_step=(early, late))
     for early in EARLY_LATE
     for late in EARLY_LATE
     if early != late
