@@ -1,6 +1,6 @@
 """Store what the source does on its way from noise to clip: the data of every distillation.
 
-Each trajectory is one Euler solve of 12 steps with guidance 3, on seen prompts; the states at the corners of the
+Each trajectory is one Euler solve of 12 steps with guidance 2, on seen prompts; the states at the corners of the
 students' steps are kept, in half precision.
 """
 
@@ -22,7 +22,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--chunks", type=int, default=12, help=f"of {CHUNK} trajectories")
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()

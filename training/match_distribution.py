@@ -49,7 +49,7 @@ class Kind:
     rate: float
     seed: int
     start: str = "source"
-    guidance: float = 3.0
+    guidance: float = 2.0
     causal: bool = False
     rank: int | None = None
     loras: tuple[str, ...] = ()

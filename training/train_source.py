@@ -47,7 +47,7 @@ def main() -> None:
     folder = options.out / "final" / "models" / "source"
     save_model(model, run.train(loss), folder)
     summary = "the base model: 20 steps with guidance"
-    write_card(folder / "model.json", summary=summary, parent=None, sampling=sampling_card(20, 3.0))
+    write_card(folder / "model.json", summary=summary, parent=None, sampling=sampling_card(20, 2.0))
 
 
 if __name__ == "__main__":
