@@ -64,9 +64,8 @@ def surface_table(evidence: Evidence, method: str, target: str, measure: str = "
         base = [evidence.cell(*pair, "direct").estimates[measure] for pair in pairs]
         cells = []
         for strength in strengths:
-            mine = [_cell(evidence, *pair, curve, strength).estimates[measure] for pair in pairs]
-            differences = [a - b for a, b in zip(mine, base, strict=True)]
-            cells.append(show(pooled(differences), 4, signed=True) if differences else "–")
+            mean = _over(evidence, pairs, curve, strength, measure)
+            cells.append(show(mean - pooled(base) if mean else None, 4, signed=True))
         rows.append([f"{amount:g}", *cells])
     return markdown([f"{method}, amount", *(f"x {strength:g}" for strength in strengths)], rows)
 
@@ -79,15 +78,19 @@ def _measured(evidence: Evidence, curve: str) -> list[tuple[str, str]]:
     ]
 
 
-def _cell(evidence: Evidence, lora: str, target: str, curve: str, strength: float) -> Cell:
+def _cell(evidence: Evidence, lora: str, target: str, curve: str, strength: float) -> Cell | None:
     for cell in evidence.of_pair(lora, target):
         if cell.variant and (cell.variant.curve, cell.variant.strength) == (curve, strength):
             return cell
-    raise KeyError((lora, target, curve, strength))
+    return None
 
 
-def _over(evidence: Evidence, pairs: Sequence[tuple[str, str]], curve: str, strength: float, name: str) -> Estimate:
-    return pooled([_cell(evidence, *pair, curve, strength).estimates[name] for pair in pairs])
+def _over(
+    evidence: Evidence, pairs: Sequence[tuple[str, str]], curve: str, strength: float, name: str
+) -> Estimate | None:
+    """The mean over pairs; None where one of them was not measured at this strength."""
+    cells = [_cell(evidence, *pair, curve, strength) for pair in pairs]
+    return pooled([cell.estimates[name] for cell in cells if cell]) if cells and all(cells) else None
 
 
 def _mean(values: Sequence[float]) -> float:
