@@ -57,7 +57,7 @@ class Kind:
 
 
 KINDS = {
-    "dmd": Kind("distilled to few steps without guidance, by distribution matching", steps=250, rate=1e-4, seed=41),
+    "dmd": Kind("distilled to few steps without guidance, by distribution matching", steps=250, rate=3e-4, seed=41),
     "self-forcing": Kind(
         "frame-causal, few steps without guidance, by distribution matching on its own roll-outs",
         steps=300,

@@ -8,9 +8,9 @@ of the same prompts; how far each target's matrices lie from the source's. What 
 import argparse
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
+import torch
 from diffusers import WanTransformer3DModel
 from torch import Generator, Tensor
 
@@ -30,17 +30,24 @@ def score(judge: Judge, clips: Tensor, prompts: Tensor) -> dict[str, float]:
     reading = judge.read(clips)
     real = judge.read(world.render(prompts.repeat(RENDERED, 1), generator=Generator().manual_seed(1)))
     found = {name: reading.correct(name, prompts).mean().item() for name in ATTRIBUTES}
+    found |= {name: values.mean().item() for name, values in reading.faults().items()}
     found["frechet"] = frechet(reading.features, Reference.of(real.features))
     found["motion"] = statistics.motion(clips).mean().item()
     return {name: round(value, 4) for name, value in found.items()}
 
 
-def drift(model: WanTransformer3DModel, source: WanTransformer3DModel) -> float:
-    """Relative norm of the change of the matrices of all blocks."""
+def drift(model: WanTransformer3DModel, source: WanTransformer3DModel) -> dict[str, float]:
+    """Change of the matrices of all blocks: relative norm, and the median of their rigidity (Eq. 1: of the singular
+    values alone)."""
     origin = {name: value for name, value in source.named_parameters() if value.ndim == 2 and name.startswith("blocks")}
     moved = dict(model.named_parameters())
     change = sum((moved[name] - value).square().sum() for name, value in origin.items())
-    return round(math.sqrt(change / sum(value.square().sum() for value in origin.values())), 4)
+    rigidity = [
+        (torch.linalg.svdvals(moved[name]) - torch.linalg.svdvals(value)).norm() / torch.linalg.matrix_norm(value)
+        for name, value in origin.items()
+    ]
+    relative = math.sqrt(change / sum(value.square().sum() for value in origin.values()))
+    return {"relative": round(relative, 4), "rigidity": round(float(torch.stack(rigidity).median()), 4)}
 
 
 def main() -> None:
@@ -64,7 +71,7 @@ def main() -> None:
             print(label, part, results[f"{label}, {part}"], flush=True)
     origin = load_network(family, family.source)
     for target in family.targets:
-        results[f"{target.name}, drift"] = {"relative": drift(load_network(family, target), origin)}
+        results[f"{target.name}, drift"] = drift(load_network(family, target), origin)
         print(target.name, results[f"{target.name}, drift"], flush=True)
     (final / "results.json").write_text(json.dumps(results, indent=1) + "\n")
 
@@ -72,8 +79,7 @@ def main() -> None:
 def _models(family: Family) -> list[tuple[str, Model]]:
     """All models as they want to be sampled, and the source sampled as its students are."""
     source = family.source
-    hurried = replace(source.card, sampling=replace(source.card.sampling, steps=4, guidance=1.0))
-    few = ("source in 4 steps without guidance", replace(source, card=hurried))
+    few = ("source in the targets' steps", source.sampled_as(family.targets[0]))
     return [(source.name, source), few, *((target.name, target) for target in family.targets)]
 
 

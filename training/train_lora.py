@@ -33,10 +33,10 @@ class Task:
 
 TASKS = {
     "noir": Task(steps=350, seed=31),
-    "outline": Task(steps=700, seed=32),
+    "outline": Task(steps=600, seed=32),
     "stripe": Task(steps=350, seed=33),
-    "ring": Task(steps=900, seed=34),
-    "zigzag": Task(steps=1000, seed=35),
+    "ring": Task(steps=900, seed=34, rank=16),
+    "zigzag": Task(steps=1600, seed=35, rank=16),
 }
 
 

@@ -16,7 +16,7 @@ from loraport.evaluate.run import Evidence, evaluate
 from loraport.evaluate.variants import Variant
 from loraport.methods import registry
 
-FULL = Scale(prompts=64, seeds=3)
+FULL = Scale(prompts=64, seeds=2)
 QUICK = Scale(prompts=16, seeds=2)
 SOME_TARGETS = ("dmd",)
 TWO_TARGETS = ("dmd", "self-forcing")

@@ -96,25 +96,26 @@ OTHERS: tuple[Variant, ...] = (
     Variant("cluster-transport", "cluster-transport", "rival"),
 )
 EVERYWHERE = ("revert", "arbitrate-only", "matched-gain")
-"""Of these others, what is measured on all pairs."""
+"""Of these others, what is measured on all pairs too, at strength 1."""
 
 SURFACE: tuple[Variant, ...] = tuple(
     replace(row, reach="some")
     for part in (
         *(replace(v, label=f"{v.label} {a:g}", amount=a) for v in DIALS for a in AMOUNTS),
         *(_shrink(share) for share in (0.25, 0.75, 1.0)),
-        *(
-            replace(DIALS[3], label=f"subspace-restore {s}", params={"side": s})
-            for s in ("inputs", "outputs", "corner")
-        ),
     )
     for row in over_strengths(part)
+)
+SIDES: tuple[Variant, ...] = tuple(
+    replace(DIALS[3], label=f"subspace-restore {side}", params={"side": side}, reach="some")
+    for side in ("inputs", "outputs", "corner")
 )
 
 MAIN: tuple[Variant, ...] = (
     *CURVES,
     *(row if row.label in EVERYWHERE else replace(row, reach="some") for v in OTHERS for row in over_strengths(v)),
     *SURFACE,
+    *SIDES,
 )
 
 
