@@ -4,8 +4,8 @@ import re
 from collections.abc import Sequence
 
 from loraport.core.bootstrap import Estimate
-from loraport.evaluate.run import Cell, Evidence
-from loraport.evaluate.tables import COMPARED, TITLES, markdown, pooled, show, verdict
+from loraport.evaluate.run import ANCHORS, Cell, Evidence
+from loraport.evaluate.tables import COMPARED, TITLES, anchor_differences, markdown, pooled, show, verdict
 
 _AMOUNT = re.compile(r"(.*) ([0-9.]+)$")
 
@@ -34,6 +34,10 @@ def best_table(evidence: Evidence, by: str = "to_aim", targets: Sequence[str] = 
         row += [show(pooled(found[name]), 3, signed=True) for name in COMPARED]
         verdicts = [verdict(by, difference) for difference in found[by]]
         rows.append([*row, f"{verdicts.count(1)} / {verdicts.count(-1)}"])
+    for anchor in "TS":
+        found = {name: anchor_differences(evidence, anchor, name, targets, by) for name in COMPARED}
+        row = [f"*{ANCHORS[anchor]}*", str(len(found[by])), "1.00" if anchor == "T" else "–"]
+        rows.append([*row, *(show(pooled(found[name]), 3, signed=True) for name in COMPARED), "–"])
     return markdown(head, rows)
 
 
@@ -46,6 +50,11 @@ def curve_table(evidence: Evidence, measure: str, targets: Sequence[str] = ()) -
         if pairs:
             columns = [_over(evidence, pairs, curve, strength, measure) for strength in strengths]
             rows.append([curve, str(len(pairs)), *(show(each, 3) for each in columns)])
+    pairs = [pair for pair in evidence.pairs() if not targets or pair[1] in targets]
+    for anchor in "TS":
+        value = pooled([evidence.cell(*pair, anchor).estimates[measure] for pair in pairs])
+        shown = [show(value, 3) if strength == 1 else "–" for strength in strengths]
+        rows.append([f"*{ANCHORS[anchor]}*", str(len(pairs)), *shown])
     return markdown([TITLES[measure], "pairs", *(f"x {strength:g}" for strength in strengths)], rows)
 
 

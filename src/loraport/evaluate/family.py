@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from diffusers import WanTransformer3DModel
 
 from loraport.errors import FileError, UsageError
@@ -19,16 +20,25 @@ from loraport.zoo.catalogue import ModelCard, data_file, distillation_files, rea
 
 @dataclass(frozen=True)
 class Model:
-    """A model on disk. `distill` are the distillation LoRAs if the model is its parent plus those."""
+    """A model on disk.
+
+    Attributes:
+        folder: its own.
+        card: what it was made from and how it is sampled.
+        distill: the distillation LoRAs if the model is its parent plus those.
+        drift_rank: if not None, what the model's blocks moved is cut to this rank, as when a distillation is passed
+            on as a LoRA.
+    """
 
     folder: Path
     card: ModelCard
     distill: tuple[Path, ...] = ()
+    drift_rank: int | None = None
 
     @property
     def name(self) -> str:
-        """The folder's name."""
-        return self.folder.name
+        """The folder's name, and the rank if the drift is cut."""
+        return self.folder.name + ("" if self.drift_rank is None else f" of rank {self.drift_rank}")
 
     def sampled_as(self, other: "Model") -> "Model":
         """The same weights in the steps of another model, without guidance; attention stays full."""
@@ -96,13 +106,25 @@ def load_network(family: Family, model: Model) -> WanTransformer3DModel:
     network, _ = tiny.load_model(family.source.folder if model.distill else model.folder)
     for file in model.distill:
         tiny.merge_lora(network, file)
+    if model.drift_rank is not None:
+        _cut_drift(network, load_network(family, family.source), model.drift_rank)
     return network
+
+
+def _cut_drift(network: WanTransformer3DModel, source: WanTransformer3DModel, rank: int) -> None:
+    """Leave of the drift of every matrix of the blocks what a LoRA of a rank can hold at best."""
+    state = network.state_dict()
+    for name, weight in source.state_dict().items():
+        if name.startswith("blocks") and weight.ndim == 2:
+            U, S, Vh = torch.linalg.svd((state[name] - weight).double(), full_matrices=False)
+            state[name] = weight + ((U[:, :rank] * S[:rank]) @ Vh[:rank]).float()
+    network.load_state_dict(state)
 
 
 def digest(model: Model) -> str:
     """Hash of what a model is: its weights and how it is sampled."""
     files = model.distill or sorted((model.folder / "transformer").glob("*"))
-    parts = [file_digest(file) for file in files]
+    parts = [*map(file_digest, files), *([] if model.drift_rank is None else [f"rank {model.drift_rank}"])]
     return hashlib.sha256(json.dumps([parts, repr(model.card.sampling)]).encode()).hexdigest()
 
 

@@ -12,7 +12,7 @@ import itertools
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from loraport.evaluate.estimates import Reference, frechet_estimate, gain_ratio
 from loraport.evaluate.family import Family, Lora, Model
 from loraport.evaluate.judge import Judge
 from loraport.evaluate.transfers import carry_over
-from loraport.evaluate.variants import Variant
+from loraport.evaluate.variants import DISTILLATION_LORA, Variant
 from loraport.store.store import Store
 from loraport.version import __version__
 
@@ -187,10 +187,8 @@ def evaluate(
                 cells.append(bench.cell(label, target.name, sampler.clips(hurried, file)))
                 tell(Step(f"{lora.name}: {ANCHORS[label]}", _done(cells), total))
             for variant in wanted[lora.name, target.name]:
-                file, facts = carry_over(family, lora, target, variant, sampler.task, folder)
-                cells.append(
-                    bench.cell(variant.label, target.name, sampler.clips(target, file, variant.by_step), variant, facts)
-                )
+                clips, facts = _carried(sampler, lora, target, variant, folder)
+                cells.append(bench.cell(variant.label, target.name, clips, variant, facts))
                 tell(Step(f"{lora.name} on {target.name}: {variant.label}", _done(cells), total))
     return Evidence(
         family=family,
@@ -202,6 +200,17 @@ def evaluate(
         sampling_seconds=sum(sampler.seconds for sampler in samplers.values()),
         settings={"bootstrap_draws": draws, "judge_features": int(samplers[family.loras[0].name].real().mean.numel())},
     )
+
+
+def _carried(
+    sampler: ClipSampler, lora: Lora, target: Model, variant: Variant, folder: Path
+) -> tuple[ClipSet, Mapping[str, float]]:
+    """The clips of a row, and figures of the transfer."""
+    if variant.method == DISTILLATION_LORA:
+        model = replace(target, drift_rank=variant.params["rank"])
+        return sampler.clips(model, lora.file, (variant.strength,)), {}
+    file, facts = carry_over(sampler.family, lora, target, variant, sampler.task, folder)
+    return sampler.clips(target, file, variant.by_step), facts
 
 
 def _done(cells: Sequence[Cell]) -> int:

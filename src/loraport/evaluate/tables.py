@@ -29,6 +29,7 @@ CONTRASTS = (
     ("casa x1.25", "direct x1.25"),
     ("subspace-restore x1.25", "direct x1.25"),
     ("matched-gain", "direct"),
+    ("distillation LoRA 32", "direct"),
     ("calibrated", "direct"),
     ("calibrated", "direct x1.25"),
     ("calibrated", "best"),
@@ -106,7 +107,27 @@ def main_table(evidence: Evidence, labels: Sequence[str] | None = None) -> str:
         row += [show(pooled(differences(evidence, label, name)), 3, signed=True) for name in measures]
         row += [_score(evidence, label, "direct"), _score(evidence, label, "best")]
         rows.append(row)
+    for anchor in "TSC":
+        found = {name: anchor_differences(evidence, anchor, name) for name in measures}
+        row = [f"*{ANCHORS[anchor]}*", str(len(evidence.pairs())), "–", "–"]
+        rows.append([*row, *(show(pooled(found[name]), 3, signed=True) for name in measures), "–", "–"])
     return markdown(head, rows)
+
+
+def anchor_differences(
+    evidence: Evidence, anchor: str, measure: str, only: Sequence[str] = (), by: str | None = None
+) -> list[Estimate]:
+    """Paired differences of an anchor of each target (S, T or C) to direct reuse, one a pair.
+
+    Args:
+        by: the measure by which reuse is at its best strength; at strength 1 if None.
+    """
+    found = []
+    for lora, target in evidence.pairs():
+        if not only or lora in only or target in only:
+            direct = evidence.cell(lora, target, "direct") if by is None else evidence.best(lora, target, by=by)
+            found.append(evidence.cell(lora, target, anchor).estimates[measure] - direct.estimates[measure])
+    return found
 
 
 def contrast_table(

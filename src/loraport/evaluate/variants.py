@@ -9,6 +9,9 @@ Role = Literal["direct", "paper", "control", "rival", "sweep", "ours"]
 Reach = Literal["all", "two", "some", "few"]
 Params = Mapping[str, Any]
 NONE: Params = MappingProxyType({})
+DISTILLATION_LORA = "distillation-lora"
+"""The method name of rows that come from the other side: source + LoRA with the distillation put on it as a LoRA of
+`params["rank"]`."""
 CALIBRATE = "calibrate"
 """The method name of rows that run the models; their `params` are those of `CalibrationSettings`."""
 
@@ -45,7 +48,7 @@ class Variant:
 
 
 STRENGTHS = (0.75, 1.0, 1.25, 1.5, 2.0)
-AMOUNTS = (0.25, 0.5, 0.75)
+AMOUNTS = (0.5,)
 """Of the surfaces, besides the whole."""
 
 
@@ -111,11 +114,20 @@ SIDES: tuple[Variant, ...] = tuple(
     for side in ("inputs", "outputs", "corner")
 )
 
+OTHER_SIDE: tuple[Variant, ...] = tuple(
+    row
+    for rank in (8, 32)
+    for row in over_strengths(
+        Variant(f"distillation LoRA {rank}", DISTILLATION_LORA, "rival", {"rank": rank}, reach="some")
+    )
+)
+
 MAIN: tuple[Variant, ...] = (
     *CURVES,
     *(row if row.label in EVERYWHERE else replace(row, reach="some") for v in OTHERS for row in over_strengths(v)),
     *SURFACE,
     *SIDES,
+    *OTHER_SIDE,
 )
 
 
