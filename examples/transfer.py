@@ -4,7 +4,7 @@ import loraport
 from loraport import zoo
 
 report = loraport.transfer(
-    zoo.path("outline"), source=zoo.path("source"), target=zoo.path("step-strong"), output="outline-fast.safetensors"
+    zoo.path("outline"), source=zoo.path("source"), target=zoo.path("dmd"), output="outline-fast.safetensors"
 )
 print(f"wrote {report.output}, rank {report.summary.rank_out}")
 for layer in report.layers[:5]:

@@ -20,7 +20,7 @@ def test_models_and_loras_by_name():
     assert open_checkpoint("zoo:step").path == open_checkpoint(zoo.path("step")).path
     assert (
         open_adapter(Path("zoo:outline")).path
-        == open_adapter("zoo:distill-lora").path.parents[2] / "loras/outline.safetensors"
+        == open_adapter("zoo:distill-lora").path.parents[1] / "loras/outline.safetensors"
     )
     assert [describe(f"zoo:{name}").kind for name in ("source", "outline", "distill-lora")] == [
         "checkpoint",

@@ -68,7 +68,8 @@ def test_the_page_shows_rows_layers_and_the_lead(result):
         assert row.label in page
     assert done.report.layers[0].name in page
     assert done.lead in page
-    assert "http" not in page
+    assert "http:" not in page
+    assert "https:" not in page
 
 
 def test_progress_is_told_in_order(result):
@@ -128,7 +129,7 @@ def test_the_verdict_follows_the_numbers_either_way(shift, says):
     )
     assert says in summary.lead
     assert any("86 %" in remark for remark in summary.remarks)
-    assert any("moved by 35 % of their norm" in remark for remark in summary.remarks)
+    assert any("moved by 35.0 % of their norm" in remark for remark in summary.remarks)
     assert sum("slider" in remark for remark in summary.remarks) == 2
     assert "Calibration helped" in summary.lead
     assert "It took “direct”." in summary.remarks

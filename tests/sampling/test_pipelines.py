@@ -235,7 +235,7 @@ def test_a_block_causal_target_through_the_protocol():
 
 
 def test_the_bundled_causal_target_hides_the_future():
-    runnable = open_runnable("zoo:causal")
+    runnable = open_runnable("zoo:self-forcing")
     assert not _sees_ahead(runnable.open(), runnable.latents, runnable.open().network.config.text_dim)
 
 

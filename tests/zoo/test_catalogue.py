@@ -8,9 +8,10 @@ from safetensors import safe_open
 
 from loraport import zoo
 from loraport.errors import FileError, UsageError
-from loraport.zoo.catalogue import data_file, read_model_card
+from loraport.evaluate.judge import bundled_judge
+from loraport.zoo.catalogue import data_file, distillation_files, read_model_card
 
-MOST_BYTES = 30_000_000
+MOST_BYTES = 15_000_000
 
 
 def test_the_names_are_there_sources_first():
@@ -19,15 +20,19 @@ def test_the_names_are_there_sources_first():
     assert {"noir", "outline"} <= set(zoo.loras())
 
 
-def test_a_distillation_kept_as_a_lora_is_a_file_and_no_model():
-    assert zoo.distillations() == ["distill-lora"]
-    assert "distill-lora" not in zoo.models()
+def test_distillations_kept_as_loras_are_files_and_no_models():
+    assert zoo.distillations() == ["distill-lora", "few-step", "guidance"]
+    assert not {"distill-lora", "two-loras"} & set(zoo.models())
     assert zoo.path("distill-lora").is_file()
     assert zoo.model_card("distill-lora").parent in zoo.models()
+    files = distillation_files(data_file("models") / "two-loras")
+    assert [file.stem for file in files] == list(zoo.model_card("two-loras").loras) == ["few-step", "guidance"]
+    assert all(file.is_file() for file in files)
 
 
 def test_bundled_weights_stay_small():
-    assert sum(file.stat().st_size for file in data_file("").rglob("*.safetensors")) < MOST_BYTES
+    files = [*data_file("").rglob("*.safetensors"), bundled_judge()]
+    assert sum(file.stat().st_size for file in files) < MOST_BYTES
 
 
 def test_every_model_has_a_card_and_a_known_parent():
@@ -48,7 +53,7 @@ def test_every_lora_has_a_card_that_names_its_source_and_a_style():
         assert card.style in world.STYLES
 
 
-@pytest.mark.parametrize("name", ["source", "step", "dmd", "self-forcing"])
+@pytest.mark.parametrize("name", zoo.models())
 def test_models_load_in_diffusers_with_no_key_missing_or_left_over(name):
     import torch
 
@@ -59,7 +64,7 @@ def test_models_load_in_diffusers_with_no_key_missing_or_left_over(name):
     assert not any(info.values()), info
 
 
-@pytest.mark.parametrize("name", ["noir", "outline"])
+@pytest.mark.parametrize("name", zoo.loras())
 def test_loras_cover_the_forty_matrices(name):
     with safe_open(zoo.path(name), "pt") as file:
         keys = list(file.keys())

@@ -56,7 +56,7 @@ def test_colours_and_backgrounds_come_out_as_named():
     for at, colour in enumerate(world.COLOURS):
         pixels = _pixels(world.Prompt("square", colour, "up", "black"))
         away = (pixels - torch.tensor(world.COLOUR_RGB[at])[:, None]).norm(dim=0)
-        assert (away < 0.05).float().mean() > 0.1
+        assert (away < 0.05).float().mean() > 0.05
     for at, background in enumerate(world.BACKGROUNDS):
         middle = _pixels(world.Prompt("circle", "red", "up", background)).median(1).values
         assert torch.allclose(middle, torch.tensor(world.BACKGROUND_RGB[at]), atol=0.15)  # stripes
@@ -136,5 +136,7 @@ def test_faulty_clips_have_the_shape_as_often_as_asked():
 
 def test_what_a_prompt_leaves_open_differs_from_clip_to_clip():
     prompts = [world.Prompt("square", "blue", "right", "black")] * 48
-    places = positions(_render(prompts), world.prompt_indices(prompts)).mean(1)
-    assert (places.std(0) > 0.5).all()
+    lanes = positions(_render(prompts), world.prompt_indices(prompts)).mean(1)[:, 1]
+    away, which = (lanes[:, None] - torch.tensor([5.0, 8.0, 11.0])).abs().min(1)
+    assert set(which.tolist()) == {0, 1, 2}
+    assert away.max() < 1.5  # what hides the shape moves its centre
