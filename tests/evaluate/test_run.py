@@ -15,7 +15,16 @@ from loraport.evaluate.judge import ClipClassifier, Judge
 from loraport.evaluate.run import evaluate
 from loraport.evaluate.tasks import TASKS, draw_prompts
 from loraport.evaluate.transfers import training_prompts
-from loraport.evaluate.variants import BY_STEP, CALIBRATE, CALIBRATED, MAIN, SWEEPS, Variant, direct
+from loraport.evaluate.variants import (
+    BY_STEP,
+    CALIBRATE,
+    CALIBRATED,
+    DISTILLATION_LORA,
+    MAIN,
+    SWEEPS,
+    Variant,
+    direct,
+)
 from loraport.methods import registry
 from loraport.zoo import world
 
@@ -83,6 +92,24 @@ def test_files_are_written_and_the_numbers_are_json(done):
         assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+def test_rows_by_steps_and_from_the_other_side_that_must_equal_reuse(done, family, judge):
+    """The same strength in every step, reuse in either half of the steps, a drift that is cut to its full rank."""
+    _, folder = done
+    rows = (
+        direct(1.0),
+        Variant("1 then 1", "direct", "sweep", by_step=(1.0, 1.0)),
+        Variant("half", "direct", "sweep", half="second"),
+        Variant("whole drift", DISTILLATION_LORA, "rival", {"rank": 128}),
+        Variant("1 then 1.5", "direct", "sweep", by_step=(1.0, 1.5)),
+        Variant("drift of rank 1", DISTILLATION_LORA, "rival", {"rank": 1}),
+    )
+    found = evaluate(family, rows, judge, scale=Scale(prompts=3, seeds=1), folder=folder / "work")
+    reuse, *others = (found.cell("outline", "dmd", row.label).shown.float() for row in rows)
+    for row, shown in zip(rows[1:], others, strict=True):
+        equal = bool((shown - reuse).abs().max() <= 1)  # one level of 255
+        assert equal == (row in rows[1:4]), row.label
+
+
 def test_running_again_samples_nothing_and_gives_the_same_numbers(done, family, judge):
     written, folder = done
     again = evaluate(family, ROWS, judge, scale=Scale(prompts=3, seeds=1), folder=folder / "work")
@@ -125,7 +152,8 @@ def test_calibration_never_shows_the_prompts_that_are_measured():
 
 def test_all_rows_of_the_evidence_exist():
     for variant in (*MAIN, *BY_STEP, *SWEEPS):
-        registry.resolve(variant.method, variant.params)
+        if variant.method != DISTILLATION_LORA:
+            registry.resolve(variant.method, variant.params)
     for variant in CALIBRATED:
         CalibrationSettings(**variant.params)
     labels = [variant.label for variant in (*MAIN, *BY_STEP, *SWEEPS, *CALIBRATED)]

@@ -26,6 +26,8 @@ SAMPLING = 3
 """Part of every cache key: raised when the sampler changes."""
 _RENDERED = 8  # real clips per prompt behind the Frechet distance
 BATCH = 16
+Part = tuple[Path, float]
+"""A LoRA file and its strength."""
 
 
 @dataclass(frozen=True)
@@ -82,20 +84,21 @@ class ClipSampler:
         self.noise_seeds = [first + s * per_seed + i for s in range(self.scale.seeds) for i in range(count)]
         self.statistic = TaughtStatistic.of(self.task, self.indices.repeat(self.scale.seeds, 1))
 
-    def clips(self, model: Model, lora: Path | None = None, by_step: Sequence[float] = ()) -> ClipSet:
-        """Sample, or look up, the clips of a model with a LoRA file (or none) merged in, and score them.
+    def clips(self, model: Model, *parts: Part) -> ClipSet:
+        """Sample, or look up, the clips of a model with LoRA files merged in, and score them.
 
         Args:
             model: as its card says it is sampled.
-            lora: the file.
-            by_step: strengths of it for equal parts of the steps, first to last; 1 throughout if empty.
+            parts: a LoRA file and its strength for each of equal parts of the steps, first to last; no LoRA if empty.
         """
-        key = self._key(digest(model), None if lora is None else file_digest(lora), *map(repr, by_step))
+        files = dict.fromkeys(file_digest(file) for file, _ in parts) or (None,)
+        strengths = [strength for _, strength in parts]
+        key = self._key(digest(model), *files, *(map(repr, strengths) if strengths not in ([], [1.0]) else ()))
         kept = self.store.get("clips", key)
         if kept is not None:
             return self._scored(kept["clips"])
         began = time.perf_counter()
-        packed = _packed(self._sample(model, lora, by_step))
+        packed = _packed(self._sample(model, parts))
         self.seconds += time.perf_counter() - began
         self.store.put("clips", key, {"clips": packed})
         return self._scored(packed)
@@ -114,20 +117,18 @@ class ClipSampler:
         clips = world.render(many, style=style, generator=Generator().manual_seed(seed))
         return self.judge.read(clips), clips
 
-    def _sample(self, model: Model, lora: Path | None, by_step: Sequence[float]) -> Tensor:
+    def _sample(self, model: Model, parts: Sequence[Part]) -> Tensor:
         network, pristine = self._network(model)
         prompts, clips = self.indices.repeat(self.scale.seeds, 1), tiny.noise(self.noise_seeds)
-        if lora is not None:
-            tiny.merge_lora(network, lora)
-        if not by_step:
+        steps = model.card.sampling.steps
+        for number, (file, strength) in enumerate(parts):
+            network.load_state_dict(pristine)
+            tiny.merge_lora(network, file, strength=strength)
+            if len(parts) > 1:
+                for step in (step for step in range(steps) if step * len(parts) // steps == number):
+                    clips = tiny.sample(network, model.card.sampling, prompts, clips, batch=BATCH, only=step)
+        if len(parts) < 2:
             clips = tiny.sample(network, model.card.sampling, prompts, clips, batch=BATCH)
-        else:
-            merged = {name: value.clone() for name, value in network.state_dict().items()}
-            steps = model.card.sampling.steps
-            for step in range(steps):
-                strength = by_step[step * len(by_step) // steps]
-                network.load_state_dict({k: v.lerp(merged[k], strength) for k, v in pristine.items()})
-                clips = tiny.sample(network, model.card.sampling, prompts, clips, batch=BATCH, only=step)
         network.load_state_dict(pristine)
         return clips
 

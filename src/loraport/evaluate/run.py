@@ -171,8 +171,9 @@ def evaluate(
         sampler = samplers[lora.name]
         bench = _Bench(sampler, lora, Bootstrap.of(len(sampler.prompts), draws=draws), sampler.real())
         cells.append(bench.cell("real", "", sampler.ceiling()))
-        for label, file in (("A", None), ("B", lora.file)):
-            cells.append(bench.cell(label, "", sampler.clips(family.source, file)))
+        whole = (lora.file, 1.0)
+        for label, parts in (("A", ()), ("B", (whole,))):
+            cells.append(bench.cell(label, "", sampler.clips(family.source, *parts)))
             tell(Step(f"{lora.name}: {ANCHORS[label]}", _done(cells), total))
         bench.anchors |= {cell.label: cell for cell in cells[-2:]}
         notes += bench.notes()
@@ -183,8 +184,8 @@ def evaluate(
             bench.anchors["C"] = alone
             cells.append(alone)
             hurried = family.source.sampled_as(target)
-            for label, file in (("S", None), ("T", lora.file)):
-                cells.append(bench.cell(label, target.name, sampler.clips(hurried, file)))
+            for label, parts in (("S", ()), ("T", (whole,))):
+                cells.append(bench.cell(label, target.name, sampler.clips(hurried, *parts)))
                 tell(Step(f"{lora.name}: {ANCHORS[label]}", _done(cells), total))
             for variant in wanted[lora.name, target.name]:
                 clips, facts = _carried(sampler, lora, target, variant, folder)
@@ -208,9 +209,12 @@ def _carried(
     """The clips of a row, and figures of the transfer."""
     if variant.method == DISTILLATION_LORA:
         model = replace(target, drift_rank=variant.params["rank"])
-        return sampler.clips(model, lora.file, (variant.strength,)), {}
+        return sampler.clips(model, (lora.file, variant.strength)), {}
     file, facts = carry_over(sampler.family, lora, target, variant, sampler.task, folder)
-    return sampler.clips(target, file, variant.by_step), facts
+    parts = [(file, strength) for strength in variant.by_step] or [(file, 1.0)]
+    if variant.half:
+        parts = [*parts, (lora.file, variant.strength)]
+    return sampler.clips(target, *(reversed(parts) if variant.half == "second" else parts)), facts
 
 
 def _done(cells: Sequence[Cell]) -> int:
@@ -268,6 +272,8 @@ def _plain(cell: Cell) -> dict[str, Any]:
         made |= {"method": cell.variant.method, "role": cell.variant.role, "params": dict(cell.variant.params)}
         made |= {"rank": cell.variant.rank, "amount": cell.variant.amount, "strength": cell.variant.strength}
         made |= {"by_step": list(cell.variant.by_step)} if cell.variant.by_step else {}
+        made |= {"half": cell.variant.half} if cell.variant.half else {}
+        made |= {"layers": cell.variant.layers} if cell.variant.layers else {}
     made["estimates"] = {name: plain_estimate(value) for name, value in cell.estimates.items()}
     made["gain_ratio"] = {name: value and plain_estimate(value) for name, value in cell.gain_ratios.items()}
     made["transfer"] = {name: float(f"{value:.5g}") for name, value in cell.transfer.items()}

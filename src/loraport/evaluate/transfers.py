@@ -44,6 +44,7 @@ def _transferred(
         rank=variant.rank if variant.rank != "auto" else _preset_rank(variant.method),
         amount=variant.amount,
         strength=variant.strength,
+        layers=variant.layers,
         force=True,
     )
     report = run(make_plan(recipe), output, _options(folder))

@@ -32,6 +32,8 @@ class Variant:
         reach: on which pairs of LoRA and target it is measured: "all", "two" (every LoRA, two targets), "some" (every
             LoRA, one target), or "few" (two LoRAs, one target).
         by_step: strengths of equal parts of the steps, first to last, on top of `strength`; 1 throughout if empty.
+        half: the half of the steps in which the method's result is used, reuse at `strength` in the other.
+        layers: a pattern; layers that it does not match are reused as they are.
         curve: what the rows that differ from it in strength only are called together.
     """
 
@@ -44,6 +46,8 @@ class Variant:
     strength: float = 1.0
     reach: Reach = "all"
     by_step: tuple[float, ...] = ()
+    half: Literal["", "first", "second"] = ""
+    layers: str | None = None
     curve: str = ""
 
 
@@ -114,6 +118,26 @@ SIDES: tuple[Variant, ...] = tuple(
     for side in ("inputs", "outputs", "corner")
 )
 
+GROUPS = {
+    "self-attention": "self_attn",
+    "cross-attention": "cross_attn",
+    "feed-forward": "ffn",
+    "first half of the blocks": r"blocks\.[01]\.",
+    "second half of the blocks": r"blocks\.[23]\.",
+}
+"""Of the layers of the bundled models."""
+IN_PART: tuple[Variant, ...] = tuple(
+    row
+    for variant in (DIALS[0], _shrink(0.5))
+    for part in (
+        *(replace(variant, label=f"{variant.label}, {name}", layers=layers) for name, layers in GROUPS.items()),
+        replace(variant, label=f"{variant.label}, first half of the steps", half="first"),
+        replace(variant, label=f"{variant.label}, second half of the steps", half="second"),
+    )
+    for row in over_strengths(replace(part, reach="some"), (1.0, 1.25))
+)
+"""The method in some layers or steps only."""
+
 OTHER_SIDE: tuple[Variant, ...] = tuple(
     row
     for rank in (8, 32)
@@ -127,6 +151,7 @@ MAIN: tuple[Variant, ...] = (
     *(row if row.label in EVERYWHERE else replace(row, reach="some") for v in OTHERS for row in over_strengths(v)),
     *SURFACE,
     *SIDES,
+    *IN_PART,
     *OTHER_SIDE,
 )
 
@@ -162,8 +187,9 @@ def _calibrated(what: str, params: Params = NONE, reach: Reach = "few") -> Varia
 
 CALIBRATED: tuple[Variant, ...] = (
     _calibrated("", reach="all"),
-    _calibrated(", strengths only", {"methods": ()}, "all"),
-    _calibrated(", chosen by latents", {"measure": "latents"}, "few"),
+    _calibrated(", strengths only", {"methods": ()}, "some"),
+    _calibrated(", one round", {"rounds": 1}, "some"),
+    _calibrated(", chosen by latents", {"measure": "latents"}),
     _calibrated(", 6 samples", {"samples": 6}),
     _calibrated(", other noise", {"seed": 1}),
 )
