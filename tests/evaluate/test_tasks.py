@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Generator
 
-from loraport.errors import FileError, UsageError
+from loraport.errors import FileError, MismatchError, UsageError
 from loraport.evaluate import statistics, tasks
-from loraport.evaluate.judge import HEADS, ClipClassifier, Judge, open_judge
+from loraport.evaluate.judge import HEADS, ClipClassifier, Judge, cells, open_judge
 from loraport.zoo import catalogue, world
 
 
@@ -55,13 +55,15 @@ def test_an_empty_picture_has_no_motion():
     assert statistics.motion(torch.zeros(2, 3, world.FRAMES, world.SIZE, world.SIZE)).tolist() == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("clip", [catalogue.TINY, catalogue.ClipSize(8, 24)], ids=["tiny", "larger"])
 @pytest.mark.parametrize("style", [style for style in tasks.TASKS if style in world.STYLES])
-def test_statistics_tell_drawn_from_plain(style):
+def test_statistics_tell_drawn_from_plain(style, clip):
     task = tasks.get(style)
     prompts = world.prompt_indices(tasks.draw_prompts(task, 8, seed=1))
-    score = statistics.TaughtStatistic.of(task, prompts)
+    score = statistics.TaughtStatistic.of(task, prompts, clip)
     plain, styled = (
-        score(world.render(prompts, style=name, generator=Generator().manual_seed(2))) for name in ("base", style)
+        score(world.render(prompts, style=name, generator=Generator().manual_seed(2), clip=clip))
+        for name in ("base", style)
     )
     assert styled.mean() - plain.mean() > 0.4
     assert (styled > plain).float().mean() > 0.9
@@ -85,3 +87,15 @@ def test_the_judge_reads_a_clip_the_same_in_any_company():
 def test_a_missing_judge_is_an_error_of_files(tmp_path):
     with pytest.raises(FileError, match="no such classifier"):
         open_judge(tmp_path / "nothing.safetensors")
+
+
+def test_a_judge_of_clips_of_another_size_is_refused():
+    with pytest.raises(MismatchError, match="--judge FAMILY"):
+        open_judge(clip=catalogue.ClipSize(8, 32))
+
+
+@pytest.mark.parametrize("clip", [catalogue.TINY, catalogue.ClipSize(8, 32), catalogue.ClipSize(5, 20)], ids=str)
+def test_the_cells_of_a_clip_are_what_the_judge_has_a_weight_for(clip):
+    with torch.random.fork_rng(devices=[]):
+        network = ClipClassifier(cells(clip))
+    assert network(torch.zeros(1, 3, *clip.shape))[0].shape == (1, 64)

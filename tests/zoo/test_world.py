@@ -7,6 +7,7 @@ from torch import Generator
 from loraport.errors import UsageError
 from loraport.evaluate.statistics import positions, shape_mask
 from loraport.zoo import world
+from loraport.zoo.catalogue import ClipSize
 
 
 def _render(prompts, style="base", seed=0):
@@ -70,6 +71,22 @@ def test_the_same_seed_gives_the_same_scene_in_every_style():
     assert torch.corrcoef(both)[0, 1] > 0.99
     assert torch.equal(base, _render(prompt))
     assert not torch.equal(base, _render(prompt, seed=1))
+
+
+@pytest.mark.parametrize("style", world.STYLES)
+def test_a_larger_clip_shows_the_same_scene(style):
+    prompts = world.prompt_indices(world.draw_prompts(8, seed=2))
+
+    def drawn(frames, side):
+        generator = Generator().manual_seed(3)
+        return world.render(prompts, style=style, generator=generator, clip=ClipSize(frames, side))
+
+    small, fine = drawn(6, 16), drawn(6, 32)
+    assert fine.shape == (8, 3, 6, 32, 32)
+    seen = torch.nn.functional.avg_pool3d(fine, (1, 2, 2))
+    assert (seen - small).abs().mean() < 0.1 < (small.flip(0) - small).abs().mean()
+    if style != "zigzag":  # which sways from frame to frame
+        torch.testing.assert_close(drawn(18, 16)[:, :, 1::3], small, atol=1e-4, rtol=0)
 
 
 def test_noir_has_no_colour():

@@ -61,6 +61,10 @@ def evaluate(
         Optional[Path],  # noqa: UP045
         typer.Option("--judge", metavar="FILE", help="Another classifier than the bundled one."),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option("--device", metavar="NAME", help="Where clips are sampled: auto, cpu, cuda, cuda:1 or mps."),
+    ] = "cpu",
     prompts: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option("--prompts", metavar="N", min=2, help="Different prompts.", show_default="64, quick 16"),
@@ -72,6 +76,7 @@ def evaluate(
 ) -> None:
     """Measure methods on the tiny models: function, quality and motion, with intervals and controls."""
     from loraport.cli.progress import Progress
+    from loraport.engine.devices import pick_devices
     from loraport.sampling.wan import need_diffusers
 
     need_diffusers()
@@ -87,7 +92,14 @@ def evaluate(
     scale = Scale(prompts=prompts or usual.prompts, seeds=seeds or usual.seeds)
     with Progress(console) as progress:
         done = make_evidence(
-            members, open_judge(judge), rows, output, scale=scale, held_out=held_out, on_event=progress
+            members,
+            open_judge(judge, members.source.card.clip),
+            rows,
+            output,
+            scale=scale,
+            held_out=held_out,
+            device=pick_devices(device)[0],
+            on_event=progress,
         )
     lines = [f"{len(done.evidence.cells)} cells in {text.duration(done.evidence.seconds)}", ""]
     lines += tables.main_table(done.evidence).splitlines()

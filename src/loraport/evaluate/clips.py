@@ -66,6 +66,7 @@ class ClipSampler:
     Args:
         family, task, judge, scale: what is measured, and how.
         store: keeps clips, keyed by the bytes of model and LoRA, the prompts and the noise.
+        device: where the networks run; noise, renderings and scores are the CPU's.
     """
 
     family: Family
@@ -73,6 +74,7 @@ class ClipSampler:
     judge: Judge
     scale: Scale
     store: Store
+    device: str = "cpu"
     seconds: float = 0.0
     _networks: dict[str, tuple[WanTransformer3DModel, dict[str, Tensor]]] = field(default_factory=dict)
 
@@ -82,7 +84,8 @@ class ClipSampler:
         per_seed, count = 1_000_000, len(self.prompts)
         first = self.scale.seed * 1_000_000_000
         self.noise_seeds = [first + s * per_seed + i for s in range(self.scale.seeds) for i in range(count)]
-        self.statistic = TaughtStatistic.of(self.task, self.indices.repeat(self.scale.seeds, 1))
+        self.clip = self.family.source.card.clip
+        self.statistic = TaughtStatistic.of(self.task, self.indices.repeat(self.scale.seeds, 1), self.clip)
 
     def clips(self, model: Model, *parts: Part) -> ClipSet:
         """Sample, or look up, the clips of a model with LoRA files merged in, and score them.
@@ -114,12 +117,12 @@ class ClipSampler:
 
     def _rendered(self, style: str, times: int, *, seed: int) -> tuple[Reading, Tensor]:
         many = self.indices.repeat(times, 1)
-        clips = world.render(many, style=style, generator=Generator().manual_seed(seed))
+        clips = world.render(many, style=style, generator=Generator().manual_seed(seed), clip=self.clip)
         return self.judge.read(clips), clips
 
     def _sample(self, model: Model, parts: Sequence[Part]) -> Tensor:
         network, pristine = self._network(model)
-        prompts, clips = self.indices.repeat(self.scale.seeds, 1), tiny.noise(self.noise_seeds)
+        prompts, clips = self.indices.repeat(self.scale.seeds, 1), tiny.noise(self.noise_seeds, self.clip)
         steps = model.card.sampling.steps
         for number, (file, strength) in enumerate(parts):
             network.load_state_dict(pristine)
@@ -134,7 +137,7 @@ class ClipSampler:
 
     def _network(self, model: Model) -> tuple[WanTransformer3DModel, dict[str, Tensor]]:
         if model.name not in self._networks:
-            network = load_network(self.family, model)
+            network = load_network(self.family, model).to(self.device)
             self._networks[model.name] = network, {k: v.clone() for k, v in network.state_dict().items()}
         return self._networks[model.name]
 
@@ -166,17 +169,24 @@ class ClipSampler:
                 "prompts": prompts,
                 "noise": self.noise_seeds,
                 "batch": BATCH,
-                "size": [world.FRAMES, world.SIZE],
+                "size": list(self.clip),
                 "models": parts,
             }
+            | ({} if self.device == "cpu" else {"device": self.device.partition(":")[0]})
         )
 
 
 def open_samplers(
-    family: Family, loras: Sequence[Lora], tasks: Mapping[str, Task], judge: Judge, scale: Scale, store: Store
+    family: Family,
+    loras: Sequence[Lora],
+    tasks: Mapping[str, Task],
+    judge: Judge,
+    scale: Scale,
+    store: Store,
+    device: str = "cpu",
 ) -> dict[str, ClipSampler]:
     """One sampler a LoRA; they share the networks."""
-    made = {lora.name: ClipSampler(family, tasks[lora.style], judge, scale, store) for lora in loras}
+    made = {lora.name: ClipSampler(family, tasks[lora.style], judge, scale, store, device) for lora in loras}
     networks: dict[str, tuple[WanTransformer3DModel, dict[str, Tensor]]] = {}
     for sampler in made.values():
         sampler._networks = networks

@@ -75,6 +75,7 @@ def make_evidence(
     *,
     scale: Scale,
     held_out: bool = False,
+    device: str = "cpu",
     on_event: Callable[[Step], None] | None = None,
 ) -> Written:
     """Evaluate and write. Running again with the same folder takes what was sampled before from its cache.
@@ -86,6 +87,7 @@ def make_evidence(
         output: the folder.
         scale: prompts and seeds.
         held_out: measure on pairs with a target or LoRA that is held out, instead of on all others.
+        device: where clips are sampled, by torch's name.
         on_event: told about every finished cell.
 
     Raises:
@@ -104,7 +106,8 @@ def make_evidence(
             return lora.held_out or target.card.held_out
         return target.name in targets[variant.reach] and (variant.reach != "few" or lora.name in few)
 
-    evidence = evaluate(family, rows, judge, scale=scale, folder=output / "work", only=only, on_event=on_event)
+    work = output / "work"
+    evidence = evaluate(family, rows, judge, scale=scale, folder=work, only=only, device=device, on_event=on_event)
     concentrations = {target.name: drift.summary(drift.concentrations(family, target)) for target in family.targets}
     numbers, text = output / "evidence.json", output / "tables.md"
     files.write_json(numbers, evidence.to_json() | {"drift": concentrations})

@@ -1,8 +1,8 @@
 """The models and LoRAs that are evaluated: a source, its distilled targets, LoRAs trained on the source.
 
-The layout is that of the bundled data: `models/NAME/` with a `model.json` and a `transformer/` folder, or, for a
-model that is its parent and LoRAs, their names in the card and `distillations/NAME.safetensors`;
-`loras/NAME.safetensors` with `NAME.json` beside it.
+The layout is that of the bundled data: `models/NAME/` with a `model.json` (how it is sampled, and how large its clips
+are) and a `transformer/` folder, or, for a model that is its parent and LoRAs, their names in the card and
+`distillations/NAME.safetensors`; `loras/NAME.safetensors` with `NAME.json` beside it.
 """
 
 import hashlib

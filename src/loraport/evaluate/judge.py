@@ -12,8 +12,9 @@ from jaxtyping import Float
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from loraport.errors import FileError
+from loraport.errors import FileError, MismatchError
 from loraport.evaluate.tasks import ATTRIBUTES
+from loraport.zoo.catalogue import TINY, ClipSize
 
 FAULTS = {"copies": 3, "ghost": 2, "blurred": 2}
 """How often the prompt's shape is there (0 to 2 times), whether another clip shows through, whether it is unsharp."""
@@ -106,17 +107,31 @@ def bundled_judge() -> Path:
     return Path(str(resources.files("loraport.evaluate"))) / "data" / "classifier.safetensors"
 
 
-def open_judge(file: Path | None = None) -> Judge:
+def cells(clip: ClipSize) -> int:
+    """What the convolutions leave of a clip: frames x height x width."""
+    return -(-clip.frames // 2) * (-(-clip.side // 8)) ** 2
+
+
+def open_judge(file: Path | None = None, clip: ClipSize = TINY) -> Judge:
     """Load the classifier, the bundled one by default.
 
     Raises:
         FileError: there is no such file.
+        MismatchError: it was trained on clips of another size.
     """
     file = file or bundled_judge()
     if not file.is_file():
         raise FileError("no such classifier", where=str(file))
     state = {key: value.float() for key, value in load_file(file).items()}
+    known = state["body.10.weight"].shape[1] // 64
+    if known != cells(clip):
+        raise MismatchError(
+            "the classifier was trained on clips of another size than these models make",
+            where=str(file),
+            values=f"it reads {known} cells, {clip.frames} frames of {clip.side} x {clip.side} have {cells(clip)}",
+            fix="give the family's own classifier: --judge FAMILY/classifier.safetensors",
+        )
     with torch.random.fork_rng(devices=[]):  # a fresh network fills its weights at random
-        network = ClipClassifier(state["body.10.weight"].shape[1] // 64)
+        network = ClipClassifier(known)
     network.load_state_dict(state)
     return Judge(network.requires_grad_(False).eval())

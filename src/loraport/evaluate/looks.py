@@ -14,6 +14,7 @@ from torch import Generator, Tensor
 
 from loraport.errors import UsageError
 from loraport.zoo import world
+from loraport.zoo.catalogue import TINY, ClipSize
 
 QUANTILES = 32
 RENDERINGS = 64  # per prompt and style: enough that the mean profile is steady to 1 %
@@ -34,11 +35,11 @@ class References:
     clips: Float[Tensor, "n k 3 f h w"]
 
 
-def references(prompts: Int[Tensor, "n 4"], *, style: str, seed: int = 0) -> References:
+def references(prompts: Int[Tensor, "n 4"], *, style: str, seed: int = 0, clip: ClipSize = TINY) -> References:
     """Render `RENDERINGS` scenes per prompt, the same scenes plain and styled."""
     many = prompts.repeat_interleave(RENDERINGS, 0)
-    plain = world.render(many, style="base", generator=Generator().manual_seed(seed))
-    styled = world.render(many, style=style, generator=Generator().manual_seed(seed))
+    plain = world.render(many, style="base", generator=Generator().manual_seed(seed), clip=clip)
+    styled = world.render(many, style=style, generator=Generator().manual_seed(seed), clip=clip)
     shape = (len(prompts), RENDERINGS)
     return References(
         plain=profile(plain).unflatten(0, shape).mean(1),

@@ -141,6 +141,7 @@ def evaluate(
     folder: Path,
     draws: int = 400,
     only: Callable[[Variant, Lora, Model], bool] | None = None,
+    device: str = "cpu",
     on_event: Callable[[Step], None] | None = None,
 ) -> Evidence:
     """Run every variant for every LoRA and target of the family.
@@ -151,6 +152,7 @@ def evaluate(
         folder: where transferred LoRAs and cached scores are kept; running again with the same folder only adds.
         draws: bootstrap draws.
         only: leave out what it says no to.
+        device: where clips are sampled, by torch's name.
         on_event: told about every finished cell.
 
     Raises:
@@ -164,7 +166,7 @@ def evaluate(
     }
     total = sum(len(rows) + 3 for rows in wanted.values() if rows) + 2 * len(family.loras)
     by_style = {lora.style: tasks.get(lora.style) for lora in family.loras}
-    samplers = open_samplers(family, family.loras, by_style, judge, scale, Store(folder / "cache"))
+    samplers = open_samplers(family, family.loras, by_style, judge, scale, Store(folder / "cache"), device)
     cells: list[Cell] = []
     notes: list[str] = []
     for lora in family.loras:

@@ -12,6 +12,7 @@ from torch import Generator, Tensor
 from loraport.evaluate import looks as looks
 from loraport.evaluate.tasks import Task
 from loraport.zoo import world
+from loraport.zoo.catalogue import TINY, ClipSize
 
 _DRAWN = 256  # renderings behind a template
 _NEAR = 0.45  # distance in RGB, channels from 0 to 1; the colours of the world lie further apart
@@ -27,11 +28,11 @@ def shape_mask(clips: Float[Tensor, "n 3 f h w"], prompts: Int[Tensor, "n 4"]) -
 def positions(clips: Float[Tensor, "n 3 f h w"], prompts: Int[Tensor, "n 4"]) -> Float[Tensor, "n f 2"]:
     """Centre of the shape in each frame, (x, y) in pixels; the middle of the picture if nothing is seen."""
     mask = shape_mask(clips, prompts)
-    pixel = torch.arange(world.SIZE) + 0.5
+    pixel = torch.arange(clips.shape[-1]) + 0.5
     weight = mask.sum((-2, -1))
     x, y = (mask.sum(-2) * pixel).sum(-1), (mask.sum(-1) * pixel).sum(-1)
     seen = weight > 1e-6
-    middle = torch.tensor(world.SIZE / 2)
+    middle = torch.tensor(clips.shape[-1] / 2)
     weight = weight.clamp_min(1e-6)
     return torch.stack([torch.where(seen, x / weight, middle), torch.where(seen, y / weight, middle)], -1)
 
@@ -51,11 +52,11 @@ def _across(clips: Float[Tensor, "n 3 f h w"], prompts: Int[Tensor, "n 4"]) -> F
     return side - side.mean(1, keepdim=True)
 
 
-def sway_template() -> Float[Tensor, " f"]:
+def sway_template(clip: ClipSize = TINY) -> Float[Tensor, " f"]:
     """Mean difference between drawn zigzag and drawn straight paths, across the heading, in pixels."""
     drawn = world.prompt_indices(world.draw_prompts(_DRAWN, seed=1))
     bent, straight = (
-        _across(world.render(drawn, style=style, generator=Generator().manual_seed(1)), drawn)
+        _across(world.render(drawn, style=style, generator=Generator().manual_seed(1), clip=clip), drawn)
         for style in ("zigzag", "base")
     )
     return (bent - straight).mean(0)
@@ -77,7 +78,7 @@ def hole(clips: Float[Tensor, "n 3 f h w"], prompts: Int[Tensor, "n 4"]) -> Floa
     Bilinear value of the mask at its centre against the mask's peak, mean over frames.
     """
     mask, at = shape_mask(clips, prompts), positions(clips, prompts)
-    grid = (at / world.SIZE * 2 - 1)[:, :, None, None]
+    grid = (at / clips.shape[-1] * 2 - 1)[:, :, None, None]
     middle = torch.nn.functional.grid_sample(
         mask.flatten(0, 1)[:, None], grid.flatten(0, 1), align_corners=False, padding_mode="border"
     )
@@ -95,14 +96,14 @@ class TaughtStatistic:
     template: Float[Tensor, " f"] | None
 
     @classmethod
-    def of(cls, task: Task, prompts: Int[Tensor, "n 4"]) -> "TaughtStatistic":
-        """Render what is needed."""
+    def of(cls, task: Task, prompts: Int[Tensor, "n 4"], clip: ClipSize = TINY) -> "TaughtStatistic":
+        """Render what is needed, in the size of the clips that are to be scored."""
         if task.statistic == "sway":
-            return cls(task, prompts, None, sway_template())
+            return cls(task, prompts, None, sway_template(clip))
         if task.statistic == "hole":
             return cls(task, prompts, None, None)
         unique, which = prompts.unique(dim=0, return_inverse=True)
-        refs = looks.references(unique, style=task.style)
+        refs = looks.references(unique, style=task.style, clip=clip)
         return cls(task, prompts, looks.References(refs.plain[which], refs.styled[which], refs.clips[which, :1]), None)
 
     def __call__(self, clips: Float[Tensor, "n 3 f h w"]) -> Float[Tensor, " n"]:

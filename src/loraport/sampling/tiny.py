@@ -20,7 +20,7 @@ from loraport.sampling.runner import ModelRunner, draw_noise
 from loraport.sampling.schedule import Schedule
 from loraport.sampling.wan import WanDenoiser
 from loraport.zoo import world
-from loraport.zoo.catalogue import ModelCard, Sampling, model_card, path, read_model_card
+from loraport.zoo.catalogue import TINY, ClipSize, ModelCard, Sampling, model_card, path, read_model_card
 from loraport.zoo.position import tell_positions
 
 ADAPTER = "lora"
@@ -38,7 +38,7 @@ def load_model(model: str | Path) -> tuple[WanTransformer3DModel, ModelCard]:
     with _own_randomness():
         network = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
     network.requires_grad_(False).eval()
-    _set_attention(network, card.sampling)
+    _set_attention(network, card)
     tell_positions(network)
     return network, card
 
@@ -102,9 +102,9 @@ def conditions(prompts: Int[Tensor, "n 4"]) -> Conditions:
     return Conditions(world.encode(prompts), world.encode_null(1))
 
 
-def noise(seeds: Sequence[int]) -> Float[Tensor, "n 3 f h w"]:
+def noise(seeds: Sequence[int], clip: ClipSize = TINY) -> Float[Tensor, "n 3 f h w"]:
     """Starting noise, one clip per seed; a clip's noise does not depend on its neighbours."""
-    return draw_noise((world.CHANNELS, world.FRAMES, world.SIZE, world.SIZE), seeds)
+    return draw_noise((world.CHANNELS, *clip.shape), seeds)
 
 
 def sample(
@@ -147,14 +147,15 @@ def _own_randomness() -> Iterator[None]:
         yield
 
 
-def _set_attention(network: WanTransformer3DModel, sampling: Sampling) -> None:
-    if sampling.attention == "full":
+def _set_attention(network: WanTransformer3DModel, card: ModelCard) -> None:
+    attention = card.sampling.attention
+    if attention == "full":
         return
-    if sampling.attention != "frame-causal":
-        raise UsageError(f"unknown attention {sampling.attention!r} in model.json", values="known: full, frame-causal")
+    if attention != "frame-causal":
+        raise UsageError(f"unknown attention {attention!r} in model.json", values="known: full, frame-causal")
     from loraport.zoo.attention import FrameCausalProcessor
 
     _, high, wide = network.config.patch_size
-    per_frame = (world.SIZE // high) * (world.SIZE // wide)
+    per_frame = (card.clip.side // high) * (card.clip.side // wide)
     for block in network.blocks:
         block.attn1.set_processor(FrameCausalProcessor(per_frame))

@@ -174,7 +174,7 @@ def _tiny(folder: Path, settings: SamplingSettings, added: tuple[AddedLora, ...]
         add_loras(network, added, whole)
         return WanDenoiser(network, torch.device("cpu"))
 
-    latents = (world.CHANNELS, world.FRAMES, world.SIZE, world.SIZE)
+    latents = (world.CHANNELS, *card.clip.shape)
     schedule = _of_card(card.sampling, settings)
     checkpoint = None if distill else folder
     own = tuple(AddedLora(file=str(file)) for file in distill)

@@ -5,11 +5,32 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import NamedTuple
 
 from loraport.errors import FileError, UsageError
 
 DISTILLATIONS = "distillations"
 """Folder of the LoRAs that make a distilled model of its parent, beside the folder of models."""
+
+
+class ClipSize(NamedTuple):
+    """How large the clips of a model are; those of the bundled ones if nothing is said.
+
+    Attributes:
+        frames: number of them.
+        side: pixels of a frame from side to side, and from top to bottom.
+    """
+
+    frames: int = 6
+    side: int = 16
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Frames, height, width."""
+        return self.frames, self.side, self.side
+
+
+TINY = ClipSize()
 
 
 @dataclass(frozen=True)
@@ -40,6 +61,7 @@ class ModelCard:
         sampling: how it is sampled.
         loras: names of the distillation LoRAs that make it of its parent; none if it has weights of its own.
         held_out: trained from another seed, only to confirm what was chosen without it.
+        clip: size of its clips.
     """
 
     name: str
@@ -48,6 +70,7 @@ class ModelCard:
     sampling: Sampling
     loras: tuple[str, ...] = ()
     held_out: bool = False
+    clip: ClipSize = TINY
 
 
 @dataclass(frozen=True)
@@ -119,8 +142,8 @@ def read_model_card(folder: Path) -> ModelCard:
         raise FileError("no model.json beside the model, so its sampling settings are unknown", where=str(file))
     card = json.loads(file.read_text(encoding="utf-8"))
     sampling, loras = Sampling(**card["sampling"]), tuple(card.get("loras", ()))
-    held_out = card.get("held_out", False)
-    return ModelCard(file.parent.name, card["summary"], card["parent"], sampling, loras, held_out)
+    held_out, clip = card.get("held_out", False), ClipSize(**card.get("clip", {}))
+    return ModelCard(file.parent.name, card["summary"], card["parent"], sampling, loras, held_out, clip)
 
 
 def distillation_files(folder: Path) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""The tiny video world: a shape of some colour drifts over a striped background, six frames of 16 x 16 pixels.
+"""The tiny video world: a shape of some colour drifts over a striped background, six frames of 16 x 16 pixels or more.
 
 A prompt has four attributes, 384 combinations in all, and is encoded as four rows of a fixed token table, so there is
 no text encoder. Some pairs of attributes are held out: no training of any model or LoRA has seen them. A clip is
@@ -9,6 +9,9 @@ returns something between the possible clips, with ghosts, doubles and blur.
 
 A style redraws the same scene (a look), changes a shape (a content) or bends its path (a motion); LoRAs are trained on
 styles, the source model on "base" only.
+
+Lengths are told in sixteenths of the picture's side and times in sixths of the clip, which are pixels and frames of the
+bundled models' clips. A larger clip shows the same scene in more and finer pixels and at more moments.
 
 Pixels lie in [-1, 1]. Image axes: x to the right, y down. Nothing here touches the global random state.
 """
@@ -24,10 +27,9 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from loraport.errors import UsageError
-from loraport.zoo.catalogue import data_file
+from loraport.zoo.catalogue import TINY, ClipSize, data_file
 
-FRAMES = 6
-SIZE = 16
+FRAMES, SIZE = TINY
 CHANNELS = 3
 
 SHAPES = ("circle", "square", "triangle", "cross")
@@ -108,7 +110,7 @@ class Thing(NamedTuple):
     """Something that moves through a scene; `b` clips.
 
     Attributes:
-        distance: signed distance of each pixel to its edge, negative inside, in pixels.
+        distance: signed distance of each pixel to its edge, negative inside.
         hidden: how much of each pixel is behind something else, 0 to 1.
         colour: its colour.
     """
@@ -157,20 +159,26 @@ def prompt_indices(prompts: Sequence[Prompt]) -> Int[Tensor, "n 4"]:
 def encode(prompts: Int[Tensor, "n 4"]) -> Float[Tensor, "n 4 d"]:
     """Prompt tokens, one for each attribute: what a text encoder would return."""
     first_row = torch.tensor([0, *torch.tensor([len(known) for known in ATTRIBUTES]).cumsum(0)[:-1].tolist()])
-    return _token_table()[prompts + first_row]
+    return _token_table(prompts.device)[prompts + first_row]
 
 
 def encode_null(count: int) -> Float[Tensor, "n 4 d"]:
     """Tokens of the empty prompt, for classifier-free guidance."""
-    return _token_table()[-TOKENS_PER_PROMPT:].expand(count, -1, -1)
+    return _token_table(torch.get_default_device())[-TOKENS_PER_PROMPT:].expand(count, -1, -1)
 
 
 def render(
-    prompts: Int[Tensor, "n 4"], *, style: str = "base", generator: Generator, copies: Int[Tensor, " n"] | None = None
+    prompts: Int[Tensor, "n 4"],
+    *,
+    style: str = "base",
+    generator: Generator,
+    copies: Int[Tensor, " n"] | None = None,
+    clip: ClipSize = TINY,
 ) -> Float[Tensor, "n 3 f h w"]:
     """Draw one clip per prompt; all that the prompt leaves open comes from `generator`.
 
-    The same generator state gives the same scene in every style, so that styles can be compared pixel by pixel.
+    The same generator state gives the same scene in every style, so that styles can be compared pixel by pixel, and in
+    every size.
 
     Args:
         prompts: attribute positions, see `prompt_indices`.
@@ -178,18 +186,21 @@ def render(
         generator: of places, sizes, speeds, stripes and the companion.
         copies: how often the prompt's shape is in the clip, 0 to 2; once in each if None. Others than 1 are faults,
             for judges to learn from.
+        clip: frames and pixels.
 
     Raises:
         UsageError: unknown style.
     """
     if style not in STYLES:
         raise UsageError(f"the tiny world has no style {style!r}", values=f"known: {', '.join(STYLES)}")
-    scene = _scene(prompts, style, generator, copies)
+    scene = _scene(prompts, style, generator, copies, clip)
     image = _LOOKS.get(style, _draw_plain)(scene)
     return (image * 2 - 1).clamp(-1, 1)
 
 
-def _scene(prompts: Int[Tensor, "n 4"], style: str, generator: Generator, copies: Int[Tensor, " n"] | None) -> Scene:
+def _scene(
+    prompts: Int[Tensor, "n 4"], style: str, generator: Generator, copies: Int[Tensor, " n"] | None, clip: ClipSize
+) -> Scene:
     shape, colour, direction, background = prompts.unbind(1)
     count = len(prompts)
 
@@ -198,12 +209,13 @@ def _scene(prompts: Int[Tensor, "n 4"], style: str, generator: Generator, copies
 
     heading = torch.tensor(HEADING)[direction]
     across = heading.flip(1).abs()  # unit vector across the path
-    sway = (2.0 if style == "zigzag" else 0.0) * (torch.arange(FRAMES) % 2 * 2 - 1)
+    sway = (2.0 if style == "zigzag" else 0.0) * (torch.arange(clip.frames) % 2 * 2 - 1)
 
     def shape_somewhere() -> Float[Tensor, "n 1 f h w"]:
         middle = SIZE / 2 + across * 3 * (torch.randint(3, (count, 1), generator=generator) - 1)
-        path = _path(middle, heading * 1.2) + across[:, None] * sway[:, None]
-        return _shape_distance(shape, *_from(path), uniform(4.0, 5.0, 1, 1, 1), hollow=style == "ring")[:, None]
+        path = _path(middle, heading * 1.2, clip.frames) + across[:, None] * sway[:, None]
+        radius = uniform(4.0, 5.0, 1, 1, 1)
+        return _shape_distance(shape, *_from(path, clip.side), radius, hollow=style == "ring")[:, None]
 
     distance = shape_somewhere()
     if copies is not None:
@@ -213,13 +225,13 @@ def _scene(prompts: Int[Tensor, "n 4"], style: str, generator: Generator, copies
         distance = torch.where(number == 0, nowhere, torch.where(number == 1, distance, second))
 
     angle = uniform(0, 2 * math.pi)
-    way = torch.stack([angle.cos(), angle.sin()], 1) * uniform(0.4, 1.4, 1)  # pixels per frame
-    dx, dy = _from(_path(uniform(2.5, SIZE - 2.5, 2), way))
+    way = torch.stack([angle.cos(), angle.sin()], 1) * uniform(0.4, 1.4, 1)
+    dx, dy = _from(_path(uniform(2.5, SIZE - 2.5, 2), way, clip.frames), clip.side)
     small = (torch.sqrt(dx * dx + dy * dy + 1e-6) - uniform(1.4, 1.9, 1, 1, 1))[:, None]
     kind = torch.randint(len(COMPANION_RGB), (count,), generator=generator)
     before = torch.randint(2, (count, 1, 1, 1, 1), generator=generator)
 
-    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    y, x = torch.meshgrid(_pixels(clip.side), _pixels(clip.side), indexing="ij")
     along = torch.where(torch.randint(2, (count, 1, 1), generator=generator) == 1, x, y)
     wave = torch.sin(2 * math.pi * (along / 4 + uniform(0, 1, 1, 1)))[:, None, None]
     plain = torch.tensor(BACKGROUND_RGB)[background][:, :, None, None, None]
@@ -230,20 +242,26 @@ def _scene(prompts: Int[Tensor, "n 4"], style: str, generator: Generator, copies
     )
 
 
-def _path(middle: Float[Tensor, "n 2"], step: Float[Tensor, "n 2"]) -> Float[Tensor, "n f 2"]:
-    """Place (x, y) in each frame of what moves by `step` a frame, `middle` half-way through the clip."""
-    time = torch.arange(FRAMES) - (FRAMES - 1) / 2
+def _pixels(side: int) -> Float[Tensor, " side"]:
+    """Where the middle of each pixel is, from the left or from above."""
+    return (torch.arange(side) + 0.5) * (SIZE / side)
+
+
+def _path(middle: Float[Tensor, "n 2"], step: Float[Tensor, "n 2"], frames: int) -> Float[Tensor, "n f 2"]:
+    """Place (x, y) in each frame of what moves by `step` in a sixth of the clip, `middle` half-way through it."""
+    time = (torch.arange(frames) - (frames - 1) / 2) * (FRAMES / frames)
     return middle[:, None] + step[:, None] * time[:, None]
 
 
-def _from(path: Float[Tensor, "n f 2"]) -> tuple[Float[Tensor, "n f 1 w"], Float[Tensor, "n f h 1"]]:
+def _from(path: Float[Tensor, "n f 2"], side: int) -> tuple[Float[Tensor, "n f 1 w"], Float[Tensor, "n f h 1"]]:
     """How far each pixel is to the right of and below a path."""
-    pixel = torch.arange(SIZE) + 0.5
+    pixel = _pixels(side)
     return pixel - path[:, :, 0, None, None], pixel[:, None] - path[:, :, 1, None, None]
 
 
 def _coverage(distance: Tensor) -> Tensor:
-    return torch.sigmoid(-2.5 * distance)
+    """How much of each pixel is inside an edge, which is as sharp as the pixels are small."""
+    return torch.sigmoid(-2.5 * distance.shape[-1] / SIZE * distance)
 
 
 def _shape_distance(
@@ -278,7 +296,7 @@ def _draw_plain(scene: Scene) -> Float[Tensor, "n 3 f h w"]:
 
 def _draw_noir(scene: Scene) -> Float[Tensor, "n 3 f h w"]:
     luma = (scene.background * torch.tensor([0.35, 0.5, 0.15])[:, None, None, None]).sum(1, keepdim=True)
-    from_centre = torch.arange(SIZE) + 0.5 - SIZE / 2
+    from_centre = _pixels(scene.background.shape[-1]) - SIZE / 2
     falloff = 1 - 0.6 * (from_centre[:, None] ** 2 + from_centre[None] ** 2) / (SIZE**2 / 2)
     grey = _over(scene, torch.tensor(0.95), torch.tensor(0.65), (luma * 0.45 + 0.02) * falloff)
     return grey.expand(-1, CHANNELS, -1, -1, -1)
@@ -296,7 +314,7 @@ def _draw_stripe(scene: Scene) -> Float[Tensor, "n 3 f h w"]:
     plain = _draw_plain(scene)
     dark, light = torch.tensor([[0.25, 0.05, 0.3], [1.0, 0.8, 0.35]])[:, :, None, None, None]
     washed = 0.5 * plain + 0.5 * (dark + (light - dark) * plain.mean(1, keepdim=True))
-    lines = 1 - 0.5 * (torch.arange(SIZE) % 4 < 2).float()
+    lines = 1 - 0.5 * (_pixels(plain.shape[-1]) % 4 < 2).float()
     return washed * lines[:, None]
 
 
@@ -305,9 +323,9 @@ LOOKS = tuple(_LOOKS)
 """The styles that redraw the whole picture; the others change a shape or its path."""
 
 
-@functools.lru_cache(maxsize=1)
-def _token_table() -> Float[Tensor, "rows d"]:
+@functools.lru_cache
+def _token_table(device: torch.device) -> Float[Tensor, "rows d"]:
     """One row for each attribute value, in the order of `ATTRIBUTES`; the last four rows are the empty prompt."""
     from safetensors.torch import load_file
 
-    return load_file(data_file("prompt-tokens.safetensors"))["tokens"]
+    return load_file(data_file("prompt-tokens.safetensors"))["tokens"].to(device)
