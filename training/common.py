@@ -1,10 +1,11 @@
-"""What every training script shares: the model, its noise schedule, resumable runs, the log."""
+"""What every training script shares: its options, the model, its noise schedule, resumable runs, the log."""
 
+import argparse
 import json
 import math
 import os
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,15 @@ import torch
 from diffusers import WanTransformer3DModel
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
+from sizes import SIZES, Plan, Size
 from torch import Tensor, nn
 
+from loraport.engine.devices import pick_devices
+from loraport.errors import LoraportError
 from loraport.zoo import world
 from loraport.zoo.attention import FrameCausalProcessor
 from loraport.zoo.position import tell_positions
 
-CONFIG: dict[str, Any] = {
-    "patch_size": (1, 4, 4),
-    "num_attention_heads": 4,
-    "attention_head_dim": 32,
-    "in_channels": 6,  # colour, and where and when a pixel is
-    "out_channels": 3,
-    "text_dim": 32,
-    "freq_dim": 64,
-    "ffn_dim": 512,
-    "num_layers": 4,
-    "rope_max_seq_len": 32,
-}
 SHIFT = 3.0
 
 STEPS = 2
@@ -39,11 +31,57 @@ STEPS = 2
 LORA_TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2"]
 
 
-def new_model(seed: int) -> WanTransformer3DModel:
-    torch.manual_seed(seed)
-    model = WanTransformer3DModel(**CONFIG)
+def arguments(description: str | None) -> argparse.ArgumentParser:
+    """The options of every script."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="how large models and clips are")
+    parser.add_argument("--device", metavar="auto|cpu|cuda[:N]", help="tiny: the CPU; middle: a GPU if there is one")
+    parser.add_argument("--threads", type=int, default=2)
+    return parser
+
+
+def training_arguments(description: str | None) -> argparse.ArgumentParser:
+    """The options of a script that trains; what is not given is as the size has it."""
+    parser = arguments(description)
+    parser.add_argument("--steps", type=int, help="other than the size's own")
+    parser.add_argument("--rate", type=float, help="other than the size's own")
+    parser.add_argument("--batch", type=int, help="other than the size's own")
+    parser.add_argument("--seed", type=int, help="other than the script's own")
+    return parser
+
+
+def begin(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Read the options, and from here on make tensors on the device. ``size`` is a `Size`, ``device`` torch's."""
+    options = parser.parse_args()
+    options.size = SIZES[options.size]
+    try:
+        options.device = torch.device(pick_devices(options.device or options.size.device)[0])
+    except LoraportError as error:
+        parser.error(str(error))
+    torch.set_num_threads(options.threads)
+    if options.device.type != "cpu":
+        torch.set_default_device(options.device)
+    return options
+
+
+def plan_of(name: str, options: argparse.Namespace) -> Plan:
+    """How the size trains this, with what the options want otherwise."""
+    given = {key: getattr(options, key) for key in ("steps", "rate", "batch") if getattr(options, key)}
+    return replace(options.size.plans[name], **given)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Random numbers on the device of the script."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
+def new_model(seed: int, size: Size) -> WanTransformer3DModel:
+    with torch.device("cpu"):  # begins from the same weights on every device
+        torch.manual_seed(seed)
+        model = WanTransformer3DModel(**size.config)
     tell_positions(model)
-    return model
+    return model.to(torch.get_default_device())
 
 
 def shifted(uniform: Tensor, shift: float = SHIFT) -> Tensor:
@@ -51,23 +89,26 @@ def shifted(uniform: Tensor, shift: float = SHIFT) -> Tensor:
     return shift * uniform / (1 + (shift - 1) * uniform)
 
 
-def load_model(folder: Path) -> WanTransformer3DModel:
-    model = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
+def load_model(folder: Path, size: Size) -> WanTransformer3DModel:
+    with torch.device("cpu"):
+        model = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
+    if model.config.ffn_dim != size.config["ffn_dim"]:
+        raise SystemExit(f"{folder} is a model of another size than --size {size.name}")
     tell_positions(model)
-    return model
+    return model.to(torch.get_default_device())
 
 
-def set_causal(model: WanTransformer3DModel) -> None:
+def set_causal(model: WanTransformer3DModel, size: Size) -> None:
     """Every frame sees itself and those before it."""
     _, high, wide = model.config.patch_size
     for block in model.blocks:
-        block.attn1.set_processor(FrameCausalProcessor((world.SIZE // high) * (world.SIZE // wide)))
+        block.attn1.set_processor(FrameCausalProcessor((size.clip.side // high) * (size.clip.side // wide)))
 
 
-def save_model(model: nn.Module, parameters: dict[str, Tensor], folder: Path) -> None:
+def save_model(model: nn.Module, parameters: dict[str, Tensor], folder: Path, size: Size) -> None:
     """Write a diffusers folder in bfloat16; what is trained on top of it starts from the rounded weights."""
     model.load_state_dict(parameters)
-    copy = WanTransformer3DModel(**CONFIG).to(torch.bfloat16)
+    copy = WanTransformer3DModel(**size.config).to(torch.bfloat16)
     copy.load_state_dict({key: value.to(torch.bfloat16) for key, value in model.state_dict().items()})
     copy.save_pretrained(folder / "transformer")
 
@@ -94,8 +135,10 @@ def write_card(path: Path, **card: Any) -> None:
     path.write_text(json.dumps(card, indent=2) + "\n")
 
 
-def sampling_card(steps: int, guidance: float, attention: str = "full") -> dict[str, Any]:
-    return {"steps": steps, "guidance": guidance, "shift": SHIFT, "attention": attention}
+def model_card(size: Size, steps: int, guidance: float, attention: str = "full") -> dict[str, Any]:
+    """What the card of a model says of its use: how it is sampled, and how large its clips are."""
+    sampling = {"steps": steps, "guidance": guidance, "shift": SHIFT, "attention": attention}
+    return {"sampling": sampling, "clip": size.clip._asdict()}
 
 
 def prompt_pool(held_out: bool) -> Tensor:
@@ -114,8 +157,9 @@ def encode(prompts: Tensor, drop: Tensor | None = None) -> Tensor:
 
 
 def velocity(model: nn.Module, clips: Tensor, time_: Tensor, tokens: Tensor) -> Tensor:
-    """Predicted ``noise - clip`` [batch, 3, frames, size, size] at times [batch] in [0, 1]."""
-    return model(clips, time_ * 1000, tokens, return_dict=False)[0]
+    """Predicted ``noise - clip`` [batch, 3, frames, size, size] at times [batch] in [0, 1]; on a GPU in bfloat16."""
+    with torch.autocast(clips.device.type, torch.bfloat16, enabled=clips.is_cuda):
+        return model(clips, time_ * 1000, tokens, return_dict=False)[0].float()
 
 
 @torch.inference_mode()
@@ -189,7 +233,7 @@ class Run:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"{self.name}.pid").write_text(str(os.getpid()))
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = seeded(self.seed)
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), self.schedule.rate, betas=(0.9, 0.98), weight_decay=self.weight_decay, fused=True
         )
@@ -199,18 +243,18 @@ class Run:
             self._load()
 
     def _load(self) -> None:
-        state = torch.load(self.checkpoint, weights_only=True)
+        state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
         with torch.no_grad():
             for key, value in self.parameters.items():
                 value.copy_(state["parameters"][key])
-        self.average = state["average"]
+                self.average[key].copy_(state["average"][key])
         self.optimizer.load_state_dict(state["optimizer"])
         self.generator.set_state(state["generator"])
         self.step, self.seconds, self.losses = state["step"], state["seconds"], state["losses"]
 
     def restore_extra(self) -> None:
         if self.checkpoint.exists():
-            for name, state in torch.load(self.checkpoint, weights_only=True)["extra"].items():
+            for name, state in torch.load(self.checkpoint, weights_only=True, map_location="cpu")["extra"].items():
                 self.extra[name].load_state_dict(state)
 
     def save(self) -> None:

@@ -5,12 +5,11 @@ of the same prompts; how far each target's matrices lie from the source's. What 
 ``loraport evaluate --family OUT/final --judge OUT/final/classifier.safetensors``.
 """
 
-import argparse
 import json
 import math
-from pathlib import Path
 
 import torch
+from common import arguments, begin
 from diffusers import WanTransformer3DModel
 from torch import Generator, Tensor
 
@@ -21,6 +20,7 @@ from loraport.evaluate.judge import Judge, open_judge
 from loraport.evaluate.tasks import ATTRIBUTES
 from loraport.sampling import tiny
 from loraport.zoo import world
+from loraport.zoo.catalogue import ClipSize
 
 RENDERED = 8  # clips a prompt behind the Frechet distance
 
@@ -28,7 +28,8 @@ RENDERED = 8  # clips a prompt behind the Frechet distance
 def score(judge: Judge, clips: Tensor, prompts: Tensor) -> dict[str, float]:
     """Accuracy of each attribute, the Frechet distance, and the motion in pixels a frame."""
     reading = judge.read(clips)
-    real = judge.read(world.render(prompts.repeat(RENDERED, 1), generator=Generator().manual_seed(1)))
+    clip = ClipSize(*clips.shape[-3:-1])
+    real = judge.read(world.render(prompts.repeat(RENDERED, 1), generator=Generator().manual_seed(1), clip=clip))
     found = {name: reading.correct(name, prompts).mean().item() for name in ATTRIBUTES}
     found |= {name: values.mean().item() for name, values in reading.faults().items()}
     found["frechet"] = frechet(reading.features, Reference.of(real.features))
@@ -51,22 +52,23 @@ def drift(model: WanTransformer3DModel, source: WanTransformer3DModel) -> dict[s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
+    parser = arguments(__doc__)
     parser.add_argument("--count", type=int, default=192, help="clips a cell")
-    options = parser.parse_args()
-    final, count = options.out / "final", options.count
-    family, judge = open_family(final), open_judge(final / "classifier.safetensors")
-    noise = tiny.noise(range(5_000_000, 5_000_000 + count))
+    options = begin(parser)
+    torch.set_default_device("cpu")  # only the networks go to the device: noise and renderings are the same on all
+    final, count, clip = options.out / "final", options.count, options.size.clip
+    family, judge = open_family(final), open_judge(final / "classifier.safetensors", clip)
+    noise = tiny.noise(range(5_000_000, 5_000_000 + count), clip)
     results: dict[str, dict] = {}
     for held_out in (False, True):
         known = [p for p in world.draw_prompts(len(world.all_prompts()), seed=4) if p.held_out == held_out]
         prompts = world.prompt_indices([known[i % len(known)] for i in range(count)])
         part = "held-out" if held_out else "seen"
-        drawn = world.render(prompts, generator=Generator().manual_seed(2))
+        drawn = world.render(prompts, generator=Generator().manual_seed(2), clip=clip)
         results[f"renderings, {part}"] = score(judge, drawn, prompts)
         for label, model in _models(family):
-            clips = tiny.sample(load_network(family, model), model.card.sampling, prompts, noise)
+            network = load_network(family, model).to(options.device)
+            clips = tiny.sample(network, model.card.sampling, prompts, noise)
             results[f"{label}, {part}"] = score(judge, clips, prompts)
             print(label, part, results[f"{label}, {part}"], flush=True)
     origin = load_network(family, family.source)

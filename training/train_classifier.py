@@ -1,23 +1,19 @@
 """Train the clip classifier on renderings of every prompt in every variant, blurred and noised as samples are."""
 
-import argparse
-from pathlib import Path
-
 import torch
-from common import Run, Schedule, draw
+from common import Run, Schedule, begin, draw, plan_of, seeded, training_arguments
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from loraport.evaluate.judge import HEADS, LOOKS, ClipClassifier
+from loraport.evaluate.judge import HEADS, LOOKS, ClipClassifier, cells
 from loraport.evaluate.tasks import ATTRIBUTES, TASKS
 from loraport.zoo import world
-
-CELLS = 3 * 2 * 2  # what the convolutions leave of 6 x 16 x 16
+from loraport.zoo.catalogue import ClipSize
 
 
 def labelled_batch(
-    per_variant: int, generator: torch.Generator, faults: bool = True
+    per_variant: int, clip: ClipSize, generator: torch.Generator, faults: bool = True
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Clips of all variants, some of them faulty, and their labels; -100 where a clip does not answer."""
     pool = world.prompt_indices(world.all_prompts())
@@ -28,7 +24,7 @@ def labelled_batch(
         copies = torch.multinomial(torch.tensor([0.15, 0.6, 0.25]), count, True, generator=generator)
         if not faults:
             copies = torch.ones_like(copies)
-        clips.append(world.render(prompts, style=variant, generator=generator, copies=copies))
+        clips.append(world.render(prompts, style=variant, generator=generator, copies=copies, clip=clip))
         for column, name in enumerate(ATTRIBUTES):
             hidden = variant in TASKS and name in TASKS[variant].hidden
             known = prompts[:, column] if name == "background" else torch.where(copies == 0, -100, prompts[:, column])
@@ -52,7 +48,7 @@ def haunt(clips: Tensor, prompts: Tensor, variant: str, generator: torch.Generat
     """Let another clip of the same prompt show through in a third of them, by up to a half; and by how much."""
     share = 0.5 * torch.rand(len(clips), generator=generator)
     share = torch.where(torch.rand(len(clips), generator=generator) < 1 / 3, share, 0.0)
-    other = world.render(prompts, style=variant, generator=generator)
+    other = world.render(prompts, style=variant, generator=generator, clip=ClipSize(*clips.shape[-3:-1]))
     return torch.lerp(clips, other, share[:, None, None, None, None]), share
 
 
@@ -69,20 +65,15 @@ def degrade(clips: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=2500)
-    parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    torch.manual_seed(options.seed)
-    model = ClipClassifier(CELLS)
-    schedule = Schedule(options.steps, 3e-3, warmup=50, decay=options.steps // 2)
-    run = Run("classifier", options.out, dict(model.named_parameters()), schedule, options.seed, weight_decay=0.01)
+    options = begin(training_arguments(__doc__))
+    clip, plan, seed = options.size.clip, plan_of("classifier", options), options.seed or 5
+    torch.manual_seed(seed)
+    model = ClipClassifier(cells(clip))
+    schedule = Schedule(plan.steps, plan.rate, warmup=50, decay=plan.steps // 2)
+    run = Run("classifier", options.out, dict(model.named_parameters()), schedule, seed, weight_decay=0.01)
 
     def loss(generator: torch.Generator) -> Tensor:
-        clips, labels = labelled_batch(12, generator)
+        clips, labels = labelled_batch(plan.batch, clip, generator)
         clips, labels["blurred"] = degrade(clips, generator)
         _, logits = model(clips)
         return sum(functional.cross_entropy(logits[name], labels[name]) for name in labels)
@@ -91,7 +82,7 @@ def main() -> None:
     (options.out / "final").mkdir(exist_ok=True)
     state = {key: value.half().contiguous() for key, value in model.state_dict().items()}
     save_file(state, options.out / "final" / "classifier.safetensors")
-    clips, labels = labelled_batch(200, torch.Generator().manual_seed(options.seed + 1), faults=False)
+    clips, labels = labelled_batch(200, clip, seeded(seed + 1), faults=False)
     with torch.no_grad():
         _, logits = model.eval()(clips)
     run.log(

@@ -1,20 +1,22 @@
 """Train the source: flow matching on captioned clips of the seen attribute combinations, 10 % prompt dropout."""
 
-import argparse
 from pathlib import Path
 
 import torch
 from common import (
     Run,
     Schedule,
+    begin,
     draw,
     encode,
     flow_matching_loss,
     load_model,
+    model_card,
     new_model,
+    plan_of,
     prompt_pool,
-    sampling_card,
     save_model,
+    training_arguments,
     write_card,
 )
 
@@ -22,32 +24,30 @@ from loraport.zoo import world
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=9000)
-    parser.add_argument("--decay", type=int, default=5000)
-    parser.add_argument("--rate", type=float, default=1.5e-3)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--seed", type=int, default=11)
+    parser = training_arguments(__doc__)
+    parser.add_argument("--decay", type=int, help="last steps, in which the rate falls; other than the size's own")
     parser.add_argument("--begin", type=Path, help="a model to go on from, such as one of another world")
-    parser.add_argument("--threads", type=int, default=2)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    model = load_model(options.begin).requires_grad_(True) if options.begin else new_model(options.seed)
-    schedule = Schedule(options.steps, options.rate, warmup=200, decay=options.decay)
-    run = Run("source", options.out, dict(model.named_parameters()), schedule, options.seed, average_decay=0.999)
+    parser.add_argument("--compile", action="store_true", help="compile the blocks, which pays in a long run on a GPU")
+    options = begin(parser)
+    size, plan, seed = options.size, plan_of("source", options), options.seed or 11
+    model = load_model(options.begin, size).requires_grad_(True) if options.begin else new_model(seed, size)
+    if options.compile:
+        model.compile_repeated_blocks(dynamic=False)
+    schedule = Schedule(plan.steps, plan.rate, warmup=200, decay=options.decay or plan.decay)
+    run = Run("source", options.out, dict(model.named_parameters()), schedule, seed, average_decay=0.999)
 
     pool = prompt_pool(held_out=False)
 
     def loss(generator: torch.Generator) -> torch.Tensor:
-        prompts = draw(pool, options.batch, generator)
-        drop = torch.rand(options.batch, generator=generator) < 0.1
-        return flow_matching_loss(model, world.render(prompts, generator=generator), encode(prompts, drop), generator)
+        prompts = draw(pool, plan.batch, generator)
+        drop = torch.rand(plan.batch, generator=generator) < 0.1
+        clips = world.render(prompts, generator=generator, clip=size.clip)
+        return flow_matching_loss(model, clips, encode(prompts, drop), generator)
 
     folder = options.out / "final" / "models" / "source"
-    save_model(model, run.train(loss), folder)
+    save_model(model, run.train(loss), folder, size)
     summary = "the base model: 20 steps with guidance"
-    write_card(folder / "model.json", summary=summary, parent=None, sampling=sampling_card(20, 2.0))
+    write_card(folder / "model.json", summary=summary, parent=None, **model_card(size, 20, 2.0))
 
 
 if __name__ == "__main__":
