@@ -128,7 +128,8 @@ def test_folders_and_a_text_file_from_the_command_line(lora, folders, tmp_path):
     words = ["calibrate", lora, "--source", folders[0], "--target", folders[1], "--prompts", prompts, "-o", out]
     words += ["--latents", tinywan.LATENTS, "--source-steps", 3, "--source-guidance", 3, "--target-times"]
     words += ["1000,757,522", "--target-sampler", "renoise", "--strengths", "1,1.5", "--methods", "casa"]
-    words += ["--samples", 4, "--cache", tmp_path / "cache", "--plot", plot, "--report", page, "--json"]
+    words += ["--samples", 4, "--rounds", 1, "--cache", tmp_path / "cache"]
+    words += ["--plot", plot, "--report", page, "--json"]
     done = CliRunner().invoke(app, [str(word) for word in words])
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)

@@ -1,4 +1,8 @@
-"""The choice: the candidate whose clips leave the smallest gap to source + LoRA. No labels."""
+"""The choice: the candidate whose clips leave the smallest gap to source + LoRA. No labels.
+
+The LoRA as it is stays unless another is clearly nearer, and none is taken that shows less of the LoRA: a source can
+find clips likely because little is left of what they were to show.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +15,10 @@ from loraport.calibration.gap import Gap, LatentDistance, LikelihoodGap
 from loraport.calibration.measure import SourceAnswers, TargetAnswers
 from loraport.core.bootstrap import Bootstrap, Estimate
 
+CLEAR = 2.0
+"""A gap is smaller when it is so by more than this many standard errors of the difference."""
+LESS = 0.05
+"""A candidate shows less of the LoRA when its share in finished clips is lower by more than this."""
 DRAWS = 200
 """Bootstrap draws of the samples behind every error; shared, so that differences are paired."""
 
@@ -61,7 +69,7 @@ class Choice:
     """What was taken, and all others, nearest first.
 
     Attributes:
-        ranking: by gap; the first was taken.
+        ranking: the first was taken; the others by gap.
         as_it_is: the LoRA as it is.
         measure: what the gap is, for people.
     """
@@ -80,7 +88,7 @@ class Choice:
         """Why, in one sentence."""
         first, second = self.chosen, self.ranking[1] if len(self.ranking) > 1 else None
         if first is self.as_it_is:
-            why = "nothing that was tried comes nearer to source + LoRA"
+            why = "nothing that was tried is clearly nearer to source + LoRA and shows as much of the LoRA"
         else:
             gain = self.as_it_is.gap - first.gap
             why = f"its gap is {gain.value:.3f} +- {gain.error:.3f} smaller than that of the LoRA as it is"
@@ -126,7 +134,17 @@ def choose(
                 Effect.of(in_clips, target.responses[number], source.response, times),
             )
         )
-    return Choice(tuple(sorted(scored, key=lambda each: each.rank)), scored[0], gap.words)
+    as_it_is = scored[0]
+    ranking = sorted(scored, key=lambda each: each.rank)
+    taken = next((each for each in ranking if _better(each, as_it_is)), as_it_is)
+    return Choice((taken, *(each for each in ranking if each is not taken)), as_it_is, gap.words)
+
+
+def _better(one: Scored, as_it_is: Scored) -> bool:
+    """Whether a candidate is to be preferred to the LoRA as it is."""
+    gain = as_it_is.gap - one.gap
+    enough = min(1.0, as_it_is.effect.clips.share) - LESS
+    return gain.value > CLEAR * gain.error and one.effect.clips.share >= enough
 
 
 def gap_for(source: SourceAnswers) -> Gap | None:
