@@ -33,7 +33,8 @@ def _updates(path):
 
 def test_the_result_is_the_file_of_the_recipe_that_was_chosen(run, made, tmp_path):
     events = []
-    report = run(on_event=events.append)
+    target = toys.toy("toy target", made.target.checkpoint, damping=0.35)
+    report = run(on_event=events.append, target=target, settings=_with(samples=16))
     strength = report.recipe.strength
     assert report.recipe.method == "direct"
     assert strength > 1  # the damped target shows too little
@@ -77,10 +78,11 @@ def test_what_was_tried_is_what_would_be_written(run, made):
                 assert torch.equal(factor, factor.to(torch.bfloat16).float()), (each.label, name)
 
 
-def test_it_takes_the_smallest_gap_of_all_that_was_tried(run):
+def test_what_is_taken_comes_first_and_the_others_by_their_gap(run):
     report = run(output=None, settings=_with(methods=("casa", "matched-gain:1.5")))
     choice = report.choice
-    assert [each.gap.value for each in choice.ranking] == sorted(each.gap.value for each in choice.ranking)
+    others = [each.gap.value for each in choice.ranking[1:]]
+    assert others == sorted(others)
     assert {each.label for each in choice.ranking} == {
         "direct", "direct x0.75", "direct x1.25", "direct x1.5", "direct x2", "casa", "matched-gain x1.5"
     }  # fmt: skip
@@ -109,8 +111,9 @@ def test_a_target_equal_to_the_source_keeps_the_lora_as_it_is(run, made):
     assert report.diagnosis.before.whole.share == pytest.approx(1.0, abs=1e-3)
 
 
-def test_diagnosis_says_what_is_shown_before_and_after(run):
-    report = run(output=None)
+def test_diagnosis_says_what_is_shown_before_and_after(run, made):
+    target = toys.toy("toy target", made.target.checkpoint, damping=0.35)
+    report = run(output=None, target=target, settings=_with(samples=16))
     before, after = report.diagnosis.before, report.diagnosis.after
     assert abs(1 - after.clips.share) < abs(1 - before.clips.share)
     assert [row.where for row in before.steps] == ["t = 1", "t = 0.667"]

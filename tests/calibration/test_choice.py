@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from loraport.adapters.parse import open_adapter
-from loraport.calibration.choice import Choice, Scored
+from loraport.calibration.choice import Choice, Scored, ranked
 from loraport.calibration.diagnosis import Diagnosis, Effect, Shown
 from loraport.calibration.gap import TIMES, LatentDistance, LikelihoodGap, denoising_errors, likelihood_ratio
 from loraport.core.bootstrap import Bootstrap
@@ -82,14 +82,14 @@ class _Named:
         self.label = label
 
 
-def _scored(label, gaps, latents):
+def _scored(label, gaps, latents, share=0.5):
     bootstrap = Bootstrap.of(len(gaps), draws=200)
     each = object.__new__(Scored)
     for name, value in {
         "candidate": _Named(label),
         "gap": bootstrap.estimate(lambda weights: LatentDistance().values(torch.tensor([gaps]), weights)),
         "latents": bootstrap.mean(torch.tensor([latents])),
-        "effect": Effect(Shown("finished clips", 0.5, 0.5, 1.0)),
+        "effect": Effect(Shown("finished clips", share, share, 1.0)),
     }.items():
         object.__setattr__(each, name, value)
     return each
@@ -104,7 +104,25 @@ def test_the_reason_names_the_gain_a_tie_and_a_disagreement():
     assert "0.500 +- 0.000 smaller than that of the LoRA as it is" in choice.reason
     assert "casa is as near within the noise" in choice.reason
     assert "by the distance of finished latents, which favours weak effects, it would be direct" in choice.reason
-    assert "nothing that was tried comes nearer" in Choice((plain, clear), plain, "").reason
+    assert "nothing that was tried is clearly nearer" in Choice((plain, clear), plain, "").reason
+
+
+@pytest.mark.parametrize(
+    ("share_before", "other", "taken"),
+    [
+        (0.6, _scored("clearly nearer", [0.5, 0.7, 0.4, 0.6], [0.3] * 4, share=0.6), True),
+        (0.6, _scored("nearer within the noise", [0.2, 1.4, 0.1, 1.1], [0.3] * 4, share=0.6), False),
+        (0.6, _scored("nearer, but shows less", [0.5, 0.7, 0.4, 0.6], [0.3] * 4, share=0.4), False),
+        (1.4, _scored("less of what was too much", [0.5, 0.7, 0.4, 0.6], [0.3] * 4, share=1.0), True),
+    ],
+)
+def test_the_lora_as_it_is_stays_unless_another_is_clearly_nearer_and_shows_as_much(share_before, other, taken):
+    plain = _scored("direct", [1.0, 1.2, 0.9, 1.1], [0.1] * 4, share=share_before)
+    worse = _scored("worse", [2.0, 2.2, 1.9, 2.1], [0.1] * 4, share=1.0)
+    ranking = ranked([plain, worse, other])
+    assert (ranking[0] is other) == taken
+    assert (ranking[0] is plain) != taken
+    assert {id(each) for each in ranking} == {id(plain), id(worse), id(other)}
 
 
 def test_errors_are_of_paired_differences():

@@ -134,10 +134,18 @@ def choose(
                 Effect.of(in_clips, target.responses[number], source.response, times),
             )
         )
-    as_it_is = scored[0]
-    ranking = sorted(scored, key=lambda each: each.rank)
-    taken = next((each for each in ranking if _better(each, as_it_is)), as_it_is)
-    return Choice((taken, *(each for each in ranking if each is not taken)), as_it_is, gap.words)
+    return Choice(ranked(scored), scored[0], gap.words)
+
+
+def ranked(scored: Sequence[Scored]) -> tuple[Scored, ...]:
+    """What is taken, then the others by gap.
+
+    Args:
+        scored: the LoRA as it is comes first.
+    """
+    as_it_is, by_gap = scored[0], sorted(scored, key=lambda each: each.rank)
+    taken = next((each for each in by_gap if _better(each, as_it_is)), as_it_is)
+    return taken, *(each for each in by_gap if each is not taken)
 
 
 def _better(one: Scored, as_it_is: Scored) -> bool:
