@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from loraport.core.lowrank import LowRank
-from loraport.core.operator import Operator
+from loraport.core.operator import Operator, wide
 from loraport.core.operators import cosine
 from loraport.methods import base
 from loraport.methods.columns import COSINE, DRIFT_UNDONE, NORM_RATIO
@@ -70,10 +70,10 @@ class SubspaceRestore(base.TransferMethod[SubspaceRestoreParams]):
 
 def _spans(update: LowRank) -> tuple[Float[Tensor, "m s"], Float[Tensor, "n s"]]:
     """Orthonormal bases of the columns and the rows of an update; directions that are rounding are left out."""
-    left, right = torch.linalg.qr(update.B.double()), torch.linalg.qr(update.A.T.double())
+    left, right = torch.linalg.qr(wide(update.B)), torch.linalg.qr(wide(update.A.T))
     u, s, vh = torch.linalg.svd(left.R @ right.R.T)
     kept = s > s[0] * max(update.shape) * torch.finfo(update.dtype).eps
-    return (left.Q @ u[:, kept]).to(update.dtype), (right.Q @ vh[kept].T).to(update.dtype)
+    return (left.Q @ u[:, kept]).to(update.B), (right.Q @ vh[kept].T).to(update.B)
 
 
 def _part(drift: Operator, U: Float[Tensor, "m s"], V: Float[Tensor, "n s"], side: str) -> LowRank:
