@@ -187,8 +187,8 @@ def _by_depth(analysis: PairAnalysis) -> Figure | None:
     """Norms over the block, in the mean over its layers."""
     changes: list[tuple[str, Kind, Callable[[LayerAnalysis], float | None]]] = [("drift", "b", _relative)]
     for at, lora in enumerate(analysis.loras):
-        get = partial(_of_lora, lora.label, lambda one: one.update.relative.value)
-        changes.append((lora.label, LORA_KINDS[at % len(LORA_KINDS)], get))
+        size = partial(_of_lora, lora.label, lambda one: one.update.relative.value)
+        changes.append((lora.label, LORA_KINDS[at % len(LORA_KINDS)], size))
     series = []
     for label, kind, get in changes:
         blocks: dict[int, list[float]] = {}
