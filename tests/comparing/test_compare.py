@@ -250,6 +250,24 @@ def test_pixels_that_are_no_numbers_are_refused():
         render(Pipeline(), families()["z_image"], SamplingSettings(), Shot("a", 0))
 
 
+@pytest.mark.parametrize(
+    ("raised", "error", "words"),
+    [
+        (IndexError("index 33 is out of bounds"), MismatchError, "index 33"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), FileError, "out of memory"),
+    ],
+)
+def test_what_a_pipeline_says_is_no_bug_of_ours(raised, error, words):
+    class Pipeline:
+        def __call__(self, prompt, generator, output_type):
+            raise raised
+
+    from loraport.models.families import families
+
+    with pytest.raises(error, match=words):
+        render(Pipeline(), families()["z_image"], SamplingSettings(), Shot("a", 0))
+
+
 def test_prompts_of_a_file(tmp_path):
     (tmp_path / "p.txt").write_text("  one \n\ntwo\n", encoding="utf-8")
     assert read_prompts(tmp_path / "p.txt") == ("one", "two")

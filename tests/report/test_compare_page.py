@@ -133,6 +133,10 @@ def test_in_a_browser(tmp_path):
         assert chromium.run(moved) != "4"
         assert chromium.complaints() == []
         assert chromium.fetched() == []
+        chromium.open(file, width=760)
+        chromium.run("document.querySelector('.compared').scrollLeft = 1000")
+        left = "document.querySelectorAll('.compared tbody tr')[1].cells[{}].getBoundingClientRect().left"
+        assert chromium.run(left.format(1)) >= 12 * 16  # the motion stays where it can be seen
         for width in (1100, 360):
             chromium.open(file, width=width)
             assert chromium.run("document.documentElement.scrollWidth") <= width

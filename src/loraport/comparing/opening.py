@@ -4,18 +4,21 @@ import contextlib
 import gc
 import inspect
 import json
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from safetensors import SafetensorError
 
 from loraport.containers.names import named_path
 from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
 from loraport.models.family import Family
+from loraport.sampling.wan import is_out_of_memory
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -95,12 +98,15 @@ class Model:
                     more["transformer"] = _transformer(network, self.path, self.base, place.dtype)
                 pipeline = kind.from_pretrained(root, torch_dtype=place.dtype, local_files_only=True, **more)
                 _place(pipeline, place)
-        except torch.OutOfMemoryError as error:
-            raise FileError(
-                "the model does not fit on the device", where=self.name, values=str(error).splitlines()[0],
-                fix="--offload model, or sequential, which needs least",
-            ) from error  # fmt: skip
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError) as error:
+        except (
+            OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError, MemoryError,
+            SafetensorError,
+        ) as error:  # fmt: skip
+            if is_out_of_memory(error):
+                raise FileError(
+                    "the model does not fit in the memory", where=self.name, values=first_line(error),
+                    fix="--offload model, or sequential, which needs least; --precision bfloat16",
+                ) from error  # fmt: skip
             raise FileError(
                 "the pipeline could not be loaded", where=self.name, values=first_line(error),
                 fix="check the folder with diffusers' own from_pretrained",
@@ -220,7 +226,7 @@ def _transformer(kind: Any, path: Path, base: Path, dtype: torch.dtype) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of the two libraries, which would be drawn across the program's own."""
+    """Without the progress bars of the two libraries, which would be drawn across the program's own, and a warning."""
     import diffusers.utils.logging as ours
     import transformers.utils.logging as theirs
 
@@ -228,7 +234,9 @@ def _quiet() -> Iterator[None]:
     for library in shown:
         library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():  # newer versions call the dtype otherwise, older do not
+            warnings.filterwarnings("ignore", "`torch_dtype` is deprecated", FutureWarning)
+            yield
     finally:
         for library in shown:
             library.enable_progress_bar()

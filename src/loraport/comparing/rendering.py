@@ -21,6 +21,7 @@ from loraport.comparing.opening import first_line
 from loraport.errors import FileError, LoraportError, MismatchError, NumericalError, UnmatchedKeysError
 from loraport.models.family import Family
 from loraport.sampling.schedule import TIMESTEPS, SamplingSettings
+from loraport.sampling.wan import is_out_of_memory
 
 ADAPTER, DISTILLATION = "lora", "distillation"
 
@@ -99,15 +100,17 @@ def render(pipeline: Any, family: Family, settings: SamplingSettings, shot: Shot
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(shot.seed)  # for samplers that draw fresh noise from the global state
             made = pipeline(**call_arguments(pipeline, family, settings, shot))
-    except torch.OutOfMemoryError as error:
-        raise FileError(
-            "out of memory while a clip was made", values=first_line(error),
-            fix="--offload model or sequential, or a smaller --width, --height or --frames; what is finished is kept",
-        ) from error  # fmt: skip
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, IndexError, RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            raise FileError(
+                "out of memory while a clip was made", values=first_line(error),
+                fix="--offload model or sequential, or a smaller --width, --height or --frames; what is finished is "
+                "kept",
+            ) from error  # fmt: skip
         raise MismatchError(
-            "the pipeline refuses what it is asked for", where=type(pipeline).__name__, values=first_line(error)
-        ) from error
+            "the pipeline refuses what it is asked for", where=type(pipeline).__name__, values=first_line(error),
+            fix="another --height, --width or --frames, if it is the size; what is finished is kept",
+        ) from error  # fmt: skip
     return _pixels(made)
 
 
