@@ -47,6 +47,7 @@ COMMANDS = (
     "analyze",
     "compare",
     "probe",
+    "intervene",
     "merge",
     "verify",
     "cache",

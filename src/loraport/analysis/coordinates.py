@@ -75,8 +75,8 @@ def _root(G: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
     L, failed = torch.linalg.cholesky_ex(G)
     if int(failed) == 0 and float(L.diagonal().min()) ** 2 > floor:
         return L.T
-    values, vectors = torch.linalg.eigh(G.cpu() if G.device.type == "mps" else G)
-    return (vectors * values.clamp_min(0).sqrt()).T.to(G.device)
+    values, vectors = torch.linalg.eigh(G)
+    return (vectors * values.clamp_min(0).sqrt()).T
 
 
 @dataclass(frozen=True)

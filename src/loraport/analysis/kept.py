@@ -34,8 +34,3 @@ def grid(values: Tensor, digits: int = 4) -> Grid:
 def sampled(S: Float[Tensor, " p"], at: tuple[int, ...]) -> Curve:
     """A vector at some places."""
     return curve(S[list(at)])
-
-
-def cpu_on_mps(matrix: Tensor) -> Tensor:
-    """Where it can be decomposed: torch has no eigenproblem on Apple's GPUs."""
-    return matrix.cpu() if matrix.device.type == "mps" else matrix

@@ -12,7 +12,7 @@ from torch import Generator
 from loraport.analysis import nulls, subspaces
 from loraport.analysis.coordinates import Coordinates, turned
 from loraport.analysis.depth import kind_and_block
-from loraport.analysis.kept import cpu_on_mps, sampled, short
+from loraport.analysis.kept import sampled, short
 from loraport.analysis.projected import Angles, Layer, Lora, Projected, Proof, Rounding
 from loraport.analysis.results import LayerAnalysis, LoraAnalysis
 from loraport.analysis.routing_figures import meeting_of, routing_of
@@ -103,7 +103,7 @@ def analyse(layer: Projected) -> LayerAnalysis:
     about, drift = layer.about, layer.drift
     S, k, weight = about.S, about.k, about.weight
     after = turned(S, drift, name=layer.name)
-    energies = torch.linalg.eigvalsh(cpu_on_mps(drift.gram())).flip(0).clamp_min(0)
+    energies = torch.linalg.eigvalsh(drift.gram()).flip(0).clamp_min(0)
     proof = Proof(Angles.measured(after), Angles.predicted(S, drift), drift.norm, float(energies[0]) ** 0.5)
     figures = drift_figures(layer, after, energies, proof)
     del after

@@ -78,6 +78,8 @@ class Analyser:
 
     def _run(self, job: AnalysisJob, device: torch.device) -> AnalysedLayer:
         began = time.perf_counter()
+        if device.type == "mps":  # most of the work are decompositions, which torch has not got there
+            device = torch.device("cpu")
         refs = references_of(job)
         try:
             digests = {role: self.reader.digest(ref, hold=role in ("source", "target")) for role, ref in refs.items()}

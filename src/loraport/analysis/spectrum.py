@@ -21,17 +21,6 @@ def rigidity_to_first_order(S: Float[Tensor, " p"], C: Float[Tensor, "p p"]) -> 
     return norm(C.diagonal()) / scale if (scale := norm(S)) > 0 else 0.0
 
 
-def rigidity_of_noise(S: Float[Tensor, " p"], size: float, shape: tuple[int, int]) -> float:
-    """The expected first-order rigidity of a Gaussian update: ||D|| sqrt(p / (m n)) / ||S||.
-
-    Args:
-        S: singular values of the weight.
-        size: Frobenius norm of the update.
-        shape: (m, n) of the layer.
-    """
-    return size * math.sqrt(len(S) / math.prod(shape)) / scale if (scale := norm(S)) > 0 else 0.0
-
-
 def ranks_up_to(p: int) -> tuple[int, ...]:
     """1, 2, 4, ... and p."""
     return (*(2**power for power in range(p.bit_length()) if 2**power < p), p)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from loraport.analysis import nulls, routing_maps, spectrum, subspaces
 from loraport.analysis.coordinates import Coordinates, Turned, turned
-from loraport.analysis.kept import cpu_on_mps, curve, grid, measured, ratio, sampled, short
+from loraport.analysis.kept import curve, grid, measured, ratio, sampled, short
 from loraport.analysis.projected import Angles, Layer, Lora, Projected, Proof
 from loraport.analysis.results import Curve, Energy, Grid, Rotation, UpdateAnalysis, Window
 
@@ -69,7 +69,7 @@ def lora_figures(layer: Projected, lora: Lora) -> UpdateAnalysis:
     random = nulls.gaussian(about.shape, size, S, generator, rank=rank)
     after = turned(S, update, name=layer.name)
     angles = (Angles.measured(after), Angles.predicted(S, random))
-    own = torch.linalg.eigvalsh(cpu_on_mps(update.gram())).flip(0)[: max(rank, 1)].clamp_min(0)
+    own = torch.linalg.eigvalsh(update.gram()).flip(0)[: max(rank, 1)].clamp_min(0)
     flat = nulls.energies_of_factors(about.shape, max(rank, 1), generator)
     flat = flat * (size**2 / float(flat.sum()))
     leading = (own[0], flat[0])
