@@ -172,9 +172,9 @@ def _drift_table(concentrations: dict[str, Any]) -> str:
 
 
 def _pictures(evidence: Evidence, output: Path) -> list[Path]:
-    shown = [v.label for v in (*variants.MAIN, variants.CALIBRATED[0])]
+    shown = [*variants.QUICK, variants.CALIBRATED[0].label]
     made = []
-    for function, quality in (("taught", "accuracy"), ("statistic", "frechet")):
+    for function, quality in (("taught", "faults"), ("statistic", "frechet")):
         file = output / f"{quality}-against-{function}.png"
         picture = plots.quality_against_function(evidence, function=function, quality=quality, labels=shown)
         files.write_bytes(file, picture)

@@ -8,7 +8,6 @@ import numpy as np
 
 from loraport.core.bootstrap import Estimate
 from loraport.evaluate.run import SHOWN, Cell, Evidence
-from loraport.evaluate.tasks import get
 from loraport.report import Comparison, Measure, Row, Score, figures
 
 if TYPE_CHECKING:
@@ -107,10 +106,10 @@ def _bars(estimate: Estimate) -> list[list[float]]:
 
 def contact_sheet(evidence: Evidence, lora: str, target: str, labels: Sequence[str]) -> bytes:
     """A PNG: the first eight prompts (not the best), the anchors and some methods, with two scores a row."""
-    task = get(next(item.style for item in evidence.family.loras if item.name == lora))
     rows = [
         _row(evidence.cell(lora, "", "A"), "source", "baseline"),
         _row(evidence.cell(lora, "", "B"), "source + LoRA", "reference"),
+        _row(evidence.cell(lora, target, "T"), "the same in the target's steps", "baseline"),
         _row(evidence.cell(lora, target, "C"), f"target {target}", "baseline"),
     ]
     best = evidence.best(lora, target).label
@@ -124,14 +123,14 @@ def contact_sheet(evidence: Evidence, lora: str, target: str, labels: Sequence[s
         rows=tuple(rows),
         measures=(
             Measure("taught", "P(taught)", "probability of what the LoRA was to teach", "higher"),
-            Measure("accuracy", "accuracy", f"of {', '.join(task.visible)}", "higher"),
+            Measure("faults", "faults a clip", "no shape or two, ghosts, blur", "lower", high=2.0),
         ),
         scored=evidence.prompts[lora] * evidence.scale.seeds,
     )
-    return figures.still(comparison, scores=("taught", "accuracy"), cell=64)
+    return figures.still(comparison, scores=("taught", "faults"), cell=64)
 
 
 def _row(cell: Cell, label: str, kind: str) -> Row:
     clips = cell.shown.permute(0, 2, 3, 4, 1).contiguous().numpy().astype(np.uint8)
-    scores = {name: Score(cell.estimates[name].value, cell.estimates[name].error) for name in ("taught", "accuracy")}
+    scores = {name: Score(cell.estimates[name].value, cell.estimates[name].error) for name in ("taught", "faults")}
     return Row(cell.label, label, "", clips, scores, kind)
