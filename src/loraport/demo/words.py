@@ -102,6 +102,8 @@ def summarise(
         calibration,
         _about_rank(report),
         _about_drift(report),
+        "Nearer is not better in every way: undoing what distillation did brings clips nearer and can bring ghosts and "
+        "blur back. Look at the clips.",
         "Tiny models, one LoRA, one kind of score: this shows what the program does, not how well it does on a model "
         "of real size. Prompts and noise come from a seed, and the clips shown are the first eight, not the best.",
     ]
