@@ -80,7 +80,7 @@ def project(layer: LayerTensors, params: CasaParams, seed: int) -> Projected:
     for label, update in layer.updates.items():
         given = update.T if wide else update
         along = _product(layer, update, drift, basis, given)
-        loras[label] = Lora(Coordinates.of_factors(basis, given), update.rank, along)
+        loras[label] = Lora(Coordinates.of_factors(basis, given), update.svd()[1].square(), update.rank, along)
     return Projected(
         about=Layer(basis.S, basis.shape, wide, basis.head(params.head_energy), params),
         name=layer.name,

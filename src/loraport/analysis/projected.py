@@ -69,9 +69,10 @@ class Rounding:
 
 @dataclass(frozen=True)
 class Lora:
-    """A LoRA's update of the layer: its coordinates, the rank of its factors, and <update, drift>."""
+    """A LoRA's update of the layer: coordinates, squared singular values, rank of its factors, and <update, drift>."""
 
     update: Coordinates
+    energies: Float[Tensor, " q"]
     rank: int
     along: float
 

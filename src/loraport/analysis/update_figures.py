@@ -69,7 +69,7 @@ def lora_figures(layer: Projected, lora: Lora) -> UpdateAnalysis:
     random = nulls.gaussian(about.shape, size, S, generator, rank=rank)
     after = turned(S, update, name=layer.name)
     angles = (Angles.measured(after), Angles.predicted(S, random))
-    own = torch.linalg.eigvalsh(update.gram()).flip(0)[: max(rank, 1)].clamp_min(0)
+    own = lora.energies if len(lora.energies) else S.new_zeros(1)
     flat = nulls.energies_of_factors(about.shape, max(rank, 1), generator)
     flat = flat * (size**2 / float(flat.sum()))
     leading = (own[0], flat[0])
