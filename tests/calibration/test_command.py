@@ -7,9 +7,12 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+import toys
 from loraport.calibration.plot import AFTER, BEFORE, calibration_png
 from loraport.cli.main import app
 from loraport.errors import FileError
+
+from .conftest import SMALL
 
 
 def _calibrate(*words):
@@ -80,8 +83,9 @@ def _pixels(png, colour):
     return picture.size, (data == wanted).all(-1).nonzero()
 
 
-def test_a_report_saves_its_plot(run, tmp_path):
-    report = run(output=None)
+def test_a_report_saves_its_plot(run, made, tmp_path):
+    target = toys.toy("toy target", made.target.checkpoint, damping=0.35)
+    report = run(output=None, target=target, settings=SMALL.model_copy(update={"samples": 16}))
     report.save_plot(tmp_path / "choice.png")
     png = (tmp_path / "choice.png").read_bytes()
     assert png == calibration_png(report.choice, report.diagnosis)  # the same numbers, the same bytes

@@ -159,7 +159,7 @@ def test_folders_and_a_text_file_from_the_command_line(lora, folders, tmp_path):
 def test_a_distillation_that_is_kept_as_a_lora_is_a_target(tmp_path):
     report = loraport.calibrate(
         "zoo:noir", source="zoo:source", target="zoo:distill-lora", source_sampling=SamplingSettings(steps=2),
-        settings=CalibrationSettings(strengths=(), methods=("matched-gain",), samples=2, diagnosis=0),
+        settings=CalibrationSettings(strengths=(), methods=("matched-gain",), rounds=1, samples=2, diagnosis=0),
         options=RunOptions(cache="off", log="off"), output=tmp_path / "out.safetensors",
     )  # fmt: skip
     assert {each.label for each in report.choice.ranking} == {"direct", "matched-gain"}

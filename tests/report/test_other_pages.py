@@ -40,7 +40,7 @@ def test_a_check_says_verdict_reasons_and_figures(tmp_path):
 
 @pytest.mark.parametrize(("verdict", "tone"), [("use as is", "good"), ("convert", "caution"), ("cannot help", "bad")])
 def test_the_verdict_has_words_and_a_colour(verdict, tone):
-    page = render_check_page(findings.check(verdict=verdict))
+    page = render_check_page(findings.check(verdict=verdict, strength=None))
     assert f'<p class="verdict {tone}">{verdict}</p>' in page
 
 
