@@ -38,7 +38,7 @@ CONTRASTS = (
     ("calibrated", "casa"),
 )
 
-COMPARED = ("taught", "statistic", "accuracy", "faults", "frechet", "to_aim")
+COMPARED = ("taught", "statistic", "accuracy", "faults", "frechet", "to_aim", "motion")
 
 BEST = {"best": "to_aim", "best by Frechet": "frechet"}
 """Direct reuse at the strength that suits it best, chosen in hindsight by this measure."""
@@ -144,7 +144,7 @@ def contrast_table(
         found = [differences(evidence, first, name, second, only) for name in measures]
         if not found[0]:
             continue
-        verdicts = [verdict("to_aim", difference) for difference in found[-1]]
+        verdicts = [verdict("to_aim", difference) for difference in found[measures.index("to_aim")]]
         rival = {"best": "direct at its best strength", "best by Frechet": "the same by Frechet"}.get(second, second)
         row = [f"{first} − {rival}", str(len(verdicts))]
         row += [show(pooled(each), 3, signed=True) for each in found]
