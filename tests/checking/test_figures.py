@@ -11,11 +11,16 @@ from safetensors.torch import load_file
 
 import loraport
 import pico
-from loraport.checking import look, sample
+from loraport.analysis import routing_maps
+from loraport.analysis.coordinates import Coordinates
+from loraport.checking import look, sample, spectra
 from loraport.checking.thresholds import thresholds
+from loraport.core.operators import DenseOperator
+from loraport.core.thin_svd import thin_svd
 from loraport.engine import kinship, rounding
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe
+from loraport.methods.casa.routing import DriftRouting
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +49,7 @@ def rigidity(W: torch.Tensor, update: torch.Tensor) -> float:
 def head(W: torch.Tensor, update: torch.Tensor) -> float:
     U, S, Vh = torch.linalg.svd(W, full_matrices=False)
     k = int((S.square().cumsum(0) < 0.9 * S.square().sum()).sum()) + 1
-    h = max(round(0.1 * k), 1)
+    h = math.ceil(k / 10)
     U, V = (torch.linalg.qr(torch.cat([X, torch.eye(len(X), dtype=X.dtype)], 1)).Q for X in (U, Vh.T))
     C = (U.T @ update @ V).square()  # in bases of the whole spaces, of which the first columns are those of W
     C_head = C[:h].sum() + C[:, :h].sum() - C[:h, :h].sum()
@@ -98,6 +103,17 @@ def test_a_gaussian_drift_looks_like_its_null_models(found: loraport.CheckResult
     assert figure.value == pytest.approx(figure.nulls[0].value, rel=0.2)
     assert found.figure("head_drift").value == pytest.approx(1.0, abs=0.15)
     assert abs(found.figure("overlap").value) < 4 * found.figure("overlap").nulls[0].value
+
+
+@pytest.mark.parametrize("shape", [(30, 20), (20, 20), (20, 30)])
+def test_the_head_of_check_is_that_of_analyze(shape: tuple[int, int]):
+    generator = torch.Generator().manual_seed(1)
+    W, D = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    basis = thin_svd(W)
+    mine = spectra.energy_in_first(DenseOperator(D), basis, 3) / float(D.square().sum()) / routing_maps.area(shape, 3)
+    upright, D = (basis, D) if shape[0] >= shape[1] else (basis.T, D.T)
+    update = Coordinates.of_routing(DriftRouting.of(upright, DenseOperator(D), len(basis.S), "head"))
+    assert routing_maps.concentration(update.C, update.rest_energy, max(shape), 3) == pytest.approx(mine)
 
 
 def test_a_sample_has_every_type_and_every_depth(tmp_path: Path):

@@ -40,6 +40,12 @@ class Coordinates:
         """Of each sender, the energy that goes outside of U."""
         return torch.linalg.vector_norm(self.rest, dim=0).square()
 
+    def onto(self, S: Float[Tensor, " p"]) -> Float[Tensor, "r p"]:
+        """The changed weight in these directions, for the weight's singular values S."""
+        changed = torch.cat([self.C, self.rest])
+        changed.diagonal().add_(S)
+        return changed
+
     def gram(self) -> Float[Tensor, "p p"]:
         """V^T D^T D V; its eigenvalues are the squared singular values of D. The lower triangle alone is defined."""
         found = gram(self.C)
@@ -111,7 +117,5 @@ def turned(S: Float[Tensor, " p"], update: Coordinates, *, name: str = "matrix")
         NumericalError: no driver could do it.
     """
     p = len(S)
-    changed = torch.cat([update.C, update.rest])
-    changed.diagonal().add_(S)
-    basis = thin_svd(changed, name=name)
+    basis = thin_svd(update.onto(S), name=name)
     return Turned(basis.S, basis.U[:p], basis.Vh.T)

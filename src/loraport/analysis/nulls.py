@@ -66,13 +66,31 @@ def energies_of_factors(shape: tuple[int, int], rank: int, generator: Generator)
     return torch.linalg.svdvals(core).square()
 
 
-def rounding(
-    basis: SpectralBasis, dtype: str, size: float, generator: Generator
-) -> tuple[Float[Tensor, "p p"], Float[Tensor, " p"]]:
-    """The routing matrix of the rounding of two weights like this one, and of each sender the energy outside of U.
+def rounding_noise(
+    W: Float[Tensor, "m n"], dtype: str | None, size: float, generator: Generator
+) -> Float[Tensor, "m n"]:
+    """The rounding of two weights like this one.
 
     Each number is off by up to half of the spacing of numbers where it stands, so that large numbers, and with them the
     large singular directions, bear more of it.
+
+    Args:
+        W: the weight.
+        dtype: name of the number format that both are stored in, as safetensors spells it; None where they are
+            quantised or stored in two, and the spacing is taken to follow the number however small it is.
+        size: Frobenius norm of the difference that it makes.
+        generator: on the CPU.
+    """
+    noise = torch.rand(W.shape, generator=generator).sub_(0.5).to(W)
+    exponent = torch.frexp(W).exponent
+    noise.ldexp_(exponent if dtype is None else exponent.clamp_min(FORMATS[dtype].least_exponent + 1))
+    return noise.mul_(size / max(norm(noise), 1e-300))
+
+
+def rounding(
+    basis: SpectralBasis, dtype: str, size: float, generator: Generator
+) -> tuple[Float[Tensor, "p p"], Float[Tensor, " p"]]:
+    """The routing matrix of `rounding_noise` of this weight, and of each sender the energy outside of U.
 
     Args:
         basis: of the weight, m >= n.
@@ -80,11 +98,7 @@ def rounding(
         size: Frobenius norm of the difference that it makes.
         generator: on the CPU.
     """
-    W = (basis.U * basis.S) @ basis.Vh
-    noise = torch.rand(W.shape, generator=generator).sub_(0.5).to(W)
-    least = FORMATS[dtype].least_exponent + 1
-    noise.ldexp_(torch.frexp(W).exponent.clamp_min(least))
-    noise.mul_(size / max(norm(noise), 1e-300))
+    noise = rounding_noise((basis.U * basis.S) @ basis.Vh, dtype, size, generator)
     sent = noise @ basis.Vh.T
     C = basis.U.T @ sent
     whole, within = (torch.linalg.vector_norm(x, dim=0).square() for x in (sent, C))

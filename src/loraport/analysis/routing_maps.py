@@ -97,6 +97,12 @@ def leading(k: int) -> int:
     return max(-(-k // 10), 1)
 
 
+def area(shape: tuple[int, int], h: int) -> float:
+    """Share of a layer's entries that lie in the rows and columns of its first h directions."""
+    m, n = shape
+    return 1 - (m - h) * (n - h) / (m * n)
+
+
 def concentration(C: Float[Tensor, "p p"], rest: Float[Tensor, " p"], rows: int, h: int) -> float:
     """Share of an update's energy in the rows and columns of the first h directions, over their share of the area.
 
@@ -110,8 +116,7 @@ def concentration(C: Float[Tensor, "p p"], rest: Float[Tensor, " p"], rows: int,
     columns = torch.linalg.vector_norm(C[:, :h], dim=0).square().sum() + rest[:h].sum()
     part = float(columns + torch.linalg.vector_norm(C[:h, h:], dim=1).square().sum())
     whole = float(torch.linalg.vector_norm(C, dim=1).square().sum() + rest.sum())
-    area = 1 - (rows - h) * (p - h) / (rows * p)
-    return part / whole / area if whole > 0 else 0.0
+    return part / whole / area((rows, p), h) if whole > 0 else 0.0
 
 
 def share_in_first(X: Float[Tensor, "k k"], h: int) -> float:

@@ -111,7 +111,7 @@ class Analyser:
         layer = load_layer(weights, method, params, digests, self.store, self.reader, device, keep, nothing).inputs
         basis = layer.require_basis()
         routing = DriftRouting.from_tensors(layer.prepared or method.prepare(layer, params))
-        stored = _stored(weights, norm(basis.S))
+        stored = stored_as(weights, norm(basis.S))
         return LayerTensors(job.name, job.shape, basis, routing, layer.drift, updates, stored), params
 
 
@@ -123,8 +123,13 @@ def references_of(job: AnalysisJob) -> dict[str, TensorRef]:
     return refs
 
 
-def _stored(weights: LayerJob, size: float) -> Stored | None:
-    """How the weights are stored, as far as rounding follows from it."""
+def stored_as(weights: LayerJob, size: float) -> Stored | None:
+    """How the weights are stored, as far as rounding follows from it.
+
+    Args:
+        weights: the layer.
+        size: norm of the source's weight.
+    """
     source, target = weights.source, weights.target
     if source is None or target is None:
         return None

@@ -101,8 +101,6 @@ def leading(S: Float[Tensor, " p"], update: Coordinates, seed: int) -> Float[Ten
         seed: of the random columns.
     """
     p = len(S)
-    changed = torch.cat([update.C, update.rest])
-    changed.diagonal().add_(S)
-    found = truncated_svd(DenseOperator(changed), rank=min(2 * LEADING, p), seed=seed).update
+    found = truncated_svd(DenseOperator(update.onto(S)), rank=min(2 * LEADING, p), seed=seed).update
     left = found.B / torch.linalg.vector_norm(found.B, dim=0).clamp_min(torch.finfo(S.dtype).tiny)
     return left[:p, :LEADING]

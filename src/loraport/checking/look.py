@@ -13,9 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loraport.analysis import nulls, routing_maps, spectrum
+from loraport.analysis.plan import PARAMS
+from loraport.analysis.run import stored_as
 from loraport.checking import spectra
 from loraport.checking.sample import Chosen
-from loraport.core.basis import SpectralBasis
+from loraport.core.basis import SpectralBasis, directions_holding
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import norm, square_sum, wide
 from loraport.core.operators import DenseOperator, Operator
@@ -111,7 +114,9 @@ class Looker:
         if look.chosen.decompose and source > 0.0:
             basis = thin_svd(W, name=job.name)
             generator = torch.Generator().manual_seed(zlib.crc32(job.name.encode()))
-            pair |= _spectrum_of_drift(W, T, drift, basis, pair, generator)
+            stored = stored_as(job, source)
+            dtype = None if stored is None else stored.dtype
+            pair |= _spectrum_of_drift(W, T, drift, basis, pair, dtype, generator)
             for number, update in seen.items():
                 loras[number] |= _spectrum_of_lora(W, update, basis)
                 loras[number] |= self._change(job.name, update, basis, drift, W, T)
@@ -208,40 +213,52 @@ def _spectrum_of_drift(
     drift: Operator,
     basis: SpectralBasis,
     pair: Sums,
+    dtype: str | None,
     generator: torch.Generator,
 ) -> Sums:
     """How the drift moves singular values, where its energy lies, how many directions it has; and null models."""
     m, n = basis.shape
-    area, moved2, floor2 = spectra.head_area(basis), pair["drift2"], pair["noise2"]
+    h, moved2, floor2 = _leading(basis), pair["drift2"], pair["noise2"]
+    area = routing_maps.area((m, n), h)
     found = {"spectra": 1.0, "S2": square_sum(basis.S[None]), "directions": 0.0, "directions_of": float(min(m, n))}
     if moved2 == 0.0:
         return found | {"stretch2": 0.0, "stretch_gauss2": 0.0, "head2": 0.0, "head_even2": 0.0}
-    random = spectra.random_like((m, n), math.sqrt(moved2), generator).to(W.device)
+    random = nulls.gaussian((max(m, n), min(m, n)), math.sqrt(moved2), basis.S, generator)
     values = spectra.singular_values(drift.dense())
     held = ALL_BUT * (1.0 - min(floor2 / moved2, 1.0))
     found |= {
-        "stretch2": spectra.stretched(T, basis.S), "stretch_gauss2": spectra.stretched(W + random, basis.S),
-        "head2": spectra.head_energy(drift, basis), "head_even2": area * moved2,
-        "directions": float(spectra.directions_holding(values, held)),
+        "stretch2": _stretched(T, basis.S), "stretch_gauss2": _stretched(random.onto(basis.S), basis.S),
+        "head2": spectra.energy_in_first(drift, basis, h), "head_even2": area * moved2,
+        "directions": float(directions_holding(values, held)),
     }  # fmt: skip
     if floor2 > 0.0:
-        noise = DenseOperator(spectra.rounding_like(W.cpu(), math.sqrt(floor2), generator).to(W.device))
+        noise = DenseOperator(nulls.rounding_noise(W, dtype, math.sqrt(floor2), generator))
         found |= {
             # to first order, which is all there is to so small a change
-            "stretch_round2": floor2 / max(m, n), "head_round2": spectra.head_energy(noise, basis),
+            "stretch_round2": floor2 / max(m, n), "head_round2": spectra.energy_in_first(noise, basis, h),
             "head_round_even2": area * floor2,
         }  # fmt: skip
     return found
 
 
 def _spectrum_of_lora(W: Float[Tensor, "m n"], update: LowRank, basis: SpectralBasis) -> Sums:
-    size2 = update.norm() ** 2
+    size2, h = update.norm() ** 2, _leading(basis)
     return {
-        "lora_S2": square_sum(basis.S[None]), "lora_stretch2": spectra.stretched(W + update.dense(), basis.S),
+        "lora_S2": square_sum(basis.S[None]), "lora_stretch2": _stretched(W + update.dense(), basis.S),
         # of a Gaussian update to first order: each diagonal entry of its routing matrix has size2 / (m n) on average
         "lora_stretch_gauss2": size2 / max(update.shape),
-        "lora_head2": spectra.head_energy(update, basis), "lora_head_even2": spectra.head_area(basis) * size2,
+        "lora_head2": spectra.energy_in_first(update, basis, h),
+        "lora_head_even2": routing_maps.area(basis.shape, h) * size2,
     }  # fmt: skip
+
+
+def _leading(basis: SpectralBasis) -> int:
+    return routing_maps.leading(basis.head(PARAMS.head_energy))
+
+
+def _stretched(W: Float[Tensor, "m n"], S: Float[Tensor, " p"]) -> float:
+    """By how much an update moved the singular values, squared: W is the changed weight, S are those of the old one."""
+    return (spectrum.rigidity(S, spectra.singular_values(W)) * norm(S)) ** 2
 
 
 def added_up(sums: Sequence[Sums]) -> Sums:

@@ -44,8 +44,7 @@ class SpectralBasis:
 
     def head(self, energy: float) -> int:
         """Smallest k with sum_{i<k} S_i^2 >= energy * sum S_i^2 (Eq. 3 of the paper)."""
-        held = wide(self.S).square().cumsum(0)
-        return min(int((held < energy * held[-1]).sum()) + 1, self.S.numel())
+        return max(directions_holding(self.S, energy), 1)
 
     def completed(self) -> "SpectralBasis":
         """The same basis with the null space of the longer side filled in (by QR)."""
@@ -53,6 +52,14 @@ class SpectralBasis:
         U = self.U if self.U.shape[1] == m else _completed(self.U)
         Vh = self.Vh if self.Vh.shape[0] == n else _completed(self.Vh.T).T
         return SpectralBasis(U, self.S, Vh, self.driver)
+
+
+def directions_holding(S: Float[Tensor, " p"], share: float) -> int:
+    """The least number of singular values, in descending order, that hold a share of their squared sum; 0 of zeros."""
+    held = wide(S).square().cumsum(0)
+    if not held.numel() or float(held[-1]) == 0.0:
+        return 0
+    return min(int((held < share * held[-1]).sum()) + 1, S.numel())
 
 
 def _completed(U: Float[Tensor, "m p"]) -> Float[Tensor, "m m"]:
