@@ -4,6 +4,7 @@ import random
 
 from loraport.analysis import results as analysis
 from loraport.checking import results as checking
+from loraport.engine.results import InputFile
 
 KINDS = (
     "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "cross_attn.q", "cross_attn.k", "cross_attn.v",
@@ -43,6 +44,7 @@ def check(evil: str = "", **more) -> checking.CheckResult:
         "coverage": checking.Coverage(12, 6, 5, 1, (f"odd.key{evil}",), 20), "layers": layers, "layers_of": 40,
         "kind": checking.Kind("regression", f"it looks so{evil}", "weights"), "command": f"loraport transfer {evil}",
         "load": ('diffusers: pipe.load_lora_weights("noir")', "ComfyUI: put it there"), "known": (f"3 steps{evil}",),
+        "inputs": (InputFile("LoRA", f"noir{evil}.safetensors", "Wan", f"LoRA of rank 4{evil}", 2_500_000, None, 1.0),),
         "warnings": (f"mind{evil}",), "seconds": 1.5,
     }  # fmt: skip
     return checking.CheckResult(**{**facts, **more})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -72,6 +73,12 @@ def test_the_job_finds_what_whole_matrices_say(files, found):
         assert layer.loras[0].meeting.cosine.value == pytest.approx(other.loras[0].meeting.cosine.value, abs=1e-5)
         assert layer.loras[0].routing.clusters == other.loras[0].routing.clusters
         assert layer.drift.rigidity.rounding == pytest.approx(other.drift.rigidity.rounding, rel=0.5)
+
+
+def test_what_went_in_is_told_with_sizes(files, found):
+    told = {each.role: (Path(each.file), each.bytes) for each in found.inputs}
+    label, named = found.loras[0].label, {"source": files.source, "target": files.target}
+    assert told == {role: (path, path.stat().st_size) for role, path in (named | {f"LoRA {label}": files.lora}).items()}
 
 
 def test_the_same_again_comes_from_the_cache(files, options, found):

@@ -79,6 +79,12 @@ def test_every_figure_of_a_layer(files: pico.Pico, found: loraport.CheckResult, 
     assert sigma == pytest.approx(chance / float(update.norm() ** 2), rel=1e-4)
 
 
+def test_what_went_in_is_told_with_sizes(files: pico.Pico, found: loraport.CheckResult):
+    told = {each.role: (Path(each.file), each.bytes) for each in found.inputs}
+    named = {"LoRA": files.lora, "source": files.source, "target": files.target}
+    assert told == {role: (path, path.stat().st_size) for role, path in named.items()}
+
+
 def test_what_the_method_changes_is_what_a_transfer_writes(files: pico.Pico, found: loraport.CheckResult):
     made = files.folder / "full.safetensors"
     loraport.transfer(files.lora, source=files.source, target=files.target, output=made, rank="full", dtype="float32")

@@ -30,6 +30,7 @@ def test_a_check_says_verdict_reasons_and_figures(tmp_path):
         "The drift is small (threshold small drift: 0.05, measured on the bundled pairs).", "All layers meet.",
         "6 layers, of which 5 meet source and target", "regression, by weights: it looks so", "3 steps",
         "0.16 % (rounding of the stored numbers)", "6 of 40 layers were looked at", "How to go on", "odd.key",
+        "2.5 MB", "LoRA of rank 4",
     ):  # fmt: skip
         assert said in text, said
     assert page.index("Use it at 1.25") < page.index("Why") < page.index("What went in") < page.index("Figures")

@@ -11,10 +11,12 @@ from loraport.analysis.depth import by_depth
 from loraport.analysis.results import AnalysedLora
 from loraport.containers.locate import expert_folders
 from loraport.containers.references import common_dtype
+from loraport.engine.inputs import lora_file, model_files
 from loraport.engine.job import Job, LayerJob
 from loraport.engine.match import Pair, expert_meant, open_inputs, open_pair, weights_of
 from loraport.engine.rank import RankRule
 from loraport.engine.recipe import Recipe
+from loraport.engine.results import InputFile
 from loraport.errors import MismatchError, UsageError
 from loraport.methods import cost as costs
 from loraport.methods.casa.params import CasaParams
@@ -64,6 +66,7 @@ class AnalysisPlan:
         jobs: one a layer, in the order of the model.
         warnings: sentences for the user.
         identities: file -> its `file_identity` of every file that is read.
+        inputs: what went in, in words.
     """
 
     recipe: Recipe
@@ -72,6 +75,7 @@ class AnalysisPlan:
     jobs: tuple[AnalysisJob, ...]
     warnings: tuple[str, ...]
     identities: Mapping[Path, str]
+    inputs: tuple[InputFile, ...]
 
 
 def make_analysis_plan(loras: Sequence[str], settings: Mapping[str, Any]) -> AnalysisPlan:
@@ -91,7 +95,7 @@ def make_analysis_plan(loras: Sequence[str], settings: Mapping[str, Any]) -> Ana
     warnings = [*pair.source.notes, *(pair.target.notes if pair.target is not None else ())]
     updates: dict[str, dict[str, LayerUpdate]] = {}
     identities = dict(pair.identities)
-    told = []
+    told, went_in = [], list(model_files(pair, {}))
     for label, recipe in zip(_labels(loras), recipes, strict=True):
         inputs = open_inputs(recipe, pair)
         warnings += [note for note in inputs.notes if note not in warnings]
@@ -102,6 +106,7 @@ def make_analysis_plan(loras: Sequence[str], settings: Mapping[str, Any]) -> Ana
                 updates.setdefault(name, {})[label] = update
                 found += 1
         told.append(AnalysedLora(label, recipe.lora, found))
+        went_in.append(lora_file(f"LoRA {label}", inputs.adapter, recipe.strength, None))
     known = _linear(pair)
     names = sorted((name for name in known if (alone and _wanted(first, name)) or name in updates), key=by_depth)
     if not names:
@@ -113,6 +118,7 @@ def make_analysis_plan(loras: Sequence[str], settings: Mapping[str, Any]) -> Ana
         tuple(_job(name, known[name], pair, updates.get(name, {})) for name in names),
         tuple(dict.fromkeys(warnings)),
         identities,
+        tuple(went_in),
     )
 
 

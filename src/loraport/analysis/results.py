@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from loraport.engine.results import InputFile
 from loraport.errors import FileError
 from loraport.files import write_text
 
@@ -356,6 +357,7 @@ class PairAnalysis:
         warnings: sentences for the user.
         version: of loraport.
         seconds: wall time.
+        inputs: what went in, with sizes; digests are not told.
     """
 
     source: str
@@ -369,6 +371,7 @@ class PairAnalysis:
     warnings: tuple[str, ...]
     version: str
     seconds: float
+    inputs: tuple[InputFile, ...] = ()
 
     def by_kind(self) -> dict[str, tuple[LayerAnalysis, ...]]:
         """The layers of each kind, by depth: norms and other figures by layer type and depth."""

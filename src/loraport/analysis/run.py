@@ -255,4 +255,5 @@ def _pair(
         warnings=warnings,
         version=__version__,
         seconds=round(seconds, 3),
+        inputs=plan.inputs,
     )

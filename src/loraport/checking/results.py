@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from loraport.engine.results import InputFile
+
 SCHEMA = 1
 """Of the JSON document; raised when a name goes or changes its meaning."""
 
@@ -158,6 +160,8 @@ class CheckResult:
         known: what names and headers say: how the LoRA was trained, how the target is sampled.
         warnings: what else the user should know.
         seconds: wall time.
+        inputs: what went in, with sizes; without digests, since a check reads a sample. None where the files could not
+            be matched.
     """
 
     lora: str
@@ -181,6 +185,7 @@ class CheckResult:
     known: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
+    inputs: tuple[InputFile, ...] = ()
 
     @property
     def exit_code(self) -> int:

@@ -13,6 +13,7 @@ from loraport.checking.headers import Headers, read_headers, refusal_reasons
 from loraport.checking.results import CheckResult, Stage
 from loraport.checking.verdict import Judgement, Seen, judge, judge_headers, kind_of
 from loraport.containers.names import Expert
+from loraport.engine.inputs import inputs_of
 from loraport.engine.many import output_name
 from loraport.engine.match import Pair, expert_meant, open_pair
 from loraport.engine.recipe import Recipe, RunOptions
@@ -186,6 +187,7 @@ def _result(
         known=headers.known,
         warnings=headers.warnings,
         seconds=seconds,
+        inputs=tuple(inputs_of(plan, ())),
     )
 
 

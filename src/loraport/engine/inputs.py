@@ -4,39 +4,53 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.header import canonical_json
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.update import LayerUpdate
 from loraport.engine.keys import ADDED
+from loraport.engine.match import Pair
 from loraport.engine.plan import TransferPlan
 from loraport.engine.results import InputFile
-from loraport.engine.worker import LayerResult
 from loraport.models.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from loraport.engine.worker import LayerResult  # and torch
 
 KINDS_TOLD = 3
 
 
-def inputs_of(plan: TransferPlan, results: Iterable[LayerResult]) -> Iterator[InputFile]:
-    """Every input of a finished run.
+def inputs_of(plan: TransferPlan, results: "Iterable[LayerResult]") -> Iterator[InputFile]:
+    """Every input of a run.
 
     Args:
         plan: the run.
-        results: its layers.
+        results: its layers; without any, no digests are known.
     """
     digests = input_digests(results)
-    yield _lora("LoRA", plan.adapter, plan.recipe.strength, digests.get("lora"))
-    yield _model("source", plan.source, digests)
-    for at, each in enumerate(plan.source_added):
-        yield _lora("LoRA of the source", each.adapter, each.given.strength, digests.get(f"source_lora.{at}"))
-    if plan.target is not None:
-        yield _model("target", plan.target, digests)
-    for at, each in enumerate(plan.added):
-        yield _lora("distillation LoRA", each.adapter, each.given.strength, digests.get(f"target_lora.{at}"))
+    yield lora_file("LoRA", plan.adapter, plan.recipe.strength, digests.get("lora"))
+    yield from model_files(plan, digests)
 
 
-def input_digests(results: Iterable[LayerResult]) -> dict[str, str]:
+def model_files(pair: Pair | TransferPlan, digests: Mapping[str, str]) -> Iterator[InputFile]:
+    """The two models, each followed by the LoRAs that are a part of it.
+
+    Args:
+        pair: the models.
+        digests: of `input_digests`, as far as they are known.
+    """
+    yield _model("source", pair.source, digests)
+    for at, each in enumerate(pair.source_added):
+        yield lora_file("LoRA of the source", each.adapter, each.given.strength, digests.get(f"source_lora.{at}"))
+    if pair.target is not None:
+        yield _model("target", pair.target, digests)
+    for at, each in enumerate(pair.added):
+        yield lora_file("distillation LoRA", each.adapter, each.given.strength, digests.get(f"target_lora.{at}"))
+
+
+def input_digests(results: "Iterable[LayerResult]") -> dict[str, str]:
     """One SHA-256 for the tensors of each input that were used, over the digests of the tensors by name."""
     owners: dict[str, dict[str, str]] = {}
     for result in results:
@@ -49,7 +63,15 @@ def input_digests(results: Iterable[LayerResult]) -> dict[str, str]:
     return {owner: hashlib.sha256(canonical_json(found).encode()).hexdigest() for owner, found in owners.items()}
 
 
-def _lora(role: str, adapter: LoraAdapter, strength: float, digest: str | None) -> InputFile:
+def lora_file(role: str, adapter: LoraAdapter, strength: float, digest: str | None) -> InputFile:
+    """One LoRA.
+
+    Args:
+        role: as in `InputFile`.
+        adapter: the LoRA, opened.
+        strength: at which it is taken.
+        digest: of what was used of it, where that is known.
+    """
     kinds = Counter(_kind(layer) for layer in adapter.layers.values())
     kind = "; ".join(f"{each} in {count} layers" for each, count in kinds.most_common(KINDS_TOLD))
     kind += f"; and {len(kinds) - KINDS_TOLD} others" if len(kinds) > KINDS_TOLD else ""

@@ -5,7 +5,7 @@ The whole model is drawn here; what a layer's row opens is in `analysis_figures.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,8 @@ def _page(analysis: PairAnalysis) -> Page:
 
 
 def _inputs(analysis: PairAnalysis) -> list[Input]:
+    if analysis.inputs:
+        return [Input.of(asdict(each)) for each in analysis.inputs]
     found = [Input("source", analysis.source, (analysis.source_title,))]
     found += [Input("target", analysis.target, (analysis.target_title,))] if analysis.target is not None else []
     found += [Input("distillation LoRA", each) for each in analysis.target_lora]

@@ -112,6 +112,8 @@ def _reason(reason: Reason) -> str:
 
 
 def _inputs(result: CheckResult) -> list[Input]:
+    if result.inputs:
+        return [Input.of(asdict(each)) for each in result.inputs]
     found = [Input("LoRA", result.lora)]
     found.append(Input("source", result.source, (result.source_title,) if result.source_title else ()))
     if result.target is not None:

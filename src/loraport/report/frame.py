@@ -21,7 +21,7 @@ from loraport.files import write_text
 from loraport.report.charts import Drawing, Place, Places, spread_of
 from loraport.report.comparison import Comparison
 from loraport.report.player import base64_of, shown
-from loraport.report.tables import Table, show
+from loraport.report.tables import Table, show, size
 from loraport.version import __version__
 
 if TYPE_CHECKING:
@@ -48,6 +48,13 @@ class Input:
     name: str
     facts: tuple[str, ...] = ()
     digest: str = ""
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> "Input":
+        """Of the values of an `engine.results.InputFile`, by name."""
+        facts = [told["title"], told["kind"], size(told["bytes"]) if told["bytes"] is not None else ""]
+        facts += [f"strength {told['strength']:g}"] if told["strength"] is not None else []
+        return cls(told["role"], told["file"], tuple(fact for fact in facts if fact), told["digest"] or "")
 
 
 @dataclass(frozen=True)

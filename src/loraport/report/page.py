@@ -58,7 +58,7 @@ def _page(report: Mapping[str, Any], comparison: Comparison | None, words: Words
         use=tuple(way(text) for text in report.get("load", ())),
         sampling=_sampling(facts) if report.get("load") else "",
         comparison=comparison,
-        inputs=tuple(_input(each) for each in report.get("inputs", ())),
+        inputs=tuple(Input.of(each) for each in report.get("inputs", ())),
         done=tuple(_done(facts)),
         listings=tuple(_listings(report)),
         figures=tuple(_figures(table)),
@@ -90,12 +90,6 @@ def _lead(report: Mapping[str, Any]) -> str:
 def _sampling(facts: Mapping[str, Any]) -> str:
     known = facts.get("target_usage")
     return f"{TARGETS_OWN} It says of itself: {known}." if known else TARGETS_OWN
-
-
-def _input(told: Mapping[str, Any]) -> Input:
-    facts = [told["title"], told["kind"], tables.size(told["bytes"]) if told["bytes"] is not None else ""]
-    facts += [f"strength {told['strength']:g}"] if told["strength"] is not None else []
-    return Input(told["role"], told["file"], tuple(fact for fact in facts if fact), told["digest"] or "")
 
 
 def _done(facts: Mapping[str, Any]) -> list[Fact]:
