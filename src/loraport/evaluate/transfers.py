@@ -47,7 +47,7 @@ def _transferred(
         layers=variant.layers,
         force=True,
     )
-    report = run(make_plan(recipe), output, _options(folder))
+    report = run(make_plan(recipe), output, _options(folder, lora, target))
     facts = {"rank": float(max(layer.rank_out for layer in report.layers))}
     facts["energy_kept"] = report.summary.energy_kept_total
     shared = set.intersection(*(set(layer.stats) for layer in report.layers))
@@ -63,8 +63,9 @@ def _output(folder: Path, lora: Lora, target: Model, variant: Variant) -> Path:
     return folder / "loras" / f"{lora.name}-{target.name}-{slug}.safetensors"
 
 
-def _options(folder: Path) -> RunOptions:
-    return RunOptions(cache=str(folder / "cache"), overwrite=True, log="off")
+def _options(folder: Path, lora: Lora, target: Model) -> RunOptions:
+    """A cache for each pair: every transfer looks through the whole of its cache once."""
+    return RunOptions(cache=str(folder / "cache" / f"{lora.name}-{target.name}"), overwrite=True, log="off")
 
 
 def _preset_rank(name: str) -> str:
@@ -84,7 +85,7 @@ def _calibrated(
         output=_output(folder, lora, target, variant),
         prompts=training_prompts(task),
         settings=CalibrationSettings(**dict(variant.params)),
-        options=_options(folder),
+        options=_options(folder, lora, target),
     )
     return report.output or folder, _figures(report)
 

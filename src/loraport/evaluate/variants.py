@@ -103,7 +103,12 @@ OTHERS: tuple[Variant, ...] = (
     Variant("cluster-transport", "cluster-transport", "rival"),
 )
 EVERYWHERE = ("revert", "arbitrate-only", "matched-gain")
-"""Of these others, what is measured on all pairs too, at strength 1."""
+"""Of these others, what is measured on all pairs, at strength 1."""
+OVER_STRENGTHS: tuple[Variant, ...] = tuple(
+    row if row.label in EVERYWHERE else replace(row, reach="some")
+    for variant in OTHERS
+    for row in over_strengths(variant, (0.75, 1.0, 1.25, 2.0))
+)
 
 SURFACE: tuple[Variant, ...] = tuple(
     replace(row, reach="some")
@@ -129,14 +134,13 @@ GROUPS = {
 WITHOUT_PRICE = ("cross-attention", "first half of the blocks")
 """Where restoring costs no faults on the first target; measured on all pairs at strength 1."""
 IN_PART: tuple[Variant, ...] = tuple(
-    replace(row, reach="all") if row.strength == 1 and row.label.endswith(WITHOUT_PRICE) else row
+    part if part.label.endswith(WITHOUT_PRICE) else replace(part, reach="some")
     for variant in (DIALS[0], _shrink(0.5))
     for part in (
         *(replace(variant, label=f"{variant.label}, {name}", layers=layers) for name, layers in GROUPS.items()),
         replace(variant, label=f"{variant.label}, first half of the steps", half="first"),
         replace(variant, label=f"{variant.label}, second half of the steps", half="second"),
     )
-    for row in over_strengths(replace(part, reach="some"), (1.0, 1.25))
 )
 """The method in some layers or steps only."""
 
@@ -150,7 +154,11 @@ OTHER_SIDE: tuple[Variant, ...] = tuple(
 
 MAIN: tuple[Variant, ...] = (
     *CURVES,
-    *(row if row.label in EVERYWHERE else replace(row, reach="some") for v in OTHERS for row in over_strengths(v)),
+    *(
+        row if row.label in EVERYWHERE else replace(row, reach="some")
+        for v in OTHERS
+        for row in over_strengths(v, RIVAL_STRENGTHS)
+    ),
     *SURFACE,
     *SIDES,
     *IN_PART,
@@ -171,7 +179,7 @@ SWEEPS: tuple[Variant, ...] = (
     *(_sweep(f"rank {rank}", rank=rank) for rank in ("8", "16")),
 )
 
-EARLY_LATE = (0.75, 1.0, 1.25, 1.5)
+EARLY_LATE = (0.75, 1.0, 1.25)
 BY_STEP: tuple[Variant, ...] = tuple(
     Variant(f"direct, {early:g} then {late:g}", "direct", "sweep", reach="two", by_step=(early, late))
     for early in EARLY_LATE
