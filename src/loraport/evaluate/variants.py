@@ -154,11 +154,7 @@ OTHER_SIDE: tuple[Variant, ...] = tuple(
 
 MAIN: tuple[Variant, ...] = (
     *CURVES,
-    *(
-        row if row.label in EVERYWHERE else replace(row, reach="some")
-        for v in OTHERS
-        for row in over_strengths(v, RIVAL_STRENGTHS)
-    ),
+    *OVER_STRENGTHS,
     *SURFACE,
     *SIDES,
     *IN_PART,
