@@ -82,9 +82,15 @@ DIALS = (
 )
 """Methods with both dials, strength and amount. A uniform shrink has its share instead of an amount."""
 
+CONTROLS = ("restore-only", "random-mask")
+"""Of the dials, what is measured on all pairs at strength 1 only."""
 CURVES: tuple[Variant, ...] = (
     *over_strengths(Variant("direct", "direct", "direct")),
-    *(row for variant in (*DIALS, _shrink(0.5)) for row in over_strengths(variant)),
+    *(
+        replace(row, reach="some") if row.strength != 1 and row.curve in CONTROLS else row
+        for variant in (*DIALS, _shrink(0.5))
+        for row in over_strengths(variant)
+    ),
 )
 
 OTHERS: tuple[Variant, ...] = (
@@ -116,7 +122,7 @@ SURFACE: tuple[Variant, ...] = tuple(
         *(replace(v, label=f"{v.label} {a:g}", amount=a) for v in DIALS for a in AMOUNTS),
         *(_shrink(share) for share in (0.25, 0.75, 1.0)),
     )
-    for row in over_strengths(part)
+    for row in over_strengths(part, (0.75, 1.0, 1.25))
 )
 SIDES: tuple[Variant, ...] = tuple(
     replace(DIALS[3], label=f"subspace-restore {side}", params={"side": side}, reach="some")
