@@ -266,3 +266,25 @@ def test_energy_against_rank_of_a_lora_ends_at_its_rank():
     assert energy.kept[-1] == pytest.approx(1.0, abs=1e-4)
     assert energy.gaussian[-1] == pytest.approx(1.0, abs=1e-4)
     assert found.drift.energy.ranks[-1] == 24
+
+
+@pytest.mark.parametrize("size", [0.02, 0.3])
+def test_gaussian_loras_are_like_their_null_whether_little_is_turned_or_much(size):
+    loras = {}
+    for at in range(24):
+        factors = LowRank(random(24, 4, seed=20 + at), random(4, 24, seed=60 + at))
+        loras[str(at)] = factors.scaled(size * float(weight(SQUARE).S.norm()) / factors.norm())
+    found = [each.update for each in whole(SQUARE, 0.01 * random(*SQUARE, seed=13), loras).loras]
+
+    def means(rows):
+        return torch.tensor([tuple(row) for row in rows], dtype=torch.float64).mean(0)
+
+    for figures in zip(*(each.windows for each in found), strict=True):
+        aligned, chance = means((each.aligned.value, each.aligned.gaussian) for each in figures)
+        assert float(aligned) == pytest.approx(float(chance), abs=0.08), figures[0].place
+    rigid, chance = means((each.rigidity.value, each.rigidity.gaussian) for each in found)
+    assert float(rigid) == pytest.approx(float(chance), rel=0.15)
+    turn, chance = (
+        means(rows).mean() for rows in zip(*((f.rotation.measured, f.rotation.gaussian) for f in found), strict=True)
+    )
+    assert float(turn) == pytest.approx(float(chance), rel=0.15)

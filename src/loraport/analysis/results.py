@@ -75,7 +75,7 @@ class Rotation:
         first: index of the first direction of each group.
         measured: from the decomposition of the changed weight.
         predicted: to first order, from the routing matrix alone.
-        gaussian: measured for the null model, predicted where that was not decomposed.
+        gaussian: measured for the null model.
     """
 
     first: tuple[int, ...]

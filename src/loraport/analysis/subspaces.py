@@ -5,8 +5,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loraport.analysis.coordinates import Coordinates
-from loraport.core.operators import DenseOperator
-from loraport.core.truncation import truncated_svd
 
 LEADING = 10
 """Directions that are looked at for intruders (arXiv 2410.21228)."""
@@ -61,8 +59,9 @@ def leaving(
         count: number of groups.
         more: what new direction j has outside of all old ones.
     """
-    other = labels[:, None] != labels[None, :]
-    lost = (shares * other).sum(0)
+    group = torch.where(labels < 0, count, labels)
+    held = shares.new_zeros(count + 1, len(shares)).index_add_(0, group, shares)
+    lost = held.scatter_(0, group[None, :], 0.0).sum(0)  # its own taken out first: nothing cancels
     if more is not None:
         lost = lost + more
     inside = labels >= 0
@@ -90,17 +89,3 @@ def labels_of(first: tuple[int, ...], p: int) -> Int[Tensor, " p"]:
 def intruders(left: Float[Tensor, "p c"]) -> float:
     """How many of the leading new directions have a cosine below `FOREIGN` with every old one."""
     return float((left[:, :LEADING].abs().max(dim=0).values < FOREIGN).sum())
-
-
-def leading(S: Float[Tensor, " p"], update: Coordinates, seed: int) -> Float[Tensor, "p c"]:
-    """<u_i, u'_j> of the leading directions alone, without the whole decomposition.
-
-    Args:
-        S: singular values of the weight.
-        update: what is added to it.
-        seed: of the random columns.
-    """
-    p = len(S)
-    found = truncated_svd(DenseOperator(update.onto(S)), rank=min(2 * LEADING, p), seed=seed).update
-    left = found.B / torch.linalg.vector_norm(found.B, dim=0).clamp_min(torch.finfo(S.dtype).tiny)
-    return left[:p, :LEADING]
