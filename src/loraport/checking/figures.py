@@ -9,6 +9,7 @@ from loraport.checking.results import Figure, Null
 Sums = Mapping[str, float]
 
 GAUSSIAN = "a Gaussian update of the same norm"
+GAUSSIAN_LORA = "a Gaussian update of the same norm and rank"
 ROUNDING = "rounding of the stored numbers"
 ONE_SIGMA = "one standard deviation of unrelated ones"
 
@@ -115,7 +116,7 @@ DEFINITIONS = (
     Definition(
         "rigidity_lora", "rigidity of the LoRA", "change of the singular values by the LoRA, over the norm of the "
         "weight", "share", "lora", Ratio("lora_stretch2", "lora_S2"),
-        {GAUSSIAN: Ratio("lora_stretch_gauss2", "lora_S2")},
+        {GAUSSIAN_LORA: Ratio("lora_stretch_gauss2", "lora_S2")},
     ),
     Definition(
         "head_lora", "head of the LoRA",

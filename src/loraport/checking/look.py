@@ -118,7 +118,7 @@ class Looker:
             dtype = None if stored is None else stored.dtype
             pair |= _spectrum_of_drift(W, T, drift, basis, pair, dtype, generator)
             for number, update in seen.items():
-                loras[number] |= _spectrum_of_lora(W, update, basis)
+                loras[number] |= _spectrum_of_lora(job.name, W, update, basis)
                 loras[number] |= self._change(job.name, update, basis, drift, W, T)
         return Looked(look.chosen, pair, loras)
 
@@ -241,14 +241,16 @@ def _spectrum_of_drift(
     return found
 
 
-def _spectrum_of_lora(W: Float[Tensor, "m n"], update: LowRank, basis: SpectralBasis) -> Sums:
-    size2, h = update.norm() ** 2, _leading(basis)
+def _spectrum_of_lora(name: str, W: Float[Tensor, "m n"], update: LowRank, basis: SpectralBasis) -> Sums:
+    m, n = basis.shape
+    size, h = update.norm(), _leading(basis)
+    generator = torch.Generator().manual_seed(zlib.crc32(f"LoRA on {name}".encode()))  # whatever other LoRAs there are
+    random = nulls.gaussian((max(m, n), min(m, n)), size, basis.S, generator, rank=update.rank)
     return {
         "lora_S2": square_sum(basis.S[None]), "lora_stretch2": _stretched(W + update.dense(), basis.S),
-        # of a Gaussian update to first order: each diagonal entry of its routing matrix has size2 / (m n) on average
-        "lora_stretch_gauss2": size2 / max(update.shape),
+        "lora_stretch_gauss2": _stretched(random.onto(basis.S), basis.S),
         "lora_head2": spectra.energy_in_first(update, basis, h),
-        "lora_head_even2": routing_maps.area(basis.shape, h) * size2,
+        "lora_head_even2": routing_maps.area((m, n), h) * size**2,
     }  # fmt: skip
 
 
