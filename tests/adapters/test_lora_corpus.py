@@ -26,8 +26,8 @@ SORTS = (
     *("ai-toolkit-wan22", "diffusers", "dora", "fastvideo", "hunyuan-video-musubi", "hybrid", "lightx2v-extraction"),
     *("loha-peft", "lokr-musubi", "minimax-h3-diffsynth", "musubi", "peft", "sdxl", "z-image-kohya"),
 )
-# Names that follow no rule come back in the nearest rule; LoKr and LoHa come back as plain factors.
-ROUND = [name for name in GOOD if name != "hybrid" and not name.startswith(("lokr", "loha", "split"))]
+# Names that follow no rule come back in the nearest rule; LoKr, LoHa and VeRA come back as plain factors.
+ROUND = [name for name in GOOD if name != "hybrid" and not name.startswith(("lokr", "loha", "split", "vera"))]
 
 
 def _fast_for_sorts(names):
@@ -95,7 +95,8 @@ def test_it_is_written_in_every_dialect_without_a_change(name, profile, tmp_path
         assert before.architecture.family in after.others
         after = open_adapter(output, before.architecture)
     assert done.layers == len(after.layers) >= len(before.layers)
-    assert done.after in _titles(after) or profile == "same-as-input"
+    if any(layer.factored for layer in after.layers.values()):  # whole matrices do not show whether alphas are written
+        assert done.after in _titles(after) or profile == "same-as-input"
     wanted, found = _deltas(before), _deltas(after)
     for layer, delta in found.items():
         if layer not in wanted:

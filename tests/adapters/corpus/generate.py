@@ -1210,6 +1210,99 @@ CORPUS = {
         layers=20,
         expect={"prefix": "transformer.base_model.model."},
     ),
+    "fastvideo-trained": entry(
+        "FastVideo's own training: its names, the factors as bare parameters; alpha is in its settings only",
+        keys(
+            "", blocks({name: shape for name, shape in FASTVIDEO.items() if "ffn" not in name}), (".lora_A", ".lora_B")
+        ),
+        layers=16,
+        expect={"names": "fastvideo", "prefix": "", "scale": 1.0},
+    ),
+    "hunyuan-video-videox-fun": entry(
+        "VideoX-Fun for HunyuanVideo: flattened names of diffusers, the separator doubles",
+        kohya(HUNYUAN_1_BLOCKS_DIFFUSERS, "lora_unet__"),
+        layers=2 * 14 + 2 * 5,
+        alpha=2.0,
+        expect={"names": "diffusers", "prefix": "lora_unet__", "scale": 0.5, "family": "hunyuan_video"},
+    ),
+    "ltx2-videox-fun": entry(
+        "VideoX-Fun for LTX-2: the separator doubles",
+        kohya(LTX2, "lora_unet__"),
+        layers=2 * 28,
+        alpha=2.0,
+        expect={"prefix": "lora_unet__", "scale": 0.5, "family": "ltx2"},
+    ),
+    "simpletuner-diffusers": entry(
+        "SimpleTuner's usual format: that of diffusers, its configuration in the header",
+        keys("transformer.", blocks(DIFFUSERS), AB),
+        layers=20,
+        metadata={"lora_adapter_metadata": META},
+        expect={"names": "diffusers", "scale": 2.0},
+    ),
+    "full-lycoris": entry(
+        "LyCORIS full, and ai-toolkit's of that kind: whole differences of weights and biases",
+        each("lycoris_", blocks(ORIGINAL), lambda m, n: {".diff": [m, n], ".diff_b": [m]}, flat=True),
+        layers=20,
+        passthrough=20,
+        expect={"prefix": "lycoris_"},
+    ),
+    "vera-peft": entry(
+        "VeRA of PEFT with its projections saved: two vectors a layer, two matrices for all",
+        each("base_model.model.", blocks(DIFFUSERS), lambda m, n: {".vera_lambda_b": [m], ".vera_lambda_d": [R]})
+        | {"base_model.vera_A": [R, F], "base_model.vera_B": [F, R]},
+        layers=20,
+        config={"peft_type": "VERA", "r": R, "save_projection": True},
+        expect={"names": "diffusers"},
+    ),
+    "boft-peft": entry(
+        "BOFT of PEFT",
+        each("base_model.model.", blocks(DIFFUSERS), lambda m, n: {".boft_R": [1, n // 4, 4, 4], ".boft_s": [m, 1]}),
+        layers=20,
+        needs_source=True,
+        config={"peft_type": "BOFT", "boft_block_size": 4},
+    ),
+    "oft-onetrainer": entry(
+        "OneTrainer's OFT: names of diffusers, a flag where the rotations are scaled",
+        each("transformer.", blocks(DIFFUSERS), lambda m, n: {".oft_R.weight": [n // 8, 28], ".oft_R.scaled_oft": []}),
+        layers=20,
+        needs_source=True,
+    ),
+    "mochi-genmo": entry(
+        "Genmo's trainer for Mochi: the factors as bare parameters",
+        keys(
+            "",
+            blocks({f"attn.{x}": (9216, 3072) for x in ("qkv_x", "qkv_y")} | {"attn.proj_x": (3072, 3072)}),
+            (".lora_A", ".lora_B"),
+        ),
+        error="Mochi",
+    ),
+    "hunyuan-dit-peft": entry(
+        "Tencent's trainer for HunyuanDiT",
+        keys(
+            "base_model.model.",
+            blocks({"attn1.Wqkv": (3 * 1408, 1408), **{f"attn{i}.out_proj": (1408, 1408) for i in (1, 2)}}),
+            AB,
+        ),
+        error="HunyuanDiT",
+    ),
+    "sd-attention-processors": entry(
+        "early diffusers for a UNet: factors of the attention's processors",
+        keys(
+            "unet.",
+            {f"down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor.to_{x}": (D, D) for x in "qkv"},
+            ("_lora.down.weight", "_lora.up.weight"),
+        ),
+        error="Stable Diffusion UNet",
+    ),
+    "sd-linear-layers": entry(
+        "diffusers before PEFT for a UNet",
+        keys(
+            "unet.",
+            {f"up_blocks.1.attentions.0.transformer_blocks.0.attn1.to_{x}": (D, D) for x in "qkv"},
+            (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+        ),
+        error="Stable Diffusion UNet",
+    ),
     "sdxl": entry(
         "kohya for a UNet",
         {
