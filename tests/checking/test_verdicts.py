@@ -313,3 +313,9 @@ def test_a_page_is_written_for_one_lora(files, tmp_path):
     several = CliRunner().invoke(app, [words[0], str(files.lora), *words[1:]])
     assert several.exit_code == 2
     assert "about one LoRA" in several.stderr
+
+
+def test_a_name_that_is_not_there_is_not_taken_for_two_experts():
+    with pytest.raises(UsageError, match="nope") as caught:
+        loraport.check("zoo:zigzag", source="zoo:nope", target="zoo:dmd")
+    assert "--expert" not in caught.value.message

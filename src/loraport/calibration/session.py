@@ -18,7 +18,7 @@ from loraport.store.index import entry_key
 from loraport.store.store import Store
 
 KIND = "measurement"
-VERSION = 1
+VERSION = 2
 """Raised whenever the same question would get another answer than before."""
 
 

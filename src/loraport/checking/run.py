@@ -101,6 +101,8 @@ def _expert(recipe: Recipe) -> Expert | None:
     try:
         return expert_meant(recipe)
     except UsageError as error:
+        if "--expert both" not in (error.fix or ""):
+            raise
         fix = "check the LoRA on one of them after the other: --expert high, then --expert low"
         raise UsageError(error.what, where=error.where, values=error.values, fix=fix) from None
 

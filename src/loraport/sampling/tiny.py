@@ -16,6 +16,7 @@ from torch import Tensor
 
 from loraport.errors import FileError, UnmatchedKeysError, UsageError
 from loraport.sampling.denoiser import Conditions
+from loraport.sampling.network import load_network
 from loraport.sampling.runner import ModelRunner, draw_noise
 from loraport.sampling.schedule import Schedule
 from loraport.sampling.wan import WanDenoiser
@@ -36,7 +37,7 @@ def load_model(model: str | Path) -> tuple[WanTransformer3DModel, ModelCard]:
     folder = Path(model) if isinstance(model, Path) else path(model)
     card = read_model_card(folder) if isinstance(model, Path) else model_card(model)
     with _own_randomness():
-        network = WanTransformer3DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=torch.float32)
+        network = load_network(folder, torch.float32)
     network.requires_grad_(False).eval()
     _set_attention(network, card)
     tell_positions(network)
