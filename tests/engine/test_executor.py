@@ -11,6 +11,7 @@ import torch
 
 from loraport.adapters.update import LayerUpdate
 from loraport.engine import devices
+from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.executor import Limits, Slot, dispatch, executor_for, local_slots, phases, workers_for
 from loraport.engine.executors import NAMES, make_executor
 from loraport.engine.job import WIDE_ELEMENTS, LayerJob
@@ -219,3 +220,23 @@ def test_libraries_of_every_gpu_are_made_ready_by_one_thread_before_the_workers(
 def test_devices_that_do_not_exist(wanted):
     with pytest.raises(UsageError, match="unknown device"):
         devices.pick_devices(wanted)
+
+
+def test_the_cpu_takes_over_where_a_device_is_full_and_nowhere_else():
+    tried, freed = [], []
+
+    def work(device: torch.device) -> str:
+        tried.append(device.type)
+        if device.type != "cpu":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return "made"
+
+    assert with_the_cpu_behind(work, "mps", lambda: freed.append(True)) == ("made", True)
+    assert (tried, freed) == (["mps", "cpu"], [True])
+    assert with_the_cpu_behind(work, "cpu") == ("made", False)
+
+    def broken(device: torch.device) -> str:
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        with_the_cpu_behind(broken, "mps")

@@ -3,6 +3,7 @@
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from loraport.analysis.results import LayerAnalysis, PairAnalysis, checked
 from loraport.containers.references import TensorRef, rounding_floor
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import norm
-from loraport.engine.accelerators import is_out_of_memory, release_memory
+from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.events import LayerDone, Listener, Warned, ignore
 from loraport.engine.executor import Slot, executor_for
 from loraport.engine.job import LayerJob
@@ -68,13 +69,7 @@ class Analyser:
 
     def __call__(self, job: AnalysisJob, slot: Slot) -> AnalysedLayer:
         """Do one job; the CPU takes over where a device has too little memory."""
-        try:
-            return self._run(job, torch.device(slot.device))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if slot.device == "cpu" or not is_out_of_memory(error):
-                raise
-        release_memory(slot.device)
-        return self._run(job, torch.device("cpu"))
+        return with_the_cpu_behind(partial(self._run, job), slot.device)[0]
 
     def _run(self, job: AnalysisJob, device: torch.device) -> AnalysedLayer:
         began = time.perf_counter()

@@ -1,9 +1,13 @@
 """What torch says of accelerators: which there are, how much memory they have, how they fail."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 
 from loraport.errors import UsageError
 
+_Made = TypeVar("_Made")
 _SHARE = 0.85  # of what is free; the allocator loses some between blocks
 
 
@@ -66,3 +70,27 @@ def release_memory(device: str) -> None:
     """Give back what torch keeps of a device's memory for later."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
+
+
+def with_the_cpu_behind(
+    work: Callable[[torch.device], _Made], device: str, let_go: Callable[[], None] = lambda: None
+) -> tuple[_Made, bool]:
+    """Do work on a device, and on the CPU if the device has too little memory for it.
+
+    Args:
+        work: given the device.
+        device: its name.
+        let_go: called between the two, to give back what else holds the device's memory.
+
+    Returns:
+        What came of it, and whether the CPU took over.
+    """
+    try:
+        return work(torch.device(device)), False
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if device == "cpu" or not is_out_of_memory(error):
+            raise
+    # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.
+    let_go()
+    release_memory(device)
+    return work(torch.device("cpu")), True

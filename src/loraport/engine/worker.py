@@ -9,6 +9,7 @@ how an interrupted run resumes, and why device, workers and paths are not in the
 import json
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ import torch
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, Operator
 from loraport.core.truncation import Truncation, truncated_svd
-from loraport.engine.accelerators import is_out_of_memory, release_memory
+from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
 from loraport.engine.keys import matrices_key, references, result_key, seed_of
@@ -78,16 +79,10 @@ class Worker:
 
     def __call__(self, job: LayerJob, slot: Slot) -> LayerResult:
         """Do one job. A device that runs out of memory hands this layer to the CPU, and says so."""
-        try:
-            return self._run(job, torch.device(slot.device))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if slot.device == "cpu" or not is_out_of_memory(error):
-                raise
-        # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.
-        if self.in_hand is not None:
-            self.in_hand.let_go()
-        release_memory(slot.device)
-        result = self._run(job, torch.device("cpu"))
+        let_go = (lambda: None) if self.in_hand is None else self.in_hand.let_go
+        result, taken_over = with_the_cpu_behind(partial(self._run, job), slot.device, let_go)
+        if not taken_over:
+            return result
         said = (
             f"{job.name}: {slot.device} ran out of memory, so this layer was computed on the CPU; fewer layers at a "
             "time (--workers 1) may avoid that"

@@ -8,6 +8,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -22,7 +23,7 @@ from loraport.core.operator import Operator, wide
 from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
 from loraport.core.truncation import truncated_svd
-from loraport.engine.accelerators import is_out_of_memory, release_memory
+from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.executor import Slot
 from loraport.engine.job import Job
 from loraport.engine.reading import InputReader
@@ -126,13 +127,7 @@ class Cutter:
 
     def __call__(self, job: WeightJob, slot: Slot) -> WeightResult:
         """Do one job; the CPU takes over where a device has too little memory."""
-        try:
-            return self._run(job, torch.device(slot.device))
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if slot.device == "cpu" or not is_out_of_memory(error):
-                raise
-        release_memory(slot.device)
-        return self._run(job, torch.device("cpu"))
+        return with_the_cpu_behind(partial(self._run, job), slot.device)[0]
 
     def _run(self, job: WeightJob, device: torch.device) -> WeightResult:
         began = time.perf_counter()
