@@ -166,3 +166,10 @@ def test_rows_are_chosen_by_name_with_direct_reuse_beside_them():
     assert "direct x1.5" in labels
     with pytest.raises(UsageError, match="no method or row"):
         chosen(["cassa"], quick=False)
+
+
+def test_held_out_pairs_get_the_rows_of_all_pairs_and_those_that_were_named():
+    rows = chosen([], quick=False, held_out=True)
+    assert {row.reach for row in rows} == {"all"}
+    assert {"direct", "casa", "random-mask", "casa, first half of the blocks"} <= {row.label for row in rows}
+    assert "prolora" in {row.label for row in chosen(["prolora"], quick=False, held_out=True)}

@@ -27,7 +27,7 @@ def evaluate(
         Path,
         typer.Option("--output", "-o", metavar="FOLDER", help="Where results go; what was sampled there is reused."),
     ] = Path("evidence-output"),
-    quick: Annotated[bool, typer.Option("--quick", help="Few prompts, two seeds, the main rows only.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Few prompts, the main rows only.")] = False,
     calibrated: Annotated[
         bool,
         typer.Option(
@@ -71,7 +71,7 @@ def evaluate(
     ] = None,
     seeds: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option("--seeds", metavar="N", min=1, help="Starting noises per prompt.", show_default="3, quick 2"),
+        typer.Option("--seeds", metavar="N", min=1, help="Starting noises per prompt.", show_default="2"),
     ] = None,
 ) -> None:
     """Measure methods on the tiny models: function, quality and motion, with intervals and controls."""
@@ -86,7 +86,7 @@ def evaluate(
     from loraport.evaluate.family import open_family
     from loraport.evaluate.judge import open_judge
 
-    rows = chosen(method or [], quick=quick or held_out, calibrated=calibrated)
+    rows = chosen(method or [], quick=quick, calibrated=calibrated, held_out=held_out)
     members = open_family(family).pick(tuple(target or ()), tuple(lora or ()))
     usual = QUICK if quick else FULL
     scale = Scale(prompts=prompts or usual.prompts, seeds=seeds or usual.seeds)

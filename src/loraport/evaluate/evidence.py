@@ -35,11 +35,14 @@ class Written:
     evidence: Evidence
 
 
-def chosen(labels: Sequence[str], *, quick: bool, calibrated: bool = False) -> list[Variant]:
+def chosen(labels: Sequence[str], *, quick: bool, calibrated: bool = False, held_out: bool = False) -> list[Variant]:
     """The rows to run: those named (rows, methods or presets), else all of the full or quick form.
 
     Args:
+        labels: the names.
+        quick: the main rows only.
         calibrated: also those that run both models.
+        held_out: of the full form those that are measured on all pairs.
 
     Raises:
         UsageError: a name is neither a row nor a method.
@@ -54,7 +57,9 @@ def chosen(labels: Sequence[str], *, quick: bool, calibrated: bool = False) -> l
             if quick
             else [*variants.MAIN, *variants.BY_STEP, *variants.SWEEPS]
         )
-        extra = variants.CALIBRATED[:1] if quick else variants.CALIBRATED
+        if held_out:
+            rows = [row for row in rows if row.reach == "all"]
+        extra = variants.CALIBRATED[:1] if quick or held_out else variants.CALIBRATED
         return [*rows, *extra] if calibrated else rows
     rows = [variants.direct(strength) for strength in variants.STRENGTHS]
     for label in labels:
