@@ -46,12 +46,12 @@ def _standing() -> dict[str, str]:
 
 
 def _read(name: str, folder: Path) -> str:
-    """The sections of a `tables.md` that are about all pairs; of a calibration only what it took and gave."""
+    """The sections of a `tables.md` that are about all pairs; of a calibration what it gave and took."""
     _, *sections = re.split(r"^## ", (folder / "tables.md").read_text(), flags=re.M)
     general = [section for section in sections if not re.match(r"[\w-]+ on [\w-]+\n", section)]
     if name == "calibrated":
-        general = [section for section in general if section.startswith("Calibration")]
-    prefix = "Held out: " if name == "held out" else ""
+        general = [section for section in general if section.startswith(("All rows", "Calibration: what"))]
+    prefix = {"held out": "Held out: ", "calibrated": "Calibrated: "}.get(name, "")
     return "\n".join(f"## {prefix}{section.rstrip()}\n" for section in general)
 
 
