@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components as reference
 
-from loraport.methods.casa.clusters import Clusters, block_sum, connected_components, quantile, rotations
+from loraport.methods.casa.clusters import (
+    Clusters,
+    block_sum,
+    connected_components,
+    edges,
+    quantile,
+    redrawn_edges,
+    turns,
+)
 
 
 @settings(deadline=None, max_examples=150)
@@ -32,9 +40,29 @@ def test_long_chains_in_any_order(k):
 def test_edges_by_hand():
     C = torch.tensor([[9.0, 0.3, 0.0], [0.0, 9.0, 0.0], [0.0, 0.001, 9.0]])
     S = torch.tensor([2.0, 1.5, 1.5])
-    edges = rotations(C, S) > 0.5
-    assert edges.tolist() == [[False, True, False], [False, False, False], [False, True, False]]
-    assert not (rotations(torch.zeros(3, 3), S) > 0.0).any()
+    assert edges(C, S, 0.5).tolist() == [[False, True, False], [False, False, False], [False, True, False]]
+    assert not edges(torch.zeros(3, 3), S, 0.0).any()
+    assert int(edges(C, S, 0.0).sum()) == 2
+    assert not edges(torch.full((3, 3), torch.nan), S, 0.5).any()
+
+
+def _all_edges(C: torch.Tensor, S: torch.Tensor, tau: float) -> torch.Tensor:
+    return (C.abs() / ((S[:, None] - S[None, :]).abs() + 1e-6)).fill_diagonal_(0.0) > tau
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 300), st.floats(1e-6, 1), st.floats(1e-4, 10), st.floats(0, 1e-2), st.integers(0, 2**16))
+def test_looking_near_the_diagonal_finds_all_edges(k, size, tau, error, seed):
+    """Beside every entry looked at, as they are and drawn once more with errors."""
+    g = torch.Generator().manual_seed(seed)
+    C = torch.randn(k, k, generator=g) * size
+    S = torch.rand(k, generator=g).sort(descending=True).values * 3
+    assert torch.equal(edges(C, S, tau), _all_edges(C, S, tau))
+    draws = torch.randn(3, k, generator=torch.Generator().manual_seed(0))
+    turned, into = turns(S, error)
+    moved = C + (turned * draws[0])[:, None] * C[into] + (turned * draws[1]) * C[:, into]
+    again = _all_edges(moved, S + error * draws[2], tau)
+    assert int((redrawn_edges(C, S, tau, error) != again).sum()) <= 2  # sums in another order, beside tau
 
 
 @settings(deadline=None, max_examples=60)

@@ -56,7 +56,7 @@ class SpectralBasis:
 
 def directions_holding(S: Float[Tensor, " p"], share: float) -> int:
     """The least number of singular values, in descending order, that hold a share of their squared sum; 0 of zeros."""
-    held = wide(S).square().cumsum(0)
+    held = wide(S.cpu()).square().cumsum(0)
     if not held.numel() or float(held[-1]) == 0.0:
         return 0
     return min(int((held < share * held[-1]).sum()) + 1, S.numel())

@@ -56,6 +56,17 @@ class Operator(ABC):
         """The matrix itself."""
 
 
+def thin_product(M: Float[Tensor, "m n"], X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
+    """M X for a thin X: BLAS is up to twice as quick where the large matrix is not the one that lies transposed."""
+    return M @ X if M.stride(1) <= M.stride(0) else (X.T @ M.T).T.contiguous()
+
+
+def sent(x: Tensor, like: Tensor) -> Tensor:
+    """x, from the CPU, on the device of another tensor. CUDA stages small copies, so that nothing waits; MPS would read
+    the memory later, when it may be gone."""
+    return x.to(like.device, non_blocking=like.device.type != "mps")
+
+
 def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """x in float64, on the CPU where its device has none (MPS). For small matrices and vectors."""
     return (x.cpu() if x.device.type == "mps" else x).double()

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.core.lowrank import LowRank
-from loraport.core.operator import Operator, dot, norm
+from loraport.core.operator import Operator, dot, norm, thin_product
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class DenseOperator(Operator):
 
     def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
         """W X."""
-        return self.W @ X
+        return thin_product(self.W, X)
 
     def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
         """W^T Y."""
-        return self.W.T @ Y
+        return thin_product(self.W.T, Y)
 
     def norm(self) -> float:
         """Frobenius norm."""
@@ -107,13 +107,13 @@ class Routed(Operator):
 
     def project(self, update: LowRank) -> LowRank:
         """The update in the coordinates of the core: (U^T B)(A V)."""
-        B = update.B if self.U is None else self.U.T @ update.B
-        return LowRank(B, update.A if self.Vh is None else update.A @ self.Vh.T)
+        B = update.B if self.U is None else thin_product(self.U.T, update.B)
+        return LowRank(B, update.A if self.Vh is None else thin_product(self.Vh, update.A.T).T)
 
     def lift(self, update: LowRank) -> LowRank:
         """An update given in the coordinates of the core, in those of the layer: (U B)(A Vh)."""
-        B = update.B if self.U is None else self.U @ update.B
-        return LowRank(B, update.A if self.Vh is None else update.A @ self.Vh)
+        B = update.B if self.U is None else thin_product(self.U, update.B)
+        return LowRank(B, update.A if self.Vh is None else thin_product(self.Vh.T, update.A.T).T)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
+from loraport.core.operator import sent
 from loraport.errors import NumericalError
 
 # Columns of W V that belong to singular values of a share s of the largest miss orthogonality by about eps / s^2 in
@@ -120,13 +121,14 @@ def _by_gram(W: Tensor) -> _Parts | None:
         return None
     M = W @ V
     S = torch.linalg.vector_norm(M, dim=0)
-    if not _SCALES[0] < float(S[0]) < _SCALES[1]:
+    seen = S.cpu()  # once, since every look at a value makes an accelerator wait
+    if not _SCALES[0] < float(seen[0]) < _SCALES[1]:
         return None
     noise = torch.finfo(S.dtype).eps * n**0.5  # what W V has in place of a singular value of zero
     top, spent = 0, 0.0
     while True:
-        tail = int((_WINDOW * S[top] <= S).sum())
-        if n - tail < 2 or tail <= top or float(S[tail]) < noise * float(S[0]):
+        tail = int((_WINDOW * seen[top] <= seen).sum())
+        if n - tail < 2 or tail <= top or float(seen[tail]) < noise * float(seen[0]):
             break
         spent += ((n - tail) / n) ** 3
         if spent > _BUDGET:
@@ -137,14 +139,15 @@ def _by_gram(W: Tensor) -> _Parts | None:
         M[:, tail:] = M[:, tail:] @ rotation
         V[:, tail:] = V[:, tail:] @ rotation
         S[tail:] = torch.linalg.vector_norm(M[:, tail:], dim=0)
-        top = tail
+        seen, top = S.cpu(), tail
     U = M.div_(S.clamp_min(torch.finfo(S.dtype).tiny))
-    first, faint = (int((share * S[0] <= S).sum()) for share in (_CLEAN, _FAINT))
+    first, faint = (int((share * seen[0] <= seen).sum()) for share in (_CLEAN, _FAINT))
     if first < n:
         U[:, first:] = _orthonormalised(U[:, first:], U[:, :first], faint - first)
-    S, order = S.sort(descending=True, stable=True)
-    if not torch.equal(order, torch.arange(n, device=order.device)):
-        U, V = U[:, order], V[:, order]
+    order = seen.argsort(descending=True, stable=True)
+    if not torch.equal(order, torch.arange(n)):
+        order = sent(order, S)
+        S, U, V = S[order], U[:, order], V[:, order]
     return U, S, V.T
 
 
@@ -167,7 +170,7 @@ def _orthonormalised(X: Tensor, others: Tensor, faint: int) -> Tensor:
         part.addmm_(others, others.T @ part, alpha=-1.0)
         part.div_(torch.linalg.vector_norm(part, dim=0).clamp_min_(torch.finfo(X.dtype).tiny))
         L, failed = torch.linalg.cholesky_ex(gram(X))
-        if int(failed) == 0 and float(L.diagonal().min()) > 0.5:
+        if float(torch.where(failed == 0, L.diagonal().min(), 0.0)) > 0.5:
             return torch.linalg.solve_triangular(L.T, X, upper=True, left=False)
         X, R = torch.linalg.qr(X)
         X = X * torch.where(R.diagonal() < 0, -1.0, 1.0)
@@ -176,8 +179,10 @@ def _orthonormalised(X: Tensor, others: Tensor, faint: int) -> Tensor:
 
 def _holds(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> bool:
     """Whether U and V are orthonormal and U S Vh is W, seen on a few fixed probes: thin products only."""
+    if not S.numel():
+        return True
     generator = torch.Generator().manual_seed(0)
-    probes = torch.randn(S.numel() + W.shape[1], _PROBES, generator=generator, dtype=W.dtype).to(W.device)
+    probes = sent(torch.randn(S.numel() + W.shape[1], _PROBES, generator=generator, dtype=W.dtype), W)
     x, y = probes[: S.numel()], probes[S.numel() :]
     scale = S[:1].clamp_min(torch.finfo(S.dtype).tiny)
     errors = (
@@ -186,4 +191,4 @@ def _holds(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> bool:
         (U @ (S[:, None] * (Vh @ y)) - W @ y) / scale,
     )
     limit = _TOLERANCE * torch.finfo(W.dtype).eps * max(W.shape[1], 1) ** 0.5
-    return all(bool(error.abs().max() < limit) for error in errors if error.numel())
+    return all(bool(error < limit) for error in torch.stack([error.abs().max() for error in errors]).cpu())

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.core.lowrank import LowRank
-from loraport.core.operator import Operator, wide
+from loraport.core.operator import Operator, sent, wide
 from loraport.core.operators import Routed
 from loraport.core.thin_svd import thin_svd
 from loraport.errors import NumericalError
@@ -22,6 +22,7 @@ _EXTRA = 8  # random columns beside the hint, and columns beyond the rank: the u
 _BLOCK = 48  # columns a step, unless the hint has more. A column costs the same from 32 on (1536 x 1536, one core:
 # 1.4 ms for 32, 1.9 for 48, 2.8 for 64, but 1.0 for 16), and narrow blocks find more with as many products
 _MISSING = 4e-4  # share of the energy that may still be missing, by extrapolation; 1e-3 is promised
+_AHEAD = 4  # steps that an accelerator takes before anybody looks whether they were needed
 _DENSE = 1 / 4  # ranks beyond this share of min(m, n) take an exact SVD at once,
 _SPACE = 2 / 3  # and so does any rank whose Krylov space would grow beyond this one, since it then costs as much
 
@@ -126,30 +127,50 @@ def _krylov(op: Operator, rank: int, start: LowRank | None, seed: int, total: fl
     n = op.shape[1]
     generator = torch.Generator().manual_seed(seed)
     width = min(rank + _EXTRA, max(_BLOCK, 0 if start is None else start.rank + _EXTRA))
-    image = _first_block(n, rank, width, start, generator).to(op.device, op.dtype)
     V = torch.empty(n, 0, dtype=op.dtype, device=op.device)  # orthonormal: the space
+    image = _first_block(n, rank, width, start, generator, V)
     H = torch.empty(0, 0, dtype=torch.float64)  # V^T M^T M V, whose leading eigenvalues are energies captured
     energies: list[float] = []
+    unseen: list[Tensor] = []  # columns of H that were computed since the last look
     while V.shape[1] + width <= _SPACE * n:
         block = _new_directions(image, V)
         image = op.gram(block)
-        H = _bordered(H, wide(V.T @ image).cpu(), wide(block.T @ image).cpu())
+        unseen.append(torch.cat([wide(V.T @ image), wide(block.T @ image)]))
         V = torch.cat([V, block], dim=1)
-        if V.shape[1] >= rank:
-            energies.append(float(torch.linalg.eigvalsh(H)[-rank:].sum()))
-            if _missing(energies, total) <= _MISSING * energies[-1]:
-                vectors = torch.linalg.eigh(H).eigenvectors[:, -(rank + _EXTRA) :]
-                return _ritz(op, V @ vectors.to(V.device, V.dtype), rank, total)
+        if len(unseen) == _looks(op) or V.shape[1] + width > _SPACE * n:
+            for columns in _on_cpu(unseen):
+                H = _bordered(H, columns)
+                if len(H) < rank:
+                    continue
+                energies.append(float(torch.linalg.eigvalsh(H)[-rank:].sum()))
+                if _missing(energies, total) <= _MISSING * energies[-1]:
+                    vectors = torch.linalg.eigh(H).eigenvectors[:, -(rank + _EXTRA) :]
+                    return _ritz(op, V[:, : len(H)] @ sent(vectors.to(V.dtype), V), rank, total)
+            unseen.clear()
         image = image / torch.linalg.vector_norm(image, dim=0).clamp_min(torch.finfo(op.dtype).tiny)
     return None
 
 
-def _first_block(n: int, rank: int, width: int, start: LowRank | None, generator: torch.Generator) -> Tensor:
-    known = torch.empty(n, 0)
-    if start is not None and start.rank > 0:
-        known = (start if start.rank <= rank else start.truncated(rank)).A.T.cpu()
+def _looks(op: Operator) -> int:
+    """Steps from one look at the energies to the next. A look makes an accelerator wait; a step too many is cheap."""
+    return 1 if op.device.type == "cpu" else _AHEAD
+
+
+def _on_cpu(parts: list[Tensor]) -> list[Tensor]:
+    """Copies on the CPU, in one piece."""
+    if parts[0].device.type == "cpu":
+        return list(parts)
+    flat = torch.cat([part.reshape(-1) for part in parts]).cpu()
+    pieces = flat.split([part.numel() for part in parts])
+    return [piece.reshape(part.shape) for piece, part in zip(pieces, parts, strict=True)]
+
+
+def _first_block(
+    n: int, rank: int, width: int, start: LowRank | None, generator: torch.Generator, like: Tensor
+) -> Float[Tensor, "n c"]:
+    known = torch.empty(n, 0) if start is None else (start if start.rank <= rank else start.truncated(rank)).A.T
     random = torch.randn(n, width - known.shape[1], generator=generator, dtype=known.dtype)
-    return torch.cat([known, random], dim=1)
+    return torch.cat([known.to(like.device, like.dtype), sent(random.to(like.dtype), like)], dim=1)
 
 
 def _new_directions(X: Float[Tensor, "n c"], V: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
@@ -160,8 +181,10 @@ def _new_directions(X: Float[Tensor, "n c"], V: Float[Tensor, "n d"]) -> Float[T
     return X
 
 
-def _bordered(H: Tensor, side: Tensor, corner: Tensor) -> Tensor:
-    return torch.cat([torch.cat([H, side], dim=1), torch.cat([side.T, corner], dim=1)], dim=0)
+def _bordered(H: Float[Tensor, "d d"], columns: Float[Tensor, "e c"]) -> Float[Tensor, "e e"]:
+    """H with further columns, and the rows that mirror them."""
+    d = len(H)
+    return torch.cat([torch.cat([H, columns[:d]], dim=1), torch.cat([columns[:d].T, columns[d:]], dim=1)], dim=0)
 
 
 def _missing(energies: list[float], total: float) -> float:
@@ -181,10 +204,10 @@ def _ritz(op: Operator, Y: Tensor, rank: int, total: float) -> Truncation:
     """
     W = op.apply(Y)
     exact = wide(W)
-    values, vectors = torch.linalg.eigh(exact.T @ exact)
+    values, vectors = torch.linalg.eigh((exact.T @ exact).cpu())
     values, vectors = values[-rank:].flip(0).clamp_min(0), vectors[:, -rank:].flip(1)
     root = values.sqrt().sqrt()
     inverse = torch.where(root > root[0] * 1e-8, 1 / root, 0.0)
-    left, right = (x.to(device=Y.device, dtype=Y.dtype) for x in (vectors * inverse, vectors * root))
+    left, right = (sent(x.to(Y.dtype), Y) for x in (vectors * inverse, vectors * root))
     kept = min(float(values.sum()) / total, 1.0)
     return Truncation(LowRank(W @ left, (Y @ right).T.contiguous()), kept, rank)

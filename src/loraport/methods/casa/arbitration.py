@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from loraport.core.operator import sent
 from loraport.methods.casa.clusters import Clusters, block_sum, quantile
 
 _COSINE_FLOOR = 1e-8  # of the published code, in the denominator of the block cosine
@@ -37,12 +38,12 @@ def arbitrated_entries(
     k = clusters.labels.numel()
     cosine = block_cosine(lora[:k, :k], fft[:k, :k], clusters).clamp_(max=1.0).contiguous()
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for row, col in _strips(rows, cols):
-        head_cols = clusters.labels[col[: int((col < k).sum())]]  # indices are ascending, so the head comes first
-        for chunk in row.split(max(_CHUNK // col.numel(), 1)):
+    for row, col, heads, head_cols in _strips(rows, cols, clusters.labels):
+        step = max(_CHUNK // col.numel(), 1) if lora.device.type == "cpu" else row.numel()
+        for at, chunk in enumerate(row.split(step)):
             product = _pick(lora, chunk, col).mul_(_pick(fft, chunk, col))
             agreeing = torch.threshold(product, 0.0, -torch.inf)
-            head_rows = clusters.labels[chunk[: int((chunk < k).sum())]]
+            head_rows = clusters.labels[chunk[: max(heads - at * step, 0)]]
             context = cosine.index_select(0, head_rows).index_select(1, head_cols)
             product[: head_rows.numel(), : head_cols.numel()].mul_(context)
             # A cosine is at most 1, so the minimum is the score, and minus infinity where signs differ.
@@ -64,11 +65,24 @@ def smaller_of(lora: Float[Tensor, " hits"], fft: Float[Tensor, " hits"]) -> Flo
     return torch.where(lora.abs() < fft.abs(), lora, fft)
 
 
-def _strips(rows: Bool[Tensor, " a"], cols: Bool[Tensor, " b"]) -> list[tuple[Tensor, Tensor]]:
-    """The dominant entries as two rectangles: dominant rows whole, and dominant columns of the other rows."""
-    every = torch.arange(cols.numel(), device=cols.device)
-    strips = [(rows.nonzero()[:, 0], every), ((~rows).nonzero()[:, 0], cols.nonzero()[:, 0])]
-    return [(row, col) for row, col in strips if row.numel() and col.numel()]
+def _strips(
+    rows: Bool[Tensor, " a"], cols: Bool[Tensor, " b"], labels: Int[Tensor, " k"]
+) -> list[tuple[Tensor, Tensor, int, Tensor]]:
+    """The dominant entries as two rectangles: dominant rows whole, and dominant columns of the other rows.
+
+    Each with how many of its rows lie in the head, and the clusters of its columns there: indices are ascending, so
+    the head comes first. Masks come to the CPU once; whatever has their sizes would make an accelerator wait.
+    """
+    a, b = len(rows), len(cols)
+    by_row, by_col = torch.cat([rows, cols]).cpu().split([a, b])
+    strips = []
+    for row, col in ((by_row, torch.ones_like(by_col)), (~by_row, by_col)):
+        indices = [mask.nonzero()[:, 0] for mask in (row, col)]
+        heads, head_cols = (int((index < len(labels)).sum()) for index in indices)
+        if all(map(len, indices)):
+            there = [sent(index, rows) for index in indices]
+            strips.append((*there, heads, labels[there[1][:head_cols]]))
+    return strips
 
 
 def _pick(matrix: Tensor, rows: Tensor, cols: Tensor) -> Tensor:

@@ -4,14 +4,18 @@ An update rotates singular vectors i and j into each other by about |C_ij| / |S_
 are rotated by more than tau are joined by an edge; the connected components of that graph are the clusters.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from loraport.core.operator import sent
+
 _GAP_FLOOR = 1e-6  # of the published code: keeps repeated singular values apart from a division by zero
 _SIZE_FLOOR = 1e-6  # likewise, in the mean over a cluster
+_ROWS = 64  # rows whose entries are looked at together
 
 
 @dataclass(frozen=True)
@@ -24,7 +28,8 @@ class Clusters:
     @property
     def sizes(self) -> Int[Tensor, " count"]:
         """Number of directions in each cluster."""
-        return torch.bincount(self.labels, minlength=self.count)
+        counts = torch.zeros(self.count, dtype=torch.int64, device=self.labels.device)
+        return counts.index_add_(0, self.labels, torch.ones_like(self.labels))
 
     def mean(self, density: Float[Tensor, " k"]) -> Float[Tensor, " count"]:
         """Mean density of each cluster (Eq. 5 and 6)."""
@@ -38,10 +43,67 @@ class Clusters:
         return (means >= quantile(means, q))[self.labels]
 
 
-def rotations(C: Float[Tensor, "k k"], S: Float[Tensor, " k"]) -> Float[Tensor, "k k"]:
-    """|C_ij| / (|S_i - S_j| + 1e-6): about how far (radians) the update turns i into j; not symmetric."""
-    turned = C.abs().div_((S[:, None] - S[None, :]).abs_().add_(_GAP_FLOOR))
-    return turned.fill_diagonal_(0.0)
+def edges(C: Float[Tensor, "k k"], S: Float[Tensor, " k"], tau: float) -> Bool[Tensor, "k k"]:
+    """Whether the update turns direction i into j by more than tau (radians): |C_ij| / (|S_i - S_j| + 1e-6); not
+    symmetric.
+
+    Args:
+        C: its routing matrix.
+        S: singular values, descending.
+        tau: in radians.
+    """
+    found = torch.zeros_like(C, dtype=torch.bool)
+    for rows, cols in _near(S, _reach(C, tau)):
+        torch.gt(_rotations(C[rows, cols], S[rows], S[cols]), tau, out=found[rows, cols])
+    return found.fill_diagonal_(False)
+
+
+def redrawn_edges(C: Float[Tensor, "k k"], S: Float[Tensor, " k"], tau: float, error: float) -> Bool[Tensor, "k k"]:
+    """The edges as another decomposition with errors of this size could give them: its routing matrix and its
+    singular values are slightly other ones.
+
+    The draw is the same every time and on every device. Arguments as of `edges`.
+    """
+    draws = torch.randn(3, len(S), generator=torch.Generator().manual_seed(0))
+    farthest = error * float(draws[2].abs().max())
+    draws = sent(draws.to(S.dtype), S)
+    turned, into = turns(S, error)
+    as_rows, as_cols = turned * draws[0], turned * draws[1]
+    moved_S = S + error * draws[2]
+    grown = 1 + as_rows.abs().max() + as_cols.abs().max()
+    found = torch.zeros_like(C, dtype=torch.bool)
+    for rows, cols in _near(S, _reach(C, tau) * grown + 3 * farthest):
+        moved = torch.addcmul(C[rows, cols], as_rows[rows, None], C[:, cols].index_select(0, into[rows]))
+        moved.addcmul_(as_cols[None, cols], C[rows].index_select(1, into[cols]))
+        torch.gt(_rotations(moved, moved_S[rows], moved_S[cols]), tau, out=found[rows, cols])
+    return found.fill_diagonal_(False)
+
+
+def _rotations(C: Float[Tensor, "a b"], rows: Float[Tensor, " a"], cols: Float[Tensor, " b"]) -> Float[Tensor, "a b"]:
+    return C.abs().div_((rows[:, None] - cols[None, :]).abs_().add_(_GAP_FLOOR))
+
+
+def _reach(C: Float[Tensor, "k k"], tau: float) -> Float[Tensor, ""]:
+    """The gap beyond which no entry makes an edge, with room for rounding."""
+    return 1.01 * C.abs().max() / tau
+
+
+def _near(S: Float[Tensor, " k"], reach: Float[Tensor, ""]) -> Iterator[tuple[slice, slice]]:
+    """Strips of rows, and the columns whose singular values may lie within `reach` of them.
+
+    An accelerator takes all at once: it would wait for `reach`, and has a matrix looked at before that is known.
+    """
+    k = len(S)
+    if S.device.type != "cpu" or not k or not bool(reach < torch.inf):
+        yield slice(0, k), slice(0, k)
+        return
+    first = torch.arange(0, k, _ROWS)
+    last = (first + _ROWS - 1).clamp_max_(k - 1)
+    rising = -S
+    begin = torch.searchsorted(rising, rising[first] - reach)
+    end = torch.searchsorted(rising, rising[last] + reach, right=True)
+    for low, high, left, right in zip(first.tolist(), last.tolist(), begin.tolist(), end.tolist(), strict=True):
+        yield slice(low, high + 1), slice(left, right)
 
 
 def turns(S: Float[Tensor, " p"], error: float) -> tuple[Float[Tensor, " p"], Int[Tensor, " p"]]:
@@ -55,65 +117,59 @@ def turns(S: Float[Tensor, " p"], error: float) -> tuple[Float[Tensor, " p"], In
     return (error / gap).clamp_max_(1.0), nearest.clamp_(0, len(S) - 1)
 
 
-def redrawn(
-    C: Float[Tensor, "k k"], S: Float[Tensor, " k"], error: float
-) -> tuple[Float[Tensor, "k k"], Float[Tensor, " k"]]:
-    """Routing matrix and singular values as another decomposition with errors of this size could give them.
-
-    The draw is the same every time and on every device.
-    """
-    draws = torch.randn(3, len(S), generator=torch.Generator().manual_seed(0)).to(S)
-    turned, into = turns(S, error)
-    moved = torch.addcmul(C, (turned * draws[0])[:, None], C.index_select(0, into))
-    moved.addcmul_((turned * draws[1])[None, :], C.index_select(1, into))
-    return moved, S + error * draws[2]
-
-
 def connected_components(edges: Bool[Tensor, "k k"]) -> Clusters:
     """Clusters of the undirected graph in which i and j are joined if there is an edge in either direction.
 
-    Boruvka's way: every node picks one edge that leaves its cluster, the picked edges merge clusters, and so on
-    until no edge leaves any. Each round looks at all edges once and at least halves the clusters that have some.
+    First every node and one of its edges, which finds most of every cluster; then the edges that still lead from one
+    to another.
     """
-    device, edges = edges.device, edges.cpu()  # many tiny steps: not for an accelerator
-    labels = torch.arange(edges.shape[0])
-    while True:
-        leaving = edges & (labels[:, None] != labels[None, :])
-        tail = leaving.any(dim=1).nonzero()[:, 0]
-        if tail.numel() == 0:
-            break
-        head = leaving[tail].to(torch.uint8).argmax(dim=1)
-        labels = _merged(labels, labels[tail], labels[head])
-    roots, labels = torch.unique(labels, return_inverse=True)
-    return Clusters(labels.to(device), roots.numel())
+    own = torch.arange(len(edges), device=edges.device)
+    found, partner = edges.max(dim=1)
+    labels = _merged(own, own, torch.where(found, partner, own))
+    leaving = edges & (labels[:, None] != labels[None, :])
+    labels = _merged(labels, *leaving.nonzero(as_tuple=True))
+    first = labels == own
+    numbers = first.cumsum(0) - 1
+    return Clusters(numbers[labels], int(numbers[-1]) + 1)
 
 
 def _merged(labels: Int[Tensor, " k"], a: Int[Tensor, " e"], b: Int[Tensor, " e"]) -> Int[Tensor, " k"]:
-    """Labels after joining cluster a[e] with cluster b[e] for every e; a joined cluster keeps its smallest label.
+    """Labels after joining the cluster of node a[e] with that of node b[e] for every e.
 
-    Every label points at the smallest one that its partners point at, then at what that points at: distances
-    double, so also a long chain takes few rounds.
+    A cluster's label is its smallest member. Every cluster points at the smallest label among those it is joined
+    with, and pointers are followed to their ends, until nothing changes: an accelerator waits once a round, and few
+    rounds do also for a long chain.
     """
-    parent = torch.arange(labels.numel())
+    own = torch.arange(len(labels), device=labels.device)
     while True:
-        low = torch.minimum(parent[a], parent[b])
-        after = parent.clone()
-        for node in (a, b):
-            after.scatter_reduce_(0, node, low, "amin")
-            after.scatter_reduce_(0, parent[node], low, "amin")
-        after = after[after]
-        if torch.equal(after, parent):
-            return parent[labels]
-        parent = after
+        left, right = labels[a], labels[b]
+        low = torch.minimum(left, right)
+        parent = own.scatter_reduce(0, left, low, "amin").scatter_reduce_(0, right, low, "amin")
+        for _ in range(len(labels).bit_length()):
+            parent = parent[parent]
+        after = parent[labels]
+        if torch.equal(after, labels):
+            return labels
+        labels = after
 
 
 def block_sum(
     X: Float[Tensor, "a b"], rows: Int[Tensor, " a"], cols: Int[Tensor, " b"], count: int
 ) -> Float[Tensor, "count count"]:
-    """Sum of X over every pair (row cluster, column cluster), by two index_add: O(a b), no one-hot products."""
-    by_row = torch.zeros(count, X.shape[1], dtype=X.dtype, device=X.device).index_add_(0, rows, X)
-    by_col = torch.zeros(count, count, dtype=X.dtype, device=X.device).index_add_(0, cols, by_row.T.contiguous())
-    return by_col.T
+    """Sum of X over every pair (row cluster, column cluster): O(a b), no one-hot products."""
+    return _sum_along(_sum_along(X, 0, rows, count), 1, cols, count)
+
+
+def _sum_along(X: Tensor, dim: int, labels: Int[Tensor, " k"], count: int) -> Tensor:
+    """Sums over the slices of each label. On the CPU the first slice of a label is copied, since most have no other."""
+    if X.device.type == "cpu":
+        own = torch.arange(len(labels))
+        first = torch.full((count,), len(labels)).scatter_reduce_(0, labels, own, "amin")
+        if bool((first < len(labels)).all()):
+            others = (own != first[labels]).nonzero()[:, 0]
+            return X.index_select(dim, first).index_add_(dim, labels[others], X.index_select(dim, others))
+    shape = (count, X.shape[1]) if dim == 0 else (X.shape[0], count)
+    return torch.zeros(shape, dtype=X.dtype, device=X.device).index_add_(dim, labels, X)
 
 
 def quantile(values: Float[Tensor, " N"], q: float, among_largest: int | None = None) -> Float[Tensor, ""]:
@@ -127,7 +183,9 @@ def quantile(values: Float[Tensor, " N"], q: float, among_largest: int | None = 
     low, high = below + int(position.floor()), below + int(position.ceil())
     if values.device.type == "cpu":
         ordered = values.clone()
-        ordered.numpy().partition((low, high))  # shares memory: puts these two where sorting would
+        ordered.numpy().partition(low)  # shares memory: puts this one where sorting would, and the larger ones behind
+        if high > low:
+            ordered[high] = ordered[high:].min()
     else:
         ordered = values.sort().values
-    return torch.lerp(ordered[low], ordered[high], (position - position.floor()).to(values.device))
+    return torch.lerp(ordered[low], ordered[high], float(position - position.floor()))

@@ -84,8 +84,8 @@ class Casa(base.TransferMethod[CasaParams]):
         p, longer = min(shape), max(shape)
         side = longer if params.complete_basis else p
         work = product(p + longer, p, rank) + product(side, p, rank)
-        work += elementwise(side, p, 75)  # edges, components, densities, scores and their quantile
-        work += elementwise(p, p, 20)  # the decisions once more: 12 ms at 1536 x 1536, 31 at 3072 x 3072, on one core
+        work += elementwise(side, p, 50)  # edges, components, densities, scores and their quantile
+        work += elementwise(p, p, 11)  # the decisions once more
         if side == longer:
             work += truncation(side, p, rank, steps=16)
         else:

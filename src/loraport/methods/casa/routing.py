@@ -18,7 +18,7 @@ from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
-from loraport.core.operator import dot, square_sum, wide
+from loraport.core.operator import dot, square_sum, thin_product, wide
 from loraport.core.operators import DenseOperator, Operator, Transposed
 from loraport.core.thin_svd import gram
 
@@ -27,7 +27,7 @@ _ROWS = 64  # rows worked on at a time, so that the passes over them stay in the
 
 def routed(basis: SpectralBasis, update: LowRank) -> LowRank:
     """C = (U^T B)(A V) of a low-rank update, a x b, in factors."""
-    return LowRank(basis.U.T @ update.B, update.A @ basis.Vh.T)
+    return LowRank(thin_product(basis.U.T, update.B), thin_product(basis.Vh, update.A.T).T)
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class DriftRouting:
         """Energy of the drift in the complement of the thin column space that comes from these senders."""
         if self.residual_gram.numel() == 0:
             return 0.0
-        return float(wide(self.residual_gram.diagonal()[senders]).clamp_min(0).sum())
+        return float(wide(self.residual_gram.diagonal() * senders).clamp_min(0).sum())
 
     def tensors(self) -> dict[str, Tensor]:
         """As plain tensors, to be kept."""
@@ -135,10 +135,13 @@ class TallUpdate(Operator):
     ) -> "TallUpdate":
         """`C_lora` is the routed update; drift None leaves the drift where it is."""
         rest = LowRank(torch.addmm(update.B, basis.U, C_lora.B, alpha=-1.0), C_lora.A)
-        cross = C_lora.A.T.new_zeros(C_lora.A.T.shape) if drift is None else basis.Vh @ drift.apply_t(rest.B)
+        cross = (
+            C_lora.A.T.new_zeros(C_lora.A.T.shape) if drift is None else thin_product(basis.Vh, drift.apply_t(rest.B))
+        )
         outside = rest.norm() ** 2
         if drift is not None:
-            outside += routing.residual_energy(nondominant) - 2 * dot(cross[nondominant], C_lora.A.T[nondominant])
+            marked = nondominant.to(K.dtype)[:, None]
+            outside += routing.residual_energy(nondominant) - 2 * dot(cross * marked, C_lora.A.T)
         norm = math.sqrt(square_sum(K) + max(outside, 0.0))
         return cls(basis, K, rest, drift, routing, nondominant.to(K.dtype)[:, None], cross, norm)
 
@@ -164,27 +167,27 @@ class TallUpdate(Operator):
 
     def apply(self, Z: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
         """Two products with m x n matrices, three with n x n."""
-        inside, result = self.K @ Z, self.rest.apply(Z)
+        inside, result = thin_product(self.K, Z), self.rest.apply(Z)
         if self.drift is not None:
             nondominant = self.nondominant * Z
             inside = torch.addmm(inside, self.routing.C, nondominant)  # what D sends into the basis stays
-            result = result.sub_(self.drift.apply(self.basis.Vh.T @ nondominant))
+            result = result.sub_(self.drift.apply(thin_product(self.basis.Vh.T, nondominant)))
         return result.addmm_(self.basis.U, inside)
 
     def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
         """The same, transposed."""
-        inside = self.basis.U.T @ Y
-        result = self.rest.apply_t(Y).addmm_(self.K.T, inside)
+        inside = thin_product(self.basis.U.T, Y)
+        result = self.rest.apply_t(Y).add_(thin_product(self.K.T, inside))
         if self.drift is not None:
-            stays = self.routing.C.T @ inside
-            result.add_((stays - self.basis.Vh @ self.drift.apply_t(Y)).mul_(self.nondominant))
+            stays = thin_product(self.routing.C.T, inside)
+            result.add_((stays - thin_product(self.basis.Vh, self.drift.apply_t(Y))).mul_(self.nondominant))
         return result
 
     def gram(self, Z: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """M^T M Z from n x n matrices alone: K^T K Z and the Gram matrix of the part in the complement."""
         coordinates = self.rest.A @ Z
         inner = (self.rest.B.T @ self.rest.B) @ coordinates
-        result = self.K.T @ (self.K @ Z)
+        result = thin_product(self.K.T, thin_product(self.K, Z))
         if self.drift is not None:
             nondominant = self.nondominant * Z
             inner = torch.addmm(inner, self.cross.T, nondominant, alpha=-1.0)
@@ -210,7 +213,8 @@ def subtract_nondominant(K: Float[Tensor, "a b"], C: Float[Tensor, "a b"], rows:
     """K -= C in place wherever neither row nor column is marked; returns the sum of squares of what was subtracted."""
     energy = 0.0
     keep = (~cols).to(K.dtype)
-    for target, block, marked in zip(K.split(_ROWS), C.split(_ROWS), rows.split(_ROWS), strict=True):
+    step = _ROWS if K.device.type == "cpu" else len(K)  # an accelerator has no such cache, and waits for each sum
+    for target, block, marked in zip(K.split(step), C.split(step), rows.split(step), strict=True):
         nondominant = (block * keep).mul_((~marked).to(K.dtype)[:, None])
         energy += square_sum(nondominant)
         target.sub_(nondominant)

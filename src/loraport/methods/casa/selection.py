@@ -8,7 +8,7 @@ from torch import Tensor
 
 from loraport.core.thin_svd import rounding
 from loraport.methods.casa.arbitration import arbitrated_entries
-from loraport.methods.casa.clusters import Clusters, connected_components, redrawn, rotations, turns
+from loraport.methods.casa.clusters import Clusters, connected_components, edges, redrawn_edges, turns
 from loraport.methods.casa.params import CasaParams
 from loraport.methods.casa.routing import DriftRouting
 
@@ -73,12 +73,12 @@ def _unsettled(
 ) -> Unsettled:
     """Takes the decisions once more, on slightly other numbers."""
     k, a, b, error = len(C_lora), len(rows), len(cols), rounding(S)
-    clusters = connected_components(rotations(*redrawn(C_lora, S[:k], error)) > params.tau)
+    clusters = connected_components(redrawn_edges(C_lora, S[:k], params.tau, error))
     other_rows = dominant(clusters, drift.receivers, params.q_dom, a)
     other_cols = dominant(clusters, drift.senders, params.q_dom, b)
     # An entry is nondominant where neither its row nor its column is dominant: count by rectangles.
     pairs = ((rows, cols), (other_rows, other_cols), (rows | other_rows, cols | other_cols))
-    first, second, both = (int((~r).sum()) * int((~c).sum()) for r, c in pairs)
+    first, second, both = torch.stack([(~r).sum() * (~c).sum() for r, c in pairs]).cpu().tolist()
     share = (first + second - 2 * both) / (a * b)
     if not len(hits):
         return Unsettled(share, 0.0)
@@ -91,7 +91,7 @@ def _unsettled(
 
 def clusters_of(C: Float[Tensor, "k k"], S: Float[Tensor, " k"], tau: float) -> Clusters:
     """The directions that an update mixes with each other (Eq. 4)."""
-    return connected_components(rotations(C, S) > tau)
+    return connected_components(edges(C, S, tau))
 
 
 def dominant(clusters: Clusters, density: Tensor, q: float, among: int) -> Tensor:

@@ -5,6 +5,7 @@ Layers wider than tall are transposed first, so that rows are the long side.
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
@@ -65,11 +66,13 @@ def _figures(update: LowRank, size: float, along: float, selection: Selection, u
     """The values of `Casa.columns`, before the update is cut to a rank; shares are of the m x n routing matrix."""
     m, n = update.shape
     scale = update.norm()
-    nondominant = (m - int(selection.rows.sum())) * (n - int(selection.cols.sum()))
+    sizes = (selection.rows.sum(), selection.cols.sum(), selection.clusters.sizes.max())
+    rows, cols, largest = torch.stack(sizes).cpu().tolist()
+    nondominant = (m - rows) * (n - cols)
     return {
         "head": selection.clusters.labels.numel(),
         "clusters": selection.clusters.count,
-        "largest_cluster": int(selection.clusters.sizes.max()),
+        "largest_cluster": largest,
         "dominant_share": 1.0 - nondominant / (m * n),
         "arbitrated_share": selection.hits.numel() / (m * n),
         "unsettled_share": selection.unsettled.share,

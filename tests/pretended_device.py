@@ -1,0 +1,98 @@
+"""An accelerator that is not there: tensors that say they are on a device of their own and are computed on the CPU.
+
+It refuses what an accelerator refuses (operands on two devices), and counts what makes the program wait for one: a
+value that Python asks for, a result whose size depends on values, a copy from or to the CPU. The device is called
+"meta", which is the one name that torch knows without hardware or a library.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+DEVICE = torch.device("meta")
+_WAITS = {"_local_scalar_dense", "nonzero", "equal", "_unique2", "is_nonzero", "masked_select", "bincount"}
+_INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
+_COPIES = {"_to_copy", "copy_"}
+
+
+class Pretended(Tensor):
+    """A tensor on the device; the one on the CPU that stands behind it is `there`."""
+
+    there: Tensor
+
+    @staticmethod
+    def __new__(cls, there: Tensor) -> "Pretended":
+        made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, there.shape, strides=there.stride(), storage_offset=there.storage_offset(), dtype=there.dtype,
+            device=DEVICE,
+        )  # fmt: skip
+        made.there = there
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        raise AssertionError(f"{func} outside of `pretended_device`")
+
+
+class _Device(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = func._schema.name.removeprefix("aten::")
+        tensors = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Tensor)]
+        here = [one for one in tensors if isinstance(one, Pretended)]
+        wanted = kwargs.get("device")
+        if name in _COPIES:
+            ends = {type(one) for one in tensors} if name == "copy_" else {type(tensors[0]), _kind(wanted, tensors[0])}
+            if len(ends) == 2 and not kwargs.get("non_blocking"):
+                self.waits["copy"] += 1
+        elif here:
+            strangers = [one for one in tensors if not isinstance(one, Pretended) and one.dim() > 0]
+            assert not strangers or name in _INDEXED, f"{func} on two devices"
+            if name in _WAITS or (name in _INDEXED and any(_is_mask(one) for one in args[1])):
+                self.waits[name] += 1
+            if name in _INDEXED and any(isinstance(one, Tensor) and not isinstance(one, Pretended) for one in args[1]):
+                self.waits["copy"] += 1
+        on_device = _kind(wanted, tensors[0] if tensors else None) is Pretended
+        if wanted is not None:
+            kwargs["device"] = torch.device("cpu")
+        found = func(*tree_map(_behind, args), **tree_map(_behind, kwargs))
+        written = {id(one.there): one for one in here}
+
+        def back(one: Any) -> Any:
+            if not isinstance(one, Tensor):
+                return one
+            return written[id(one)] if id(one) in written else Pretended(one)
+
+        return tree_map(back, found) if on_device or (here and wanted is None) else found
+
+
+def _kind(wanted: Any, tensor: Tensor | None) -> type[Tensor]:
+    """Where a result is: as asked for, else where the first tensor is."""
+    if wanted is not None:
+        return Pretended if torch.device(wanted) == DEVICE else Tensor
+    return Pretended if isinstance(tensor, Pretended) else Tensor
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def _behind(one: Any) -> Any:
+    return one.there if isinstance(one, Pretended) else one
+
+
+@contextmanager
+def pretended_device() -> Iterator[Counter[str]]:
+    """While it lasts `tensor.to(DEVICE)` works; yields how often the program waited, by what it did."""
+    with _Device() as device:
+        yield device.waits
