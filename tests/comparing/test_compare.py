@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import loraport
+import tiny_videos
 from loraport.comparing.clips import ClipFolder
 from loraport.comparing.opening import find_model
 from loraport.comparing.rendering import Shot, render, set_sampling
@@ -106,6 +107,25 @@ def test_videos_from_the_command_line(videos, tmp_path, capsys):
     page = (tmp_path / "out" / "index.html").read_text("utf-8")
     assert "<b>runs" not in page
     assert "&lt;b&gt;runs" in page
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ltx_video", "hunyuan_video", "ltx2", "cogvideox"])
+def test_other_families_run_from_end_to_end(tmp_path, name):
+    """Source and target, the LoRA on both, another one on the target, and their numbers."""
+    source = tiny_videos.PIPELINES[name](tmp_path / "source")
+    tiny_videos.PIPELINES[name](tmp_path / "target", drift=0.3)
+    tiny_videos.lora(source, tmp_path / "lora.safetensors")
+    tiny_videos.lora(source, tmp_path / "carried.safetensors", size=0.2)
+    report = run(
+        tmp_path, tmp_path / "out", settings=loraport.CompareSettings(frames=9, height=32, width=32),
+        source_sampling=SamplingSettings(steps=2), target_sampling=SamplingSettings(steps=2),
+    )  # fmt: skip
+    assert report.made == 4
+    assert report.fps == {"ltx_video": 25, "hunyuan_video": 24, "ltx2": 24, "cogvideox": 8}[name]
+    assert report.scores["target+lora@1"]["distance"].mean > 0
+    assert {frames.shape for _, frames, _ in clips_of(report).values()} == {(9, 32, 32, 3)}
+    assert report.page.stat().st_size < 5_000_000
 
 
 @pytest.mark.slow

@@ -6,14 +6,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import loraport
+import networks
 import tiny_pipelines
+import tiny_videos
 from loraport.comparing import making_probe
 from loraport.comparing.making_probe import Inputs, outputs_for, write_probe
 from loraport.comparing.opening import Place, find_model, opened
 from loraport.comparing.probe import COLOURS, PUSH, dose
 from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
 from loraport.errors import LoraportError, NumericalError, UsageError
+from loraport.models.families import families
 from loraport.sampling.schedule import SamplingSettings
+from networks import NETWORKS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RED = PUSH * np.array(COLOURS["red"])
@@ -91,6 +95,59 @@ def _latents(pipeline, family, settings, shot):
     finally:
         del pipeline.vae.decode
     return kept[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", tiny_videos.PIPELINES)
+def test_in_every_family_the_probe_moves_the_latents_by_the_colour(tmp_path, name):
+    """The real pipeline with the real LoRA on it, but for a constant that the last layer is given."""
+    model = find_model(tiny_videos.PIPELINES[name](tmp_path / "model"), "source")
+    settings = SamplingSettings(steps=1 if name == "cogvideox" else 3)  # velocities of a rotation add up to more
+    shot = Shot("a cat sits", 3, height=32, width=32, frames=9)
+    with opened(model, CPU) as pipeline:
+        put = outputs_for(pipeline, model.family, settings, shot, RED)
+        wanted = making_probe._colour(pipeline, 5, RED)
+        width = making_probe.last_layer(pipeline, model.family).in_features
+        constant = torch.randn(width, generator=torch.Generator().manual_seed(0))
+
+        def given(module, inputs):
+            return (constant.expand_as(inputs[0]),)
+
+        def latents():
+            handle = making_probe.last_layer(pipeline, model.family).register_forward_pre_hook(given)
+            try:
+                return _latents(pipeline, model.family, settings, shot)
+            finally:
+                handle.remove()
+
+        before = latents()
+        write_probe(tmp_path / "probe.safetensors", model.family, constant / (constant @ constant), put)
+        with with_loras(pipeline, model.family, tmp_path / "probe.safetensors", 1.0):
+            after = latents()
+    moved = (after - before).mean((0, 2, 3, 4))
+    size = wanted.abs().max().item()
+    assert size > 0
+    assert torch.allclose(moved, wanted, rtol=1e-2, atol=1e-3 * size)
+    assert (after - before).std((0, 2, 3, 4)).max() < 1e-2 * size
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_last_layer_is_a_linear_one_and_whole_in_a_lora(name):
+    family = families()[NETWORKS[name].family]
+    if not family.diffusers.output:
+        pytest.skip("a pipeline that no prompt is enough for")
+    layer = networks.build(name).get_submodule(family.spell(family.diffusers.output, "diffusers"))
+    assert isinstance(layer, torch.nn.Linear)
+    assert family.place(family.diffusers.output, family.universal).index is None
+
+
+def test_all_families_with_a_pipeline_have_a_probe():
+    runs = {
+        name: one.diffusers
+        for name, one in families().items()
+        if "Modular" not in (one.diffusers.pipeline or "Modular")
+    }
+    assert all(one.output for one in runs.values())
 
 
 @pytest.mark.slow

@@ -10,14 +10,14 @@ from torch.nn import functional
 from loraport.errors import FileError
 from loraport.metrics import similarity
 from loraport.metrics.frames import resized
+from loraport.metrics.judging import Judges, Weights
 from loraport.metrics.lite import Lite, LiteFeatures, weights_in_package
-from loraport.metrics.measures import BY_KEY, MEASURES, MOTION, Judges, Weights
+from loraport.metrics.measures import BY_KEY, MEASURES, MOTION
 
 transformers = pytest.importorskip("transformers")
 from loraport.metrics.csd import Csd  # noqa: E402
 from loraport.metrics.towers import CLIP_COLOURS, IMAGENET_COLOURS, Clip, Dino  # noqa: E402
-
-WIDTH, SIZE, PATCH = 64, 24, 8
+from tiny_judges import PATCH, SIZE, WIDTH, clip_folder, dino_folder, frames  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -25,32 +25,6 @@ def _own_rng():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
-
-
-def frames(count=3, shape=(30, 40)):
-    return np.random.default_rng(0).integers(0, 256, (count, *shape, 3), dtype=np.uint8)
-
-
-def clip_folder(folder):
-    import tinywan
-
-    vision = {"hidden_size": WIDTH, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 1}
-    text = {**vision, "vocab_size": 12, "max_position_embeddings": 6, "eos_token_id": 1, "bos_token_id": 0}
-    config = transformers.CLIPConfig(
-        text_config=text, vision_config={**vision, "image_size": SIZE, "patch_size": PATCH}, projection_dim=20
-    )
-    transformers.CLIPModel(config).save_pretrained(folder)
-    tinywan.tokenizer().save_pretrained(folder)
-    return folder
-
-
-def dino_folder(folder, kind="ViT"):
-    config = getattr(transformers, f"{kind}Config")(
-        hidden_size=WIDTH, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, image_size=SIZE,
-        patch_size=PATCH,
-    )  # fmt: skip
-    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
-    return folder
 
 
 def csd_state():
@@ -213,24 +187,27 @@ def test_all_measures_of_a_clip(tmp_path):
     held = {f"backbone.{key}": tensor for key, tensor in csd_state().items()}
     save_file({**held, "last_layer_style": torch.randn(WIDTH, 12)}, tmp_path / "csd.safetensors")
     save_file(Lite().state_dict(), tmp_path / "lite.safetensors")
+    save_file({"weight": torch.randn(1, 20), "bias": torch.zeros(1)}, tmp_path / "aesthetic.safetensors")
     judges = Judges.open(
         Weights(
-            clip_folder(tmp_path / "clip"),
-            dino_folder(tmp_path / "dino"),
-            tmp_path / "csd.safetensors",
-            tmp_path / "lite.safetensors",
+            clip=clip_folder(tmp_path / "clip"),
+            dino=dino_folder(tmp_path / "dino"),
+            csd=tmp_path / "csd.safetensors",
+            aesthetic=tmp_path / "aesthetic.safetensors",
+            lite=tmp_path / "lite.safetensors",
         )
     )
     made = frames(4, (40, 40))
-    found = judges.judge(made, made, "a cat")
+    found = judges.judge(made, made, "a cat", 8.0)
     assert sorted(found) == sorted(each.key for each in judges.measures(video=True))
-    assert set(found) >= {each.key for each in MEASURES if each.needs != "opencv"}
+    own = ("", "lite", "clip", "dino", "csd", "aesthetic")
+    assert set(found) >= {each.key for each in MEASURES if each.needs in own}
     assert all(np.isfinite(value) for value in found.values())
     for key in ("features", "csd", "clip", "dino", "ssim"):
         assert found[key] == pytest.approx(1, abs=1e-5)
     for key in ("distance", "colour", "colour_spread"):
         assert found[key] == 0
-    alone = judges.judge(made[:1], None, "a cat")
+    alone = judges.judge(made[:1], None, "a cat", 8.0)
     assert not any(BY_KEY[key].pair or BY_KEY[key].video for key in alone)
     assert MOTION[0] in found
 

@@ -8,9 +8,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from loraport.report import compare_page
-from loraport.report.compare_page import ComparePage, Interval, Scene, Way
+from loraport.report import frame, scenes
 from loraport.report.comparison import Measure
+from loraport.report.frame import Fact, Input, Page, Words
+from loraport.report.scenes import Interval, Making, Scene, SideBySide
 
 HOSTILE = "</option></select><script>document.title = 'ran'</script>\" onerror=alert(1) {{ 7 * 7 }} \u202egnp.exe"
 
@@ -22,30 +23,34 @@ def clip(number, frames=5, high=6, wide=8):
     return made
 
 
-def page(ways=2):
-    return ComparePage(
-        title="style.safetensors, side by side",
-        lead="What became of it.",
-        ways=tuple(Way(f"way {n}", HOSTILE if n else "", "result" if n else "reference") for n in range(ways)),
+def played(ways=2, frames=5, prompts=("a cat", HOSTILE), seeds=(0, 1)):
+    return SideBySide(
+        makings=tuple(Making(f"way {n}", HOSTILE if n else "", "result" if n else "reference") for n in range(ways)),
         measures=(Measure("move", "motion", "How much moves."), Measure("far", "distance", "From the first.", "lower")),
         scores=(
             {"move": Interval(1.5, 1.0, 2.0)},
             *({"move": Interval(1.25, 1.0, 2.0), "far": Interval(3.0)},) * (ways - 1),
         ),
-        clips=4,
+        scenes=(
+            Scene(prompt, seed, tuple(clip(n, frames) for n in range(ways))) for prompt in prompts for seed in seeds
+        ),
+        count=len(prompts) * len(seeds),
+        prompts=len(prompts),
+    )
+
+
+def page(side):
+    return Page(
+        words=Words(title="style.safetensors, side by side", lead="What became of it."),
         warnings=(HOSTILE,),
-        facts=(("sampling", HOSTILE),),
-    )  # fmt: skip
-
-
-def scenes(ways=2, frames=5, prompts=("a cat", HOSTILE), seeds=(0, 1)):
-    for prompt in prompts:
-        for seed in seeds:
-            yield Scene(prompt, seed, tuple(clip(n, frames) for n in range(ways)))
+        side_by_side=side,
+        inputs=(Input("LoRA", HOSTILE, (), "ab" * 16),),
+        done=(Fact("sampling", HOSTILE),),
+    )
 
 
 def made(**changes):
-    return compare_page.render(page(), scenes(**changes), count=4)
+    return frame.render(page(played(**changes)))
 
 
 class _Reader(HTMLParser):
@@ -71,7 +76,7 @@ def test_hostile_text_is_text():
     assert not [name for name, _ in seen.attributes if name.startswith("on")]
     assert not [value for name, value in seen.attributes if name in ("src", "href", "action")]
     shown = HOSTILE.replace("\u202e", "⟨U+202E⟩")  # what would turn the direction of the text is seen
-    assert seen.text.count(shown) >= 4  # the prompt chosen and shown, the note, the warning, the setting
+    assert seen.text.count(shown) >= 5  # the prompt chosen and shown, the note, the warning, the file, the setting
     assert any(name == "aria-label" and shown in value for name, value in seen.attributes)
     assert "default-src 'none'" in html
 
@@ -96,14 +101,31 @@ def test_a_sprite_holds_each_frame_in_its_place():
         assert (cell == [20 * number, 10, 200]).all()
 
 
-def test_long_clips_and_large_ones_are_made_smaller():
-    one = compare_page._shown(Scene("p", 0, (clip(0, 200, 36, 64),)), 1)
-    assert (one["frames"], one["of"]) == (compare_page.MOST_FRAMES, 200)
-    wide = np.zeros((4, 480, 832, 3), np.uint8)
-    few, many = (compare_page._shown(Scene("p", 0, (wide,)), count) for count in (1, 3000))
-    sizes = [len(base64.b64decode(one["clips"][0])) for one in (few, many)]
-    assert few["tiny"] is False
-    assert sizes[0] > sizes[1]
+def test_long_clips_and_large_ones_are_made_smaller(monkeypatch):
+    one = scenes._cut(Scene("p", 0, (clip(0, 200, 36, 64),)), (448, 49))
+    assert (one["frames"], one["of"]) == (49, 200)
+    rough = np.random.default_rng(0).integers(0, 256, (50, 10, 500, 3), np.uint8)
+    scene = Scene("p", 0, (rough,))
+    whole = len(scenes._cut(scene, scenes.SIZES[0])["clips"][0])
+    monkeypatch.setattr(scenes, "BUDGET", whole)
+    sizes = [scenes._size(scene, count) for count in (1, 2, 12, 1000)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert (sizes[0], sizes[-1]) == (scenes.SIZES[0], scenes.SIZES[-1])
+    assert len(set(sizes)) >= 3
+
+
+def test_the_page_stays_small_and_says_what_is_left_out(monkeypatch):
+    whole = made()
+    assert "left out" not in whole
+    sheets = sum(map(len, re.findall(r"data:image/webp;base64,([^)]+)", whole)))
+    monkeypatch.setattr(scenes, "BUDGET", sheets * 3 // 4)
+    html = made()
+    assert html.count('<div class="scene"') == 3
+    assert "1 of 4 prompts and seeds are left out" in html
+    assert "Mean over 4 clips" in html
+    assert sum(map(len, re.findall(r"data:image/webp;base64,([^)]+)", html))) <= scenes.BUDGET
+    monkeypatch.setattr(scenes, "BUDGET", 1)
+    assert made().count('<div class="scene"') == 1  # never none
 
 
 def test_stills_have_no_player():
@@ -116,7 +138,7 @@ def test_stills_have_no_player():
 def test_in_a_browser(tmp_path):
     """It plays in step, chooses, is no wider than a phone, and nothing complains."""
     browser = pytest.importorskip("browser", reason="what drives a browser is not there")
-    file = compare_page.write(tmp_path / "index.html", page(3), scenes(3), count=4)
+    file = frame.write(tmp_path / "index.html", page(played(3)))
     with browser.browsing(tmp_path / "profile") as chromium:
         chromium.open(file, width=1100)
         assert chromium.run("document.title") == "style.safetensors, side by side"
@@ -133,6 +155,19 @@ def test_in_a_browser(tmp_path):
         assert chromium.run(moved) != "4"
         assert chromium.complaints() == []
         assert chromium.fetched() == []
+        for key in ("keyDown", "keyUp"):  # the dial by the keyboard, which stops the player
+            chromium.run("document.querySelector('.bar input').focus()")
+            chromium.ask("Input.dispatchKeyEvent", type=key, key="Home", code="Home", windowsVirtualKeyCode=36)
+        assert chromium.run("document.querySelector('.bar input').value") == "0"
+        assert chromium.run("document.querySelector('.bar button').textContent") == "play"
+        told = "[...document.querySelectorAll('.sprite')].map(one => [one.role, one.ariaLabel])"
+        assert all(role == "img" and label.startswith("way ") for role, label in chromium.run(told))
+        for dark in (True, False):
+            chromium.open(file, width=1100, dark=dark)
+            paper = chromium.run("getComputedStyle(document.body).backgroundColor")
+            assert paper == ("rgb(20, 22, 26)" if dark else "rgb(255, 255, 255)")
+            row = "getComputedStyle(document.querySelector('.compared tbody th')).backgroundColor"
+            assert chromium.run(row) == paper  # what stays beside the scrolled numbers is not seen through
         chromium.open(file, width=760)
         chromium.run("document.querySelector('.compared').scrollLeft = 1000")
         left = "document.querySelectorAll('.compared tbody tr')[1].cells[{}].getBoundingClientRect().left"

@@ -8,14 +8,17 @@ from jaxtyping import UInt8
 from loraport.comparing.report import CompareReport, said
 from loraport.comparing.variants import Variant
 from loraport.metrics import measures
-from loraport.report import compare_page
-from loraport.report.compare_page import ComparePage, Interval, Scene, Way
+from loraport.report import frame
 from loraport.report.comparison import Measure
+from loraport.report.frame import Fact, Input, Page, Words
+from loraport.report.scenes import Interval, Making, Scene, SideBySide
 
 ROLES = {"source": "the source", "target": "the target"}
+Clips = Callable[[str, int, int], UInt8[np.ndarray, "f h w 3"]]
+"""The frames of a variant, a prompt and a seed."""
 
 
-def write_compare_page(report: CompareReport, clip: Callable[[str, int, int], UInt8[np.ndarray, "f h w 3"]]) -> None:
+def write_compare_page(report: CompareReport, clip: Clips) -> None:
     """Write the page of a comparison.
 
     Args:
@@ -25,33 +28,35 @@ def write_compare_page(report: CompareReport, clip: Callable[[str, int, int], UI
     Raises:
         FileError: it cannot be written.
     """
-    shots = shots_of(report)
-    scenes = (Scene(report.prompts[p], s, tuple(clip(v.key, p, s) for v in report.variants)) for p, s in shots)
-    compare_page.write(report.page, page_of(report), scenes, count=len(shots))
+    frame.write(report.page, page_of(report, clip))
 
 
-def page_of(report: CompareReport) -> ComparePage:
-    """Texts and numbers of the page."""
+def page_of(report: CompareReport, clip: Clips) -> Page:
+    """Texts, numbers and clips of the page."""
     lora = next(one.lora for one in report.variants if one.lora is not None)
-    return ComparePage(
-        title=f"{lora.name}, side by side",
-        lead=f"{report.family}: what the LoRA does on the source it was trained on, and what of it arrives on the "
-        "target.",
-        ways=tuple(Way(one.label, _note(one), one.kind) for one in report.variants),
+    shots = [(p, s) for p in range(len(report.prompts)) for s in range(report.seeds)]
+    side = SideBySide(
+        makings=tuple(Making(one.label, _note(one), one.kind) for one in report.variants),
         measures=tuple(_column(one) for one in report.measures),
         scores=tuple(
             {key: Interval(score.mean, score.low, score.high) for key, score in report.scores[one.key].items()}
             for one in report.variants
         ),
-        clips=len(shots_of(report)),
-        warnings=report.warnings,
-        facts=tuple(_facts(report)),
+        scenes=(Scene(report.prompts[p], s, tuple(clip(v.key, p, s) for v in report.variants)) for p, s in shots),
+        count=len(shots),
+        prompts=len(report.prompts),
     )
-
-
-def shots_of(report: CompareReport) -> list[tuple[int, int]]:
-    """The clips of each variant, as (prompt, seed)."""
-    return [(p, s) for p in range(len(report.prompts)) for s in range(report.seeds)]
+    return Page(
+        words=Words(
+            title=f"{lora.name}, side by side",
+            lead=f"{report.family}: what the LoRA does on the source it was trained on, and what of it arrives on the "
+            "target.",
+        ),
+        warnings=report.warnings,
+        side_by_side=side,
+        inputs=tuple(_inputs(report)),
+        done=tuple(_done(report)),
+    )
 
 
 def _note(variant: Variant) -> str:
@@ -62,14 +67,23 @@ def _column(measure: measures.Measure) -> Measure:
     return Measure(measure.key, measure.title, measure.help, measure.better, digits=measure.digits)
 
 
-def _facts(report: CompareReport) -> list[tuple[str, str]]:
+def _inputs(report: CompareReport) -> list[Input]:
+    own = next(one.lora for one in report.variants if one.lora is not None)
+    roles = [(file, "LoRA" if file == own else "transferred LoRA") for file in report.files]
+    models = [Input(role, name, (report.family,)) for role, name in report.models.items()]
+    return [*(Input(role, str(file), (), report.files[file]) for file, role in roles), *models]
+
+
+def _done(report: CompareReport) -> list[Fact]:
     facts = []
     for role, settings in report.sampling.items():
         words = [f"{name} {_written(value)}" for name, value in said(settings).items()]
-        facts.append((f"sampling of {ROLES[role]}", ", ".join(words) or "as its pipeline does by default"))
+        facts.append(Fact(f"sampling of {ROLES[role]}", ", ".join(words) or "as its pipeline does by default"))
     if report.known:
-        facts.append(("known of the target", report.known))
-    facts += [("prompts", str(len(report.prompts))), ("seeds a prompt", str(report.seeds))]
+        facts.append(Fact("known of the target", report.known))
+    facts += [Fact("prompts", str(len(report.prompts))), Fact("seeds a prompt", str(report.seeds))]
+    if any(measure.video for measure in report.measures):
+        facts.append(Fact("frames a second", f"{report.fps:g}, as measured"))
     return facts
 
 

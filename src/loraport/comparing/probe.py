@@ -19,7 +19,7 @@ from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
 from loraport.comparing.settings import CompareSettings
 from loraport.comparing.sides import find_sides
 from loraport.engine.events import Listener, Step, ignore
-from loraport.errors import NumericalError, UsageError
+from loraport.errors import NumericalError, UnsupportedError, UsageError
 from loraport.files import atomic_path
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
 from loraport.sampling.wan import need_diffusers
@@ -100,7 +100,8 @@ def probe(
 
     Raises:
         LoraportError: see `loraport.errors`. UnsupportedError: the network's output does not reach the decoder as a
-            picture of its own. NumericalError: the source does not show the colour either.
+            picture of its own, or diffusers loads no LoRAs for it. NumericalError: the source does not show the colour
+            either.
     """
     need_diffusers()
     if colour not in COLOURS:
@@ -112,6 +113,11 @@ def probe(
     settled, distillation = sides["target"].settings, sides["target"].distillation
     shot = Shot(prompt, seed, chosen.negative, chosen.height, chosen.width, chosen.frames)
     family = sides["source"].model.family
+    if not family.diffusers.loader:
+        raise UnsupportedError(
+            f"diffusers loads no LoRAs for {family.title}, so a colour probe cannot be measured there",
+            where=str(source),
+        )
     with tempfile.TemporaryDirectory(prefix="loraport-", ignore_cleanup_errors=True) as folder:
         made = Path(folder, "probe.safetensors")
         with opened(sides["source"].model, place) as pipeline:

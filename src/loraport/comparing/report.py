@@ -26,6 +26,9 @@ class CompareReport:
         clips: (variant, prompt, seed) -> numbers of that clip.
         sampling: how source and target were sampled.
         known: what was known of the target's sampling, and from whom; "" where the user said all.
+        models: source and target, as they were named.
+        files: LoRA file -> digest of its contents.
+        fps: frames a second of a video, as its measures take it.
         made: clips that were made in this run.
         found: clips that were there.
         warnings: sentences for the user.
@@ -42,6 +45,9 @@ class CompareReport:
     clips: dict[tuple[str, int, int], dict[str, float]]
     sampling: dict[str, SamplingSettings]
     known: str
+    models: dict[str, str]
+    files: dict[Path, str]
+    fps: float
     made: int
     found: int
     warnings: tuple[str, ...] = ()
@@ -74,6 +80,9 @@ class CompareReport:
             ],
             "sampling": {role: said(settings) for role, settings in self.sampling.items()},
             "known": self.known,
+            "models": self.models,
+            "files": {str(file): digest for file, digest in self.files.items()},
+            "fps": self.fps,
             "made": self.made,
             "found": self.found,
             "warnings": list(self.warnings),

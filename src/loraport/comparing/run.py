@@ -21,7 +21,7 @@ from loraport.comparing.variants import REFERENCE, Variant, list_variants
 from loraport.engine.events import Listener, Step, Warned, ignore
 from loraport.errors import FileError, UsageError
 from loraport.files import read_text, write_json
-from loraport.metrics.measures import Judges, Weights
+from loraport.metrics.judging import Judges, Weights
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
 from loraport.sampling.wan import need_diffusers
 
@@ -74,7 +74,7 @@ def compare(
     variants = list_variants(files[0], files[1:], settings.strengths, source_alone=settings.source_alone)
     place = Place.of(device, settings.precision, settings.offload)
     sides = find_sides(source, target, added_loras(target_lora), source_sampling, target_sampling)
-    weights = Weights(*(None if path is None else Path(path) for path in (settings.clip, settings.dino, settings.csd)))
+    weights = Weights(**{name: None if path is None else Path(path) for name, path in settings.weights().items()})
     Judges.open(weights)  # what cannot judge is said before hours of work
     gc.collect()
     folder = Path(output)
@@ -107,7 +107,8 @@ def compare(
                             clips.write(names[name], render(pipeline, side.model.family, side.settings, shot))
             del pipeline
     judges = Judges.open(weights, str(place.device))
-    judged = _judge(judges, clips, names, variants, texts, settings.seeds, on_event)
+    fps = settings.fps or float(sides["source"].model.family.diffusers.fps)
+    judged = _judge(judges, clips, names, variants, texts, settings.seeds, fps, on_event)
     video = any(len(_read(clips, made)) > 1 for made in list(names.values())[:1])
     warnings = _warnings(len(texts), settings.seeds)
     for sentence in warnings:
@@ -127,6 +128,9 @@ def compare(
         clips=judged,
         sampling={role: side.settings for role, side in sides.items()},
         known=sides["target"].known,
+        models={role: side.name for role, side in sides.items()},
+        files=digests,
+        fps=fps,
         made=len(missing),
         found=len(names) - len(missing),
         warnings=warnings,
@@ -177,6 +181,7 @@ def _judge(
     variants: Sequence[Variant],
     texts: Sequence[str],
     seeds: int,
+    fps: float,
     on_event: Listener,
 ) -> dict[tuple[str, int, int], dict[str, float]]:
     """The numbers of each clip; a clip of another size than the reference is an error of its own."""
@@ -195,7 +200,8 @@ def _judge(
                         values=f"{_by(reference.shape)}, {_by(frames.shape)} (frames x height x width)",
                         fix="say the size for both: --frames, --height, --width",
                     )  # fmt: skip
-                found[variant.key, p, s] = judges.judge(frames, None if variant.key == REFERENCE else reference, text)
+                other = None if variant.key == REFERENCE else reference
+                found[variant.key, p, s] = judges.judge(frames, other, text, fps)
     return found
 
 

@@ -47,6 +47,17 @@ class CompareSettings(Settings):
         Field(gt=0),
         Setting("Frames of a video.", "--frames", panel=CLIPS, metavar="N", default="the pipeline's own"),
     ] = None
+    fps: Annotated[
+        float | None,
+        Field(gt=0),
+        Setting(
+            "Frames a second of a video, for what is measured of it.",
+            "--fps",
+            panel=JUDGING,
+            metavar="N",
+            default="what the model is made for",
+        ),
+    ] = None
     offload: Annotated[
         Literal["none", "model", "sequential", "group"],
         Setting(
@@ -76,6 +87,37 @@ class CompareSettings(Settings):
         PathText | None,
         Setting("Checkpoint of CSD, to judge style by.", "--csd", panel=JUDGING, metavar="FILE", path=True),
     ] = None
+    aesthetic: Annotated[
+        PathText | None,
+        Setting(
+            "LAION's aesthetic predictor on the features of --clip, which has to be ViT-L/14.", "--aesthetic",
+            panel=JUDGING, metavar="FILE", path=True,
+        ),
+    ] = None  # fmt: skip
+    raft: Annotated[
+        PathText | None,
+        Setting("Weights of RAFT, to measure the dynamic degree with.", "--raft", panel=JUDGING, metavar="FILE",
+                path=True),
+    ] = None  # fmt: skip
+    videoalign: Annotated[
+        PathText | None,
+        Setting(
+            "VideoAlign's repository with its checkpoint, to judge videos by.", "--videoalign", panel=JUDGING,
+            metavar="FOLDER", path=True,
+        ),
+    ] = None  # fmt: skip
+    qwen: Annotated[
+        PathText | None,
+        Setting(
+            "Folder of Qwen2-VL-2B-Instruct, of which VideoAlign takes configuration and tokenizer.", "--qwen",
+            panel=JUDGING, metavar="FOLDER", path=True,
+        ),
+    ] = None  # fmt: skip
+
+    def weights(self) -> dict[str, PathText | None]:
+        """The weights to judge by, by name."""
+        names = ("clip", "dino", "csd", "aesthetic", "raft", "videoalign", "qwen")
+        return {name: getattr(self, name) for name in names}
 
     def check(self) -> None:
         """Refuse strengths that are said twice. Raises UsageError."""

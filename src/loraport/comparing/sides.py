@@ -30,6 +30,11 @@ class Side:
     distillation: tuple[AddedLora, ...] = ()
     known: str = ""
 
+    @property
+    def name(self) -> str:
+        """As the user named it."""
+        return " + ".join([self.model.name, *(f"{one.file} at {one.strength:g}" for one in self.distillation)])
+
     def digest(self, place: Place) -> str:
         """Of its files, and of all that runs it alike."""
         models = [model_digest(path) for path in (self.model.path, self.model.base) if path is not None]

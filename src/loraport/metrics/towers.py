@@ -81,7 +81,7 @@ class Clip(Tower):
 
         network = load(CLIPModel, folder, ("clip",))
         super().__init__(network, network.config.vision_config, device)
-        with _said_of(folder, "tokenizer"):
+        with said_of(folder, "tokenizer"):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
     def embed(self, pixels: Float[Tensor, "n 3 i j"]) -> Float[Tensor, "n d"]:
@@ -152,7 +152,7 @@ def load(kind: Any, folder: Path, types: tuple[str, ...]) -> Any:
         raise FileError(
             "the network is of another kind", where=str(file), values=f"{str(found)[:80]}; wanted: {', '.join(types)}"
         )
-    with _said_of(folder, "network"), torch.random.fork_rng(devices=[]):
+    with said_of(folder, "network"), torch.random.fork_rng(devices=[]):
         network, told = kind.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, use_safetensors=True
         )
@@ -165,7 +165,8 @@ def load(kind: Any, folder: Path, types: tuple[str, ...]) -> Any:
 
 
 @contextlib.contextmanager
-def _said_of(folder: Path, what: str) -> Iterator[None]:
+def said_of(folder: Path, what: str) -> Iterator[None]:
+    """What other libraries say of files that they cannot load, as an error of ours. Raises FileError."""
     try:
         yield
     except LoraportError:

@@ -1,6 +1,7 @@
 """Weights of a judge from a file: safetensors, or a torch file by restricted loading only."""
 
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,16 @@ from loraport.errors import FileError
 
 NESTS = ("model_state_dict", "state_dict", "model", "teacher")
 """Names under which checkpoints keep the weights of interest."""
+BROKEN = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
+"""What the reader of torch files says of bytes that are none."""
 
 
-def read_state(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file by name, in float32, without the `module.` that training on several GPUs leaves.
+def read_state(file: Path, *, keep_dtype: bool = False) -> dict[str, Tensor]:
+    """The tensors of a file by name, without the `module.` that training on several GPUs leaves.
+
+    Args:
+        file: safetensors or a torch file.
+        keep_dtype: leave numbers as they are stored, or else in float32.
 
     Raises:
         FileError: no such file, a damaged one, or one that holds more than tensors and plain values.
@@ -26,7 +33,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
         raise FileError("there is no such file of weights", where=str(file))
     try:
         held: Any = load_file(file) if file.suffix == ".safetensors" else _restricted(file)
-    except (SafetensorError, OSError, pickle.UnpicklingError, RuntimeError, ValueError, EOFError) as error:
+    except (SafetensorError, OSError, pickle.UnpicklingError, *BROKEN) as error:
         raise FileError(
             "the weights cannot be read", where=str(file), values=(str(error).strip().splitlines() or [""])[0][:200],
             fix="give safetensors, or a torch file that holds tensors alone",
@@ -36,7 +43,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
     if not isinstance(inner, Mapping) or not any(isinstance(value, Tensor) for value in inner.values()):
         raise FileError("there are no weights by name in this file", where=str(file))
     return {
-        str(key).removeprefix("module."): value.float() if value.is_floating_point() else value
+        str(key).removeprefix("module."): value if keep_dtype or not value.is_floating_point() else value.float()
         for key, value in inner.items()
         if isinstance(value, Tensor)
     }

@@ -58,6 +58,7 @@ class DiffusersClasses:
         loader: class that takes a LoRA file for the pipeline, with `lora_state_dict`.
         guidance: what its call takes the guidance scale as.
         output: canonical name of the last layer of the network, which makes what is predicted.
+        fps: frames a second that its videos are made for.
     """
 
     model: str = ""
@@ -65,6 +66,7 @@ class DiffusersClasses:
     loader: str = ""
     guidance: str = "guidance_scale"
     output: str = ""
+    fps: int = 16
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from loraport.files import write_text
+from loraport.report import scenes
 from loraport.report.charts import Drawing, Place, Places, spread_of
 from loraport.report.comparison import Comparison
 from loraport.report.player import base64_of, shown
@@ -144,6 +145,7 @@ class Page:
         use: how to load the result; none where there is none.
         sampling: how the model that it is for is sampled.
         comparison: clips and scores.
+        side_by_side: real clips of several makings, and their numbers.
         inputs: what went in.
         done: what was done to it.
         listings: keys that were carried over or left out, and the like.
@@ -161,6 +163,7 @@ class Page:
     use: tuple[Way, ...] = ()
     sampling: str = ""
     comparison: Comparison | None = None
+    side_by_side: scenes.SideBySide | None = None
     inputs: tuple[Input, ...] = ()
     done: tuple[Fact, ...] = ()
     listings: tuple[Listing, ...] = ()
@@ -182,16 +185,20 @@ def render(page: Page) -> str:
     """The page as HTML."""
     from markupsafe import Markup
 
-    engine, script = _engine(), _asset("page.js")
+    engine, side = _engine(), page.side_by_side
+    script = _asset("page.js") + (_asset("scenes.js") if side is not None else "")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return engine.get_template("page.html.j2").render(
         page=page,
         clips=None if page.comparison is None else shown(page.comparison),
+        scenes=None if side is None else scenes.shown(side),
         tables=[(title, look, _rows(Layers(table))) for title, look, table in page.tables],
         layers=None if page.layers is None else _rows(page.layers),
         digest=digest,
         version=__version__,
-        css=Markup(_asset("page.css")),  # ours, and not to be escaped
+        css=Markup(
+            _asset("page.css") + (_asset("scenes.css") if side is not None else "")
+        ),  # ours, and not to be escaped
         script=Markup(script),
     )
 

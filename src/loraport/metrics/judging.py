@@ -1,0 +1,167 @@
+"""The judges: what the numbers of a clip are made with, and the numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from loraport.errors import UsageError
+from loraport.metrics import closeness, colour, detail, motion, similarity
+from loraport.metrics.aesthetic import Aesthetic
+from loraport.metrics.csd import Csd
+from loraport.metrics.faces import Faces, face_weights
+from loraport.metrics.lite import LiteFeatures, weights_in_package
+from loraport.metrics.measures import MEASURES, Measure
+from loraport.metrics.raft import Raft
+from loraport.metrics.towers import Clip, Dino, need_transformers
+from loraport.metrics.videoalign import VideoAlign
+
+Pixels = UInt8[np.ndarray, "f h w 3"]
+_OF_ONE: dict[str, Callable[[Pixels], float]] = {
+    "frame_difference": motion.frame_difference,
+    "flow": motion.flow,
+    "foretold": motion.foretold,
+    "flicker": motion.flicker,
+    "edges": detail.edges,
+    "sharpness": detail.sharpness,
+    "chroma": colour.chroma,
+    "contrast": colour.contrast,
+}
+_OF_TWO: dict[str, Callable[[Pixels, Pixels], float]] = {
+    "colour": colour.colour_shift,
+    "colour_spread": colour.colour_spread_shift,
+    "distance": closeness.distance,
+    "ssim": closeness.ssim,
+}
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where the user keeps weights to judge by; None for what is not wanted.
+
+    Attributes:
+        clip: folder of a CLIP.
+        dino: folder of a DINO or DINOv2.
+        csd: checkpoint of CSD.
+        aesthetic: LAION's predictor on the features of `clip`.
+        raft: weights of RAFT.
+        videoalign: the authors' repository with their checkpoint.
+        qwen: folder of the Qwen2-VL that it was made of.
+        lite: weights of EfficientNet-Lite0; those of the package by default, where it is installed.
+        faces: CenterFace as ONNX; that of the package by default, where it and OpenCV are installed.
+    """
+
+    clip: Path | None = None
+    dino: Path | None = None
+    csd: Path | None = None
+    aesthetic: Path | None = None
+    raft: Path | None = None
+    videoalign: Path | None = None
+    qwen: Path | None = None
+    lite: Path | None = None
+    faces: Path | None = None
+
+    def check(self) -> None:
+        """Raises UsageError where one is given without another that it needs."""
+        if self.aesthetic is not None and self.clip is None:
+            raise UsageError("the aesthetic predictor needs CLIP's features", fix="--clip with CLIP ViT-L/14")
+        if (self.videoalign is None) != (self.qwen is None):
+            raise UsageError("VideoAlign needs two folders", fix="--videoalign FOLDER --qwen FOLDER")
+        if any(given is not None for given in (self.clip, self.dino, self.csd, self.videoalign)):
+            need_transformers()
+
+
+@dataclass
+class Judges:
+    """What the numbers are made with. Networks are loaded by `open`, before any clip is made.
+
+    Attributes:
+        opencv: whether it is there.
+        lite, faces, clip, dino, csd, aesthetic, raft, videoalign: networks, or None.
+    """
+
+    opencv: bool = False
+    lite: LiteFeatures | None = None
+    faces: Faces | None = None
+    clip: Clip | None = None
+    dino: Dino | None = None
+    csd: Csd | None = None
+    aesthetic: Aesthetic | None = None
+    raft: Raft | None = None
+    videoalign: VideoAlign | None = None
+
+    @classmethod
+    def open(cls, weights: Weights, device: str = "cpu") -> "Judges":
+        """Load what was given and what is installed.
+
+        Raises:
+            FileError: weights that are missing, damaged or of another network.
+            UsageError: a package, or weights that others need, are missing.
+        """
+        weights.check()
+        faces = weights.faces or face_weights()
+        made = cls(
+            opencv=motion.has_opencv(),
+            clip=None if weights.clip is None else Clip(weights.clip, device),
+            dino=None if weights.dino is None else Dino(weights.dino, device),
+            csd=None if weights.csd is None else Csd(weights.csd, device),
+            raft=None if weights.raft is None else Raft(weights.raft, device),
+            lite=None if weights.lite is None and weights_in_package() is None else LiteFeatures(weights.lite, device),
+            faces=None if faces is None else Faces(faces),
+        )
+        if weights.aesthetic is not None and made.clip is not None:
+            made.aesthetic = Aesthetic(weights.aesthetic, made.clip)
+        if weights.videoalign is not None and weights.qwen is not None:
+            made.videoalign = VideoAlign(weights.videoalign, weights.qwen, device)
+        return made
+
+    def measures(self, *, video: bool) -> tuple[Measure, ...]:
+        """Which numbers there are.
+
+        Args:
+            video: whether the clips have more than one frame.
+        """
+        there = {each.name: bool(getattr(self, each.name)) for each in fields(self)} | {"": True}
+        return tuple(each for each in MEASURES if there[each.needs] and (video or not each.video))
+
+    def judge(self, clip: Pixels, reference: Pixels | None, prompt: str, fps: float) -> dict[str, float]:
+        """All numbers of one clip, by key of the measure.
+
+        Args:
+            clip: what is judged.
+            reference: source + LoRA of the same prompt and seed, of the same size; None for that itself.
+            prompt: what was asked for.
+            fps: frames a second.
+        """
+        wanted = {each.key for each in self.measures(video=len(clip) > 1)}
+        found = {key: of(clip) for key, of in _OF_ONE.items() if key in wanted}
+        looked = clip[similarity.looked_at(len(clip))]
+        if reference is not None:
+            other = reference[similarity.looked_at(len(reference))]
+            found |= {key: of(clip, reference) for key, of in _OF_TWO.items() if key in wanted}
+            for key, network in (("features", self.lite), ("csd", self.csd), ("clip", self.clip), ("dino", self.dino)):
+                if network is not None:
+                    found[key] = similarity.likeness(network.features(looked), network.features(other))
+        if self.faces is not None:
+            count = self.faces.count(looked)
+            found["faces"] = float(count.mean())
+            if reference is not None:
+                found["faces_off"] = float(np.abs(count - self.faces.count(other)).mean())
+        if self.clip is not None:
+            found["clip_text"] = similarity.likeness_to_text(self.clip.features(looked), self.clip.text(prompt))
+            seen = self.clip.features(clip, as_vbench=True)
+            found["background_consistency"] = similarity.consistency(seen)
+            if self.aesthetic is not None:
+                found["aesthetic"] = self.aesthetic.grade(seen)
+        if self.dino is not None:
+            found["subject_consistency"] = similarity.consistency(self.dino.features(clip, as_vbench=True))
+        if self.raft is not None:
+            picked = clip[motion.looked_at(len(clip), fps)]
+            found["dynamic"] = float(motion.is_dynamic(self.raft.speeds(picked), min(clip.shape[1:3])))
+        if self.videoalign is not None and "align" in wanted:
+            rewards = self.videoalign.rewards(clip, prompt, fps)
+            found |= rewards
+            found |= {f"{name}_z": value for name, value in self.videoalign.normalised(rewards).items()}
+        return {key: value for key, value in found.items() if key in wanted}

@@ -1,0 +1,154 @@
+"""VBench's dimensions against their rules written out another way, and against what must hold of any clip."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from scipy import ndimage
+
+from loraport.errors import FileError, UsageError
+from loraport.metrics import motion
+from loraport.metrics.judging import Judges, Weights
+
+pytest.importorskip("transformers")
+from loraport.metrics.aesthetic import Aesthetic
+from loraport.metrics.towers import Clip
+from tiny_judges import clip_folder, frames
+
+
+@pytest.fixture(autouse=True)
+def _own_rng():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def drifting(count=9, step=2.0, high=64, wide=96):
+    """A smooth picture that moves to the right by so many pixels a frame, under a window that stands still."""
+    picture = ndimage.gaussian_filter(np.random.default_rng(0).random((high, wide + 80)), 3)
+    picture = (picture - picture.min()) / np.ptp(picture) * 255
+    rows = [ndimage.shift(picture, (0, step * i), order=1, mode="nearest")[:, 40 : 40 + wide] for i in range(count)]
+    return np.repeat(np.rint(np.stack(rows)).astype(np.uint8)[..., None], 3, -1)
+
+
+def test_the_aesthetic_grade_is_one_layer_on_normalised_features(tmp_path):
+    tower = Clip(clip_folder(tmp_path / "clip"))
+    weight, bias = torch.randn(1, 20), torch.tensor([0.3])
+    torch.save({"weight": weight, "bias": bias}, tmp_path / "linear.pth")
+    seen = tower.features(frames(), as_vbench=True)
+    rows = seen.double().numpy()
+    rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    expected = (rows @ weight[0].double().numpy() + 0.3).mean() / 10
+    assert Aesthetic(tmp_path / "linear.pth", tower).grade(seen) == pytest.approx(expected, abs=1e-6)
+    judges = Judges.open(Weights(clip=tmp_path / "clip", aesthetic=tmp_path / "linear.pth"))
+    assert judges.judge(frames(), None, "a cat", 8.0)["aesthetic"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_predictor_for_another_clip_is_refused(tmp_path):
+    tower = Clip(clip_folder(tmp_path / "clip"))
+    save_file({"weight": torch.zeros(1, 768), "bias": torch.zeros(1)}, tmp_path / "l14.safetensors")
+    with pytest.raises(FileError, match="another CLIP"):
+        Aesthetic(tmp_path / "l14.safetensors", tower)
+    save_file({"weight": torch.zeros(768)}, tmp_path / "other.safetensors")
+    with pytest.raises(FileError, match="no aesthetic predictor"):
+        Aesthetic(tmp_path / "other.safetensors", tower)
+    with pytest.raises(UsageError, match="CLIP's features"):
+        Judges.open(Weights(aesthetic=tmp_path / "l14.safetensors"))
+    with pytest.raises(UsageError, match="two folders"):
+        Judges.open(Weights(videoalign=tmp_path))
+
+
+@pytest.mark.parametrize("count", range(3, 40))
+def test_dynamic_is_vbenchs_rule(count):
+    """For every number of frames that are looked at, with one moving pair too few and with just enough."""
+    high, wide = 48, 64
+    least, needed = 6.0 * (min(high, wide) / 256.0), round(4 * (count / 16.0))
+    for moving in {max(needed - 1, 0), needed}:
+        speeds = [least + 0.01] * moving + [least - 0.01] * (count - 1 - moving)
+        theirs = needed <= sum(speed > least for speed in speeds)
+        assert motion.is_dynamic(speeds, min(high, wide)) == (theirs and moving > 0)
+
+
+def test_what_stands_still_is_not_dynamic():
+    assert not motion.is_dynamic([], 64)
+    assert not motion.is_dynamic([0.0], 64)  # where VBench says that it moves
+    assert not motion.is_dynamic([0.0] * 15, 64)
+    assert motion.looked_at(9, 24.0) == [0, 3, 6]
+    assert motion.looked_at(4, 5.0) == [0, 1, 2, 3]
+
+
+def test_the_fastest_pixels_are_those_of_a_sorted_list():
+    field = np.random.default_rng(0).normal(size=(20, 30, 2))
+    lengths = sorted(float(np.hypot(*one)) for one in field.reshape(-1, 2))[-30:]
+    assert motion.fastest(field) == pytest.approx(np.mean(lengths))
+
+
+def test_frames_are_foretold_where_motion_is_even():
+    pytest.importorskip("cv2", reason="opencv is not installed")
+    moving = drifting()
+    scrambled = moving[[0, 5, 2, 7, 1, 6, 3, 8, 4]]
+    still = np.repeat(moving[:1], 5, 0)
+    assert motion.foretold(still) == pytest.approx(1, abs=1e-3)
+    assert motion.foretold(moving[:2]) == 1
+    assert motion.foretold(moving) > 0.99
+    assert motion.foretold(scrambled) < motion.foretold(moving) - 0.005
+    plain = [np.abs((moving[i - 1].astype(float) + moving[i + 1]) / 2 - moving[i]).mean() for i in range(1, 8, 2)]
+    assert motion.foretold(moving) > 1 - np.mean(plain) / 255  # better than the mean of the neighbours
+    shaken = moving.copy()
+    shaken[1::2] = np.clip(shaken[1::2].astype(int) + 25, 0, 255)
+    assert motion.foretold(shaken) == pytest.approx(motion.foretold(moving) - 25 / 255, abs=0.01)
+
+
+def test_raft_needs_its_package_or_says_so(tmp_path):
+    save_file({"weight": torch.zeros(2)}, tmp_path / "raft.safetensors")
+    with pytest.raises((UsageError, FileError), match=r"torchvision|not the weights of RAFT"):
+        Judges.open(Weights(raft=tmp_path / "raft.safetensors"))
+
+
+def paper_name(key):
+    """A weight of torchvision's RAFT by the name that the paper's code has for it."""
+    parts = key.split(".")
+    if parts[0] in ("feature_encoder", "context_encoder"):
+        net, rest = {"f": "fnet", "c": "cnet"}[key[0]], parts[1:]
+        if rest[0] == "convnormrelu":
+            rest = [("conv1", "norm1")[int(rest[1])], *rest[2:]]
+        elif rest[0] == "conv":
+            rest = ["conv2", *rest[1:]]
+        elif rest[2].startswith("convnormrelu"):
+            rest = [*rest[:2], ("conv", "norm")[int(rest[3])] + rest[2][-1], *rest[4:]]
+        return ".".join([net, *rest])
+    if parts[0] == "mask_predictor":
+        return ".".join(["update_block.mask", "0" if parts[1] == "convrelu" else "2", parts[-1]])
+    if parts[1] == "motion_encoder":
+        names = {"convcorr1": "convc1", "convcorr2": "convc2", "convflow1": "convf1", "convflow2": "convf2"}
+        return f"update_block.encoder.{names.get(parts[2], parts[2])}.{parts[-1]}"
+    if parts[1] == "recurrent_block":
+        return f"update_block.gru.{parts[3]}{parts[2][-1]}.{parts[-1]}"
+    return key
+
+
+@pytest.mark.slow
+def test_raft_by_either_names_is_torchvisions_and_sees_what_moves(tmp_path):
+    models = pytest.importorskip("torchvision.models.optical_flow", reason="torchvision is not installed")
+    from loraport.metrics.raft import Raft
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = models.raft_large(weights=None).eval()
+    state = network.state_dict()
+    torch.save(state, tmp_path / "torchvision.pth")
+    torch.save({f"module.{paper_name(key)}": tensor for key, tensor in state.items()}, tmp_path / "paper.pth")
+    assert len({paper_name(key) for key in state}) == len(state)
+    made = drifting(3, high=130, wide=150)
+    first, second = (Raft(tmp_path / f"{name}.pth").speeds(made) for name in ("torchvision", "paper"))
+    assert first == second
+    pixels = torch.from_numpy(made[:2]).permute(0, 3, 1, 2) / 127.5 - 1
+    pixels = torch.nn.functional.pad(pixels, (1, 1, 3, 3), mode="replicate")  # to 136 x 152
+    with torch.no_grad():
+        flow = network(pixels[:1], pixels[1:], 20)[-1][0]
+    lengths = np.sort(np.hypot(*flow.numpy()).ravel())[::-1]
+    assert first[0] == pytest.approx(lengths[: int(lengths.size * 0.05)].mean(), rel=1e-4)
+    state.pop("mask_predictor.conv.bias")
+    torch.save(state, tmp_path / "torn.pth")
+    with pytest.raises(FileError, match="not the weights of RAFT"):
+        Raft(tmp_path / "torn.pth")
