@@ -1,7 +1,9 @@
-"""Is the drift head-heavy? Its energy in the head of the source's spectrum, against drifts that mean nothing.
+"""Does the drift lean on the strongest directions? Its energy in the first tenth of them, against drifts that mean
+nothing.
 
-Every layer's drift is computed in float32 from the two checkpoints and routed, C = U^T drift V. The head's share of
-||C||^2 is set against its share of the area, for the drift itself and for three null models:
+Every layer's drift is computed in float32 from the two checkpoints and routed, C = U^T drift V. The share of ||C||^2 in
+the first tenth is set against its share of the area, for the drift itself and for three null models. (The head of an
+analysis is another set, the directions that hold 90 % of the squared singular values.)
 
 - a Gaussian drift of the same norm;
 - the published pipeline with no drift at all: the source minus itself, rebuilt from bf16 factors of its SVD;
@@ -20,16 +22,19 @@ from loraport.core.basis import SpectralBasis
 from loraport.core.thin_svd import thin_svd
 from loraport.evaluate.family import Family, Model, load_network
 
-TOP = 0.1
-"""The head here: the first tenth of the directions, rows and columns together (the paper's L shape)."""
+FIRST = 0.1
+"""Share of all directions that is meant, rows and columns together (the paper's L shape)."""
 
 
 @dataclass(frozen=True)
 class Concentration:
-    """One layer. `shares` by kind of drift: energy share of the head over its area share, 1 is no concentration.
+    """One layer.
 
     Attributes:
-        layer: name. relative: norm of the drift over the norm of the weight. area: area share of the head.
+        layer: name.
+        relative: norm of the drift over the norm of the weight.
+        area: share of the entries that lie in the rows and columns of the first tenth.
+        shares: energy in these over their area, by kind of drift; 1 is no concentration.
         rigidity: relative change of the vector of singular values, by kind of drift (Eq. 1 of the paper).
     """
 
@@ -62,7 +67,7 @@ def concentration(
         "bf16 factors": (U * S) @ Vh - W,
         "bf16 weights": W.bfloat16().float() - W,
     }
-    top = max(1, round(TOP * len(basis.S)))
+    top = max(1, round(FIRST * len(basis.S)))
     m, n = W.shape
     area = 1 - (m - top) * (n - top) / (m * n)
     kinds = {kind: D for kind, D in kinds.items() if float(D.norm()) > 0}
@@ -70,7 +75,7 @@ def concentration(
         layer=name,
         relative=float(drift.norm() / W.norm()),
         area=area,
-        shares={kind: head_share(basis, D, top) / area for kind, D in kinds.items()},
+        shares={kind: share_of_first(basis, D, top) / area for kind, D in kinds.items()},
         rigidity={
             kind: float((torch.linalg.svdvals(W + D) - basis.S).norm() / basis.S.norm())
             for kind, D in kinds.items()
@@ -79,10 +84,10 @@ def concentration(
     )
 
 
-def head_share(basis: SpectralBasis, drift: Float[Tensor, "m n"], top: int) -> float:
+def share_of_first(basis: SpectralBasis, drift: Float[Tensor, "m n"], top: int) -> float:
     """Share of ||drift||^2 that the first `top` receivers and senders hold.
 
-    Outside them is (I - U U^T) drift (I - V V^T) for the head's U and V, so no null-space basis is needed.
+    Outside them is (I - U U^T) drift (I - V V^T) for their U and V, so no null-space basis is needed.
     """
     U, Vh = basis.U[:, :top].double(), basis.Vh[:top].double()
     rest = drift.double()
@@ -96,7 +101,7 @@ def summary(layers: list[Concentration]) -> dict[str, dict[str, float]]:
     columns: dict[str, list[float]] = {"relative drift": [layer.relative for layer in layers]}
     for layer in layers:
         for kind, value in layer.shares.items():
-            columns.setdefault(f"head concentration, {kind}", []).append(value)
+            columns.setdefault(f"energy in the first tenth, {kind}", []).append(value)
         for kind, value in layer.rigidity.items():
             columns.setdefault(f"rigidity, {kind}", []).append(value)
     return {name: _mean_and_error(values) for name, values in columns.items()}
