@@ -14,7 +14,6 @@ from loraport.analysis.results import LayerAnalysis
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
-from loraport.core.thin_svd import thin_svd
 from loraport.methods.casa.clusters import Clusters
 from loraport.methods.casa.params import CasaParams
 from loraport.methods.casa.routing import DriftRouting
@@ -56,6 +55,7 @@ def test_the_changed_weight_in_coordinates_is_the_changed_weight(shape, rank):
     torch.testing.assert_close(after.S, S)
     torch.testing.assert_close(after.left.abs(), (basis.U.T @ U).abs(), atol=1e-9, rtol=0)
     torch.testing.assert_close(after.right.abs(), (basis.Vh @ Vh.T).abs(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(after.left.square().sum(0) + after.left_rest, torch.ones_like(S))
     torch.testing.assert_close(update.gram().tril(), (basis.Vh @ D.T @ D @ basis.Vh.T).tril())
 
 
@@ -67,7 +67,7 @@ def test_rigidity_by_its_definition_and_to_first_order():
     across = 1e-5 * random(*SQUARE, seed=2)
     update = coordinates(basis, across)
     measured = spectrum.rigidity(basis.S, turned(basis.S, update).S)
-    assert spectrum.rigidity_to_first_order(basis.S, update.C) == pytest.approx(measured, rel=1e-3)
+    assert float(update.C.diagonal().norm() / basis.S.norm()) == pytest.approx(measured, rel=1e-3)
 
 
 def test_mixing_is_the_rotation_of_small_updates():
@@ -78,7 +78,7 @@ def test_mixing_is_the_rotation_of_small_updates():
     off = ~torch.eye(24, dtype=torch.bool)
     torch.testing.assert_close(left[off], after.left.square()[off], rtol=1e-3, atol=1e-15)
     torch.testing.assert_close(right[off], after.right.square()[off], rtol=1e-3, atol=1e-15)
-    torch.testing.assert_close(beyond, subspaces.left_over(after.left), rtol=1e-2, atol=1e-15)
+    torch.testing.assert_close(beyond, after.left_rest, rtol=1e-2, atol=1e-15)
 
 
 def test_directions_that_lie_close_mix_by_45_degrees_at_most():
@@ -101,7 +101,7 @@ def test_no_cluster_turns_further_than_its_certificate_says(shape, size):
         bound = certificates.bounds(gap, clusters.sizes, float(D.norm()), float(torch.linalg.matrix_norm(D, 2)))
         labels = torch.full((24,), -1)
         labels[:18] = clusters.labels
-        turns = subspaces.leaving(after.left.square(), labels, 15, subspaces.left_over(after.left))
+        turns = subspaces.leaving(after.left.square(), labels, 15, after.left_rest)
         turns = (turns + subspaces.leaving(after.right.square(), labels, 15)).clamp_min(0).sqrt()
         assert bool((turns <= bound + 1e-9).all())
         assert size > 0.01 or bool((bound < 1).any())  # and it says something where the drift is small
@@ -147,16 +147,48 @@ def test_concentration_against_the_whole_matrix():
     assert routing_maps.concentration(update.C, update.rest_energy, TALL[0], 5) == pytest.approx(expected)
 
 
-def test_rounding_is_that_of_the_number_format():
-    basis = thin_svd(random(64, 48, seed=9).float())
+def _of_noise(basis: SpectralBasis, D: Tensor, k: int) -> tuple[float, float, Tensor, Tensor]:
+    """The figures of `nulls.Rounding` of a difference, all squared."""
+    C = basis.U.T @ D @ basis.Vh.T
+    outside = (D @ basis.Vh.T).square().sum(0) - C.square().sum(0)
+    in_head = routing_maps.concentration(C, outside.clamp_min(0), len(D), routing_maps.leading(k))
+    return (
+        float(C.diagonal().square().sum() / basis.S.square().sum()), in_head**2,
+        C[:k, :k].square().sum(0), C[:k, :k].square().sum(1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [None, 40])
+def test_what_rounding_does_in_the_mean_is_what_draws_of_it_do(monkeypatch, rows):
+    basis, size, k = weight((60, 40), seed=9), 0.7, 20
+    found = nulls.rounding(basis, "BF16", size, k, Generator().manual_seed(3))
+    drawn = [
+        _of_noise(basis, nulls.rounding_noise(dense(basis), "BF16", size, Generator().manual_seed(seed)), k)
+        for seed in range(200)
+    ]
+    mean = [sum(each) / len(drawn) for each in zip(*drawn, strict=True)]
+    loose = 0.05
+    if rows is not None:  # of which the figures of all rows are told
+        monkeypatch.setattr(nulls, "_ROWS", rows)
+        found, loose = nulls.rounding(basis, "BF16", size, k, Generator().manual_seed(3)), 0.15
+    assert found.rigidity == pytest.approx(mean[0] ** 0.5, rel=loose)
+    assert found.concentration == pytest.approx(mean[1] ** 0.5, rel=loose)
+    for squares, norms in ((mean[2], found.senders), (mean[3], found.receivers)):
+        torch.testing.assert_close(norms, squares.sqrt(), rtol=2 * loose, atol=0)
+        assert float(norms.mean()) == pytest.approx(float(squares.sqrt().mean()), rel=loose)
+
+
+def test_rounding_leans_on_the_head_as_that_of_real_numbers_does():
+    basis = weight((64, 48), seed=9)
     W = dense(basis)
-    C, rest = nulls.rounding(basis, "BF16", 1.0, Generator().manual_seed(3))
-    assert float(C.square().sum() + rest.sum()) == pytest.approx(1.0, rel=1e-4)
-    moved = W * (1 + 1e-3)
-    true = moved.bfloat16().float() - moved - (W.bfloat16().float() - W)
-    D = basis.U.T @ true @ basis.Vh.T
-    # spread in the same way: the share of the energy that lies within U
-    assert float(C.square().sum()) == pytest.approx(float(D.square().sum() / true.square().sum()), rel=0.1)
+    found = nulls.rounding(basis, "BF16", 1.0, 24, Generator().manual_seed(3))
+    true = []
+    for seed in range(40):
+        moved = W + 0.05 * random(64, 48, seed=seed)
+        lost = moved.bfloat16().double() - moved - (W.bfloat16().double() - W)
+        true.append(_of_noise(basis, lost, 24)[1])
+    assert found.concentration == pytest.approx((sum(true) / len(true)) ** 0.5, rel=0.05)
+    assert found.concentration > 1.05
 
 
 def test_cells_keep_the_order_of_clusters_and_fill_up_evenly():

@@ -68,7 +68,7 @@ def test_the_job_finds_what_whole_matrices_say(files, found):
         for figure in ("rigidity", "relative", "head_concentration", "largest"):
             mine, theirs = getattr(layer.drift, figure), getattr(other.drift, figure)
             assert mine.value == pytest.approx(theirs.value, rel=1e-3), figure
-            assert mine.gaussian == pytest.approx(theirs.gaussian, rel=0.3), figure  # another draw
+            assert mine.gaussian == pytest.approx(theirs.gaussian, rel=0.5), figure  # another draw, of a narrow layer
         assert layer.drift.rotation.measured == pytest.approx(other.drift.rotation.measured, rel=1e-2, abs=1e-3)
         assert layer.loras[0].meeting.cosine.value == pytest.approx(other.loras[0].meeting.cosine.value, abs=1e-5)
         assert layer.loras[0].routing.clusters == other.loras[0].routing.clusters

@@ -51,6 +51,10 @@ class Coordinates:
         found = gram(self.C)
         return found + gram(self.rest) if len(self.rest) else found
 
+    def between(self, low: int, high: int) -> "Coordinates":
+        """What it does between the directions from `low` on and below `high`."""
+        return Coordinates(self.C[low:high, low:high], self.rest[:, low:high])
+
     @classmethod
     def of_factors(cls, basis: SpectralBasis, update: LowRank) -> "Coordinates":
         """Of a low-rank update.
@@ -91,18 +95,17 @@ class Turned:
 
     Args:
         S: singular values, the largest first.
-        left: <u_i, u'_j>, of the output directions of the layer.
-        right: <v_i, v'_j>, of the input directions.
+        left: <u_i, u'_j>, of the longer side.
+        right: <v_i, v'_j>, of the other.
+        left_rest: squared length of u'_j outside of all old directions.
+        right_rest: the same of v'_j; zero, since these span the whole space.
     """
 
     S: Float[Tensor, " p"]
     left: Float[Tensor, "p p"]
     right: Float[Tensor, "p p"]
-
-    @property
-    def T(self) -> "Turned":
-        """Of the transposed layer."""
-        return Turned(self.S, self.right, self.left)
+    left_rest: Float[Tensor, " p"]
+    right_rest: Float[Tensor, " p"]
 
 
 def turned(S: Float[Tensor, " p"], update: Coordinates, *, name: str = "matrix") -> Turned:
@@ -118,4 +121,5 @@ def turned(S: Float[Tensor, " p"], update: Coordinates, *, name: str = "matrix")
     """
     p = len(S)
     basis = thin_svd(update.onto(S), name=name)
-    return Turned(basis.S, basis.U[:p], basis.Vh.T)
+    rest = basis.U[p:].square().sum(0)
+    return Turned(basis.S, basis.U[:p], basis.Vh.T, rest, torch.zeros_like(rest))

@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.analysis.results import Curve, Grid, Measured
+from loraport.analysis.quantities import Curve, Grid, Measured
 
 
 def ratio(part: float, whole: float) -> float:

@@ -13,7 +13,7 @@ from loraport.analysis import nulls, subspaces
 from loraport.analysis.coordinates import Coordinates, turned
 from loraport.analysis.depth import kind_and_block
 from loraport.analysis.kept import sampled, short
-from loraport.analysis.projected import Angles, Layer, Lora, Projected, Proof, Rounding
+from loraport.analysis.projected import Angles, Layer, Lora, Projected, Proof
 from loraport.analysis.results import LayerAnalysis, LoraAnalysis
 from loraport.analysis.routing_figures import meeting_of, routing_of
 from loraport.analysis.update_figures import POINTS, drift_figures, lora_figures
@@ -74,7 +74,7 @@ def project(layer: LayerTensors, params: CasaParams, seed: int) -> Projected:
     """
     wide = layer.shape[0] < layer.shape[1]
     basis = layer.basis.T if wide else layer.basis
-    generator = Generator().manual_seed(seed)
+    generator, head = Generator().manual_seed(seed), basis.head(params.head_energy)
     drift = Coordinates.of_routing(layer.routing)
     loras = {}
     for label, update in layer.updates.items():
@@ -82,12 +82,12 @@ def project(layer: LayerTensors, params: CasaParams, seed: int) -> Projected:
         along = _product(layer, update, drift, basis, given)
         loras[label] = Lora(Coordinates.of_factors(basis, given), update.svd()[1].square(), update.rank, along)
     return Projected(
-        about=Layer(basis.S, basis.shape, wide, basis.head(params.head_energy), params),
+        about=Layer(basis.S, basis.shape, wide, head, params),
         name=layer.name,
         drift=drift,
         routing=layer.routing,
         random=nulls.gaussian(basis.shape, drift.norm, basis.S, generator),
-        noise=_rounding(basis, layer.stored, drift, generator),
+        noise=_rounding(basis, layer.stored, drift, head, generator),
         floor=None if layer.stored is None else layer.stored.relative,
         loras=loras,
         generator=generator,
@@ -138,10 +138,12 @@ def analyse(layer: Projected) -> LayerAnalysis:
     )
 
 
-def _rounding(basis: SpectralBasis, stored: Stored | None, drift: Coordinates, generator: Generator) -> Rounding | None:
+def _rounding(
+    basis: SpectralBasis, stored: Stored | None, drift: Coordinates, k: int, generator: Generator
+) -> nulls.Rounding | None:
     if stored is None or stored.dtype is None or stored.relative < _MEANT or drift.norm == 0.0:
         return None
-    return Rounding(*nulls.rounding(basis, stored.dtype, stored.relative * norm(basis.S), generator))
+    return nulls.rounding(basis, stored.dtype, stored.relative * norm(basis.S), k, generator)
 
 
 def _product(layer: LayerTensors, update: LowRank, drift: Coordinates, basis: SpectralBasis, given: LowRank) -> float:

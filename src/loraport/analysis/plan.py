@@ -50,9 +50,9 @@ class AnalysisJob(Job):
 
     @property
     def cost(self) -> float:
-        """Operations, roughly: decompositions of the source, the target, each LoRA, and of their null models."""
+        """Operations, roughly: decompositions of the source, the target and each LoRA, and a third of it for nulls."""
         p, m, n = min(self.shape), *self.shape
-        return (3 + 2 * len(self.updates)) * 9.0 * p**3 + 8.0 * p * m * n
+        return (2.8 + 1.3 * len(self.updates)) * 9.0 * p**3 + 6.0 * p * m * n
 
 
 @dataclass(frozen=True)

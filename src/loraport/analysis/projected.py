@@ -10,7 +10,8 @@ from torch import Generator, Tensor
 from loraport.analysis import routing_maps, subspaces
 from loraport.analysis.coordinates import Coordinates, Turned
 from loraport.analysis.kept import grid
-from loraport.analysis.results import Grid
+from loraport.analysis.nulls import Rounding
+from loraport.analysis.quantities import Grid
 from loraport.core.operator import norm
 from loraport.methods.casa.params import CasaParams
 from loraport.methods.casa.routing import DriftRouting
@@ -49,6 +50,10 @@ class Layer:
         """Frobenius norm of the source weight."""
         return norm(self.S)
 
+    def spread(self, size: float) -> float:
+        """Mean square of an entry of an update of this norm."""
+        return size**2 / (self.shape[0] * self.shape[1])
+
     @property
     def leading(self) -> int:
         """Directions of the leading tenth of the head."""
@@ -57,14 +62,6 @@ class Layer:
     def grid(self, X: Tensor) -> Grid:
         """Turned back, for people."""
         return grid(X.T if self.wide else X)
-
-
-@dataclass(frozen=True)
-class Rounding:
-    """What rounding does, of `nulls.rounding`: the routing matrix, and each sender's energy outside of the basis."""
-
-    C: Float[Tensor, "p p"]
-    rest: Float[Tensor, " p"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +84,7 @@ class Projected:
         drift: target minus source.
         routing: of the drift, with its densities.
         random: a Gaussian drift of the same norm.
-        noise: of the rounding of the stored numbers; None where it means nothing.
+        noise: what the rounding of the stored numbers does; None where it means nothing.
         floor: its norm over that of the weight; None where there is none.
         loras: by label.
         generator: of further null models.
@@ -111,27 +108,30 @@ class Angles:
     Args:
         left: of the longer side.
         right: of the other.
-        beyond: what new directions of the longer side have outside of all old ones.
+        left_rest: what new directions of the longer side have outside of all of these.
+        right_rest: the same of the other side.
     """
 
     left: Float[Tensor, "p p"]
     right: Float[Tensor, "p p"]
-    beyond: Float[Tensor, " p"]
+    left_rest: Float[Tensor, " p"]
+    right_rest: Float[Tensor, " p"]
 
     @classmethod
     def measured(cls, after: Turned) -> "Angles":
         """From the decomposition of the changed weight."""
-        return cls(after.left.square(), after.right.square(), subspaces.left_over(after.left))
+        return cls(after.left.square(), after.right.square(), after.left_rest, after.right_rest)
 
     @classmethod
     def predicted(cls, S: Float[Tensor, " p"], update: Coordinates) -> "Angles":
         """To first order, from the update alone."""
-        return cls(*subspaces.mixing(S, update))
+        left, right, rest = subspaces.mixing(S, update)
+        return cls(left, right, rest, torch.zeros_like(rest))
 
     def leaving(self, labels: Int[Tensor, " p"], count: int) -> Float[Tensor, " count"]:
         """||sin Theta_U||^2 + ||sin Theta_V||^2 of every group."""
-        left = subspaces.leaving(self.left, labels, count, self.beyond)
-        return left + subspaces.leaving(self.right, labels, count)
+        left = subspaces.leaving(self.left, labels, count, self.left_rest)
+        return left + subspaces.leaving(self.right, labels, count, self.right_rest)
 
     def aligned(self, first: int, width: int) -> float:
         """Mean of |<u_i, u'_i>| over a window of directions, both sides."""
@@ -146,9 +146,9 @@ class Angles:
     def _window(self, first: int, width: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Of each side what the new directions of a window have outside of it, within it, and of their own old one."""
         at = slice(first, first + width)
-        for side, beyond in ((self.left, self.beyond[at]), (self.right, torch.zeros_like(self.beyond[at]))):
+        for side, rest in ((self.left, self.left_rest), (self.right, self.right_rest)):
             within = side[at, at].sum(0)
-            yield side[:, at].sum(0) - within + beyond, within, side.diagonal()[at]
+            yield side[:, at].sum(0) - within + rest[at], within, side.diagonal()[at]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from torch import Tensor
 from loraport.analysis import certificates, routing_maps, spectrum
 from loraport.analysis.coordinates import Coordinates
 from loraport.analysis.kept import curve, measured, ratio, short
-from loraport.analysis.projected import Layer, Lora, Projected, Proof, Rounding
-from loraport.analysis.results import (
+from loraport.analysis.nulls import Rounding
+from loraport.analysis.projected import Layer, Lora, Projected, Proof
+from loraport.analysis.quantities import (
     Certificate,
     Certificates,
     Curve,
@@ -53,12 +54,12 @@ def _densities(about: Layer, cells: routing_maps.Cells, update: Coordinates, noi
     k = about.k
     spread = update.norm / (m * n) ** 0.5
 
-    def both(C: Tensor) -> tuple[Curve, Curve]:
-        send, receive = routing_maps.densities(C[:k, :k].T if about.wide else C[:k, :k])
-        return curve(cells.mean(send)), curve(cells.mean(receive))
+    def both(senders: Tensor, receivers: Tensor) -> tuple[Curve, Curve]:
+        sides = (receivers, senders) if about.wide else (senders, receivers)
+        return curve(cells.mean(sides[0])), curve(cells.mean(sides[1]))
 
-    send, receive = both(update.C)
-    rounded = (None, None) if noise is None else both(noise.C)
+    send, receive = both(*routing_maps.densities(update.C[:k, :k]))
+    rounded = (None, None) if noise is None else both(noise.senders, noise.receivers)
     return Densities(
         send=send,
         receive=receive,

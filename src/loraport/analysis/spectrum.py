@@ -16,11 +16,6 @@ def rigidity(before: Float[Tensor, " p"], after: Float[Tensor, " p"]) -> float:
     return norm(after - before) / scale if (scale := norm(before)) > 0 else 0.0
 
 
-def rigidity_to_first_order(S: Float[Tensor, " p"], C: Float[Tensor, "p p"]) -> float:
-    """The same from the routing matrix alone: singular value i changes by C_ii. For updates that are small."""
-    return norm(C.diagonal()) / scale if (scale := norm(S)) > 0 else 0.0
-
-
 def ranks_up_to(p: int) -> tuple[int, ...]:
     """1, 2, 4, ... and p."""
     return (*(2**power for power in range(p.bit_length()) if 2**power < p), p)

@@ -68,11 +68,6 @@ def leaving(
     return torch.zeros(count, dtype=shares.dtype, device=shares.device).index_add_(0, labels[inside], lost[inside])
 
 
-def left_over(cosines: Float[Tensor, "p p"]) -> Float[Tensor, " p"]:
-    """What new direction j has outside of all old ones; nothing but rounding where these span the whole space."""
-    return (1 - cosines.square().sum(0)).clamp_min(0)
-
-
 def groups(p: int, most: int) -> tuple[int, ...]:
     """First index of each of at most so many groups of neighbours, about equal in size."""
     count = min(p, most)

@@ -10,7 +10,8 @@ from loraport.analysis import nulls, routing_maps, spectrum, subspaces
 from loraport.analysis.coordinates import Coordinates, Turned, turned
 from loraport.analysis.kept import curve, grid, measured, ratio, sampled, short
 from loraport.analysis.projected import Angles, Layer, Lora, Projected, Proof
-from loraport.analysis.results import Curve, Energy, Grid, Rotation, UpdateAnalysis, Window
+from loraport.analysis.quantities import Curve, Energy, Grid, Rotation, UpdateAnalysis, Window
+from loraport.analysis.segments import turned_at_random
 
 WINDOW = 24
 """Directions of a window at most; a third of all where there are fewer than three windows of that width."""
@@ -24,11 +25,8 @@ def drift_figures(layer: Projected, after: Turned, energies: Float[Tensor, " p"]
     """The null model is decomposed like the drift."""
     about, noise, size = layer.about, layer.noise, layer.drift.norm
     S, places = about.S, _windows(len(about.S))
-    other = turned(S, layer.random, name=layer.name)
+    other = turned_at_random(S, layer.random, about.spread(size), 0.0, name=layer.name)
     angles = (proof.measured, Angles.measured(other))
-    rounded = None
-    if noise is not None:
-        rounded = routing_maps.concentration(noise.C, noise.rest, about.shape[0], about.leading)
     return UpdateAnalysis(
         norm=short(size),
         relative=measured(ratio(size, about.weight), ratio(size, about.weight), layer.floor),
@@ -39,9 +37,13 @@ def drift_figures(layer: Projected, after: Turned, energies: Float[Tensor, " p"]
         rigidity=measured(
             spectrum.rigidity(S, after.S),
             spectrum.rigidity(S, other.S),
-            None if noise is None else spectrum.rigidity_to_first_order(S, noise.C),
+            None if noise is None else noise.rigidity,
         ),
-        head_concentration=measured(_concentration(about, layer.drift), _concentration(about, layer.random), rounded),
+        head_concentration=measured(
+            _concentration(about, layer.drift),
+            _concentration(about, layer.random),
+            None if noise is None else noise.concentration,
+        ),
         intruders=measured(_intruders(about, after), _intruders(about, other)),
         windows=tuple(
             Window(
@@ -66,7 +68,8 @@ def lora_figures(layer: Projected, lora: Lora) -> UpdateAnalysis:
     about, update, generator = layer.about, lora.update, layer.generator
     S, size, rank = about.S, lora.update.norm, min(lora.rank, len(about.S))
     random = nulls.gaussian(about.shape, size, S, generator, rank=rank)
-    after, other = (turned(S, each, name=layer.name) for each in (update, random))
+    after = turned(S, update, name=layer.name)
+    other = turned_at_random(S, random, about.spread(size), size / max(rank, 1) ** 0.5, name=layer.name)
     angles = (Angles.measured(after), Angles.measured(other))
     own = lora.energies if len(lora.energies) else S.new_zeros(1)
     flat = nulls.energies_of_factors(about.shape, max(rank, 1), generator)
@@ -85,7 +88,7 @@ def lora_figures(layer: Projected, lora: Lora) -> UpdateAnalysis:
                 place,
                 first,
                 _window(about, after, first, width),
-                None,
+                _window(about, other, first, width),
                 measured(*(each.aligned(first, width) for each in angles)),
                 measured(*(each.inside(first, width) for each in angles)),
             )
@@ -121,9 +124,9 @@ def _windows(p: int) -> tuple[tuple[Literal["head", "middle", "tail"], int, int]
 
 
 def _rotation(measured: Angles, predicted: Angles, expected: Angles) -> Rotation:
-    p = len(measured.beyond)
+    p = len(measured.left_rest)
     first = subspaces.groups(p, GROUPS)
-    labels = subspaces.labels_of(first, p).to(measured.beyond.device)
+    labels = subspaces.labels_of(first, p).to(measured.left_rest.device)
     sizes = torch.bincount(labels)
 
     def sines(angles: Angles) -> Curve:
