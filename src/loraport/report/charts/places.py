@@ -1,0 +1,44 @@
+"""Where one value stands among others of its kind."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Place:
+    """A value among others of its kind: least, quarter, middle, three quarters, most."""
+
+    label: str
+    value: float
+    text: str
+    spread: tuple[float, float, float, float, float]
+
+    def across(self) -> tuple[float, ...]:
+        """Quarters, middle and value, from 0 (the least) to 100 (the most)."""
+        low, *inner, high = self.spread
+        return tuple(round(100 * (at - low) / (high - low), 1) if high > low else 50.0 for at in (*inner, self.value))
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where values of one thing stand among those of all others."""
+
+    places: tuple[Place, ...]
+    shape: str = field(default="places", init=False)
+
+    def alt(self) -> str:
+        """The places in words."""
+        return "; ".join(f"{each.label}: {each.text}" for each in self.places)
+
+
+def spread_of(values: Sequence[float]) -> tuple[float, float, float, float, float]:
+    """Least, lower quarter, middle, upper quarter, most."""
+    found = sorted(values)
+
+    def at(share: float) -> float:
+        place = share * (len(found) - 1)
+        below = int(place)
+        above = min(below + 1, len(found) - 1)
+        return found[below] + (found[above] - found[below]) * (place - below)
+
+    return at(0.0), at(0.25), at(0.5), at(0.75), at(1.0)
