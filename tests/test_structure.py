@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "analysis": {"merging", "engine", "methods", "adapters", "models", "containers", "store", "core"},
     "calibration": {"engine", "sampling", "methods", "adapters", "models", "containers", "store", "zoo", "core"},
     "checking": {"analysis", "engine", "methods", "adapters", "models", "containers", "store", "core"},
-    "report": {"engine.results", "analysis.results", "checking.results"},
+    "report": {"engine.results", "analysis.results", "checking.results", "checking.expect"},
     "evaluate": {
         "report", "checking", "calibration", "engine", "sampling", "methods", "adapters", "models", "containers",
         "store", "zoo", "core",

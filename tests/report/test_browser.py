@@ -71,9 +71,9 @@ def test_it_sorts(browser, page):
         "blocks.10.ffn.0", "blocks.10.ffn.2", "blocks.10.self_attn.q",
     ]  # fmt: skip
     values, told = _sort(browser, "cosine")
-    assert (values[0], values[-1], told) == ("-0.5", "0.5", "ascending")
+    assert (values[0], values[-1], told) == ("−0.5", "0.5", "ascending")
     values, told = _sort(browser, "cosine")
-    assert (values[0], values[-1], told) == ("0.5", "-0.5", "descending")
+    assert (values[0], values[-1], told) == ("0.5", "−0.5", "descending")
     values, _ = _sort(browser, "driver")
     assert values[1:] == ["–"] * 7  # what has none stays last
     assert browser.run("document.querySelectorAll('[aria-sort]:not([aria-sort=none])').length") == 1

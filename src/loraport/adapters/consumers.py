@@ -15,7 +15,7 @@ from loraport.models.keys import read_yaml
 
 ALL = "all"
 ADDED, ARRIVES = "added", "arrives"  # the one part of which it is said that it arrives, since few have looked
-_NO_PROFILES = {"load", "looked_at"}  # what else a family's entry says
+_NO_PROFILES = {"load", "shift", "looked_at"}  # what else a family's entry says
 # Parts of a file, as they are called in sentences and in the tables.
 PARTS = {
     "partial": "layers missing in its blocks",
@@ -80,11 +80,13 @@ class Reading:
         load: how a file is loaded at strength 1, with {path} and {name} to fill in.
         profiles: output profile -> part that does not arrive (or ALL) -> what happens instead.
         looked_at: as of the program, where it is another version or another way for this family.
+        shift: how the time shift of a model is set, with {shift} to fill in; "" where nobody has looked.
     """
 
     load: str
     profiles: dict[str, dict[str, Outcome]]
     looked_at: dict[str, str] = field(default_factory=dict)
+    shift: str = ""
 
 
 @dataclass(frozen=True, eq=False)  # a row is itself, so that it can be a key
@@ -265,6 +267,7 @@ def _consumer(row: dict[str, Any]) -> Consumer:
             said["load"],
             {profile: _row(cells, row["name"]) for profile, cells in said.items() if profile not in _NO_PROFILES},
             said.get("looked_at", {}),
+            said.get("shift", ""),
         )
         for family, said in row["families"].items()
     }

@@ -41,14 +41,17 @@ def loader_notes(content: Content) -> tuple[str, ...]:
     return tuple(note for note in notes if note)
 
 
-def ways_to_load(path: str | Path, content: Content, at_most: int = 2, *, expert: Expert | None = None) -> list[str]:
-    """What to type or click to use a file at strength 1, in the first programs that take it.
+def ways_to_load(
+    path: str | Path, content: Content, at_most: int = 2, *, expert: Expert | None = None, strength: float = 1.0
+) -> list[str]:
+    """What to type or click to use a file, in the first programs that take it.
 
     Args:
         path: the file.
         content: what is in it.
         at_most: number of programs to name.
         expert: of Wan2.2 that it is for, if one was named.
+        strength: of the LoRA; another than 1 only in programs of which it is known how to say it.
     """
     ways: dict[str, str] = {}
     for consumer in consumers():
@@ -62,9 +65,12 @@ def ways_to_load(path: str | Path, content: Content, at_most: int = 2, *, expert
             )
             inside = "load_lora_weights({path})" in load  # one pipeline that holds both
             load = (second if expert == "low" else load) if inside else f"{load} (with the {expert}-noise model)"
+        load = _at_strength(load, strength)
+        if not load:
+            continue
         text = load.replace("{path}", json.dumps(str(path), ensure_ascii=False)).replace("{name}", Path(path).name)
         ways.setdefault(consumer.program, f"{consumer.program}: {text}")
-    return list(ways.values())[:at_most] or ["with whatever loads the input, at strength 1.0"]
+    return list(ways.values())[:at_most] or [f"with whatever loads the input, at strength {_number(strength)}"]
 
 
 def takers(content: Content) -> list[tuple[str, str]]:
@@ -97,6 +103,22 @@ def takers(content: Content) -> list[tuple[str, str]]:
     order = (IN_FULL, IN_PART, WRONGLY, REFUSED, UNREAD)
     rows = sorted(found.items(), key=lambda item: order.index(item[0][0]))
     return [(title, ", ".join(names) + detail) for (title, detail), names in rows]
+
+
+def _at_strength(load: str, strength: float) -> str:
+    """A way to load at another strength than 1; "" where it is not known how that is said."""
+    if strength == 1.0:
+        return load
+    if "strength 1.0" in load:
+        return load.replace("strength 1.0", f"strength {_number(strength)}")
+    if load == "pipe.load_lora_weights({path})":
+        set_it = f'pipe.set_adapters("lora", {_number(strength)})'
+        return f'pipe.load_lora_weights({{path}}, adapter_name="lora"); {set_it}'
+    return ""
+
+
+def _number(strength: float) -> str:
+    return f"{strength:g}" if strength != int(strength) else f"{strength:.1f}"
 
 
 def _refused(losses: Mapping[str, Outcome]) -> bool:

@@ -119,7 +119,8 @@ class PairAnalysis:
         warnings: sentences for the user.
         version: of loraport.
         seconds: wall time.
-        inputs: what went in, with sizes; digests are not told.
+        inputs: what went in, with the digests of what was used of each.
+        flags: what was asked for besides files, as flags.
     """
 
     source: str
@@ -134,6 +135,7 @@ class PairAnalysis:
     version: str
     seconds: float
     inputs: tuple[InputFile, ...] = ()
+    flags: tuple[str, ...] = ()
 
     def by_kind(self) -> dict[str, tuple[LayerAnalysis, ...]]:
         """The layers of each kind, by depth: norms and other figures by layer type and depth."""

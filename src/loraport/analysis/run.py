@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,13 +18,14 @@ from loraport.core.operator import norm
 from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.events import LayerDone, Listener, Warned, ignore
 from loraport.engine.executor import Slot, executor_for
+from loraport.engine.inputs import joined_digests, model_files
 from loraport.engine.job import LayerJob
 from loraport.engine.keys import matrices_key, references
 from loraport.engine.kinship import unrelated
 from loraport.engine.layer import load_layer
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
-from loraport.engine.results import LayerReport
+from loraport.engine.results import InputFile, LayerReport
 from loraport.engine.run import kept_layers, open_cache
 from loraport.errors import FileError
 from loraport.methods import registry
@@ -186,12 +188,13 @@ def run_analysis(plan: AnalysisPlan, options: RunOptions | None = None, on_event
     jobs = {job.name: job for job in plan.jobs}
     total, done = sum(job.cost for job in plan.jobs), 0.0
     found: dict[str, LayerAnalysis] = {}
+    digests: dict[str, dict[str, str]] = {}
     try:
         for result in executor.run(plan.jobs, work):
             job = jobs[result.layer.name]
             for role, ref in references_of(job).items():  # for the jobs of other processes
                 reader.remember(ref, result.digests[role])
-            found[job.name] = result.layer
+            found[job.name], digests[job.name] = result.layer, result.digests
             done += job.cost
             for message in result.warnings:
                 warn(message)
@@ -205,7 +208,8 @@ def run_analysis(plan: AnalysisPlan, options: RunOptions | None = None, on_event
     layers = tuple(found[job.name] for job in plan.jobs)
     for message in _doubts(layers):
         warn(message)
-    return _pair(plan, layers, tuple(warnings), time.perf_counter() - began)
+    inputs = _with_digests(plan, digests)
+    return _pair(plan, layers, inputs, tuple(warnings), time.perf_counter() - began)
 
 
 def _doubts(layers: tuple[LayerAnalysis, ...]) -> list[str]:
@@ -234,8 +238,29 @@ def _report(job: AnalysisJob, result: AnalysedLayer) -> LayerReport:
     )
 
 
+def _with_digests(plan: AnalysisPlan, layers: Mapping[str, Mapping[str, str]]) -> tuple[InputFile, ...]:
+    """What went in, with the digests of what was used of it, as a transfer has them: layer -> role -> digest."""
+    models = tuple(model_files(plan.pair, joined_digests((name, _of(roles, "")) for name, roles in layers.items())))
+    files = list(models)
+    for lora, told in zip(plan.loras, plan.inputs[len(models) :], strict=True):
+        found = joined_digests((name, _of(roles, f"lora {lora.label} ")) for name, roles in layers.items())
+        files.append(replace(told, digest=found["lora"], header=None) if "lora" in found else told)
+    return tuple(files)
+
+
+def _of(roles: Mapping[str, str], start: str) -> dict[str, str]:
+    """The digests of one LoRA by their roles in it; of the models where `start` is empty."""
+    if not start:
+        return {role: digest for role, digest in roles.items() if not role.startswith("lora ")}
+    return {role.removeprefix(start): digest for role, digest in roles.items() if role.startswith(start)}
+
+
 def _pair(
-    plan: AnalysisPlan, layers: tuple[LayerAnalysis, ...], warnings: tuple[str, ...], seconds: float
+    plan: AnalysisPlan,
+    layers: tuple[LayerAnalysis, ...],
+    inputs: tuple[InputFile, ...],
+    warnings: tuple[str, ...],
+    seconds: float,
 ) -> PairAnalysis:
     pair = plan.pair
     return PairAnalysis(
@@ -250,5 +275,6 @@ def _pair(
         warnings=warnings,
         version=__version__,
         seconds=round(seconds, 3),
-        inputs=plan.inputs,
+        inputs=inputs,
+        flags=plan.recipe.flags("method", "to", "force"),
     )

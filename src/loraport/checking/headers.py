@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from loraport.adapters.dialect import SAME_AS_INPUT
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
-from loraport.adapters.usage import told_schedule, told_usage
+from loraport.adapters.usage import told_usage
 from loraport.checking.names import kind_by_name
 from loraport.checking.results import Coverage, Kind, Reason
 from loraport.engine.match import Pair
 from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe
+from loraport.engine.results import KnownModel
+from loraport.engine.target import known_target, target_usage
 from loraport.errors import MismatchError, UnmatchedKeysError
 
 MADE_BY_TRANSFER = "loraport.recipe"
@@ -27,6 +29,7 @@ class Headers:
         on_source: kinds of adapters in it that are functions of the weights they were trained on, in words.
         kind: how the target was made, where names tell.
         known: sentences from headers and names.
+        target_known: the well-known model that the target is by its name.
         warnings: what the user should know.
     """
 
@@ -36,6 +39,7 @@ class Headers:
     on_source: tuple[str, ...]
     kind: Kind | None
     known: tuple[str, ...]
+    target_known: KnownModel | None
     warnings: tuple[str, ...]
 
 
@@ -60,15 +64,16 @@ def read_headers(recipe: Recipe, pair: Pair | None = None) -> Headers:
             plan = make_plan(asked.model_copy(update={"allow_partial": True}), pair)
         except MismatchError:
             raise strict from None
-    adapter = plan.adapter
+    adapter, target_known = plan.adapter, known_target(plan.source, plan.target, plan.added, recipe)
     on_source = {KINDS[layer.kind].title for layer in adapter.layers.values() if layer.weight}
     return Headers(
         plan=plan,
         coverage=_coverage(plan),
         transferred=_transferred(adapter.metadata),
         on_source=tuple(sorted(on_source)),
-        kind=_kind_by_names(plan),
-        known=_known(plan),
+        kind=_kind_by_names(plan, target_known),
+        known=_known(plan, target_known),
+        target_known=target_known,
         warnings=(
             *(text for text in plan.warnings if not text.endswith("was left out (--allow-partial)")),
             *_swapped(recipe),
@@ -101,15 +106,21 @@ def _transferred(metadata: dict[str, str]) -> str | None:
     return metadata.get("ss_base_model_version", "another model")
 
 
-def _kind_by_names(plan: TransferPlan) -> Kind | None:
+def _kind_by_names(plan: TransferPlan, known: KnownModel | None) -> Kind | None:
     """A distillation LoRA says what the target is; else the target's name may."""
+    made = ""
+    if known is not None and known.made is not None:
+        made = f"by its name it is {known.name}, made by {known.made} ({known.made_seen})"
     if plan.target is None:
         if not plan.added:
             return Kind(
                 "the source without a LoRA of its own", "the target is the source alone (--source-lora)", "names"
             )
         files = ", ".join(each.adapter.path.name for each in plan.added)
-        return Kind("a LoRA", f"the target is the source plus {files}, so the drift is of low rank, exactly", "names")
+        text = f"the target is the source plus {files}, so the drift is of low rank, exactly"
+        return Kind("a LoRA", f"{text}; {made}" if made else text, "names")
+    if known is not None and known.made is not None:
+        return Kind(known.made, made, "names")
     return kind_by_name(str(plan.recipe.target), plan.target.path.name)
 
 
@@ -124,14 +135,16 @@ def _swapped(recipe: Recipe) -> list[str]:
     ]
 
 
-def _known(plan: TransferPlan) -> tuple[str, ...]:
+def _known(plan: TransferPlan, known: KnownModel | None) -> tuple[str, ...]:
     """How the LoRA was trained and how the target is sampled, where files say so."""
     trained, found = plan.adapter.training.sentence(), []
     if trained:
         found.append(f"the LoRA was trained {trained}")
     for each in plan.added:
-        usage = told_usage(each.adapter.path, each.adapter.metadata)
-        found += [f"{each.adapter.path.name} says how it is sampled: {usage}"] if usage else []
-    if plan.target is not None and (schedule := told_schedule(plan.target.path)):
-        found.append(f"the target's pipeline says how it is sampled: {schedule}")
+        told = told_usage(each.adapter.path, each.adapter.metadata)
+        found += [f"{each.adapter.path.name} says how it is sampled: {told}"] if told else []
+    if known is not None:
+        found.append(f"the target's authors say how it is sampled: {known}")
+    if usage := target_usage(plan.target):
+        found.append(f"the target's own files say how it is sampled: {usage}")
     return tuple(found)

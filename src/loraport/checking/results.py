@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from loraport.engine.results import InputFile
+from loraport.engine.results import InputFile, KnownModel
 
 SCHEMA = 1
 """Of the JSON document; raised when a name goes or changes its meaning."""
@@ -160,8 +160,11 @@ class CheckResult:
         known: what names and headers say: how the LoRA was trained, how the target is sampled.
         warnings: what else the user should know.
         seconds: wall time.
-        inputs: what went in, with sizes; without digests, since a check reads a sample. None where the files could not
-            be matched.
+        inputs: what went in; digests as far as earlier runs remember them, and of a LoRA that is soon read. None where
+            the files could not be matched.
+        flags: what was asked for besides files, as flags.
+        target_known: the well-known model that the target is by its name, with how its authors sample it.
+        target_usage: how the target is sampled, as files beside it say.
     """
 
     lora: str
@@ -186,6 +189,9 @@ class CheckResult:
     warnings: tuple[str, ...] = ()
     seconds: float = 0.0
     inputs: tuple[InputFile, ...] = ()
+    flags: tuple[str, ...] = ()
+    target_known: KnownModel | None = None
+    target_usage: str | None = None
 
     @property
     def exit_code(self) -> int:

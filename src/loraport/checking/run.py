@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from loraport.adapters.added_lora import OPTIONS, AddedLora
 from loraport.adapters.loaders import ways_to_load
+from loraport.checking.digests import known_digests
 from loraport.checking.headers import Headers, read_headers, refusal_reasons
 from loraport.checking.results import CheckResult, Stage
 from loraport.checking.verdict import Judgement, Seen, judge, judge_headers, kind_of
@@ -17,6 +18,7 @@ from loraport.engine.inputs import inputs_of
 from loraport.engine.many import output_name
 from loraport.engine.match import Pair, expert_meant, open_pair
 from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.target import target_usage
 from loraport.errors import LoraportError, MismatchError, UsageError
 
 if TYPE_CHECKING:
@@ -71,7 +73,8 @@ def check_recipes(recipes: Sequence[Recipe], options: RunOptions, *, deep: bool 
         if judged is None:
             found[number] = headers
         else:
-            done[number] = _result(recipe, headers, judged, None, "headers", time.perf_counter() - began)
+            digests = known_digests(headers.plan, options, read=False)
+            done[number] = _result(recipe, headers, judged, None, "headers", digests, deep, began)
     if found:
         done |= _by_weights(recipes, found, options, deep, began)
     return [done[number] for number in range(len(recipes))]
@@ -127,15 +130,18 @@ def _by_weights(
                 done |= _by_weights(recipes, {number: headers}, options, deep, began)
             continue
         for number, headers in group.items():
-            done[number] = _judged(recipes[number], headers, weighed[number], deep, began)
+            seen = weighed[number]
+            digests = known_digests(headers.plan, options, read=True)
+            done[number] = _judged(recipes[number], headers, seen, digests, deep, began)
     return done
 
 
-def _judged(recipe: Recipe, headers: Headers, weighed: "Weighed", deep: bool, began: float) -> CheckResult:
+def _judged(
+    recipe: Recipe, headers: Headers, weighed: "Weighed", digests: Mapping[str, str], deep: bool, began: float
+) -> CheckResult:
     seen = Seen(headers, dict(weighed.figures), weighed.layers, weighed.elsewhere, headers.plan.method)
     stage: Stage = "all layers" if deep else "sample"
-    made = _result(recipe, headers, judge(seen), weighed, stage, time.perf_counter() - began)
-    return replace(made, kind=kind_of(seen))
+    return replace(_result(recipe, headers, judge(seen), weighed, stage, digests, deep, began), kind=kind_of(seen))
 
 
 def _refused(recipe: Recipe, error: MismatchError, seconds: float) -> CheckResult:
@@ -161,12 +167,16 @@ def _result(
     judged: Judgement,
     weighed: "Weighed | None",
     stage: Stage,
-    seconds: float,
+    digests: Mapping[str, str],
+    deep: bool,
+    began: float,
 ) -> CheckResult:
     plan = headers.plan
     target = plan.source if plan.target is None else plan.target
     strength = None if judged.strength is None else judged.strength * recipe.strength
-    as_it_is = judged.verdict == "use as is" and strength == 1.0  # which is what the ways to load say
+    load: list[str] = []
+    if strength is not None and judged.verdict != "convert":
+        load = ways_to_load(plan.adapter.path, plan.content, strength=strength)
     return CheckResult(
         lora=recipe.lora,
         source=recipe.source,
@@ -185,11 +195,14 @@ def _result(
         layers=() if weighed is None else weighed.layers,
         layers_of=len(plan.jobs),
         command=_command(recipe, judged.strength) if judged.verdict == "convert" else "",
-        load=tuple(ways_to_load(plan.adapter.path, plan.content)) if as_it_is else (),
+        load=tuple(load),
         known=headers.known,
         warnings=headers.warnings,
-        seconds=seconds,
-        inputs=tuple(inputs_of(plan, ())),
+        seconds=time.perf_counter() - began,
+        inputs=tuple(inputs_of(plan, digests)),
+        flags=(*recipe.flags(), *(("--deep",) if deep else ())),
+        target_known=headers.target_known,
+        target_usage=target_usage(plan.target),
     )
 
 

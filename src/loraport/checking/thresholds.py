@@ -7,6 +7,9 @@ from importlib import resources
 from loraport.checking.results import Reason
 from loraport.models.keys import read_yaml
 
+MEASURED_METHOD = "casa"
+"""The method whose gains the bounds speak of."""
+
 
 @dataclass(frozen=True)
 class Threshold:

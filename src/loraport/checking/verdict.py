@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 from loraport.checking.headers import Headers
 from loraport.checking.results import Figure, Kind, LayerCheck, Reason, Verdict
-from loraport.checking.thresholds import thresholds
+from loraport.checking.thresholds import MEASURED_METHOD, thresholds
 
 ROUND = 0.05
 """Strengths are named in such steps: nobody sees less."""
-MEASURED_METHOD = "casa"
-"""The method whose gains the bounds speak of."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,8 @@ def kind_of(seen: Seen) -> Kind:
         return Kind("a LoRA", text, "weights")
     if by_name is not None:
         return Kind(by_name.name, f"{by_name.sentence}; {moved}", "names")
-    return Kind("not told", f"{moved}, in all directions; how that came about, weights do not say", "weights")
+    text = f"{moved}, in all directions; distribution matching and regression are not told apart by weights"
+    return Kind("not told", text, "weights")
 
 
 def _nothing_in_it(seen: Seen) -> Judgement | None:

@@ -101,6 +101,11 @@ def show(result: CheckResult, console: Console) -> None:
     if result.command:
         lines.append(f"  run       {result.command}")
     lines += [f"  {'load' if number == 0 else '':<9} {way}" for number, way in enumerate(result.load)]
+    if result.target_known is not None and result.load:
+        ways = result.target_known.ways.items()
+        lines += [
+            f"  {'sample' if number == 0 else '':<9} {program}: {way}" for number, (program, way) in enumerate(ways)
+        ]
     lines.append(f"  from      {result.source_title}  ({result.source})".replace("    (", "("))
     added = "".join(f" plus {each}" for each in result.target_lora)
     lines.append(f"  to        {result.target_title}  ({target}){added}")

@@ -60,10 +60,20 @@ def show_report(
         if log is not None:
             lines.append(f"  log       {log}  (every layer in numbers; --log off writes none)")
         lines += [f"  {'load it' if number == 0 else '':<9} {way}" for number, way in enumerate(report.load)]
+        lines += _sampled(facts)
     console.result(*lines)
     for message in report.warnings:
         if message not in said:
             console.warning(message)
+
+
+def _sampled(facts: Summary) -> list[str]:
+    """How the target is sampled, where it is known by its name."""
+    known = facts.target_known
+    if known is None:
+        return []
+    ways = [f"            {program}: {way}" for program, way in known.ways.items()]
+    return [f"  sample it {known}", *ways]
 
 
 def show_layers(report: TransferReport, console: Console) -> None:

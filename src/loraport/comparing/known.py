@@ -1,14 +1,11 @@
-"""How well-known distilled models are sampled (`known.yaml`), for those who do not say it."""
+"""How well-known distilled models are sampled (`adapters/distilled.yaml`), for those who do not say it."""
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import Any
 
-from loraport.models.keys import read_yaml
+from loraport.adapters import distilled
 from loraport.sampling.schedule import SamplingSettings
 
 
@@ -18,31 +15,36 @@ class Known:
 
     Attributes:
         name: for people.
-        pattern: found in its files' names, lower case with - for _ and dots.
         settings: how it is sampled.
         seen: who says so.
     """
 
     name: str
-    pattern: re.Pattern[str]
     settings: SamplingSettings
     seen: str
 
 
 @cache
 def known_models() -> tuple[Known, ...]:
-    """All of them, in the order in which they are tried."""
-    rows: list[dict[str, Any]] = read_yaml((resources.files("loraport.comparing") / "known.yaml").read_text("utf-8"))
-    return tuple(
-        Known(row.pop("name"), re.compile(row.pop("pattern")), seen=row.pop("seen"), settings=SamplingSettings(**row))
-        for row in rows
-    )
+    """All that a pipeline of diffusers can run, in the order in which they are tried."""
+    return tuple(_known(row) for row in distilled.distilled_models() if not row.causal)
 
 
 def known_model(names: Iterable[str | Path]) -> Known | None:
     """The model that one of the names (of a folder, a file, a repository) means; None where none is known."""
-    plain = [re.sub(r"[_.]", "-", "/".join(Path(name).parts[-2:]).lower()) for name in names]
-    return next((row for row in known_models() if any(row.pattern.search(name) for name in plain)), None)
+    found = distilled.known_model(names)
+    return None if found is None or found.causal else _known(found)
+
+
+def _known(row: distilled.Distilled) -> Known:
+    settings = SamplingSettings(
+        steps=row.steps,
+        times=row.times or None,
+        shift=row.shift,
+        guidance=row.guidance,
+        sampler=None if row.sampler == "euler" else row.sampler,
+    )
+    return Known(row.name, settings, row.seen)
 
 
 def filled(settings: SamplingSettings, known: SamplingSettings) -> SamplingSettings:

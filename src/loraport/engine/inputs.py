@@ -10,6 +10,7 @@ from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.header import canonical_json
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.update import LayerUpdate
+from loraport.containers.references import TensorRef, place
 from loraport.engine.keys import ADDED
 from loraport.engine.match import Pair
 from loraport.engine.plan import TransferPlan
@@ -22,14 +23,13 @@ if TYPE_CHECKING:
 KINDS_TOLD = 3
 
 
-def inputs_of(plan: TransferPlan, results: "Iterable[LayerResult]") -> Iterator[InputFile]:
+def inputs_of(plan: TransferPlan, digests: Mapping[str, str]) -> Iterator[InputFile]:
     """Every input of a run.
 
     Args:
         plan: the run.
-        results: its layers; without any, no digests are known.
+        digests: of `input_digests`, as far as they are known.
     """
-    digests = input_digests(results)
     yield lora_file("LoRA", plan.adapter, plan.recipe.strength, digests.get("lora"))
     yield from model_files(plan, digests)
 
@@ -52,15 +52,28 @@ def model_files(pair: Pair | TransferPlan, digests: Mapping[str, str]) -> Iterat
 
 def input_digests(results: "Iterable[LayerResult]") -> dict[str, str]:
     """One SHA-256 for the tensors of each input that were used, over the digests of the tensors by name."""
+    return joined_digests((result.report.name, result.digests) for result in results)
+
+
+def joined_digests(layers: Iterable[tuple[str, Mapping[str, str]]]) -> dict[str, str]:
+    """The digests of `input_digests`, by input: "source", "target", "lora", "target_lora.0".
+
+    Args:
+        layers: name of a layer, and the digests of its tensors by role.
+    """
     owners: dict[str, dict[str, str]] = {}
-    for result in results:
-        for role, digest in result.digests.items():
-            owner = role if role in ("source", "target") else "lora"
-            if role.startswith(ADDED):
-                owner = ".".join(role.split(".")[:2])
-            part = role.removeprefix(f"{owner}.")
-            owners.setdefault(owner, {})[f"{result.report.name}/{part}"] = digest
+    for name, digests in layers:
+        for role, digest in digests.items():
+            owner = owner_of(role)
+            owners.setdefault(owner, {})[f"{name}/{role.removeprefix(f'{owner}.')}"] = digest
     return {owner: hashlib.sha256(canonical_json(found).encode()).hexdigest() for owner, found in owners.items()}
+
+
+def owner_of(role: str) -> str:
+    """The input that a tensor is of, by its role in a job."""
+    if role.startswith(ADDED):
+        return ".".join(role.split(".")[:2])
+    return role if role in ("source", "target") else "lora"
 
 
 def lora_file(role: str, adapter: LoraAdapter, strength: float, digest: str | None) -> InputFile:
@@ -75,8 +88,9 @@ def lora_file(role: str, adapter: LoraAdapter, strength: float, digest: str | No
     kinds = Counter(_kind(layer) for layer in adapter.layers.values())
     kind = "; ".join(f"{each} in {count} layers" for each, count in kinds.most_common(KINDS_TOLD))
     kind += f"; and {len(kinds) - KINDS_TOLD} others" if len(kinds) > KINDS_TOLD else ""
-    files = {adapter.path} | {ref.file for layer in adapter.layers.values() for ref in layer.parts.values()}
-    return InputFile(role, str(adapter.path), adapter.architecture.title, kind, _bytes(files), digest, strength)
+    refs = [ref for layer in adapter.layers.values() for ref in layer.parts.values()]
+    files, header = {adapter.path} | {ref.file for ref in refs}, None if digest else _header(refs)
+    return InputFile(role, str(adapter.path), adapter.architecture.title, kind, _bytes(files), digest, strength, header)
 
 
 def _kind(layer: LayerUpdate) -> str:
@@ -90,9 +104,14 @@ def _model(role: str, model: Checkpoint, digests: Mapping[str, str]) -> InputFil
     files = {ref.file for ref in model.tensors.values()}
     formats = Counter(ref.stored_as for ref in model.tensors.values())
     kind = f"checkpoint in {formats.most_common(1)[0][0]}" if formats else "checkpoint"
-    return InputFile(
-        role, str(model.path), model.architecture.title, kind, _bytes(files), digests.get(role), strength=None
-    )
+    digest, header = digests.get(role), None if role in digests else _header(model.tensors.values())
+    return InputFile(role, str(model.path), model.architecture.title, kind, _bytes(files), digest, None, header)
+
+
+def _header(refs: Iterable[TensorRef]) -> str:
+    """What headers tell a file by: names, number formats and shapes of its tensors, but not their numbers."""
+    told = sorted([place(ref), ref.stored_as, list(ref.shape)] for ref in refs)
+    return hashlib.sha256(canonical_json({"tensors": told}).encode()).hexdigest()
 
 
 def _bytes(files: Iterable[Path]) -> int | None:

@@ -5,6 +5,7 @@ the output. Nothing in the options can: device, workers, cache and paths are the
 Each field is the one place where its setting is defined: type, default, flag, help and documentation.
 """
 
+import shlex
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -210,6 +211,23 @@ class Recipe(Settings):
     def build(cls, settings: dict[str, Any]) -> "Recipe":
         """Make a recipe from settings by name. Raises UsageError that names the bad one."""
         return cls.model_validate(settings)
+
+    def flags(self, *without: str) -> tuple[str, ...]:
+        """What is asked for besides files, as on the command line; settings at their defaults are left out.
+
+        Args:
+            without: settings that say nothing here.
+        """
+        found = []
+        for name, setting in type(self).described().items():
+            value, usual = getattr(self, name), type(self).model_fields[name].get_default(call_default_factory=True)
+            if setting.path or name in without or value == usual:
+                continue
+            if name == "params":
+                found += [shlex.join(["--set", f"{key}={text}"]) for key, text in value.items()]
+            else:
+                found.append(setting.flags[0] if value is True else shlex.join([setting.flags[0], str(value)]))
+        return tuple(found)
 
     @property
     def rank_rule(self) -> RankRule:

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from loraport.adapters.loaders import ways_to_load
-from loraport.adapters.usage import told_schedule, told_usage
-from loraport.engine.inputs import inputs_of
+from loraport.engine.inputs import input_digests, inputs_of
 from loraport.engine.plan import TransferPlan
 from loraport.engine.results import (
     Column,
@@ -14,7 +13,7 @@ from loraport.engine.results import (
     energy_kept_in_total,
     layer_columns,
 )
-from loraport.engine.target import used_together, used_with
+from loraport.engine.target import known_target, target_usage, used_together, used_with
 from loraport.engine.worker import LayerResult
 
 
@@ -45,13 +44,15 @@ def make_report(
         source_title=plan.source.architecture.title,
         target=None if plan.target is None else str(plan.target.path),
         target_title=plan.source.architecture.title if plan.target is None else plan.target.architecture.title,
-        target_usage=_usage(plan),
+        target_usage=target_usage(plan.target),
         source_lora=tuple(used_with(each, plan.recipe) for each in plan.source_added),
         target_lora=tuple(used_with(each, plan.recipe) for each in plan.added),
         extra_source=plan.extra_source,
         extra_target=plan.extra_target,
         cached_layers=sum(layer.cached for layer in layers),
         seconds=seconds,
+        target_known=known_target(plan.source, plan.target, plan.added, plan.recipe),
+        flags=plan.recipe.flags(),
     )
     return TransferReport(
         output=path,
@@ -62,15 +63,8 @@ def make_report(
         dropped=plan.dropped,
         load=() if path is None else _how_to_load(path, plan, summary),
         warnings=tuple(warnings),
-        inputs=tuple(inputs_of(plan, results)),
+        inputs=tuple(inputs_of(plan, input_digests(results))),
     )
-
-
-def _usage(plan: TransferPlan) -> str | None:
-    if plan.target is None:
-        return None  # the LoRAs that make it of the source say so themselves
-    path = plan.target.path
-    return "; ".join(text for text in (told_usage(path, {}), told_schedule(path)) if text) or None
 
 
 def plan_columns(plan: TransferPlan) -> tuple[Column, ...]:

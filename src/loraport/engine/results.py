@@ -111,6 +111,7 @@ class InputFile:
         digest: SHA-256 over the digests of the tensors that were used, by name, as the output's header has it; None
             where none was used.
         strength: of a LoRA.
+        header: where there is no digest: SHA-256 over names, number formats and shapes of all its tensors.
     """
 
     role: str
@@ -120,6 +121,31 @@ class InputFile:
     bytes: int | None
     digest: str | None
     strength: float | None
+    header: str | None = None
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """A well-known distilled model that a target is by its name, and how its authors sample it.
+
+    Attributes:
+        name: for people.
+        how: steps or times, shift, guidance, in words.
+        seen: who says so.
+        made: how it was made of its source; None where nobody says so.
+        made_seen: who says that.
+        ways: program -> what to type or click there; none for a program that cannot sample it so.
+    """
+
+    name: str
+    how: str
+    seen: str
+    made: str | None
+    made_seen: str | None
+    ways: dict[str, str]
+
+    def __str__(self) -> str:
+        return f"by its name it is {self.name}: {self.how} ({self.seen})"
 
 
 @dataclass(frozen=True)
@@ -154,6 +180,9 @@ class Summary:
         extra_target: weights that only the target has.
         cached_layers: layers that were taken from an earlier run.
         seconds: wall time.
+        target_known: the well-known model that the target is by its name; None where it is none, or says itself how it
+            is sampled.
+        flags: what was asked for besides files, as flags; () for the usual settings.
     """
 
     method: str
@@ -183,6 +212,8 @@ class Summary:
     extra_target: tuple[str, ...]
     cached_layers: int
     seconds: float
+    target_known: KnownModel | None = None
+    flags: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -10,9 +10,9 @@ from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.added_lora import AddedLora
 from loraport.adapters.parse import expert_of_keys, open_adapter
 from loraport.adapters.update import LayerUpdate
-from loraport.adapters.usage import told_usage
+from loraport.adapters.usage import known_usage, told_schedule, told_usage, ways_to_sample
 from loraport.engine.recipe import Recipe
-from loraport.engine.results import UsedWith
+from loraport.engine.results import KnownModel, UsedWith
 from loraport.errors import LoraportError, UsageError
 from loraport.models.architecture import LayerName
 from loraport.models.checkpoint import Checkpoint
@@ -135,6 +135,37 @@ def used_with(added: Added, recipe: Recipe) -> UsedWith:
     named = wanted if wanted in (found.dialect.adapter, *found.nest) else None
     usage = told_usage(found.path, found.metadata) or None
     return UsedWith(str(found.path), added.given.strength, found.expert, named, usage)
+
+
+def target_usage(target: Checkpoint | None) -> str | None:
+    """How a target is sampled, as files beside it say; None where none does, or where LoRAs make it: they say it."""
+    if target is None:
+        return None
+    return "; ".join(text for text in (told_usage(target.path, {}), told_schedule(target.path)) if text) or None
+
+
+def known_target(
+    source: Checkpoint, target: Checkpoint | None, added: Sequence[Added], recipe: Recipe
+) -> KnownModel | None:
+    """The well-known model that a target is by its name, or that a distillation LoRA makes of the source.
+
+    Args:
+        source: the model that the LoRA was trained on.
+        target: the checkpoint; None where LoRAs alone make the target.
+        added: the distillation LoRAs.
+        recipe: what the user called them.
+    """
+    family = source.architecture.family
+    files: list[tuple[Path, Mapping[str, str], str | None]] = [
+        (each.adapter.path, each.adapter.metadata, each.given.file) for each in added
+    ]
+    files += [(target.path, {}, recipe.target)] if target is not None else []
+    for path, metadata, said in files:  # a LoRA that is added to a distilled model decides how the two are sampled
+        known = known_usage(path, metadata, family, said)
+        if known is not None:
+            made, made_seen = known.made or (None, None)
+            return KnownModel(known.name, known.how, known.seen, made, made_seen, ways_to_sample(known, family))
+    return None
 
 
 def used_together(loras: Sequence[UsedWith], target: Path | None) -> tuple[str, ...]:

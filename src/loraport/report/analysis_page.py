@@ -5,7 +5,7 @@ The whole model is drawn here; what a layer's row opens is in `analysis_figures.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from loraport.engine.results import Column
 from loraport.report.analysis_figures import GAUSSIAN, ROUNDING, layer_figures
 from loraport.report.card import name_of
 from loraport.report.charts import Bar, Bars, Kind, Lines, Map, Series, Unit, number
-from loraport.report.frame import Fact, Figure, Input, Layers, Page, Words, render, write
+from loraport.report.frame import Fact, Figure, Input, Layers, Page, Words, render, went_in, write
 from loraport.report.tables import Table, model_grid
 
 LORA_KINDS: tuple[Kind, ...] = ("a", "d", "c")
@@ -67,7 +67,8 @@ def _page(analysis: PairAnalysis) -> Page:
             remarks=tuple(_remarks(analysis)),
         ),
         warnings=analysis.warnings,
-        inputs=tuple(_inputs(analysis)),
+        inputs=_inputs(analysis),
+        flags=analysis.flags,
         done=(
             Fact("analysed", f"{len(analysis.layers)} layers, in {analysis.seconds:.0f} s"),
             Fact("thresholds", " · ".join(f"{key} {value:g}" for key, value in analysis.settings.items())),
@@ -77,13 +78,13 @@ def _page(analysis: PairAnalysis) -> Page:
     )
 
 
-def _inputs(analysis: PairAnalysis) -> list[Input]:
+def _inputs(analysis: PairAnalysis) -> tuple[Input, ...]:
     if analysis.inputs:
-        return [Input.of(asdict(each)) for each in analysis.inputs]
+        return went_in(analysis.inputs)
     found = [Input("source", analysis.source, (analysis.source_title,))]
     found += [Input("target", analysis.target, (analysis.target_title,))] if analysis.target is not None else []
     found += [Input("distillation LoRA", each) for each in analysis.target_lora]
-    return [*found, *(Input(f"LoRA {each.label}", each.file, (f"{each.layers} layers",)) for each in analysis.loras)]
+    return (*found, *(Input(f"LoRA {each.label}", each.file, (f"{each.layers} layers",)) for each in analysis.loras))
 
 
 def _lead(analysis: PairAnalysis) -> str:

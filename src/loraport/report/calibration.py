@@ -6,7 +6,7 @@ from typing import Any
 
 from loraport.engine.results import Column
 from loraport.report.charts import Kind, Lines, Series
-from loraport.report.frame import Fact, Figure, Page
+from loraport.report.frame import Fact, Figure, Page, Verdict
 from loraport.report.tables import Table
 
 KINDS: tuple[Kind, ...] = ("a", "d", "c")  # of methods; the LoRA as it is has its own colour
@@ -44,9 +44,11 @@ def add(page: Page, told: Mapping[str, Any]) -> Page:
         Fact("passes", f"{passes}, in {told['seconds'].get('all', 0):.0f} s"),
     )
     table = Table(COLUMNS, tuple({**each, "name": each["label"]} for each in ranking))
+    taken = "the LoRA as it is" if chosen["method"] == "direct" else _called(chosen)
     return replace(
         page,
         words=replace(page.words, lead=f"{told['diagnosis']['sentence']} {page.words.lead}"),
+        verdict=Verdict(f"{taken}, strength {chosen['strength']:g}", "good"),
         warnings=tuple(dict.fromkeys((*page.warnings, *told["warnings"]))),
         done=(*done, *page.done),
         figures=(_gaps(ranking, chosen), *_steps(told["diagnosis"]), *page.figures),

@@ -102,15 +102,17 @@ def _use(report: Mapping[str, Any], file: Path) -> list[str]:
     for each in facts["target_lora"]:
         usage = f": {_plain(each['usage'])}" if each["usage"] else ""
         lines.append(f"- together with {_code(name_of(each['file']))} at strength {each['strength']:g}{usage}")
-    known = facts["target_usage"]
-    lines.append(
-        f"- sampled as the model it is for{': ' + _plain(known) if known else ', which see for steps and guidance'}"
-    )
+    known, told = facts.get("target_known"), facts["target_usage"]
+    said = [f"as {known['name']}, {known['how']} ({known['seen']})"] if known else []
+    said += [told] if told else []
+    how = f": {_plain('; '.join(said))}" if said else ", which see for steps and guidance"
+    lines.append(f"- sampled as the model it is for{how}")
     for way in report["load"]:
         program, colon, text = way.partition(": ")
         if colon and str(file) in way:
             lines.append(f"- {_plain(program)}: {_code(text.replace(str(file), file.name))}")
-    return lines
+    ways = known["ways"] if known else {}
+    return [*lines, *(f"- {_plain(program)}, to sample: {_code(way)}" for program, way in ways.items())]
 
 
 def _trained(facts: Mapping[str, Any]) -> list[str]:

@@ -20,8 +20,10 @@ from loraport.report.frame import (
     Verdict,
     Words,
     among,
+    how_to_sample,
     render,
-    way,
+    ways,
+    went_in,
     write,
 )
 from loraport.report.tables import Table
@@ -79,10 +81,11 @@ def _page(result: CheckResult) -> Page:
     if result.verdict != "use at strength":
         strength = "" if result.strength in (None, 1.0) else f", strength{strength}"
     target = name_of(result.target) if result.target else " + ".join(result.target_lora)
+    known = None if result.target_known is None else asdict(result.target_known)
     return Page(
         words=Words(
             title=f"{name_of(result.lora)} on {target or 'the target'}",
-            lead=result.headline,
+            lead=_sentence(result.headline),
             remarks=tuple(_reason(each) for each in result.reasons),
             commands=result.command,
         ),
@@ -90,12 +93,12 @@ def _page(result: CheckResult) -> Page:
         commands_title="How to go on",
         verdict=Verdict(result.verdict + strength, TONES[result.verdict]),
         warnings=result.warnings,
-        use=tuple(way(text) for text in result.load),
-        inputs=tuple(_inputs(result)),
+        use=ways(result.load, known),
+        sampling=how_to_sample(known, result.target_usage) if result.load else "",
+        inputs=_inputs(result),
+        flags=result.flags,
         done=tuple(_done(result)),
-        listings=(Listing("Keys that meet nothing", result.coverage.dropped),)
-        if result.coverage is not None and result.coverage.dropped
-        else (),
+        listings=tuple(_listings(result)),
         figures=(*_groups(result), *_by_depth(result)),
         tables=(("Every figure", "Beside what chance alone would give.", _quantities(result)),)
         if result.figures
@@ -106,19 +109,30 @@ def _page(result: CheckResult) -> Page:
 
 def _reason(reason: Reason) -> str:
     if not reason.threshold or reason.bound is None:
-        return reason.text
-    measured = f", measured on {reason.measured}" if reason.measured else ""
-    return f"{reason.text.rstrip('.')} (threshold {reason.threshold}: {number(reason.bound)}{measured})."
+        return _sentence(reason.text)
+    return _sentence(f"{reason.text.rstrip('.')} (threshold {reason.threshold}: {number(reason.bound)})")
 
 
-def _inputs(result: CheckResult) -> list[Input]:
+def _sentence(text: str) -> str:
+    """A reason or a headline as a sentence."""
+    return f"{text[:1].upper()}{text[1:].rstrip('.')}."
+
+
+def _listings(result: CheckResult) -> list[Listing]:
+    dropped = () if result.coverage is None else result.coverage.dropped
+    rests = [f"{each.threshold}: {each.measured}" for each in result.reasons if each.threshold and each.measured]
+    found = {"Keys that meet nothing": dropped, "What the thresholds were measured on": tuple(rests)}
+    return [Listing(title, items) for title, items in found.items() if items]
+
+
+def _inputs(result: CheckResult) -> tuple[Input, ...]:
     if result.inputs:
-        return [Input.of(asdict(each)) for each in result.inputs]
+        return went_in(result.inputs)
     found = [Input("LoRA", result.lora)]
     found.append(Input("source", result.source, (result.source_title,) if result.source_title else ()))
     if result.target is not None:
         found.append(Input("target", result.target, (result.target_title,) if result.target_title else ()))
-    return [*found, *(Input("distillation LoRA", each) for each in result.target_lora)]
+    return (*found, *(Input("distillation LoRA", each) for each in result.target_lora))
 
 
 def _done(result: CheckResult) -> list[Fact]:
@@ -130,7 +144,8 @@ def _done(result: CheckResult) -> list[Fact]:
         facts += [Fact("passed on", f"{covered.kept} keys of other things than layers")] if covered.kept else []
     if result.kind is not None:
         facts.append(Fact("the target was made by", f"{result.kind.name}, by {result.kind.by}: {result.kind.sentence}"))
-    return [*facts, *(Fact("known", each) for each in result.known)]
+    told = str(result.target_known) if result.load else ""  # how it is sampled is said under how to use it
+    return [*facts, *(Fact("known", each) for each in result.known if not told or told not in each)]
 
 
 def _unit(unit: str) -> Unit:

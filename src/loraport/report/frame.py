@@ -10,13 +10,14 @@ import gzip
 import hashlib
 import math
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from loraport.engine.results import Column
 from loraport.files import write_text
 from loraport.report import scenes
 from loraport.report.charts import Drawing, Place, Places, spread_of
@@ -32,6 +33,9 @@ SENTENCES = ("help", "nulls")  # columns whose texts are broken into lines
 BUDGET = 4_300_000  # bytes of all layers' own figures
 SAMPLE = 20  # layers by whose figures the size of all is guessed
 LONG = 2000  # characters of one text; file names and headers may be of any length
+TARGETS_OWN = (
+    "Steps, shift and guidance are those of the model that it is for, not of the model that the LoRA was trained on."
+)
 
 
 @dataclass(frozen=True)
@@ -43,19 +47,22 @@ class Input:
         name: the file, as it was named.
         facts: what it is, in a few words each: model, kind, size, strength.
         digest: of its content; "" where none is known.
+        header: of what its header says; "" where a digest is known.
     """
 
     role: str
     name: str
     facts: tuple[str, ...] = ()
     digest: str = ""
+    header: str = ""
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> "Input":
         """Of the values of an `engine.results.InputFile`, by name."""
         facts = [told["title"], told["kind"], size(told["bytes"]) if told["bytes"] is not None else ""]
         facts += [f"strength {told['strength']:g}"] if told["strength"] is not None else []
-        return cls(told["role"], told["file"], tuple(fact for fact in facts if fact), told["digest"] or "")
+        digest, header = told["digest"] or "", told.get("header") or ""
+        return cls(told["role"], told["file"], tuple(fact for fact in facts if fact), digest, header)
 
 
 @dataclass(frozen=True)
@@ -93,11 +100,24 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Way:
-    """How to load the result in one program; code where it is typed, words where it is not."""
+    """How to use the result in one program; code where it is typed, words where it is not.
+
+    Attributes:
+        program: its name; "" for a sentence about all.
+        text: how to load the result.
+        code: whether that is typed.
+        sample: how to sample the model that it is for, as its authors do; "" where that is not known.
+    """
 
     program: str
     text: str
     code: bool = True
+    sample: str = ""
+
+    @property
+    def typed(self) -> bool:
+        """Whether `sample` is typed."""
+        return _is_code(self.sample)
 
 
 @dataclass(frozen=True)
@@ -147,6 +167,7 @@ class Page:
         comparison: clips and scores.
         side_by_side: real clips of several makings, and their numbers.
         inputs: what went in.
+        flags: what was asked for besides files, as flags.
         done: what was done to it.
         listings: keys that were carried over or left out, and the like.
         figures: of the whole.
@@ -165,6 +186,7 @@ class Page:
     comparison: Comparison | None = None
     side_by_side: scenes.SideBySide | None = None
     inputs: tuple[Input, ...] = ()
+    flags: tuple[str, ...] = ()
     done: tuple[Fact, ...] = ()
     listings: tuple[Listing, ...] = ()
     figures: tuple[Figure, ...] = ()
@@ -232,7 +254,7 @@ def _rows(layers: Layers) -> dict[str, Any]:
     rows = []
     for row, texts, figures in zip(table.rows, table.cells(), packed, strict=True):
         cells = [
-            {"text": text, "align": align(column), "sort": row.get(column.key)}
+            {"text": _with_minus(column, text), "align": align(column), "sort": row.get(column.key)}
             for column, text in zip(table.columns, texts, strict=True)
         ]
         rows.append({"cells": cells, "figures": figures})
@@ -262,12 +284,49 @@ def _packed(figures: Sequence[Figure]) -> "Markup":
     return base64_of(gzip.compress(html.encode(), mtime=0))
 
 
-def way(text: str) -> Way:
-    """A way to load, from the line in which a report tells it: "diffusers: pipe.load_lora_weights(...)"."""
-    program, colon, rest = text.partition(": ")
-    if not colon or " " in program:
-        return Way("", text, code=False)
-    return Way(program, rest, code="(" in rest and rest.split("(")[0].replace(".", "_").isidentifier())
+def ways(load: Iterable[str], known: Mapping[str, Any] | None) -> tuple[Way, ...]:
+    """Ways to use a result.
+
+    Args:
+        load: lines in which a report tells how to load it: "diffusers: pipe.load_lora_weights(...)".
+        known: the values of an `engine.results.KnownModel` by name; None where the target is none.
+    """
+    samples = {} if known is None else known["ways"]
+    found = []
+    for line in load:
+        program, colon, rest = line.partition(": ")
+        if colon and " " not in program:
+            found.append(Way(program, rest, _is_code(rest), samples.get(program, "")))
+        else:
+            found.append(Way("", line, code=False))
+    return tuple(found)
+
+
+def _is_code(text: str) -> bool:
+    return "(" in text and text.split("(")[0].replace(".", "_").replace(" = ", "_").isidentifier()
+
+
+def how_to_sample(known: Mapping[str, Any] | None, told: str | None) -> str:
+    """How the target is sampled, in a few sentences.
+
+    Args:
+        known: as in `ways`.
+        told: what files beside the target say.
+    """
+    if known is None:
+        return f"{TARGETS_OWN} " + (f"It says of itself: {told}." if told else "Steps as the target's authors say.")
+    said = f"{TARGETS_OWN} By its name the target is {known['name']}, which its authors sample so: {known['how']} "
+    said += f"({known['seen']})."
+    return said + (f" Its own files say: {told}." if told else "")
+
+
+def went_in(told: Iterable[Any]) -> tuple[Input, ...]:
+    """What went in, of any page: the files that an engine names.
+
+    Args:
+        told: `engine.results.InputFile`s, or their values by name.
+    """
+    return tuple(Input.of(each if isinstance(each, Mapping) else asdict(each)) for each in told)
 
 
 def among(title: str, table: Table) -> Callable[[Mapping[str, Any]], Figure | None]:
@@ -285,7 +344,7 @@ def among(title: str, table: Table) -> Callable[[Mapping[str, Any]], Figure | No
 
     def drawn(row: Mapping[str, Any]) -> Figure | None:
         places = tuple(
-            Place(each.title, float(row[each.key]), show(each, row[each.key]), spreads[each.key])
+            Place(each.title, float(row[each.key]), _with_minus(each, show(each, row[each.key])), spreads[each.key])
             for each in columns
             if each.key in spreads and is_number(row.get(each.key))
         )
@@ -293,6 +352,11 @@ def among(title: str, table: Table) -> Callable[[Mapping[str, Any]], Figure | No
         return Figure(title.format(row["name"]), look, Places(places)) if places else None
 
     return drawn
+
+
+def _with_minus(column: Column, text: str) -> str:
+    """A printed number with a true minus sign, as in the figures."""
+    return text if column.unit == "text" else text.replace("-", "−")
 
 
 def is_number(value: Any) -> bool:

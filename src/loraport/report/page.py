@@ -5,18 +5,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loraport.checking.expect import ENOUGH, Expectation, expect
 from loraport.engine.results import Column
 from loraport.report import calibration, tables
 from loraport.report.charts import Lines, Map, Series
 from loraport.report.comparison import Comparison
-from loraport.report.frame import Fact, Figure, Input, Layers, Listing, Page, Words, among, render, way, write
+from loraport.report.frame import (
+    Fact,
+    Figure,
+    Layers,
+    Listing,
+    Page,
+    Verdict,
+    Words,
+    among,
+    how_to_sample,
+    render,
+    ways,
+    went_in,
+    write,
+)
 from loraport.report.tables import Table
 
 MAPS = 3
 NO_WORDS = Words()
-TARGETS_OWN = (
-    "Steps, shift and guidance are those of the model that it is for, not of the model that the LoRA was trained on."
-)
 LOOKS = {
     "energy_kept": "Faint layers lose something to the rank; a larger --rank keeps it.",
     "cosine": "Faint layers point elsewhere than the input's update: there the method changed most.",
@@ -52,14 +64,17 @@ def render_page(report: Mapping[str, Any], *, comparison: Comparison | None = No
 def _page(report: Mapping[str, Any], comparison: Comparison | None, words: Words) -> Page:
     table, facts = tables.layer_table(report), report.get("summary", {})
     chosen = report.get("calibration")
+    expected = expect(report) if chosen is None else None  # a calibration has measured it
     page = Page(
-        words=replace(words, title=words.title or _title(report), lead=words.lead or _lead(report)),
+        words=replace(words, title=words.title or _title(report), lead=words.lead or _lead(report, expected)),
+        verdict=None if expected is None else Verdict(expected.words, expected.tone),
         warnings=tuple(report.get("warnings", ())),
-        use=tuple(way(text) for text in report.get("load", ())),
-        sampling=_sampling(facts) if report.get("load") else "",
+        use=ways(report.get("load", ()), facts.get("target_known")),
+        sampling=how_to_sample(facts.get("target_known"), facts.get("target_usage")) if report.get("load") else "",
         comparison=comparison,
-        inputs=tuple(Input.of(each) for each in report.get("inputs", ())),
-        done=tuple(_done(facts)),
+        inputs=went_in(report.get("inputs", ())),
+        flags=tuple(facts.get("flags", ())),
+        done=(*_done(facts), *_rests_on(expected)),
         listings=tuple(_listings(report)),
         figures=tuple(_figures(table)),
         layers=Layers(table, _own(table), "One row a layer of the output."),
@@ -73,7 +88,12 @@ def _title(report: Mapping[str, Any]) -> str:
     return Path(output).name if output else "A LoRA carried over"
 
 
-def _lead(report: Mapping[str, Any]) -> str:
+def _lead(report: Mapping[str, Any], expected: Expectation | None) -> str:
+    """What to expect, then what was done in numbers."""
+    return " ".join((*(() if expected is None else expected.sentences), _done_in_numbers(report)))
+
+
+def _done_in_numbers(report: Mapping[str, Any]) -> str:
     summary = report.get("summary", {})
     if "error" in report:
         return f"This run failed: {report['error']}"
@@ -84,12 +104,15 @@ def _lead(report: Mapping[str, Any]) -> str:
     words += f", rank {summary.get('rank_in', '?')} to {summary.get('rank_out', '?')}"
     if summary.get("target_title"):
         words = f"A LoRA for {summary['target_title']}: {words}"
-    return words + (f"; the output rank holds {100 * kept:.1f} % of the exact update." if kept is not None else ".")
+    if kept is None:
+        return f"{words}."
+    more = "" if kept >= ENOUGH else ", and a larger --rank would hold more"
+    return f"{words}; the output rank holds {100 * kept:.1f} % of the exact update{more}."
 
 
-def _sampling(facts: Mapping[str, Any]) -> str:
-    known = facts.get("target_usage")
-    return f"{TARGETS_OWN} It says of itself: {known}." if known else TARGETS_OWN
+def _rests_on(expected: Expectation | None) -> list[Fact]:
+    bound = None if expected is None else expected.bound
+    return [] if bound is None else [Fact("what to expect rests on", f"{bound.name}: {bound.measured}")]
 
 
 def _done(facts: Mapping[str, Any]) -> list[Fact]:
