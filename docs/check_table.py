@@ -1,24 +1,27 @@
 """Writes the tables of check.md: what `check` says of the bundled pairs, and what was measured of them.
 
-    python docs/check_table.py                                       what check says
-    loraport evaluate && python docs/check_table.py --evidence evidence-output/evidence.json
+    python docs/check_table.py                                             what check says
+    python docs/check_table.py --evidence A/evidence.json --held-out B/evidence.json
 
-The second form also holds the strength that `check` names against the best one that `loraport evaluate` measured.
+The second form also holds the strength that `check` names against the best one that was measured: on the pairs on which
+the rules were chosen (`loraport evaluate -o A`), and on those with a target or a LoRA that is held out (`loraport
+evaluate --held-out -o B`). Tables of which no measurement is named stay as they are.
 """
 
 import argparse
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import loraport
-from loraport.checking.results import CheckResult
+from loraport.checking.results import CheckResult, LayerCheck
+from loraport.checking.run import check_recipes
+from loraport.engine.recipe import Recipe, RunOptions
 from loraport.zoo.catalogue import data_file
 
 PAGE = Path(__file__).parent / "check.md"
-BEGIN, END = "<!-- made by docs/check_table.py -->", "<!-- end -->"
+BEGIN, END = "<!-- made by docs/check_table.py: {} -->", "<!-- end -->"
 MEASURES = {"to_aim": "distance to source + LoRA", "frechet": "Frechet distance"}
 """By which the best strength is chosen; smaller is better."""
 RULES = (1.0, 1.25)
@@ -27,31 +30,45 @@ CONVERTED = 0.0
 
 @dataclass(frozen=True)
 class Pair:
-    """A LoRA, a target, and what check says."""
+    """A LoRA, a target, what check says, whether one of the two is held out, and whether regression made the target."""
 
     lora: str
     target: str
     found: CheckResult
+    held_out: bool
+    regression: bool
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--family", type=Path, default=data_file(""), help="laid out as the bundled data")
-    parser.add_argument("--evidence", type=Path, help="evidence.json of loraport evaluate")
+    parser.add_argument("--evidence", type=Path, nargs="+", default=[], help="evidence.json of loraport evaluate")
+    parser.add_argument("--held-out", type=Path, nargs="+", default=[], help="that of loraport evaluate --held-out")
     parser.add_argument("--print", action="store_true", help="print the tables instead of writing them into check.md")
     args = parser.parse_args()
     pairs = checked(args.family)
-    parts = [pairs_table(pairs), loras_table(pairs)]
-    if args.evidence is not None:
-        curves = read_curves(args.evidence)
-        parts += [strengths_table(pairs, curves), rules_table(pairs, curves)]
-    text = "\n\n".join(parts)
-    if args.print:
-        print(text)
-        return
-    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}", encoding="utf-8")
+    chosen, held = [pair for pair in pairs if not pair.held_out], [pair for pair in pairs if pair.held_out]
+    new = [pair for pair in held if pair.target not in {each.target for each in chosen}]
+    tables = {"check": [pairs_table(chosen), loras_table(chosen)], "held out": [pairs_table(new), loras_table(held)]}
+    tables["kinds"] = kinds_table(pairs)
+    for title, files, measured in (("strengths", args.evidence, chosen), ("held-out strengths", args.held_out, held)):
+        if files:
+            curves = read_curves(files)
+            tables[title] = [strengths_table(measured, curves), rules_table(measured, curves)]
+    page = PAGE.read_text("utf-8")
+    for title, parts in tables.items():
+        text = "\n\n".join(parts)
+        if args.print:
+            print(f"{title}\n\n{text}\n")
+            continue
+        begin = BEGIN.format(title)
+        before, found, after = page.partition(begin)
+        if not found:
+            raise SystemExit(f"check.md has no place for the tables: {begin}")
+        page = f"{before}{begin}\n\n{text}\n\n{END}{after.partition(END)[2]}"
+    if not args.print:
+        PAGE.write_text(page, encoding="utf-8")
 
 
 def checked(family: Path) -> list[Pair]:
@@ -60,24 +77,25 @@ def checked(family: Path) -> list[Pair]:
     (source,) = (name for name, card in cards.items() if card["parent"] is None)
     found = []
     for name, card in sorted(cards.items()):
-        if card["parent"] is None or card.get("held_out"):
+        if card["parent"] is None:
             continue
-        files = [family / "distillations" / f"{lora}.safetensors" for lora in card.get("loras", ())]
-        for lora in sorted(family.glob("loras/*.safetensors")):
-            if json.loads(lora.with_suffix(".json").read_text("utf-8")).get("held_out"):
-                continue
-            result = loraport.check(
-                lora, source=family / "models" / source, target=None if files else family / "models" / name,
-                target_lora=files, deep=True,
-            )  # fmt: skip
-            found.append(Pair(lora.stem, name, result))
+        added = [str(family / "distillations" / f"{lora}.safetensors") for lora in card.get("loras", ())]
+        loras = sorted(family.glob("loras/*.safetensors"))
+        models = {"source": family / "models" / source, "target": None if added else family / "models" / name}
+        recipes = [Recipe.build({"lora": lora, "target_lora": added, **models}) for lora in loras]
+        for lora, result in zip(loras, check_recipes(recipes, RunOptions(), deep=True), strict=True):
+            if not isinstance(result, CheckResult):
+                raise result
+            mine = json.loads(lora.with_suffix(".json").read_text("utf-8"))
+            held_out = bool(card.get("held_out") or mine.get("held_out"))
+            found.append(Pair(lora.stem, name, result, held_out, "regression" in card["summary"]))
     return found
 
 
-def read_curves(path: Path) -> dict[tuple[str, str], dict[float, dict[str, float]]]:
+def read_curves(paths: Sequence[Path]) -> dict[tuple[str, str], dict[float, dict[str, float]]]:
     """(LoRA, target) -> strength of reuse -> measure -> value; of what casa makes of it, under the strength 0."""
     curves: dict[tuple[str, str], dict[float, dict[str, float]]] = {}
-    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+    for cell in (cell for path in paths for cell in json.loads(path.read_text("utf-8"))["cells"]):
         if (cell.get("method") == "direct" and not cell.get("by_step")) or cell["label"] == "casa":
             values = {name: cell["estimates"][name]["value"] for name in MEASURES}
             kept = cell["gain_ratio"]["taught"]
@@ -117,6 +135,72 @@ def loras_table(pairs: Sequence[Pair]) -> str:
 
 
 Curves = Mapping[tuple[str, str], Mapping[float, Mapping[str, float]]]
+
+
+PARTS = {
+    "self-attention q and k": ("self_attn.q", "self_attn.k"),
+    "self-attention v and o": ("self_attn.v", "self_attn.o"),
+    "cross-attention": ("cross_attn.",),
+    "feed-forward": ("ffn",),
+}
+
+
+def kinds_table(pairs: Sequence[Pair]) -> list[str]:
+    """Figures of targets with weights of their own, by which the kinds of distillation might be told apart; and a
+    sentence about how many of them do."""
+    first = {pair.target: pair for pair in reversed(pairs) if pair.found.kind and pair.found.kind.name != "a LoRA"}
+    names = sorted(first, key=lambda name: (first[name].regression, name))
+    rows = []
+    for title, measured in _FEATURES.items():
+        values = {name: measured(first[name].found) for name in names}
+        others = [value for name, value in values.items() if not first[name].regression]
+        outside = [not min(others) <= value <= max(others) for name, value in values.items() if first[name].regression]
+        rows.append([title, *(f"{values[name]:.2f}" for name in names), "yes" if all(outside) else "no"])
+    head = [f"{name} ({'regression' if first[name].regression else 'matching'})" for name in names]
+    apart, count = sum(row[-1] == "yes" for row in rows), len(names)
+    chance = (
+        f"{apart} of {len(rows)} figures have the target made by regression outside the others. One of {count} targets "
+        f"is the greatest or the least of them in {2 / count:.0%} of all figures where the kind makes no difference."
+    )
+    return [markdown(["figure", *head, "regression outside the others"], rows), chance]
+
+
+def _over(key: str, null: str) -> Callable[[CheckResult], float]:
+    """A figure over its null model."""
+
+    def measured(found: CheckResult) -> float:
+        figure = found.figure(key)
+        assert figure is not None
+        return figure.value / next(each.value for each in figure.nulls if null in each.name)
+
+    return measured
+
+
+def _part(kinds: Sequence[str]) -> Callable[[CheckResult], float]:
+    """The drift of some layers over that of all, in root mean squares."""
+
+    def measured(found: CheckResult) -> float:
+        return _rms(found, lambda layer: any(kind in layer.kind for kind in kinds)) / _rms(found, lambda _: True)
+
+    return measured
+
+
+def _rms(found: CheckResult, wanted: Callable[[LayerCheck], bool]) -> float:
+    drifts = [layer.figures["drift"] for layer in found.layers if wanted(layer)]
+    return math.sqrt(sum(drift**2 for drift in drifts) / len(drifts))
+
+
+def _deepening(found: CheckResult) -> float:
+    return _rms(found, lambda layer: layer.depth == 1.0) / _rms(found, lambda layer: layer.depth == 0.0)
+
+
+_FEATURES: Mapping[str, Callable[[CheckResult], float]] = {
+    "rigidity over a Gaussian's": _over("rigidity_drift", "Gaussian"),
+    "head over rounding's": _over("head_drift", "rounding"),
+    "directions": lambda found: _value(found, "directions_drift"),
+    "drift of the last block over the first": _deepening,
+    **{f"drift of {title} over all": _part(kinds) for title, kinds in PARTS.items()},
+}
 
 
 def strengths_table(pairs: Sequence[Pair], curves: Curves) -> str:
