@@ -15,7 +15,8 @@ import loraport
 import pico
 from loraport.engine import measuring, reading
 from loraport.engine.estimate import estimate
-from loraport.engine.plan import make_plan
+from loraport.engine.keeping import worth_keeping
+from loraport.engine.plan import layers_to_keep, make_plan
 from loraport.engine.rates import Rates, rates_of
 from loraport.engine.recipe import Recipe, RunOptions
 
@@ -116,7 +117,7 @@ def test_a_method_that_decomposes_nothing_is_bound_by_reading_and_keeps_next_to_
     assert reading < expected.seconds < 2 * reading
     assert expected.cache_bytes == 160 * 2 * 2 * 5120 * 16
     assert not expected.cache_pays
-    assert plan.layers_to_keep(10**9) == {job.name for job in plan.jobs}
+    assert layers_to_keep(plan.jobs, 10**9) == {job.name for job in plan.jobs}
 
 
 def test_casa_of_a_real_size_is_bound_by_decompositions_and_pays_to_keep(real_size, tmp_path, monkeypatch):
@@ -127,6 +128,55 @@ def test_casa_of_a_real_size_is_bound_by_decompositions_and_pays_to_keep(real_si
     assert expected.cache_bytes == pytest.approx(160 * 3 * 4 * 5120**2, rel=0.02)
     assert expected.cache_pays
     assert expected.next_seconds < 0.1 * expected.seconds
+
+
+CARD = Rates(products=4e13, decompositions=6e12, passes=1e12, read=1e9, keep=1e9, fetch=3e9)
+
+
+class Remembered:
+    """Digests of earlier runs: of everything, or of nothing."""
+
+    def __init__(self, everything: bool):
+        self.everything = everything
+
+    def known_digest(self, ref) -> str | None:
+        return "ab" * 32 if self.everything else None
+
+
+def chosen(plan, rates: Rates, *, cache: str | None = None, before: bool = False, **settings) -> int:
+    options = RunOptions(cache=cache)
+    return len(worth_keeping(plan.jobs, options, Remembered(before), lambda: rates, **{"device": "cpu"} | settings))
+
+
+def test_what_is_kept_is_what_pays(real_size):
+    plan = make_plan(recipe(real_size, real_size.lora, "casa"))
+    whole = len(plan.jobs)
+    assert chosen(plan, RATES) == whole
+    slow = replace(RATES, keep=2e6)  # a minute and a half to write what saves less than half of that
+    assert chosen(plan, slow) == 0
+    assert chosen(plan, slow, cache="on") == chosen(plan, slow, cache="folder") == whole
+    assert chosen(plan, RATES, cache="off") == 0
+
+
+def test_on_a_device_it_pays_where_the_work_hides_the_writing(real_size):
+    plan = make_plan(recipe(real_size, real_size.lora, "casa"))
+    whole = len(plan.jobs)
+    assert chosen(plan, CARD, device="cuda:0") == whole
+    assert chosen(plan, CARD, device="cpu") == 0  # the same figures, if nothing were hidden
+    assert chosen(plan, replace(CARD, keep=1e8), device="cuda:0") == 0
+
+
+def test_another_lora_is_likelier_for_models_that_were_used_before(real_size):
+    plan = make_plan(recipe(real_size, real_size.lora, "casa"))
+    between = next(
+        rates for n in range(200) for rates in [replace(RATES, keep=2e8 / 1.1**n)] if chosen(plan, rates) == 0
+    )
+    assert chosen(plan, between, before=True) == chosen(plan, between, several=True) == len(plan.jobs)
+
+
+def test_little_is_kept_without_asking(files):
+    plan = make_plan(recipe(files, files.lora, "casa"))
+    assert chosen(plan, replace(RATES, keep=1.0)) == len(plan.jobs)
 
 
 def test_rates_are_measured_once_and_found_again(tmp_path, monkeypatch):

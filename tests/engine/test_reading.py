@@ -37,12 +37,12 @@ def _recipe(files: pico.Pico, **settings) -> Recipe:
 @pytest.mark.parametrize("executor", ["serial", "thread"])
 def test_each_weight_is_read_once(files, tmp_path, monkeypatch, method, executor):
     seen: Counter[tuple[str, str]] = Counter()
-    for name in ("digest", "read_float_with_digest"):
+    for name in ("digest", "read_with_digest"):
         real = getattr(reading, name)
 
-        def spied(ref, real=real):
+        def spied(ref, *more, real=real):
             seen[ref.file.name, ref.key] += 1
-            return real(ref)
+            return real(ref, *more)
 
         monkeypatch.setattr(reading, name, spied)
     options = RunOptions(executor=executor, cache=str(tmp_path / "cache"), log="off", overwrite=True)

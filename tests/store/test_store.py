@@ -156,18 +156,34 @@ def edit_header(path: Path, name: str, value: str) -> None:
 
 def test_an_entry_of_a_newer_format_is_left_alone(store: Store) -> None:
     path = put_one(store)
-    edit_header(path, "loraport.store.version", "2")
+    edit_header(path, "loraport.store.version", "3")
     assert store.get("basis", key_of(0)) is None
     assert path.exists()
     assert store.take_problems()[0].what == "newer"
 
 
-def test_the_strong_check_sees_what_the_sum_cannot(store: Store) -> None:
-    """Two words exchanged leave a sum as it was."""
+def test_an_entry_of_an_older_format_is_a_miss_and_no_problem(store: Store) -> None:
     path = put_one(store)
+    edit_header(path, "loraport.store.version", "1")
+    assert [problem.what for problem in store.verify()] == ["older"]
+    assert store.get("basis", key_of(0)) is None
+    assert store.problems == []
+    put_one(store)
+    assert store.get("basis", key_of(0)) is not None
+
+
+def exchange_words(path: Path) -> None:
+    """Two words exchanged, which leave a sum as it was."""
     data = path.read_bytes()
     path.write_bytes(data[:-16] + data[-8:] + data[-16:-8])
-    assert [problem.what for problem in store.verify(remove=True)] == ["damaged"]
+
+
+@pytest.mark.parametrize("change", [exchange_words, lambda path: edit_header(path, "driver", "another")])
+def test_the_checksum_sees_order_and_texts(store: Store, change) -> None:
+    path = put_one(store)
+    change(path)
+    assert [problem.what for problem in store.verify()] == ["damaged"]
+    assert store.get("basis", key_of(0)) is None
     assert not path.exists()
 
 

@@ -173,7 +173,7 @@ def _root(folder: str | None) -> Path:
 
     if folder == "off":
         raise UsageError("there is no cache to look at", values="--cache off")
-    return index.cache_root(folder)
+    return index.cache_root(None if folder in ("auto", "on") else folder)
 
 
 def _tell_deleted(root: Path, deleted: list, console: Console) -> None:

@@ -1,10 +1,11 @@
 """Stored tensors as torch has them: their bytes, read one tensor at a time in bounded memory, and hashed meanwhile."""
 
 import hashlib
+from collections.abc import Callable
 from math import prod
 
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from loraport.containers.access import open_file
@@ -13,13 +14,21 @@ from loraport.containers.stored import TensorRef, fill, identifying, pieces_of, 
 from loraport.errors import FileError, UnsupportedError
 
 
-def read_stored(ref: TensorRef, state: "hashlib._Hash | None" = None) -> Shaped[Tensor, "..."]:
+def in_memory(count: int) -> UInt8[Tensor, " n"]:
+    """So many bytes of ordinary memory."""
+    return torch.empty(count, dtype=torch.uint8)
+
+
+def read_stored(
+    ref: TensorRef, state: "hashlib._Hash | None" = None, memory: Callable[[int], Tensor] = in_memory
+) -> Shaped[Tensor, "..."]:
     """Read one tensor in its stored dtype and shape to the CPU; peak memory is the tensor itself.
 
     Args:
         ref: which tensor; companions are not looked at. A number format that torch does not have comes as bytes where
             a codec knows what to make of them.
         state: fed with what identifies the tensor (dtype, shape, bytes), as the bytes come in.
+        memory: gives so many bytes to read into. A tensor whose numbers are not in order in the file has its own.
 
     Raises:
         FileError: the file is gone, damaged, or changed since the reference was made.
@@ -53,7 +62,7 @@ def read_stored(ref: TensorRef, state: "hashlib._Hash | None" = None) -> Shaped[
             state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return tensor
     pieces = pieces_of(ref, span)
-    buffer = torch.empty(sum(size for _, size in pieces), dtype=torch.uint8)
+    buffer = memory(sum(size for _, size in pieces))
     target, done = buffer.numpy().data, 0
     with open_file(ref.file) as file:
         for position, size in pieces:

@@ -5,6 +5,7 @@ above this room that wants numbers comes in here.
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,10 +28,11 @@ from loraport.containers.references import (
     require_readable,
     rounding_floor,
 )
-from loraport.containers.stored_tensors import digest_tensor, hash_stored, read_stored
+from loraport.containers.stored_tensors import digest_tensor, hash_stored, in_memory, read_stored
 from loraport.errors import NumericalError
 
 __all__ = [
+    "AsRead",
     "Encoded",
     "TensorFile",
     "TensorRef",
@@ -48,10 +50,15 @@ __all__ = [
     "read_float_with_digest",
     "read_numbers",
     "read_tensor",
+    "read_with_digest",
     "refusal",
     "require_readable",
     "rounding_floor",
 ]
+
+
+_CPU = torch.device("cpu")
+_SENT_AS_STORED = ("BF16", "F16", "F32")
 
 
 def read_tensor(ref: TensorRef) -> Shaped[Tensor, "..."]:
@@ -77,18 +84,57 @@ def read_float(ref: TensorRef) -> Float32[Tensor, "..."]:
     return _finite(_decode(ref, stored), stored, ref)
 
 
-def read_float_with_digest(ref: TensorRef) -> tuple[Float32[Tensor, "..."], str]:
-    """`read_float(ref)` and `digest(ref)` of one and the same read: what is hashed is what is returned.
+@dataclass(frozen=True)
+class AsRead:
+    """A tensor on the host as it was read.
+
+    Args:
+        ref: which one.
+        stored: its numbers: as they lie in the file where every device makes float32 of them, else in float32.
+    """
+
+    ref: TensorRef
+    stored: Float[Tensor, "..."]
+
+    def float32(self, device: torch.device = _CPU) -> Float32[Tensor, "..."]:
+        """The numbers in float32 on a device. A GPU is sent what is stored and makes float32 of it itself.
+
+        Raises:
+            NumericalError: they hold NaN or infinity.
+        """
+        if device.type == "cuda":
+            moved = self.stored.to(device, non_blocking=self.stored.is_pinned()).float()
+        else:
+            moved = self.stored.float().to(device)
+        return _finite(moved, self.stored, self.ref)
+
+
+def read_with_digest(ref: TensorRef, memory: Callable[[int], Tensor] = in_memory) -> tuple[AsRead, str]:
+    """A tensor and `digest(ref)` of one and the same read: what is hashed is what is returned.
+
+    Args:
+        ref: which one.
+        memory: as for `read_stored`.
 
     Raises:
-        FileError, UnsupportedError, NumericalError: as `read_float`.
+        FileError, UnsupportedError: as `read_float`.
+        NumericalError: it is not stored as plain numbers, and holds NaN or infinity.
     """
     require_readable(ref)
     state = hashlib.sha256()
-    stored = read_stored(ref, state)
+    stored = read_stored(ref, state, memory)
+    if ref.codec == "raw" and ref.dtype in _SENT_AS_STORED:
+        return AsRead(ref, stored), state.hexdigest()
     parts = {role: read_float_with_digest(companion) for role, companion in ref.companions}
     tensor = decode(codec_of(ref), ref, stored, {role: numbers for role, (numbers, _) in parts.items()})
-    return _finite(tensor, stored, ref), _joined(ref, state, {role: text for role, (_, text) in parts.items()})
+    found = _joined(ref, state, {role: text for role, (_, text) in parts.items()})
+    return AsRead(ref, _finite(tensor, stored, ref)), found
+
+
+def read_float_with_digest(ref: TensorRef) -> tuple[Float32[Tensor, "..."], str]:
+    """`read_float(ref)` and `digest(ref)` of one and the same read. Raises as `read_float`."""
+    read, found = read_with_digest(ref)
+    return read.float32(), found
 
 
 def read_numbers(ref: TensorRef) -> Float[Tensor, "..."]:

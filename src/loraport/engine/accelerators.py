@@ -1,9 +1,10 @@
 """What torch says of accelerators: which there are, how much memory they have, how they fail."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 from loraport.errors import UsageError
 
@@ -44,6 +45,16 @@ def usable_bytes(device: str) -> int:
     return int(free * _SHARE)
 
 
+def bound(device: str, count: int | None) -> None:
+    """Let the tensors of this process take no more than so many bytes of a CUDA device; None sets no bound.
+
+    What would take more runs out of memory. What the driver and the libraries take beside is not in it.
+    """
+    if count is not None and device.startswith("cuda"):
+        _, total = torch.cuda.mem_get_info(device)
+        torch.cuda.set_per_process_memory_fraction(min(count / total, 1.0), device)
+
+
 def name_of(device: str) -> str:
     """What a CUDA device is called."""
     return torch.cuda.get_device_name(device)
@@ -58,6 +69,28 @@ def warm_up(device: str) -> None:
     torch.linalg.svd(torch.eye(2, device=device))
     torch.linalg.qr(torch.eye(2, device=device))
     torch.cuda.synchronize(device)
+
+
+def pinned(count: int) -> Tensor:
+    """So many bytes of memory of the host that a CUDA device fetches from by itself; of ordinary memory where the
+    system gives none of that kind. torch keeps it for the next that asks, once the device is done with it."""
+    try:
+        return torch.empty(count, dtype=torch.uint8, pin_memory=True)
+    except RuntimeError:
+        return torch.empty(count, dtype=torch.uint8)
+
+
+def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors on the host, from a CUDA device by way of pinned memory."""
+    there = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    if not any(tensor.is_cuda for tensor in there.values()):
+        return {name: tensor.cpu() for name, tensor in there.items()}
+    found = {}
+    for name, tensor in there.items():
+        room = pinned(tensor.numel() * tensor.element_size()).view(tensor.dtype).reshape(tensor.shape)
+        found[name] = room.copy_(tensor, non_blocking=room.is_pinned())
+    torch.cuda.current_stream(next(iter(there.values())).device).synchronize()
+    return found
 
 
 def is_out_of_memory(error: BaseException) -> bool:

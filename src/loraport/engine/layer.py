@@ -18,7 +18,7 @@ from loraport.core.operators import DenseOperator, Operator
 from loraport.core.thin_svd import thin_svd
 from loraport.engine.job import LayerJob
 from loraport.engine.keys import ordered_updates
-from loraport.engine.layer_cache import LayerCache, Prepared
+from loraport.engine.layer_cache import Found, LayerCache, Prepared
 from loraport.engine.reading import InputReader
 from loraport.errors import MismatchError, NumericalError
 from loraport.methods.base import LayerInputs, Params, TransferMethod
@@ -52,6 +52,7 @@ def load_layer(
     device: torch.device,
     keep: bool,
     update: LowRank,
+    found: Found | None = None,
 ) -> LayerMatrices:
     """Bring together what `method` needs of a layer.
 
@@ -65,6 +66,7 @@ def load_layer(
         device: where the matrices go.
         keep: whether bases and what the method prepares are worth their room.
         update: the LoRA's, as read.
+        found: what `LayerCache.look_up` gave, where that has been asked.
 
     Raises:
         FileError: an input changed since it was hashed.
@@ -75,24 +77,20 @@ def load_layer(
     inputs = LayerInputs(job.name, update.to(device=device))
     if job.source is None:
         return LayerMatrices(inputs, None, None)
-    cache = LayerCache(job, digests, store, device, keep)
-    basis = cache.basis("source") if needs.basis else None
-    target_basis = cache.basis("target") if needs.target_basis else None
-    key, kept = cache.prepared(method, params) if needs.drift else (None, None)
+    cache = LayerCache(job, digests, store, keep)
+    if found is None:
+        found = cache.look_up(method, params)
+    basis = None if found.basis is None else found.basis.to(device)
+    target_basis = None if found.target_basis is None else found.target_basis.to(device)
+    kept = None if found.prepared is None else found.prepared.to(device)
 
-    # What has to be read. Without a target checkpoint the target is the source plus what LoRAs add to it.
-    wants_target = needs.target or (needs.target_basis and target_basis is None)
-    wants_drift = needs.drift and (kept is None or method.reads_drift(job.shape, params))
-    reads_pair = job.target is not None and (wants_drift or kept is None)  # if only for the norm of the difference
-
-    wants_weight = needs.source or basis is None or reads_pair or (wants_target and job.target is None)
     own = None  # what LoRAs add to the source alone
-    if job.source_updates and (wants_weight or job.target is None):
+    if job.source_updates and (found.source is not None or job.target is None):
         own = _added(job, "source", digests, reader, device)
 
     weight = None
-    if wants_weight:
-        weight = read_weight(reader, job.source, job.round_to, device)
+    if found.source is not None:
+        weight = read_weight(reader, found.source, job.round_to, device)
         if own is not None:
             weight.addmm_(own.B, own.A)
     if needs.basis and basis is None:
@@ -109,16 +107,16 @@ def load_layer(
         whole = added.rank * sum(job.shape) > job.shape[0] * job.shape[1]  # as where matrices were stored
         if needs.drift:
             drift, drift_norm = DenseOperator(added.dense()) if whole else added, added.norm()
-        if wants_target:
+        if found.wants_target:
             target = _there(weight) + added.dense()
     else:
-        if wants_target or reads_pair:
-            target = read_weight(reader, job.target, job.round_to, device)
+        if found.target is not None:
+            target = read_weight(reader, found.target, job.round_to, device)
             if job.target_updates:
                 added = _added(job, "target", digests, reader, device)
                 target.addmm_(added.B, added.A)
-        if wants_drift:
-            drift = DenseOperator(_difference(_there(target), _there(weight), in_place=not wants_target))
+        if found.wants_drift:
+            drift = DenseOperator(_difference(_there(target), _there(weight), in_place=not found.wants_target))
         if kept is not None:
             drift_norm = kept.drift_norm
         else:
@@ -137,12 +135,12 @@ def load_layer(
         target=DenseOperator(_there(target)) if needs.target else None,
     )
     del weight, target
-    if key is not None and kept is None:
+    if found.key is not None and kept is None:
         assert drift_norm is not None
         tensors = method.prepare(inputs, params)
         if tensors:
             kept = Prepared(tensors, drift_norm)
-            cache.keep_prepared(key, kept)
+            cache.keep_prepared(found.key, kept)
     return LayerMatrices(replace(inputs, prepared=None if kept is None else kept.tensors), norm, drift_norm)
 
 
@@ -185,10 +183,8 @@ def read_weight(
         device: where it goes.
         hold: it will be read again; then it must not be written to.
     """
-    weight = reader.read(ref, hold=hold)
-    if round_to is not None:
-        weight = weight.to(getattr(torch, round_to)).float()
-    return weight.to(device)
+    weight = reader.read(ref, hold=hold, device=device)
+    return weight if round_to is None else weight.to(getattr(torch, round_to)).float()
 
 
 def drift_share(job: LayerJob, reader: InputReader) -> tuple[float, float]:

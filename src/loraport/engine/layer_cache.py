@@ -1,7 +1,7 @@
-"""What of one layer is kept in the store for the next LoRA of the same pair, and under which keys.
+"""What of one layer is kept in the store for the next LoRA of the same pair, under which keys, and what is there.
 
 The basis of a weight is known by the weight and what LoRAs add to it; what a method prepares, by both weights, the
-method and its settings.
+method and its settings. What is there decides what of the weights has to be read.
 """
 
 from collections.abc import Mapping
@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from loraport.containers.references import TensorRef
 from loraport.core.basis import SpectralBasis
+from loraport.engine.accelerators import to_host
 from loraport.engine.job import LayerJob
 from loraport.engine.keys import basis_key, basis_role, prepared_key
 from loraport.methods.base import Params, TransferMethod
@@ -24,6 +26,42 @@ class Prepared:
     tensors: Mapping[str, Tensor]
     drift_norm: float
 
+    def to(self, device: torch.device) -> "Prepared":
+        """The same on another device."""
+        return Prepared({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.drift_norm)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is there of a layer before its matrices are, on the host, and what is to be read for the rest.
+
+    Without a target checkpoint the target is the source plus what LoRAs add to it, and is not read.
+
+    Attributes:
+        basis: of the source's weight, if it is needed and kept.
+        target_basis: of the target's, likewise.
+        key: of what the method prepares; None where that is not worth keeping.
+        prepared: what the method prepared, if it is kept.
+        wants_drift: the drift itself has to be formed.
+        wants_target: the target's weight has to be there by itself.
+        source: the weight of the source to be read.
+        target: that of the target.
+    """
+
+    basis: SpectralBasis | None = None
+    target_basis: SpectralBasis | None = None
+    key: str | None = None
+    prepared: Prepared | None = None
+    wants_drift: bool = False
+    wants_target: bool = False
+    source: TensorRef | None = None
+    target: TensorRef | None = None
+
+    @property
+    def weights(self) -> list[TensorRef]:
+        """The weights to be read."""
+        return [ref for ref in (self.source, self.target) if ref is not None]
+
 
 @dataclass(frozen=True)
 class LayerCache:
@@ -33,49 +71,63 @@ class LayerCache:
         job: the layer.
         digests: of the tensors that the job names, by role.
         store: looked up first.
-        device: where what is found goes.
         keep: whether anything is put there.
     """
 
     job: LayerJob
     digests: dict[str, str]
     store: Store
-    device: torch.device
-    keep: bool
+    keep: bool = False
 
-    def basis(self, role: str) -> SpectralBasis | None:
-        """The basis of the weight of that side, None where it is not there."""
-        if not basis_role(self.job, role):
-            return None
-        m, n = self.job.shape
-        p = min(m, n)
-        kept = self.store.get("basis", self._basis_key(role), expect={"U": (m, p), "S": (p,), "Vh": (p, n)})
-        if kept is None:
-            return None
-        return SpectralBasis(kept["U"], kept["S"], kept["Vh"], driver=kept.meta["driver"]).to(self.device)
+    def look_up(self, method: TransferMethod, params: Params) -> Found:
+        """What is there for a method, and what it has to read besides."""
+        job, needs = self.job, method.needs(params)
+        if job.source is None:
+            return Found()
+        basis = self._basis("source") if needs.basis else None
+        target_basis = self._basis("target") if needs.target_basis else None
+        key, kept = self._prepared(method, params) if needs.drift else (None, None)
+        wants_target = needs.target or (needs.target_basis and target_basis is None)
+        wants_drift = needs.drift and (kept is None or method.reads_drift(job.shape, params))
+        reads_pair = job.target is not None and (wants_drift or kept is None)  # if only for the norm of the difference
+        wants_weight = needs.source or basis is None or reads_pair or (wants_target and job.target is None)
+        return Found(
+            basis,
+            target_basis,
+            key,
+            kept,
+            wants_drift,
+            wants_target,
+            source=job.source if wants_weight else None,
+            target=job.target if wants_target or reads_pair else None,
+        )
 
     def keep_basis(self, role: str, basis: SpectralBasis) -> SpectralBasis:
         """Keep it if it is worth its room, and hand it back."""
         if self.keep and basis_role(self.job, role):
-            tensors = {"U": basis.U, "S": basis.S, "Vh": basis.Vh}
-            self.store.put("basis", self._basis_key(role), tensors, {"driver": basis.driver})
+            tensors = to_host({"U": basis.U, "S": basis.S, "Vh": basis.Vh})
+            self.store.put("basis", basis_key(self.job, role, self.digests), tensors, {"driver": basis.driver})
         return basis
 
-    def prepared(self, method: TransferMethod, params: Params) -> tuple[str | None, Prepared | None]:
-        """The key of what the method prepares, None where it is not worth keeping, and what is there under it."""
+    def keep_prepared(self, key: str, prepared: Prepared) -> None:
+        """Keep it under the key of `Found` if it is worth its room."""
+        if self.keep:
+            self.store.put("prepared", key, to_host(prepared.tensors), {"drift_norm": repr(prepared.drift_norm)})
+
+    def _basis(self, role: str) -> SpectralBasis | None:
+        if not basis_role(self.job, role):
+            return None
+        m, n = self.job.shape
+        p = min(m, n)
+        key = basis_key(self.job, role, self.digests)
+        kept = self.store.get("basis", key, expect={"U": (m, p), "S": (p,), "Vh": (p, n)})
+        return None if kept is None else SpectralBasis(kept["U"], kept["S"], kept["Vh"], driver=kept.meta["driver"])
+
+    def _prepared(self, method: TransferMethod, params: Params) -> tuple[str | None, Prepared | None]:
         key = prepared_key(method, params, self.job, self.digests)
         if key is None:
             return None, None
         kept = self.store.get("prepared", key)
         if kept is None or "drift_norm" not in kept.meta:
             return key, None
-        tensors = {name: tensor.to(self.device) for name, tensor in kept.items()}
-        return key, Prepared(tensors, float(kept.meta["drift_norm"]))
-
-    def keep_prepared(self, key: str, prepared: Prepared) -> None:
-        """Keep it under a key of `prepared` if it is worth its room."""
-        if self.keep:
-            self.store.put("prepared", key, prepared.tensors, {"drift_norm": repr(prepared.drift_norm)})
-
-    def _basis_key(self, role: str) -> str:
-        return basis_key(self.job, role, self.digests)
+        return key, Prepared(dict(kept), float(kept.meta["drift_norm"]))

@@ -21,11 +21,12 @@ from loraport.engine.many import EXISTS, Asked, check_skip
 from loraport.engine.many_plan import LayerBatch, ManyPlan, batches_of, make_many_plan
 from loraport.engine.many_report import ManyReport, Outcome
 from loraport.engine.output import check_outputs
+from loraport.engine.overlap import overlapped
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport
-from loraport.engine.run import kept_layers, open_cache
+from loraport.engine.run import layers_kept, open_cache
 from loraport.engine.waiting import waiting
 from loraport.engine.worker import InHand, LayerResult, Worker
 from loraport.errors import LoraportError, UsageError
@@ -99,11 +100,13 @@ class BatchWorker:
         work = replace(self.worker, in_hand=InHand())
         found: dict[int, LayerResult | LoraportError] = {}
         for number, job in batch.jobs.items():
-            if number not in batch.stopped:
-                try:
-                    found[number] = work(job, slot)
-                except LoraportError as error:
-                    found[number] = error.with_traceback(None)  # its frames hold matrices
+            if number in batch.stopped:
+                work.skip(job)
+                continue
+            try:
+                found[number] = work(job, slot)
+            except LoraportError as error:
+                found[number] = error.with_traceback(None)  # its frames hold matrices
         return found
 
 
@@ -142,7 +145,7 @@ def run_many(
         return dict(plan.failures)
     said = Said(plan.plans, on_event)
     identities = {file: state for one in plan.plans.values() for file, state in one.identities.items()}
-    store, reader = open_cache(identities, options, said.of_all)
+    store, reader = open_cache(identities, options, said.of_all, behind=True)
     looked_at: LookedAt = {}
     plan = plan.without(_failing(plan.plans, lambda n, one: _check_pair(one, reader, looked_at)))
     run = Gathering(plan, outputs, options, reader, said, on_event)
@@ -154,12 +157,20 @@ def run_many(
     sampled = {job.name for one in plan.plans.values() for job in sample_for_kinship(one)}
     batches.sort(key=lambda batch: batch.first.name not in sampled)  # their weights have been read already
     run.expect(batches)
-    work = Worker(store, reader, kept_layers([batch.first for batch in batches], store, said.of_all))
+    first, several = [batch.first for batch in batches], len(plan.plans) > 1
+    work = Worker(
+        store,
+        reader,
+        layers_kept(first, options, store, reader, executor, said.of_all, several=several),
+        memory=options.max_memory,
+    )
     try:
-        with waiting(folder) as place:
-            for results in executor.run(batches, BatchWorker(work)):
+        with waiting(folder) as place, overlapped(work, first, executor) as busy:
+            for results in executor.run(batches, BatchWorker(busy)):
                 for number, found in results.items():
                     run.take(number, found, place)
+        for problem in store.take_problems():
+            said.of_all(problem.message)
     except BaseException:
         store.sweep()  # workers may have been ended in the middle of writing
         raise

@@ -95,10 +95,6 @@ class TransferPlan:
         """What the decompositions of all layers, and what the method makes of them, take in the cache."""
         return sum(cached_bytes(job) for job in self.jobs)
 
-    def layers_to_keep(self, limit: int) -> frozenset[str]:
-        """The layers, from the first on, whose decompositions fit into `limit` bytes of cache."""
-        return layers_to_keep(self.jobs, limit)
-
 
 def layers_to_keep(jobs: Iterable[LayerJob], limit: int) -> frozenset[str]:
     """The layers, from the first on, whose decompositions fit into `limit` bytes of cache.

@@ -9,20 +9,24 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.references import TensorRef, file_identity
-from loraport.containers.tensors import digest, read_float_with_digest
+from loraport.containers.tensors import AsRead, digest, read_with_digest
 from loraport.core.lowrank import LowRank
+from loraport.engine import accelerators
 from loraport.engine.known_digests import KnownDigests
 from loraport.errors import FileError
 from loraport.store.digests import DigestMemo
 
+_CPU = torch.device("cpu")
 _CLOCK_NS = 50_000_000  # a file changed twice within this time may show the same time of change
 
 
@@ -32,16 +36,18 @@ class InputReader(KnownDigests):
     Args:
         memo: digests remembered from earlier runs.
         identities: file -> its `file_identity` when the plan was made. Files not named are taken as they are now.
+        pinned: read into memory that a CUDA device can fetch by itself.
     """
 
-    def __init__(self, memo: DigestMemo, identities: Mapping[Path, str] | None = None):
+    def __init__(self, memo: DigestMemo, identities: Mapping[Path, str] | None = None, *, pinned: bool = False):
         super().__init__(memo, identities)
-        self._held: dict[tuple[str, str], Tensor] = {}
+        self._pinned = pinned
+        self._held: dict[tuple[str, str], AsRead] = {}
         self._hashed: set[tuple[str, str]] = set()  # what this reader hashed itself
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return InputReader, (self.memo, self.identities)
+        return partial(InputReader, pinned=self._pinned), (self.memo, self.identities)
 
     def digest(self, ref: TensorRef, *, hold: bool = False) -> str:
         """The digest of a tensor, remembered or computed.
@@ -51,7 +57,6 @@ class InputReader(KnownDigests):
 
         Raises:
             FileError: the file cannot be read, or changed since the plan was made.
-            NumericalError: it is read to be held and holds NaN or infinity.
         """
         page = self.page(ref)
         known = self.memo.get(*page)
@@ -61,17 +66,25 @@ class InputReader(KnownDigests):
             found = digest(ref)
             self._remember(ref, page, found)
             return found
-        tensor, found = read_float_with_digest(ref)
+        read, found = self._read(ref)
         self._remember(ref, page, found)
-        with self._lock:
-            self._held[page] = tensor
+        self._hold(page, read)
         return found
 
-    def read(self, ref: TensorRef, *, hold: bool = False) -> Float32[Tensor, "..."]:
+    def bring(self, ref: TensorRef) -> None:
+        """Read a tensor and keep it until `read` or `drop`; one that is kept already is not read. Raises as `read`."""
+        page = self.page(ref)
+        with self._lock:
+            there = page in self._held
+        if not there:
+            self._hold(page, self._sure(ref, page))
+
+    def read(self, ref: TensorRef, *, hold: bool = False, device: torch.device = _CPU) -> Float32[Tensor, "..."]:
         """A tensor in float32, sure to be the one whose digest was given.
 
         Args:
-            hold: keep it for the next `read` as well.
+            hold: keep it for the next `read` as well; then what is returned must not be written to.
+            device: where it goes.
 
         Raises:
             FileError: the file cannot be read, or changed since the plan was made or since it was last hashed.
@@ -79,15 +92,12 @@ class InputReader(KnownDigests):
         """
         page = self.page(ref)
         with self._lock:
-            tensor = self._held.get(page) if hold else self._held.pop(page, None)
-        if tensor is not None:
-            return tensor
-        tensor, found = read_float_with_digest(ref)
-        self._agree(ref, page, found)
-        if hold:
-            with self._lock:
-                self._held[page] = tensor
-        return tensor
+            read = self._held.get(page) if hold else self._held.pop(page, None)
+        if read is None:
+            read = self._sure(ref, page)
+            if hold:
+                self._hold(page, read)
+        return read.float32(device)
 
     def load(self, update: LayerUpdate) -> LowRank:
         """An update of a LoRA, sure to be made of the tensors whose digests were given. Raises as `read`.
@@ -119,6 +129,19 @@ class InputReader(KnownDigests):
         """Raise FileError if any input file is not the one that the plan was made from."""
         for file in self.identities:
             self._check(file)
+
+    def _read(self, ref: TensorRef) -> tuple[AsRead, str]:
+        return read_with_digest(ref, accelerators.pinned) if self._pinned else read_with_digest(ref)
+
+    def _sure(self, ref: TensorRef, page: tuple[str, str]) -> AsRead:
+        """Read now, and held against the digest that is known."""
+        read, found = self._read(ref)
+        self._agree(ref, page, found)
+        return read
+
+    def _hold(self, page: tuple[str, str], read: AsRead) -> None:
+        with self._lock:
+            self._held[page] = read
 
     def _agree(self, ref: TensorRef, page: tuple[str, str], found: str) -> None:
         known = self.memo.get(*page)

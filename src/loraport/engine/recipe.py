@@ -269,15 +269,17 @@ class RunOptions(Settings):
         Annotated[int, Field(gt=0)] | None,
         BeforeValidator(lambda given: parse_size(given, name="--max-memory") if isinstance(given, str) else given),
         Setting(
-            "Memory that the layers in work may take together, such as 16GB.",
+            "Memory that the layers in work may take together, such as 16GB; on a GPU, what all tensors take.",
             "--max-memory", panel=MACHINE, metavar="SIZE", default="60 % of what is free, 85 % on a GPU",
         ),
     ] = None  # fmt: skip
     cache: Annotated[
         PathText | None,
         Setting(
-            "Where finished work is kept for the next run.",
-            "--cache", panel=MACHINE, metavar="DIR|off", default="$LORAPORT_CACHE or the user's cache folder",
+            "Finished layers are kept for the next run. auto: decompositions too, where the next LoRA of the pair "
+            "gains more than writing them costs. on, or a folder: always. off: nothing.",
+            "--cache", panel=MACHINE, metavar="auto|on|off|DIR",
+            default="auto, in $LORAPORT_CACHE or the user's cache folder",
         ),
     ] = None  # fmt: skip
     verify_inputs: Annotated[
@@ -296,3 +298,8 @@ class RunOptions(Settings):
         ),
     ] = None  # fmt: skip
     overwrite: Annotated[bool, Setting("Replace the output file if it exists.", "--overwrite", panel=OUTPUT)] = False
+
+    @property
+    def cache_folder(self) -> str | None:
+        """The folder that `cache` names, if it names one."""
+        return None if self.cache in ("auto", "on", "off") else self.cache

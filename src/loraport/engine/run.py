@@ -8,6 +8,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,13 +16,17 @@ from torch import Tensor
 
 from loraport.adapters.render import write_adapter
 from loraport.core.lowrank import LowRank
+from loraport.engine import devices
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
+from loraport.engine.keeping import worth_keeping
 from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship, judge_pair
 from loraport.engine.output import check_outputs, log_path, render_output
+from loraport.engine.overlap import overlapped, room_behind
 from loraport.engine.plan import TransferPlan, cached_bytes, layers_to_keep, sample_for_kinship
+from loraport.engine.rates import rates_of
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
 from loraport.engine.reporting import make_report, plan_columns
@@ -112,11 +117,13 @@ def carried_out(
     for message in plan.warnings:
         warn(message)
     executor = executor_for(options)
-    store, reader = open_cache(plan.identities, options, warn)
+    store, reader = open_cache(plan.identities, options, warn, behind=True)
     sample = sample_for_kinship(plan)
     if not checked:
         check_kinship(plan, sample, reader, rounding=not measured)
-    work = Worker(store, reader, kept_layers(plan.jobs, store, warn))
+    work = Worker(
+        store, reader, layers_kept(plan.jobs, options, store, reader, executor, warn), memory=options.max_memory
+    )
     log = open_log(path, plan, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
     if path is not None:
         remove_abandoned(path)
@@ -190,10 +197,15 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
         UsageError, MismatchError, NumericalError: as `run`.
     """
     executor = executor_for(options)
-    store, reader = open_cache(plan.identities, options, lambda message: None)
+    store, reader = open_cache(plan.identities, options, lambda message: None, behind=True)
     sample = sample_for_kinship(plan)
     check_kinship(plan, sample, reader, rounding=False)
-    work = Worker(store, reader, plan.layers_to_keep(int(store.max_bytes * 0.9)))
+    work = Worker(
+        store,
+        reader,
+        layers_kept(plan.jobs, options, store, reader, executor, lambda message: None),
+        memory=options.max_memory,
+    )
     try:
         results = _run_jobs(plan, sample, work, executor, ignore, lambda message: None, None)
         reader.check_unchanged()
@@ -203,23 +215,49 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
 
 
 def open_cache(
-    identities: Mapping[Path, str], options: RunOptions, warn: Callable[[str], None]
+    identities: Mapping[Path, str], options: RunOptions, warn: Callable[[str], None], *, behind: bool = False
 ) -> tuple[Store, InputReader]:
     """The store that the options ask for, and a reader of a plan's files with the digests remembered there.
 
     A cache folder that cannot be used is said and done without.
+
+    Args:
+        identities: file -> its `file_identity` when the plan was made.
+        options: which folder, and which device.
+        warn: told what is wrong with the folder.
+        behind: entries may be written while the work goes on; then whoever opens it sees to `Store.finish`.
     """
+    pinned = any(device.startswith("cuda") for device in devices.pick_devices(options.device))
     root = None
     if options.cache != "off":
         try:
-            root = cache_root(options.cache)
+            root = cache_root(options.cache_folder)
         except FileError as error:
             warn(f"nothing is kept for later runs: {error.what} ({error.where}: {error.values})")
     if root is None:
-        return NullStore(), InputReader(DigestMemo(None), identities)
-    store = Store(root)
+        return NullStore(), InputReader(DigestMemo(None), identities, pinned=pinned)
+    store = Store(root, behind=room_behind(options) if behind else None)
     store.sweep()
-    return store, InputReader(DigestMemo(root, trust=not options.verify_inputs), identities)
+    return store, InputReader(DigestMemo(root, trust=not options.verify_inputs), identities, pinned=pinned)
+
+
+def layers_kept(
+    jobs: Sequence[LayerJob],
+    options: RunOptions,
+    store: Store,
+    reader: InputReader,
+    executor: Executor,
+    warn: Callable[[str], None],
+    *,
+    several: bool = False,
+) -> frozenset[str]:
+    """The layers whose decompositions are kept: those of `worth_keeping` that the cache has room for."""
+    if isinstance(store, NullStore):
+        return frozenset()
+    device = executor.slots()[0].device
+    rates = partial(rates_of, device, store.root)
+    worth = worth_keeping(jobs, options, reader, rates, device=device, several=several)
+    return kept_layers(worth, store, warn)
 
 
 def kept_layers(jobs: Sequence[LayerJob], store: Store, warn: Callable[[str], None]) -> frozenset[str]:
@@ -246,19 +284,22 @@ def _run_jobs(
     done = 0.0
     by_name: dict[str, LayerResult] = {}
     jobs = {job.name: job for job in (*sample, *plan.jobs)}  # the sample first: its weights have been read already
-    for result in executor.run(list(jobs.values()), work):
-        report = result.report
-        job = jobs[report.name]
-        for role, ref in references(job).items():  # for the jobs of other processes
-            work.reader.remember(ref, result.digests[role])
-        work.reader.drop(references(job).values())
-        by_name[report.name] = result
-        done += job.cost
-        for message in result.warnings:
-            warn(message)
-        if log is not None:
-            log.append({"event": "layer", **report.to_json()})
-        on_event(LayerDone(report, len(by_name), len(plan.jobs), done, total))
+    with overlapped(work, list(jobs.values()), executor) as busy:
+        for result in executor.run(list(jobs.values()), busy):
+            report = result.report
+            job = jobs[report.name]
+            for role, ref in references(job).items():  # for the jobs of other processes
+                work.reader.remember(ref, result.digests[role])
+            work.reader.drop(references(job).values())
+            by_name[report.name] = result
+            done += job.cost
+            for message in result.warnings:
+                warn(message)
+            if log is not None:
+                log.append({"event": "layer", **report.to_json()})
+            on_event(LayerDone(report, len(by_name), len(plan.jobs), done, total))
+    for problem in work.store.take_problems():
+        warn(problem.message)
     return [by_name[job.name] for job in plan.jobs]
 
 

@@ -1,6 +1,9 @@
 """One layer from files to factors, on the device of its slot.
 
-    read W_source, W_target -> drift -> basis (from the store, or an SVD) -> method -> low-rank output -> store
+    on the host    digests -> result or basis from the store, else W_source, W_target from their files
+    on the device  drift -> basis -> method -> low-rank output -> store
+
+The first half waits for files, and is done for the next layers while a device works on the second (`ahead.py`).
 
 The key of a result names everything that determines it, so running the same job again finds it: that is
 how an interrupted run resumes, and why device, workers and paths are not in the key.
@@ -17,17 +20,20 @@ import torch
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, Operator
 from loraport.core.truncation import Truncation, truncated_svd
-from loraport.engine.accelerators import with_the_cpu_behind
+from loraport.engine.accelerators import bound, with_the_cpu_behind
+from loraport.engine.ahead import Ahead
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
 from loraport.engine.keys import matrices_key, references, result_key, seed_of
 from loraport.engine.layer import LayerMatrices, load_layer
+from loraport.engine.layer_cache import Found, LayerCache
 from loraport.engine.reading import InputReader
 from loraport.engine.results import LayerReport
 from loraport.engine.rounding import MOSTLY, rounding_share
 from loraport.errors import NumericalError
 from loraport.methods import registry
 from loraport.methods.base import Params, TransferMethod
+from loraport.store.entry import Entry
 from loraport.store.store import Store
 
 
@@ -53,11 +59,33 @@ class InHand:
     """The matrices of the last layer, for another LoRA on the same one: they do not depend on the LoRA."""
 
     key: str | None = None
+    device: torch.device | None = None
     matrices: LayerMatrices | None = None
 
     def let_go(self) -> None:
         """Free their memory."""
-        self.key = self.matrices = None
+        self.key = self.device = self.matrices = None
+
+
+@dataclass(frozen=True)
+class Brought:
+    """What a layer's work begins with, all of it on the host. The reader holds the weights.
+
+    Attributes:
+        digests: of the tensors that the job names, by role.
+        key: of the result.
+        kept: the result, if it is there.
+        given: the LoRA's update, if there is work to do.
+        found: what of the pair is there; None where its matrices are in hand, or nothing is to be done with them.
+        seconds: that it took.
+    """
+
+    digests: dict[str, str]
+    key: str
+    kept: Entry | None
+    given: LowRank | None
+    found: Found | None
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -70,17 +98,26 @@ class Worker:
         keep: layers whose decompositions go into the store; None for all.
         in_hand: holds a layer's matrices until another layer comes, where several LoRAs are worked on; None lets go of
             them with each job.
+        ahead: brings the next layers meanwhile.
+        memory: bytes that tensors may take of a GPU; None for what there is.
     """
 
     store: Store
     reader: InputReader
     keep: frozenset[str] | None = None
     in_hand: InHand | None = None
+    ahead: Ahead[LayerJob, Brought] | None = None
+    memory: int | None = None
 
     def __call__(self, job: LayerJob, slot: Slot) -> LayerResult:
         """Do one job. A device that runs out of memory hands this layer to the CPU, and says so."""
+        bound(slot.device, self.memory)
         let_go = (lambda: None) if self.in_hand is None else self.in_hand.let_go
-        result, taken_over = with_the_cpu_behind(partial(self._run, job), slot.device, let_go)
+        try:
+            brought = self.bring(job) if self.ahead is None else self.ahead.take(job, self.bring)
+            result, taken_over = with_the_cpu_behind(partial(self._run, job, brought), slot.device, let_go)
+        finally:
+            self.reader.drop(references(job).values())
         if not taken_over:
             return result
         said = (
@@ -89,21 +126,43 @@ class Worker:
         )
         return replace(result, warnings=(said, *result.warnings))
 
-    def _run(self, job: LayerJob, device: torch.device) -> LayerResult:
+    def skip(self, job: LayerJob) -> None:
+        """Let go of what was brought for a job that is not done after all."""
+        if self.ahead is not None:
+            self.ahead.leave(job)
+            self.reader.drop(references(job).values())
+
+    def bring(self, job: LayerJob) -> Brought:
+        """All of a layer's work that waits for files.
+
+        Raises:
+            FileError: a file cannot be read, or changed.
+            NumericalError: the update holds NaN or infinity, or a weight that it is a function of does.
+        """
         began = time.perf_counter()
-        refs = references(job)
-        try:
-            digests = {role: self.reader.digest(ref, hold=_is_weight(role)) for role, ref in refs.items()}
-            key = result_key(job, digests)
-            kept = self.store.get("result", key, expect=None)
-            if kept is not None:
-                facts = {"device": "unknown"} | json.loads(kept.meta["report"])
-                update = LowRank(kept["B"], kept["A"])
-            else:
-                update, facts = self._compute(job, digests, seed=seed_of(job, digests), device=device)
-                self.store.put("result", key, {"B": update.B, "A": update.A}, {"report": json.dumps(facts)})
-        finally:
-            self.reader.drop(refs.values())
+        digests = {role: self.reader.digest(ref, hold=_is_weight(role)) for role, ref in references(job).items()}
+        key = result_key(job, digests)
+        kept = self.store.get("result", key, expect=None)
+        given = self.reader.load(job.update) if kept is None else None
+        found = None
+        if given is not None and given.norm() > 0.0:
+            method, params = registry.resolve(job.method, job.params)
+            held = self.in_hand
+            if held is None or held.key is None or held.key != matrices_key(method, params, job, digests):
+                found = LayerCache(job, digests, self.store).look_up(method, params)
+                for ref in found.weights:
+                    self.reader.bring(ref)
+        return Brought(digests, key, kept, given, found, time.perf_counter() - began)
+
+    def _run(self, job: LayerJob, brought: Brought, device: torch.device) -> LayerResult:
+        began = time.perf_counter() - brought.seconds
+        kept = brought.kept
+        if kept is not None:
+            facts = {"device": "unknown"} | json.loads(kept.meta["report"])
+            update = LowRank(kept["B"], kept["A"])
+        else:
+            update, facts = self._compute(job, brought, device)
+            self.store.put("result", brought.key, {"B": update.B, "A": update.A}, {"report": json.dumps(facts)})
         report = LayerReport(
             name=job.name,
             shape=job.shape,
@@ -113,22 +172,22 @@ class Worker:
             cached=kept is not None,
             **facts,
         )
-        return LayerResult(update, report, digests, tuple(problem.message for problem in self.store.take_problems()))
+        said = tuple(problem.message for problem in self.store.take_problems())
+        return LayerResult(update, report, brought.digests, said)
 
-    def _compute(
-        self, job: LayerJob, digests: dict[str, str], seed: int, device: torch.device
-    ) -> tuple[LowRank, dict[str, Any]]:
+    def _compute(self, job: LayerJob, brought: Brought, device: torch.device) -> tuple[LowRank, dict[str, Any]]:
         method, params = registry.resolve(job.method, job.params)
-        given = self.reader.load(job.update)
+        given = brought.given
+        assert given is not None, "an update that is needed was not read"
         if given.norm() == 0.0:
             return _untouched(job, given, device)
-        layer = self._matrices(job, method, params, digests, device, given)
+        layer = self._matrices(job, method, params, brought, device, given)
         given, stats = layer.inputs.update, _relative_norms(job, layer)
         output = method.transfer(layer.inputs, params)
         exact: Operator = output.update
         if job.amount < 1.0:
             exact = Blend(given, exact, job.amount)
-        small = _shrink(exact, job, output.start, seed)
+        small = _shrink(exact, job, output.start, seed_of(job, brought.digests))
         update = small.update.to(getattr(torch, job.dtype))
         _check_cast(update, job)
         stats |= output.stats
@@ -141,21 +200,22 @@ class Worker:
         job: LayerJob,
         method: TransferMethod,
         params: Params,
-        digests: dict[str, str],
+        brought: Brought,
         device: torch.device,
         given: LowRank,
     ) -> LayerMatrices:
         """Those of `load_layer`, or what is in hand of the same pair of weights on the same device."""
-        held, key = self.in_hand, None
+        held, key, digests = self.in_hand, None, brought.digests
         if held is not None and job.source is not None:
-            key = f"{matrices_key(method, params, job, digests)} {device}"
-            if held.matrices is not None and held.key == key:
+            key = matrices_key(method, params, job, digests)
+            if held.matrices is not None and (held.key, held.device) == (key, device):
                 return replace(held.matrices, inputs=replace(held.matrices.inputs, update=given.to(device=device)))
             held.let_go()  # before there are others
         keep = self.keep is None or job.name in self.keep
-        layer = load_layer(job, method, params, digests, self.store, self.reader, device, keep, given)
+        store, reader, found = self.store, self.reader, brought.found
+        layer = load_layer(job, method, params, digests, store, reader, device, keep, given, found)
         if held is not None and key is not None:
-            held.key, held.matrices = key, layer
+            held.key, held.device, held.matrices = key, device, layer
         return layer
 
 

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from loraport.errors import FileError
 from loraport.store import index
-from loraport.store.entry import DamagedEntry, Entry, NewerEntry, read_entry, write_entry
+from loraport.store.entry import DamagedEntry, Entry, NewerEntry, OlderEntry, read_entry, write_entry
 from loraport.store.index import DEFAULT_MAX_BYTES, EntryInfo
+from loraport.store.writing import Behind
 
 RESERVE_BYTES = 10**9  # left free on the disk, so that the cache never takes the room the output needs
 
@@ -28,8 +29,8 @@ RESERVE_BYTES = 10**9  # left free on the disk, so that the cache never takes th
 class StoreProblem:
     """Something about the cache that the user may want to know, and that did not stop the run.
 
-    `what` is "damaged" (entry dropped), "newer" (entry of a later program version), "unreadable" (the system does
-    not let us read; said once), or "unwritable" (nothing more is cached in this run; said once).
+    `what` is "damaged" (entry dropped), "newer" or "older" (entry of another program version), "unreadable" (the system
+    does not let us read; said once), or "unwritable" (nothing more is cached in this run; said once).
     """
 
     what: str
@@ -41,7 +42,7 @@ class StoreProblem:
         """One line for people."""
         if self.what == "damaged":
             return f"cache entry {self.entry} was not used and is computed again: {self.detail}"
-        if self.what in ("newer", "unreadable"):
+        if self.what in ("newer", "older", "unreadable"):
             return f"cache entry {self.entry} was not used: {self.detail}"
         return f"the cache takes no more entries in this run ({self.entry}): {self.detail}"
 
@@ -55,6 +56,8 @@ class Store:
         on_problem: called for every StoreProblem. Without it they gather in `problems`. It stays behind when
             the store is sent to another process: collect there with `take_problems` and send those home.
         reserve_bytes: free space on the disk that caching leaves alone.
+        behind: bytes of entries that may wait for a thread to write them, while whoever put them goes on; call
+            `finish` at the end. None writes at once, as a store that was sent to another process does.
     """
 
     def __init__(
@@ -64,12 +67,14 @@ class Store:
         *,
         on_problem: Callable[[StoreProblem], None] | None = None,
         reserve_bytes: int = RESERVE_BYTES,
+        behind: int | None = None,
     ):
         self.root = Path(root) if root is not None else index.cache_root()
         self.max_bytes = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
         self.reserve_bytes = reserve_bytes
         self.problems: list[StoreProblem] = []
         self._on_problem = on_problem
+        self._behind = None if behind is None else Behind(behind)
         self._closed = False  # True once writing failed
         self._unreadable = False  # True once reading failed for reasons that lie outside the entry
         self._total: int | None = None  # bytes in the cache as far as this process knows; None before the first put
@@ -94,12 +99,17 @@ class Store:
             expect: names and shapes that it must hold, exactly; anything else counts as damaged.
         """
         path = self.path(kind, key)
+        if self._behind is not None:
+            self._behind.wait(path)
         try:
             entry = read_entry(path, kind, key, expect=expect)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except NewerEntry as error:
             self._report("newer", path, str(error))
+            return None
+        except OlderEntry:
+            index.remove(path)
             return None
         except DamagedEntry as error:
             index.remove(path)
@@ -114,36 +124,44 @@ class Store:
         return entry
 
     def put(self, kind: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> bool:
-        """Keep an entry, whole or not at all. Returns whether it was kept; failing to write is not an error."""
-        path = self.path(kind, key)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        """Keep an entry, whole or not at all. Failing to write is not an error.
+
+        Returns whether it was kept; where it is written behind, whether that will be tried. Its tensors must not be
+        changed until then.
+        """
         if self._closed:
             return False
-        try:
-            self._check_room(size)
-            write_entry(path, kind, key, tensors, meta or {})
-        except (FileError, OSError) as error:
-            if path.is_file():  # another process put the same entry first and is reading it (Windows)
-                return True
-            self._close(path, getattr(error, "values", None) or str(error))
-            return False
-        self._account(size)
+        path = self.path(kind, key)
+        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+        write = partial(self._write, path, size, kind, key, tensors, meta or {})
+        if self._behind is None:
+            return write()
+        self._behind.put(path, size, write)
         return True
+
+    def finish(self) -> None:
+        """Return when everything that was put is written."""
+        if self._behind is not None:
+            self._behind.finish()
 
     def entries(self) -> list[EntryInfo]:
         """All entries, least recently used first."""
         return index.entries(self.root)
 
     def verify(self, remove: bool = False) -> list[StoreProblem]:
-        """Read every entry and recompute its digest; returns what is wrong. Nothing is deleted unless asked."""
+        """Read every entry and check it as `get` does; returns what is wrong. Nothing is deleted unless asked."""
         problems = []
         for info in self.entries():
             try:
-                read_entry(info.path, info.kind, info.key, strong=True)
+                read_entry(info.path, info.kind, info.key)
             except FileNotFoundError:
                 continue
             except NewerEntry as error:
                 problems.append(StoreProblem("newer", str(info.path), str(error)))
+            except OlderEntry as error:
+                problems.append(StoreProblem("older", str(info.path), str(error)))
+                if remove:
+                    index.remove(info.path)
             except OSError as error:
                 problems.append(StoreProblem("unreadable", str(info.path), error.strerror or str(error)))
             except DamagedEntry as error:
@@ -180,6 +198,22 @@ class Store:
         with self._lock:
             taken, self.problems = self.problems, []
         return taken
+
+    def _write(
+        self, path: Path, size: int, kind: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str]
+    ) -> bool:
+        if self._closed:  # meanwhile
+            return False
+        try:
+            self._check_room(size)
+            write_entry(path, kind, key, tensors, meta)
+        except (FileError, OSError) as error:
+            if path.is_file():  # another process put the same entry first and is reading it (Windows)
+                return True
+            self._close(path, getattr(error, "values", None) or str(error))
+            return False
+        self._account(size)
+        return True
 
     def _check_room(self, size: int) -> None:
         if size > self.max_bytes:

@@ -1,0 +1,72 @@
+"""Which layers' decompositions are kept for the next LoRA of the pair.
+
+Kept they are where that pays: what a further LoRA would save, as far as one is to be expected, is more than what
+writing costs now. Both follow from the rates of the machine. A device hides the writing behind its own work.
+"""
+
+from collections.abc import Callable, Sequence
+
+from loraport.engine.ahead import threads_beside
+from loraport.engine.job import LayerJob
+from loraport.engine.known_digests import KnownDigests
+from loraport.engine.layer_work import NOTHING, Asked, Have, Kind, after, seconds_of, work_of
+from loraport.engine.plan import cached_bytes
+from loraport.engine.rates import Rates
+from loraport.engine.recipe import RunOptions
+
+SMALL = 2 * 10**9
+"""Bytes that are kept without asking: seconds, whatever the machine."""
+FIRST = 0.5
+"""How likely another LoRA is for a pair of models that were not used here before; one for those that were."""
+
+
+def worth_keeping(
+    jobs: Sequence[LayerJob],
+    options: RunOptions,
+    digests: KnownDigests,
+    rates: Callable[[], Rates],
+    *,
+    device: str,
+    several: bool = False,
+) -> list[LayerJob]:
+    """The layers whose decompositions are to be kept, as far as the cache holds them.
+
+    Args:
+        jobs: one for each layer.
+        options: whether there is a choice.
+        digests: of earlier runs, which show whether the models were used before.
+        rates: of the device; asked only where it matters.
+        device: that computes.
+        several: this job is about several LoRAs, so that more are likely.
+    """
+    if options.cache == "off":
+        return []
+    if options.cache not in (None, "auto") or sum(map(cached_bytes, jobs)) <= SMALL:
+        return list(jobs)
+    likely = 1.0 if several or _used_before(jobs, digests) else FIRST
+    return _paying(jobs, rates(), likely, 0.0 if device == "cpu" else float(threads_beside()))
+
+
+def _used_before(jobs: Sequence[LayerJob], digests: KnownDigests) -> bool:
+    refs = [ref for job in jobs[:1] for ref in (job.source, job.target) if ref is not None]
+    return all(digests.known_digest(ref) is not None for ref in refs)
+
+
+def _paying(jobs: Sequence[LayerJob], rates: Rates, likely: float, beside: float) -> list[LayerJob]:
+    pays: dict[Kind, bool] = {}
+    for job in jobs:
+        kind = Kind.of(job)
+        if kind not in pays:
+            pays[kind] = _pays(job, kind, rates, likely, beside)
+    return [job for job in jobs if pays[Kind.of(job)]]
+
+
+def _pays(job: LayerJob, kind: Kind, rates: Rates, likely: float, beside: float) -> bool:
+    asked = Asked.of(job)
+
+    def seconds(have: Have) -> float:
+        return seconds_of(work_of(kind, asked, have), rates, beside)
+
+    now = seconds(Have(stores=True, keeps=True)) - seconds(Have(stores=True))
+    later = seconds(Have(digests=True, stores=True)) - seconds(after(job, asked, NOTHING))
+    return likely * later > now

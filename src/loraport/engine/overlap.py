@@ -1,0 +1,54 @@
+"""What overlaps where a device computes: the host brings the next layers and writes what is kept, meanwhile.
+
+A device's work waits in one stream, whoever asks for it; reading, hashing and checking are done by threads beside it.
+On the CPU the same cores would do both, and the system reads and writes files behind the program's back already.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from loraport.containers.references import TensorRef
+from loraport.engine import devices
+from loraport.engine.ahead import Ahead, room_beside, threads_beside
+from loraport.engine.executor import Executor
+from loraport.engine.job import LayerJob
+from loraport.engine.plan import cached_bytes
+from loraport.engine.recipe import RunOptions
+from loraport.engine.worker import Worker
+from loraport.methods.cost import matrix_bytes
+
+
+def room_behind(options: RunOptions) -> int | None:
+    """Bytes that may wait to be written while the work goes on; None where entries are written at once."""
+    return None if devices.pick_devices(options.device) == ("cpu",) else room_beside()
+
+
+@contextlib.contextmanager
+def overlapped(work: Worker, jobs: Sequence[LayerJob], executor: Executor) -> Iterator[Worker]:
+    """The worker that an executor is to be given for these jobs. At the end all that it put into the store is there.
+
+    Args:
+        work: what is to be done.
+        jobs: as they are given to the executor.
+        executor: which does the narrow ones first.
+    """
+    try:
+        if all(slot.device == "cpu" for slot in executor.slots()):
+            yield work
+            return
+        order = sorted(jobs, key=lambda job: job.wide)
+        with Ahead(order, work.bring, _brought_bytes, room_beside(), threads_beside()) as ahead:
+            yield replace(work, ahead=ahead)
+    finally:
+        work.store.finish()
+
+
+def _brought_bytes(job: LayerJob) -> int:
+    """Weights as they are held, or what was kept of them, whichever is more."""
+    weights = [ref for ref in (job.source, job.target) if ref is not None]
+    return max(sum(map(_held_bytes, weights)), cached_bytes(job))
+
+
+def _held_bytes(ref: TensorRef) -> int:
+    return ref.nbytes if ref.codec == "raw" else matrix_bytes(*ref.shape)

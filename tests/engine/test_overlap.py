@@ -1,0 +1,194 @@
+"""Layers brought ahead and entries written behind: the same bytes, every weight read once, nothing lost or torn.
+
+The slots call themselves `cpu:0`, so that they count as a device beside the host.
+"""
+
+import pickle
+import shutil
+import threading
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+
+import loraport
+import pico
+from loraport.engine import devices, reading
+from loraport.engine.ahead import Ahead
+from loraport.engine.events import LayerDone
+from loraport.engine.job import Job
+from loraport.engine.plan import make_plan
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.run import run
+from loraport.errors import FileError, NumericalError
+from loraport.store.store import Store
+
+
+@pytest.fixture
+def files(tmp_path) -> pico.Pico:
+    return pico.write(tmp_path / "pico")
+
+
+@pytest.fixture
+def device(monkeypatch) -> None:
+    monkeypatch.setattr(devices, "pick_devices", lambda wanted: ("cpu:0",))
+
+
+def _plan(files: pico.Pico, **settings):
+    named = {"lora": str(files.lora), "source": str(files.source), "target": str(files.target), "method": "casa"}
+    return make_plan(Recipe.build(named | settings))
+
+
+def _options(cache: Path | str, **settings) -> RunOptions:
+    return RunOptions(**({"cache": str(cache), "log": "off", "overwrite": True} | settings))
+
+
+@pytest.mark.parametrize("method", ["casa", "matched-gain", "direct"])
+def test_the_same_bytes_and_every_weight_read_once(files, tmp_path, monkeypatch, method):
+    out, cache = tmp_path / "out.safetensors", tmp_path / "cache"
+    run(_plan(files, method=method), out, _options("off"))
+    alone = out.read_bytes()
+
+    monkeypatch.setattr(devices, "pick_devices", lambda wanted: ("cpu:0",))
+    seen: Counter[tuple[str, str]] = Counter()
+    threads, real = set(), reading.read_with_digest
+
+    def spied(ref, *more):
+        seen[ref.file.name, ref.key] += 1
+        threads.add(threading.current_thread().name.rpartition("_")[0])
+        return real(ref, *more)
+
+    monkeypatch.setattr(reading, "read_with_digest", spied)
+    run(_plan(files, method=method), out, _options(cache))
+    assert out.read_bytes() == alone
+    assert set(seen.values()) <= {1}
+    assert ("loraport-ahead" in threads) == (method != "direct")
+    shutil.rmtree(cache / "result")  # as another LoRA would, find what was kept of the pair
+    run(_plan(files, method=method), out, _options(cache))
+    assert out.read_bytes() == alone
+    again = run(_plan(files, method=method), out, _options(cache))
+    assert out.read_bytes() == alone
+    assert all(layer.cached for layer in again.layers)
+
+
+@pytest.mark.parametrize("executor", ["serial", pytest.param("process", marks=pytest.mark.slow)])
+def test_every_executor_leaves_all_entries_whole(files, tmp_path, monkeypatch, executor):
+    kinds = {}
+    for name in ("cpu", "cpu:0"):
+        monkeypatch.setattr(devices, "pick_devices", lambda wanted, name=name: (name,))
+        cache = tmp_path / name.replace(":", "")
+        run(_plan(files), tmp_path / "out.safetensors", _options(cache, executor=executor, workers=1))
+        assert Store(cache).verify() == []
+        kinds[name] = Counter((info.kind, info.key) for info in Store(cache).entries())
+    assert kinds["cpu"] == kinds["cpu:0"]
+
+
+def test_many_loras_with_one_that_fails(files, tmp_path, monkeypatch):
+    """Its layers are brought and then not done, which must not stop the others."""
+    folder = tmp_path / "loras"
+    folder.mkdir()
+    bad = pico.lora(12)
+    bad["diffusion_model.blocks.0.self_attn.q.lora_A.weight"][0, 0] = float("nan")
+    save_file(bad, folder / "a.safetensors")
+    for n in (1, 2):
+        save_file(pico.lora(n), folder / f"{n}.safetensors")
+    loras, made = [folder / name for name in ("a.safetensors", "1.safetensors", "2.safetensors")], {}
+    for name in ("cpu", "cpu:0"):
+        monkeypatch.setattr(devices, "pick_devices", lambda wanted, name=name: (name,))
+        output = tmp_path / name.replace(":", "")
+        report = loraport.transfer_many(
+            loras, source=files.source, target=files.target, output=output, options=_options("off", workers=2)
+        )
+        assert [Path(each.lora).name for each in report.failed] == ["a.safetensors"]
+        made[name] = {path.name: path.read_bytes() for path in output.glob("*.safetensors")}
+    assert made["cpu"] == made["cpu:0"]
+    assert len(made["cpu"]) == 2
+
+
+def test_an_interrupted_run_keeps_what_it_finished(files, tmp_path, device):
+    cache, out = tmp_path / "cache", tmp_path / "out.safetensors"
+    finished = []
+
+    def stop(event: object) -> None:
+        if isinstance(event, LayerDone):
+            finished.append(event.layer.name)
+            if event.finished == 5:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(_plan(files), out, _options(cache), stop)
+    assert not out.exists()
+    assert list(cache.rglob("*.partial")) == []
+    assert Store(cache).verify() == []
+    report = run(_plan(files), out, _options(cache))
+    assert {layer.name for layer in report.layers if layer.cached} >= set(finished)
+
+
+def test_a_full_disk_behind_is_said_and_the_file_is_made(files, tmp_path, device, monkeypatch):
+    def full(self: Store, size: int) -> None:
+        raise FileError("not enough room for the cache", values="none")
+
+    monkeypatch.setattr(Store, "_check_room", full)
+    report = run(_plan(files), tmp_path / "out.safetensors", _options(tmp_path / "cache"))
+    assert len([text for text in report.warnings if "takes no more entries" in text]) == 1
+
+
+@dataclass(frozen=True)
+class _Sized(Job):
+    name: str
+    shape: tuple[int, int] = (4, 4)
+    peak_bytes: int = 10
+
+
+class _Bringer:
+    def __init__(self) -> None:
+        self.lock, self.now, self.most, self.brought = threading.Lock(), 0, 0, []
+
+    def __call__(self, job: _Sized) -> str:
+        with self.lock:
+            self.now += job.peak_bytes
+            self.most = max(self.most, self.now)
+            self.brought.append(job.name)
+        if job.name == "bad":
+            raise NumericalError("odd", where=job.name)
+        return job.name
+
+
+def test_no_more_lies_ready_than_there_is_room():
+    jobs = [_Sized(str(n)) for n in range(12)]
+    bring = _Bringer()
+    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=30, threads=3) as ahead:
+        for job in jobs:
+            assert ahead.take(job, bring) == job.name
+            with bring.lock:
+                bring.now -= job.peak_bytes
+    assert sorted(bring.brought) == sorted(job.name for job in jobs)
+    assert bring.most <= 40  # and what is being taken
+    assert bring.brought[0] in ("0", "1", "2")
+
+
+def test_an_error_comes_to_whoever_asks_for_the_job_and_no_other():
+    jobs = [_Sized("a"), _Sized("bad"), _Sized("c")]
+    bring = _Bringer()
+    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=100, threads=1) as ahead:
+        assert ahead.take(jobs[0], bring) == "a"
+        with pytest.raises(NumericalError, match="odd"):
+            ahead.take(jobs[1], bring)
+        assert ahead.take(jobs[2], bring) == "c"
+        stranger = _Sized("d")
+        assert ahead.take(stranger, bring) == "d"
+
+
+def test_a_job_that_nobody_takes_leaves_its_room():
+    jobs = [_Sized(name, peak_bytes=100) for name in "abc"]
+    bring = _Bringer()
+    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=10, threads=1) as ahead:
+        ahead.take(jobs[0], bring)  # the next one is on its way
+        ahead.leave(jobs[1])
+        assert ahead.take(jobs[2], lambda job: "late") in ("c", "late")
+
+
+def test_in_another_process_nothing_is_brought():
+    assert pickle.loads(pickle.dumps(Ahead([], str, lambda job: 0, 1, 1))) is None
