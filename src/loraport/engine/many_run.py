@@ -145,7 +145,7 @@ def run_many(
         return dict(plan.failures)
     said = Said(plan.plans, on_event)
     identities = {file: state for one in plan.plans.values() for file, state in one.identities.items()}
-    store, reader = open_cache(identities, options, said.of_all, behind=True)
+    store, reader = open_cache(identities, options, said.of_all, executor)
     looked_at: LookedAt = {}
     plan = plan.without(_failing(plan.plans, lambda n, one: _check_pair(one, reader, looked_at)))
     run = Gathering(plan, outputs, options, reader, said, on_event)

@@ -9,19 +9,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from loraport.containers.references import TensorRef
-from loraport.engine import devices
 from loraport.engine.ahead import Ahead, room_beside, threads_beside
-from loraport.engine.executor import Executor
+from loraport.engine.executor import Executor, Slot
 from loraport.engine.job import LayerJob
 from loraport.engine.plan import cached_bytes
-from loraport.engine.recipe import RunOptions
 from loraport.engine.worker import Worker
 from loraport.methods.cost import matrix_bytes
 
 
-def room_behind(options: RunOptions) -> int | None:
+def room_behind(slots: Sequence[Slot]) -> int | None:
     """Bytes that may wait to be written while the work goes on; None where entries are written at once."""
-    return None if devices.pick_devices(options.device) == ("cpu",) else room_beside()
+    return room_beside() if _beside(slots) else None
+
+
+def _beside(slots: Sequence[Slot]) -> bool:
+    return any(slot.device != "cpu" for slot in slots)
 
 
 @contextlib.contextmanager
@@ -34,7 +36,7 @@ def overlapped(work: Worker, jobs: Sequence[LayerJob], executor: Executor) -> It
         executor: which does the narrow ones first.
     """
     try:
-        if all(slot.device == "cpu" for slot in executor.slots()):
+        if not _beside(executor.slots()):
             yield work
             return
         order = sorted(jobs, key=lambda job: job.wide)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from loraport.adapters.render import write_adapter
 from loraport.core.lowrank import LowRank
-from loraport.engine import devices
 from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
@@ -117,7 +116,7 @@ def carried_out(
     for message in plan.warnings:
         warn(message)
     executor = executor_for(options)
-    store, reader = open_cache(plan.identities, options, warn, behind=True)
+    store, reader = open_cache(plan.identities, options, warn, executor)
     sample = sample_for_kinship(plan)
     if not checked:
         check_kinship(plan, sample, reader, rounding=not measured)
@@ -197,7 +196,7 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
         UsageError, MismatchError, NumericalError: as `run`.
     """
     executor = executor_for(options)
-    store, reader = open_cache(plan.identities, options, lambda message: None, behind=True)
+    store, reader = open_cache(plan.identities, options, lambda message: None, executor)
     sample = sample_for_kinship(plan)
     check_kinship(plan, sample, reader, rounding=False)
     work = Worker(
@@ -215,7 +214,10 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
 
 
 def open_cache(
-    identities: Mapping[Path, str], options: RunOptions, warn: Callable[[str], None], *, behind: bool = False
+    identities: Mapping[Path, str],
+    options: RunOptions,
+    warn: Callable[[str], None],
+    executor: Executor | None = None,
 ) -> tuple[Store, InputReader]:
     """The store that the options ask for, and a reader of a plan's files with the digests remembered there.
 
@@ -223,11 +225,12 @@ def open_cache(
 
     Args:
         identities: file -> its `file_identity` when the plan was made.
-        options: which folder, and which device.
+        options: which folder.
         warn: told what is wrong with the folder.
-        behind: entries may be written while the work goes on; then whoever opens it sees to `Store.finish`.
+        executor: that does the work; entries may be written while it goes on, and `overlapped` waits for them.
     """
-    pinned = any(device.startswith("cuda") for device in devices.pick_devices(options.device))
+    slots = [] if executor is None else executor.slots()
+    pinned = any(slot.device.startswith("cuda") for slot in slots)
     root = None
     if options.cache != "off":
         try:
@@ -236,7 +239,7 @@ def open_cache(
             warn(f"nothing is kept for later runs: {error.what} ({error.where}: {error.values})")
     if root is None:
         return NullStore(), InputReader(DigestMemo(None), identities, pinned=pinned)
-    store = Store(root, behind=room_behind(options) if behind else None)
+    store = Store(root, behind=room_behind(slots))
     store.sweep()
     return store, InputReader(DigestMemo(root, trust=not options.verify_inputs), identities, pinned=pinned)
 
