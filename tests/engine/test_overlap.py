@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
 
 import loraport
 import pico
 from loraport.engine import devices, reading
+from loraport.engine.accelerators import bound, pinned, to_host
 from loraport.engine.ahead import Ahead
 from loraport.engine.events import LayerDone
 from loraport.engine.job import Job
@@ -192,3 +194,20 @@ def test_a_job_that_nobody_takes_leaves_its_room():
 
 def test_in_another_process_nothing_is_brought():
     assert pickle.loads(pickle.dumps(Ahead([], str, lambda job: 0, 1, 1))) is None
+
+
+def test_a_bound_on_memory_is_one_of_the_tensors_of_a_gpu(monkeypatch):
+    set_to = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7_000_000_000, 8_000_000_000))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: set_to.append(share))
+    bound("cpu", 1000)
+    bound("cuda:0", None)
+    bound("cuda:0", 6_000_000_000)
+    bound("cuda:0", 10**12)
+    assert set_to == [0.75, 1.0]
+
+
+def test_where_no_memory_can_be_pinned_there_is_ordinary_memory():
+    assert pinned(7).shape == (7,)
+    there = torch.arange(6.0).reshape(2, 3).T
+    assert torch.equal(to_host({"t": there})["t"], there)
