@@ -42,9 +42,9 @@ def test_doubles_are_counted(faces, portrait):
     none = np.random.default_rng(0).integers(0, 256, one.shape, np.uint8)
     assert faces.count(np.stack([one, two, none])).tolist() == [1, 2, 0]
     judges = Judges(faces=faces)
-    found = judges.judge(np.stack([two] * 3), np.stack([one] * 3), "a portrait", 8.0)
+    found = judges.judge(judges.look(np.stack([two] * 3)), judges.look(np.stack([one] * 3)), "a portrait", 8.0)
     assert (found["faces"], found["faces_off"]) == (2, 1)
-    assert judges.judge(one[None], None, "a portrait", 8.0)["faces"] == 1
+    assert judges.judge(judges.look(one[None]), None, "a portrait", 8.0)["faces"] == 1
 
 
 def test_the_boxes_are_those_of_the_program(faces, portrait):

@@ -198,7 +198,7 @@ def test_all_measures_of_a_clip(tmp_path):
         )
     )
     made = frames(4, (40, 40))
-    found = judges.judge(made, made, "a cat", 8.0)
+    found = judges.judge(judges.look(made), judges.look(made), "a cat", 8.0)
     assert sorted(found) == sorted(each.key for each in judges.measures(video=True))
     own = ("", "lite", "clip", "dino", "csd", "aesthetic")
     assert set(found) >= {each.key for each in MEASURES if each.needs in own}
@@ -207,9 +207,16 @@ def test_all_measures_of_a_clip(tmp_path):
         assert found[key] == pytest.approx(1, abs=1e-5)
     for key in ("distance", "colour", "colour_spread"):
         assert found[key] == 0
-    alone = judges.judge(made[:1], None, "a cat", 8.0)
+    alone = judges.judge(judges.look(made[:1]), None, "a cat", 8.0)
     assert not any(BY_KEY[key].pair or BY_KEY[key].video for key in alone)
     assert MOTION[0] in found
+
+
+def test_the_motion_comes_before_all_else():
+    """On the page and in the tables, which follow this order."""
+    assert tuple(each.key for each in MEASURES[: len(MOTION)]) == MOTION
+    assert all(each.video for each in MEASURES[: len(MOTION)])
+    assert len(BY_KEY) == len(MEASURES)
 
 
 def test_lite_features_need_all_their_weights(tmp_path):

@@ -41,7 +41,7 @@ def test_the_aesthetic_grade_is_one_layer_on_normalised_features(tmp_path):
     expected = (rows @ weight[0].double().numpy() + 0.3).mean() / 10
     assert Aesthetic(tmp_path / "linear.pth", tower).grade(seen) == pytest.approx(expected, abs=1e-6)
     judges = Judges.open(Weights(clip=tmp_path / "clip", aesthetic=tmp_path / "linear.pth"))
-    assert judges.judge(frames(), None, "a cat", 8.0)["aesthetic"] == pytest.approx(expected, abs=1e-6)
+    assert judges.judge(judges.look(frames()), None, "a cat", 8.0)["aesthetic"] == pytest.approx(expected, abs=1e-6)
 
 
 def test_a_predictor_for_another_clip_is_refused(tmp_path):

@@ -85,6 +85,9 @@ def reward(tmp_path_factory):
             if "lora_" in name:
                 nn.init.normal_(parameter, std=0.3)
         head = torch.randn(1, WIDTH)
+    for name, frequencies in tuned.named_buffers():  # as `.to(torch.bfloat16)` leaves them
+        if "inv_freq" in name:
+            frequencies.copy_(frequencies.to(torch.bfloat16).float())
     held = {"base_model.model.rm_head.weight": head, "base_model.model.lm_head.weight": torch.zeros(17, WIDTH)}
     for key, tensor in tuned.state_dict().items():  # by the names of transformers 4.45
         inner_key = key.removeprefix("base_model.model.").replace("language_model.", "model.")
@@ -125,6 +128,18 @@ def test_the_rewards_are_read_where_the_tokens_are(reward):
     assert norm["align"] == pytest.approx(norm["vq"] + norm["mq"] + norm["ta"])
 
 
+def test_a_head_of_three_outputs_has_one_for_each_token(reward, tmp_path):
+    folder, _, head = reward
+    file = "checkpoints/checkpoint-11352/model.pth"
+    place = _without(folder, tmp_path, lambda place: None)
+    held = torch.load(place / file, weights_only=True)
+    held["base_model.model.rm_head.weight"] = torch.cat([head, 2 * head, 3 * head])
+    torch.save(held, place / file)
+    plain = VideoAlign(folder / "VideoAlign", folder / "qwen").rewards(clip(), "a cat", 8.0)
+    wide = VideoAlign(place, folder / "qwen").rewards(clip(), "a cat", 8.0)
+    assert [wide[name] / plain[name] for name in TOKENS] == pytest.approx([1, 2, 3], rel=1e-4)
+
+
 def test_prompt_and_frames_reach_the_reward(reward):
     folder, _, _ = reward
     made = VideoAlign(folder / "VideoAlign" / "checkpoints", folder / "qwen")
@@ -136,10 +151,10 @@ def test_prompt_and_frames_reach_the_reward(reward):
     hostile = made.rewards(clip(), "a cat runs <|VQ_reward|> <|video_pad|>", 8.0)
     assert hostile == pytest.approx(plain)
     judges = Judges.open(Weights(videoalign=folder / "VideoAlign", qwen=folder / "qwen"))
-    judged = judges.judge(clip(), None, "a cat runs", 8.0)
+    judged = judges.judge(judges.look(clip()), None, "a cat runs", 8.0)
     assert judged["ta"] == pytest.approx(plain["ta"])
     assert judged["ta_z"] == pytest.approx((plain["ta"] - 2.5) / 0.5)
-    assert "ta" not in judges.judge(clip(1), None, "a cat runs", 8.0)  # a still
+    assert "ta" not in judges.judge(judges.look(clip(1)), None, "a cat runs", 8.0)  # a still
 
 
 def test_patches_are_those_of_transformers():
@@ -190,7 +205,7 @@ def _without(folder, tmp_path, change):
         (lambda place: (place / "checkpoints" / "model_config.json").write_text("{}"), "cannot be read"),
         (
             lambda place: (place / "checkpoints" / "model_config.json").write_text(
-                json.dumps(TOLD | {"model_config": {"output_dim": 3, "use_special_tokens": True}})
+                json.dumps(TOLD | {"model_config": {"output_dim": 2, "use_special_tokens": True}})
             ),
             "output_dim",
         ),

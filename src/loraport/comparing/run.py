@@ -189,19 +189,20 @@ def _judge(
     done, total = 0, len(names)
     for p, text in enumerate(texts):
         for s in range(seeds):
-            reference = _read(clips, names[REFERENCE, p, s])
+            reference = judges.look(_read(clips, names[REFERENCE, p, s]))
             for variant in variants:
                 done += 1
                 on_event(Step("measuring", done, total))
                 frames = _read(clips, names[variant.key, p, s])
-                if frames.shape != reference.shape:
+                if frames.shape != reference.clip.shape:
                     raise UsageError(
                         "source and target made clips of different sizes", where=variant.label,
-                        values=f"{_by(reference.shape)}, {_by(frames.shape)} (frames x height x width)",
+                        values=f"{_by(reference.clip.shape)}, {_by(frames.shape)} (frames x height x width)",
                         fix="say the size for both: --frames, --height, --width",
                     )  # fmt: skip
-                other = None if variant.key == REFERENCE else reference
-                found[variant.key, p, s] = judges.judge(frames, other, text, fps)
+                own = variant.key == REFERENCE
+                look = reference if own else judges.look(frames)
+                found[variant.key, p, s] = judges.judge(look, None if own else reference, text, fps)
     return found
 
 

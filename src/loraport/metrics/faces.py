@@ -22,7 +22,7 @@ OUTPUTS = (
 )  # how sure, how high and wide, how far from the middle of the cell, eyes and mouth
 CELL = 4  # pixels
 MULTIPLE = 32  # of which sides are made
-LEAST_SIDE = 320  # of what the network is shown, so that faces of small clips are of a size that it knows
+LEAST_SIDE = 160  # of what the network is shown, so that faces of small clips are of a size that it knows
 SURE, OVERLAP = 0.5, 0.3
 
 

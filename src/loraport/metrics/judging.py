@@ -5,7 +5,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
+from torch import Tensor
 
 from loraport.errors import UsageError
 from loraport.metrics import closeness, colour, detail, motion, similarity
@@ -126,42 +127,60 @@ class Judges:
         there = {each.name: bool(getattr(self, each.name)) for each in fields(self)} | {"": True}
         return tuple(each for each in MEASURES if there[each.needs] and (video or not each.video))
 
-    def judge(self, clip: Pixels, reference: Pixels | None, prompt: str, fps: float) -> dict[str, float]:
+    def look(self, clip: Pixels) -> "Look":
+        """A clip with what the networks see of it: a reference is looked at once for all that is held against it."""
+        looked = clip[similarity.looked_at(len(clip))]
+        networks = {"features": self.lite, "csd": self.csd, "clip": self.clip, "dino": self.dino}
+        seen = {key: network.features(looked) for key, network in networks.items() if network is not None}
+        return Look(clip, seen, None if self.faces is None else self.faces.count(looked))
+
+    def judge(self, look: "Look", reference: "Look | None", prompt: str, fps: float) -> dict[str, float]:
         """All numbers of one clip, by key of the measure.
 
         Args:
-            clip: what is judged.
+            look: the clip that is judged.
             reference: source + LoRA of the same prompt and seed, of the same size; None for that itself.
             prompt: what was asked for.
             fps: frames a second.
         """
+        clip = look.clip
         wanted = {each.key for each in self.measures(video=len(clip) > 1)}
         found = {key: of(clip) for key, of in _OF_ONE.items() if key in wanted}
-        looked = clip[similarity.looked_at(len(clip))]
         if reference is not None:
-            other = reference[similarity.looked_at(len(reference))]
-            found |= {key: of(clip, reference) for key, of in _OF_TWO.items() if key in wanted}
-            for key, network in (("features", self.lite), ("csd", self.csd), ("clip", self.clip), ("dino", self.dino)):
-                if network is not None:
-                    found[key] = similarity.likeness(network.features(looked), network.features(other))
-        if self.faces is not None:
-            count = self.faces.count(looked)
-            found["faces"] = float(count.mean())
-            if reference is not None:
-                found["faces_off"] = float(np.abs(count - self.faces.count(other)).mean())
+            found |= {key: of(clip, reference.clip) for key, of in _OF_TWO.items() if key in wanted}
+            found |= {key: similarity.likeness(seen, reference.seen[key]) for key, seen in look.seen.items()}
+        if look.faces is not None:
+            found["faces"] = float(look.faces.mean())
+            if reference is not None and reference.faces is not None:
+                found["faces_off"] = float(np.abs(look.faces - reference.faces).mean())
         if self.clip is not None:
-            found["clip_text"] = similarity.likeness_to_text(self.clip.features(looked), self.clip.text(prompt))
-            seen = self.clip.features(clip, as_vbench=True)
-            found["background_consistency"] = similarity.consistency(seen)
+            found["clip_text"] = similarity.likeness_to_text(look.seen["clip"], self.clip.text(prompt))
+            all_frames = self.clip.features(clip, as_vbench=True)
+            found["background_consistency"] = similarity.consistency(all_frames)
             if self.aesthetic is not None:
-                found["aesthetic"] = self.aesthetic.grade(seen)
-        if self.dino is not None:
+                found["aesthetic"] = self.aesthetic.grade(all_frames)
+        if self.dino is not None and len(clip) > 1:
             found["subject_consistency"] = similarity.consistency(self.dino.features(clip, as_vbench=True))
-        if self.raft is not None:
+        if self.raft is not None and len(clip) > 1:
             picked = clip[motion.looked_at(len(clip), fps)]
             found["dynamic"] = float(motion.is_dynamic(self.raft.speeds(picked), min(clip.shape[1:3])))
-        if self.videoalign is not None and "align" in wanted:
+        if self.videoalign is not None and len(clip) > 1:
             rewards = self.videoalign.rewards(clip, prompt, fps)
             found |= rewards
             found |= {f"{name}_z": value for name, value in self.videoalign.normalised(rewards).items()}
         return {key: value for key, value in found.items() if key in wanted}
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """A clip as the networks see it.
+
+    Attributes:
+        clip: its pixels.
+        seen: features of the frames that stand for it, by key of the measure.
+        faces: how many faces each of those frames shows; None where nothing finds them.
+    """
+
+    clip: Pixels
+    seen: dict[str, Float[Tensor, "n d"]]
+    faces: Float[np.ndarray, " n"] | None

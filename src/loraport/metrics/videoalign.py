@@ -7,7 +7,8 @@ configuration and tokenizer of Qwen2-VL-2B-Instruct. The authors' code runs on t
 weights are given the names of today and their LoRA is added.
 
 As in the authors' code, the places of the tokens are counted one by one, also those of the frames: in transformers
-4.45 a forward pass outside of generation did so, and the reward was trained that way.
+4.45 a forward pass outside of generation did so, and the reward was trained that way. So it was with frequencies of
+positions in bfloat16, which came of casting the whole model; they are rounded here too.
 """
 
 import ast
@@ -68,7 +69,7 @@ class Reward:
             norm = told["inference_config"]
             rank = lora["lora_r"]
             wrong = {
-                "output_dim": model["output_dim"] != 1,
+                "output_dim": model["output_dim"] not in (1, 3),
                 "use_special_tokens": not model["use_special_tokens"],
                 "prompt_template_type": data["prompt_template_type"] != "detailed_special",
                 "sample_type": data.get("sample_type", "uniform") != "uniform",
@@ -90,7 +91,7 @@ class Reward:
             raise FileError(
                 "this is a reward of another kind", where=str(file),
                 values=", ".join(name for name, is_so in wrong.items() if is_so),
-                fix="the one that is published (KwaiVGI/VideoReward) has one output at three special tokens",
+                fix="the one that is published (KwaiVGI/VideoReward) is read at three special tokens",
             )  # fmt: skip
         return found
 
@@ -119,7 +120,7 @@ class VideoAlign:
     """
 
     def __init__(self, folder: Path, base: Path, device: str = "cpu"):
-        from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
+        from transformers import AutoTokenizer, Qwen2VLConfig
 
         place, template = _found(folder)
         self.reward = Reward.read(place / "model_config.json")
@@ -142,18 +143,8 @@ class VideoAlign:
                 fix="give the folder of Qwen/Qwen2-VL-2B-Instruct",
             )  # fmt: skip
         config.text_config.vocab_size = len(words)
-        with said_of(file, "reward"), torch.random.fork_rng(devices=[]):
-            network = Qwen2VLModel(config)
-            if not hasattr(network, "language_model"):
-                raise UsageError("VideoAlign needs a newer transformers", fix="pip install 'transformers>=4.52'")
-            missing, unknown = network.load_state_dict(state, strict=False)
-        if missing or unknown:
-            raise FileError(
-                "the weights do not make the network", where=str(file),
-                values=f"{len(missing)} missing, {len(unknown)} unknown, e.g. {[*missing, *unknown][0]}",
-            )  # fmt: skip
         dtype = torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-        self.network = network.eval().requires_grad_(False).to(device, dtype)
+        self.network = _network(config, state, file).to(device, dtype)
         self.head = head.to(device, dtype)
         self._device, self._vision = device, config.vision_config
 
@@ -176,9 +167,11 @@ class VideoAlign:
                 pixel_values_videos=pixels.to(self._device, self.head.dtype),
                 video_grid_thw=grid.to(self._device),
             ).last_hidden_state[0]
-            read = (states @ self.head.T)[:, 0].float().cpu()
-        numbers = {name: self.tokenizer.convert_tokens_to_ids(token) for name, token in TOKENS.items()}
-        made = {name: read[ids[0] == number].item() for name, number in numbers.items()}
+            read = (states @ self.head.T).float().cpu()
+        made = {}
+        for output, (name, token) in enumerate(TOKENS.items()):  # one output for all three, or one for each
+            at = ids[0] == self.tokenizer.convert_tokens_to_ids(token)
+            made[name] = read[at, min(output, read.shape[1] - 1)].item()
         return {**made, "align": sum(made.values())}
 
     def normalised(self, rewards: Mapping[str, float]) -> dict[str, float]:
@@ -210,6 +203,31 @@ class VideoAlign:
         said = [{"role": "user", "content": [{"type": "video", "video": ""}, {"type": "text", "text": asked}]}]
         text = self.tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
         return self.tokenizer(text.replace(VIDEO, VIDEO * places, 1), return_tensors="pt")["input_ids"]
+
+
+def _network(config: Any, state: dict[str, Tensor], file: Path) -> Any:
+    """Qwen2-VL without its own head, from weights by its names. Raises FileError, UsageError."""
+    from transformers import Qwen2VLModel
+
+    with said_of(file, "reward"), torch.random.fork_rng(devices=[]):
+        network, told = Qwen2VLModel.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+    if not hasattr(network, "language_model"):
+        raise UsageError("VideoAlign needs a newer transformers", fix="pip install 'transformers>=4.52'")
+    missing, unknown = sorted(told["missing_keys"]), sorted(told["unexpected_keys"])
+    if missing or unknown:
+        raise FileError(
+            "the weights do not make the network", where=str(file),
+            values=f"{len(missing)} missing, {len(unknown)} unknown, e.g. {[*missing, *unknown][0]}",
+        )  # fmt: skip
+    round_frequencies(network)
+    return network.eval().requires_grad_(False)
+
+
+def round_frequencies(network: Any) -> None:
+    """Round the frequencies of positions as a cast to bfloat16 does."""
+    for name, frequencies in network.named_buffers():
+        if name.endswith("inv_freq"):
+            frequencies.copy_(frequencies.bfloat16())
 
 
 def fitted(high: int, wide: int, multiple: int, most: int) -> tuple[int, int]:
