@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import loraport
+import tiny_judges
 import tiny_videos
 from loraport.comparing.clips import ClipFolder
 from loraport.comparing.opening import find_model
@@ -84,6 +85,9 @@ def test_videos_from_the_command_line(videos, tmp_path, capsys):
     from loraport.cli.main import app
 
     (tmp_path / "prompts.txt").write_text("a cat sits\n\na red dog <b>runs</b>\n", encoding="utf-8")
+    with torch.random.fork_rng():
+        clip = tiny_judges.clip_folder(tmp_path / "clip")
+    save_file({"weight": torch.ones(1, 20), "bias": torch.zeros(1)}, tmp_path / "aesthetic.safetensors")
     words = [
         "compare", "--source", videos / "source", "--target", videos / "target",
         "--lora", videos / "lora.safetensors",
@@ -91,7 +95,8 @@ def test_videos_from_the_command_line(videos, tmp_path, capsys):
         "--seeds", "2", "--frames", "5", "--height", "32", "--width", "32", "--source-steps", "2",
         "--source-shift", "5",
         "--target-times", "1000,757", "--target-sampler", "renoise", "--target-guidance", "1", "--source-alone",
-        "--device", "cpu", "-o", tmp_path / "out", "--json",
+        "--device", "cpu", "-o", tmp_path / "out", "--json", "--clip", clip, "--fps", "12",
+        "--aesthetic", tmp_path / "aesthetic.safetensors",
     ]  # fmt: skip
     with pytest.raises(SystemExit) as ended:
         app([str(word) for word in words])
@@ -102,7 +107,9 @@ def test_videos_from_the_command_line(videos, tmp_path, capsys):
         "source+lora", "source", "target", "target+lora@0.75", "target+lora@1", "target+file1"
     ]  # fmt: skip
     for one in told["variants"]:
-        assert one["scores"]["frame_difference"]["low"] <= one["scores"]["frame_difference"]["mean"]
+        assert all(score["low"] <= score["mean"] <= score["high"] for score in one["scores"].values())
+        assert {"frame_difference", "aesthetic", "background_consistency"} <= set(one["scores"])
+    assert told["fps"] == 12
     assert len(told["clips"]) == 6 * 4
     page = (tmp_path / "out" / "index.html").read_text("utf-8")
     assert "<b>runs" not in page

@@ -209,8 +209,9 @@ def _network(config: Any, state: dict[str, Tensor], file: Path) -> Any:
     """Qwen2-VL without its own head, from weights by its names. Raises FileError, UsageError."""
     from transformers import Qwen2VLModel
 
+    kind: Any = Qwen2VLModel
     with said_of(file, "reward"), torch.random.fork_rng(devices=[]):
-        network, told = Qwen2VLModel.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
+        network, told = kind.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
     if not hasattr(network, "language_model"):
         raise UsageError("VideoAlign needs a newer transformers", fix="pip install 'transformers>=4.52'")
     missing, unknown = sorted(told["missing_keys"]), sorted(told["unexpected_keys"])
