@@ -21,30 +21,32 @@ class Finished:
 
     Attributes:
         stdout: what it printed. wall: seconds from start to end, program start included.
+        cpu: seconds of the processor, of all its threads and of the processes that it waited for.
         peak: largest sum of resident memory over the process and its children, bytes. Pages of mapped files
             count; the kernel's own high-water mark is used where there was one process only.
     """
 
     stdout: str
     wall: float
+    cpu: float
     peak: int
 
 
 def run(command: Sequence[str], cores: int = 2) -> Finished:
     """Run to the end on the first `cores` cores. Raises RuntimeError with what it said if it fails."""
     variables = {name: str(cores) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
-    began = time.perf_counter()
+    began, before = time.perf_counter(), _of_children()
     process = subprocess.Popen(
         list(command), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | variables
     )
     watch = _Watch(process.pid)
     watch.start()
     stdout, stderr = process.communicate()
-    wall = time.perf_counter() - began
+    wall, cpu = time.perf_counter() - began, _of_children() - before
     watch.finish()
     if process.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{stderr[-4000:]}")
-    return Finished(stdout, wall, watch.peak)
+    return Finished(stdout, wall, cpu, watch.peak)
 
 
 class _Watch(threading.Thread):
@@ -103,6 +105,11 @@ class Others:
 def _busy() -> float:
     user, nice, system = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:4])
     return (user + nice + system) / os.sysconf("SC_CLK_TCK")
+
+
+def _of_children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _own() -> float:

@@ -2,6 +2,7 @@
 
     python benchmarks/run.py                 speed, memory and a block of 14B, as in docs/benchmarks.md
     python benchmarks/run.py --quick         one block, one round, no memory series
+    python benchmarks/run.py --parts speed --clock cpu --cores 1    seconds of one core, on a machine that is not idle
 
 Every figure comes from processes of their own, restricted to two cores, one after the other; rounds take the
 programs in turn, so that a machine that drifts hits all of them, and the median over rounds is quoted.
@@ -30,7 +31,7 @@ def main() -> None:
     """Command line."""
     args = _arguments()
     cores = measure.use_cores(args.cores)
-    bench = Bench(args.work, len(cores))
+    bench = Bench(args.work, len(cores), args.clock)
     measures = {
         "speed": (lambda: bench.speed(args.size, args.blocks, args.rounds, args.calm), _show_speed),
         "memory": (lambda: bench.memory(args.size, args.memory_blocks), _show_memory),
@@ -59,6 +60,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--blocks", type=int, default=2, help="transformer blocks in the timed model")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: of the processor, all threads")
     parser.add_argument(
         "--calm", type=float, default=1.0, help="repeat rounds in which other programs took a larger share of the cores"
     )
@@ -74,15 +76,17 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.quick:
         args.blocks, args.rounds, args.parts = 1, 1, ["speed"]
+    if args.clock == "cpu":
+        args.calm = 100.0  # whatever the others do
     return args
 
 
 class Bench:
     """The measurements; every method returns plain values."""
 
-    def __init__(self, work: Path, cores: int) -> None:
+    def __init__(self, work: Path, cores: int, clock: str) -> None:
         """Keep scratch files under `work`."""
-        self._work, self._cores = work, cores
+        self._work, self._cores, self._clock = work, cores, clock
 
     def speed(self, size: str, blocks: int, rounds: int, calm: float) -> dict[str, Any]:
         """First and further LoRAs, ours and the dense procedure's, and the products that both must do."""
@@ -104,18 +108,27 @@ class Bench:
             "further_to_products": median(o["per_block"]["ours_further"] / o["per_block"]["products"] for o in found),
         }
         whole = self._whole_process(pair)
-        return {"size": size, "blocks": blocks, "per_block": middle, **ratios, "whole": whole, "rounds": found}
+        return {
+            "size": size,
+            "blocks": blocks,
+            "clock": self._clock,
+            "per_block": middle,
+            **ratios,
+            "whole": whole,
+            "rounds": found,
+        }
 
     def _round(self, pair: dict[str, Any], size: str, blocks: int) -> dict[str, Any]:
         dense_work, cache = self._fresh("dense"), self._fresh("cache")
         many = [part for lora in pair["loras"] for part in ("--lora", lora, "--out", self._work / "out.safetensors")]
         both = ["--source", pair["source"], "--target", pair["target"], *many]
-        dense_run = self._python("published_dense.py", *both, "--work", dense_work)
+        timed = ("--clock", self._clock)
+        dense_run = self._python("published_dense.py", *both, "--work", dense_work, *timed)
         dense = json.loads(dense_run.stdout)
         shutil.rmtree(dense_work)
-        ours_run = self._python("ours.py", *both, "--cache", cache)
+        ours_run = self._python("ours.py", *both, "--cache", cache, *timed)
         ours = json.loads(ours_run.stdout)
-        products = json.loads(self._python("products.py", "--size", size, "--cores", self._cores).stdout)
+        products = json.loads(self._python("products.py", "--size", size, "--cores", self._cores, *timed).stdout)
         steps = {name: _total(dense[name]) for name in ("bases", "drift")}
         transfers = [_total(one) for one in dense["transfers"]]
         seconds = {
@@ -136,12 +149,13 @@ class Bench:
         }
 
     def _whole_process(self, pair: dict[str, Any]) -> dict[str, float]:
-        """Wall time of the command, program start included: cold cache, another LoRA, the same again."""
-        cache, found = self._fresh("cache"), {}
+        """Time of the command, program start included: cold cache, another LoRA, the same again."""
+        cache = self._fresh("cache")
+        found: dict[str, measure.Finished] = {}
         for what, lora in (("first", 0), ("further", 1), ("repeated", 1)):
-            found[what] = self._command(pair, pair["loras"][lora], cache).wall
-        found["start"] = measure.run([self._loraport(), "--version"], self._cores).wall
-        return found
+            found[what] = self._command(pair, pair["loras"][lora], cache)
+        found["start"] = measure.run([self._loraport(), "--version"], self._cores)
+        return {what: done.cpu if self._clock == "cpu" else done.wall for what, done in found.items()}
 
     def memory(self, size: str, blocks: list[int]) -> list[dict[str, Any]]:
         """Peak resident memory of the command for models of different depth, empty and filled cache."""
@@ -214,7 +228,8 @@ def _table(rows: list[tuple[str, ...]]) -> None:
 def _show_speed(found: dict[str, Any]) -> None:
     per = found["per_block"]
     worst = max(one["others_share"] for one in found["rounds"])
-    print(f"\nSeconds per block, {found['size']} shapes, median of {len(found['rounds'])} rounds", end="")
+    clock = "Seconds of the processor" if found["clock"] == "cpu" else "Seconds"
+    print(f"\n{clock} per block, {found['size']} shapes, median of {len(found['rounds'])} rounds", end="")
     print(f" (other programs took at most {worst:.0%} of the cores)\n")
     rows = [("", "dense", "loraport", "ratio", "to the products")]
     for what in ("first", "further"):

