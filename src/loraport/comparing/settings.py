@@ -99,6 +99,11 @@ class CompareSettings(Settings):
         Setting("Weights of RAFT, to measure the dynamic degree with.", "--raft", panel=JUDGING, metavar="FILE",
                 path=True),
     ] = None  # fmt: skip
+    musiq: Annotated[
+        PathText | None,
+        Setting("Weights of MUSIQ, to measure the imaging quality with.", "--musiq", panel=JUDGING, metavar="FILE",
+                path=True),
+    ] = None  # fmt: skip
     videoalign: Annotated[
         PathText | None,
         Setting(
@@ -116,7 +121,7 @@ class CompareSettings(Settings):
 
     def weights(self) -> dict[str, PathText | None]:
         """The weights to judge by, by name."""
-        names = ("clip", "dino", "csd", "aesthetic", "raft", "videoalign", "qwen")
+        names = ("clip", "dino", "csd", "aesthetic", "raft", "musiq", "videoalign", "qwen")
         return {name: getattr(self, name) for name in names}
 
     def check(self) -> None:

@@ -15,6 +15,7 @@ from loraport.metrics.csd import Csd
 from loraport.metrics.faces import Faces, face_weights
 from loraport.metrics.lite import LiteFeatures, weights_in_package
 from loraport.metrics.measures import MEASURES, Measure
+from loraport.metrics.musiq import Musiq
 from loraport.metrics.raft import Raft
 from loraport.metrics.towers import Clip, Dino, need_transformers
 from loraport.metrics.videoalign import VideoAlign
@@ -48,6 +49,7 @@ class Weights:
         csd: checkpoint of CSD.
         aesthetic: LAION's predictor on the features of `clip`.
         raft: weights of RAFT.
+        musiq: weights of MUSIQ.
         videoalign: the authors' repository with their checkpoint.
         qwen: folder of the Qwen2-VL that it was made of.
         lite: weights of EfficientNet-Lite0; those of the package by default, where it is installed.
@@ -59,6 +61,7 @@ class Weights:
     csd: Path | None = None
     aesthetic: Path | None = None
     raft: Path | None = None
+    musiq: Path | None = None
     videoalign: Path | None = None
     qwen: Path | None = None
     lite: Path | None = None
@@ -80,7 +83,7 @@ class Judges:
 
     Attributes:
         opencv: whether it is there.
-        lite, faces, clip, dino, csd, aesthetic, raft, videoalign: networks, or None.
+        lite, faces, clip, dino, csd, aesthetic, raft, musiq, videoalign: networks, or None.
     """
 
     opencv: bool = False
@@ -91,6 +94,7 @@ class Judges:
     csd: Csd | None = None
     aesthetic: Aesthetic | None = None
     raft: Raft | None = None
+    musiq: Musiq | None = None
     videoalign: VideoAlign | None = None
 
     @classmethod
@@ -109,6 +113,7 @@ class Judges:
             dino=None if weights.dino is None else Dino(weights.dino, device),
             csd=None if weights.csd is None else Csd(weights.csd, device),
             raft=None if weights.raft is None else Raft(weights.raft, device),
+            musiq=None if weights.musiq is None else Musiq(weights.musiq, device),
             lite=None if weights.lite is None and weights_in_package() is None else LiteFeatures(weights.lite, device),
             faces=None if faces is None else Faces(faces),
         )
@@ -159,6 +164,8 @@ class Judges:
             found["background_consistency"] = similarity.consistency(all_frames)
             if self.aesthetic is not None:
                 found["aesthetic"] = self.aesthetic.grade(all_frames)
+        if self.musiq is not None:
+            found["imaging"] = self.musiq.grade(clip)
         if self.dino is not None and len(clip) > 1:
             found["subject_consistency"] = similarity.consistency(self.dino.features(clip, as_vbench=True))
         if self.raft is not None and len(clip) > 1:

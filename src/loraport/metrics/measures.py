@@ -51,6 +51,7 @@ MEASURES = (
     Measure("flicker", "no flicker", "VBench's temporal flickering, exactly: 1 less the frame difference / 255. 1 is a clip in which nothing moves.", None, 3, video=True),
     Measure("foretold", "foretold (Farneback)", "How well its neighbours foretell every second frame, 1 less the mean error / 255: jerks and flicker lower it. VBench's motion smoothness with optical flow in place of its network. 1 is a clip in which nothing moves.", None, 3, video=True, needs="opencv"),
     Measure("aesthetic", "aesthetic quality", "VBench's: LAION's grade of the frames by CLIP's features, of 1. A taste for photographs and paintings.", None, 3, needs="aesthetic"),
+    Measure("imaging", "imaging quality", "VBench's: MUSIQ's grade of the frames, of 1: how clean and sharp they are, with little regard to what they show.", "higher", 3, needs="musiq"),
     Measure("vq", "VideoAlign VQ", "VideoAlign's reward for visual quality, as the head gives it.", "higher", video=True, needs="videoalign"),
     Measure("mq", "VideoAlign MQ", "VideoAlign's reward for motion quality, as the head gives it.", "higher", video=True, needs="videoalign"),
     Measure("ta", "VideoAlign TA", "VideoAlign's reward for the fit to the prompt, as the head gives it.", "higher", video=True, needs="videoalign"),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from loraport.errors import FileError
 
-NESTS = ("model_state_dict", "state_dict", "model", "teacher")
+NESTS = ("model_state_dict", "state_dict", "model", "teacher", "params")
 """Names under which checkpoints keep the weights of interest."""
 BROKEN = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
 """What the reader of torch files says of bytes that are none."""
