@@ -20,7 +20,7 @@ LORAS = {"target": None, "target_lora": [{"file": "few.safetensors"}]}
     ("report", "words", "tone", "said"),
     [
         (_report(), "converted", "plain", "hold it against the LoRA as it is"),
-        (_report(FAR, **LORAS), "converted", "good", "nearer to source + LoRA than reuse"),
+        (_report(FAR, **LORAS), "converted", "plain", "nearer to source + LoRA than reuse"),
         (_report(FAR / 2, **LORAS), "converted", "plain", "hold it against the LoRA as it is"),
         (_report(method="mean_matched"), "converted", "plain", "measured of mean_matched"),
         (_report(0.0), "nothing to carry over", "plain", "are the same"),

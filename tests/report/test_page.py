@@ -270,7 +270,7 @@ def test_a_calibration_says_what_was_tried():
     text = " ".join(checker.text)
     for expected in (
         "Half of it arrives.",
-        "casa x 1.0: it is <nearest>",
+        "casa x 1.0 was taken: it is <nearest>",
         "mind the gap",
         "Gap of everything",
         "by step",

@@ -80,16 +80,16 @@ def kind_of(seen: Seen) -> Kind:
     bound, drift, rounding = thresholds(), seen.value("drift") or 0.0, seen.value("rounding") or 0.0
     by_name, directions = seen.headers.kind, seen.value("directions_drift")
     if _middle_drift(seen) > bound["unrelated"].value:
-        return Kind("unrelated", f"the weights differ by {drift:.0%} of their norm", "weights")
+        return Kind("unrelated", f"the weights differ by {100 * drift:.0f} % of their norm", "weights")
     if drift == 0.0:
         return Kind("no difference", "the layers that were looked at are the same in both models", "weights")
     if rounding >= bound["rounding"].value:
-        return Kind("rounding only", f"rounding explains {rounding:.0%} of the difference", "weights")
+        return Kind("rounding only", f"rounding explains {100 * rounding:.0f} % of the difference", "weights")
     if by_name is not None and by_name.name == "a LoRA":
         return by_name
-    moved = f"the weights moved by {drift:.1%}"
+    moved = f"the weights moved by {100 * drift:.1f} %"
     if directions is not None and directions <= bound["few_directions"].value:
-        text = f"{moved}, and {directions:.0%} of all directions hold that: a LoRA, merged or extracted"
+        text = f"{moved}, and {100 * directions:.0f} % of all directions hold that: a LoRA, merged or extracted"
         return Kind("a LoRA", text, "weights")
     if by_name is not None:
         return Kind(by_name.name, f"{by_name.sentence}; {moved}", "names")
@@ -119,8 +119,8 @@ def _same_weights(seen: Seen) -> Judgement | None:
     reasons = [Reason("source and target are the same in every layer of the LoRA that was looked at", "drift")]
     if seen.elsewhere:
         reasons.append(
-            Reason(f"they differ elsewhere, by {seen.elsewhere:.1%} in layers that the LoRA leaves alone: no method "
-                   "that works layer by layer can answer to that", "drift")
+            Reason(f"they differ elsewhere, by {100 * seen.elsewhere:.1f} % in layers that the LoRA leaves alone: no "
+                   "method that works layer by layer can answer to that", "drift")
         )  # fmt: skip
     return Judgement("use as is", 1.0, "use it as it is: its layers are the same in both models", tuple(reasons))
 
@@ -129,7 +129,7 @@ def _only_rounding(seen: Seen) -> Judgement | None:
     bound, share = thresholds()["rounding"], seen.value("rounding") or 0.0
     if share < bound.value:
         return None
-    text = f"rounding of the stored numbers explains {share:.0%} of what the weights differ by"
+    text = f"rounding of the stored numbers explains {100 * share:.0f} % of what the weights differ by"
     more = Reason(
         "what else changed cannot be told from it, so that no method has anything to read; copies of a finer number "
         "format would show more"
@@ -188,7 +188,8 @@ def _made_by_loras(seen: Seen) -> Judgement | None:
     bound, drift = thresholds()["made_by_loras"], seen.value("drift") or 0.0
     if kind_of(seen).name != "a LoRA" or drift < bound.value or seen.method != MEASURED_METHOD:
         return None
-    text = f"the target is made by LoRAs that move its weights by {drift:.1%}: there {seen.method} did more than reuse"
+    moved = f"the target is made by LoRAs that move its weights by {100 * drift:.1f} %"
+    text = f"{moved}: there {seen.method} did more than reuse, for most LoRAs"
     return Judgement("convert", 1.0, "convert it", (bound.reason(text, "drift"),))
 
 
@@ -197,7 +198,7 @@ def _moved_far(seen: Seen) -> Judgement | None:
     bound, drift = thresholds()["large_drift"], seen.value("drift") or 0.0
     if drift < bound.value or bound.strength is None:
         return None
-    text = f"the weights moved by {drift:.1%} of their norm: where they moved as far, LoRAs acted too weakly"
+    text = f"the weights moved by {100 * drift:.1f} % of their norm: where they moved as far, LoRAs acted too weakly"
     headline = f"use it at strength {bound.strength:g}"
     return Judgement("use at strength", bound.strength, headline, (bound.reason(text, "drift"),))
 
@@ -205,7 +206,8 @@ def _moved_far(seen: Seen) -> Judgement | None:
 def _as_it_is(seen: Seen) -> Judgement:
     """What is left: nothing that was measured asks for anything else."""
     asks, keeps, drift = thresholds()["large_drift"], thresholds()["keeps"], seen.value("drift") or 0.0
-    text = f"the weights moved by {drift:.1%} of their norm, and nothing that was measured asks for another strength"
+    moved = f"the weights moved by {100 * drift:.1f} % of their norm"
+    text = f"{moved}, and nothing that was measured asks for another strength"
     reasons = [asks.reason(text, "drift")]
     if drift >= keeps.value:
         text = "how much a LoRA keeps of what it does differs there from LoRA to LoRA: look at clips, or calibrate"

@@ -38,16 +38,16 @@ def add(page: Page, told: Mapping[str, Any]) -> Page:
     ranking, chosen = told["ranking"], told["chosen"]
     passes = ", ".join(f"{count} of the {model}" for model, count in told["passes"].items())
     done = (
-        Fact("chosen", f"{chosen['label']}: {told['reason']}"),
         Fact("gap", told["measure"]),
         Fact("tried", f"{len(ranking)} candidates"),
         Fact("passes", f"{passes}, in {told['seconds'].get('all', 0):.0f} s"),
     )
     table = Table(COLUMNS, tuple({**each, "name": each["label"]} for each in ranking))
+    why = f"{chosen['label']} was taken: {told['reason'].replace('+-', '±')}."
     taken = "the LoRA as it is" if chosen["method"] == "direct" else _called(chosen)
     return replace(
         page,
-        words=replace(page.words, lead=f"{told['diagnosis']['sentence']} {page.words.lead}"),
+        words=replace(page.words, lead=f"{why} {told['diagnosis']['sentence']} {page.words.lead}"),
         verdict=Verdict(f"{taken}, strength {chosen['strength']:g}", "good"),
         warnings=tuple(dict.fromkeys((*page.warnings, *told["warnings"]))),
         done=(*done, *page.done),

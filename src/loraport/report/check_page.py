@@ -11,6 +11,7 @@ from loraport.engine.results import Column
 from loraport.report.card import name_of
 from loraport.report.charts import Bar, Bars, Kind, Lines, Series, Unit, number
 from loraport.report.frame import (
+    MEASURED_ON,
     Fact,
     Figure,
     Input,
@@ -121,7 +122,7 @@ def _sentence(text: str) -> str:
 def _listings(result: CheckResult) -> list[Listing]:
     dropped = () if result.coverage is None else result.coverage.dropped
     rests = [f"{each.threshold}: {each.measured}" for each in result.reasons if each.threshold and each.measured]
-    found = {"Keys that meet nothing": dropped, "What the thresholds were measured on": tuple(rests)}
+    found = {"Keys that meet nothing": dropped, MEASURED_ON: tuple(rests)}
     return [Listing(title, items) for title, items in found.items() if items]
 
 

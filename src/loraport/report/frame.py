@@ -33,6 +33,7 @@ SENTENCES = ("help", "nulls")  # columns whose texts are broken into lines
 BUDGET = 4_300_000  # bytes of all layers' own figures
 SAMPLE = 20  # layers by whose figures the size of all is guessed
 LONG = 2000  # characters of one text; file names and headers may be of any length
+MEASURED_ON = "What the thresholds were measured on"
 TARGETS_OWN = (
     "Steps, shift and guidance are those of the model that it is for, not of the model that the LoRA was trained on."
 )

@@ -11,6 +11,7 @@ from loraport.report import calibration, tables
 from loraport.report.charts import Lines, Map, Series
 from loraport.report.comparison import Comparison
 from loraport.report.frame import (
+    MEASURED_ON,
     Fact,
     Figure,
     Layers,
@@ -70,17 +71,23 @@ def _page(report: Mapping[str, Any], comparison: Comparison | None, words: Words
         verdict=None if expected is None else Verdict(expected.words, expected.tone),
         warnings=tuple(report.get("warnings", ())),
         use=ways(report.get("load", ()), facts.get("target_known")),
-        sampling=how_to_sample(facts.get("target_known"), facts.get("target_usage")) if report.get("load") else "",
+        sampling=how_to_sample(facts.get("target_known"), _told(facts)) if report.get("load") else "",
         comparison=comparison,
         inputs=went_in(report.get("inputs", ())),
         flags=tuple(facts.get("flags", ())),
-        done=(*_done(facts), *_rests_on(expected)),
-        listings=tuple(_listings(report)),
+        done=tuple(_done(facts)),
+        listings=(*_listings(report), *_rests_on(expected)),
         figures=tuple(_figures(table)),
         layers=Layers(table, _own(table), "One row a layer of the output."),
         facts=tuple(Fact(row["setting"], row["value"]) for row in tables.summary_table(report).rows),
     )
     return page if chosen is None else calibration.add(page, chosen)
+
+
+def _told(facts: Mapping[str, Any]) -> str | None:
+    """How the target is sampled, as its own files or the LoRAs that make it say."""
+    loras = [each["usage"] for each in facts.get("target_lora") or () if each.get("usage")]
+    return facts.get("target_usage") or "; ".join(loras) or None
 
 
 def _title(report: Mapping[str, Any]) -> str:
@@ -110,9 +117,9 @@ def _done_in_numbers(report: Mapping[str, Any]) -> str:
     return f"{words}; the output rank holds {100 * kept:.1f} % of the exact update{more}."
 
 
-def _rests_on(expected: Expectation | None) -> list[Fact]:
+def _rests_on(expected: Expectation | None) -> list[Listing]:
     bound = None if expected is None else expected.bound
-    return [] if bound is None else [Fact("what to expect rests on", f"{bound.name}: {bound.measured}")]
+    return [] if bound is None else [Listing(MEASURED_ON, (f"{bound.name}: {bound.measured}",))]
 
 
 def _done(facts: Mapping[str, Any]) -> list[Fact]:
