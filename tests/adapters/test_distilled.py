@@ -25,6 +25,8 @@ from loraport.models.families import families
         ("Wan2.2-T2V-A14B-4steps-lora-rank64-Seko-V1.1_lightx2v.safetensors", "wan", "LightX2V for Wan in 4 steps"),
         ("Qwen-Image-Edit-2509-Lightning-8steps-V1.0", "qwen_image", "Qwen-Image-Lightning in 8 steps"),
         ("tencent/HunyuanVideo-1.5/480p_i2v_step_distilled", "hunyuan_video_15", "HunyuanVideo-1.5, step-distilled"),
+        ("black-forest-labs/FLUX.2-klein-9B", "flux2", "FLUX.2 klein"),
+        ("flux-2-klein-base-4b.safetensors", "flux2", None),
         ("gdhe17/Self-Forcing", "wan", "Self Forcing"),
         ("gdhe17/Self-Forcing", "qwen_image", None),
         ("lightx2v/Qwen-Image-2.1-Lightning", "qwen_image_21", None),
