@@ -122,6 +122,8 @@ def test_a_large_drift_wants_the_strength_that_was_measured_there(files: pico.Pi
     assert (found.verdict, found.strength) == ("use at strength", 1.25)
     assert found.reasons[0].threshold == "large_drift"
     assert "3e97826" in found.reasons[0].measured
+    assert [way.partition(": ")[0] for way in found.load] == ["diffusers", "ComfyUI"]
+    assert all("1.25" in way and "1.0" not in way for way in found.load)
 
 
 def test_a_few_keys_that_meet_nothing_are_counted(files: pico.Pico):
