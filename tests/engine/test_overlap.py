@@ -204,7 +204,18 @@ def test_a_bound_on_memory_is_one_of_the_tensors_of_a_gpu(monkeypatch):
     bound("cuda:0", None)
     bound("cuda:0", 6_000_000_000)
     bound("cuda:0", 10**12)
-    assert set_to == [0.75, 1.0]
+    bound("cuda:0", None)  # as it was, for whoever uses the GPU next
+    bound("cuda:0", None)
+    assert set_to == [0.75, 1.0, 1.0]
+
+
+def test_max_memory_bounds_the_device_of_every_layer_and_is_lifted_afterwards(files, tmp_path, device, monkeypatch):
+    told = []
+    monkeypatch.setattr("loraport.engine.worker.bound", lambda *given: told.append(given))
+    monkeypatch.setattr("loraport.engine.overlap.bound", lambda *given: told.append(given))
+    options = _options("off", executor="serial", max_memory=10**9)
+    run(_plan(files, method="direct"), tmp_path / "out.safetensors", options)
+    assert told == [("cpu:0", 10**9)] * len(pico.LAYERS) + [("cpu:0", None)]
 
 
 def test_where_no_memory_can_be_pinned_there_is_ordinary_memory():

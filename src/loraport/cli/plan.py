@@ -251,7 +251,7 @@ def _advice(cost: dict[str, Any], layers: int) -> str:
     """Whether it is worth its room."""
     with_it, without = text.duration(cost["next_seconds"]), text.duration(cost["next_seconds_without"])
     if cost["cache_pays"]:
-        room = f" (room for {cost['kept_layers']} of {layers} layers)" if cost["kept_layers"] < layers else ""
+        room = f" (kept of {cost['kept_layers']} of {layers} layers)" if cost["kept_layers"] < layers else ""
         return f"pays: another LoRA for this pair takes about {with_it} with it, {without} without{room}"
     return f"gains little: another LoRA for this pair takes about {with_it} with it, {without} without (--cache off)"
 

@@ -45,14 +45,19 @@ def usable_bytes(device: str) -> int:
     return int(free * _SHARE)
 
 
+_bounded: set[str] = set()
+
+
 def bound(device: str, count: int | None) -> None:
-    """Let the tensors of this process take no more than so many bytes of a CUDA device; None sets no bound.
+    """Let the tensors of this process take no more than so many bytes of a CUDA device; None lifts a bound set here.
 
     What would take more runs out of memory. What the driver and the libraries take beside is not in it.
     """
-    if count is not None and device.startswith("cuda"):
-        _, total = torch.cuda.mem_get_info(device)
-        torch.cuda.set_per_process_memory_fraction(min(count / total, 1.0), device)
+    if not device.startswith("cuda") or (count is None and device not in _bounded):
+        return
+    _, total = torch.cuda.mem_get_info(device)
+    torch.cuda.set_per_process_memory_fraction(1.0 if count is None else min(count / total, 1.0), device)
+    (_bounded.discard if count is None else _bounded.add)(device)
 
 
 def name_of(device: str) -> str:

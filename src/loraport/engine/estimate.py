@@ -66,7 +66,7 @@ class Estimate:
         known: whether the weights' digests are remembered; if not, nothing can be looked up.
         next_seconds: time of the next LoRA for the same pair, with what this run leaves in the cache.
         next_seconds_without: the same with `--cache off`.
-        kept_layers: layers whose decompositions the cache has room for.
+        kept_layers: layers whose decompositions are kept: it pays, and the cache has room for them.
     """
 
     seconds: float

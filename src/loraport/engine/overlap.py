@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from loraport.containers.references import TensorRef
+from loraport.engine.accelerators import bound
 from loraport.engine.ahead import Ahead, room_beside, threads_beside
 from loraport.engine.executor import Executor, Slot
 from loraport.engine.job import LayerJob
@@ -28,21 +29,25 @@ def _beside(slots: Sequence[Slot]) -> bool:
 
 @contextlib.contextmanager
 def overlapped(work: Worker, jobs: Sequence[LayerJob], executor: Executor) -> Iterator[Worker]:
-    """The worker that an executor is to be given for these jobs. At the end all that it put into the store is there.
+    """The worker that an executor is to be given for these jobs. At the end all that it put into the store is there,
+    and the memory of devices is free for others again.
 
     Args:
         work: what is to be done.
         jobs: as they are given to the executor.
         executor: which does the narrow ones first.
     """
+    slots = executor.slots()
     try:
-        if not _beside(executor.slots()):
+        if not _beside(slots):
             yield work
             return
         order = sorted(jobs, key=lambda job: job.wide)
         with Ahead(order, work.bring, _brought_bytes, room_beside(), threads_beside()) as ahead:
             yield replace(work, ahead=ahead)
     finally:
+        for slot in slots:
+            bound(slot.device, None)
         work.store.finish()
 
 
