@@ -69,7 +69,7 @@ def z_image(folder: Path, seed: int = 0, *, drift: float = 0.0, vae: Autoencoder
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=vae or still_vae(),
         text_encoder=encoder.eval(),
-        tokenizer=_chatting(tinywan.tokenizer()),
+        tokenizer=chatting(tinywan.tokenizer()),
         transformer=network.eval(),
     )
     pipe.save_pretrained(folder)
@@ -127,6 +127,7 @@ def z_image_lora(file: Path, *, size: float = 0.5, rank: int = 2) -> Path:
     return file
 
 
-def _chatting(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+def chatting(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """The tokenizer, which now takes what is said as it is."""
     tokenizer.chat_template = CHAT
     return tokenizer

@@ -17,7 +17,9 @@ VOCABULARY, TEXT = len(tinywan.WORDS), 16
 FLOW = {"shift": 3.0}
 
 
-def _with_own_numbers(build: Callable[..., Path]) -> Callable[..., Path]:
+def with_own_numbers(build: Callable[..., Path]) -> Callable[..., Path]:
+    """What builds a pipeline, without a trace in the random numbers of others."""
+
     @functools.wraps(build)
     def built(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
         with torch.random.fork_rng(devices=[]):
@@ -26,22 +28,23 @@ def _with_own_numbers(build: Callable[..., Path]) -> Callable[..., Path]:
     return built
 
 
-def _made(kind: Callable[..., Any], settings: Mapping[str, Any], seed: int = 5) -> Any:
+def made(kind: Callable[..., Any], settings: Mapping[str, Any], seed: int = 5) -> Any:
+    """A network with the random weights that it begins with."""
     torch.manual_seed(seed)
     return kind(**settings).eval()
 
 
-def _shaken(network: Any, seed: int, drift: float) -> Any:
+def shaken(network: Any, seed: int, drift: float) -> Any:
     """Weights none of which is zero or one from the start; `drift` moves them as a distillation would."""
-    made, other = Generator().manual_seed(seed), Generator().manual_seed(seed + 1)
+    one, other = Generator().manual_seed(seed), Generator().manual_seed(seed + 1)
     for tensor in network.parameters():
         scale = 0.6 / tensor.shape[-1] ** 0.5 if tensor.ndim > 1 else 0.1
-        noise = torch.randn(tensor.shape, generator=made) + drift * torch.randn(tensor.shape, generator=other)
+        noise = torch.randn(tensor.shape, generator=one) + drift * torch.randn(tensor.shape, generator=other)
         tensor.data = scale * noise + (tensor.data if tensor.ndim == 1 else 0)
     return network.eval()
 
 
-@_with_own_numbers
+@with_own_numbers
 def ltx_video(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
     """An LTXPipeline: videos of 8 k + 1 frames, sides in multiples of 32."""
     network = diffusers.LTXVideoTransformer3DModel(
@@ -57,14 +60,14 @@ def ltx_video(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
     diffusers.LTXPipeline(
         tokenizer=tinywan.tokenizer(),
         text_encoder=tinywan.text_encoder(),
-        vae=_made(diffusers.AutoencoderKLLTXVideo, vae),
+        vae=made(diffusers.AutoencoderKLLTXVideo, vae),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLOW),
-        transformer=_shaken(network, seed, drift),
+        transformer=shaken(network, seed, drift),
     ).save_pretrained(folder)
     return folder
 
 
-@_with_own_numbers
+@with_own_numbers
 def hunyuan_video(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
     """A HunyuanVideoPipeline: videos of 4 k + 1 frames, sides in multiples of 16."""
     network = diffusers.HunyuanVideoTransformer3DModel(
@@ -81,17 +84,17 @@ def hunyuan_video(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
     )  # fmt: skip
     diffusers.HunyuanVideoPipeline(
         tokenizer=tinywan.tokenizer(),
-        text_encoder=_made(transformers.LlamaModel, {"config": llama}),
+        text_encoder=made(transformers.LlamaModel, {"config": llama}),
         tokenizer_2=tinywan.tokenizer(),
-        text_encoder_2=_made(transformers.CLIPTextModel, {"config": clip}),
-        vae=_made(diffusers.AutoencoderKLHunyuanVideo, vae),
+        text_encoder_2=made(transformers.CLIPTextModel, {"config": clip}),
+        vae=made(diffusers.AutoencoderKLHunyuanVideo, vae),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLOW),
-        transformer=_shaken(network, seed, drift),
+        transformer=shaken(network, seed, drift),
     ).save_pretrained(folder)
     return folder
 
 
-@_with_own_numbers
+@with_own_numbers
 def ltx2(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
     """An LTX2Pipeline, with sound."""
     from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
@@ -132,18 +135,18 @@ def ltx2(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
     }  # fmt: skip
     diffusers.LTX2Pipeline(
         tokenizer=tinywan.tokenizer(),
-        text_encoder=_made(transformers.Gemma3TextModel, {"config": gemma}),
-        connectors=_made(LTX2TextConnectors, connectors),
-        vae=_made(diffusers.AutoencoderKLLTX2Video, vae),
-        audio_vae=_made(diffusers.AutoencoderKLLTX2Audio, audio),
-        vocoder=_made(LTX2Vocoder, voice),
+        text_encoder=made(transformers.Gemma3TextModel, {"config": gemma}),
+        connectors=made(LTX2TextConnectors, connectors),
+        vae=made(diffusers.AutoencoderKLLTX2Video, vae),
+        audio_vae=made(diffusers.AutoencoderKLLTX2Audio, audio),
+        vocoder=made(LTX2Vocoder, voice),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLOW),
-        transformer=_shaken(network, seed, drift),
+        transformer=shaken(network, seed, drift),
     ).save_pretrained(folder)
     return folder
 
 
-@_with_own_numbers
+@with_own_numbers
 def cogvideox(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
     """A CogVideoXPipeline: videos of 4 k + 1 frames, sides in multiples of 16."""
     network = diffusers.CogVideoXTransformer3DModel(
@@ -155,9 +158,9 @@ def cogvideox(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
     diffusers.CogVideoXPipeline(
         tokenizer=tinywan.tokenizer(),
         text_encoder=tinywan.text_encoder(),
-        vae=_made(diffusers.AutoencoderKLCogVideoX, vae),
+        vae=made(diffusers.AutoencoderKLCogVideoX, vae),
         scheduler=scheduler,
-        transformer=_shaken(network, seed, drift),
+        transformer=shaken(network, seed, drift),
     ).save_pretrained(folder)
     return folder
 
@@ -169,13 +172,13 @@ def lora(folder: Path, file: Path, *, size: float = 0.5, rank: int = 2) -> Path:
     """A LoRA for the attention of all blocks of the transformer in a pipeline's folder."""
     from safetensors import safe_open
 
-    made, tensors = Generator().manual_seed(3), {}
+    one, tensors = Generator().manual_seed(3), {}
     with safe_open(next((folder / "transformer").glob("*.safetensors")), framework="pt") as held:
         for key in held.keys():  # noqa: SIM118 - it has no iterator
             if key.startswith("transformer_blocks.") and key.endswith(("to_q.weight", "to_v.weight")):
                 m, n = held.get_slice(key).get_shape()
                 stem = f"transformer.{key.removesuffix('.weight')}"
-                tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, n, generator=made) / n**0.5
-                tensors[f"{stem}.lora_B.weight"] = size * torch.randn(m, rank, generator=made) / rank**0.5
+                tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, n, generator=one) / n**0.5
+                tensors[f"{stem}.lora_B.weight"] = size * torch.randn(m, rank, generator=one) / rank**0.5
     save_file(tensors, file)
     return file

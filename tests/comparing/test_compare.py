@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import tiny_judges
+import tiny_stills
 import tiny_videos
 from loraport.comparing.clips import ClipFolder
 from loraport.comparing.opening import find_model
@@ -19,6 +20,7 @@ from loraport.sampling.schedule import SamplingSettings
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")
+PIPELINES = tiny_videos.PIPELINES | tiny_stills.PIPELINES
 SIZE = {"height": 16, "width": 16}
 SOURCE, TARGET = SamplingSettings(steps=2, guidance=4), SamplingSettings(steps=2, guidance=0)
 
@@ -117,11 +119,11 @@ def test_videos_from_the_command_line(videos, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ltx_video", "hunyuan_video", "ltx2", "cogvideox"])
+@pytest.mark.parametrize("name", PIPELINES)
 def test_other_families_run_from_end_to_end(tmp_path, name):
     """Source and target, the LoRA on both, another one on the target, and their numbers."""
-    source = tiny_videos.PIPELINES[name](tmp_path / "source")
-    tiny_videos.PIPELINES[name](tmp_path / "target", drift=0.3)
+    source = PIPELINES[name](tmp_path / "source")
+    PIPELINES[name](tmp_path / "target", drift=0.3)
     tiny_videos.lora(source, tmp_path / "lora.safetensors")
     tiny_videos.lora(source, tmp_path / "carried.safetensors", size=0.2)
     report = run(
@@ -129,9 +131,11 @@ def test_other_families_run_from_end_to_end(tmp_path, name):
         source_sampling=SamplingSettings(steps=2), target_sampling=SamplingSettings(steps=2),
     )  # fmt: skip
     assert report.made == 4
-    assert report.fps == {"ltx_video": 25, "hunyuan_video": 24, "ltx2": 24, "cogvideox": 8}[name]
+    rates = {"ltx_video": 25, "hunyuan_video": 24, "ltx2": 24, "cogvideox": 8}
+    assert report.fps == rates.get(name, 16)
     assert report.scores["target+lora@1"]["distance"].mean > 0
-    assert {frames.shape for _, frames, _ in clips_of(report).values()} == {(9, 32, 32, 3)}
+    count = 9 if name in tiny_videos.PIPELINES else 1
+    assert {frames.shape for _, frames, _ in clips_of(report).values()} == {(count, 32, 32, 3)}
     assert report.page.stat().st_size < 5_000_000
 
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 import loraport
 import networks
 import tiny_pipelines
+import tiny_stills
 import tiny_videos
 from loraport.comparing import making_probe
 from loraport.comparing.making_probe import Inputs, outputs_for, write_probe
@@ -21,6 +22,7 @@ from networks import NETWORKS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 RED = PUSH * np.array(COLOURS["red"])
+PIPELINES = {"z_image": tiny_pipelines.z_image} | tiny_videos.PIPELINES | tiny_stills.PIPELINES
 CPU = Place.of("cpu", "auto", "none")
 
 
@@ -98,15 +100,14 @@ def _latents(pipeline, family, settings, shot):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", tiny_videos.PIPELINES)
+@pytest.mark.parametrize("name", PIPELINES)
 def test_in_every_family_the_probe_moves_the_latents_by_the_colour(tmp_path, name):
     """The real pipeline with the real LoRA on it, but for a constant that the last layer is given."""
-    model = find_model(tiny_videos.PIPELINES[name](tmp_path / "model"), "source")
+    model = find_model(PIPELINES[name](tmp_path / "model"), "source")
     settings = SamplingSettings(steps=1 if name == "cogvideox" else 3)  # velocities of a rotation add up to more
     shot = Shot("a cat sits", 3, height=32, width=32, frames=9)
     with opened(model, CPU) as pipeline:
         put = outputs_for(pipeline, model.family, settings, shot, RED)
-        wanted = making_probe._colour(pipeline, 5, RED)
         width = making_probe.last_layer(pipeline, model.family).in_features
         constant = torch.randn(width, generator=torch.Generator().manual_seed(0))
 
@@ -124,11 +125,13 @@ def test_in_every_family_the_probe_moves_the_latents_by_the_colour(tmp_path, nam
         write_probe(tmp_path / "probe.safetensors", model.family, constant / (constant @ constant), put)
         with with_loras(pipeline, model.family, tmp_path / "probe.safetensors", 1.0):
             after = latents()
-    moved = (after - before).mean((0, 2, 3, 4))
+        wanted = making_probe._colour(pipeline, before.ndim, RED)
+    apart = (0, *range(2, before.ndim))
+    moved = (after - before).mean(apart)
     size = wanted.abs().max().item()
     assert size > 0
     assert torch.allclose(moved, wanted, rtol=1e-2, atol=1e-3 * size)
-    assert (after - before).std((0, 2, 3, 4)).max() < 1e-2 * size
+    assert (after - before).std(apart).max() < 1e-2 * size
 
 
 @pytest.mark.parametrize("name", NETWORKS)

@@ -108,8 +108,9 @@ def outputs_for(
         UnsupportedError: its output does not reach the decoder as a picture of its own.
     """
     width = last_layer(pipeline, family).out_features
-    nothing = _at_decoder(pipeline, family, settings, shot, torch.zeros(width))
-    unit = _at_decoder(pipeline, family, settings, shot, torch.ones(width)) - nothing
+    once, twice = (_at_decoder(pipeline, family, settings, shot, torch.full((width,), n)) for n in (1.0, 2.0))
+    unit = twice - once
+    nothing = once - unit  # not asked for: some pipelines divide by the length of what the network puts out
     number = torch.zeros(unit.shape, dtype=torch.long)
     for bit in range(max(width - 1, 1).bit_length()):
         code = ((torch.arange(width) >> bit) & 1).float()

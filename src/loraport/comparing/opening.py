@@ -205,10 +205,12 @@ def _pipeline_class(root: Path, family: Family) -> Any:
         named = json.loads((root / INDEX).read_text(encoding="utf-8")).get("_class_name")
     except (OSError, ValueError, AttributeError) as error:
         raise FileError("the pipeline's index cannot be read", where=str(root / INDEX), values=str(error)) from error
-    kind = getattr(diffusers, str(named), None) or getattr(diffusers, family.diffusers.pipeline)
+    own = getattr(diffusers, family.diffusers.pipeline)
+    kind = getattr(diffusers, str(named), None) or own
     takes = inspect.signature(kind.__call__).parameters
     needed = [name for name, one in takes.items() if one.default is inspect.Parameter.empty and name != "self"]
-    if "prompt" not in takes or "image" in list(takes)[:2] or set(needed) - {"prompt"}:
+    pictured = "image" in list(takes)[:2] and kind is not own  # FLUX.2's takes pictures first, and does without
+    if "prompt" not in takes or pictured or set(needed) - {"prompt"}:
         raise UnsupportedError(
             "the pipeline takes more than a prompt, which compare cannot give it", where=str(root),
             values=f"{kind.__name__}: {', '.join(list(takes)[1:4])}, ...",
