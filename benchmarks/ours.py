@@ -34,10 +34,10 @@ def main() -> None:
         device="cpu", executor=args.executor, workers=args.workers, cache=args.cache, overwrite=True, log="off"
     )
     torch.linalg.svd(torch.eye(8) @ torch.eye(8))  # the libraries' own start is not part of the work
-    runs = []
+    transfer, runs = loraport.transfer, []  # imports what it needs
     for lora, out in zip(args.lora, args.out, strict=True):
         began = clock()
-        report = loraport.transfer(
+        report = transfer(
             lora,
             source=args.source,
             target=args.target,

@@ -58,7 +58,8 @@ class Operator(ABC):
 
 def thin_product(M: Float[Tensor, "m n"], X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
     """M X for a thin X: BLAS is up to twice as quick where the large matrix is not the one that lies transposed."""
-    return M @ X if M.stride(1) <= M.stride(0) else (X.T @ M.T).T.contiguous()
+    lies_transposed = M.stride(1) > M.stride(0)
+    return (X.T @ M.T).T.contiguous() if lies_transposed and 8 * X.shape[1] < M.shape[1] else M @ X
 
 
 def sent(x: Tensor, like: Tensor) -> Tensor:
