@@ -7,9 +7,10 @@ does. Programs that run beside this one are not foreseen.
 
 import contextlib
 import heapq
+import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,19 +120,19 @@ def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start:
     first, device, several = [batch.first for batch in batches], slots[0].device, len(plans) > 1
     worth = worth_keeping(first, options, digests, lambda: rates, device=device, several=several)
     kept = frozenset() if root is None else layers_to_keep(worth, room)
-    asked = {job.method: Asked.of(job) for job in {job.method: job for layer in layers for job in layer}.values()}
+    asked = {way: Asked.of(job) for way, job in {_way(job): job for layer in layers for job in layer}.items()}
     kinds = {id(job): Kind.of(job) for layer in layers for job in layer}
     have = [
-        _with_hand([look_up(job, asked[job.method], root, digests, job.name in kept) for job in layer])
-        for layer in layers
+        _with_hand(batch, [look_up(job, asked[_way(job)], root, digests, job.name in kept) for job in layer], asked)
+        for batch, layer in zip(batches, layers, strict=True)
     ]
-    known: dict[tuple[Kind, Have], Work] = {}
+    known: dict[tuple[_Way, Kind, Have], Work] = {}
 
     def work_at(job: LayerJob, state: Have) -> Work:
-        kind = kinds[id(job)]
-        if (kind, state) not in known:
-            known[kind, state] = work_of(kind, asked[job.method], state)
-        return known[kind, state]
+        way, kind = _way(job), kinds[id(job)]
+        if (way, kind, state) not in known:
+            known[way, kind, state] = work_of(kind, asked[way], state)
+        return known[way, kind, state]
 
     places = len({slot.device for slot in slots})
     beside = 0.0 if device == "cpu" else threads_beside() / places
@@ -161,7 +162,7 @@ def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start:
     alone = [layer[:1] for layer in layers]  # another LoRA, which changes the same layers
     not_kept = replace(NOTHING, digests=True, stores=True)
     further = [
-        [after(job, asked[job.method], states[0]) if job.name in kept else not_kept]
+        [after(job, asked[_way(job)], states[0]) if job.name in kept else not_kept]
         for (job, *_), states in zip(layers, have, strict=True)
     ]
     every = [
@@ -182,7 +183,7 @@ def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start:
         output_bytes=output,
         cache_bytes=sum(work_at(job, state).keep for job, state in every),
         finished=sum(state.result for _, state in every),
-        warm=sum(not state.result and is_warm(job, asked[job.method], state) for job, state in every),
+        warm=sum(not state.result and is_warm(job, asked[_way(job)], state) for job, state in every),
         known=all(state.digests for _, state in every),
         next_seconds=timed(alone, further, largest)[0],
         next_seconds_without=timed(alone, [[NOTHING]] * len(alone), largest)[0],
@@ -190,12 +191,28 @@ def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start:
     )
 
 
-def _with_hand(states: Sequence[Have]) -> list[Have]:
-    """What is there for each LoRA on a layer, the ones before it done."""
+_Way = tuple[str, str]
+
+
+def _way(job: LayerJob) -> _Way:
+    """Method and settings of a layer, as a key."""
+    return job.method, json.dumps(job.params, sort_keys=True)
+
+
+def _with_hand(batch: LayerBatch, states: Sequence[Have], asked: Mapping[_Way, Asked]) -> list[Have]:
+    """What is there for each job of a layer, the ones before it done: matrices that it shares, or a basis."""
     found: list[Have] = []
-    for state in states:
-        computed = any(not before.result for before in found)
-        found.append(replace(state, in_hand=computed and not state.result))
+    computed: set[int] = set()  # groups of which one had its matrices brought together
+    bases: frozenset[str] = frozenset()
+    for (number, job), state in zip(batch.jobs.items(), states, strict=True):
+        group = batch.groups[number]
+        if group in computed:
+            found.append(replace(state, in_hand=not state.result))
+        else:
+            found.append(replace(state, bases=state.bases | bases))
+        if not state.result:
+            computed.add(group)
+            bases |= asked[_way(job)].bases & {"source"}
     return found
 
 

@@ -56,7 +56,7 @@ class Gathering:
         self,
         plan: ManyPlan,
         outputs: Mapping[int, Path],
-        options: RunOptions,
+        options: Mapping[int, RunOptions],
         reader: InputReader,
         said: Said,
         on_event: Listener,
@@ -72,14 +72,15 @@ class Gathering:
         self._began = time.perf_counter()
 
     def expect(self, batches: Iterable[LayerBatch]) -> None:
-        """Take down what each job costs: the first on a layer pays for the others."""
+        """Take down what each job costs: the first of those that see the same matrices pays for the others."""
         further: dict[object, float] = {}  # a model has some ten kinds of layers
         for batch in batches:
+            leading = batch.leading
             for number, job in batch.jobs.items():
                 kind = (job.method, job.shape, job.update.rank, rank_bound(job))
-                if job is not batch.first and kind not in further:
+                if number not in leading and kind not in further:
                     further[kind] = further_cost(job)
-                self._costs[number, job.name] = job.cost if job is batch.first else further[kind]
+                self._costs[number, job.name] = job.cost if number in leading else further[kind]
         self._total = sum(self._costs.values())
 
     def take(self, number: int, found: "LayerResult | LoraportError", place: Waiting) -> None:
@@ -126,7 +127,7 @@ class Gathering:
 
         judge(plan, results, warn)
         report = make_report(plan, path, results, said, time.perf_counter() - self._began)
-        log = open_log(path, plan, self._options)
+        log = open_log(path, plan, self._options[number])
         with contextlib.ExitStack() as stack:
             if log is not None:
                 stack.callback(log.close)
@@ -134,7 +135,7 @@ class Gathering:
                     log.append({"event": "layer", **layer.to_json()})
             own = InputReader(self._reader.memo, plan.identities)
             try:
-                write_output(plan, path, results, report, own, self._options)
+                write_output(plan, path, results, report, own, self._options[number])
             except BaseException as error:
                 if log is not None:
                     with contextlib.suppress(FileError):

@@ -46,7 +46,7 @@ def holds_many(lora: str, *, recursive: bool = False) -> bool:
     """
     folder = named_path(lora)
     try:
-        if kind_of(folder) != "folder" or _is_one(folder):
+        if kind_of(folder) != "folder" or is_saved(folder):
             return False
         files = len(_files(folder))
         return recursive or files > 1 or (files == 0 and any(map(_is_folder, list_folder(folder))))
@@ -65,6 +65,19 @@ def find_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -
     Raises:
         UsageError: there is no LoRA in a folder, or two would get the same name.
     """
+    found = list_loras(given, folder, recursive=recursive)
+    if not folder.is_dir() and (folder.exists() or folder.suffix in ENDINGS):
+        raise UsageError("several LoRAs need a folder to be written to", values=str(folder), fix="-o FOLDER")
+    _refuse_collisions(found)
+    return found
+
+
+def list_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -> list[Asked]:
+    """As `find_loras`, whatever the names are and whether they collide.
+
+    Raises:
+        UsageError: there is no LoRA in a folder.
+    """
     found: list[Asked] = []
     for lora in given:
         root = named_path(lora)
@@ -82,9 +95,6 @@ def find_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -
         found += [
             Asked(str(path), folder / path.relative_to(root).with_name(output_name(path.name))) for path in inside
         ]
-    if not folder.is_dir() and (folder.exists() or folder.suffix in ENDINGS):
-        raise UsageError("several LoRAs need a folder to be written to", values=str(folder), fix="-o FOLDER")
-    _refuse_collisions(found)
     return found
 
 
@@ -101,7 +111,7 @@ def check_skip(options: RunOptions, *, skip_existing: bool) -> None:
 def _listed(folder: Path, output: Path, recursive: bool, seen: set[str]) -> Iterator[Path]:
     """The LoRAs in a folder. What cannot be listed stands for itself, to be refused where it is opened."""
     try:
-        if _is_one(folder) and seen:
+        if is_saved(folder) and seen:
             yield folder
             return
         seen.add(os.path.realpath(folder))
@@ -124,7 +134,7 @@ def _files(folder: Path) -> list[Path]:
     ]
 
 
-def _is_one(folder: Path) -> bool:
+def is_saved(folder: Path) -> bool:
     """Whether PEFT or diffusers saved one LoRA as this folder."""
     from loraport.adapters.opened import FILES  # with the grammar of keys, for which --help need not wait
 

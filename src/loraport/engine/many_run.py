@@ -5,7 +5,7 @@ file, ends that one alone. Finished layers wait on the disk beside the outputs u
 that memory holds the layers in work and one output, however many LoRAs there are.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from loraport.containers.references import TensorRef
 from loraport.engine.events import Listener, PlanReady, ignore
 from loraport.engine.executor import Slot, executor_for
 from loraport.engine.gathering import Gathering, Said
+from loraport.engine.held_bases import HeldBases
 from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship
 from loraport.engine.many import EXISTS, Asked, check_skip
@@ -97,7 +98,10 @@ class BatchWorker:
 
     def __call__(self, batch: LayerBatch, slot: Slot) -> dict[int, "LayerResult | LoraportError"]:
         """Do the jobs one after the other with the layer's matrices in hand. What fails is handed back."""
-        work = replace(self.worker, in_hand=InHand())
+        store = self.worker.store
+        if len(batch.leading) > 1:  # of one group, the matrices in hand are all there is to hold
+            store = HeldBases(store)
+        work = replace(self.worker, in_hand=InHand(), store=store)
         found: dict[int, LayerResult | LoraportError] = {}
         for number, job in batch.jobs.items():
             if number in batch.stopped:
@@ -119,6 +123,7 @@ def run_many(
     on_event: Listener = ignore,
     *,
     also: Iterable[tuple[str, Path]] = (),
+    replaced: Container[int] = (),
 ) -> dict[int, "TransferReport | LoraportError"]:
     """Carry out a plan for many LoRAs.
 
@@ -129,6 +134,7 @@ def run_many(
         options: how to use the machine.
         on_event: told about every step, from this thread.
         also: further files that the command reads, as (role, path).
+        replaced: numbers of LoRAs whose output may be replaced, whatever the options say.
 
     Returns:
         For every LoRA its report, or what went wrong with it.
@@ -140,7 +146,8 @@ def run_many(
     """
     executor = executor_for(options)
     read = list(also)
-    plan = plan.without(_failing(plan.plans, lambda n, one: check_outputs(outputs[n], one, options, read)))
+    own = {n: options.model_copy(update={"overwrite": options.overwrite or n in replaced}) for n in plan.plans}
+    plan = plan.without(_failing(plan.plans, lambda n, one: check_outputs(outputs[n], one, own[n], read)))
     if not plan.plans:
         return dict(plan.failures)
     said = Said(plan.plans, on_event)
@@ -148,7 +155,7 @@ def run_many(
     store, reader = open_cache(identities, options, said.of_all, executor)
     looked_at: LookedAt = {}
     plan = plan.without(_failing(plan.plans, lambda n, one: _check_pair(one, reader, looked_at)))
-    run = Gathering(plan, outputs, options, reader, said, on_event)
+    run = Gathering(plan, outputs, own, reader, said, on_event)
     if not plan.plans:
         return run.done
     for one in plan.plans.values():
