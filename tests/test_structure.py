@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "merging": {"engine", "adapters", "models", "containers", "store", "core"},
     "resizing": {"engine", "adapters", "models", "containers", "store", "core"},
     "analysis": {"merging", "engine", "methods", "adapters", "models", "containers", "store", "core"},
+    "sweeping": {"engine", "methods", "adapters", "containers"},
     "calibration": {"engine", "sampling", "methods", "adapters", "models", "containers", "store", "zoo", "core"},
     "checking": {"analysis", "engine", "methods", "adapters", "models", "containers", "store", "core"},
     "report": {"engine.results", "analysis.results", "checking.results", "checking.expect"},

@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from loraport.merging.run import MergeReport
     from loraport.resizing.api import extract, resize
     from loraport.resizing.cut import Resized
+    from loraport.sweeping.api import sweep
+    from loraport.sweeping.grid import Grid
+    from loraport.sweeping.run import SweepReport
 
 _HOMES = {
     "transfer": "loraport.api",
@@ -76,6 +79,9 @@ _HOMES = {
     "resize": "loraport.resizing.api",
     "extract": "loraport.resizing.api",
     "Resized": "loraport.resizing.cut",
+    "sweep": "loraport.sweeping.api",
+    "Grid": "loraport.sweeping.grid",
+    "SweepReport": "loraport.sweeping.run",
     "list_methods": "loraport.api",
     "AddedLora": "loraport.adapters.added_lora",
     "Experts": "loraport.engine.experts",
@@ -99,6 +105,7 @@ __all__ = [
     "Experts",
     "ExpertsPlan",
     "ExpertsReport",
+    "Grid",
     "LayerReport",
     "LoraportError",
     "ManyReport",
@@ -109,6 +116,7 @@ __all__ = [
     "Recipe",
     "Resized",
     "RunOptions",
+    "SweepReport",
     "TransferPlan",
     "TransferReport",
     "__version__",
@@ -127,6 +135,7 @@ __all__ = [
     "probe",
     "remove_drift",
     "resize",
+    "sweep",
     "transfer",
     "transfer_experts",
     "transfer_many",

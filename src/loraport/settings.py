@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn, TypeVar, get_args
+from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -238,7 +238,11 @@ def _refuse_switches(model: type[Settings], given: Mapping[str, Any]) -> None:
 
 
 def _bare(annotation: Any) -> Any:
-    """The Literal of `Literal[...] | None`."""
+    """The Literal of `Literal[...] | None`, and that of the items of a tuple."""
+    if get_origin(annotation) is tuple:
+        return _bare(get_args(annotation)[0])
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
     parts = [part for part in get_args(annotation) if part is not type(None)]
     return parts[0] if len(parts) == 1 and type(None) in get_args(annotation) else annotation
 

@@ -39,6 +39,7 @@ FLAGS = (
 COMMANDS = (
     "transfer",
     "plan",
+    "sweep",
     "check",
     "inspect",
     "convert",

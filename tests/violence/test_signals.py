@@ -1,5 +1,6 @@
 """Runs that are told to end, or ended: nothing half-written stays, no worker lives on, the next run makes it good."""
 
+import json
 import os
 import signal
 import time
@@ -131,3 +132,46 @@ def test_many_told_to_end(case, undisturbed, executor: str) -> None:
     assert {path.name: path.read_bytes() for path in made.iterdir()} == {
         f"{number}.safetensors": undisturbed.output for number in range(3)
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [signal.SIGKILL, signal.SIGINT], ids=lambda which: which.name)
+def test_a_sweep_that_is_ended_goes_on(case, which: signal.Signals) -> None:
+    """Cells that were whole stay and are not made again; the others are made, to the same bytes."""
+    folder = case.files.folder
+    for number in range(3):
+        (folder / f"{number}.safetensors").write_bytes(case.files.lora.read_bytes())
+    grid = [*("--rank", "8", "--rank", "12", "--method", "casa", "--method", "matched-gain"), "--log", "off"]
+    models = ["-s", case.files.source, "-t", case.files.target]
+
+    def start(output: str):
+        words = ["sweep", folder / "[0-2].safetensors", *models, *grid, "--executor", "serial", "-o", folder / output]
+        return case.zygote.start(*words, cwd=folder, cache=case.cache if output == "made" else folder / "elsewhere")
+
+    def whole(output: str) -> dict[str, bytes]:
+        return {
+            str(path.relative_to(folder / output)): path.read_bytes()
+            for path in (folder / output).rglob("*.safetensors")
+        }
+
+    def finished() -> list[Path]:
+        walked = os.walk(folder / "made")  # what comes and goes meanwhile is no error to it
+        inside = ((at, name) for at, _, names in walked for name in names if ".partial" not in at)
+        return [Path(at, name) for at, name in inside if name.endswith(".safetensors")]
+
+    assert start("other").finish().code == 0
+    process = start("made")
+    deadline = time.monotonic() + 120
+    while not finished() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.send(which)
+    done = process.finish()
+    assert (done.killed, done.code) in ((signal.SIGKILL, None), (None, 130), (None, 0)), done.stderr
+    assert "Traceback" not in done.stderr
+    rows = json.loads((folder / "made" / "sweep.json").read_text(encoding="utf-8"))["cells"]
+    told = [folder / "made" / row["output"] for row in rows if row["state"] == "done"]
+    before = {path: path.stat().st_mtime_ns for path in told}
+    again = start("made").finish()
+    assert again.code == 0, again.stderr
+    assert whole("made") == whole("other")
+    assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -21,6 +21,7 @@ from loraport.cli import (
     plan,
     probe,
     resize,
+    sweep,
     transfer,
     verify,
 )
@@ -74,6 +75,7 @@ _JOBS = (
     (check, _JOB),
     (calibrate, _JOB),
     (plan, _JOB),
+    (sweep, _JOB),
     (analyze, _JOB),
     (compare, _JOB),
     (probe, _JOB),

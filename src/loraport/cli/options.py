@@ -11,7 +11,7 @@ Loras = Annotated[
     Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on every Python
     typer.Argument(
         metavar="LORA",
-        help="LoRA files to carry over; transfer and plan also take folders of them.",
+        help="LoRA files to carry over; transfer, plan and sweep also take folders of them.",
         show_default=False,
     ),
 ]

@@ -50,7 +50,7 @@ for _kind, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_kind}", re.compile(rf"^(?:{_pattern})$"), list(_first))
 
 
-def read_recipe(file: Path, models: tuple[type[Settings], ...]) -> dict[str, Any]:
+def read_recipe(file: Path, models: tuple[type[Settings], ...], what: str = "recipe") -> dict[str, Any]:
     """The settings in a recipe file, by name of the field; their values are not checked yet.
 
     `~` is a home folder. A relative path means what lies there beside the recipe file; where nothing does, it means
@@ -59,18 +59,19 @@ def read_recipe(file: Path, models: tuple[type[Settings], ...]) -> dict[str, Any
     Args:
         file: the YAML file.
         models: whose fields may stand in it. `RunOptions` are of this machine, and no part of a recipe.
+        what: the file is called in messages.
 
     Raises:
         FileError: it cannot be read. UsageError: it is no YAML, or has a name that is no setting.
     """
-    text = read_text(file, "recipe", most=_LARGEST)
+    text = read_text(file, what, most=_LARGEST)
     try:
         found = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError("the recipe is no YAML", where=str(file), values=said[:300]) from error
+        raise UsageError(f"the {what} is no YAML", where=str(file), values=said[:300]) from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise UsageError("the recipe is no list of settings", where=str(file), fix="write lines such as  method: casa")
+        raise UsageError(f"the {what} is no list of settings", where=str(file), fix="write lines such as  method: casa")
     known: dict[str, Setting] = {}
     for model in models:
         known |= {name: it for name, it in model.described().items() if name not in RunOptions.model_fields}
@@ -78,18 +79,19 @@ def read_recipe(file: Path, models: tuple[type[Settings], ...]) -> dict[str, Any
         if name in RunOptions.model_fields:
             flag = RunOptions.described()[name].flags[0]
             raise UsageError(
-                f"{name} says how to use this machine, which is no part of a recipe", where=str(file), fix=flag
+                f"{name} says how to use this machine, which is no part of a {what}", where=str(file), fix=flag
             )
         if name not in known:
             raise unknown_setting(name, known, where=str(file))
-    return {name: _placed(value, known[name], file.parent) for name, value in found.items()}
+    return {name: placed(value, known[name], file.parent) for name, value in found.items()}
 
 
-def _placed(value: Any, setting: Setting, folder: Path) -> Any:
+def placed(value: Any, setting: Setting, folder: Path) -> Any:
+    """A value of a file, with the place of what lies there beside the file."""
     if setting.many and isinstance(value, list):
-        return [_placed(each, setting, folder) for each in value]
+        return [placed(each, setting, folder) for each in value]
     if setting.many and isinstance(value, dict) and "file" in value:
-        return value | {"file": _placed(value["file"], setting, folder)}
+        return value | {"file": placed(value["file"], setting, folder)}
     if not setting.path or not isinstance(value, str):
         return value
     value = os.path.expanduser(value)  # no shell does it here

@@ -11,19 +11,20 @@ from torch import Tensor
 from loraport.store.entry import Entry
 from loraport.store.store import Store, StoreProblem
 
-_BASIS = "basis"
+_BASIS, _RESULT = "basis", "result"
 
 
 class HeldBases(Store):
-    """A store with a memory for bases, where they stay on the device that they were made on.
+    """A store with a memory for bases, on the host.
 
     Args:
-        store: asked for what is not held, and given everything.
+        store: asked for what is not held.
+        keeps: whether bases and what methods prepare are given to it; finished layers are in any case.
     """
 
-    def __init__(self, store: Store):
+    def __init__(self, store: Store, *, keeps: bool):
         super().__init__(store.root, store.max_bytes)
-        self._store = store
+        self._store, self._keeps = store, keeps
         self._held: dict[str, Entry] = {}
 
     def get(self, kind: str, key: str, expect: Mapping[str, tuple[int, ...]] | None = None) -> Entry | None:
@@ -39,6 +40,8 @@ class HeldBases(Store):
         """As `Store.put`; a basis is held whether or not it was kept."""
         if kind == _BASIS:
             self._held[key] = Entry(tensors, meta or {})
+        if kind != _RESULT and not self._keeps:
+            return False
         return self._store.put(kind, key, tensors, meta)
 
     def take_problems(self) -> list[StoreProblem]:

@@ -98,10 +98,10 @@ class BatchWorker:
 
     def __call__(self, batch: LayerBatch, slot: Slot) -> dict[int, "LayerResult | LoraportError"]:
         """Do the jobs one after the other with the layer's matrices in hand. What fails is handed back."""
-        store = self.worker.store
+        work = replace(self.worker, in_hand=InHand())
         if len(batch.leading) > 1:  # of one group, the matrices in hand are all there is to hold
-            store = HeldBases(store)
-        work = replace(self.worker, in_hand=InHand(), store=store)
+            keeps = work.keep is None or batch.first.name in work.keep
+            work = replace(work, store=HeldBases(work.store, keeps=keeps), keep=None)
         found: dict[int, LayerResult | LoraportError] = {}
         for number, job in batch.jobs.items():
             if number in batch.stopped:
@@ -165,10 +165,11 @@ def run_many(
     batches.sort(key=lambda batch: batch.first.name not in sampled)  # their weights have been read already
     run.expect(batches)
     first, several = [batch.first for batch in batches], len(plan.plans) > 1
+    weights = {job.name: job for job in first if job.source is not None}  # others have nothing to be kept
     work = Worker(
         store,
         reader,
-        layers_kept(first, options, store, reader, executor, said.of_all, several=several),
+        layers_kept(list(weights.values()), options, store, reader, executor, said.of_all, several=several),
         memory=options.max_memory,
     )
     try:

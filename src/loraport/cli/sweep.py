@@ -1,0 +1,229 @@
+"""`loraport sweep`: LoRAs, targets and settings against each other, in one job with one index."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from loraport.cli import options, text
+from loraport.cli.console import Console
+from loraport.cli.flags import Given, command
+from loraport.cli.grid_file import merged, read_grid
+from loraport.containers.names import named_path
+from loraport.engine.recipe import METHOD, OUTPUT, RunOptions
+from loraport.errors import LoraportError, UsageError
+from loraport.sweeping.cells import Cell, Refused, cells_of
+from loraport.sweeping.grid import Grid
+from loraport.writable import with_settings
+
+if TYPE_CHECKING:
+    from loraport.sweeping.index import Row
+    from loraport.sweeping.run import SweepReport
+
+EXAMPLE = """Two ranks on two targets, for every LoRA of a folder; the same command again makes what is missing:
+
+    loraport sweep loras/ -s base.safetensors -t fast.safetensors -t turbo.pt --rank 16 --rank 32 -o swept/
+
+Methods and their settings, a target that distillation LoRAs make of the source; --plan says what it would take:
+
+    loraport sweep style.safetensors -s base.safetensors -t '+ few-step.safetensors:0.8' --method direct --method casa --set casa.q_dom=0.4 --set casa.q_dom=0.6 -o swept/ --plan
+
+The same from a file, which docs/sweep.md explains:
+
+    loraport sweep --grid sweep.yaml -o swept/"""  # noqa: E501
+
+
+@command(Grid, RunOptions, file=False)
+def sweep(
+    given: Given,
+    console: Console,
+    loras: options.Loras = None,
+    grid: Annotated[
+        Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
+        typer.Option(
+            "--grid", metavar="FILE", show_default=False,
+            help="Take settings from a YAML file, in which each may have a list of values. Flags that are given win.",
+        ),
+    ] = None,
+    preset: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--preset", metavar="NAME", show_default=False, rich_help_panel=METHOD,
+            help="A method with settings chosen for it, such as released-code. May be repeated.",
+        ),
+    ] = None,
+    settings: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--set", metavar="NAME=VALUE", show_default=False, rich_help_panel=METHOD,
+            help="A setting of the method, such as casa.q_dom=0.5. Repeated for one name: each value.",
+        ),
+    ] = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--output", "-o", metavar="FOLDER", show_default=False, rich_help_panel=OUTPUT,
+            help="Folder for TARGET/SETTINGS/LORA.safetensors, sweep.json and sweep.csv.",
+        ),
+    ] = None,
+    recursive: options.Recursive = False,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", metavar=options.NO_VALUE, help="Say what it would do and take; change nothing."),
+    ] = False,
+) -> None:  # fmt: skip
+    """Carry LoRAs over to several targets with several settings: one job, one folder, one index."""
+    if output is None:
+        raise UsageError("the output is not given", fix="name the folder to write to: -o FOLDER")
+    asked = Grid.model_validate(_settings_of(given, grid, preset, settings))
+    cells = cells_of(loras or (), asked, output, recursive=recursive)
+    run_options = given.make(RunOptions)
+    plain = asked.model_dump(mode="json", exclude_defaults=True)
+    if plan:
+        _plan(cells, output, plain, run_options, console)
+        return
+    from loraport.cli.progress import Progress
+    from loraport.sweeping.run import carry_sweep
+
+    read = list(_read(cells, grid))
+    with Progress(console) as progress:
+        report = carry_sweep(cells, output, plain, run_options, progress, also=read)
+    _tell(report, console)
+
+
+def _settings_of(
+    given: Given, file: Path | None, presets: Sequence[str] | None, settings: Sequence[str] | None
+) -> dict[str, Any]:
+    """What was asked for, by the fields of `Grid`: flags over the file."""
+    values = {name: value for name, value in given.values.items() if name in Grid.model_fields}
+    methods = [*values.get("method", ()), *(presets or ())]
+    if methods:
+        values["method"] = methods
+    if settings:
+        values["params"] = _params(settings)
+    return values if file is None else merged(read_grid(file), values)
+
+
+def _params(texts: Sequence[str]) -> dict[str, list[str]]:
+    """`name=value` texts as the values of each name. Raises UsageError."""
+    found: dict[str, list[str]] = {}
+    for each in texts:
+        name, sign, value = (part.strip() for part in each.partition("="))
+        if not sign or not name or not value:
+            raise UsageError("a setting is not understood", values=f"--set {each}", fix="--set casa.q_dom=0.5")
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def _read(cells: Sequence[Cell | Refused], grid: Path | None) -> Iterator[tuple[str, Path]]:
+    """What the command reads beside the models, as (role, path): no output may replace one of them."""
+    if grid is not None:
+        yield "grid", grid
+    for lora in dict.fromkeys(cell.lora for cell in cells):
+        yield from with_settings("input LoRA", named_path(lora))
+
+
+def _plan(
+    cells: Sequence[Cell | Refused], folder: Path, grid: dict[str, Any], run_options: RunOptions, console: Console
+) -> None:
+    """A row for each cell, and what all take together."""
+    import time
+
+    from loraport.engine.estimate import estimate_together
+    from loraport.sweeping.index import Index
+    from loraport.sweeping.run import plan_sweep
+
+    began = time.process_time()
+    swept = plan_sweep(cells, Index(folder, grid), run_options)
+    rows, documents = [], []
+    for number, cell in enumerate(cells):
+        row = _named(cell.lora, cell.target, cell.settings)
+        document = {"name": cell.name, "lora": cell.lora, "target": cell.target, "settings": dict(cell.settings)}
+        if number in swept.many.failures:
+            error = swept.many.failures[number]
+            rows.append([*row, "no", "", "", text.reason(error)])
+            documents.append(document | {"error": error.to_json()})
+        elif swept.standing[number] == "done":
+            rows.append([*row, "done already", "", "", str(cell.output)])
+            documents.append(document | {"output": str(cell.output), "done": True})
+        else:
+            made = swept.many.plans[number]
+            rows.append([*row, "to do", str(made.rank), text.size(made.output_bytes), str(cell.output)])
+            documents.append(document | {"output": str(cell.output), "output_bytes": made.output_bytes})
+    _show_errors(swept.many.failures.values(), console)
+    console.table(["LoRA", "target", "settings", "state", "rank", "size", "output, or why there will be none"], rows)
+    for message in dict.fromkeys(said for made in swept.many.plans.values() for said in made.warnings):
+        console.warning(message)
+    cost: dict[str, Any] = {}
+    if swept.many.plans:
+        cost = asdict(estimate_together(list(swept.many.plans.values()), run_options, began))
+        console.result(
+            f"{text.count(len(swept.many.plans), 'cell')} to do in one job, "
+            f"{sum(state == 'done' for state in swept.standing.values()) or 'none'} done already",
+            f"  work      about {text.duration(cost['seconds'])}",
+            f"  memory    {text.size(cost['peak_bytes'])} at most",
+            f"  disk      {text.size(cost['output_bytes'])} for the outputs and as much again meanwhile, "
+            f"{text.size(cost['cache_bytes'])} for the cache",
+        )
+    console.document({"cells": documents, "cost": cost, "failed": len(swept.many.failures)})
+    _exit(swept.many.failures.values())
+
+
+def _tell(report: "SweepReport", console: Console) -> None:
+    """The table of what became of each cell, each error once in full, and the exit code."""
+    rows = []
+    for row in report.cells:
+        cells = _named(row.lora, row.target, row.settings)
+        if row.state == "done":
+            cells += ["kept" if row.name in report.kept else "done", *_figures(row), row.output]
+        else:
+            error = report.errors.get(row.name)
+            cells += ["failed", *_figures(row), "" if error is None else text.reason(error)]
+        rows.append(cells)
+    _show_errors(report.errors.values(), console)
+    head = ["LoRA", "target", "settings", "outcome", "rank", "kept", "change", "drift", "time"]
+    console.table([*head, "output, or why there is none"], rows)
+    facts = report.to_json()
+    console.result(
+        f"{text.count(facts['done'], 'cell')} of {len(report.cells)} there, "
+        f"{facts['kept'] or 'none'} of them from before; {facts['failed'] or 'none'} failed",
+        f"  index     {facts['index']}",
+        f"  table     {facts['table']}",
+    )
+    console.document(facts | {"cells": [asdict(row) for row in report.cells]})
+    _exit(report.errors.values())
+
+
+def _show_errors(errors: Iterable[LoraportError], console: Console) -> None:
+    """Each error once, in full. With --json they are in the document."""
+    count = Counter(error.message for error in errors)
+    for message, error in {error.message: error for error in errors}.items():
+        if console.as_json:
+            continue
+        console.error(error)
+        if count[message] > 1:
+            console.remark(f"  (of {count[message]} cells)")
+
+
+def _exit(errors: Iterable[LoraportError]) -> None:
+    first = next(iter(errors), None)
+    if first is not None:
+        raise typer.Exit(first.exit_code)
+
+
+def _named(lora: str, target: str, settings: Any) -> list[str]:
+    told = ", ".join(str(value) if name == "method" else f"{name}={value}" for name, value in settings.items())
+    return [Path(lora).name, target, told]
+
+
+def _figures(row: "Row") -> list[str]:
+    """Rank, share kept, change, drift and time; "" for what is not known."""
+    facts = row.figures
+    shares = [text.share(facts[name]) if name in facts else "" for name in ("energy_kept",)]
+    change = f"{facts['change']:.3f}" if "change" in facts else ""
+    drift = f"{100 * facts['drift']:.2f} %" if "drift" in facts else ""
+    time = "" if row.seconds is None else text.duration(row.seconds)
+    return [f"{facts['rank_out']:.0f}" if "rank_out" in facts else "", *shares, change, drift, time]

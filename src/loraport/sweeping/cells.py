@@ -1,0 +1,152 @@
+"""The cells of a sweep: a LoRA, a target and a choice of settings each, with the recipe and the name of the output."""
+
+import contextlib
+import glob
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraport.containers.names import ZOO, named_path
+from loraport.engine.many import ENDINGS, is_saved, list_loras
+from loraport.engine.recipe import Recipe
+from loraport.errors import UsageError
+from loraport.sweeping.grid import Grid, choices_of
+from loraport.sweeping.names import distinct_paths, path_of, target_parts
+
+_FIXED = ("source", "source_lora", "nested_source", "architecture", "force", "allow_partial")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One transfer of a sweep.
+
+    Attributes:
+        name: TARGET/SETTINGS/LORA, the output without the folder and the ending; SETTINGS where any differ.
+        lora: the file.
+        target: its name.
+        settings: those that differ between cells, by name.
+        recipe: of the transfer.
+        output: the file that is made.
+    """
+
+    name: str
+    lora: str
+    target: str
+    settings: Mapping[str, Any]
+    recipe: Recipe
+    output: Path
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A cell that makes no sense, such as a LoRA that is also a part of the target."""
+
+    name: str
+    lora: str
+    target: str
+    settings: Mapping[str, Any]
+    output: Path
+    error: UsageError
+
+
+def cells_of(loras: Iterable[str], grid: Grid, folder: Path, *, recursive: bool = False) -> list[Cell | Refused]:
+    """Every LoRA on every target with every combination of settings, in this order.
+
+    Args:
+        loras: files, folders, patterns, zoo:NAME; none for those of the grid.
+        grid: targets and settings.
+        folder: where the outputs go.
+        recursive: of folders also the folders inside.
+
+    Raises:
+        UsageError: no LoRA, an unknown setting, two outputs of one name, or nothing fits together.
+    """
+    chosen = choices_of(grid)
+    targets = list(zip(_target_names(grid), grid.targets, strict=True))
+    fixed = {name: getattr(grid, name) for name in _FIXED}
+    cells: list[Cell | Refused] = []
+    for lora, parts in find(list(loras) or grid.lora, folder, recursive=recursive):
+        for target, models in targets:
+            for choice in chosen:
+                inside = Path(target, *([choice.label] if choice.label else []), *parts)
+                name, output = inside.with_suffix("").as_posix(), folder / inside
+                try:
+                    recipe = Recipe.build({**fixed, **models, **choice.values, "lora": lora})
+                except UsageError as error:
+                    cells.append(Refused(name, lora, target, choice.varied, output, error))
+                else:
+                    cells.append(Cell(name, lora, target, choice.varied, recipe, output))
+    if all(isinstance(cell, Refused) for cell in cells):
+        raise next(cell.error for cell in cells if isinstance(cell, Refused))
+    return cells
+
+
+def find(loras: Sequence[str], folder: Path, *, recursive: bool = False) -> list[tuple[str, tuple[str, ...]]]:
+    """The LoRAs, each once, and the parts of the name of the file that is made of each.
+
+    Two of one name get the folders that they lie in before it, as far as these tell them apart.
+
+    Raises:
+        UsageError: there is none, or two would get one name nevertheless.
+    """
+    if not loras:
+        raise UsageError("no LoRA is given", fix="name files, folders of them, or patterns; or `lora` in the grid")
+    found: dict[str, tuple[str, tuple[tuple[str, ...], int]]] = {}
+    given = _expanded(loras)
+    for lora in given:
+        _refuse_without_any(Path(lora))
+    for each in list_loras(given, folder, recursive=recursive):
+        inside = each.output.relative_to(folder).parts
+        whole = (*path_of(each.lora)[:-1], inside[-1])
+        key = each.lora if each.lora.startswith(ZOO) else os.path.realpath(each.lora)
+        found.setdefault(key, (each.lora, (whole, min(len(inside), len(whole)))))
+    names = distinct_paths([parts for _, parts in found.values()], [lora for lora, _ in found.values()])
+    return [(lora, name) for (lora, _), name in zip(found.values(), names, strict=True)]
+
+
+def _expanded(loras: Sequence[str]) -> list[str]:
+    """With the files and folders that patterns match, where no shell has done that."""
+    found = []
+    for lora in loras:
+        if not glob.has_magic(lora) or os.path.lexists(named_path(lora)):
+            found.append(lora)
+            continue
+        there = sorted(glob.glob(os.path.expanduser(lora), recursive=True))
+        matched = [path for path in there if _is_lora(Path(path))]
+        if not matched:
+            raise UsageError(
+                "no LoRA matches the pattern", values=lora, fix=f"a pattern of files that end in {', '.join(ENDINGS)}"
+            )
+        found += matched
+    return found
+
+
+def _is_lora(path: Path) -> bool:
+    """Whether a pattern that matches this may mean it: a file with such an ending, or a folder as PEFT saves one."""
+    return is_saved(path) if path.is_dir() else path.suffix.lower() in ENDINGS and not path.name.startswith(".")
+
+
+def _refuse_without_any(path: Path) -> None:
+    """A folder with nothing in it but previews and notes is no LoRA of which each cell need say so."""
+    with contextlib.suppress(OSError):  # it is refused where it is opened
+        if path.is_dir() and not any(each.is_dir() or each.suffix.lower() in ENDINGS for each in path.iterdir()):
+            raise UsageError(
+                "the folder holds no LoRA",
+                values=f"{path}: no file that ends in {', '.join(ENDINGS)}",
+                fix="name another folder",
+            )
+
+
+def _target_names(grid: Grid) -> list[str]:
+    """A name for each target: the one that it was given, or that of its files."""
+    given = [None if each is None else each.name for each in grid.target or (None,)]
+    paths = []
+    for name, models in zip(given, grid.targets, strict=True):
+        parts = (name,) if name is not None else target_parts(models["target"], models["target_lora"])
+        paths.append((parts, 1))
+    told = [
+        " + ".join(filter(None, (each["target"], *(one.file for one in each["target_lora"])))) for each in grid.targets
+    ]
+    return ["-".join(parts) for parts in distinct_paths(paths, told)]

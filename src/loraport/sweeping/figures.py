@@ -1,0 +1,75 @@
+"""A transfer in a handful of figures, to hold cells of a sweep against each other."""
+
+import math
+from collections.abc import Iterable
+
+from loraport.engine.results import LayerReport, TransferReport
+from loraport.methods.columns import Column
+
+FIGURES = (
+    Column("layers", "layers", "number of layers in the output", "count"),
+    Column("rank_in", "rank in", "largest rank in the LoRA", "count"),
+    Column("rank_out", "rank", "rank of the output", "count"),
+    Column("energy_kept", "kept", "share of all exact updates' squared norms that the rank holds", "share"),
+    Column("energy_kept_min", "least kept", "the same of the layer where it is least", "share"),
+    Column("change", "change", "norm of what the method changed of the LoRA, over the LoRA's; 0 is direct reuse"),
+    Column("cosine", "cosine", "cosine between the whole new update and the LoRA's, before it is cut to a rank"),
+    Column("update", "update", "norm of the LoRA's update over that of the weight, in the mean layer", "share"),
+    Column("drift", "drift", "norm of target minus source over that of the source, in the mean layer", "share"),
+)  # fmt: skip
+"""Of a cell; those that the method has not both weights for, or does not tell, are left out."""
+
+
+def figures_of(report: TransferReport) -> dict[str, float]:
+    """The figures of a transfer, by the keys of `FIGURES`."""
+    facts, layers = report.summary, report.layers
+    found: dict[str, float | None] = {
+        "layers": facts.layers,
+        "rank_in": facts.rank_in,
+        "rank_out": facts.rank_out,
+        "energy_kept": facts.energy_kept_total,
+        "energy_kept_min": facts.energy_kept_min,
+        **_against_the_input(layers, facts.amount),
+        "update": _mean(layers, "update_rel"),
+        "drift": _mean(layers, "drift_rel"),
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _mean(layers: Iterable[LayerReport], key: str) -> float | None:
+    values = [float(layer.stats[key]) for layer in layers if key in layer.stats]
+    return sum(values) / len(values) if values else None
+
+
+def _against_the_input(layers: Iterable[LayerReport], amount: float) -> dict[str, float | None]:
+    """Change and cosine of all layers together.
+
+    A layer tells cosine c and ratio of norms r of the method in full, and the norm of what it came to at the amount a:
+    D + a (D' - D), of squared norm |D|^2 ((1 - a)^2 + a^2 r^2 + 2 a (1 - a) r c).
+    """
+    given = made = along = 0.0
+    for layer in layers:
+        exact = float(layer.stats["exact_norm"])
+        if exact == 0.0 and "norm_ratio" not in layer.stats:
+            continue  # the LoRA leaves it alone
+        ratio, cosine = _method(layer)
+        if ratio is None or cosine is None:
+            return {"change": None, "cosine": None}
+        a = 1.0 if layer.method == "direct" else amount
+        square = (1 - a) ** 2 + (a * ratio) ** 2 + 2 * a * (1 - a) * ratio * cosine
+        if square <= 0.0:
+            return {"change": None, "cosine": None}
+        own = exact**2 / square
+        given, made, along = given + own, made + exact**2, along + own * (1 - a + a * ratio * cosine)
+    if given <= 0.0 or made <= 0.0:
+        return {"change": None, "cosine": None}
+    change = math.sqrt(max(given + made - 2 * along, 0.0) / given)
+    return {"change": change, "cosine": along / math.sqrt(given * made)}
+
+
+def _method(layer: LayerReport) -> tuple[float | None, float | None]:
+    """Ratio of norms and cosine, new over the input's, of the method in full."""
+    if layer.method == "direct":
+        return 1.0, 1.0
+    ratio, cosine = layer.stats.get("norm_ratio"), layer.stats.get("cosine")
+    return (None if ratio is None else float(ratio)), (None if cosine is None else float(cosine))

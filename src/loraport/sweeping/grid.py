@@ -1,0 +1,293 @@
+"""What a sweep is asked for: the fields of a recipe, of which some may have several values.
+
+Nothing of a recipe is said twice here: the type, the help and the flag of each axis are those of `Recipe`, and what a
+value means is checked there.
+"""
+
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, Field, create_model
+
+from loraport.adapters.added_lora import AddedLora, added_loras
+from loraport.containers.access import kind_of
+from loraport.engine.rank import RankRule
+from loraport.engine.recipe import METHOD, MODELS, Recipe
+from loraport.errors import FileError, UsageError
+from loraport.methods import DEFAULT
+from loraport.settings import PathText, Setting, Settings
+from loraport.sweeping.names import distinct_labels, labelled
+
+AXES = ("method", "amount", "rank", "strength", "layers", "scale", "expert", "adapter", "drop", "to", "dtype")
+"""Fields of a recipe that may have several values, in the order in which the names of outputs tell them."""
+_OF = Recipe.described()
+_PLUS = re.compile(r"(?:^|\s)\+\s")  # between a model and the LoRAs that are added to it
+
+
+class Target(Settings):
+    """One target of a sweep: a model, the LoRAs that are added to it (or to the source), or both. Raises UsageError."""
+
+    name: Annotated[str | None, Setting("What it is called in the names of outputs.", default="after its files")] = None
+    target: Annotated[PathText | None, _OF["target"]] = None
+    target_lora: Annotated[tuple[AddedLora, ...], BeforeValidator(added_loras), _OF["target_lora"]] = ()
+    nested_target: Annotated[str | None, _OF["nested_target"]] = None
+
+    def check(self) -> None:
+        """Refuse a target that names nothing, and a name that is none of a folder. Raises UsageError."""
+        if self.name is not None and not re.fullmatch(r"[\w.+@=-]*\w[\w.+@=-]*", self.name):
+            raise UsageError(
+                "the name of a target becomes that of a folder",
+                values=repr(self.name),
+                fix="letters, digits and any of . + @ = - _",
+            )
+        if self.target is None and not self.target_lora:
+            raise UsageError("a target names neither a model nor a LoRA", fix="target: MODEL, or target_lora: FILE")
+
+    @classmethod
+    def parse(cls, text: str | os.PathLike[str]) -> "Target":
+        """Read `MODEL`, `MODEL + LORA:0.5` or `+ LORA` (the source with it). A file of the whole name is meant by it.
+
+        Raises:
+            UsageError: as `AddedLora.parse`.
+        """
+        model, *loras = parts_of(os.fspath(text))
+        return cls(target=model or None, target_lora=tuple(AddedLora.parse(lora) for lora in loras))
+
+
+def parts_of(text: str) -> list[str]:
+    """The model of a target, "" for the source, and the LoRAs that are added to it."""
+    try:
+        if kind_of(Path(text)):
+            return [text]
+    except FileError:  # it is refused where it is opened
+        return [text]
+    return [part.strip() for part in _PLUS.split(text)]
+
+
+def _listed(given: Any) -> list[Any]:
+    """A validator: one value or several, at least one."""
+    values = list(given) if isinstance(given, Sequence) and not isinstance(given, str | bytes) else [given]
+    if not values:
+        raise ValueError("an empty list leaves nothing to do")
+    return values
+
+
+def _no_switches(values: list[Any]) -> list[Any]:
+    if any(isinstance(value, bool) for value in values):
+        raise ValueError("it is no switch")
+    return values
+
+
+def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    for at, value in enumerate(values):
+        if value in values[:at]:
+            raise ValueError(f"{value} is there twice")
+    return values
+
+
+def _targets(given: Any) -> list[Any]:
+    one = (str, os.PathLike)
+    return [Target.parse(each) if isinstance(each, one) else each for each in _listed(given)]
+
+
+def _params(given: Any) -> Any:
+    if not isinstance(given, Mapping):
+        raise ValueError("settings of the method by name are needed, such as {q_dom: [0.5, 0.6]}")
+    return {name: _listed(value) for name, value in given.items()}
+
+
+def _axis(name: str) -> tuple[Any, Any]:
+    """A field of a recipe, with several values."""
+    field, setting = Recipe.model_fields[name], _OF[name]
+    notes = [note for note in field.metadata if not isinstance(note, Setting)]
+    one: Any = Annotated[(field.annotation, *notes)] if notes else field.annotation
+    default = setting.default
+    if default is None and isinstance(field.default, str | float):
+        default = field.default if isinstance(field.default, str) else f"{field.default:g}"
+    again = Setting(
+        f"{setting.help} May be repeated.", *setting.flags, panel=setting.panel, metavar=setting.metavar,
+        default=default, many=True,
+    )  # fmt: skip
+    several = (BeforeValidator(_no_switches), BeforeValidator(_listed), AfterValidator(_each_once), again)
+    return Annotated[(tuple[one, ...], *several)], ()
+
+
+_PARAMS = Annotated[
+    dict[str, tuple[Any, ...]],
+    BeforeValidator(_params),
+    Setting("Settings of the method, each with one value or several: {q_dom: [0.5, 0.6]}.", panel=METHOD),
+]
+Choice = create_model(
+    "Choice",
+    __base__=Settings,
+    __doc__="Settings, each with one value or several. Raises UsageError.",
+    **{name: _axis(name) for name in AXES},
+    params=(_PARAMS, Field(default_factory=dict)),
+)  # type: ignore[call-overload]  # fields by name, which mypy takes for other arguments
+
+
+class Grid(Choice):  # type: ignore[valid-type,misc]  # made from the fields of a recipe
+    """The settings of a sweep: LoRAs, targets and values that are tried against each other. Raises UsageError.
+
+    The fields are those of `loraport.Recipe`; those of `AXES`, `target` and every setting of the method may have
+    several values, and every combination is one cell. `settings` holds alternatives, each a grid of its own.
+    """
+
+    lora: Annotated[
+        tuple[PathText, ...],
+        BeforeValidator(_listed),
+        Setting("LoRAs: files, folders, patterns such as loras/*.safetensors, zoo:NAME.", path=True, many=True),
+    ] = ()
+    source: Annotated[PathText, _OF["source"]]
+    target: Annotated[
+        tuple[Target, ...],
+        BeforeValidator(_targets),
+        Setting(
+            "Model to carry them to. May be repeated. 'MODEL + LORA:0.5' adds a distillation LoRA to this one, "
+            "'+ LORA' to the source.",
+            "--target", "-t", panel=MODELS, metavar="MODEL", path=True, many=True,
+        ),
+    ] = ()  # fmt: skip
+    source_lora: Annotated[tuple[AddedLora, ...], BeforeValidator(added_loras), _OF["source_lora"]] = ()
+    target_lora: Annotated[
+        tuple[AddedLora, ...],
+        BeforeValidator(added_loras),
+        Setting(
+            "A distillation LoRA that is added to every target, or to the source where none is given. May be repeated, "
+            "and all are added.",
+            "--target-lora", panel=MODELS, metavar="FILE[:STRENGTH]", path=True, many=True,
+        ),
+    ] = ()  # fmt: skip
+    nested_source: Annotated[str | None, _OF["nested_source"]] = None
+    nested_target: Annotated[str | None, _OF["nested_target"]] = None
+    architecture: Annotated[str, _OF["architecture"]] = "auto"
+    force: Annotated[bool, _OF["force"]] = False
+    allow_partial: Annotated[bool, _OF["allow_partial"]] = False
+    settings: Annotated[
+        tuple[Choice, ...],  # type: ignore[valid-type]
+        BeforeValidator(_listed),
+        Setting("Alternatives: tables of settings, each a grid of its own, over what is said beside them."),
+    ] = ()
+
+    def check(self) -> None:
+        """Refuse a grid without a target. Raises UsageError."""
+        if not self.target and not self.target_lora and not self.source_lora:
+            raise UsageError(
+                "no target is given",
+                fix="give target checkpoints (--target, which may be repeated), or distillation LoRAs for the source "
+                "(--target-lora)",
+            )
+
+    @classmethod
+    def described(cls) -> dict[str, Setting]:
+        """As `Settings.described`, in the order of a recipe."""
+        found = super().described()
+        return {name: found[name] for name in dict.fromkeys([*_OF, *found])}
+
+    @property
+    def targets(self) -> tuple[dict[str, Any], ...]:
+        """What each target is, by the fields of a recipe."""
+        given = self.target or (None,)
+        return tuple(
+            {
+                "target": None if each is None else each.target,
+                "target_lora": self.target_lora if each is None else (*each.target_lora, *self.target_lora),
+                "nested_target": (None if each is None else each.nested_target) or self.nested_target,
+            }
+            for each in given
+        )
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """One combination of settings.
+
+    Attributes:
+        values: by the fields of a recipe.
+        varied: those that differ between the combinations, by name; settings of the method without its name.
+        label: the same in a word, for the names of outputs; "" where nothing differs.
+    """
+
+    values: Mapping[str, Any]
+    varied: Mapping[str, Any]
+    label: str
+
+
+def choices_of(grid: Grid) -> list[Chosen]:
+    """Every combination of the settings of a grid, each once.
+
+    A setting of the method that is named with its method (`casa.q_dom`) is said to that method alone.
+
+    Raises:
+        UsageError: an unknown method, profile, rank or setting of a method.
+    """
+    from loraport.methods import registry  # for which --help need not wait
+
+    found: dict[str, dict[str, Any]] = {}
+    for choice in grid.settings or (None,):
+        axes, params = _axes_of(grid, choice)
+        spoken = set()
+        for values in _product(axes):
+            method = values.get("method", DEFAULT)
+            own = {name: each for name, each in params.items() if _is_said_to(name, method)}
+            spoken |= own.keys()
+            for settings in _product(own):
+                cell = values | ({"params": settings} if settings else {})
+                _check(cell)
+                found.setdefault(json.dumps(cell, sort_keys=True, default=str), cell)
+        for name in params.keys() - spoken:  # said to none of the methods: the registry says what is wrong with that
+            registry.resolve(method, {name: params[name][0]})
+    return _told(list(found.values()))
+
+
+def _axes_of(grid: Grid, choice: Any) -> tuple[dict[str, Sequence[Any]], dict[str, Sequence[Any]]]:
+    """The values of every axis that is given, and of every setting of the method; those of the alternative win."""
+    both = (grid,) if choice is None else (grid, choice)
+    axes = {name: values for name in AXES for each in both if (values := getattr(each, name))}
+    return axes, {name: values for each in both for name, values in each.params.items()}
+
+
+def _product(axes: Mapping[str, Sequence[Any]]) -> Iterable[dict[str, Any]]:
+    return (dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values()))
+
+
+def _is_said_to(name: str, method: str) -> bool:
+    from loraport.methods import registry
+
+    owner, preset = name.rpartition(".")[0], registry.preset_of(method)
+    return owner in ("", method, method if preset is None else preset.method)
+
+
+def _check(values: Mapping[str, Any]) -> None:
+    from loraport.adapters.dialect import check_profile
+    from loraport.methods import registry
+
+    registry.resolve(values.get("method", DEFAULT), values.get("params"))
+    if "to" in values:
+        check_profile(values["to"])
+    if "rank" in values:
+        RankRule.parse(values["rank"])
+
+
+def _told(cells: list[dict[str, Any]]) -> list[Chosen]:
+    params = [{_short(name): value for name, value in cell.get("params", {}).items()} for cell in cells]
+    flat = [{name: value for name, value in cell.items() if name != "params"} for cell in cells]
+    flat = [values | own for values, own in zip(flat, params, strict=True)]
+    first, *rest = AXES
+    names = dict.fromkeys([first, *(name for own in params for name in own), *rest])
+    differing = [name for name in names if len({repr(each.get(name, ...)) for each in flat}) > 1]
+    varied = [{name: each[name] for name in differing if name in each} for each in flat]
+    labels = distinct_labels([labelled(each) for each in varied])
+    return [Chosen(*each) for each in zip(cells, varied, labels, strict=True)]
+
+
+def _short(name: str) -> str:
+    """A setting of the method without the method, unless a setting of the recipe is called so (`strength`)."""
+    short = name.rpartition(".")[2]
+    return f"set.{short}" if short in AXES else short

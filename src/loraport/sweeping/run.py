@@ -1,0 +1,182 @@
+"""A sweep carried out: what is finished is left alone, the rest is one job, the index says what became of each cell.
+
+All cells are one job (`engine.many_run`): a weight of the source is read and decomposed once for all of them, and
+those of one target, method and settings of it share every matrix. Each output is the file that a transfer of the
+cell's recipe alone writes.
+"""
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loraport.engine.events import Event, Finished, Listener, ignore
+from loraport.engine.many_plan import ManyPlan, plan_recipes
+from loraport.engine.many_run import check_options, run_many
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.results import TransferReport
+from loraport.errors import FileError, LoraportError
+from loraport.sweeping.cells import Cell, Refused
+from loraport.sweeping.index import CSV, JSON, Index, Row
+from loraport.sweeping.standing import Standing, remembered, standing_of
+from loraport.writable import check_output, claim_folder
+
+DEFAULTS = RunOptions()
+
+
+@dataclass(frozen=True)
+class SweepReport:
+    """The outcome of a sweep.
+
+    Attributes:
+        folder: where the outputs and the index are.
+        cells: a row for each cell of this sweep, in their order.
+        kept: names of the cells that were finished before.
+        errors: what went wrong, by the name of the cell.
+    """
+
+    folder: Path
+    cells: tuple[Row, ...]
+    kept: frozenset[str]
+    errors: Mapping[str, LoraportError]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON: how many of what, and where the index is."""
+        return {
+            "index": str(self.folder / JSON),
+            "table": str(self.folder / CSV),
+            "done": sum(row.state == "done" for row in self.cells),
+            "kept": len(self.kept),
+            "failed": len(self.errors),
+        }
+
+
+@dataclass(frozen=True)
+class SweepPlan:
+    """What a sweep will do.
+
+    Attributes:
+        cells: all of them.
+        standing: what is there of each, by its number; those with an error are left out.
+        many: the work, by the same numbers, and why some cells have none.
+    """
+
+    cells: tuple[Cell | Refused, ...]
+    standing: Mapping[int, Standing]
+    many: ManyPlan
+
+
+def plan_sweep(cells: Sequence[Cell | Refused], index: Index, options: RunOptions) -> SweepPlan:
+    """Look at what is there and match the files of the rest, by headers alone.
+
+    Args:
+        cells: of `cells_of`.
+        index: that of the folder.
+        options: whether outputs may be replaced.
+    """
+    errors: dict[int, LoraportError] = {}
+    standing: dict[int, Standing] = {}
+    recipes: dict[int, Recipe] = {}
+    state_of = remembered()
+    for number, cell in enumerate(cells):
+        if isinstance(cell, Refused):
+            errors[number] = cell.error
+            continue
+        try:
+            standing[number] = standing_of(cell, index.earlier.get(_path(cell, index)), state_of)
+        except FileError as error:
+            if not options.overwrite:
+                errors[number] = error
+                continue
+            standing[number] = "begun"
+        if standing[number] != "done":
+            recipes[number] = cell.recipe
+    return SweepPlan(tuple(cells), standing, plan_recipes(recipes).without(errors))
+
+
+def carry_sweep(
+    cells: Sequence[Cell | Refused],
+    folder: Path,
+    grid: Mapping[str, Any],
+    options: RunOptions = DEFAULTS,
+    on_event: Listener = ignore,
+    *,
+    also: Iterable[tuple[str, Path]] = (),
+) -> SweepReport:
+    """Make what is missing of a sweep.
+
+    Args:
+        cells: of `cells_of`.
+        folder: where outputs and index go.
+        grid: what was asked for, as plain values, for the index.
+        options: how to use the machine.
+        on_event: told about every step, from this thread.
+        also: further files that the command reads, as (role, path): no output may replace one of them.
+
+    Raises:
+        LoraportError: what is wrong with the settings, the machine or the folder, and so with every cell; or with each
+            cell in the same way. Outputs that were finished before stay, and so does the index.
+    """
+    check_options(options)
+    index, read = Index(folder, grid), list(also)
+    plan = plan_sweep(cells, index, options)
+    _refuse_if_all_fail(plan)
+    for name in (JSON, CSV):
+        check_output(folder / name, read, overwrite=True, what="index of the sweep")
+    claim_folder(folder, (JSON, CSV), "sweep")
+    rows = [Row.of(cell, folder) for cell in cells]
+    index.rows = {row.output: row for row in rows}
+    for number, state in plan.standing.items():
+        if state == "done":
+            row, cell = index.earlier[rows[number].output], rows[number]
+            index.rows[row.output] = replace(row, name=cell.name, target=cell.target, settings=cell.settings)
+    for number, error in plan.many.failures.items():
+        index.rows[rows[number].output] = rows[number].failed(error)
+    errors = dict(plan.many.failures)
+    by_output = {cell.output: number for number, cell in enumerate(cells)}
+
+    def listen(event: Event) -> None:
+        if isinstance(event, Finished) and event.report.output in by_output:
+            number = by_output[event.report.output]
+            _note(event.report, number)
+        on_event(event)
+
+    def _note(report: TransferReport, number: int) -> None:
+        try:
+            index.put(rows[number].done(report, plan.many.plans[number], cells[number].output))
+        except LoraportError as error:
+            errors[number] = error
+            index.put(rows[number].failed(error))
+
+    begun = {number for number, state in plan.standing.items() if state == "begun"}
+    outputs = {number: cell.output for number, cell in enumerate(cells)}
+    index.write()
+    try:
+        found = run_many(plan.many, outputs, folder, options, listen, also=read, replaced=begun)
+        for number, outcome in found.items():
+            if isinstance(outcome, LoraportError):
+                errors[number] = outcome
+                index.put(rows[number].failed(outcome))
+    except BaseException:
+        with contextlib.suppress(FileError):  # a full disk must not hide what went wrong first
+            index.write_all()
+        raise
+    index.write_all()
+    return SweepReport(
+        folder,
+        tuple(index.rows[row.output] for row in rows),
+        frozenset(cells[number].name for number, state in plan.standing.items() if state == "done"),
+        {cells[number].name: error for number, error in sorted(errors.items())},
+    )
+
+
+def _path(cell: Cell, index: Index) -> str:
+    return cell.output.relative_to(index.folder).as_posix()
+
+
+def _refuse_if_all_fail(plan: SweepPlan) -> None:
+    """A model that is not there is wrong with all cells in one way: it is said once, and nothing is written."""
+    messages = {error.message for error in plan.many.failures.values()}
+    if len(plan.many.failures) == len(plan.cells) and len(messages) == 1:
+        raise next(iter(plan.many.failures.values()))

@@ -1,0 +1,69 @@
+"""What is there of a cell already: finished, begun, or somebody's file that is not ours to replace."""
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+from loraport.containers.references import file_identity
+from loraport.errors import FileError, LoraportError
+from loraport.sweeping.cells import Cell
+from loraport.sweeping.index import Row, recipe_json, sha256_of
+
+Standing = Literal["open", "begun", "done"]
+_OTHERWISE = "name another folder with -o, or add --overwrite"
+
+
+def standing_of(cell: Cell, row: Row | None, state_of: Callable[[str], str | None]) -> Standing:
+    """Whether a cell is to be worked on.
+
+    Args:
+        cell: which.
+        row: what the index in the folder says of its output; None where it says nothing.
+        state_of: `state_now`, which may remember what it found.
+
+    Returns:
+        "open" where there is no output, "begun" where a sweep that was killed left one before it could say so, "done"
+        where the output is the one that this recipe makes of these inputs.
+
+    Raises:
+        FileError: there is an output that is none of these.
+    """
+    if not os.path.lexists(cell.output):
+        return "open"
+    if row is None or row.state == "failed":
+        raise FileError("the output file exists already", where=str(cell.output), fix=_OTHERWISE)
+    recipe = recipe_json(cell)
+    if row.recipe != recipe:
+        before = row.recipe or {}
+        differing = [name for name, value in recipe.items() if before.get(name) != value]
+        raise FileError(
+            "the output was made by an earlier sweep with other settings",
+            where=str(cell.output),
+            values=", ".join(f"{name}: {before.get(name)!r}, now {recipe[name]!r}" for name in differing[:3]),
+            fix=_OTHERWISE,
+        )
+    if row.state == "pending":
+        return "begun"
+    changed = [file for file, state in row.files.items() if state_of(file) != state]
+    if changed:
+        raise FileError(
+            "an input has changed since the output was made", where=str(cell.output), values=changed[0], fix=_OTHERWISE
+        )
+    if state_of(str(cell.output)) != row.identity and sha256_of(cell.output) != row.sha256:
+        raise FileError("the output is not the file that the sweep made", where=str(cell.output), fix=_OTHERWISE)
+    return "done"
+
+
+def remembered() -> Callable[[str], str | None]:
+    """`state_now` that looks at each file once."""
+    return cache(state_now)
+
+
+def state_now(file: str) -> str | None:
+    """The state of a file (`file_identity`); None where it is gone."""
+    try:
+        return file_identity(Path(file))
+    except LoraportError:
+        return None
