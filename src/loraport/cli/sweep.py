@@ -138,10 +138,16 @@ def _plan(
 
     began = time.process_time()
     swept = plan_sweep(cells, Index(folder, grid), run_options)
-    rows, documents = [], []
+    rows: list[list[str]] = []
+    documents: list[dict[str, Any]] = []
     for number, cell in enumerate(cells):
         row = _named(cell.lora, cell.target, cell.settings)
-        document = {"name": cell.name, "lora": cell.lora, "target": cell.target, "settings": dict(cell.settings)}
+        document: dict[str, Any] = {
+            "name": cell.name,
+            "lora": cell.lora,
+            "target": cell.target,
+            "settings": dict(cell.settings),
+        }
         if number in swept.many.failures:
             error = swept.many.failures[number]
             rows.append([*row, "no", "", "", text.reason(error)])

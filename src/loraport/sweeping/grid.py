@@ -106,7 +106,8 @@ def _axis(name: str) -> tuple[Any, Any]:
     """A field of a recipe, with several values."""
     field, setting = Recipe.model_fields[name], _OF[name]
     notes = [note for note in field.metadata if not isinstance(note, Setting)]
-    one: Any = Annotated[(field.annotation, *notes)] if notes else field.annotation
+    parts = (field.annotation, *notes)
+    one: Any = Annotated[parts] if notes else field.annotation
     default = setting.default
     if default is None and isinstance(field.default, str | float):
         default = field.default if isinstance(field.default, str) else f"{field.default:g}"
@@ -114,8 +115,8 @@ def _axis(name: str) -> tuple[Any, Any]:
         f"{setting.help} May be repeated.", *setting.flags, panel=setting.panel, metavar=setting.metavar,
         default=default, many=True,
     )  # fmt: skip
-    several = (BeforeValidator(_no_switches), BeforeValidator(_listed), AfterValidator(_each_once), again)
-    return Annotated[(tuple[one, ...], *several)], ()
+    listed, checked = BeforeValidator(_listed), BeforeValidator(_no_switches)
+    return Annotated[tuple[one, ...], checked, listed, AfterValidator(_each_once), again], ()
 
 
 _PARAMS = Annotated[
@@ -232,7 +233,7 @@ def choices_of(grid: Grid) -> list[Chosen]:
     found: dict[str, dict[str, Any]] = {}
     for choice in grid.settings or (None,):
         axes, params = _axes_of(grid, choice)
-        spoken = set()
+        spoken: set[str] = set()
         for values in _product(axes):
             method = values.get("method", DEFAULT)
             own = {name: each for name, each in params.items() if _is_said_to(name, method)}
