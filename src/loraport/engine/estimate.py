@@ -117,8 +117,8 @@ def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start:
     slots = executor.slots()
     rates = rates_of(slots[0].device, root)
     room = int(DEFAULT_MAX_BYTES * 0.9)
-    first, device, several = [batch.first for batch in batches], slots[0].device, len(plans) > 1
-    worth = worth_keeping(first, options, digests, lambda: rates, device=device, several=several)
+    lasting, device, several = [batch.lasting for batch in batches], slots[0].device, len(plans) > 1
+    worth = worth_keeping(lasting, options, digests, lambda: rates, device=device, several=several)
     kept = frozenset() if root is None else layers_to_keep(worth, room)
     asked = {way: Asked.of(job) for way, job in {_way(job): job for layer in layers for job in layer}.items()}
     kinds = {id(job): Kind.of(job) for layer in layers for job in layer}

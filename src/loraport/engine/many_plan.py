@@ -13,7 +13,7 @@ from loraport.adapters.dialect import check_profile
 from loraport.containers.names import Expert
 from loraport.engine.job import Job, LayerJob
 from loraport.engine.match import Pair, expert_meant, open_pair
-from loraport.engine.plan import TransferPlan, make_plan, rank_bound
+from loraport.engine.plan import TransferPlan, cached_bytes, make_plan, rank_bound
 from loraport.engine.recipe import Recipe
 from loraport.errors import LoraportError, UsageError
 from loraport.methods import registry
@@ -41,6 +41,11 @@ class LayerBatch(Job):
     def first(self) -> LayerJob:
         """The job that reads the weights and decomposes them."""
         return next(iter(self.jobs.values()))
+
+    @property
+    def lasting(self) -> LayerJob:
+        """The job of which the most is kept for later runs."""
+        return max((self.jobs[number] for number in self.leading), key=cached_bytes)
 
     @property
     def leading(self) -> frozenset[int]:

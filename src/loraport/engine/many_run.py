@@ -165,11 +165,11 @@ def run_many(
     batches.sort(key=lambda batch: batch.first.name not in sampled)  # their weights have been read already
     run.expect(batches)
     first, several = [batch.first for batch in batches], len(plan.plans) > 1
-    weights = {job.name: job for job in first if job.source is not None}  # others have nothing to be kept
+    lasting = [batch.lasting for batch in batches if batch.first.source is not None]
     work = Worker(
         store,
         reader,
-        layers_kept(list(weights.values()), options, store, reader, executor, said.of_all, several=several),
+        layers_kept(lasting, options, store, reader, executor, said.of_all, several=several),
         memory=options.max_memory,
     )
     try:
