@@ -281,6 +281,25 @@ def test_pixels_that_are_no_numbers_are_refused():
         render(Pipeline(), families()["z_image"], SamplingSettings(), Shot("a", 0))
 
 
+def test_what_can_be_seen_through_stands_before_white():
+    """Qwen-Image-2.1 makes pictures with a fourth channel."""
+
+    class Made:
+        images = np.zeros((1, 2, 2, 4))
+
+    Made.images[..., 0] = 1
+    Made.images[0, 0, :, 3] = [1, 0.5]
+
+    class Pipeline:
+        def __call__(self, prompt, generator, output_type):
+            return Made
+
+    from loraport.models.families import families
+
+    made = render(Pipeline(), families()["qwen_image_21"], SamplingSettings(), Shot("a", 0))
+    assert made[0].tolist() == [[[255, 0, 0], [255, 128, 128]], [[255, 255, 255]] * 2]
+
+
 @pytest.mark.parametrize(
     ("raised", "error", "words"),
     [

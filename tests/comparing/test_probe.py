@@ -134,6 +134,30 @@ def test_in_every_family_the_probe_moves_the_latents_by_the_colour(tmp_path, nam
     assert (after - before).std(apart).max() < 1e-2 * size
 
 
+@pytest.mark.slow
+def test_a_decoder_with_a_channel_of_what_covers_is_asked_too():
+    """That of Qwen-Image-2.1, of which no whole pipeline can be built here: its processor needs torchvision."""
+    import diffusers
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        vae = diffusers.AutoencoderKLQwenImage21(
+            base_dim=8, decoder_base_dim=8, z_dim=4, num_res_blocks=1, latents_mean=[0.0] * 4, latents_std=[1.0] * 4
+        ).eval()
+
+    class Pipeline:
+        pass
+
+    pipeline = Pipeline()
+    pipeline.vae = vae
+    shift = making_probe._colour(pipeline, 5, RED)
+    shades = [torch.tensor([n * 0.2, 0, 0, 1.0]).view(1, 4, 1, 1, 1).expand(1, 4, 1, 128, 128) for n in (-1, 1)]
+    with torch.no_grad():
+        low, high = (vae.encode(shade).latent_dist.mode()[0, :, 0, 2:6, 2:6].mean((1, 2)) for shade in shades)
+    assert torch.allclose(shift, high - low, atol=1e-5)
+    assert shift.abs().max() > 0
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_the_last_layer_is_a_linear_one_and_whole_in_a_lora(name):
     family = families()[NETWORKS[name].family]

@@ -170,8 +170,10 @@ def _colour(pipeline: Any, ndim: int, colour: Float[np.ndarray, " 3"]) -> Float[
     device = getattr(pipeline, "_execution_device", vae.device)
     latents = []
     for half in (-0.5, 0.5):
-        shade = torch.tensor(0.5 + half * colour, dtype=torch.float32)
-        picture = (2 * shade - 1).view(1, 3, *[1] * (ndim - 2)).expand(1, 3, *[1] * (ndim - 4), FLAT, FLAT)
+        shade = torch.ones(4 if vae.config.get("in_channels") == 4 else 3)  # the fourth covers what is behind
+        shade[:3] = torch.tensor(0.5 + half * colour, dtype=torch.float32)
+        flat = (2 * shade - 1).view(1, -1, *[1] * (ndim - 2))
+        picture = flat.expand(-1, -1, *[1] * (ndim - 4), FLAT, FLAT)
         with torch.inference_mode():
             encoded = vae.encode(picture.to(device, vae.dtype)).latent_dist.mode().float().cpu()
         high, wide = encoded.shape[-2:]

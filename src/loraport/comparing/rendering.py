@@ -133,7 +133,7 @@ def call_arguments(pipeline: Any, family: Family, settings: SamplingSettings, sh
 
 
 def _pixels(made: Any) -> UInt8[np.ndarray, "f h w 3"]:
-    """The first clip of a pipeline's output."""
+    """The first clip of a pipeline's output; what can be seen through stands before white."""
     frames = np.asarray(made.frames[0] if hasattr(made, "frames") else made.images[0], dtype=np.float32)
     frames = frames[None] if frames.ndim == 3 else frames
     if not np.isfinite(frames).all():
@@ -141,7 +141,10 @@ def _pixels(made: Any) -> UInt8[np.ndarray, "f h w 3"]:
             "the clip has pixels that are not finite",
             fix="--precision float32 or bfloat16; or the LoRA and the model do not belong together",
         )
-    return np.rint(255 * frames.clip(0, 1)).astype(np.uint8)
+    frames = frames.clip(0, 1)
+    if frames.shape[-1] == 4:  # Qwen-Image-2.1
+        frames = frames[..., :3] * frames[..., 3:] + 1 - frames[..., 3:]
+    return np.rint(255 * frames).astype(np.uint8)
 
 
 @contextlib.contextmanager
