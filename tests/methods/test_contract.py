@@ -104,12 +104,10 @@ def test_estimates_grow_with_the_work(name, shape):
     method, params = registry.resolve(name)
     m, n = shape
 
-    def total(work: base.Cost) -> float:
-        return work.products + work.decompositions + work.passes
-
-    cost = total(method.cost(shape, 32, params, False))
-    assert 0 < cost < total(method.cost((2 * m, 2 * n), 32, params, False))
-    assert total(method.cost(shape, 32, params, True)) <= cost
+    cost = method.cost(shape, 32, params, False)
+    assert 0 < cost.weight < method.cost((2 * m, 2 * n), 32, params, False).weight
+    assert method.cost(shape, 32, params, True).weight <= cost.weight
+    assert sum(method.steps(shape, 32, params, False).values(), base.Cost()).weight == pytest.approx(cost.weight)
     assert method.memory(shape, 32, params) < method.memory(shape, 64, params)
     if not method.needs(params).nothing:
         assert method.memory(shape, 32, params) >= 4 * m * n

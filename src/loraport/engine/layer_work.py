@@ -113,12 +113,22 @@ class Kind:
 
 @dataclass(frozen=True)
 class Work:
-    """Of one layer: computing, and bytes of the input files and of the cache."""
+    """Of one layer, or of a step of it.
+
+    Args:
+        cost: computing.
+        read: bytes of the input files, hashed while they are read.
+        keep: bytes written into the cache.
+        fetch: bytes read back from it and checked.
+    """
 
     cost: Cost = Cost()  # noqa: RUF009 - frozen
     read: int = 0
     keep: int = 0
     fetch: int = 0
+
+    def __add__(self, other: "Work") -> "Work":
+        return Work(self.cost + other.cost, self.read + other.read, self.keep + other.keep, self.fetch + other.fetch)
 
 
 def _has(root: Path | None, kind: str, key: str) -> bool:
@@ -177,33 +187,50 @@ def is_warm(job: LayerJob, asked: Asked, have: Have) -> bool:
 
 
 def work_of(kind: Kind, asked: Asked, have: Have) -> Work:
-    """As `worker` and `layer` go about it."""
+    """`steps_of`, all together."""
+    return sum(steps_of(kind, asked, have).values(), Work())
+
+
+def steps_of(kind: Kind, asked: Asked, have: Have) -> dict[str, Work]:
+    """What a layer takes by step, as `worker` and `layer` go about it; a step that is left out is not in it.
+
+    Args:
+        kind: of layer.
+        asked: of its method.
+        have: what is there already.
+    """
     m, n = kind.shape
+    found = {"LoRA": Work(read=kind.lora if have.result else 2 * kind.lora)}  # hashed, then read to be computed with
     result = kind.rank_out * (m + n) * kind.item
     if have.result:
-        return Work(read=kind.lora + (0 if have.digests else kind.weights), fetch=result)
+        found["weights"] = Work(read=0 if have.digests else kind.weights)
+        return found | {"fetch": Work(fetch=result)}
+    keep = result if have.stores else 0
     if kind.source is None:
-        return Work(costs.factors(m, n, kind.rank_out), read=kind.lora, keep=result if have.stores else 0)
+        return found | {"output": Work(costs.factors(m, n, kind.rank_out)), "keep": Work(keep=keep)}
 
     method, params, needs = asked.method, asked.params, asked.needs
-    cost = method.cost(kind.shape, max(kind.rank_in, kind.rank_out), params, have.prepared or have.in_hand)
+    own = method.steps(kind.shape, max(kind.rank_in, kind.rank_out), params, have.prepared or have.in_hand)
+    computing = {name: Work(cost) for name, cost in own.items()}
     if have.in_hand:
-        return Work(cost, kind.lora, result if have.stores else 0)
+        return found | computing | {"keep": Work(keep=keep)}
     missing = asked.bases - have.bases
-    for _ in missing:
-        cost += costs.thin_basis(m, n)
     wants_pair = not have.prepared or (needs.drift and method.reads_drift(kind.shape, params))
-    if wants_pair:
-        cost += costs.elementwise(m, n, 6)  # the difference and two norms
     reads = kind.weights if wants_pair or needs.target or not have.digests else 0
     if not reads and ("source" in missing or needs.source or not needs.basis):
         reads = kind.source
+    found["weights"] = Work(read=reads)
+    if wants_pair:
+        found["difference of the weights"] = Work(costs.elementwise(m, n, 6))  # and two norms
+    if missing:
+        steps = costs.thin_basis_steps(m, n)
+        found |= {name: Work(cost.times(len(missing))) for name, cost in steps.items()}
     basis = costs.basis_bytes(m, n)
     prepared = max(method.kept_bytes(kind.shape, params) - len(asked.bases) * basis, 0)
     lasting = len(missing) * basis + (0 if have.prepared else prepared)
-    keep = (result if have.stores else 0) + (lasting if have.keeps else 0)
-    fetch = len(asked.bases & have.bases) * basis + (prepared if have.prepared else 0)
-    return Work(cost, kind.lora + reads, keep, fetch)
+    fetched = len(asked.bases & have.bases) * basis + (prepared if have.prepared else 0)
+    found |= {"fetch": Work(fetch=fetched), **computing}
+    return found | {"keep": Work(keep=keep + (lasting if have.keeps else 0))}
 
 
 def weights_bytes(job: LayerJob) -> int:
@@ -220,6 +247,7 @@ def seconds_of(work: Work, rates: Rates, beside: float = 0.0) -> float:
         beside: threads of the host that read and write meanwhile; 0 where whoever computes does that too.
     """
     cost = work.cost
-    computing = cost.products / rates.products + cost.decompositions / rates.decompositions + cost.passes / rates.passes
+    computing = cost.products / rates.products + cost.decompositions / rates.decompositions
+    computing += cost.passes / rates.passes + costs.SLOWER * cost.factorisations / rates.products
     reading, writing = work.read / rates.read + work.fetch / rates.fetch, work.keep / rates.keep
     return max(computing, reading / beside, writing) if beside else computing + reading + writing

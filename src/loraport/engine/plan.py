@@ -276,14 +276,14 @@ def further_cost(job: LayerJob) -> float:
     """Operations at a layer whose weights another LoRA had read and decomposed just before."""
     method, params = registry.resolve(job.method, job.params)
     cost = method.cost(job.shape, max(job.update.rank, rank_bound(job)), params, True)
-    return cost.products + cost.decompositions + cost.passes
+    return cost.weight
 
 
 def _operations(way: _Way, shape: tuple[int, int], rank: int) -> float:
     """Of one layer when nothing is cached."""
     cost = way.method.cost(shape, rank, way.params, False)
     cost += costs.thin_basis(*shape).times(way.needs.basis + way.needs.target_basis)
-    return cost.products + cost.decompositions + cost.passes
+    return cost.weight
 
 
 _SMALL_CHANGE = 16_000_000  # bytes a layer: buffers of the reader and of the libraries

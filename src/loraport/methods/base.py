@@ -178,6 +178,10 @@ class TransferMethod(ABC, Generic[P]):
             warm: what `prepare` computes is there already.
         """
 
+    def steps(self, shape: tuple[int, int], rank: int, params: P, warm: bool) -> dict[str, Cost]:
+        """`cost` by steps, for a method that has several. Arguments as for `cost`."""
+        return {self.name: self.cost(shape, rank, params, warm)}
+
     def memory(self, shape: tuple[int, int], rank: int, params: P) -> int:
         """Bytes in use at the peak of `transfer` and of the cut, its inputs included."""
         m, n = shape

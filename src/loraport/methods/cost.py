@@ -1,32 +1,55 @@
-"""What a layer costs, by the kinds of work that a machine does at different speeds."""
+"""What a layer costs, by the kinds of work that a machine does at different speeds; as formulas in docs/cost.md."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 _FLOAT32 = 4
+SLOWER = 5.0
+"""So many times as long as an operation of a large product takes one of a thin factorisation; measured on a CPU."""
+_DENSE, _SPACE = 1 / 4, 2 / 3  # as in core.truncation: shares of the shorter side beyond which it decomposes exactly
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Work on one layer. Dividing by a machine's rates gives seconds; see `engine.estimate`.
+    """Work on one layer. Dividing by a machine's rates gives seconds; see `engine.layer_work`.
 
     Args:
-        products: floating-point operations of matrix products.
-        decompositions: those of symmetric eigenproblems, 9 n^3 each (tridiagonal form, its solution, and back).
-        passes: bytes that are read or written by operations element by element over matrices of the layer's size.
+        products: floating-point operations of float32 matrix products.
+        decompositions: those of symmetric eigenproblems, 9 n^3 each (tridiagonal form, its solution, and back); in
+            float64 they count twice.
+        passes: bytes that are read or written by operations element by element over matrices of the layer's size, and
+            of matrices that are multiplied with a few columns, which takes as long as reading them.
+        factorisations: operations of thin QR decompositions and their like; in float64 they count twice.
     """
 
     products: float = 0.0
     decompositions: float = 0.0
     passes: float = 0.0
+    factorisations: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
-            self.products + other.products, self.decompositions + other.decompositions, self.passes + other.passes
+            self.products + other.products,
+            self.decompositions + other.decompositions,
+            self.passes + other.passes,
+            self.factorisations + other.factorisations,
         )
 
     def times(self, count: int | float) -> "Cost":
         """The same work so many times."""
-        return Cost(self.products * count, self.decompositions * count, self.passes * count)
+        return Cost(
+            self.products * count, self.decompositions * count, self.passes * count, self.factorisations * count
+        )
+
+    @property
+    def weight(self) -> float:
+        """One number for a progress bar: about how long it takes, in no unit."""
+        return self.products + self.decompositions + self.passes + SLOWER * self.factorisations
+
+
+def total(costs: Iterable[Cost]) -> Cost:
+    """All of them together."""
+    return sum(costs, Cost())
 
 
 def product(m: int, k: int, n: int, times: int | float = 1) -> Cost:
@@ -34,39 +57,66 @@ def product(m: int, k: int, n: int, times: int | float = 1) -> Cost:
     return Cost(products=2.0 * m * k * n * times)
 
 
+def thin_product(m: int, n: int, columns: int, times: int | float = 1) -> Cost:
+    """An m x n matrix times a few columns, so many times."""
+    return product(m, n, columns, times) + elementwise(m, n, times)
+
+
 def elementwise(m: int, n: int, times: int | float) -> Cost:
     """So many matrices of this size, read or written once."""
     return Cost(passes=float(_FLOAT32 * m * n * times))
 
 
-def factors(m: int, n: int, rank: int) -> Cost:
-    """Singular value decomposition of a product of two factors: two QR decompositions in float64 and a small core.
+def thin_qr(m: int, n: int, times: int | float = 1) -> Cost:
+    """Q and R of an m x n matrix, n columns, so many times: 2 m n^2 for each of the two."""
+    return Cost(factorisations=4.0 * m * n**2 * times)
 
-    Thin QR in float64 runs at a tenth of the speed of large products, hence 90 and not 8 operations an entry.
-    """
-    return Cost(products=90.0 * (m + n) * rank**2)
+
+def factors(m: int, n: int, rank: int) -> Cost:
+    """Singular value decomposition of a product of two factors: two QR decompositions in float64 and a small core."""
+    return thin_qr(m + n, rank, 2) + product(m + n, rank, rank, 2)
+
+
+def thin_basis_steps(m: int, n: int) -> dict[str, Cost]:
+    """`core.thin_svd`, step by step. The tail is a quarter of the columns or less in weights that were trained."""
+    p, longer = min(m, n), max(m, n)
+    return {
+        "Gram product": product(p, longer, p, 5 / 8),
+        "eigenproblem": Cost(decompositions=1.02 * 9.0 * p**3),
+        "back product": product(longer, p, p),
+        "repair of the tail": product(longer, p, p, 0.5)
+        + elementwise(m, n, 13)
+        + Cost(factorisations=0.25 * longer * p**2),
+    }
 
 
 def thin_basis(m: int, n: int) -> Cost:
     """`core.thin_svd`: the Gram matrix, its eigenvectors, the product with them, and the repair of the tail."""
-    p, longer = min(m, n), max(m, n)
-    return (
-        product(p, longer, p, 5 / 8)
-        + product(longer, p, p, 1.5)
-        + Cost(decompositions=1.15 * 9.0 * p**3)
-        + elementwise(m, n, 8)
-    )
+    return total(thin_basis_steps(m, n).values())
 
 
-def truncation(m: int, n: int, rank: int, steps: int = 10) -> Cost:
+def truncation(m: int, n: int, rank: int, steps: int = 10, products: int = 2) -> Cost:
     """`core.truncation` for a full matrix whose rank-`rank` part is sought in a block Krylov space.
 
     A step multiplies a block by the matrix and its transpose, takes out what the space has already (half of it on
-    average, twice), and makes the block orthonormal (twice, at a tenth of the speed of products).
+    average, twice), makes the block orthonormal (twice), and looks at the energies in the space, which is a small
+    eigenproblem in float64. Where the space would soon grow too large, an exact decomposition takes its place.
+
+    Args:
+        m: rows of the matrix.
+        n: its columns.
+        rank: that is sought.
+        steps: as the spectrum of the matrix asks for; 8 where an update leans on the head, 20 and more on a flat one.
+        products: of the matrix's size in a step.
     """
-    p, block = min(m, n), max(48, rank + 8)
-    each = product(m, n, block, 2) + product(p, steps * block // 2, block, 4) + product(p, block, block, 20)
-    return each.times(steps) + product(m, n, rank + 8)
+    p, block = min(m, n), rank + 8
+    fitting = 0 if rank > _DENSE * p else int(_SPACE * p) // block
+    if fitting < steps / 2:
+        return thin_basis(m, n)
+    steps = min(steps, fitting)
+    each = thin_product(m, n, block, products) + thin_product(p, steps * block // 2, block, 5) + thin_qr(p, block, 2)
+    looks = Cost(decompositions=2 * 9.0 * block**3 * (steps**2 * (steps + 1) ** 2 / 4 + steps**3))
+    return each.times(steps) + looks + thin_product(m, n, block)
 
 
 def matrix_bytes(m: int, n: int, count: int | float = 1) -> int:

@@ -8,7 +8,7 @@ from loraport.core.operator import wide
 from loraport.core.operators import Operator
 from loraport.methods import base
 from loraport.methods.columns import COSINE, NORM_RATIO, Column
-from loraport.methods.cost import Cost, elementwise, factors, product
+from loraport.methods.cost import Cost, elementwise, factors, thin_product, total
 
 
 class MatchedGainParams(base.Params):
@@ -72,8 +72,16 @@ class MatchedGain(base.TransferMethod[MatchedGainParams]):
 
     def cost(self, shape: tuple[int, int], rank: int, params: MatchedGainParams, warm: bool) -> Cost:
         """Two norms, one thin product, and two decompositions of factors."""
+        return total(self.steps(shape, rank, params, warm).values())
+
+    def steps(self, shape: tuple[int, int], rank: int, params: MatchedGainParams, warm: bool) -> dict[str, Cost]:
+        """The second decomposition is that which balances the output."""
         m, n = shape
-        return elementwise(m, n, 5) + product(m, n, rank) + factors(m, n, rank) + factors(m, n, rank)
+        return {
+            "norms of the weights": elementwise(m, n, 5),
+            "drift along the update": thin_product(m, n, rank),
+            "decomposition of the update": factors(m, n, rank).times(2),
+        }
 
 
 def norm_ratio(source: Operator, target: Operator) -> float:

@@ -87,8 +87,8 @@ class MaskedRestore(base.TransferMethod[MaskedRestoreParams]):
         m, n = shape
         p = min(m, n)
         each = product(m, n, p, 2) + elementwise(m, n, 6)
-        tries = Cost(each.products * _HALVINGS, 0.0, each.passes * _HALVINGS)
-        return Casa().cost(shape, rank, _as_casa(params), False) + product(m, n, p, 2) + tries + truncation(m, n, rank)
+        own = Casa().cost(shape, rank, _as_casa(params), False)
+        return own + product(m, n, p, 2) + each.times(_HALVINGS) + truncation(m, n, rank)
 
 
 base.preset("random-mask", "masked-restore", "undo as much drift as casa, away from random directions")

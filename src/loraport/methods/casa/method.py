@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 from loraport.methods import base
 from loraport.methods.casa.params import CasaParams
 from loraport.methods.columns import COSINE, DRIFT_UNDONE, NORM_RATIO, Column
-from loraport.methods.cost import Cost, basis_bytes, elementwise, matrix_bytes, product, truncation
+from loraport.methods.cost import (
+    Cost,
+    basis_bytes,
+    elementwise,
+    matrix_bytes,
+    product,
+    thin_product,
+    total,
+    truncation,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -81,21 +90,29 @@ class Casa(base.TransferMethod[CasaParams]):
 
     def cost(self, shape: tuple[int, int], rank: int, params: CasaParams, warm: bool) -> Cost:
         """Routing of the drift unless it is there, routing of the update, decisions, and the cut in the core."""
+        return total(self.steps(shape, rank, params, warm).values())
+
+    def steps(self, shape: tuple[int, int], rank: int, params: CasaParams, warm: bool) -> dict[str, Cost]:
+        """As in `steps.py`; the cut is the engine's."""
         p, longer = min(shape), max(shape)
         side = longer if params.complete_basis else p
-        work = product(p + longer, p, rank) + product(side, p, rank)
-        work += elementwise(side, p, 50)  # edges, components, densities, scores and their quantile
-        work += elementwise(p, p, 11)  # the decisions once more
-        if side == longer:
-            work += truncation(side, p, rank, steps=16)
-        else:
-            work += product(longer, p, rank, 6)  # what lies outside the thin basis
-            work += truncation(p, p, rank, steps=22) + product(longer, p, rank + 8, 4)
+        found = {}
         if not warm:
-            work += product(side, longer, p) + product(side, p, p)
+            found["routing of the drift"] = product(side, longer, p) + product(side, p, p) + elementwise(side, p, 3)
             if side != longer:
-                work += product(p, longer, p, 5 / 8) + product(p, p, p, 2.6)
-        return work
+                rest = product(p, longer, p, 5 / 8) + product(p, p, p, 2.6)
+                found["Gram matrix of the rest"] = rest + elementwise(p, p, 16)
+        found["routing of the update"] = thin_product(p + longer, p, rank) + thin_product(side, p, rank, 2)
+        # edges, components, densities, scores and their quantile; and the decisions once more
+        found["decisions"] = elementwise(side, p, 50) + elementwise(p, p, 11)
+        there_and_back = thin_product(p + longer, p, rank, 2)  # the LoRA into the coordinates of the core, the cut out
+        if side == longer:
+            found["truncated SVD"] = truncation(side, p, rank) + there_and_back
+        else:
+            found["outside the thin basis"] = thin_product(longer, p, rank, 2) + thin_product(p, p, rank)
+            end = thin_product(longer, p, rank + 8, 2)  # the layer itself is applied once
+            found["truncated SVD"] = truncation(p, p, rank, products=3) + end + thin_product(p, p, rank, 2)
+        return found
 
     def memory(self, shape: tuple[int, int], rank: int, params: CasaParams) -> int:
         """Drift and basis; the two routing matrices, the residual Gram matrix, and what the decisions hold of them."""
