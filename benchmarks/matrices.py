@@ -39,6 +39,10 @@ class Rotation:
         signs = [torch.randint(0, 2, (n,), generator=generator).float() * 2 - 1 for _ in range(2)]
         return cls(torch.randperm(n, generator=generator), *signs)
 
+    def to(self, device: torch.device | str) -> "Rotation":
+        """The same on another device."""
+        return Rotation(self.order.to(device), self.before.to(device), self.after.to(device))
+
     def rows(self, X: Tensor) -> Tensor:
         """X Q, in place, a few rows at a time."""
         step = max(1, 4_000_000 // X.shape[1])
@@ -65,19 +69,21 @@ def _hartley(X: Tensor) -> Tensor:
     return result
 
 
-def weight_pair(m: int, n: int, drift: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def weight_pair(
+    m: int, n: int, drift: float, generator: torch.Generator, *, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
     """A source weight and the same weight after a drift of `drift` times its Frobenius norm (float32).
 
     In the singular basis the drift is Gaussian with a profile: entries of head rows and columns are up to
-    about three times as large as the rest.
+    about three times as large as the rest. The random numbers are those of the CPU; a device is for the transforms.
     """
     p = min(m, n)
     S = singular_values(p, generator)
-    left, right = Rotation.random(m, generator), Rotation.random(n, generator)
-    core = torch.randn(m, n, generator=generator)
-    core *= _profile(m, p)[:, None] + _profile(n, p)
+    left, right = (Rotation.random(side, generator).to(device) for side in (m, n))
+    core = torch.randn(m, n, generator=generator).to(device)
+    core *= (_profile(m, p)[:, None] + _profile(n, p)).to(device)
     core *= drift * float(S.norm()) / float(torch.linalg.vector_norm(core))
-    source = torch.zeros(m, n)
+    source = torch.zeros(m, n, device=device)
     source.diagonal().copy_(S)
     for matrix in (source, core):
         right.rows(left.columns(matrix))

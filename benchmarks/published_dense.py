@@ -65,8 +65,8 @@ def components(edges: Tensor) -> tuple[int, Tensor]:
     from scipy.sparse import csr_matrix
     from scipy.sparse.csgraph import connected_components
 
-    count, labels = connected_components(csr_matrix(edges.numpy()), directed=False)
-    return count, torch.from_numpy(labels).long()
+    count, labels = connected_components(csr_matrix(edges.cpu().numpy()), directed=False)
+    return count, torch.from_numpy(labels).long().to(edges.device)
 
 
 def decide(
@@ -86,8 +86,8 @@ def decide(
     sizes = onehot.sum(0) + 1e-6
     receivers = onehot.T @ fft.norm(dim=1) / sizes
     senders = onehot.T @ fft.norm(dim=0) / sizes
-    rows = torch.zeros(m, dtype=torch.bool)
-    columns = torch.zeros(n, dtype=torch.bool)
+    rows = torch.zeros(m, dtype=torch.bool, device=C_lora.device)
+    columns = torch.zeros(n, dtype=torch.bool, device=C_lora.device)
     rows[:k] = (receivers >= torch.quantile(receivers, q_dom))[labels]
     columns[:k] = (senders >= torch.quantile(senders, q_dom))[labels]
     dominant = rows[:, None] | columns[None, :]
@@ -109,7 +109,7 @@ def decide(
     if scores.numel() > 0:
         if scores.numel() > SAMPLE:
             chosen = torch.randint(scores.numel(), (SAMPLE,), generator=torch.Generator().manual_seed(0))
-            scores = scores[chosen]
+            scores = scores[chosen.to(scores.device)]
         arbitrated = candidates & (score > torch.quantile(scores, q_act))
         larger = torch.where(C_lora.abs() > C_fft.abs(), C_lora, C_fft)
         routing[arbitrated] = (larger - C_fft)[arbitrated]
@@ -143,10 +143,20 @@ def lora_layers(lora: Path) -> list[str]:
         return [key.removeprefix("diffusion_model.").removesuffix(tail) for key in file.keys() if key.endswith(tail)]  # noqa: SIM118
 
 
-def read(path: Path, key: str) -> Tensor:
+def read(path: Path, key: str, device: str = "cpu") -> Tensor:
     """One tensor of a file, in float32."""
     with safe_open(path, "pt") as file:
-        return file.get_tensor(key).float()
+        return file.get_tensor(key).to(device).float()
+
+
+def read_all(path: Path, device: str) -> dict[str, Tensor]:
+    """All tensors of a file, in float32."""
+    return {key: part.float() for key, part in load_file(path, device=device).items()}
+
+
+def write(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Tensors into a file, in bfloat16."""
+    save_file({key: part.bfloat16().contiguous() for key, part in tensors.items()}, path)
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -157,45 +167,44 @@ def _timed(step: Callable[[str], dict | None], names: list[str]) -> dict[str, di
     found = {}
     for name in names:
         began = CLOCKS[clock]()
-        facts = step(name) or {}
+        facts = step(name) or {}  # what is written waits for a card
         found[name] = {"seconds": CLOCKS[clock]() - began} | facts
     return found
 
 
-def bases(source: Path, work: Path, names: list[str]) -> dict[str, dict]:
+def bases(source: Path, work: Path, names: list[str], device: str = "cpu") -> dict[str, dict]:
     """Step A."""
 
     def step(name: str) -> None:
-        U, S, Vh = full_basis(read(source, f"{name}.weight"))
-        parts = {"U": U, "S": S, "Vh": Vh}
-        save_file({key: part.bfloat16().contiguous() for key, part in parts.items()}, work / f"{name}.svd.safetensors")
+        U, S, Vh = full_basis(read(source, f"{name}.weight", device))
+        write(work / f"{name}.svd.safetensors", {"U": U, "S": S, "Vh": Vh})
 
     return _timed(step, names)
 
 
-def drifts(target: Path, work: Path, names: list[str]) -> dict[str, dict]:
+def drifts(target: Path, work: Path, names: list[str], device: str = "cpu") -> dict[str, dict]:
     """Step B."""
 
     def step(name: str) -> None:
-        parts = {key: part.float() for key, part in load_file(work / f"{name}.svd.safetensors").items()}
-        C = drift_routing(parts["U"], parts["S"], parts["Vh"], read(target, f"{name}.weight"))
-        save_file({"C": C.bfloat16().contiguous()}, work / f"{name}.drift.safetensors")
+        parts = read_all(work / f"{name}.svd.safetensors", device)
+        C = drift_routing(parts["U"], parts["S"], parts["Vh"], read(target, f"{name}.weight", device))
+        write(work / f"{name}.drift.safetensors", {"C": C})
 
     return _timed(step, names)
 
 
-def transfer(lora: Path, work: Path, names: list[str], out: Path) -> dict[str, dict]:
+def transfer(lora: Path, work: Path, names: list[str], out: Path, device: str = "cpu") -> dict[str, dict]:
     """Step C for one LoRA."""
     written: dict[str, Tensor] = {}
 
     def step(name: str) -> dict:
-        parts = {key: part.float() for key, part in load_file(work / f"{name}.svd.safetensors").items()}
-        C_fft = load_file(work / f"{name}.drift.safetensors")["C"].float()
+        parts = read_all(work / f"{name}.svd.safetensors", device)
+        C_fft = read_all(work / f"{name}.drift.safetensors", device)["C"]
         stem = f"diffusion_model.{name}"
-        B, A = read(lora, f"{stem}.lora_B.weight"), read(lora, f"{stem}.lora_A.weight")
+        B, A = (read(lora, f"{stem}.lora_{side}.weight", device) for side in "BA")
         made = transfer_layer(B, A, parts["U"], parts["S"], parts["Vh"], C_fft)
-        written[f"{stem}.lora_A.weight"] = made["A"].contiguous()
-        written[f"{stem}.lora_B.weight"] = made["B"].contiguous()
+        written[f"{stem}.lora_A.weight"] = made["A"].contiguous().cpu()
+        written[f"{stem}.lora_B.weight"] = made["B"].contiguous().cpu()
         return made["facts"]
 
     found = _timed(step, names)

@@ -96,12 +96,14 @@ def write_pair(
     rank: int = 32,
     loras: int = 2,
     seed: int = 0,
+    device: str = "cpu",
 ) -> Pair:
     """Write source, target and different LoRAs (all bf16) into a folder; what is there already is kept.
 
     Args:
         size: a key of `SIZES`. naming: `original` or `diffusers` spelling of the checkpoints' keys; the
-            LoRAs are always in `diffusion_model.<original name>` spelling.
+            LoRAs are always in `diffusion_model.<original name>` spelling. device: where the weights are made; their
+            last bits depend on it.
     """
     facts = {
         "version": VERSION,
@@ -131,7 +133,7 @@ def write_pair(
         save_file(factors, path)
     shapes = _shapes(dims, blocks, naming)
     with Bf16Writer(pair.source, shapes) as source, Bf16Writer(pair.target, shapes) as target:
-        for name, before, after in _tensors(dims, blocks, naming, seed):
+        for name, before, after in _tensors(dims, blocks, naming, seed, device):
             source.add(name, before)
             target.add(name, after)
     manifest.write_text(json.dumps(facts), encoding="utf-8")
@@ -175,13 +177,13 @@ def _shapes(size: Size, blocks: int, naming: str) -> dict[str, tuple[int, ...]]:
     return {_spelled(name, naming): shape for name, shape in (_small(size, blocks) | big).items()}
 
 
-def _tensors(size: Size, blocks: int, naming: str, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+def _tensors(size: Size, blocks: int, naming: str, seed: int, device: str) -> Iterator[tuple[str, Tensor, Tensor]]:
     for name, shape in _small(size, blocks).items():
         before = torch.randn(shape, generator=seeded(seed, name)) * 0.02
         yield _spelled(name, naming), before, before * 1.01
     for number, (name, (m, n)) in enumerate(layers(size, blocks).items()):
         drift = 0.03 + 0.07 * (number * 7 % 10) / 9  # 3 to 10 %, in no order
-        source, target = weight_pair(m, n, drift, seeded(seed, name))
+        source, target = weight_pair(m, n, drift, seeded(seed, name), device=device)
         yield _spelled(f"{name}.weight", naming), source, target
 
 
@@ -207,7 +209,7 @@ class Bf16Writer:
         expected = self._waiting.pop(0)
         if expected != (name, tuple(tensor.shape)):
             raise ValueError(f"{name} {tuple(tensor.shape)} where {expected} was announced")
-        self._file.write(tensor.bfloat16().contiguous().view(torch.int16).numpy().data)
+        self._file.write(tensor.bfloat16().contiguous().cpu().view(torch.int16).numpy().data)
 
     def __enter__(self) -> "Bf16Writer":
         return self

@@ -1,0 +1,142 @@
+"""Is what a card computes right: fresh processes, equal bytes, agreement with the CPU, several cards, full memory."""
+
+import subprocess
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+import loraport
+from gpu_session import Session, command
+from loraport.errors import LoraportError
+
+FRESH = 3
+"""Processes that make their first decomposition from several threads at once: two of three once crashed."""
+NEAR = {"direct": 1e-5, "matched-gain": 1e-5, "uniform-shrink": 1e-5, "prolora": 1e-3, "restore-only": 0.2, "casa": 0.2}
+"""Of the update, between the device and the CPU, in the middle layer. Decisions of casa hang on last bits."""
+
+
+def transfer(session: Session, size: str, blocks: int, name: str, *, lora: int = 0, **settings: object):  # type: ignore[no-untyped-def]
+    """One transfer by the API; its report. Settings that are options of the run are taken as such."""
+    pair = session.pair(size, blocks)
+    known = loraport.RunOptions.model_fields
+    options = {"device": session.device, "cache": "off", "log": "off", "overwrite": True}
+    options |= {key: settings.pop(key) for key in list(settings) if key in known}
+    settings.setdefault("method", "casa")
+    return loraport.transfer(
+        pair.loras[lora],
+        source=pair.source,
+        target=pair.target,
+        output=session.work / f"{name}.safetensors",
+        options=loraport.RunOptions(**options),
+        **settings,
+    )
+
+
+def correct(session: Session) -> None:
+    """All checks of one card."""
+    session.step("models of 1.3B shapes", lambda: str(session.pair("1.3B", 1).source), 60)
+    session.step("fresh processes", lambda: _fresh(session), 60)
+    session.step("one and four workers", lambda: _workers(session), 60)
+    for method, near in NEAR.items():
+        session.step(f"{method} as on the CPU", lambda m=method, n=near: _as_cpu(session, m, n), 40)
+    session.step("driver and device", lambda: _driver(session), 20)
+    session.step("full memory", lambda: _full(session), 40)
+    session.step("several devices", lambda: _devices(session), 60)
+
+
+def _fresh(session: Session) -> dict[str, object]:
+    pair, outs = session.pair("1.3B", 1), []
+    for number in range(FRESH):
+        out = session.work / f"fresh-{number}.safetensors"
+        models = ["--source", str(pair.source), "--target", str(pair.target), "-o", str(out), "--overwrite"]
+        options = ["--device", session.device, "--cache", "off", "--log", "off", "--quiet"]
+        done = subprocess.run(
+            command("transfer", str(pair.loras[0]), *models, *options), capture_output=True, text=True
+        )
+        if not session.check(f"process {number + 1} ends well", done.returncode == 0, done.stderr.strip()[-200:]):
+            return {"ended": done.returncode}
+        outs.append(out.read_bytes())
+    return {"equal": session.check(f"equal bytes from {FRESH} processes", len(set(outs)) == 1)}
+
+
+def _workers(session: Session) -> bool:
+    files = []
+    for workers in (None, 1, 4):
+        transfer(session, "1.3B", 1, f"workers-{workers}", workers=workers)
+        files.append((session.work / f"workers-{workers}.safetensors").read_bytes())
+    return session.check("equal bytes with the usual number of workers, one and four", len(set(files)) == 1)
+
+
+def _as_cpu(session: Session, method: str, near: float) -> dict[str, float]:
+    settings = {"method": method, "dtype": "float32", "rank": "32"}
+    transfer(session, "1.3B", 1, "here", **settings)
+    transfer(session, "1.3B", 1, "there", **settings | {"device": "cpu"})
+    found = apart(session.work / "here.safetensors", session.work / "there.safetensors")
+    middle, largest = sorted(found)[len(found) // 2], max(found)
+    told = f"{middle:.1e} of the update in the middle layer, {largest:.1e} at most"
+    session.check(f"{method} agrees with the CPU", middle < near, told)
+    return {"middle": middle, "largest": largest}
+
+
+def apart(one: Path, other: Path) -> list[float]:
+    """Relative difference of each layer's update."""
+    a, b, found = load_file(one), load_file(other), []
+    for key in a:
+        if key.endswith("lora_B.weight"):
+            down = key.replace("lora_B", "lora_A")
+            first, second = a[key].double() @ a[down].double(), b[key].double() @ b[down].double()
+            found.append(float((first - second).norm() / second.norm().clamp_min(1e-30)))
+    return found
+
+
+def _driver(session: Session) -> dict[str, list[str]]:
+    report = transfer(session, "1.3B", 1, "driver")
+    drivers = sorted({str(layer.stats.get("svd_driver")) for layer in report.layers})
+    where = sorted({layer.device for layer in report.layers})
+    known = not session.cuda or not any(name.startswith("gesdd") for name in drivers)
+    session.check("the driver is one of the device", known, ", ".join(drivers))
+    here = all(name.startswith(session.device.partition(":")[0]) for name in where)
+    session.check("every layer was computed there", here, ", ".join(where))
+    return {"drivers": drivers, "devices": where}
+
+
+def _full(session: Session) -> dict[str, object]:
+    """A device without room hands layers to the CPU, and says so; the result is the CPU's."""
+    if not session.cuda:
+        session.leave_out("a device whose memory is full", "the CPU has no other to hand over to")
+        return {}
+    whole = torch.cuda.get_device_properties(session.device).total_memory
+    session.release()
+    torch.cuda.set_per_process_memory_fraction(min(32e6 / whole, 1.0), session.device)
+    try:
+        report = transfer(session, "1.3B", 1, "full")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, session.device)
+    there = sum(layer.device == "cpu" for layer in report.layers)
+    session.check("a full device hands layers to the CPU", there > 0, f"{there} of {len(report.layers)} layers")
+    said = [text for text in report.warnings if "out of memory" in text]
+    session.check("and says so", len(said) == there, said[0] if said else "nothing was said")
+    return {"on the CPU": there, "said": len(said)}
+
+
+def _devices(session: Session) -> dict[str, object]:
+    """All devices of one kind give the bytes of one."""
+    count = torch.cuda.device_count() if session.cuda else 1
+    if count < 2:
+        session.leave_out("several devices", f"there is one {'card' if session.cuda else 'CPU'} here")
+        return {}
+    transfer(session, "1.3B", 1, "one-device", device="cuda:0")
+    alone = (session.work / "one-device.safetensors").read_bytes()
+    found: dict[str, object] = {"devices": count}
+    for named in ("cuda", "cuda:0,cuda:1"):
+        try:
+            report = transfer(session, "1.3B", 1, "all-devices", device=named)
+        except LoraportError as error:
+            session.leave_out(f"--device {named}", f"this version refuses it: {error}")
+            continue
+        used = sorted({layer.device for layer in report.layers})
+        same = (session.work / "all-devices.safetensors").read_bytes() == alone
+        session.check(f"--device {named} gives the bytes of one card", same, ", ".join(used))
+        found[named] = used
+    return found

@@ -1,0 +1,291 @@
+"""How fast a card is, where its time goes, how busy it is and how much of its memory is used."""
+
+import re
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import published_dense
+from gpu_correct import transfer
+from gpu_session import Session, Watch, busy_share
+from loraport.containers.tensors import open_tensors, read_float_with_digest
+from loraport.store.store import Store
+from matrices import weight_pair
+from steps import steps
+from synthetic import SIZES, linears
+
+BLOCKS = 40
+"""Of a 14B model."""
+ROOM = "6GB"
+GIGA = 1e9
+
+
+def env(session: Session) -> None:
+    """What the card and the host do in a second."""
+    session.step("rates", lambda: _rates(session), 20)
+
+
+def _rates(session: Session) -> dict[str, float]:
+    n, device = 256 if session.tiny else 8192, session.device
+    found: dict[str, float] = {}
+    before = torch.get_float32_matmul_precision()
+    kinds = (("float32", "highest"), ("float32", "high"), ("bfloat16", "highest"), ("float64", "highest"))
+    for dtype, precision in kinds:
+        torch.set_float32_matmul_precision(precision)
+        a = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
+        spent = session.seconds(lambda: a @ a, repeat=3, warm=1)  # noqa: B023
+        label = "TF32" if precision == "high" else dtype
+        found[f"{label}, TFLOP/s"] = 2 * n**3 / spent / 1e12
+    torch.set_float32_matmul_precision(before)
+    host = torch.empty(n * n, dtype=torch.float32)
+    there = torch.empty(n * n, dtype=torch.float32, device=device)
+    found["to the device, GB/s"] = host.nbytes / session.seconds(lambda: there.copy_(host), 3, 1) / GIGA
+    found["from the device, GB/s"] = host.nbytes / session.seconds(lambda: host.copy_(there), 3, 1) / GIGA
+    if session.cuda:
+        pinned = host.pin_memory()
+        found["to the device, pinned, GB/s"] = host.nbytes / session.seconds(lambda: there.copy_(pinned), 3, 1) / GIGA
+    session.say("   " + "  ".join(f"{name} {value:.3g}" for name, value in found.items()))
+    return found
+
+
+def eigen(session: Session) -> None:
+    """The symmetric eigenproblem, in all ways that this version knows, as long as they are not hopeless."""
+    before: dict[str, float] = {}
+    for side in session.sides:
+        source, _ = weight_pair(side, side, 0.03, torch.Generator().manual_seed(0), device=session.device)
+        G = source.T @ source
+        for name, count, work in _ways(source, G):
+            known = before.get(name)
+            if known is not None and name != FLOOR and known * (5120 / 3072) ** 3 > 20:
+                session.leave_out(f"{name}, {side}", f"the last size took {known:.0f} s")
+                continue
+            found = session.step(f"{name}, {side}", lambda: _eigen(session, G, count, work), 3 * (known or 1.0))  # noqa: B023
+            if found:
+                before[name] = found["seconds"]
+    session.release()
+
+
+FLOOR = "eigh, float32"
+
+
+def _ways(W: torch.Tensor, G: torch.Tensor):  # type: ignore[no-untyped-def]
+    try:
+        from eigen import ways
+    except ImportError:
+        yield FLOOR, 1, lambda: torch.linalg.eigh(G)
+        return
+    yield from ways(W, G)
+
+
+def _eigen(session: Session, G: torch.Tensor, count: int, work: Callable[[], Any]) -> dict[str, float]:
+    spent = session.seconds(work, warm=1 if len(G) < 3000 else 0) / count
+    found, pair = {"seconds": spent}, work() if len(G) < 3000 else None
+    told = ""
+    if pair is not None:
+        values, V = pair[0].double(), pair[1].double()
+        found["residual"] = float((G.double() @ V - V * values).abs().max() / values.abs().max())
+        told = f"  residual {found['residual']:.1e}"
+    session.say(f"   {len(G)}: {spent * 1e3:.1f} ms{told}")
+    return found
+
+
+def speed(session: Session) -> None:
+    """A pair of 14B shapes: each method, first and further LoRA, against reading both files once."""
+    session.step("models of 14B shapes", lambda: str(session.pair("14B", session.blocks).source), 60)
+    session.step("warm-up", lambda: _run(session, "warm-up", method="casa", lora=2, drop=_all_but("self_attn.q")), 20)
+    session.step("reading both files once", lambda: _reading(session), 30)
+    for method in ("direct", "matched-gain"):
+        session.step(f"{method}, 14B", lambda m=method: _run(session, f"{m}, 14B", method=m), 40)  # type: ignore[misc]
+    session.step("casa first, 14B", lambda: _run(session, "casa first, 14B", method="casa"), 40)
+    cache = str(session.work / "cache")
+    kept = session.step("casa first, kept", lambda: _run(session, "casa first, kept", method="casa", cache=cache), 50)
+    if kept:
+        session.step("casa further, 14B", lambda: _run(session, "casa further, 14B", lora=1, cache=cache), 30)
+    session.step("one worker, 14B", lambda: _run(session, "one worker, 14B", method="casa", workers=1), 50)
+
+
+def _run(session: Session, name: str, **settings: object) -> dict[str, Any]:
+    if session.cuda:
+        torch.cuda.reset_peak_memory_stats(session.device)
+    with Watch(session) as watch:
+        began = time.perf_counter()
+        report = transfer(session, "14B", session.blocks, "out", **settings)
+        spent = time.perf_counter() - began
+    whole = spent / session.blocks * BLOCKS
+    reserved = torch.cuda.max_memory_reserved(session.device) if session.cuda else 0
+    by_shape: dict[str, list[float]] = {}
+    for layer in report.layers:
+        by_shape.setdefault("x".join(map(str, layer.shape)), []).append(layer.seconds)
+    layers = {shape: sum(found) / len(found) for shape, found in by_shape.items()}
+    session.say(
+        f"   {name}: {spent:.2f} s for {len(report.layers)} layers, {whole:.0f} s for {BLOCKS} blocks | "
+        + " ".join(f"{shape} {seconds:.2f}" for shape, seconds in layers.items())
+        + f" | most memory {watch.peak / GIGA:.2f} GB (torch {reserved / GIGA:.2f})"
+    )
+    return {
+        "wall": spent,
+        "blocks": session.blocks,
+        "layers": layers,
+        "peak": watch.peak,
+        "reserved": reserved,
+        "on": sorted({layer.device for layer in report.layers}),
+        "warnings": list(report.warnings),
+    }
+
+
+def _reading(session: Session) -> dict[str, float]:
+    """The bytes of both files into memory, by one thread and by as many as pay."""
+    pair = session.pair("14B", session.blocks)
+    found = {}
+    for threads in (1, 4, 8):
+        found[str(threads)] = session.seconds(lambda: _read((pair.source, pair.target), threads), repeat=2)  # noqa: B023
+    size = (pair.source.stat().st_size + pair.target.stat().st_size) / GIGA
+    told = ", ".join(f"{threads} threads {seconds:.2f} s" for threads, seconds in found.items())
+    session.say(f"   reading {size:.2f} GB once: {told}")
+    return found
+
+
+def _read(files: tuple[Path, ...], threads: int, piece: int = 64 << 20) -> None:
+    def part(task: tuple[Path, int]) -> None:
+        with task[0].open("rb", buffering=0) as file:
+            file.seek(task[1])
+            file.readinto(bytearray(piece))
+
+    tasks = [(file, at) for file in files for at in range(0, file.stat().st_size, piece)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(part, tasks))
+
+
+def _all_but(name: str) -> str:
+    """A pattern for --drop that leaves one layer, of the first block."""
+    others = "|".join(re.escape(other) for other in linears(SIZES["pico"]) if other != name)
+    return rf"blocks\.(?!0\.)|({others})(\.|$)"
+
+
+# ---- where -----------------------------------------------------------------------------------------------------------
+
+
+def where(session: Session) -> None:
+    """Milliseconds of each step of single layers, and the share of time in which the card computes."""
+    size = session.size("14B")
+    for m, n in ((size.width, size.width), (size.ffn, size.width)):
+        session.step(f"steps of {m} x {n}", lambda: _steps(session, (m, n)), 30)  # noqa: B023
+    session.step("files of a layer", lambda: _files(session), 20)
+    for name, settings in (("first", {}), ("matched-gain", {"method": "matched-gain"})):
+        session.step(f"busy, {name}", lambda: _busy(session, name, **settings), 40)  # noqa: B023
+    cache = session.work / "cache"
+    if cache.is_dir():
+        session.step("busy, further", lambda: _busy(session, "further", lora=2, cache=str(cache)), 30)
+
+
+def _steps(session: Session, shape: tuple[int, int]) -> dict[str, float]:
+    found = {}
+    for step in steps(shape, 32, session.device):
+        label = f"{step.method}: {step.name}"
+        found[label] = session.seconds(step.work, repeat=2, warm=1)
+        session.say(f"   {shape[0]} x {shape[1]}  {label}: {found[label] * 1e3:.1f} ms")
+    session.release()
+    return found
+
+
+def _files(session: Session) -> dict[str, float]:
+    """What a square layer takes beside the computing, one after the other, in one thread."""
+    pair = session.pair("14B", session.blocks)
+    (refs,) = open_tensors(pair.source).groups.values()
+    ref = next(ref for key, ref in refs.items() if key.endswith("self_attn.q.weight"))
+    weight, _ = read_float_with_digest(ref)
+    on_device = weight.to(session.device)
+    square = {"U": on_device, "Vh": on_device.clone()}
+    store, keys = Store(session.work / "store"), iter(f"{number:064x}" for number in range(9))
+    found = {
+        "read, hash, float32": session.seconds(lambda: read_float_with_digest(ref), 2, 1),
+        "to the device": session.seconds(lambda: weight.to(session.device, copy=True), 3, 1),
+        "a basis into the cache": session.seconds(lambda: store.put("basis", next(keys), square), 2),
+        "and back": session.seconds(lambda: _fetched(store, f"{0:064x}", session.device), 2),
+    }
+    session.say("   " + "  ".join(f"{name} {seconds * 1e3:.0f} ms" for name, seconds in found.items()))
+    return found
+
+
+def _fetched(store: Store, key: str, device: str) -> None:
+    entry = store.get("basis", key)
+    assert entry is not None
+    for tensor in entry.values():
+        tensor.to(device)
+
+
+def _busy(session: Session, name: str, **settings: object) -> dict[str, float]:
+    kind = ProfilerActivity.CUDA if session.cuda else ProfilerActivity.CPU
+    transfer(session, "14B", session.blocks, "out", drop=_all_but("self_attn.q"))  # what is loaded at the first call
+    began = time.perf_counter()
+    with profile(activities=[kind]) as profiler:
+        transfer(session, "14B", session.blocks, "out", **settings)
+        session.wait()
+    wall = time.perf_counter() - began
+    covered, span, summed = busy_share(profiler, cuda=session.cuda)
+    share = covered / span if span > 0 else 0.0
+    session.say(
+        f"   {name}: {'the card' if session.cuda else 'anything'} ran for {covered:.2f} s of the {span:.2f} s from its "
+        f"first to its last work, {share:.0%} (kernels add up to {summed:.2f} s; the whole call, being profiled, took "
+        f"{wall:.2f} s)"
+    )
+    return {"covered": covered, "span": span, "sum": summed, "wall": wall, "share": share}
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def memory(session: Session) -> None:
+    """Peak memory with a bound on it, and what the bound costs."""
+    session.step(f"casa first, at most {ROOM}", lambda: _run(session, f"casa first, {ROOM}", max_memory=ROOM), 60)
+
+
+# ---- the published procedure -----------------------------------------------------------------------------------------
+
+
+def dense(session: Session) -> None:
+    """The published procedure, densely, on the same card, a layer of each kind; ours on the same layers."""
+    guess = 5.0
+    for size, names in (("1.3B", ("self_attn.q",)), ("14B", ("self_attn.q", "ffn.0", "ffn.2"))):
+        for name in names:
+            if size == "14B" and name == "self_attn.q":
+                guess *= (5120 / 1536) ** 3
+            label = f"published, {size} {name}"
+            found = session.step(label, lambda: _published(session, size, name), 1.5 * guess)  # noqa: B023
+            if found is None:
+                continue
+            guess = found["theirs"] if size == "14B" else max(found["theirs"], 0.2)
+
+
+def _published(session: Session, size: str, name: str) -> dict[str, float]:
+    blocks = 1 if size == "1.3B" else session.blocks
+    pair, layer = session.pair(size, blocks), f"blocks.0.{name}"
+    work = session.work / "dense"
+    work.mkdir(exist_ok=True)
+    published_dense.full_basis(torch.eye(8, device=session.device))
+    spent: dict[str, float] = {}
+    for label, step in (
+        ("bases", lambda: published_dense.bases(pair.source, work, [layer], session.device)),
+        ("drift", lambda: published_dense.drifts(pair.target, work, [layer], session.device)),
+        ("transfer", lambda: published_dense.transfer(pair.loras[0], work, [layer], work / "out", session.device)),
+        ("further", lambda: published_dense.transfer(pair.loras[1], work, [layer], work / "out", session.device)),
+    ):
+        spent[label] = session.seconds(step)
+    session.release()
+    cache, ours = session.work / f"dense-{size}-{name}", {}
+    for label, lora in (("first", 0), ("further", 1)):
+        report = transfer(session, size, blocks, "out", lora=lora, drop=_all_but(name), rank="32", cache=str(cache))
+        ours[label] = report.layers[0].seconds
+    theirs = spent["bases"] + spent["drift"] + spent["further"]  # the first transfer also loads libraries
+    found = {"theirs": theirs, "ours": ours["first"], "ratio": theirs / ours["first"]}
+    found |= {"further, theirs": spent["further"], "further, ours": ours["further"]} | spent
+    session.say(
+        f"   {size} {name}, first LoRA: published {theirs:.2f} s, ours {ours['first']:.2f} s, {found['ratio']:.1f} "
+        f"times; further {spent['further']:.2f} and {ours['further']:.2f} s"
+    )
+    return found

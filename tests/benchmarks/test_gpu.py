@@ -1,0 +1,61 @@
+"""The script for cards: tried as a whole on the CPU, and its arithmetic by itself."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gpu_session
+import gpu_targets
+
+SCRIPT = Path(gpu_session.__file__).with_name("gpu.py")
+
+
+def test_spans_that_overlap_count_once():
+    assert gpu_session.union([(0, 2e6), (1e6, 3e6), (5e6, 6e6), (5.2e6, 5.5e6)]) == pytest.approx((4.0, 6.0, 5.3))
+    assert gpu_session.union([]) == (0.0, 0.0, 0.0)
+
+
+def session(tmp_path, budget=100.0) -> gpu_session.Session:
+    return gpu_session.Session("cpu", tiny=False, budget=budget, out=tmp_path / "f.json", work=tmp_path, blocks=2)
+
+
+def test_a_target_is_met_missed_or_unmeasured(tmp_path):
+    one = session(tmp_path)
+    one.step("casa further, 14B", lambda: {"wall": 3.0, "blocks": 2})
+    one.step("busy, first", lambda: {"share": 0.8})
+    lines = {line.split(" | ")[0]: line for line in gpu_targets.verdict(one).splitlines()}
+    (further,) = (line for name, line in lines.items() if "further" in name)
+    assert "60 s" in further
+    assert "MISSED" in further
+    (busy,) = (line for name, line in lines.items() if "busy" in name)
+    assert "80 %" in busy
+    assert "met" in busy
+    assert sum("unmeasured" in line for line in lines.values()) == len(gpu_targets.TARGETS) - 2
+
+
+def test_a_step_that_fails_is_told_and_the_next_one_done(tmp_path):
+    one = session(tmp_path)
+    assert one.step("bad", lambda: 1 / 0) is None
+    assert one.step("too long", lambda: 1, estimate=1e6) is None
+    assert one.step("good", lambda: 7) == 7
+    told = json.loads((tmp_path / "f.json").read_text())
+    assert told["failed"] == ["bad"]
+    assert "ZeroDivisionError" in told["figures"]["bad"]["error"]
+    assert told["not checked"][0].startswith("too long: it needs about")
+
+
+@pytest.mark.slow
+def test_all_of_it_runs_on_the_cpu(tmp_path):
+    out = tmp_path / "gpu.json"
+    words = [sys.executable, str(SCRIPT), "--tiny", "--device", "cpu", "--out", str(out), "--work", str(tmp_path)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    told = json.loads(out.read_text())
+    assert told["failed"] == []
+    assert "unmeasured" not in told["figures"]["verdict"]
+    named = {line.split(":")[0] for line in told["not checked"]}
+    assert {"a device whose memory is full", "several devices"} <= named
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
