@@ -55,21 +55,24 @@ def _rates(session: Session) -> dict[str, float]:
 
 def eigen(session: Session) -> None:
     """The symmetric eigenproblem, in all ways that this version knows, as long as they are not hopeless."""
-    before: dict[str, float] = {}
+    before: dict[str, tuple[int, float]] = {}
     for side in session.sides:
         source, _ = weight_pair(side, side, 0.03, torch.Generator().manual_seed(0), device=session.device)
         G = source.T @ source
         for name, count, work in _ways(source, G):
-            known = before.get(name)
-            if known is not None and name != FLOOR and known * (5120 / 3072) ** 3 > 20:
-                session.leave_out(f"{name}, {side}", f"the last size took {known:.0f} s")
+            last, spent = before.get(name, (side, 1.0))
+            expected = spent * (side / last) ** 3
+            if name != FLOOR and expected > HOPELESS:
+                session.leave_out(f"{name}, {side}", f"about {expected:.0f} s")
                 continue
-            found = session.step(f"{name}, {side}", lambda: _eigen(session, G, count, work), 3 * (known or 1.0))  # noqa: B023
+            found = session.step(f"{name}, {side}", lambda: _eigen(session, name, G, count, work), 3 * expected)  # noqa: B023
             if found:
-                before[name] = found["seconds"]
+                before[name] = side, found["seconds"]
     session.release()
 
 
+HOPELESS = 8.0
+"""Seconds: what takes longer than this is no way to decompose a layer."""
 FLOOR = "eigh, float32"
 
 
@@ -82,7 +85,7 @@ def _ways(W: torch.Tensor, G: torch.Tensor):  # type: ignore[no-untyped-def]
     yield from ways(W, G)
 
 
-def _eigen(session: Session, G: torch.Tensor, count: int, work: Callable[[], Any]) -> dict[str, float]:
+def _eigen(session: Session, name: str, G: torch.Tensor, count: int, work: Callable[[], Any]) -> dict[str, float]:
     spent = session.seconds(work, warm=1 if len(G) < 3000 else 0) / count
     found, pair = {"seconds": spent}, work() if len(G) < 3000 else None
     told = ""
@@ -90,7 +93,7 @@ def _eigen(session: Session, G: torch.Tensor, count: int, work: Callable[[], Any
         values, V = pair[0].double(), pair[1].double()
         found["residual"] = float((G.double() @ V - V * values).abs().max() / values.abs().max())
         told = f"  residual {found['residual']:.1e}"
-    session.say(f"   {len(G)}: {spent * 1e3:.1f} ms{told}")
+    session.say(f"   {len(G)}  {name}: {spent * 1e3:.1f} ms{told}")
     return found
 
 
