@@ -220,20 +220,23 @@ def _sizes() -> str:
 
 
 def _times() -> str:
-    head = ["model", "method", "machine", f"pair-bound, {TARGETS} targets, hours", "a LoRA on one target, s"]
-    head += ["pair-bound under 1 % from LoRAs in a job", "the catalogue, machine-days", "machines for a week"]
-    rows = [head]
+    named = " / ".join(METHODS)
+    head = ["model", "machine", f"pair-bound, {TARGETS} targets, hours", "from so many LoRAs in a job under 1 %"]
+    head += ["a LoRA on one target, s", "the catalogue, machine-days", "machines for a week"]
+    rows = [[*head[:2], *(f"{text}: {named}" for text in head[2:])]]
     for model, shapes in MODELS.items():
-        for method in METHODS:
-            sums = Sums.of(method, shapes)
-            for machine in machines().values():
-                first, other, each = (machine.wall(by_step(p, machine)) for p in (sums.first, sums.other, sums.lora))
-                pairs = first + (TARGETS - 1) * other
-                whole = pairs + LORAS * TARGETS * each
-                enough = f"{pairs / TARGETS / (0.01 * each):.0f}" if pairs else ""
-                cells = [f"{pairs / 3600:.1f}" if pairs else "0", f"{each:.3g}", enough]
-                rows.append([model, method, machine.title, *cells, f"{whole / 86400:,.0f}", f"{whole / WEEK:,.0f}"])
+        for machine in machines().values():
+            found = [_time(Sums.of(method, shapes), machine) for method in METHODS]
+            rows.append([model, machine.title, *(" / ".join(cells) for cells in zip(*found, strict=True))])
     return table(rows)
+
+
+def _time(sums: Sums, machine: Machine) -> tuple[str, ...]:
+    first, other, each = (machine.wall(by_step(part, machine)) for part in (sums.first, sums.other, sums.lora))
+    pairs = first + (TARGETS - 1) * other
+    whole = pairs + LORAS * TARGETS * each
+    enough = f"{pairs / TARGETS / (0.01 * each):,.0f}"
+    return f"{pairs / 3600:.1f}", enough, f"{each:.3g}", f"{whole / 86400:,.0f}", f"{whole / WEEK:,.0f}"
 
 
 def _shares() -> str:
