@@ -153,6 +153,7 @@ def test_rows_hold_their_own_figures():
     assert "<span>0.1</span>" in first
     assert "<span>0.9</span>" in second
     assert "blocks.1.&lt;b&gt; among all layers" in second
+    assert "from block to block" not in first  # it has no neighbours
     assert "<b>among" not in second
     Checker().feed(second)
 
@@ -218,11 +219,16 @@ def test_little_makes_a_page_too(report):
 
 def test_large_models_stay_readable():
     names = ("self_attn.q", "self_attn.k", "ffn.0", "ffn.2")
-    layers = [_layer(f"blocks.{block}.{name}", cosine=block / 40) for block in range(40) for name in names]
+    layers = [
+        _layer(f"blocks.{block}.{name}", cosine=block / 40, update_rel=block / 99)
+        for block in range(40)
+        for name in names
+    ]
     page = render_page({**REPORT, "layers": layers})
     _check(page)
     assert len(_unpacked(page)) == 160
-    assert len(page) < 400_000
+    assert "ffn.2 from block to block" in _unpacked(page)[-1]
+    assert len(page) < 500_000
 
 
 def test_write_and_read_back_a_run_log(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 from loraport.checking.expect import ENOUGH, Expectation, expect
 from loraport.engine.results import Column
 from loraport.report import calibration, tables
-from loraport.report.charts import Lines, Map, Series
+from loraport.report.charts import Kind, Lines, Map, Series
 from loraport.report.comparison import Comparison
 from loraport.report.frame import (
     MEASURED_ON,
@@ -21,6 +21,7 @@ from loraport.report.frame import (
     Words,
     among,
     how_to_sample,
+    is_number,
     render,
     ways,
     went_in,
@@ -30,6 +31,8 @@ from loraport.report.tables import Table
 
 MAPS = 3
 NO_WORDS = Words()
+DEPTHS: tuple[tuple[str, str, Kind], ...] = (("update_rel", "update of the LoRA", "a"), ("drift_rel", "drift", "b"))
+LAYERS = "One row a layer of the output. Maps from cluster to cluster inside a layer are drawn by loraport analyze."
 LOOKS = {
     "energy_kept": "Faint layers lose something to the rank; a larger --rank keeps it.",
     "cosine": "Faint layers point elsewhere than the input's update: there the method changed most.",
@@ -78,7 +81,7 @@ def _page(report: Mapping[str, Any], comparison: Comparison | None, words: Words
         done=tuple(_done(facts)),
         listings=(*_listings(report), *_rests_on(expected)),
         figures=tuple(_figures(table)),
-        layers=Layers(table, _own(table), "One row a layer of the output."),
+        layers=Layers(table, _own(table), LAYERS),
         facts=tuple(Fact(row["setting"], row["value"]) for row in tables.summary_table(report).rows),
     )
     return page if chosen is None else calibration.add(page, chosen)
@@ -167,7 +170,7 @@ def _mapped(table: Table) -> list[Column]:
 def _by_depth(table: Table) -> Figure | None:
     """Means over the layers of a block."""
     series = []
-    for key, label, kind in (("update_rel", "update of the LoRA", "a"), ("drift_rel", "drift", "b")):
+    for key, label, kind in DEPTHS:
         blocks: dict[int, list[float]] = {}
         for row in table.rows:
             block = tables.block_and_module(row["name"])[0]
@@ -175,7 +178,7 @@ def _by_depth(table: Table) -> Figure | None:
                 blocks.setdefault(int(block), []).append(float(row[key]))
         points = tuple((float(block), sum(found) / len(found)) for block, found in sorted(blocks.items()))
         if len(points) > 1:
-            series.append(Series(label, points, kind))  # type: ignore[arg-type]
+            series.append(Series(label, points, kind))
     if not series:
         return None
     look = "Where the drift is far above the update, the distillation has changed more than the LoRA will."
@@ -205,5 +208,40 @@ def _map(table: Table, column: Column) -> Figure:
 
 
 def _own(table: Table) -> Callable[[Mapping[str, Any]], Sequence[Figure]]:
-    place = among("{} among all layers", table)
-    return lambda row: [figure for figure in (place(row),) if figure is not None]
+    place, along = among("{} among all layers", table), _along(table)
+    return lambda row: [figure for figure in (place(row), along(row)) if figure is not None]
+
+
+def _along(table: Table) -> Callable[[Mapping[str, Any]], Figure | None]:
+    """Draws a layer in the line of its type, from block to block."""
+    types: dict[tuple[str, str], dict[int, Mapping[str, Any]]] = {}
+    for row in table.rows:
+        blocks, number, module = _place_of(row["name"])
+        if number is not None:
+            types.setdefault((blocks, module), {})[number] = row
+
+    def drawn(row: Mapping[str, Any]) -> Figure | None:
+        blocks, number, module = _place_of(row["name"])
+        if number is None:
+            return None
+        line = sorted(types[blocks, module].items())
+        series, here = [], []
+        for key, label, kind in DEPTHS:
+            points = tuple((float(at), float(each[key])) for at, each in line if is_number(each.get(key)))
+            if len(points) > 1 and is_number(row.get(key)):
+                series.append(Series(label, points, kind))
+                here.append((float(number), float(row[key])))
+        if not series:
+            return None
+        series.append(Series("this layer", tuple(here), "d", dots=True))
+        look = "A step beside this block is a layer that is unlike its neighbours of the same type."
+        drawing = Lines(tuple(series), "block", "norm over the source weight's", "share")
+        return Figure(f"{module} from block to block", look, drawing)
+
+    return drawn
+
+
+def _place_of(name: str) -> tuple[str, int | None, str]:
+    """Of a layer: what its blocks are called, the number of its own, and its name in it."""
+    block, module = tables.block_and_module(name)
+    return name.partition(f".{block}.")[0], int(block) if block.isdigit() else None, module
