@@ -21,13 +21,12 @@ from loraport.report.frame import (
     Verdict,
     Words,
     among,
-    how_to_sample,
     render,
-    ways,
     went_in,
     write,
 )
 from loraport.report.tables import Table
+from loraport.report.using import how_to_sample, ways
 
 TONES: Mapping[str, Any] = {
     "use as is": "good",

@@ -24,6 +24,7 @@ from loraport.report.charts import Drawing, Place, Places, spread_of
 from loraport.report.comparison import Comparison
 from loraport.report.player import base64_of, shown
 from loraport.report.tables import Table, show, size
+from loraport.report.using import Way
 from loraport.version import __version__
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ BUDGET = 4_300_000  # bytes of all layers' own figures
 SAMPLE = 20  # layers by whose figures the size of all is guessed
 LONG = 2000  # characters of one text; file names and headers may be of any length
 MEASURED_ON = "What the thresholds were measured on"
-TARGETS_OWN = (
-    "Steps, shift and guidance are those of the model that it is for, not of the model that the LoRA was trained on."
-)
 
 
 @dataclass(frozen=True)
@@ -97,28 +95,6 @@ class Verdict:
 
     words: str
     tone: Literal["good", "caution", "bad", "plain"] = "plain"
-
-
-@dataclass(frozen=True)
-class Way:
-    """How to use the result in one program; code where it is typed, words where it is not.
-
-    Attributes:
-        program: its name; "" for a sentence about all.
-        text: how to load the result.
-        code: whether that is typed.
-        sample: how to sample the model that it is for, as its authors do; "" where that is not known.
-    """
-
-    program: str
-    text: str
-    code: bool = True
-    sample: str = ""
-
-    @property
-    def typed(self) -> bool:
-        """Whether `sample` is typed."""
-        return _is_code(self.sample)
 
 
 @dataclass(frozen=True)
@@ -283,42 +259,6 @@ def _packed(figures: Sequence[Figure]) -> "Markup":
     """Figures as HTML, compressed: those of all layers of a large model would be five times as much as they are."""
     html = str(_engine().get_template("drawings.html.j2").module.figures(figures))
     return base64_of(gzip.compress(html.encode(), mtime=0))
-
-
-def ways(load: Iterable[str], known: Mapping[str, Any] | None) -> tuple[Way, ...]:
-    """Ways to use a result.
-
-    Args:
-        load: lines in which a report tells how to load it: "diffusers: pipe.load_lora_weights(...)".
-        known: the values of an `engine.results.KnownModel` by name; None where the target is none.
-    """
-    samples = {} if known is None else known["ways"]
-    found = []
-    for line in load:
-        program, colon, rest = line.partition(": ")
-        if colon and " " not in program:
-            found.append(Way(program, rest, _is_code(rest), samples.get(program, "")))
-        else:
-            found.append(Way("", line, code=False))
-    return tuple(found)
-
-
-def _is_code(text: str) -> bool:
-    return "(" in text and text.split("(")[0].replace(".", "_").replace(" = ", "_").isidentifier()
-
-
-def how_to_sample(known: Mapping[str, Any] | None, told: str | None) -> str:
-    """How the target is sampled, in a few sentences.
-
-    Args:
-        known: as in `ways`.
-        told: what files beside the target say.
-    """
-    if known is None:
-        return f"{TARGETS_OWN} " + (f"It says of itself: {told}." if told else "Steps as the target's authors say.")
-    said = f"{TARGETS_OWN} By its name the target is {known['name']}, which its authors sample so: {known['how']} "
-    said += f"({known['seen']})."
-    return said + (f" Its own files say: {told}." if told else "")
 
 
 def went_in(told: Iterable[Any]) -> tuple[Input, ...]:

@@ -20,14 +20,13 @@ from loraport.report.frame import (
     Verdict,
     Words,
     among,
-    how_to_sample,
     is_number,
     render,
-    ways,
     went_in,
     write,
 )
 from loraport.report.tables import Table
+from loraport.report.using import how_to_sample, ways
 
 MAPS = 3
 NO_WORDS = Words()
