@@ -48,10 +48,12 @@ def test_a_step_that_fails_is_told_and_the_next_one_done(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_all_of_it_runs_on_the_cpu(tmp_path):
     out = tmp_path / "gpu.json"
     words = [sys.executable, str(SCRIPT), "--tiny", "--device", "cpu", "--out", str(out), "--work", str(tmp_path)]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=280)
+    words += ["--budget", "3000"]  # nothing is left out on a machine that is busy
+    done = subprocess.run(words, capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
     told = json.loads(out.read_text())
     assert told["failed"] == []
