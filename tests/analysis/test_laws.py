@@ -164,7 +164,7 @@ def test_what_rounding_does_in_the_mean_is_what_draws_of_it_do(monkeypatch, rows
     found = nulls.rounding(basis, "BF16", size, k, Generator().manual_seed(3))
     drawn = [
         _of_noise(basis, nulls.rounding_noise(dense(basis), "BF16", size, Generator().manual_seed(seed)), k)
-        for seed in range(200)
+        for seed in range(120)
     ]
     mean = [sum(each) / len(drawn) for each in zip(*drawn, strict=True)]
     loose = 0.05

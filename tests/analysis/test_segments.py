@@ -67,11 +67,9 @@ def test_a_random_update_in_segments_tells_what_the_whole_does(case, monkeypatch
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "case", [(1.0, 0.03, None), (1.0, 0.1, None), (5.8, 0.05, None), (1.0, 0.012, 32), (1.0, 0.03, 128)]
-)
+@pytest.mark.parametrize("case", [(1.0, 0.1, None), (5.8, 0.05, None), (1.0, 0.03, 128)])
 def test_within_a_hundredth_at_the_width_of_a_real_layer(case):
-    found = differences(1536, *case, draws=3, width=24)
+    found = differences(1536, *case, draws=2, width=24)
     tolerance = {name: 0.02 if name.startswith("aligned") else 0.01 for name in found}  # of 24 numbers, by chance
     assert {name: value for name, value in found.items() if abs(value) > tolerance[name]} == {}
 

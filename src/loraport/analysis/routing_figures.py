@@ -76,9 +76,10 @@ def _certificates(about: Layer, clusters: Clusters, proof: Proof) -> Certificate
     gap = certificates.gaps(S, clusters, square=about.square)
     bound = certificates.bounds(gap, clusters.sizes, proof.size, proof.largest)
     null = certificates.bounds(gap, clusters.sizes, proof.size, spectrum.largest_of_noise(proof.size, about.shape))
+    count = min(clusters.count, SHOWN)
     labels = torch.full((len(S),), -1, dtype=torch.int64, device=S.device)
-    labels[:k] = clusters.labels
-    turned, expected = (each.leaving(labels, clusters.count).sqrt() for each in (proof.measured, proof.predicted))
+    labels[:k] = torch.where(clusters.labels < count, clusters.labels, -1)
+    turned, expected = (each.leaving(labels, count).sqrt() for each in (proof.measured, proof.predicted))
     sigma = torch.zeros_like(gap).index_add_(0, clusters.labels, S[:k]) / clusters.sizes
     first = torch.full((clusters.count,), k, dtype=torch.int64, device=S.device)
     first.scatter_reduce_(0, clusters.labels, torch.arange(k, device=S.device), "amin")
@@ -97,7 +98,7 @@ def _certificates(about: Layer, clusters: Clusters, proof: Proof) -> Certificate
                 measured=short(float(turned[at])),
                 predicted=short(float(expected[at])),
             )
-            for at in range(min(clusters.count, SHOWN))
+            for at in range(count)
         ),
     )
 

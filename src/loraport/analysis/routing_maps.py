@@ -61,7 +61,8 @@ class Cells:
 
 def densities(C: Float[Tensor, "k k"]) -> tuple[Float[Tensor, " k"], Float[Tensor, " k"]]:
     """How much each direction of the head sends and receives within the head (Eq. 5, 6)."""
-    return torch.linalg.vector_norm(C, dim=0), torch.linalg.vector_norm(C, dim=1)
+    squares = C.square()
+    return squares.sum(0).sqrt(), squares.sum(1).sqrt()
 
 
 def root_mean_square(C: Float[Tensor, "k k"], cells: Cells) -> Float[Tensor, "g g"]:
@@ -113,7 +114,7 @@ def concentration(C: Float[Tensor, "p p"], rest: Float[Tensor, " p"], rows: int,
         h: number of directions.
     """
     p = len(C)
-    columns = torch.linalg.vector_norm(C[:, :h], dim=0).square().sum() + rest[:h].sum()
+    columns = torch.linalg.vector_norm(C[:, :h], dim=1).square().sum() + rest[:h].sum()
     part = float(columns + torch.linalg.vector_norm(C[:h, h:], dim=1).square().sum())
     whole = float(torch.linalg.vector_norm(C, dim=1).square().sum() + rest.sum())
     return part / whole / area((rows, p), h) if whole > 0 else 0.0

@@ -10,6 +10,7 @@ LEADING = 10
 """Directions that are looked at for intruders (arXiv 2410.21228)."""
 FOREIGN = 0.5
 """Cosine with every old direction below which a new one is an intruder."""
+_ROWS = 128  # worked on at a time, so that the passes over them stay in the processor's cache
 
 
 def mixing(
@@ -29,23 +30,29 @@ def mixing(
         Shares of the longer side's directions, those of the other side's, and what new directions of the longer side
         have outside of all old ones.
     """
-    C, apart = update.C, S.square()[None, :] - S.square()[:, None]
-    floor = torch.finfo(S.dtype).eps * float(S[0]) ** 2
-    apart = torch.where(apart.abs() < floor, floor, apart)
-    left = _two_levels((C * S[None, :]).add_(C.T * S[:, None]).div_(apart))
-    right = _two_levels((C * S[:, None]).add_(C.T * S[None, :]).div_(apart))
-    beyond = update.rest_energy / S.square().clamp_min(torch.finfo(S.dtype).tiny)
+    C, energies = update.C, S.square()
+    floor = torch.finfo(S.dtype).eps * float(energies[0])
+    left, right = torch.empty_like(C), torch.empty_like(C)
+    for first in range(0, len(S), _ROWS):
+        rows = slice(first, first + _ROWS)
+        apart = energies[None, :] - energies[rows, None]
+        apart = torch.where(apart.abs() < floor, floor, apart)
+        sent, received = C[rows], C[:, rows].T.contiguous()
+        new, old = S[None, :], S[rows, None]
+        left[rows] = _two_levels((sent * new).add_(received * old).div_(apart))
+        right[rows] = _two_levels((sent * old).add_(received * new).div_(apart))
+    left.fill_diagonal_(0.0)
+    beyond = update.rest_energy / energies.clamp_min(torch.finfo(S.dtype).tiny)
     lengths = 1 + left.sum(0) + beyond
     left.fill_diagonal_(1.0).div_(lengths)
     right.fill_diagonal_(1.0).div_(right.sum(0))
     return left, right, beyond / lengths
 
 
-def _two_levels(omega: Float[Tensor, "p p"]) -> Float[Tensor, "p p"]:
+def _two_levels(omega: Float[Tensor, "a b"]) -> Float[Tensor, "a b"]:
     """tan^2 of the angle: (sqrt(1 + x) - 1)^2 / x = x / (sqrt(1 + x) + 1)^2 for x = 4 Omega^2."""
     x = omega.square_().mul_(4.0)
-    root = (x + 1.0).sqrt_().add_(1.0)
-    return x.div_(root).div_(root).fill_diagonal_(0.0)
+    return x.div_((x + 1.0).sqrt_().add_(1.0).square_())
 
 
 def leaving(
@@ -59,13 +66,15 @@ def leaving(
         count: number of groups.
         more: what new direction j has outside of all old ones.
     """
-    group = torch.where(labels < 0, count, labels)
-    held = shares.new_zeros(count + 1, len(shares)).index_add_(0, group, shares)
-    lost = held.scatter_(0, group[None, :], 0.0).sum(0)  # its own taken out first: nothing cancels
+    inside = (labels >= 0).nonzero()[:, 0]
+    if len(inside) < len(labels):
+        shares, more = shares.index_select(1, inside), None if more is None else more[inside]
+    group, own = torch.where(labels < 0, count, labels), labels[inside]
+    held = shares.new_zeros(count + 1, shares.shape[1]).index_add_(0, group, shares)
+    lost = held.scatter_(0, own[None, :], 0.0).sum(0)  # its own taken out first: nothing cancels
     if more is not None:
         lost = lost + more
-    inside = labels >= 0
-    return torch.zeros(count, dtype=shares.dtype, device=shares.device).index_add_(0, labels[inside], lost[inside])
+    return torch.zeros(count, dtype=shares.dtype, device=shares.device).index_add_(0, own, lost)
 
 
 def groups(p: int, most: int) -> tuple[int, ...]:
