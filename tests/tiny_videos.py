@@ -154,7 +154,9 @@ def cogvideox(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
         text_embed_dim=TEXT, num_layers=2, sample_width=2, sample_height=2, sample_frames=9,
     )  # fmt: skip
     vae = {"latent_channels": 4, "block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 2}
-    scheduler = diffusers.CogVideoXDDIMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    scheduler = diffusers.CogVideoXDDIMScheduler(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
     diffusers.CogVideoXPipeline(
         tokenizer=tinywan.tokenizer(),
         text_encoder=tinywan.text_encoder(),
