@@ -87,7 +87,7 @@ def _other_libraries(G: Tensor) -> Iterator[tuple[str, int, Callable[[], Eigen]]
     import numpy
 
     matrix = G.numpy()
-    yield "numpy, float32", 1, lambda: tuple(map(torch.from_numpy, numpy.linalg.eigh(matrix)))
+    yield "numpy, in float64", 1, lambda: tuple(map(torch.from_numpy, numpy.linalg.eigh(matrix)))
     try:
         from scipy.linalg import eigh
     except ImportError:
