@@ -266,6 +266,18 @@ def test_times_arrive_at_the_scheduler(settings, expected):
     assert bool(pipeline.scheduler.config.stochastic_sampling) == (settings.sampler == "renoise")
 
 
+def test_a_shift_that_is_asked_for_is_all_that_shifts():
+    """Qwen-Image's scheduler shifts by resolution and stretches to a last time, which its distilled models do not."""
+
+    class Pipeline:
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift_terminal=0.02, use_dynamic_shifting=True)
+
+    pipeline = Pipeline()
+    set_sampling(pipeline, SamplingSettings(steps=4, shift=3))
+    pipeline.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / 4, 4), device="cpu")
+    assert pipeline.scheduler.timesteps.tolist() == pytest.approx([1000, 900, 750, 500], abs=0.01)
+
+
 def test_pixels_that_are_no_numbers_are_refused():
     class Made:
         images = np.full((1, 2, 2, 3), np.nan)

@@ -52,9 +52,10 @@ def set_sampling(pipeline: Any, settings: SamplingSettings) -> None:
         pipeline.scheduler = _flow_scheduler(settings, own)
     elif settings.shift is not None:
         name = "flow_shift" if "flow_shift" in own.config else "shift"
-        pipeline.scheduler = type(own).from_config(
-            own.config, **{name: settings.shift}, **({"use_dynamic_shifting": False} if name == "shift" else {})
-        )
+        # A shift that was asked for is the whole schedule: none by resolution, nor stretched to an end as Qwen-Image's.
+        others = {"use_dynamic_shifting": False, "shift_terminal": None} if name == "shift" else {}
+        changed = {key: value for key, value in others.items() if key in own.config}
+        pipeline.scheduler = type(own).from_config(own.config, **{name: settings.shift}, **changed)
 
 
 def _flow_scheduler(settings: SamplingSettings, own: Any) -> Any:

@@ -3,6 +3,7 @@
 import importlib.util
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -95,4 +96,5 @@ def _grey(clip: UInt8[np.ndarray, "f h w 3"]) -> list[UInt8[np.ndarray, "h w"]]:
 def _farneback(now: UInt8[np.ndarray, "h w"], then: UInt8[np.ndarray, "h w"]) -> Float[np.ndarray, "h w 2"]:
     import cv2
 
-    return cv2.calcOpticalFlowFarneback(now, then, None, 0.5, 3, 15, 3, 5, 1.2, 0)
+    start: Any = None  # OpenCV takes none, which its types do not say
+    return cv2.calcOpticalFlowFarneback(now, then, start, 0.5, 3, 15, 3, 5, 1.2, 0)

@@ -80,8 +80,8 @@ def _strips(
         indices = [mask.nonzero()[:, 0] for mask in (row, col)]
         heads, head_cols = (int((index < len(labels)).sum()) for index in indices)
         if all(map(len, indices)):
-            there = [sent(index, rows) for index in indices]
-            strips.append((*there, heads, labels[there[1][:head_cols]]))
+            there_rows, there_cols = (sent(index, rows) for index in indices)
+            strips.append((there_rows, there_cols, heads, labels[there_cols[:head_cols]]))
     return strips
 
 
