@@ -1,4 +1,4 @@
-"""Writes the tables of check.md: what `check` says of the bundled pairs, and what was measured of them.
+"""Writes check-tables.md: what `check` says of the bundled pairs, and what was measured of them.
 
     python docs/check_table.py                                             what check says
     python docs/check_table.py --evidence A/evidence.json --held-out B/evidence.json
@@ -20,7 +20,7 @@ from loraport.checking.run import check_recipes
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.zoo.catalogue import data_file
 
-PAGE = Path(__file__).parent / "check.md"
+PAGE = Path(__file__).parent / "check-tables.md"
 BEGIN, END = "<!-- made by docs/check_table.py: {} -->", "<!-- end -->"
 MEASURES = {"to_aim": "distance to source + LoRA", "frechet": "Frechet distance"}
 """By which the best strength is chosen; smaller is better."""
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--family", type=Path, default=data_file(""), help="laid out as the bundled data")
     parser.add_argument("--evidence", type=Path, nargs="+", default=[], help="evidence.json of loraport evaluate")
     parser.add_argument("--held-out", type=Path, nargs="+", default=[], help="that of loraport evaluate --held-out")
-    parser.add_argument("--print", action="store_true", help="print the tables instead of writing them into check.md")
+    parser.add_argument("--print", action="store_true", help="print the tables instead of writing them into check-tables.md")
     args = parser.parse_args()
     pairs = checked(args.family)
     chosen, held = [pair for pair in pairs if not pair.held_out], [pair for pair in pairs if pair.held_out]
@@ -65,7 +65,7 @@ def main() -> None:
         begin = BEGIN.format(title)
         before, found, after = page.partition(begin)
         if not found:
-            raise SystemExit(f"check.md has no place for the tables: {begin}")
+            raise SystemExit(f"check-tables.md has no place for the tables: {begin}")
         page = f"{before}{begin}\n\n{text}\n\n{END}{after.partition(END)[2]}"
     if not args.print:
         PAGE.write_text(page, encoding="utf-8")
