@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--family", type=Path, default=data_file(""), help="laid out as the bundled data")
     parser.add_argument("--evidence", type=Path, nargs="+", default=[], help="evidence.json of loraport evaluate")
     parser.add_argument("--held-out", type=Path, nargs="+", default=[], help="that of loraport evaluate --held-out")
-    parser.add_argument("--print", action="store_true", help="print the tables instead of writing them into check-tables.md")
+    parser.add_argument("--print", action="store_true", help="print them instead of writing them into the page")
     args = parser.parse_args()
     pairs = checked(args.family)
     chosen, held = [pair for pair in pairs if not pair.held_out], [pair for pair in pairs if pair.held_out]
