@@ -15,7 +15,7 @@ from loraport.engine.job import Job
 from loraport.threads import cores, set_threads_of_torch
 
 _THREADS = 8  # more do not read faster
-_SHARE = 0.25  # of the memory of the host that is ours to use
+_SHARE = 0.15  # of the memory of the host that is ours to use; what is pinned takes up to twice its size
 _MOST = 4 * 2**30  # bytes: several of the largest layers that there are
 
 J = TypeVar("J", bound=Job)
