@@ -7,6 +7,7 @@ import pickle
 import shutil
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,8 @@ from safetensors.torch import save_file
 
 import loraport
 import pico
-from loraport.engine import devices, reading
-from loraport.engine.accelerators import bound, pinned, to_host
+from loraport.engine import accelerators, devices, reading
+from loraport.engine.accelerators import bound, pinned, to_host, with_the_cpu_behind
 from loraport.engine.ahead import Ahead
 from loraport.engine.events import LayerDone
 from loraport.engine.job import Job
@@ -222,3 +223,36 @@ def test_where_no_memory_can_be_pinned_there_is_ordinary_memory():
     assert pinned(7).shape == (7,)
     there = torch.arange(6.0).reshape(2, 3).T
     assert torch.equal(to_host({"t": there})["t"], there)
+
+
+def test_what_finds_no_room_beside_others_is_tried_again_by_itself():
+    """The first layer is at work when the second runs out of memory; the third may not begin before both are done."""
+    begun, failed, going_on, log = threading.Event(), threading.Event(), threading.Event(), []
+
+    def first(at: torch.device) -> str:
+        begun.set()
+        assert going_on.wait(10)
+        log.append("first")
+        return "first"
+
+    def second(at: torch.device) -> str:
+        if not failed.is_set():
+            assert begun.wait(10)
+            failed.set()
+            raise torch.OutOfMemoryError("no room")
+        log.append(f"second on {at}")
+        return "second"
+
+    def third(at: torch.device) -> str:
+        log.append("third")
+        return "third"
+
+    with ThreadPoolExecutor(3) as pool:
+        made = [pool.submit(with_the_cpu_behind, work, "cpu:0") for work in (first, second)]
+        assert failed.wait(10)
+        while not accelerators._turns["cpu:0"]._by_itself:  # the second does not wait yet
+            threading.Event().wait(0.001)
+        made.append(pool.submit(with_the_cpu_behind, third, "cpu:0"))
+        going_on.set()
+    assert [each.result() for each in made] == [("first", False), ("second", False), ("third", False)]
+    assert log == ["first", "second on cpu:0", "third"]

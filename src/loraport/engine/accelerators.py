@@ -1,6 +1,8 @@
 """What torch says of accelerators: which there are, how much memory they have, how they fail."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -110,25 +112,67 @@ def release_memory(device: str) -> None:
         torch.cuda.empty_cache()
 
 
+class _Turns:
+    """Who works on a device in this process: layers side by side, or one that found no room, by itself."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._working = 0
+        self._by_itself = 0  # that are, or want to be
+
+    @contextlib.contextmanager
+    def taken(self, *, by_itself: bool = False) -> Iterator[None]:
+        """Work on it within the block. Nobody begins while somebody waits for it to be empty."""
+        with self._changed:
+            self._by_itself += by_itself
+            self._changed.wait_for(lambda: not (self._working if by_itself else self._by_itself))
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._working -= 1
+                self._by_itself -= by_itself
+                self._changed.notify_all()
+
+    @property
+    def shared(self) -> bool:
+        """Whether more than one works on it."""
+        return self._working > 1
+
+
+_turns: dict[str, _Turns] = {}
+
+
 def with_the_cpu_behind(
     work: Callable[[torch.device], _Made], device: str, let_go: Callable[[], None] = lambda: None
 ) -> tuple[_Made, bool]:
     """Do work on a device, and on the CPU if the device has too little memory for it.
 
+    What finds no room beside other work of this process on the device is tried once more when that is done.
+
     Args:
         work: given the device.
         device: its name.
-        let_go: called between the two, to give back what else holds the device's memory.
+        let_go: called between two tries, to give back what else holds the device's memory.
 
     Returns:
         What came of it, and whether the CPU took over.
     """
-    try:
+    if device == "cpu":
         return work(torch.device(device)), False
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if device == "cpu" or not is_out_of_memory(error):
-            raise
-    # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.
-    let_go()
-    release_memory(device)
+    turns = _turns.setdefault(device, _Turns())
+    for by_itself in (False, True):
+        with turns.taken(by_itself=by_itself):
+            try:
+                return work(torch.device(device)), False
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            shared = turns.shared
+        # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.
+        let_go()
+        release_memory(device)
+        if not shared:
+            break
     return work(torch.device("cpu")), True
