@@ -121,8 +121,8 @@ class Worker:
         if not taken_over:
             return result
         said = (
-            f"{job.name}: {slot.device} ran out of memory, so this layer was computed on the CPU; other programs on the "
-            "device may hold the rest of it, or --max-memory is small"
+            f"{job.name}: {slot.device} ran out of memory, so this layer was computed on the CPU; other programs on "
+            "it may hold the rest, or --max-memory is small"
         )
         return replace(result, warnings=(said, *result.warnings))
 
