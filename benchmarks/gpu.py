@@ -1,12 +1,12 @@
 """Everything about a card in one run: does it work, is it right, how fast, how busy, in how much memory.
 
-    python benchmarks/gpu.py                         about ten minutes on one card, more is found on several
+    python benchmarks/gpu.py                         within ten minutes; several cards are used if there are
     python benchmarks/gpu.py --parts correct speed
     python benchmarks/gpu.py --tiny --device cpu     tries the whole script anywhere
 
 On a bare machine with PyTorch and no network: copy `src`, `benchmarks` and the wheels of pyproject.toml's dependencies
-but torch (`pip download` beforehand), `python -m pip install --no-index --no-deps --target site *.whl`, and
-`PYTHONPATH=src:site python benchmarks/gpu.py`.
+and of scipy, but torch (`pip download` beforehand), `python -m pip install --no-index --no-deps --target site *.whl`,
+and `PYTHONPATH=src:site python benchmarks/gpu.py`.
 
 Ends with what was found against the targets of docs/benchmarks.md, what was not checked and why; all figures are in
 --out, also if the run is cut off. Exit code 1 if a check failed; a target that is missed is no failure.

@@ -137,18 +137,20 @@ class Session:
 
 
 class Watch:
-    """The most memory of a device in use while it is on, beyond what was in use before; of all programs there.
+    """The most memory of a device in use while it is on, of all programs there; on the CPU that of this process.
 
-    On the CPU that of this process.
+    Attributes:
+        whole: bytes, with what CUDA itself takes.
+        more: beyond what was in use before.
     """
 
     def __init__(self, session: Session):
-        self.peak, self._session, self._over = 0, session, threading.Event()
+        self.whole, self._before, self._session, self._over = 0, 0, session, threading.Event()
 
     def __enter__(self) -> "Watch":
         self._session.wait()
         self._session.release()
-        self._before = self._used()
+        self.whole = self._before = self._used()
         self._thread = threading.Thread(target=self._look, daemon=True)
         self._thread.start()
         return self
@@ -159,7 +161,12 @@ class Watch:
 
     def _look(self) -> None:
         while not self._over.wait(0.005):
-            self.peak = max(self.peak, self._used() - self._before)
+            self.whole = max(self.whole, self._used())
+
+    @property
+    def more(self) -> int:
+        """See the class."""
+        return self.whole - self._before
 
     def _used(self) -> int:
         if not self._session.cuda:
@@ -173,12 +180,13 @@ class Watch:
 def busy_share(profiler: "torch.profiler.profile", *, cuda: bool) -> tuple[float, float, float]:
     """(seconds in which anything ran, from the first to the last of it, the sum over all), of a profile.
 
-    On a card what runs are its kernels and copies; without one the operations of the CPU, so that the way is tried.
+    On a card what runs are its kernels; copies are left out, since they go on beside them. Without a card it is what
+    this thread does on the CPU, so that the way is tried.
     """
     spans = []
     for event in profiler.events():
-        on_device = event.device_type == torch.autograd.DeviceType.CUDA
-        if on_device == cuda and event.time_range.end > event.time_range.start:
+        computes = (event.device_type == torch.autograd.DeviceType.CUDA) == cuda and not event.name.startswith("Mem")
+        if computes and event.time_range.end > event.time_range.start:
             spans.append((event.time_range.start, event.time_range.end))
     return union(spans)
 

@@ -1,5 +1,6 @@
 """How fast a card is, where its time goes, how busy it is and how much of its memory is used."""
 
+import importlib.util
 import re
 import time
 from collections.abc import Callable
@@ -128,13 +129,15 @@ def _run(session: Session, name: str, **settings: object) -> dict[str, Any]:
     session.say(
         f"   {name}: {spent:.2f} s for {len(report.layers)} layers, {whole:.0f} s for {BLOCKS} blocks | "
         + " ".join(f"{shape} {seconds:.2f}" for shape, seconds in layers.items())
-        + f" | most memory {watch.peak / GIGA:.2f} GB (torch {reserved / GIGA:.2f})"
+        + f" | memory {watch.whole / GIGA:.2f} GB at most, {watch.more / GIGA:.2f} of it for this"
+        + (f", {reserved / GIGA:.2f} in torch's hands" if session.cuda else "")
     )
     return {
         "wall": spent,
         "blocks": session.blocks,
         "layers": layers,
-        "peak": watch.peak,
+        "peak": watch.whole,
+        "more": watch.more,
         "reserved": reserved,
         "on": sorted({layer.device for layer in report.layers}),
         "warnings": list(report.warnings),
@@ -253,6 +256,9 @@ def memory(session: Session) -> None:
 
 def dense(session: Session) -> None:
     """The published procedure, densely, on the same card, a layer of each kind; ours on the same layers."""
+    if importlib.util.find_spec("scipy") is None:
+        session.leave_out("the published procedure", "it needs scipy, which is not installed")
+        return
     guess = 5.0
     for size, names in (("1.3B", ("self_attn.q",)), ("14B", ("self_attn.q", "ffn.0", "ffn.2"))):
         for name in names:

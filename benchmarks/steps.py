@@ -51,7 +51,7 @@ def steps(shape: tuple[int, int], rank: int, device: str = "cpu") -> Iterator[St
     """
     m, n = shape
     generator = seeded("cost", m, n)
-    source, target = (weight.to(device) for weight in weight_pair(m, n, DRIFT, generator))
+    source, target = weight_pair(m, n, DRIFT, generator, device=device)
     update = LowRank(*lora_factors(m, n, rank, generator)).to(device=device)
     yield Step("casa", "decomposition", costs.thin_basis(m, n), lambda: thin_svd(source))
 

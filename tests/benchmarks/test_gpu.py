@@ -4,8 +4,10 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import gpu_session
 import gpu_targets
@@ -16,6 +18,22 @@ SCRIPT = Path(gpu_session.__file__).with_name("gpu.py")
 def test_spans_that_overlap_count_once():
     assert gpu_session.union([(0, 2e6), (1e6, 3e6), (5e6, 6e6), (5.2e6, 5.5e6)]) == pytest.approx((4.0, 6.0, 5.3))
     assert gpu_session.union([]) == (0.0, 0.0, 0.0)
+
+
+def test_a_card_is_busy_while_kernels_run_and_not_while_it_copies():
+    def event(name, kind, begin, end):
+        return SimpleNamespace(name=name, device_type=kind, time_range=SimpleNamespace(start=begin, end=end))
+
+    card, cpu = torch.autograd.DeviceType.CUDA, torch.autograd.DeviceType.CPU
+    events = [
+        event("sgemm", card, 0, 1e6),
+        event("Memcpy HtoD (Pinned -> Device)", card, 1e6, 4e6),
+        event("aten::mm", cpu, 0, 9e6),
+        event("reduce", card, 7e6, 8e6),
+    ]
+    profiler = SimpleNamespace(events=lambda: events)
+    assert gpu_session.busy_share(profiler, cuda=True) == pytest.approx((2.0, 8.0, 2.0))
+    assert gpu_session.busy_share(profiler, cuda=False) == pytest.approx((9.0, 9.0, 9.0))
 
 
 def session(tmp_path, budget=100.0) -> gpu_session.Session:
