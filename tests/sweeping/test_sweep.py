@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import pico
+from loraport.engine import devices
 from loraport.engine.events import Finished, LayerDone
 from loraport.engine.recipe import RunOptions
 from loraport.errors import FileError, NumericalError, UsageError
@@ -66,6 +67,20 @@ def test_each_file_is_the_one_that_a_transfer_alone_writes(files, tmp_path, exec
             **recipe, output=alone, options=RunOptions(cache="off", log="off", executor="serial", overwrite=True)
         )
         assert (tmp_path / "made" / row.output).read_bytes() == alone.read_bytes(), row.name
+
+
+def test_a_device_that_the_host_reads_ahead_for_makes_the_same_files(files, tmp_path, monkeypatch):
+    """The slots call themselves `cpu:0`, so that they count as a device beside the host."""
+    made = {}
+    for name in ("cpu", "cpu:0"):
+        monkeypatch.setattr(devices, "pick_devices", lambda wanted, name=name: (name,))
+        folder = tmp_path / name.replace(":", "")
+        options = RunOptions(cache=str(folder / "cache"), log="off", workers=2)
+        report = sweep(files, folder / "made", options=options, settings=SETTINGS, loras=files.lora)
+        assert report.errors == {}
+        made[name] = made_in(folder / "made")
+    assert made["cpu"] == made["cpu:0"]
+    assert len(made["cpu"]) == 2 * 3
 
 
 def test_every_weight_is_decomposed_once_for_all_cells(files, tmp_path, monkeypatch):
