@@ -123,9 +123,12 @@ def connected_components(edges: Bool[Tensor, "k k"]) -> Clusters:
     First every node and one of its edges, which finds most of every cluster; then the edges that still lead from one
     to another.
     """
+    if edges.device.type == "mps":  # which lacks some of the operations on integers
+        found = connected_components(edges.cpu())
+        return Clusters(found.labels.to(edges.device), found.count)
     own = torch.arange(len(edges), device=edges.device)
-    found, partner = edges.max(dim=1)
-    labels = _merged(own, own, torch.where(found, partner, own))
+    joined, partner = edges.max(dim=1)
+    labels = _merged(own, own, torch.where(joined, partner, own))
     leaving = edges & (labels[:, None] != labels[None, :])
     labels = _merged(labels, *leaving.nonzero(as_tuple=True))
     first = labels == own
