@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -113,8 +113,8 @@ def _of_timings(name: str, told: dict[str, Any]) -> Machine:
     return Machine(name, 1, rates, told["memory"], beside=True, waits=waits, least=least)
 
 
-def remember(name: str, rates: Rates) -> None:
-    """Put this machine into machines.json."""
+def remember(name: str, found: list[Rates]) -> None:
+    """Put this machine into machines.json, with the best of each rate."""
     import measure
 
     facts = measure.machine()
@@ -124,7 +124,9 @@ def remember(name: str, rates: Rates) -> None:
         "told": f"measured {time.strftime('%Y-%m-%d')}",
         "lanes": cores(),
         "memory": 1e9 * float(str(facts["memory_gb"])) * 0.6,
-        "rates": {key: float(f"{value:.3g}") for key, value in asdict(rates).items()},
+        "rates": {
+            each.name: float(f"{max(getattr(rates, each.name) for rates in found):.3g}") for each in fields(Rates)
+        },
     }
     MACHINES.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
 
