@@ -73,6 +73,28 @@ def will_stay(temporary: Path) -> bool:
     return temporary.is_file() and temporary.with_name(_JOB).is_file()
 
 
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[bool]:
+    """Hold a folder while the block runs, until the process ends at the latest; yields False where another holds it.
+
+    Where folders cannot be locked (Windows, some network file systems) nobody is kept out.
+
+    Args:
+        folder: is there.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if fcntl is None:
+        yield True
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        yield _lock(handle) is not False
+    finally:
+        os.close(handle)
+
+
 def remove_abandoned(path: Path) -> int:
     """Remove what killed processes left of earlier attempts to write `path`; returns how many there were."""
     return sum(remove_if_abandoned(Path(name)) for name in _folders(path))

@@ -76,6 +76,19 @@ def claim_folder(folder: Path, patterns: Iterable[str], what: str) -> None:
     Raises:
         FileError: there are such files, or the folder cannot be written.
     """
+    check_claim(folder, patterns, what)
+    if not (folder / MARK).is_file():
+        write_text(folder / MARK, f"Results of {what}; they are replaced by the next one.\n")
+
+
+def check_claim(folder: Path, patterns: Iterable[str], what: str) -> None:
+    """Raise FileError where `claim_folder` would, and change nothing.
+
+    Args:
+        folder: as there.
+        patterns: as there.
+        what: as there.
+    """
     check_folder(folder / MARK, what)
     if not (folder / MARK).is_file():
         taken = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
@@ -86,7 +99,6 @@ def claim_folder(folder: Path, patterns: Iterable[str], what: str) -> None:
                 values=", ".join(taken[:5]),
                 fix="name another folder: -o FOLDER",
             )
-        write_text(folder / MARK, f"Results of {what}; they are replaced by the next one.\n")
 
 
 def with_settings(role: str, file: Path) -> Iterator[tuple[str, Path]]:

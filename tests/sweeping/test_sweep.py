@@ -15,6 +15,8 @@ from loraport.engine import devices
 from loraport.engine.events import Finished, LayerDone
 from loraport.engine.recipe import RunOptions
 from loraport.errors import FileError, NumericalError, UsageError
+from loraport.sweeping.index import Index
+from loraport.sweeping.run import plan_sweep
 
 FEW = {name: pico.LAYERS[name] for name in ("blocks.0.self_attn.q", "blocks.1.ffn.0")}
 PLAIN = RunOptions(cache="off", log="off", executor="serial")
@@ -178,6 +180,30 @@ def test_interrupted_it_goes_on(files, tmp_path):
     report = sweep(files, tmp_path / "made", **settings)
     assert (len(report.kept), report.errors) == (1, {})
     assert made_in(tmp_path / "made") == made_in(tmp_path / "other")
+
+
+def test_two_at_work_in_one_folder(files, tmp_path):
+    refused = []
+
+    def again(event):
+        if isinstance(event, Finished) and not refused:
+            with pytest.raises(FileError, match="another sweep is at work") as error:
+                sweep(files, tmp_path / "made", method="direct")
+            refused.append(error)
+
+    report = sweep(files, tmp_path / "made", method="direct", on_event=again)
+    assert refused
+    assert report.errors == {}
+    again = sweep(files, tmp_path / "made", method="direct")
+    assert len(again.kept) == len(report.cells)
+
+
+def test_a_plan_says_that_the_index_is_somebody_elses(files, tmp_path):
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "sweep.csv").write_text("mine")
+    index = Index(tmp_path / "made", {})
+    with pytest.raises(FileError, match="did not make"):
+        plan_sweep([], index, PLAIN)
 
 
 def test_an_output_that_a_killed_sweep_could_not_tell_of_is_made_again(files, tmp_path):

@@ -17,10 +17,12 @@ from loraport.engine.many_run import check_options, run_many
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport
 from loraport.errors import FileError, LoraportError
+from loraport.files import reason_of
+from loraport.partial import alone_in
 from loraport.sweeping.cells import Cell, Refused
 from loraport.sweeping.index import CSV, JSON, Index, Row
 from loraport.sweeping.standing import Standing, remembered, standing_of
-from loraport.writable import check_output, claim_folder
+from loraport.writable import check_claim, check_output, claim_folder
 
 DEFAULTS = RunOptions()
 
@@ -74,7 +76,11 @@ def plan_sweep(cells: Sequence[Cell | Refused], index: Index, options: RunOption
         cells: of `cells_of`.
         index: that of the folder.
         options: whether outputs may be replaced.
+
+    Raises:
+        FileError: the folder cannot be written, or holds an index of somebody else.
     """
+    check_claim(index.folder, (JSON, CSV), "sweep")
     errors: dict[int, LoraportError] = {}
     standing: dict[int, Standing] = {}
     recipes: dict[int, Recipe] = {}
@@ -119,12 +125,31 @@ def carry_sweep(
             cell in the same way. Outputs that were finished before stay, and so does the index.
     """
     check_options(options)
-    index, read = Index(folder, grid), list(also)
+    with contextlib.ExitStack() as held:
+        return _carry(cells, folder, grid, options, on_event, list(also), held)
+
+
+def _carry(
+    cells: Sequence[Cell | Refused],
+    folder: Path,
+    grid: Mapping[str, Any],
+    options: RunOptions,
+    on_event: Listener,
+    read: Sequence[tuple[str, Path]],
+    held: contextlib.ExitStack,
+) -> SweepReport:
+    """The same; what is `held` of the folder is let go by the caller."""
+    new = not folder.is_dir()
+    if not new:
+        _hold(folder, held)
+    index = Index(folder, grid)
     plan = plan_sweep(cells, index, options)
     _refuse_if_all_fail(plan)
     for name in (JSON, CSV):
         check_output(folder / name, read, overwrite=True, what="index of the sweep")
     claim_folder(folder, (JSON, CSV), "sweep")
+    if new:  # before that nothing is made, not even the folder
+        _hold(folder, held)
     rows = [Row.of(cell, folder) for cell in cells]
     index.rows = {row.output: row for row in rows}
     for number, state in plan.standing.items():
@@ -169,6 +194,20 @@ def carry_sweep(
         frozenset(cells[number].name for number, state in plan.standing.items() if state == "done"),
         {cells[number].name: error for number, error in sorted(errors.items())},
     )
+
+
+def _hold(folder: Path, held: contextlib.ExitStack) -> None:
+    """Two sweeps of one folder would each call the outputs of the other somebody else's, and write that down."""
+    try:
+        alone = held.enter_context(alone_in(folder))
+    except OSError as error:
+        raise FileError("the folder cannot be opened", where=str(folder), values=reason_of(error)) from error
+    if not alone:
+        raise FileError(
+            "another sweep is at work in the folder",
+            where=str(folder),
+            fix="wait until it has ended, or name another folder: -o FOLDER",
+        )
 
 
 def _path(cell: Cell, index: Index) -> str:
