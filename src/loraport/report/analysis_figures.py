@@ -96,7 +96,7 @@ def _windows(name: str, update: UpdateAnalysis, *, null: bool) -> list[Figure]:
         drawn.append(
             _window(f"Directions before and after {name}: {window.place}", looks[window.place], window, null=False)
         )
-        if null and window.similarity_gaussian is not None and window.place == "middle":
+        if null and window.place == "middle":
             look = "Blocks that show here too say nothing of the distillation."
             drawn.append(_window(f"The {window.place} after a random update of the same norm", look, window, null=True))
     return drawn
@@ -104,7 +104,6 @@ def _windows(name: str, update: UpdateAnalysis, *, null: bool) -> list[Figure]:
 
 def _window(title: str, look: str, window: Window, *, null: bool) -> Figure:
     values = window.similarity_gaussian if null else window.similarity
-    assert values is not None
     names = tuple(str(window.first + 1 + at) for at in range(len(values)))
     drawing = Map(values, "after", "before", names, names, low=0.0, high=1.0, square=True)
     return Figure(title, look, drawing)
