@@ -48,7 +48,7 @@ def test_a_row_for_each_cell_and_the_code_of_the_first_failure(files):
     bad = {("junk", f"rank={rank}"): "failed" for rank in (8, 12)}
     assert outcomes(done.stdout) == good | bad
     assert done.stderr.count("error: ") == 1
-    assert "(of 2 cells)" in done.stderr
+    assert "(the same in 2 cells)" in done.stderr
     (files.folder / "loras" / "junk.safetensors").unlink()
     again = invoke(*words(files, *more, "--json"))
     facts = json.loads(again.stdout)

@@ -273,6 +273,16 @@ class TestWhatIsThere:
         assert report.cells[0].figures["rank_out"] == 3
         assert self.make(files, tmp_path / "made", rank=3).kept == {"target/style"}
 
+    def test_what_an_earlier_sweep_made_keeps_its_row(self, files, tmp_path):
+        loras = [files.lora, files.folder / "motion.safetensors"]
+        self.make(files, tmp_path / "made", rank=2)
+        with pytest.raises(FileError, match="rank: '2', now '3'"):  # all of it: nothing is written
+            self.make(files, tmp_path / "made", rank=3)
+        report = sweep(files, tmp_path / "made", loras=loras, target=files.target, method="direct", rank=3)
+        assert [row.state for row in report.cells] == ["failed", "done"]
+        assert set(report.errors) == {"target/style"}
+        assert self.make(files, tmp_path / "made", rank=2).kept == {"target/style"}
+
     def test_an_input_or_the_output_has_changed(self, files, tmp_path):
         self.make(files, tmp_path / "made")
         output = tmp_path / "made" / "target" / "style.safetensors"

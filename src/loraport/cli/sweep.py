@@ -1,6 +1,5 @@
 """`loraport sweep`: LoRAs, targets and settings against each other, in one job with one index."""
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -204,14 +203,16 @@ def _tell(report: "SweepReport", console: Console) -> None:
 
 
 def _show_errors(errors: Iterable[LoraportError], console: Console) -> None:
-    """Each error once, in full. With --json they are in the document."""
-    count = Counter(error.message for error in errors)
-    for message, error in {error.message: error for error in errors}.items():
-        if console.as_json:
-            continue
-        console.error(error)
-        if count[message] > 1:
-            console.remark(f"  (of {count[message]} cells)")
+    """Of those that differ in the place alone the first, in full. With --json they are in the document."""
+    if console.as_json:
+        return
+    alike: dict[object, list[LoraportError]] = {}
+    for error in errors:
+        alike.setdefault((error.what, error.values, error.fix), []).append(error)
+    for first, *more in alike.values():
+        console.error(first)
+        if more:
+            console.remark(f"  (the same in {len(more) + 1} cells)")
 
 
 def _exit(errors: Iterable[LoraportError]) -> None:

@@ -21,7 +21,7 @@ from loraport.files import reason_of
 from loraport.partial import alone_in
 from loraport.sweeping.cells import Cell, Refused
 from loraport.sweeping.index import CSV, JSON, Index, Row
-from loraport.sweeping.standing import Standing, remembered, standing_of
+from loraport.sweeping.standing import Standing, remembered, standing_of, state_now
 from loraport.writable import check_claim, check_output, claim_folder
 
 DEFAULTS = RunOptions()
@@ -156,9 +156,17 @@ def _carry(
         if state == "done":
             row, cell = index.earlier[rows[number].output], rows[number]
             index.rows[row.output] = replace(row, name=cell.name, target=cell.target, settings=cell.settings)
+    errors: dict[int, LoraportError] = {}
+
+    def fail(number: int, error: LoraportError) -> None:
+        """Note it. What is there from an earlier sweep keeps its row: the index tells of the files in the folder."""
+        errors[number] = error
+        before, path = index.earlier.get(rows[number].output), str(cells[number].output)
+        stays = before is not None and before.state == "done" and state_now(path) == before.identity
+        index.rows[rows[number].output] = before if before is not None and stays else rows[number].failed(error)
+
     for number, error in plan.many.failures.items():
-        index.rows[rows[number].output] = rows[number].failed(error)
-    errors = dict(plan.many.failures)
+        fail(number, error)
     by_output = {cell.output: number for number, cell in enumerate(cells)}
 
     def listen(event: Event) -> None:
@@ -171,8 +179,7 @@ def _carry(
         try:
             index.put(rows[number].done(report, plan.many.plans[number], cells[number].output))
         except LoraportError as error:
-            errors[number] = error
-            index.put(rows[number].failed(error))
+            fail(number, error)
 
     begun = {number for number, state in plan.standing.items() if state == "begun"}
     outputs = {number: cell.output for number, cell in enumerate(cells)}
@@ -181,8 +188,7 @@ def _carry(
         found = run_many(plan.many, outputs, folder, options, listen, also=read, replaced=begun)
         for number, outcome in found.items():
             if isinstance(outcome, LoraportError):
-                errors[number] = outcome
-                index.put(rows[number].failed(outcome))
+                fail(number, outcome)
     except BaseException:
         with contextlib.suppress(FileError):  # a full disk must not hide what went wrong first
             index.write_all()
@@ -190,7 +196,7 @@ def _carry(
     index.write_all()
     return SweepReport(
         folder,
-        tuple(index.rows[row.output] for row in rows),
+        tuple(row.failed(errors[n]) if n in errors else index.rows[row.output] for n, row in enumerate(rows)),
         frozenset(cells[number].name for number, state in plan.standing.items() if state == "done"),
         {cells[number].name: error for number, error in sorted(errors.items())},
     )
@@ -216,6 +222,6 @@ def _path(cell: Cell, index: Index) -> str:
 
 def _refuse_if_all_fail(plan: SweepPlan) -> None:
     """A model that is not there is wrong with all cells in one way: it is said once, and nothing is written."""
-    messages = {error.message for error in plan.many.failures.values()}
-    if len(plan.many.failures) == len(plan.cells) and len(messages) == 1:
+    alike = {(error.what, error.values, error.fix) for error in plan.many.failures.values()}
+    if len(plan.many.failures) == len(plan.cells) and len(alike) == 1:
         raise next(iter(plan.many.failures.values()))
