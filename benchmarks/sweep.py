@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--cache", choices=("cold", "off"), default="cold", help="an empty cache, or none at all")
     parser.add_argument("--work", type=Path, default=HERE.parent / "build" / "sweep", help="scratch folder, emptied")
     args = parser.parse_args()
+    shutil.rmtree(args.work, ignore_errors=True)
     pair = write_pair(args.work / "models", args.size, args.blocks, loras=3)
     torch.linalg.svd(torch.eye(8) @ torch.eye(8))  # the libraries' own start is not part of the work
     settings = SETTINGS[args.axis]
