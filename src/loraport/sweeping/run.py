@@ -21,7 +21,7 @@ from loraport.files import reason_of
 from loraport.partial import alone_in
 from loraport.sweeping.cells import Cell, Refused
 from loraport.sweeping.index import CSV, JSON, Index, Row
-from loraport.sweeping.standing import Standing, remembered, standing_of, state_now
+from loraport.sweeping.standing import Standing, remembered, standing_of
 from loraport.writable import check_claim, check_output, claim_folder
 
 DEFAULTS = RunOptions()
@@ -161,8 +161,8 @@ def _carry(
     def fail(number: int, error: LoraportError) -> None:
         """Note it. What is there from an earlier sweep keeps its row: the index tells of the files in the folder."""
         errors[number] = error
-        before, path = index.earlier.get(rows[number].output), str(cells[number].output)
-        stays = before is not None and before.state == "done" and state_now(path) == before.identity
+        before = index.earlier.get(rows[number].output)
+        stays = before is not None and _is_still_there(before, cells[number].output)
         index.rows[rows[number].output] = before if before is not None and stays else rows[number].failed(error)
 
     for number, error in plan.many.failures.items():
@@ -214,6 +214,11 @@ def _hold(folder: Path, held: contextlib.ExitStack) -> None:
             where=str(folder),
             fix="wait until it has ended, or name another folder: -o FOLDER",
         )
+
+
+def _is_still_there(row: Row, output: Path) -> bool:
+    """Whether the output is there that an earlier sweep told of, as far as its size says."""
+    return row.state == "done" and output.is_file() and output.stat().st_size == row.bytes
 
 
 def _path(cell: Cell, index: Index) -> str:
