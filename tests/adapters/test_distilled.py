@@ -31,6 +31,11 @@ from loraport.models.families import families
         ("gdhe17/Self-Forcing", "qwen_image", None),
         ("lightx2v/Qwen-Image-2.1-Lightning", "qwen_image_21", None),
         ("fastwan2.1/base/model.safetensors", "wan", None),  # a folder further up says nothing of it
+        ("lightx2v/Qwen-Image-Lightning-4steps-V2.0", "qwen_image", "Qwen-Image-Lightning in 4 steps"),
+        ("my-fastwan-killer.safetensors", "wan", None),
+        ("longliveness.safetensors", "wan", None),  # whole words only
+        ("fastwan2.15-14b", "wan", None),
+        ("self-forcing2", "wan", None),
     ],
 )
 def test_names_and_what_they_mean(name: str, family: str, known: str | None):

@@ -270,6 +270,15 @@ def test_the_command_says_what_the_function_finds(files: pico.Pico):
     assert document["reasons"] == mine["reasons"]
 
 
+def test_the_command_names_models_that_were_not_opened(files: pico.Pico):
+    save_file(pico.lora(3, width=48, ffn=96), files.folder / "size.safetensors")
+    pair = ["--source", str(files.source), "--target", str(files.target)]
+    said = CliRunner().invoke(app, ["check", str(files.folder / "size.safetensors"), *pair])
+    assert said.exit_code == EXIT_CODES["cannot help"]
+    assert f"  from      {files.source}\n" in said.stdout.replace("/\n", "/")
+    assert f"  to        {files.target}\n" in said.stdout.replace("/\n", "/")
+
+
 def test_bundled_pairs():
     """What was measured of them all is in docs/check.md."""
     source = next(name for name in catalogue.models() if catalogue.model_card(name).parent is None)

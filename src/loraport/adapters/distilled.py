@@ -28,7 +28,7 @@ class Distilled:
     Attributes:
         name: for people.
         family: of its source.
-        pattern: found in what it is called, lower case with - for _ and dots.
+        pattern: found, as whole words, in what it is called, lower case with - for _ and dots.
         steps: sampling steps, at even times; None where `times` are given.
         times: the time steps, from 1000 down; () for even ones.
         shift: of even times, towards the noise; None for the scheduler's own.
@@ -79,7 +79,7 @@ def _read(row: dict[str, Any]) -> Distilled:
     return Distilled(
         name=row["name"],
         family=row["family"],
-        pattern=re.compile(row["pattern"]),
+        pattern=re.compile(rf"(?<![a-z0-9])(?:{row['pattern']})(?![a-z0-9])"),
         steps=row.get("steps"),
         times=tuple(map(float, row.get("times", ()))),
         shift=row.get("shift"),

@@ -106,9 +106,9 @@ def show(result: CheckResult, console: Console) -> None:
         lines += [
             f"  {'sample' if number == 0 else '':<9} {program}: {way}" for number, (program, way) in enumerate(ways)
         ]
-    lines.append(f"  from      {result.source_title}  ({result.source})".replace("    (", "("))
+    lines.append(f"  from      {_model(result.source_title, result.source)}")
     added = "".join(f" plus {each}" for each in result.target_lora)
-    lines.append(f"  to        {result.target_title}  ({target}){added}")
+    lines.append(f"  to        {_model(result.target_title, target)}{added}")
     lines += [f"  made by   {result.kind.name}: {result.kind.sentence}"] if result.kind else []
     if facts is not None:
         lines.append(
@@ -136,6 +136,11 @@ def show(result: CheckResult, console: Console) -> None:
         _show_layers(result, console)
     for message in result.warnings:
         console.warning(message)
+
+
+def _model(title: str, file: str) -> str:
+    """A model in words with its file, which is all that is known of one that was not opened."""
+    return f"{title}  ({file})" if title else file
 
 
 def _says_strength(result: CheckResult) -> bool:

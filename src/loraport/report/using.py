@@ -62,6 +62,8 @@ def how_to_sample(known: Mapping[str, Any] | None, told: str | None) -> str:
     """
     if known is None:
         return f"{TARGETS_OWN} " + (f"It says of itself: {told}." if told else "Steps as the target's authors say.")
-    said = f"{TARGETS_OWN} By its name the target is {known['name']}, which its authors sample so: {known['how']} "
+    said = (
+        f"{TARGETS_OWN} If the target is what it is called, {known['name']}, its authors sample it so: {known['how']} "
+    )
     said += f"({known['seen']})."
     return said + (f" Its own files say: {told}." if told else "")
