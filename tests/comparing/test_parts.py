@@ -1,9 +1,12 @@
 """What a comparison is made of besides pipelines: what is known of models, variants, intervals."""
 
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from loraport.comparing.clips import model_digest
+from loraport.comparing.clips import file_digest, model_digest
 from loraport.comparing.known import filled, known_model, known_models
 from loraport.comparing.scoring import scores_of
 from loraport.comparing.settings import CompareSettings
@@ -90,3 +93,8 @@ def test_a_model_that_changes_is_another(tmp_path):
     assert model_digest(tmp_path) == before
     file.write_text("{ }", encoding="utf-8")
     assert model_digest(tmp_path) != before
+
+
+def test_the_digest_of_a_file_is_what_other_tools_say_of_it(tmp_path: Path):
+    (tmp_path / "lora.safetensors").write_bytes(b"weights")
+    assert file_digest(tmp_path / "lora.safetensors") == hashlib.sha256(b"weights").hexdigest()

@@ -50,7 +50,7 @@ class ClipFolder:
 
 
 def file_digest(file: Path) -> str:
-    """Of a file's contents. Raises FileError."""
+    """SHA-256 of a file. Raises FileError."""
     made = hashlib.sha256()
     try:
         with file.open("rb") as handle:
@@ -58,7 +58,12 @@ def file_digest(file: Path) -> str:
                 made.update(block)
     except OSError as error:
         raise FileError("the file cannot be read", where=str(file), values=error.strerror) from error
-    return made.hexdigest()[:32]
+    return made.hexdigest()
+
+
+def short(digest: str) -> str:
+    """A digest in the keys of clips."""
+    return digest[:32]
 
 
 def model_digest(path: Path) -> str:
@@ -75,6 +80,6 @@ def model_digest(path: Path) -> str:
         if any(part.startswith(".") for part in file.relative_to(path).parts):
             continue
         stat = file.stat()
-        known = file_digest(file) if stat.st_size <= LARGE else f"{stat.st_size} {stat.st_mtime_ns}"
+        known = short(file_digest(file)) if stat.st_size <= LARGE else f"{stat.st_size} {stat.st_mtime_ns}"
         made.update(f"{file.relative_to(path).as_posix()} {known}\n".encode("utf-8", "surrogatepass"))
-    return made.hexdigest()[:32]
+    return short(made.hexdigest())

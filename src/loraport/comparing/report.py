@@ -27,7 +27,7 @@ class CompareReport:
         sampling: how source and target were sampled.
         known: what was known of the target's sampling, and from whom; "" where the user said all.
         models: source and target, as they were named.
-        files: LoRA file -> digest of its contents.
+        files: LoRA file -> its SHA-256.
         fps: frames a second of a video, as its measures take it.
         made: clips that were made in this run.
         found: clips that were there.

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from loraport.adapters.added_lora import AddedLora, added_loras
-from loraport.comparing.clips import ClipFolder, file_digest
+from loraport.comparing.clips import ClipFolder, file_digest, short
 from loraport.comparing.opening import Place, opened
 from loraport.comparing.page import write_compare_page
 from loraport.comparing.rendering import Shot, made_of, render, set_sampling, with_loras
@@ -161,7 +161,7 @@ def _shot(text: str, seed: int, settings: CompareSettings) -> Shot:
 
 
 def _made_of(variant: Variant, model: str, side: Side, digests: Mapping[Path, str], shot: Shot) -> dict[str, Any]:
-    loras = {} if variant.lora is None else {digests[variant.lora]: variant.strength}
+    loras = {} if variant.lora is None else {short(digests[variant.lora]): variant.strength}
     return made_of(model, loras, side.settings, shot)
 
 

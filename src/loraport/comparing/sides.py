@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.adapters.added_lora import AddedLora
-from loraport.comparing.clips import file_digest, model_digest
+from loraport.comparing.clips import file_digest, model_digest, short
 from loraport.comparing.known import filled, known_model
 from loraport.comparing.opening import Model, Place, find_model
 from loraport.comparing.variants import Role
@@ -38,7 +38,7 @@ class Side:
     def digest(self, place: Place) -> str:
         """Of its files, and of all that runs it alike."""
         models = [model_digest(path) for path in (self.model.path, self.model.base) if path is not None]
-        loras = [f"{file_digest(lora_file(one.file))}:{one.strength:g}" for one in self.distillation]
+        loras = [f"{short(file_digest(lora_file(one.file)))}:{one.strength:g}" for one in self.distillation]
         return " ".join([self.model.family.name, str(place.dtype), place.device.type, *models, *loras])
 
 

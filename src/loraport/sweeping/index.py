@@ -181,7 +181,7 @@ def _read(path: Path) -> tuple[Row, ...]:
         raise FileError(
             "the index of the sweep cannot be understood",
             where=str(path),
-            values=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            values=f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "),
             fix="name another folder, or remove it: outputs that are there are then replaced with --overwrite only",
         ) from error
 

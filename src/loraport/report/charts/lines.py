@@ -155,7 +155,7 @@ class Lines:
         if self.names:
             return [(float(at), name) for at, name in enumerate(self.names) if min(xs) <= at <= max(xs)]
         places = sorted(set(xs))
-        if len(places) > 8 or any(len(number(x)) > 4 for x in places):
+        if len(places) > 8 or any(len(f"{x:g}") > 4 for x in places):
             places = [tick for tick in nice(places[0], places[-1]) if places[0] <= tick <= places[-1]]
         return [(x, number(x)) for x in places]
 
