@@ -182,6 +182,21 @@ def test_interrupted_it_goes_on(files, tmp_path):
     assert made_in(tmp_path / "made") == made_in(tmp_path / "other")
 
 
+def test_all_that_the_cache_has_room_for_is_kept_of_both_experts(files, tmp_path):
+    for model, drift in (("base", 0.0), ("fast", 0.1)):
+        for number, name in enumerate(("high_noise_model", "low_noise_model")):
+            (tmp_path / model / name).mkdir(parents=True)
+            state = pico.distilled(pico.weights(30 + number), 40 + number, drift)
+            save_file(state, tmp_path / model / name / "diffusion_pytorch_model.safetensors")
+    report = sweep(
+        files, tmp_path / "made", source=tmp_path / "base", target=tmp_path / "fast", expert=["high", "low"],
+        loras=[files.lora], options=PLAIN.model_copy(update={"cache": str(tmp_path / "c")}),
+    )  # fmt: skip
+    assert [row.state for row in report.cells] == ["done", "done"]
+    assert not [text for row in report.cells for text in row.warnings if "layers are kept" in text]
+    assert len(list((tmp_path / "c" / "basis").rglob("*.safetensors"))) == 2 * len(FEW)
+
+
 def test_two_at_work_in_one_folder(files, tmp_path):
     refused = []
 

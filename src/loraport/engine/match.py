@@ -220,7 +220,7 @@ def expert_meant(recipe: Recipe) -> Expert | None:
         "the source has two experts, and nothing says which one is meant",
         where=recipe.source,
         values=", ".join(folder.name for folder in expert_folders(recipe.source).values()),
-        fix="--expert high or low for the one that the LoRA was trained on; --expert both for both in one job",
+        fix="--expert high or low for the one that the LoRA was trained on; transfer --expert both for both in one job",
     )
 
 

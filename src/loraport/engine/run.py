@@ -266,10 +266,11 @@ def layers_kept(
 def kept_layers(jobs: Sequence[LayerJob], store: Store, warn: Callable[[str], None]) -> frozenset[str]:
     """The layers whose decompositions the cache has room for; that it has none for the others is said."""
     keep = layers_to_keep(jobs, int(store.max_bytes * 0.9))
-    if len(keep) < len(jobs) and not isinstance(store, NullStore):
+    kept = sum(job.name in keep for job in jobs)  # two sources, such as the experts of Wan2.2, have layers of one name
+    if kept < len(jobs) and not isinstance(store, NullStore):
         warn(
             f"the decompositions of all layers take {sum(map(cached_bytes, jobs)) / 1e9:.0f} GB and the cache holds "
-            f"{store.max_bytes / 1e9:.0f} GB, so those of {len(keep)} of {len(jobs)} layers are kept"
+            f"{store.max_bytes / 1e9:.0f} GB, so those of {kept} of {len(jobs)} layers are kept"
         )
     return keep
 
