@@ -191,6 +191,14 @@ def test_rates_are_measured_once_and_found_again(tmp_path, monkeypatch):
     assert rates_of("cpu", tmp_path) == RATES
 
 
+def test_for_a_card_that_another_machine_has_this_processor_is_measured(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("loraport.engine.accelerators.survey", lambda: ([], 0))
+    monkeypatch.setattr(measuring, "measure", lambda device, root: asked.append(device) or RATES)
+    assert rates_of("cuda:5", tmp_path) == rates_of("cpu", tmp_path) == RATES
+    assert asked == ["cpu"]
+
+
 def test_a_measurement_is_of_this_machine_and_leaves_no_files(tmp_path):
     found = measuring.measure("cpu", tmp_path)
     assert all(rate > 1e6 for rate in vars(found).values())

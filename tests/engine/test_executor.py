@@ -116,13 +116,13 @@ def test_memory_limits_the_number_of_workers():
 
 
 def test_the_names_are_the_files():
-    assert NAMES == ("process", "serial", "thread")
-    for name in NAMES:
+    assert NAMES == ("process", "ray", "serial", "thread")
+    for name in ("process", "serial", "thread"):
         (first, *_) = _executor(name).slots()
         assert (first.device, first.threads) == ("cpu", 1)
     with pytest.raises(UsageError, match="unknown executor") as caught:
-        executor_for(RunOptions(executor="ray"))
-    assert "process, serial, thread" in caught.value.fix
+        executor_for(RunOptions(executor="rays"))
+    assert caught.value.fix == "did you mean 'ray'?"
 
 
 def test_a_worker_that_is_killed_is_said():
@@ -187,24 +187,35 @@ def test_layers_in_flight_on_a_gpu_go_by_its_own_memory(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100_000_000_000, 140_000_000_000))
     assert devices.pick_devices("auto") == devices.pick_devices("cuda") == ("cuda:0", "cuda:1")
     assert devices.pick_devices("cuda:2") == ("cuda:2",)
+    assert devices.pick_devices("cuda:1,cuda:0") == devices.pick_devices(" cuda:01, cuda:0 ") == ("cuda:1", "cuda:0")
+    with pytest.raises(UsageError, match="different kinds") as mixed:
+        devices.pick_devices("cuda:0,cuda:2,cuda:1")
+    assert mixed.value.values == "cuda:0 is H200, cuda:2 is old card, cuda:1 is H200"
+    assert mixed.value.fix == "--device cuda:0,cuda:1"
+    with pytest.raises(UsageError, match="no such CUDA device") as missing:
+        devices.pick_devices("cuda:1,cuda:7")
+    assert missing.value.values == "cuda:7; the last one is cuda:2"
     with pytest.raises(UsageError, match="no such CUDA device"):
         devices.pick_devices("cuda:3")
-    slots = local_slots(Limits(("cuda:0", "cuda:1")))
+    slots = local_slots(Limits("cuda:0,cuda:1"))
     assert slots == [Slot(device, 1, 42_500_000_000) for device in ("cuda:0", "cuda:0", "cuda:1", "cuda:1")]
-    assert [slot.bytes for slot in local_slots(Limits(("cuda:0",), memory=10_000))] == [5_000, 5_000]
-    assert len(local_slots(Limits(("cuda:0",), workers=5))) == 5
+    assert [slot.bytes for slot in local_slots(Limits("cuda:0", memory=10_000))] == [5_000, 5_000]
+    assert len(local_slots(Limits("cuda:0", workers=5))) == 5
 
 
 def test_libraries_of_every_gpu_are_made_ready_by_one_thread_before_the_workers(monkeypatch):
     """torch crashes when several threads ask for the first decomposition on CUDA at once."""
     told: list[tuple[str, str]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H200")
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1_000_000, 1_000_000))
     monkeypatch.setattr(
         "loraport.engine.executors.thread.warm_up",
         lambda device: told.append((device, threading.current_thread().name)),
     )
     here = threading.current_thread().name
-    executor = make_executor("thread", Limits(("cuda:0", "cuda:1")))
+    executor = make_executor("thread", Limits("cuda:0,cuda:1"))
     devices_used = set()
 
     def work(job: LayerJob, slot: Slot) -> str:
@@ -216,9 +227,42 @@ def test_libraries_of_every_gpu_are_made_ready_by_one_thread_before_the_workers(
     assert devices_used <= {"cuda:0", "cuda:1"}
 
 
-@pytest.mark.parametrize("wanted", ["abacus", "cpu:1", "cuda:x", "cuda:", "mps:0"])
+def test_each_gpu_that_is_named_gives_slots_of_its_own_memory(monkeypatch):
+    free = {"cuda:0": 100_000, "cuda:1": 40_000}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "H200")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 140_000))
+    for given in ("cuda:0,cuda:1", ["cuda:0", "cuda:1"], ("cuda:0", "cuda:1")):
+        options = RunOptions(device=given, executor="process")
+        assert options.device == "cuda:0,cuda:1"
+        assert executor_for(options).slots() == [
+            *[Slot("cuda:0", 1, 42_500)] * 2, *[Slot("cuda:1", 1, 17_000)] * 2,
+        ]  # fmt: skip
+    assert {slot.bytes for slot in local_slots(Limits("cuda:0,cuda:1", memory=50_000))} == {25_000, 17_000}
+
+
+@pytest.mark.parametrize(
+    "wanted", ["abacus", "cpu:1", "cuda:x", "cuda:", "mps:0", "", "cuda:0,", "cuda:0,gpu", "cuda:²"]
+)
 def test_devices_that_do_not_exist(wanted):
     with pytest.raises(UsageError, match="unknown device"):
+        devices.pick_devices(wanted)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [
+        ("cuda:0,cuda:0", "cuda:0 is named twice"),
+        ("cuda:1,cuda:01", "cuda:1 is named twice"),
+        ("cpu,cuda:0", "cpu cannot share the work"),
+        ("cuda:0,mps", "mps cannot share the work"),
+        ("cuda,cuda:1", "cuda cannot share the work"),
+        ("auto,cuda:1", "auto cannot share the work"),
+    ],
+)
+def test_devices_that_cannot_be_named_together(wanted, says):
+    with pytest.raises(UsageError, match=says):
         devices.pick_devices(wanted)
 
 

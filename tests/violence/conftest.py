@@ -66,7 +66,14 @@ class Zygote:
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
 
-    def start(self, *words: object, cwd: Path, file_limit: int | None = None, cache: Path | None = None) -> Process:
+    def start(
+        self,
+        *words: object,
+        cwd: Path,
+        file_limit: int | None = None,
+        cache: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> Process:
         self.count += 1
         out, err = self.folder / f"{self.count}.out", self.folder / f"{self.count}.err"
         out.touch()
@@ -74,7 +81,7 @@ class Zygote:
         request = {
             "words": [str(word) for word in words],
             "cwd": str(cwd),
-            "env": {"LORAPORT_CACHE": str(cache or cwd / "cache")},
+            "env": {"LORAPORT_CACHE": str(cache or cwd / "cache")} | (env or {}),
             "out": str(out),
             "err": str(err),
             "file_limit": file_limit,
@@ -118,20 +125,21 @@ class Case:
         out = ["-o", self.output, "--method", "casa"] if command == "transfer" else []  # the one that keeps the most
         return [command, files.lora, "--source", files.source, "--target", files.target, *out, *more]
 
-    def start(self, *more: object, file_limit: int | None = None) -> Process:
-        return self.zygote.start(*self.words(*more), cwd=self.files.folder, cache=self.cache, file_limit=file_limit)
+    def start(self, *more: object, file_limit: int | None = None, env: dict[str, str] | None = None) -> Process:
+        words, place = self.words(*more), self.files.folder
+        return self.zygote.start(*words, cwd=place, cache=self.cache, file_limit=file_limit, env=env)
 
-    def run(self, *more: object, file_limit: int | None = None) -> Done:
-        return self.start(*more, file_limit=file_limit).finish()
+    def run(self, *more: object, file_limit: int | None = None, env: dict[str, str] | None = None) -> Done:
+        return self.start(*more, file_limit=file_limit, env=env).finish()
 
     def layers_done(self) -> int:
         """How many finished layers the run log tells of."""
         log = self.output.with_name("out.run.jsonl")
         return log.read_text(encoding="utf-8").count('"event": "layer"') if log.exists() else 0
 
-    def wait_for_layers(self, count: int) -> None:
+    def wait_for_layers(self, count: int, seconds: float = 60) -> None:
         """Wait until the run log tells of that many finished layers."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + seconds
         while self.layers_done() < count and time.monotonic() < deadline:
             time.sleep(0.0005)
 

@@ -182,7 +182,7 @@ def run_analysis(plan: AnalysisPlan, options: RunOptions | None = None, on_event
 
     for message in plan.warnings:
         warn(message)
-    executor = executor_for(options)
+    executor = executor_for(options, on_event)
     store, reader = open_cache(plan.identities, options, warn)
     work = Analyser(store, reader, kept_layers([job.weights for job in plan.jobs], store, warn))
     jobs = {job.name: job for job in plan.jobs}

@@ -56,6 +56,11 @@ class Look(Job):
     shape: tuple[int, int]
     peak_bytes: int
 
+    @property
+    def title(self) -> str:
+        """The name of the layer."""
+        return self.chosen.job.name
+
 
 @dataclass(frozen=True)
 class Looked:

@@ -65,6 +65,8 @@ class Progress:
         """Take one event."""
         if isinstance(event, events.Warned):
             self._warn(event.message)
+        elif isinstance(event, events.Remarked):
+            self._remark(event.message)
         elif isinstance(event, events.PlanReady):
             self._began = time.monotonic()
             self._fresh_since = (self._began, 0.0)
@@ -83,6 +85,12 @@ class Progress:
             self._bar.rich.console.print(f"warning: {printable(message)}", markup=False, style="yellow")
         else:
             self._console.warning(message)
+
+    def _remark(self, message: str) -> None:
+        if self._bar is not None:
+            self._bar.rich.console.print(printable(message), markup=False)
+        else:
+            self._console.remark(message)
 
     def _stage(self, message: str, done: int, total: int) -> None:
         """A step of a longer story, such as the demo's."""

@@ -14,25 +14,35 @@ _Made = TypeVar("_Made")
 _SHARE = 0.85  # of what is free; the allocator loses some between blocks
 
 
-def pick(wanted: str) -> tuple[str, ...]:
-    """Settle the name of a device, as `devices.pick_devices`."""
-    if wanted == "auto":
+def pick(names: tuple[str, ...]) -> tuple[str, ...]:
+    """Settle the names of `devices.named_devices`, as `devices.pick_devices`."""
+    wanted = ",".join(names)
+    if names == ("auto",):
         return _all_cuda() if torch.cuda.is_available() else ("cpu",)
-    kind, colon, index = wanted.partition(":")
+    kind, _, numbered = names[0].partition(":")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[kind]:
         raise UsageError(f"this machine has no {kind} device that PyTorch can use", values=wanted, fix="--device cpu")
     if kind != "cuda":
         return (kind,)
-    if not colon:
+    if not numbered:
         return _all_cuda()
     count = torch.cuda.device_count()
-    if int(index) >= count:
+    missing = next((name for name in names if int(name.partition(":")[2]) >= count), None)
+    if missing is not None:
         last = f"cuda:{count - 1}"
         raise UsageError(
-            "there is no such CUDA device", values=f"{wanted}; the last one is {last}", fix="--device cuda"
+            "there is no such CUDA device", values=f"{missing}; the last one is {last}", fix="--device cuda"
         )
-    return (f"cuda:{int(index)}",)
+    kinds = {name: name_of(name) for name in names}
+    if len(set(kinds.values())) > 1:
+        alike = ",".join(name for name in names if kinds[name] == kinds[names[0]])
+        raise UsageError(
+            "the devices are of different kinds, which do not round alike, and which layer goes where is chance",
+            values=", ".join(f"{name} is {kind}" for name, kind in kinds.items()),
+            fix=f"--device {alike}",
+        )
+    return names
 
 
 def _all_cuda() -> tuple[str, ...]:
@@ -64,7 +74,15 @@ def bound(device: str, count: int | None) -> None:
 
 def name_of(device: str) -> str:
     """What a CUDA device is called."""
-    return torch.cuda.get_device_name(device)
+    return torch.cuda.get_device_name(int(device.partition(":")[2] or 0))
+
+
+def survey() -> tuple[list[str], int]:
+    """What the CUDA devices of this machine are called, and the usable memory of the one that has least."""
+    if not torch.cuda.is_available():
+        return [], 0
+    found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [name_of(device) for device in found], min(map(usable_bytes, found), default=0)
 
 
 def warm_up(device: str) -> None:

@@ -19,21 +19,50 @@ def pick_devices(wanted: str) -> tuple[str, ...]:
     """Settle `auto` and refuse a device that is not there.
 
     Args:
-        wanted: `auto`, `cpu`, `mps`, `cuda:1`, or `cuda` for all of them. `auto` takes CUDA where there is any.
+        wanted: `auto`, `cpu`, `mps`, `cuda:1`, `cuda` for all of them, or some of them as `cuda:0,cuda:1`. `auto` takes
+            CUDA where there is any.
 
     Returns:
         torch names. Of several CUDA devices only those of the first one's kind, since which layer goes where is
         chance and two kinds do not round alike.
 
     Raises:
-        UsageError: an unknown device, or none that PyTorch can use here.
+        UsageError: an unknown device, one that PyTorch cannot use here, or several that cannot share the work.
     """
-    kind, colon, index = wanted.partition(":")
-    if kind not in ("auto", "cpu", "cuda", "mps") or (colon and (kind != "cuda" or not index.isdecimal())):
-        raise UsageError("unknown device", values=wanted, fix="use auto, cpu, cuda, cuda:1 or mps")
-    if wanted == "cpu" or (wanted == "auto" and not _may_have_cuda()):
+    names = named_devices(wanted)
+    if names == ("cpu",) or (names == ("auto",) and not _may_have_cuda()):
         return ("cpu",)
-    return _accelerators().pick(wanted)
+    return _accelerators().pick(names)
+
+
+def named_devices(wanted: str) -> tuple[str, ...]:
+    """The devices that a text names, one or several with commas between them, whether they are there or not.
+
+    Raises:
+        UsageError: an unknown name, one that stands there twice, or several that are not all CUDA devices.
+    """
+    names = tuple(map(_named_device, wanted.split(",")))
+    if len(names) == 1:
+        return names
+    twice = next((name for at, name in enumerate(names) if name in names[:at]), None)
+    if twice is not None:
+        raise UsageError(f"the device {twice} is named twice", values=wanted, fix="name each device once")
+    other = next((name for name in names if not name.startswith("cuda:")), None)
+    if other is not None:
+        raise UsageError(
+            f"{other} cannot share the work with another device",
+            values=wanted,
+            fix="cuda alone is all CUDA devices of one kind; some of them are cuda:0,cuda:1",
+        )
+    return names
+
+
+def _named_device(text: str) -> str:
+    kind, colon, index = text.strip().partition(":")
+    numbered = kind == "cuda" and index.isdecimal() and index.isascii()
+    if kind not in ("auto", "cpu", "cuda", "mps") or (colon and not numbered):
+        raise UsageError("unknown device", values=text, fix="use auto, cpu, cuda, cuda:1, cuda:0,cuda:1 or mps")
+    return f"{kind}:{int(index)}" if colon else kind
 
 
 def _may_have_cuda() -> bool:

@@ -35,6 +35,13 @@ class Warned:
 
 
 @dataclass(frozen=True)
+class Remarked:
+    """Something that is good to know and no reason to worry, such as where the work is done."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class Step:
     """Progress of something longer than a run, such as a calibration: the `done`-th of `total` steps is under way."""
 
@@ -59,7 +66,7 @@ class Finished:
     report: "TransferReport"
 
 
-Event = PlanReady | LayerDone | Warned | Step | Written | Finished
+Event = PlanReady | LayerDone | Warned | Remarked | Step | Written | Finished
 Listener = Callable[[Event], None]
 
 

@@ -1,18 +1,21 @@
 """What an executor is: places where layers can be worked on, and a way to put layers there.
 
 No executor can change a result. A layer computes with a number of threads that depends on the layer alone
-(`job.wide`), never on how many are worked on at once: `phases` is the one place that knows this rule.
+(`job.wide`), never on how many are worked on at once: `threads_for` is the one place that knows this rule.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, TypeVar, runtime_checkable
 
 from loraport.engine import devices
+from loraport.engine.events import Listener, ignore
 from loraport.engine.executors import make_executor
 from loraport.engine.job import Job
+from loraport.engine.known_digests import KnownDigests
 from loraport.engine.recipe import RunOptions
 from loraport.threads import cores, set_threads_of_torch
 
@@ -20,7 +23,7 @@ J = TypeVar("J", bound=Job)
 Result = TypeVar("Result")
 Work = Callable[[J, "Slot"], Result]
 
-_ON_ACCELERATOR = 2
+ON_ACCELERATOR = 2
 """Layers in flight on a GPU: one computes while the next is read. More only contend for it."""
 
 
@@ -45,14 +48,21 @@ class Limits:
     """What the user allows; what is not said is for the executor to find out.
 
     Attributes:
-        devices: torch names, settled by `devices.pick_devices`.
+        device: as the user says it, such as `auto` or `cuda:0,cuda:1`.
         workers: layers in flight on each device; None for as many as are useful.
         memory: bytes that all layers in flight on a device may take; None for what is free.
+        on_event: told what the user should know of the machines that do the work.
     """
 
-    devices: tuple[str, ...] = ("cpu",)
+    device: str = "cpu"
     workers: int | None = None
     memory: int | None = None
+    on_event: Listener = ignore
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """torch names of devices of this machine. Raises UsageError, as `devices.pick_devices`."""
+        return devices.pick_devices(self.device)
 
 
 @runtime_checkable
@@ -76,11 +86,17 @@ class Executor(Protocol):
         ...
 
 
-def executor_for(options: RunOptions) -> Executor:
-    """The executor that the options ask for, with their limits."""
-    return make_executor(
-        options.executor, Limits(devices.pick_devices(options.device), options.workers, options.max_memory)
-    )
+def executor_for(options: RunOptions, on_event: Listener = ignore) -> Executor:
+    """The executor that the options ask for, with their limits.
+
+    Args:
+        options: how to use the machine.
+        on_event: told what the user should know of the machines that do the work.
+
+    Raises:
+        UsageError: a device that is unknown or not there, or the executor cannot be used.
+    """
+    return make_executor(options.executor, Limits(options.device, options.workers, options.max_memory, on_event))
 
 
 def workers_for(jobs: Sequence[Job], options: RunOptions) -> int:
@@ -108,11 +124,20 @@ def local_slots(limits: Limits, workers: int | None = None) -> list[Slot]:
     """
     found = []
     for device in limits.devices:
-        count = workers or limits.workers or (cores() if device == "cpu" else _ON_ACCELERATOR)
+        count = workers or limits.workers or (cores() if device == "cpu" else ON_ACCELERATOR)
         free = devices.usable_bytes(device)
         room = free if limits.memory is None else limits.memory if device == "cpu" else min(limits.memory, free)
         found += [Slot(device, 1, room // count)] * count
     return found
+
+
+def threads_for(job: Job, cores: int) -> int:
+    """CPU threads of a layer, whoever works on it: they change the rounding of a product.
+
+    Args:
+        cores: of the machine that it is worked on.
+    """
+    return cores if job.wide else 1
 
 
 def phases(jobs: Sequence[J], slots: Sequence[Slot], cores: int) -> Iterator[tuple[list[J], list[Slot]]]:
@@ -127,10 +152,10 @@ def phases(jobs: Sequence[J], slots: Sequence[Slot], cores: int) -> Iterator[tup
     narrow = [job for job in jobs if not job.wide]
     wide = [job for job in jobs if job.wide]
     if narrow:
-        yield narrow, [replace(slot, threads=1) for slot in slots]
+        yield narrow, [replace(slot, threads=threads_for(narrow[0], cores)) for slot in slots]
     if wide:
         room = _room(slots)
-        yield wide, [Slot(device, cores, room[device]) for device in room]
+        yield wide, [Slot(device, threads_for(wide[0], cores), room[device]) for device in room]
 
 
 def dispatch(
@@ -171,6 +196,15 @@ def dispatch(
     finally:
         for future in running:
             future.cancel()
+
+
+def files_read(work: object) -> dict[Path, str]:
+    """The files that work for an executor reads, each with its `file_identity` when the plan was made.
+
+    It is asked for its `reader`; work that has none reads nothing that another machine would have to see.
+    """
+    reader = getattr(work, "reader", None)
+    return dict(reader.identities) if isinstance(reader, KnownDigests) else {}
 
 
 def in_slot(work: Work[J, Result], job: J, slot: Slot) -> Result:

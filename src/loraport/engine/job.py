@@ -27,6 +27,11 @@ class Job:
     peak_bytes: int
 
     @property
+    def title(self) -> str:
+        """What the layer is called, for messages."""
+        return str(getattr(self, "name", "a layer"))
+
+    @property
     def wide(self) -> bool:
         """Whether the layer is large enough to be given all cores."""
         return self.shape[0] * self.shape[1] > WIDE_ELEMENTS

@@ -38,6 +38,11 @@ class LayerBatch(Job):
     groups: Mapping[int, int] = field(default_factory=dict)
 
     @property
+    def title(self) -> str:
+        """As that of its jobs."""
+        return self.first.title
+
+    @property
     def first(self) -> LayerJob:
         """The job that reads the weights and decomposes them."""
         return next(iter(self.jobs.values()))

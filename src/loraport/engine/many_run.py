@@ -96,6 +96,11 @@ class BatchWorker:
 
     worker: Worker
 
+    @property
+    def reader(self) -> InputReader:
+        """Of the input files."""
+        return self.worker.reader
+
     def __call__(self, batch: LayerBatch, slot: Slot) -> dict[int, "LayerResult | LoraportError"]:
         """Do the jobs one after the other with the layer's matrices in hand. What fails is handed back."""
         work = replace(self.worker, in_hand=InHand())
@@ -144,7 +149,7 @@ def run_many(
         FileError: a worker was killed, or there is no room for the layers that wait. Outputs that were finished before
             stay, the others are as they were.
     """
-    executor = executor_for(options)
+    executor = executor_for(options, on_event)
     read = list(also)
     own = {n: options.model_copy(update={"overwrite": options.overwrite or n in replaced}) for n in plan.plans}
     plan = plan.without(_failing(plan.plans, lambda n, one: check_outputs(outputs[n], one, own[n], read)))

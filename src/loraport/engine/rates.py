@@ -45,9 +45,13 @@ def rates_of(device: str, root: Path | None) -> Rates:
     """The rates of a device of this machine.
 
     Args:
-        device: torch name.
+        device: torch name. For one that only another machine of a cluster has, the processor of this one stands in.
         root: the cache folder, where they are looked up and left; None to measure and forget.
     """
+    if device.startswith("cuda"):
+        from loraport.engine import accelerators
+
+        device = device if accelerators.survey()[0] else "cpu"
     path = None if root is None else root / "machine" / f"{_fingerprint(device)}.json"
     if path is not None:
         with contextlib.suppress(OSError, ValueError, TypeError):
@@ -62,11 +66,17 @@ def rates_of(device: str, root: Path | None) -> Rates:
     return found
 
 
-def _fingerprint(device: str) -> str:
+def processor_name() -> str:
+    """What the processor of this machine is called."""
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+        return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return name
+
+
+def _fingerprint(device: str) -> str:
+    name = processor_name()
     if device.startswith("cuda"):
         from loraport.engine import accelerators
 

@@ -248,8 +248,10 @@ class RunOptions(Settings):
 
     device: Annotated[
         str,
+        BeforeValidator(lambda given: ",".join(given) if isinstance(given, list | tuple) else given),
         Setting(
-            "auto, cpu, cuda (all of one kind), cuda:1 or mps.", "--device", panel=MACHINE, metavar="NAME",
+            "auto, cpu, cuda (all of one kind), cuda:1, cuda:0,cuda:1 or mps.",
+            "--device", panel=MACHINE, metavar="NAME",
         ),
     ] = "auto"  # fmt: skip
     workers: Annotated[

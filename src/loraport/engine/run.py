@@ -115,7 +115,7 @@ def carried_out(
     on_event(PlanReady(plan))
     for message in plan.warnings:
         warn(message)
-    executor = executor_for(options)
+    executor = executor_for(options, on_event)
     store, reader = open_cache(plan.identities, options, warn, executor)
     sample = sample_for_kinship(plan)
     if not checked:

@@ -145,7 +145,7 @@ def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_
     for message in task.warnings:
         warn(message)
     store, reader = open_cache(task.identities, options, warn)
-    executor, cutter = executor_for(options), Cutter(store, reader)
+    executor, cutter = executor_for(options, on_event), Cutter(store, reader)
     tell = _teller(task.what, task.jobs, amount, on_event)
 
     def work(jobs: Sequence[WeightJob]) -> dict[str, WeightResult]:

@@ -81,6 +81,11 @@ class WeightJob(Job):
     peak_bytes: int
 
     @property
+    def title(self) -> str:
+        """The name of the weight."""
+        return self.weight.name
+
+    @property
     def cost(self) -> float:
         """Operations, roughly."""
         m, n = self.shape

@@ -1,0 +1,213 @@
+"""A Ray cluster as an executor sees it: found, or started for the run; and what is said of it."""
+
+import contextlib
+import importlib.util
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loraport.engine.devices import named_devices, usable_bytes
+from loraport.engine.events import Remarked, Warned
+from loraport.engine.executor import Limits
+from loraport.engine.ray_machines import Node, ask, choose
+from loraport.errors import FileError, UsageError
+from loraport.threads import cores
+from loraport.version import __version__
+
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a task without a card leaves the cards as they are; later Rays do so
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",  # lines of Ray's own on standard output: all of them
+    "RAY_task_oom_retries": "3",  # of a task that Ray ends because memory runs out; for ever by default
+    "RAY_idle_worker_killing_time_threshold_ms": "60000",  # a new process loads PyTorch again; a second by default
+}
+_RESULTS_BYTES = 500_000_000  # of the object store of a cluster of our own, which holds factors on their way home
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that this process is connected to.
+
+    Attributes:
+        nodes: that take part, at least one, all of one kind.
+        here: the id of the node that this process is on.
+    """
+
+    nodes: tuple[Node, ...]
+    here: str
+
+    @property
+    def on_cards(self) -> bool:
+        """Whether the work is done on CUDA devices."""
+        return self.nodes[0].cards > 0
+
+    @property
+    def cores(self) -> int:
+        """Of the processor of each machine."""
+        return min(node.cores for node in self.nodes)
+
+
+def check_usable(wanted: str) -> None:
+    """Raise UsageError if Ray is not installed, or a device is wanted that Ray does not give out."""
+    if importlib.util.find_spec("ray") is None:
+        raise UsageError("Ray is not installed", values="--executor ray", fix='pip install "loraport[ray]"')
+    names = named_devices(wanted)
+    if names[0] not in ("auto", "cpu", "cuda"):
+        raise UsageError(
+            "Ray gives out the devices of the cluster itself", values=wanted, fix="--device auto, cpu or cuda"
+        )
+
+
+@contextlib.contextmanager
+def connected(limits: Limits, *, start: bool) -> Iterator[bool | None]:
+    """A connection to the cluster that is there, or to one that is started on this machine and ends with the block.
+
+    A connection that the program has already is used, and left as it is.
+
+    Args:
+        limits: what the user allows.
+        start: whether to start a cluster if there is none.
+
+    Yields:
+        Whether a cluster was started; None where there is none and none was to be started.
+
+    Raises:
+        UsageError: a cluster that was named does not answer.
+    """
+    ours = "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
+    for name, value in _SETTINGS.items() if ours else ():
+        os.environ.setdefault(name, value)  # before it is loaded
+    import ray
+
+    try:
+        yield _connect(ray, limits, start=start) if ours else False
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _connect(ray: Any, limits: Limits, *, start: bool) -> bool | None:
+    """Connect; returns whether a cluster was started for it, or None if there is none and none was to be started."""
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    address = os.environ.get("RAY_ADDRESS")
+    if not start and address == "local":
+        return None
+    with _signals_as_they_are():
+        try:
+            if not start:
+                ray.init("auto", **quiet)
+                return False
+            try:
+                ray.init(**quiet, **_own(limits))
+                return True
+            except ValueError as error:  # what a new cluster is to be like is refused where there is one
+                if "existing cluster" not in str(error):
+                    raise
+            ray.init(**quiet)
+            return False
+        except ConnectionError as error:
+            if not start and not address:
+                return None
+            raise UsageError(
+                "the Ray cluster does not answer",
+                where=address or "the address that `ray start` left on this machine",
+                values=str(error).strip().splitlines()[0],
+                fix="start it (ray start), forget it (ray stop, unset RAY_ADDRESS), or have one for this run alone "
+                "(RAY_ADDRESS=local)",
+            ) from error
+        except (RuntimeError, ValueError) as error:
+            raise UsageError(
+                "Ray could not be used",
+                where=address,
+                values=" ".join(str(error).split())[:500],
+                fix="use the version of Ray and of Python that the cluster has, or --executor process",
+            ) from error
+
+
+def _own(limits: Limits) -> dict[str, Any]:
+    """The cluster for one run on this machine."""
+    cards = sum(device.startswith("cuda") for device in limits.devices)
+    return {
+        "num_cpus": cores() if cards else limits.workers or cores(),
+        "num_gpus": cards,
+        "_memory": usable_bytes("cpu"),
+        "object_store_memory": _RESULTS_BYTES,
+        "include_dashboard": False,
+    }
+
+
+@contextlib.contextmanager
+def _signals_as_they_are() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; whoever had it before gets it back."""
+    names = [name for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        names = []
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def survey(limits: Limits, files: Mapping[Path, str]) -> tuple[Cluster, dict[str, str]]:
+    """Ask every machine of the cluster that this process is connected to what it is, and choose those that take part.
+
+    Args:
+        limits: what the user allows.
+        files: that the work reads, each with its `file_identity`.
+
+    Returns:
+        The cluster, and why other machines take no part, by their names.
+
+    Raises:
+        UsageError: no machine can do the work.
+        FileError: none sees the files.
+    """
+    import ray
+
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    told, silent = ask(ray, alive, {str(file): state for file, state in files.items()})
+    nodes, left_out = choose(alive, told, limits.device)
+    left_out = silent | left_out
+    if nodes:
+        return Cluster(tuple(nodes), ray.get_runtime_context().get_node_id()), left_out
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+    if any(answer["unlike"] for answer in told.values()):
+        raise FileError(
+            "no machine of the Ray cluster sees the files as they are here",
+            values=reasons,
+            fix="put them where every machine has them under the same name, on one shared disk",
+        )
+    raise UsageError(
+        "no machine of the Ray cluster can do the work",
+        values=reasons or "it has none with a CPU to give out",
+        fix=f"pip install loraport=={__version__} on them, with a PyTorch that finds the device; or --device cpu",
+    )
+
+
+def announce(cluster: Cluster, left_out: Mapping[str, str], limits: Limits, *, started: bool) -> None:
+    """Say where the work is done, and which machines take no part.
+
+    Args:
+        cluster: that was chosen.
+        left_out: why others take no part.
+        limits: who is told.
+        started: whether the cluster was started for this run.
+    """
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    where = "a cluster of this machine, for this run" if started else f"the cluster at {address}"
+    count = sum(node.cards for node in cluster.nodes)
+    what = f"{count} GPUs" if count else f"{sum(node.cpus for node in cluster.nodes):g} CPUs"
+    machines = f"{len(cluster.nodes)} machines" if len(cluster.nodes) > 1 else cluster.nodes[0].name
+    limits.on_event(Remarked(f"Ray: {where}; layers run on {what} of {machines}"))
+    for name, reason in left_out.items():
+        limits.on_event(Warned(f"{name} of the Ray cluster takes no part: {reason}"))

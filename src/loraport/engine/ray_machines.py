@@ -1,0 +1,204 @@
+"""Which machines of a Ray cluster take part in a job.
+
+Which layer goes to which machine is chance, and machines of two kinds do not round alike. So those that take part are
+of one kind: processors of one name and number of cores, or cards of one name, with one version of PyTorch. Each is
+asked before the work begins, in a small task; what it says also shows whether it has this program, and whether it
+sees the same files.
+"""
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import wait
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from loraport.containers.references import file_identity
+from loraport.engine.rates import processor_name
+from loraport.errors import FileError
+from loraport.threads import cores
+from loraport.version import __version__
+
+NODE_ID = "ray.io/node-id"
+"""The label by which Ray finds a machine."""
+
+SEES_ALL_CARDS = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
+"""For tasks on cards: a process is used for many layers, and what CUDA shows it is settled by the first."""
+
+_ANSWER_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine that takes part.
+
+    Attributes:
+        id: by which Ray knows it.
+        name: for people: host and address.
+        cpus: what Ray gives out there.
+        cards: likewise; 0 where the work is done on processors.
+        memory: bytes that Ray gives out there.
+        cores: of the processor.
+        card_bytes: usable memory of each card.
+    """
+
+    id: str
+    name: str
+    cpus: float
+    cards: int
+    memory: int
+    cores: int
+    card_bytes: int = 0
+
+
+def name_of(node: Mapping[str, Any]) -> str:
+    """A machine of `ray.nodes()`, for people."""
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+
+
+def ask(
+    ray: Any, alive: Sequence[Mapping[str, Any]], files: Mapping[str, str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """What each machine says of itself, by its id; and why others say nothing, by their names."""
+    question = ray.remote(look_around)
+    asked = {}
+    for node in alive:
+        cards = node["Resources"].get("GPU", 0) > 0
+        at = question.options(
+            num_cpus=0,
+            max_retries=1,
+            label_selector={NODE_ID: node["NodeID"]},
+            runtime_env=SEES_ALL_CARDS if cards else None,
+        )
+        task = at.remote(files, os.getcwd(), cards=cards)
+        asked[task.future()] = task, node
+    ready = wait(asked, _ANSWER_SECONDS).done
+    told, silent = {}, {}
+    for answer, (task, node) in asked.items():
+        if answer not in ready:
+            ray.cancel(task, force=True)
+            silent[name_of(node)] = f"it does not answer within {_ANSWER_SECONDS:.0f} s"
+            continue
+        try:
+            told[node["NodeID"]] = answer.result()
+        except ray.exceptions.RayError as error:
+            silent[name_of(node)] = _why_silent(error)
+    return told, silent
+
+
+def _why_silent(error: Exception) -> str:
+    cause = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    missing = next((line for line in lines if "No module named" in line), None)
+    return f"loraport cannot be imported there ({missing})" if missing else (lines or [type(cause).__name__])[-1]
+
+
+def look_around(files: Mapping[str, str], folder: str, *, cards: bool) -> dict[str, Any]:
+    """What the machine that this runs on is, in plain values, since another version may read them.
+
+    Args:
+        files: with their `file_identity` elsewhere.
+        folder: that relative names begin in.
+        cards: whether to look for CUDA devices.
+    """
+    stand_in(folder)
+    found: dict[str, Any] = {
+        "loraport": __version__,
+        "torch": version("torch"),
+        "processor": processor_name(),
+        "cores": cores(),
+        "cards": [],
+        "card_bytes": 0,
+        "unlike": _unlike(files),
+    }
+    if cards:
+        from loraport.engine import accelerators
+
+        found["cards"], found["card_bytes"] = accelerators.survey()
+    return found
+
+
+def stand_in(folder: str) -> None:
+    """Let relative names mean what they mean where the work comes from."""
+    with contextlib.suppress(OSError):  # it is not there, which matters only to relative names
+        os.chdir(folder)
+
+
+def _unlike(files: Mapping[str, str]) -> str:
+    """The first file that is not here as it is elsewhere, and why; "" if all are."""
+    for file, state in files.items():
+        try:
+            here = file_identity(file)
+        except FileError as error:
+            return f"{file} cannot be read ({error.values or error.what})"
+        if here != state:
+            return f"{file} is another file there ({here}, and {state} here)"
+    return ""
+
+
+def choose(
+    alive: Sequence[Mapping[str, Any]], told: Mapping[str, Mapping[str, Any]], wanted: str
+) -> tuple[list[Node], dict[str, str]]:
+    """The machines that take part: of those that can, the kind that can do most.
+
+    Args:
+        alive: of `ray.nodes()`.
+        told: what they say, by their ids; those that say nothing are not looked at.
+        wanted: auto, cpu or cuda.
+
+    Returns:
+        The machines, and why the others take no part, by their names.
+    """
+    able = {node["NodeID"]: node for node in alive if node["NodeID"] in told}
+    left_out: dict[str, str] = {}
+    for key in list(able):
+        reason = _why_unable(told[key])
+        if reason:
+            left_out[name_of(able.pop(key))] = reason
+    with_cards = {key for key, node in able.items() if _cards(node, told[key])}
+    on_cards = wanted == "cuda" or (wanted == "auto" and bool(with_cards))
+    kinds: dict[tuple[str, ...], list[Node]] = {}
+    for key, node in able.items():
+        answer, resources = told[key], node["Resources"]
+        if on_cards and key not in with_cards:
+            if resources.get("GPU", 0) > 0 or wanted == "cuda":
+                left_out[name_of(node)] = "it gives out no GPUs of one kind that PyTorch finds"
+            continue
+        made = Node(
+            key,
+            name_of(node),
+            float(resources["CPU"]),
+            _cards(node, answer) if on_cards else 0,
+            int(resources.get("memory", 0)),
+            int(answer["cores"]),
+            int(answer["card_bytes"]) if on_cards else 0,
+        )
+        kinds.setdefault(_kind(answer, on_cards=on_cards), []).append(made)
+    if not kinds:
+        return [], left_out
+    chosen = max(kinds, key=lambda kind: (sum(node.cards or node.cpus for node in kinds[kind]), kind))
+    for kind, others in kinds.items():
+        if kind != chosen:
+            for other in others:
+                left_out[other.name] = f"its kind would round otherwise ({', '.join(kind)}; not {', '.join(chosen)})"
+    return kinds[chosen], left_out
+
+
+def _why_unable(answer: Mapping[str, Any]) -> str:
+    if answer["loraport"] != __version__:
+        return f"it has loraport {answer['loraport']}, not {__version__}"
+    return str(answer["unlike"])
+
+
+def _cards(node: Mapping[str, Any], answer: Mapping[str, Any]) -> int:
+    """How many CUDA devices a machine gives out; 0 if they are not alike, since Ray says which of them a task gets."""
+    alike = len(set(answer["cards"])) == 1
+    return min(int(node["Resources"].get("GPU", 0)), len(answer["cards"])) if alike else 0
+
+
+def _kind(answer: Mapping[str, Any], *, on_cards: bool) -> tuple[str, ...]:
+    torch = f"PyTorch {answer['torch']}"
+    if on_cards:
+        return answer["cards"][0], torch
+    return answer["processor"], f"{answer['cores']} cores", torch
