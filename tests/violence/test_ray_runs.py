@@ -34,7 +34,7 @@ def test_told_to_end_in_the_middle_of_a_cluster(case, undisturbed, alone, name: 
     assert done.code in (0, ends.get(name)) or done.killed == signal.SIGKILL, done.stderr
     assert "Traceback" not in done.stderr
     assert case.output.exists() == (done.code == 0)
-    assert psutil.wait_procs(started, timeout=60)[1] == []
+    assert psutil.wait_procs(started, timeout=240)[1] == []  # of a killed one Ray's agents take a while
     again = case.run("--overwrite", *(ON_RAY if name == "SIGINT" else ()), env=alone)
     assert again.code == 0, again.stderr
     assert "from an earlier run" in again.stdout
@@ -47,8 +47,7 @@ def test_told_to_end_in_the_middle_of_a_cluster(case, undisturbed, alone, name: 
 
 
 def test_a_cluster_that_does_not_answer(case) -> None:
-    env = {"RAY_ADDRESS": "127.0.0.1:9", "RAY_gcs_rpc_server_connect_timeout_s": "1"}
-    done = case.run(*ON_RAY, env=env)
+    done = case.run(*ON_RAY, env={"RAY_ADDRESS": "127.0.0.1:9"})
     assert done.code == 2, done.stderr
     assert done.errors == 1
     assert "the Ray cluster does not answer" in done.stderr

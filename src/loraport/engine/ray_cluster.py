@@ -5,6 +5,7 @@ import importlib.util
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ _SETTINGS = {
     "RAY_task_oom_retries": "3",  # of a task that Ray ends because memory runs out; for ever by default
     "RAY_idle_worker_killing_time_threshold_ms": "60000",  # a new process loads PyTorch again; a second by default
 }
+_KNOCK_SECONDS = 10.0
 _RESULTS_BYTES = 500_000_000  # of the object store of a cluster of our own, which holds factors on their way home
 
 
@@ -100,6 +102,7 @@ def _connect(ray: Any, limits: Limits, *, start: bool) -> bool | None:
         return None
     with _signals_as_they_are():
         try:
+            _knock(address)
             if not start:
                 ray.init("auto", **quiet)
                 return False
@@ -128,6 +131,16 @@ def _connect(ray: Any, limits: Limits, *, start: bool) -> bool | None:
                 values=" ".join(str(error).split())[:500],
                 fix="use the version of Ray and of Python that the cluster has, or --executor process",
             ) from error
+
+
+def _knock(address: str | None) -> None:
+    """Raise ConnectionError if nobody listens at host:port, which Ray would find out only after minutes."""
+    host, colon, port = (address or "").rpartition(":")
+    if colon and port.isdecimal() and "/" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
+        except OSError as error:
+            raise ConnectionError(f"nobody listens there ({error.strerror or error})") from error
 
 
 def _own(limits: Limits) -> dict[str, Any]:
