@@ -135,7 +135,7 @@ def test_paths_are_as_good_as_texts():
     [
         ({"workers": -3}, "workers"),
         ({"workers": 10**23}, "workers"),
-        ({"executor": "ray", "workers": -3}, "ray"),
+        ({"executor": "raid", "workers": -3}, "raid"),
         ({"max_memory": 0}, "memory"),
         ({"max_memory": "lots"}, "memory"),
         ({"nonsense": 1}, "nonsense"),
