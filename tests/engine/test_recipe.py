@@ -193,3 +193,12 @@ def test_the_same_file_twice_is_noticed_under_any_name(tmp_path, monkeypatch):
     Recipe(lora="fast.pt", source="s", adapter="one", target_lora="fast.pt:adapter=other")  # two LoRAs of one file
     with pytest.raises(UsageError, match="twice"):
         Recipe(lora="a", source="s", expert="high", target_lora=["fast.pt", "fast.pt:expert=high"])
+
+
+@pytest.mark.parametrize(
+    ("given", "meant", "folder"),
+    [("Off", "off", None), ("ON", "on", None), ("./Off", "./Off", "./Off"), (None, None, None)],
+)
+def test_a_cache_is_switched_in_any_letters(given: str | None, meant: str | None, folder: str | None):
+    options = RunOptions(cache=given)
+    assert (options.cache, options.cache_folder) == (meant, folder)

@@ -243,6 +243,11 @@ def _executor(name: str) -> str:
     return name
 
 
+def _cache(given: str | None) -> str | None:
+    """The three words in any letters: a folder called `Off` is hardly meant, and `./Off` means it."""
+    return given.casefold() if given is not None and given.casefold() in ("auto", "on", "off") else given
+
+
 class RunOptions(Settings):
     """How a run uses the machine. None of these can change a byte of the output. Raises UsageError."""
 
@@ -277,6 +282,7 @@ class RunOptions(Settings):
     ] = None  # fmt: skip
     cache: Annotated[
         PathText | None,
+        AfterValidator(_cache),
         Setting(
             "Finished layers are kept for the next run. auto: decompositions too, where the next LoRA of the pair "
             "gains more than writing them costs. on, or a folder: always. off: nothing.",
