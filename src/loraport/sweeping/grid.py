@@ -92,8 +92,15 @@ def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def _targets(given: Any) -> list[Any]:
-    one = (str, os.PathLike)
-    return [Target.parse(each) if isinstance(each, one) else each for each in _listed(given)]
+    found: list[Any] = []
+    for each in _listed(given):
+        if isinstance(each, str | os.PathLike):
+            found.append(Target.parse(each))
+        elif isinstance(each, Mapping | Target):
+            found.append(each)
+        else:
+            raise ValueError(f"{each!r} is no model, such as fast.safetensors, and no target with fields")
+    return found
 
 
 def _params(given: Any) -> Any:
