@@ -10,8 +10,6 @@ programs took is printed too. Writing the models, importing and one tiny decompo
 import argparse
 import resource
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -21,13 +19,6 @@ import measure
 from synthetic import SIZES, write_pair
 
 HERE = Path(__file__).parent
-
-
-def timed(call: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the processor and by the clock."""
-    began, wall = time.process_time(), time.perf_counter()
-    call()
-    return time.process_time() - began, time.perf_counter() - wall
 
 
 def main() -> None:
@@ -51,13 +42,15 @@ def main() -> None:
     models = {"source": pair.source, "target": pair.target, "method": args.method, "rank": 32}
     output = args.work / "made"
     with measure.Others() as others:
-        one = timed(
+        one = measure.timed(
             lambda: loraport.transfer(
                 pair.loras[0], output=output / "alone.safetensors", options=options("first"), **models
             )
         )
         after_one = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        many = timed(lambda: loraport.transfer_many(pair.loras, output=output, options=options("second"), **models))
+        many = measure.timed(
+            lambda: loraport.transfer_many(pair.loras, output=output, options=options("second"), **models)
+        )
     after_many = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     same = (output / pair.loras[0].name).read_bytes() == (output / "alone.safetensors").read_bytes()
     shutil.rmtree(args.work)

@@ -1,4 +1,4 @@
-"""Run a command as a process of its own and watch the memory of it and of all its children."""
+"""What work takes: of a command as a process of its own, with its memory and that of its children; of a call."""
 
 import contextlib
 import os
@@ -6,7 +6,7 @@ import platform
 import subprocess
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,13 @@ class Finished:
     wall: float
     cpu: float
     peak: int
+
+
+def timed(call: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of the processor and by the clock, of a call in this process."""
+    began, wall = time.process_time(), time.perf_counter()
+    call()
+    return time.process_time() - began, time.perf_counter() - wall
 
 
 def run(command: Sequence[str], cores: int = 2) -> Finished:

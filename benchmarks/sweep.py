@@ -10,8 +10,6 @@ The nine transfers share a cache, as those of a user do, unless there is none.
 
 import argparse
 import shutil
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +25,6 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "q_dom": [{"rank": 32, "params": {"q_dom": value}} for value in (0.4, 0.5, 0.6)],
     "method": [{"rank": 32, "method": name} for name in ("direct", "matched-gain", "casa")],
 }
-
-
-def timed(call: Callable[[], object]) -> tuple[float, float]:
-    """Seconds of the processor and by the clock."""
-    began, wall = time.process_time(), time.perf_counter()
-    call()
-    return time.process_time() - began, time.perf_counter() - wall
 
 
 def main() -> None:
@@ -69,7 +60,7 @@ def main() -> None:
         swept.append(loraport.sweep(pair.loras, grid, output=args.work / "made", options=options("second")))
 
     with measure.Others() as others:
-        nine, one = timed(alone), timed(together)
+        nine, one = measure.timed(alone), measure.timed(together)
     rows = swept[0].cells
     same = all(
         (args.work / "made" / row.output).read_bytes()

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import pico
-from loraport.engine import measuring, reading
+from loraport.engine import keeping, measuring, reading
 from loraport.engine.estimate import estimate
 from loraport.engine.keeping import worth_keeping
 from loraport.engine.plan import layers_to_keep, make_plan
@@ -139,8 +139,8 @@ class Remembered:
     def __init__(self, everything: bool):
         self.everything = everything
 
-    def known_digest(self, ref) -> str | None:
-        return "ab" * 32 if self.everything else None
+    def is_from_earlier(self, ref) -> bool:
+        return self.everything
 
 
 def chosen(plan, rates: Rates, *, cache: str | None = None, before: bool = False, **settings) -> int:
@@ -203,3 +203,25 @@ def test_a_measurement_is_of_this_machine_and_leaves_no_files(tmp_path):
     found = measuring.measure("cpu", tmp_path)
     assert all(rate > 1e6 for rate in vars(found).values())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_run_has_read_itself_is_no_sign_of_an_earlier_one(files, tmp_path, monkeypatch):
+    """Every run looks at a few layers before it decides what to keep."""
+    found = []
+
+    def take(jobs, rates, likely, beside):
+        found.append(likely)
+        return list(jobs)
+
+    monkeypatch.setenv("LORAPORT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(keeping, "SMALL", 0)
+    monkeypatch.setattr(keeping, "_paying", take)
+    monkeypatch.setattr("loraport.engine.run.rates_of", lambda device, root: RATES)
+    save_file(pico.lora(9), files.folder / "second.safetensors")
+    time.sleep(2 * reading._CLOCK_NS / 1e9)
+    for lora in (files.lora, files.folder / "second.safetensors"):
+        loraport.transfer(
+            lora, source=files.source, target=files.target, output=tmp_path / "out.safetensors",
+            options=RunOptions(cache="auto", log="off", overwrite=True),
+        )  # fmt: skip
+    assert found == [keeping.FIRST, 1.0]

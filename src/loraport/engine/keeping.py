@@ -49,7 +49,7 @@ def worth_keeping(
 
 def _used_before(jobs: Sequence[LayerJob], digests: KnownDigests) -> bool:
     refs = [ref for job in jobs[:1] for ref in (job.source, job.target) if ref is not None]
-    return all(digests.known_digest(ref) is not None for ref in refs)
+    return all(map(digests.is_from_earlier, refs))
 
 
 def _paying(jobs: Sequence[LayerJob], rates: Rates, likely: float, beside: float) -> list[LayerJob]:

@@ -23,6 +23,10 @@ class KnownDigests:
         """The digest of a tensor if it is remembered; nothing is read."""
         return self.memo.get(*self.page(ref))
 
+    def is_from_earlier(self, ref: TensorRef) -> bool:
+        """Whether an earlier run left its digest; what this run has read itself is no sign of one."""
+        return self.memo.is_from_earlier(*self.page(ref))
+
     def page(self, ref: TensorRef) -> tuple[str, str]:
         """Under which names the digest of a tensor is remembered."""
         files = dict.fromkeys([ref.file, *(companion.file for _, companion in ref.companions)])

@@ -37,6 +37,7 @@ class DigestMemo:
         self._batch = batch
         self._trust = trust
         self._pages: dict[str, dict[str, str]] = {}
+        self._earlier: dict[str, frozenset[str]] = {}
         self._fresh: dict[str, dict[str, str]] = {}
         self._lock = threading.Lock()
 
@@ -58,6 +59,17 @@ class DigestMemo:
         """
         with self._lock:
             return self._page(identity).get(tensor)
+
+    def is_from_earlier(self, identity: str, tensor: str) -> bool:
+        """Whether an earlier run remembered a digest, which this one believes.
+
+        Args:
+            identity: as in `get`.
+            tensor: as in `get`.
+        """
+        with self._lock:
+            self._page(identity)
+            return tensor in self._earlier[identity]
 
     def put(self, identity: str, tensor: str, digest: str, *, lasting: bool = True) -> None:
         """Remember a digest.
@@ -103,6 +115,7 @@ class DigestMemo:
     def _page(self, identity: str) -> dict[str, str]:
         if identity not in self._pages:
             self._pages[identity] = self._read(identity) if self._trust else {}
+            self._earlier[identity] = frozenset(self._pages[identity])
         return self._pages[identity]
 
     def _read(self, identity: str) -> dict[str, str]:
