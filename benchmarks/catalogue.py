@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from loraport.engine.layer_work import Asked, Have, Kind, Work, seconds_of, steps_of
+from loraport.engine.layer_work import Have, LayerKind, MethodNeeds, Work, seconds_of, steps_of
 from loraport.engine.rates import Rates
 from loraport.methods import cost as costs
 from loraport.methods import registry
@@ -158,12 +158,12 @@ class Sums:
         chosen, params = registry.resolve(method)
         needs = chosen.needs(params)
         bases = frozenset({"source"} if needs.basis else ())
-        asked = Asked(chosen, params, needs, bases)
+        asked = MethodNeeds(chosen, params, needs, bases)
         first, other, lora, basis, kept = [], [], [], 0, 0
         for (m, n), count in shapes.items():
             written = 2 * RANK * (m + n)  # as much as of the LoRA is read
             weight = 0 if needs.nothing else 2 * m * n
-            kind = Kind(method, (m, n), RANK, RANK, 2, written, weight or None, 2 * weight)
+            kind = LayerKind(method, (m, n), RANK, RANK, 2, written, weight or None, 2 * weight)
             each = {"LoRA", "output", *chosen.steps((m, n), RANK, params, True)}
             for into, have in ((first, Have(keeps=True)), (other, Have(bases=bases, keeps=True))):
                 steps = steps_of(kind, asked, have)

@@ -24,7 +24,7 @@ from pathlib import Path
 import catalogue
 import loraport
 from counting import counted
-from loraport.engine.layer_work import Asked, Have, Kind, Work, seconds_of, work_of
+from loraport.engine.layer_work import Have, LayerKind, MethodNeeds, Work, seconds_of, work_of
 from loraport.engine.measuring import measure
 from loraport.engine.plan import make_plan
 from loraport.engine.rates import Rates
@@ -169,11 +169,11 @@ def _predicted(pair, method: str, lora: int, run: str) -> tuple[Work, int]:
     plan = make_plan(recipe)
     parts = []
     for job in plan.jobs:
-        asked = Asked.of(job)
+        asked = MethodNeeds.of(job)
         have = Have(stores=True, keeps=True)
         if run == "further":
             have = Have(True, False, asked.bases, asked.method.prepared_key(asked.params) is not None, True, True)
-        parts.append(work_of(Kind.of(job), asked, have))
+        parts.append(work_of(LayerKind.of(job), asked, have))
     return sum(parts, Work()), plan.output_bytes
 
 

@@ -24,9 +24,9 @@ from loraport.engine.keeping import worth_keeping
 from loraport.engine.known_digests import KnownDigests
 from loraport.engine.layer_work import (
     NOTHING,
-    Asked,
     Have,
-    Kind,
+    LayerKind,
+    MethodNeeds,
     Work,
     after,
     is_warm,
@@ -120,13 +120,13 @@ def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start:
     lasting, device, several = [batch.lasting for batch in batches], slots[0].device, len(plans) > 1
     worth = worth_keeping(lasting, options, digests, lambda: rates, device=device, several=several)
     kept = frozenset() if root is None else layers_to_keep(worth, room)
-    asked = {way: Asked.of(job) for way, job in {_way(job): job for layer in layers for job in layer}.items()}
-    kinds = {id(job): Kind.of(job) for layer in layers for job in layer}
+    asked = {way: MethodNeeds.of(job) for way, job in {_way(job): job for layer in layers for job in layer}.items()}
+    kinds = {id(job): LayerKind.of(job) for layer in layers for job in layer}
     have = [
         _with_hand(batch, [look_up(job, asked[_way(job)], root, digests, job.name in kept) for job in layer], asked)
         for batch, layer in zip(batches, layers, strict=True)
     ]
-    known: dict[tuple[_Way, Kind, Have], Work] = {}
+    known: dict[tuple[_Way, LayerKind, Have], Work] = {}
 
     def work_at(job: LayerJob, state: Have) -> Work:
         way, kind = _way(job), kinds[id(job)]
@@ -199,7 +199,7 @@ def _way(job: LayerJob) -> _Way:
     return job.method, json.dumps(job.params, sort_keys=True)
 
 
-def _with_hand(batch: LayerBatch, states: Sequence[Have], asked: Mapping[_Way, Asked]) -> list[Have]:
+def _with_hand(batch: LayerBatch, states: Sequence[Have], asked: Mapping[_Way, MethodNeeds]) -> list[Have]:
     """What is there for each job of a layer, the ones before it done: matrices that it shares, or a basis."""
     found: list[Have] = []
     computed: set[int] = set()  # groups of which one had its matrices brought together

@@ -135,6 +135,7 @@ def threads_for(job: Job, cores: int) -> int:
     """CPU threads of a layer, whoever works on it: they change the rounding of a product.
 
     Args:
+        job: the layer.
         cores: of the machine that it is worked on.
     """
     return cores if job.wide else 1

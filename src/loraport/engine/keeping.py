@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from loraport.engine.ahead import threads_beside
 from loraport.engine.job import LayerJob
 from loraport.engine.known_digests import KnownDigests
-from loraport.engine.layer_work import NOTHING, Asked, Have, Kind, after, seconds_of, work_of
+from loraport.engine.layer_work import NOTHING, Have, LayerKind, MethodNeeds, after, seconds_of, work_of
 from loraport.engine.plan import cached_bytes
 from loraport.engine.rates import Rates
 from loraport.engine.recipe import RunOptions
@@ -53,16 +53,16 @@ def _used_before(jobs: Sequence[LayerJob], digests: KnownDigests) -> bool:
 
 
 def _paying(jobs: Sequence[LayerJob], rates: Rates, likely: float, beside: float) -> list[LayerJob]:
-    pays: dict[Kind, bool] = {}
+    pays: dict[LayerKind, bool] = {}
     for job in jobs:
-        kind = Kind.of(job)
+        kind = LayerKind.of(job)
         if kind not in pays:
             pays[kind] = _pays(job, kind, rates, likely, beside)
-    return [job for job in jobs if pays[Kind.of(job)]]
+    return [job for job in jobs if pays[LayerKind.of(job)]]
 
 
-def _pays(job: LayerJob, kind: Kind, rates: Rates, likely: float, beside: float) -> bool:
-    asked = Asked.of(job)
+def _pays(job: LayerJob, kind: LayerKind, rates: Rates, likely: float, beside: float) -> bool:
+    asked = MethodNeeds.of(job)
 
     def seconds(have: Have) -> float:
         return seconds_of(work_of(kind, asked, have), rates, beside)

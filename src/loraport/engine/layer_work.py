@@ -47,7 +47,7 @@ NOTHING = Have()
 
 
 @dataclass(frozen=True)
-class Asked:
+class MethodNeeds:
     """A method with its settings, and what it says it needs: the same for all layers that it carries over.
 
     Args:
@@ -63,7 +63,7 @@ class Asked:
     bases: frozenset[str]
 
     @classmethod
-    def of(cls, job: LayerJob) -> "Asked":
+    def of(cls, job: LayerJob) -> "MethodNeeds":
         """What a layer's method says."""
         method, params = registry.resolve(job.method, job.params)
         needs = method.needs(params)
@@ -72,7 +72,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Kind:
+class LayerKind:
     """All of a layer that decides how much work it is; a model has thousands of layers of some ten kinds.
 
     Args:
@@ -96,7 +96,7 @@ class Kind:
     weights: int
 
     @classmethod
-    def of(cls, job: LayerJob) -> "Kind":
+    def of(cls, job: LayerJob) -> "LayerKind":
         """That of a layer."""
         updates = [job.update, *job.target_updates.values(), *job.source_updates.values()]
         return cls(
@@ -135,7 +135,7 @@ def _has(root: Path | None, kind: str, key: str) -> bool:
     return root is not None and entry_path(root, kind, key).is_file()
 
 
-def look_up(job: LayerJob, asked: Asked, root: Path | None, remembered: KnownDigests, keeps: bool) -> Have:
+def look_up(job: LayerJob, asked: MethodNeeds, root: Path | None, remembered: KnownDigests, keeps: bool) -> Have:
     """What is there of a layer, as far as the digests of its weights are remembered.
 
     Args:
@@ -168,7 +168,7 @@ def look_up(job: LayerJob, asked: Asked, root: Path | None, remembered: KnownDig
     )
 
 
-def after(job: LayerJob, asked: Asked, have: Have) -> Have:
+def after(job: LayerJob, asked: MethodNeeds, have: Have) -> Have:
     """What another LoRA finds once this layer is done and kept."""
     has_pair = job.source is not None and job.target is not None
     bases = {role for role in asked.bases if job.source is not None and basis_role(job, role)}
@@ -180,18 +180,18 @@ def after(job: LayerJob, asked: Asked, have: Have) -> Have:
     )
 
 
-def is_warm(job: LayerJob, asked: Asked, have: Have) -> bool:
+def is_warm(job: LayerJob, asked: MethodNeeds, have: Have) -> bool:
     """Whether all is there that a method keeps; never for one that keeps nothing."""
     then = after(job, asked, have)
     return bool(then.bases or then.prepared) and have.bases >= then.bases and have.prepared >= then.prepared
 
 
-def work_of(kind: Kind, asked: Asked, have: Have) -> Work:
+def work_of(kind: LayerKind, asked: MethodNeeds, have: Have) -> Work:
     """`steps_of`, all together."""
     return sum(steps_of(kind, asked, have).values(), Work())
 
 
-def steps_of(kind: Kind, asked: Asked, have: Have) -> dict[str, Work]:
+def steps_of(kind: LayerKind, asked: MethodNeeds, have: Have) -> dict[str, Work]:
     """What a layer takes by step, as `worker` and `layer` go about it; a step that is left out is not in it.
 
     Args:
