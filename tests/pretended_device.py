@@ -6,7 +6,7 @@ value that Python asks for, a result whose size depends on values, a copy from o
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,10 +40,14 @@ class Pretended(Tensor):
         raise AssertionError(f"{func} outside of `pretended_device`")
 
 
+Watch = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
+
+
 class _Device(TorchDispatchMode):
-    def __init__(self) -> None:
+    def __init__(self, watch: Watch | None = None) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
+        self.watch = watch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -65,7 +69,10 @@ class _Device(TorchDispatchMode):
         on_device = _kind(wanted, tensors[0] if tensors else None) is Pretended
         if wanted is not None:
             kwargs["device"] = torch.device("cpu")
-        found = func(*tree_map(_behind, args), **tree_map(_behind, kwargs))
+        args, kwargs = tree_map(_behind, args), tree_map(_behind, kwargs)
+        if here and self.watch is not None:
+            self.watch(name, args, kwargs)
+        found = func(*args, **kwargs)
         written = {id(one.there): one for one in here}
 
         def back(one: Any) -> Any:
@@ -92,7 +99,11 @@ def _behind(one: Any) -> Any:
 
 
 @contextmanager
-def pretended_device() -> Iterator[Counter[str]]:
-    """While it lasts `tensor.to(DEVICE)` works; yields how often the program waited, by what it did."""
-    with _Device() as device:
+def pretended_device(watch: Watch | None = None) -> Iterator[Counter[str]]:
+    """While it lasts `tensor.to(DEVICE)` works; yields how often the program waited, by what it did.
+
+    Args:
+        watch: told every operation on the device: its name, and the arguments with tensors of the CPU.
+    """
+    with _Device(watch) as device:
         yield device.waits

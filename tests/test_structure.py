@@ -126,6 +126,21 @@ def test_float64_is_asked_for_where_a_device_may_have_none():
         assert path.name in alone or ".double()" not in path.read_text(encoding="utf-8"), path
 
 
+def test_what_adds_in_any_order_on_a_gpu_stands_in_one_place():
+    """`core.labelled` gives the same bits in every run; `tests/methods/test_same_bits.py` looks at what is called."""
+    changing = {"index_add", "scatter_add", "index_put", "histc", "kthvalue", "segment_reduce", "bincount"}
+    changing |= {name + "_" for name in changing} | {"put_"}
+    allowed = {"core/labelled.py", "core/bootstrap.py", "core/allotment.py"}  # the latter two stay on the CPU,
+    allowed |= {"analysis/routing_maps.py", "analysis/update_figures.py"}  # and these count
+    for path in [path for room in ("core", "methods", "analysis", "engine", "resizing") for path in _modules(room)]:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                known = node.func.attr not in changing or path.relative_to(PACKAGE).as_posix() in allowed
+                assert known, f"{path}: {ast.unparse(node.func)}"
+                if node.func.attr.startswith("scatter_reduce"):
+                    assert "'amin'" in ast.unparse(node) or "'amax'" in ast.unparse(node), path
+
+
 def test_text_files_say_their_encoding():
     """Without one it is another on Windows."""
     for path in PACKAGE.rglob("*.py"):

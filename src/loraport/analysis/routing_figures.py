@@ -17,6 +17,7 @@ from loraport.analysis.quantities import (
     Meeting,
     Routing,
 )
+from loraport.core import labelled
 from loraport.core.operator import dot, norm
 from loraport.methods.casa.arbitration import arbitrated_entries
 from loraport.methods.casa.clusters import Clusters
@@ -80,7 +81,7 @@ def _certificates(about: Layer, clusters: Clusters, proof: Proof) -> Certificate
     labels = torch.full((len(S),), -1, dtype=torch.int64, device=S.device)
     labels[:k] = torch.where(clusters.labels < count, clusters.labels, -1)
     turned, expected = (each.leaving(labels, count).sqrt() for each in (proof.measured, proof.predicted))
-    sigma = torch.zeros_like(gap).index_add_(0, clusters.labels, S[:k]) / clusters.sizes
+    sigma = labelled.sums(S[:k], clusters.labels, clusters.count) / clusters.sizes
     first = torch.full((clusters.count,), k, dtype=torch.int64, device=S.device)
     first.scatter_reduce_(0, clusters.labels, torch.arange(k, device=S.device), "amin")
     shares = [float(clusters.sizes[each < 1].sum()) / k for each in (bound, null)]

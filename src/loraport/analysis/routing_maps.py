@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from loraport.core import labelled
 from loraport.methods.casa.clusters import Clusters, block_sum
 
 CELLS = 16
@@ -46,8 +47,7 @@ class Cells:
 
     def mean(self, values: Float[Tensor, " k"]) -> Float[Tensor, " g"]:
         """Mean over the directions of each cell."""
-        sums = torch.zeros(self.count, dtype=values.dtype, device=values.device).index_add_(0, self.labels, values)
-        return sums / self.sizes
+        return labelled.sums(values, self.labels, self.count) / self.sizes
 
     def sums(self, X: Float[Tensor, "k k"]) -> Float[Tensor, "g g"]:
         """Sum over every pair of cells."""

@@ -28,7 +28,7 @@ def energy_kept(energies: Float[Tensor, " q"], ranks: tuple[int, ...]) -> tuple[
         energies: squared singular values, the largest first; further ones are zero.
         ranks: how many directions.
     """
-    held = wide(energies).clamp_min(0).cumsum(0)
+    held = wide(energies.cpu()).clamp_min(0).cumsum(0)
     total = float(held[-1]) if len(held) else 0.0
     if total == 0.0:
         return tuple(1.0 for _ in ranks)

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from loraport.analysis.coordinates import Coordinates
+from loraport.core import labelled
 
 LEADING = 10
 """Directions that are looked at for intruders (arXiv 2410.21228)."""
@@ -70,11 +71,11 @@ def leaving(
     if len(inside) < len(labels):
         shares, more = shares.index_select(1, inside), None if more is None else more[inside]
     group, own = torch.where(labels < 0, count, labels), labels[inside]
-    held = shares.new_zeros(count + 1, shares.shape[1]).index_add_(0, group, shares)
+    held = labelled.sums(shares, group, count + 1)
     lost = held.scatter_(0, own[None, :], 0.0).sum(0)  # its own taken out first: nothing cancels
     if more is not None:
         lost = lost + more
-    return torch.zeros(count, dtype=shares.dtype, device=shares.device).index_add_(0, own, lost)
+    return labelled.sums(lost, own, count)
 
 
 def groups(p: int, most: int) -> tuple[int, ...]:

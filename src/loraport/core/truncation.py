@@ -112,7 +112,7 @@ def _count(rank: int | str | None, energy: float | None, full: int) -> int | Non
 
 
 def _cut(U: Tensor, S: Tensor, Vh: Tensor, count: int | None, energy: float | None, total: float) -> Truncation:
-    held = wide(S).square().cumsum(0)
+    held = wide(S.cpu()).square().cumsum(0)
     if count is None:
         assert energy is not None
         count = min(int((held < energy * float(held[-1]) * (1 - 1e-12)).sum()) + 1, S.numel())

@@ -75,7 +75,7 @@ class ClusterTransport(base.TransferMethod[ClusterTransportParams]):
 def spectral_clusters(S: Float[Tensor, " p"], gap: float, largest: int) -> Tensor:
     """Cluster number of each direction: runs of neighbours with close singular values, at most `largest` long."""
     labels, number, size = torch.zeros(len(S), dtype=torch.int64), 0, 1
-    values = wide(S).tolist()
+    values = wide(S.cpu()).tolist()
     for i in range(1, len(values)):
         close = values[i - 1] - values[i] <= gap * values[i - 1]
         number, size = (number, size + 1) if close and size < largest else (number + 1, 1)

@@ -107,7 +107,7 @@ def _as_casa(params: MaskedRestoreParams) -> CasaParams:
 def _order(density: Float[Tensor, " p"], mask: str, generator: Generator) -> Int[Tensor, " p"]:
     if mask == "random":
         return torch.randperm(len(density), generator=generator).to(density.device)
-    return density.argsort()
+    return density.argsort(stable=True)
 
 
 def _first(order: Int[Tensor, " p"], share: float) -> Bool[Tensor, " p"]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from loraport.core import labelled
 from loraport.core.operator import sent
 
 _GAP_FLOOR = 1e-6  # of the published code: keeps repeated singular values apart from a division by zero
@@ -28,13 +29,11 @@ class Clusters:
     @property
     def sizes(self) -> Int[Tensor, " count"]:
         """Number of directions in each cluster."""
-        counts = torch.zeros(self.count, dtype=torch.int64, device=self.labels.device)
-        return counts.index_add_(0, self.labels, torch.ones_like(self.labels))
+        return labelled.sums(torch.ones_like(self.labels), self.labels, self.count)
 
     def mean(self, density: Float[Tensor, " k"]) -> Float[Tensor, " count"]:
         """Mean density of each cluster (Eq. 5 and 6)."""
-        sums = torch.zeros(self.count, dtype=density.dtype, device=density.device)
-        sums.index_add_(0, self.labels, density)
+        sums = labelled.sums(density, self.labels, self.count)
         return sums / (self.sizes.to(density.dtype) + _SIZE_FLOOR)
 
     def dominant(self, density: Float[Tensor, " k"], q: float) -> Bool[Tensor, " k"]:
@@ -160,19 +159,7 @@ def block_sum(
     X: Float[Tensor, "a b"], rows: Int[Tensor, " a"], cols: Int[Tensor, " b"], count: int
 ) -> Float[Tensor, "count count"]:
     """Sum of X over every pair (row cluster, column cluster): O(a b), no one-hot products."""
-    return _sum_along(_sum_along(X, 0, rows, count), 1, cols, count)
-
-
-def _sum_along(X: Tensor, dim: int, labels: Int[Tensor, " k"], count: int) -> Tensor:
-    """Sums over the slices of each label. On the CPU the first slice of a label is copied, since most have no other."""
-    if X.device.type == "cpu":
-        own = torch.arange(len(labels))
-        first = torch.full((count,), len(labels)).scatter_reduce_(0, labels, own, "amin")
-        if bool((first < len(labels)).all()):
-            others = (own != first[labels]).nonzero()[:, 0]
-            return X.index_select(dim, first).index_add_(dim, labels[others], X.index_select(dim, others))
-    shape = (count, X.shape[1]) if dim == 0 else (X.shape[0], count)
-    return torch.zeros(shape, dtype=X.dtype, device=X.device).index_add_(dim, labels, X)
+    return labelled.sums(labelled.sums(X, rows, count), cols, count, dim=1)
 
 
 def quantile(values: Float[Tensor, " N"], q: float, among_largest: int | None = None) -> Float[Tensor, ""]:
