@@ -104,6 +104,11 @@ class CompareSettings(Settings):
         Setting("Weights of MUSIQ, to measure the imaging quality with.", "--musiq", panel=JUDGING, metavar="FILE",
                 path=True),
     ] = None  # fmt: skip
+    amt: Annotated[
+        PathText | None,
+        Setting("Weights of AMT-S, to measure the motion smoothness with.", "--amt", panel=JUDGING, metavar="FILE",
+                path=True),
+    ] = None  # fmt: skip
     videoalign: Annotated[
         PathText | None,
         Setting(
@@ -121,7 +126,7 @@ class CompareSettings(Settings):
 
     def weights(self) -> dict[str, PathText | None]:
         """The weights to judge by, by name."""
-        names = ("clip", "dino", "csd", "aesthetic", "raft", "musiq", "videoalign", "qwen")
+        names = ("clip", "dino", "csd", "aesthetic", "raft", "musiq", "amt", "videoalign", "qwen")
         return {name: getattr(self, name) for name in names}
 
     def check(self) -> None:

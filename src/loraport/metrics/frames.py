@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 
 def resized(
@@ -34,6 +34,24 @@ def resized(
         made = made[:, :, top : top + size, left : left + size]
     high, wide = (side - side % multiple for side in made.shape[2:])
     return made[:, :, :high, :wide]
+
+
+def padded(
+    frames: Float[Tensor, "n c h w"], block: int, least: int
+) -> tuple[Float[Tensor, "n c i j"], tuple[int, int]]:
+    """Frames with their edges drawn out to whole blocks, by as much on either side.
+
+    Args:
+        frames: to be made larger.
+        block: pixels that a side becomes a multiple of.
+        least: pixels that a side has at least.
+
+    Returns:
+        The frames, and how many rows and columns come before theirs.
+    """
+    more = [max(-side % block, least - side) for side in frames.shape[2:]]
+    top, left = (each // 2 for each in more)
+    return pad(frames, [left, more[1] - left, top, more[0] - top], mode="replicate"), (top, left)
 
 
 def _by_pillow(frames: UInt8[np.ndarray, "n h w 3"], shape: tuple[int, int], bicubic: bool) -> Float[Tensor, "n 3 i j"]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from loraport.errors import UsageError
 from loraport.metrics import closeness, colour, detail, motion, similarity
 from loraport.metrics.aesthetic import Aesthetic
+from loraport.metrics.amt import Amt
 from loraport.metrics.csd import Csd
 from loraport.metrics.faces import Faces, face_weights
 from loraport.metrics.lite import LiteFeatures, weights_in_package
@@ -50,6 +51,7 @@ class Weights:
         aesthetic: LAION's predictor on the features of `clip`.
         raft: weights of RAFT.
         musiq: weights of MUSIQ.
+        amt: weights of AMT-S.
         videoalign: the authors' repository with their checkpoint.
         qwen: folder of the Qwen2-VL that it was made of.
         lite: weights of EfficientNet-Lite0; those of the package by default, where it is installed.
@@ -62,6 +64,7 @@ class Weights:
     aesthetic: Path | None = None
     raft: Path | None = None
     musiq: Path | None = None
+    amt: Path | None = None
     videoalign: Path | None = None
     qwen: Path | None = None
     lite: Path | None = None
@@ -83,7 +86,7 @@ class Judges:
 
     Attributes:
         opencv: whether it is there.
-        lite, faces, clip, dino, csd, aesthetic, raft, musiq, videoalign: networks, or None.
+        lite, faces, clip, dino, csd, aesthetic, raft, musiq, amt, videoalign: networks, or None.
     """
 
     opencv: bool = False
@@ -95,6 +98,7 @@ class Judges:
     aesthetic: Aesthetic | None = None
     raft: Raft | None = None
     musiq: Musiq | None = None
+    amt: Amt | None = None
     videoalign: VideoAlign | None = None
 
     @classmethod
@@ -114,6 +118,7 @@ class Judges:
             csd=None if weights.csd is None else Csd(weights.csd, device),
             raft=None if weights.raft is None else Raft(weights.raft, device),
             musiq=None if weights.musiq is None else Musiq(weights.musiq, device),
+            amt=None if weights.amt is None else Amt(weights.amt, device),
             lite=None if weights.lite is None and weights_in_package() is None else LiteFeatures(weights.lite, device),
             faces=None if faces is None else Faces(faces),
         )
@@ -171,6 +176,8 @@ class Judges:
         if self.raft is not None and len(clip) > 1:
             picked = clip[motion.looked_at(len(clip), fps)]
             found["dynamic"] = float(motion.is_dynamic(self.raft.speeds(picked), min(clip.shape[1:3])))
+        if self.amt is not None and len(clip) > 1:
+            found["smoothness"] = self.amt.smoothness(clip)
         if self.videoalign is not None and len(clip) > 1:
             rewards = self.videoalign.rewards(clip, prompt, fps)
             found |= rewards

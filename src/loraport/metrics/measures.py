@@ -50,6 +50,7 @@ MEASURES = (
     Measure("background_consistency", "background consistency", "VBench's, with the CLIP that was given (theirs is ViT-B/32): 1 is a clip in which nothing moves.", None, 3, video=True, needs="clip"),
     Measure("flicker", "no flicker", "VBench's temporal flickering, exactly: 1 less the frame difference / 255. 1 is a clip in which nothing moves.", None, 3, video=True),
     Measure("foretold", "foretold (Farneback)", "How well its neighbours foretell every second frame, 1 less the mean error / 255: jerks and flicker lower it. VBench's motion smoothness with optical flow in place of its network. 1 is a clip in which nothing moves.", None, 3, video=True, needs="opencv"),
+    Measure("smoothness", "motion smoothness", "VBench's: how well AMT-S makes every second frame of those beside it, 1 less the mean error / 255. Jerks and flicker lower it; near 1 is a clip in which nothing moves.", None, 3, video=True, needs="amt"),
     Measure("aesthetic", "aesthetic quality", "VBench's: LAION's grade of the frames by CLIP's features, of 1. A taste for photographs and paintings.", None, 3, needs="aesthetic"),
     Measure("imaging", "imaging quality", "VBench's: MUSIQ's grade of the frames, of 1: how clean and sharp they are, with little regard to what they show.", "higher", 3, needs="musiq"),
     Measure("vq", "VideoAlign VQ", "VideoAlign's reward for visual quality, as the head gives it.", "higher", video=True, needs="videoalign"),

@@ -11,15 +11,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from torch import Tensor
-from torch.nn.functional import pad
 
 from loraport.errors import FileError, UsageError
+from loraport.metrics.frames import padded
 from loraport.metrics.motion import fastest
 from loraport.metrics.weights import read_state
 
 UPDATES = 20  # of the flow, as in VBench
-LEAST = 128  # pixels a side that the network can take
+BLOCK, LEAST = 8, 128  # pixels that a side is a multiple of, as in the paper's code, and that the network can take
 RENAMED = (  # from the paper's names to torchvision's, tried in turn, all of them
     (r"^fnet\.", "feature_encoder."),
     (r"^cnet\.", "context_encoder."),
@@ -76,7 +75,7 @@ class Raft:
     def speeds(self, clip: UInt8[np.ndarray, "f h w 3"]) -> list[float]:
         """Of each pair of successive frames, how far the fastest 5 % of the pixels move, in pixels."""
         frames = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float() / 127.5 - 1
-        frames = _padded(frames)
+        frames, _ = padded(frames, BLOCK, LEAST)
         found = []
         for now, then in itertools.pairwise(frames):
             with torch.inference_mode():
@@ -90,12 +89,3 @@ def torchvision_name(key: str) -> str:
     for pattern, new in RENAMED:
         key = re.sub(pattern, new, key)
     return key
-
-
-def _padded(frames: Tensor) -> Tensor:
-    """To whole blocks of 8, as much on either side, as the paper's code does; and to the least that RAFT can take."""
-    pads: list[int] = []
-    for side in (frames.shape[3], frames.shape[2]):
-        more = max(-side % 8, LEAST - side)
-        pads += [more // 2, more - more // 2]
-    return pad(frames, pads, mode="replicate")

@@ -1,6 +1,7 @@
 """Weights of a judge from a file: safetensors, or a torch file by restricted loading only."""
 
 import pickle
+import re
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +36,7 @@ def read_state(file: Path, *, keep_dtype: bool = False) -> dict[str, Tensor]:
         held: Any = load_file(file) if file.suffix == ".safetensors" else _restricted(file)
     except (SafetensorError, OSError, pickle.UnpicklingError, *BROKEN) as error:
         raise FileError(
-            "the weights cannot be read", where=str(file), values=(str(error).strip().splitlines() or [""])[0][:200],
+            "the weights cannot be read", where=str(file), values=_reason(error),
             fix="give safetensors, or a torch file that holds tensors alone",
         ) from error  # fmt: skip
     nest = next((name for name in NESTS if isinstance(held, Mapping) and isinstance(held.get(name), Mapping)), None)
@@ -47,6 +48,14 @@ def read_state(file: Path, *, keep_dtype: bool = False) -> dict[str, Tensor]:
         for key, value in inner.items()
         if isinstance(value, Tensor)
     }
+
+
+def _reason(error: Exception) -> str:
+    """What torch says in its first line; of objects beside tensors, which was met first, which it says further down."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    if named:
+        return f"it holds more than tensors: {named[1]}, of which nothing was run"
+    return (str(error).strip().splitlines() or [""])[0][:200]
 
 
 def _restricted(file: Path) -> Any:
