@@ -12,12 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pico
+from loraport.containers.references import open_tensors
 from loraport.engine import reading
 from loraport.engine.events import LayerDone
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.run import compute, run
-from loraport.errors import FileError, UnmatchedKeysError
+from loraport.errors import FileError, NumericalError, UnmatchedKeysError
+from loraport.store.digests import DigestMemo
 
 
 @pytest.fixture
@@ -37,12 +39,12 @@ def _recipe(files: pico.Pico, **settings) -> Recipe:
 @pytest.mark.parametrize("executor", ["serial", "thread"])
 def test_each_weight_is_read_once(files, tmp_path, monkeypatch, method, executor):
     seen: Counter[tuple[str, str]] = Counter()
-    for name in ("digest", "read_with_digest"):
+    for name in ("digest", "read_with_sums"):
         real = getattr(reading, name)
 
-        def spied(ref, *more, real=real):
+        def spied(ref, *more, real=real, **flags):
             seen[ref.file.name, ref.key] += 1
-            return real(ref, *more)
+            return real(ref, *more, **flags)
 
         monkeypatch.setattr(reading, name, spied)
     options = RunOptions(executor=executor, cache=str(tmp_path / "cache"), log="off", overwrite=True)
@@ -119,7 +121,7 @@ def _poison(cache: Path, digest: str) -> int:
     for page in (cache / "digests").rglob("*.json"):
         document = json.loads(page.read_text())
         for key in document["digests"]:
-            if "target" in document["identity"].split()[0]:
+            if "target" in document["identity"].split()[0] and " xxh3 " not in key:
                 document["digests"][key] = digest
                 changed += 1
         page.write_text(json.dumps(document))
@@ -150,6 +152,79 @@ def test_a_remembered_digest_must_agree_with_what_is_read(files, tmp_path, metho
     assert output.read_bytes() == right
     run(make_plan(_recipe(files, method=method)), output, options)  # what was verified is remembered
     assert output.read_bytes() == right
+
+
+def test_what_is_read_again_is_held_against_its_checksum(files, tmp_path, monkeypatch):
+    """Nothing is digested a second time, and a change that the times of the file do not show is still seen."""
+    time.sleep(2 * reading._CLOCK_NS / 1e9)
+    cache = tmp_path / "cache"
+    ref = open_tensors(files.target).groups[()]["blocks.0.ffn.0.weight"]
+    with DigestMemo(cache) as memo:
+        first = reading.InputReader(memo)
+        known = first.digest(ref, hold=True)
+        weight = first.read(ref)
+    asked, real = [], reading.read_with_sums
+
+    def spied(ref, memory, *, digest=True):
+        asked.append(digest)
+        return real(ref, memory, digest=digest)
+
+    monkeypatch.setattr(reading, "read_with_sums", spied)
+    again = reading.InputReader(DigestMemo(cache))
+    assert again.digest(ref, hold=True) == known
+    assert torch.equal(again.read(ref), weight)
+    assert asked == [False]
+
+    state = again.page(ref)
+    monkeypatch.setattr(reading.InputReader, "page", lambda self, ref: state)
+    save_file({key: 0.5 * tensor for key, tensor in load_file(files.target).items()}, files.target)
+    with pytest.raises(FileError, match="content of a tensor changed"):
+        reading.InputReader(DigestMemo(cache)).read(ref)
+    assert asked == [False, False, True]
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+def test_a_difference_is_that_of_the_two_weights(tmp_path, stored):
+    """In strips that do not divide it evenly; what is not finite is said of the weight that it is in."""
+    count = 3 * reading._STRIP // 64 + 1
+    numbers = {name: torch.randn(count, 64, generator=torch.Generator().manual_seed(n)) for n, name in enumerate("abc")}
+    numbers["c"][-1, 5] = torch.nan
+    save_file({name: tensor.to(stored) for name, tensor in numbers.items()}, tmp_path / "all.safetensors")
+    refs = open_tensors(tmp_path / "all.safetensors").groups[()]
+    reader = reading.InputReader(DigestMemo(None))
+    wanted = reader.read(refs["a"]) - reader.read(refs["b"])
+    assert torch.equal(reader.difference(refs["a"], refs["b"]), wanted)
+    for one, other in (("a", "c"), ("c", "a")):
+        with pytest.raises(NumericalError, match=r"^c holds NaN"):
+            reader.difference(refs[one], refs[other])
+
+
+def test_a_further_lora_reads_only_what_no_entry_holds(files, tmp_path, monkeypatch):
+    """Of the square layers neither weight, not even to see whether the models are related, unless an entry is gone."""
+    time.sleep(2 * reading._CLOCK_NS / 1e9)
+    cache, read, real = tmp_path / "cache", set(), reading.read_with_sums
+
+    def spied(ref, memory, **flags):
+        read.add((ref.file, ref.key))
+        return real(ref, memory, **flags)
+
+    monkeypatch.setattr(reading, "read_with_sums", spied)
+    options = RunOptions(executor="serial", cache=str(cache), log="off", overwrite=True)
+    run(make_plan(_recipe(files)), tmp_path / "first.safetensors", options)
+    wide = {name for name, (m, n) in pico.LAYERS.items() if m != n}
+    weights = {(file, f"{name}.weight") for name in wide for file in (files.source, files.target)}
+
+    def further() -> set[tuple[Path, str]]:
+        shutil.rmtree(cache / "result")
+        read.clear()
+        run(make_plan(_recipe(files)), tmp_path / "again.safetensors", options)
+        assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "first.safetensors").read_bytes()
+        return {(file, key) for file, key in read if file != files.lora}
+
+    assert further() == weights
+    for entry in (cache / "prepared").rglob("*.safetensors"):
+        entry.write_bytes(entry.read_bytes()[:-1])
+    assert further() > weights
 
 
 def test_a_device_without_room_is_said(files, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from math import prod
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Shaped, UInt8
@@ -14,13 +15,22 @@ from loraport.containers.stored import TensorRef, fill, identifying, pieces_of, 
 from loraport.errors import FileError, UnsupportedError
 
 
+@runtime_checkable
+class Hash(Protocol):
+    """Something that adds up bytes as they come, as those of hashlib and xxhash do."""
+
+    def update(self, data: bytes | memoryview, /) -> object:
+        """More bytes."""
+        ...
+
+
 def in_memory(count: int) -> UInt8[Tensor, " n"]:
     """So many bytes of ordinary memory."""
     return torch.empty(count, dtype=torch.uint8)
 
 
 def read_stored(
-    ref: TensorRef, state: "hashlib._Hash | None" = None, memory: Callable[[int], Tensor] = in_memory
+    ref: TensorRef, state: Hash | None = None, memory: Callable[[int], Tensor] = in_memory
 ) -> Shaped[Tensor, "..."]:
     """Read one tensor in its stored dtype and shape to the CPU; peak memory is the tensor itself.
 
@@ -74,7 +84,7 @@ def read_stored(
     return buffer.view(dtype).reshape(shape_of_rows(span.shape, ref.rows))
 
 
-def hash_stored(ref: TensorRef, state: "hashlib._Hash") -> None:
+def hash_stored(ref: TensorRef, state: Hash) -> None:
     """Feed `state` as `read_stored` does, in the memory of one chunk. Raises FileError."""
     span = span_of(ref)
     if span.strides is not None:

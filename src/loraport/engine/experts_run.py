@@ -32,6 +32,7 @@ from loraport.engine.results import SCHEMA, TransferReport
 from loraport.engine.run import Writer, carried_out
 from loraport.files import atomic_paths
 from loraport.store.digests import DigestMemo
+from loraport.store.store import NullStore
 from loraport.writable import check_apart
 
 DEFAULTS = RunOptions()
@@ -89,7 +90,7 @@ def run_experts(
     drift, doubts = _compare(plan)
     for expert, one in plan.plans.items():
         with naming(expert), _looking(one) as (sample, reader):
-            check_kinship(one, sample, reader, rounding=True)
+            check_kinship(one, sample, reader, NullStore(), rounding=True)
     for message in (*plan.warnings, *doubts):
         on_event(Warned(message))
     reports: dict[Expert, TransferReport] = {}

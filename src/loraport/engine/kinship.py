@@ -3,26 +3,32 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from loraport.engine.job import LayerJob
-from loraport.engine.layer import drift_share
+from loraport.engine.layer import drift_share, share_of
+from loraport.engine.layer_cache import norms_kept
 from loraport.engine.nearer_expert import refuse_other_expert
 from loraport.engine.plan import TransferPlan
 from loraport.engine.reading import InputReader
 from loraport.engine.results import LayerReport
 from loraport.engine.rounding import MOSTLY, quantised, refuse_rounding, rounding_share
 from loraport.errors import MismatchError
+from loraport.store.store import Store
 
 UNRELATED = 0.8
 """A drift of this share of the source's norm is no distillation. Two unrelated models differ by 1.4; the
 most strongly distilled tiny model by 0.36."""
 
 
-def check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputReader, *, rounding: bool) -> None:
+def check_kinship(
+    plan: TransferPlan, sample: Sequence[LayerJob], reader: InputReader, store: Store, *, rounding: bool
+) -> None:
     """Look at a few layers before the work, so that a wrong pair costs a second and not an hour.
 
     Args:
         plan: of the pair.
         sample: of `sample_for_kinship`.
-        reader: of the plan's files; it holds the sample's weights afterwards, for the work on them.
+        reader: of the plan's files; it holds the sample's weights afterwards, for the work on them, where they had to
+            be read.
+        store: asked first for what an earlier run found.
         rounding: whether a drift that is mostly rounding is a reason to refuse.
 
     Raises:
@@ -31,7 +37,8 @@ def check_kinship(plan: TransferPlan, sample: Sequence[LayerJob], reader: InputR
     """
     ratios, shares = {}, {}
     for job in sample:
-        ratios[job.name], weight = drift_share(job, reader)
+        kept = norms_kept(job, reader, store)
+        ratios[job.name], weight = drift_share(job, reader) if kept is None else share_of(*kept)
         shares[job.name] = rounding_share(job, ratios[job.name], weight)
     if ratios and not plan.recipe.force:
         refuse_other_expert(plan, sample, ratios, reader)

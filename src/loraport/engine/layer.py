@@ -89,7 +89,8 @@ def load_layer(
         own = _added(job, "source", digests, reader, device)
 
     weight = None
-    if found.source is not None:
+    drift_alone = device.type == "cpu" and _only_drift(job, method, params, found)
+    if found.source is not None and not drift_alone:
         weight = read_weight(reader, found.source, job.round_to, device)
         if own is not None:
             weight.addmm_(own.B, own.A)
@@ -109,6 +110,10 @@ def load_layer(
             drift, drift_norm = DenseOperator(added.dense()) if whole else added, added.norm()
         if found.wants_target:
             target = _there(weight) + added.dense()
+    elif drift_alone:
+        assert job.source is not None
+        assert kept is not None
+        drift, drift_norm = DenseOperator(reader.difference(job.target, job.source)), kept.drift_norm
     else:
         if found.target is not None:
             target = read_weight(reader, found.target, job.round_to, device)
@@ -140,8 +145,15 @@ def load_layer(
         tensors = method.prepare(inputs, params)
         if tensors:
             kept = Prepared(tensors, drift_norm)
-            cache.keep_prepared(found.key, kept)
+            cache.keep_prepared(found.key, kept, norm)
     return LayerMatrices(replace(inputs, prepared=None if kept is None else kept.tensors), norm, drift_norm)
+
+
+def _only_drift(job: LayerJob, method: TransferMethod, params: Params, found: Found) -> bool:
+    """Whether nothing asks for the weights themselves but for their difference, as they are stored."""
+    needs = method.needs(params)
+    weights = needs.source or found.wants_target or (needs.basis and found.basis is None) or found.prepared is None
+    return found.wants_drift and not (weights or job.source_updates or job.target_updates or job.round_to)
 
 
 LARGEST = 1e15
@@ -199,6 +211,11 @@ def drift_share(job: LayerJob, reader: InputReader) -> tuple[float, float]:
     target = read_weight(reader, job.target, job.round_to, cpu, hold=True)
     drift, weight = _distance(target, source), norm_of(source)
     check_norms(job.name, weight, drift)
+    return share_of(drift, weight)
+
+
+def share_of(drift: float, weight: float) -> tuple[float, float]:
+    """What `drift_share` gives, from both norms."""
     return drift / weight if weight > 0.0 else 0.0, weight
 
 

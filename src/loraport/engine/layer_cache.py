@@ -15,6 +15,8 @@ from loraport.core.basis import SpectralBasis
 from loraport.engine.accelerators import to_host
 from loraport.engine.job import LayerJob
 from loraport.engine.keys import basis_key, basis_role, prepared_key
+from loraport.engine.known_digests import KnownDigests
+from loraport.methods import registry
 from loraport.methods.base import Params, TransferMethod
 from loraport.store.store import Store
 
@@ -109,10 +111,11 @@ class LayerCache:
             self.store.put("basis", basis_key(self.job, role, self.digests), tensors, {"driver": basis.driver})
         return basis
 
-    def keep_prepared(self, key: str, prepared: Prepared) -> None:
-        """Keep it under the key of `Found` if it is worth its room."""
+    def keep_prepared(self, key: str, prepared: Prepared, weight_norm: float) -> None:
+        """Keep it under the key of `Found` if it is worth its room, with the norm of the source's weight."""
         if self.keep:
-            self.store.put("prepared", key, to_host(prepared.tensors), {"drift_norm": repr(prepared.drift_norm)})
+            norms = {"drift_norm": repr(prepared.drift_norm), "weight_norm": repr(weight_norm)}
+            self.store.put("prepared", key, to_host(prepared.tensors), norms)
 
     def _basis(self, role: str) -> SpectralBasis | None:
         if not basis_role(self.job, role):
@@ -131,3 +134,28 @@ class LayerCache:
         if kept is None or "drift_norm" not in kept.meta:
             return key, None
         return key, Prepared(dict(kept), float(kept.meta["drift_norm"]))
+
+
+def norms_kept(job: LayerJob, known: KnownDigests, store: Store) -> tuple[float, float] | None:
+    """Norms of a layer's drift and of its source's weight as an earlier run left them; None where they are not known.
+
+    Nothing is read but the beginning of an entry, which nobody checks: good for a look before the work, whose own norms
+    come from what is checked.
+
+    Args:
+        job: the layer.
+        known: digests of earlier runs.
+        store: of the entries.
+    """
+    if job.source is None or job.target is None or job.source_updates or job.target_updates:
+        return None
+    source, target = known.known_digest(job.source), known.known_digest(job.target)
+    if source is None or target is None:
+        return None
+    method, params = registry.resolve(job.method, job.params)
+    key = prepared_key(method, params, job, {"source": source, "target": target})
+    texts = None if key is None else store.peek("prepared", key)
+    try:
+        return None if texts is None else (float(texts["drift_norm"]), float(texts["weight_norm"]))
+    except (KeyError, ValueError):
+        return None

@@ -31,6 +31,7 @@ from loraport.engine.run import layers_kept, open_cache
 from loraport.engine.waiting import waiting
 from loraport.engine.worker import InHand, LayerResult, Worker
 from loraport.errors import LoraportError, UsageError
+from loraport.store.store import Store
 
 DEFAULTS = RunOptions()
 LookedAt = dict[tuple[tuple[TensorRef | None, TensorRef | None, str | None], ...], LoraportError | None]
@@ -159,7 +160,7 @@ def run_many(
     identities = {file: state for one in plan.plans.values() for file, state in one.identities.items()}
     store, reader = open_cache(identities, options, said.of_all, executor)
     looked_at: LookedAt = {}
-    plan = plan.without(_failing(plan.plans, lambda n, one: _check_pair(one, reader, looked_at)))
+    plan = plan.without(_failing(plan.plans, lambda n, one: _check_pair(one, reader, store, looked_at)))
     run = Gathering(plan, outputs, own, reader, said, on_event)
     if not plan.plans:
         return run.done
@@ -203,13 +204,13 @@ def _failing(plans: Mapping[int, TransferPlan], check: Callable[[int, TransferPl
     return found
 
 
-def _check_pair(plan: TransferPlan, reader: InputReader, looked_at: LookedAt) -> None:
+def _check_pair(plan: TransferPlan, reader: InputReader, store: Store, looked_at: LookedAt) -> None:
     """`check_kinship`, once for LoRAs that look at the same weights. The reader holds those of the first."""
     sample = sample_for_kinship(plan)
     weights = tuple((job.source, job.target, job.round_to) for job in sample)
     if weights not in looked_at:
         try:
-            check_kinship(plan, sample, reader, rounding=True)
+            check_kinship(plan, sample, reader, store, rounding=True)
             looked_at[weights] = None
         except LoraportError as error:
             looked_at[weights] = error

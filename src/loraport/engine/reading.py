@@ -1,14 +1,16 @@
 """The tensors of a run, read once: hashed while they are read, and checked against the file that the plan looked at.
 
 What is computed with must be what was hashed, or a result would be kept under the name of another. So a digest comes
-from the reading itself, or from the memory of an earlier run, and then the reading must agree with it. A file
-counts as unchanged while its path, size, inode and both times are those taken when it was opened for the plan.
+from the reading itself, or from the memory of an earlier run, and then the reading must agree with it, or with the
+checksum that was remembered beside it. A file counts as unchanged while its path, size, inode and both times are those
+taken when it was opened for the plan.
 """
 
+import math
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,14 +21,17 @@ from torch import Tensor
 
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.references import TensorRef, file_identity
-from loraport.containers.tensors import AsRead, digest, read_with_digest
+from loraport.containers.stored_tensors import in_memory
+from loraport.containers.tensors import AsRead, digest, read_with_sums
 from loraport.core.lowrank import LowRank
+from loraport.core.reused import ReusedMemory
 from loraport.engine import accelerators
 from loraport.engine.known_digests import KnownDigests
 from loraport.errors import FileError
 from loraport.store.digests import DigestMemo
 
 _CPU = torch.device("cpu")
+_STRIP = 1 << 16  # entries of two weights that are made float32 and subtracted at a time, in the processor's cache
 _CLOCK_NS = 50_000_000  # a file changed twice within this time may show the same time of change
 
 
@@ -44,6 +49,7 @@ class InputReader(KnownDigests):
         self._pinned = pinned
         self._held: dict[tuple[str, str], AsRead] = {}
         self._hashed: set[tuple[str, str]] = set()  # what this reader hashed itself
+        self._memory = ReusedMemory()
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -66,7 +72,7 @@ class InputReader(KnownDigests):
             found = digest(ref)
             self._remember(ref, page, found)
             return found
-        read, found = self._read(ref)
+        read, found = self._read(ref, page)
         self._remember(ref, page, found)
         self._hold(page, read)
         return found
@@ -90,14 +96,21 @@ class InputReader(KnownDigests):
             FileError: the file cannot be read, or changed since the plan was made or since it was last hashed.
             NumericalError: it holds NaN or infinity.
         """
-        page = self.page(ref)
-        with self._lock:
-            read = self._held.get(page) if hold else self._held.pop(page, None)
-        if read is None:
-            read = self._sure(ref, page)
-            if hold:
-                self._hold(page, read)
-        return read.float32(device)
+        return self._taken(ref, hold=hold).float32(device)
+
+    def difference(self, one: TensorRef, other: TensorRef) -> Float32[Tensor, "..."]:
+        """`read(one) - read(other)` on the CPU, to the same bits, without a whole one of them in float32. Raises as
+        `read`."""
+        a, b = self._taken(one), self._taken(other)
+        assert a.stored.shape == b.stored.shape, f"{one.name} and {other.name} differ in shape"
+        found = self._memory.take(4 * a.stored.numel()).view(torch.float32).reshape(a.stored.shape)
+        total = 0.0
+        flat = (tensor.reshape(-1).split(_STRIP) for tensor in (found, a.stored, b.stored))
+        for to, minuend, subtrahend in zip(*flat, strict=True):
+            total += float(torch.sub(minuend.float(), subtrahend.float(), out=to).sum())
+        if not math.isfinite(total):  # as it is if an entry of either is not
+            a.float32(), b.float32()
+        return found
 
     def load(self, update: LayerUpdate) -> LowRank:
         """An update of a LoRA, sure to be made of the tensors whose digests were given. Raises as `read`.
@@ -130,14 +143,41 @@ class InputReader(KnownDigests):
         for file in self.identities:
             self._check(file)
 
-    def _read(self, ref: TensorRef) -> tuple[AsRead, str]:
-        return read_with_digest(ref, accelerators.pinned) if self._pinned else read_with_digest(ref)
+    def _taken(self, ref: TensorRef, *, hold: bool = False) -> AsRead:
+        page = self.page(ref)
+        with self._lock:
+            read = self._held.get(page) if hold else self._held.pop(page, None)
+        if read is None:
+            read = self._sure(ref, page)
+            if hold:
+                self._hold(page, read)
+        return read
+
+    def _read(self, ref: TensorRef, page: tuple[str, str]) -> tuple[AsRead, str]:
+        """Read now, with the digest; the checksum is remembered beside it."""
+        read, sums = read_with_sums(ref, self._room)
+        assert sums.digest is not None
+        self.memo.put(*_beside(page, sums.digest), sums.checksum, lasting=_settled(ref.file))
+        return read, sums.digest
 
     def _sure(self, ref: TensorRef, page: tuple[str, str]) -> AsRead:
-        """Read now, and held against the digest that is known."""
-        read, found = self._read(ref)
+        """Read now, and held against what is known."""
+        known = self.memo.get(*page)
+        checksum = None if known is None else self.memo.get(*_beside(page, known))
+        if checksum is not None:
+            read, sums = read_with_sums(ref, self._room, digest=False)
+            if sums.checksum == checksum:
+                self._check(ref.file)
+                with self._lock:
+                    self._hashed.add(page)
+                return read
+        read, found = self._read(ref, page)
         self._agree(ref, page, found)
         return read
+
+    @property
+    def _room(self) -> Callable[[int], Tensor]:
+        return accelerators.pinned if self._pinned else in_memory
 
     def _hold(self, page: tuple[str, str], read: AsRead) -> None:
         with self._lock:
@@ -172,6 +212,12 @@ class InputReader(KnownDigests):
                 values=f"{now}, and {planned} when it was first looked at",
                 fix="run the command again when nothing writes to the file",
             )
+
+
+def _beside(page: tuple[str, str], digest: str) -> tuple[str, str]:
+    """Under which names the checksum of a tensor is remembered: that of what has this digest."""
+    state, place = page
+    return state, f"{place} xxh3 of {digest}"
 
 
 def _settled(file: Path) -> bool:

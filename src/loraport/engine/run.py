@@ -119,7 +119,7 @@ def carried_out(
     store, reader = open_cache(plan.identities, options, warn, executor)
     sample = sample_for_kinship(plan)
     if not checked:
-        check_kinship(plan, sample, reader, rounding=not measured)
+        check_kinship(plan, sample, reader, store, rounding=not measured)
     work = Worker(
         store, reader, layers_kept(plan.jobs, options, store, reader, executor, warn), memory=options.max_memory
     )
@@ -198,7 +198,7 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
     executor = executor_for(options)
     store, reader = open_cache(plan.identities, options, lambda message: None, executor)
     sample = sample_for_kinship(plan)
-    check_kinship(plan, sample, reader, rounding=False)
+    check_kinship(plan, sample, reader, store, rounding=False)
     work = Worker(
         store,
         reader,

@@ -8,7 +8,8 @@ long as a tensor of it lives.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -17,7 +18,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from loraport.containers.dtypes import FORMATS, name_of
-from loraport.containers.safetensors import Span, parse_header, write_safetensors
+from loraport.containers.safetensors import SafetensorsHeader, Span, parse_header, write_safetensors
+from loraport.containers.stored_tensors import in_memory
 from loraport.errors import FileError
 
 FORMAT_VERSION = 2
@@ -67,11 +69,22 @@ def write_entry(path: Path, kind: str, key: str, tensors: Mapping[str, Tensor], 
     write_safetensors(path, ready, header, durable=False)  # a torn entry is recognised and made again
 
 
-def read_entry(path: Path, kind: str, key: str, *, expect: Mapping[str, tuple[int, ...]] | None = None) -> Entry:
+def read_entry(
+    path: Path,
+    kind: str,
+    key: str,
+    *,
+    expect: Mapping[str, tuple[int, ...]] | None = None,
+    memory: Callable[[int], Tensor] = in_memory,
+) -> Entry:
     """Read an entry and check that it is whole and that it is the one asked for.
 
     Args:
+        path: where it lies.
+        kind: what it is asked for as.
+        key: likewise.
         expect: names and shapes that the entry must hold, exactly. None accepts any.
+        memory: gives so many bytes to read into.
 
     Raises:
         DamagedEntry: not to be used; the text says why.
@@ -79,23 +92,49 @@ def read_entry(path: Path, kind: str, key: str, *, expect: Mapping[str, tuple[in
     """
     with path.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
-        try:
-            header = parse_header(file, size, str(path))
-        except FileError as error:
-            raise DamagedEntry(error.what.removeprefix("damaged file: ") + f" ({error.values})") from error
-        own = {name.removeprefix(_PREFIX): text for name, text in header.metadata.items() if name.startswith(_PREFIX)}
-        _check_identity(own, kind, key)
-        buffer = torch.empty(size - header.base, dtype=torch.uint8)
+        header, checksum = _header_of(file, size, path, kind, key)
+        buffer = memory(size - header.base)
         _fill(file, buffer)
     pieces = {
         name: (span.dtype, span.shape, buffer[span.start - header.base : span.end - header.base])
         for name, span in header.spans.items()
     }
-    if _checksum(header.metadata, pieces) != own.get("checksum"):
+    if _checksum(header.metadata, pieces) != checksum:
         raise DamagedEntry("it was altered: its checksum does not match")
     tensors = {name: _view(pieces[name][2], span) for name, span in header.spans.items()}
     _check_shapes(tensors, expect)
-    return Entry(tensors, {name: text for name, text in header.metadata.items() if not name.startswith(_PREFIX)})
+    return Entry(tensors, _texts(header))
+
+
+def peek_entry(path: Path, kind: str, key: str) -> dict[str, str]:
+    """The texts that were stored with an entry, from the beginning of the file alone. No checksum stands for them.
+
+    Args:
+        path: where it lies.
+        kind: what it is asked for as.
+        key: likewise.
+
+    Raises:
+        DamagedEntry, OSError: it cannot be read, or is not the one asked for.
+    """
+    with path.open("rb", buffering=0) as file:
+        header, _ = _header_of(file, os.fstat(file.fileno()).st_size, path, kind, key)
+    return _texts(header)
+
+
+def _header_of(file: FileIO, size: int, path: Path, kind: str, key: str) -> tuple[SafetensorsHeader, str | None]:
+    """The header of an entry, which is the one asked for, and the checksum that it names."""
+    try:
+        header = parse_header(file, size, str(path))
+    except FileError as error:
+        raise DamagedEntry(error.what.removeprefix("damaged file: ") + f" ({error.values})") from error
+    own = {name.removeprefix(_PREFIX): text for name, text in header.metadata.items() if name.startswith(_PREFIX)}
+    _check_identity(own, kind, key)
+    return header, own.get("checksum")
+
+
+def _texts(header: SafetensorsHeader) -> dict[str, str]:
+    return {name: text for name, text in header.metadata.items() if not name.startswith(_PREFIX)}
 
 
 def _check_identity(own: Mapping[str, str], kind: str, key: str) -> None:

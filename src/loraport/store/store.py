@@ -16,9 +16,10 @@ from typing import Any
 
 from torch import Tensor
 
+from loraport.core.reused import ReusedMemory
 from loraport.errors import FileError
 from loraport.store import index
-from loraport.store.entry import DamagedEntry, Entry, NewerEntry, OlderEntry, read_entry, write_entry
+from loraport.store.entry import DamagedEntry, Entry, NewerEntry, OlderEntry, peek_entry, read_entry, write_entry
 from loraport.store.index import DEFAULT_MAX_BYTES, EntryInfo
 from loraport.store.writing import Behind
 
@@ -75,6 +76,7 @@ class Store:
         self.problems: list[StoreProblem] = []
         self._on_problem = on_problem
         self._behind = None if behind is None else Behind(behind)
+        self._memory = ReusedMemory()
         self._closed = False  # True once writing failed
         self._unreadable = False  # True once reading failed for reasons that lie outside the entry
         self._total: int | None = None  # bytes in the cache as far as this process knows; None before the first put
@@ -102,7 +104,7 @@ class Store:
         if self._behind is not None:
             self._behind.wait(path)
         try:
-            entry = read_entry(path, kind, key, expect=expect)
+            entry = read_entry(path, kind, key, expect=expect, memory=self._memory.take)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except NewerEntry as error:
@@ -122,6 +124,13 @@ class Store:
             return None
         index.touch(path)
         return entry
+
+    def peek(self, kind: str, key: str) -> dict[str, str] | None:
+        """The texts of an entry, unchecked; None where there are none. For a first look, and no use of the entry."""
+        try:
+            return peek_entry(self.path(kind, key), kind, key)
+        except (DamagedEntry, OSError):  # `get` says what is wrong with it
+            return None
 
     def put(self, kind: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> bool:
         """Keep an entry, whole or not at all. Failing to write is not an error.
@@ -266,6 +275,9 @@ class NullStore(Store):
         return False
 
     def get(self, kind: str, key: str, expect: Mapping[str, tuple[int, ...]] | None = None) -> Entry | None:
+        return None
+
+    def peek(self, kind: str, key: str) -> dict[str, str] | None:
         return None
 
     def put(self, kind: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> bool:
