@@ -1,12 +1,14 @@
 """Compression: nearly as good as the exact SVD on the hardest spectra, with an exact account of what it keeps."""
 
 import math
+from collections import Counter
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraport.core import truncation
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, DenseOperator, Routed
 from loraport.core.truncation import truncated_svd
@@ -173,6 +175,42 @@ def test_through_a_basis_and_through_a_blend():
     assert float((blend.dense() - 0.6 * blend.a.dense() - 0.4 * routed.dense()).norm()) < 1e-10
     assert blend.norm() == pytest.approx(float(blend.dense().norm()))
     assert truncated_svd(blend, rank=6).energy_kept == pytest.approx(best(blend.dense(), 6), rel=1e-3)
+
+
+@pytest.mark.parametrize("on_its_side", [False, True])
+def test_what_lies_near_need_not_be_projected_again(on_its_side):
+    """Given in the coordinates of the core it leads to the same bits as in those of the layer."""
+    U, V = orthonormal(90, 60, 1), orthonormal(80, 60, 2)
+    start = LowRank(gaussian(90, 4, 4), gaussian(4, 80, 5))
+    core = DenseOperator(gaussian(60, 60, 3) / 8 + 9 * (U.T @ start.B) @ (start.A @ V))
+    plain = Routed(U, core, V.T)
+    knowing = Routed(U, core, V.T, plain.project(start))
+    if on_its_side:
+        plain, knowing, start = plain.T, knowing.T, start.T
+    wanted = truncated_svd(plain, rank=4, start=start, seed=7)
+    for told in (None, start):
+        found = truncated_svd(knowing, rank=4, start=told, seed=7)
+        assert torch.equal(found.update.A, wanted.update.A)
+        assert torch.equal(found.update.B, wanted.update.B)
+
+
+def test_the_last_look_is_foreseen_and_changes_nothing(monkeypatch):
+    """Eigenvectors are asked for with the last look, or once more after it, and the cut is the same."""
+    M = DenseOperator(hard("power law"))
+    calls = []
+    for name in ("eigh", "eigvalsh"):
+        real = getattr(torch.linalg, name)
+        monkeypatch.setattr(torch.linalg, name, lambda H, name=name, real=real: calls.append((name, len(H))) or real(H))
+    small = truncated_svd(M, rank=12, seed=3)
+    looks = [call for call in calls if call[1] > 20]
+    assert looks[-1][0] == "eigh"
+    assert max(Counter(size for _, size in looks).values()) == 1
+    calls.clear()
+    monkeypatch.setattr(truncation, "_likely_last", lambda energies, total: False)
+    again = truncated_svd(M, rank=12, seed=3)
+    assert len(calls) > len(looks)
+    assert torch.equal(small.update.B, again.update.B)
+    assert torch.equal(small.update.A, again.update.A)
 
 
 def test_what_is_not_finite_is_refused_by_name():

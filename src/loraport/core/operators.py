@@ -13,9 +13,15 @@ from loraport.core.operator import Operator, dot, norm, thin_product
 
 @dataclass(frozen=True)
 class DenseOperator(Operator):
-    """A matrix that is there as it is."""
+    """A matrix that is there as it is.
+
+    Args:
+        W: the matrix.
+        known_norm: its Frobenius norm, where that has been found already.
+    """
 
     W: Float[Tensor, "m n"]
+    known_norm: float | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -35,7 +41,7 @@ class DenseOperator(Operator):
     @property
     def T(self) -> "DenseOperator":
         """W^T, a view."""
-        return DenseOperator(self.W.T)
+        return DenseOperator(self.W.T, self.known_norm)
 
     def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
         """W X."""
@@ -47,7 +53,7 @@ class DenseOperator(Operator):
 
     def norm(self) -> float:
         """Frobenius norm."""
-        return norm(self.W)
+        return norm(self.W) if self.known_norm is None else self.known_norm
 
     def dense(self) -> Float[Tensor, "m n"]:
         """W, not a copy."""
@@ -59,11 +65,19 @@ class Routed(Operator):
     """U core Vh with orthonormal columns in U and rows in Vh; None stands for the identity.
 
     Norm, singular values and best approximations are those of `core`, so the work is done there.
+
+    Args:
+        U: orthonormal columns.
+        core: the matrix between them.
+        Vh: orthonormal rows.
+        near: an update in the coordinates of the core whose row space is likely to overlap that of the core's best
+            approximations, where one is at hand.
     """
 
     U: Float[Tensor, "m a"] | None
     core: Operator
     Vh: Float[Tensor, "b n"] | None
+    near: LowRank | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -84,7 +98,8 @@ class Routed(Operator):
     @property
     def T(self) -> "Routed":
         """V core^T U^T, all views."""
-        return Routed(None if self.Vh is None else self.Vh.T, self.core.T, None if self.U is None else self.U.T)
+        left, right = (None if side is None else side.T for side in (self.Vh, self.U))
+        return Routed(left, self.core.T, right, None if self.near is None else self.near.T)
 
     def apply(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "m c"]:
         """U (core (Vh X))."""

