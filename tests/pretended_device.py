@@ -1,10 +1,12 @@
 """An accelerator that is not there: tensors that say they are on a device of their own and are computed on the CPU.
 
 It refuses what an accelerator refuses (operands on two devices), and counts what makes the program wait for one: a
-value that Python asks for, a result whose size depends on values, a copy from or to the CPU. The device is called
-"meta", which is the one name that torch knows without hardware or a library.
+value that Python asks for, a result whose size depends on values, a copy from or to the CPU. It also counts the bytes
+of its tensors, and may have room for so many only. The device is called "meta", which is the one name that torch knows
+without hardware or a library.
 """
 
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +21,39 @@ DEVICE = torch.device("meta")
 _WAITS = {"_local_scalar_dense", "nonzero", "equal", "_unique2", "is_nonzero", "masked_select", "bincount"}
 _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 _COPIES = {"_to_copy", "copy_"}
+
+
+class Memory:
+    """Bytes of the tensors on a device, without what the libraries take for themselves.
+
+    Attributes:
+        now: in use.
+        peak: the most that were in use, since `peak` was last set.
+        where: the operation at which that was.
+        room: more than this raises torch.OutOfMemoryError.
+    """
+
+    def __init__(self, room: float = float("inf")) -> None:
+        self.now, self.peak, self.where, self.room = 0, 0, "", room
+        self._users: Counter[int] = Counter()
+
+    def take(self, made: "Pretended", name: str) -> None:
+        """Count a tensor until it is gone; views share what they are views of."""
+        storage = made.there.untyped_storage()
+        place, size = storage.data_ptr(), storage.nbytes()
+        if not self._users[place]:
+            if self.now + size > self.room:
+                raise torch.OutOfMemoryError(f"out of memory: {size} more than {self.now} of {self.room} bytes")
+            self.now += size
+        self._users[place] += 1
+        weakref.finalize(made, self._leave, place, size)
+        if self.now > self.peak:
+            self.peak, self.where = self.now, name
+
+    def _leave(self, place: int, size: int) -> None:
+        self._users[place] -= 1
+        if not self._users[place]:
+            self.now -= size
 
 
 class Pretended(Tensor):
@@ -44,10 +79,11 @@ Watch = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
 
 
 class _Device(TorchDispatchMode):
-    def __init__(self, watch: Watch | None = None) -> None:
+    def __init__(self, watch: Watch | None = None, memory: Memory | None = None) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
         self.watch = watch
+        self.memory = Memory() if memory is None else memory
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -73,12 +109,18 @@ class _Device(TorchDispatchMode):
         if here and self.watch is not None:
             self.watch(name, args, kwargs)
         found = func(*args, **kwargs)
+        if name == "copy_" and tensors and not isinstance(tensors[0], Pretended):
+            return tensors[0]
         written = {id(one.there): one for one in here}
 
         def back(one: Any) -> Any:
             if not isinstance(one, Tensor):
                 return one
-            return written[id(one)] if id(one) in written else Pretended(one)
+            if id(one) in written:
+                return written[id(one)]
+            made = Pretended(one)
+            self.memory.take(made, name)
+            return made
 
         return tree_map(back, found) if on_device or (here and wanted is None) else found
 
@@ -99,11 +141,12 @@ def _behind(one: Any) -> Any:
 
 
 @contextmanager
-def pretended_device(watch: Watch | None = None) -> Iterator[Counter[str]]:
+def pretended_device(watch: Watch | None = None, memory: Memory | None = None) -> Iterator[Counter[str]]:
     """While it lasts `tensor.to(DEVICE)` works; yields how often the program waited, by what it did.
 
     Args:
         watch: told every operation on the device: its name, and the arguments with tensors of the CPU.
+        memory: counts its tensors.
     """
-    with _Device(watch) as device:
+    with _Device(watch, memory) as device:
         yield device.waits

@@ -7,8 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components as reference
 
+from loraport.methods.casa import clusters
 from loraport.methods.casa.clusters import (
     Clusters,
+    _next,
+    _ranked,
     block_sum,
     connected_components,
     edges,
@@ -16,6 +19,7 @@ from loraport.methods.casa.clusters import (
     redrawn_edges,
     turns,
 )
+from pretended_device import DEVICE, pretended_device
 
 
 @settings(deadline=None, max_examples=150)
@@ -91,8 +95,38 @@ def test_quantiles_are_those_of_torch(values, q, dtype):
     assert torch.equal(quantile(padded, q, among_largest=x.numel()), quantile(x, q))
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.floats(-1e3, 1e3, width=32) | st.sampled_from([-torch.inf, torch.inf, 0.0]), min_size=1, max_size=40),
+    st.integers(0, 40),
+)
+def test_a_device_finds_the_same_two_values_without_sorting(values, at):
+    x = torch.tensor(values)
+    ordered, low = x.sort().values, at % len(x)
+    with pretended_device():
+        there = x.to(DEVICE)
+        found = _ranked(there, low)
+        assert found.there == ordered[low]
+        if low + 1 < len(x):
+            assert _next(there, found, low + 1).there == ordered[low + 1]
+
+
+def test_many_values_are_not_sorted_on_a_device(monkeypatch):
+    monkeypatch.setattr(clusters, "_SORTED", 1000)
+    x = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    ops: set[str] = set()
+    with pretended_device(lambda name, args, kwargs: ops.add(name)) as waits:
+        there = x.to(DEVICE)
+        waits.clear()
+        found = [quantile(there, q, among_largest=count) for q in (0.0, 0.31, 0.5, 1.0) for count in (5000, 777)]
+        assert not waits
+    assert "sort" not in ops
+    expected = [quantile(x, q, among_largest=count) for q in (0.0, 0.31, 0.5, 1.0) for count in (5000, 777)]
+    assert [each.there.item() for each in found] == [each.item() for each in expected]
+
+
 def test_dominant_clusters_count_once_each():
-    clusters = Clusters(torch.tensor([0, 0, 0, 1, 2]), 3)
-    marks = clusters.dominant(torch.tensor([3.0, 3.0, 3.0, 2.0, 1.0]), q=0.5)
+    five = Clusters(torch.tensor([0, 0, 0, 1, 2]), 3)
+    marks = five.dominant(torch.tensor([3.0, 3.0, 3.0, 2.0, 1.0]), q=0.5)
     assert marks.tolist() == [True, True, True, True, False]
-    assert clusters.mean(torch.tensor([3.0, 0.0, 0.0, 2.0, 1.0])).tolist() == pytest.approx([1, 2, 1], rel=1e-5)
+    assert five.mean(torch.tensor([3.0, 0.0, 0.0, 2.0, 1.0])).tolist() == pytest.approx([1, 2, 1], rel=1e-5)

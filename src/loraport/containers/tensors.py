@@ -5,7 +5,7 @@ above this room that wants numbers comes in here.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +61,8 @@ __all__ = [
 
 _CPU = torch.device("cpu")
 _SENT_AS_STORED = ("BF16", "F16", "F32")
+_STRIP = {"cpu": 1 << 20}  # numbers worked on together: on the CPU so many stay in the processor's cache,
+_STRIP_ON_A_DEVICE = 1 << 24  # elsewhere so many are sent as quickly as all at once
 
 
 def read_tensor(ref: TensorRef) -> Shaped[Tensor, "..."]:
@@ -104,11 +106,34 @@ class AsRead:
         Raises:
             NumericalError: they hold NaN or infinity.
         """
-        if device.type == "cuda":
-            moved = self.stored.to(device, non_blocking=self.stored.is_pinned()).float()
-        else:
-            moved = self.stored.float().to(device)
-        return _finite(moved, self.stored, self.ref)
+        if device.type in ("cpu", "mps") or self.stored.dim() == 0:
+            return _finite(self.stored.float().to(device), self.stored, self.ref)
+        whole = torch.empty(self.stored.shape, device=device)
+        for rows, part in self._sent(device):
+            whole[rows] = part
+        return _finite(whole, self.stored, self.ref)
+
+    def strips(self, device: torch.device = _CPU) -> Iterator[tuple[slice, Float32[Tensor, "..."]]]:
+        """`float32` in strips of rows, so that the whole never stands there: which rows, and their numbers.
+
+        Raises:
+            NumericalError: as `float32`, after the last strip.
+        """
+        sums = []
+        for rows, part in self._sent(device):
+            sums.append(part.sum())
+            yield rows, part
+        if sums and not torch.isfinite(torch.stack(sums)).all():
+            self.float32()  # says where
+
+    def _sent(self, device: torch.device) -> Iterator[tuple[slice, Tensor]]:
+        count = len(self.stored)
+        size = _STRIP.get(device.type, _STRIP_ON_A_DEVICE)
+        step = max(size * count // max(self.stored.numel(), 1), 1)
+        for at in range(0, count, step):
+            part = self.stored[at : at + step]
+            there = part.float().to(device) if device.type == "mps" else part.to(device, non_blocking=part.is_pinned())
+            yield slice(at, at + len(part)), there.float()
 
 
 @dataclass(frozen=True)

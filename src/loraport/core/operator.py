@@ -73,6 +73,15 @@ def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
+_STRIP = {"cpu": 1 << 18}  # numbers worked on together: so many stay in the processor's cache,
+_STRIP_ON_A_DEVICE = 1 << 24  # and on a device a pass over so many takes much longer than asking for it
+
+
+def strips(X: Float[Tensor, "m n"]) -> tuple[Float[Tensor, "a n"], ...]:
+    """Views of its rows, for what takes as much memory again as it is given: so many at a time depends on X alone."""
+    return X.split(max(_STRIP.get(X.device.type, _STRIP_ON_A_DEVICE) // max(X.shape[1], 1), 1))
+
+
 _COLUMNS = 32  # whose norms are taken together: five times as fast on a tall matrix as all at once
 
 

@@ -1,6 +1,7 @@
 """Thin SVD of a weight, at the price of one symmetric eigenproblem."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -8,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
-from loraport.core.operator import column_norms, sent
+from loraport.core.operator import column_norms, sent, strips
 from loraport.errors import NumericalError
 
 # Columns of W V that belong to singular values of a share s of the largest miss orthogonality by about eps / s^2 in
@@ -31,7 +32,8 @@ def thin_svd(W: Float[Tensor, "m n"], *, name: str = "matrix") -> SpectralBasis:
 
     Drivers, in this order; each is checked before it is believed: `gram` (float32 only: eigenvectors of W^T W, then a
     repair of the tail), the library's (`gesdd` on the CPU; `gesvdj`, then `gesvd` on CUDA), and the last of these in
-    float64. torch has no SVD on MPS: the work is done on the CPU and moved back.
+    float64. Where the libraries of a device can do nothing with it the work is done on the CPU and moved back, as it
+    always is for MPS, where torch has no SVD.
 
     Args:
         W: the matrix.
@@ -55,6 +57,9 @@ def thin_svd(W: Float[Tensor, "m n"], *, name: str = "matrix") -> SpectralBasis:
         parts = attempt(W)
         if parts is not None and _holds(W, *parts):
             return SpectralBasis(*parts, driver)
+    if W.device.type != "cpu":
+        found = thin_svd(W.cpu(), name=name)
+        return replace(found, driver=f"{found.driver} on the CPU").to(W.device)
     raise NumericalError(
         "no driver found the singular value decomposition of a weight",
         where=name,
@@ -96,9 +101,24 @@ def _attempts(device: str) -> Iterator[tuple[str, Callable[[Tensor], _Parts | No
 def _by_library(W: Tensor, driver: str) -> _Parts | None:
     try:  # torch takes the name of a driver on CUDA only
         U, S, Vh = torch.linalg.svd(W, full_matrices=False, driver=driver if W.is_cuda else None)
-    except torch.linalg.LinAlgError:
+    except RuntimeError as error:
+        if not _gives_up(error):
+            raise
         return None
     return U, S, Vh
+
+
+_LIBRARIES = ("cusolver", "magma", "hipsolver", "rocsolver", "keyword argument `driver=`")
+
+
+def _gives_up(error: RuntimeError) -> bool:
+    """Whether a decomposition was not found, or its library does not take such a matrix or is not there on a device;
+    not whether it has no room."""
+    said = str(error).lower()
+    if isinstance(error, torch.OutOfMemoryError) or any(no in said for no in ("alloc", "not_initialized", "create(")):
+        return False
+    gone = isinstance(error, torch.linalg.LinAlgError | NotImplementedError)
+    return gone or any(name in said for name in _LIBRARIES)
 
 
 def _by_library_in_float64(W: Tensor, driver: str) -> _Parts | None:
@@ -136,18 +156,20 @@ def _by_gram(W: Tensor) -> _Parts | None:
         rotation = _eigenvectors(gram(M[:, tail:]))
         if rotation is None:
             return None
-        M[:, tail:] = M[:, tail:] @ rotation
-        V[:, tail:] = V[:, tail:] @ rotation
+        _turn(M[:, tail:], rotation)
+        _turn(V[:, tail:], rotation)
         S[tail:] = column_norms(M[:, tail:])
         seen, top = S.cpu(), tail
     U = M.div_(S.clamp_min(torch.finfo(S.dtype).tiny))
     first, faint = (int((share * seen[0] <= seen).sum()) for share in (_CLEAN, _FAINT))
     if first < n:
-        U[:, first:] = _orthonormalised(U[:, first:], U[:, :first], faint - first)
+        _orthonormalise(U[:, first:], U[:, :first], faint - first)
     order = seen.argsort(descending=True, stable=True)
     if not torch.equal(order, torch.arange(n)):
         order = sent(order, S)
-        S, U, V = S[order], U[:, order], V[:, order]
+        S = S[order]
+        for strip in (*strips(U), *strips(V)):
+            strip.copy_(strip.index_select(1, order))
     return U, S, V.T
 
 
@@ -155,26 +177,40 @@ def _eigenvectors(G: Tensor) -> Tensor | None:
     """Eigenvectors of a symmetric matrix given by its lower triangle, largest eigenvalue first."""
     try:
         return torch.linalg.eigh(G, UPLO="L").eigenvectors.flip(1)
-    except torch.linalg.LinAlgError:
+    except RuntimeError as error:
+        if not _gives_up(error):
+            raise
         return None
 
 
-def _orthonormalised(X: Tensor, others: Tensor, faint: int) -> Tensor:
-    """Orthonormal columns near those of X; from column `faint` on they are made orthogonal to `others` first.
+def _turn(X: Tensor, rotation: Tensor) -> None:
+    """X @ rotation in the place of X."""
+    for strip in (X,) if X.device.type == "cpu" else strips(X):  # the CPU's library may round otherwise in strips
+        strip.copy_(strip @ rotation)
+
+
+def _orthonormalise(columns: Tensor, others: Tensor, faint: int) -> None:
+    """Put orthonormal columns in their place; from column `faint` on they are made orthogonal to `others` first.
 
     More than one round is needed only if columns are nearly dependent, as those of singular value zero are.
     """
-    X = X.contiguous()
+    X = columns.contiguous() if columns.device.type == "cpu" else columns  # a device has not the memory for a copy
     for _ in range(3):
         part = X[:, faint:]
         part.addmm_(others, others.T @ part, alpha=-1.0)
         part.div_(column_norms(part).clamp_min_(torch.finfo(X.dtype).tiny))
         L, failed = torch.linalg.cholesky_ex(gram(X))
         if float(torch.where(failed == 0, L.diagonal().min(), 0.0)) > 0.5:
-            return torch.linalg.solve_triangular(L.T, X, upper=True, left=False)
+            if X.device.type == "cpu":
+                columns.copy_(torch.linalg.solve_triangular(L.T, X, upper=True, left=False))
+                return
+            for strip in strips(X):
+                strip.copy_(torch.linalg.solve_triangular(L.T, strip, upper=True, left=False))
+            break
         X, R = torch.linalg.qr(X)
         X = X * torch.where(R.diagonal() < 0, -1.0, 1.0)
-    return X
+    if X is not columns:
+        columns.copy_(X)
 
 
 def _holds(W: Tensor, U: Tensor, S: Tensor, Vh: Tensor) -> bool:

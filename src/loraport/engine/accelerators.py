@@ -1,13 +1,16 @@
 """What torch says of accelerators: which there are, how much memory they have, how they fail."""
 
 import contextlib
+import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from loraport.core.operator import strips
 from loraport.errors import UsageError
 
 _Made = TypeVar("_Made")
@@ -22,7 +25,11 @@ def pick(names: tuple[str, ...]) -> tuple[str, ...]:
     kind, _, numbered = names[0].partition(":")
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there[kind]:
-        raise UsageError(f"this machine has no {kind} device that PyTorch can use", values=wanted, fix="--device cpu")
+        raise UsageError(
+            f"this machine has no {kind} device that PyTorch can use",
+            values="; ".join([wanted, *(_why_none() if kind == "cuda" else [])]),
+            fix="--device cpu",
+        )
     if kind != "cuda":
         return (kind,)
     if not numbered:
@@ -32,7 +39,9 @@ def pick(names: tuple[str, ...]) -> tuple[str, ...]:
     if missing is not None:
         last = f"cuda:{count - 1}"
         raise UsageError(
-            "there is no such CUDA device", values=f"{missing}; the last one is {last}", fix="--device cuda"
+            "there is no such CUDA device",
+            values="; ".join([missing, f"the last one is {last}", *_left_visible()]),
+            fix="--device cuda",
         )
     kinds = {name: name_of(name) for name in names}
     if len(set(kinds.values())) > 1:
@@ -45,6 +54,18 @@ def pick(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+def _why_none() -> list[str]:
+    """What is known of why there is no CUDA device."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return [f"PyTorch {torch.__version__} is one without CUDA"]
+    return _left_visible()
+
+
+def _left_visible() -> list[str]:
+    names = ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")
+    return [f"{name} is {os.environ[name]!r}" for name in names if name in os.environ]
+
+
 def _all_cuda() -> tuple[str, ...]:
     first = torch.cuda.get_device_name(0)
     alike = (index for index in range(torch.cuda.device_count()) if torch.cuda.get_device_name(index) == first)
@@ -52,9 +73,11 @@ def _all_cuda() -> tuple[str, ...]:
 
 
 def usable_bytes(device: str) -> int:
-    """Memory of a CUDA device that layers in flight may take together."""
+    """Memory of a CUDA device that layers in flight may take together: what is free, and what torch keeps of earlier
+    work of this process for later."""
     free, _ = torch.cuda.mem_get_info(device)
-    return int(free * _SHARE)
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int((free + kept) * _SHARE)
 
 
 _bounded: set[str] = set()
@@ -98,36 +121,114 @@ def warm_up(device: str) -> None:
 
 def pinned(count: int) -> Tensor:
     """So many bytes of memory of the host that a CUDA device fetches from by itself; of ordinary memory where the
-    system gives none of that kind. torch keeps it for the next that asks, once the device is done with it."""
-    try:
-        return torch.empty(count, dtype=torch.uint8, pin_memory=True)
-    except RuntimeError:
-        return torch.empty(count, dtype=torch.uint8)
+    system gives none of that kind. torch keeps it for the next that asks, once the device is done with it.
+
+    Ordinary memory also until this process computes on a device: torch would take hold of the first one for that,
+    which may not be the one that is meant.
+    """
+    if torch.cuda.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            return torch.empty(count, dtype=torch.uint8, pin_memory=True)
+    return torch.empty(count, dtype=torch.uint8)
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the host, from a CUDA device by way of pinned memory."""
-    there = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    if not any(tensor.is_cuda for tensor in there.values()):
-        return {name: tensor.cpu() for name, tensor in there.items()}
-    found = {}
-    for name, tensor in there.items():
-        room = pinned(tensor.numel() * tensor.element_size()).view(tensor.dtype).reshape(tensor.shape)
-        found[name] = room.copy_(tensor, non_blocking=room.is_pinned())
-    torch.cuda.current_stream(next(iter(there.values())).device).synchronize()
+    """Tensors on the host with their rows in order, from a CUDA device by way of pinned memory."""
+    found = {name: _on_host(tensor.detach()) for name, tensor in tensors.items()}
+    for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
     return found
+
+
+def _on_host(tensor: Tensor) -> Tensor:
+    """On its way there. What lies in another order is put in order in strips, which take little of the device."""
+    if tensor.device.type == "cpu":
+        return tensor.contiguous()
+    size = tensor.numel() * tensor.element_size()
+    room = (pinned(size) if tensor.is_cuda else torch.empty(size, dtype=torch.uint8)).view(tensor.dtype)
+    room = room.reshape(tensor.shape)
+    parts = [tensor] if tensor.dim() != 2 or tensor.is_contiguous() else strips(tensor)
+    ends = [room] if len(parts) == 1 else room.split(len(parts[0]))
+    for end, part in zip(ends, parts, strict=True):
+        end.copy_(part.contiguous(), non_blocking=room.is_pinned())
+    return room
+
+
+_NO_ROOM = ("out of memory", "ALLOC_FAILED", "STATUS_NOT_INITIALIZED", "cublasCreate", "cusolverDnCreate")
+"""What torch's libraries say when there is no room, some of them for what they begin with."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device had no room; not all of torch's libraries say so by the type of the error."""
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "ALLOC_FAILED" in said
+    return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in _NO_ROOM)
 
 
 def release_memory(device: str) -> None:
     """Give back what torch keeps of a device's memory for later."""
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
+    elif device.startswith("mps") and torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+class _FullPrecision:
+    """Products of float32 numbers in float32, for as long as somebody is within."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._within = 0
+        self._before: Callable[[], None] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._within:
+                self._before = _set_full_precision()
+            self._within += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within and self._before is not None:
+                self._before()
+                self._before = None
+
+
+full_precision = _FullPrecision()
+"""A context in which products of float32 matrices have all digits, on every device, whatever the program around it or
+the environment chose: with TF32 a GPU keeps three. It is a setting of the process, and as it was when all have left."""
+
+
+def _set_full_precision() -> Callable[[], None] | None:
+    """Set it; what sets it back, None where it was so."""
+    own = _precisions()
+    if all(told in ("ieee", "none", "highest") for _, told in own):
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of names that are to go
+        try:
+            plain = torch.get_float32_matmul_precision()
+        except RuntimeError:  # the program used the newer names, which say more
+            plain = None
+        torch.set_float32_matmul_precision("highest")  # by both kinds of names
+
+    def back() -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if plain is not None:
+                torch.set_float32_matmul_precision(plain)
+            for (backend, before), (_, now) in zip(own, _precisions(), strict=True):
+                if backend is not None and now != before:
+                    backend.fp32_precision = before
+
+    return back
+
+
+def _precisions() -> list[tuple[Any, str]]:
+    """What is set for products: for CUDA and for the CPU's library, or of a torch before 2.9 for both together."""
+    backends = [torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)]
+    told = [(backend, getattr(backend, "fp32_precision", None)) for backend in backends]
+    found = [(backend, str(text)) for backend, text in told if text is not None]
+    return found or [(None, torch.get_float32_matmul_precision())]
 
 
 class _Turns:
@@ -165,7 +266,7 @@ _turns: dict[str, _Turns] = {}
 def with_the_cpu_behind(
     work: Callable[[torch.device], _Made], device: str, let_go: Callable[[], None] = lambda: None
 ) -> tuple[_Made, bool]:
-    """Do work on a device, and on the CPU if the device has too little memory for it.
+    """Do work on a device in full precision, and on the CPU if the device has too little memory for it.
 
     What finds no room beside other work of this process on the device is tried once more when that is done.
 
@@ -177,6 +278,13 @@ def with_the_cpu_behind(
     Returns:
         What came of it, and whether the CPU took over.
     """
+    with full_precision:
+        return _with_the_cpu_behind(work, device, let_go)
+
+
+def _with_the_cpu_behind(
+    work: Callable[[torch.device], _Made], device: str, let_go: Callable[[], None]
+) -> tuple[_Made, bool]:
     if device == "cpu":
         return work(torch.device(device)), False
     turns = _turns.setdefault(device, _Turns())

@@ -101,6 +101,7 @@ def load_layer(
     target: Tensor | None = None
     drift: Operator | None = None
     drift_norm: float | None = None
+    only_drift = found.wants_drift and not (found.wants_target or needs.source or job.target_updates)
     if job.target is None:
         added = _added(job, "target", digests, reader, device)
         if own is not None:
@@ -115,12 +116,15 @@ def load_layer(
         assert kept is not None
         drift, drift_norm = DenseOperator(reader.difference(job.target, job.source)), kept.drift_norm
     else:
-        if found.target is not None:
+        if found.target is not None and only_drift:
+            drift = DenseOperator(_taken_from(_there(weight), found.target, job.round_to, reader, device))
+            weight = None
+        elif found.target is not None:
             target = read_weight(reader, found.target, job.round_to, device)
             if job.target_updates:
                 added = _added(job, "target", digests, reader, device)
                 target.addmm_(added.B, added.A)
-        if found.wants_drift:
+        if found.wants_drift and drift is None:
             drift = DenseOperator(_difference(_there(target), _there(weight), in_place=not found.wants_target))
         if kept is not None:
             drift_norm = kept.drift_norm
@@ -195,7 +199,10 @@ def read_weight(
         device: where it goes.
         hold: it will be read again; then it must not be written to.
     """
-    weight = reader.read(ref, hold=hold, device=device)
+    return _rounded(reader.read(ref, hold=hold, device=device), round_to)
+
+
+def _rounded(weight: Tensor, round_to: str | None) -> Tensor:
     return weight if round_to is None else weight.to(getattr(torch, round_to)).float()
 
 
@@ -231,6 +238,15 @@ def _added(job: LayerJob, side: str, digests: Mapping[str, str], reader: InputRe
 
 def _there(weight: Tensor | None) -> Tensor:
     assert weight is not None, "a weight that is needed was not read"
+    return weight
+
+
+def _taken_from(
+    weight: Tensor, ref: TensorRef, round_to: str | None, reader: InputReader, device: torch.device
+) -> Tensor:
+    """Target minus source in the place of the source's weight: the target's never stands there as a whole."""
+    for rows, part in reader.strips(ref, device=device):
+        torch.sub(_rounded(part, round_to), weight[rows], out=weight[rows])
     return weight
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,18 @@ class InputReader(KnownDigests):
         if not math.isfinite(total):  # as it is if an entry of either is not
             a.float32(), b.float32()
         return found
+
+    def strips(self, ref: TensorRef, *, device: torch.device = _CPU) -> Iterator[tuple[slice, Float32[Tensor, "..."]]]:
+        """`read` in strips of rows, of which only one stands there at a time: which rows, and their numbers.
+
+        Args:
+            ref: which one; it is not kept afterwards.
+            device: where they go.
+
+        Raises:
+            FileError, NumericalError: as `read`; the latter after the last strip.
+        """
+        return self._taken(ref).strips(device)
 
     def load(self, update: LayerUpdate) -> LowRank:
         """An update of a LoRA, sure to be made of the tensors whose digests were given. Raises as `read`.

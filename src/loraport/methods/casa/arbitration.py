@@ -8,17 +8,19 @@ from loraport.core.operator import sent
 from loraport.methods.casa.clusters import Clusters, block_sum, quantile
 
 _COSINE_FLOOR = 1e-8  # of the published code, in the denominator of the block cosine
-_CHUNK = 1 << 17  # entries worked on at a time, so that the passes over them stay in the processor's cache
+_CHUNK = 1 << 17  # entries worked on at a time, so that the passes over them stay in the processor's cache;
+_CHUNK_ON_A_DEVICE = 1 << 24  # there, so that what is made on the way takes little of its memory
 
 
 def block_cosine(
     lora: Float[Tensor, "k k"], fft: Float[Tensor, "k k"], clusters: Clusters
 ) -> Float[Tensor, "count count"]:
     """Cosine between update and drift within every pair (row cluster, column cluster)."""
-    product, own, other = (
-        block_sum(x, clusters.labels, clusters.labels, clusters.count)
-        for x in (lora * fft, lora.square(), fft.square())
-    )
+
+    def within(x: Tensor) -> Tensor:
+        return block_sum(x, clusters.labels, clusters.labels, clusters.count)
+
+    product, own, other = within(lora * fft), within(lora.square()), within(fft.square())
     return product / (own.sqrt() * other.sqrt() + _COSINE_FLOOR)
 
 
@@ -37,9 +39,12 @@ def arbitrated_entries(
     """
     k = clusters.labels.numel()
     cosine = block_cosine(lora[:k, :k], fft[:k, :k], clusters).clamp_(max=1.0).contiguous()
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    for row, col, heads, head_cols in _strips(rows, cols, clusters.labels):
-        step = max(_CHUNK // col.numel(), 1) if lora.device.type == "cpu" else row.numel()
+    rectangles = _strips(rows, cols, clusters.labels)
+    scores = lora.new_empty(sum(len(row) * len(col) for row, col, _, _ in rectangles))
+    parts: list[tuple[Tensor, Tensor, Tensor]] = []  # what is scored, and its place in `scores`
+    left = scores
+    for row, col, heads, head_cols in rectangles:
+        step = max((_CHUNK if lora.device.type == "cpu" else _CHUNK_ON_A_DEVICE) // col.numel(), 1)
         for at, chunk in enumerate(row.split(step)):
             product = _pick(lora, chunk, col).mul_(_pick(fft, chunk, col))
             agreeing = torch.threshold(product, 0.0, -torch.inf)
@@ -47,8 +52,8 @@ def arbitrated_entries(
             context = cosine.index_select(0, head_rows).index_select(1, head_cols)
             product[: head_rows.numel(), : head_cols.numel()].mul_(context)
             # A cosine is at most 1, so the minimum is the score, and minus infinity where signs differ.
-            parts.append((chunk, col, torch.minimum(product, agreeing, out=product)))
-    scores = torch.cat([score.reshape(-1) for _, _, score in parts]) if parts else lora.new_empty(0)
+            score, left = left[: product.numel()].view(product.shape), left[product.numel() :]
+            parts.append((chunk, col, torch.minimum(product, agreeing, out=score)))
     candidates = int(torch.count_nonzero(scores > -torch.inf))  # of booleans a sum takes twenty times as long
     if candidates == 0:
         return torch.empty(0, dtype=torch.int64, device=lora.device)

@@ -182,6 +182,38 @@ def quantile(values: Float[Tensor, " N"], q: float, among_largest: int | None = 
         ordered.numpy().partition(low)  # shares memory: puts this one where sorting would, and the larger ones behind
         if high > low:
             ordered[high] = ordered[high:].min()
-    else:
+        pair = ordered[low], ordered[high]
+    elif values.numel() < _SORTED or values.dtype != torch.float32 or values.device.type == "mps":
         ordered = values.sort().values
-    return torch.lerp(ordered[low], ordered[high], float(position - position.floor()))
+        pair = ordered[low], ordered[high]
+    else:
+        at = _ranked(values, low)
+        pair = at, at if high == low else _next(values, at, high)
+    return torch.lerp(*pair, float(position - position.floor()))
+
+
+_SORTED = 1 << 23  # so many values a device sorts; of more, that takes seven times the memory of the values
+_STRIP = 1 << 24
+_LOWEST = -0x7F800001  # the key of minus infinity; what lies below is no number
+
+
+def _ranked(values: Float[Tensor, " N"], rank: int) -> Float[Tensor, ""]:
+    """The value that sorting would put at this place, found bit by bit: a pass for each, and nobody waits."""
+    above = len(values) - rank  # so many are at least as large
+    key = torch.full((), -(2**31), dtype=torch.int64, device=values.device)  # integers in the order of the values
+    for bit in reversed(range(32)):
+        more = key + 2**bit
+        enough = (values >= _of_key(more)).sum() >= above
+        key = torch.where(enough, more, key)
+    return _of_key(key.clamp_min(_LOWEST))
+
+
+def _of_key(key: Int[Tensor, ""]) -> Float[Tensor, ""]:
+    """The float32 at this place among all of them, negative ones before zero."""
+    return torch.where(key < 0, key ^ 0x7FFFFFFF, key).to(torch.int32).view(torch.float32)
+
+
+def _next(values: Float[Tensor, " N"], at: Float[Tensor, ""], rank: int) -> Float[Tensor, ""]:
+    """The value at this place, that at the one before it given."""
+    larger = torch.stack([torch.where(part > at, part, torch.inf).min() for part in values.split(_STRIP)]).min()
+    return torch.where((values <= at).sum() > rank, at, larger)

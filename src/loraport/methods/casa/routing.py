@@ -65,9 +65,11 @@ class DriftRouting:
                 residual_gram = factors.A.T @ (rest.T @ rest) @ factors.A
         else:
             rows = drift.apply_t(basis.U).T
+            lower = None if square else _residual(drift, rows)
             C = rows @ basis.Vh.T
-            if not square:
-                residual_gram = _residual_gram(drift, rows, basis.Vh)
+            del rows
+            if lower is not None:
+                residual_gram = _symmetric_in(basis.Vh, lower)
         inside = column_norms(C).square()
         columns = inside if square else inside + residual_gram.diagonal().clamp_min(0)
         if density == "head":
@@ -97,12 +99,16 @@ def _is_square(basis: SpectralBasis) -> bool:
     return basis.U.shape[0] == basis.U.shape[1]
 
 
-def _residual_gram(drift: Operator, rows: Float[Tensor, "n n"], Vh: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
-    """V^T (D^T D - rows^T rows) V."""
+def _residual(drift: Operator, rows: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """D^T D - rows^T rows on and below the diagonal."""
     D = drift.W if isinstance(drift, DenseOperator) else drift.dense()
-    lower = gram(D).sub_(gram(rows)).tril_()
-    G = lower.add_(lower.tril(-1).T)
-    return Vh @ G @ Vh.T
+    return gram(D).sub_(gram(rows)).tril_()
+
+
+def _symmetric_in(Vh: Float[Tensor, "n n"], lower: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """V^T G V of a symmetric matrix given by its lower triangle, which is written to."""
+    left = Vh @ lower.add_(lower.tril(-1).T)
+    return left @ Vh.T
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,105 @@
+"""What a layer takes of a device's memory: as docs/cost.md says, and what finds no room goes to the CPU.
+
+Tensors of a pretended device are counted; what its libraries take for themselves is not.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import bench_layer
+import loraport.containers.tensors
+import loraport.core.operator
+from loraport.engine import accelerators
+from loraport.engine.executor import Slot
+from loraport.engine.job import LayerJob
+from loraport.engine.plan import make_plan
+from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.run import open_cache
+from loraport.engine.worker import LayerResult, Worker
+from loraport.errors import NumericalError
+from loraport.methods.casa import arbitration, clusters
+from pretended_device import DEVICE, Memory, pretended_device
+
+RANK = 8
+
+
+@pytest.fixture(autouse=True)
+def small_strips(monkeypatch):
+    """In proportion to the layers, as on a card."""
+    for module, name in (
+        (loraport.containers.tensors, "_STRIP_ON_A_DEVICE"),
+        (loraport.core.operator, "_STRIP_ON_A_DEVICE"),
+        (arbitration, "_CHUNK_ON_A_DEVICE"),
+        (clusters, "_STRIP"),
+        (clusters, "_SORTED"),
+    ):
+        monkeypatch.setattr(module, name, 1 << 14)
+
+
+def _job(folder: Path, m: int, n: int, method: str = "casa") -> tuple[LayerJob, Worker]:
+    """A layer with the spectrum of Wan's, on disk, and a worker without a cache."""
+    W, drift, update = bench_layer.make_layer(m, n, RANK, 0)
+    other = {"other.weight": torch.ones(8, 8)}
+    save_file({"layer.weight": W.bfloat16()} | other, folder / "source.safetensors")
+    save_file({"layer.weight": (W + drift).bfloat16()} | other, folder / "target.safetensors")
+    factors = {"transformer.layer.lora_A.weight": update.A, "transformer.layer.lora_B.weight": update.B}
+    save_file({key: factor.contiguous() for key, factor in factors.items()}, folder / "lora.safetensors")
+    files = {role: str(folder / f"{role}.safetensors") for role in ("lora", "source", "target")}
+    plan = make_plan(Recipe.build(files | {"method": method, "architecture": "any", "dtype": "float32"}))
+    store, reader = open_cache(plan.identities, RunOptions(cache="off"), lambda message: None)
+    return plan.jobs[0], Worker(store, reader)
+
+
+def _on_the_device(job: LayerJob, worker: Worker, memory: Memory) -> LayerResult:
+    with pretended_device(memory=memory):
+        return worker._run(job, worker.bring(job), DEVICE)
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (1024, 512), (512, 1536), (3072, 448)], ids=str)
+def test_a_first_lora_takes_two_matrices_and_six_squares(shape, tmp_path):
+    job, worker = _job(tmp_path, *shape)
+    memory = Memory()
+    found = _on_the_device(job, worker, memory)
+    assert memory.now == 0
+    p, longer = min(shape), max(shape)
+    said = 4 * (2 * p * longer + 6 * p * p)
+    thin = 4 * 8 * (RANK + 8) * (p + longer)
+    assert 0.75 * said < memory.peak < said + thin, memory.where
+    assert memory.peak < job.peak_bytes
+    alone = worker(job, Slot("cpu", 1, 10**9))
+    assert found.report.stats["clusters"] == alone.report.stats["clusters"]
+    assert torch.allclose(found.update.dense(), alone.update.dense(), atol=1e-5)
+
+
+def test_a_layer_that_finds_no_room_is_computed_on_the_cpu(tmp_path, monkeypatch):
+    job, worker = _job(tmp_path, 96, 64)
+    alone = worker(job, Slot("cpu", 1, 10**9))
+    memory = Memory(room=4 * 96 * 64 * 2)
+    monkeypatch.setattr(accelerators, "_turns", {})
+    with pretended_device(memory=memory):
+        found = worker(job, Slot("meta", 1, 10**9))
+    assert "ran out of memory" in found.warnings[0]
+    assert memory.peak > 4 * 96 * 64
+    assert memory.now == 0
+    assert torch.equal(found.update.B, alone.update.B)
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+@pytest.mark.parametrize("method", ["casa", "matched-gain"])
+def test_what_is_not_finite_is_said_by_its_place(side, method, tmp_path):
+    _job(tmp_path, 96, 64)
+    for role in ("source", "target"):
+        weight = torch.ones(96, 64)
+        weight[77, 5] = torch.nan if role == side else 1.0
+        save_file({"layer.weight": weight, "other.weight": torch.ones(8, 8)}, tmp_path / f"{role}.safetensors")
+    files = {role: str(tmp_path / f"{role}.safetensors") for role in ("lora", "source", "target")}
+    plan = make_plan(Recipe.build(files | {"method": method, "architecture": "any"}))
+    for device in (DEVICE, torch.device("cpu")):
+        store, reader = open_cache(plan.identities, RunOptions(cache="off"), lambda message: None)
+        worker = Worker(store, reader)
+        with pretended_device(), pytest.raises(NumericalError, match=r"\[77, 5\]") as raised:
+            worker._run(plan.jobs[0], worker.bring(plan.jobs[0]), device)
+        assert str(tmp_path / f"{side}.safetensors") in str(raised.value)
