@@ -7,6 +7,7 @@ import math
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from loraport.core.lowrank import LowRank
 from loraport.core.operator import norm, square_sum, wide
 from loraport.core.operators import DenseOperator, Operator
 from loraport.core.thin_svd import thin_svd
+from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.executor import Slot
 from loraport.engine.job import Job, LayerJob
 from loraport.engine.keys import references
@@ -99,13 +101,16 @@ class Looker:
     params: Mapping[str, Any]
 
     def __call__(self, look: Look, slot: Slot) -> Looked:
-        """Look at a layer.
+        """Look at a layer; the CPU takes over where a device has too little memory.
 
         Raises:
             FileError: an input cannot be read or changed.
             NumericalError, MismatchError: as `check_norms`.
         """
-        job, device = look.chosen.job, torch.device(slot.device)
+        return with_the_cpu_behind(partial(self._look, look), slot.device)[0]
+
+    def _look(self, look: Look, device: torch.device) -> Looked:
+        job = look.chosen.job
         try:
             updates = {n: self.reader.load(each.update).to(device=device) for n, each in look.updates.items()}
             W, T, drift = self._weights(job, device)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from loraport.containers.references import TensorRef
-from loraport.engine.accelerators import bound
+from loraport.engine.accelerators import bound, full_precision
 from loraport.engine.ahead import Ahead, room_beside, threads_beside
 from loraport.engine.executor import Executor, Slot
 from loraport.engine.job import LayerJob
@@ -40,10 +40,11 @@ def overlapped(work: Worker, jobs: Sequence[LayerJob], executor: Executor) -> It
     slots = executor.slots()
     try:
         if not _beside(slots):
-            yield work
+            with full_precision:
+                yield work
             return
         order = sorted(jobs, key=lambda job: job.wide)
-        with Ahead(order, work.bring, _brought_bytes, room_beside(), threads_beside()) as ahead:
+        with full_precision, Ahead(order, work.bring, _brought_bytes, room_beside(), threads_beside()) as ahead:
             yield replace(work, ahead=ahead)
     finally:
         for slot in slots:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from loraport.engine.devices import warm_up
 from loraport.engine.executor import J, Limits, Result, Slot, Work, local_slots, phases
 from loraport.threads import cores, threads_of_torch
 
@@ -18,6 +19,7 @@ class LayerExecutor:
 
     def run(self, jobs: Sequence[J], work: Work[J, Result]) -> Iterator[Result]:
         """Yield results in the order of the jobs, narrow ones first."""
+        warm_up(self._slots[0].device)  # before other threads bring what it will need
         for some, (slot, *_) in phases(jobs, self._slots, cores()):
             with threads_of_torch(slot.threads):
                 for job in some:

@@ -1,0 +1,176 @@
+"""A device as it may fail: no room, libraries that give up, products that lost their digits, none there at all."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+
+from loraport.core.thin_svd import thin_svd
+from loraport.engine import accelerators
+from loraport.engine.accelerators import (
+    full_precision,
+    is_out_of_memory,
+    pick,
+    pinned,
+    usable_bytes,
+    with_the_cpu_behind,
+)
+from loraport.errors import UsageError
+from pretended_device import DEVICE, pretended_device
+
+MATMUL = torch.backends.cuda.matmul
+
+
+def _told() -> list[str]:
+    return [text for _, text in accelerators._precisions()]
+
+
+@pytest.fixture(autouse=True)
+def as_it_was():
+    before = _told()
+    yield
+    torch.set_float32_matmul_precision("highest")
+    for (backend, _), text in zip(accelerators._precisions(), before, strict=True):
+        if backend is not None:
+            backend.fp32_precision = text
+
+
+def _by_the_newer_name() -> None:
+    if not hasattr(MATMUL, "fp32_precision"):
+        pytest.skip("this torch has the older names only")
+    MATMUL.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize(
+    "choose",
+    [
+        lambda: torch.set_float32_matmul_precision("high"),
+        lambda: torch.set_float32_matmul_precision("medium"),
+        lambda: setattr(MATMUL, "allow_tf32", True),
+        _by_the_newer_name,
+        lambda: None,
+    ],
+)
+def test_products_have_all_digits_and_the_setting_comes_back(choose):
+    choose()
+    chosen = _told()
+    seen, _ = with_the_cpu_behind(lambda device: (_told(), MATMUL.allow_tf32), "cpu")
+    assert set(seen[0]) <= {"ieee", "none", "highest"}
+    assert seen[1] is False
+    assert _told() == chosen
+
+
+def test_the_setting_comes_back_when_the_last_has_left():
+    torch.set_float32_matmul_precision("high")
+    chosen, entered, leave = _told(), threading.Event(), threading.Event()
+
+    def first() -> None:
+        with full_precision:
+            entered.set()
+            assert leave.wait(10)
+
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(first)
+        assert entered.wait(10)
+        with full_precision:
+            assert not MATMUL.allow_tf32
+        assert not MATMUL.allow_tf32
+        leave.set()
+        done.result()
+    assert _told() == chosen
+
+
+@pytest.mark.parametrize(
+    ("said", "room"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", False),
+        ("MPS backend out of memory", False),
+        ("cusolver error: CUSOLVER_STATUS_ALLOC_FAILED, when calling `cusolverDnXsyevd(handle)`", False),
+        ("CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`", False),
+        ("cusolver error: CUSOLVER_STATUS_INTERNAL_ERROR, when calling `cusolverDnCreate(handle)`", False),
+        ("cusolver error: CUSOLVER_STATUS_INVALID_VALUE, when calling `cusolverDnXsyevd_bufferSize(handle)`", True),
+        ("CUDA error: an illegal memory access was encountered", True),
+    ],
+)
+def test_what_the_libraries_say_when_there_is_no_room(said, room):
+    assert is_out_of_memory(RuntimeError(said)) != room
+
+
+_REFUSES = "cusolver error: CUSOLVER_STATUS_INVALID_VALUE, when calling `cusolverDnXsyevd_bufferSize(handle)`"
+
+
+def _refusing(real, error):
+    def refuse(A, *args, **kwargs):
+        if A.device == DEVICE:
+            raise error
+        return real(A, *args, **kwargs)
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("failing", "error", "driver"),
+    [
+        (["eigh"], RuntimeError(_REFUSES), "gesdd"),
+        (["eigh"], torch.linalg.LinAlgError("the algorithm failed to converge"), "gesdd"),
+        (["eigh", "svd"], RuntimeError(_REFUSES), "gram on the CPU"),
+        (["eigh", "svd"], NotImplementedError("not implemented for this device"), "gram on the CPU"),
+    ],
+)
+def test_a_library_of_a_device_that_gives_up_is_done_without(failing, error, driver, monkeypatch):
+    W = torch.randn(200, 150, generator=torch.Generator().manual_seed(0))
+    for name in failing:
+        monkeypatch.setattr(torch.linalg, name, _refusing(getattr(torch.linalg, name), error))
+    with pretended_device():
+        found = thin_svd(W.to(DEVICE))
+        assert found.driver == driver
+        assert found.U.device == DEVICE
+        assert torch.allclose(((found.U * found.S) @ found.Vh).cpu(), W, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("out of memory"), RuntimeError("CUSOLVER_STATUS_ALLOC_FAILED"), RuntimeError("CUDA error")],
+)
+def test_a_device_without_room_or_broken_is_no_library_that_gives_up(error, monkeypatch):
+    monkeypatch.setattr(torch.linalg, "eigh", _refusing(torch.linalg.eigh, error))
+    with pretended_device(), pytest.raises(type(error)):
+        thin_svd(torch.eye(150).to(DEVICE))
+
+
+def test_what_torch_keeps_for_later_is_there_to_be_used(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2_000, 10_000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 5_000)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 1_000)
+    assert usable_bytes("cuda:0") == int(6_000 * accelerators._SHARE)
+
+
+def test_no_memory_is_pinned_before_a_device_computes(monkeypatch):
+    """torch would begin with the first device for that, though another one may be meant."""
+    asked = []
+    real = torch.empty
+    monkeypatch.setattr(
+        torch, "empty", lambda *a, **more: asked.append(more.pop("pin_memory", False)) or real(*a, **more)
+    )
+    pinned(8)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    pinned(8)
+    assert asked == [False, True]
+
+
+def test_why_there_is_no_device_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None, raising=False)
+    with pytest.raises(UsageError, match="without CUDA"):
+        pick(("cuda",))
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UsageError, match="CUDA_VISIBLE_DEVICES is ''"):
+        pick(("cuda:1",))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    with pytest.raises(UsageError, match=r"the last one is cuda:0; CUDA_VISIBLE_DEVICES is '3'"):
+        pick(("cuda:3",))
