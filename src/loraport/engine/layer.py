@@ -101,7 +101,7 @@ def load_layer(
     target: Tensor | None = None
     drift: Operator | None = None
     drift_norm: float | None = None
-    only_drift = found.wants_drift and not (found.wants_target or needs.source or job.target_updates)
+    in_its_place = found.wants_drift and not (found.wants_target or needs.source or job.target_updates)
     if job.target is None:
         added = _added(job, "target", digests, reader, device)
         if own is not None:
@@ -116,7 +116,7 @@ def load_layer(
         assert kept is not None
         drift, drift_norm = DenseOperator(reader.difference(job.target, job.source)), kept.drift_norm
     else:
-        if found.target is not None and only_drift:
+        if found.target is not None and in_its_place:
             drift = DenseOperator(_taken_from(_there(weight), found.target, job.round_to, reader, device))
             weight = None
         elif found.target is not None:
