@@ -16,6 +16,7 @@ from loraport.comparing.opening import find_model
 from loraport.comparing.rendering import Shot, render, set_sampling
 from loraport.comparing.run import read_prompts
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
+from loraport.metrics import amt
 from loraport.sampling.schedule import SamplingSettings
 
 diffusers = pytest.importorskip("diffusers")
@@ -90,6 +91,8 @@ def test_videos_from_the_command_line(videos, tmp_path, capsys):
     with torch.random.fork_rng():
         clip = tiny_judges.clip_folder(tmp_path / "clip")
     save_file({"weight": torch.ones(1, 20), "bias": torch.zeros(1)}, tmp_path / "aesthetic.safetensors")
+    still = {name: torch.zeros(shape) for name, shape in amt.shapes().items()}
+    save_file(still, tmp_path / "amt.safetensors")
     words = [
         "compare", "--source", videos / "source", "--target", videos / "target",
         "--lora", videos / "lora.safetensors",
@@ -98,7 +101,7 @@ def test_videos_from_the_command_line(videos, tmp_path, capsys):
         "--source-shift", "5",
         "--target-times", "1000,757", "--target-sampler", "renoise", "--target-guidance", "1", "--source-alone",
         "--device", "cpu", "-o", tmp_path / "out", "--json", "--clip", clip, "--fps", "12",
-        "--aesthetic", tmp_path / "aesthetic.safetensors",
+        "--aesthetic", tmp_path / "aesthetic.safetensors", "--amt", tmp_path / "amt.safetensors",
     ]  # fmt: skip
     with pytest.raises(SystemExit) as ended:
         app([str(word) for word in words])
@@ -110,11 +113,12 @@ def test_videos_from_the_command_line(videos, tmp_path, capsys):
     ]  # fmt: skip
     for one in told["variants"]:
         assert all(score["low"] <= score["mean"] <= score["high"] for score in one["scores"].values())
-        assert {"frame_difference", "aesthetic", "background_consistency"} <= set(one["scores"])
+        assert {"frame_difference", "aesthetic", "background_consistency", "smoothness"} <= set(one["scores"])
     assert told["fps"] == 12
     assert len(told["clips"]) == 6 * 4
     page = (tmp_path / "out" / "index.html").read_text("utf-8")
     assert "<b>runs" not in page
+    assert "motion smoothness" in page
     assert "&lt;b&gt;runs" in page
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import seeded
 from loraport.comparing.settings import CompareSettings
 from loraport.errors import FileError
 from loraport.metrics import amt
@@ -19,28 +20,8 @@ from loraport.metrics.judging import Judges, Weights
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "amt.json").read_text("utf-8"))
 
 
-def seeded():
-    """Weights in the order of their names, from a stream of numbers that NumPy has promised not to change."""
-    draw, state = np.random.RandomState(7), {}
-    for name, shape in sorted(amt.shapes().items()):
-        kind, wide = name.rsplit(".", 1)[1], 0.1
-        if kind == "weight" and len(shape) == 4:
-            fan = 4 * shape[0] if ".convblock.2." in name else np.prod(shape[1:])
-            ends = any(part in name for part in (".convblock.2.", "flow_head.2", "comb_block.2"))
-            wide = (0.1 if ends else 1) * (1.6 / fan) ** 0.5
-        values = draw.standard_normal(shape) * wide + (0.25 if len(shape) == 1 and kind == "weight" else 0)
-        state[name] = torch.from_numpy(values.astype(np.float32))
-    return state
-
-
-def waves(count, high, wide, step):
-    """Frames of waves of which some move by so many pixels a frame, to the right."""
-    y, x, colour = np.mgrid[:high, :wide, :3]
-    frames = [
-        128 + 50 * np.sin((x - step * t) / 7 + colour) + 40 * np.sin(y / 9 + 2 * colour) + 30 * np.sin((x + y) / 23)
-        for t in range(count)
-    ]
-    return np.rint(np.stack(frames)).astype(np.uint8)
+def state():
+    return seeded.weights(amt.shapes(), [".convblock.2.", "flow_head.2", "comb_block.2"])
 
 
 def pictures(clip):
@@ -50,8 +31,8 @@ def pictures(clip):
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
     file = tmp_path_factory.mktemp("amt") / "amt-s.pth"
-    state = {f"module.{name}": tensor for name, tensor in seeded().items()}
-    torch.save({"epoch": 299, "state_dict": state, "optim": {"lr": 1e-4}}, file)
+    held = {f"module.{name}": tensor for name, tensor in state().items()}
+    torch.save({"epoch": 299, "state_dict": held, "optim": {"lr": 1e-4}}, file)
     return Amt(file)
 
 
@@ -72,7 +53,7 @@ def test_the_names_and_shapes_are_those_of_the_original():
 
 @pytest.mark.parametrize("case", GOLDEN["frames"], ids=lambda case: "x".join(map(str, case["shape"])))
 def test_a_frame_is_the_originals(network, case):
-    made = network.between(pictures(waves(2, *case["shape"], case["step"]))).numpy()
+    made = network.between(pictures(seeded.waves(2, *case["shape"], case["step"]))).numpy()
     assert made.shape == (3, *case["shape"])
     assert [made.mean(), made.std()] == pytest.approx([case["mean"], case["deviation"]], abs=1e-5)
     for y, x, colour in case["pixels"]:
@@ -81,40 +62,8 @@ def test_a_frame_is_the_originals(network, case):
 
 @pytest.mark.parametrize("case", GOLDEN["clips"], ids=lambda case: f"{case['frames']} frames")
 def test_the_smoothness_is_vbenchs(network, case):
-    clip = waves(case["frames"], *case["shape"], case["step"])
+    clip = seeded.waves(case["frames"], *case["shape"], case["step"])
     assert network.smoothness(clip) == pytest.approx(case["smoothness"], abs=1e-5)
-
-
-def read_at(table, x, y):
-    """A table at places between its own, 0 beyond them."""
-    high, wide = table.shape
-    total = 0.0
-    for j in (int(np.floor(y)), int(np.floor(y)) + 1):
-        for i in (int(np.floor(x)), int(np.floor(x)) + 1):
-            if 0 <= j < high and 0 <= i < wide:
-                total += table[j, i] * (1 - abs(y - j)) * (1 - abs(x - i))
-    return total
-
-
-@pytest.mark.parametrize("at_once", [1 << 23, 700])
-def test_the_correlation_is_of_all_pairs_made_smaller_and_read_around_the_target(monkeypatch, at_once):
-    monkeypatch.setattr(amt, "AT_ONCE", at_once)
-    draw = np.random.default_rng(3)
-    high, wide = 17, 22
-    ours, theirs = draw.normal(size=(2, 2, 5, high, wide))
-    targets = np.mgrid[:high, :wide][::-1] + draw.normal(size=(2, 2, high, wide)) * 6
-    found = amt.correlation(torch.from_numpy(ours), torch.from_numpy(theirs), torch.from_numpy(targets)).numpy()
-    assert found.shape == (2, 4 * 49, high, wide)
-    for way, j, i in ((0, 0, 0), (0, 9, 13), (1, 16, 21), (1, 5, 2)):
-        table = np.einsum("c,chw->hw", ours[way, :, j, i], theirs[way]) / np.sqrt(5)
-        x, y = targets[way, :, j, i]
-        expected = []
-        for size in range(4):
-            if size:
-                down, right = (side // 2 for side in table.shape)
-                table = table[: 2 * down, : 2 * right].reshape(down, 2, right, 2).mean((1, 3))
-            expected += [read_at(table, x / 2**size + a, y / 2**size + b) for a in range(-3, 4) for b in range(-3, 4)]
-        assert found[way, :, j, i] == pytest.approx(expected, abs=1e-9)
 
 
 def test_a_picture_is_read_where_its_flow_leads():
@@ -129,7 +78,7 @@ def test_a_picture_is_read_where_its_flow_leads():
 
 def test_a_clip_in_which_nothing_moves_is_smooth():
     """To what is lost where levels are cut and not rounded: at most one of 255."""
-    still = np.repeat(waves(1, 130, 140, 0), 3, 0)
+    still = np.repeat(seeded.waves(1, 130, 140, 0), 3, 0)
     assert 1 - 1 / 255 <= told((0, 0), (0, 0)).smoothness(still) <= 1
     assert told((0, 0), (0, 0)).smoothness(np.zeros((3, 130, 140, 3), np.uint8)) == 1
     assert told((5, 0), (0, -3)).smoothness(np.zeros((3, 30, 40, 3), np.uint8)) == 1
@@ -143,8 +92,8 @@ def test_frames_between_which_nothing_is_said_to_move_are_mixed():
 
 @pytest.mark.parametrize("axis", [0, 1])
 def test_even_motion_along_the_flow_is_smooth_and_jerks_are_not(axis):
-    clip = waves(5, 140, 150, 0)
-    broad = waves(1, 200, 200, 0)[0]
+    clip = seeded.waves(5, 140, 150, 0)
+    broad = seeded.waves(1, 200, 200, 0)[0]
     for t in range(len(clip)):  # what is shown moves to the right, or down, by three pixels a frame
         clip[t] = broad[:140, 30 - 3 * t : 180 - 3 * t] if axis == 0 else broad[30 - 3 * t : 170 - 3 * t, :150]
     ahead = np.array([3.0, 0.0]) if axis == 0 else np.array([0.0, 3.0])
@@ -159,16 +108,16 @@ def test_even_motion_along_the_flow_is_smooth_and_jerks_are_not(axis):
 
 
 def test_a_clip_of_two_frames_has_nothing_between_and_the_last_of_four_is_left_out(network):
-    clip = waves(4, 30, 40, 2)  # smaller than the network can take: the edges are drawn out
+    clip = seeded.waves(4, 30, 40, 2)  # smaller than the network can take: the edges are drawn out
     assert network.smoothness(clip[:2]) == 1
     assert 0 < network.smoothness(clip[:3]) < 1
     assert network.smoothness(clip) == network.smoothness(clip[:3])
 
 
 def test_a_judge_measures_it_of_videos_where_the_weights_are_given(tmp_path, network):
-    save_file(seeded(), tmp_path / "amt-s.safetensors")
+    save_file(state(), tmp_path / "amt-s.safetensors")
     judges = Judges.open(Weights(amt=tmp_path / "amt-s.safetensors"))
-    clip = waves(3, 48, 64, 2)
+    clip = seeded.waves(3, 48, 64, 2)
     found = judges.judge(judges.look(clip), None, "a cat", 8.0)
     assert found["smoothness"] == network.smoothness(clip)
     assert "smoothness" not in judges.judge(judges.look(clip[:1]), None, "a cat", 8.0)
@@ -187,7 +136,7 @@ class _Code:
 
 
 def test_another_file_is_refused_with_what_is_wrong(tmp_path, capsys):
-    torch.save({"state_dict": {**seeded(), "update2.convc1.weight": torch.zeros(64, 100, 1, 1)}}, tmp_path / "l.pth")
+    torch.save({"state_dict": {**state(), "update2.convc1.weight": torch.zeros(64, 100, 1, 1)}}, tmp_path / "l.pth")
     with pytest.raises(FileError, match=r"not the weights of AMT-S") as caught:
         Amt(tmp_path / "l.pth")
     assert "1 of 213, e.g. update2.convc1.weight" in str(caught.value)
@@ -197,7 +146,7 @@ def test_another_file_is_refused_with_what_is_wrong(tmp_path, capsys):
         Judges.open(Weights(amt=tmp_path / "other.safetensors"))
     with pytest.raises(FileError, match="no such file"):
         Amt(tmp_path / "none.pth")
-    torch.save({"state_dict": seeded(), "config": _Code()}, tmp_path / "code.pth")
+    torch.save({"state_dict": state(), "config": _Code()}, tmp_path / "code.pth")
     with pytest.raises(FileError, match=r"more than tensors: print, of which nothing was run"):
         Amt(tmp_path / "code.pth")
     assert "run" not in capsys.readouterr().out

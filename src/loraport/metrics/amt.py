@@ -17,17 +17,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from loraport.errors import FileError
+from loraport.metrics.correlation import LEVELS, Correlation, places
 from loraport.metrics.frames import padded
 from loraport.metrics.weights import read_state
 
 WIDTHS = (20, 32, 44, 56)  # channels at a half, a fourth, an eighth and a sixteenth of the size
 FEATURES = 84  # channels that are correlated
-LEVELS, RADIUS = 4, 3  # sizes of the correlation, and how far around a place it is read
+RADIUS = 3  # how far around a place the correlation is read
 SIDE = 20  # channels of a decoder that have convolutions of their own
 HIDDEN, MOTION, SEEN, JOINED = 76, 20, 64, 68  # channels of a refinement
 FLOWS = 3  # pairs of flows at the full size
 BLOCK, LEAST = 16, 128  # pixels that a side is a multiple of, as in VBench, and that the network can take
-AT_ONCE = 1 << 23  # pairs of places that are correlated at a time, which bounds the memory
 
 
 class Amt:
@@ -148,7 +148,7 @@ class Amt:
         The flow from one frame to the other is taken for twice that from the middle to the other.
         """
         small = _scaled(flows, 1 / shrunk) / shrunk
-        seen = correlation(features, features.flip(0), _grid(features) + 2 * small.flip(0))
+        seen = Correlation(features, features.flip(0), RADIUS, keep=False).around(places(features) + 2 * small.flip(0))
         seen = _leaky(self._conv(_joined(seen), f"{name}.convc1"))
         motion = _leaky(self._conv(_joined(small), f"{name}.convf1"))
         motion = _leaky(self._conv(motion, f"{name}.convf2"))
@@ -171,47 +171,10 @@ class Amt:
         return functional.prelu(x, self.state[f"{name}.weight"])
 
 
-def correlation(
-    features: Float[Tensor, "n c h w"], others: Float[Tensor, "n c h w"], targets: Float[Tensor, "n 2 h w"]
-) -> Float[Tensor, "n d h w"]:
-    """The correlation of each place with what lies around its target, in four sizes.
-
-    Every place is correlated with every other; means over two by two others make the next size, and of each size what
-    lies around the target is read. The means are taken of the features, which comes to the same, and for a part of the
-    places at a time: all pairs of a large frame would take gigabytes.
-
-    Args:
-        features: of one frame.
-        others: features of the other.
-        targets: x and y of the place of the other that each leads to.
-
-    Returns:
-        For each size, each step of x from -3 to 3 and each of y: the product of the features over the root of their
-        number; 0 beyond the edge.
-    """
-    n, channels, high, wide = features.shape
-    steps = torch.arange(-RADIUS, RADIUS + 1, device=targets.device, dtype=targets.dtype)
-    around = torch.cartesian_prod(steps, steps)
-    found = []
-    for level in range(LEVELS):
-        if level:
-            others = functional.avg_pool2d(others, 2)
-        points = targets.flatten(2).transpose(1, 2)[:, :, None] / 2**level + around
-        points = 2 * points / points.new_tensor([others.shape[3] - 1, others.shape[2] - 1]) - 1
-        rows = max(1, AT_ONCE // others[:, 0].numel())
-        read = []
-        for some, at in zip(features.flatten(2).split(rows, 2), points.split(rows, 1), strict=True):
-            table = torch.einsum("ncp,nchw->nphw", some, others).flatten(0, 1)[:, None]
-            taken = functional.grid_sample(table, at.flatten(0, 1)[:, None], align_corners=True)
-            read.append(taken.view(n, -1, len(around)))
-        found.append(torch.cat(read, 1))
-    return torch.cat(found, 2).transpose(1, 2).unflatten(2, (high, wide)) / channels**0.5
-
-
 def warped(pictures: Float[Tensor, "n c h w"], flows: Float[Tensor, "n 2 h w"]) -> Float[Tensor, "n c h w"]:
     """At each place what lies where its flow, x and y in pixels, leads to; beyond the edge what lies on it."""
     last = flows.new_tensor([flows.shape[3] - 1, flows.shape[2] - 1])
-    points = (2 * (_grid(flows) + flows).permute(0, 2, 3, 1) / last - 1).clamp(-1, 1)
+    points = (2 * (places(flows) + flows).permute(0, 2, 3, 1) / last - 1).clamp(-1, 1)
     return functional.grid_sample(pictures, points, align_corners=True)
 
 
@@ -235,12 +198,6 @@ def _joined(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "1 m h w"]:
 
 def _leaky(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
     return functional.leaky_relu(x, 0.1)
-
-
-def _grid(x: Float[Tensor, "n c h w"]) -> Float[Tensor, "2 h w"]:
-    """x and y of each place."""
-    down, right = (torch.arange(side, device=x.device, dtype=x.dtype) for side in x.shape[2:])
-    return torch.stack(torch.meshgrid(right, down, indexing="xy"))
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
