@@ -30,9 +30,10 @@ def pictures(clip):
 
 @pytest.fixture(scope="module")
 def network(tmp_path_factory):
+    """From a file as its authors' trainer writes it, with the rate of learning as a number of NumPy."""
     file = tmp_path_factory.mktemp("amt") / "amt-s.pth"
     held = {f"module.{name}": tensor for name, tensor in state().items()}
-    torch.save({"epoch": 299, "state_dict": held, "optim": {"lr": 1e-4}}, file)
+    torch.save({"epoch": 299, "state_dict": held, "optim": {"param_groups": [{"lr": np.float64(2e-5)}]}}, file)
     return Amt(file)
 
 

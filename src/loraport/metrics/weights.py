@@ -16,6 +16,8 @@ from loraport.errors import FileError
 
 NESTS = ("model_state_dict", "state_dict", "model", "teacher", "params")
 """Names under which checkpoints keep the weights of interest."""
+NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype")
+"""What a number of NumPy is made by, which torch leaves out in restricted loading."""
 BROKEN = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
 """What the reader of torch files says of bytes that are none."""
 
@@ -59,4 +61,20 @@ def _reason(error: Exception) -> str:
 
 
 def _restricted(file: Path) -> Any:
-    return torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if not any(name in str(error) for name in NUMBERS):
+            raise
+    with torch.serialization.safe_globals([(_Number, name) for name in NUMBERS]):
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+class _Number:
+    """Stands where a file has a number of NumPy beside its weights, a rate of learning say; nobody reads it."""
+
+    def __new__(cls, *_: object) -> "_Number":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: object) -> None:
+        pass
