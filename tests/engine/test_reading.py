@@ -5,6 +5,7 @@ import os
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import pico
+from loraport.containers import tensors
 from loraport.containers.references import open_tensors
 from loraport.engine import reading
 from loraport.engine.events import LayerDone
@@ -185,15 +187,28 @@ def test_what_is_read_again_is_held_against_its_checksum(files, tmp_path, monkey
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
 def test_a_difference_is_that_of_the_two_weights(tmp_path, stored):
-    """In strips that do not divide it evenly; what is not finite is said of the weight that it is in."""
-    count = 3 * reading._STRIP // 64 + 1
+    """As both are read, in strips that do not divide it evenly, or of what has been read; what is not finite is said of
+    the weight that it is in."""
+    count = 3 * tensors._STREAMED // 64 + 1
     numbers = {name: torch.randn(count, 64, generator=torch.Generator().manual_seed(n)) for n, name in enumerate("abc")}
     numbers["c"][-1, 5] = torch.nan
     save_file({name: tensor.to(stored) for name, tensor in numbers.items()}, tmp_path / "all.safetensors")
     refs = open_tensors(tmp_path / "all.safetensors").groups[()]
     reader = reading.InputReader(DigestMemo(None))
+    assert reader._streamed(refs["a"], refs["b"]) is None  # nothing is known of them yet
+    found = reader.difference(refs["a"], refs["b"])
     wanted = reader.read(refs["a"]) - reader.read(refs["b"])
-    assert torch.equal(reader.difference(refs["a"], refs["b"]), wanted)
+    assert torch.equal(found, wanted)
+    reader.digest(refs["c"], hold=True)
+    reader.drop([refs["c"]])
+    assert torch.equal(reader._streamed(refs["a"], refs["b"]), wanted)
+    for rows in (((3, 40),), ((100, 130), (7, 14))):  # fused with others, in two orders
+        part = {name: replace(refs[name], rows=rows, shape=(37, 64)) for name in "ab"}
+        for ref in part.values():
+            reader.digest(ref, hold=True)
+            reader.drop([ref])
+        rows_wanted = torch.cat([wanted[start:end] for start, end in rows])
+        assert torch.equal(reader._streamed(part["a"], part["b"]), rows_wanted)
     for one, other in (("a", "c"), ("c", "a")):
         with pytest.raises(NumericalError, match=r"^c holds NaN"):
             reader.difference(refs[one], refs[other])

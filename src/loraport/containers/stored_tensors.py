@@ -1,7 +1,7 @@
 """Stored tensors as torch has them: their bytes, read one tensor at a time in bounded memory, and hashed meanwhile."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Protocol, runtime_checkable
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from loraport.containers.access import open_file
 from loraport.containers.dtypes import FORMATS, name_of
+from loraport.containers.safetensors import Span
 from loraport.containers.stored import TensorRef, fill, identifying, pieces_of, shape_of_rows, span_of
 from loraport.errors import FileError, UnsupportedError
 
@@ -44,20 +45,7 @@ def read_stored(
         FileError: the file is gone, damaged, or changed since the reference was made.
         UnsupportedError: a dtype that torch cannot hold.
     """
-    span = span_of(ref)
-    known = FORMATS.get(ref.dtype)
-    if known is None and ref.codec == "raw":
-        raise UnsupportedError(
-            f"{ref.key} has a number format that is not known", where=str(ref.file), values=ref.dtype
-        )
-    dtype = torch.uint8 if known is None else getattr(torch, known.dtype)
-    if span.strides is None and prod(span.shape) * dtype.itemsize != span.end - span.start:
-        raise FileError(
-            "the size of a tensor does not fit its shape",
-            where=ref.name,
-            values=f"{span.end - span.start:,} bytes for {ref.dtype} {list(span.shape)}",
-            fix="download or export the file again",
-        )
+    span, dtype = _where(ref)
     if state is not None:
         state.update(identifying(ref.dtype, ref.shape))
     if span.strides is not None:
@@ -82,6 +70,55 @@ def read_stored(
             if state is not None:
                 state.update(part)
     return buffer.view(dtype).reshape(shape_of_rows(span.shape, ref.rows))
+
+
+def stream_stored(ref: TensorRef, state: Hash, count: int) -> Iterator[Shaped[Tensor, " k"]]:
+    """The numbers of a contiguous tensor as `read_stored` has them, so many at a time, always in the same memory.
+
+    Args:
+        ref: which tensor.
+        state: as for `read_stored`.
+        count: how many.
+
+    Raises:
+        FileError, UnsupportedError: as `read_stored`.
+    """
+    span, dtype = _where(ref)
+    state.update(identifying(ref.dtype, ref.shape))
+    buffer = torch.empty(count, dtype=dtype)
+    target, filled = buffer.view(torch.uint8).numpy().data, 0
+    with open_file(ref.file) as file:
+        for position, size in pieces_of(ref, span):
+            done = 0
+            while done < size:
+                part = min(size - done, len(target) - filled)
+                fill(file, position + done, target[filled : filled + part], ref)
+                done, filled = done + part, filled + part
+                if filled == len(target):
+                    state.update(target)
+                    yield buffer
+                    filled = 0
+    if filled:
+        state.update(target[:filled])
+        yield buffer[: filled // dtype.itemsize]
+
+
+def _where(ref: TensorRef) -> tuple[Span, torch.dtype]:
+    span = span_of(ref)
+    known = FORMATS.get(ref.dtype)
+    if known is None and ref.codec == "raw":
+        raise UnsupportedError(
+            f"{ref.key} has a number format that is not known", where=str(ref.file), values=ref.dtype
+        )
+    dtype = torch.uint8 if known is None else getattr(torch, known.dtype)
+    if span.strides is None and prod(span.shape) * dtype.itemsize != span.end - span.start:
+        raise FileError(
+            "the size of a tensor does not fit its shape",
+            where=ref.name,
+            values=f"{span.end - span.start:,} bytes for {ref.dtype} {list(span.shape)}",
+            fix="download or export the file again",
+        )
+    return span, dtype
 
 
 def hash_stored(ref: TensorRef, state: Hash) -> None:

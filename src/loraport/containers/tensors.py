@@ -29,7 +29,8 @@ from loraport.containers.references import (
     require_readable,
     rounding_floor,
 )
-from loraport.containers.stored_tensors import digest_tensor, hash_stored, in_memory, read_stored
+from loraport.containers.stored import is_contiguous
+from loraport.containers.stored_tensors import digest_tensor, hash_stored, in_memory, read_stored, stream_stored
 from loraport.errors import NumericalError
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "TensorFile",
     "TensorRef",
     "can_encode",
+    "can_stream",
     "common_dtype",
     "digest",
     "digest_tensor",
@@ -56,12 +58,14 @@ __all__ = [
     "refusal",
     "require_readable",
     "rounding_floor",
+    "subtract",
 ]
 
 
 _CPU = torch.device("cpu")
 _SENT_AS_STORED = ("BF16", "F16", "F32")
 _STRIP = {"cpu": 1 << 20}  # numbers worked on together: on the CPU so many stay in the processor's cache,
+_STREAMED = 1 << 16  # numbers that are read, made float32 and subtracted at a time: in its nearest one
 _STRIP_ON_A_DEVICE = 1 << 24  # elsewhere so many are sent as quickly as all at once
 
 
@@ -173,6 +177,33 @@ def read_with_sums(
     tensor = decode(codec_of(ref), ref, stored, {role: read.float32() for role, (read, _) in parts.items()})
     sums = state.sums(ref, {role: sums for role, (_, sums) in parts.items()})
     return AsRead(ref, _finite(tensor, stored, ref)), sums
+
+
+def can_stream(ref: TensorRef) -> bool:
+    """Whether `subtract` takes a tensor: plain numbers that follow each other in the file. Raises FileError."""
+    return ref.codec == "raw" and ref.dtype in _SENT_AS_STORED and is_contiguous(ref)
+
+
+def subtract(one: TensorRef, other: TensorRef, found: Float32[Tensor, "..."]) -> tuple[str, str, float]:
+    """The difference of two tensors of one shape in float32, formed while both are read, with neither ever whole.
+
+    Args:
+        one: from which.
+        other: what is taken away.
+        found: where the difference goes.
+
+    Returns:
+        The checksums of both, and a sum that is finite only if every number of both is.
+
+    Raises:
+        FileError, UnsupportedError: as `read_float`.
+    """
+    states, total = (_Sums(False), _Sums(False)), 0.0
+    streams = (stream_stored(ref, state, _STREAMED) for ref, state in zip((one, other), states, strict=True))
+    for to, minuend, subtrahend in zip(found.reshape(-1).split(_STREAMED), *streams, strict=True):
+        total += float(torch.sub(minuend.float(), subtrahend.float(), out=to).sum())
+    first, second = (state.sums(ref, {}).checksum for ref, state in zip((one, other), states, strict=True))
+    return first, second, total
 
 
 class _Sums:

@@ -21,6 +21,7 @@ from loraport.errors import NumericalError
 _EXTRA = 8  # random columns beside the hint, and columns beyond the rank: the usual oversampling of randomised SVDs
 _BLOCK = 48  # columns a step, unless the hint has more. A column costs the same from 32 on (1536 x 1536, one core:
 # 1.4 ms for 32, 1.9 for 48, 2.8 for 64, but 1.0 for 16), and narrow blocks find more with as many products
+_BLOCKS = 8  # steps that there is room for at first
 _MISSING = 4e-4  # share of the energy that may still be missing, by extrapolation; 1e-3 is promised
 _AHEAD = 4  # steps that an accelerator takes before anybody looks whether they were needed
 _DENSE = 1 / 4  # ranks beyond this share of min(m, n) take an exact SVD at once,
@@ -127,7 +128,8 @@ def _krylov(op: Operator, rank: int, start: LowRank | None, seed: int, total: fl
     n = op.shape[1]
     generator = torch.Generator().manual_seed(seed)
     width = min(rank + _EXTRA, max(_BLOCK, 0 if start is None else start.rank + _EXTRA))
-    V = torch.empty(n, 0, dtype=op.dtype, device=op.device)  # orthonormal: the space
+    room = torch.empty(n, _BLOCKS * width, dtype=op.dtype, device=op.device)
+    V = room[:, :0]  # orthonormal: the space
     image = _first_block(n, rank, width, start, generator, V)
     H = torch.empty(0, 0, dtype=torch.float64)  # V^T M^T M V, whose leading eigenvalues are energies captured
     energies: list[float] = []
@@ -136,7 +138,10 @@ def _krylov(op: Operator, rank: int, start: LowRank | None, seed: int, total: fl
         block = _new_directions(image, V)
         image = op.gram(block)
         unseen.append(torch.cat([wide(V.T @ image), wide(block.T @ image)]))
-        V = torch.cat([V, block], dim=1)
+        if V.shape[1] + width > room.shape[1]:
+            room = torch.cat([V, torch.empty_like(room)], dim=1)
+        V = room[:, : V.shape[1] + width]
+        V[:, -width:] = block
         if len(unseen) == _looks(op) or V.shape[1] + width > _SPACE * n:
             for columns in _on_cpu(unseen):
                 H = _bordered(H, columns)

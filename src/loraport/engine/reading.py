@@ -22,7 +22,7 @@ from torch import Tensor
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.references import TensorRef, file_identity
 from loraport.containers.stored_tensors import in_memory
-from loraport.containers.tensors import AsRead, digest, read_with_sums
+from loraport.containers.tensors import AsRead, can_stream, digest, read_with_sums, subtract
 from loraport.core.lowrank import LowRank
 from loraport.core.reused import ReusedMemory
 from loraport.engine import accelerators
@@ -31,7 +31,6 @@ from loraport.errors import FileError
 from loraport.store.digests import DigestMemo
 
 _CPU = torch.device("cpu")
-_STRIP = 1 << 16  # entries of two weights that are made float32 and subtracted at a time, in the processor's cache
 _CLOCK_NS = 50_000_000  # a file changed twice within this time may show the same time of change
 
 
@@ -99,18 +98,9 @@ class InputReader(KnownDigests):
         return self._taken(ref, hold=hold).float32(device)
 
     def difference(self, one: TensorRef, other: TensorRef) -> Float32[Tensor, "..."]:
-        """`read(one) - read(other)` on the CPU, to the same bits, without a whole one of them in float32. Raises as
-        `read`."""
-        a, b = self._taken(one), self._taken(other)
-        assert a.stored.shape == b.stored.shape, f"{one.name} and {other.name} differ in shape"
-        found = self._memory.take(4 * a.stored.numel()).view(torch.float32).reshape(a.stored.shape)
-        total = 0.0
-        flat = (tensor.reshape(-1).split(_STRIP) for tensor in (found, a.stored, b.stored))
-        for to, minuend, subtrahend in zip(*flat, strict=True):
-            total += float(torch.sub(minuend.float(), subtrahend.float(), out=to).sum())
-        if not math.isfinite(total):  # as it is if an entry of either is not
-            a.float32(), b.float32()
-        return found
+        """`read(one) - read(other)` on the CPU, to the same bits. Raises as `read`."""
+        found = self._streamed(one, other)
+        return self.read(one).sub_(self.read(other)) if found is None else found
 
     def strips(self, ref: TensorRef, *, device: torch.device = _CPU) -> Iterator[tuple[slice, Float32[Tensor, "..."]]]:
         """`read` in strips of rows, of which only one stands there at a time: which rows, and their numbers.
@@ -174,8 +164,7 @@ class InputReader(KnownDigests):
 
     def _sure(self, ref: TensorRef, page: tuple[str, str]) -> AsRead:
         """Read now, and held against what is known."""
-        known = self.memo.get(*page)
-        checksum = None if known is None else self.memo.get(*_beside(page, known))
+        checksum = self._checksum(page)
         if checksum is not None:
             read, sums = read_with_sums(ref, self._room, digest=False)
             if sums.checksum == checksum:
@@ -190,6 +179,28 @@ class InputReader(KnownDigests):
     @property
     def _room(self) -> Callable[[int], Tensor]:
         return accelerators.pinned if self._pinned else in_memory
+
+    def _checksum(self, page: tuple[str, str]) -> str | None:
+        known = self.memo.get(*page)
+        return None if known is None else self.memo.get(*_beside(page, known))
+
+    def _streamed(self, one: TensorRef, other: TensorRef) -> Tensor | None:
+        """A difference formed while both are read; None where that cannot be, or something is wrong with them."""
+        pages = [self.page(ref) for ref in (one, other)]
+        checksums = [self._checksum(page) for page in pages]
+        with self._lock:
+            held = any(page in self._held for page in pages)
+        if held or None in checksums or one.shape != other.shape or not (can_stream(one) and can_stream(other)):
+            return None
+        found = self._memory.take(4 * math.prod(one.shape)).view(torch.float32).reshape(one.shape)
+        *sums, total = subtract(one, other, found)
+        if sums != checksums or not math.isfinite(total):
+            return None
+        for ref in (one, other):
+            self._check(ref.file)
+        with self._lock:
+            self._hashed.update(pages)
+        return found
 
     def _hold(self, page: tuple[str, str], read: AsRead) -> None:
         with self._lock:

@@ -287,7 +287,10 @@ def _run_jobs(
     total = plan.cost
     done = 0.0
     by_name: dict[str, LayerResult] = {}
-    jobs = {job.name: job for job in (*sample, *plan.jobs)}  # the sample first: its weights have been read already
+    # The sample first: its weights have been read already. Then the largest, so that none of them is left for the end,
+    # and memory that one of them had serves the next.
+    by_size = sorted(plan.jobs, key=lambda job: -job.shape[0] * job.shape[1])
+    jobs = {job.name: job for job in (*sample, *by_size)}
     with overlapped(work, list(jobs.values()), executor) as busy:
         for result in executor.run(list(jobs.values()), busy):
             report = result.report

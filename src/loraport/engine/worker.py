@@ -150,7 +150,7 @@ class Worker:
             held = self.in_hand
             if held is None or held.key is None or held.key != matrices_key(method, params, job, digests):
                 found = LayerCache(job, digests, self.store).look_up(method, params)
-                for ref in found.weights:
+                for ref in found.weights if self.ahead is not None else ():  # else a difference needs neither whole
                     self.reader.bring(ref)
         return Brought(digests, key, kept, given, found, time.perf_counter() - began)
 
