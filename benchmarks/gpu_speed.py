@@ -17,7 +17,7 @@ from gpu_session import Session, Watch, busy_share
 from loraport.containers.tensors import open_tensors, read_float_with_digest
 from loraport.store.store import Store
 from matrices import weight_pair
-from steps import steps
+from steps import bytes_on_a_card, steps
 from synthetic import SIZES, linears
 
 BLOCKS = 40
@@ -122,6 +122,7 @@ def _run(session: Session, name: str, **settings: object) -> dict[str, Any]:
         spent = time.perf_counter() - began
     whole = spent / session.blocks * BLOCKS
     reserved = torch.cuda.max_memory_reserved(session.device) if session.cuda else 0
+    allocated = torch.cuda.max_memory_allocated(session.device) if session.cuda else 0
     by_shape: dict[str, list[float]] = {}
     for layer in report.layers:
         by_shape.setdefault("x".join(map(str, layer.shape)), []).append(layer.seconds)
@@ -139,6 +140,7 @@ def _run(session: Session, name: str, **settings: object) -> dict[str, Any]:
         "peak": watch.whole,
         "more": watch.more,
         "reserved": reserved,
+        "allocated": allocated,
         "on": sorted({layer.device for layer in report.layers}),
         "warnings": list(report.warnings),
     }
@@ -247,8 +249,22 @@ def _busy(session: Session, name: str, **settings: object) -> dict[str, float]:
 
 
 def memory(session: Session) -> None:
-    """Peak memory with a bound on it, and what the bound costs."""
+    """Peak memory with a bound on it, and what the bound costs; that of one layer, against the formula."""
     session.step(f"casa first, at most {ROOM}", lambda: _run(session, f"casa first, {ROOM}", max_memory=ROOM), 60)
+    for name in ("self_attn.q", "ffn.0"):
+        session.step(f"memory of {name}", lambda n=name: _alone(session, n), 20)  # type: ignore[misc]
+
+
+def _alone(session: Session, name: str) -> dict[str, float]:
+    """Bytes of torch's tensors while there is one layer, and how much more than is foreseen that is."""
+    if not session.cuda:
+        session.leave_out(f"memory of {name}", "torch counts the bytes of tensors on a card only")
+        return {}
+    shape = linears(session.size("14B"))[name]
+    found = _run(session, f"memory of {name}", method="casa", workers=1, drop=_all_but(name))
+    foreseen = bytes_on_a_card(shape)
+    session.say(f"   {shape[0]} x {shape[1]}: {found['allocated'] / GIGA:.2f} GB, {foreseen / GIGA:.2f} foreseen")
+    return {"allocated": found["allocated"], "share": found["allocated"] / foreseen}
 
 
 # ---- the published procedure -----------------------------------------------------------------------------------------

@@ -101,6 +101,15 @@ TARGETS = (
         lambda x: x < 6,
         " GB",
     ),
+    *(
+        Target(
+            f"memory of {name} over the formula",
+            "at most 1.1",
+            lambda f, n=name: f.of(f"memory of {n}", "share"),  # type: ignore[misc]
+            lambda x: x <= 1.1,
+        )
+        for name in ("self_attn.q", "ffn.0")
+    ),
     Target("share of the time in which the card is busy", "at least 75 %", lambda f: 100 * f.of("busy, first", "share"),
            lambda x: x >= 75, " %"),
 )  # fmt: skip

@@ -82,6 +82,13 @@ def _balanced(update: object) -> LowRank:
     return update.balanced()
 
 
+def bytes_on_a_card(shape: tuple[int, int]) -> int:
+    """What `casa` takes of a card for the first LoRA of a layer, as docs/cost.md says: two matrices of the layer's size
+    and six squares of its shorter side."""
+    p, longer = min(shape), max(shape)
+    return 8 * p * longer + 24 * p * p
+
+
 def done(device: str) -> None:
     """Wait until a card has done all that it was asked for."""
     if device.startswith("cuda"):

@@ -16,7 +16,7 @@ from loraport.engine.accelerators import (
     usable_bytes,
     with_the_cpu_behind,
 )
-from loraport.errors import UsageError
+from loraport.errors import NumericalError, UsageError
 from pretended_device import DEVICE, pretended_device
 
 MATMUL = torch.backends.cuda.matmul
@@ -137,6 +137,28 @@ def test_a_device_without_room_or_broken_is_no_library_that_gives_up(error, monk
     monkeypatch.setattr(torch.linalg, "eigh", _refusing(torch.linalg.eigh, error))
     with pretended_device(), pytest.raises(type(error)):
         thin_svd(torch.eye(150).to(DEVICE))
+
+
+def test_a_device_that_fails_is_said_with_what_to_do(monkeypatch):
+    def work(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
+
+    with pytest.raises(NumericalError, match="--device cpu") as raised:
+        with_the_cpu_behind(work, "cuda:0")
+    assert raised.value.values == "CUDA error: an illegal memory access was encountered"
+    monkeypatch.setattr(accelerators, "_bounded", {"cuda:0"})
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: work(DEVICE))
+    accelerators.bound("cuda:0", None)  # what is cleaned up afterwards hides it not
+
+
+def test_a_card_that_this_torch_is_not_built_for_is_said(monkeypatch):
+    def refuse(A):
+        raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+
+    monkeypatch.setattr(torch, "eye", lambda *given, device: given)
+    monkeypatch.setattr(torch.linalg, "eigh", refuse)
+    with pytest.raises(UsageError, match="no kernel image"):
+        accelerators.warm_up("cuda:0")
 
 
 def test_what_torch_keeps_for_later_is_there_to_be_used(monkeypatch):

@@ -22,6 +22,7 @@ from loraport.engine.worker import LayerResult, Worker
 from loraport.errors import NumericalError
 from loraport.methods.casa import arbitration, clusters
 from pretended_device import DEVICE, Memory, pretended_device
+from steps import bytes_on_a_card
 
 RANK = 8
 
@@ -64,9 +65,7 @@ def test_a_first_lora_takes_two_matrices_and_six_squares(shape, tmp_path):
     memory = Memory()
     found = _on_the_device(job, worker, memory)
     assert memory.now == 0
-    p, longer = min(shape), max(shape)
-    said = 4 * (2 * p * longer + 6 * p * p)
-    thin = 4 * 8 * (RANK + 8) * (p + longer)
+    said, thin = bytes_on_a_card(shape), 4 * 8 * (RANK + 8) * sum(shape)
     assert 0.75 * said < memory.peak < said + thin, memory.where
     assert memory.peak < job.peak_bytes
     alone = worker(job, Slot("cpu", 1, 10**9))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from loraport.core.operator import strips
-from loraport.errors import UsageError
+from loraport.errors import NumericalError, UsageError
 
 _Made = TypeVar("_Made")
 _SHARE = 0.85  # of what is free; the allocator loses some between blocks
@@ -90,9 +90,14 @@ def bound(device: str, count: int | None) -> None:
     """
     if not device.startswith("cuda") or (count is None and device not in _bounded):
         return
+    if count is None:
+        _bounded.discard(device)
+        with contextlib.suppress(RuntimeError):  # a device that failed, which has been said
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+        return
     _, total = torch.cuda.mem_get_info(device)
-    torch.cuda.set_per_process_memory_fraction(1.0 if count is None else min(count / total, 1.0), device)
-    (_bounded.discard if count is None else _bounded.add)(device)
+    torch.cuda.set_per_process_memory_fraction(min(count / total, 1.0), device)
+    _bounded.add(device)
 
 
 def name_of(device: str) -> str:
@@ -112,11 +117,22 @@ def warm_up(device: str) -> None:
     """Make a CUDA device's libraries for decompositions ready, from one thread.
 
     torch loads those of CUDA at the first decomposition, and several threads that do this at once crash it.
+
+    Raises:
+        UsageError: nothing can be done on it.
     """
-    torch.linalg.eigh(torch.eye(2, device=device))
-    torch.linalg.svd(torch.eye(2, device=device))
-    torch.linalg.qr(torch.eye(2, device=device))
-    torch.cuda.synchronize(device)
+    try:
+        for decompose in (torch.linalg.eigh, torch.linalg.svd, torch.linalg.qr):
+            decompose(torch.eye(2, device=device))
+        torch.cuda.synchronize(device)
+    except RuntimeError as error:
+        full = is_out_of_memory(error)
+        raise UsageError(
+            f"{device} has no memory left" if full else f"PyTorch {torch.__version__} does not work on {device}",
+            values=_first_line(error),
+            fix="--device cpu, or "
+            + ("end what else uses it" if full else "a PyTorch that is built for this GPU and its driver"),
+        ) from error
 
 
 def pinned(count: int) -> Tensor:
@@ -169,6 +185,13 @@ def release_memory(device: str) -> None:
         torch.cuda.empty_cache()
     elif device.startswith("mps") and torch.backends.mps.is_available():
         torch.mps.empty_cache()
+
+
+_BROKEN = ("CUDA error", "CUDA driver error", "HIP error", "CUBLAS_STATUS", "CUSOLVER_STATUS")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 class _FullPrecision:
@@ -277,6 +300,9 @@ def with_the_cpu_behind(
 
     Returns:
         What came of it, and whether the CPU took over.
+
+    Raises:
+        NumericalError: the device failed.
     """
     with full_precision:
         return _with_the_cpu_behind(work, device, let_go)
@@ -292,9 +318,16 @@ def _with_the_cpu_behind(
         with turns.taken(by_itself=by_itself):
             try:
                 return work(torch.device(device)), False
-            except (torch.OutOfMemoryError, RuntimeError) as error:
+            except RuntimeError as error:
                 if not is_out_of_memory(error):
-                    raise
+                    if not any(said in str(error) for said in _BROKEN):
+                        raise
+                    raise NumericalError(
+                        "a device failed",
+                        where=device,
+                        values=_first_line(error),
+                        fix="run the command again, finished layers are kept, or go on with --device cpu",
+                    ) from error
             shared = turns.shared
         # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.
         let_go()
