@@ -10,6 +10,7 @@ import cost
 import counting
 import formats_page
 import steps
+from loraport.engine import plan
 from loraport.methods import cost as costs
 from loraport.methods import registry
 from loraport.methods.cost import Cost
@@ -127,6 +128,34 @@ def test_the_page_says_what_is_kept(shape):
     kept = casa.kept_bytes(shape, params) - costs.basis_bytes(*shape)
     assert formula(routing[shape[0] != shape[1]], **values) == kept
     assert formula(result, **values) == 2 * 32 * sum(shape)
+
+
+def _memory(shape: tuple[int, int], **settings: object) -> int:
+    """What a plan reckons with, but for the constant."""
+    method, params = registry.resolve(str(settings.get("method", "casa")))
+    way = plan._Way(method, params, method.needs(params), params.model_dump())
+    return plan._peak_bytes(way, shape, 32) - plan._SMALL_CHANGE
+
+
+@pytest.mark.parametrize("shape", [(1536, 1536), (5120, 5120), (13824, 5120), (6144, 55296)], ids=str)
+def test_the_page_says_what_a_layer_takes_of_memory(shape):
+    values = {"p": min(shape), "l": max(shape)}
+    table = PAGE[PAGE.index("| method | as planned |") :].split("\n\n")[0].splitlines()[2:]
+    rows = {line.split("|")[1].strip(): formats_page.quoted(line.split("|", 2)[2]) for line in table}
+    planned, on_a_card = rows["`casa`"]
+    assert formula(planned, **values) == _memory(shape)
+    assert formula(on_a_card, **values) == steps.bytes_on_a_card(shape)
+    assert formula(rows["`matched-gain`"][0], **values) == _memory(shape, method="matched-gain")
+
+
+def test_the_page_says_which_layers_fit_a_card():
+    table = PAGE[PAGE.index("| largest layers |") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) > 5
+    for line in table:
+        name, shape, size = (cell.strip() for cell in line.strip("|").split("|"))
+        m, n = map(int, shape.split(" x "))
+        assert f"{steps.bytes_on_a_card((m, n)) / 1e9:.2f}" == size, name
+        assert (steps.bytes_on_a_card((m, n)) + 0.3e9 < 2.4e9) == ("FLUX.2" not in name), name  # two on 6 GB
 
 
 def test_the_tables_of_the_catalogue_are_made_from_the_rates():

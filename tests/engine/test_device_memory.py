@@ -40,7 +40,7 @@ def small_strips(monkeypatch):
         monkeypatch.setattr(module, name, 1 << 14)
 
 
-def _job(folder: Path, m: int, n: int, method: str = "casa") -> tuple[LayerJob, Worker]:
+def _job(folder: Path, m: int, n: int, **settings: str) -> tuple[LayerJob, Worker]:
     """A layer with the spectrum of Wan's, on disk, and a worker without a cache."""
     W, drift, update = bench_layer.make_layer(m, n, RANK, 0)
     other = {"other.weight": torch.ones(8, 8)}
@@ -49,7 +49,7 @@ def _job(folder: Path, m: int, n: int, method: str = "casa") -> tuple[LayerJob, 
     factors = {"transformer.layer.lora_A.weight": update.A, "transformer.layer.lora_B.weight": update.B}
     save_file({key: factor.contiguous() for key, factor in factors.items()}, folder / "lora.safetensors")
     files = {role: str(folder / f"{role}.safetensors") for role in ("lora", "source", "target")}
-    plan = make_plan(Recipe.build(files | {"method": method, "architecture": "any", "dtype": "float32"}))
+    plan = make_plan(Recipe.build(files | {"method": "casa", "architecture": "any", "dtype": "float32"} | settings))
     store, reader = open_cache(plan.identities, RunOptions(cache="off"), lambda message: None)
     return plan.jobs[0], Worker(store, reader)
 
@@ -71,6 +71,20 @@ def test_a_first_lora_takes_two_matrices_and_six_squares(shape, tmp_path):
     alone = worker(job, Slot("cpu", 1, 10**9))
     assert found.report.stats["clusters"] == alone.report.stats["clusters"]
     assert torch.allclose(found.update.dense(), alone.update.dense(), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "large", "squares"), [({"method": "matched-gain"}, 12, 0), ({"rank": "energy=0.9"}, 16, 36)], ids=str
+)
+def test_other_methods_and_ranks_take_what_the_page_says(settings, large, squares, tmp_path):
+    m, n = 1024, 320
+    page = (Path(__file__).parents[2] / "docs" / "cost.md").read_text("utf-8")
+    assert f"`{large}·p·l{f' + {squares}·p²' if squares else ''}` |" in page
+    job, worker = _job(tmp_path, m, n, **settings)
+    memory = Memory()
+    _on_the_device(job, worker, memory)
+    said = large * m * n + squares * n * n
+    assert 0.85 * said < memory.peak < said + 4 * 8 * (RANK + 8) * (m + n), memory.where
 
 
 def test_a_layer_that_finds_no_room_is_computed_on_the_cpu(tmp_path, monkeypatch):
