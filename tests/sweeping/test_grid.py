@@ -122,6 +122,20 @@ def test_targets_are_named_after_their_files():
         names(["zoo:outline"], target=["a/fast.safetensors", "a/fast.pt"])
 
 
+def test_what_is_named_after_an_expert_is_tried_with_that_one_alone():
+    loras, both = ["style_high_noise.pt", "style_low_noise.pt", "plain.pt"], {"expert": ["high", "low"]}
+    assert names(loras, target="t", **both) == [
+        "t/expert=high/style_high_noise", "t/expert=low/style_low_noise", "t/expert=high/plain", "t/expert=low/plain"
+    ]  # fmt: skip
+    few = ["+ few_high_noise.pt", "+ few_low_noise.pt"]
+    assert names(loras[:2], target=few, **both) == [
+        "few_high_noise/expert=high/style_high_noise", "few_low_noise/expert=low/style_low_noise"
+    ]  # fmt: skip
+    assert names(loras[1:2], target="t", expert="high") == ["t/style_low_noise"]  # as it was asked for
+    with pytest.raises(UsageError, match="every target after the other"):
+        names(loras[:1], target=few[1], **both)
+
+
 def test_a_lora_that_is_a_part_of_one_target_is_refused_there_alone():
     cells = cells_of(["x.pt"], Grid(source="s", target=["+ x.pt", "t"]), Path("made"))
     assert [type(cell) for cell in cells] == [Refused, Cell]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraport.containers.names import ZOO, named_path
+from loraport.containers.names import ZOO, expert_named, named_path
 from loraport.engine.many import ENDINGS, is_saved, list_loras
 from loraport.engine.recipe import Recipe
 from loraport.errors import UsageError
@@ -54,6 +54,9 @@ class Refused:
 def cells_of(loras: Iterable[str], grid: Grid, folder: Path, *, recursive: bool = False) -> list[Cell | Refused]:
     """Every LoRA on every target with every combination of settings, in this order.
 
+    Of the experts of Wan2.2 each has its own LoRAs and targets: where a grid has both, what is named after one of them
+    is tried with that one alone.
+
     Args:
         loras: files, folders, patterns, zoo:NAME; none for those of the grid.
         grid: targets and settings.
@@ -64,12 +67,16 @@ def cells_of(loras: Iterable[str], grid: Grid, folder: Path, *, recursive: bool 
         UsageError: no LoRA, an unknown setting, two outputs of one name, or nothing fits together.
     """
     chosen = choices_of(grid)
+    experts = {choice.values.get("expert") for choice in chosen}
     targets = list(zip(_target_names(grid), grid.targets, strict=True))
     fixed = {name: getattr(grid, name) for name in _FIXED}
     cells: list[Cell | Refused] = []
     for lora, parts in find(list(loras) or grid.lora, folder, recursive=recursive):
+        before = len(cells)
         for target, models in targets:
             for choice in chosen:
+                if (_experts_of(lora, models) & experts) - {choice.values.get("expert")}:
+                    continue
                 inside = Path(target, *([choice.label] if choice.label else []), *parts)
                 name, output = inside.with_suffix("").as_posix(), folder / inside
                 try:
@@ -78,9 +85,23 @@ def cells_of(loras: Iterable[str], grid: Grid, folder: Path, *, recursive: bool 
                     cells.append(Refused(name, lora, target, choice.varied, output, error))
                 else:
                     cells.append(Cell(name, lora, target, choice.varied, recipe, output))
+        if len(cells) == before:
+            raise UsageError(
+                "a LoRA is named after one expert of Wan2.2, and every target after the other",
+                where=lora,
+                values=", ".join(name for name, _ in targets),
+                fix="add the target of this expert, or sweep them one by one: --expert high, then --expert low",
+            )
     if all(isinstance(cell, Refused) for cell in cells):
         raise next(cell.error for cell in cells if isinstance(cell, Refused))
     return cells
+
+
+def _experts_of(lora: str, models: Mapping[str, Any]) -> set[str]:
+    """The experts that the files of a cell are named after."""
+    files = [lora, models["target"], *(each.file for each in models["target_lora"])]
+    named = (expert_named(Path(file).name) for file in files if file is not None)
+    return {expert for expert in named if expert is not None}
 
 
 def find(loras: Sequence[str], folder: Path, *, recursive: bool = False) -> list[tuple[str, tuple[str, ...]]]:
