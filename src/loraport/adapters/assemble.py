@@ -167,7 +167,10 @@ def _module(
     layer = None
     if claimed is not None:
         kind, claim = claimed
-        first = parts[claim.used[0]]
+        first, on = parts[claim.used[0]], KINDS[kind]
+        template = family.template_of(module)
+        if isinstance(on, OnSource) and template is not None and len(template.shape) > 2:
+            on.check_kernel(module, first)
         layer = _layer(module, kind, claim, shape_of(held, claim, first, family, model, sizes), parts, scales, model)
         if role == "linear":
             done.layers[module] = layer

@@ -155,6 +155,14 @@ class OnSource(AdapterKind):
         """A vector that the bias of the layer is multiplied with; None where the bias stays as it is."""
         return None
 
+    def check_kernel(self, module: str, piece: Piece) -> None:
+        """Raise UnsupportedError where an update is not understood because its layer is a convolution.
+
+        Args:
+            module: canonical path of the layer.
+            piece: the part that makes the update one of this kind.
+        """
+
     def is_zero(self, parts: Mapping[str, TensorRef]) -> bool:
         """Not known without the weight."""
         return False

@@ -19,6 +19,7 @@ from loraport.adapters.kinds.base import Claim, OnSource, Piece, misfit, registe
 from loraport.adapters.peft_config import PEFT_PREFIX
 from loraport.adapters.scale import read_number
 from loraport.containers.references import TensorRef
+from loraport.errors import UnsupportedError
 
 LARGEST_SERIES = 64  # terms of the series; PEFT's own number is 5
 
@@ -62,6 +63,16 @@ class Oft(OnSource):
             scaled = "scaled_oft" in parts and bool(read_number(parts["scaled_oft"].ref))
             settings = {"neumann": 5.0, "coft": 0.0, "scaled": float(scaled)}
         return Claim(roles, (rows, inputs), None, None, used, "a rotation, which has no scale", True, settings)
+
+    def check_kernel(self, module: str, piece: Piece) -> None:
+        """PEFT unfolds the kernel in an order of its own. See `OnSource.check_kernel`."""
+        if piece.part != "oft_blocks":
+            raise UnsupportedError(
+                "PEFT's OFT and BOFT on a convolution are not supported",
+                where=str(piece.ref.file),
+                values=piece.key,
+                fix=f"leave the layer out with --drop {module}",
+            )
 
 
 def block_of(ref: TensorRef) -> int | None:

@@ -25,8 +25,6 @@ def rotated(
     if main == "oft_blocks":
         changed = _rows_turned(own, parts, settings.get("bound", 0.0))
     else:
-        if weight.dim() > 2:
-            raise _on_kernel(parts[main])
         turned = _inputs_turned(own.T, parts, settings)
         changed = turned.T * read_float(parts["boft_s"]).reshape(-1, 1) if main == "boft_R" else turned.T
     if "rescale" in parts:
@@ -65,15 +63,6 @@ def _inputs_turned(
     skew = _antisymmetric(vectors, block, settings["coft"])
     turns = _series(skew, int(settings["neumann"])) if settings["neumann"] else _cayley(-skew)
     return (turns @ inputs.reshape(count, block, -1)).reshape(inputs.shape)
-
-
-def _on_kernel(ref: TensorRef) -> UnsupportedError:
-    return UnsupportedError(
-        "PEFT's OFT and BOFT on a convolution are not supported",
-        where=str(ref.file),
-        values=ref.key,
-        fix="leave the layer out with --drop",
-    )
 
 
 def _cayley(skew: Float32[Tensor, "... b b"]) -> Float32[Tensor, "... b b"]:
