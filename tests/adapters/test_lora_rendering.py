@@ -252,6 +252,17 @@ class TestConversion:
         assert not (tmp_path / "x.safetensors").exists()
         convert_adapter(path, tmp_path / "x.safetensors", to="kohya")
 
+    @pytest.mark.parametrize("to", ["kohya", "universal", "same-as-input"])
+    def test_the_names_are_said_as_they_are(self, tmp_path, to):
+        """Of whole matrices, of factors beside them, and of changes of norms alone."""
+        matrix = {"diffusion_model.blocks.0.ffn.0.diff": torch.ones(48, 24)}
+        both = matrix | {key: tensor for key, tensor in makers.universal().items() if "blocks.0.ffn.0" not in key}
+        for tensors in (matrix, both, {"diffusion_model.blocks.0.norm3.diff": torch.ones(24)}):
+            path = LoraFile(tensors).write(tmp_path)
+            done = convert_adapter(path, tmp_path / "out.safetensors", to=to, overwrite=True)
+            assert done.after == open_adapter(done.output).dialect.title
+            assert ("alpha tensors" in done.after) == (to == "kohya" and len(tensors) > 1)
+
     def test_convolution_shapes_stay_only_where_the_dialect_stays(self, tmp_path):
         made = {name: (b[:, :, None, None], a[:, :, None, None]) for name, (b, a) in makers.factors().items()}
         tensors = spell(made, "lora_unet_", flat, ".lora_down.weight", ".lora_up.weight", alpha=4.0)

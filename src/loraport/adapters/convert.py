@@ -129,7 +129,7 @@ def convert_adapter(
     return Conversion(
         output,
         lora.dialect.title,
-        profile.dialect.title,
+        profile.dialect.of(tensors).title,
         len(lora.layers),
         tuple(key for item in lora.passthrough for key in item.keys),
         lora.dropped,

@@ -1,5 +1,6 @@
 """A LoRA dialect: prefix x naming x suffix style x place of alpha. Detect, parse a key, render a key."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from importlib import resources
 from typing import Any
@@ -38,8 +39,6 @@ class Dialect:
     @property
     def title(self) -> str:
         """One line for people."""
-        name = self.adapter or "default"
-        pair = {part: text.replace("<adapter>", name) for part, text in grammar().styles[self.style].items()}
         flat = ", dots as underscores" if self.flat else ""
         alpha = {
             "none": "no alpha",
@@ -47,7 +46,7 @@ class Dialect:
             "header": "alpha in the header",
             "config": "alpha in adapter_config.json",
         }
-        factors = " and ".join(self.others) or f"{pair['down']}/{pair['up']}"
+        factors = " and ".join(self.others) or f"{self._ending('down')}/{self._ending('up')}"
         return (
             f"{self.prefix or '(no prefix)'} + {self.names} names{flat}, "
             f"{factors}, {alpha.get(self.alpha, f'.{self.alpha} tensors')}"
@@ -58,6 +57,14 @@ class Dialect:
         """Whether the file holds an alpha tensor for every layer."""
         return self.alpha in {"alpha", "lora_alpha"}
 
+    def of(self, keys: Collection[str]) -> "Dialect":
+        """The dialect of a file with these keys, which may have no factors at all."""
+        if self.others or any(key.endswith(self._ending("down")) for key in keys):
+            return self
+        matrices = any(key.endswith(".diff") for key in keys)
+        alpha = self.alpha if any(key.endswith(f".{self.alpha}") for key in keys) else "none"
+        return replace(self, alpha=alpha, others=("whole matrices" if matrices else "no factors",))
+
     def module(self, name: str, family: Family) -> str:
         """A canonical module path as this dialect writes it, with the prefix."""
         spelled = family.spell(name, self.names)
@@ -65,8 +72,10 @@ class Dialect:
 
     def factor(self, name: str, part: str, family: Family) -> str:
         """The key of a factor ("down" or "up") of a canonical layer."""
-        ending = grammar().styles[self.style][part].replace("<adapter>", self.adapter or "default")
-        return self.module(name, family) + ending
+        return self.module(name, family) + self._ending(part)
+
+    def _ending(self, part: str) -> str:
+        return grammar().styles[self.style][part].replace("<adapter>", self.adapter or "default")
 
     def extra(self, name: str, part: str, family: Family) -> str:
         """The key of another part of a canonical module: "alpha", "lora_alpha", "diff_b", ..."""

@@ -151,7 +151,7 @@ def dialect_of(pieces: Sequence[Piece], family: Family) -> Dialect:
     parts = {piece.part for piece in pieces}
     others = [kind for kind in KINDS.values() if parts & set(kind.essential) & set(kind.endings)]
     plain = ["plain factors"] if others and styles else []
-    return Dialect(
+    found = Dialect(
         prefix=prefix,
         names=max(family.namings, key=lambda name: (namings[name], name in usual)),
         style=styles.most_common(1)[0][0] if styles else "kohya" if flat else "peft",
@@ -160,6 +160,7 @@ def dialect_of(pieces: Sequence[Piece], family: Family) -> Dialect:
         alpha="alpha" if "alpha" in parts else "lora_alpha" if "lora_alpha" in parts else "none",
         others=tuple(plain + [kind.title for kind in others]),
     )
+    return found if styles else found.of([piece.key for piece in pieces])
 
 
 def misnumbered(pieces: Sequence[Piece], names: str) -> dict[str, str]:
