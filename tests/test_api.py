@@ -117,6 +117,29 @@ def test_convert_and_verify_take_one_expert_of_two(files, tmp_path):
     assert not any(check.passed is False for check in checks)
 
 
+def test_a_pattern_that_drops_nothing_is_a_usage_error(files, tmp_path):
+    output, nothing = tmp_path / "out.safetensors", {"drop": "fnn"}
+    save_file(
+        pico.lora(7, rank=2, layers={"blocks.1.ffn.0": pico.LAYERS["blocks.1.ffn.0"]}), tmp_path / "few.safetensors"
+    )
+    for job in (
+        lambda: loraport.convert(files.lora, output, to="diffusers", **nothing),
+        lambda: loraport.transfer(files.lora, source=files.source, target=files.target, output=output, **nothing),
+        lambda: loraport.merge([files.lora, tmp_path / "few.safetensors"], files.source, output, **nothing),
+        lambda: loraport.resize(files.lora, output, rank=2, **nothing),
+        lambda: loraport.extract(files.source, files.target, output, rank=2, **nothing),
+    ):
+        with pytest.raises(UsageError, match="nothing matches --drop") as caught:
+            job()
+        assert "blocks.0" in caught.value.values
+        assert not output.exists()
+    # Of several files one is enough; a layer of the model is meant whatever the file calls it.
+    loraport.merge([files.lora, tmp_path / "few.safetensors"], files.source, output, drop=r"blocks\.0\.")
+    loraport.convert(files.lora, tmp_path / "flat.safetensors", to="kohya")
+    done = loraport.convert(tmp_path / "flat.safetensors", output, drop=r"0\.self_attn\.q$", overwrite=True)
+    assert done.layers == len(pico.LAYERS) - 1
+
+
 def test_a_pattern_that_is_none_is_a_usage_error(files, tmp_path):
     with pytest.raises(UsageError, match=r"drop is no regular expression"):
         loraport.convert(files.lora, tmp_path / "out.safetensors", drop="(")

@@ -1,6 +1,7 @@
 """A LoRA file, taken apart: updates of linear layers, and what is passed on unchanged."""
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 from loraport.adapters.dialect import Dialect
 from loraport.adapters.kinds.base import SMALL_RANK
 from loraport.adapters.passthrough import Passthrough, can_be_scaled
+from loraport.adapters.pattern import nothing_dropped
 from loraport.adapters.scale import check_factor
 from loraport.adapters.training import Training, read_training
 from loraport.adapters.update import LayerUpdate
@@ -37,6 +39,7 @@ class LoraAdapter:
         expert: the expert of Wan2.2 that it is for, "high" or "low", where its keys say so.
         nest: the names that lead to its tensors in a torch file.
         others: families that it may as well be for, going by its names and sizes; none where a model was given.
+        spared: whether a pattern of what to drop was found in nothing of it.
     """
 
     path: Path
@@ -52,6 +55,7 @@ class LoraAdapter:
     expert: str | None = None
     nest: tuple[str, ...] = ()
     others: tuple[Family, ...] = ()
+    spared: bool = False
 
     @cached_property  # asked for every layer
     def fused(self) -> frozenset[LayerName]:
@@ -99,3 +103,10 @@ class LoraAdapter:
             replace(item, scale=item.scale * strength) if item.proportional else item for item in self.passthrough
         )
         return replace(self, layers=layers, passthrough=passthrough)
+
+
+def check_dropped(drop: str | None, loras: Iterable[LoraAdapter]) -> None:
+    """Raise UsageError where a pattern of what to drop was found in none of the LoRAs that it was said of."""
+    loras = list(loras)
+    if drop is not None and all(lora.spared for lora in loras):
+        raise nothing_dropped(drop, str(loras[0].path), next(iter(loras[0].layers), loras[0].keys[0]))

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.adapter import LoraAdapter, check_dropped
 from loraport.adapters.carried import check_passthrough
 from loraport.adapters.consumers import content_of
 from loraport.adapters.dialect import SAME_AS_INPUT, Profile, profile_of
@@ -98,6 +98,7 @@ def convert_adapter(
         scale=scale,
         architecture=architecture,
     )
+    check_dropped(drop, [lora])
     without = next((layer for layer in lora.layers.values() if layer.needs_source), None)
     if without is not None:
         raise without.source_missing()

@@ -1,6 +1,5 @@
 """Opening a LoRA file: recognise every key, refuse what is not understood, by name."""
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from loraport.adapters.kinds.base import Piece
 from loraport.adapters.known import Model
 from loraport.adapters.opened import open_file
 from loraport.adapters.passthrough import Passthrough
-from loraport.adapters.pattern import Search
+from loraport.adapters.pattern import Search, dropping
 from loraport.adapters.peft_config import PEFT_FILE, AdapterConfig, read_config
 from loraport.adapters.pieces import choose, dialect_of, misnumbered, piece_of, sort_keys
 from loraport.adapters.refusals import (
@@ -91,7 +90,7 @@ def open_adapter(
         raise not_a_lora(path, refs, known, role, title_in(refs, family, path))
     whole = saved_whole(refs, path, metadata)
     dropped = _dropped(refs, family, drop, whole)
-    left_out = {*dropped, *whole.idle}
+    hit, left_out = bool(dropped), {*dropped, *whole.idle}
     pieces, texts, unmatched = sort_keys({key: ref for key, ref in refs.items() if key not in left_out}, family, whole)
     if not pieces and len(dropped) == len(refs):
         raise UsageError("drop leaves nothing of the LoRA", where=str(path), values=str(drop))
@@ -109,7 +108,7 @@ def open_adapter(
     dialect = dialect_of(pieces, family)
     config = _config(path, metadata, dialect, scale)
     done = assemble(pieces, family, config if dialect.alpha == "none" else None, path, scale, _known(model))
-    _drop_layers(done, drop)
+    spared = drop is not None and not _drop_layers(done, drop) and not hit
     besides = _besides(unmatched, family) if layers_alone else []
     unmatched = [key for key in unmatched if key not in besides]
     problems = {**dict.fromkeys(unmatched, ""), **misnumbered(pieces, dialect.names), **done.leftover}
@@ -152,6 +151,7 @@ def open_adapter(
         next((piece.at.expert for piece in pieces if piece.at.expert), None),
         opened.nest,
         tuple(possible[1:]),
+        spared,
     )
 
 
@@ -211,20 +211,17 @@ def _check_shapes(own: Architecture, path: Path) -> None:
 def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None, whole: SavedWhole) -> list[str]:
     if drop is None:
         return []
-    try:
-        re.compile(drop)
-    except re.error as error:
-        raise UsageError("drop is no regular expression", values=f"{drop}: {error}") from error
-    found = Search(drop)
+    found = dropping(drop)
     parts = {key: piece.at.parts for key, ref in refs.items() if (piece := piece_of(key, ref, family, refs, whole))}
     return [key for key in refs if found(key) or (key in parts and all(found(part.module) for part in parts[key]))]
 
 
-def _drop_layers(done: Assembled, drop: str | None) -> None:
-    """Leave out single layers of a fused weight; the key stays for the others."""
-    if drop is not None:
-        done.layers = {name: layer for name, layer in done.layers.items() if not Search(drop)(name)}
-        done.passthrough = [item for item in done.passthrough if not Search(drop)(item.module)]
+def _drop_layers(done: Assembled, drop: str) -> bool:
+    """Leave out single layers of a fused weight, where the key stays for the others; whether there are any."""
+    before, found = len(done.layers) + len(done.passthrough), Search(drop)
+    done.layers = {name: layer for name, layer in done.layers.items() if not found(name)}
+    done.passthrough = [item for item in done.passthrough if not found(item.module)]
+    return len(done.layers) + len(done.passthrough) < before
 
 
 def _alpha_place(dialect: Dialect, config: AdapterConfig | None, done: Assembled) -> str:

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from loraport.adapters.automaton import REPETITION, Automaton, Refused
 from loraport.adapters.scale import STATE_IT
-from loraport.errors import UnsupportedError
+from loraport.errors import UnsupportedError, UsageError
 
 MOST_STATES_IN_ALL = 50_000
 MOST_PATTERNS = 10_000
@@ -108,3 +108,28 @@ def _searching(pattern: str) -> Automaton | re.Pattern[str]:
         with contextlib.suppress(Refused):
             return Automaton.of(rf"[\s\S]*({pattern})")
     return re.compile(pattern)
+
+
+def dropping(pattern: str) -> Search:
+    """What the user wants left out. Raises UsageError where the pattern is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UsageError("drop is no regular expression", values=f"{pattern}: {error}") from error
+    return Search(pattern)
+
+
+def nothing_dropped(pattern: str, where: str, name: str) -> UsageError:
+    """The error for a pattern that is found in nothing, after which everything would be carried as if unasked.
+
+    Args:
+        pattern: what was to be left out.
+        where: the file.
+        name: one that is there.
+    """
+    return UsageError(
+        "nothing matches --drop",
+        where=where,
+        values=f"{pattern!r}; names are like {name}",
+        fix="give a regular expression that is found in a layer's name or a key of the file, or leave --drop out",
+    )

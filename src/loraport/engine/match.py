@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.adapter import LoraAdapter, check_dropped
 from loraport.adapters.fit import fit_passthrough
 from loraport.adapters.parse import experts_in, open_adapter
 from loraport.adapters.refusals import NO_EXPERT
@@ -157,6 +157,7 @@ def open_inputs(recipe: Recipe, pair: Pair | None = None) -> Inputs:
         allow_partial=recipe.allow_partial,
         scale=recipe.scale,
     ).scaled(recipe.strength)
+    check_dropped(recipe.drop, [adapter, *(each.adapter for each in (*pair.added, *pair.source_added))])
     _refuse_on_sum(adapter, pair.source_added, recipe)
     if pair.target is not None:
         adapter = fit_passthrough(adapter, pair.target, "target", allow_partial=recipe.allow_partial)

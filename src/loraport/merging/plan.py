@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
-from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.adapter import LoraAdapter, check_dropped
 from loraport.adapters.added_lora import AddedLora
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.passthrough import Passthrough
@@ -139,6 +139,7 @@ def make_merge_plan(
         if without is not None:
             raise without.source_missing()
         opened.append((given, found, strength * given.strength))
+    check_dropped(drop, (found for _, found, _ in opened))
     tensors, left_out = _gather(model, opened)
     if not tensors:
         raise MismatchError("the LoRA changes nothing in the checkpoint", where=loras[0].file, values=str(into))

@@ -17,13 +17,13 @@ from loraport.adapters.dialect import profile_of
 from loraport.adapters.join import StoredWeight, stored_weights
 from loraport.adapters.loading.passed_on import load_change
 from loraport.adapters.passthrough import Passthrough, PassthroughValue
-from loraport.adapters.pattern import Search
+from loraport.adapters.pattern import dropping, nothing_dropped
 from loraport.containers.names import Expert
 from loraport.containers.tensors import TensorRef, common_dtype, digest, file_identity, read_float, rounding_floor
 from loraport.core.operator import norm
 from loraport.engine.kinship import unrelated
 from loraport.engine.reading import InputReader
-from loraport.errors import MismatchError, UsageError
+from loraport.errors import MismatchError
 from loraport.models.architecture import require_same_size
 from loraport.models.checkpoint import AUTO, Checkpoint, open_checkpoint
 from loraport.models.joining import join
@@ -134,13 +134,15 @@ def plan_extract(
     inputs = [pair for role, side in (("source", one), ("target", two)) for pair in _inputs(role, side)]
     family = one.architecture.family
     profile = profile_of(to).of(family)
-    search = None if drop is None else _search(drop)
+    search = None if drop is None else dropping(drop)
     pairs = {
         param: (ref, other)
         for param, ref in one.tensors.items()
         if (other := two.tensors.get(param)) is not None and other.shape == ref.shape
         if search is None or not search(param)
     }
+    if search is not None and not any(map(search, one.tensors)):
+        raise nothing_dropped(search.pattern, str(one.path), next(iter(one.tensors)))
     layers = {
         name: shape
         for name, shape in one.architecture.layers.items()
@@ -166,14 +168,6 @@ def plan_extract(
         identities={file: file_identity(file) for _, file in inputs if file.suffix != ".json"},
         inputs=tuple(inputs),
     )
-
-
-def _search(drop: str) -> Search:
-    try:
-        re.compile(drop)
-    except re.error as error:
-        raise UsageError("drop is no regular expression", values=f"{drop}: {error}") from error
-    return Search(drop)
 
 
 def _inputs(role: str, side: Checkpoint) -> Iterator[tuple[str, Path]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.adapter import LoraAdapter, check_dropped
 from loraport.adapters.carried import check_passthrough
 from loraport.adapters.dialect import profile_of
 from loraport.adapters.header import converted_metadata
@@ -103,6 +103,7 @@ def plan_resize(
         scale=scale,
         architecture=architecture,
     )
+    check_dropped(drop, [lora])
     without = next((layer for layer in lora.layers.values() if layer.needs_source), None)
     if without is not None:
         raise without.source_missing()
