@@ -32,7 +32,11 @@ from loraport.models.families import families
         ("lightx2v/Qwen-Image-2.1-Lightning", "qwen_image_21", None),
         ("fastwan2.1/base/model.safetensors", "wan", None),  # a folder further up says nothing of it
         ("lightx2v/Qwen-Image-Lightning-4steps-V2.0", "qwen_image", "Qwen-Image-Lightning in 4 steps"),
-        ("my-fastwan-killer.safetensors", "wan", None),
+        ("my-fastwan2.1-killer.safetensors", "wan", None),
+        ("style_for_FastWan2.1.safetensors", "wan", None),
+        ("anti-self-forcing", "wan", None),
+        ("Wan2_1-T2V-1_3B-Self-Forcing_fp16.safetensors", "wan", "Self Forcing"),
+        ("Wan2.1-T2V-14B-StepDistill-CfgDistill-Lightx2v/distill.safetensors", "wan", "LightX2V for Wan in 4 steps"),
         ("longliveness.safetensors", "wan", None),  # whole words only
         ("fastwan2.15-14b", "wan", None),
         ("self-forcing2", "wan", None),

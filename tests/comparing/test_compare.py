@@ -15,6 +15,7 @@ from loraport.comparing.clips import ClipFolder
 from loraport.comparing.opening import find_model
 from loraport.comparing.rendering import Shot, render, set_sampling
 from loraport.comparing.run import read_prompts
+from loraport.engine.events import Step
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.metrics import amt
 from loraport.sampling.schedule import SamplingSettings
@@ -81,6 +82,24 @@ def test_the_clips_are_those_of_diffusers(stills, tmp_path):
     found = [frames for _, frames, made in clips_of(report).values() if list(made["loras"].values()) == [0.75]]
     assert len(found) == 1
     assert np.array_equal(found[0][0], expected)
+
+
+def test_what_a_name_says_of_the_sampling_is_said_before_any_clip(stills, tmp_path):
+    told, steps = [], SamplingSettings(steps=2)
+
+    def listen(event):
+        told.append(event.message)
+        if isinstance(event, Step):
+            raise KeyboardInterrupt
+
+    for name in ("Z-Image-Turbo", "mine"):
+        (tmp_path / name).symlink_to(stills / "target", target_is_directory=True)
+        with pytest.raises(KeyboardInterrupt):
+            run(stills, tmp_path / "out", target=tmp_path / name, target_sampling=steps, on_event=listen)
+    first, *others = told
+    assert "Z-Image-Turbo, as the example of ZImagePipeline" in first
+    assert "--target-steps" in first
+    assert others == ["loading the source"] * 2
 
 
 @pytest.mark.slow

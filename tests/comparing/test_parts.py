@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loraport.adapters.distilled import distilled_models, known_model
 from loraport.comparing.clips import file_digest, model_digest
-from loraport.comparing.known import filled, known_model, known_models
 from loraport.comparing.scoring import scores_of
 from loraport.comparing.settings import CompareSettings
+from loraport.comparing.usual_sampling import filled, usual_sampling
 from loraport.comparing.variants import list_variants
 from loraport.errors import UsageError
 from loraport.sampling.schedule import SamplingSettings
@@ -34,10 +35,11 @@ def test_well_known_models_are_known_by_their_names(name, known):
 
 
 def test_what_is_known_says_how_to_sample_and_who_says_so():
-    for row in known_models():
+    for row in distilled_models():
         assert row.seen
-        assert row.settings.steps or row.settings.times
-        assert row.settings.guidance is not None
+        usual = usual_sampling(row)
+        assert usual.steps or usual.times
+        assert usual.guidance is not None
 
 
 def test_what_the_user_says_goes_before_what_is_known():

@@ -101,6 +101,25 @@ def test_empty_maps(values):
     assert drawing.alt().endswith("empty")
 
 
+@pytest.mark.parametrize(
+    ("value", "settings", "says"),
+    [
+        (0.0, {"low": 0.0}, "nothing here"),
+        (0.0, {"diverging": True}, "nothing here"),
+        (0.5, {}, "0.5 everywhere"),
+        (0.5, {"low": 0.0}, ""),
+        (0.0, {"low": 0.0, "high": 1.0}, ""),
+    ],
+)
+def test_a_scale_without_a_length_is_none(value, settings, says):
+    drawing = Map(((value, value, None),), "x", "y", **settings)
+    layout = drawing.layout()
+    assert (layout.key == ()) == bool(says)
+    assert layout.low == says if says else layout.low < layout.top_end
+    assert (layout.top_end == "") == bool(says)
+    assert (says or "from") in drawing.alt()
+
+
 def test_words_name_the_ends_of_a_map():
     drawing = Map(((0.1, 0.9), (0.5, 0.2)), "block", "module", ("0", "1"), ("q", "k"), unit="share")
     assert (

@@ -18,6 +18,7 @@ _TITLE = "modelspec.title"  # of a header
 _CONFIGS = ("config.json", "model_index.json")  # of diffusers
 _CALLED = "_name_or_path"  # in them
 _MOST = 1 << 16  # bytes of a configuration
+_BEFORE = r"(?:(?:wan\d*|[a-z]?\d+[a-z]?|t2v|i2v|ti2v)-+)*"  # as in Wan2_1-T2V-1_3B-Self-Forcing
 _HUB = re.compile(r"models--([^/\\]+)")
 
 
@@ -28,7 +29,8 @@ class Distilled:
     Attributes:
         name: for people.
         family: of its source.
-        pattern: found, as whole words, in what it is called, lower case with - for _ and dots.
+        pattern: what a file, folder or repository of it is called, lower case with - for _ and dots: from the first
+            word on, before which the names of the source, of its size and of its task may stand.
         steps: sampling steps, at even times; None where `times` are given.
         times: the time steps, from 1000 down; () for even ones.
         shift: of even times, towards the noise; None for the scheduler's own.
@@ -79,7 +81,7 @@ def _read(row: dict[str, Any]) -> Distilled:
     return Distilled(
         name=row["name"],
         family=row["family"],
-        pattern=re.compile(rf"(?<![a-z0-9])(?:{row['pattern']})(?![a-z0-9])"),
+        pattern=re.compile(rf"(?:^|/){_BEFORE}(?:{row['pattern']})(?![a-z0-9])"),
         steps=row.get("steps"),
         times=tuple(map(float, row.get("times", ()))),
         shift=row.get("shift"),
@@ -105,7 +107,7 @@ def known_model(names: Iterable[str | Path], family: str | None = None) -> Disti
 
 def _plain(name: str | Path) -> str:
     hub = _HUB.search(str(name))  # a download: its own parts are called by commits
-    end = hub[1] if hub else "/".join(Path(name).parts[-2:])
+    end = hub[1].replace("--", "/") if hub else "/".join(Path(name).parts[-2:])
     return re.sub(r"[_.]", "-", end.lower())
 
 

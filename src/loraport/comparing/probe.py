@@ -110,6 +110,7 @@ def probe(
     check_output(file, [], overwrite=overwrite)
     place = Place.of(device, chosen.precision, chosen.offload)
     sides = find_sides(source, target, added_loras(target_lora), source_sampling, target_sampling)
+    sides["target"].tell(on_event)
     settled, distillation = sides["target"].settings, sides["target"].distillation
     shot = Shot(prompt, seed, chosen.negative, chosen.height, chosen.width, chosen.frames)
     family = sides["source"].model.family

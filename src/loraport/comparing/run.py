@@ -74,6 +74,7 @@ def compare(
     variants = list_variants(files[0], files[1:], settings.strengths, source_alone=settings.source_alone)
     place = Place.of(device, settings.precision, settings.offload)
     sides = find_sides(source, target, added_loras(target_lora), source_sampling, target_sampling)
+    sides["target"].tell(on_event)
     weights = Weights(**{name: None if path is None else Path(path) for name, path in settings.weights().items()})
     Judges.open(weights)  # what cannot judge is said before hours of work
     gc.collect()

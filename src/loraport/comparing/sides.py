@@ -5,11 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.adapters.added_lora import AddedLora
+from loraport.adapters.distilled import known_model
 from loraport.comparing.clips import file_digest, model_digest, short
-from loraport.comparing.known import filled, known_model
 from loraport.comparing.opening import Model, Place, find_model
+from loraport.comparing.usual_sampling import filled, usual_sampling
 from loraport.comparing.variants import Role
 from loraport.containers.names import named_path
+from loraport.engine.events import Listener, Remarked
 from loraport.errors import FileError, UsageError
 from loraport.sampling.schedule import SamplingSettings
 
@@ -29,6 +31,12 @@ class Side:
     settings: SamplingSettings
     distillation: tuple[AddedLora, ...] = ()
     known: str = ""
+
+    def tell(self, on_event: Listener) -> None:
+        """Say before the first clip what the user did not say of its sampling."""
+        if self.known:
+            flags = "--target-steps, --target-times and the like say otherwise"
+            on_event(Remarked(f"by its name the target is sampled as {self.known}; {flags}"))
 
     @property
     def name(self) -> str:
@@ -72,8 +80,10 @@ def find_sides(
     first = find_model(source, "source")
     second = first if target is None else find_model(target, "target", first)
     names = [*([] if target is None else [str(target)]), *(one.file for one in target_lora)]
-    known = known_model(names)
-    settled = target_sampling if known is None else filled(target_sampling, known.settings)
+    known = known_model(names, second.family.name)
+    if known is not None and known.causal:  # which no pipeline of diffusers runs
+        known = None
+    settled = target_sampling if known is None else filled(target_sampling, usual_sampling(known))
     if settled.steps is None and settled.times is None:
         raise UsageError(
             "it is not known how the target is sampled", where=", ".join(names),

@@ -64,6 +64,8 @@ class Map:
         size = f"Map of {len(self.values)} by {len(self.values[0]) if self.values else 0}, {self.y} by {self.x}"
         if not found:
             return f"{size}, empty"
+        if same := self._same():
+            return f"{size}: {same}"
         least, most = min(found), max(found)
         ends = [f"{number(v, self.unit)} at {self._name(r, c)}" for v, r, c in (least, most)]
         return f"{size}: from {ends[0]} to {ends[1]}"
@@ -86,6 +88,7 @@ class Map:
         wide = high if self.square else min(wide, 40.0)
         top, bottom = 4.0, 4.0 + high * rows
         low, top_end = self._ends()
+        same = self._same()
         column_names = self.columns if fits and self.columns else tuple(str(at + 1) for at in range(columns))
         names = row_names or [str(at + 1) for at in range(rows)]
         if not fits:  # averaged: only the ends are told, by their own numbers
@@ -97,13 +100,25 @@ class Map:
             shades=tuple(self._shades(values, low, top_end)),
             x_ticks=tuple(thinned(across)),
             y_ticks=tuple(sparse(down, 10.0)),
-            key=tuple(_shade_names(self.diverging)),
-            low=number(low, self.unit), middle="0" if self.diverging else "", top_end=number(top_end, self.unit),
-            height=bottom + 52,
+            key=() if same else tuple(_shade_names(self.diverging)),
+            low=same or number(low, self.unit), middle="0" if self.diverging and not same else "",
+            top_end="" if same else number(top_end, self.unit), height=bottom + 52,
         )  # fmt: skip
 
+    def _found(self) -> list[float]:
+        return [value for row in self.values for value in row if value is not None and math.isfinite(value)] or [0.0]
+
+    def _same(self) -> str:
+        """What to say in place of a scale without a length; "" where the values, or the ends that are set, differ."""
+        found = self._found()
+        if self.high is not None or min(found) < max(found):
+            return ""
+        if found[0] == 0:
+            return "nothing here"
+        return f"{number(found[0], self.unit)} everywhere" if self.low is None and not self.diverging else ""
+
     def _ends(self) -> tuple[float, float]:
-        found = [value for row in self.values for value in row if value is not None and math.isfinite(value)] or [0.0]
+        found = self._found()
         low = min(found) if self.low is None else self.low
         high = max(found) if self.high is None else self.high
         if self.diverging:
