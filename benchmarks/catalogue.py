@@ -251,7 +251,7 @@ def _shares() -> str:
             computing = sum(spent.values()) - files
             cut, decisions = spent["truncated SVD"], spent["decisions"]
             shares = (part / computing for part in (cut, decisions, computing - cut - decisions))
-            cells = [f"{computing:.3g} s", *(f"{share:.0%}" for share in shares)]
+            cells = [f"{computing:.3g} s", *(f"{100 * share:.0f} %" for share in shares)]
             rows.append([model, machine.title, *cells, f"{files:.3g} s{' beside it' if machine.beside else ''}"])
     return table(rows)
 

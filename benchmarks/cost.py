@@ -4,7 +4,7 @@
     python benchmarks/cost.py --shapes 5120x5120     on other layers
     python benchmarks/cost.py --catalogue            what 100,000 LoRAs on 20 targets take, by machines.json
     python benchmarks/cost.py --rates NAME           measures this machine's rates and puts them there
-    python benchmarks/cost.py ... --write            puts what is printed into docs/cost.md
+    python benchmarks/cost.py ... --write            puts what is printed into its page
 
 Predictions come from the functions that `loraport plan` uses (`engine/layer_work.py`, `methods/cost.py`). Seconds are
 those of the processor on one thread, so that a busy machine disturbs them little.
@@ -34,8 +34,9 @@ from steps import steps
 from synthetic import write_pair
 
 SHAPES = ("512x512", "1536x1536", "1024x4096")
+PARTS = {"measured": "cost.md", "catalogue": "catalogue.md"}
 TRIES = 5  # of the rates of a machine, of which each one's best counts: other programs only slow it down
-PAGE = Path(__file__).parents[1] / "docs" / "cost.md"
+PAGES = {part: Path(__file__).parents[1] / "docs" / name for part, name in PARTS.items()}
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
     parser.add_argument("--size", default="1.3B", help="of the block whose bytes are counted")
     parser.add_argument("--catalogue", action="store_true")
     parser.add_argument("--rates", metavar="NAME", help="measure this machine, and keep that under this name")
-    parser.add_argument("--write", action="store_true", help="into docs/cost.md")
+    parser.add_argument("--write", action="store_true", help="into docs/cost.md or docs/catalogue.md")
     args = parser.parse_args()
     if args.rates:
         catalogue.remember(args.rates, [measure("cpu", None) for _ in range(TRIES)])
@@ -62,7 +63,7 @@ def main() -> None:
 def _tell(what: str, text: str, *, write: bool) -> None:
     print(text)
     if write:
-        PAGE.write_text(with_part(PAGE.read_text("utf-8"), what, text), encoding="utf-8")
+        PAGES[what].write_text(with_part(PAGES[what].read_text("utf-8"), what, text), encoding="utf-8")
 
 
 def with_part(page: str, what: str, text: str) -> str:
@@ -70,7 +71,7 @@ def with_part(page: str, what: str, text: str) -> str:
     begin, end = f"<!-- made by benchmarks/cost.py: {what} -->", "<!-- end -->"
     before, found, rest = page.partition(begin)
     if not found:
-        raise SystemExit(f"{PAGE} has no place for {what}")
+        raise SystemExit(f"{PAGES[what]} has no place for {what}")
     return f"{before}{begin}\n\n{text}\n\n{end}{rest.partition(end)[2]}"
 
 

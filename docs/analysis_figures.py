@@ -290,7 +290,7 @@ def row(name: str, figures: list[Measured], beyond: Callable[[Measured], bool]) 
     return (
         f"| {name} | {spread([each.value for each in figures])} | {median(each.gaussian for each in figures):.3g} | "
         f"{f'{median(rounding):.3g}' if rounding else ''} | "
-        f"{beyond.__name__} in {sum(map(beyond, figures)) / len(figures):.0%} |"
+        f"{beyond.__name__} in {100 * sum(map(beyond, figures)) / len(figures):.0f} % |"
     )
 
 

@@ -160,7 +160,8 @@ def kinds_table(pairs: Sequence[Pair]) -> list[str]:
     apart, count = sum(row[-1] == "yes" for row in rows), len(names)
     chance = (
         f"{apart} of {len(rows)} figures have the target made by regression outside the others. One of {count} targets "
-        f"is the greatest or the least of them in {2 / count:.0%} of all figures where the kind makes no difference."
+        f"is the greatest or the least of them in {200 / count:.0f} % of all figures where the kind makes no "
+        "difference."
     )
     return [markdown(["figure", *head, "regression outside the others"], rows), chance]
 

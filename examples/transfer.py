@@ -8,4 +8,4 @@ report = loraport.transfer(
 )
 print(f"wrote {report.output}, rank {report.summary.rank_out}")
 for layer in report.layers[:5]:
-    print(f"{layer.name:28} drift {layer.stats['drift_rel']:.0%}  energy kept {layer.energy_kept:.1%}")
+    print(f"{layer.name:28} drift {100 * layer.stats['drift_rel']:.0f} %  energy kept {100 * layer.energy_kept:.1f} %")

@@ -265,12 +265,9 @@ def test_sizes_that_are_none(written: str) -> None:
         parse_size(written, name="x")
 
 
-def test_durations_and_shares() -> None:
+def test_durations_and_sizes() -> None:
     assert text.parse_duration("30d", name="x") == 30 * 86400
     assert text.duration(3725) == "1 h 2 min"
-    assert text.share(1.0) == "100 %"
-    assert text.share(0.9999999) != "100 %"
-    assert text.share(0.853) == "85.3 %"
     assert text.size(1_500_000_000) == "1.5 GB"
 
 

@@ -22,6 +22,7 @@ from loraport.adapters.consumers import (
 )
 from loraport.adapters.dialect import SAME_AS_INPUT
 from loraport.errors import UsageError, did_you_mean
+from loraport.wording import count
 
 FULL, PART, REFUSED, UNREAD, UNKNOWN = "in full", "in part", "refused", "not read", "not looked at"
 _NAMES = 6  # layers that a regular expression lists before it gets too long to be typed
@@ -116,7 +117,7 @@ class Arrival:
     @property
     def summary(self) -> str:
         """The verdict with the number of keys, in a few words."""
-        return f"{self.verdict}: {len(self.matched)} of {len(self.lora.keys)} keys"
+        return f"{self.verdict}: {len(self.matched)} of {count(len(self.lora.keys), 'key')}"
 
     @property
     def matched(self) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from loraport.adapters.update import LayerUpdate
 from loraport.errors import NumericalError, UnsupportedError
 from loraport.models.architecture import Architecture
 from loraport.models.checkpoint import AUTO, Checkpoint
+from loraport.wording import count
 from loraport.writable import check_output, with_settings
 
 
@@ -196,7 +197,7 @@ def _check_memory(lora: LoraAdapter, profile: Profile) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise UnsupportedError(
-            f"multiplied out, {len(whole)} layers of the LoRA take more memory than there is",
+            f"multiplied out, {count(len(whole), 'layer', 'takes/take')} more memory than there is",
             where=str(lora.path),
             values=f"{needed / 1e9:,.0f} GB, {free / 1e9:,.0f} GB free",
             fix="transfer the file with --source SOURCE --target SOURCE --method direct, which cuts it to a rank",

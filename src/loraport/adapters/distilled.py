@@ -13,6 +13,7 @@ from loraport.containers.access import kind_of
 from loraport.containers.safetensors import read_header
 from loraport.errors import FileError
 from loraport.models.keys import read_yaml
+from loraport.wording import count
 
 _TITLE = "modelspec.title"  # of a header
 _CONFIGS = ("config.json", "model_index.json")  # of diffusers
@@ -66,7 +67,7 @@ class Distilled:
         off = "guidance off" if self.guidance in (0, 1) else f"guidance {self.guidance:g}"
         fresh = ", with fresh noise at each step" if self.sampler == "renoise" else ""
         causal = ", one group of frames after the other" if self.causal else ""
-        return f"{times or f'{self.steps} steps'}{shift}, {off}{fresh}{causal}"
+        return f"{times or count(self.steps or 0, 'step')}{shift}, {off}{fresh}{causal}"
 
 
 @cache

@@ -9,6 +9,7 @@ from loraport.adapters.passthrough import Passthrough
 from loraport.errors import MismatchError, UnmatchedKeysError
 from loraport.models.architecture import Architecture
 from loraport.models.checkpoint import Checkpoint
+from loraport.wording import count
 
 
 def check_fit(
@@ -85,7 +86,7 @@ def fit_passthrough(adapter: LoraAdapter, model: Checkpoint, role: str, *, allow
     if not allow_partial:
         first = next(iter(wrong))
         raise UnmatchedKeysError(
-            f"{len(keys)} of {len(adapter.keys)} keys of the LoRA cannot be passed on to the {role} "
+            f"{len(keys)} of {count(len(adapter.keys), 'key')} of the LoRA cannot be passed on to the {role} "
             f"({model.architecture.title})",
             where=str(adapter.path),
             values="; ".join(f"{item.keys[0]} ({why})" for item, why in list(wrong.items())[:3]),
@@ -95,7 +96,10 @@ def fit_passthrough(adapter: LoraAdapter, model: Checkpoint, role: str, *, allow
         adapter,
         passthrough=tuple(item for item in adapter.passthrough if item not in wrong),
         dropped=(*adapter.dropped, *keys),
-        warnings=(*adapter.warnings, f"{len(keys)} keys do not fit the {role} and were left out, e.g. {keys[0]}"),
+        warnings=(
+            *adapter.warnings,
+            f"{count(len(keys), 'key', 'was/were')} left out for want of a place in the {role}, e.g. {keys[0]}",
+        ),
     )
 
 

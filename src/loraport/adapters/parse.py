@@ -37,6 +37,7 @@ from loraport.models.architecture import Architecture, detect
 from loraport.models.checkpoint import AUTO, Checkpoint
 from loraport.models.family import Family
 from loraport.models.keys import key_rules
+from loraport.wording import count
 
 
 def open_adapter(
@@ -196,7 +197,8 @@ def _besides(keys: Sequence[str], family: Family) -> list[str]:
 def _said(besides: Sequence[str]) -> list[str]:
     if not besides:
         return []
-    return [f"{len(besides)} keys change what the model does not have in that form, and no layer of it: {besides[0]}"]
+    what = count(len(besides), "key", "changes/change")
+    return [f"{what} what the model does not have in that form, and no layer of it: {besides[0]}"]
 
 
 def _check_shapes(own: Architecture, path: Path) -> None:

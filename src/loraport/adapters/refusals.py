@@ -18,6 +18,7 @@ from loraport.models.families import families
 from loraport.models.family import Family
 from loraport.models.keymap import keymap_of
 from loraport.models.keys import MAX_LOOKED_AT, key_rules
+from loraport.wording import count
 
 NO_EXPERT = "the names in the file speak of no expert"
 SHOWN = 3  # how many modules with unmatched keys a message names
@@ -101,8 +102,7 @@ def doubts(pieces: Sequence[Piece], gone: Sequence[str]) -> list[str]:
     if len(prefixes) > 1:
         found.append(f"the LoRA mixes prefixes: {', '.join(prefixes)}")
     if gone:
-        what = "1 key was" if len(gone) == 1 else f"{len(gone)} keys were"
-        found.append(f"{what} left out, e.g. {gone[0]}")
+        found.append(f"{count(len(gone), 'key', 'was/were')} left out, e.g. {gone[0]}")
     return found
 
 
@@ -152,7 +152,7 @@ def unmatched_keys(
     model = f"the {role} ({architecture.title})" if architecture else "a known model"
     partial = "" if len(problems) == total else ", or leave such keys out with --allow-partial"
     return UnmatchedKeysError(
-        f"{len(problems)} of {total} keys of the LoRA cannot be matched to {model}",
+        f"{len(problems)} of {count(total, 'key')} of the LoRA cannot be matched to {model}",
         where=str(path),
         values="; ".join(shown) + more,
         fix=f"check that file and model belong together{partial}",
@@ -179,7 +179,7 @@ def not_a_lora(
             return MismatchError(
                 "a LoRA is needed here, but this file is a checkpoint",
                 where=str(path),
-                values=f"{len(refs)} tensors, e.g. {next(iter(refs))}",
+                values=f"{count(len(refs), 'tensor')}, e.g. {next(iter(refs))}",
                 fix="give the LoRA's own file",
             )
     told = [other for family in families().values() if (other := family.lookalike(refs))]
@@ -193,6 +193,6 @@ def not_a_lora(
     return MismatchError(
         what,
         where=str(path),
-        values=f"{len(refs)} keys, e.g. {', '.join(islice(refs, 3))}",
+        values=f"{count(len(refs), 'key')}, e.g. {', '.join(islice(refs, 3))}",
         fix=f"give a LoRA that was trained on the {role}" if architecture else "give a LoRA of one of these models",
     )

@@ -14,6 +14,7 @@ from loraport.adapters.peft_config import PEFT_PREFIX, AdapterConfig, read_confi
 from loraport.containers.references import TensorRef, refusal
 from loraport.errors import LoraportError
 from loraport.models.keys import key_rules
+from loraport.wording import count
 
 OWN_BIAS = ".base_layer.bias"  # of a layer that PEFT wrapped
 _OWN_WEIGHT = ".base_layer.weight"
@@ -87,7 +88,7 @@ def said_of_saved(found: SavedWhole) -> list[str]:
     """What to tell of them."""
     if not found.values:
         return []
-    what = "1 parameter was" if len(found.values) == 1 else f"{len(found.values)} parameters were"
+    what = count(len(found.values), "parameter", "was/were")
     return [f"{what} saved whole by PEFT, e.g. {next(iter(found.values))}: what changes is that less the source's own"]
 
 

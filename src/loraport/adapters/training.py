@@ -21,6 +21,7 @@ from typing import Any
 
 from loraport.adapters.header import BASES, LORA_CONFIG, TRAINED_ON, json_beside, read_json
 from loraport.adapters.peft_config import CONFIG_FILE, PEFT_FILE
+from loraport.wording import count
 
 LONGEST = 120  # characters of a text
 MOST_TAGS = 5
@@ -90,8 +91,8 @@ class Training:
         parts = [
             f"by {self.trainer}" if self.trainer else "",
             f"on {self.base[0]}" if self.base else "",
-            f"{self.steps:,} steps" if self.steps else "",
-            f"{self.epochs:,} epochs" if self.epochs else "",
+            count(self.steps, "step") if self.steps else "",
+            count(self.epochs, "epoch") if self.epochs else "",
             f"time steps {self.timesteps[0]} to {self.timesteps[1]}" if self.timesteps else "",
             f"rank {self.rank:g}" if self.rank else "",
             f"alpha {self.alpha:g}" if self.alpha else "",
@@ -210,9 +211,9 @@ def _tags(folders: Mapping[str, Any]) -> Counter[str]:
     """How often each tag stands in the captions of all folders."""
     found: Counter[str] = Counter()
     for folder in folders.values():
-        for tag, count in islice(folder.items(), _MANY) if isinstance(folder, dict) else ():
-            if plain(tag) and isinstance(count, int) and 0 < count < 10**9:
-                found[plain(tag)] += count
+        for tag, number in islice(folder.items(), _MANY) if isinstance(folder, dict) else ():
+            if plain(tag) and isinstance(number, int) and 0 < number < 10**9:
+                found[plain(tag)] += number
     return found
 
 

@@ -15,6 +15,7 @@ from loraport.containers.dtypes import FORMATS
 from loraport.containers.tensors import TensorRef, digest, open_tensors, read_tensor
 from loraport.errors import LoraportError, MismatchError, NumericalError, UnmatchedKeysError
 from loraport.models.checkpoint import Checkpoint
+from loraport.wording import count
 
 KEYS = "every key is understood"
 FITS = "fits the model"
@@ -69,7 +70,7 @@ def verify_adapter(
     except NumericalError as error:
         return (Check("all numbers are finite", False, _in_one_line(error)),)
     refs = open_tensors(lora.path).groups[lora.nest]
-    checks = [Check(KEYS, True, f"{len(lora.keys)} keys, {len(lora.layers)} layers")]
+    checks = [Check(KEYS, True, f"{count(len(lora.keys), 'key')}, {count(len(lora.layers), 'layer')}")]
     checks += _header(lora)
     checks += _scale(lora)
     checks += _content(lora, refs)
@@ -93,7 +94,7 @@ def _header(lora: LoraAdapter) -> list[Check]:
     if layers is not None:
         # Layers that were added for their bias alone are not counted there.
         same = layers <= len(lora.layers) if _has_biases(lora) else layers == len(lora.layers)
-        checks.append(Check("every layer is there", same, f"{len(lora.layers)} layers, header {layers}"))
+        checks.append(Check("every layer is there", same, f"{count(len(lora.layers), 'layer')}, header {layers}"))
     stated = lora.metadata.get("ss_network_dim")
     if stated is not None and _transferred(lora):
         alone = [layer.rank for name, layer in lora.layers.items() if layer.factored and name not in lora.fused]
@@ -153,7 +154,7 @@ def _content(lora: LoraAdapter, refs: dict[str, TensorRef]) -> list[Check]:
         for key, ref in refs.items()
         if (tensor := read_tensor(ref)).is_floating_point() and not torch.isfinite(tensor.float()).all()
     ]
-    checks = [Check("all numbers are finite", not broken, ", ".join(broken[:5]) or f"{len(refs)} tensors")]
+    checks = [Check("all numbers are finite", not broken, ", ".join(broken[:5]) or count(len(refs), "tensor"))]
     stated = lora.metadata.get(CONTENT)
     if stated is not None:
         actual = content_digest({key: digest(ref) for key, ref in refs.items()})
@@ -165,7 +166,7 @@ def _empty(lora: LoraAdapter) -> list[Check]:
     zero = [name for name, layer in lora.layers.items() if layer.is_zero()]
     if not zero:
         return []
-    found = f"{len(zero)} of {len(lora.layers)} layers have an update of zero, e.g. {zero[0]}"
+    found = f"{len(zero)} of {count(len(lora.layers), 'layer')} with an update of zero, e.g. {zero[0]}"
     whole = "the LoRA is empty: every update is zero"
     return [Check("it changes something", None, whole if len(zero) == len(lora.layers) else found)]
 
@@ -202,7 +203,7 @@ def _biases(lora: LoraAdapter, refs: dict[str, TensorRef]) -> list[Check]:
         return []
     alone, without = sorted(biased - factored), sorted(factored - biased)
     found = [f"{len(alone)} without factors ({alone[0]})"] if alone else []
-    found += [f"missing in {len(without)} layers ({without[0]})"] if without else []
+    found += [f"missing in {count(len(without), 'layer')} ({without[0]})"] if without else []
     wrong = False if "loraport.version" in lora.metadata else None
     return [
         Check(
@@ -253,11 +254,12 @@ def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     a, b, biases = (halves[half] for half in _HALVES)
     empty = (a ^ b) | (biases - a) | ((a - biases) if biases else set())
     if empty:
-        return Check(name, wrong, f"{len(empty)} layers would be left without memory, such as {min(empty)}")
+        return Check(name, wrong, f"{count(len(empty), 'layer')} would be left without memory, such as {min(empty)}")
     amiss = [outcome.remark for outcome in _for_programs(lora).losses(_row_of_diffusers()).values() if outcome.wrong]
+    taken = f"{pairs} of {count(len(lora.layers), 'layer')}{by}"
     if amiss:  # it finds the layer, and changes it otherwise than it is meant
-        return Check(name, None, f"{pairs} of {len(lora.layers)} layers{by}, some of it wrongly: {'; '.join(amiss)}")
-    return Check(name, True if pairs == len(lora.layers) else wrong, f"{pairs} of {len(lora.layers)} layers{by}")
+        return Check(name, None, f"{taken}, some of it wrongly: {'; '.join(amiss)}")
+    return Check(name, True if pairs == len(lora.layers) else wrong, taken)
 
 
 def _read_in_full(family: str) -> list[str]:

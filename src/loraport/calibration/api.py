@@ -30,6 +30,7 @@ from loraport.sampling.prompts import conditions_for
 from loraport.sampling.runner import draw_noise
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
 from loraport.sampling.wan import check_together, is_out_of_memory, out_of_memory
+from loraport.wording import count
 
 SETTINGS, OPTIONS = CalibrationSettings(), RunOptions()
 NOISE = 7_000_500_000
@@ -103,8 +104,8 @@ def calibrate(
     check_outputs(path, as_it_is, options)
     if as_it_is.passthrough:
         progress.warn(
-            f"{len(as_it_is.passthrough)} tensors of the LoRA change other things than linear layers; they are in the "
-            "output and were off while measuring"
+            f"{count(len(as_it_is.passthrough), 'tensor')} of the LoRA, of other things than linear layers: "
+            "in the output, and off while measuring"
         )
     try:
         conditions = _conditions(base, goal, prompts, settings, progress)
@@ -157,7 +158,7 @@ def _choice(
 ) -> Choice:
     """Ask the target, then the source, and rank. What a model has said before it does not say again."""
     times = target.model.schedule.times[:-1]
-    progress.stage(f"{target.model.name}: clips with {len(candidates)} candidates")
+    progress.stage(f"{target.model.name}: clips with {count(len(candidates), 'candidate')}")
     with target:
         theirs = ask_target(
             target, candidates, samples, diagnosis=min(settings.diagnosis, settings.samples), tick=progress.tick
@@ -172,7 +173,7 @@ def _choice(
     if gap is None:
         progress.warn(
             "the source does not tell its own clips with the LoRA from those without, within the noise of "
-            f"{len(ours.alone)} clips; the choice goes by the distance of latents, which favours weak effects"
+            f"{count(len(ours.alone), 'clip')}; the choice goes by the distance of latents, which favours weak effects"
         )
     return choose(candidates, theirs, ours, times, gap or LatentDistance())
 
@@ -206,6 +207,7 @@ def _conditions(
         found = conditions_for(source, target, given, seed=settings.seed)
     if len(found.prompts) < settings.samples:
         progress.warn(
-            f"{len(found.prompts)} prompts for {settings.samples} samples: some are used twice, with other noise"
+            f"{count(len(found.prompts), 'prompt')} for {count(settings.samples, 'sample')}: "
+            "some are used twice, with other noise"
         )
     return found

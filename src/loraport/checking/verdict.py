@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from loraport.checking.headers import Headers
 from loraport.checking.results import Figure, Kind, LayerCheck, Reason, Verdict
 from loraport.checking.thresholds import MEASURED_METHOD, thresholds
+from loraport.wording import count
 
 ROUND = 0.05
 """Strengths are named in such steps: nobody sees less."""
@@ -33,7 +34,7 @@ def judge_headers(headers: Headers) -> Judgement | None:
     """The verdict that headers alone allow; None where weights have to be looked at."""
     found, bound = headers.coverage, thresholds()["coverage"]
     if found.met < bound.value * found.layers:
-        text = f"only {found.met} of the {found.layers} layers of the LoRA meet a layer of the target"
+        text = f"only {found.met} of {count(found.layers, 'layer')} of the LoRA can be found in the target"
         return _cannot("the LoRA is for another model", bound.reason(text, ""))
     if headers.transferred is not None:
         text = (

@@ -12,6 +12,7 @@ from loraport.cli.flags import Given, command
 from loraport.cli.options import OUTPUT
 from loraport.engine.recipe import METHOD, Recipe, RunOptions
 from loraport.errors import UsageError
+from loraport.wording import count, share
 
 if TYPE_CHECKING:
     from loraport.analysis.results import Measured, PairAnalysis
@@ -85,7 +86,7 @@ def analyze(
         rows = [
             [
                 x.name,
-                text.share(x.drift.relative.value),
+                share(x.drift.relative.value),
                 _beside([x.drift.rigidity]),
                 _beside([x.drift.head_concentration]),
             ]
@@ -99,9 +100,9 @@ def _summary(found: "PairAnalysis") -> list[str]:
     """Medians over the layers, each beside that of its null model."""
     drifts = [layer.drift for layer in found.layers]
     lines = [
-        f"{text.count(len(found.layers), 'layer')} of {found.source_title}; medians, in brackets those of a random "
+        f"{count(len(found.layers), 'layer')} of {found.source_title}; medians, in brackets those of a random "
         "update of the same norm",
-        f"  drift     {text.share(median(each.relative.value for each in drifts))} of the weight",
+        f"  drift     {share(median(each.relative.value for each in drifts))} of the weight",
         f"            rigidity {_beside([each.rigidity for each in drifts])}, "
         f"head concentration {_beside([each.head_concentration for each in drifts])}",
     ]
@@ -109,8 +110,8 @@ def _summary(found: "PairAnalysis") -> list[str]:
         mine = [each for layer in found.layers for each in layer.loras if each.lora == lora.label]
         if mine:
             lines += [
-                f"  {lora.label}: {text.share(median(each.update.relative.value for each in mine))} of the weight in "
-                f"{text.count(len(mine), 'layer')}",
+                f"  {lora.label}: {share(median(each.update.relative.value for each in mine))} of the weight in "
+                f"{count(len(mine), 'layer')}",
                 f"            rigidity {_beside([each.update.rigidity for each in mine])}, "
                 f"head concentration {_beside([each.update.head_concentration for each in mine])}",
                 f"            cosine with the drift {_beside([each.meeting.cosine for each in mine])}, "

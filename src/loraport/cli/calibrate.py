@@ -17,6 +17,7 @@ from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
 from loraport.errors import UsageError
 from loraport.sampling.schedule import RUNNING, SamplingSettings
 from loraport.settings import Setting, Settings
+from loraport.wording import count
 from loraport.writable import check_apart, check_output
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ EXAMPLE = """On the bundled models, offline, half a minute (a LoRA file of your 
 
     loraport calibrate zoo:outline --source zoo:source --target zoo:dmd -o outline-calibrated.safetensors
 
-On Wan 1.3B, with prompts that were encoded before (see docs/calibration.md):
+On Wan 1.3B, with prompts that were encoded before (see docs/calibrating-real-models.md):
 
     loraport calibrate style.safetensors -s Wan2.1-T2V-1.3B-Diffusers/ -t FastWan2.1-T2V-1.3B-Diffusers/ --prompts prompts.safetensors --latents 5x32x56 --source-steps 30 --source-shift 3 --target-times 1000,757,522 --target-sampler renoise -o style-fast.safetensors
 
@@ -163,7 +164,7 @@ def _show(report: "CalibrationReport", beside: Mapping[str, Path], console: Cons
         f"  passes    {passes}, in {text.duration(report.seconds['all'])}",
     ]
     if report.found:
-        lines.append(f"  cached    {text.count(report.found, 'answer')} of an earlier run")
+        lines.append(f"  cached    {count(report.found, 'answer')} of an earlier run")
     if report.output is not None:
         size = text.size(report.output.stat().st_size)
         lines.append(f"  output    {report.output}  ({size}, written and read back; use it at strength 1)")

@@ -14,6 +14,7 @@ from loraport.cli.options import NO_VALUE
 from loraport.engine.many import find_loras, holds_many
 from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
 from loraport.errors import LoraportError, UsageError
+from loraport.wording import count
 from loraport.writable import check_output
 
 EXAMPLE = f"""Will it work there, and at which strength?
@@ -112,13 +113,13 @@ def show(result: CheckResult, console: Console) -> None:
     lines += [f"  made by   {result.kind.name}: {result.kind.sentence}"] if result.kind else []
     if facts is not None:
         lines.append(
-            f"  coverage  {facts.met} of {text.count(facts.layers, 'layer')} of the LoRA meet the target; "
-            f"{text.count(facts.kept, 'key')} of other things kept, {len(facts.dropped) or 'none'} dropped"
+            f"  coverage  {facts.met} of {count(facts.layers, 'layer')} of the LoRA meet the target; "
+            f"{count(facts.kept, 'key')} of other things kept, {len(facts.dropped) or 'none'} dropped"
         )
     if result.layers:
         decomposed = sum("head_lora" in layer.figures for layer in result.layers)
         lines.append(
-            f"  looked at {len(result.layers)} of {text.count(result.layers_of, 'layer')}, {decomposed} of them "
+            f"  looked at {len(result.layers)} of {count(result.layers_of, 'layer')}, {decomposed} of them "
             f"decomposed, in {text.duration(result.seconds)}"
         )
     else:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from loraport.cli import text
 from loraport.cli.calibrate import OF_ONE, ROLES
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
@@ -13,6 +12,7 @@ from loraport.comparing.settings import CLIPS, CompareSettings
 from loraport.engine.recipe import MODELS, OUTPUT, Recipe, RunOptions
 from loraport.errors import UsageError
 from loraport.sampling.schedule import SamplingSettings
+from loraport.wording import count
 
 if TYPE_CHECKING:
     from loraport.comparing.report import CompareReport
@@ -115,8 +115,8 @@ def _show(report: "CompareReport", console: Console) -> None:
         )
     console.table(["", *(one.title for one in measures)], rows, title="Against source + LoRA; the page has all numbers")
     console.result(
-        f"compared {text.count(len(report.variants), 'variant')} on {text.count(len(report.prompts), 'prompt')} "
-        f"and {text.count(report.seeds, 'seed')} each",
+        f"compared {count(len(report.variants), 'variant')} on {count(len(report.prompts), 'prompt')} "
+        f"and {count(report.seeds, 'seed')} each",
         f"  clips     {report.made} made, {report.found} were there",
         *([f"  sampling  of the target: {report.known}"] if report.known else []),
         f"  page      {report.page}",

@@ -10,6 +10,7 @@ from loraport.cli.flags import Given, command
 from loraport.cli.options import OUTPUT, SourceModel
 from loraport.cli.outputs import output_file, warn_of_name
 from loraport.engine.recipe import Recipe, RunOptions
+from loraport.wording import count
 
 EXAMPLE = """Make a file that diffusers wrote load in tools that read kohya's names:
 
@@ -42,14 +43,14 @@ def convert(
         else open_checkpoint(model, expert=choice["expert"], architecture=choice["architecture"]),
         **choice,
     )
-    changed = [f"the scale was written into {text.count(len(done.folded), 'layer')}"] if done.folded else []
-    changed += [f"{text.count(len(done.multiplied), 'layer')} multiplied out"] if done.multiplied else []
+    changed = [f"the scale was written into {count(len(done.folded), 'layer')}"] if done.folded else []
+    changed += [f"{count(len(done.multiplied), 'layer')} multiplied out"] if done.multiplied else []
     exact = " and ".join(changed) or "bit for bit"
     lines = [
-        f"renamed {text.count(done.layers, 'layer')}, {exact}",
+        f"renamed {count(done.layers, 'layer')}, {exact}",
         f"  from      {done.before}",
         f"  to        {done.after}",
-        f"  keys      {text.count(len(done.passthrough), 'key')} passed through, {len(done.dropped) or 'none'} dropped",
+        f"  keys      {count(len(done.passthrough), 'key')} passed through, {len(done.dropped) or 'none'} dropped",
     ]
     if done.dropped:
         lines.append(f"  dropped   {text.listing(done.dropped)}")

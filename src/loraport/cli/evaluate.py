@@ -8,6 +8,7 @@ import typer
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import command
+from loraport.wording import count
 
 EXAMPLE = """The evidence behind docs/evidence.md (under half an hour on two cores), and a small form of it (minutes):
 
@@ -101,7 +102,7 @@ def evaluate(
             device=pick_devices(device)[0],
             on_event=progress,
         )
-    lines = [f"{len(done.evidence.cells)} cells in {text.duration(done.evidence.seconds)}", ""]
+    lines = [f"{count(len(done.evidence.cells), 'cell')} in {text.duration(done.evidence.seconds)}", ""]
     lines += tables.main_table(done.evidence).splitlines()
     lines += [f"- {note}" for note in done.evidence.notes]
     lines += ["", f"  numbers  {done.numbers}", f"  tables   {done.tables}"]

@@ -9,6 +9,7 @@ from loraport.cli.collector import without_collecting
 from loraport.cli.console import Console
 from loraport.cli.flags import command
 from loraport.errors import LoraportError
+from loraport.wording import count
 
 EXAMPLE = """What trainer wrote this, for which model, and does anything look odd?
 
@@ -82,4 +83,4 @@ def _lines(facts: dict[str, Any], verbose: int) -> list[str]:
 
 
 def _counted(counts: dict[str, int], noun: str = "tensor") -> str:
-    return text.listing([f"{value} ({text.count(number, noun)})" for value, number in counts.items()])
+    return text.listing([f"{value} ({count(number, noun)})" for value, number in counts.items()])

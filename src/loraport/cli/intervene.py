@@ -12,6 +12,7 @@ from loraport.cli.guard import Commands
 from loraport.cli.options import NO_VALUE, OUTPUT
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.recipe import METHOD, Recipe, RunOptions
+from loraport.wording import count
 
 if TYPE_CHECKING:
     from loraport.merging.run import MergeReport
@@ -129,9 +130,9 @@ def amplify_head(
 def _show(done: "MergeReport", console: Console) -> None:
     size = sum(file.stat().st_size for file in done.files)
     console.result(
-        f"changed {text.count(done.tensors, 'tensor')}",
-        f"  untouched {text.count(done.untouched, 'tensor')}, bit for bit",
+        f"changed {count(done.tensors, 'tensor')}",
+        f"  untouched {count(done.untouched, 'tensor')}, bit for bit",
         f"  rounding  {100 * done.lost:.2g} % of the change, at most {100 * done.lost_most:.2g} % ({done.lost_in})",
-        f"  output    {done.output}  ({text.size(size)}, {text.count(len(done.files), 'file')})",
+        f"  output    {done.output}  ({text.size(size)}, {count(len(done.files), 'file')})",
     )
     console.document(done.to_json())

@@ -11,6 +11,7 @@ from loraport.cli.flags import Given, command
 from loraport.cli.options import NO_VALUE, OUTPUT
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.recipe import MODELS, Recipe, RunOptions
+from loraport.wording import count
 
 EXAMPLE = """Bake a LoRA into a checkpoint, at eight tenths of its strength; the checkpoint may be a folder of shards or a .pt file too:
 
@@ -104,7 +105,7 @@ def merge(
             "warnings": list(ready.warnings),
         }
         console.result(
-            f"{text.count(len(ready.tensors), 'tensor')} of {ready.model.architecture.title} would change",
+            f"{count(len(ready.tensors), 'tensor')} of {ready.model.architecture.title} would change",
             f"  files     {text.listing([file.name for file in ready.layout.files])}",
             f"  writes    {text.size(ready.output_bytes)}",
             f"  memory    {text.size(ready.peak_bytes)} for the tensors in work",
@@ -119,23 +120,23 @@ def merge(
         done = run_merge(ready, output, overwrite=overwrite, on_event=progress)
     size = sum(file.stat().st_size for file in done.files)
     lines = [
-        f"merged into {text.count(done.tensors, 'tensor')} of {ready.model.architecture.title}",
-        f"  untouched {text.count(done.untouched, 'tensor')}, bit for bit",
+        f"merged into {count(done.tensors, 'tensor')} of {ready.model.architecture.title}",
+        f"  untouched {count(done.untouched, 'tensor')}, bit for bit",
         f"  rounding  {100 * done.lost:.2g} % of the update, at most {100 * done.lost_most:.2g} % ({done.lost_in})",
     ]
     if done.continued:
-        lines.append(f"  continued {done.continued} of {done.tensors} tensors were there")
+        lines.append(f"  continued {done.continued} of {count(done.tensors, 'tensor', 'was/were')} there")
     lines += _formats(done.requantized, done.dequantized, done.grown_bytes, dequantize)
     if done.left_out:
         lines.append(f"  left out  {text.listing(done.left_out)}")
-    lines.append(f"  output    {done.output}  ({text.size(size)}, {text.count(len(done.files), 'file')})")
+    lines.append(f"  output    {done.output}  ({text.size(size)}, {count(len(done.files), 'file')})")
     console.result(*lines)
     console.document(done.to_json())
 
 
 def _formats(requantized: int, dequantized: int, grown: int, form: str | None) -> list[str]:
     """What became of quantised weights."""
-    lines = [f"  8 bits    {text.count(requantized, 'tensor')} rounded anew"] if requantized else []
+    lines = [f"  8 bits    {count(requantized, 'tensor')} rounded anew"] if requantized else []
     if dequantized:
-        lines.append(f"  {form:<9} {text.count(dequantized, 'tensor')} that were quantised, {text.size(grown)} more")
+        lines.append(f"  {form:<9} {count(dequantized, 'tensor')} that were quantised, {text.size(grown)} more")
     return lines

@@ -16,6 +16,7 @@ from loraport.cli.flags import Given, command
 from loraport.engine.experts import Experts
 from loraport.engine.many import find_loras, holds_many
 from loraport.engine.recipe import Recipe, RunOptions
+from loraport.wording import count
 
 EXAMPLE = """What it would take, before it starts:
 
@@ -108,7 +109,7 @@ def show_many(loras: list[str], many: Any, cost: dict[str, Any], console: Consol
         console.warning(message if len(whose) == len(many.plans) else f"{text.listing(whose)}: {message}")
     if cost:
         console.result(
-            f"{text.count(len(many.plans), 'LoRA')} in one job",
+            f"{count(len(many.plans), 'LoRA')} in one job",
             f"  work      about {text.duration(cost['seconds'])}; each layer is read and decomposed once",
             f"  memory    {text.size(cost['peak_bytes'])} at most",
             f"  disk      {text.size(cost['output_bytes'])} for the outputs and as much again meanwhile, "
@@ -201,8 +202,8 @@ def show(facts: dict[str, Any], console: Console) -> None:
         f"  from      {facts['source']['name']}  ({facts['source']['path']}){own}",
         f"  to        {target}" + (f"  ({facts['target']['path']})" if facts["target"] else "") + added,
         f"  method    {facts['method']}" + (f" at amount {facts['amount']:g}" if facts["amount"] != 1 else ""),
-        f"  coverage  {text.count(cover['layers'], 'layer')}, from {text.count(cover['keys'], 'key')} in the file; "
-        f"{text.count(len(cover['passthrough']), 'key')} passed through, {len(cover['dropped']) or 'none'} dropped",
+        f"  coverage  {count(cover['layers'], 'layer')}, from {count(cover['keys'], 'key')} in the file; "
+        f"{count(len(cover['passthrough']), 'key')} passed through, {len(cover['dropped']) or 'none'} dropped",
         f"  rank      {facts['rank_in']} in, {facts['rank']} out, {facts['dtype']}, names: {facts['to']}",
         f"  work      about {text.duration(cost['seconds'])}, {_state(cost, cover['layers'])}",
         f"  memory    {text.size(cost['peak_bytes'])} at most",
@@ -239,9 +240,9 @@ def _state(cost: dict[str, Any], layers: int) -> str:
         return "all of it done already, in the cache"
     parts = []
     if cost["finished"]:
-        parts.append(f"{text.count(cost['finished'], 'layer')} finished in the cache")
+        parts.append(f"{count(cost['finished'], 'layer')} finished in the cache")
     if cost["warm"]:
-        parts.append(f"{text.count(cost['warm'], 'layer')} decomposed in the cache")
+        parts.append(f"{count(cost['warm'], 'layer')} decomposed in the cache")
     if not parts and not cost["known"]:
         return "from nothing"
     return ", ".join(parts) or "nothing of it in the cache"

@@ -13,6 +13,7 @@ from loraport.cli.outputs import output_file, warn_of_name
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.errors import UsageError
 from loraport.resizing.rule import Amount
+from loraport.wording import count, share
 
 if TYPE_CHECKING:
     from loraport.resizing.cut import Resized, Task
@@ -77,10 +78,10 @@ def carry(
         memory = sum(sorted((job.peak_bytes for job in task.jobs), reverse=True)[:side_by_side])
         operations, name = task.cost_of(amount), task.architecture.title
         console.result(
-            f"{text.count(len(task.jobs), 'weight')} of {name} would be cut ({amount})",
-            f"  as it is  {text.count(len(task.passthrough), 'change')} of biases, norms and the like",
+            f"{count(len(task.jobs), 'weight')} of {name} would be cut ({amount})",
+            f"  as it is  {count(len(task.passthrough), 'change')} of biases, norms and the like",
             f"  work      about {text.operations(operations)} operations",
-            f"  memory    {text.size(memory)}, {text.count(side_by_side, 'weight')} at a time",
+            f"  memory    {text.size(memory)}, {count(side_by_side, 'weight')} at a time",
         )
         for message in task.warnings:
             console.warning(message)
@@ -108,19 +109,19 @@ def show(done: "Resized", what: str, console: Console) -> None:
     ranks = [layer.rank_out for layer in done.layers]
     spread = f"{min(ranks)} to {max(ranks)}" if len(set(ranks)) > 1 else str(max(ranks, default=0))
     lines = [
-        f"{what} {text.count(len(done.layers), 'weight')} ({done.rule})",
+        f"{what} {count(len(done.layers), 'weight')} ({done.rule})",
         f"  rank      {spread}",
-        f"  energy    {text.share(done.energy_kept)} of the squared norm is kept",
+        f"  energy    {share(done.energy_kept)} of the squared norm is kept",
     ]
     if done.left_out:
-        lines.append(f"  without   {text.count(len(done.left_out), 'weight')}: {text.listing(done.left_out)}")
+        lines.append(f"  without   {count(len(done.left_out), 'weight')}: {text.listing(done.left_out)}")
     if done.passthrough:
-        lines.append(f"  as it is  {text.count(len(done.passthrough), 'change')} of biases, norms and the like")
+        lines.append(f"  as it is  {count(len(done.passthrough), 'change')} of biases, norms and the like")
     lines.append(f"  output    {done.output}  ({text.size(done.size)}, written and read back)")
     lines += [f"  {'load it' if way == done.load[0] else '':<9} {way}" for way in done.load]
     console.result(*lines)
     if console.verbose:
-        rows = [[x.name, str(x.rank_in), str(x.rank_out), text.share(x.energy_kept)] for x in done.layers]
+        rows = [[x.name, str(x.rank_in), str(x.rank_out), share(x.energy_kept)] for x in done.layers]
         console.table(["weight", "rank in", "rank out", "energy kept"], rows)
     warn_of_name(done.output, console)
     console.document(done.to_json())

@@ -8,6 +8,7 @@ from loraport.cli.console import Console
 from loraport.engine.plan import TransferPlan
 from loraport.engine.results import Summary, TransferReport
 from loraport.report.tables import show
+from loraport.wording import count, share
 
 _BESIDE = {"page": "report", "card": "card"}
 ENOUGH = 0.9  # of the energy; below it the summary says how to keep more
@@ -42,8 +43,7 @@ def show_report(
         f"carried {Path(facts.lora).name} over to {target}",
         *([f"  trained   {trained}"] if (trained := plan.adapter.training.sentence()) else []),
         f"  layers    {_layers(report)}",
-        f"  keys      {text.count(len(report.passthrough), 'key')} passed through, "
-        f"{len(report.dropped) or 'none'} dropped",
+        f"  keys      {count(len(report.passthrough), 'key')} passed through, {len(report.dropped) or 'none'} dropped",
         f"  rank      {facts.rank_in} in, {facts.rank_out} out",
         *_energy(report, plan),
         f"  time      {text.duration(facts.seconds)}{_cache_use(facts)}",
@@ -103,9 +103,9 @@ def _energy(report: TransferReport, plan: TransferPlan) -> list[str]:
     whole = any(job.name == worst.name and not job.update.factored for job in plan.jobs)
     more = "" if facts.energy_kept_total >= ENOUGH else "; more with a larger --rank"
     return [
-        f"  energy    {text.share(facts.energy_kept_total)} of the full update kept in total, "
-        f"{text.share(facts.energy_kept_mean)} in the mean layer",
-        f"            least in {worst.name}: {text.share(worst.energy_kept)}"
+        f"  energy    {share(facts.energy_kept_total)} of the full update kept in total, "
+        f"{share(facts.energy_kept_mean)} in the mean layer",
+        f"            least in {worst.name}: {share(worst.energy_kept)}"
         f"{' (a whole matrix in the input)' if whole else ''}{more}",
     ]
 
@@ -124,4 +124,4 @@ def _layers(report: TransferReport) -> str:
 def _cache_use(facts: Summary) -> str:
     if not facts.cached_layers:
         return ""
-    return f", {facts.cached_layers} of {facts.layers} layers from an earlier run"
+    return f", {facts.cached_layers} of {count(facts.layers, 'layer')} from an earlier run"

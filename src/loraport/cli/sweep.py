@@ -16,6 +16,7 @@ from loraport.engine.recipe import METHOD, OUTPUT, RunOptions
 from loraport.errors import LoraportError, UsageError
 from loraport.sweeping.cells import Cell, Refused, cells_of
 from loraport.sweeping.grid import Grid
+from loraport.wording import count, share
 from loraport.writable import with_settings
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ def _plan(
     if swept.many.plans:
         cost = asdict(estimate_together(list(swept.many.plans.values()), run_options, began))
         console.result(
-            f"{text.count(len(swept.many.plans), 'cell')} to do in one job, "
+            f"{count(len(swept.many.plans), 'cell')} to do in one job, "
             f"{sum(state == 'done' for state in swept.standing.values()) or 'none'} done already",
             f"  work      about {text.duration(cost['seconds'])}",
             f"  memory    {text.size(cost['peak_bytes'])} at most",
@@ -193,7 +194,7 @@ def _tell(report: "SweepReport", console: Console) -> None:
     console.table([*head, "output, or why there is none"], rows)
     facts = report.to_json()
     console.result(
-        f"{text.count(facts['done'], 'cell')} of {len(report.cells)} there, "
+        f"{count(facts['done'], 'cell')} of {len(report.cells)} there, "
         f"{facts['kept'] or 'none'} of them from before; {facts['failed'] or 'none'} failed",
         f"  index     {facts['index']}",
         f"  table     {facts['table']}",
@@ -229,7 +230,7 @@ def _named(lora: str, target: str, settings: Any) -> list[str]:
 def _figures(row: "Row") -> list[str]:
     """Rank, share kept, change, drift and time; "" for what is not known."""
     facts = row.figures
-    shares = [text.share(facts[name]) if name in facts else "" for name in ("energy_kept",)]
+    shares = [share(facts[name]) if name in facts else "" for name in ("energy_kept",)]
     change = f"{facts['change']:.3f}" if "change" in facts else ""
     drift = f"{100 * facts['drift']:.2f} %" if "drift" in facts else ""
     time = "" if row.seconds is None else text.duration(row.seconds)

@@ -42,19 +42,6 @@ def operations(count: float | int) -> str:
     return f"{count:.0f}"
 
 
-def share(value: float | int) -> str:
-    """A share as a percentage that does not round a loss away: 99.99 %, but 100 % only when nothing is lost."""
-    if value >= 1.0:
-        return "100 %"
-    digits = 1 if value < 0.99 else 2 if value < 0.999 else 4
-    return f"{min(100 * value, 100 - 10**-digits):.{digits}f} %"
-
-
-def count(number: int, noun: str) -> str:
-    """`1 layer`, `2 layers`, `no layers`."""
-    return f"{number or 'no'} {noun}{'' if number == 1 else 's'}"
-
-
 def listing(names: list[str] | tuple[str, ...], most: int = 5) -> str:
     """The first few names, and how many more there are."""
     shown = ", ".join(names[:most])

@@ -15,6 +15,7 @@ from loraport.engine.experts import Experts, outputs_of
 from loraport.engine.many import EXISTS, Asked, check_skip, find_loras, holds_many
 from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
 from loraport.errors import Interrupted, LoraportError, UsageError
+from loraport.wording import share
 from loraport.writable import check_apart, check_output
 
 if TYPE_CHECKING:
@@ -213,4 +214,4 @@ def _tell(rows: "Mapping[Asked, Outcome | ExpertsReport]", folder: Path, console
 def _done(name: str, report: "TransferReport") -> list[str]:
     facts = report.summary
     rank = f"{facts.rank_in} -> {facts.rank_out}"
-    return [name, "done", str(facts.layers), rank, text.share(facts.energy_kept_total), str(report.output)]
+    return [name, "done", str(facts.layers), rank, share(facts.energy_kept_total), str(report.output)]

@@ -10,6 +10,7 @@ from loraport.cli.flags import Given, command
 from loraport.cli.options import Model
 from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, LoraportError, MismatchError
+from loraport.wording import count
 
 if TYPE_CHECKING:
     from loraport.adapters.arrival import Arrival, Loss
@@ -121,7 +122,7 @@ def _lines(arrival: "Arrival") -> list[str]:
         told = [f"  {'not known':<9} nobody has looked at what it makes of {what} for {lora.architecture.family.title}"]
     else:
         scales = " and ".join(f"{scale:g}" for scale in arrival.scales)
-        told = [f"  {'matched':<9} {len(arrival.matched)} of {text.count(len(lora.keys), 'key')}"]
+        told = [f"  {'matched':<9} {len(arrival.matched)} of {count(len(lora.keys), 'key')}"]
         told += [f"  {'scale':<9} {scales} at strength 1"] if scales else []
         told += [f"  {_TITLES.get(loss.outcome.word, 'left out'):<9} {_loss(loss)}" for loss in arrival.losses]
     told += [f"  {'to do':<9} {arrival.remedy}"] if arrival.remedy else []
@@ -133,7 +134,7 @@ def _loss(loss: "Loss") -> str:
     from loraport.adapters.consumers import OUTCOMES, PARTS
 
     what = PARTS.get(loss.part, "the whole profile is not read" if not loss.outcome.remark else "the profile")
-    keys = f"{text.count(len(loss.keys), 'key')}, " if loss.keys else ""
+    keys = f"{count(len(loss.keys), 'key')}, " if loss.keys else ""
     remark = f"; {loss.outcome.remark}" if loss.outcome.remark else ""
     shown = f" ({text.listing(loss.keys, 2)})" if loss.keys else ""
     return f"{keys}{what}: {OUTCOMES[loss.outcome.word]}{remark}{shown}"

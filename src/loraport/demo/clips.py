@@ -11,6 +11,7 @@ from torch import Tensor
 from loraport.demo import words
 from loraport.evaluate import looks
 from loraport.report import Comparison, Curve, Row, Score
+from loraport.wording import count
 from loraport.zoo import world
 from loraport.zoo.catalogue import ModelCard
 
@@ -64,7 +65,7 @@ class ClipSampler:
         alone = tiny.sample(network, card.sampling, self.indices, self.noise)
         tiny.load_lora(network, lora)
         aim = tiny.sample(network, card.sampling, self.indices, self.noise)
-        steps = f"{card.sampling.steps} steps with guidance"
+        steps = f"{count(card.sampling.steps, 'step')} with guidance"
         return [
             self._scored("source", "source alone", steps, alone, aim, shown=False),
             self._scored("source+lora", "source + LoRA", f"what is aimed at: {steps}", aim, aim, kind="reference"),
@@ -79,7 +80,8 @@ class ClipSampler:
         aim = next(one for one in sets if one.key == "source+lora").clips
         network, card = tiny.load_model(goal.name)
         alone = tiny.sample(network, card.sampling, self.indices, self.noise)
-        sets = [*sets, self._scored("target", "target alone", f"{card.sampling.steps} steps, no LoRA", alone, aim)]
+        steps = f"{count(card.sampling.steps, 'step')}, no LoRA"
+        sets = [*sets, self._scored("target", "target alone", steps, alone, aim)]
         curves = []
         for candidate in candidates:
             tries: dict[float, words.ClipSet] = {}

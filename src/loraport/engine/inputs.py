@@ -16,6 +16,7 @@ from loraport.engine.match import Pair
 from loraport.engine.plan import TransferPlan
 from loraport.engine.results import InputFile
 from loraport.models.checkpoint import Checkpoint
+from loraport.wording import count
 
 if TYPE_CHECKING:
     from loraport.engine.worker import LayerResult  # and torch
@@ -86,7 +87,7 @@ def lora_file(role: str, adapter: LoraAdapter, strength: float, digest: str | No
         digest: of what was used of it, where that is known.
     """
     kinds = Counter(_kind(layer) for layer in adapter.layers.values())
-    kind = "; ".join(f"{each} in {count} layers" for each, count in kinds.most_common(KINDS_TOLD))
+    kind = "; ".join(f"{each} in {count(number, 'layer')}" for each, number in kinds.most_common(KINDS_TOLD))
     kind += f"; and {len(kinds) - KINDS_TOLD} others" if len(kinds) > KINDS_TOLD else ""
     refs = [ref for layer in adapter.layers.values() for ref in layer.parts.values()]
     files, header = {adapter.path} | {ref.file for ref in refs}, None if digest else _header(refs)

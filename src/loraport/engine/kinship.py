@@ -12,6 +12,7 @@ from loraport.engine.results import LayerReport
 from loraport.engine.rounding import MOSTLY, quantised, refuse_rounding, rounding_share
 from loraport.errors import MismatchError
 from loraport.store.store import Store
+from loraport.wording import count
 
 UNRELATED = 0.8
 """A drift of this share of the source's norm is no distillation. Two unrelated models differ by 1.4; the
@@ -76,7 +77,7 @@ def judge_pair(
     strangers = [name for name, drift in drifts.items() if drift > UNRELATED]
     if strangers:  # the pair is related as a whole, so one weight of it is not what it should be
         warn(
-            f"in {len(strangers)} of {len(drifts)} layers the target has little to do with the source, e.g. "
+            f"in {len(strangers)} of {count(len(drifts), 'layer')} the target has little to do with the source, e.g. "
             f"{strangers[0]} ({drifts[strangers[0]]:.3g} of its norm): a damaged weight, or one whose scale was lost; "
             "leave such layers out with --drop, or reuse them as they are with --layers"
         )
@@ -85,7 +86,7 @@ def judge_pair(
     noise = [job for job in plan.jobs if shares[job.name] >= MOSTLY]
     if len(noise) > len(layers) // 2 or any(map(quantised, noise)):
         warn(
-            f"in {len(noise)} of {len(layers)} layers the drift is mostly the rounding of the stored weights; "
+            f"in {len(noise)} of {count(len(layers), 'layer')} the drift is mostly the rounding of the stored weights; "
             "use checkpoints of a finer dtype if there are any"
         )
 

@@ -11,6 +11,7 @@ from loraport.containers.references import TensorRef, rounding_floor
 from loraport.engine.job import LayerJob
 from loraport.errors import NumericalError
 from loraport.methods import registry
+from loraport.wording import share
 
 MOSTLY = 0.5
 """From this share of the squared norm on, the drift is called rounding."""
@@ -54,7 +55,7 @@ def refuse_rounding(
     noisy = [job for job in reading if quantised(job) and shares.get(job.name, 0.0) >= MOSTLY]
     if force or 2 * len(noisy) <= len(reading):
         return
-    share, drift = sorted((shares[job.name], drifts[job.name]) for job in noisy)[len(noisy) // 2]
+    explained, drift = sorted((shares[job.name], drifts[job.name]) for job in noisy)[len(noisy) // 2]
     first = noisy[0]
     assert first.source is not None
     assert first.target is not None
@@ -62,7 +63,7 @@ def refuse_rounding(
         f"the drift is mostly the rounding of quantised weights, in {len(noisy)} of {len(reading)} layers",
         where=f"source {first.source.file} ({first.source.stored_as}), "
         f"target {first.target.file} ({first.target.stored_as})",
-        values=f"in the middle one the weights differ by {drift:.1%}, and rounding explains {share:.0%} of that",
+        values=f"in the middle one the weights differ by {share(drift)}, and rounding is {share(explained)} of that",
         fix="use bf16 copies of both models; or reuse the LoRA as it is (--method direct, with a --strength), which "
         "needs no weights; or go on with --force",
     )

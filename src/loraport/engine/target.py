@@ -16,6 +16,7 @@ from loraport.engine.results import KnownModel, UsedWith
 from loraport.errors import LoraportError, UsageError
 from loraport.models.architecture import LayerName
 from loraport.models.checkpoint import Checkpoint
+from loraport.wording import count
 
 _NAMED = 20  # keys named in a sentence
 _CHECKPOINT = "this file is a checkpoint"
@@ -100,7 +101,7 @@ def notes_on_added(added: Added, lora: LoraAdapter, role: str) -> list[str]:
         notes.append(f"{name} holds the LoRAs of both experts: each half goes to its own")
     if dropped:
         named = ", ".join(dropped[:_NAMED]) + (", ..." if len(dropped) > _NAMED else "")
-        notes.append(f"{name}: {len(dropped)} keys were left out: {named}")
+        notes.append(f"{name}: {count(len(dropped), 'key', 'was/were')} left out: {named}")
     if not lora.layers.keys() & found.layers.keys():
         notes.append(f"{name}: it changes none of the layers that the LoRA changes, so it makes no difference to them")
     return notes

@@ -23,6 +23,7 @@ from loraport.containers.tensors import TensorRef, file_identity
 from loraport.errors import MismatchError, UsageError
 from loraport.merging.changes import MergedTensor, Term, as_stored, gone_with, said_of_the_whole
 from loraport.models.checkpoint import AUTO, Checkpoint, open_checkpoint
+from loraport.wording import count
 
 _COPIES = 5  # of the largest tensor in float32 at its worst moment
 
@@ -152,10 +153,11 @@ def make_merge_plan(
     if any(tensor.plain for tensor in tensors) and (of_all := said_of_the_whole(layout)) is not None:
         warnings.append(of_all)
     if left_out:
-        warnings.append(f"{len(left_out)} keys change a text encoder, which is no part of it: {left_out[0]}")
+        what = count(len(left_out), "key", "changes/change")
+        warnings.append(f"{what} a text encoder, which is no part of it: {left_out[0]}")
     dropped = [key for _, found, _ in opened for key in found.dropped]
     if dropped and allow_partial:
-        warnings.append(f"{len(dropped)} keys were left out, e.g. {dropped[0]}")
+        warnings.append(f"{count(len(dropped), 'key', 'was/were')} left out, e.g. {dropped[0]}")
     files = {*layout.files, *layout.beside, *(found.path for _, found, _ in opened)}
     return MergePlan(
         model,

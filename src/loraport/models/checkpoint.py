@@ -16,6 +16,7 @@ from loraport.models.keymap import keymap_of
 from loraport.models.keys import key_rules
 from loraport.models.reading import Reading, read_as, recognise
 from loraport.models.unnamed import family_of
+from loraport.wording import count
 
 AUTO, ANY = "auto", "any"  # architectures: the one that is recognised, and none that is known
 
@@ -152,7 +153,9 @@ def _alike(reading: Reading) -> tuple[str, ...]:
 def _additions(family: Family, unknown: tuple[str, ...]) -> tuple[str, ...]:
     found = {title: sum(bool(has.search(key)) for key in unknown) for title, has in family.additions.items()}
     return tuple(
-        f"the model has {title} ({count} tensors), which are left alone" for title, count in found.items() if count
+        f"the model has {title} ({count(number, 'tensor')}), which {'is' if number == 1 else 'are'} left alone"
+        for title, number in found.items()
+        if number
     )
 
 
@@ -212,13 +215,13 @@ def _not_as_stated(found: Located, architecture: str, like: Checkpoint | None) -
         return MismatchError(
             f"this is no {families()[architecture].title}",
             where=str(found.path),
-            values=f"{len(keys)} tensors, {named}",
+            values=f"{count(len(keys), 'tensor')}, {named}",
             fix="leave --architecture out, or state another",
         )
     return MismatchError(
         "the two models have no layer of the same name" if like is not None else "this holds no matrix of a layer",
         where=str(found.path) if like is None else f"{like.path} and {found.path}",
-        values=f"{len(keys)} tensors, {named}",
+        values=f"{count(len(keys), 'tensor')}, {named}",
         fix="with --architecture any, source, target and LoRA must name their layers alike",
     )
 
@@ -233,7 +236,7 @@ def _not_a_model(found: Located, title: str | None = None) -> MismatchError:
         return MismatchError(
             "a checkpoint is needed here, but this file is a LoRA",
             where=str(found.path),
-            values=f"{len(keys)} keys, e.g. {parts[0]}",
+            values=f"{count(len(keys), 'key')}, e.g. {parts[0]}",
             fix="give the model's own weights (a distillation LoRA goes to --target-lora)",
         )
     title = (
@@ -248,6 +251,6 @@ def _not_a_model(found: Located, title: str | None = None) -> MismatchError:
     return MismatchError(
         what,
         where=str(found.path),
-        values=f"{len(keys)} tensors, e.g. {', '.join(keys[:3])}" if keys else "no tensors",
+        values=f"{count(len(keys), 'tensor')}, e.g. {', '.join(keys[:3])}" if keys else "no tensors",
         fix=f"known families: {', '.join(known)}; others by their names alone, with --architecture any",
     )

@@ -12,6 +12,7 @@ from loraport.models.family import DiffusersClasses, Family, Template
 from loraport.models.keymap import longest_prefix
 from loraport.models.keys import key_rules
 from loraport.models.placement import Place
+from loraport.wording import count
 
 NAMINGS = ("original", "diffusers")  # the namings that output profiles ask for: the same names in both
 
@@ -38,7 +39,7 @@ def family_of(tensors: Mapping[str, TensorRef]) -> Family | None:
     layers = sum(template.role == "linear" for template in templates.values())
     return Family(
         name="any",
-        title=f"a model of no known family, {layers} layers by name",
+        title=f"a model of no known family, {count(layers, 'layer')} by name",
         namings=NAMINGS,
         templates=templates,
         aliases={},

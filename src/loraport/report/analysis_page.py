@@ -17,6 +17,7 @@ from loraport.report.card import name_of
 from loraport.report.charts import Bar, Bars, Kind, Lines, Map, Series, Unit, number
 from loraport.report.frame import Fact, Figure, Input, Layers, Page, Words, render, went_in, write
 from loraport.report.tables import Table, model_grid
+from loraport.wording import count
 
 LORA_KINDS: tuple[Kind, ...] = ("a", "d", "c")
 OF_UPDATE: tuple[tuple[str, str, Unit], ...] = (
@@ -70,7 +71,7 @@ def _page(analysis: PairAnalysis) -> Page:
         inputs=_inputs(analysis),
         flags=analysis.flags,
         done=(
-            Fact("analysed", f"{len(analysis.layers)} layers, in {analysis.seconds:.0f} s"),
+            Fact("analysed", f"{count(len(analysis.layers), 'layer')}, in {analysis.seconds:.0f} s"),
             Fact("thresholds", " · ".join(f"{key} {value:g}" for key, value in analysis.settings.items())),
         ),
         figures=tuple(_figures(analysis)) if analysis.layers else (),
@@ -84,7 +85,8 @@ def _inputs(analysis: PairAnalysis) -> tuple[Input, ...]:
     found = [Input("source", analysis.source, (analysis.source_title,))]
     found += [Input("target", analysis.target, (analysis.target_title,))] if analysis.target is not None else []
     found += [Input("distillation LoRA", each) for each in analysis.target_lora]
-    return (*found, *(Input(f"LoRA {each.label}", each.file, (f"{each.layers} layers",)) for each in analysis.loras))
+    found += [Input(f"LoRA {each.label}", each.file, (count(each.layers, "layer"),)) for each in analysis.loras]
+    return tuple(found)
 
 
 def _lead(analysis: PairAnalysis) -> str:
@@ -95,7 +97,7 @@ def _lead(analysis: PairAnalysis) -> str:
     times = rigid.value / rigid.gaussian if rigid.gaussian > 0 else math.nan
     return (
         f"The distillation moved the weights by {number(moved.value, 'share')} of their norm, in the mean over "
-        f"{len(drift)} layers, and their singular values by {number(rigid.value, 'share')}: "
+        f"{count(len(drift), 'layer')}, and their singular values by {number(rigid.value, 'share')}: "
         f"{number(times)} times what a random change of that size does."
     )
 
@@ -109,8 +111,8 @@ def _remarks(analysis: PairAnalysis) -> list[str]:
         cosine = _mean([each.meeting.cosine for each in found])
         beyond = sum(abs(each.meeting.cosine.value) > 3 * each.meeting.cosine.gaussian for each in found)
         said.append(
-            f"{lora.label}: cosine to the drift {number(cosine.value)} in the mean; in {beyond} of {len(found)} layers "
-            "it is beyond three standard deviations of unrelated updates."
+            f"{lora.label}: cosine to the drift {number(cosine.value)} in the mean; in {beyond} of "
+            f"{count(len(found), 'layer')} it is beyond three standard deviations of unrelated updates."
         )
     return said
 

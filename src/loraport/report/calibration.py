@@ -8,6 +8,7 @@ from loraport.engine.results import Column
 from loraport.report.charts import Kind, Lines, Series
 from loraport.report.frame import Fact, Figure, Page, Verdict
 from loraport.report.tables import Table
+from loraport.wording import count
 
 KINDS: tuple[Kind, ...] = ("a", "d", "c")  # of methods; the LoRA as it is has its own colour
 COLUMNS = (
@@ -39,7 +40,7 @@ def add(page: Page, told: Mapping[str, Any]) -> Page:
     passes = ", ".join(f"{count} of the {model}" for model, count in told["passes"].items())
     done = (
         Fact("gap", told["measure"]),
-        Fact("tried", f"{len(ranking)} candidates"),
+        Fact("tried", count(len(ranking), "candidate")),
         Fact("passes", f"{passes}, in {told['seconds'].get('all', 0):.0f} s"),
     )
     table = Table(COLUMNS, tuple({**each, "name": each["label"]} for each in ranking))

@@ -11,6 +11,7 @@ import yaml
 from loraport.errors import FileError
 from loraport.files import write_text
 from loraport.version import __version__
+from loraport.wording import share
 
 _FROM_HUB = re.compile(r"models--(?P<owner>[^/\\]+?)--(?P<name>[^/\\]+)")
 _ANYBODYS = re.compile(r"(lora|model|adapter_model|pytorch_model|pytorch_lora_weights|diffusion_pytorch_model)[.-]")
@@ -84,7 +85,7 @@ def _what(facts: Mapping[str, Any]) -> list[str]:
         "method": f"{facts['method']}, amount {facts['amount']:g}" + (f" ({_plain(settings)})" if settings else ""),
         "strength before it": f"{facts['strength']:g}",
         "rank": f"{facts['rank_in']} before, {facts['rank_out']} now, which holds "
-        f"{facts['energy_kept_total']:.1%} of the update's squared norm",
+        f"{share(facts['energy_kept_total'])} of the update's squared norm",
         "names, format": f"{facts['to']}, {facts['dtype']}",
     }
     return [

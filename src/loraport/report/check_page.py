@@ -27,6 +27,7 @@ from loraport.report.frame import (
 )
 from loraport.report.tables import Table
 from loraport.report.using import how_to_sample, ways
+from loraport.wording import count
 
 TONES: Mapping[str, Any] = {
     "use as is": "good",
@@ -103,7 +104,11 @@ def _page(result: CheckResult) -> Page:
         tables=(("Every figure", "Beside what chance alone would give.", _quantities(result)),)
         if result.figures
         else (),
-        layers=Layers(table, _Own(result, table), f"{len(result.layers)} of {result.layers_of} layers were looked at."),
+        layers=Layers(
+            table,
+            _Own(result, table),
+            f"{len(result.layers)} of {count(result.layers_of, 'layer', 'was/were')} looked at.",
+        ),
     )
 
 
@@ -139,9 +144,11 @@ def _done(result: CheckResult) -> list[Fact]:
     facts = [Fact("looked at", f"{result.stage}, in {result.seconds:.1f} s")]
     covered = result.coverage
     if covered is not None:
-        facts.append(Fact("LoRA", f"{covered.layers} layers, of which {covered.met} meet source and target"))
-        facts.append(Fact("model", f"{covered.of_model} layers; the LoRA leaves the others alone"))
-        facts += [Fact("passed on", f"{covered.kept} keys of other things than layers")] if covered.kept else []
+        met = f"{covered.met or 'none'} of them in source and target"
+        facts.append(Fact("LoRA", f"{count(covered.layers, 'layer')}, {met}"))
+        facts.append(Fact("model", f"{count(covered.of_model, 'layer')}; the LoRA leaves the others alone"))
+        if covered.kept:
+            facts.append(Fact("passed on", f"{count(covered.kept, 'key')} of other things than layers"))
     if result.kind is not None:
         facts.append(Fact("the target was made by", f"{result.kind.name}, by {result.kind.by}: {result.kind.sentence}"))
     told = str(result.target_known) if result.load else ""  # how it is sampled is said under how to use it

@@ -27,6 +27,7 @@ from loraport.report.frame import (
 )
 from loraport.report.tables import Table
 from loraport.report.using import how_to_sample, ways
+from loraport.wording import count, share
 
 MAPS = 3
 NO_WORDS = Words()
@@ -107,16 +108,17 @@ def _done_in_numbers(report: Mapping[str, Any]) -> str:
     if "error" in report:
         return f"This run failed: {report['error']}"
     if not summary:
-        return f"{len(report.get('layers', []))} layers so far; the run has not finished."
+        return f"{count(len(report.get('layers', [])), 'layer')} so far; the run has not finished."
     kept = summary.get("energy_kept_total")
-    words = f"{summary.get('layers', len(report.get('layers', [])))} layers by {summary.get('method', 'transfer')}"
+    layers = count(summary.get("layers", len(report.get("layers", []))), "layer")
+    words = f"{layers} by {summary.get('method', 'transfer')}"
     words += f", rank {summary.get('rank_in', '?')} to {summary.get('rank_out', '?')}"
     if summary.get("target_title"):
         words = f"A LoRA for {summary['target_title']}: {words}"
     if kept is None:
         return f"{words}."
     more = "" if kept >= ENOUGH else ", and a larger --rank would hold more"
-    return f"{words}; the output rank holds {100 * kept:.1f} % of the exact update{more}."
+    return f"{words}; the output rank holds {share(kept)} of the exact update{more}."
 
 
 def _rests_on(expected: Expectation | None) -> list[Listing]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraport.engine.results import COLUMNS, Column
+from loraport.wording import share
 
 
 def show(column: Column, value: Any) -> str:
@@ -16,7 +17,7 @@ def show(column: Column, value: Any) -> str:
     if not isinstance(value, int | float) or column.unit == "text":
         return str(value)
     if column.unit == "share":
-        return _percent(float(value))
+        return share(float(value))
     return f"{value:,d}" if isinstance(value, int) else f"{value:,.3g}"
 
 
@@ -132,7 +133,7 @@ def written(key: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(f"({written(key, item)})" if isinstance(item, Mapping) else str(item) for item in value)
     if isinstance(value, float) and key.startswith("energy_kept"):
-        return _percent(value)
+        return share(value)
     if isinstance(value, float):
         return f"{value:.3g}"
     return str(value)
@@ -143,7 +144,3 @@ def _flat(layer: Mapping[str, Any]) -> dict[str, Any]:
     if "shape" in row:
         row["shape"] = " × ".join(str(size) for size in row["shape"])
     return {**row, **layer.get("stats", {})}
-
-
-def _percent(value: float) -> str:
-    return "100 %" if value == 1.0 else f"{100 * value:.1f} %" if abs(value) >= 0.0005 or value == 0 else "< 0.1 %"

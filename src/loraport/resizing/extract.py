@@ -31,6 +31,7 @@ from loraport.models.placement import Rows
 from loraport.resizing.cut import Task
 from loraport.resizing.weight import Matrix, WeightJob, peak_bytes
 from loraport.version import __version__
+from loraport.wording import count
 from loraport.writable import with_settings
 
 _WRITTEN = {"F32": "float32", "F64": "float32", "F16": "float16"}  # all else, 8 bits too, in bfloat16
@@ -209,11 +210,11 @@ def _said(source: Checkpoint, target: Checkpoint, pairs: Mapping[str, tuple[Tens
         alone = [name for name in side.tensors if name not in other.tensors]
         alone += [key for name, key in side.extra.items() if name not in other.extra]
         if alone:
-            yield f"{len(alone)} tensors are in the {role} alone, and in no LoRA: {alone[0]}"
+            yield f"{count(len(alone), 'tensor', 'is/are')} in the {role} alone, and in no LoRA: {alone[0]}"
     both = [name for name in source.tensors if name in target.tensors]
     shapes = [name for name in both if source.tensors[name].shape != target.tensors[name].shape]
     if shapes:
-        yield f"{len(shapes)} tensors have another shape in the target, and are left out: {shapes[0]}"
+        yield f"{count(len(shapes), 'tensor')} of another shape in the target, left out: {shapes[0]}"
     largest = max(pairs, key=lambda name: prod(pairs[name][0].shape), default=None)
     if largest is not None:
         coarse = [ref for ref in pairs[largest] if rounding_floor(ref) > _COARSE]
