@@ -28,7 +28,7 @@ def test_a_check_says_verdict_reasons_and_figures(tmp_path):
     for said in (
         "noir.safetensors on fast", "use at strength 1.25", "Use it at 1.25.",
         "The drift is small (threshold small drift: 0.05).", "All layers meet.", "small drift: the bundled pairs",
-        "6 layers, of which 5 meet source and target", "regression, by weights: it looks so", "3 steps",
+        "6 layers, 5 of them in source and target", "regression, by weights: it looks so", "3 steps",
         "0.16 % (rounding of the stored numbers)", "6 of 40 layers were looked at", "How to go on", "odd.key",
         "2.5 MB", "LoRA of rank 4",
     ):  # fmt: skip

@@ -166,7 +166,7 @@ def _empty(lora: LoraAdapter) -> list[Check]:
     zero = [name for name, layer in lora.layers.items() if layer.is_zero()]
     if not zero:
         return []
-    found = f"{len(zero)} of {count(len(lora.layers), 'layer')} with an update of zero, e.g. {zero[0]}"
+    found = f"{len(zero)} of {count(len(lora.layers), 'layer', 'has/have')} an update of zero, e.g. {zero[0]}"
     whole = "the LoRA is empty: every update is zero"
     return [Check("it changes something", None, whole if len(zero) == len(lora.layers) else found)]
 

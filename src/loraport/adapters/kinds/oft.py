@@ -21,7 +21,6 @@ from loraport.adapters.scale import read_number
 from loraport.containers.references import TensorRef
 from loraport.errors import UnsupportedError
 
-LARGEST_SERIES = 64  # terms of the series; PEFT's own number is 5
 
 
 @register
