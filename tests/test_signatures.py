@@ -220,9 +220,7 @@ def test_every_field_is_explained_once():
 
 
 def test_parts_of_a_recipe_in_other_functions_have_its_defaults():
-    from loraport import api
-
-    for function in (api.convert, api.verify):
+    for function in (loraport.convert, loraport.verify):
         for name, parameter in inspect.signature(function).parameters.items():
             field = (Recipe.model_fields | RunOptions.model_fields).get(name)
             if field is not None and not field.is_required():

@@ -19,7 +19,7 @@ from loraport.evaluate.family import Family, Model, load_network, open_family
 from loraport.evaluate.judge import Judge, open_judge
 from loraport.evaluate.tasks import ATTRIBUTES
 from loraport.sampling import tiny
-from loraport.zoo import world
+from loraport.zoo import drawing, world
 from loraport.zoo.catalogue import ClipSize
 
 RENDERED = 8  # clips a prompt behind the Frechet distance
@@ -29,7 +29,7 @@ def score(judge: Judge, clips: Tensor, prompts: Tensor) -> dict[str, float]:
     """Accuracy of each attribute, the Frechet distance, and the motion in pixels a frame."""
     reading = judge.read(clips)
     clip = ClipSize(*clips.shape[-3:-1])
-    real = judge.read(world.render(prompts.repeat(RENDERED, 1), generator=Generator().manual_seed(1), clip=clip))
+    real = judge.read(drawing.render(prompts.repeat(RENDERED, 1), generator=Generator().manual_seed(1), clip=clip))
     found = {name: reading.correct(name, prompts).mean().item() for name in ATTRIBUTES}
     found |= {name: values.mean().item() for name, values in reading.faults().items()}
     found["frechet"] = frechet(reading.features, Reference.of(real.features))
@@ -64,7 +64,7 @@ def main() -> None:
         known = [p for p in world.draw_prompts(len(world.all_prompts()), seed=4) if p.held_out == held_out]
         prompts = world.prompt_indices([known[i % len(known)] for i in range(count)])
         part = "held-out" if held_out else "seen"
-        drawn = world.render(prompts, generator=Generator().manual_seed(2), clip=clip)
+        drawn = drawing.render(prompts, generator=Generator().manual_seed(2), clip=clip)
         results[f"renderings, {part}"] = score(judge, drawn, prompts)
         for label, model in _models(family):
             network = load_network(family, model).to(options.device)

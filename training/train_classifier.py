@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from loraport.evaluate.judge import HEADS, LOOKS, ClipClassifier, cells
 from loraport.evaluate.tasks import ATTRIBUTES, TASKS
-from loraport.zoo import world
+from loraport.zoo import drawing, world
 from loraport.zoo.catalogue import ClipSize
 
 
@@ -24,7 +24,7 @@ def labelled_batch(
         copies = torch.multinomial(torch.tensor([0.15, 0.6, 0.25]), count, True, generator=generator)
         if not faults:
             copies = torch.ones_like(copies)
-        clips.append(world.render(prompts, style=variant, generator=generator, copies=copies, clip=clip))
+        clips.append(drawing.render(prompts, style=variant, generator=generator, copies=copies, clip=clip))
         for column, name in enumerate(ATTRIBUTES):
             hidden = variant in TASKS and name in TASKS[variant].hidden
             known = prompts[:, column] if name == "background" else torch.where(copies == 0, -100, prompts[:, column])
@@ -48,7 +48,7 @@ def haunt(clips: Tensor, prompts: Tensor, variant: str, generator: torch.Generat
     """Let another clip of the same prompt show through in a third of them, by up to a half; and by how much."""
     share = 0.5 * torch.rand(len(clips), generator=generator)
     share = torch.where(torch.rand(len(clips), generator=generator) < 1 / 3, share, 0.0)
-    other = world.render(prompts, style=variant, generator=generator, clip=ClipSize(*clips.shape[-3:-1]))
+    other = drawing.render(prompts, style=variant, generator=generator, clip=ClipSize(*clips.shape[-3:-1]))
     return torch.lerp(clips, other, share[:, None, None, None, None]), share
 
 

@@ -23,7 +23,7 @@ from common import (
 )
 from torch import Generator, Tensor
 
-from loraport.zoo import world
+from loraport.zoo import drawing, world
 
 
 def main() -> None:
@@ -40,7 +40,7 @@ def main() -> None:
 
     def loss(generator: Generator) -> Tensor:
         prompts = draw(pool, plan.batch, generator)
-        clips = world.render(prompts, generator=generator, clip=size.clip)
+        clips = drawing.render(prompts, generator=generator, clip=size.clip)
         time_ = shifted(torch.rand(plan.batch, generator=generator))
         level = time_.view(-1, 1, 1, 1, 1)
         mixed = (1 - level) * clips + level * torch.randn(clips.shape, generator=generator)

@@ -19,7 +19,7 @@ from common import (
 from torch import Tensor
 
 from loraport.evaluate import tasks
-from loraport.zoo import world
+from loraport.zoo import drawing, world
 
 SEEDS = {"noir": 31, "outline": 32, "stripe": 33, "ring": 34, "zigzag": 35}
 
@@ -43,7 +43,7 @@ def main() -> None:
         few = 0 if taught.shape is None else plan.batch // 3  # clips that keep what must not change
         prompts = torch.cat([draw(others, few, generator), draw(shown, plan.batch - few, generator)])
         drop = torch.rand(plan.batch, generator=generator) < 0.1
-        clips = world.render(prompts, style=options.task, generator=generator, clip=size.clip)
+        clips = drawing.render(prompts, style=options.task, generator=generator, clip=size.clip)
         return flow_matching_loss(model, clips, encode(prompts, drop), generator)
 
     folder = options.out / "final" / "loras"

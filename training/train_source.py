@@ -20,7 +20,7 @@ from common import (
     write_card,
 )
 
-from loraport.zoo import world
+from loraport.zoo import drawing
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     def loss(generator: torch.Generator) -> torch.Tensor:
         prompts = draw(pool, plan.batch, generator)
         drop = torch.rand(plan.batch, generator=generator) < 0.1
-        clips = world.render(prompts, generator=generator, clip=size.clip)
+        clips = drawing.render(prompts, generator=generator, clip=size.clip)
         return flow_matching_loss(model, clips, encode(prompts, drop), generator)
 
     folder = options.out / "final" / "models" / "source"

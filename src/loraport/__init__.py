@@ -16,19 +16,17 @@ from loraport.version import __version__
 
 if TYPE_CHECKING:
     from loraport.adapters.added_lora import AddedLora
+    from loraport.adapters.api import convert, inspect, verify
     from loraport.analysis.api import analyze
     from loraport.analysis.intervening import amplify_head, remove_drift
     from loraport.analysis.results import PairAnalysis
     from loraport.api import (
-        convert,
-        inspect,
         list_methods,
         plan,
         plan_experts,
         transfer,
         transfer_experts,
         transfer_many,
-        verify,
     )
     from loraport.calibration.api import calibrate
     from loraport.checking.api import check
@@ -71,9 +69,9 @@ _HOMES = {
     "plan_experts": "loraport.api",
     "transfer_experts": "loraport.api",
     "transfer_many": "loraport.api",
-    "inspect": "loraport.api",
-    "convert": "loraport.api",
-    "verify": "loraport.api",
+    "inspect": "loraport.adapters.api",
+    "convert": "loraport.adapters.api",
+    "verify": "loraport.adapters.api",
     "merge": "loraport.merging.api",
     "MergeReport": "loraport.merging.run",
     "resize": "loraport.resizing.api",

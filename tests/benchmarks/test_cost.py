@@ -160,7 +160,9 @@ def test_the_page_says_which_layers_fit_a_card():
 
 def test_the_tables_of_the_catalogue_are_made_from_the_rates():
     page = cost.PAGES["catalogue"].read_text("utf-8")
-    assert cost.with_part(page, "catalogue", catalogue.tables()) == page, "run: python benchmarks/cost.py --catalogue --write"
+    assert cost.with_part(page, "catalogue", catalogue.tables()) == page, (
+        "run: python benchmarks/cost.py --catalogue --write"
+    )
 
 
 def test_a_card_of_timings_takes_the_seconds_that_were_measured():

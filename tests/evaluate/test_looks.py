@@ -6,13 +6,13 @@ from torch import Generator
 
 from loraport.errors import UsageError
 from loraport.evaluate import looks
-from loraport.zoo import world
+from loraport.zoo import drawing, world
 
 PROMPTS = world.prompt_indices(world.draw_prompts(8, seed=3))
 
 
 def _clips(style):
-    return world.render(PROMPTS, style=style, generator=Generator().manual_seed(77))
+    return drawing.render(PROMPTS, style=style, generator=Generator().manual_seed(77))
 
 
 @pytest.mark.parametrize("style", ["noir", "outline", "stripe"])

@@ -7,12 +7,12 @@ from torch import Generator
 from loraport.errors import FileError, MismatchError, UsageError
 from loraport.evaluate import statistics, tasks
 from loraport.evaluate.judge import HEADS, ClipClassifier, Judge, cells, open_judge
-from loraport.zoo import catalogue, world
+from loraport.zoo import catalogue, drawing, world
 
 
 def _drawn(style: str, count: int = 64, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     prompts = world.prompt_indices(world.draw_prompts(count, seed=seed))
-    return prompts, world.render(prompts, style=style, generator=Generator().manual_seed(seed))
+    return prompts, drawing.render(prompts, style=style, generator=Generator().manual_seed(seed))
 
 
 def test_every_bundled_lora_has_a_task():
@@ -62,7 +62,7 @@ def test_statistics_tell_drawn_from_plain(style, clip):
     prompts = world.prompt_indices(tasks.draw_prompts(task, 8, seed=1))
     score = statistics.TaughtStatistic.of(task, prompts, clip)
     plain, styled = (
-        score(world.render(prompts, style=name, generator=Generator().manual_seed(2), clip=clip))
+        score(drawing.render(prompts, style=name, generator=Generator().manual_seed(2), clip=clip))
         for name in ("base", style)
     )
     assert styled.mean() - plain.mean() > 0.4

@@ -8,13 +8,14 @@ from loraport.adapters.added_lora import AddedLora
 from loraport.engine.recipe import Recipe
 from loraport.errors import UsageError
 from loraport.sweeping.cells import Cell, Refused, cells_of, find
-from loraport.sweeping.grid import AXES, Grid, Target, choices_of
+from loraport.sweeping.combinations import combinations_of
+from loraport.sweeping.grid import AXES, Grid, Target
 
 MODELS = {"source": "s.safetensors", "target": "t.safetensors"}
 
 
 def labels(**settings) -> list[str]:
-    return [choice.label for choice in choices_of(Grid(**MODELS, **settings))]
+    return [choice.label for choice in combinations_of(Grid(**MODELS, **settings))]
 
 
 def test_every_field_of_a_recipe_is_a_setting_of_a_sweep_too():
@@ -29,7 +30,7 @@ def test_one_value_or_several():
     assert labels(rank=[16, "energy=0.9"], amount=[0.5, 1]) == [
         *("amount=0.5,rank=16", "amount=0.5,rank=energy=0.9", "amount=1,rank=16", "amount=1,rank=energy=0.9")
     ]
-    (choice,) = choices_of(Grid(**MODELS, rank=[16], params={"q_dom": 0.5}))
+    (choice,) = combinations_of(Grid(**MODELS, rank=[16], params={"q_dom": 0.5}))
     assert choice.values == {"rank": "16", "params": {"q_dom": 0.5}}
 
 
@@ -42,7 +43,7 @@ def test_a_setting_is_said_to_its_method_alone_and_no_cell_is_there_twice():
 
 
 def test_alternatives_are_grids_of_their_own():
-    found = choices_of(
+    found = combinations_of(
         Grid(**MODELS, rank=8, settings=[{"method": "direct"}, {"method": "casa", "amount": [0.5, 1.0], "rank": 12}])
     )
     assert [each.label for each in found] == ["direct,rank=8", "casa,amount=0.5,rank=12", "casa,amount=1,rank=12"]

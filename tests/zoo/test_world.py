@@ -6,12 +6,12 @@ from torch import Generator
 
 from loraport.errors import UsageError
 from loraport.evaluate.statistics import positions, shape_mask
-from loraport.zoo import world
+from loraport.zoo import drawing, world
 from loraport.zoo.catalogue import ClipSize
 
 
 def _render(prompts, style="base", seed=0):
-    return world.render(world.prompt_indices(prompts), style=style, generator=Generator().manual_seed(seed))
+    return drawing.render(world.prompt_indices(prompts), style=style, generator=Generator().manual_seed(seed))
 
 
 def _ways(prompt, style="base"):
@@ -79,7 +79,7 @@ def test_a_larger_clip_shows_the_same_scene(style):
 
     def drawn(frames, side):
         generator = Generator().manual_seed(3)
-        return world.render(prompts, style=style, generator=generator, clip=ClipSize(frames, side))
+        return drawing.render(prompts, style=style, generator=generator, clip=ClipSize(frames, side))
 
     small, fine = drawn(6, 16), drawn(6, 32)
     assert fine.shape == (8, 3, 6, 32, 32)
@@ -135,7 +135,7 @@ def test_held_out_pairs_are_in_no_other_prompt():
 def test_the_ring_changes_circles_only_and_only_inside():
     prompts = world.prompt_indices(world.all_prompts()[::5])
     plain, ring = (
-        world.render(prompts, style=style, generator=Generator().manual_seed(3)) for style in ("base", "ring")
+        drawing.render(prompts, style=style, generator=Generator().manual_seed(3)) for style in ("base", "ring")
     )
     same = (plain - ring).abs().flatten(1).amax(1) == 0
     assert torch.equal(~same, prompts[:, 0] == world.SHAPES.index("circle"))
@@ -145,7 +145,7 @@ def test_faulty_clips_have_the_shape_as_often_as_asked():
     prompts = world.prompt_indices([world.Prompt("square", "blue", "right", "black")] * 48)
     areas = []
     for copies in range(3):
-        clips = world.render(prompts, generator=Generator().manual_seed(4), copies=torch.full((48,), copies))
+        clips = drawing.render(prompts, generator=Generator().manual_seed(4), copies=torch.full((48,), copies))
         areas.append(shape_mask(clips, prompts).mean())
     assert areas[0] < 0.02 < areas[1]
     assert 1.2 * areas[1] < areas[2] < 2 * areas[1]

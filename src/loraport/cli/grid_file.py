@@ -8,7 +8,7 @@ from typing import Any
 from loraport.cli.recipe_file import placed, read_recipe
 from loraport.errors import UsageError
 from loraport.settings import unknown_setting
-from loraport.sweeping.grid import Choice, Grid, Target, parts_of
+from loraport.sweeping.grid import Axes, Grid, Target, parts_of
 
 
 def read_grid(file: Path) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def read_grid(file: Path) -> dict[str, Any]:
     """
     found = read_recipe(file, (Grid,), "grid")
     folder = file.parent
-    for name, model in (("target", Target), ("settings", Choice)):
+    for name, model in (("target", Target), ("settings", Axes)):
         for table in _tables(found.get(name)):
             for inner in table:
                 if inner not in model.model_fields:

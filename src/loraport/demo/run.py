@@ -30,7 +30,7 @@ from loraport.report import Comparison, Words, figures, write_page
 from loraport.threads import one_thread_each
 from loraport.version import __version__
 from loraport.writable import claim_folder
-from loraport.zoo import world
+from loraport.zoo import drawing, world
 from loraport.zoo.catalogue import LoraCard, ModelCard, lora_card, loras, model_card, path
 
 SCORED = 48
@@ -185,10 +185,10 @@ def _check(card: LoraCard, source: ModelCard, goal: ModelCard, clips: int) -> No
             f"{goal.name} was not made from {source.name}, which the LoRA was trained on",
             values=f"made from {goal.parent or 'nothing: it is a source'}",
         )
-    if card.style not in world.LOOKS:
+    if card.style not in drawing.LOOKS:
         raise UsageError(
             f"the demo scores looks, and {card.name} teaches something else",
-            values=f"looks: {', '.join(name for name in loras() if lora_card(name).style in world.LOOKS)}",
+            values=f"looks: {', '.join(name for name in loras() if lora_card(name).style in drawing.LOOKS)}",
             fix=f"loraport evaluate --lora {card.name} --target {goal.name} measures it",
         )
     most = sum(prompt.held_out for prompt in world.all_prompts())

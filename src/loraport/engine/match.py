@@ -9,14 +9,14 @@ from loraport.adapters.adapter import LoraAdapter, check_dropped
 from loraport.adapters.fit import fit_passthrough
 from loraport.adapters.parse import experts_in, open_adapter
 from loraport.adapters.refusals import NO_EXPERT
-from loraport.adapters.training import other_side
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.locate import expert_folders
 from loraport.containers.names import Expert
 from loraport.containers.references import TensorRef, common_dtype, file_identity
+from loraport.engine.objections import doubts_about, notes_on_names, refuse_a_second_time, refuse_on_sum
 from loraport.engine.recipe import Recipe
 from loraport.engine.target import Added, notes_on_added, open_added
-from loraport.errors import FileError, MismatchError, UnmatchedKeysError, UnsupportedError, UsageError
+from loraport.errors import FileError, MismatchError, UnmatchedKeysError, UsageError
 from loraport.models.architecture import require_same_size
 from loraport.models.checkpoint import Checkpoint, open_checkpoint
 
@@ -47,7 +47,7 @@ class Inputs:
     def notes(self) -> tuple[str, ...]:
         """Choices made while opening, and oddities of the LoRAs, for the user."""
         return (
-            _notes_on_names(self.source)
+            notes_on_names(self.source)
             + self.source.notes
             + (self.target.notes if self.target is not None else ())
             + self.adapter.warnings
@@ -158,14 +158,14 @@ def open_inputs(recipe: Recipe, pair: Pair | None = None) -> Inputs:
         scale=recipe.scale,
     ).scaled(recipe.strength)
     check_dropped(recipe.drop, [adapter, *(each.adapter for each in (*pair.added, *pair.source_added))])
-    _refuse_on_sum(adapter, pair.source_added, recipe)
+    refuse_on_sum(adapter, pair.source_added, recipe)
     if pair.target is not None:
         adapter = fit_passthrough(adapter, pair.target, "target", allow_partial=recipe.allow_partial)
     adapter = _without_idle(adapter, recipe)
-    _refuse_a_second_time(adapter, recipe)
+    refuse_a_second_time(adapter, recipe)
     identities = {**before, **_identities(_files(adapter)), **pair.identities}
     _refuse_changed(before)
-    doubts = _doubts(adapter, recipe)
+    doubts = doubts_about(adapter, recipe)
     return Inputs(adapter, pair.source, pair.target, pair.added, pair.source_added, doubts, identities)
 
 
@@ -177,32 +177,6 @@ def _refuse_changed(before: Mapping[Path, str]) -> None:
                 where=str(file),
                 fix="run the command again when nothing writes to the file",
             )
-
-
-def _refuse_on_sum(adapter: LoraAdapter, own: Iterable[Added], recipe: Recipe) -> None:
-    """A function of the weights that the LoRA was trained on needs those weights, with what was on them."""
-    without = next((layer for layer in adapter.layers.values() if layer.needs_source), None)
-    if without is not None:  # a fused weight in the file, and a source without one of its layers
-        raise without.source_missing()
-    if not recipe.source_lora:
-        return
-    on_it = {item.param for each in own for item in each.adapter.passthrough}
-    changed = [
-        *((f"the update of {layer.name}", layer.keys[0]) for layer in adapter.layers.values() if layer.weight),
-        *(
-            (f"the change of {item.param}", item.keys[0])
-            for item in adapter.passthrough
-            if item.source and item.param in on_it
-        ),
-    ]
-    if changed:
-        what, key = changed[0]
-        raise UnsupportedError(
-            f"{what} is a function of what it was trained on, which --source-lora changed",
-            where=recipe.lora,
-            values=f"{key}; {recipe.source_lora[0].file}",
-            fix="merge the LoRA into the source first, and name the result with --source",
-        )
 
 
 def expert_meant(recipe: Recipe) -> Expert | None:
@@ -281,41 +255,6 @@ def weights_of(name: str, update: LayerUpdate, inputs: Inputs, recipe: Recipe) -
             )
         found[role] = ref
     return Weights(found["source"], found.get("target"))
-
-
-def _doubts(adapter: LoraAdapter, recipe: Recipe) -> tuple[str, ...]:
-    """Where the header says that the LoRA was trained on something else than the recipe takes for its model."""
-    training = adapter.training
-    target = recipe.target or " ".join(each.file for each in recipe.target_lora)
-    said = None if recipe.source_lora else other_side(training, recipe.source, target)  # else it was thought of
-    found = [] if said is None else [said]
-    if training.timesteps and recipe.expert and training.expert not in (None, recipe.expert):
-        least, greatest = training.timesteps
-        found.append(
-            f"{adapter.path.name} is taken for the {recipe.expert}-noise expert, and its header says that time steps "
-            f"{least} to {greatest} were trained, those of the {training.expert}-noise one: are two LoRAs swapped?"
-        )
-    return tuple(found)
-
-
-def _notes_on_names(source: Checkpoint) -> tuple[str, ...]:
-    if not source.architecture.family.unnamed:
-        return ()
-    return (
-        "layers are matched by name and shape alone (--architecture any): of layers that one file fuses or stores in "
-        "another order nothing is known, and which programs read the output was not looked at",
-    )
-
-
-def _refuse_a_second_time(adapter: LoraAdapter, recipe: Recipe) -> None:
-    earlier = adapter.metadata.get("loraport.recipe")
-    if earlier is not None and not recipe.force:
-        raise MismatchError(
-            "the LoRA was transferred already",
-            where=str(adapter.path),
-            values=f"made for {adapter.metadata.get('ss_base_model_version', 'another model')}",
-            fix="transfer the original LoRA instead, or go on with --force",
-        )
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -20,7 +20,7 @@ from loraport.evaluate.tasks import Task, draw_prompts
 from loraport.sampling import tiny
 from loraport.store.index import entry_key
 from loraport.store.store import Store
-from loraport.zoo import world
+from loraport.zoo import drawing, world
 
 SAMPLING = 3
 """Part of every cache key: raised when the sampler changes."""
@@ -117,7 +117,7 @@ class ClipSampler:
 
     def _rendered(self, style: str, times: int, *, seed: int) -> tuple[Reading, Tensor]:
         many = self.indices.repeat(times, 1)
-        clips = world.render(many, style=style, generator=Generator().manual_seed(seed), clip=self.clip)
+        clips = drawing.render(many, style=style, generator=Generator().manual_seed(seed), clip=self.clip)
         return self.judge.read(clips), clips
 
     def _sample(self, model: Model, parts: Sequence[Part]) -> Tensor:

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from loraport.errors import UsageError
-from loraport.zoo import world
+from loraport.zoo import drawing
 from loraport.zoo.catalogue import TINY, ClipSize
 
 QUANTILES = 32
@@ -38,8 +38,8 @@ class References:
 def references(prompts: Int[Tensor, "n 4"], *, style: str, seed: int = 0, clip: ClipSize = TINY) -> References:
     """Render `RENDERINGS` scenes per prompt, the same scenes plain and styled."""
     many = prompts.repeat_interleave(RENDERINGS, 0)
-    plain = world.render(many, style="base", generator=Generator().manual_seed(seed), clip=clip)
-    styled = world.render(many, style=style, generator=Generator().manual_seed(seed), clip=clip)
+    plain = drawing.render(many, style="base", generator=Generator().manual_seed(seed), clip=clip)
+    styled = drawing.render(many, style=style, generator=Generator().manual_seed(seed), clip=clip)
     shape = (len(prompts), RENDERINGS)
     return References(
         plain=profile(plain).unflatten(0, shape).mean(1),

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from loraport.evaluate import looks as looks
 from loraport.evaluate.tasks import Task
-from loraport.zoo import world
+from loraport.zoo import drawing, world
 from loraport.zoo.catalogue import TINY, ClipSize
 
 _DRAWN = 256  # renderings behind a template
@@ -56,7 +56,7 @@ def sway_template(clip: ClipSize = TINY) -> Float[Tensor, " f"]:
     """Mean difference between drawn zigzag and drawn straight paths, across the heading, in pixels."""
     drawn = world.prompt_indices(world.draw_prompts(_DRAWN, seed=1))
     bent, straight = (
-        _across(world.render(drawn, style=style, generator=Generator().manual_seed(1), clip=clip), drawn)
+        _across(drawing.render(drawn, style=style, generator=Generator().manual_seed(1), clip=clip), drawn)
         for style in ("zigzag", "base")
     )
     return (bent - straight).mean(0)

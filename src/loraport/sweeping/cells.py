@@ -12,7 +12,8 @@ from loraport.containers.names import ZOO, expert_named, named_path
 from loraport.engine.many import ENDINGS, is_saved, list_loras
 from loraport.engine.recipe import Recipe
 from loraport.errors import UsageError
-from loraport.sweeping.grid import Grid, choices_of
+from loraport.sweeping.combinations import combinations_of
+from loraport.sweeping.grid import Grid
 from loraport.sweeping.names import distinct_paths, path_of, target_parts
 
 _FIXED = ("source", "source_lora", "nested_source", "architecture", "force", "allow_partial")
@@ -66,15 +67,15 @@ def cells_of(loras: Iterable[str], grid: Grid, folder: Path, *, recursive: bool 
     Raises:
         UsageError: no LoRA, an unknown setting, two outputs of one name, or nothing fits together.
     """
-    chosen = choices_of(grid)
-    experts = {choice.values.get("expert") for choice in chosen}
+    combinations = combinations_of(grid)
+    experts = {choice.values.get("expert") for choice in combinations}
     targets = list(zip(_target_names(grid), grid.targets, strict=True))
     fixed = {name: getattr(grid, name) for name in _FIXED}
     cells: list[Cell | Refused] = []
     for lora, parts in find(list(loras) or grid.lora, folder, recursive=recursive):
         before = len(cells)
         for target, models in targets:
-            for choice in chosen:
+            for choice in combinations:
                 if (_experts_of(lora, models) & experts) - {choice.values.get("expert")}:
                     continue
                 inside = Path(target, *([choice.label] if choice.label else []), *parts)

@@ -22,7 +22,6 @@ from loraport.containers.references import TensorRef
 from loraport.errors import UnsupportedError
 
 
-
 @register
 class Oft(OnSource):
     """Blocks of rotations, with a factor for each row where there is a `rescale`."""

@@ -1,0 +1,73 @@
+"""What speaks against a LoRA on this source and target, beside names and sizes: refusals and doubts."""
+
+from collections.abc import Iterable
+
+from loraport.adapters.adapter import LoraAdapter
+from loraport.adapters.training import other_side
+from loraport.engine.recipe import Recipe
+from loraport.engine.target import Added
+from loraport.errors import MismatchError, UnsupportedError
+from loraport.models.checkpoint import Checkpoint
+
+
+def refuse_on_sum(adapter: LoraAdapter, own: Iterable[Added], recipe: Recipe) -> None:
+    """A function of the weights that the LoRA was trained on needs those weights, with what was on them."""
+    without = next((layer for layer in adapter.layers.values() if layer.needs_source), None)
+    if without is not None:  # a fused weight in the file, and a source without one of its layers
+        raise without.source_missing()
+    if not recipe.source_lora:
+        return
+    on_it = {item.param for each in own for item in each.adapter.passthrough}
+    changed = [
+        *((f"the update of {layer.name}", layer.keys[0]) for layer in adapter.layers.values() if layer.weight),
+        *(
+            (f"the change of {item.param}", item.keys[0])
+            for item in adapter.passthrough
+            if item.source and item.param in on_it
+        ),
+    ]
+    if changed:
+        what, key = changed[0]
+        raise UnsupportedError(
+            f"{what} is a function of what it was trained on, which --source-lora changed",
+            where=recipe.lora,
+            values=f"{key}; {recipe.source_lora[0].file}",
+            fix="merge the LoRA into the source first, and name the result with --source",
+        )
+
+
+def doubts_about(adapter: LoraAdapter, recipe: Recipe) -> tuple[str, ...]:
+    """Where the header says that the LoRA was trained on something else than the recipe takes for its model."""
+    training = adapter.training
+    target = recipe.target or " ".join(each.file for each in recipe.target_lora)
+    said = None if recipe.source_lora else other_side(training, recipe.source, target)  # else it was thought of
+    found = [] if said is None else [said]
+    if training.timesteps and recipe.expert and training.expert not in (None, recipe.expert):
+        least, greatest = training.timesteps
+        found.append(
+            f"{adapter.path.name} is taken for the {recipe.expert}-noise expert, and its header says that time steps "
+            f"{least} to {greatest} were trained, those of the {training.expert}-noise one: are two LoRAs swapped?"
+        )
+    return tuple(found)
+
+
+def notes_on_names(source: Checkpoint) -> tuple[str, ...]:
+    """What is to be said of a model of no known family."""
+    if not source.architecture.family.unnamed:
+        return ()
+    return (
+        "layers are matched by name and shape alone (--architecture any): of layers that one file fuses or stores in "
+        "another order nothing is known, and which programs read the output was not looked at",
+    )
+
+
+def refuse_a_second_time(adapter: LoraAdapter, recipe: Recipe) -> None:
+    """A transfer takes back what another did. Raises MismatchError, unless `force` is on."""
+    earlier = adapter.metadata.get("loraport.recipe")
+    if earlier is not None and not recipe.force:
+        raise MismatchError(
+            "the LoRA was transferred already",
+            where=str(adapter.path),
+            values=f"made for {adapter.metadata.get('ss_base_model_version', 'another model')}",
+            fix="transfer the original LoRA instead, or go on with --force",
+        )
