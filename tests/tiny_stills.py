@@ -1,6 +1,7 @@
 """Whole pipelines of more families of stills, from prompt to pixels, as small as they can be built."""
 
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
 import diffusers
 import torch
@@ -8,7 +9,7 @@ import transformers
 
 import tinywan
 from tiny_pipelines import chatting
-from tiny_videos import FLOW, TEXT, VOCABULARY, made, shaken, with_own_numbers
+from tiny_videos import FLOW, TEXT, VOCABULARY, made, saved
 
 QWEN3 = {
     "vocab_size": VOCABULARY, "hidden_size": TEXT, "intermediate_size": 20, "num_attention_heads": 2,
@@ -20,26 +21,25 @@ QWEN_VAE = {
 }  # fmt: skip
 
 
-@with_own_numbers
-def qwen_image(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
+@saved
+def qwen_image(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
     """A QwenImagePipeline: sides in multiples of 16."""
     network = diffusers.QwenImageTransformer2DModel(
         in_channels=8, out_channels=2, num_layers=2, attention_head_dim=12, num_attention_heads=2,
         joint_attention_dim=TEXT, axes_dims_rope=(4, 4, 4),
     )  # fmt: skip
     encoder = transformers.Qwen3Config(**QWEN3, num_hidden_layers=1)
-    diffusers.QwenImagePipeline(
+    return diffusers.QwenImagePipeline(
         tokenizer=tinywan.tokenizer(),
         text_encoder=made(transformers.Qwen3Model, {"config": encoder}),
         vae=made(diffusers.AutoencoderKLQwenImage, QWEN_VAE),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLOW),
-        transformer=shaken(network, seed, drift),
-    ).save_pretrained(folder)
-    return folder
+        transformer=shake(network),
+    )
 
 
-@with_own_numbers
-def flux2(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
+@saved
+def flux2(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
     """A Flux2KleinPipeline, whose latents are normalised in patches of two by two."""
     network = diffusers.Flux2Transformer2DModel(
         in_channels=8, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
@@ -55,18 +55,17 @@ def flux2(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
     )  # fmt: skip
     vae.bn.running_mean.copy_(torch.linspace(-0.3, 0.4, 8))
     vae.bn.running_var.copy_(torch.linspace(0.5, 2.0, 8))
-    diffusers.Flux2KleinPipeline(
+    return diffusers.Flux2KleinPipeline(
         tokenizer=chatting(tinywan.tokenizer()),
         text_encoder=made(transformers.Qwen3ForCausalLM, {"config": encoder}),
         vae=vae,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLOW),
-        transformer=shaken(network, seed, drift),
-    ).save_pretrained(folder)
-    return folder
+        transformer=shake(network),
+    )
 
 
-@with_own_numbers
-def krea2(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
+@saved
+def krea2(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
     """A Krea2Pipeline: sides in multiples of 16."""
     network = diffusers.Krea2Transformer2DModel(
         in_channels=8, num_layers=2, attention_head_dim=12, num_attention_heads=4, num_key_value_heads=2,
@@ -75,15 +74,14 @@ def krea2(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
     )  # fmt: skip
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
     encoder = transformers.Qwen3VLTextConfig(**QWEN3, num_hidden_layers=2, rope_parameters=rope)
-    diffusers.Krea2Pipeline(
+    return diffusers.Krea2Pipeline(
         tokenizer=tinywan.tokenizer(),
         text_encoder=made(transformers.Qwen3VLTextModel, {"config": encoder}),
         vae=made(diffusers.AutoencoderKLQwenImage, QWEN_VAE),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
-        transformer=shaken(network, seed, drift),
+        transformer=shake(network),
         text_encoder_select_layers=(0, 1, 2),
-    ).save_pretrained(folder)
-    return folder
+    )
 
 
 PIPELINES = {"qwen_image": qwen_image, "flux2": flux2, "krea2": krea2}

@@ -17,15 +17,19 @@ VOCABULARY, TEXT = len(tinywan.WORDS), 16
 FLOW = {"shift": 3.0}
 
 
-def with_own_numbers(build: Callable[..., Path]) -> Callable[..., Path]:
-    """What builds a pipeline, without a trace in the random numbers of others."""
+def saved(build: Callable[[Callable[[Any], Any]], Any]) -> Callable[..., Path]:
+    """Of what builds a pipeline, given what makes the weights of its transformer: what writes it to a folder.
+
+    It leaves no trace in the random numbers of others. `seed` and `drift` are those of `shaken`.
+    """
 
     @functools.wraps(build)
-    def built(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
+    def written(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
         with torch.random.fork_rng(devices=[]):
-            return build(folder, seed, drift=drift)
+            build(functools.partial(shaken, seed=seed, drift=drift)).save_pretrained(folder)
+        return folder
 
-    return built
+    return written
 
 
 def made(kind: Callable[..., Any], settings: Mapping[str, Any], seed: int = 5) -> Any:
@@ -44,8 +48,8 @@ def shaken(network: Any, seed: int, drift: float) -> Any:
     return network.eval()
 
 
-@with_own_numbers
-def ltx_video(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
+@saved
+def ltx_video(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
     """An LTXPipeline: videos of 8 k + 1 frames, sides in multiples of 32."""
     network = diffusers.LTXVideoTransformer3DModel(
         in_channels=8, out_channels=8, num_attention_heads=2, attention_head_dim=12, cross_attention_dim=24,
@@ -57,18 +61,17 @@ def ltx_video(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
         "spatio_temporal_scaling": (True, True, False, False), "patch_size": 1,
         "decoder_spatio_temporal_scaling": (True, True, False, False),
     }  # fmt: skip
-    diffusers.LTXPipeline(
+    return diffusers.LTXPipeline(
         tokenizer=tinywan.tokenizer(),
         text_encoder=tinywan.text_encoder(),
         vae=made(diffusers.AutoencoderKLLTXVideo, vae),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLOW),
-        transformer=shaken(network, seed, drift),
-    ).save_pretrained(folder)
-    return folder
+        transformer=shake(network),
+    )
 
 
-@with_own_numbers
-def hunyuan_video(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
+@saved
+def hunyuan_video(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
     """A HunyuanVideoPipeline: videos of 4 k + 1 frames, sides in multiples of 16."""
     network = diffusers.HunyuanVideoTransformer3DModel(
         in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1, num_single_layers=1,
@@ -82,20 +85,19 @@ def hunyuan_video(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
         vocab_size=VOCABULARY, hidden_size=TEXT, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2,
         eos_token_id=1, bos_token_id=0,
     )  # fmt: skip
-    diffusers.HunyuanVideoPipeline(
+    return diffusers.HunyuanVideoPipeline(
         tokenizer=tinywan.tokenizer(),
         text_encoder=made(transformers.LlamaModel, {"config": llama}),
         tokenizer_2=tinywan.tokenizer(),
         text_encoder_2=made(transformers.CLIPTextModel, {"config": clip}),
         vae=made(diffusers.AutoencoderKLHunyuanVideo, vae),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLOW),
-        transformer=shaken(network, seed, drift),
-    ).save_pretrained(folder)
-    return folder
+        transformer=shake(network),
+    )
 
 
-@with_own_numbers
-def ltx2(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
+@saved
+def ltx2(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
     """An LTX2Pipeline, with sound."""
     from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
 
@@ -133,7 +135,7 @@ def ltx2(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
         "in_channels": 16, "hidden_channels": 32, "upsample_kernel_sizes": [4, 4], "upsample_factors": [2, 2],
         "resnet_kernel_sizes": [3], "resnet_dilations": [[1, 3, 5]], "output_sampling_rate": 16000,
     }  # fmt: skip
-    diffusers.LTX2Pipeline(
+    return diffusers.LTX2Pipeline(
         tokenizer=tinywan.tokenizer(),
         text_encoder=made(transformers.Gemma3TextModel, {"config": gemma}),
         connectors=made(LTX2TextConnectors, connectors),
@@ -141,13 +143,12 @@ def ltx2(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
         audio_vae=made(diffusers.AutoencoderKLLTX2Audio, audio),
         vocoder=made(LTX2Vocoder, voice),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLOW),
-        transformer=shaken(network, seed, drift),
-    ).save_pretrained(folder)
-    return folder
+        transformer=shake(network),
+    )
 
 
-@with_own_numbers
-def cogvideox(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
+@saved
+def cogvideox(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
     """A CogVideoXPipeline: videos of 4 k + 1 frames, sides in multiples of 16."""
     network = diffusers.CogVideoXTransformer3DModel(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
@@ -157,14 +158,13 @@ def cogvideox(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
     scheduler = diffusers.CogVideoXDDIMScheduler(
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
-    diffusers.CogVideoXPipeline(
+    return diffusers.CogVideoXPipeline(
         tokenizer=tinywan.tokenizer(),
         text_encoder=tinywan.text_encoder(),
         vae=made(diffusers.AutoencoderKLCogVideoX, vae),
         scheduler=scheduler,
-        transformer=shaken(network, seed, drift),
-    ).save_pretrained(folder)
-    return folder
+        transformer=shake(network),
+    )
 
 
 PIPELINES = {"ltx_video": ltx_video, "hunyuan_video": hunyuan_video, "ltx2": ltx2, "cogvideox": cogvideox}

@@ -78,3 +78,10 @@ def lora(path: Path, *, rank: int = 2, size: float = 0.5) -> Path:
             tensors[f"{base}.lora_B.weight"] = size * torch.randn(out, rank, generator=made) / rank**0.5
     save_file(tensors, path)
     return path
+
+
+def folders(inside: Path) -> tuple[Path, Path]:
+    """Source and target as `save_pretrained` writes them; only the source has a text encoder."""
+    pipeline().save_pretrained(inside / "source")
+    pipeline(drift=0.2, encoder=False).save_pretrained(inside / "target")
+    return inside / "source", inside / "target"

@@ -29,11 +29,7 @@ def lora(tmp_path):
 
 @pytest.fixture
 def folders(tmp_path):
-    """Source and target as `save_pretrained` writes them; only the source has a text encoder."""
-    source, target = tmp_path / "source", tmp_path / "target"
-    tinywan.pipeline().save_pretrained(source)
-    tinywan.pipeline(drift=0.2, encoder=False).save_pretrained(target)
-    return source, target
+    return tinywan.folders(tmp_path)
 
 
 def _calibrate(lora, tmp_path, source, target, **changes):

@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,22 +18,10 @@ from loraport.containers.locate import locate
 from loraport.containers.tensors import file_identity, open_tensors, read_float
 from loraport.errors import FileError, LoraportError, NumericalError
 from loraport.models.checkpoint import open_checkpoint
+from privileges import unprivileged
 
 OPENERS = [open_tensors, locate, open_checkpoint, open_adapter, describe]
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="paths of Unix")
-
-
-@contextlib.contextmanager
-def unprivileged() -> Iterator[None]:
-    """As somebody whom the permissions of files concern."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 def fifo(folder: Path) -> Path:

@@ -4,11 +4,10 @@ Whatever is printed is printable: no escape sequence of a terminal, no line brea
 file reaches it, in messages, tables and remarks alike.
 """
 
-import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from typer.testing import CliRunner
 import pico
 from loraport.cli.guard import guarded
 from loraport.cli.main import app
+from privileges import unprivileged
 
 EVIL = "\x1b]0;gone\x07\x1b[2J\nerror: forged\r\u202egpj.\u2066\x9b31m[bold red]x[/]"
 NAMES = ("x" * 300, "~nobody/x", "", "/", "/proc/self/mem", "\udcff\udcfe", EVIL, "zoo:../x", "file:///x")
@@ -149,19 +149,6 @@ def test_absurd_configurations(files: pico.Pico, kind: str) -> None:
     tried("plan", files.lora, "-s", files.source, "-t", files.target)
 
 
-@contextlib.contextmanager
-def as_nobody() -> Iterator[None]:
-    """Without the rights of the superuser, to whom nothing is forbidden."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-
-
 @pytest.mark.skipif(not hasattr(os, "seteuid"), reason="no users of this kind")
 def test_what_may_not_be_read_or_written(files: pico.Pico) -> None:
     pair = [files.lora, "-s", files.source, "-t", files.target]
@@ -173,17 +160,17 @@ def test_what_may_not_be_read_or_written(files: pico.Pico) -> None:
     config = files.folder / "adapter_config.json"
     config.write_text("{}")
     config.chmod(0)
-    with as_nobody():
+    with unprivileged():
         assert "adapter_config.json" in tried("plan", *pair)
     config.unlink()
     files.folder.chmod(0o555)
-    with as_nobody():
+    with unprivileged():
         said = tried("transfer", *pair, "-o", files.folder / "new.safetensors")
         assert "no permission" in said
         assert "no permission" in tried("convert", files.lora, "-o", files.folder / "new.safetensors")
     for path, words in ((files.source, ["plan", *pair]), (files.lora, ["inspect", files.lora])):
         path.chmod(0)
-        with as_nobody():
+        with unprivileged():
             assert "ermission" in tried(*words)
         path.chmod(0o644)
     files.folder.chmod(0o755)
