@@ -17,8 +17,10 @@ from loraport.core.thin_svd import thin_svd
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import COLUMNS, layer_columns
+from loraport.engine.small_maps import packed_maps
 from loraport.methods import base, registry
 from loraport.methods.base import LayerInputs
+from loraport.methods.maps import BANDS
 
 DOCS = Path(__file__).parents[2] / "docs"
 SHAPES = [(24, 24), (40, 16), (16, 40)]
@@ -71,6 +73,27 @@ def test_a_method_reports_what_it_declares_and_reads_what_it_asks_for(name, shap
         assert isinstance(value, str) == (column.unit == "text"), column
         assert column.unit != "count" or isinstance(value, int), column
         assert column.unit != "share" or -1e-9 <= value <= 1 + 1e-9, column
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_method_draws_what_it_declares(name, shape):
+    method, params = registry.resolve(name)
+    maps = method.transfer(only_what_is_needed(layer(shape), method.needs(params)), params).maps
+    declared = {each.key: each for each in method.maps}
+    assert len({each.title for each in method.maps}) == len(declared) == len(method.maps)
+    assert maps.keys() <= declared.keys()
+    assert name != method.name or maps.keys() == declared.keys()
+    assert packed_maps(maps).keys() == maps.keys()
+    for key, found in maps.items():
+        about, sides = declared[key], (len(found.values), len(found.values[0]))
+        assert about.look.endswith(".")
+        assert not about.lines or len(about.lines) == sides[0], key
+        assert all(cells <= BANDS or cells == of for cells, of in zip(sides, found.of, strict=True)), key
+        assert about.lines or found.of == (min(shape), min(shape)), key
+        numbers = [value for row in found.values for value in row]
+        assert about.unit != "share" or (min(numbers) >= -1e-6 and max(numbers) <= 1 + 1e-6), key
+        assert about.high is None or about.unit != "share" or about.high == 1.0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -48,6 +48,8 @@ def test_casa_waits_a_few_times_a_layer(shape, most, preset):
         dense = found.update.dense()
     assert torch.allclose(_here(dense), plain.update.dense(), atol=1e-6)
     assert found.stats == pytest.approx(plain.stats)
+    for key, values in plain.maps.items():
+        assert torch.allclose(torch.tensor(found.maps[key].values), torch.tensor(values.values), atol=1e-4), key
 
 
 @pytest.mark.parametrize(("n", "most"), [(400, 6), (100, 10)])

@@ -65,6 +65,8 @@ def _show_one(name: str, console: Console) -> None:
     columns = [*COLUMNS, *method.columns]
     rows = [[column.key, column.title, column.help] for column in columns]
     console.table(["figure of a layer", "column", "what it says"], rows)
+    rows = [[each.key, each.title, each.look] for each in method.maps]
+    console.table(["map of a layer", "title", "what to look for"], rows)
     console.document(facts)
 
 
@@ -76,4 +78,5 @@ def _describe(method: "TransferMethod") -> dict[str, Any]:
         "reference": method.reference,
         "settings": method.Params().model_dump(mode="json"),
         "columns": [asdict(column) for column in method.columns],
+        "maps": [each.to_json() for each in method.maps],
     }

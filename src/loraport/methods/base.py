@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from loraport.methods import cost as costs
 from loraport.methods.columns import Column
 from loraport.methods.cost import Cost
+from loraport.methods.maps import LayerMap, MapValues
 
 if TYPE_CHECKING:  # what a method says of itself needs no torch
     from torch import Tensor
@@ -129,11 +130,13 @@ class LayerOutput:
         update: the exact one, as an operator; the engine cuts it to the output's rank.
         stats: a value for each of the method's `columns` that applies to this layer.
         start: an update with about the same row space, where the search for the best low rank begins.
+        maps: for each of the method's `maps` that applies to this layer its numbers.
     """
 
     update: "Operator"
     stats: dict[str, Stat]
     start: "LowRank"
+    maps: Mapping[str, MapValues] = field(default_factory=dict)
 
 
 class TransferMethod(ABC, Generic[P]):
@@ -146,6 +149,7 @@ class TransferMethod(ABC, Generic[P]):
         reference: where it comes from.
         Params: its settings.
         columns: the figures that it reports of a layer.
+        maps: what it can draw of a layer.
         keeps_rank: its updates have the input's rank at most, so that the output needs no more.
     """
 
@@ -155,6 +159,7 @@ class TransferMethod(ABC, Generic[P]):
     reference: ClassVar[str]
     Params: ClassVar[type[Params]]
     columns: ClassVar[tuple[Column, ...]] = ()
+    maps: ClassVar[tuple[LayerMap, ...]] = ()
     keeps_rank: ClassVar[bool] = False
 
     @abstractmethod

@@ -9,6 +9,9 @@ from loraport.core.operators import Operator
 from loraport.methods import base
 from loraport.methods.columns import COSINE, NORM_RATIO, Column
 from loraport.methods.cost import Cost, elementwise, factors, thin_product, total
+from loraport.methods.maps import LayerMap, MapValues
+
+_DRAWN = 64  # singular pairs of an update
 
 
 class MatchedGainParams(base.Params):
@@ -45,6 +48,17 @@ class MatchedGain(base.TransferMethod[MatchedGainParams]):
         COSINE,
         NORM_RATIO,
     )
+    maps = (
+        LayerMap(
+            "pairs",
+            "Gain by singular pair",
+            "Peaks are pairs along which the drift points against the LoRA, and which get it back; 1 is no change.",
+            "output over input",
+            "singular pair of the update",
+            lines=("gain",),
+            level=1.0,
+        ),
+    )
     keeps_rank = True
 
     def needs(self, params: MatchedGainParams) -> base.Needs:
@@ -60,15 +74,16 @@ class MatchedGain(base.TransferMethod[MatchedGainParams]):
         lost = torch.where(_rounding(S) < S, (-along).clamp_min(0), 0.0)  # a pair of s = 0 is no direction of D
         grown = gain * S + params.give_back * lost
         new = LowRank.from_svd(U, grown, Vh)
-        scale = update.norm()
-        length = float(wide(grown).norm())
+        before, after, given = wide(torch.stack([S, grown, lost]).cpu())  # in one copy: an accelerator waits once
+        scale, length = update.norm(), float(after.norm())
         stats: dict[str, base.Stat] = {
             "gain": gain,
-            "given_back": params.give_back * float(wide(lost).norm()) / scale if scale > 0 else 0.0,
+            "given_back": params.give_back * float(given.norm()) / scale if scale > 0 else 0.0,
             "norm_ratio": length / scale if scale > 0 else 0.0,
-            "cosine": float((wide(grown) * wide(S)).sum()) / (length * scale) if length * scale > 0 else 0.0,
+            "cosine": float((after * before).sum()) / (length * scale) if length * scale > 0 else 0.0,
         }
-        return base.LayerOutput(new, stats, new)
+        drawn = torch.where(before > _rounding(before), after / before, gain)[:_DRAWN].tolist()
+        return base.LayerOutput(new, stats, new, {"pairs": MapValues.of_rows([drawn], (1, len(drawn)))})
 
     def cost(self, shape: tuple[int, int], rank: int, params: MatchedGainParams, warm: bool) -> Cost:
         """Two norms, one thin product, and two decompositions of factors."""

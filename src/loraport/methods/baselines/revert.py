@@ -28,6 +28,7 @@ class Revert(base.TransferMethod[RevertParams]):
     reference = "a control; cf. appendix B.2.1 of CASA, arXiv 2605.01929"
     Params = RevertParams
     columns = tuple(column for column in Casa.columns if column not in (COSINE, NORM_RATIO))
+    maps = tuple(each for each in Casa.maps if each.key != "arbitrated")
 
     def needs(self, params: RevertParams) -> base.Needs:
         """What casa needs."""
@@ -42,7 +43,7 @@ class Revert(base.TransferMethod[RevertParams]):
         else:
             new = DenseOperator(output.update.dense() - inputs.update.dense())
         stats = {key: value for key, value in output.stats.items() if key not in ("cosine", "norm_ratio")}
-        return base.LayerOutput(new, stats, inputs.update)
+        return base.LayerOutput(new, stats, inputs.update, output.maps)
 
     def cost(self, shape: tuple[int, int], rank: int, params: RevertParams, warm: bool) -> Cost:
         """Casa's, and its update formed."""

@@ -28,9 +28,13 @@ from loraport.methods.cost import (
     total,
     truncation,
 )
+from loraport.methods.maps import LayerMap, bands
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_AXES = ("receiving directions", "sending directions")  # of the source's weight, strongest first
+_CHANGES = ("drift", "LoRA")
 
 
 @base.register
@@ -59,6 +63,56 @@ class Casa(base.TransferMethod[CasaParams]):
         COSINE,
         NORM_RATIO,
         Column("svd_driver", "driver", "which algorithm decomposed the source weight", "text"),
+    )
+    maps = (
+        LayerMap(
+            "drift",
+            "The drift",
+            "Singular directions of the source's weight in bands, strongest first: strong cells are where the "
+            "distillation changed the layer most; 1 is an even spread.",
+            *_AXES,
+            high=2.0,
+        ),
+        LayerMap(
+            "update",
+            "The LoRA's update",
+            "A strong upper or left edge is a LoRA that works on the strongest directions; 1 is an even spread.",
+            *_AXES,
+            high=2.0,
+        ),
+        LayerMap(
+            "restored",
+            "Drift undone",
+            "Filled cells go back to the source; blank rows and columns are dominant and left to the target.",
+            *_AXES,
+            unit="share",
+            high=1.0,
+        ),
+        LayerMap(
+            "arbitrated",
+            "Entries arbitrated",
+            "In strong cells LoRA and drift want the same most often, and only the larger of the two stays.",
+            *_AXES,
+            unit="share",
+        ),
+        LayerMap(
+            "sends",
+            "What the directions send",
+            "A line that falls is a change of what the layer makes of its strongest inputs; 1 is an even spread.",
+            "norm over an even spread's",
+            "sending direction",
+            lines=_CHANGES,
+            level=1.0,
+        ),
+        LayerMap(
+            "receives",
+            "What the directions receive",
+            "A line that falls is a change of the layer's strongest outputs; 1 is an even spread.",
+            "norm over an even spread's",
+            "receiving direction",
+            lines=_CHANGES,
+            level=1.0,
+        ),
     )
 
     def needs(self, params: CasaParams) -> base.Needs:
@@ -126,7 +180,7 @@ class Casa(base.TransferMethod[CasaParams]):
         p, longer = min(shape), max(shape)
         side = longer if params.complete_basis else p
         residual = 0 if side == longer else p * p
-        return basis_bytes(*shape) + matrix_bytes(1, side * p + residual + 2 * p)
+        return basis_bytes(*shape) + matrix_bytes(1, side * p + residual + 2 * p + bands(p) ** 2)
 
 
 base.preset("casa", "casa", "the paper's rules, 90 % energy on every layer, nothing arbitrary outside the thin basis")

@@ -21,6 +21,7 @@ from loraport.core.lowrank import LowRank
 from loraport.core.operator import column_norms, dot, square_sum, thin_product, wide
 from loraport.core.operators import DenseOperator, Operator, Transposed
 from loraport.core.thin_svd import gram
+from loraport.methods.casa.bands import energy_of
 
 _ROWS = 64  # rows worked on at a time, so that the passes over them stay in the processor's cache
 
@@ -41,6 +42,7 @@ class DriftRouting:
         residual_gram: V^T D^T (I - U U^T) D V: the part in the complement of the thin column space, as a Gram matrix;
             0 x 0 if U is square.
         energy: ||D||^2.
+        bands: energy between every two bands of the thin basis, for the maps.
     """
 
     C: Float[Tensor, "a n"]
@@ -48,6 +50,7 @@ class DriftRouting:
     senders: Float[Tensor, " k"]
     residual_gram: Float[Tensor, "s s"]
     energy: float
+    bands: Float[Tensor, "g g"]
 
     @classmethod
     def of(cls, basis: SpectralBasis, drift: Operator, k: int, density: Literal["head", "full"]) -> "DriftRouting":
@@ -76,7 +79,8 @@ class DriftRouting:
             receivers, senders = C[:k, :k].norm(dim=1), column_norms(C[:k, :k])
         else:
             receivers, senders = C[:k].norm(dim=1), columns[:k].sqrt()
-        return cls(C, receivers, senders, residual_gram, float(wide(columns).sum()))
+        bands = energy_of(C)
+        return cls(C, receivers, senders, residual_gram, float(wide(columns).sum()), bands)
 
     def residual_energy(self, senders: Bool[Tensor, " n"]) -> float:
         """Energy of the drift in the complement of the thin column space that comes from these senders."""
@@ -87,12 +91,14 @@ class DriftRouting:
     def tensors(self) -> dict[str, Tensor]:
         """As plain tensors, to be kept."""
         parts = {"C": self.C, "receivers": self.receivers, "senders": self.senders, "residual_gram": self.residual_gram}
-        return parts | {"energy": torch.tensor([self.energy], dtype=self.C.dtype)}
+        return parts | {"energy": torch.tensor([self.energy], dtype=self.C.dtype), "bands": self.bands}
 
     @classmethod
     def from_tensors(cls, kept: Mapping[str, Tensor]) -> "DriftRouting":
         """Back from `tensors`."""
-        return cls(kept["C"], kept["receivers"], kept["senders"], kept["residual_gram"], float(kept["energy"]))
+        C = kept["C"]
+        bands = kept["bands"] if "bands" in kept else energy_of(C)  # entries of 0.1 have none
+        return cls(C, kept["receivers"], kept["senders"], kept["residual_gram"], float(kept["energy"]), bands)
 
 
 def _is_square(basis: SpectralBasis) -> bool:

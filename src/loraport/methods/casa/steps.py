@@ -3,9 +3,10 @@
 Layers wider than tall are transposed first, so that rows are the long side.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
@@ -14,9 +15,11 @@ from loraport.core.operator import dot
 from loraport.core.operators import DenseOperator, Operator, Routed
 from loraport.methods import base
 from loraport.methods.casa.arbitration import smaller_of
+from loraport.methods.casa.maps import Looked
 from loraport.methods.casa.params import CasaParams
 from loraport.methods.casa.routing import DriftRouting, TallUpdate, routed, subtract_nondominant
 from loraport.methods.casa.selection import Selection, select
+from loraport.methods.maps import MapValues
 
 
 def prepare(inputs: base.LayerInputs, params: CasaParams) -> dict[str, Tensor]:
@@ -30,7 +33,7 @@ def transfer(inputs: base.LayerInputs, params: CasaParams) -> base.LayerOutput:
     """The new update of one layer; the figures are in `_figures`."""
     if inputs.update.shape[0] < inputs.update.shape[1]:
         output = transfer(_upright(inputs), params)
-        return base.LayerOutput(output.update.T, output.stats, inputs.update)
+        return base.LayerOutput(output.update.T, output.stats, inputs.update, _turned(output.maps))
     inputs = _with_basis(inputs, params)
     basis, update, kept = inputs.require_basis(), inputs.update, inputs.prepared
     drift = DriftRouting.from_tensors(prepare(inputs, params) if kept is None else kept)
@@ -40,6 +43,7 @@ def transfer(inputs: base.LayerInputs, params: CasaParams) -> base.LayerOutput:
     C_lora = routed(basis, update)
     K = C_lora.dense()  # becomes the routing matrix of the new update
     selection = select(K, drift, basis.S, _head(inputs, params), params)
+    looked = Looked.at(C_lora, K, drift, selection)
     nondominant = ~selection.cols
     met = K.view(-1).index_select(0, selection.hits)
     taken = smaller_of(met, drift.C.view(-1).index_select(0, selection.hits))
@@ -59,21 +63,28 @@ def transfer(inputs: base.LayerInputs, params: CasaParams) -> base.LayerOutput:
         along = core.inner(C_lora)
     if isinstance(inputs.drift, LowRank) and not params.arbitrate:
         new = _restored_in_factors(update, inputs.drift, basis, selection) if params.restore else update
-    stats = _figures(update, core.norm(), along, selection, undone / drift.energy)
-    return base.LayerOutput(new, stats | {"svd_driver": basis.driver}, update)
-
-
-def _figures(update: LowRank, size: float, along: float, selection: Selection, undone: float) -> dict[str, base.Stat]:
-    """The values of `Casa.columns`, before the update is cut to a rank; shares are of the m x n routing matrix."""
-    m, n = update.shape
     scale = update.norm()
-    sizes = (selection.rows.sum(), selection.cols.sum(), selection.clusters.sizes.max())
-    rows, cols, largest = torch.stack(sizes).cpu().tolist()
-    nondominant = (m - rows) * (n - cols)
+    stats = _figures(update.shape, scale, core.norm(), along, selection, looked, undone / drift.energy)
+    maps = looked.maps(update.shape, math.sqrt(drift.energy), scale, params)
+    return base.LayerOutput(new, stats | {"svd_driver": basis.driver}, update, maps)
+
+
+def _figures(
+    shape: tuple[int, int],
+    scale: float,
+    size: float,
+    along: float,
+    selection: Selection,
+    looked: Looked,
+    undone: float,
+) -> dict[str, base.Stat]:
+    """The values of `Casa.columns`, before the update is cut to a rank; shares are of the m x n routing matrix."""
+    m, n = shape
+    nondominant = (m - looked.rows) * (n - looked.cols)
     return {
         "head": selection.clusters.labels.numel(),
         "clusters": selection.clusters.count,
-        "largest_cluster": largest,
+        "largest_cluster": looked.largest,
         "dominant_share": 1.0 - nondominant / (m * n),
         "arbitrated_share": selection.hits.numel() / (m * n),
         "unsettled_share": selection.unsettled.share,
@@ -82,6 +93,12 @@ def _figures(update: LowRank, size: float, along: float, selection: Selection, u
         "cosine": along / (size * scale) if size > 0 and scale > 0 else 0.0,
         "norm_ratio": size / scale if scale > 0 else 0.0,
     }
+
+
+def _turned(maps: Mapping[str, MapValues]) -> dict[str, MapValues]:
+    """The maps of the transposed layer as those of the layer: who received there sends here."""
+    other = {"sends": "receives", "receives": "sends"}
+    return {key: maps[other[key]] if key in other else values.T for key, values in maps.items()}
 
 
 def _head(inputs: base.LayerInputs, params: CasaParams) -> int:
