@@ -1,6 +1,7 @@
 """The main job end to end on a pico Wan: two routes to the same file, and the rules of the output."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,8 @@ from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.run import compute
 from loraport.errors import FileError, LoraportError, MismatchError, NumericalError
+from loraport.report import render_page
+from loraport.store.store import Store
 
 
 @pytest.fixture
@@ -50,14 +53,16 @@ def _close(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor], tole
 
 
 def test_every_executor_and_every_state_of_the_cache_gives_the_same_bytes(files, tmp_path):
-    def run(executor: str, cache: str, workers: int) -> tuple[bytes, int]:
+    def run(executor: str, cache: str, workers: int) -> tuple[tuple[bytes, Any], int]:
         options = RunOptions(executor=executor, workers=workers, cache=cache, overwrite=True)
         report = _transfer(files, tmp_path / "out.safetensors", options)
-        return (tmp_path / "out.safetensors").read_bytes(), report.summary.cached_layers
+        made = (tmp_path / "out.safetensors").read_bytes(), [layer.maps for layer in report.layers]
+        return made, report.summary.cached_layers
 
     warm = str(tmp_path / "cache")
     reference, cached = run("serial", "off", 1)
     assert cached == 0
+    assert all(reference[1])
     assert run("thread", "off", 3) == (reference, 0)
     assert run("thread", warm, 2) == (reference, 0)
     assert run("process", warm, 1) == (reference, len(pico.LAYERS))
@@ -73,10 +78,28 @@ def test_computing_in_memory_gives_what_is_written(files, tmp_path, options):
 
 def test_a_second_lora_for_the_same_pair_does_no_decomposition(files, tmp_path, options, monkeypatch):
     _transfer(files, tmp_path / "first.safetensors", options)
-    save_file(pico.lora(9), files.folder / "second.safetensors")
+    second, output = files.folder / "second.safetensors", tmp_path / "second.safetensors"
+    save_file(pico.lora(9), second)
+    alone = _transfer(files, output, options.model_copy(update={"cache": "off"}), lora=second)
     monkeypatch.setattr("loraport.engine.layer.thin_svd", None)  # any call would fail
-    report = _transfer(files, tmp_path / "second.safetensors", options, lora=files.folder / "second.safetensors")
+    report = _transfer(files, output, options, lora=second)
     assert report.summary.cached_layers == 0
+    assert [layer.maps for layer in report.layers] == [layer.maps for layer in alone.layers]
+
+
+def test_layers_that_an_earlier_version_kept_have_no_maps_and_the_page_says_so(files, tmp_path, options, monkeypatch):
+    put = Store.put
+
+    def without(self, kind, key, tensors, meta=None):
+        put(self, kind, key, tensors, {name: text for name, text in (meta or {}).items() if name != "maps"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "put", without)
+        _transfer(files, tmp_path / "out.safetensors", options)
+    again = _transfer(files, tmp_path / "out.safetensors", options)
+    assert again.summary.cached_layers == len(pico.LAYERS)
+    assert (again.maps, [layer.maps for layer in again.layers]) == ((), [{}] * len(pico.LAYERS))
+    assert "No layer has maps of its own here" in render_page(again.to_json())
 
 
 def test_target_equal_to_source_gives_the_lora_back(files, tmp_path, options):

@@ -6,6 +6,9 @@ import pytest
 
 import findings
 from browser import browsing
+from loraport.engine.small_maps import packed_maps
+from loraport.methods.casa.method import Casa
+from loraport.methods.maps import LayerMap, MapValues
 from loraport.report import Words, render_page
 from loraport.report.analysis_page import render_analysis_page
 from loraport.report.check_page import render_check_page
@@ -18,7 +21,9 @@ def _layer(at: int, name: str) -> dict:
     stats = {"update_rel": 0.01 * (at + 1), "drift_rel": 0.02, "cosine": [0.5, -0.5, 0.25][at % 3], "exact_norm": 1.0}
     stats |= {"driver": EVIL} if at == 0 else {}
     place = {"name": name, "shape": [8, 4], "method": "casa", "rank_in": 2, "rank_out": 4, "energy_kept": 0.9}
-    return place | {"stats": stats, "seconds": 0.1, "cached": False}
+    values = MapValues.of_rows([[0.1 * at * (r + c) for c in range(16)] for r in range(16)], (100, 1536))
+    small = packed_maps({"drift": values, EVIL: values})
+    return place | {"stats": stats, "seconds": 0.1, "cached": False, "maps": {k: m.to_json() for k, m in small.items()}}
 
 
 def _hostile() -> dict:
@@ -31,6 +36,7 @@ def _hostile() -> dict:
         "warnings": [EVIL, "javascript:document.title='owned'"],
         "load": ["ComfyUI: " + "y" * 2000],
         "dropped": [EVIL],
+        "maps": [*(each.to_json() for each in Casa.maps), LayerMap(EVIL, EVIL, EVIL, EVIL, EVIL).to_json()],
         "layers": [_layer(at, name) for at, name in enumerate(names)],
     }
 
@@ -87,6 +93,11 @@ def test_a_row_opens_its_own_figures(browser, page):
         browser.ask("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
     text = browser.run(OPENED.format("document.querySelector('.panel').innerText"))
     assert f"blocks.0.{EVIL} among all layers" in text
+    assert "The drift. " in text
+    assert browser.run("[...document.querySelectorAll('.panel svg')].every(each => each.ariaLabel.length > 20)")
+    assert (
+        browser.run("document.querySelectorAll('.panel svg[aria-label^=\"The drift. Map of 16 by 16\"]').length") == 1
+    )
     assert browser.run("document.querySelectorAll('.panel img, .panel script').length") == 0
     _sort(browser, "update")
     _sort(browser, "update")
@@ -106,6 +117,12 @@ def test_nothing_runs_is_loaded_or_runs_over(browser, page, width, dark):
     assert browser.run("getComputedStyle(document.body).backgroundColor") == (
         "rgb(20, 22, 26)" if dark else "rgb(255, 255, 255)"
     )
+    browser.run("document.querySelector('.layers tbody button').click()")
+    drawn = browser.run(OPENED.format("document.querySelectorAll('.panel figure').length"))
+    assert drawn == 4  # its place, two maps, its line of blocks
+    seen = "[...document.querySelectorAll('.panel figure')].every(each => each.getBoundingClientRect().right <= {})"
+    assert browser.run(seen.format(width))
+    assert "owned" not in browser.run("document.title").split("/tmp/")[0]
     assert browser.complaints() == []
     assert browser.fetched() == []
 

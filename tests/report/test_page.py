@@ -1,12 +1,10 @@
 """The page: well-formed, self-contained, escaped, and right about what it is given."""
 
 import base64
-import gzip
 import hashlib
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
@@ -14,31 +12,7 @@ from PIL import Image
 
 from loraport.errors import FileError
 from loraport.report import Comparison, Curve, Measure, Row, Score, Words, read_run, render_page, write_page
-
-VOID = {"br", "hr", "img", "input", "meta", "link", "col"}
-
-
-class Checker(HTMLParser):
-    """Fails on tags that do not nest; collects ids of what a browser would fetch, and the text."""
-
-    def __init__(self):
-        super().__init__()
-        self.open, self.fetched, self.text, self.tags = [], [], [], []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        if tag not in VOID:
-            self.open.append(tag)
-        self.fetched += [value for name, value in attrs if name in {"src", "href", "srcset", "data", "action"}]
-        style = dict(attrs).get("style") or ""
-        self.fetched += [part.split(")")[0] for part in style.split("url(")[1:]]
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] not in {"style", "script"}:
-            self.text.append(data)
+from opened_pages import Checker, unpacked
 
 
 def _check(page):
@@ -143,13 +117,9 @@ def test_a_page_allows_its_own_script_and_nothing_else():
     assert not re.search(r"<[^>]* on[a-z]+=", page)
 
 
-def _unpacked(page):
-    return [gzip.decompress(base64.b64decode(each)).decode() for each in re.findall(r'data-figures="([^"]+)"', page)]
-
-
 def test_rows_hold_their_own_figures():
     layers = [_layer("blocks.0.a", drift_undone=0.1), _layer("blocks.1.<b>", drift_undone=0.9)]
-    first, second = _unpacked(render_page({**REPORT, "layers": layers}))
+    first, second = unpacked(render_page({**REPORT, "layers": layers}))
     assert "<span>0.1</span>" in first
     assert "<span>0.9</span>" in second
     assert "blocks.1.&lt;b&gt; among all layers" in second
@@ -226,8 +196,8 @@ def test_large_models_stay_readable():
     ]
     page = render_page({**REPORT, "layers": layers})
     _check(page)
-    assert len(_unpacked(page)) == 160
-    assert "ffn.2 from block to block" in _unpacked(page)[-1]
+    assert len(unpacked(page)) == 160
+    assert "ffn.2 from block to block" in unpacked(page)[-1]
     assert len(page) < 500_000
 
 

@@ -12,9 +12,11 @@ from loraport.engine.results import (
     TransferReport,
     energy_kept_in_total,
     layer_columns,
+    layer_maps,
 )
 from loraport.engine.target import known_target, target_usage, used_together, used_with
 from loraport.engine.worker import LayerResult
+from loraport.methods.maps import LayerMap
 
 
 def make_report(
@@ -64,12 +66,18 @@ def make_report(
         load=() if path is None else _how_to_load(path, plan, summary),
         warnings=tuple(warnings),
         inputs=tuple(inputs_of(plan, input_digests(results))),
+        maps=tuple(each for each in plan_maps(plan) if any(each.key in layer.maps for layer in layers)),
     )
 
 
 def plan_columns(plan: TransferPlan) -> tuple[Column, ...]:
     """What the figures of the layers will mean."""
     return layer_columns(dict.fromkeys(job.method for job in plan.jobs))
+
+
+def plan_maps(plan: TransferPlan) -> tuple[LayerMap, ...]:
+    """What the maps of the layers will show."""
+    return layer_maps(dict.fromkeys(job.method for job in plan.jobs))
 
 
 def _has(layer: LayerReport, key: str) -> bool:

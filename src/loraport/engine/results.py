@@ -1,11 +1,13 @@
 """What a run reports: one `LayerReport` a layer, gathered in a `TransferReport`."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraport.engine.small_maps import SmallMap
 from loraport.methods.columns import Column
+from loraport.methods.maps import LayerMap
 
 Stat = float | int | str | bool
 
@@ -40,6 +42,16 @@ def layer_columns(methods: Iterable[str]) -> tuple[Column, ...]:
     return tuple(found.values())
 
 
+def layer_maps(methods: Iterable[str]) -> tuple[LayerMap, ...]:
+    """What these methods can draw of a layer, each key once."""
+    from loraport.methods import registry
+
+    found: dict[str, LayerMap] = {}
+    for name in methods:
+        found |= {each.key: each for each in registry.get(name).maps if each.key not in found}
+    return tuple(found.values())
+
+
 @dataclass(frozen=True)
 class LayerReport:
     """One layer of the output, in numbers.
@@ -56,6 +68,8 @@ class LayerReport:
         seconds: time spent.
         cached: taken from an earlier run.
         device: where it was computed, by this run or the earlier one; the CPU where a GPU ran out of memory.
+        maps: what the method can draw of the layer; `layer_maps` says what each of them shows. None of a layer that
+            was kept by an earlier version of the program.
     """
 
     name: str
@@ -68,10 +82,12 @@ class LayerReport:
     seconds: float
     cached: bool
     device: str = "cpu"
+    maps: dict[str, SmallMap] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return asdict(self) | {"shape": list(self.shape)}
+        maps = {key: each.to_json() for key, each in self.maps.items()}
+        return asdict(self) | {"shape": list(self.shape), "maps": maps}
 
 
 @dataclass(frozen=True)
@@ -228,6 +244,7 @@ class TransferReport:
         output: the file written, or None when the run was asked to write nothing.
         summary: totals and settings.
         columns: what the figures of the layers mean, as far as any layer has them.
+        maps: what the maps of the layers show, likewise.
         layers: one report a transferred layer, in the order of the model.
         passthrough: keys taken over unchanged.
         dropped: keys left out, by request or by `allow_partial`.
@@ -245,6 +262,7 @@ class TransferReport:
     load: tuple[str, ...]
     warnings: tuple[str, ...]
     inputs: tuple[InputFile, ...] = ()
+    maps: tuple[LayerMap, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -254,6 +272,7 @@ class TransferReport:
             "inputs": [asdict(each) for each in self.inputs],
             "summary": self.summary.to_json(),
             "columns": [asdict(column) for column in self.columns],
+            "maps": [each.to_json() for each in self.maps],
             "layers": [layer.to_json() for layer in self.layers],
             "passthrough": list(self.passthrough),
             "dropped": list(self.dropped),

@@ -28,7 +28,7 @@ from loraport.engine.plan import TransferPlan, cached_bytes, layers_to_keep, sam
 from loraport.engine.rates import rates_of
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
-from loraport.engine.reporting import make_report, plan_columns
+from loraport.engine.reporting import make_report, plan_columns, plan_maps
 from loraport.engine.results import SCHEMA, TransferReport
 from loraport.engine.target import twins
 from loraport.engine.worker import LayerResult, Worker
@@ -316,6 +316,6 @@ def open_log(path: Path | None, plan: TransferPlan, options: RunOptions) -> RunL
     if place is None:
         return None
     log = RunLog(place)
-    columns = [asdict(column) for column in plan_columns(plan)]
-    log.append({"event": "started", "schema": SCHEMA, "version": __version__, "columns": columns})
+    columns, maps = [asdict(column) for column in plan_columns(plan)], [each.to_json() for each in plan_maps(plan)]
+    log.append({"event": "started", "schema": SCHEMA, "version": __version__, "columns": columns, "maps": maps})
     return log

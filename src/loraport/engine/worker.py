@@ -30,6 +30,7 @@ from loraport.engine.layer_cache import Found, LayerCache
 from loraport.engine.reading import InputReader
 from loraport.engine.results import LayerReport
 from loraport.engine.rounding import MOSTLY, rounding_share
+from loraport.engine.small_maps import SmallMap, packed_maps
 from loraport.errors import NumericalError
 from loraport.methods import registry
 from loraport.methods.base import Params, TransferMethod
@@ -159,10 +160,15 @@ class Worker:
         kept = brought.kept
         if kept is not None:
             facts = {"device": "unknown"} | json.loads(kept.meta["report"])
+            maps = SmallMap.read_all(json.loads(kept.meta.get("maps", "{}")))
             update = LowRank(kept["B"], kept["A"])
         else:
-            update, facts = self._compute(job, brought, device)
-            self.store.put("result", brought.key, {"B": update.B, "A": update.A}, {"report": json.dumps(facts)})
+            update, facts, maps = self._compute(job, brought, device)
+            told = {
+                "report": json.dumps(facts),
+                "maps": json.dumps({key: each.to_json() for key, each in maps.items()}),
+            }
+            self.store.put("result", brought.key, {"B": update.B, "A": update.A}, told)
         report = LayerReport(
             name=job.name,
             shape=job.shape,
@@ -170,17 +176,20 @@ class Worker:
             rank_in=job.update.rank,
             seconds=time.perf_counter() - began,
             cached=kept is not None,
+            maps=maps,
             **facts,
         )
         said = tuple(problem.message for problem in self.store.take_problems())
         return LayerResult(update, report, brought.digests, said)
 
-    def _compute(self, job: LayerJob, brought: Brought, device: torch.device) -> tuple[LowRank, dict[str, Any]]:
+    def _compute(
+        self, job: LayerJob, brought: Brought, device: torch.device
+    ) -> tuple[LowRank, dict[str, Any], dict[str, SmallMap]]:
         method, params = registry.resolve(job.method, job.params)
         given = brought.given
         assert given is not None, "an update that is needed was not read"
         if given.norm() == 0.0:
-            return _untouched(job, given, device)
+            return *_untouched(job, given, device), {}
         layer = self._matrices(job, method, params, brought, device, given)
         given, stats = layer.inputs.update, _relative_norms(job, layer)
         output = method.transfer(layer.inputs, params)
@@ -193,7 +202,7 @@ class Worker:
         stats |= output.stats
         stats["exact_norm"] = exact.norm()
         facts = {"rank_out": small.rank, "energy_kept": small.energy_kept, "stats": stats, "device": str(device)}
-        return LowRank(update.B.cpu(), update.A.cpu()), facts
+        return LowRank(update.B.cpu(), update.A.cpu()), facts, packed_maps(output.maps)
 
     def _matrices(
         self,

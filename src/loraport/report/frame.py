@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 SENTENCES = ("help", "nulls")  # columns whose texts are broken into lines
 BUDGET = 4_300_000  # bytes of all layers' own figures
+WHOLE = 4_950_000  # bytes of a page with a table of layers, if leaving out figures makes it so
 SAMPLE = 20  # layers by whose figures the size of all is guessed
 LONG = 2000  # characters of one text; file names and headers may be of any length
 MEASURED_ON = "What the thresholds were measured on"
@@ -182,6 +183,18 @@ def write(output: str | Path, page: Page) -> Path:
 
 def render(page: Page) -> str:
     """The page as HTML."""
+    if page.layers is None:
+        return _filled(page, None)
+    drawn = [() if page.layers.figures is None else page.layers.figures(row) for row in page.layers.table.rows]
+    rows = _rows(page.layers, drawn, BUDGET)
+    found = _filled(page, rows)
+    over = len(found.encode(errors="replace")) - WHOLE
+    if over <= 0 or not rows["opens"]:
+        return found
+    return _filled(page, _rows(page.layers, drawn, rows["packed"] - over))
+
+
+def _filled(page: Page, layers: dict[str, Any] | None) -> str:
     from markupsafe import Markup
 
     engine, side = _engine(), page.side_by_side
@@ -191,8 +204,8 @@ def render(page: Page) -> str:
         page=page,
         clips=None if page.comparison is None else shown(page.comparison),
         scenes=None if side is None else scenes.shown(side),
-        tables=[(title, look, _rows(Layers(table))) for title, look, table in page.tables],
-        layers=None if page.layers is None else _rows(page.layers),
+        tables=[(title, look, _rows(Layers(table), [()] * len(table.rows))) for title, look, table in page.tables],
+        layers=layers,
         digest=digest,
         version=__version__,
         css=Markup(
@@ -223,11 +236,10 @@ def _seen(character: str) -> str:
     return f"⟨U+{ord(character):04X}⟩" if hidden else character
 
 
-def _rows(layers: Layers) -> dict[str, Any]:
-    """The table as the template writes it: a row's cells, and its figures packed."""
+def _rows(layers: Layers, drawn: Sequence[Sequence[Figure]], budget: int = 0) -> dict[str, Any]:
+    """The table as the template writes it: a row's cells, and its figures packed into so many bytes for all rows."""
     table = layers.table
-    drawn = [() if layers.figures is None else layers.figures(row) for row in table.rows]
-    packed, left_out = _fitting(drawn)
+    packed, left_out = _fitting(drawn, budget)
     rows = []
     for row, texts, figures in zip(table.rows, table.cells(), packed, strict=True):
         cells = [
@@ -235,24 +247,25 @@ def _rows(layers: Layers) -> dict[str, Any]:
             for column, text in zip(table.columns, texts, strict=True)
         ]
         rows.append({"cells": cells, "figures": figures})
-    return {"columns": table.columns, "rows": rows, "look": layers.look, "opens": any(packed), "left_out": left_out}
+    found = {"columns": table.columns, "rows": rows, "look": layers.look, "opens": any(packed), "left_out": left_out}
+    return found | {"packed": sum(map(len, packed))}
 
 
-def _fitting(drawn: Sequence[Sequence[Figure]]) -> "tuple[list[str | Markup], int]":
+def _fitting(drawn: Sequence[Sequence[Figure]], budget: int) -> "tuple[list[str | Markup], int]":
     """Figures packed, the first so many of each row that all together fit, and how many were left out of a row."""
     most = whole = max(map(len, drawn), default=0)
     sample = drawn[:: max(1, len(drawn) // SAMPLE)]
-    while most > 1 and sum(map(len, _cut(sample, most))) * len(drawn) / len(sample) > BUDGET:
+    while most > 0 and sum(map(len, _cut(sample, most))) * len(drawn) / len(sample) > budget:
         most -= 1
     while True:
         packed = _cut(drawn, most)
-        if most <= 1 or sum(map(len, packed)) <= BUDGET:
+        if most <= 0 or sum(map(len, packed)) <= budget:
             return packed, whole - most
         most -= 1  # the sample had the small ones
 
 
 def _cut(drawn: Sequence[Sequence[Figure]], most: int) -> "list[str | Markup]":
-    return [_packed(figures[:most]) if figures else "" for figures in drawn]
+    return [_packed(figures[:most]) if figures[:most] else "" for figures in drawn]
 
 
 def _packed(figures: Sequence[Figure]) -> "Markup":

@@ -25,6 +25,7 @@ from loraport.report.frame import (
     went_in,
     write,
 )
+from loraport.report.layer_maps import declared, layer_maps
 from loraport.report.tables import Table
 from loraport.report.using import how_to_sample, ways
 from loraport.wording import count, share
@@ -32,7 +33,8 @@ from loraport.wording import count, share
 MAPS = 3
 NO_WORDS = Words()
 DEPTHS: tuple[tuple[str, str, Kind], ...] = (("update_rel", "update of the LoRA", "a"), ("drift_rel", "drift", "b"))
-LAYERS = "One row a layer of the output. Maps from cluster to cluster inside a layer are drawn by loraport analyze."
+LAYERS = "One row a layer of the output. Spectra, rotations and null models of the pair are drawn by loraport analyze."
+NO_MAPS = "the method draws none, the update is zero, or an earlier version of the program left it in the cache"
 LOOKS = {
     "energy_kept": "Faint layers lose something to the rank; a larger --rank keeps it.",
     "cosine": "Faint layers point elsewhere than the input's update: there the method changed most.",
@@ -81,7 +83,7 @@ def _page(report: Mapping[str, Any], comparison: Comparison | None, words: Words
         done=tuple(_done(facts)),
         listings=(*_listings(report), *_rests_on(expected)),
         figures=tuple(_figures(table)),
-        layers=Layers(table, _own(table), LAYERS),
+        layers=_layers(report, table),
         facts=tuple(Fact(row["setting"], row["value"]) for row in tables.summary_table(report).rows),
     )
     return page if chosen is None else calibration.add(page, chosen)
@@ -208,9 +210,20 @@ def _map(table: Table, column: Column) -> Figure:
     return Figure(column.title[:1].upper() + column.title[1:], look, drawing)
 
 
-def _own(table: Table) -> Callable[[Mapping[str, Any]], Sequence[Figure]]:
-    place, along = among("{} among all layers", table), _along(table)
-    return lambda row: [figure for figure in (place(row), along(row)) if figure is not None]
+def _layers(report: Mapping[str, Any], table: Table) -> Layers:
+    """The table, of which a row opens the layer's place among all, its maps, and its place along its type."""
+    place, along, shown = among("{} among all layers", table), _along(table), declared(report)
+    maps = {layer["name"]: layer_maps(shown, layer) for layer in report.get("layers", ())}
+
+    def own(row: Mapping[str, Any]) -> Sequence[Figure]:
+        return [each for each in (place(row), *maps[row["name"]], along(row)) if each is not None]
+
+    without = sum(not each for each in maps.values())
+    if not without:
+        return Layers(table, own, LAYERS)
+    some = f"{without} of {len(maps)} layers have no maps of their own here"
+    which = "No layer has maps of its own here" if without == len(maps) else some
+    return Layers(table, own, f"{LAYERS} {which}: {NO_MAPS}.")
 
 
 def _along(table: Table) -> Callable[[Mapping[str, Any]], Figure | None]:

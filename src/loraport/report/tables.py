@@ -140,7 +140,7 @@ def written(key: str, value: Any) -> str:
 
 
 def _flat(layer: Mapping[str, Any]) -> dict[str, Any]:
-    row = {key: value for key, value in layer.items() if key != "stats"}
+    row = {key: value for key, value in layer.items() if key not in ("stats", "maps")}
     if "shape" in row:
         row["shape"] = " × ".join(str(size) for size in row["shape"])
     return {**row, **layer.get("stats", {})}
