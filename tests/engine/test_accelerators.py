@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from loraport.core.thin_svd import thin_svd
-from loraport.engine import accelerators
+from loraport.engine import accelerators, measuring
 from loraport.engine.accelerators import (
     full_precision,
     is_out_of_memory,
@@ -16,6 +16,7 @@ from loraport.engine.accelerators import (
     usable_bytes,
     with_the_cpu_behind,
 )
+from loraport.engine.rates import rates_of
 from loraport.errors import NumericalError, UsageError
 from pretended_device import DEVICE, pretended_device
 
@@ -159,6 +160,21 @@ def test_a_card_that_this_torch_is_not_built_for_is_said(monkeypatch):
     monkeypatch.setattr(torch.linalg, "eigh", refuse)
     with pytest.raises(UsageError, match="no kernel image"):
         accelerators.warm_up("cuda:0")
+
+
+def test_a_device_that_cannot_be_measured_is_reckoned_as_the_cpu(tmp_path, monkeypatch):
+    real = measuring.measure
+
+    def measure(device, root):
+        if device != "cpu":
+            raise RuntimeError("CUDA out of memory")
+        return real(device, root)
+
+    monkeypatch.setattr(measuring, "measure", measure)
+    monkeypatch.setattr(accelerators, "survey", lambda: (["a card"], 1))
+    monkeypatch.setattr(accelerators, "name_of", lambda device: "a card")
+    assert rates_of("cuda:0", tmp_path) == rates_of("cpu", tmp_path)
+    assert len(list((tmp_path / "machine").iterdir())) == 1  # nothing is remembered of the card
 
 
 def test_what_torch_keeps_for_later_is_there_to_be_used(monkeypatch):

@@ -3,6 +3,8 @@
 Tensors of a pretended device are counted; what its libraries take for themselves is not.
 """
 
+import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import bench_layer
 import loraport.containers.tensors
 import loraport.core.operator
 from loraport.engine import accelerators
+from loraport.engine.ahead import Ahead
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
 from loraport.engine.plan import make_plan
@@ -98,6 +101,19 @@ def test_a_layer_that_finds_no_room_is_computed_on_the_cpu(tmp_path, monkeypatch
     assert memory.peak > 4 * 96 * 64
     assert memory.now == 0
     assert torch.equal(found.update.B, alone.update.B)
+
+
+def test_one_process_of_several_keeps_nothing_of_a_device_for_later(tmp_path, monkeypatch):
+    job, worker = _job(tmp_path, 96, 64)
+    released: list[str] = []
+    monkeypatch.setattr("loraport.engine.worker.release_memory", released.append)
+    other = pickle.loads(pickle.dumps(worker))
+    with pretended_device():
+        other(job, Slot("meta", 1, 10**9))
+    assert released == ["meta"]
+    with pretended_device(), Ahead([job], worker.bring, lambda job: 1, 10, 1) as ahead:
+        replace(worker, ahead=ahead)(job, Slot("meta", 1, 10**9))
+    assert released == ["meta"]
 
 
 @pytest.mark.parametrize("side", ["source", "target"])

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from loraport.containers.tensors import open_tensors, read_float_with_digest
+from loraport.engine.accelerators import full_precision
 from loraport.engine.rates import Rates
 from loraport.errors import FileError
 from loraport.store.store import Store
@@ -25,7 +26,7 @@ _FILE = 32_000_000  # bytes
 def measure(device: str, root: Path | None) -> Rates:
     """Measure now. The files that this takes are in the cache folder for as long as it lasts, or in the system's."""
     clock = time.thread_time if device == "cpu" else time.perf_counter
-    with threads_of_torch(1):
+    with threads_of_torch(1), full_precision:
         products = 2 * _PRODUCT**3 / _fastest(_product(device), clock)
         decompositions = 9 * _EIGENPROBLEM**3 / _fastest(_eigenproblem(device), clock)
         passes = 3 * 4 * _SWEEP / _fastest(_sweep(device), clock)

@@ -58,7 +58,12 @@ def rates_of(device: str, root: Path | None) -> Rates:
             return Rates(**json.loads(path.read_bytes()))
     from loraport.engine.measuring import measure  # brings torch along
 
-    found = measure(device, root)
+    try:
+        found = measure(device, root)
+    except RuntimeError:  # the device has no room or does not work, which whoever computes there will say
+        if device == "cpu":
+            raise
+        return rates_of("cpu", root)
     if path is not None:
         with contextlib.suppress(OSError, FileError):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ import torch
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Blend, Operator
 from loraport.core.truncation import Truncation, truncated_svd
-from loraport.engine.accelerators import bound, with_the_cpu_behind
+from loraport.engine.accelerators import bound, release_memory, with_the_cpu_behind
 from loraport.engine.ahead import Ahead
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
@@ -119,6 +119,8 @@ class Worker:
             result, taken_over = with_the_cpu_behind(partial(self._run, job, brought), slot.device, let_go)
         finally:
             self.reader.drop(references(job).values())
+            if self.ahead is None:  # one process of several, and the others may be short of what torch keeps for later
+                release_memory(slot.device)
         if not taken_over:
             return result
         said = (
