@@ -3,7 +3,7 @@
 It refuses what an accelerator refuses (operands on two devices), and counts what makes the program wait for one: a
 value that Python asks for, a result whose size depends on values, a copy from or to the CPU. It also counts the bytes
 of its tensors, and may have room for so many only. The device is called "meta", which is the one name that torch knows
-without hardware or a library.
+without hardware or a library; or "cuda:0" (`pretended_cuda`), where that makes a difference.
 """
 
 import weakref
@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_flatten, tree_map
 
-DEVICE = torch.device("meta")
+DEVICE, CUDA = torch.device("meta"), torch.device("cuda:0")
+_NAMES = (CUDA, str(CUDA))
 _WAITS = {"_local_scalar_dense", "nonzero", "equal", "_unique2", "is_nonzero", "masked_select", "bincount"}
 _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 _COPIES = {"_to_copy", "copy_"}
@@ -62,13 +63,38 @@ class Pretended(Tensor):
     there: Tensor
 
     @staticmethod
-    def __new__(cls, there: Tensor) -> "Pretended":
+    def __new__(cls, there: Tensor, device: torch.device = DEVICE) -> "Pretended":
         made = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, there.shape, strides=there.stride(), storage_offset=there.storage_offset(), dtype=there.dtype,
-            device=DEVICE,
+            device=device,
         )  # fmt: skip
         made.there = there
         return made
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """On CUDA by way of twins called "meta": torch would ask for the library of CUDA before it comes to us."""
+        kwargs = kwargs or {}
+        with torch._C.DisableTorchFunctionSubclass():
+            own = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Pretended)]
+            if func.__name__ == "__get__" or all(one.device == DEVICE for one in own):
+                return func(*args, **kwargs)
+            twins = {id(one): Pretended(one.there) for one in own}
+            back = {id(twin): one for one in own for twin in [twins[id(one)]]}
+
+            def there(one: Any) -> Any:
+                return twins.get(id(one), DEVICE if isinstance(one, torch.device | str) and one in _NAMES else one)
+
+            def here(one: Any) -> Any:
+                if not isinstance(one, Pretended) or id(one) in back:
+                    return back.get(id(one), one)
+                made = Pretended(one.there, CUDA)
+                mode = _get_current_dispatch_mode()
+                if isinstance(mode, _Device):
+                    mode.memory.take(made, func.__name__)
+                return made
+
+            return tree_map(here, func(*tree_map(there, args), **tree_map(there, kwargs)))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -103,8 +129,10 @@ class _Device(TorchDispatchMode):
             if name in _INDEXED and any(isinstance(one, Tensor) and not isinstance(one, Pretended) for one in args[1]):
                 self.waits["copy"] += 1
         on_device = _kind(wanted, tensors[0] if tensors else None) is Pretended
+        device = here[0].device if here else DEVICE
         if wanted is not None:
-            kwargs["device"] = torch.device("cpu")
+            device, kwargs["device"] = torch.device(wanted), torch.device("cpu")
+        kwargs.pop("driver", None)
         args, kwargs = tree_map(_behind, args), tree_map(_behind, kwargs)
         if here and self.watch is not None:
             self.watch(name, args, kwargs)
@@ -118,7 +146,7 @@ class _Device(TorchDispatchMode):
                 return one
             if id(one) in written:
                 return written[id(one)]
-            made = Pretended(one)
+            made = Pretended(one, device)
             self.memory.take(made, name)
             return made
 
@@ -128,7 +156,7 @@ class _Device(TorchDispatchMode):
 def _kind(wanted: Any, tensor: Tensor | None) -> type[Tensor]:
     """Where a result is: as asked for, else where the first tensor is."""
     if wanted is not None:
-        return Pretended if torch.device(wanted) == DEVICE else Tensor
+        return Pretended if torch.device(wanted) in (DEVICE, CUDA) else Tensor
     return Pretended if isinstance(tensor, Pretended) else Tensor
 
 
@@ -150,3 +178,37 @@ def pretended_device(watch: Watch | None = None, memory: Memory | None = None) -
     """
     with _Device(watch, memory) as device:
         yield device.waits
+
+
+class _Stream:
+    def __init__(self, log: Counter[str]) -> None:
+        self._log = log
+
+    def synchronize(self) -> None:
+        self._log["synchronize"] += 1
+
+
+@contextmanager
+def pretended_cuda(monkeypatch: Any, memory: Memory | None = None) -> Iterator[Counter[str]]:
+    """A machine with one CUDA device, `cuda:0`, for this thread; yields how often torch was asked for what."""
+    asked: Counter[str] = Counter()
+
+    def say(name: str, answer: Any) -> None:
+        def answered(*given: Any, **more: Any) -> Any:
+            asked[name] += 1
+            return answer
+
+        monkeypatch.setattr(torch.cuda, name, answered)
+
+    for name in ("_lazy_init", "synchronize", "set_per_process_memory_fraction", "empty_cache"):
+        say(name, None)
+    for name in ("memory_reserved", "memory_allocated"):
+        say(name, 0)
+    say("is_available", True)
+    say("is_initialized", True)
+    say("device_count", 1)
+    say("get_device_name", "a pretended card")
+    say("mem_get_info", (10**10, 10**10))
+    say("current_stream", _Stream(asked))
+    with _Device(None, memory):
+        yield asked

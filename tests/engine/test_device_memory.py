@@ -4,12 +4,13 @@ Tensors of a pretended device are counted; what its libraries take for themselve
 """
 
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import bench_layer
 import loraport.containers.tensors
@@ -20,11 +21,11 @@ from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe, RunOptions
-from loraport.engine.run import open_cache
+from loraport.engine.run import open_cache, run
 from loraport.engine.worker import LayerResult, Worker
 from loraport.errors import NumericalError
 from loraport.methods.casa import arbitration, clusters
-from pretended_device import DEVICE, Memory, pretended_device
+from pretended_device import DEVICE, Memory, pretended_cuda, pretended_device
 from steps import bytes_on_a_card
 
 RANK = 8
@@ -51,10 +52,14 @@ def _job(folder: Path, m: int, n: int, **settings: str) -> tuple[LayerJob, Worke
     save_file({"layer.weight": (W + drift).bfloat16()} | other, folder / "target.safetensors")
     factors = {"transformer.layer.lora_A.weight": update.A, "transformer.layer.lora_B.weight": update.B}
     save_file({key: factor.contiguous() for key, factor in factors.items()}, folder / "lora.safetensors")
-    files = {role: str(folder / f"{role}.safetensors") for role in ("lora", "source", "target")}
-    plan = make_plan(Recipe.build(files | {"method": "casa", "architecture": "any", "dtype": "float32"} | settings))
+    settings = {"method": "casa", "architecture": "any", "dtype": "float32"} | settings
+    plan = make_plan(Recipe.build(_files(folder) | settings))
     store, reader = open_cache(plan.identities, RunOptions(cache="off"), lambda message: None)
     return plan.jobs[0], Worker(store, reader)
+
+
+def _files(folder: Path) -> dict[str, str]:
+    return {role: str(folder / f"{role}.safetensors") for role in ("lora", "source", "target")}
 
 
 def _on_the_device(job: LayerJob, worker: Worker, memory: Memory) -> LayerResult:
@@ -103,6 +108,29 @@ def test_a_layer_that_finds_no_room_is_computed_on_the_cpu(tmp_path, monkeypatch
     assert torch.equal(found.update.B, alone.update.B)
 
 
+def test_a_whole_run_on_a_card(tmp_path, monkeypatch):
+    """By its name, so that what is done for CUDA alone is done: a first LoRA, a further one, one without room."""
+    _job(tmp_path, 256, 160)
+    plan = make_plan(Recipe.build(_files(tmp_path) | {"method": "casa", "architecture": "any", "dtype": "float32"}))
+    out, cache = tmp_path / "out.safetensors", tmp_path / "cache"
+    options = RunOptions(cache=str(cache), log="off", executor="serial", overwrite=True, device="cuda:0")
+    run(plan, out, options.model_copy(update={"device": "cpu", "cache": "off"}))
+    alone, found = load_file(out), []
+    monkeypatch.setattr(accelerators, "_turns", {})
+    for memory, more in ((Memory(), {}), (Memory(), {"max_memory": 10**9}), (Memory(room=400_000), {"cache": "off"})):
+        with pretended_cuda(monkeypatch, memory) as asked:
+            report = run(plan, out, options.model_copy(update=more))
+        (layer,), said = report.layers, any("ran out of memory" in text for text in report.warnings)
+        found.append((layer.device, layer.stats["svd_driver"], asked["synchronize"] > 1, said))
+        bounds = ["max_memory" in more, asked["set_per_process_memory_fraction"] == 2]
+        assert bounds[0] == bounds[1]
+        assert memory.now == 0
+        for key, factor in load_file(out).items():
+            assert torch.allclose(factor, alone[key], atol=1e-5)
+        shutil.rmtree(cache / "result", ignore_errors=True)
+    assert found == [("cuda:0", "gram", True, False), ("cuda:0", "gram", False, False), ("cpu", "gram", False, True)]
+
+
 def test_one_process_of_several_keeps_nothing_of_a_device_for_later(tmp_path, monkeypatch):
     job, worker = _job(tmp_path, 96, 64)
     released: list[str] = []
@@ -124,8 +152,7 @@ def test_what_is_not_finite_is_said_by_its_place(side, method, tmp_path):
         weight = torch.ones(96, 64)
         weight[77, 5] = torch.nan if role == side else 1.0
         save_file({"layer.weight": weight, "other.weight": torch.ones(8, 8)}, tmp_path / f"{role}.safetensors")
-    files = {role: str(tmp_path / f"{role}.safetensors") for role in ("lora", "source", "target")}
-    plan = make_plan(Recipe.build(files | {"method": method, "architecture": "any"}))
+    plan = make_plan(Recipe.build(_files(tmp_path) | {"method": method, "architecture": "any"}))
     for device in (DEVICE, torch.device("cpu")):
         store, reader = open_cache(plan.identities, RunOptions(cache="off"), lambda message: None)
         worker = Worker(store, reader)
