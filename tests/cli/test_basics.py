@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from loraport.cli import guard, text
 from loraport.cli.console import Console
+from loraport.cli.later import Later, loaded
 from loraport.cli.main import app
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.settings import parse_size
@@ -93,6 +95,12 @@ def test_every_command_is_listed_and_explains_itself_with_an_example(command: st
     page = invoke(command, "--help")
     assert page.exit_code == 0
     assert f"loraport {command}" in page.output.split("╰")[-1], "the epilog has no example"
+
+
+@pytest.mark.parametrize("command", get_command(app).commands.values(), ids=lambda command: command.name)
+def test_what_the_list_says_of_a_command_is_what_it_says_of_itself(command: Later) -> None:
+    said = loaded(command.name).help.partition("\n\n")[0]
+    assert command.help == " ".join(said.split())
 
 
 @pytest.mark.parametrize("command", ["transfer", "plan"])

@@ -15,6 +15,7 @@ from loraport.settings import parse_size
 
 app = typer.Typer(
     help="The kept work of earlier runs: decompositions of source models, and finished layers.",
+    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
     epilog="""How much is kept, and at most 10 GB of it from now on:

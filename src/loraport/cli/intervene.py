@@ -26,7 +26,10 @@ Its strongest part twice as strong:
     loraport intervene amplify-head --source Wan2.1-T2V-1.3B/ --target fast.safetensors -o stronger.safetensors"""
 
 app = typer.Typer(
-    cls=Commands, help="Write a target with a part of its drift taken away, or made stronger.", epilog=EXAMPLE
+    cls=Commands,
+    help="Write a target with a part of its drift taken away, or made stronger.",
+    epilog=EXAMPLE,
+    add_completion=False,
 )
 
 _CHOICE = Recipe.part("source", "target", "nested_source", "nested_target", "architecture", "expert")

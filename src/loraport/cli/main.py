@@ -4,28 +4,8 @@ from typing import Annotated
 
 import typer
 
-from loraport.cli import (
-    analyze,
-    cache,
-    calibrate,
-    check,
-    compare,
-    convert,
-    demo,
-    evaluate,
-    extract,
-    inspect,
-    intervene,
-    merge,
-    methods,
-    plan,
-    probe,
-    resize,
-    sweep,
-    transfer,
-    verify,
-)
 from loraport.cli.guard import Commands
+from loraport.cli.later import Later
 
 _EXAMPLE = """First time? Watch the whole story on small bundled models, offline:
 
@@ -69,33 +49,38 @@ def _top(
     pass
 
 
-_JOB, _FILES, _MORE = "The job", "Files", "More"
-_JOBS = (
-    (transfer, _JOB),
-    (check, _JOB),
-    (calibrate, _JOB),
-    (plan, _JOB),
-    (sweep, _JOB),
-    (analyze, _JOB),
-    (compare, _JOB),
-    (probe, _JOB),
-)
-for module, panel in (
-    *_JOBS,
-    (inspect, _FILES),
-    (convert, _FILES),
-    (resize, _FILES),
-    (extract, _FILES),
-    (merge, _FILES),
-    (verify, _FILES),
-):
-    name = module.__name__.rpartition(".")[2]
-    app.command(name, epilog=module.EXAMPLE, rich_help_panel=panel)(getattr(module, name))
-app.command("methods", epilog=methods.EXAMPLE, rich_help_panel=_MORE)(methods.methods)
-app.command("demo", epilog=demo.EXAMPLE, rich_help_panel=_MORE)(demo.demo)
-app.command("evaluate", epilog=evaluate.EXAMPLE, rich_help_panel=_MORE)(evaluate.evaluate)
-app.add_typer(intervene.app, name="intervene", rich_help_panel=_MORE)
-app.add_typer(cache.app, name="cache", rich_help_panel=_MORE)
+# What each says of itself in its first paragraph, so that this list needs none of them loaded.
+_JOB = {
+    "transfer": "Carry LoRAs over from the model they were trained on to its distilled variant, or to any other of its "
+    "family.",
+    "check": "Say whether a LoRA works on a model: use as is, use at a strength, convert, or cannot help, and why.",
+    "calibrate": "Choose method and strength for a LoRA by running both models on noise. No data, no labels.",
+    "plan": "Say what a transfer would do: coverage, time, memory, disk. Takes the same options, changes nothing.",
+    "sweep": "Carry LoRAs over to several targets with several settings: one job, one folder, one index.",
+    "analyze": "Show what a distillation did to the weights, and what LoRAs do there, beside null models.",
+    "compare": "Make the same clips with the source and the target, with and without the LoRA: one page to look at.",
+    "probe": "Make a LoRA whose only effect is a colour, and measure how much of it the target shows: four renders.",
+}
+_FILES = {
+    "inspect": "Say what files are: model or LoRA, names, ranks, scales, number format, header, and what is odd.",
+    "convert": "Write a LoRA for another program: its keys renamed, its scale put into the factors. Its effect stays "
+    "the same.",
+    "resize": "Write a LoRA at another rank: one for all, by the share that is kept, or what a size of the file is "
+    "worth.",
+    "extract": "Write the difference of two checkpoints as a LoRA, with the changes of biases and norms.",
+    "merge": "Bake LoRAs into a checkpoint: the exact sum, in the checkpoint's own layout and number formats.",
+    "verify": "Check LoRA files: every key known, every number finite, content as the header of a transfer says.",
+}
+_MORE = {
+    "methods": "List the methods and presets, or the settings of one.",
+    "demo": "Carry a bundled LoRA over to a bundled distilled model, and show what it changes in pictures.",
+    "evaluate": "Measure methods on the tiny models: function, quality and motion, with intervals and controls.",
+    "intervene": "Write a target with a part of its drift taken away, or made stronger.",
+    "cache": "The kept work of earlier runs: decompositions of source models, and finished layers.",
+}
+for panel, commands in (("The job", _JOB), ("Files", _FILES), ("More", _MORE)):
+    for name, help in commands.items():
+        app.command(name, cls=Later, help=help, rich_help_panel=panel)(lambda: None)
 
 
 def run() -> None:

@@ -1,0 +1,30 @@
+"""Commands that are loaded when they are called: nobody waits for what the others are made of."""
+
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand
+
+
+class Later(TyperCommand):
+    """Stands for the command, or the group of commands, in the file of its name until it is called."""
+
+    def make_context(  # type: ignore[override]  # what else a context takes, nobody gives, and nothing is swallowed here
+        self, info_name: str | None, args: list[str], parent: Any = None
+    ) -> Any:
+        """The context of the command itself, with the words that are meant for it."""
+        assert self.name is not None
+        return loaded(self.name).make_context(info_name, args, parent=parent)
+
+
+@cache
+def loaded(name: str) -> Any:
+    """The command of a name, made from its file: from the group `app` in it, or the function of that name."""
+    module = import_module(f"loraport.cli.{name}")
+    app = getattr(module, "app", None)
+    if app is None:
+        app = typer.Typer(add_completion=False, rich_markup_mode="rich")
+        app.command(name, epilog=module.EXAMPLE)(getattr(module, name))
+    return typer.main.get_command(app)
