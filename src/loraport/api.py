@@ -10,8 +10,8 @@ from loraport.engine.experts import Experts, outputs_of, recipes_of
 from loraport.engine.experts_plan import ExpertsPlan, make_experts_plan
 from loraport.engine.experts_run import ExpertsReport, run_experts
 from loraport.engine.many import find_loras
+from loraport.engine.many_job import carry_many
 from loraport.engine.many_report import ManyReport
-from loraport.engine.many_run import carry_many
 from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport

@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraport.cli import text
+from loraport.cli.collector import without_collecting
 from loraport.cli.console import Console
 from loraport.cli.flags import Given
-from loraport.cli.outputs import warn_of_name
+from loraport.cli.outputs import warn_of_name, write_beside
 from loraport.containers.names import Expert, named_for
 from loraport.engine.experts import Experts, outputs_of, recipes_of
 from loraport.engine.recipe import Recipe, RunOptions
@@ -60,11 +61,8 @@ def carry_experts(
         LoraportError: as `run_experts`.
     """
     from loraport.cli.progress import Progress
-    from loraport.cli.summary import show_report
-    from loraport.engine.experts_plan import make_experts_plan
-    from loraport.engine.experts_run import check_experts_outputs, run_experts
+    from loraport.engine.experts_plan import check_experts_outputs, make_experts_plan
     from loraport.engine.output import input_files
-    from loraport.report import write_card, write_page
     from loraport.writable import check_apart, check_output
 
     outputs = outputs_of(path)
@@ -77,12 +75,14 @@ def carry_experts(
         for what, file in named:
             check_output(file, inputs, overwrite=options.overwrite, what=what)
         check_apart([*(("output", file) for file in outputs.values()), *named])
+        with without_collecting():
+            from loraport.engine.experts_run import run_experts  # and torch, for which no refusal has waited
         report = run_experts(plan, outputs, options, progress)
+    from loraport.cli.summary import show_report
+
     for expert, one in report.reports.items():
         console.result(f"{expert}-noise expert")
-        write = {"page": write_page, "card": write_card}
-        for what, file in files[expert].items():
-            write[what](file, one.to_json())
+        write_beside(files[expert], one.to_json())
         said = [message.removeprefix(f"{expert} noise: ") for message in progress.warned]
         show_report(one, plan.plans[expert], console, said=said, beside=files[expert], log=None)
     console.result(

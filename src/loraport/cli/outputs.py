@@ -1,7 +1,9 @@
 """Where a command writes, and what is to be said about the name."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from loraport.cli.console import Console
 from loraport.engine.many import output_name
@@ -31,3 +33,17 @@ def warn_of_name(path: Path, console: Console) -> None:
     """Say that programs will overlook the file that was written, if its name is one they overlook."""
     if path.suffix != ".safetensors":
         console.warning(f"{path.name} does not end in .safetensors, and many programs list only such files")
+
+
+def write_beside(beside: Mapping[str, Path], facts: Mapping[str, Any]) -> None:
+    """Write the page and the card about a LoRA, as far as they are asked for. Raises FileError.
+
+    Args:
+        beside: "page", "card" -> where.
+        facts: `TransferReport.to_json()`.
+    """
+    if beside:
+        from loraport.report import write_card, write_page
+
+        for what, file in beside.items():
+            {"page": write_page, "card": write_card}[what](file, facts)

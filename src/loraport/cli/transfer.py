@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from loraport.cli import options, text
+from loraport.cli.collector import without_collecting
 from loraport.cli.console import Console
 from loraport.cli.experts import Pair, carry_experts, pair_of
 from loraport.cli.flags import Given, command
-from loraport.cli.outputs import output_file, warn_of_name
+from loraport.cli.outputs import output_file, warn_of_name, write_beside
 from loraport.engine.experts import Experts, outputs_of
-from loraport.engine.many import EXISTS, Asked, check_skip, find_loras, holds_many
+from loraport.engine.many import EXISTS, Asked, check_options, check_skip, find_loras, holds_many
 from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
 from loraport.errors import Interrupted, LoraportError, UsageError
 from loraport.wording import share
@@ -104,11 +105,8 @@ def _transfer(
 ) -> "TransferReport":
     recipe = given.recipe(lora)
     from loraport.cli.progress import Progress
-    from loraport.cli.summary import show_report
     from loraport.engine.output import check_outputs, input_files, log_path
     from loraport.engine.plan import make_plan
-    from loraport.engine.run import run
-    from loraport.report import write_card, write_page
 
     with Progress(console) as progress:
         plan = make_plan(recipe)
@@ -116,10 +114,12 @@ def _transfer(
         for what, file in beside.items():
             check_output(file, [*input_files(plan), *given.read()], overwrite=run_options.overwrite, what=what)
         check_apart([("output", path), *beside.items()])
+        with without_collecting():
+            from loraport.engine.run import run  # and torch, for which no refusal has waited
         report = run(plan, path, run_options, progress)
-    write = {"page": write_page, "card": write_card}
-    for what, file in beside.items():
-        write[what](file, report.to_json())
+    from loraport.cli.summary import show_report
+
+    write_beside(beside, report.to_json())
     show_report(report, plan, console, said=progress.warned, beside=beside, log=log_path(path, run_options))
     warn_of_name(path, console)
     return report
@@ -136,8 +136,8 @@ def _many(
         raise UsageError(f"a {what} is about one LoRA", values=f"{len(asked)} LoRAs", fix=f"leave out {flags}")
     run_options = given.make(RunOptions)
     from loraport.cli.progress import Progress
+    from loraport.engine.many_job import carry_many
     from loraport.engine.many_report import Outcome
-    from loraport.engine.many_run import carry_many, check_options
 
     check_options(run_options)
     given = Given(given.models, given.values, tuple(each.lora for each in asked), given.file)

@@ -1,19 +1,21 @@
 """The plan of a job on both experts of Wan2.2: those of two transfers, and what is to be said of the two together."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraport.adapters.parse import expert_of_keys, experts_in
 from loraport.adapters.refusals import NO_EXPERT
 from loraport.containers.locate import expert_folders
-from loraport.containers.names import EXPERTS, Expert, expert_named
+from loraport.containers.names import EXPERTS, Expert, expert_named, named_for
 from loraport.engine.experts import Experts
+from loraport.engine.output import check_outputs, input_files, log_path
 from loraport.engine.plan import TransferPlan, make_plan
-from loraport.engine.recipe import Recipe
+from loraport.engine.recipe import Recipe, RunOptions
 from loraport.errors import Interrupted, LoraportError, MismatchError
 from loraport.models.architecture import require_same_size
+from loraport.writable import check_apart
 
 
 def both_are_meant(lora: str, source: str, experts: Experts) -> bool:
@@ -71,6 +73,35 @@ def make_experts_plan(recipes: Mapping[Expert, Recipe]) -> ExpertsPlan:
                 fix=f"give a folder with both experts, or the other one with --{role}-low",
             )
     return ExpertsPlan(plans, tuple(_doubts(plans)))
+
+
+def check_experts_outputs(
+    plan: ExpertsPlan,
+    outputs: Mapping[Expert, Path] | None,
+    options: RunOptions,
+    also: Iterable[tuple[str, Path]] = (),
+) -> None:
+    """Raise FileError where an output or a log would replace an input of either expert, or a file nobody gave up.
+
+    Args:
+        also: further files that the command reads, as (role, path).
+    """
+    inputs = [*also, *(found for one in plan.plans.values() for found in input_files(one))]
+    written = []
+    for expert, one in plan.plans.items():
+        path, settings = None if outputs is None else outputs[expert], options_of(expert, options)
+        check_outputs(path, one, settings, inputs)
+        log = log_path(path, settings)
+        written += [(f"output of the {expert}-noise expert", path)] if path is not None else []
+        written += [(f"run log of the {expert}-noise expert", log)] if log is not None else []
+    check_apart(written)
+
+
+def options_of(expert: Expert, options: RunOptions) -> RunOptions:
+    """The same with a run log of the expert's own."""
+    if options.log in (None, "off"):
+        return options
+    return options.model_copy(update={"log": str(named_for(Path(options.log), expert))})
 
 
 def _without_idle(plan: TransferPlan) -> TransferPlan:

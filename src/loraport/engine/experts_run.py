@@ -6,7 +6,7 @@ resumes.
 """
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -16,15 +16,14 @@ import torch
 from torch import Tensor
 
 from loraport.adapters.render import fill_adapter
-from loraport.containers.names import EXPERTS, Expert, named_for
+from loraport.containers.names import EXPERTS, Expert
 from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import executor_for
-from loraport.engine.experts_plan import ExpertsPlan, naming
+from loraport.engine.experts_plan import ExpertsPlan, check_experts_outputs, naming, options_of
 from loraport.engine.job import LayerJob
 from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship
 from loraport.engine.nearer_expert import OTHER, distances, exchanged, nearer
-from loraport.engine.output import check_outputs, input_files, log_path
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
@@ -33,7 +32,6 @@ from loraport.engine.run import Writer, carried_out
 from loraport.files import atomic_paths
 from loraport.store.digests import DigestMemo
 from loraport.store.store import NullStore
-from loraport.writable import check_apart
 
 DEFAULTS = RunOptions()
 _TARGETS = {"high": "--target", "low": "--target-low"}
@@ -84,7 +82,7 @@ def run_experts(
         LoraportError: as `run`, with the expert named. Neither output is there then, and what stood under their names
             still does.
     """
-    settings = {expert: _options_of(expert, options) for expert in EXPERTS}
+    settings = {expert: options_of(expert, options) for expert in EXPERTS}
     check_experts_outputs(plan, outputs, options)
     executor_for(options)  # refuses a device that is not there
     drift, doubts = _compare(plan)
@@ -111,34 +109,6 @@ def run_experts(
     for report in reports.values():
         on_event(Finished(report))
     return ExpertsReport(reports, drift, (*plan.warnings, *doubts))
-
-
-def check_experts_outputs(
-    plan: ExpertsPlan,
-    outputs: Mapping[Expert, Path] | None,
-    options: RunOptions,
-    also: Iterable[tuple[str, Path]] = (),
-) -> None:
-    """Raise FileError where an output or a log would replace an input of either expert, or a file nobody gave up.
-
-    Args:
-        also: further files that the command reads, as (role, path).
-    """
-    inputs = [*also, *(found for one in plan.plans.values() for found in input_files(one))]
-    written = []
-    for expert, one in plan.plans.items():
-        path, settings = None if outputs is None else outputs[expert], _options_of(expert, options)
-        check_outputs(path, one, settings, inputs)
-        log = log_path(path, settings)
-        written += [(f"output of the {expert}-noise expert", path)] if path is not None else []
-        written += [(f"run log of the {expert}-noise expert", log)] if log is not None else []
-    check_apart(written)
-
-
-def _options_of(expert: Expert, options: RunOptions) -> RunOptions:
-    if options.log in (None, "off"):
-        return options
-    return options.model_copy(update={"log": str(named_for(Path(options.log), expert))})
 
 
 def _writer(temporary: Mapping[Path, Path]) -> Writer:

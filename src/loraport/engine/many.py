@@ -108,6 +108,16 @@ def check_skip(options: RunOptions, *, skip_existing: bool) -> None:
         )
 
 
+def check_options(options: RunOptions) -> None:
+    """Refuse what makes no sense for several outputs. Raises UsageError."""
+    if options.log not in (None, "off"):
+        raise UsageError(
+            "a run log is about one LoRA",
+            values=f"--log {options.log}",
+            fix="leave --log out: each output has a log beside it; --log off writes none",
+        )
+
+
 def _listed(folder: Path, output: Path, recursive: bool, seen: set[str]) -> Iterator[Path]:
     """The LoRAs in a folder. What cannot be listed stands for itself, to be refused where it is opened."""
     try:

@@ -5,7 +5,7 @@ file, ends that one alone. Finished layers wait on the disk beside the outputs u
 that memory holds the layers in work and one output, however many LoRAs there are.
 """
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,73 +18,22 @@ from loraport.engine.gathering import Gathering, Said
 from loraport.engine.held_bases import HeldBases
 from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship
-from loraport.engine.many import EXISTS, Asked, check_skip
-from loraport.engine.many_plan import LayerBatch, ManyPlan, batches_of, make_many_plan
-from loraport.engine.many_report import ManyReport, Outcome
+from loraport.engine.many_plan import LayerBatch, ManyPlan, batches_of
 from loraport.engine.output import check_outputs
 from loraport.engine.overlap import overlapped
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import RunOptions
 from loraport.engine.results import TransferReport
 from loraport.engine.run import layers_kept, open_cache
 from loraport.engine.waiting import waiting
 from loraport.engine.worker import InHand, LayerResult, Worker
-from loraport.errors import LoraportError, UsageError
+from loraport.errors import LoraportError
 from loraport.store.store import Store
 
 DEFAULTS = RunOptions()
 LookedAt = dict[tuple[tuple[TensorRef | None, TensorRef | None, str | None], ...], LoraportError | None]
 """What a look at some weights said, by source, target and the dtype that both are rounded to."""
-
-
-def carry_many(
-    asked: Sequence[Asked],
-    make: Callable[[str], Recipe],
-    folder: Path,
-    options: RunOptions = DEFAULTS,
-    on_event: Listener = ignore,
-    *,
-    skip_existing: bool = False,
-    also: Iterable[tuple[str, Path]] = (),
-) -> ManyReport:
-    """Carry many LoRAs over, as `loraport.transfer_many`.
-
-    Args:
-        asked: of `find_loras`.
-        make: the recipe for a LoRA that is named.
-        folder: where the outputs go.
-        options: how to use the machine.
-        on_event: told about every step, from this thread.
-        skip_existing: leave a LoRA alone whose output is there.
-        also: further files that the command reads, as (role, path): no output may replace one of them.
-
-    Raises:
-        LoraportError: what is wrong with the settings, the machine or the models, and so with every LoRA.
-    """
-    check_options(options)
-    check_skip(options, skip_existing=skip_existing)
-    wanted = {n: each for n, each in enumerate(asked) if not (skip_existing and each.output.exists())}
-    plan = make_many_plan({n: each.lora for n, each in wanted.items()}, make)
-    done = run_many(plan, {n: each.output for n, each in wanted.items()}, folder, options, on_event, also=also)
-    reports = {n: found for n, found in done.items() if isinstance(found, TransferReport)}
-    errors = {n: found for n, found in done.items() if isinstance(found, LoraportError)}
-    return ManyReport(
-        tuple(
-            Outcome(one.lora, one.output, reports.get(n), errors.get(n), None if n in wanted else EXISTS)
-            for n, one in enumerate(asked)
-        )
-    )
-
-
-def check_options(options: RunOptions) -> None:
-    """Refuse what makes no sense for several outputs. Raises UsageError."""
-    if options.log not in (None, "off"):
-        raise UsageError(
-            "a run log is about one LoRA",
-            values=f"--log {options.log}",
-            fix="leave --log out: each output has a log beside it; --log off writes none",
-        )
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,20 @@ Checked before any work, so that nothing is computed for a file that cannot be w
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from loraport.adapters.header import build_metadata, canonical_json
-from loraport.adapters.render import render_adapter
 from loraport.engine.inputs import input_digests
 from loraport.engine.keys import ADDED
 from loraport.engine.plan import TransferPlan
 from loraport.engine.recipe import RunOptions
 from loraport.engine.results import TransferReport
-from loraport.engine.worker import LayerResult
 from loraport.writable import check_apart, check_output, with_settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraport.engine.worker import LayerResult
 
 
 def check_outputs(
@@ -64,9 +64,13 @@ def input_files(plan: TransferPlan) -> Iterator[tuple[str, Path]]:
 
 
 def render_output(
-    plan: TransferPlan, results: list[LayerResult], report: TransferReport
-) -> tuple[dict[str, Tensor], dict[str, str]]:
+    plan: TransferPlan, results: "list[LayerResult]", report: TransferReport
+) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """The output's tensors, at one rank so that no loader mis-scales a layer, and its header."""
+    import torch  # which what is asked before the work has no need of
+
+    from loraport.adapters.render import render_adapter
+
     rank = max(result.update.rank for result in results)
     layers = {result.report.name: result.update.padded(rank) for result in results}
     dtype = getattr(torch, plan.dtype)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from loraport.engine.events import Event, Finished, Listener, ignore
+from loraport.engine.many import check_options
 from loraport.engine.many_plan import ManyPlan, plan_recipes
-from loraport.engine.many_run import check_options, run_many
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport
 from loraport.errors import FileError, LoraportError
@@ -185,10 +185,13 @@ def _carry(
     outputs = {number: cell.output for number, cell in enumerate(cells)}
     index.write()
     try:
-        found = run_many(plan.many, outputs, folder, options, listen, also=read, replaced=begun)
-        for number, outcome in found.items():
-            if isinstance(outcome, LoraportError):
-                fail(number, outcome)
+        if plan.many.plans:
+            from loraport.engine.many_run import run_many  # and torch, for which no refusal has waited
+
+            found = run_many(plan.many, outputs, folder, options, listen, also=read, replaced=begun)
+            for number, outcome in found.items():
+                if isinstance(outcome, LoraportError):
+                    fail(number, outcome)
     except BaseException:
         with contextlib.suppress(FileError):  # a full disk must not hide what went wrong first
             index.write_all()
