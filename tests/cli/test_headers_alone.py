@@ -41,8 +41,18 @@ def test_torch_is_not_loaded(files: pico.Pico, words: str):
     assert done.stderr.splitlines()[-1] == "loaded []"
 
 
-@pytest.mark.parametrize("words", [("inspect", "zoo:noir"), ("inspect", "zoo:nowhere")])
-def test_the_collector_is_back_after_a_command_without_it(words):
+def test_the_collector_begins_with_the_work_and_stays_what_it_was_in_a_process_of_others():
+    from loraport.cli import collector
+
     assert gc.isenabled()
-    CliRunner().invoke(app, list(words))
+    CliRunner().invoke(app, ["inspect", "zoo:nowhere"])
+    collector.begin()  # has nothing to do
     assert gc.isenabled()
+    assert not gc.get_freeze_count()
+    code = (
+        "import gc, torch; from loraport.cli import collector; from loraport.cli.console import Console; "
+        "from loraport.cli.progress import Progress; from loraport.engine.events import Remarked; "
+        "collector.leave_out(); assert not gc.isenabled(); "
+        "Progress(Console(quiet=True))(Remarked('begun')); assert gc.isenabled() and gc.get_freeze_count() > 100_000"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from loraport.containers import encoding
+from loraport.containers.codecs.registry import CODECS, ENCODED
 from loraport.containers.tensors import can_encode, encode, open_tensors, read_float
 
 SCALES = {
@@ -49,3 +51,9 @@ def test_rounded_to_the_nearest(shared_by: str, dtype: torch.dtype, tmp_path: Pa
     assert int(changed.sum()) == 1
     alone = torch.isclose(by, by[-1, -1])
     assert torch.equal(found.tensors[0][1].float()[~alone], stored.float()[~alone])
+
+
+def test_what_headers_say_can_be_encoded_is_what_has_an_encoder() -> None:
+    nobody = encoding.encode.dispatch(object)
+    for codec in CODECS:
+        assert isinstance(codec, ENCODED) == (encoding.encode.dispatch(type(codec)) is not nobody), codec.name

@@ -3,22 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from loraport.adapters.adapter import LoraAdapter, check_dropped
 from loraport.adapters.carried import check_passthrough
 from loraport.adapters.consumers import content_of
-from loraport.adapters.dialect import SAME_AS_INPUT, Profile, profile_of
+from loraport.adapters.dialect import Profile, profile_of
 from loraport.adapters.header import converted_metadata
-from loraport.adapters.join import Factors, factored, without_zeros
 from loraport.adapters.loaders import loader_notes, ways_to_load
-from loraport.adapters.loading.layers import stored_update
 from loraport.adapters.parse import open_adapter
-from loraport.adapters.render import render, write_adapter
 from loraport.adapters.shared_names import check_one_meant
-from loraport.adapters.update import LayerUpdate
-from loraport.errors import NumericalError, UnsupportedError
+from loraport.errors import UnsupportedError
 from loraport.models.architecture import Architecture
 from loraport.models.checkpoint import AUTO, Checkpoint
 from loraport.wording import count
@@ -112,6 +105,9 @@ def convert_adapter(
     profile = profile_of(to, lora.dialect).of(lora.architecture.family)
     check_passthrough(lora.passthrough, profile, lora.architecture.family)
     _check_memory(lora, profile)
+    from loraport.adapters.exact import render_exact, scale_stays_in_header  # and torch, when there is work for it
+    from loraport.adapters.render import write_adapter
+
     known = model.architecture if isinstance(model, Checkpoint) else model
     tensors, folded = render_exact(lora, profile, known)
     write_adapter(
@@ -121,7 +117,7 @@ def convert_adapter(
             lora.metadata,
             profile.name,
             alpha_stays=profile.dialect.has_alpha_tensors,
-            header_stays=_keeps_header(lora, profile),
+            header_stays=scale_stays_in_header(lora, profile),
             rank=lora.max_rank,
         ),
         overwrite=overwrite,
@@ -142,52 +138,6 @@ def convert_adapter(
     )
 
 
-def render_exact(
-    lora: LoraAdapter, profile: Profile, model: Architecture | None = None
-) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of a LoRA in another profile, in their stored dtype; and the layers whose scale was folded in.
-
-    Args:
-        lora: the LoRA.
-        profile: the output profile.
-        model: the model it belongs to, for the sizes of layers of which the LoRA has only a bias.
-
-    Raises:
-        NumericalError: a NaN or infinity, or a scale that does not fit the dtype.
-        UnsupportedError: the profile has no spelling for something that is carried.
-    """
-    keeps_header = _keeps_header(lora, profile)
-    factors: dict[str, Factors] = {}
-    matrices: dict[str, Tensor] = {}
-    folded: list[str] = []
-    for name, layer in lora.layers.items():
-        found = stored_update(layer)
-        if isinstance(found, Tensor):
-            matrix = found if layer.scale == 1.0 else _fold(found, layer)
-            folded += [name] if layer.scale != 1.0 else []
-            if profile.factor_matrices:
-                factors[name] = factored(matrix)
-            else:
-                matrices[name] = matrix
-            continue
-        up, down = found
-        if profile.name != SAME_AS_INPUT:
-            up, down = up.reshape(layer.shape[0], layer.rank), down.reshape(layer.rank, layer.shape[1])
-            if name in lora.fused:
-                up, down = without_zeros(up, down)
-        if profile.dialect.has_alpha_tensors and layer.scale > 0:
-            factors[name] = Factors(up, down, layer.scale * len(down))
-        elif layer.scale == 1.0 or keeps_header:
-            factors[name] = Factors(up, down)
-        else:
-            factors[name] = Factors(_fold(up, layer), down)
-            folded.append(name)
-    # The bias of a scaled LoRA is scaled by its reader, so there it must stay as it was.
-    kept = profile.name == SAME_AS_INPUT and (profile.dialect.has_alpha_tensors or keeps_header)
-    whole = model or lora.architecture
-    return render(factors, matrices, lora.passthrough, profile, whole, scaled=not kept), tuple(folded)
-
-
 def _check_memory(lora: LoraAdapter, profile: Profile) -> None:
     """Raise UnsupportedError where whole matrices would take more memory than there is."""
     import psutil
@@ -202,21 +152,3 @@ def _check_memory(lora: LoraAdapter, profile: Profile) -> None:
             values=f"{needed / 1e9:,.0f} GB, {free / 1e9:,.0f} GB free",
             fix="transfer the file with --source SOURCE --target SOURCE --method direct, which cuts it to a rank",
         )
-
-
-def _keeps_header(lora: LoraAdapter, profile: Profile) -> bool:
-    """Whether the scale stays in the header, where the input has it."""
-    return profile.name == SAME_AS_INPUT and lora.dialect.alpha == "metadata"
-
-
-def _fold(up: Tensor, layer: LayerUpdate) -> Tensor:
-    # One factor only: one rounding instead of two, and none at all for the usual powers of two.
-    scaled = (up.float() * layer.scale).to(up.dtype)
-    lost = (scaled == 0) & (up != 0)
-    if not torch.isfinite(scaled.float()).all() or (layer.scale and lost.float().mean() > 1e-3):
-        raise NumericalError(
-            f"the scale of {layer.name} does not fit into {up.dtype}",
-            values=f"scale {layer.scale:g}, largest entry {float(up.float().abs().max()):.3g}",
-            fix="convert to kohya, which keeps the scale beside the factors",
-        )
-    return scaled

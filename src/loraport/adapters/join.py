@@ -7,11 +7,10 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from loraport.errors import UnsupportedError
+from loraport.adapters.stored_weights import held_in, places_in, weights_of
 from loraport.models.architecture import Architecture, LayerName
 from loraport.models.joining import join, join_factors
-from loraport.models.keymap import keymap_of
-from loraport.models.placement import Part, Rows, is_whole, lay_out
+from loraport.models.placement import Rows, is_whole
 
 
 @dataclass(frozen=True)
@@ -55,9 +54,9 @@ def join_layers(
     """
     whole_factors: dict[LayerName, Factors] = {}
     whole_matrices: dict[LayerName, Tensor] = {}
-    for names in _weights([*factors, *matrices], naming, architecture):
+    for names in weights_of([*factors, *matrices], naming, architecture):
         first = names[0]
-        held = _held(first, naming, architecture)
+        held = held_in(first, naming, architecture)
         if is_whole(held):
             if first in factors:
                 whole_factors[first] = factors[first]
@@ -65,56 +64,13 @@ def join_layers(
                 whole_matrices[first] = matrices[first]
             continue
         sizes = {name: (factors[name].up if name in factors else matrices[name]).shape[0] for name in names}
-        rows, places = _places(held, sizes, architecture)
+        rows, places = places_in(held, sizes, architecture)
         if all(name in matrices for name in names):
             whole_matrices[first] = join([(places[name], matrices[name]) for name in names], rows)
         else:
             pairs = {name: factors[name] if name in factors else factored(matrices[name]) for name in names}
             whole_factors[first] = _join_pairs({name: (places[name], pair) for name, pair in pairs.items()}, rows)
     return whole_factors, whole_matrices
-
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """A weight as a naming stores it.
-
-    Args:
-        places: the layers in it that are spoken of, each with its rows.
-        shape: (rows, columns) of all of it.
-    """
-
-    places: dict[LayerName, Rows]
-    shape: tuple[int, int]
-
-    @property
-    def name(self) -> LayerName:
-        """The first of its layers."""
-        return next(iter(self.places))
-
-
-def stored_weights(
-    shapes: Mapping[LayerName, tuple[int, int]], naming: str, architecture: Architecture
-) -> list[StoredWeight]:
-    """The weights in which a naming stores layers.
-
-    Args:
-        shapes: canonical layer -> (m, n).
-        naming: of the output.
-        architecture: the model.
-
-    Raises:
-        UnsupportedError: a layer is stored with others whose size is not known.
-    """
-    found = []
-    for names in _weights([*shapes], naming, architecture):
-        held = _held(names[0], naming, architecture)
-        rows, columns = shapes[names[0]]
-        places: dict[LayerName, Rows] = {names[0]: ((0, rows),)}
-        if not is_whole(held):
-            rows, all_places = _places(held, {name: shapes[name][0] for name in names}, architecture)
-            places = {name: all_places[name] for name in names}
-        found.append(StoredWeight(places, (rows, columns)))
-    return found
 
 
 def join_rows(
@@ -128,10 +84,10 @@ def join_rows(
         architecture: the model.
     """
     module, tensor = pieces[0]
-    held = _held(module, naming, architecture)
+    held = held_in(module, naming, architecture)
     if is_whole(held):
         return tensor
-    rows, places = _places(held, {name: len(piece) for name, piece in pieces}, architecture)
+    rows, places = places_in(held, {name: len(piece) for name, piece in pieces}, architecture)
     return join([(places[name], piece) for name, piece in pieces], rows)
 
 
@@ -162,29 +118,3 @@ def _join_pairs(pairs: Mapping[str, tuple[Rows, Factors]], rows: int) -> Factors
     # One alpha cannot say several scales.
     scaled = [(places, (pair.up.float() * pair.scale).to(pair.up.dtype), pair.down) for places, pair in pairs.values()]
     return Factors(*join_factors(scaled, rows))
-
-
-def _weights(names: Sequence[str], naming: str, architecture: Architecture) -> list[list[str]]:
-    """The layers by the weight that holds them in a naming, in order."""
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(architecture.family.spell(name, naming), []).append(name)
-    return list(found.values())
-
-
-def _held(module: str, naming: str, architecture: Architecture) -> tuple[Part, ...]:
-    family = architecture.family
-    if family.template_of(module) is None:
-        return (Part(module, "_"),)  # of another model, passed on as it is
-    return keymap_of(family).held(family.spell(module, naming), naming)
-
-
-def _places(held: Sequence[Part], sizes: Mapping[str, int], architecture: Architecture) -> tuple[int, dict[str, Rows]]:
-    try:
-        return lay_out(held, sizes, architecture.dimensions)
-    except KeyError as error:
-        raise UnsupportedError(
-            "a layer is stored together with others whose size is not known",
-            values=f"{', '.join(sizes)} beside {error.args[0]}",
-            fix="state the model (--model), or write another profile",
-        ) from None

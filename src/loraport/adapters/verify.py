@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.consumers import ALL, Consumer, Content, consumers, content_of
@@ -12,10 +11,13 @@ from loraport.adapters.header import CONTENT, PROFILE, content_digest, read_json
 from loraport.adapters.loaders import IN_FULL, takers
 from loraport.adapters.parse import open_adapter
 from loraport.containers.dtypes import FORMATS
-from loraport.containers.tensors import TensorRef, digest, open_tensors, read_tensor
+from loraport.containers.references import TensorRef, open_tensors
 from loraport.errors import LoraportError, MismatchError, NumericalError, UnmatchedKeysError
 from loraport.models.checkpoint import Checkpoint
 from loraport.wording import count
+
+if TYPE_CHECKING:
+    from torch import nn
 
 KEYS = "every key is understood"
 FITS = "fits the model"
@@ -149,6 +151,10 @@ def _scale(lora: LoraAdapter) -> list[Check]:
 
 
 def _content(lora: LoraAdapter, refs: dict[str, TensorRef]) -> list[Check]:
+    import torch  # only now: what its header says against a file is said at once
+
+    from loraport.containers.tensors import digest, read_tensor
+
     broken = [
         key
         for key, ref in refs.items()
@@ -222,6 +228,8 @@ def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
         from diffusers import loaders
     except ImportError:
         return Check(name, None, "not looked at: diffusers is not installed")
+    from loraport.containers.tensors import read_tensor
+
     family = lora.architecture.family
     classes = family.diffusers
     if not classes.model:
@@ -275,8 +283,10 @@ def _row_of_diffusers() -> Consumer:
     return next(consumer for consumer in consumers() if consumer.name == "diffusers")
 
 
-def _network_keys(network: type[torch.nn.Module], refs: dict[str, TensorRef]) -> set[str]:
+def _network_keys(network: "type[nn.Module]", refs: dict[str, TensorRef]) -> set[str]:
     """The keys that name a linear layer of a network, as its `load_lora_adapter` reads them."""
+    import torch
+
     with torch.device("meta"):
         linear = {name for name, module in network().named_modules() if isinstance(module, torch.nn.Linear)}
     plain = {key: key.removeprefix("transformer.").rpartition(".lora_")[0] for key in refs}

@@ -59,7 +59,6 @@ def analyze(
 ) -> None:  # fmt: skip
     """Show what a distillation did to the weights, and what LoRAs do there, beside null models."""
     from loraport.analysis.plan import make_analysis_plan
-    from loraport.analysis.run import run_analysis
     from loraport.cli.progress import Progress
     from loraport.writable import check_output
 
@@ -74,6 +73,8 @@ def analyze(
     plan = make_analysis_plan(loras or [], choice | {"layers": layers})
     check_output(output, [("input", file) for file in plan.identities], overwrite=options.overwrite)
     with Progress(console) as progress:
+        from loraport.analysis.run import run_analysis  # and torch, for which no refusal has waited
+
         found = run_analysis(plan, options, progress)
     if ending == ".html":
         from loraport.report.analysis_page import write_analysis_page

@@ -7,7 +7,6 @@ import typer
 
 from loraport.checking.results import EXIT_CODES, CheckResult, Figure
 from loraport.cli import options, text
-from loraport.cli.collector import without_collecting
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import NO_VALUE
@@ -30,7 +29,6 @@ _MACHINE = RunOptions.part("device", "workers", "max_memory", "overwrite")
 
 
 @command(Recipe, _MACHINE, without=("force", "allow_partial", "amount", "layers", "rank", "to", "dtype"))
-@without_collecting()
 def check(
     given: Given,
     console: Console,

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraport.cli import text
-from loraport.cli.collector import without_collecting
 from loraport.cli.console import Console
 from loraport.cli.flags import Given
 from loraport.cli.outputs import warn_of_name, write_beside
@@ -75,8 +74,8 @@ def carry_experts(
         for what, file in named:
             check_output(file, inputs, overwrite=options.overwrite, what=what)
         check_apart([*(("output", file) for file in outputs.values()), *named])
-        with without_collecting():
-            from loraport.engine.experts_run import run_experts  # and torch, for which no refusal has waited
+        from loraport.engine.experts_run import run_experts  # and torch, for which no refusal has waited
+
         report = run_experts(plan, outputs, options, progress)
     from loraport.cli.summary import show_report
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 import typer
 
 from loraport.cli import text
-from loraport.cli.collector import without_collecting
 from loraport.cli.console import Console
 from loraport.cli.flags import command
 from loraport.errors import LoraportError
@@ -23,7 +22,6 @@ _SHOWN = 160  # characters of a header field
 
 
 @command()
-@without_collecting()
 def inspect(
     console: Console,
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="LoRA files or models.", show_default=False)],

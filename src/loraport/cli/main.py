@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from loraport.cli import collector
 from loraport.cli.guard import Commands
 from loraport.cli.later import Later
 
@@ -85,4 +86,5 @@ for panel, commands in (("The job", _JOB), ("Files", _FILES), ("More", _MORE)):
 
 def run() -> None:
     """Entry point of the console script."""
+    collector.leave_out()
     app(prog_name="loraport")

@@ -77,7 +77,6 @@ def merge(
     from loraport.cli.progress import Progress
     from loraport.errors import UsageError
     from loraport.merging.plan import make_merge_plan
-    from loraport.merging.run import run_merge
 
     choice = given.checked()
     overwrite = choice.pop("overwrite")
@@ -117,6 +116,8 @@ def merge(
         return
     assert output is not None
     with Progress(console) as progress:
+        from loraport.merging.run import run_merge  # and torch, for which no refusal has waited
+
         done = run_merge(ready, output, overwrite=overwrite, on_event=progress)
     size = sum(file.stat().st_size for file in done.files)
     lines = [

@@ -9,7 +9,6 @@ from typing import Any
 import typer
 
 from loraport.cli import options, text
-from loraport.cli.collector import without_collecting
 from loraport.cli.console import Console
 from loraport.cli.experts import pair_of
 from loraport.cli.flags import Given, command
@@ -24,7 +23,6 @@ EXAMPLE = """What it would take, before it starts:
 
 
 @command(Recipe, Experts, RunOptions)
-@without_collecting()
 def plan(
     given: Given,
     console: Console,

@@ -4,7 +4,7 @@ import sys
 import time
 from types import TracebackType
 
-from loraport.cli import text
+from loraport.cli import collector, text
 from loraport.cli.console import Console, printable, terminal
 from loraport.engine import events
 
@@ -62,7 +62,8 @@ class Progress:
             self._bar.rich.stop()
 
     def __call__(self, event: events.Event) -> None:
-        """Take one event."""
+        """Take one event. With the first the work has begun, and all that it needs is loaded."""
+        collector.begin()
         if isinstance(event, events.Warned):
             self._warn(event.message)
         elif isinstance(event, events.Remarked):

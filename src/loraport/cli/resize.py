@@ -16,7 +16,8 @@ from loraport.resizing.rule import Amount
 from loraport.wording import count, share
 
 if TYPE_CHECKING:
-    from loraport.resizing.cut import Resized, Task
+    from loraport.resizing.cut import Resized
+    from loraport.resizing.task import Task
 
 EXAMPLE = """The best 40 MB of a LoRA, and the same at rank 16:
 
@@ -70,10 +71,10 @@ def carry(
 ) -> None:
     """Do it and say what was done, or say what would be. Raises UsageError where no output is given."""
     from loraport.cli.progress import Progress
-    from loraport.engine.executor import workers_for
-    from loraport.resizing.cut import carry_out
 
     if plan:
+        from loraport.engine.executor import workers_for
+
         side_by_side = workers_for(task.jobs, options)
         memory = sum(sorted((job.peak_bytes for job in task.jobs), reverse=True)[:side_by_side])
         operations, name = task.cost_of(amount), task.architecture.title
@@ -100,6 +101,8 @@ def carry(
     if output is None:
         raise UsageError("the output is not given", fix="name the file to write: -o FILE")
     with Progress(console) as progress:
+        from loraport.resizing.cut import carry_out  # and torch, for which no refusal has waited
+
         done = carry_out(task, amount, output, options, progress)
     show(done, {"resize": "resized", "extract": "extracted"}[task.what], console)
 

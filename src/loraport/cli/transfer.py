@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from loraport.cli import options, text
-from loraport.cli.collector import without_collecting
 from loraport.cli.console import Console
 from loraport.cli.experts import Pair, carry_experts, pair_of
 from loraport.cli.flags import Given, command
@@ -114,8 +113,8 @@ def _transfer(
         for what, file in beside.items():
             check_output(file, [*input_files(plan), *given.read()], overwrite=run_options.overwrite, what=what)
         check_apart([("output", path), *beside.items()])
-        with without_collecting():
-            from loraport.engine.run import run  # and torch, for which no refusal has waited
+        from loraport.engine.run import run  # and torch, for which no refusal has waited
+
         report = run(plan, path, run_options, progress)
     from loraport.cli.summary import show_report
 

@@ -4,6 +4,7 @@ Only the header is made anew, and only as far as it says places, names and forma
 stay, and their bytes, are those of the original. Torch files have no such header (`retorch.py`).
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from loraport.containers.access import open_file, status
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.gguf import place_in_header, read_gguf
 from loraport.containers.safetensors import parse_entries
-from loraport.containers.stored import TensorRef, span_of
+from loraport.containers.stored import TensorRef, list_stored, span_of
+from loraport.errors import UnsupportedError
 
 Places = Mapping[tuple[tuple[str, ...], str], tuple[int, int]]
 
@@ -105,6 +107,30 @@ def arranged(
         return _gguf(source, size, puts)
     assert containers == {"safetensors"}
     return _safetensors(source, size, puts, dropped, metadata)
+
+
+def refuse_shared(refs: Sequence[TensorRef]) -> None:
+    """Raise UnsupportedError where one of these tensors of a torch file shares its bytes with another one.
+
+    Args:
+        refs: the tensors that will be changed, whole.
+    """
+    for file in {ref.file for ref in refs if ref.container == "torch"}:
+        mine = {(ref.nest, ref.key) for ref in refs if ref.file == file}
+        places: list[tuple[int, int, bool, TensorRef]] = []
+        for group in list_stored(file).groups.values():
+            for ref in group.values():
+                span = span_of(ref)
+                places += [(span.start, span.end, (ref.nest, ref.key) in mine, ref)] if span.end > span.start else []
+        places.sort(key=lambda place: place[:2])
+        for (_, end, changed, ref), (start, _, changes, other) in itertools.pairwise(places):
+            if start < end and (changed or changes):
+                raise UnsupportedError(
+                    "two tensors of the torch file share their numbers, so that one cannot be changed alone",
+                    where=str(file),
+                    values=f"{'/'.join((*ref.nest, ref.key))} and {'/'.join((*other.nest, other.key))}",
+                    fix="save the weights that are meant by themselves, best as safetensors",
+                )
 
 
 def _in_place(source: Path, size: int, puts: Sequence[Put], metadata: Mapping[str, str] | None) -> Arrangement:

@@ -30,11 +30,6 @@ def encode(
     raise TypeError(f"nothing encodes {codec.name}")
 
 
-def has_encoder(codec: Codec) -> bool:
-    """Whether other numbers can be stored in the same way."""
-    return encode.dispatch(type(codec)) is not encode.dispatch(object)
-
-
 @encode.register(Raw)
 def cast_plainly(
     codec: Raw, ref: TensorRef, numbers: Float[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loraport.containers import dtypes
 from loraport.containers.access import nearest_path
-from loraport.containers.codecs.registry import codec_of, logical_group
+from loraport.containers.codecs.registry import ENCODED, codec_of, logical_group
 from loraport.containers.stored import (
     TensorFile,
     TensorRef,
@@ -24,6 +24,7 @@ __all__ = [
     "TensorFile",
     "TensorRef",
     "all_zero",
+    "can_encode",
     "common_dtype",
     "file_identity",
     "identity",
@@ -80,6 +81,11 @@ def require_readable(ref: TensorRef) -> None:
             values=f"{ref.dtype} {list(ref.shape)}",
             fix="use the bf16, fp16 or fp32 copy",
         )
+
+
+def can_encode(ref: TensorRef) -> bool:
+    """Whether other numbers can be stored in the place of a tensor, in the same way."""
+    return refusal(ref) is None and isinstance(codec_of(ref), ENCODED)
 
 
 def rounding_floor(ref: TensorRef, rms: float | None = None) -> float:

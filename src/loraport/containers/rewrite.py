@@ -7,7 +7,6 @@ Otherwise everything is moved as `arrange.py` says, or by `retorch.py`. Memory i
 
 import contextlib
 import hashlib
-import itertools
 import os
 import struct
 import zipfile
@@ -26,7 +25,7 @@ from loraport.containers.arrange import Places, Put, Run, arranged
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.retorch import places_of, write_anew
 from loraport.containers.stored import CHUNK_BYTES, TensorRef, list_stored, span_of
-from loraport.errors import FileError, UnsupportedError
+from loraport.errors import FileError
 
 _LOCAL_CRC, _CENTRAL_CRC, _CENTRAL_SIZE = 14, 16, 46  # places in the headers of a zip archive
 _DESCRIPTOR = b"PK\x07\x08"
@@ -153,30 +152,6 @@ def room_beside(puts: Sequence[Put], dropped: Sequence[TensorRef]) -> int:
 
 def _opened(target: Path) -> BufferedRandom:
     return target.open("r+b" if target.exists() else "x+b")
-
-
-def refuse_shared(refs: Sequence[TensorRef]) -> None:
-    """Raise UnsupportedError where one of these tensors of a torch file shares its bytes with another one.
-
-    Args:
-        refs: the tensors that will be changed, whole.
-    """
-    for file in {ref.file for ref in refs if ref.container == "torch"}:
-        mine = {(ref.nest, ref.key) for ref in refs if ref.file == file}
-        places: list[tuple[int, int, bool, TensorRef]] = []
-        for group in list_stored(file).groups.values():
-            for ref in group.values():
-                span = span_of(ref)
-                places += [(span.start, span.end, (ref.nest, ref.key) in mine, ref)] if span.end > span.start else []
-        places.sort(key=lambda place: place[:2])
-        for (_, end, changed, ref), (start, _, changes, other) in itertools.pairwise(places):
-            if start < end and (changed or changes):
-                raise UnsupportedError(
-                    "two tensors of the torch file share their numbers, so that one cannot be changed alone",
-                    where=str(file),
-                    values=f"{'/'.join((*ref.nest, ref.key))} and {'/'.join((*other.nest, other.key))}",
-                    fix="save the weights that are meant by themselves, best as safetensors",
-                )
 
 
 def _copy(source: Path, run: Run, out: BinaryIO, copied: Callable[[int], None]) -> None:

@@ -16,10 +16,10 @@ from torch import Tensor
 from loraport.containers import encoding
 from loraport.containers.codecs.registry import codec_of
 from loraport.containers.decoding import decode
-from loraport.containers.encoding import has_encoder
 from loraport.containers.references import (
     TensorFile,
     TensorRef,
+    can_encode,
     common_dtype,
     file_identity,
     identity,
@@ -257,11 +257,6 @@ class Encoded:
 
     tensors: tuple[tuple[TensorRef, Tensor], ...]
     numbers: Tensor
-
-
-def can_encode(ref: TensorRef) -> bool:
-    """Whether other numbers can be stored in the place of a tensor, in the same way."""
-    return refusal(ref) is None and has_encoder(codec_of(ref))
 
 
 def encode(ref: TensorRef, numbers: Float[Tensor, "..."]) -> Encoded:

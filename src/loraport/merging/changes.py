@@ -15,8 +15,8 @@ from loraport.containers.arrange import Put
 from loraport.containers.codecs.belongings import belongings, plain_key
 from loraport.containers.dtypes import FORMATS, PlainFormat, name_of
 from loraport.containers.layout import Layout
+from loraport.containers.references import TensorRef, can_encode
 from loraport.containers.stored import list_stored
-from loraport.containers.tensors import TensorRef, can_encode
 from loraport.errors import UnsupportedError
 from loraport.files import read_text
 from loraport.models.placement import Rows

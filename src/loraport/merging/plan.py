@@ -14,12 +14,12 @@ from loraport.adapters.parse import open_adapter
 from loraport.adapters.passthrough import Passthrough
 from loraport.adapters.refusals import NO_EXPERT
 from loraport.adapters.update import LayerUpdate
+from loraport.containers.arrange import refuse_shared
 from loraport.containers.dtypes import PlainFormat
 from loraport.containers.layout import Layout, layout_of
 from loraport.containers.locate import expert_folders, locate
 from loraport.containers.names import Expert
-from loraport.containers.rewrite import refuse_shared
-from loraport.containers.tensors import TensorRef, file_identity
+from loraport.containers.references import TensorRef, file_identity
 from loraport.errors import MismatchError, UsageError
 from loraport.merging.changes import MergedTensor, Term, as_stored, gone_with, said_of_the_whole
 from loraport.models.checkpoint import AUTO, Checkpoint, open_checkpoint

@@ -13,10 +13,8 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from loraport.adapters.consumers import content_of
-from loraport.adapters.dialect import Dialect, profile_of
 from loraport.adapters.header import canonical_json
 from loraport.adapters.loaders import loader_notes, ways_to_load
-from loraport.adapters.passthrough import Passthrough
 from loraport.adapters.render import render_adapter, write_adapter
 from loraport.containers.safetensors import HASHES
 from loraport.core.allotment import allot, rank_for_energy
@@ -27,61 +25,11 @@ from loraport.engine.recipe import RunOptions
 from loraport.engine.results import LayerReport
 from loraport.engine.run import open_cache
 from loraport.errors import MismatchError, UsageError
-from loraport.models.architecture import Architecture
+from loraport.resizing.job import WeightJob
 from loraport.resizing.rule import Amount
-from loraport.resizing.weight import Cutter, WeightJob, WeightResult, layers_of
+from loraport.resizing.task import Task, passes
+from loraport.resizing.weight import Cutter, WeightResult, layers_of
 from loraport.writable import check_output
-
-
-@dataclass(frozen=True)
-class Task:
-    """What is cut, and how it is written.
-
-    Attributes:
-        what: `resize` or `extract`.
-        jobs: a weight each, for singular values.
-        passthrough: changes that are written as they are.
-        architecture: the model.
-        to: output profile.
-        dialect: of the input, for "same-as-input".
-        dtype: torch name of the factors' dtype.
-        metadata: the header, without what this run adds.
-        warnings: sentences for the user.
-        identities: file -> its `file_identity` of every file that is read.
-        inputs: what may not be replaced, as (role, file).
-    """
-
-    what: str
-    jobs: tuple[WeightJob, ...]
-    passthrough: tuple[Passthrough, ...]
-    architecture: Architecture
-    to: str
-    dialect: Dialect | None
-    dtype: str
-    metadata: Mapping[str, str]
-    warnings: tuple[str, ...]
-    identities: Mapping[Path, str]
-    inputs: tuple[tuple[str, Path], ...]
-
-    def cost_of(self, amount: Amount) -> float:
-        """Operations, roughly: for each weight its singular values, where they are needed, and its factors."""
-        return sum(job.cost for job in self.jobs) * _passes(amount)
-
-    def render(self, layers: Mapping[str, LowRank]) -> dict[str, Tensor]:
-        """The tensors of the output."""
-        dtype = getattr(torch, self.dtype)
-        return render_adapter(layers, self.passthrough, self.to, self.architecture, self.dialect, dtype)
-
-    def blanks(self, ranks: Mapping[str, int]) -> list[str]:
-        """The weights without a rank that get one all the same, of zeros, since a layer in them has a bias."""
-        profile = profile_of(self.to, self.dialect).of(self.architecture.family)
-        biased = {item.module for item in self.passthrough if item.param.endswith(".bias")}
-        weights = [job.weight for job in self.jobs if profile.complete_biases and not ranks.get(job.weight.name)]
-        return [weight.name for weight in weights if biased & weight.places.keys()]
-
-    def cost(self, job: WeightJob) -> int:
-        """Bytes of one rank of a weight."""
-        return getattr(torch, self.dtype).itemsize * sum(job.shape)
 
 
 @dataclass(frozen=True)
@@ -171,7 +119,7 @@ def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_
             for name in task.blanks({name: int(name in results) for name in shapes}):
                 layers |= layers_of(shapes[name].weight, LowRank.zeros(*shapes[name].shape, rank=1))
         kept = _energy(results, norms)
-        tensors = task.render(layers)
+        tensors = _rendered(task, layers)
         widest = max((update.rank for update in layers.values()), default=0)
         reader.check_unchanged()
         write_adapter(output, tensors, _metadata(task, amount, kept, widest), overwrite=options.overwrite)
@@ -199,6 +147,12 @@ def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_
         warnings=tuple(warnings),
         seconds=time.perf_counter() - began,
     )
+
+
+def _rendered(task: Task, layers: Mapping[str, LowRank]) -> dict[str, Tensor]:
+    """The tensors of the output."""
+    dtype = getattr(torch, task.dtype)
+    return render_adapter(layers, task.passthrough, task.to, task.architecture, task.dialect, dtype)
 
 
 def _nothing(task: Task) -> MismatchError:
@@ -265,7 +219,7 @@ def _fixed_bytes(task: Task, ranks: Mapping[str, int], most: int) -> int:
     blanks = {*task.blanks(ranks)}
     jobs = [job for job in task.jobs if job.weight.name in inside | blanks]
     ones = [layers_of(job.weight, LowRank.zeros(*job.shape, rank=1)) for job in jobs]
-    tensors = task.render({name: update for one in ones for name, update in one.items()})
+    tensors = _rendered(task, {name: update for one in ones for name, update in one.items()})
     data = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     entries = {
         key: {"dtype": "BF16", "shape": [*tensor.shape, 100], "data_offsets": [most, most]}
@@ -318,18 +272,14 @@ def _report(what: str, result: WeightResult) -> LayerReport:
 
 def _teller(what: str, jobs: Sequence[WeightJob], amount: Amount, on_event: Listener) -> Callable[[WeightResult], None]:
     """Tells of progress: singular values, where they are needed, are the larger part of the work."""
-    passes = _passes(amount)
-    total = sum(job.cost for job in jobs) * passes
+    times = passes(amount)
+    total = sum(job.cost for job in jobs) * times
     done, finished = 0.0, 0
 
     def tell(result: WeightResult) -> None:
         nonlocal done, finished
         finished += 1
         done = min(done + replace(result.job, rank=None).cost, total)
-        on_event(LayerDone(_report(what, result), finished, passes * len(jobs), done, total))
+        on_event(LayerDone(_report(what, result), finished, times * len(jobs), done, total))
 
     return tell
-
-
-def _passes(amount: Amount) -> int:
-    return 1 if amount.rank is not None else 2

@@ -6,37 +6,32 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar
-
-import torch
-from jaxtyping import Float32
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraport.adapters.carried import check_passthrough
 from loraport.adapters.dialect import profile_of
-from loraport.adapters.join import StoredWeight, stored_weights
-from loraport.adapters.loading.passed_on import load_change
-from loraport.adapters.passthrough import Passthrough, PassthroughValue
+from loraport.adapters.passthrough import PassthroughValue
 from loraport.adapters.pattern import dropping, nothing_dropped
+from loraport.adapters.stored_weights import StoredWeight, stored_weights
 from loraport.containers.names import Expert
-from loraport.containers.tensors import TensorRef, common_dtype, digest, file_identity, read_float, rounding_floor
-from loraport.core.operator import norm
-from loraport.engine.kinship import unrelated
-from loraport.engine.reading import InputReader
+from loraport.containers.references import TensorRef, common_dtype, file_identity, rounding_floor
 from loraport.errors import MismatchError
 from loraport.models.architecture import require_same_size
 from loraport.models.checkpoint import AUTO, Checkpoint, open_checkpoint
-from loraport.models.joining import join
 from loraport.models.placement import Rows
-from loraport.resizing.cut import Task
-from loraport.resizing.weight import Matrix, WeightJob, peak_bytes
+from loraport.resizing.job import Matrix, WeightJob, peak_bytes
+from loraport.resizing.task import Task
 from loraport.version import __version__
 from loraport.wording import count
 from loraport.writable import with_settings
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraport.engine.reading import InputReader
+
 _WRITTEN = {"F32": "float32", "F64": "float32", "F16": "float16"}  # all else, 8 bits too, in bfloat16
 _COARSE = 0.005  # rounding floor beyond which a weight is called quantised
-_LOOKED_AT = 5  # weights that are read beforehand, to see whether the two have to do with each other
 
 
 @dataclass(frozen=True)
@@ -71,11 +66,14 @@ class Difference(Matrix):
         """How they are rounded before they are compared."""
         return {"difference": [common_dtype(source, target) for _, source, target in self.pairs]}
 
-    def read(self, reader: InputReader) -> Float32[Tensor, "m n"]:
-        """The matrix. Raises NumericalError."""
+    def read(self, reader: "InputReader") -> "Tensor":
+        """The matrix, (rows, columns) in float32. Raises NumericalError."""
+        from loraport.models.joining import join  # where there is work; a refusal does without torch
+        from loraport.resizing.difference import between
+
         parts = []
         for rows, source, target in self.pairs:
-            change = _difference(reader.read(source), reader.read(target), common_dtype(source, target))
+            change = between(reader.read(source), reader.read(target), common_dtype(source, target))
             parts.append((rows, change.reshape(len(change), -1)))
         return parts[0][1] if len(parts) == 1 and parts[0][0] == ((0, self.rows),) else join(parts, self.rows)
 
@@ -83,20 +81,6 @@ class Difference(Matrix):
 @dataclass(frozen=True)
 class PassthroughDifference(PassthroughValue):
     """The change of a parameter that is no linear layer's weight. `ref` is the target's, `own` the source's."""
-
-
-@load_change.register(PassthroughDifference)
-def difference(item: PassthroughDifference) -> Float32[Tensor, "..."]:
-    """The change in float32, of numbers rounded alike."""
-    assert item.own is not None
-    return _difference(read_float(item.own), read_float(item.ref), common_dtype(item.own, item.ref))
-
-
-def _difference(source: Tensor, target: Tensor, rounded: str | None) -> Tensor:
-    if rounded is not None:  # else the rounding of one file alone would pass for a change
-        dtype = getattr(torch, rounded)
-        source, target = source.to(dtype).float(), target.to(dtype).float()
-    return target - source
 
 
 def plan_extract(
@@ -150,7 +134,9 @@ def plan_extract(
         if f"{name}.weight" in pairs and one.architecture.role(name) == "linear"
     }
     others = {param: pair for param, pair in pairs.items() if param.removesuffix(".weight") not in layers}
-    passthrough = tuple(_changed(others))
+    from loraport.resizing.difference import changed, strangers  # and torch: from here on numbers are looked at
+
+    passthrough = tuple(changed(others))
     check_passthrough(passthrough, profile, family)
     weights = stored_weights(layers, profile.dialect.names, one.architecture)
     if not weights and not passthrough:
@@ -165,7 +151,7 @@ def plan_extract(
         dialect=None,
         dtype=_WRITTEN.get(common[0][0] if common else "F32", "bfloat16") if dtype == "same" else dtype,
         metadata=_metadata(one, two),
-        warnings=(*_said(one, two, pairs), *_strangers({name: pairs[f"{name}.weight"] for name in layers})),
+        warnings=(*_said(one, two, pairs), *strangers({name: pairs[f"{name}.weight"] for name in layers})),
         identities={file: file_identity(file) for _, file in inputs if file.suffix != ".json"},
         inputs=tuple(inputs),
     )
@@ -180,15 +166,6 @@ def _job(weight: StoredWeight, pairs: Mapping[str, tuple[TensorRef, TensorRef]])
     parts = tuple((rows, *pairs[f"{name}.weight"]) for name, rows in weight.places.items())
     matrix = Difference(parts, *weight.shape)
     return WeightJob(weight, matrix, weight.shape, None, peak_bytes(weight.shape, True))
-
-
-def _changed(others: Mapping[str, tuple[TensorRef, TensorRef]]) -> Iterator[Passthrough]:
-    """The parameters of which the two have other numbers."""
-    for param, (source, target) in others.items():
-        item = PassthroughDifference((param,), param, "diff", target, own=source)
-        same = source.dtype == target.dtype and source.codec == target.codec and digest(source) == digest(target)
-        if not same and bool(load_change(item).any()):
-            yield item
 
 
 def _metadata(source: Checkpoint, target: Checkpoint) -> dict[str, str]:
@@ -223,22 +200,3 @@ def _said(source: Checkpoint, target: Checkpoint, pairs: Mapping[str, tuple[Tens
                 f"{coarse[0].file.name} is quantised ({coarse[0].stored_as}): its rounding is in the difference, "
                 "and extracted with it; bf16 copies have less of it"
             )
-
-
-def _strangers(layers: Mapping[str, tuple[TensorRef, TensorRef]]) -> Iterator[str]:
-    """What to say where a few small weights, spread over the model, differ as those of two models do."""
-    least = min((prod(source.shape) for source, _ in layers.values()), default=0)
-    small = [name for name, (source, _) in layers.items() if prod(source.shape) == least]
-    ratios = {}
-    for name in small[:: max(len(small) // _LOOKED_AT, 1)][:_LOOKED_AT]:
-        source, target = layers[name]
-        weight = read_float(source)
-        drift = norm(_difference(weight, read_float(target), common_dtype(source, target)))
-        if norm(weight) > 0:
-            ratios[name] = drift / norm(weight)
-    found = unrelated(ratios)
-    if found is not None:
-        yield (
-            f"source and target do not look like versions of one model, and a LoRA holds little of what is between "
-            f"two that are none: {found}"
-        )

@@ -3,28 +3,29 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from loraport.adapters.adapter import LoraAdapter, check_dropped
 from loraport.adapters.carried import check_passthrough
 from loraport.adapters.dialect import profile_of
 from loraport.adapters.header import converted_metadata
-from loraport.adapters.join import StoredWeight, stored_weights
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.shared_names import check_one_meant
+from loraport.adapters.stored_weights import StoredWeight, stored_weights
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.dtypes import written_as
-from loraport.containers.tensors import TensorRef, file_identity
-from loraport.core.lowrank import LowRank
-from loraport.engine.reading import InputReader
+from loraport.containers.references import TensorRef, file_identity
 from loraport.models.checkpoint import AUTO, Checkpoint
-from loraport.models.joining import join_factors
 from loraport.models.placement import Rows
-from loraport.resizing.cut import Task
-from loraport.resizing.weight import Matrix, WeightJob, peak_bytes
+from loraport.resizing.job import Matrix, WeightJob, peak_bytes
+from loraport.resizing.task import Task
 from loraport.writable import with_settings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraport.core.lowrank import LowRank
+    from loraport.engine.reading import InputReader
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,11 @@ class JoinedUpdates(Matrix):
         told = [[each.kind, each.scale, each.rows, dict(each.settings)] for _, each in self.updates]
         return {"updates": told}
 
-    def read(self, reader: InputReader) -> LowRank | Tensor:
+    def read(self, reader: "InputReader") -> "LowRank | Tensor":
         """The matrix as factors. Raises NumericalError."""
+        from loraport.core.lowrank import LowRank  # where there is work; a plan does without torch
+        from loraport.models.joining import join_factors
+
         loaded = [(rows, reader.load(update)) for rows, update in self.updates]
         if self.whole:
             return loaded[0][1]

@@ -1,22 +1,15 @@
-"""A weight that is to be cut to a rank, and the work on it: singular values, or the best factors of a rank.
-
-A weight is what the output stores as one: where its naming fuses layers, they are cut together, and their factors
-share one side.
-"""
+"""The work on a weight that is to be cut to a rank: singular values, or the best factors of a rank."""
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.adapters.join import StoredWeight
-from loraport.containers.tensors import TensorRef
+from loraport.adapters.stored_weights import StoredWeight
 from loraport.core.algorithm import ALGORITHM
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import Operator, wide
@@ -25,72 +18,13 @@ from loraport.core.thin_svd import thin_svd
 from loraport.core.truncation import truncated_svd
 from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.executor import Slot
-from loraport.engine.job import Job
 from loraport.engine.reading import InputReader
 from loraport.errors import NumericalError
+from loraport.resizing.job import EXACT, WeightJob
 from loraport.store.index import entry_key
 from loraport.store.store import Store
 
 VERSION = 1  # raised whenever the same work would give other bytes than before
-_EXACT = 1024  # up to this size an exact decomposition costs no more than an approximate one
-
-
-class Matrix(ABC):
-    """What is cut. Picklable; holds references only.
-
-    Attributes:
-        held: its tensors are kept in memory from hashing on, so that large ones are read once.
-    """
-
-    held: ClassVar[bool] = False
-
-    @property
-    @abstractmethod
-    def rank(self) -> int:
-        """At most."""
-
-    @abstractmethod
-    def refs(self) -> dict[str, TensorRef]:
-        """Every tensor that it is made of, by its role."""
-
-    @abstractmethod
-    def identity(self) -> dict[str, Any]:
-        """What besides these tensors decides its numbers."""
-
-    @abstractmethod
-    def read(self, reader: InputReader) -> LowRank | Tensor:
-        """The matrix in float32, as factors or as it is."""
-
-
-@dataclass(frozen=True)
-class WeightJob(Job):
-    """Work on one weight.
-
-    Attributes:
-        weight: where its layers are.
-        matrix: what is cut.
-        shape: of the matrix.
-        rank: that of the factors that are wanted; None for the singular values.
-        peak_bytes: memory expected meanwhile.
-    """
-
-    weight: StoredWeight
-    matrix: Matrix
-    shape: tuple[int, int]
-    rank: int | None
-    peak_bytes: int
-
-    @property
-    def title(self) -> str:
-        """The name of the weight."""
-        return self.weight.name
-
-    @property
-    def cost(self) -> float:
-        """Operations, roughly."""
-        m, n = self.shape
-        thin = min(self.matrix.rank, *self.shape)
-        return 4.0 * (m + n) * thin * thin if self.rank is None or thin <= _EXACT else 20.0 * m * n * self.rank
 
 
 @dataclass(frozen=True)
@@ -185,7 +119,7 @@ def _compute(op: Operator, job: WeightJob) -> dict[str, Tensor]:
     if job.rank is None:
         return facts | {"S": _values(op)}
     rank = min(job.rank, *op.shape)
-    if isinstance(op, LowRank) or min(op.shape) > _EXACT:
+    if isinstance(op, LowRank) or min(op.shape) > EXACT:
         cut = truncated_svd(op, rank=rank, name=job.weight.name)
         update, kept = cut.update, cut.energy_kept
     else:
@@ -215,14 +149,3 @@ def _key(job: WeightJob, digests: Mapping[str, str]) -> str:
             "rank": job.rank,
         }
     )
-
-
-def peak_bytes(shape: tuple[int, int], whole: bool) -> int:
-    """Memory that work on a weight takes at most.
-
-    Args:
-        shape: of it.
-        whole: whether it is decomposed as a whole matrix, or by its factors.
-    """
-    m, n = shape
-    return 4 * m * n * (6 if whole else 1) + (24 * min(m, n) ** 2 if whole else 0) + 16_000_000

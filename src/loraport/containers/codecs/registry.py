@@ -33,6 +33,9 @@ CODECS: tuple[Codec, ...] = (
 )
 """Asked in this order: what is recognised and refused first, what takes the rest last. A new codec goes between."""
 
+ENCODED = (Raw, ScaledFp8)
+"""Those in which other numbers can be stored: `encoding.py` has a form for each, as a merge knows by headers."""
+
 _BY_NAME = {codec.name: codec for codec in CODECS}
 
 
