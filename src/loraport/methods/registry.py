@@ -2,6 +2,7 @@
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -12,8 +13,13 @@ from loraport import methods
 from loraport.errors import UsageError, did_you_mean
 from loraport.methods.base import METHODS, PRESETS, Params, Preset, TransferMethod
 
+_STEPS = re.compile(r"_steps$|\.casa\.(?!method$)")  # mathematics, which brings torch along
 _MODULES = sorted(
-    (module.name for module in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")),
+    (
+        module.name
+        for module in pkgutil.walk_packages(methods.__path__, f"{methods.__name__}.")
+        if not _STEPS.search(module.name)
+    ),
     key=lambda name: (".baselines." in name, name),  # the order of `names`
 )
 

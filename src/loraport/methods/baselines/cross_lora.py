@@ -2,8 +2,6 @@
 
 from pydantic import Field
 
-from loraport.core.lowrank import LowRank
-from loraport.core.operators import cosine
 from loraport.methods import base
 from loraport.methods.columns import COSINE, Column
 from loraport.methods.cost import Cost, factors, product
@@ -40,6 +38,9 @@ class CrossLora(base.TransferMethod[CrossLoraParams]):
 
     def transfer(self, inputs: base.LayerInputs, params: CrossLoraParams) -> base.LayerOutput:
         """Two projections of thin factors."""
+        from loraport.core.lowrank import LowRank  # and torch, of which nothing above has need
+        from loraport.core.operators import cosine
+
         target, update = inputs.require_target_basis(), inputs.update
         k = target.head(params.energy)
         U, Vh = target.U[:, :k], target.Vh[:k]

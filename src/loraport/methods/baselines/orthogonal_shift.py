@@ -2,7 +2,6 @@
 
 from pydantic import Field
 
-from loraport.core.operators import inner
 from loraport.methods import base
 from loraport.methods.baselines.uniform_shrink import subtraction_cost, without_drift
 from loraport.methods.columns import COSINE, Column
@@ -38,6 +37,8 @@ class OrthogonalShift(base.TransferMethod[OrthogonalShiftParams]):
 
     def transfer(self, inputs: base.LayerInputs, params: OrthogonalShiftParams) -> base.LayerOutput:
         """One inner product of matrices."""
+        from loraport.core.operators import inner  # and torch, of which nothing above has need
+
         drift = inputs.require_drift()
         square = drift.norm() ** 2
         if square <= _TINY:

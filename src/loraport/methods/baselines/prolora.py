@@ -1,11 +1,7 @@
 """ProLoRA-style projection: the part inside the source's main subspaces goes to the target's, the rest to the rest."""
 
-from jaxtyping import Float
 from pydantic import Field
-from torch import Tensor
 
-from loraport.core.lowrank import LowRank
-from loraport.core.operators import cosine
 from loraport.methods import base
 from loraport.methods.columns import COSINE, Column
 from loraport.methods.cost import Cost, factors, product
@@ -43,27 +39,11 @@ class ProLora(base.TransferMethod[ProLoraParams]):
 
     def transfer(self, inputs: base.LayerInputs, params: ProLoraParams) -> base.LayerOutput:
         """Four products with thin matrices; rank r, or 2 r without the mixed terms."""
-        source, target = inputs.require_basis(), inputs.require_target_basis()
-        k, update = source.head(params.energy), inputs.update
-        left_in = _onto(target.U[:, :k], _onto(source.U[:, :k], update.B))
-        left_out = _off(target.U[:, :k], _off(source.U[:, :k], update.B))
-        right_in = _onto(target.Vh[:k].T, _onto(source.Vh[:k].T, update.A.T)).T
-        right_out = _off(target.Vh[:k].T, _off(source.Vh[:k].T, update.A.T)).T
-        if params.mixed:
-            new = LowRank(left_in + left_out, right_in + right_out)
-        else:
-            new = LowRank.sum([LowRank(left_in, right_in), LowRank(left_out, right_out)])
-        return base.LayerOutput(new, {"main_subspace": k, "cosine": cosine(update, new)}, new)
+        from loraport.methods.baselines import prolora_steps  # brings torch along, of which nothing above has need
+
+        return prolora_steps.transfer(inputs, params)
 
     def cost(self, shape: tuple[int, int], rank: int, params: ProLoraParams, warm: bool) -> Cost:
         """Eight projections of thin factors, and a decomposition of factors of twice the rank."""
         m, n = shape
         return product(m + n, min(m, n), rank, 8) + factors(m, n, 2 * rank)
-
-
-def _onto(U: Float[Tensor, "m k"], X: Float[Tensor, "m r"]) -> Float[Tensor, "m r"]:
-    return U @ (U.T @ X)
-
-
-def _off(U: Float[Tensor, "m k"], X: Float[Tensor, "m r"]) -> Float[Tensor, "m r"]:
-    return X - U @ (U.T @ X)

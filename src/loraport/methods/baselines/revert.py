@@ -1,12 +1,15 @@
 """What restoration alone does: CASA's undoing of the drift without the LoRA."""
 
-from loraport.core.lowrank import LowRank
-from loraport.core.operators import DenseOperator, Operator
+from typing import TYPE_CHECKING
+
 from loraport.methods import base
 from loraport.methods.casa.method import Casa
 from loraport.methods.casa.params import CasaParams
 from loraport.methods.columns import COSINE, NORM_RATIO
 from loraport.methods.cost import Cost, elementwise, product, truncation
+
+if TYPE_CHECKING:
+    from loraport.core.operators import Operator
 
 
 class RevertParams(CasaParams):
@@ -36,6 +39,9 @@ class Revert(base.TransferMethod[RevertParams]):
 
     def transfer(self, inputs: base.LayerInputs, params: RevertParams) -> base.LayerOutput:
         """Casa's update less the LoRA's."""
+        from loraport.core.lowrank import LowRank  # and torch, of which nothing above has need
+        from loraport.core.operators import DenseOperator
+
         output = Casa().transfer(inputs, _as_casa(params))
         new: Operator
         if isinstance(output.update, LowRank):

@@ -1,12 +1,16 @@
 """Scale the drift down by one factor in the layers that the LoRA touches, with no look at its structure."""
 
+from typing import TYPE_CHECKING
+
 from pydantic import Field
 
-from loraport.core.lowrank import LowRank
-from loraport.core.operators import DenseOperator, Operator, cosine
 from loraport.methods import base
 from loraport.methods.columns import COSINE
 from loraport.methods.cost import Cost, elementwise, product, truncation
+
+if TYPE_CHECKING:
+    from loraport.core.lowrank import LowRank
+    from loraport.core.operators import Operator
 
 
 class UniformShrinkParams(base.Params):
@@ -38,6 +42,8 @@ class UniformShrink(base.TransferMethod[UniformShrinkParams]):
 
     def transfer(self, inputs: base.LayerInputs, params: UniformShrinkParams) -> base.LayerOutput:
         """The update less a share of the drift."""
+        from loraport.core.operators import cosine  # brings torch along, of which nothing above has need
+
         new = without_drift(inputs.update.scaled(params.strength), inputs.require_drift(), params.share)
         return base.LayerOutput(new, {"cosine": cosine(inputs.update, new)}, inputs.update)
 
@@ -51,8 +57,11 @@ def subtraction_cost(m: int, n: int, rank: int) -> Cost:
     return product(m, n, rank, 2) + elementwise(m, n, 5) + truncation(m, n, rank)
 
 
-def without_drift(update: LowRank, drift: Operator, share: float) -> Operator:
+def without_drift(update: "LowRank", drift: "Operator", share: float) -> "Operator":
     """update - share drift; in factors if the drift has them."""
+    from loraport.core.lowrank import LowRank
+    from loraport.core.operators import DenseOperator
+
     if share == 0:
         return update
     if isinstance(drift, LowRank):
