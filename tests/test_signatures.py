@@ -63,7 +63,10 @@ MANY_TAIL = '''
             that were finished before stay; the others are as they were.
     """
 '''
-BODY = """    return run(make_plan(recipe), output, options or RunOptions(), on_event)
+BODY = """    made = make_plan(recipe)
+    from loraport.engine.run import run  # and torch, for which no refusal has waited
+
+    return run(made, output, options or RunOptions(), on_event)
 """
 MANY_BODY = """
     def recipe(lora: str) -> Recipe:

@@ -15,8 +15,9 @@ from torch import Generator, Tensor
 
 from loraport.evaluate import statistics
 from loraport.evaluate.estimates import Reference, frechet
-from loraport.evaluate.family import Family, Model, load_network, open_family
+from loraport.evaluate.family import Family, Model, open_family
 from loraport.evaluate.judge import Judge, open_judge
+from loraport.evaluate.networks import load_network
 from loraport.evaluate.tasks import ATTRIBUTES
 from loraport.sampling import tiny
 from loraport.zoo import drawing, world

@@ -2,21 +2,22 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraport.adapters.added_lora import AddedLora
 from loraport.engine.events import Listener, ignore
 from loraport.engine.experts import Experts, outputs_of, recipes_of
 from loraport.engine.experts_plan import ExpertsPlan, make_experts_plan
-from loraport.engine.experts_run import ExpertsReport, run_experts
 from loraport.engine.many import find_loras
 from loraport.engine.many_job import carry_many
 from loraport.engine.many_report import ManyReport
 from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.engine.results import TransferReport
-from loraport.engine.run import run
 from loraport.methods import DEFAULT, registry
+
+if TYPE_CHECKING:
+    from loraport.engine.experts_run import ExpertsReport
 
 PathLike = str | Path
 
@@ -116,7 +117,10 @@ def transfer(
             "dtype": dtype,
         }
     )
-    return run(make_plan(recipe), output, options or RunOptions(), on_event)
+    made = make_plan(recipe)
+    from loraport.engine.run import run  # and torch, for which no refusal has waited
+
+    return run(made, output, options or RunOptions(), on_event)
 
 
 def transfer_many(
@@ -255,7 +259,7 @@ def transfer_experts(
     output: PathLike | None = None,
     options: RunOptions | None = None,
     on_event: Listener = ignore,
-) -> ExpertsReport:
+) -> "ExpertsReport":
     """Carry the LoRAs of both experts of Wan2.2 over, in one job: two files or none.
 
     Args:
@@ -273,7 +277,10 @@ def transfer_experts(
         LoraportError: see `loraport.errors`; both outputs are then as they were before.
     """
     outputs = None if output is None else outputs_of(Path(output))
-    return run_experts(plan_experts(recipe, experts), outputs, options or RunOptions(), on_event)
+    made = plan_experts(recipe, experts)
+    from loraport.engine.experts_run import run_experts  # and torch, for which no refusal has waited
+
+    return run_experts(made, outputs, options or RunOptions(), on_event)
 
 
 def list_methods() -> dict[str, str]:

@@ -1,10 +1,13 @@
 """What needs only headers does not wait for torch, which takes longer to load than all the rest."""
 
 import gc
+import json
+import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 import pico
@@ -12,33 +15,110 @@ from loraport.cli.main import app
 from loraport.engine.rates import rates_of
 from loraport.store.index import cache_root
 
+HEAVY = ("torch", "numpy", "scipy", "jaxtyping", "matplotlib", "jinja2", "diffusers", "transformers", "safetensors")
 RUN = """
-import atexit, sys
-heavy = ("torch", "jaxtyping", "diffusers", "matplotlib", "scipy")
-atexit.register(lambda: print("loaded", [name for name in heavy if name in sys.modules], file=sys.stderr))
+import json, sys
+from typer.testing import CliRunner
 from loraport.cli.main import app
-app(sys.argv[1:])
+heavy, told = sys.argv[1].split(","), []
+for words in json.load(sys.stdin):
+    done = CliRunner().invoke(app, words, prog_name="loraport")
+    told.append([done.exit_code, done.output, [name for name in heavy if name in sys.modules]])
+print(json.dumps(told))
 """
-
-
-PLAN = "plan {lora} --source {source} --target {target} --device cpu"
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "inspect {source} {lora}", "inspect {lora} --json", PLAN, f"{PLAN} --json", f"{PLAN} --method direct",
-        f"{PLAN} --preset restore-only", "--help", "plan --help", "transfer --help", "--version",
-    ],
+FITS = "--source {source} --target {target}"
+PLAN = f"plan {{lora}} {FITS} --device cpu"
+ANSWERED = (
+    "inspect {source} {lora}", "inspect {lora} --json", "inspect {lora} --verbose", PLAN, f"{PLAN} --json",
+    f"{PLAN} --method direct", f"{PLAN} --preset restore-only", f"{PLAN} --method matched-gain",
+    f"{PLAN} --method prolora", f"plan {{lora}} {{folder}} {FITS} --device cpu", "cache ls", "cache gc", "cache clear",
+    "methods", "methods casa", "methods matched-gain", "--version", "--help",
+    "resize {lora} --rank 2 --plan --device cpu", "merge {lora} --into {target} --plan",
+    "sweep {lora} -s {source} -t {target} --method casa --method prolora -o {new} --plan --device cpu",
 )  # fmt: skip
-def test_torch_is_not_loaded(files: pico.Pico, words: str):
-    named = {"{source}": files.source, "{target}": files.target, "{lora}": files.lora}
-    args = [str(named.get(word, word)) for word in words.split()]
-    if args[0] == "plan" and "--help" not in args:
-        rates_of("cpu", cache_root())  # of this machine, which are measured once
-    done = subprocess.run([sys.executable, "-c", RUN, *args], capture_output=True, text=True, check=True)
-    assert done.stdout.strip()
-    assert done.stderr.splitlines()[-1] == "loaded []"
+"""What is answered from headers."""
+REFUSED = {
+    "no.safetensors": (
+        f"transfer no.safetensors {FITS} -o {{new}}",
+        "transfer {lora} --source no.safetensors --target {target} -o {new}",
+        "transfer {lora} --source {source} --target no.safetensors -o {new}",
+        "transfer {lora} --source {source} --target-lora no.safetensors -o {new}",
+        f"transfer no.safetensors none.pt {FITS} -o {{folder}}",
+        f"transfer no.safetensors --expert both {FITS} -o {{new}}",
+        f"plan no.safetensors {FITS}", f"check no.safetensors {FITS}",
+        f"sweep no.safetensors {FITS} -o {{new}}", f"cache warm no.safetensors {FITS}",
+        "inspect no.safetensors", "verify no.safetensors", "verify {lora} --model no.safetensors",
+        "convert no.safetensors -o {new}", "convert {lora} --model no.safetensors -o {new}",
+        "resize no.safetensors --rank 2 -o {new}", "merge no.safetensors --into {source} -o {new}",
+        "merge {lora} --into no.safetensors -o {new}",
+        "extract --source no.safetensors --target {target} --rank 2 -o {new}",
+        "extract --source {source} --target no.safetensors --rank 2 -o {new}",
+        "analyze --source {source} --target no.safetensors -o {page}", f"analyze no.safetensors {FITS} -o {{page}}",
+        "intervene remove-drift --source no.safetensors --target {target} -o {new}",
+        "intervene amplify-head --source {source} --target no.safetensors -o {new}",
+        "calibrate no.safetensors --source zoo:source --target zoo:dmd -o {new}",
+        "calibrate {lora} --source no.safetensors --target zoo:dmd -o {new}",
+        "compare --lora no.safetensors --source {source} --target {target} --prompts {lora} -o {folder}",
+        "compare --lora {lora} --source no.safetensors --target {target} --prompts {lora} -o {folder}",
+        "probe --source no.safetensors --target {target} -o {new}",
+    ),
+    "exists already": (
+        f"transfer {{lora}} {FITS} -o {{there}}", "convert {lora} -o {there}", "resize {lora} --rank 2 -o {there}",
+        "merge {lora} --into {target} -o {there}", f"analyze {FITS} -o {{there}}.html",
+    ),
+    "there is no method or": (
+        f"transfer {{lora}} {FITS} -o {{new}} --method cassa", f"plan {{lora}} {FITS} --method cassa",
+        f"sweep {{lora}} {FITS} -o {{new}} --method cassa", "methods cassa", "evaluate --method cassa",
+        "demo --method cassa",
+    ),
+    "no bundled model": (
+        f"transfer zoo:no {FITS} -o {{new}}", "calibrate zoo:no --source zoo:source --target zoo:dmd -o {new}",
+    ),
+    "Wan (4 blocks, width 128)": (
+        f"transfer zoo:outline {FITS} -o {{new}}", f"sweep zoo:outline {FITS} -o {{new}}",
+        "transfer {lora} --source {source} --target zoo:dmd -o {new}", "merge zoo:outline --into {source} -o {new}",
+        "extract --source {source} --target zoo:dmd --rank 2 -o {new}", f"analyze zoo:outline {FITS} -o {{page}}",
+        "intervene remove-drift --source {source} --target zoo:dmd -o {new}",
+        "convert zoo:outline --model {source} -o {new}", "resize zoo:outline --rank 2 --model {source} -o {new}",
+    ),
+    "was not made from": ("demo --target source",),
+    "no output profile": ("convert {lora} --to no -o {new}", f"transfer {{lora}} {FITS} --to no -o {{new}}"),
+    "family has no": ("evaluate --target no", "evaluate --lora no"),
+}  # fmt: skip
+"""What is refused, by what is said."""
+
+
+def told_of(lines: Sequence[str], files: pico.Pico) -> list[tuple[str, int, str, list[str]]]:
+    """Every line with its exit code, what is said, and what has been loaded by then, all in one process."""
+    there = files.folder / "there.safetensors"
+    for file in (there, Path(f"{there}.html")):
+        file.write_bytes(files.lora.read_bytes())
+    named = {"source": files.source, "target": files.target, "lora": files.lora, "there": there}
+    new = files.folder / "new"
+    named |= {"folder": new, "new": new.with_suffix(".safetensors"), "page": new.with_suffix(".html")}
+    asked = [[word.format(**named) for word in line.split()] for line in lines]
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, ",".join(HEAVY)],
+        input=json.dumps(asked), capture_output=True, text=True, encoding="utf-8", check=True, cwd=files.folder,
+    )  # fmt: skip
+    return [(line, *found) for line, found in zip(lines, json.loads(done.stdout), strict=True)]
+
+
+def test_what_headers_answer_is_answered_without_torch(files: pico.Pico):
+    rates_of("cpu", cache_root())  # of this machine, which are measured once
+    (files.folder / "new").mkdir()
+    shutil.copy(files.lora, files.folder / "new")
+    for line, code, said, loaded in told_of(ANSWERED, files):
+        assert (loaded, code) == ([], 0), f"{line}: {said}"
+        assert said.strip(), line
+
+
+def test_what_headers_refuse_is_refused_without_torch(files: pico.Pico):
+    lines = {line: says for says, lines in REFUSED.items() for line in lines}
+    for line, code, said, loaded in told_of(list(lines), files):
+        assert loaded == [], f"{line}: {said}"
+        assert code in (2, 3, 5), f"{line}: {said}"
+        assert lines[line] in said, f"{line}: {said}"
 
 
 def test_the_collector_begins_with_the_work_and_stays_what_it_was_in_a_process_of_others():

@@ -12,7 +12,7 @@ import tiny_judges
 import tiny_stills
 import tiny_videos
 from loraport.comparing.clips import ClipFolder
-from loraport.comparing.opening import find_model
+from loraport.comparing.models import find_model
 from loraport.comparing.rendering import Shot, render, set_sampling
 from loraport.comparing.run import read_prompts
 from loraport.engine.events import Step

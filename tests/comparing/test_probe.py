@@ -12,7 +12,8 @@ import tiny_stills
 import tiny_videos
 from loraport.comparing import making_probe
 from loraport.comparing.making_probe import Inputs, outputs_for, write_probe
-from loraport.comparing.opening import Place, find_model, opened
+from loraport.comparing.models import find_model
+from loraport.comparing.opening import Place, opened
 from loraport.comparing.probe import COLOURS, PUSH, dose
 from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
 from loraport.errors import LoraportError, NumericalError, UsageError

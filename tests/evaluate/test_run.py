@@ -9,7 +9,7 @@ from loraport.calibration import CalibrationSettings
 from loraport.errors import UsageError
 from loraport.evaluate import tables
 from loraport.evaluate.clips import Scale
-from loraport.evaluate.evidence import chosen, make_evidence
+from loraport.evaluate.evidence import make_evidence
 from loraport.evaluate.family import open_family
 from loraport.evaluate.judge import ClipClassifier, Judge
 from loraport.evaluate.run import evaluate
@@ -23,6 +23,7 @@ from loraport.evaluate.variants import (
     MAIN,
     SWEEPS,
     Variant,
+    chosen,
     direct,
 )
 from loraport.methods import registry

@@ -7,7 +7,6 @@ from typing import Literal
 from loraport.adapters.added_lora import AddedLora
 from loraport.analysis.plan import make_analysis_plan
 from loraport.analysis.results import PairAnalysis
-from loraport.analysis.run import run_analysis
 from loraport.engine.events import Listener, ignore
 from loraport.engine.recipe import RunOptions
 
@@ -80,4 +79,7 @@ def analyze(
         "allow_partial": allow_partial,
         "layers": layers,
     }
-    return run_analysis(make_analysis_plan([str(lora) for lora in named], settings), options, on_event)
+    plan = make_analysis_plan([str(lora) for lora in named], settings)
+    from loraport.analysis.run import run_analysis  # and torch, for which no refusal has waited
+
+    return run_analysis(plan, options, on_event)

@@ -8,6 +8,7 @@ import typer
 
 from loraport.cli import text
 from loraport.cli.console import Console
+from loraport.cli.entry import talking
 from loraport.cli.flags import Given, command
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.errors import FileError, UsageError
@@ -36,7 +37,7 @@ Folder = Annotated[
 
 
 @app.command("ls", epilog="    loraport cache ls -v")
-@command()
+@talking
 def ls(console: Console, folder: Folder = None) -> None:
     """How much is kept, where; with -v every entry."""
     from loraport.store import index
@@ -73,7 +74,7 @@ def ls(console: Console, folder: Folder = None) -> None:
 
 
 @app.command("gc", epilog="    loraport cache gc --max-size 10GB --older-than 30d")
-@command()
+@talking
 def gc(
     console: Console,
     folder: Folder = None,
@@ -97,7 +98,7 @@ def gc(
 
 
 @app.command("clear", epilog="    loraport cache clear")
-@command()
+@talking
 def clear(console: Console, folder: Folder = None) -> None:
     """Drop everything. Nothing is lost but time."""
     from loraport.store import index
@@ -107,16 +108,17 @@ def clear(console: Console, folder: Folder = None) -> None:
 
 
 @app.command("verify", epilog="    loraport cache verify --remove")
-@command()
+@talking
 def verify(
     console: Console,
     folder: Folder = None,
     remove: Annotated[bool, typer.Option("--remove", metavar="", help="Delete entries that are damaged.")] = False,
 ) -> None:
     """Read every entry and check its content. Exit code 5 if one is damaged."""
-    from loraport.store.store import Store
+    root = _root(folder)
+    from loraport.store.store import Store  # and torch, for which no refusal has waited
 
-    store = Store(_root(folder))
+    store = Store(root)
     checked = len(store.entries())
     problems = store.verify(remove=remove)
     damaged = [problem for problem in problems if problem.what == "damaged"]
@@ -152,11 +154,12 @@ def warm(given: Given, console: Console) -> None:
     recipes = [given.recipe(lora) for lora in given.loras]
     from loraport.cli.progress import Progress
     from loraport.engine.plan import make_plan
-    from loraport.engine.run import run
     from loraport.store import index
 
     for recipe in recipes:
         plan = make_plan(recipe)
+        from loraport.engine.run import run  # and torch, for which no refusal has waited
+
         if plan.cache_bytes == 0:
             console.warning(
                 f"{plan.method} decomposes nothing, so there is nothing to keep for another LoRA but this one's layers"

@@ -13,6 +13,7 @@ from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.outputs import output_file, warn_of_name
+from loraport.containers.names import named_path
 from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
 from loraport.errors import UsageError
 from loraport.sampling.schedule import RUNNING, SamplingSettings
@@ -107,8 +108,15 @@ def calibrate(
     for role, model in ROLES.items():
         own = {name.removeprefix(f"{role}_"): value for name, value in asked.make(model).values().items()}
         sampling[role] = SamplingSettings(**own, **both)
-    from loraport.calibration.api import calibrate as run
+    from loraport.adapters.opened import open_file
     from loraport.cli.progress import Progress
+    from loraport.sampling.folders import find_folder
+
+    for role in ROLES:
+        if files[role] is not None:
+            find_folder(files[role], role)
+    open_file(named_path(files["lora"]))
+    from loraport.calibration.api import calibrate as run  # and torch, for which no refusal has waited
 
     with Progress(console) as progress:
         report = run(

@@ -72,7 +72,12 @@ def compare(
     files = given.make(FILES).values()
     sampling = sampling_of(given)
     from loraport.cli.progress import Progress
-    from loraport.comparing.run import compare as run
+    from loraport.comparing.sides import find_sides, lora_file
+
+    for each in (lora, *(transferred or ())):
+        lora_file(each)
+    find_sides(files["source"], files["target"], files["target_lora"], sampling["source"], sampling["target"])
+    from loraport.comparing.run import compare as run  # and torch and diffusers, for which no refusal has waited
 
     with Progress(console) as progress:
         report = run(

@@ -7,7 +7,7 @@ import typer
 
 from loraport.cli import text
 from loraport.cli.console import Console
-from loraport.cli.flags import command
+from loraport.cli.entry import talking
 from loraport.methods import DEFAULT
 
 EXAMPLE = """About a minute, no network, no GPU:
@@ -15,7 +15,7 @@ EXAMPLE = """About a minute, no network, no GPU:
     loraport demo"""
 
 
-@command()
+@talking
 def demo(
     console: Console,
     output: Annotated[
@@ -29,7 +29,12 @@ def demo(
     """Carry a bundled LoRA over to a bundled distilled model, and show what it changes in pictures."""
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_layers
-    from loraport.demo.run import run_demo
+    from loraport.demo.asked import cards_of
+    from loraport.methods import registry
+
+    cards_of(lora, target)
+    registry.resolve(method)
+    from loraport.demo.run import run_demo  # and torch and diffusers, for which no refusal has waited
 
     with Progress(console) as progress:
         done = run_demo(output, lora=lora, target=target, method=method, seed=seed, on_event=progress)

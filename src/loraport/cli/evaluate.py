@@ -7,7 +7,7 @@ import typer
 
 from loraport.cli import text
 from loraport.cli.console import Console
-from loraport.cli.flags import command
+from loraport.cli.entry import talking
 from loraport.wording import count
 
 EXAMPLE = """The evidence behind docs/evidence.md (under half an hour on two cores), and a small form of it (minutes):
@@ -21,7 +21,7 @@ One method on one LoRA and target, against direct reuse at all its strengths:
     loraport evaluate --method casa --lora outline --target dmd"""
 
 
-@command()
+@talking
 def evaluate(
     console: Console,
     output: Annotated[
@@ -78,17 +78,18 @@ def evaluate(
     """Measure methods on the tiny models: function, quality and motion, with intervals and controls."""
     from loraport.cli.progress import Progress
     from loraport.engine.devices import pick_devices
-    from loraport.sampling.wan import need_diffusers
+    from loraport.evaluate.family import open_family
+    from loraport.evaluate.variants import chosen
+    from loraport.sampling.folders import need_diffusers
 
     need_diffusers()
-    from loraport.evaluate import tables
-    from loraport.evaluate.clips import Scale
-    from loraport.evaluate.evidence import FULL, QUICK, chosen, make_evidence
-    from loraport.evaluate.family import open_family
-    from loraport.evaluate.judge import open_judge
-
     rows = chosen(method or [], quick=quick, calibrated=calibrated, held_out=held_out)
     members = open_family(family).pick(tuple(target or ()), tuple(lora or ()))
+    from loraport.evaluate import tables  # and torch and diffusers, for which no refusal has waited
+    from loraport.evaluate.clips import Scale
+    from loraport.evaluate.evidence import FULL, QUICK, make_evidence
+    from loraport.evaluate.judge import open_judge
+
     usual = QUICK if quick else FULL
     scale = Scale(prompts=prompts or usual.prompts, seeds=seeds or usual.seeds)
     with Progress(console) as progress:

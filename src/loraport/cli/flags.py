@@ -3,7 +3,8 @@
     @command(Recipe, RunOptions)
     def plan(given: Given, console: Console) -> None: ...
 
-gives a function with a flag for every field, for typer to read. Nothing is said twice: type, default, help and
+gives a function with a flag for every field, for typer to read (a command without such settings is made by
+`loraport.cli.entry` alone). Nothing is said twice: type, default, help and
 flag are those of the field (`loraport.settings.Setting`).
 """
 
@@ -11,6 +12,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Optional, TypeVar, Union, get_args, get_origin
@@ -20,8 +22,7 @@ from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from loraport.cli import options
-from loraport.cli.console import Console
-from loraport.cli.recipe_file import merged, read_recipe
+from loraport.cli.entry import entry
 from loraport.containers.names import named_path
 from loraport.engine.recipe import METHOD, Recipe
 from loraport.errors import LoraportError, UsageError
@@ -86,8 +87,6 @@ def command(
 ) -> Callable[[Callable[..., None]], Any]:
     """Turn `function(given, console, ...)` into a command with a flag for every field of `models`.
 
-    Without models the function takes the console alone, and the parameters of its own.
-
     Args:
         models: where the settings are defined; where two have a field of one name, the flag is that of the later one.
             With `Recipe` among them the command takes LORA arguments.
@@ -100,23 +99,7 @@ def command(
     if file or (file is None and Recipe in models):
         flags.append(_parameter("recipe", _option(Path, _FILE)))
 
-    def decorate(function: Callable[..., None]) -> Any:
-        own = list(inspect.signature(function).parameters.values())[2 if models else 1 :]
-        talk = list(inspect.signature(options.talk).parameters.values())
-
-        def call(said: dict[str, Any]) -> None:
-            console = Console(*(said.pop(each.name) for each in talk))
-            mine = {each.name: said.pop(each.name) for each in own}
-            first = (_given(models, said), console) if models else (console,)
-            function(*first, **mine)
-
-        entry: Any = lambda **said: call(said)  # noqa: E731 - typer gives everything by name
-        parameters = [each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in (*flags, *own, *talk)]
-        entry.__signature__ = inspect.Signature(parameters)
-        entry.__name__, entry.__module__, entry.__doc__ = function.__name__, function.__module__, function.__doc__
-        return entry
-
-    return decorate
+    return lambda function: entry(function, flags, partial(_given, models))
 
 
 def _flags_of(model: type[Settings], without: tuple[str, ...]) -> list[inspect.Parameter]:
@@ -171,6 +154,8 @@ def _given(models: tuple[type[Settings], ...], said: dict[str, Any]) -> Given:
     if settings:
         values["params"] = _parse_settings(settings)
     if file is not None:
+        from loraport.cli.recipe_file import merged, read_recipe  # and YAML
+
         values = merged(read_recipe(file, models), values)
     if Recipe in models and not loras:
         if values.get("lora") is None:

@@ -6,7 +6,7 @@ import typer
 
 from loraport.cli import text
 from loraport.cli.console import Console
-from loraport.cli.flags import command
+from loraport.cli.entry import talking
 from loraport.errors import LoraportError
 from loraport.wording import count
 
@@ -21,7 +21,7 @@ _HEADER = (
 _SHOWN = 160  # characters of a header field
 
 
-@command()
+@talking
 def inspect(
     console: Console,
     files: Annotated[list[str], typer.Argument(metavar="FILE", help="LoRA files or models.", show_default=False)],

@@ -115,6 +115,7 @@ def merge(
         console.document(facts)
         return
     assert output is not None
+    ready.placed(output, overwrite=overwrite)
     with Progress(console) as progress:
         from loraport.merging.run import run_merge  # and torch, for which no refusal has waited
 

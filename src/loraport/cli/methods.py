@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from loraport.cli.console import Console
-from loraport.cli.flags import command
+from loraport.cli.entry import talking
 
 if TYPE_CHECKING:
     from loraport.methods.base import TransferMethod
@@ -18,7 +18,7 @@ EXAMPLE = """All methods and presets, then the settings of one:
     loraport methods casa"""
 
 
-@command()
+@talking
 def methods(
     console: Console,
     name: Annotated[

@@ -50,7 +50,10 @@ def probe(
     files, machine = given.make(FILES).values(), given.make(MACHINE).values()
     sampling = sampling_of(given)
     from loraport.cli.progress import Progress
-    from loraport.comparing.probe import PROMPT
+    from loraport.comparing.sides import find_sides
+
+    find_sides(files["source"], files["target"], files["target_lora"], sampling["source"], sampling["target"])
+    from loraport.comparing.probe import PROMPT  # and torch and diffusers, for which no refusal has waited
     from loraport.comparing.probe import probe as run
 
     with Progress(console) as progress:

@@ -100,6 +100,7 @@ def carry(
         return
     if output is None:
         raise UsageError("the output is not given", fix="name the file to write: -o FILE")
+    task.check_output(output, overwrite=options.overwrite)
     with Progress(console) as progress:
         from loraport.resizing.cut import carry_out  # and torch, for which no refusal has waited
 

@@ -13,10 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from safetensors import SafetensorError
 
-from loraport.containers.names import named_path
-from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError
-from loraport.models.checkpoint import open_checkpoint
-from loraport.models.families import families
+from loraport.comparing.models import INDEX, Model, first_line
+from loraport.errors import FileError, UnsupportedError, UsageError
 from loraport.models.family import Family
 from loraport.sampling.wan import is_out_of_memory
 
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
     Pipeline: TypeAlias = DiffusionPipeline
 else:
     Pipeline = object  # named for type checkers only, so that diffusers loads late
-
-INDEX = "model_index.json"
 
 
 @dataclass(frozen=True)
@@ -63,62 +59,46 @@ class Place:
         return cls(found, getattr(torch, precision), offload)
 
 
-@dataclass(frozen=True)
-class Model:
-    """A model that can be opened as a pipeline.
+def load(model: Model, place: Place) -> Pipeline:
+    """Load the pipeline.
 
-    Attributes:
-        name: what the user called it.
-        path: a folder of a pipeline or of a transformer, or a file.
-        base: the pipeline that lends the other parts, for a path that is no whole pipeline.
-        family: what it is.
+    Raises:
+        FileError: it cannot be loaded, or does not fit in memory.
+        UnsupportedError: diffusers has no pipeline of the family that a prompt is enough for.
     """
+    import diffusers
 
-    name: str
-    path: Path
-    base: Path | None
-    family: Family
-
-    def open(self, place: Place) -> Pipeline:
-        """Load the pipeline.
-
-        Raises:
-            FileError: it cannot be loaded, or does not fit in memory.
-            UnsupportedError: diffusers has no pipeline of the family that a prompt is enough for.
-        """
-        import diffusers
-
-        root = self.base or self.path
-        kind = _pipeline_class(root, self.family)
-        try:
-            with _quiet(), torch.random.fork_rng(devices=[]):  # diffusers fills weights at random before it loads them
-                more: dict[str, Any] = {}
-                if self.base is not None:
-                    network = getattr(diffusers, self.family.diffusers.model)
-                    more["transformer"] = _transformer(network, self.path, self.base, place.dtype)
-                pipeline = kind.from_pretrained(root, torch_dtype=place.dtype, local_files_only=True, **more)
-                _place(pipeline, place)
-        except (
-            OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError, MemoryError,
-            SafetensorError,
-        ) as error:  # fmt: skip
-            if is_out_of_memory(error):
-                raise FileError(
-                    "the model does not fit in the memory", where=self.name, values=first_line(error),
-                    fix="--offload model, or sequential, which needs least; --precision bfloat16",
-                ) from error  # fmt: skip
+    root = model.base or model.path
+    kind = _pipeline_class(root, model.family)
+    try:
+        with _quiet(), torch.random.fork_rng(devices=[]):  # diffusers fills weights at random before it loads them
+            more: dict[str, Any] = {}
+            if model.base is not None:
+                network = getattr(diffusers, model.family.diffusers.model)
+                more["transformer"] = _transformer(network, model.path, model.base, place.dtype)
+            pipeline = kind.from_pretrained(root, torch_dtype=place.dtype, local_files_only=True, **more)
+            _place(pipeline, place)
+    except (
+        OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, AttributeError, MemoryError,
+        SafetensorError,
+    ) as error:  # fmt: skip
+        if is_out_of_memory(error):
             raise FileError(
-                "the pipeline could not be loaded", where=self.name, values=first_line(error),
-                fix="check the folder with diffusers' own from_pretrained",
+                "the model does not fit in the memory", where=model.name, values=first_line(error),
+                fix="--offload model, or sequential, which needs least; --precision bfloat16",
             ) from error  # fmt: skip
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
+        raise FileError(
+            "the pipeline could not be loaded", where=model.name, values=first_line(error),
+            fix="check the folder with diffusers' own from_pretrained",
+        ) from error  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
 
 
 @contextlib.contextmanager
 def opened(model: Model, place: Place) -> Iterator[Pipeline]:
     """The pipeline inside a `with` block; afterwards its memory is free again."""
-    held = [model.open(place)]
+    held = [load(model, place)]
     try:
         yield held[0]
     finally:
@@ -128,73 +108,6 @@ def opened(model: Model, place: Place) -> Iterator[Pipeline]:
         gc.collect()
         if place.device.type == "cuda":
             torch.cuda.empty_cache()
-
-
-def find_model(spec: str | Path, role: str, base: "Model | None" = None) -> Model:
-    """Say what a model is, by its headers.
-
-    Args:
-        spec: a folder of a pipeline, or a hub id that is downloaded as diffusers does; with `base` also a folder of a
-            transformer, or a file of weights.
-        role: `source` or `target`, for messages.
-        base: lends the other parts of the pipeline.
-
-    Raises:
-        FileError: nothing there. UsageError: no pipeline, and none to lend the parts.
-        MismatchError: not the family of `base`. UnsupportedError: nothing of diffusers runs it.
-    """
-    if str(spec).startswith("zoo:"):
-        raise UsageError(
-            f"the {role} is a bundled model, which has no pipeline of diffusers", values=str(spec),
-            fix="loraport demo and loraport evaluate show the bundled models",
-        )  # fmt: skip
-    path = _downloaded(named_path(spec), role)
-    whole = (path / INDEX).is_file()
-    if not whole and base is None:
-        raise UsageError(
-            f"the {role} is no whole pipeline", where=str(path), values=f"no {INDEX}",
-            fix="give the diffusers folder of the model, with text encoder, scheduler and VAE",
-        )  # fmt: skip
-    family = open_checkpoint(path, expert="high" if (path / "transformer_2").is_dir() else None).architecture.family
-    if (path / "transformer_2").is_dir():
-        raise UnsupportedError(
-            f"the {role} has two transformers, each with a LoRA of its own, which compare does not run yet",
-            where=str(path), fix="run the pipeline yourself; transfer --expert both makes the files",
-        )  # fmt: skip
-    if base is not None and family.name != base.family.name:
-        raise MismatchError(
-            "source and target are of different families", values=f"{base.family.title}, {family.title}"
-        )
-    if not family.diffusers.pipeline or "Modular" in family.diffusers.pipeline:
-        known = sorted(
-            one.title for one in families().values() if "Modular" not in (one.diffusers.pipeline or "Modular")
-        )
-        raise UnsupportedError(
-            f"diffusers has no pipeline that compare can call for {family.title}",
-            values=f"it calls: {', '.join(known)}",
-        )
-    return Model(str(spec), path, None if whole or base is None else base.base or base.path, family)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _downloaded(path: Path, role: str) -> Path:
-    if path.exists():
-        return path
-    parts = path.parts
-    if len(parts) == 2 and not path.is_absolute() and not path.suffix:
-        from diffusers import DiffusionPipeline
-
-        try:
-            return Path(DiffusionPipeline.download("/".join(parts)))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise FileError(
-                f"the {role} is neither there nor could it be downloaded", where=str(path), values=first_line(error)
-            ) from error
-    raise FileError(f"there is no such {role}", where=str(path), fix="give a diffusers folder, or a hub id")
 
 
 def _pipeline_class(root: Path, family: Family) -> Any:

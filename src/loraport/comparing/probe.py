@@ -21,8 +21,8 @@ from loraport.comparing.sides import find_sides
 from loraport.engine.events import Listener, Step, ignore
 from loraport.errors import NumericalError, UnsupportedError, UsageError
 from loraport.files import atomic_path
+from loraport.sampling.folders import need_diffusers
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
-from loraport.sampling.wan import need_diffusers
 from loraport.writable import check_output
 
 PathLike = str | Path

@@ -17,7 +17,7 @@ from torch import Generator
 
 from loraport.adapters.added_lora import AddedLora
 from loraport.adapters.convert import convert_adapter
-from loraport.comparing.opening import first_line
+from loraport.comparing.models import first_line
 from loraport.errors import FileError, LoraportError, MismatchError, NumericalError, UnmatchedKeysError
 from loraport.models.family import Family
 from loraport.sampling.schedule import TIMESTEPS, SamplingSettings

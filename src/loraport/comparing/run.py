@@ -22,8 +22,8 @@ from loraport.engine.events import Listener, Step, Warned, ignore
 from loraport.errors import FileError, UsageError
 from loraport.files import read_text, write_json
 from loraport.metrics.judging import Judges, Weights
+from loraport.sampling.folders import need_diffusers
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
-from loraport.sampling.wan import need_diffusers
 
 PAGE, NUMBERS, CLIPS = "index.html", "compare.json", "clips"
 MOST_PROMPTS = 2**20  # bytes of the file

@@ -3,17 +3,20 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loraport.adapters.added_lora import AddedLora
 from loraport.adapters.distilled import known_model
-from loraport.comparing.clips import file_digest, model_digest, short
-from loraport.comparing.opening import Model, Place, find_model
+from loraport.comparing.models import Model, find_model
 from loraport.comparing.usual_sampling import filled, usual_sampling
 from loraport.comparing.variants import Role
 from loraport.containers.names import named_path
 from loraport.engine.events import Listener, Remarked
 from loraport.errors import FileError, UsageError
 from loraport.sampling.schedule import SamplingSettings
+
+if TYPE_CHECKING:
+    from loraport.comparing.opening import Place
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,10 @@ class Side:
         """As the user named it."""
         return " + ".join([self.model.name, *(f"{one.file} at {one.strength:g}" for one in self.distillation)])
 
-    def digest(self, place: Place) -> str:
+    def digest(self, place: "Place") -> str:
         """Of its files, and of all that runs it alike."""
+        from loraport.comparing.clips import file_digest, model_digest, short  # and numpy
+
         models = [model_digest(path) for path in (self.model.path, self.model.base) if path is not None]
         loras = [f"{short(file_digest(lora_file(one.file)))}:{one.strength:g}" for one in self.distillation]
         return " ".join([self.model.family.name, str(place.dtype), place.device.type, *models, *loras])

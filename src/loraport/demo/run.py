@@ -8,7 +8,6 @@ Every row starts from the same prompts and the same noise. Rows are data: a new 
 more `Candidate` of the sampler.
 """
 
-import importlib.util
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from loraport.calibration import CalibrationReport, CalibrationSettings
 from loraport.calibration.api import calibrate
 from loraport.demo import words
+from loraport.demo.asked import cards_of
 from loraport.demo.clips import SHOWN, Candidate, ClipSampler
 from loraport.engine.events import Listener, Step, ignore
 from loraport.engine.plan import make_plan
@@ -31,12 +31,11 @@ from loraport.threads import one_thread_each
 from loraport.version import __version__
 from loraport.writable import claim_folder
 from loraport.zoo import drawing, world
-from loraport.zoo.catalogue import LoraCard, ModelCard, lora_card, loras, model_card, path
+from loraport.zoo.catalogue import LoraCard, ModelCard, lora_card, loras, path
 
 SCORED = 48
 CALIBRATION = CalibrationSettings(samples=24)
 """Fewer samples than usual, to be quick."""
-NEEDED = ("diffusers", "peft", "PIL")
 
 
 @dataclass(frozen=True)
@@ -91,9 +90,8 @@ def run_demo(
     """
     began = time.perf_counter()
     tell = on_event
-    card = lora_card(lora)
-    source, goal = model_card(card.source), model_card(target)
-    _check(card, source, goal, clips)
+    card, source, goal = cards_of(lora, target)
+    _check(card, goal, clips)
     output = Path(output)
     file, log = output / f"{lora}-for-{target}.safetensors", output / "run.jsonl"
     claim_folder(output, (f"{lora}-for-{target}*.safetensors", "run.jsonl", "index.html", "comparison.*"), "the demo")
@@ -172,19 +170,7 @@ def run_demo(
     return result
 
 
-def _check(card: LoraCard, source: ModelCard, goal: ModelCard, clips: int) -> None:
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            "the demo samples the models and needs more than the transfer itself",
-            values=f"not installed: {', '.join(missing)}",
-            fix="pip install 'loraport[diffusers,report]'",
-        )
-    if goal.parent != source.name:
-        raise UsageError(
-            f"{goal.name} was not made from {source.name}, which the LoRA was trained on",
-            values=f"made from {goal.parent or 'nothing: it is a source'}",
-        )
+def _check(card: LoraCard, goal: ModelCard, clips: int) -> None:
     if card.style not in drawing.LOOKS:
         raise UsageError(
             f"the demo scores looks, and {card.name} teaches something else",

@@ -12,9 +12,10 @@ from torch import Generator, Tensor
 
 from loraport.evaluate import statistics
 from loraport.evaluate.estimates import Reference
-from loraport.evaluate.family import Family, Lora, Model, digest, file_digest, load_network
+from loraport.evaluate.family import Family, Lora, Model, digest, file_digest
 from loraport.evaluate.judge import Judge, Reading
 from loraport.evaluate.looks import distance_between
+from loraport.evaluate.networks import load_network
 from loraport.evaluate.statistics import TaughtStatistic
 from loraport.evaluate.tasks import Task, draw_prompts
 from loraport.sampling import tiny

@@ -20,7 +20,8 @@ from torch import Generator, Tensor
 
 from loraport.core.basis import SpectralBasis
 from loraport.core.thin_svd import thin_svd
-from loraport.evaluate.family import Family, Model, load_network
+from loraport.evaluate.family import Family, Model
+from loraport.evaluate.networks import load_network
 
 FIRST = 0.1
 """Share of all directions that is meant, rows and columns together (the paper's L shape)."""

@@ -7,14 +7,12 @@ from typing import Any
 
 from loraport import files, writable
 from loraport.engine.events import Step
-from loraport.errors import UsageError
 from loraport.evaluate import curves, drift, foretell, plots, tables, variants
 from loraport.evaluate.clips import Scale
 from loraport.evaluate.family import Family, Lora, Model
 from loraport.evaluate.judge import Judge
 from loraport.evaluate.run import Evidence, evaluate
 from loraport.evaluate.variants import Variant
-from loraport.methods import registry
 
 FULL = Scale(prompts=64, seeds=2)
 QUICK = Scale(prompts=16, seeds=2)
@@ -33,43 +31,6 @@ class Written:
     tables: Path
     pictures: tuple[Path, ...]
     evidence: Evidence
-
-
-def chosen(labels: Sequence[str], *, quick: bool, calibrated: bool = False, held_out: bool = False) -> list[Variant]:
-    """The rows to run: those named (rows, methods or presets), else all of the full or quick form.
-
-    Args:
-        labels: the names.
-        quick: the main rows only.
-        calibrated: also those that run both models.
-        held_out: of the full form those that are measured on all pairs.
-
-    Raises:
-        UsageError: a name is neither a row nor a method.
-    """
-    known = {
-        variant.label: variant
-        for variant in (*variants.MAIN, *variants.BY_STEP, *variants.SWEEPS, *variants.CALIBRATED)
-    }
-    if not labels:
-        rows = (
-            [known[label] for label in variants.QUICK]
-            if quick
-            else [*variants.MAIN, *variants.BY_STEP, *variants.SWEEPS]
-        )
-        if held_out:
-            rows = [row for row in rows if row.reach == "all"]
-        extra = variants.CALIBRATED[:1] if quick or held_out else variants.CALIBRATED
-        return [*rows, *extra] if calibrated else rows
-    rows = [variants.direct(strength) for strength in variants.STRENGTHS]
-    for label in labels:
-        variant = known.get(label)
-        if variant is None:
-            if label not in registry.names() and label not in registry.presets():
-                raise UsageError(f"there is no method or row {label!r}", values=f"rows: {', '.join(known)}")
-            variant = Variant(label, label, "ours")
-        rows += [variant] if variant not in rows else []
-    return rows
 
 
 def make_evidence(

@@ -10,11 +10,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from diffusers import WanTransformer3DModel
-
 from loraport.errors import FileError, UsageError
-from loraport.sampling import tiny
 from loraport.zoo.catalogue import ModelCard, data_file, distillation_files, read_lora_card, read_model_card
 
 
@@ -99,26 +95,6 @@ def open_family(folder: Path | None = None) -> Family:
             "a family needs targets and LoRAs", where=str(folder), values=f"{len(targets)} and {len(loras)} found"
         )
     return Family(sources[0], targets, loras)
-
-
-def load_network(family: Family, model: Model) -> WanTransformer3DModel:
-    """The network of a model; distillation LoRAs are merged into its parent's weights."""
-    network, _ = tiny.load_model(family.source.folder if model.distill else model.folder)
-    for file in model.distill:
-        tiny.merge_lora(network, file)
-    if model.drift_rank is not None:
-        _cut_drift(network, load_network(family, family.source), model.drift_rank)
-    return network
-
-
-def _cut_drift(network: WanTransformer3DModel, source: WanTransformer3DModel, rank: int) -> None:
-    """Leave of the drift of every matrix of the blocks what a LoRA of a rank can hold at best."""
-    state = network.state_dict()
-    for name, weight in source.state_dict().items():
-        if name.startswith("blocks") and weight.ndim == 2:
-            U, S, Vh = torch.linalg.svd((state[name] - weight).double(), full_matrices=False)
-            state[name] = weight + ((U[:, :rank] * S[:rank]) @ Vh[:rank]).float()
-    network.load_state_dict(state)
 
 
 def digest(model: Model) -> str:

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.evaluate.family import Family, Lora, Model, load_network
+from loraport.evaluate.family import Family, Lora, Model
+from loraport.evaluate.networks import load_network
 from loraport.evaluate.run import Evidence
 from loraport.evaluate.tables import TITLES, markdown
 from loraport.sampling import tiny

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
+from loraport.errors import UsageError
+from loraport.methods import registry
+
 Role = Literal["direct", "paper", "control", "rival", "sweep", "ours"]
 Reach = Literal["all", "two", "some", "few"]
 Params = Mapping[str, Any]
@@ -220,3 +223,33 @@ QUICK = (
 
 SHEET = ("direct", "casa", "casa, first half of the blocks", "uniform-shrink 0.5", "calibrated")
 """Rows of the contact sheets, besides the anchors and direct reuse at its best strength."""
+
+
+def chosen(labels: Sequence[str], *, quick: bool, calibrated: bool = False, held_out: bool = False) -> list[Variant]:
+    """The rows to run: those named (rows, methods or presets), else all of the full or quick form.
+
+    Args:
+        labels: the names.
+        quick: the main rows only.
+        calibrated: also those that run both models.
+        held_out: of the full form those that are measured on all pairs.
+
+    Raises:
+        UsageError: a name is neither a row nor a method.
+    """
+    known = {variant.label: variant for variant in (*MAIN, *BY_STEP, *SWEEPS, *CALIBRATED)}
+    if not labels:
+        rows = [known[label] for label in QUICK] if quick else [*MAIN, *BY_STEP, *SWEEPS]
+        if held_out:
+            rows = [row for row in rows if row.reach == "all"]
+        extra = CALIBRATED[:1] if quick or held_out else CALIBRATED
+        return [*rows, *extra] if calibrated else rows
+    rows = [direct(strength) for strength in STRENGTHS]
+    for label in labels:
+        variant = known.get(label)
+        if variant is None:
+            if label not in registry.names() and label not in registry.presets():
+                raise UsageError(f"there is no method or row {label!r}", values=f"rows: {', '.join(known)}")
+            variant = Variant(label, label, "ours")
+        rows += [variant] if variant not in rows else []
+    return rows

@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from loraport.adapters.added_lora import AddedLora, added_loras
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.events import Listener, ignore
 from loraport.merging.plan import make_merge_plan
-from loraport.merging.run import MergeReport, run_merge
+
+if TYPE_CHECKING:
+    from loraport.merging.run import MergeReport
 
 PathLike = str | Path
 
@@ -30,7 +32,7 @@ def merge(
     dequantize: PlainFormat | None = None,
     overwrite: bool = False,
     on_event: Listener = ignore,
-) -> MergeReport:
+) -> "MergeReport":
     """Bake LoRAs into a checkpoint, exactly and in its own layout. Memory is that of its largest tensor.
 
     Args:
@@ -70,4 +72,6 @@ def merge(
         requantize=requantize,
         dequantize=dequantize,
     )
+    from loraport.merging.run import run_merge  # and torch, for which no refusal has waited
+
     return run_merge(plan, output, overwrite=overwrite, on_event=on_event)

@@ -24,6 +24,7 @@ from loraport.errors import MismatchError, UsageError
 from loraport.merging.changes import MergedTensor, Term, as_stored, gone_with, said_of_the_whole
 from loraport.models.checkpoint import AUTO, Checkpoint, open_checkpoint
 from loraport.wording import count
+from loraport.writable import check_output
 
 _COPIES = 5  # of the largest tensor in float32 at its worst moment
 
@@ -79,6 +80,21 @@ class MergePlan:
     def dequantized(self) -> tuple[MergedTensor, ...]:
         """What becomes plain numbers."""
         return tuple(tensor for tensor in self.tensors if tensor.plain is not None)
+
+    def placed(self, output: Path, *, overwrite: bool) -> dict[Path, Path]:
+        """Each file of the checkpoint with the name that it gets.
+
+        Args:
+            output: a file, or a folder where the checkpoint is one.
+            overwrite: whether files of these names may be replaced.
+
+        Raises:
+            FileError: one of them may not.
+        """
+        places, inputs = self.layout.placed(output), list(self.inputs())
+        for place in places.values():
+            check_output(place, inputs, overwrite=overwrite)
+        return places
 
     def inputs(self) -> Iterator[tuple[str, Path]]:
         """Every file that is read, as (role, file)."""

@@ -31,7 +31,6 @@ from loraport.merging.records import counted_twice, headers_of, indexes_of, told
 from loraport.models.placement import Rows
 from loraport.partial import forget, will_stay
 from loraport.store.digests import DigestMemo
-from loraport.writable import check_output
 
 _STRIP = 4_000_000  # numbers that are compared at a time
 
@@ -102,10 +101,7 @@ def run_merge(
     """
     began = time.perf_counter()
     path = Path(output)
-    places = plan.layout.placed(path)
-    inputs = list(plan.inputs())
-    for place in places.values():
-        check_output(place, inputs, overwrite=overwrite)
+    places = plan.placed(path, overwrite=overwrite)
     told = told_of(plan)
     said = list(dict.fromkeys([*plan.warnings, *counted_twice(plan, told)]))
     for message in said:

@@ -1,15 +1,17 @@
 """`loraport.resize` and `loraport.extract`."""
 
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from loraport.engine.events import Listener, ignore
 from loraport.engine.recipe import DType, RunOptions
 from loraport.models.checkpoint import open_checkpoint
-from loraport.resizing.cut import Resized, carry_out
 from loraport.resizing.extract import plan_extract
 from loraport.resizing.resize import plan_resize
 from loraport.resizing.rule import Amount
+
+if TYPE_CHECKING:
+    from loraport.resizing.cut import Resized
 
 PathLike = str | Path
 
@@ -32,7 +34,7 @@ def resize(
     architecture: str = "auto",
     options: RunOptions | None = None,
     on_event: Listener = ignore,
-) -> Resized:
+) -> "Resized":
     """Write a LoRA of any kind at another rank: the best approximation, with the share that it keeps.
 
     Exactly one of `rank`, `energy` and `max_size` is given.
@@ -71,6 +73,8 @@ def resize(
         scale=scale,
         architecture=architecture,
     )
+    from loraport.resizing.cut import carry_out  # and torch, for which no refusal has waited
+
     return carry_out(task, amount, Path(output), options or RunOptions(), on_event)
 
 
@@ -91,7 +95,7 @@ def extract(
     drop: str | None = None,
     options: RunOptions | None = None,
     on_event: Listener = ignore,
-) -> Resized:
+) -> "Resized":
     """Write what makes one checkpoint of another as a LoRA: the difference, cut to a rank.
 
     Exactly one of `rank`, `energy` and `max_size` is given. Changes of biases, norms, convolutions and modulations are
@@ -129,4 +133,6 @@ def extract(
         dtype=dtype,
         drop=drop,
     )
+    from loraport.resizing.cut import carry_out  # and torch, for which no refusal has waited
+
     return carry_out(task, amount, Path(output), options or RunOptions(), on_event)

@@ -29,7 +29,6 @@ from loraport.resizing.job import WeightJob
 from loraport.resizing.rule import Amount
 from loraport.resizing.task import Task, passes
 from loraport.resizing.weight import Cutter, WeightResult, layers_of
-from loraport.writable import check_output
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_
         FileError: the file exists, cannot be written, or an input changed meanwhile.
     """
     began = time.perf_counter()
-    check_output(output, task.inputs, overwrite=options.overwrite)
+    task.check_output(output, overwrite=options.overwrite)
     warnings: list[str] = []
 
     def warn(message: str) -> None:

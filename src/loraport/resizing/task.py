@@ -10,6 +10,7 @@ from loraport.containers.dtypes import FORMATS, name_of
 from loraport.models.architecture import Architecture
 from loraport.resizing.job import WeightJob
 from loraport.resizing.rule import Amount
+from loraport.writable import check_output
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Task:
     warnings: tuple[str, ...]
     identities: Mapping[Path, str]
     inputs: tuple[tuple[str, Path], ...]
+
+    def check_output(self, output: Path, *, overwrite: bool) -> None:
+        """Raise FileError where the output would replace an input, or a file that nobody gave up."""
+        check_output(output, self.inputs, overwrite=overwrite)
 
     def cost_of(self, amount: Amount) -> float:
         """Operations, roughly: for each weight its singular values, where they are needed, and its factors."""

@@ -10,16 +10,14 @@ from loraport.adapters.added_lora import AddedLora
 from loraport.containers.tensors import digest_tensor
 from loraport.errors import UsageError
 from loraport.sampling.denoiser import Runnable
+from loraport.sampling.folders import check_config, need_diffusers, two_experts
 from loraport.sampling.prompts import encode_by
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings, settle
 from loraport.sampling.wan import (
     WanDenoiser,
-    check_config,
     is_small,
-    need_diffusers,
     open_runnable,
     settle_latents,
-    two_experts,
 )
 
 if TYPE_CHECKING:

@@ -1,6 +1,5 @@
 """Runnable Wan models: diffusers' own transformer class, from the bundled tiny models to 14B with offloading."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraport.adapters.added_lora import AddedLora
-from loraport.containers.names import named_path
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.models.families import families
 from loraport.sampling.denoiser import Runnable
+from loraport.sampling.folders import CARD, config_of, find_folder, need_diffusers, two_experts
 from loraport.sampling.merged import add_loras
 from loraport.sampling.network import load_network
 from loraport.sampling.prompts import encode_by_folder, has_encoder
@@ -25,7 +24,6 @@ from loraport.zoo import catalogue, world
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
-CARD = "model.json"
 SMALL = 512  # models up to this width run batches side by side on a CPU, one thread each
 TIME_SCALE = 1000  # the model counts time from 0 to 1000
 
@@ -86,7 +84,7 @@ def open_runnable(
     need_diffusers()
     if (folder / CARD).is_file():
         return _tiny(folder, settings, added)
-    config = _config(folder, role)
+    config = config_of(folder, role)
     if (folder / "transformer_2").is_dir():
         raise two_experts(role, str(folder))
     scheduler = None
@@ -117,46 +115,6 @@ def check_together(source: Runnable, target: Runnable) -> None:
             "source and target take different latents",
             values=f"source {_by(source.latents)}, target {_by(target.latents)} (channels x frames x height x width)",
             fix="both must be the same model, one distilled from the other, sampled at one size",
-        )
-
-
-def find_folder(spec: str | Path, role: str) -> Path:
-    """The folder of a model given by path or as `zoo:NAME`. Raises FileError, UsageError."""
-    path = named_path(spec)
-    made = path.parent.parent / "models" / path.stem  # a tiny model that is its parent and this LoRA
-    folder = made if path.parent.name == catalogue.DISTILLATIONS and (made / CARD).is_file() else path
-    if not folder.is_dir():
-        raise FileError(
-            f"the {role} is not a folder that can be run" if folder.exists() else f"there is no such {role}",
-            where=str(spec),
-            fix="calibration runs the model, so it needs a diffusers folder (config.json and weights), "
-            f"or a bundled model: {', '.join(f'zoo:{name}' for name in catalogue.models())}",
-        )
-    return folder
-
-
-def _config(folder: Path, role: str) -> dict:
-    file = next((file for file in (folder / "transformer/config.json", folder / "config.json") if file.is_file()), None)
-    if file is None:
-        raise FileError(f"the {role} has no transformer/config.json", where=str(folder), fix="give a diffusers folder")
-    config = json.loads(file.read_text(encoding="utf-8"))
-    if config.get("_class_name") != "WanTransformer3DModel":
-        raise MismatchError(
-            f"the {role} is not a Wan transformer", where=str(file), values=str(config.get("_class_name")),
-            fix="other models can be run through loraport.calibration.Denoiser",
-        )  # fmt: skip
-    check_config(config, role, str(file))
-    return config
-
-
-def check_config(config: Mapping[str, Any], role: str, where: str) -> None:
-    """Raises MismatchError unless this Wan transformer takes noise and a prompt only."""
-    if config.get("image_dim") or config["in_channels"] != config["out_channels"]:
-        raise MismatchError(
-            f"the {role} takes an image besides the prompt, which this command cannot give it",
-            where=where,
-            values=f"{config['in_channels']} channels in, {config['out_channels']} out",
-            fix="plug your own code in through loraport.calibration.Denoiser",
         )
 
 
@@ -228,15 +186,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return plain or isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
-def two_experts(role: str, where: str) -> MismatchError:
-    """The message for models that hand over from one transformer to another on the way."""
-    return MismatchError(
-        f"the {role} has two transformers, one for early and one for late steps, which cannot be calibrated together",
-        where=where,
-        fix="plug your own code in through loraport.calibration.Denoiser, which picks one of them by the time",
-    )
-
-
 def _device(name: str) -> torch.device:
     if name != "auto":
         return torch.device(name)
@@ -263,18 +212,6 @@ def settle_latents(
             f"the clips do not divide into the {role}'s patches", values=f"{_by(latents)}, patches of {_by(patch)}"
         )
     return (config["in_channels"], *latents)
-
-
-def need_diffusers() -> None:
-    """Raises UsageError unless what runs the models is installed."""
-    import importlib.util
-
-    missing = [name for name in ("diffusers", "peft") if importlib.util.find_spec(name) is None]
-    if missing:
-        raise UsageError(
-            "running the models needs more than a transfer does", values=f"not installed: {', '.join(missing)}",
-            fix="pip install 'loraport[diffusers]'",
-        )  # fmt: skip
 
 
 def _by(sizes: tuple[int, ...] | list[int]) -> str:
