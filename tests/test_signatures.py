@@ -179,7 +179,7 @@ def test_every_value_arrives(monkeypatch):
         raise UsageError("far enough")
 
     monkeypatch.setattr(api, "make_plan", arrived.append)
-    monkeypatch.setattr(api, "run", stop)
+    monkeypatch.setattr("loraport.engine.run.run", stop)
     lora = values.pop("lora")
     with pytest.raises(UsageError, match="far enough"):
         api.transfer(lora, output="o", **values)
