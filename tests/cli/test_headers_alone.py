@@ -2,12 +2,14 @@
 
 import gc
 import json
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner
 
 import pico
@@ -130,9 +132,36 @@ def test_the_collector_begins_with_the_work_and_stays_what_it_was_in_a_process_o
     assert gc.isenabled()
     assert not gc.get_freeze_count()
     code = (
-        "import gc, torch; from loraport.cli import collector; from loraport.cli.console import Console; "
+        "import gc; from loraport.cli import collector; from loraport.cli.console import Console; "
         "from loraport.cli.progress import Progress; from loraport.engine.events import Remarked; "
         "collector.leave_out(); assert not gc.isenabled(); "
-        "Progress(Console(quiet=True))(Remarked('begun')); assert gc.isenabled() and gc.get_freeze_count() > 100_000"
+        "Progress(Console(quiet=True))(Remarked('begun')); assert gc.isenabled() and gc.get_freeze_count() > 10_000"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal of Unix")
+def test_on_a_terminal_the_plan_is_there_before_torch_is(files: pico.Pico):
+    ours, theirs = os.openpty()
+    code = (
+        "import sys, time; from loraport.cli import progress; told = progress.Progress.planned; "
+        "progress.Progress.planned = lambda self, work: (told(self, work), time.sleep(0.3), "
+        "print('loaded', 'torch' in sys.modules)); from loraport.cli.main import run; run()"
+    )
+    words = ["transfer", files.lora, "--source", files.source, "--target", files.target, "-o", files.folder / "new"]
+    with subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stdout=subprocess.DEVNULL, stderr=theirs):
+        os.close(theirs)
+        shown = b""
+        while part := _read(ours):
+            shown += part
+        os.close(ours)
+    assert b"reading headers" in shown
+    assert b"loaded False" in shown
+    assert b"layers; loading PyTorch" in shown
+
+
+def _read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 65536)
+    except OSError:  # how Linux says that nobody writes there any more
+        return b""

@@ -110,6 +110,7 @@ def test_what_was_looked_at_before_the_work_is_not_held_through_it(files):
             readers = [found for found in gc.get_objects() if type(found) is InputReader]
             held[event.finished] = sum(len(reader._held) for reader in readers)
 
+    gc.collect()  # readers of other tests
     loraport.transfer_experts(_recipe(files), options=OFF, on_event=look)
     assert len(held) == 2 * len(SOME)
     assert held[len(SOME)] == held[2 * len(SOME)] == 0

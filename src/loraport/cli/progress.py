@@ -29,7 +29,7 @@ class Bar:
         self.rich.start()
         self._task = self.rich.add_task("reading headers", total=None, left="")
 
-    def show(self, message: str, done: float, total: float, left: str = "") -> None:
+    def show(self, message: str, done: float, total: float | None, left: str = "") -> None:
         """What is going on, and how far it is."""
         self.rich.update(self._task, description=printable(message), completed=done, total=total, left=left)
 
@@ -60,6 +60,11 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.rich.stop()
+
+    def planned(self, work: str) -> None:
+        """Say what the plan is, on a terminal: before it is begun torch is loaded, which takes a second or more."""
+        if self._bar is not None:
+            self._bar.show(f"{work}; loading PyTorch", 0, None)
 
     def __call__(self, event: events.Event) -> None:
         """Take one event. With the first the work has begun, and all that it needs is loaded."""

@@ -113,6 +113,7 @@ def _transfer(
         for what, file in beside.items():
             check_output(file, [*input_files(plan), *given.read()], overwrite=run_options.overwrite, what=what)
         check_apart([("output", path), *beside.items()])
+        progress.planned(text.count(len(plan.jobs), "layer"))
         from loraport.engine.run import run  # and torch, for which no refusal has waited
 
         report = run(plan, path, run_options, progress)
