@@ -73,7 +73,7 @@ def analyze(
     plan = make_analysis_plan(loras or [], choice | {"layers": layers})
     check_output(output, [("input", file) for file in plan.identities], overwrite=options.overwrite)
     with Progress(console) as progress:
-        progress.planned(text.count(len(plan.jobs), "layer"))
+        progress.planned(count(len(plan.jobs), "layer"))
         from loraport.analysis.run import run_analysis  # and torch, for which no refusal has waited
 
         found = run_analysis(plan, options, progress)

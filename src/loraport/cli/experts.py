@@ -12,6 +12,7 @@ from loraport.containers.names import Expert, named_for
 from loraport.engine.experts import Experts, outputs_of, recipes_of
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.errors import UsageError
+from loraport.wording import count
 
 if TYPE_CHECKING:
     from loraport.engine.experts_run import ExpertsReport
@@ -74,7 +75,7 @@ def carry_experts(
         for what, file in named:
             check_output(file, inputs, overwrite=options.overwrite, what=what)
         check_apart([*(("output", file) for file in outputs.values()), *named])
-        progress.planned(text.count(sum(len(one.jobs) for one in plan.plans.values()), "layer"))
+        progress.planned(count(sum(len(one.jobs) for one in plan.plans.values()), "layer"))
         from loraport.engine.experts_run import run_experts  # and torch, for which no refusal has waited
 
         report = run_experts(plan, outputs, options, progress)

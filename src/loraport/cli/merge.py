@@ -117,7 +117,7 @@ def merge(
     assert output is not None
     ready.placed(output, overwrite=overwrite)
     with Progress(console) as progress:
-        progress.planned(text.count(len(ready.tensors), "tensor"))
+        progress.planned(count(len(ready.tensors), "tensor"))
         from loraport.merging.run import run_merge  # and torch, for which no refusal has waited
 
         done = run_merge(ready, output, overwrite=overwrite, on_event=progress)

@@ -102,7 +102,7 @@ def carry(
         raise UsageError("the output is not given", fix="name the file to write: -o FILE")
     task.check_output(output, overwrite=options.overwrite)
     with Progress(console) as progress:
-        progress.planned(text.count(len(task.jobs), "weight"))
+        progress.planned(count(len(task.jobs), "weight"))
         from loraport.resizing.cut import carry_out  # and torch, for which no refusal has waited
 
         done = carry_out(task, amount, output, options, progress)

@@ -15,7 +15,7 @@ from loraport.engine.experts import Experts, outputs_of
 from loraport.engine.many import EXISTS, Asked, check_options, check_skip, find_loras, holds_many
 from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
 from loraport.errors import Interrupted, LoraportError, UsageError
-from loraport.wording import share
+from loraport.wording import count, share
 from loraport.writable import check_apart, check_output
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _transfer(
         for what, file in beside.items():
             check_output(file, [*input_files(plan), *given.read()], overwrite=run_options.overwrite, what=what)
         check_apart([("output", path), *beside.items()])
-        progress.planned(text.count(len(plan.jobs), "layer"))
+        progress.planned(count(len(plan.jobs), "layer"))
         from loraport.engine.run import run  # and torch, for which no refusal has waited
 
         report = run(plan, path, run_options, progress)
