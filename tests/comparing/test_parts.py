@@ -84,6 +84,20 @@ def test_intervals_are_over_prompts_with_their_seeds():
     assert scores_of({(0, 0): {"x": 1.0}}, 1, 1)["x"].low is None
 
 
+def test_clips_that_lack_a_number_do_not_count_for_it():
+    """Nobody is found in some: the mean is over prompts that have the number, each with the seeds that have it."""
+    found = {(p, s): {"all": float(p)} for p in range(3) for s in range(2)}
+    found[0, 0]["some"], found[0, 1]["some"], found[2, 1]["some"] = 1.0, 3.0, 6.0
+    scores = scores_of(found, 3, 2)
+    assert (scores["all"].mean, scores["all"].clips) == (1, 6)
+    assert (scores["some"].mean, scores["some"].clips) == (4, 3)
+    assert scores["some"].low < 4 < scores["some"].high
+    of_one = scores_of({(0, 0): {"x": 1.0}, (0, 1): {}, (0, 2): {"x": 2.0}}, 1, 3)["x"]
+    assert (of_one.mean, of_one.clips) == (1.5, 2)
+    assert scores_of({(0, 0): {"x": 1.0}, (1, 0): {}}, 2, 1)["x"].low is None
+    assert "x" not in scores_of({(0, 0): {}}, 1, 1)
+
+
 def test_a_model_that_changes_is_another(tmp_path):
     (tmp_path / "transformer").mkdir()
     file = tmp_path / "transformer" / "config.json"

@@ -1,6 +1,7 @@
 """The page of a comparison: nothing of a prompt runs in it, frames are where they are looked for, and it plays."""
 
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -86,6 +87,19 @@ def test_numbers_and_their_intervals_are_there():
     assert re.search(r"<span>1\.50</span><small>1\.00 to 2\.00</small>", html)
     assert "<span>3.00</span></td>" in html
     assert html.index("motion") < html.index("distance")
+
+
+def test_what_is_not_there_is_said_in_words():
+    """Nobody in any clip, or in some of them; what a way cannot have is a dash."""
+    side = played(ways=2)
+    cells = (
+        {"move": Interval(1.0)},
+        {"move": Interval(None, note="nobody found"), "far": Interval(2.0, note="in 1 of 4")},
+    )
+    html = frame.render(page(dataclasses.replace(side, scores=cells)))
+    assert '<td data-title="motion"><small>nobody found</small></td>' in html
+    assert '<td data-title="distance"><span>2.00</span><small>in 1 of 4</small></td>' in html
+    assert '<td data-title="distance" class="none">–</td>' in html
 
 
 def test_a_sprite_holds_each_frame_in_its_place():

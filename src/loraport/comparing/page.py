@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from loraport.comparing.report import CompareReport, said
-from loraport.comparing.variants import Variant
+from loraport.comparing.variants import REFERENCE, Variant
 from loraport.metrics import measures
 from loraport.report import frame
 from loraport.report.comparison import Measure
@@ -39,8 +39,7 @@ def page_of(report: CompareReport, clip: Clips) -> Page:
         makings=tuple(Making(one.label, _note(one), one.kind) for one in report.variants),
         measures=tuple(_column(one) for one in report.measures),
         scores=tuple(
-            {key: Interval(score.mean, score.low, score.high) for key, score in report.scores[one.key].items()}
-            for one in report.variants
+            {measure.key: _cell(report, one, measure) for measure in report.measures} for one in report.variants
         ),
         scenes=(Scene(report.prompts[p], s, tuple(clip(v.key, p, s) for v in report.variants)) for p, s in shots),
         count=len(shots),
@@ -67,6 +66,16 @@ def _column(measure: measures.Measure) -> Measure:
     return Measure(measure.key, measure.title, measure.help, measure.better, digits=measure.digits)
 
 
+def _cell(report: CompareReport, variant: Variant, measure: measures.Measure) -> Interval:
+    """What one variant has of one measure, with a word where not all of its clips have it."""
+    score = report.scores[variant.key].get(measure.key)
+    if score is None:
+        return Interval(None, note="" if measure.pair and variant.key == REFERENCE else measure.absent)
+    whole = len(report.prompts) * report.seeds
+    note = "" if score.clips == whole else f"in {score.clips} of {whole} clips"
+    return Interval(score.mean, score.low, score.high, note)
+
+
 def _inputs(report: CompareReport) -> list[Input]:
     own = next(one.lora for one in report.variants if one.lora is not None)
     roles = [(file, "LoRA" if file == own else "transferred LoRA") for file in report.files]
@@ -84,7 +93,15 @@ def _done(report: CompareReport) -> list[Fact]:
     facts += [Fact("prompts", str(len(report.prompts))), Fact("seeds a prompt", str(report.seeds))]
     if any(measure.video for measure in report.measures):
         facts.append(Fact("frames a second", f"{report.fps:g}, as measured"))
+    if report.not_measured:
+        wanted = [f"{titles(name)}: {words}" for name, words in report.not_measured.items()]
+        facts.append(Fact("not measured", "; ".join(wanted)))
     return facts
+
+
+def titles(needs: str) -> str:
+    """The heads of the columns that need this."""
+    return ", ".join(measure.title for measure in measures.MEASURES if measure.needs == needs)
 
 
 def _written(value: object) -> str:

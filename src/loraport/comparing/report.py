@@ -1,6 +1,6 @@
 """What a comparison found, as plain values."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class CompareReport:
         fps: frames a second of a video, as its measures take it.
         made: clips that were made in this run.
         found: clips that were there.
+        not_measured: what is not measured for want of a package -> what brings it.
         warnings: sentences for the user.
     """
 
@@ -50,6 +51,7 @@ class CompareReport:
     fps: float
     made: int
     found: int
+    not_measured: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -85,6 +87,7 @@ class CompareReport:
             "fps": self.fps,
             "made": self.made,
             "found": self.found,
+            "not_measured": self.not_measured,
             "warnings": list(self.warnings),
         }
 

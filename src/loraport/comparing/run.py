@@ -134,6 +134,7 @@ def compare(
         fps=fps,
         made=len(missing),
         found=len(names) - len(missing),
+        not_measured=judges.missing(),
         warnings=warnings,
     )
     write_json(folder / NUMBERS, report.to_json())
@@ -190,7 +191,7 @@ def _judge(
     done, total = 0, len(names)
     for p, text in enumerate(texts):
         for s in range(seeds):
-            reference = judges.look(_read(clips, names[REFERENCE, p, s]))
+            reference = judges.look(_read(clips, names[REFERENCE, p, s]), fps)
             for variant in variants:
                 done += 1
                 on_event(Step("measuring", done, total))
@@ -202,7 +203,7 @@ def _judge(
                         fix="say the size for both: --frames, --height, --width",
                     )  # fmt: skip
                 own = variant.key == REFERENCE
-                look = reference if own else judges.look(frames)
+                look = reference if own else judges.look(frames, fps)
                 found[variant.key, p, s] = judges.judge(look, None if own else reference, text, fps)
     return found
 

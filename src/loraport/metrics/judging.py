@@ -9,14 +9,16 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from loraport.errors import UsageError
-from loraport.metrics import closeness, colour, detail, motion, similarity
+from loraport.metrics import closeness, colour, detail, identity, motion, posture, similarity
 from loraport.metrics.aesthetic import Aesthetic
 from loraport.metrics.amt import Amt
 from loraport.metrics.csd import Csd
 from loraport.metrics.faces import Faces, face_weights
+from loraport.metrics.identity import Descriptors, Identity, identity_weights
 from loraport.metrics.lite import LiteFeatures, weights_in_package
-from loraport.metrics.measures import MEASURES, Measure
+from loraport.metrics.measures import INSTALL, MEASURES, Measure
 from loraport.metrics.musiq import Musiq
+from loraport.metrics.poses import Poses, pose_weights
 from loraport.metrics.raft import Raft
 from loraport.metrics.towers import Clip, Dino, need_transformers
 from loraport.metrics.videoalign import VideoAlign
@@ -56,6 +58,8 @@ class Weights:
         qwen: folder of the Qwen2-VL that it was made of.
         lite: weights of EfficientNet-Lite0; those of the package by default, where it is installed.
         faces: CenterFace as ONNX; that of the package by default, where it and OpenCV are installed.
+        poses: folder with BlazePose's networks; that of the package by default, where it, LiteRT and OpenCV are there.
+        identity: folder with dlib's face recognition; that of the package by default, where it and dlib are installed.
     """
 
     clip: Path | None = None
@@ -69,6 +73,8 @@ class Weights:
     qwen: Path | None = None
     lite: Path | None = None
     faces: Path | None = None
+    poses: Path | None = None
+    identity: Path | None = None
 
     def check(self) -> None:
         """Raises UsageError where one is given without another that it needs."""
@@ -86,12 +92,14 @@ class Judges:
 
     Attributes:
         opencv: whether it is there.
-        lite, faces, clip, dino, csd, aesthetic, raft, musiq, amt, videoalign: networks, or None.
+        lite, faces, identity, poses, clip, dino, csd, aesthetic, raft, musiq, amt, videoalign: networks, or None.
     """
 
     opencv: bool = False
     lite: LiteFeatures | None = None
     faces: Faces | None = None
+    identity: Identity | None = None
+    poses: Poses | None = None
     clip: Clip | None = None
     dino: Dino | None = None
     csd: Csd | None = None
@@ -111,6 +119,8 @@ class Judges:
         """
         weights.check()
         faces = weights.faces or face_weights()
+        known = weights.identity or identity_weights()
+        people = weights.poses or pose_weights()
         made = cls(
             opencv=motion.has_opencv(),
             clip=None if weights.clip is None else Clip(weights.clip, device),
@@ -121,6 +131,8 @@ class Judges:
             amt=None if weights.amt is None else Amt(weights.amt, device),
             lite=None if weights.lite is None and weights_in_package() is None else LiteFeatures(weights.lite, device),
             faces=None if faces is None else Faces(faces),
+            identity=None if known is None or faces is None else Identity(known),
+            poses=None if people is None else Poses(people),
         )
         if weights.aesthetic is not None and made.clip is not None:
             made.aesthetic = Aesthetic(weights.aesthetic, made.clip)
@@ -137,15 +149,35 @@ class Judges:
         there = {each.name: bool(getattr(self, each.name)) for each in fields(self)} | {"": True}
         return tuple(each for each in MEASURES if there[each.needs] and (video or not each.video))
 
-    def look(self, clip: Pixels) -> "Look":
-        """A clip with what the networks see of it: a reference is looked at once for all that is held against it."""
+    def missing(self) -> dict[str, str]:
+        """What is not measured for want of a package, and what brings it."""
+        return {name: words for name, words in INSTALL.items() if not getattr(self, name)}
+
+    def look(self, clip: Pixels, fps: float = 8.0) -> "Look":
+        """A clip with what the networks see of it: a reference is looked at once for all that is held against it.
+
+        Args:
+            clip: pixels.
+            fps: frames a second, of which people are looked for in about eight.
+        """
         looked = clip[similarity.looked_at(len(clip))]
         networks = {"features": self.lite, "csd": self.csd, "clip": self.clip, "dino": self.dino}
         seen = {key: network.features(looked) for key, network in networks.items() if network is not None}
-        return Look(clip, seen, None if self.faces is None else self.faces.count(looked))
+        boxes = None if self.faces is None else [self.faces.boxes(frame) for frame in looked]
+        return Look(
+            clip,
+            seen,
+            faces=None if boxes is None else np.array([float(len(each)) for each in boxes]),
+            described=None
+            if boxes is None or self.identity is None
+            else [self.identity.describe(frame, each) for frame, each in zip(looked, boxes, strict=True)],
+            people=None
+            if self.poses is None
+            else [self.poses.find(frame) for frame in clip[motion.looked_at(len(clip), fps)]],
+        )
 
     def judge(self, look: "Look", reference: "Look | None", prompt: str, fps: float) -> dict[str, float]:
-        """All numbers of one clip, by key of the measure.
+        """All numbers of one clip, by key of the measure; without those that need somebody where nobody is found.
 
         Args:
             look: the clip that is judged.
@@ -155,7 +187,7 @@ class Judges:
         """
         clip = look.clip
         wanted = {each.key for each in self.measures(video=len(clip) > 1)}
-        found = {key: of(clip) for key, of in _OF_ONE.items() if key in wanted}
+        found: dict[str, float | None] = {key: of(clip) for key, of in _OF_ONE.items() if key in wanted}
         if reference is not None:
             found |= {key: of(clip, reference.clip) for key, of in _OF_TWO.items() if key in wanted}
             found |= {key: similarity.likeness(seen, reference.seen[key]) for key, seen in look.seen.items()}
@@ -163,6 +195,10 @@ class Judges:
             found["faces"] = float(look.faces.mean())
             if reference is not None and reference.faces is not None:
                 found["faces_off"] = float(np.abs(look.faces - reference.faces).mean())
+            if reference is not None and look.described is not None and reference.described is not None:
+                found["identity"] = identity.distance(look.described, reference.described)
+        if look.people is not None:
+            found |= posture.numbers(look.people, None if reference is None else reference.people, fps)
         if self.clip is not None:
             found["clip_text"] = similarity.likeness_to_text(look.seen["clip"], self.clip.text(prompt))
             all_frames = self.clip.features(clip, as_vbench=True)
@@ -182,7 +218,7 @@ class Judges:
             rewards = self.videoalign.rewards(clip, prompt, fps)
             found |= rewards
             found |= {f"{name}_z": value for name, value in self.videoalign.normalised(rewards).items()}
-        return {key: value for key, value in found.items() if key in wanted}
+        return {key: value for key, value in found.items() if key in wanted and value is not None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,8 +229,12 @@ class Look:
         clip: its pixels.
         seen: features of the frames that stand for it, by key of the measure.
         faces: how many faces each of those frames shows; None where nothing finds them.
+        described: what tells each of these faces from others; None where nothing does.
+        people: who is found in about eight frames a second; None where nothing finds people.
     """
 
     clip: Pixels
     seen: dict[str, Float[Tensor, "n d"]]
     faces: Float[np.ndarray, " n"] | None
+    described: list[Descriptors] | None
+    people: posture.People | None

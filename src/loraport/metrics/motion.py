@@ -46,9 +46,14 @@ def fastest(field: Float[np.ndarray, "h w 2"]) -> float:
     return float(size[-max(1, int(TOP * size.size)) :].mean())
 
 
+def step(fps: float) -> int:
+    """How many frames further on the next one is that VBench's dynamic degree looks at: about eight a second."""
+    return max(1, round(fps / 8))
+
+
 def looked_at(frames: int, fps: float) -> list[int]:
-    """The frames that VBench's dynamic degree looks at: about eight a second."""
-    return list(range(0, frames, max(1, round(fps / 8))))
+    """The frames that it looks at."""
+    return list(range(0, frames, step(fps)))
 
 
 def is_dynamic(speeds: Sequence[float], side: int) -> bool:

@@ -1,9 +1,10 @@
-"""Weights of a judge from a file: safetensors, or a torch file by restricted loading only."""
+"""Weights of a judge: in an installed package, or in a file, safetensors or a torch file by restricted loading only."""
 
+import importlib.util
 import pickle
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "num
 """What a number of NumPy is made by, which torch leaves out in restricted loading."""
 BROKEN = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
 """What the reader of torch files says of bytes that are none."""
+
+
+def package_folder(package: str, files: Iterable[str]) -> Path | None:
+    """Where an installed package keeps such files; None where it is not installed or has not all of them."""
+    found = importlib.util.find_spec(package)
+    places = (found.submodule_search_locations or []) if found is not None else []
+    return next((Path(place) for place in places if all(Path(place, each).is_file() for each in files)), None)
 
 
 def read_state(file: Path, *, keep_dtype: bool = False) -> dict[str, Tensor]:

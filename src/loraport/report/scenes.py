@@ -43,11 +43,18 @@ class Making:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and its 95 % interval where it has one."""
+    """A mean, and its 95 % interval where it has one.
 
-    mean: float
+    Attributes:
+        mean: None where there is none.
+        low, high: of the interval.
+        note: a few words more.
+    """
+
+    mean: float | None
     low: float | None = None
     high: float | None = None
+    note: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,6 +174,7 @@ def _cells(scores: dict[str, Interval], measures: Sequence[Measure]) -> list[dic
         spread = ""
         if found is not None and found.low is not None and found.high is not None:
             spread = f"{measure.show(found.low)} to {measure.show(found.high)}"
-        text = "" if found is None else measure.show(found.mean)
-        cells.append({"title": measure.title, "text": text, "spread": spread, "value": found and found.mean})
+        text = "" if found is None or found.mean is None else measure.show(found.mean)
+        note = "" if found is None else found.note
+        cells.append({"title": measure.title, "text": text, "spread": spread, "note": note})
     return cells
