@@ -24,21 +24,22 @@ def portrait():
     matplotlib = pytest.importorskip("matplotlib")
     from PIL import Image
 
-    return np.asarray(Image.open(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg").convert("RGB"))
+    picture = Image.open(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg").convert("RGB")
+    return np.ascontiguousarray(np.asarray(picture)[::2, ::2])
 
 
 def another(portrait):
     """The portrait with another face: what makes it hers is pushed out of its place."""
     made = portrait.copy()
-    face = portrait[128:334, 174:359]
-    made[128:334, 174:359] = face[np.minimum(np.arange(206) ** 2 // 206, 205)][:, np.arange(185) ** 2 // 185]
+    face = portrait[64:167, 87:179]
+    made[64:167, 87:179] = face[np.arange(103) ** 2 // 103][:, np.arange(92) ** 2 // 92]
     return made
 
 
 def test_a_face_is_the_same_by_any_light_and_in_any_size(judges, portrait):
     own = judges.look(portrait[None])
     changed = {
-        "mirrored": portrait[:, ::-1], "small": portrait[::3, ::3], "dark": np.roll(portrait, 9, 1) // 2,
+        "mirrored": portrait[:, ::-1], "small": portrait[::2, ::2], "dark": np.roll(portrait, 9, 1) // 2,
     }  # fmt: skip
     far = {name: identity.distance(judges.look(each[None]).described, own.described) for name, each in changed.items()}
     assert identity.distance(own.described, own.described) == 0
@@ -58,10 +59,9 @@ def test_the_numbers_are_dlibs_own(judges, portrait):
 
 
 def test_what_is_measured_of_a_clip(judges, portrait):
-    half = portrait[::3, ::3]
-    nothing = np.full_like(half, 128)
-    two = np.concatenate([half, half[:, ::-1]], 1)
-    one = np.concatenate([half, nothing], 1)
+    nothing = np.full_like(portrait, 128)
+    two = np.concatenate([portrait, portrait[:, ::-1]], 1)
+    one = np.concatenate([portrait, nothing], 1)
     none = np.concatenate([nothing, nothing], 1)
     look = {name: judges.look(each[None]) for name, each in (("one", one), ("two", two), ("none", none))}
     assert judges.judge(look["one"], look["one"], "a portrait", 8.0)["identity"] == 0
