@@ -1,4 +1,4 @@
-"""Writes the tables of consumers.md and the families of containers.md from the package: `python docs/tables.py`."""
+"""Writes the tables of consumers.md and that of families.md from the package: `python docs/tables.py`."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ from loraport.models.family import Family
 
 PAGE = Path(__file__).parent / "consumers.md"
 BEGIN, END = "<!-- made by docs/tables.py from src/loraport/adapters/consumers.yaml -->", "<!-- end -->"
-CONTAINERS = Path(__file__).parent / "containers.md"
+FAMILIES = Path(__file__).parent / "families.md"
 FROM_FAMILIES = "<!-- made by docs/tables.py from src/loraport/models/data -->"
 UNREAD = {"quiet": "no", "warning": "no (log)", "count": "no (count)", "error": "**refused**"}
 LIMITS = {"outside": " inside the blocks", "reordered": " but for rows in another order"}
@@ -41,9 +41,9 @@ def page() -> str:
     return f"{before}{BEGIN}\n\n" + "\n\n".join(tables) + f"\n\n{END}{after}"
 
 
-def containers_page() -> str:
-    """The page of models as it should be."""
-    before, _, rest = CONTAINERS.read_text("utf-8").partition(FROM_FAMILIES)
+def families_page() -> str:
+    """The page of families as it should be."""
+    before, _, rest = FAMILIES.read_text("utf-8").partition(FROM_FAMILIES)
     _, _, after = rest.partition(END)
     return f"{before}{FROM_FAMILIES}\n\n{_known()}\n\nOnly recognised: {_recognised()}.\n\n{END}{after}"
 
@@ -172,4 +172,4 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 if __name__ == "__main__":
     PAGE.write_text(page(), "utf-8")
-    CONTAINERS.write_text(containers_page(), "utf-8")
+    FAMILIES.write_text(families_page(), "utf-8")

@@ -52,7 +52,7 @@ class TestRows:
             rows = [reading.profiles.get(profile) for c in consumers() for reading in c.families.values()]
             assert [row for row in rows if row is not None and ALL not in row], profile
 
-    @pytest.mark.parametrize(("page", "of"), [("consumers.md", "page"), ("containers.md", "containers_page")])
+    @pytest.mark.parametrize(("page", "of"), [("consumers.md", "page"), ("families.md", "families_page")])
     def test_the_pages_are_made_of_them(self, page, of):
         made = runpy.run_path(str(DOCS / "tables.py"))[of]()
         assert made == (DOCS / page).read_text("utf-8"), "run: python docs/tables.py"

@@ -13,7 +13,7 @@ from loraport.adapters.consumers import (
     Consumer,
     Content,
     Outcome,
-    Reading,
+    Support,
     consumers,
     content_of,
     part_of_change,
@@ -80,7 +80,7 @@ class Arrival:
         return content_of(SAME_AS_INPUT, ranks, self.lora.passthrough, self.lora.architecture, self.lora.dialect)
 
     @property
-    def reading(self) -> Reading | None:
+    def reading(self) -> Support | None:
         """The program's entry for the family and the spelling; None where nobody has looked."""
         return self.content.reading(self.consumer)
 

@@ -9,7 +9,7 @@ from loraport.adapters.claims import Scales, claim_of, has_update, scale_of_clai
 from loraport.adapters.grammar import NOTES, SET_BIAS, grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Claim, OnSource, Piece
-from loraport.adapters.known import NO_MODEL, Model, biases_of, shape_of, sizes_of, weight_of, with_source
+from loraport.adapters.known import NO_MODEL, ModelFacts, biases_of, shape_of, sizes_of, weight_of, with_source
 from loraport.adapters.ownership import own_config
 from loraport.adapters.passthrough import Passthrough, PassthroughUpdate, PassthroughValue
 from loraport.adapters.peft_config import AdapterConfig
@@ -36,7 +36,7 @@ def assemble(
     config: AdapterConfig | None,
     path: Path,
     scale: float | None = None,
-    model: Model = NO_MODEL,
+    model: ModelFacts = NO_MODEL,
 ) -> Assembled:
     """Put the pieces of all modules together.
 
@@ -103,7 +103,7 @@ def _title(held: tuple[Part, ...], parts: Mapping[str, Piece]) -> str:
 
 
 def _fused(
-    held: tuple[Part, ...], whole: Assembled, family: Family, sizes: Mapping[str, int], model: Model, path: Path
+    held: tuple[Part, ...], whole: Assembled, family: Family, sizes: Mapping[str, int], model: ModelFacts, path: Path
 ) -> Assembled:
     """The layers of a weight that holds several, or one with its rows in another order: each gets its own rows."""
     template = family.template_of(held[0].module)
@@ -157,7 +157,7 @@ def _module(
     claimed: tuple[str, Claim] | None,
     family: Family,
     scales: Scales,
-    model: Model,
+    model: ModelFacts,
     sizes: Mapping[str, int],
     done: Assembled,
 ) -> None:
@@ -200,7 +200,7 @@ def _layer(
     shape: tuple[int, int],
     parts: Mapping[str, Piece],
     scales: Scales,
-    model: Model,
+    model: ModelFacts,
 ) -> LayerUpdate:
     kind, settings = KINDS[kind_name], dict(claim.settings)
     factor, source = scale_of_claim(parts, claim, scales)

@@ -73,7 +73,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Reading:
+class Support:
     """What a program makes of the LoRAs of one family.
 
     Args:
@@ -106,7 +106,7 @@ class Consumer:
     looked_at: dict[str, str]
     scale: float
     common: bool
-    families: dict[str, Reading]
+    families: dict[str, Support]
     also: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -131,7 +131,7 @@ class Content:
     parts: dict[str, bool] = field(default_factory=dict)
     mixed_ranks: bool = False
 
-    def reading(self, consumer: Consumer) -> Reading | None:
+    def reading(self, consumer: Consumer) -> Support | None:
         """What a program makes of such files, or None where nobody has looked."""
         reading = consumer.families.get(self.family)
         return reading if reading is not None and self.profile in reading.profiles else None
@@ -263,7 +263,7 @@ def _profile_of_spelling(dialect: Dialect | None, complete: bool, family: Family
 
 def _consumer(row: dict[str, Any]) -> Consumer:
     families = {
-        family: Reading(
+        family: Support(
             said["load"],
             {profile: _row(cells, row["name"]) for profile, cells in said.items() if profile not in _NO_PROFILES},
             said.get("looked_at", {}),

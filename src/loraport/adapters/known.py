@@ -18,7 +18,7 @@ LARGEST_WEIGHT = 2**30  # entries; what is multiplied out of a few small tensors
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFacts:
     """What is known of the model that the LoRA is for.
 
     Args:
@@ -30,10 +30,10 @@ class Model:
     weights: Mapping[str, TensorRef] = field(default_factory=dict)
 
 
-NO_MODEL = Model()
+NO_MODEL = ModelFacts()
 
 
-def sizes_of(claims: Mapping[tuple[Part, ...], tuple[str, Claim]], family: Family, model: Model) -> dict[str, int]:
+def sizes_of(claims: Mapping[tuple[Part, ...], tuple[str, Claim]], family: Family, model: ModelFacts) -> dict[str, int]:
     """The family's symbols, from the model or from the updates; of updates that tell one side only, from that."""
     whole = {held[0].module: claim.shape for held, (_, claim) in claims.items() if is_whole(held)}
     told = {module: (m, n) for module, (m, n) in whole.items() if m is not None and n is not None}
@@ -46,7 +46,7 @@ def sizes_of(claims: Mapping[tuple[Part, ...], tuple[str, Claim]], family: Famil
     return sizes
 
 
-def weight_of(kind: str, places: Mapping[str, Rows], model: Model) -> WeightPieces:
+def weight_of(kind: str, places: Mapping[str, Rows], model: ModelFacts) -> WeightPieces:
     """The source's weight for a kind that needs it; () where it does not, or where there is none."""
     if not isinstance(KINDS[kind], OnSource):
         return ()
@@ -55,7 +55,7 @@ def weight_of(kind: str, places: Mapping[str, Rows], model: Model) -> WeightPiec
 
 
 def shape_of(
-    held: tuple[Part, ...], claim: Claim, piece: Piece, family: Family, model: Model, sizes: Mapping[str, int]
+    held: tuple[Part, ...], claim: Claim, piece: Piece, family: Family, model: ModelFacts, sizes: Mapping[str, int]
 ) -> tuple[int, int]:
     """Rows and columns of an update; a side that its parts do not tell as the model or the other layers have it."""
     modules = list(dict.fromkeys(part.module for part in held))
@@ -90,12 +90,12 @@ def shape_of(
     return m, n
 
 
-def with_source(item: Passthrough, model: Model) -> Passthrough:
+def with_source(item: Passthrough, model: ModelFacts) -> Passthrough:
     """A parameter that the file has whole, with the model's own beside it."""
     return replace(item, own=model.weights.get(item.param)) if isinstance(item, PassthroughValue) else item
 
 
-def biases_of(layers: Mapping[str, LayerUpdate], model: Model) -> list[PassthroughBias]:
+def biases_of(layers: Mapping[str, LayerUpdate], model: ModelFacts) -> list[PassthroughBias]:
     """The biases that are changed along with their weights."""
     found = []
     for name, layer in layers.items():

@@ -13,7 +13,7 @@ from loraport.adapters.fit import check_fit
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import Piece
-from loraport.adapters.known import Model
+from loraport.adapters.known import ModelFacts
 from loraport.adapters.opened import open_file
 from loraport.adapters.passthrough import Passthrough
 from loraport.adapters.pattern import Search, dropping
@@ -174,10 +174,10 @@ def expert_of_keys(keys: Iterable[str]) -> dict[str, Expert]:
     return found
 
 
-def _known(model: Checkpoint | Architecture | None) -> Model:
+def _known(model: Checkpoint | Architecture | None) -> ModelFacts:
     if isinstance(model, Checkpoint):
-        return Model(model.architecture.modules, model.tensors)
-    return Model() if model is None else Model(model.modules)
+        return ModelFacts(model.architecture.modules, model.tensors)
+    return ModelFacts() if model is None else ModelFacts(model.modules)
 
 
 def _config(path: Path, metadata: Mapping[str, str], dialect: Dialect, scale: float | None) -> AdapterConfig | None:

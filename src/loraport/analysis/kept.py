@@ -3,7 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.analysis.quantities import Curve, Grid, Measured
+from loraport.analysis.quantities import Curve, Matrix, Measured
 
 
 def ratio(part: float, whole: float) -> float:
@@ -26,7 +26,7 @@ def curve(values: Tensor) -> Curve:
     return tuple(short(value) for value in values.tolist())
 
 
-def grid(values: Tensor, digits: int = 4) -> Grid:
+def grid(values: Tensor, digits: int = 4) -> Matrix:
     """A matrix."""
     return tuple(tuple(short(value, digits) for value in row) for row in values.tolist())
 

@@ -13,7 +13,7 @@ from loraport.analysis import nulls, subspaces
 from loraport.analysis.coordinates import Coordinates, turned
 from loraport.analysis.depth import kind_and_block
 from loraport.analysis.kept import sampled, short
-from loraport.analysis.projected import Angles, Layer, Lora, Projected, Proof
+from loraport.analysis.projected import Angles, Layer, Projected, ProjectedLora, Proof
 from loraport.analysis.results import LayerAnalysis, LoraAnalysis
 from loraport.analysis.routing_figures import meeting_of, routing_of
 from loraport.analysis.update_figures import POINTS, drift_figures, lora_figures
@@ -80,7 +80,7 @@ def project(layer: LayerTensors, params: CasaParams, seed: int) -> Projected:
     for label, update in layer.updates.items():
         given = update.T if wide else update
         along = _product(layer, update, drift, basis, given)
-        loras[label] = Lora(Coordinates.of_factors(basis, given), update.svd()[1].square(), update.rank, along)
+        loras[label] = ProjectedLora(Coordinates.of_factors(basis, given), update.svd()[1].square(), update.rank, along)
     return Projected(
         about=Layer(basis.S, basis.shape, wide, head, params),
         name=layer.name,

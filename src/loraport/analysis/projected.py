@@ -11,7 +11,7 @@ from loraport.analysis import routing_maps, subspaces
 from loraport.analysis.coordinates import Coordinates, Turned
 from loraport.analysis.kept import grid
 from loraport.analysis.nulls import Rounding
-from loraport.analysis.quantities import Grid
+from loraport.analysis.quantities import Matrix
 from loraport.core.operator import norm
 from loraport.methods.casa.params import CasaParams
 from loraport.methods.casa.routing import DriftRouting
@@ -59,13 +59,13 @@ class Layer:
         """Directions of the leading tenth of the head."""
         return routing_maps.leading(self.k)
 
-    def grid(self, X: Tensor) -> Grid:
+    def grid(self, X: Tensor) -> Matrix:
         """Turned back, for people."""
         return grid(X.T if self.wide else X)
 
 
 @dataclass(frozen=True)
-class Lora:
+class ProjectedLora:
     """A LoRA's update of the layer: coordinates, squared singular values, rank of its factors, and <update, drift>."""
 
     update: Coordinates
@@ -97,7 +97,7 @@ class Projected:
     random: Coordinates
     noise: Rounding | None
     floor: float | None
-    loras: Mapping[str, Lora]
+    loras: Mapping[str, ProjectedLora]
     generator: Generator
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Curve = tuple[float, ...]
-Grid = tuple[tuple[float, ...], ...]
+Matrix = tuple[tuple[float, ...], ...]
 """Rows of numbers: outputs (receivers) downwards, inputs (senders) to the right."""
 
 
@@ -50,8 +50,8 @@ class Window:
 
     place: Literal["head", "middle", "tail"]
     first: int
-    similarity: Grid
-    similarity_gaussian: Grid
+    similarity: Matrix
+    similarity_gaussian: Matrix
     aligned: Measured
     inside: Measured
 
@@ -142,7 +142,7 @@ class Densities:
     gaussian: float
     send_rounding: Curve | None
     receive_rounding: Curve | None
-    map: Grid
+    map: Matrix
     map_gaussian: float
 
 
@@ -163,8 +163,8 @@ class Intervention:
     preserved: Measured
     arbitrated: Measured
     drift_undone: Measured
-    restored_map: Grid
-    arbitrated_map: Grid
+    restored_map: Matrix
+    arbitrated_map: Matrix
 
 
 @dataclass(frozen=True)
@@ -189,9 +189,9 @@ class Meeting:
     head_cosine: Measured
     sign_agreement: Measured
     sign_deviation: float
-    interaction: Grid
+    interaction: Matrix
     interaction_in_head: Measured
-    alignment: Grid
+    alignment: Matrix
     alignment_strength: Measured
     intervention: Intervention
 

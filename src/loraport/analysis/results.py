@@ -13,8 +13,8 @@ from loraport.analysis.quantities import (
     Curve,
     Densities,
     Energy,
-    Grid,
     Intervention,
+    Matrix,
     Measured,
     Meeting,
     Rotation,
@@ -27,9 +27,24 @@ from loraport.errors import FileError
 from loraport.files import write_text
 
 __all__ = [
-    "AnalysedLora", "Certificate", "Certificates", "Curve", "Densities", "Energy", "Grid", "Intervention",
-    "LayerAnalysis", "LoraAnalysis", "Measured", "Meeting", "PairAnalysis", "Rotation", "Routing", "UpdateAnalysis",
-    "Window", "checked",
+    "AnalysedLora",
+    "Certificate",
+    "Certificates",
+    "Curve",
+    "Densities",
+    "Energy",
+    "Intervention",
+    "LayerAnalysis",
+    "LoraAnalysis",
+    "Matrix",
+    "Measured",
+    "Meeting",
+    "PairAnalysis",
+    "Rotation",
+    "Routing",
+    "UpdateAnalysis",
+    "Window",
+    "checked",
 ]  # fmt: skip
 
 SCHEMA = 2

@@ -7,7 +7,7 @@ from loraport.analysis import certificates, routing_maps, spectrum
 from loraport.analysis.coordinates import Coordinates
 from loraport.analysis.kept import curve, measured, ratio, short
 from loraport.analysis.nulls import Rounding
-from loraport.analysis.projected import Layer, Lora, Projected, Proof
+from loraport.analysis.projected import Layer, Projected, ProjectedLora, Proof
 from loraport.analysis.quantities import (
     Certificate,
     Certificates,
@@ -104,7 +104,7 @@ def _certificates(about: Layer, clusters: Clusters, proof: Proof) -> Certificate
     )
 
 
-def meeting_of(layer: Projected, lora: Lora, clusters: Clusters) -> Meeting:
+def meeting_of(layer: Projected, lora: ProjectedLora, clusters: Clusters) -> Meeting:
     about, drift, update = layer.about, layer.drift, lora.update
     (m, n), k, h = about.shape, about.k, about.leading
     cells = routing_maps.Cells.of(clusters)
@@ -125,7 +125,7 @@ def meeting_of(layer: Projected, lora: Lora, clusters: Clusters) -> Meeting:
     )
 
 
-def _intervention(layer: Projected, lora: Lora, clusters: Clusters, cells: routing_maps.Cells) -> Intervention:
+def _intervention(layer: Projected, lora: ProjectedLora, clusters: Clusters, cells: routing_maps.Cells) -> Intervention:
     """What `methods.casa` decides, and what it would for a random drift. There half of the entries agree in sign, and
     the quantile alone says how many of these are arbitrated."""
     about, drift, params = layer.about, layer.drift, layer.about.params

@@ -9,8 +9,8 @@ from torch import Tensor
 from loraport.analysis import nulls, routing_maps, spectrum, subspaces
 from loraport.analysis.coordinates import Coordinates, Turned, turned
 from loraport.analysis.kept import curve, grid, measured, ratio, sampled, short
-from loraport.analysis.projected import Angles, Layer, Lora, Projected, Proof
-from loraport.analysis.quantities import Curve, Energy, Grid, Rotation, UpdateAnalysis, Window
+from loraport.analysis.projected import Angles, Layer, Projected, ProjectedLora, Proof
+from loraport.analysis.quantities import Curve, Energy, Matrix, Rotation, UpdateAnalysis, Window
 from loraport.analysis.segments import turned_at_random
 
 WINDOW = 24
@@ -62,7 +62,7 @@ def drift_figures(layer: Projected, after: Turned, energies: Float[Tensor, " p"]
     )
 
 
-def lora_figures(layer: Projected, lora: Lora) -> UpdateAnalysis:
+def lora_figures(layer: Projected, lora: ProjectedLora) -> UpdateAnalysis:
     """The null model, Gaussian factors of the same rank, is decomposed like the LoRA. Beside a prediction to first
     order, which turns directions less, every LoRA would seem to turn them more than chance does (docs/log.md)."""
     about, update, generator = layer.about, lora.update, layer.generator
@@ -113,7 +113,7 @@ def _intruders(about: Layer, after: Turned) -> float:
     return subspaces.intruders(_outputs(about, after))
 
 
-def _window(about: Layer, after: Turned, first: int, width: int) -> Grid:
+def _window(about: Layer, after: Turned, first: int, width: int) -> Matrix:
     at = slice(first, first + width)
     return grid(_outputs(about, after)[at, at].abs(), digits=3)
 

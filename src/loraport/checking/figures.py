@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from loraport.checking.results import Figure, Null
+from loraport.checking.results import Null, Quantity
 
 Sums = Mapping[str, float]
 
@@ -156,7 +156,9 @@ def nulls(sums: Sums) -> dict[str, dict[str, float]]:
     return {key: each for key, each in found.items() if each}
 
 
-def pooled(layers: Sequence[Sums], add: Callable[[Sequence[dict[str, float]]], dict[str, float]]) -> tuple[Figure, ...]:
+def pooled(
+    layers: Sequence[Sums], add: Callable[[Sequence[dict[str, float]]], dict[str, float]]
+) -> tuple[Quantity, ...]:
     """The figures of several layers together, with the least and greatest of a layer.
 
     Args:
@@ -175,7 +177,9 @@ def pooled(layers: Sequence[Sums], add: Callable[[Sequence[dict[str, float]]], d
         mine = [one[each.key] for one in singly if each.key in one]
         beside = tuple(Null(name, null) for name, null in nulls(total).get(each.key, {}).items())
         found.append(
-            Figure(each.key, each.title, each.help, each.unit, each.of, value, min(mine), max(mine), len(mine), beside)
+            Quantity(
+                each.key, each.title, each.help, each.unit, each.of, value, min(mine), max(mine), len(mine), beside
+            )
         )
     return tuple(found)
 

@@ -30,7 +30,7 @@ class Null:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Quantity:
     """One quantity over the layers that were looked at.
 
     Attributes:
@@ -180,7 +180,7 @@ class CheckResult:
     stage: Stage
     coverage: Coverage | None = None
     kind: Kind | None = None
-    figures: tuple[Figure, ...] = ()
+    figures: tuple[Quantity, ...] = ()
     layers: tuple[LayerCheck, ...] = ()
     layers_of: int = 0
     command: str = ""
@@ -198,7 +198,7 @@ class CheckResult:
         """Of the command for this verdict."""
         return EXIT_CODES[self.verdict]
 
-    def figure(self, key: str) -> Figure | None:
+    def figure(self, key: str) -> Quantity | None:
         """The figure of that key, None where it was not measured."""
         return next((figure for figure in self.figures if figure.key == key), None)
 

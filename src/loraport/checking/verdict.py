@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from loraport.checking.headers import Headers
-from loraport.checking.results import Figure, Kind, LayerCheck, Reason, Verdict
+from loraport.checking.results import Kind, LayerCheck, Quantity, Reason, Verdict
 from loraport.checking.thresholds import MEASURED_METHOD, thresholds
 from loraport.wording import count
 
@@ -58,7 +58,7 @@ class Seen:
     """
 
     headers: Headers
-    figures: dict[str, Figure]
+    figures: dict[str, Quantity]
     layers: Sequence[LayerCheck]
     elsewhere: float | None
     method: str

@@ -8,7 +8,7 @@ import torch
 from loraport.checking import figures
 from loraport.checking.headers import Headers
 from loraport.checking.look import Looked, Looker, Sums, added_up, look_job
-from loraport.checking.results import Figure, LayerCheck
+from loraport.checking.results import LayerCheck, Quantity
 from loraport.checking.sample import Chosen, choose
 from loraport.containers.references import common_dtype
 from loraport.core.operator import norm
@@ -32,7 +32,7 @@ class Weighed:
         elsewhere: drift in layers that the LoRA leaves alone; None where it was not asked or there are none.
     """
 
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Quantity]
     layers: tuple[LayerCheck, ...]
     elsewhere: float | None
 

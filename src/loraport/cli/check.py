@@ -5,7 +5,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-from loraport.checking.results import EXIT_CODES, CheckResult, Figure
+from loraport.checking.results import EXIT_CODES, CheckResult, Quantity
 from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
@@ -146,7 +146,7 @@ def _says_strength(result: CheckResult) -> bool:
     return result.strength is not None and (result.verdict == "use at strength" or result.strength != 1.0)
 
 
-def _row(figure: Figure) -> list[str]:
+def _row(figure: Quantity) -> list[str]:
     beside = "; ".join(f"{_number(null.value, figure.unit)} {null.name}" for null in figure.nulls)
     ends = [_number(value, figure.unit) for value in (figure.value, figure.low, figure.high)]
     return [figure.title, *ends, str(figure.layers), beside]
@@ -168,7 +168,7 @@ def _show_layers(result: CheckResult, console: Console) -> None:
 _IN_LAYERS = ("drift", "update", "overlap", "dose", "rigidity_drift", "head_drift", "head_lora", "change")
 
 
-def _cell(figures: Any, figure: Figure) -> str:
+def _cell(figures: Any, figure: Quantity) -> str:
     return _number(figures[figure.key], figure.unit) if figure.key in figures else ""
 
 

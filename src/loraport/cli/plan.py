@@ -82,7 +82,7 @@ def show_many(loras: list[str], many: Any, cost: dict[str, Any], console: Consol
     Args:
         loras: as they were named.
         many: their plans by number, and why some have none.
-        cost: what is expected of the job, by the fields of `Estimate`.
+        cost: what is expected of the job, by the fields of `RunEstimate`.
         console: where to say it.
 
     Returns:

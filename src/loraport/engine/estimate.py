@@ -53,7 +53,7 @@ _PAYS = 0.7  # a cache pays when the next LoRA takes less than this share of the
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """What is expected of a run.
 
     Args:
@@ -88,7 +88,7 @@ class Estimate:
         return self.next_seconds < _PAYS * self.next_seconds_without
 
 
-def estimate(plan: TransferPlan, options: RunOptions, start: float = 0.0) -> Estimate:
+def estimate(plan: TransferPlan, options: RunOptions, start: float = 0.0) -> RunEstimate:
     """Look at plan, machine and cache; nothing of the inputs is read but a few megabytes, to see how fast they come.
 
     Args:
@@ -99,7 +99,7 @@ def estimate(plan: TransferPlan, options: RunOptions, start: float = 0.0) -> Est
     return estimate_together([plan], options, start)
 
 
-def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start: float = 0.0) -> Estimate:
+def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start: float = 0.0) -> RunEstimate:
     """As `estimate`, for LoRAs of one pair in one job, at least one: a layer is read and decomposed for the first.
 
     Args:
@@ -176,7 +176,7 @@ def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start:
             min(room_beside(), sum(getattr(work_at(*each), what) for each in every)) for what in ("read", "keep")
         )
     unfinished = [batch for batch, states in zip(batches, have, strict=True) if not all(each.result for each in states)]
-    return Estimate(
+    return RunEstimate(
         seconds=seconds,
         busy_seconds=busy,
         peak_bytes=program + lying + _working_bytes(largest, sample, unfinished, slots),

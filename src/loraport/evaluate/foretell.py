@@ -23,7 +23,7 @@ RULES = (1.0, 1.25, 1.5)
 
 
 @dataclass(frozen=True, eq=False)
-class Pair:
+class LoraOnTarget:
     """One LoRA on one target.
 
     Attributes:
@@ -64,7 +64,7 @@ def features(family: Family, lora: Lora, target: Model) -> Float[Tensor, "5"]:
     return torch.tensor([*(0.5 * torch.tensor(ratios).log()), product / (lora_ * drift_) ** 0.5])
 
 
-def pairs(evidence: Evidence, measure: str) -> tuple[list[float], list[Pair]]:
+def pairs(evidence: Evidence, measure: str) -> tuple[list[float], list[LoraOnTarget]]:
     """The strengths of reuse, and every pair with its scores at them."""
     loras = {lora.name: lora for lora in evidence.family.loras}
     targets = {target.name: target for target in evidence.family.targets}
@@ -74,11 +74,11 @@ def pairs(evidence: Evidence, measure: str) -> tuple[list[float], list[Pair]]:
         line.sort(key=lambda cell: cell.variant.strength if cell.variant else 0)
         strengths = [cell.variant.strength for cell in line if cell.variant]
         scores = torch.tensor([cell.estimates[measure].value for cell in line])
-        found.append(Pair(lora, target, features(evidence.family, loras[lora], targets[target]), scores))
+        found.append(LoraOnTarget(lora, target, features(evidence.family, loras[lora], targets[target]), scores))
     return strengths, found
 
 
-def foretold(known: Sequence[Pair], asked: Pair, strengths: Sequence[float]) -> float:
+def foretold(known: Sequence[LoraOnTarget], asked: LoraOnTarget, strengths: Sequence[float]) -> float:
     """The strength that a ridge regression on other pairs gives."""
     X = torch.stack([pair.features for pair in known]).double()
     y = torch.tensor([strengths[int(pair.scores.argmin())] for pair in known], dtype=torch.float64)

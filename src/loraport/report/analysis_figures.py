@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from loraport.analysis.results import (
     Densities,
-    Grid,
     LayerAnalysis,
     LoraAnalysis,
+    Matrix,
     Routing,
     UpdateAnalysis,
     Window,
@@ -169,7 +169,12 @@ def _met(one: LoraAnalysis) -> list[Figure]:
 
 
 def _cells(
-    values: Grid, low: float | None = None, high: float | None = None, *, unit: Unit = "number", diverging: bool = False
+    values: Matrix,
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    unit: Unit = "number",
+    diverging: bool = False,
 ) -> Drawing:
     return Map(values, *_CELL_AXES, unit=unit, low=low, high=high, diverging=diverging, square=True)
 

@@ -5,8 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loraport.checking.results import CheckResult, LayerCheck, Reason
-from loraport.checking.results import Figure as Quantity
+from loraport.checking.results import CheckResult, LayerCheck, Quantity, Reason
 from loraport.engine.results import Column
 from loraport.report.card import name_of
 from loraport.report.charts import Bar, Bars, Kind, Lines, Series, Unit, number

@@ -75,7 +75,7 @@ def block_and_module(name: str) -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class Grid:
+class LayerGrid:
     """A figure of every layer, modules down and blocks across; None where there is no such layer."""
 
     blocks: tuple[str, ...]
@@ -83,7 +83,7 @@ class Grid:
     values: tuple[tuple[float | None, ...], ...]
 
 
-def model_grid(found: Sequence[tuple[str, float]]) -> Grid:
+def model_grid(found: Sequence[tuple[str, float]]) -> LayerGrid:
     """Layers by (name, value) as a grid. Where two kinds of blocks have modules of one name, their own names tell."""
     places = {name: block_and_module(name) for name, _ in found}
     owners: dict[tuple[str, str], list[str]] = {}
@@ -101,7 +101,7 @@ def model_grid(found: Sequence[tuple[str, float]]) -> Grid:
     )
     modules = tuple(dict.fromkeys(name for name, _ in values))
     rows = tuple(tuple(values.get((name, block)) for block in blocks) for name in modules)
-    return Grid(tuple(blocks), modules, rows)
+    return LayerGrid(tuple(blocks), modules, rows)
 
 
 def size(count: int) -> str:
