@@ -21,8 +21,8 @@ QUANTITIES = (
 def check(evil: str = "", **more) -> checking.CheckResult:
     """A check with six layers. `evil` stands in every text."""
     figures = tuple(
-        checking.Figure(key, title, f"help {evil}", unit, of, value, value / 2, value * 2, 6,
-                        tuple(checking.Null(name, null) for name, null in nulls.items()))
+        checking.Quantity(key, title, f"help {evil}", unit, of, value, value / 2, value * 2, 6,
+                          tuple(checking.Null(name, null) for name, null in nulls.items()))
         for key, title, unit, of, value, nulls in QUANTITIES
     )  # fmt: skip
     layers = tuple(

@@ -17,7 +17,7 @@ from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
 from loraport.models.family import Family
 from loraport.models.joining import join
-from loraport.models.keymap import family_keymap
+from loraport.models.keymap import keymap_of
 from loraport.models.placement import lay_out
 
 
@@ -204,7 +204,7 @@ def state(name: str) -> dict[str, Tensor]:
 
 def respell(weights: dict[str, Tensor], family: Family, naming: str) -> dict[str, Tensor]:
     """Weights by canonical names (with ".weight") in a naming: fused, in its order, and under its names."""
-    keymap = family_keymap(family.name)
+    keymap = keymap_of(family)
     sizes, _ = measure({key.removesuffix(".weight"): tuple(t.shape) for key, t in weights.items()}, family)
     stored: dict[str, dict[str, Tensor]] = {}
     for key, tensor in weights.items():

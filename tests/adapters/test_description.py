@@ -12,7 +12,7 @@ from loraport.adapters.dialect import PROFILES
 from loraport.adapters.grammar import SET_BIAS, grammar
 from loraport.errors import FileError
 from loraport.models.families import families
-from loraport.models.keymap import build, family_keymap
+from loraport.models.keymap import build, keymap_of
 from makers import KOHYA, PEFT, LoraFile, flat, same, spell
 
 
@@ -111,7 +111,7 @@ class TestTables:
                         assert found.whole == (place.index is None and not place.order), path
 
     def test_names_that_only_tables_can_take_apart(self):
-        keymap = family_keymap("wan")
+        keymap = keymap_of(families()["wan"])
         for path, module in {
             "lora_unet_blocks_1_self_attn_k": "blocks.1.self_attn.k",
             "lora_unet_blocks_10_cross_attn_k_img": "blocks.10.cross_attn.k_img",

@@ -10,7 +10,7 @@ from loraport.containers.tensors import read_tensor
 from loraport.models.architecture import require_same_size
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
-from loraport.models.keymap import family_keymap
+from loraport.models.keymap import keymap_of
 from loraport.models.placement import is_whole, size_of, split
 from networks import NETWORKS
 
@@ -64,7 +64,7 @@ def test_names_and_rows_are_those_of_diffusers_own_converter(name):
 
     function, sizes = CONVERTERS[name]
     family = families()[NETWORKS[name].family]
-    keymap = family_keymap(family.name)
+    keymap = keymap_of(family)
     own = networks.state(name)
     counts = dict.fromkeys(family.counters.values(), 2)
     there = {key.removesuffix(".weight") for key in own}

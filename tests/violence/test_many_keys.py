@@ -12,7 +12,7 @@ from loraport.errors import LoraportError
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
 from loraport.models.family import MAX_BLOCKS
-from loraport.models.keymap import family_keymap
+from loraport.models.keymap import keymap_of
 
 COUNT = 200
 KEYS = {
@@ -39,14 +39,14 @@ def test_comparisons_of_names_do_not_grow_with_the_number_of_keys(kind, tmp_path
     monkeypatch.setattr(SequenceMatcher, "ratio", lambda self: compared.append(1) or ratio(self))
     looked_up = []
     for family in families().values():
-        table = type(family_keymap(family.name))
+        table = type(keymap_of(family))
         resolve = table.resolve
         monkeypatch.setattr(table, "resolve", lambda self, *path, of=resolve: looked_up.append(1) or of(self, *path))
         break
     for look in (open_adapter, describe, open_checkpoint):
         with suppress(LoraportError):
             look(path)
-    names = sum(len(family_keymap(name).dotted) for name in families())
+    names = sum(len(keymap_of(family).dotted) for family in families().values())
     assert len(compared) <= 20 * names
     assert len(looked_up) <= 15 * len(families()) * len(KEYS[kind])
 
@@ -55,13 +55,13 @@ def test_comparisons_of_names_do_not_grow_with_the_number_of_keys(kind, tmp_path
     "path", ["blocks." * 10**5, "model." * 10**5 + "x", "1." * 10**5, "x" * 10**6, "lora_unet_" * 10**5]
 )
 def test_long_names(path):
-    for name in families():
-        assert family_keymap(name).resolve(path) is None
-        family_keymap(name).nearest(path)
+    for family in families().values():
+        assert keymap_of(family).resolve(path) is None
+        keymap_of(family).nearest(path)
 
 
 def test_block_numbers_are_bounded():
-    keymap = family_keymap("wan")
+    keymap = keymap_of(families()["wan"])
     assert keymap.resolve(f"blocks.{MAX_BLOCKS - 1}.ffn.0") is not None
     for number in (MAX_BLOCKS, 10**9, "007", "-1", "²"):
         assert keymap.resolve(f"blocks.{number}.ffn.0") is None

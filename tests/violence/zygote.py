@@ -23,10 +23,10 @@ def warm_up() -> None:
         for module in pkgutil.walk_packages(package.__path__, f"loraport.{room}."):
             importlib.import_module(module.name)
     from loraport.models.families import families
-    from loraport.models.keymap import family_keymap
+    from loraport.models.keymap import keymap_of
 
-    for name in families():
-        family_keymap(name)
+    for family in families().values():
+        keymap_of(family)
 
 
 def child(request: dict) -> None:

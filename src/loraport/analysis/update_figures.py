@@ -24,7 +24,7 @@ POINTS = 48
 def drift_figures(layer: Projected, after: Turned, energies: Float[Tensor, " p"], proof: "Proof") -> UpdateAnalysis:
     """The null model is decomposed like the drift."""
     about, noise, size = layer.about, layer.noise, layer.drift.norm
-    S, places = about.S, _windows(len(about.S))
+    S = about.S
     other = turned_at_random(S, layer.random, about.spread(size), 0.0, name=layer.name)
     angles = (proof.measured, Angles.measured(other))
     return UpdateAnalysis(
@@ -45,17 +45,7 @@ def drift_figures(layer: Projected, after: Turned, energies: Float[Tensor, " p"]
             None if noise is None else noise.concentration,
         ),
         intruders=measured(_intruders(about, after), _intruders(about, other)),
-        windows=tuple(
-            Window(
-                place,
-                first,
-                _window(about, after, first, width),
-                _window(about, other, first, width),
-                measured(*(each.aligned(first, width) for each in angles)),
-                measured(*(each.inside(first, width) for each in angles)),
-            )
-            for place, first, width in places
-        ),
+        windows=_seen_through(about, after, other, angles),
         rotation=_rotation(proof.measured, proof.predicted, angles[1]),
         energy=_energy(spectrum.ranks_up_to(len(S)), energies, spectrum.energies_of_noise(about.shape)),
         singular_values=sampled(after.S, subspaces.groups(len(S), POINTS)),
@@ -83,17 +73,7 @@ def lora_figures(layer: Projected, lora: ProjectedLora) -> UpdateAnalysis:
         rigidity=measured(spectrum.rigidity(S, after.S), spectrum.rigidity(S, other.S)),
         head_concentration=measured(_concentration(about, update), _concentration(about, random)),
         intruders=measured(_intruders(about, after), _intruders(about, other)),
-        windows=tuple(
-            Window(
-                place,
-                first,
-                _window(about, after, first, width),
-                _window(about, other, first, width),
-                measured(*(each.aligned(first, width) for each in angles)),
-                measured(*(each.inside(first, width) for each in angles)),
-            )
-            for place, first, width in _windows(len(S))
-        ),
+        windows=_seen_through(about, after, other, angles),
         rotation=_rotation(angles[0], Angles.predicted(S, update), angles[1]),
         energy=_energy(spectrum.ranks_up_to(max(rank, 1)), own, flat),
         singular_values=sampled(after.S, subspaces.groups(len(S), POINTS)),
@@ -111,6 +91,21 @@ def _outputs(about: Layer, after: Turned) -> Float[Tensor, "p p"]:
 
 def _intruders(about: Layer, after: Turned) -> float:
     return subspaces.intruders(_outputs(about, after))
+
+
+def _seen_through(about: Layer, after: Turned, other: Turned, angles: tuple[Angles, Angles]) -> tuple[Window, ...]:
+    """The windows of head, middle and tail: the update beside its null."""
+    return tuple(
+        Window(
+            place,
+            first,
+            _window(about, after, first, width),
+            _window(about, other, first, width),
+            measured(*(each.aligned(first, width) for each in angles)),
+            measured(*(each.inside(first, width) for each in angles)),
+        )
+        for place, first, width in _windows(len(about.S))
+    )
 
 
 def _window(about: Layer, after: Turned, first: int, width: int) -> Matrix:

@@ -199,11 +199,6 @@ def longest_prefix(path: str) -> str:
     return [prefix for prefix, _, flat, _ in _peeled(path) if not flat][-1]
 
 
-def family_keymap(name: str) -> KeyMap:
-    """The tables of a family by its name."""
-    return keymap_of(families()[name])
-
-
 def known_to(path: str) -> frozenset[str]:
     """The names of the families, those that are only recognised too, that have a module of that path.
 
