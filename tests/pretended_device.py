@@ -3,7 +3,7 @@
 It refuses what an accelerator refuses (operands on two devices), and counts what makes the program wait for one: a
 value that Python asks for, a result whose size depends on values, a copy from or to the CPU. It also counts the bytes
 of its tensors, and may have room for so many only. The device is called "meta", which is the one name that torch knows
-without hardware or a library; or "cuda:0" (`pretended_cuda`), where that makes a difference.
+without hardware or a library; or by its own name (`pretended_cuda`, `pretended_mps`) where that makes a difference.
 """
 
 import weakref
@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-DEVICE, CUDA = torch.device("meta"), torch.device("cuda:0")
-_NAMES = (CUDA, str(CUDA))
+DEVICE, CUDA, MPS = torch.device("meta"), torch.device("cuda:0"), torch.device("mps")
 _WAITS = {"_local_scalar_dense", "nonzero", "equal", "_unique2", "is_nonzero", "masked_select", "bincount"}
 _INDEXED = {"index", "index_put", "index_put_", "_index_put_impl_"}
 _COPIES = {"_to_copy", "copy_"}
@@ -32,14 +32,16 @@ class Memory:
         peak: the most that were in use, since `peak` was last set.
         where: the operation at which that was.
         room: more than this raises torch.OutOfMemoryError.
+        dtypes: those that the device has not.
     """
 
-    def __init__(self, room: float = float("inf")) -> None:
-        self.now, self.peak, self.where, self.room = 0, 0, "", room
+    def __init__(self, room: float = float("inf"), dtypes: tuple[torch.dtype, ...] = ()) -> None:
+        self.now, self.peak, self.where, self.room, self.dtypes = 0, 0, "", room, dtypes
         self._users: Counter[int] = Counter()
 
     def take(self, made: "Pretended", name: str) -> None:
         """Count a tensor until it is gone; views share what they are views of."""
+        assert made.dtype not in self.dtypes, f"{name} makes {made.dtype}, which the device has not"
         storage = made.there.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
         if not self._users[place]:
@@ -70,31 +72,6 @@ class Pretended(Tensor):
         )  # fmt: skip
         made.there = there
         return made
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """On CUDA by way of twins called "meta": torch would ask for the library of CUDA before it comes to us."""
-        kwargs = kwargs or {}
-        with torch._C.DisableTorchFunctionSubclass():
-            own = [one for one in tree_flatten((args, kwargs))[0] if isinstance(one, Pretended)]
-            if func.__name__ == "__get__" or all(one.device == DEVICE for one in own):
-                return func(*args, **kwargs)
-            twins = {id(one): Pretended(one.there) for one in own}
-            back = {id(twin): one for one in own for twin in [twins[id(one)]]}
-
-            def there(one: Any) -> Any:
-                return twins.get(id(one), DEVICE if isinstance(one, torch.device | str) and one in _NAMES else one)
-
-            def here(one: Any) -> Any:
-                if not isinstance(one, Pretended) or id(one) in back:
-                    return back.get(id(one), one)
-                made = Pretended(one.there, CUDA)
-                mode = _get_current_dispatch_mode()
-                if isinstance(mode, _Device):
-                    mode.memory.take(made, func.__name__)
-                return made
-
-            return tree_map(here, func(*tree_map(there, args), **tree_map(there, kwargs)))
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -129,9 +106,8 @@ class _Device(TorchDispatchMode):
             if name in _INDEXED and any(isinstance(one, Tensor) and not isinstance(one, Pretended) for one in args[1]):
                 self.waits["copy"] += 1
         on_device = _kind(wanted, tensors[0] if tensors else None) is Pretended
-        device = here[0].device if here else DEVICE
         if wanted is not None:
-            device, kwargs["device"] = torch.device(wanted), torch.device("cpu")
+            kwargs["device"] = torch.device("cpu")
         kwargs.pop("driver", None)
         args, kwargs = tree_map(_behind, args), tree_map(_behind, kwargs)
         if here and self.watch is not None:
@@ -146,7 +122,7 @@ class _Device(TorchDispatchMode):
                 return one
             if id(one) in written:
                 return written[id(one)]
-            made = Pretended(one, device)
+            made = Pretended(one)
             self.memory.take(made, name)
             return made
 
@@ -156,7 +132,7 @@ class _Device(TorchDispatchMode):
 def _kind(wanted: Any, tensor: Tensor | None) -> type[Tensor]:
     """Where a result is: as asked for, else where the first tensor is."""
     if wanted is not None:
-        return Pretended if torch.device(wanted) in (DEVICE, CUDA) else Tensor
+        return Pretended if torch.device(wanted) == DEVICE else Tensor
     return Pretended if isinstance(tensor, Pretended) else Tensor
 
 
@@ -178,6 +154,54 @@ def pretended_device(watch: Watch | None = None, memory: Memory | None = None) -
     """
     with _Device(watch, memory) as device:
         yield device.waits
+
+
+class _Named(TorchFunctionMode):
+    """A device by another name than "meta". torch would ask for its library before it comes to us, so everything is
+    done with twins that are called "meta"."""
+
+    def __init__(self, device: torch.device, memory: Memory) -> None:
+        super().__init__()
+        self._device, self._memory = device, memory
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = tree_flatten((args, kwargs))[0]
+        own = [one for one in given if isinstance(one, Pretended)]
+        asks = func.__name__ == "__get__" and func != Tensor.T.__get__  # type: ignore[attr-defined]
+        if asks or func is torch.device:
+            return func(*args, **kwargs)
+        twins = {id(one): Pretended(one.there) for one in own}
+        originals = {id(twins[id(one)]): one for one in own}
+        names = (self._device, str(self._device), self._device.type)
+
+        def there(one: Any) -> Any:
+            return twins.get(id(one), DEVICE if isinstance(one, torch.device | str) and one in names else one)
+
+        def here(one: Any) -> Any:
+            if not isinstance(one, Pretended) or id(one) in originals:
+                return originals.get(id(one), one)
+            made = Pretended(one.there, self._device)
+            self._memory.take(made, func.__name__)
+            return made
+
+        return tree_map(here, func(*tree_map(there, args), **tree_map(there, kwargs)))
+
+
+_ABSENT_ON_MPS = ("linalg_eigh", "linalg_svd", "linalg_qr", "linalg_cholesky", "linalg_solve")
+
+
+def _refuse_as_mps(name: str, args: Any, kwargs: Any) -> None:
+    if name.removeprefix("_").startswith(_ABSENT_ON_MPS):
+        raise NotImplementedError(f"{name} is not implemented for MPS")
+
+
+@contextmanager
+def pretended_mps() -> Iterator[None]:
+    """Apple's GPU, for this thread: without float64 and without decompositions."""
+    memory = Memory(dtypes=(torch.float64,))
+    with _Device(_refuse_as_mps, memory), _Named(MPS, memory):
+        yield
 
 
 class _Stream:
@@ -210,5 +234,6 @@ def pretended_cuda(monkeypatch: Any, memory: Memory | None = None) -> Iterator[C
     say("get_device_name", "a pretended card")
     say("mem_get_info", (10**10, 10**10))
     say("current_stream", _Stream(asked))
-    with _Device(None, memory):
+    counted = Memory() if memory is None else memory
+    with _Device(None, counted), _Named(CUDA, counted):
         yield asked

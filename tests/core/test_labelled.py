@@ -9,7 +9,7 @@ from loraport.core import labelled
 from pretended_device import DEVICE, Pretended, pretended_device
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 6), st.integers(0, 1), st.integers(0, 2**16))
 def test_sums_are_one_hot_products(k, width, count, dim, seed):
     g = torch.Generator().manual_seed(seed)

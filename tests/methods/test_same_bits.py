@@ -88,7 +88,7 @@ def _inputs(m: int, n: int) -> LayerInputs:
     return LayerInputs("layer", update, basis, target, drift, None, *weights)
 
 
-@pytest.mark.parametrize("shape", [(N, N), (M, N), (N, M)], ids=str)
+@pytest.mark.parametrize("shape", [(N, N), (M, N)], ids=str)
 @pytest.mark.parametrize("name", sorted({*registry.names(), "released-code"}))
 def test_every_method_gives_the_same_bits(name, shape):
     method, params = registry.resolve(name)

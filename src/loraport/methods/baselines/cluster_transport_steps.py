@@ -47,6 +47,8 @@ def _turned(
     for number in range(int(labels.max()) + 1):
         chosen = (labels == number).to(X.device)
         a, b = U_s[:, chosen], U_t[:, chosen]
-        left, _, right = torch.linalg.svd(b.T @ a)
+        turn = b.T @ a
+        left, _, right = torch.linalg.svd(turn.cpu() if turn.device.type == "mps" else turn)
+        left, right = left.to(X.device), right.to(X.device)
         moved = moved + b @ (left @ (right @ (a.T @ X)))
     return moved
