@@ -1,7 +1,6 @@
 """The maps of a layer as they travel: a byte a number, so that those of a large model fit into a log and a page."""
 
 import base64
-import binascii
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ _STEPS = 255
 _MOST = 1 << 16  # numbers of one map
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # a job on many LoRAs holds those of every layer of each
 class SmallMap:
     """A matrix of which every number is one of 256 between the smallest and the largest.
 
@@ -21,7 +20,7 @@ class SmallMap:
         rows, columns: its size.
         of: how many things the rows and the columns stand for, all of them for equally many but the last.
         low, high: the smallest and the largest number.
-        levels: a byte a number, row by row, in base64: 0 is the smallest, 255 the largest.
+        levels: a byte a number, row by row: 0 is the smallest, 255 the largest.
     """
 
     rows: int
@@ -29,7 +28,7 @@ class SmallMap:
     of: tuple[int, int]
     low: float
     high: float
-    levels: str
+    levels: bytes
 
     @classmethod
     def packed(cls, given: MapValues) -> "SmallMap | None":
@@ -41,27 +40,25 @@ class SmallMap:
         scale = _STEPS / (high - low) if high > low else 0.0
         levels = bytes(round((value - low) * scale) for value in numbers)
         columns = len(given.values[0])
-        text = base64.b64encode(levels).decode("ascii")
-        return cls(len(given.values), columns, given.of, _short(low), _short(high), text)
+        return cls(len(given.values), columns, given.of, _short(low), _short(high), levels)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self) | {"of": list(self.of)}
+        """Plain values, ready for JSON; the levels in base64."""
+        return asdict(self) | {"of": list(self.of), "levels": base64.b64encode(self.levels).decode("ascii")}
 
     @classmethod
     def read(cls, told: Any) -> "SmallMap | None":
         """Of what `to_json` gave, by way of a file; None if that is none."""
         try:
-            found = cls(**{**told, "of": (int(told["of"][0]), int(told["of"][1]))})
+            levels = base64.b64decode(told["levels"], validate=True)
+            found = cls(**{**told, "of": (int(told["of"][0]), int(told["of"][1])), "levels": levels})
             sides = (found.rows, found.columns, *found.of)
             sound = all(isinstance(each, int) and each > 0 for each in sides)
             sound = sound and found.rows <= found.of[0] and found.columns <= found.of[1]
-            sound = sound and found.rows * found.columns <= _MOST
-            sound = sound and all(math.isfinite(each) for each in (found.low, found.high))
-            levels = base64.b64decode(found.levels, validate=True) if sound else b""
-        except (TypeError, ValueError, KeyError, IndexError, binascii.Error):
+            sound = sound and found.rows * found.columns == len(levels) <= _MOST
+            return found if sound and all(math.isfinite(each) for each in (found.low, found.high)) else None
+        except (TypeError, ValueError, KeyError, IndexError):  # binascii.Error is a ValueError
             return None
-        return found if sound and len(levels) == found.rows * found.columns else None
 
     @classmethod
     def read_all(cls, told: Any) -> "dict[str, SmallMap]":
@@ -78,7 +75,7 @@ class SmallMap:
     def values(self) -> tuple[tuple[float, ...], ...]:
         """The numbers, to within half a 255th of what lies between the smallest and the largest."""
         step = (self.high - self.low) / _STEPS
-        numbers = [self.low + step * level for level in base64.b64decode(self.levels)]
+        numbers = [self.low + step * level for level in self.levels]
         return tuple(tuple(numbers[at : at + self.columns]) for at in range(0, len(numbers), self.columns))
 
 

@@ -106,11 +106,13 @@ class Layers:
         table: columns and rows.
         figures: of one row: the layer's own figures. Drawn when the page is made, unpacked when the row is opened.
         look: what to look for.
+        elsewhere: where figures are that did not fit.
     """
 
     table: Table
     figures: Callable[[Mapping[str, Any]], Sequence[Figure]] | None = None
     look: str = ""
+    elsewhere: str = "a page about fewer layers has them"
 
 
 @dataclass(frozen=True)
@@ -248,7 +250,7 @@ def _rows(layers: Layers, drawn: Sequence[Sequence[Figure]], budget: int = 0) ->
         ]
         rows.append({"cells": cells, "figures": figures})
     found = {"columns": table.columns, "rows": rows, "look": layers.look, "opens": any(packed), "left_out": left_out}
-    return found | {"packed": sum(map(len, packed))}
+    return found | {"packed": sum(map(len, packed)), "elsewhere": layers.elsewhere}
 
 
 def _fitting(drawn: Sequence[Sequence[Figure]], budget: int) -> "tuple[list[str | Markup], int]":

@@ -34,6 +34,7 @@ MAPS = 3
 NO_WORDS = Words()
 DEPTHS: tuple[tuple[str, str, Kind], ...] = (("update_rel", "update of the LoRA", "a"), ("drift_rel", "drift", "b"))
 LAYERS = "One row a layer of the output. Spectra, rotations and null models of the pair are drawn by loraport analyze."
+ELSEWHERE = "the run log and the JSON document have the maps of all layers"
 NO_MAPS = "the method draws none, the update is zero, or an earlier version of the program left it in the cache"
 LOOKS = {
     "energy_kept": "Faint layers lose something to the rank; a larger --rank keeps it.",
@@ -220,10 +221,10 @@ def _layers(report: Mapping[str, Any], table: Table) -> Layers:
 
     without = sum(not each for each in maps.values())
     if not without:
-        return Layers(table, own, LAYERS)
+        return Layers(table, own, LAYERS, ELSEWHERE)
     some = f"{without} of {len(maps)} layers have no maps of their own here"
     which = "No layer has maps of its own here" if without == len(maps) else some
-    return Layers(table, own, f"{LAYERS} {which}: {NO_MAPS}.")
+    return Layers(table, own, f"{LAYERS} {which}: {NO_MAPS}.", ELSEWHERE)
 
 
 def _along(table: Table) -> Callable[[Mapping[str, Any]], Figure | None]:
