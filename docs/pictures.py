@@ -38,7 +38,7 @@ def _pair() -> tuple[str, str, str]:
 
 
 def transfer(page: Path) -> None:
-    """A transfer."""
+    """A transfer, at a layer's own figures."""
     lora, source, target = _pair()
     output = page.with_name("carried-over.safetensors")
     write_page(page, loraport.transfer(lora, source=source, target=target, output=output, options=OPTIONS).to_json())
@@ -64,7 +64,7 @@ def analysis(page: Path) -> None:
 
 
 KINDS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "transfer": (transfer, ""),
+    "transfer": (transfer, OPEN),
     "check": (check, ""),
     "analysis": (analysis, OPEN),
     "calibration": (calibration, ""),

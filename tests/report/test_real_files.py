@@ -13,6 +13,7 @@ from loraport.report import render_page
 from loraport.report.analysis_page import render_analysis_page
 from loraport.report.card import render_card
 from loraport.report.check_page import render_check_page
+from opened_pages import unpacked
 
 EVIL = "<script>document.title='owned'</script>\"'><img src=x onerror=alert(1)>"
 METADATA = {"ss_training_comment": EVIL, "ss_base_model_version": EVIL, "modelspec.title": EVIL, "trigger_phrase": EVIL}
@@ -62,6 +63,12 @@ def test_a_transfer_of_such_a_file(report: loraport.TransferReport):
     _harmless(page)
     assert "Asked for: <code>--allow-partial --rank 32</code>" in page
     assert '<p class="verdict plain">converted</p>' in page
+    opened = unpacked(page)
+    assert len(opened) == len(report.layers)
+    for figures in opened:
+        assert [title in figures for title in ("The drift.", "Drift undone.", "Entries arbitrated.")] == [True] * 3
+        assert figures.count('role="img" aria-label="') == figures.count("<svg") > 6
+    assert "no maps" not in page
 
 
 def test_its_page_says_how_the_target_is_sampled(files: pico.Pico, report: loraport.TransferReport):
