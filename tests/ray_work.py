@@ -91,6 +91,46 @@ class Dying:
         return self.work(job, slot)
 
 
+@dataclass(frozen=True)
+class Watched:
+    """Work on files that sees on which machine each layer is done. On one that does not see them it may be killed.
+
+    Args:
+        work: what is done.
+        folder: where each layer leaves a mark.
+        end: what becomes of layers on such a machine: "" nothing, "killed" the process of the first, "waits" each
+            for the machine's end.
+    """
+
+    work: Any
+    folder: Path
+    end: str = ""
+
+    @property
+    def reader(self) -> Any:
+        return self.work.reader
+
+    @property
+    def store(self) -> Any:
+        return self.work.store
+
+    def result_keys(self, job: Any) -> Any:
+        return self.work.result_keys(job)
+
+    def elsewhere(self, store: Any, reader: Any) -> "Watched":
+        return Watched(self.work.elsewhere(store, reader), self.folder, self.end)
+
+    def __call__(self, job: Any, slot: Slot) -> Any:
+        blind = "HIDDEN_FOLDER" in os.environ
+        first = blind and not any(self.folder.glob("blind *"))
+        (self.folder / f"{'blind' if blind else 'seeing'} {getattr(job, 'title', job)}").touch()
+        if first and self.end == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if blind and self.end == "waits":
+            time.sleep(600)
+        return self.work(job, slot)
+
+
 MEETING = ("meeting 0", "meeting 1")
 
 

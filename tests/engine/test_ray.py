@@ -8,6 +8,8 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from safetensors.torch import save_file
 import loraport
 import pico
 import ray_work
-from loraport.engine import ray_cluster
+from loraport.engine import ray_cluster, ray_task
 from loraport.engine.events import LayerDone, Remarked, Warned
 from loraport.engine.executor import Limits, Slot
 from loraport.engine.executors import make_executor
@@ -27,6 +29,7 @@ from loraport.engine.known_digests import KnownDigests
 from loraport.engine.ray_cluster import Cluster
 from loraport.engine.ray_machines import Node, choose
 from loraport.engine.recipe import RunOptions
+from loraport.engine.worker import Worker
 from loraport.errors import FileError, NumericalError, UsageError
 from loraport.store.digests import DigestMemo
 from loraport.threads import cores
@@ -35,6 +38,13 @@ from ray_work import Layer
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 WIDE = (WIDE_ELEMENTS, 2)
+MACHINE = {"memory": 4 * 10**9, "object_store_memory": 80 * 2**20}
+NOTICED_SOON = {  # that a machine is gone; half a minute by default
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 3,
+}
 LAYERS = [Layer(f"layer {number}") for number in range(7)]
 
 
@@ -146,11 +156,11 @@ def test_cards_are_taken_where_there_are_any_and_a_machine_without_is_no_matter(
 
 def test_the_card_that_ray_gave_is_counted_among_those_that_cuda_shows(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert on_ray._card("3") == "cuda:3"
+    assert ray_task.card_of("3") == "cuda:3"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert on_ray._card("3") == "cuda:1"
+    assert ray_task.card_of("3") == "cuda:1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa, GPU-bb")
-    assert on_ray._card("GPU-bb") == "cuda:1"
+    assert ray_task.card_of("GPU-bb") == "cuda:1"
 
 
 def test_what_is_missing_for_ray_is_said_with_what_mends_it(monkeypatch):
@@ -183,13 +193,12 @@ def cluster():
     with pytest.MonkeyPatch.context() as settings:
         for name, value in {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path}.items():
             settings.setenv(name, value)
-        made = LocalCluster(
-            initialize_head=True, head_node_args={"num_cpus": 2, "memory": 4 * 10**9, "include_dashboard": False}
-        )
-        made.add_node(num_cpus=1, memory=4 * 10**9)
+        head = {"num_cpus": 2, "include_dashboard": False, "_system_config": NOTICED_SOON, **MACHINE}
+        made = LocalCluster(initialize_head=True, head_node_args=head)
+        made.add_node(num_cpus=1, **MACHINE)
         # One connection for all tests, since Ray starts new processes for each, and each of these loads torch.
         ray.init(made.address, log_to_driver=False, logging_level="ERROR")
-        yield made.address
+        yield made
         ray.shutdown()
         made.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
@@ -206,7 +215,7 @@ def test_every_layer_is_done_once_with_the_threads_that_are_its_own(cluster):
     done = _run([wide, *LAYERS], ray_work.threads, on_event=said.append)
     assert sorted(done) == sorted([("wide", "cpu", cores()), *((layer.name, "cpu", 1) for layer in LAYERS)])
     assert [event.message for event in said if isinstance(event, Remarked)] == [
-        f"Ray: the cluster at {cluster}; layers run on 3 CPUs of 2 machines"
+        f"Ray: the cluster at {cluster.address}; layers run on 3 CPUs of 2 machines, which read the files"
     ]
     assert len(make_executor("ray", Limits()).slots()) == 3
 
@@ -226,8 +235,8 @@ def test_an_error_comes_home_as_itself(cluster):
 def test_a_file_that_another_machine_cannot_read_is_said_with_the_machine(cluster, monkeypatch):
     with pytest.raises(FileError, match="cut short"):
         _run(LAYERS[:1], ray_work.lose)
-    home = on_ray._Home
-    monkeypatch.setattr(on_ray, "_Home", lambda folder, node: home(folder, "another machine"))
+    home = on_ray.Home
+    monkeypatch.setattr(on_ray, "Home", lambda folder, node: home(folder, "another machine"))
     with pytest.raises(FileError, match="cut short") as caught:
         _run(LAYERS[:1], ray_work.lose)
     assert caught.value.where.startswith(f"w.safetensors, on {os.uname().nodename} (")
@@ -305,7 +314,7 @@ def test_a_transfer_writes_the_same_bytes_with_processes_killed_meanwhile(cluste
     _transfer(files, tmp_path / "serial.safetensors", "serial")
     expected = (tmp_path / "serial.safetensors").read_bytes()
     made = tmp_path / "ray.safetensors"
-    worker = loraport.engine.run.Worker
+    worker = Worker
     marks = tmp_path / "marks"
     marks.mkdir()
     victims = ("blocks.0.ffn.0", "blocks.1.self_attn.q")
@@ -376,3 +385,125 @@ def test_whatever_takes_an_executor_gives_the_same_on_a_cluster(cluster, files, 
         options = RunOptions(executor=executor, cache="off", log="off", device="cpu")
         made[executor] = what(files, tmp_path / executor, options)
     assert made["ray"] == made["serial"]
+
+
+# Machines that do not see the files.
+
+
+@pytest.fixture
+def blind(cluster, files):
+    """A third machine, on which the folder of the files is not there."""
+    path = os.pathsep.join([str(Path(ray_work.__file__).parent / "blind_machine"), os.environ["PYTHONPATH"]])
+    node = cluster.add_node(num_cpus=1, **MACHINE, env_vars={"PYTHONPATH": path, "HIDDEN_FOLDER": str(files.folder)})
+    yield node
+    if node in cluster.worker_nodes:
+        cluster.remove_node(node)
+
+
+@pytest.fixture
+def watched(tmp_path, monkeypatch):
+    """Let layers leave marks; returns the folder of these, and a function that says what becomes of the blind one's."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    worker = Worker
+
+    def watch(end: str) -> None:
+        monkeypatch.setattr(
+            "loraport.engine.run.Worker",
+            lambda *given, **also: ray_work.Watched(worker(*given, **also), marks, end),
+        )
+
+    return marks, watch
+
+
+def _owned() -> int:
+    """Objects that this process keeps in the store, or is waiting for."""
+    import ray
+
+    return len(ray._private.worker.global_worker.core_worker.get_all_reference_counts())
+
+
+@pytest.mark.slow
+def test_a_machine_that_does_not_see_the_files_is_sent_them(cluster, blind, files, tmp_path, watched):
+    _transfer(files, tmp_path / "serial.safetensors", "serial")
+    expected = (tmp_path / "serial.safetensors").read_bytes()
+    marks, watch = watched
+    watch("killed")
+    before, events, made = _owned(), [], tmp_path / "ray.safetensors"
+    report = _transfer(files, made, "ray", tmp_path / "cache", on_event=events.append)
+    assert made.read_bytes() == expected
+    assert any(marks.glob("blind *"))
+    assert any(marks.glob("seeing *"))
+    assert report.warnings == ()
+    first, second = [event.message for event in events if isinstance(event, Remarked)]
+    assert first.endswith("layers run on 4 CPUs of 3 machines, of which 1 is sent what layers need")
+    assert second.startswith("sent what they need: ")
+    assert f", since {files.folder}" in second
+    assert second.endswith("cannot be read (no such file)")
+    assert _owned() <= before + 3, "the actor, the work, and nothing that was sent"
+    # What was done anywhere is kept here, so that a machine with the cache alone has all of it.
+    again = _transfer(files, made, "serial", tmp_path / "cache")
+    assert again.summary.cached_layers == len(pico.LAYERS)
+    # Where nothing is to be sent, it takes no part.
+    events.clear()
+    options = {"executor": "ray", "cache": "off", "log": "off", "overwrite": True, "device": "cpu"}
+    loraport.transfer(
+        files.lora, source=files.source, target=files.target, output=made, method="casa", on_event=events.append,
+        options=RunOptions(**options, ray_data="paths"),
+    )  # fmt: skip
+    assert made.read_bytes() == expected
+    (said,) = [event.message for event in events if isinstance(event, Warned)]
+    assert "takes no part: " in said
+    assert "cannot be read" in said
+
+
+@pytest.mark.slow
+def test_layers_of_a_machine_that_is_lost_are_done_by_others(cluster, blind, files, tmp_path, watched):
+    _transfer(files, tmp_path / "serial.safetensors", "serial")
+    marks, watch = watched
+    watch("waits")
+    events, made = [], tmp_path / "ray.safetensors"
+
+    def lose() -> None:
+        begun = time.monotonic()
+        while not any(marks.glob("blind *")) and time.monotonic() < begun + 120:
+            time.sleep(0.05)
+        cluster.remove_node(blind, allow_graceful=False)
+
+    losing = threading.Thread(target=lose)
+    losing.start()
+    report = _transfer(files, made, "ray", on_event=events.append)
+    losing.join()
+    assert made.read_bytes() == (tmp_path / "serial.safetensors").read_bytes()
+    lost = {path.name.removeprefix("blind ") for path in marks.glob("blind *")}
+    assert lost <= {path.name.removeprefix("seeing ") for path in marks.glob("seeing *")}
+    assert sum(isinstance(event, LayerDone) for event in events) == len(pico.LAYERS)
+    assert any("left the Ray cluster" in event.message for event in events if isinstance(event, Warned))
+    assert report.summary.layers == len(pico.LAYERS)
+
+
+@pytest.mark.slow
+def test_what_is_sent_stays_within_the_object_store(cluster, files, tmp_path, monkeypatch):
+    options = RunOptions(executor="serial", cache="off", log="off", device="cpu")
+    expected = _many(files, tmp_path / "serial", options)
+    monkeypatch.setattr(on_ray, "_SHARE", 0.5e-3)  # of 80 MB: about one layer of each kind
+    lying, events = [], []
+    begin = on_ray._Tasks._begin
+
+    def watched(self, layer, parcel) -> None:
+        under = [each for each in (*self._underway.values(), layer) if each.bytes]
+        lying.append((self._lying, len(under), self._room))
+        assert self._lying == sum(each.bytes for each in under)
+        begin(self, layer, parcel)
+
+    monkeypatch.setattr(on_ray._Tasks, "_begin", watched)
+    loraport.transfer_many(
+        [files.lora, files.folder / "other.safetensors"], source=files.source, target=files.target,
+        output=tmp_path / "ray", options=options.model_copy(update={"executor": "ray", "ray_data": "store"}),
+        on_event=events.append,
+    )  # fmt: skip
+    assert [path.read_bytes() for path in sorted((tmp_path / "ray").iterdir())] == expected
+    assert len(lying) == len(pico.LAYERS)
+    assert all(size <= room or count == 1 for size, count, room in lying)
+    (said,) = [event.message for event in events if isinstance(event, Remarked)]
+    assert said.endswith("3 CPUs of 2 machines, which are sent what layers need")

@@ -10,7 +10,7 @@ from loraport.adapters.update import LayerUpdate
 from loraport.analysis.depth import by_depth
 from loraport.analysis.results import AnalysedLora
 from loraport.containers.locate import expert_folders
-from loraport.containers.references import common_dtype
+from loraport.containers.references import TensorRef, common_dtype
 from loraport.engine.inputs import lora_file, model_files
 from loraport.engine.job import Job, LayerJob
 from loraport.engine.match import Pair, expert_meant, open_inputs, open_pair, weights_of
@@ -47,6 +47,14 @@ class AnalysisJob(Job):
     def name(self) -> str:
         """Canonical name of the layer."""
         return self.weights.name
+
+    @property
+    def refs(self) -> dict[str, TensorRef]:
+        """Those of the weights, and of each LoRA with its label."""
+        refs = dict(self.weights.refs)
+        for label, update in self.updates.items():
+            refs |= {f"lora {label} {role}": ref for role, ref in update.refs.items()}
+        return refs
 
     @property
     def cost(self) -> float:

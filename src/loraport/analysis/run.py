@@ -12,7 +12,7 @@ import torch
 from loraport.analysis.layer import LayerTensors, Stored, analyse, project
 from loraport.analysis.plan import PARAMS, AnalysisJob, AnalysisPlan
 from loraport.analysis.results import LayerAnalysis, PairAnalysis, checked
-from loraport.containers.references import TensorRef, rounding_floor
+from loraport.containers.references import rounding_floor
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import norm
 from loraport.engine.accelerators import with_the_cpu_behind
@@ -20,7 +20,7 @@ from loraport.engine.events import LayerDone, Listener, Warned, ignore
 from loraport.engine.executor import Slot, executor_for
 from loraport.engine.inputs import joined_digests, model_files
 from loraport.engine.job import LayerJob
-from loraport.engine.keys import matrices_key, references
+from loraport.engine.keys import matrices_key
 from loraport.engine.kinship import unrelated
 from loraport.engine.layer import load_layer
 from loraport.engine.reading import InputReader
@@ -73,11 +73,20 @@ class Analyser:
         """Do one job; the CPU takes over where a device has too little memory."""
         return with_the_cpu_behind(partial(self._run, job), slot.device)[0]
 
+    def result_keys(self, job: AnalysisJob) -> list[str | None]:
+        """Under which key the job's result is kept; None where a digest is not remembered. Nothing is read."""
+        digests = self.reader.known_digests(job.refs)
+        return [None if digests is None else _key(job, digests)]
+
+    def elsewhere(self, store: Store, reader: InputReader) -> "Analyser":
+        """The same work on a machine that is sent what it reads, where no decompositions are kept."""
+        return Analyser(store, reader, frozenset())
+
     def _run(self, job: AnalysisJob, device: torch.device) -> AnalysedLayer:
         began = time.perf_counter()
         if device.type == "mps":  # most of the work are decompositions, which torch has not got there
             device = torch.device("cpu")
-        refs = references_of(job)
+        refs = job.refs
         try:
             digests = {role: self.reader.digest(ref, hold=role in ("source", "target")) for role, ref in refs.items()}
             key = _key(job, digests)
@@ -110,14 +119,6 @@ class Analyser:
         routing = DriftRouting.from_tensors(layer.prepared or method.prepare(layer, params))
         stored = stored_as(weights, norm(basis.S))
         return LayerTensors(job.name, job.shape, basis, routing, layer.drift, updates, stored), params
-
-
-def references_of(job: AnalysisJob) -> dict[str, TensorRef]:
-    """Every tensor that the job reads, by its role."""
-    refs = references(job.weights)
-    for label, update in job.updates.items():
-        refs |= {f"lora {label} {role}": ref for role, ref in update.refs.items()}
-    return refs
 
 
 def stored_as(weights: LayerJob, size: float) -> Stored | None:
@@ -192,7 +193,7 @@ def run_analysis(plan: AnalysisPlan, options: RunOptions | None = None, on_event
     try:
         for result in executor.run(plan.jobs, work):
             job = jobs[result.layer.name]
-            for role, ref in references_of(job).items():  # for the jobs of other processes
+            for role, ref in job.refs.items():  # for the jobs of other processes
                 reader.remember(ref, result.digests[role])
             found[job.name], digests[job.name] = result.layer, result.digests
             done += job.cost

@@ -6,7 +6,7 @@ Sums, since they add up over layers: the figure of several layers is the same ra
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from loraport.analysis.plan import PARAMS
 from loraport.analysis.run import stored_as
 from loraport.checking import spectra
 from loraport.checking.sample import Chosen
+from loraport.containers.references import TensorRef
 from loraport.core.basis import SpectralBasis, directions_holding
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import norm, square_sum, wide
@@ -27,12 +28,12 @@ from loraport.core.thin_svd import thin_svd
 from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.executor import Slot
 from loraport.engine.job import Job, LayerJob
-from loraport.engine.keys import references
 from loraport.engine.layer import check_norms, read_weight
 from loraport.engine.reading import InputReader
 from loraport.engine.rounding import rounding_share
 from loraport.methods import registry
 from loraport.methods.base import LayerInputs
+from loraport.store.store import Store
 
 ALL_BUT = 0.99
 """Of a drift's energy besides rounding, that the directions counted in `rank` hold."""
@@ -62,6 +63,12 @@ class Look(Job):
     def title(self) -> str:
         """The name of the layer."""
         return self.chosen.job.name
+
+    @property
+    def refs(self) -> dict[str, TensorRef]:
+        """Those of the pair, and of each LoRA with its number."""
+        jobs: dict[object, LayerJob] = {"pair": self.chosen.job, **self.updates}
+        return {f"{at}.{role}": ref for at, job in jobs.items() for role, ref in job.refs.items()}
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ class Looker:
             updates = {n: self.reader.load(each.update).to(device=device) for n, each in look.updates.items()}
             W, T, drift = self._weights(job, device)
         finally:
-            self.reader.drop(ref for each in (job, *look.updates.values()) for ref in references(each).values())
+            self.reader.drop(look.refs.values())
         source, moved = norm(W), drift.norm()
         check_norms(job.name, source, moved)
         pair = _of_pair(job, W, T, moved)
@@ -131,6 +138,14 @@ class Looker:
                 loras[number] |= _spectrum_of_lora(job.name, W, update, basis)
                 loras[number] |= self._change(job.name, update, basis, drift, W, T)
         return Looked(look.chosen, pair, loras)
+
+    def result_keys(self, look: Look) -> list[str | None]:
+        """None: nothing of it is kept."""
+        return []
+
+    def elsewhere(self, store: Store, reader: InputReader) -> "Looker":
+        """The same work on a machine that is sent what it reads."""
+        return replace(self, reader=reader)
 
     def _weights(
         self, job: LayerJob, device: torch.device

@@ -9,6 +9,7 @@ from loraport.cli.console import Console, printable, terminal
 from loraport.engine import events
 
 _LINE_EVERY = 10.0  # seconds between plain lines
+_TOGETHER = 0.1  # seconds
 
 
 class Bar:
@@ -40,8 +41,7 @@ class Progress:
     def __init__(self, console: Console):
         self._console = console
         self._bar: Bar | None = None
-        self._began = time.monotonic()
-        self._fresh_since = (self._began, 0.0)  # when work that was not cached began, and the operations before it
+        self._begin()
         self._last_line = self._began
         self._warned: list[str] = []
 
@@ -74,14 +74,19 @@ class Progress:
         elif isinstance(event, events.Remarked):
             self._remark(event.message)
         elif isinstance(event, events.PlanReady):
-            self._began = time.monotonic()
-            self._fresh_since = (self._began, 0.0)
+            self._begin()
         elif isinstance(event, events.LayerDone):
             self._advance(event)
         elif isinstance(event, events.Step):
             self._stage(event.message, event.done, event.total)
         elif isinstance(event, events.Written):
             self._write(event)
+
+    def _begin(self) -> None:
+        self._began = time.monotonic()
+        self._first: float | None = None  # when the first layer was begun that is not from an earlier run
+        self._together = 0.0  # until when a layer counts as one of the first
+        self._before = 0.0  # operations of layers from an earlier run, until then
 
     def _warn(self, message: str) -> None:
         if message in self._warned:
@@ -124,13 +129,16 @@ class Progress:
             self._console.remark(f"{name}, {percent:.0f} %{', ' + left if left else ''}")
 
     def _time_left(self, event: events.LayerDone, now: float) -> str:
-        """The mean speed over layers that were really computed; those from an earlier run would flatter it."""
+        """By the mean speed since the first layer was begun that is computed: neither layers from an earlier run, which
+        would flatter it, nor the time until workers have started count."""
         if event.layer.cached:
-            if event.done > self._fresh_since[1] and now - self._fresh_since[0] < 1.0:
-                self._fresh_since = (now, event.done)
+            if self._first is None:
+                self._before = event.done
             return ""
-        began, before = self._fresh_since
-        if event.done <= before or now <= began:
+        if self._first is None or now < self._together:  # those of a batch come together, each with its own time
+            first = now if self._first is None else self._first
+            self._first, self._together = max(first - event.layer.seconds, self._began), now + _TOGETHER
+        if event.done <= self._before or now <= self._first:
             return ""
-        seconds = (now - began) * (event.total - event.done) / (event.done - before)
+        seconds = (now - self._first) * (event.total - event.done) / (event.done - self._before)
         return f"about {text.duration(round(seconds))} left" if seconds >= 1 else ""

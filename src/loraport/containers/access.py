@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 
 from loraport import windows
+from loraport.containers.sent import state_sent
 from loraport.errors import FileError
 
 _SPECIAL = (
@@ -70,6 +71,7 @@ def status(path: Path) -> os.stat_result:
 
 def open_file(path: Path) -> FileIO:
     """A regular file, opened for reading. Raises FileError."""
+    assert state_sent(path) is None, f"{path} is read, which another machine has sent tensors of"
     status(path)
     try:
         return open(path, "rb", buffering=0)

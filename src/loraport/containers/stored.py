@@ -14,6 +14,7 @@ from loraport.containers.access import open_file, read_begin, status, unreadable
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.gguf import MAGIC, GgufTensor, read_gguf
 from loraport.containers.safetensors import SafetensorsHeader, Span, read_header
+from loraport.containers.sent import bytes_sent, state_sent
 from loraport.errors import FileError, UnsupportedError
 
 CHUNK_BYTES = 16 * 2**20
@@ -112,7 +113,7 @@ def list_stored(path: Path) -> TensorFile:
 
 def is_contiguous(ref: TensorRef) -> bool:
     """Whether a tensor's numbers follow each other in the file. Raises FileError."""
-    return span_of(ref).strides is None
+    return bytes_sent(ref) is not None or span_of(ref).strides is None
 
 
 def chunks(ref: TensorRef, first: int = 4096) -> Iterator[bytes]:
@@ -148,6 +149,9 @@ def file_identity(path: str | Path) -> str:
     and given its old modification time is seen. A change through a shared mapping moves the times only when the
     system writes it out, and is not seen before.
     """
+    sent = state_sent(Path(path))
+    if sent is not None:
+        return sent
     stat = status(Path(path))
     return f"{Path(path).resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterator
 from math import prod
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Shaped, UInt8
@@ -12,8 +12,13 @@ from torch import Tensor
 from loraport.containers.access import open_file
 from loraport.containers.dtypes import FORMATS, name_of
 from loraport.containers.safetensors import Span
+from loraport.containers.sent import bytes_sent
 from loraport.containers.stored import TensorRef, fill, identifying, pieces_of, shape_of_rows, span_of
 from loraport.errors import FileError, UnsupportedError
+
+if TYPE_CHECKING:
+    from numpy import uint8
+    from numpy.typing import NDArray
 
 
 @runtime_checkable
@@ -45,6 +50,15 @@ def read_stored(
         FileError: the file is gone, damaged, or changed since the reference was made.
         UnsupportedError: a dtype that torch cannot hold.
     """
+    sent = bytes_sent(ref)
+    if sent is not None:
+        buffer = memory(len(sent))
+        buffer.numpy()[:] = sent
+        if state is not None:
+            state.update(identifying(ref.dtype, ref.shape))
+            state.update(buffer.numpy().data)
+        shape = ref.shape if ref.stored_shape is None else shape_of_rows(ref.stored_shape, ref.rows)
+        return buffer.view(_dtype_of(ref)).reshape(shape)
     span, dtype = _where(ref)
     if state is not None:
         state.update(identifying(ref.dtype, ref.shape))
@@ -83,8 +97,12 @@ def stream_stored(ref: TensorRef, state: Hash, count: int) -> Iterator[Shaped[Te
     Raises:
         FileError, UnsupportedError: as `read_stored`.
     """
-    span, dtype = _where(ref)
     state.update(identifying(ref.dtype, ref.shape))
+    sent = bytes_sent(ref)
+    if sent is not None:
+        yield from _stream_sent(sent, state, torch.empty(count, dtype=_dtype_of(ref)))
+        return
+    span, dtype = _where(ref)
     buffer = torch.empty(count, dtype=dtype)
     target, filled = buffer.view(torch.uint8).numpy().data, 0
     with open_file(ref.file) as file:
@@ -103,14 +121,28 @@ def stream_stored(ref: TensorRef, state: Hash, count: int) -> Iterator[Shaped[Te
         yield buffer[: filled // dtype.itemsize]
 
 
-def _where(ref: TensorRef) -> tuple[Span, torch.dtype]:
-    span = span_of(ref)
+def _stream_sent(sent: "NDArray[uint8]", state: Hash, buffer: Tensor) -> Iterator[Tensor]:
+    target = buffer.view(torch.uint8).numpy()
+    for start in range(0, len(sent), len(target)):
+        part = target[: min(len(target), len(sent) - start)]
+        part[:] = sent[start : start + len(part)]
+        state.update(part.data)
+        yield buffer[: len(part) // buffer.dtype.itemsize]
+
+
+def _dtype_of(ref: TensorRef) -> torch.dtype:
+    """torch's name of the stored numbers; bytes where it has none and a codec knows what to make of them."""
     known = FORMATS.get(ref.dtype)
     if known is None and ref.codec == "raw":
         raise UnsupportedError(
             f"{ref.key} has a number format that is not known", where=str(ref.file), values=ref.dtype
         )
-    dtype = torch.uint8 if known is None else getattr(torch, known.dtype)
+    dtype: torch.dtype = torch.uint8 if known is None else getattr(torch, known.dtype)
+    return dtype
+
+
+def _where(ref: TensorRef) -> tuple[Span, torch.dtype]:
+    span, dtype = span_of(ref), _dtype_of(ref)
     if span.strides is None and prod(span.shape) * dtype.itemsize != span.end - span.start:
         raise FileError(
             "the size of a tensor does not fit its shape",
@@ -123,6 +155,11 @@ def _where(ref: TensorRef) -> tuple[Span, torch.dtype]:
 
 def hash_stored(ref: TensorRef, state: Hash) -> None:
     """Feed `state` as `read_stored` does, in the memory of one chunk. Raises FileError."""
+    sent = bytes_sent(ref)
+    if sent is not None:
+        state.update(identifying(ref.dtype, ref.shape))
+        state.update(sent.data)
+        return
     span = span_of(ref)
     if span.strides is not None:
         read_stored(ref, state)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import xxhash
-from jaxtyping import Float, Float32, Shaped
+from jaxtyping import Float, Float32, Shaped, UInt8
 from torch import Tensor
 
 from loraport.containers import encoding
@@ -29,6 +29,7 @@ from loraport.containers.references import (
     require_readable,
     rounding_floor,
 )
+from loraport.containers.sent import Place, place_of
 from loraport.containers.stored import is_contiguous
 from loraport.containers.stored_tensors import digest_tensor, hash_stored, in_memory, read_stored, stream_stored
 from loraport.errors import NumericalError
@@ -58,6 +59,7 @@ __all__ = [
     "refusal",
     "require_readable",
     "rounding_floor",
+    "stored_with_sums",
     "subtract",
 ]
 
@@ -229,6 +231,27 @@ class _Sums:
             )
         checksums = {role: sums.checksum for role, sums in companions.items()}
         return Sums(digest, _joined(ref, self._checksum.hexdigest(), checksums))
+
+
+def stored_with_sums(ref: TensorRef, *, digest: bool = True) -> tuple[dict[Place, UInt8[Tensor, " n"]], Sums]:
+    """A tensor for another machine, and its sums of one and the same read.
+
+    Args:
+        ref: which one.
+        digest: as for `read_with_sums`.
+
+    Returns:
+        Its bytes and those of its companions as they are stored, by where they lie; and the sums.
+
+    Raises:
+        FileError, UnsupportedError: as `read_tensor`.
+    """
+    state = _Sums(digest)
+    stored = {place_of(ref): read_stored(ref, state).reshape(-1).view(torch.uint8)}
+    parts = {role: stored_with_sums(companion, digest=digest) for role, companion in ref.companions}
+    for others, _ in parts.values():
+        stored |= others
+    return stored, state.sums(ref, {role: sums for role, (_, sums) in parts.items()})
 
 
 def read_float_with_digest(ref: TensorRef) -> tuple[Float32[Tensor, "..."], str]:

@@ -16,7 +16,7 @@ from loraport.engine.events import Listener, ignore
 from loraport.engine.executors import make_executor
 from loraport.engine.job import Job
 from loraport.engine.known_digests import KnownDigests
-from loraport.engine.recipe import RunOptions
+from loraport.engine.recipe import RayData, RunOptions
 from loraport.threads import cores, set_threads_of_torch
 
 J = TypeVar("J", bound=Job)
@@ -52,12 +52,14 @@ class Limits:
         workers: layers in flight on each device; None for as many as are useful.
         memory: bytes that all layers in flight on a device may take; None for what is free.
         on_event: told what the user should know of the machines that do the work.
+        data: how machines of a Ray cluster come by what they read, as `RunOptions.ray_data`.
     """
 
     device: str = "cpu"
     workers: int | None = None
     memory: int | None = None
     on_event: Listener = ignore
+    data: RayData = "auto"
 
     @property
     def devices(self) -> tuple[str, ...]:
@@ -96,7 +98,8 @@ def executor_for(options: RunOptions, on_event: Listener = ignore) -> Executor:
     Raises:
         UsageError: a device that is unknown or not there, or the executor cannot be used.
     """
-    return make_executor(options.executor, Limits(options.device, options.workers, options.max_memory, on_event))
+    limits = Limits(options.device, options.workers, options.max_memory, on_event, options.ray_data)
+    return make_executor(options.executor, limits)
 
 
 def workers_for(jobs: Sequence[Job], options: RunOptions) -> int:

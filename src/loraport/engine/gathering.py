@@ -2,10 +2,10 @@
 
 import contextlib
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from loraport.engine.events import Finished, LayerDone, Listener, Warned
+from loraport.engine.events import Event, Finished, LayerDone, Listener, Warned
 from loraport.engine.keys import references
 from loraport.engine.many_plan import LayerBatch, ManyPlan
 from loraport.engine.plan import TransferPlan, further_cost, rank_bound
@@ -13,7 +13,7 @@ from loraport.engine.reading import InputReader
 from loraport.engine.recipe import RunOptions
 from loraport.engine.reporting import make_report
 from loraport.engine.results import TransferReport
-from loraport.engine.run import judge, open_log, write_output
+from loraport.engine.run import judge, log_machines, open_log, write_output
 from loraport.engine.waiting import Waiting
 from loraport.engine.worker import LayerResult
 from loraport.errors import FileError, LoraportError
@@ -60,11 +60,13 @@ class Gathering:
         reader: InputReader,
         said: Said,
         on_event: Listener,
+        of_machines: Sequence[Event] = (),
     ):
         self.done: dict[int, TransferReport | LoraportError] = dict(plan.failures)
         self.stopped: set[int] = set()
         self._plans, self._outputs, self._options = plan.plans, outputs, options
         self._reader, self._said, self._on_event = reader, said, on_event
+        self._of_machines = of_machines  # what the executor says, as it comes
         self._jobs = {number: {job.name: job for job in one.jobs} for number, one in plan.plans.items()}
         self._missing = {number: set(jobs) for number, jobs in self._jobs.items()}
         self._costs: dict[tuple[int, str], float] = {}
@@ -131,6 +133,7 @@ class Gathering:
         with contextlib.ExitStack() as stack:
             if log is not None:
                 stack.callback(log.close)
+                log_machines(log, self._of_machines)
                 for layer in report.layers:
                     log.append({"event": "layer", **layer.to_json()})
             own = InputReader(self._reader.memo, plan.identities)

@@ -32,6 +32,11 @@ class Job:
         return str(getattr(self, "name", "a layer"))
 
     @property
+    def refs(self) -> dict[str, TensorRef]:
+        """Every tensor that the work on it reads, by its role."""
+        return {}
+
+    @property
     def wide(self) -> bool:
         """Whether the layer is large enough to be given all cores."""
         return self.shape[0] * self.shape[1] > WIDE_ELEMENTS
@@ -79,6 +84,15 @@ class LayerJob(Job):
     cost: float
     peak_bytes: int
     source_updates: dict[int, LayerUpdate] = field(default_factory=dict)
+
+    @property
+    def refs(self) -> dict[str, TensorRef]:
+        """Weights, the LoRA, and what LoRAs add to the weights."""
+        refs = {"source": self.source, "target": self.target, **self.update.refs}
+        for side in ("source", "target"):
+            for number, update in self.added(side).items():
+                refs |= {f"{side}_lora.{number}.{role}": ref for role, ref in update.refs.items()}
+        return {role: ref for role, ref in refs.items() if ref is not None}
 
     def added(self, side: str) -> dict[int, LayerUpdate]:
         """What LoRAs add to the weight of a side, "source" or "target"."""

@@ -24,11 +24,7 @@ RESULT_VERSION = 2
 
 def references(job: LayerJob) -> dict[str, TensorRef]:
     """Every tensor that the job reads, by its role."""
-    refs = {"source": job.source, "target": job.target, **job.update.refs}
-    for side in ("source", "target"):
-        for number, update in job.added(side).items():
-            refs |= {f"{side}_lora.{number}.{role}": ref for role, ref in update.refs.items()}
-    return {role: ref for role, ref in refs.items() if ref is not None}
+    return job.refs
 
 
 def result_key(job: LayerJob, digests: Mapping[str, str]) -> str:

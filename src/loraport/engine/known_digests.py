@@ -23,6 +23,12 @@ class KnownDigests:
         """The digest of a tensor if it is remembered; nothing is read."""
         return self.memo.get(*self.page(ref))
 
+    def known_digests(self, refs: Mapping[str, TensorRef]) -> dict[str, str] | None:
+        """Those of tensors by role; None if not all of them are remembered. Nothing is read."""
+        known = {role: self.known_digest(ref) for role, ref in refs.items()}
+        found = {role: digest for role, digest in known.items() if digest is not None}
+        return found if len(found) == len(known) else None
+
     def is_from_earlier(self, ref: TensorRef) -> bool:
         """Whether an earlier run left its digest; what this run has read itself is no sign of one."""
         return self.memo.is_from_earlier(*self.page(ref))

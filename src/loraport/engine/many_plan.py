@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from loraport.adapters.dialect import check_profile
 from loraport.containers.names import Expert
+from loraport.containers.references import TensorRef
 from loraport.engine.job import Job, LayerJob
 from loraport.engine.match import Pair, expert_meant, open_pair
 from loraport.engine.plan import TransferPlan, cached_bytes, make_plan, rank_bound
@@ -41,6 +42,11 @@ class LayerBatch(Job):
     def title(self) -> str:
         """As that of its jobs."""
         return self.first.title
+
+    @property
+    def refs(self) -> dict[str, TensorRef]:
+        """Those of all its jobs."""
+        return {f"{number}.{role}": ref for number, job in self.jobs.items() for role, ref in job.refs.items()}
 
     @property
     def first(self) -> LayerJob:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from loraport.containers.references import TensorRef
-from loraport.engine.events import Listener, PlanReady, ignore
+from loraport.engine.events import Event, Listener, PlanReady, ignore
 from loraport.engine.executor import Slot, executor_for
 from loraport.engine.gathering import Gathering, Said
 from loraport.engine.held_bases import HeldBases
@@ -50,6 +50,19 @@ class BatchWorker:
     def reader(self) -> InputReader:
         """Of the input files."""
         return self.worker.reader
+
+    @property
+    def store(self) -> Store:
+        """Where finished layers are kept."""
+        return self.worker.store
+
+    def result_keys(self, batch: LayerBatch) -> list[str | None]:
+        """As `Worker.result_keys`, of all jobs."""
+        return [key for job in batch.jobs.values() for key in self.worker.result_keys(job)]
+
+    def elsewhere(self, store: Store, reader: InputReader) -> "BatchWorker":
+        """As `Worker.elsewhere`."""
+        return BatchWorker(self.worker.elsewhere(store, reader))
 
     def __call__(self, batch: LayerBatch, slot: Slot) -> dict[int, "LayerResult | LoraportError"]:
         """Do the jobs one after the other with the layer's matrices in hand. What fails is handed back."""
@@ -99,7 +112,13 @@ def run_many(
         FileError: a worker was killed, or there is no room for the layers that wait. Outputs that were finished before
             stay, the others are as they were.
     """
-    executor = executor_for(options, on_event)
+    of_machines: list[Event] = []
+
+    def tell(event: Event) -> None:
+        of_machines.append(event)
+        on_event(event)
+
+    executor = executor_for(options, tell)
     read = list(also)
     own = {n: options.model_copy(update={"overwrite": options.overwrite or n in replaced}) for n in plan.plans}
     plan = plan.without(_failing(plan.plans, lambda n, one: check_outputs(outputs[n], one, own[n], read)))
@@ -110,7 +129,7 @@ def run_many(
     store, reader = open_cache(identities, options, said.of_all, executor)
     looked_at: LookedAt = {}
     plan = plan.without(_failing(plan.plans, lambda n, one: _check_pair(one, reader, store, looked_at)))
-    run = Gathering(plan, outputs, own, reader, said, on_event)
+    run = Gathering(plan, outputs, own, reader, said, on_event, of_machines)
     if not plan.plans:
         return run.done
     for one in plan.plans.values():

@@ -17,6 +17,7 @@ from loraport.engine.devices import named_devices, usable_bytes
 from loraport.engine.events import Remarked, Warned
 from loraport.engine.executor import Limits
 from loraport.engine.ray_machines import Node, ask, choose
+from loraport.engine.recipe import RayData
 from loraport.errors import FileError, UsageError
 from loraport.threads import cores
 from loraport.version import __version__
@@ -39,10 +40,12 @@ class Cluster:
     Attributes:
         nodes: that take part, at least one, all of one kind.
         here: the id of the node that this process is on.
+        store_bytes: of the object store of that node.
     """
 
     nodes: tuple[Node, ...]
     here: str
+    store_bytes: int = 0
 
     @property
     def on_cards(self) -> bool:
@@ -169,12 +172,13 @@ def _signals_as_they_are() -> Iterator[None]:
             signal.signal(getattr(signal, name), handler)
 
 
-def survey(limits: Limits, files: Mapping[Path, str]) -> tuple[Cluster, dict[str, str]]:
+def survey(limits: Limits, files: Mapping[Path, str], data: RayData = "paths") -> tuple[Cluster, dict[str, str]]:
     """Ask every machine of the cluster that this process is connected to what it is, and choose those that take part.
 
     Args:
         limits: what the user allows.
         files: that the work reads, each with its `file_identity`.
+        data: as for `choose`.
 
     Returns:
         The cluster, and why other machines take no part, by their names.
@@ -185,18 +189,21 @@ def survey(limits: Limits, files: Mapping[Path, str]) -> tuple[Cluster, dict[str
     """
     import ray
 
-    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    here, known = ray.get_runtime_context().get_node_id(), ray.nodes()
+    alive = [node for node in known if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     told, silent = ask(ray, alive, {str(file): state for file, state in files.items()})
-    nodes, left_out = choose(alive, told, limits.device)
+    nodes, left_out = choose(alive, told, limits.device, data)
     left_out = silent | left_out
     if nodes:
-        return Cluster(tuple(nodes), ray.get_runtime_context().get_node_id()), left_out
+        room = next((node["Resources"].get("object_store_memory", 0) for node in known if node["NodeID"] == here), 0)
+        return Cluster(tuple(nodes), here, int(room)), left_out
     reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-    if any(answer["unlike"] for answer in told.values()):
+    if data == "paths" and any(answer["unlike"] for answer in told.values()):
         raise FileError(
             "no machine of the Ray cluster sees the files as they are here",
             values=reasons,
-            fix="put them where every machine has them under the same name, on one shared disk",
+            fix="put them where every machine has them under the same name, on one shared disk, or let this command "
+            "send what they need (--ray-data auto)",
         )
     raise UsageError(
         "no machine of the Ray cluster can do the work",
@@ -221,6 +228,16 @@ def announce(cluster: Cluster, left_out: Mapping[str, str], limits: Limits, *, s
     count = sum(node.cards for node in cluster.nodes)
     what = f"{count} GPUs" if count else f"{sum(node.cpus for node in cluster.nodes):g} CPUs"
     machines = f"{len(cluster.nodes)} machines" if len(cluster.nodes) > 1 else cluster.nodes[0].name
-    limits.on_event(Remarked(f"Ray: {where}; layers run on {what} of {machines}"))
+    sent = [node for node in cluster.nodes if node.unseen]
+    data = "which read the files" if len(cluster.nodes) > 1 else "which reads the files"
+    if sent:
+        which = "which are" if len(cluster.nodes) > 1 else "which is"
+        which = which if len(sent) == len(cluster.nodes) else f"of which {len(sent)} {'are' if len(sent) > 1 else 'is'}"
+        data = f"{which} sent what layers need"
+    limits.on_event(Remarked(f"Ray: {where}; layers run on {what} of {machines}, {data}"))
+    if limits.data != "store":
+        for reason in dict.fromkeys(node.unseen for node in sent):
+            names = ", ".join(node.name for node in sent if node.unseen == reason)
+            limits.on_event(Remarked(f"sent what they need: {names}, since {reason}"))
     for name, reason in left_out.items():
         limits.on_event(Warned(f"{name} of the Ray cluster takes no part: {reason}"))

@@ -16,6 +16,7 @@ from typing import Any
 
 from loraport.containers.references import file_identity
 from loraport.engine.rates import processor_name
+from loraport.engine.recipe import RayData
 from loraport.errors import FileError
 from loraport.threads import cores
 from loraport.version import __version__
@@ -41,6 +42,7 @@ class Node:
         memory: bytes that Ray gives out there.
         cores: of the processor.
         card_bytes: usable memory of each card.
+        unseen: why it is sent what it reads; "" where it reads the files itself.
     """
 
     id: str
@@ -50,6 +52,7 @@ class Node:
     memory: int
     cores: int
     card_bytes: int = 0
+    unseen: str = ""
 
 
 def name_of(node: Mapping[str, Any]) -> str:
@@ -138,7 +141,7 @@ def _unlike(files: Mapping[str, str]) -> str:
 
 
 def choose(
-    alive: Sequence[Mapping[str, Any]], told: Mapping[str, Mapping[str, Any]], wanted: str
+    alive: Sequence[Mapping[str, Any]], told: Mapping[str, Mapping[str, Any]], wanted: str, data: RayData = "paths"
 ) -> tuple[list[Node], dict[str, str]]:
     """The machines that take part: of those that can, the kind that can do most.
 
@@ -146,6 +149,7 @@ def choose(
         alive: of `ray.nodes()`.
         told: what they say, by their ids; those that say nothing are not looked at.
         wanted: auto, cpu or cuda.
+        data: whether those that do not see the files take part all the same, and whether all are taken for such.
 
     Returns:
         The machines, and why the others take no part, by their names.
@@ -153,7 +157,7 @@ def choose(
     able = {node["NodeID"]: node for node in alive if node["NodeID"] in told}
     left_out: dict[str, str] = {}
     for key in list(able):
-        reason = _why_unable(told[key])
+        reason = _why_unable(told[key], data)
         if reason:
             left_out[name_of(able.pop(key))] = reason
     with_cards = {key for key, node in able.items() if _cards(node, told[key])}
@@ -173,6 +177,7 @@ def choose(
             int(resources.get("memory", 0)),
             int(answer["cores"]),
             int(answer["card_bytes"]) if on_cards else 0,
+            "--ray-data store" if data == "store" else str(answer["unlike"]),
         )
         kinds.setdefault(_kind(answer, on_cards=on_cards), []).append(made)
     if not kinds:
@@ -185,10 +190,10 @@ def choose(
     return kinds[chosen], left_out
 
 
-def _why_unable(answer: Mapping[str, Any]) -> str:
+def _why_unable(answer: Mapping[str, Any], data: RayData) -> str:
     if answer["loraport"] != __version__:
         return f"it has loraport {answer['loraport']}, not {__version__}"
-    return str(answer["unlike"])
+    return str(answer["unlike"]) if data == "paths" else ""
 
 
 def _cards(node: Mapping[str, Any], answer: Mapping[str, Any]) -> int:

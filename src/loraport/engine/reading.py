@@ -13,22 +13,33 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.references import TensorRef, file_identity
+from loraport.containers.sent import Place
 from loraport.containers.stored_tensors import in_memory
-from loraport.containers.tensors import AsRead, can_stream, digest, read_with_sums, subtract
+from loraport.containers.tensors import (
+    AsRead,
+    Sums,
+    can_stream,
+    digest,
+    read_with_sums,
+    stored_with_sums,
+    subtract,
+)
 from loraport.core.lowrank import LowRank
 from loraport.core.reused import ReusedMemory
 from loraport.engine import accelerators
 from loraport.engine.known_digests import KnownDigests
 from loraport.errors import FileError
 from loraport.store.digests import DigestMemo
+
+Found = TypeVar("Found")
 
 _CPU = torch.device("cpu")
 _CLOCK_NS = 50_000_000  # a file changed twice within this time may show the same time of change
@@ -71,7 +82,8 @@ class InputReader(KnownDigests):
             found = digest(ref)
             self._remember(ref, page, found)
             return found
-        read, found = self._read(ref, page)
+        read, sums = read_with_sums(ref, self._room)
+        found = self._noted(ref, page, sums)
         self._remember(ref, page, found)
         self._hold(page, read)
         return found
@@ -128,6 +140,28 @@ class InputReader(KnownDigests):
                 self._agree(ref, page, digest(ref))
         return loaded
 
+    def send(self, ref: TensorRef) -> tuple[dict[Place, UInt8[Tensor, " n"]], dict[tuple[str, str], str]]:
+        """A tensor for another machine, sure to be the one whose digest was given. Raises FileError.
+
+        Returns:
+            Its stored bytes, by where they lie; and what a memory of digests there has to know of it, by its pages.
+        """
+        page = self.page(ref)
+        stored = self._surely(ref, page, lambda digest: stored_with_sums(ref, digest=digest))
+        return stored, self.told(ref)
+
+    def told(self, ref: TensorRef) -> dict[tuple[str, str], str]:
+        """What the memory of digests knows of a tensor, by its pages."""
+        page = self.page(ref)
+        known, checksum = self.memo.get(*page), self._checksum(page)
+        if known is None:
+            return {}
+        return {page: known} if checksum is None else {page: known, _beside(page, known): checksum}
+
+    def elsewhere(self) -> "InputReader":
+        """One for a machine that is sent what it reads: it knows nothing of earlier runs, and leaves nothing."""
+        return InputReader(DigestMemo(None), self.identities, pinned=self._pinned)
+
     def drop(self, refs: Iterable[TensorRef]) -> None:
         """Let go of what is held of these tensors."""
         with self._lock:
@@ -155,26 +189,28 @@ class InputReader(KnownDigests):
                 self._hold(page, read)
         return read
 
-    def _read(self, ref: TensorRef, page: tuple[str, str]) -> tuple[AsRead, str]:
-        """Read now, with the digest; the checksum is remembered beside it."""
-        read, sums = read_with_sums(ref, self._room)
-        assert sums.digest is not None
-        self.memo.put(*_beside(page, sums.digest), sums.checksum, lasting=_settled(ref.file))
-        return read, sums.digest
-
     def _sure(self, ref: TensorRef, page: tuple[str, str]) -> AsRead:
         """Read now, and held against what is known."""
+        return self._surely(ref, page, lambda digest: read_with_sums(ref, self._room, digest=digest))
+
+    def _surely(self, ref: TensorRef, page: tuple[str, str], read: Callable[[bool], tuple[Found, Sums]]) -> Found:
         checksum = self._checksum(page)
         if checksum is not None:
-            read, sums = read_with_sums(ref, self._room, digest=False)
+            found, sums = read(False)
             if sums.checksum == checksum:
                 self._check(ref.file)
                 with self._lock:
                     self._hashed.add(page)
-                return read
-        read, found = self._read(ref, page)
-        self._agree(ref, page, found)
-        return read
+                return found
+        found, sums = read(True)
+        self._agree(ref, page, self._noted(ref, page, sums))
+        return found
+
+    def _noted(self, ref: TensorRef, page: tuple[str, str], sums: Sums) -> str:
+        """The digest; the checksum is remembered beside it."""
+        assert sums.digest is not None
+        self.memo.put(*_beside(page, sums.digest), sums.checksum, lasting=_settled(ref.file))
+        return sums.digest
 
     @property
     def _room(self) -> Callable[[int], Tensor]:

@@ -18,6 +18,7 @@ from loraport.methods import DEFAULT
 from loraport.settings import FrozenDict, PathText, Setting, Settings, parse_size, regular_expression
 
 DType = Literal["same", "float32", "bfloat16", "float16"]
+RayData = Literal["auto", "paths", "store"]
 
 MODELS, LORA, METHOD, OUTPUT, MACHINE = "Models", "LoRA", "Method", "Output", "Machine"
 """Panels of the help."""
@@ -272,6 +273,15 @@ class RunOptions(Settings):
         AfterValidator(_executor),
         Setting(f"How layers run: {', '.join(EXECUTORS)}.", "--executor", panel=MACHINE, metavar="NAME"),
     ] = "thread"
+    ray_data: Annotated[
+        RayData,
+        Setting(
+            "How machines of a Ray cluster come by tensors. paths: each reads the files. store: this command reads "
+            "them and sends what a layer needs through Ray's object store. auto: that where a machine does not see "
+            "the files.",
+            "--ray-data", panel=MACHINE, metavar="auto|paths|store",
+        ),
+    ] = "auto"  # fmt: skip
     max_memory: Annotated[
         Annotated[int, Field(gt=0)] | None,
         BeforeValidator(lambda given: parse_size(given, name="--max-memory") if isinstance(given, str) else given),

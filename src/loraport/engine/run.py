@@ -6,7 +6,7 @@ line, so that there is something to read after a failure too.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loraport.adapters.render import write_adapter
 from loraport.core.lowrank import LowRank
-from loraport.engine.events import Finished, LayerDone, Listener, PlanReady, Warned, ignore
+from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Remarked, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
 from loraport.engine.keeping import worth_keeping
@@ -115,7 +115,15 @@ def carried_out(
     on_event(PlanReady(plan))
     for message in plan.warnings:
         warn(message)
-    executor = executor_for(options, on_event)
+    log: RunLog | None = None
+
+    def tell(event: Event) -> None:
+        """Of the machines that do the work."""
+        if log is not None:
+            log_machines(log, [event])
+        on_event(event)
+
+    executor = executor_for(options, tell)
     store, reader = open_cache(plan.identities, options, warn, executor)
     sample = sample_for_kinship(plan)
     if not checked:
@@ -319,3 +327,10 @@ def open_log(path: Path | None, plan: TransferPlan, options: RunOptions) -> RunL
     columns, maps = [asdict(column) for column in plan_columns(plan)], [each.to_json() for each in plan_maps(plan)]
     log.append({"event": "started", "schema": SCHEMA, "version": __version__, "columns": columns, "maps": maps})
     return log
+
+
+def log_machines(log: RunLog, events: Iterable[Event]) -> None:
+    """Put down what an executor said of the machines that do the work."""
+    for event in events:
+        if isinstance(event, Remarked | Warned):
+            log.append({"event": "machines", "message": event.message})

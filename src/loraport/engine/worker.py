@@ -135,6 +135,15 @@ class Worker:
             self.ahead.leave(job)
             self.reader.drop(references(job).values())
 
+    def result_keys(self, job: LayerJob) -> list[str | None]:
+        """Under which key the job's result is kept; None where a digest is not remembered. Nothing is read."""
+        digests = self.reader.known_digests(job.refs)
+        return [None if digests is None else result_key(job, digests)]
+
+    def elsewhere(self, store: Store, reader: InputReader) -> "Worker":
+        """The same work on a machine that is sent what it reads, where no decompositions are kept."""
+        return replace(self, store=store, reader=reader, keep=frozenset(), in_hand=None, ahead=None)
+
     def bring(self, job: LayerJob) -> Brought:
         """All of a layer's work that waits for files.
 

@@ -73,6 +73,11 @@ class WeightJob(Job):
         return self.weight.name
 
     @property
+    def refs(self) -> dict[str, TensorRef]:
+        """Those of the matrix."""
+        return self.matrix.refs()
+
+    @property
     def cost(self) -> float:
         """Operations, roughly."""
         m, n = self.shape

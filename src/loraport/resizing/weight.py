@@ -68,9 +68,18 @@ class Cutter:
         """Do one job; the CPU takes over where a device has too little memory."""
         return with_the_cpu_behind(partial(self._run, job), slot.device)[0]
 
+    def result_keys(self, job: WeightJob) -> list[str | None]:
+        """Under which key the job's result is kept; None where a digest is not remembered. Nothing is read."""
+        digests = self.reader.known_digests(job.refs)
+        return [None if digests is None else _key(job, digests)]
+
+    def elsewhere(self, store: Store, reader: InputReader) -> "Cutter":
+        """The same work on a machine that is sent what it reads."""
+        return Cutter(store, reader)
+
     def _run(self, job: WeightJob, device: torch.device) -> WeightResult:
         began = time.perf_counter()
-        refs = job.matrix.refs()
+        refs = job.refs
         try:
             key = _key(job, {role: self.reader.digest(ref, hold=job.matrix.held) for role, ref in refs.items()})
             kept = self.store.get("result", key, expect=None)

@@ -2,43 +2,32 @@
 
 Ray says where a task runs and when: what it needs of a machine is made from the layer's own figures, so that the
 layers in work on a device stay within its memory, and one that is too large runs alone. A task whose process or
-machine is lost is done again.
+machine is lost is done again. A machine reads the files, or is sent what a layer reads through Ray's object store.
 """
 
-import concurrent.futures
 import contextlib
-import math
 import os
-import signal
 import weakref
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
-from loraport.engine.executor import (
-    ON_ACCELERATOR,
-    J,
-    Limits,
-    Result,
-    Slot,
-    Work,
-    files_read,
-    in_slot,
-    local_slots,
-    threads_for,
-)  # fmt: skip
+from loraport.engine.events import Warned
+from loraport.engine.executor import J, Limits, Result, Slot, Work, files_read, local_slots, threads_for
 from loraport.engine.ray_cluster import Cluster, announce, check_usable, connected, survey
-from loraport.engine.ray_machines import NODE_ID, SEES_ALL_CARDS, stand_in
+from loraport.engine.ray_machines import NODE_ID, SEES_ALL_CARDS, Node
+from loraport.engine.ray_needs import needs_of, slots_of
+from loraport.engine.ray_task import SAID_SECONDS, Begun, Home, in_task
 from loraport.errors import FileError
 
 RETRIES = 3
 """How often a layer is done again whose process or machine was lost."""
 
 _LOOK_SECONDS = 60.0  # without a result, after which to look whether there still are machines
-_SAID_SECONDS = 10.0  # until where a layer is begun is known; the layer does not depend on it
-_FINEST = 10_000  # Ray counts in ten-thousandths
+_READERS = 2  # layers that are read at once to be sent; a disk and a network are not faster for more
+_SHARE = 0.5  # of the object store of this machine that what is sent may fill; results come home through it as well
 
 
 class LayerExecutor:
@@ -65,11 +54,15 @@ class LayerExecutor:
 
         Raises:
             UsageError: the cluster does not answer, or no machine of it can do the work.
-            FileError: no machine of it sees the files, or the processes of a layer were killed again and again.
+            FileError: no machine of it sees the files, where they are not sent; or the processes of a layer were
+                killed again and again.
         """
+        from loraport.engine.sending import Sendable
+
         try:
             started = self._connect(start=True)
-            cluster, left_out = survey(self._limits, files_read(work))
+            data = self._limits.data if isinstance(work, Sendable) else "paths"
+            cluster, left_out = survey(self._limits, files_read(work), data)
             if not self._announced:
                 announce(cluster, left_out, self._limits, started=bool(started))
                 self._announced = True
@@ -85,129 +78,181 @@ class LayerExecutor:
         return self._started
 
 
-def slots_of(cluster: Cluster, limits: Limits) -> list[Slot]:
-    """Places for layers of ordinary size. Cards are numbered through all machines."""
-    found: list[Slot] = []
-    for node in cluster.nodes:
-        if cluster.on_cards:
-            count, room = limits.workers or ON_ACCELERATOR, _allowed(node.card_bytes, limits)
-            first = len({slot.device for slot in found})
-            found += [Slot(f"cuda:{first + at // count}", 1, room // count) for at in range(node.cards * count)]
-        else:
-            count, room = limits.workers or max(int(node.cpus), 1), _allowed(node.memory, limits)
-            found += [Slot("cpu", 1, room // count)] * count
-    return found
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What a layer takes of a machine, by which Ray finds one for it.
+@dataclass
+class _Way:
+    """Machines that come by tensors in one way.
 
     Attributes:
-        cpus: of those that Ray gives out.
-        cards: likewise, or a part of one.
-        memory: bytes of the machine.
+        nodes: the machines.
+        window: layers that may be under way to them, so that none waits for the next to be begun.
+        work: what they do, in the object store.
+        sends: whether they are sent what they read.
+        count: layers under way.
     """
 
-    cpus: float
-    cards: float
-    memory: int
+    nodes: tuple[Node, ...]
+    window: int
+    work: Any
+    sends: bool
+    count: int = 0
 
 
-def needs_of(job: J, cluster: Cluster, limits: Limits) -> Needs:
-    """What to ask for, so that as many layers share a machine as `limits` and its memory allow, and no more.
+@dataclass
+class _Layer:
+    """A layer under way.
 
-    Args:
-        job: the layer.
-        cluster: its machines.
-        limits: what the user allows.
+    Attributes:
+        number: of the job.
+        job: the job.
+        way: where it goes.
+        bytes: that it takes of the object store.
+        task: Ray's; None while what it reads is put into the object store.
     """
-    largest = max(node.memory for node in cluster.nodes)
-    cpus = min(node.cpus for node in cluster.nodes)
-    if not cluster.on_cards:
-        scale = largest / _allowed(largest, limits)  # a smaller limit fills the machine sooner
-        memory = min(math.ceil(job.peak_bytes * scale), largest)
-        count = 1 if job.wide else limits.workers or max(int(cpus), 1)
-        return Needs(_share(cpus, count), 0, memory)
-    cards = max(node.cards for node in cluster.nodes)
-    room = min(_allowed(node.card_bytes, limits) for node in cluster.nodes)
-    count = 1 if job.wide else limits.workers or ON_ACCELERATOR
-    part = min(max(_floor(1 / count), math.ceil(_FINEST * job.peak_bytes / max(room, 1)) / _FINEST), 1.0)
-    own = cpus / cards if job.wide else min(cpus / cards / count, 1.0)
-    return Needs(float(int(own)) if own >= 1 else _floor(own), part, min(job.peak_bytes, largest))
 
-
-def _allowed(memory: int, limits: Limits) -> int:
-    return max(memory if limits.memory is None else min(memory, limits.memory), 1)
-
-
-def _share(whole: float, count: int) -> float:
-    """One of `count` parts of a machine; of more than one Ray gives out whole ones alone."""
-    part = whole / count
-    return float(math.ceil(part)) if part >= 1 else _floor(part)
-
-
-def _floor(part: float) -> float:
-    return max(math.floor(part * _FINEST), 1) / _FINEST
+    number: int
+    job: Any
+    way: _Way
+    bytes: int
+    task: Any = None
 
 
 class _Tasks:
     """The layers of one run on a cluster."""
 
-    def __init__(self, cluster: Cluster, limits: Limits, work: Work[J, Result]):
+    def __init__(self, cluster: Cluster, limits: Limits, work: Any):
         import ray
 
         self._ray = ray
-        self._cluster, self._limits = cluster, limits
-        self._window = 2 * len(slots_of(cluster, limits))  # so that none waits for the next to be sent
+        self._cluster, self._limits, self._given = cluster, limits, work
         here = {NODE_ID: cluster.here}  # whose end is that of the run anyway
         self._begun = ray.remote(Begun).options(num_cpus=0, label_selector=here).remote()
-        self._work = ray.put(work)
-        self._task = ray.remote(_in_task)
+        self._task = ray.remote(in_task)
         self._always = {
             "max_retries": RETRIES,
             "scheduling_strategy": "SPREAD",
-            "label_selector": {NODE_ID: f"in({','.join(node.id for node in cluster.nodes)})"},
             "runtime_env": SEES_ALL_CARDS if cluster.on_cards else None,
         }
+        self._ways = [way for way in map(self._way, (False, True)) if way.nodes]
+        self._lying, self._room = 0, int(cluster.store_bytes * _SHARE)  # bytes of layers under way that are sent
+        self._waiting: deque[tuple[int, Any]] = deque()
+        self._underway: dict[Future[Any], _Layer] = {}  # Python's own waiting hears Ctrl-C, Ray's breaks on it
+        self._readers = ThreadPoolExecutor(_READERS, "loraport-sending")
 
     def run(self, jobs: Sequence[J]) -> Iterator[Any]:
         """Results as they come, those of narrow layers first."""
-        waiting = deque(sorted(enumerate(jobs), key=lambda each: each[1].wide))
-        running: dict[Future[Any], tuple[Any, int, J]] = {}  # Python's own waiting hears Ctrl-C, Ray's breaks on it
+        self._waiting.extend(sorted(enumerate(jobs), key=lambda each: each[1].wide))
         try:
-            while waiting or running:
-                while waiting and len(running) < self._window:
-                    number, job = waiting.popleft()
-                    task = self._begin(number, job)
-                    running[task.future()] = task, number, job
-                done = wait(running, _LOOK_SECONDS, FIRST_COMPLETED).done
+            while self._waiting or self._underway:
+                self._hand_out()
+                done = wait(self._underway, _LOOK_SECONDS, FIRST_COMPLETED).done
                 if not done:
                     self._check_machines()
                 for each in done:
-                    _, number, job = running.pop(each)
-                    yield self._result(each, number, job)
+                    if each not in self._underway:
+                        continue  # its machines are gone
+                    layer = self._underway.pop(each)
+                    if layer.task is None:
+                        self._begin(layer, each.result())
+                        continue
+                    self._ended(layer)
+                    if self._is_lost(each, layer):
+                        self._waiting.append((layer.number, layer.job))
+                        continue
+                    number, job, sends = layer.number, layer.job, layer.way.sends
+                    del layer  # Ray keeps what a task was sent as long as somebody may ask for its result
+                    result = self._result(each, number, job)
+                    yield self._taken_home(*result) if sends else result
         finally:
-            for task, _, _ in running.values():  # those not begun are dropped; those in work do not hear it
+            self._readers.shutdown(cancel_futures=True)
+            begun = {future: layer.task for future, layer in self._underway.items() if layer.task is not None}
+            for task in begun.values():  # those not begun are dropped; those in work do not hear it
                 self._ray.cancel(task)
-            wait(running)
+            wait(begun)
+
+    def _way(self, sends: bool) -> _Way:
+        nodes = tuple(node for node in self._cluster.nodes if bool(node.unseen) == sends)
+        window = 2 * len(slots_of(replace(self._cluster, nodes=nodes), self._limits)) if nodes else 0
+        work = self._given
+        if sends and nodes:
+            from loraport.engine.sending import away
+
+            work = away(work)
+        return _Way(nodes, window, self._ray.put(work) if nodes else None, sends)
+
+    def _hand_out(self) -> None:
+        """Begin layers wherever there is room for them."""
+        for way in self._ways:
+            while self._waiting and way.count < way.window:
+                number, job = self._waiting[0]
+                if not way.sends:
+                    self._waiting.popleft()
+                    way.count += 1
+                    self._begin(_Layer(number, job, way, 0), None)
+                    continue
+                from loraport.engine.sending import bytes_read
+
+                size = bytes_read(job)
+                if self._lying and self._lying + size > self._room:
+                    break  # one that is larger than the room is sent alone
+                self._waiting.popleft()
+                way.count += 1
+                self._lying += size
+                self._underway[self._readers.submit(self._put, job)] = _Layer(number, job, way, size)
+
+    def _put(self, job: J) -> Any:
+        from loraport.engine.sending import pack
+
+        return self._ray.put(pack(self._given, job))
+
+    def _begin(self, layer: _Layer, parcel: Any) -> None:
+        needs = needs_of(layer.job, self._cluster, self._limits)
+        threads = threads_for(layer.job, self._cluster.cores)
+        slot = Slot("cuda" if needs.cards else "cpu", threads, layer.job.peak_bytes)
+        asked = {"num_cpus": needs.cpus, "num_gpus": needs.cards, "memory": needs.memory}
+        where = {NODE_ID: f"in({','.join(node.id for node in layer.way.nodes)})"}
+        task = self._task.options(**self._always, **asked, label_selector=where)
+        home = Home(os.getcwd(), self._cluster.here)
+        layer.task = task.remote(layer.way.work, layer.job, slot, layer.number, home, self._begun, parcel)
+        self._underway[layer.task.future()] = layer
+
+    def _ended(self, layer: _Layer) -> None:
+        layer.way.count -= 1
+        self._lying -= layer.bytes
 
     def _check_machines(self) -> None:
-        """A task that no machine may run any more would wait for ever."""
+        """A task that no machine may run any more would wait for ever; it is given to others."""
         alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
-        if not any(node.id in alive for node in self._cluster.nodes):
+        gone = [way for way in self._ways if not any(node.id in alive for node in way.nodes)]
+        self._ways = [way for way in self._ways if way not in gone]
+        if not self._ways:
             raise FileError(
                 "all machines that worked on the layers have left the Ray cluster",
                 values=", ".join(node.name for node in self._cluster.nodes),
                 fix="run the same command again when there are machines; finished layers are kept",
             )
+        for future, layer in list(self._underway.items()):
+            if layer.way in gone:
+                if layer.task is not None:
+                    self._ray.cancel(layer.task)
+                del self._underway[future]
+                self._ended(layer)
+                self._waiting.append((layer.number, layer.job))
+        for way in gone:
+            names = " and ".join(node.name for node in way.nodes)
+            self._limits.on_event(Warned(f"{names} left the Ray cluster; others do the layers that were there"))
 
-    def _begin(self, number: int, job: J) -> Any:
-        needs = needs_of(job, self._cluster, self._limits)
-        slot = Slot("cuda" if needs.cards else "cpu", threads_for(job, self._cluster.cores), job.peak_bytes)
-        asked = {"num_cpus": needs.cpus, "num_gpus": needs.cards, "memory": needs.memory}
-        task = self._task.options(**self._always, **asked)
-        return task.remote(self._work, job, slot, number, _Home(os.getcwd(), self._cluster.here), self._begun)
+    def _is_lost(self, done: "Future[Any]", layer: _Layer) -> bool:
+        """Whether a layer is to be done elsewhere, since the machines that it was for are gone."""
+        if not isinstance(done.exception(), self._ray.exceptions.TaskUnschedulableError):
+            return False
+        self._check_machines()
+        return layer.way not in self._ways
+
+    def _taken_home(self, result: Any, finished: Any) -> Any:
+        from loraport.engine.sending import take_home
+
+        take_home(self._given, finished)
+        return result
 
     def _result(self, done: "Future[Any]", number: int, job: J) -> Any:
         errors = self._ray.exceptions
@@ -216,7 +261,7 @@ class _Tasks:
         except errors.RayTaskError as error:
             raise error.cause from error
         except errors.RayError as error:
-            tried: list[str] = self._begun.of.remote(number).future().result(_SAID_SECONDS)
+            tried: list[str] = self._begun.of.remote(number).future().result(SAID_SECONDS)
             killed = isinstance(error, errors.WorkerCrashedError | errors.NodeDiedError | errors.OutOfMemoryError)
             raise FileError(
                 "the process of a layer was killed each time it was tried" if killed else "Ray lost a layer",
@@ -231,56 +276,3 @@ class _Tasks:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@dataclass(frozen=True)
-class _Home:
-    """Where the work comes from: the working folder, and the id of the node."""
-
-    folder: str
-    node: str
-
-
-class Begun:
-    """Remembers where each layer was begun, which nobody else can say of a process that was killed. An actor."""
-
-    def __init__(self) -> None:
-        self._places: dict[int, list[str]] = {}
-
-    def at(self, number: int, place: str) -> None:
-        """A layer was begun there."""
-        self._places.setdefault(number, []).append(place)
-
-    def of(self, number: int) -> list[str]:
-        """All places where it was begun, a killed try each but the last."""
-        return self._places.get(number, [])
-
-
-def _in_task(work: Work[J, Result], job: J, slot: Slot, number: int, home: _Home, begun: Any) -> Result:
-    """Do one job. This runs on whatever machine Ray chose."""
-    import ray
-
-    with contextlib.suppress(ValueError):  # not the main thread, which is the one that would be interrupted
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-    context = ray.get_runtime_context()
-    place = f"{os.uname().nodename if hasattr(os, 'uname') else 'a machine'} ({ray.util.get_node_ip_address()})"
-    # By `future`: while a task waits in `ray.get`, Ray gives its CPU and memory to another.
-    with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError, ray.exceptions.RayError):
-        begun.at.remote(number, place).future().result(_SAID_SECONDS)
-    stand_in(home.folder)
-    if slot.device == "cuda":
-        slot = replace(slot, device=_card(context.get_accelerator_ids()["GPU"][0]))
-    try:
-        return in_slot(work, job, slot)
-    except FileError as error:
-        if context.get_node_id() == home.node:
-            raise
-        where = f"{error.where}, on {place}" if error.where else place
-        fix = "every machine of the Ray cluster must see the same files under the same names, on a shared disk"
-        raise FileError(error.what, where=where, values=error.values, fix=fix) from error
-
-
-def _card(given: str) -> str:
-    """torch's name of the card that Ray gave, which counts those that CUDA shows."""
-    shown = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    return f"cuda:{shown.index(given) if given in shown else int(given)}"

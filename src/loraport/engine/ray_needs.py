@@ -1,0 +1,75 @@
+"""What a layer asks of a machine of a Ray cluster, from its own figures, and how many layers a machine has room for."""
+
+import math
+from dataclasses import dataclass
+
+from loraport.engine.executor import ON_ACCELERATOR, J, Limits, Slot
+from loraport.engine.ray_cluster import Cluster
+
+_FINEST = 10_000  # Ray counts in ten-thousandths
+
+
+def slots_of(cluster: Cluster, limits: Limits) -> list[Slot]:
+    """Places for layers of ordinary size. Cards are numbered through all machines."""
+    found: list[Slot] = []
+    for node in cluster.nodes:
+        if cluster.on_cards:
+            count, room = limits.workers or ON_ACCELERATOR, _allowed(node.card_bytes, limits)
+            first = len({slot.device for slot in found})
+            found += [Slot(f"cuda:{first + at // count}", 1, room // count) for at in range(node.cards * count)]
+        else:
+            count, room = limits.workers or max(int(node.cpus), 1), _allowed(node.memory, limits)
+            found += [Slot("cpu", 1, room // count)] * count
+    return found
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a layer takes of a machine, by which Ray finds one for it.
+
+    Attributes:
+        cpus: of those that Ray gives out.
+        cards: likewise, or a part of one.
+        memory: bytes of the machine.
+    """
+
+    cpus: float
+    cards: float
+    memory: int
+
+
+def needs_of(job: J, cluster: Cluster, limits: Limits) -> Needs:
+    """What to ask for, so that as many layers share a machine as `limits` and its memory allow, and no more.
+
+    Args:
+        job: the layer.
+        cluster: its machines.
+        limits: what the user allows.
+    """
+    largest = max(node.memory for node in cluster.nodes)
+    cpus = min(node.cpus for node in cluster.nodes)
+    if not cluster.on_cards:
+        scale = largest / _allowed(largest, limits)  # a smaller limit fills the machine sooner
+        memory = min(math.ceil(job.peak_bytes * scale), largest)
+        count = 1 if job.wide else limits.workers or max(int(cpus), 1)
+        return Needs(_share(cpus, count), 0, memory)
+    cards = max(node.cards for node in cluster.nodes)
+    room = min(_allowed(node.card_bytes, limits) for node in cluster.nodes)
+    count = 1 if job.wide else limits.workers or ON_ACCELERATOR
+    part = min(max(_floor(1 / count), math.ceil(_FINEST * job.peak_bytes / max(room, 1)) / _FINEST), 1.0)
+    own = cpus / cards if job.wide else min(cpus / cards / count, 1.0)
+    return Needs(float(int(own)) if own >= 1 else _floor(own), part, min(job.peak_bytes, largest))
+
+
+def _allowed(memory: int, limits: Limits) -> int:
+    return max(memory if limits.memory is None else min(memory, limits.memory), 1)
+
+
+def _share(whole: float, count: int) -> float:
+    """One of `count` parts of a machine; of more than one Ray gives out whole ones alone."""
+    part = whole / count
+    return float(math.ceil(part)) if part >= 1 else _floor(part)
+
+
+def _floor(part: float) -> float:
+    return max(math.floor(part * _FINEST), 1) / _FINEST

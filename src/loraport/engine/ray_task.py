@@ -1,0 +1,85 @@
+"""A layer's task on a machine of a Ray cluster: what runs there."""
+
+import concurrent.futures
+import contextlib
+import os
+import signal
+from dataclasses import dataclass, replace
+from typing import Any
+
+from loraport.engine.executor import J, Result, Slot, Work, in_slot
+from loraport.engine.ray_machines import stand_in
+from loraport.errors import FileError
+
+SAID_SECONDS = 10.0
+"""Until where a layer is begun is known; the layer does not depend on it."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where the work comes from: the working folder, and the id of the node."""
+
+    folder: str
+    node: str
+
+
+class Begun:
+    """Remembers where each layer was begun, which nobody else can say of a process that was killed. An actor."""
+
+    def __init__(self) -> None:
+        self._places: dict[int, list[str]] = {}
+
+    def at(self, number: int, place: str) -> None:
+        """A layer was begun there."""
+        self._places.setdefault(number, []).append(place)
+
+    def of(self, number: int) -> list[str]:
+        """All places where it was begun, a killed try each but the last."""
+        return self._places.get(number, [])
+
+
+def in_task(work: Work[J, Result], job: J, slot: Slot, number: int, home: Home, begun: Any, parcel: Any) -> Any:
+    """Do one job. This runs on whatever machine Ray chose.
+
+    Args:
+        work: what is done.
+        job: the job.
+        slot: on which device, before Ray says which.
+        number: of the job.
+        home: where the work comes from.
+        begun: the actor that is told.
+        parcel: what the job reads, a `sending.Parcel`; None where it reads the files.
+
+    Returns:
+        The result; with a parcel also what is to be kept at home.
+    """
+    import ray
+
+    with contextlib.suppress(ValueError):  # not the main thread, which is the one that would be interrupted
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+    context = ray.get_runtime_context()
+    place = f"{os.uname().nodename if hasattr(os, 'uname') else 'a machine'} ({ray.util.get_node_ip_address()})"
+    # By `future`: while a task waits in `ray.get`, Ray gives its CPU and memory to another.
+    with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError, ray.exceptions.RayError):
+        begun.at.remote(number, place).future().result(SAID_SECONDS)
+    stand_in(home.folder)
+    if slot.device == "cuda":
+        slot = replace(slot, device=card_of(context.get_accelerator_ids()["GPU"][0]))
+    if parcel is not None:
+        from loraport.engine.sending import unpack
+
+        return unpack(work, job, slot, parcel)
+    try:
+        return in_slot(work, job, slot)
+    except FileError as error:
+        if context.get_node_id() == home.node:
+            raise
+        where = f"{error.where}, on {place}" if error.where else place
+        fix = "every machine of the Ray cluster must see the same files under the same names, on a shared disk"
+        raise FileError(error.what, where=where, values=error.values, fix=fix) from error
+
+
+def card_of(given: str) -> str:
+    """torch's name of the card that Ray gave, which counts those that CUDA shows."""
+    shown = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return f"cuda:{shown.index(given) if given in shown else int(given)}"
