@@ -1,7 +1,10 @@
 """Executors: same results whoever calls, bounded work in flight, errors come home."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,6 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import pico
 from loraport.adapters.update import LayerUpdate
 from loraport.engine import devices
 from loraport.engine.accelerators import with_the_cpu_behind
@@ -284,3 +288,34 @@ def test_the_cpu_takes_over_where_a_device_is_full_and_nowhere_else():
 
     with pytest.raises(RuntimeError, match="something else"):
         with_the_cpu_behind(broken, "mps")
+
+
+UNGUARDED = """
+import sys
+import loraport
+from loraport.engine.recipe import RunOptions
+
+loraport.transfer(
+    sys.argv[1], source=sys.argv[2], target=sys.argv[3], output=sys.argv[4], method="direct",
+    options=RunOptions(executor="process", workers=1, cache="off", device="cpu"),
+)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["file", "stdin"])
+def test_a_script_that_workers_would_run_again_is_told_what_to_do(way, tmp_path):
+    files = pico.write(tmp_path)
+    script, output = tmp_path / "script.py", tmp_path / "out.safetensors"
+    script.write_text(UNGUARDED, encoding="utf-8")
+    arguments = [str(script) if way == "file" else "-", *map(str, (files.lora, files.source, files.target, output))]
+    done = subprocess.run([sys.executable, *arguments], input=UNGUARDED, capture_output=True, text=True, timeout=250)
+    assert done.returncode == 1
+    (*_, said, found, fix) = done.stderr.splitlines()
+    assert said == "loraport.errors.UsageError: worker processes ended before they began"
+    assert "once more" in found
+    assert '`if __name__ == "__main__":`' in fix
+    assert "bootstrapping" not in done.stderr
+    assert not output.exists()
+    lines = [json.loads(line) for line in output.with_suffix(".run.jsonl").read_text("utf-8").splitlines()]
+    assert [line["event"] for line in lines] == ["started", "failed"], "that of this process, not of a worker's"

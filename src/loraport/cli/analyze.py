@@ -27,7 +27,9 @@ _CHOICE = Recipe.part(
     "source", "target", "source_lora", "target_lora", "nested_source", "nested_target", "architecture", "strength",
     "scale", "expert", "adapter", "drop", "allow_partial",
 )  # fmt: skip
-_MACHINE = RunOptions.part("device", "workers", "executor", "max_memory", "cache", "verify_inputs", "overwrite")
+_MACHINE = RunOptions.part(
+    "device", "workers", "executor", "ray_data", "max_memory", "cache", "verify_inputs", "overwrite"
+)
 
 
 @command(_CHOICE, _MACHINE)

@@ -35,7 +35,9 @@ Plan = Annotated[
     bool, typer.Option("--plan", metavar=NO_VALUE, help="Say what would be done, before any work, and stop.")
 ]
 _CHOICE = Recipe.part("dtype", "scale", "expert", "adapter", "drop", "allow_partial", "architecture")
-MACHINE = RunOptions.part("device", "workers", "executor", "max_memory", "cache", "verify_inputs", "overwrite")
+MACHINE = RunOptions.part(
+    "device", "workers", "executor", "ray_data", "max_memory", "cache", "verify_inputs", "overwrite"
+)
 
 
 @command(_CHOICE, Amount, MACHINE)

@@ -8,11 +8,15 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import TYPE_CHECKING
 
 from loraport import windows
 from loraport.engine.executor import J, Limits, Result, Slot, Work, dispatch, in_slot, local_slots, phases
-from loraport.errors import FileError
+from loraport.errors import FileError, UsageError
 from loraport.threads import cores
+
+if TYPE_CHECKING:
+    from multiprocessing.synchronize import Event
 
 _MOST = 61  # processes that Python can wait for on Windows
 
@@ -21,6 +25,8 @@ class LayerExecutor:
     """A process for each slot. Work and results travel by pickle."""
 
     def __init__(self, limits: Limits):
+        if _is_starting():
+            raise _unguarded()
         slots = local_slots(limits)
         self._slots = slots[:_MOST] if windows.WINDOWS else slots
 
@@ -33,10 +39,12 @@ class LayerExecutor:
 
         Raises:
             FileError: the system killed a worker.
+            UsageError: the workers ended before they began.
         """
         context = multiprocessing.get_context("spawn")  # a forked child would inherit locks of the parent's threads
+        begun = context.Event()
         try:
-            with ProcessPoolExecutor(len(self._slots), mp_context=context, initializer=_begin) as pool:
+            with ProcessPoolExecutor(len(self._slots), context, _begin, (begun,)) as pool:
 
                 def submit(job: J, slot: Slot) -> "Future[Result]":
                     with _ctrl_c_held():
@@ -45,6 +53,8 @@ class LayerExecutor:
                 for some, slots in phases(jobs, self._slots, cores()):
                     yield from dispatch(some, slots, submit)
         except BrokenProcessPool as error:
+            if not begun.is_set():
+                raise _unguarded() from error
             raise FileError(
                 "a worker process was killed",
                 values="most often the system ran out of memory",
@@ -67,7 +77,22 @@ def _ctrl_c_held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _begin() -> None:
+def _is_starting() -> bool:
+    """Whether this is a process that was started to be a worker and still runs the script of its parent."""
+    return bool(getattr(multiprocessing.current_process(), "_inheriting", False))
+
+
+def _unguarded() -> UsageError:
+    """A worker begins by running the script again, and so would start workers itself, without end."""
+    return UsageError(
+        "worker processes ended before they began",
+        values="each runs the script that started it once more, up to the call that wants workers",
+        fix='put what the script does under `if __name__ == "__main__":`, or use executor="thread"',
+    )
+
+
+def _begin(begun: "Event") -> None:
+    begun.set()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _end_with_parent()
 
