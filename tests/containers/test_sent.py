@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from loraport.containers.sent import Sent, in_place
 from loraport.containers.tensors import (
     TensorRef,
+    can_stream,
     digest,
     file_identity,
     open_tensors,
@@ -18,6 +19,7 @@ from loraport.containers.tensors import (
     read_tensor,
     read_with_sums,
     stored_with_sums,
+    subtract,
 )
 from storage import WAYS, matrix, write_gguf
 
@@ -73,6 +75,21 @@ def test_a_gguf_file(tmp_path):
     write_gguf(tmp_path / "x.gguf", {"w": (stored, "Q8_0")})
     ref = open_tensors(tmp_path / "x.gguf").groups[()]["w"]
     _same_without_its_file(replace(ref, shape=(32, 64), rows=((16, 48),)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_difference_is_formed_while_it_is_taken_out_of_what_was_sent(dtype, tmp_path):
+    state = {name: torch.from_numpy(matrix((320, 288))).to(dtype).roll(at) for at, name in enumerate("ab")}
+    save_file(state, tmp_path / "x.safetensors")
+    refs = open_tensors(tmp_path / "x.safetensors").groups[()]
+    sent = _sent(*refs.values())
+    here, there = torch.empty(320, 288), torch.empty(320, 288)
+    said = subtract(refs["a"], refs["b"], here)
+    refs["a"].file.unlink()
+    with in_place(sent):
+        assert can_stream(refs["a"])
+        assert subtract(refs["a"], refs["b"], there) == said
+    assert torch.equal(here, there)
 
 
 def test_what_was_not_sent_is_not_read_from_a_file_of_that_name(tmp_path):

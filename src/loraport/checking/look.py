@@ -66,9 +66,9 @@ class Look(Job):
 
     @property
     def refs(self) -> dict[str, TensorRef]:
-        """Those of the pair, and of each LoRA with its number."""
-        jobs: dict[object, LayerJob] = {"pair": self.chosen.job, **self.updates}
-        return {f"{at}.{role}": ref for at, job in jobs.items() for role, ref in job.refs.items()}
+        """Those of the pair, and of each LoRA."""
+        jobs = [self.chosen.job, *self.updates.values()]
+        return {f"{at}.{role}": ref for at, job in enumerate(jobs) for role, ref in job.refs.items()}
 
 
 @dataclass(frozen=True)
