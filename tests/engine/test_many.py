@@ -68,7 +68,9 @@ def test_every_weight_is_read_once_and_decomposed_once(files, tmp_path, method, 
 
     read, decomposed = [], []
     reads, decomposes = reading.read_with_sums, layer.thin_svd
-    monkeypatch.setattr(reading, "read_with_sums", lambda ref, memory: read.append(ref) or reads(ref, memory))
+    monkeypatch.setattr(
+        reading, "read_with_sums", lambda ref, memory, **flags: read.append(ref) or reads(ref, memory, **flags)
+    )
     monkeypatch.setattr(
         layer, "thin_svd", lambda weight, name: decomposed.append(name) or decomposes(weight, name=name)
     )
