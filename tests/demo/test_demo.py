@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loraport.calibration import CalibrationSettings
-from loraport.demo import clips, run, words
+from loraport.demo import asked, clips, run, words
 from loraport.engine.events import Step
 from loraport.errors import UsageError
 from loraport.zoo import catalogue
@@ -96,7 +96,7 @@ def test_bad_requests_are_refused_before_any_work(tmp_path, bad, says):
 
 
 def test_without_diffusers_it_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "NEEDED", ("diffusers", "no_such_module"))
+    monkeypatch.setattr(asked, "NEEDED", ("diffusers", "no_such_module"))
     with pytest.raises(UsageError, match="pip install"):
         run.run_demo(tmp_path)
 

@@ -361,5 +361,5 @@ def test_a_gguf_file_where_its_numbers_are_plain(lora, tmp_path):
         assert (found[key].double() - exact).abs().max() <= 2**-11 * exact.abs().max(), key
     blocks = quants.quantize(STATE["blocks.0.ffn.0.weight"].numpy(), GGMLQuantizationType.Q8_0)
     write_gguf(tmp_path / "q8.gguf", plain | {"blocks.0.ffn.0.weight": (blocks, "Q8_0")})
-    with pytest.raises(UnsupportedError, match=r"1 of the 20 tensors that change are quantised \(Q8_0"):
+    with pytest.raises(UnsupportedError, match=r"1 of 20 tensors that change is quantised \(Q8_0"):
         loraport.merge(lora, tmp_path / "q8.gguf", tmp_path / "no.gguf")

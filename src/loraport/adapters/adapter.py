@@ -75,6 +75,12 @@ class LoraAdapter:
         """What its header says of how it was trained."""
         return read_training(self.path, self.metadata)
 
+    def check_weights(self) -> None:
+        """Raise UnsupportedError where an update is a function of the source's weight and there is none."""
+        without = next((layer for layer in self.layers.values() if layer.needs_source), None)
+        if without is not None:
+            raise without.source_missing()
+
     def scaled(self, strength: float) -> "LoraAdapter":
         """The whole LoRA times a factor: every update, and every change that is passed on.
 

@@ -93,9 +93,7 @@ def convert_adapter(
         architecture=architecture,
     )
     check_dropped(drop, [lora])
-    without = next((layer for layer in lora.layers.values() if layer.needs_source), None)
-    if without is not None:
-        raise without.source_missing()
+    lora.check_weights()
     if model is None:
         check_one_meant(lora, to)
     inputs = list(with_settings("input LoRA", lora.path))

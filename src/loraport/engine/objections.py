@@ -12,9 +12,7 @@ from loraport.models.checkpoint import Checkpoint
 
 def refuse_on_sum(adapter: LoraAdapter, own: Iterable[Added], recipe: Recipe) -> None:
     """A function of the weights that the LoRA was trained on needs those weights, with what was on them."""
-    without = next((layer for layer in adapter.layers.values() if layer.needs_source), None)
-    if without is not None:  # a fused weight in the file, and a source without one of its layers
-        raise without.source_missing()
+    adapter.check_weights()  # of a fused weight in the file the source may lack a layer
     if not recipe.source_lora:
         return
     on_it = {item.param for each in own for item in each.adapter.passthrough}

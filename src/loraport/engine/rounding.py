@@ -11,7 +11,7 @@ from loraport.containers.references import TensorRef, rounding_floor
 from loraport.engine.job import LayerJob
 from loraport.errors import NumericalError
 from loraport.methods import registry
-from loraport.wording import share
+from loraport.wording import count, share
 
 MOSTLY = 0.5
 """From this share of the squared norm on, the drift is called rounding."""
@@ -60,7 +60,7 @@ def refuse_rounding(
     assert first.source is not None
     assert first.target is not None
     raise NumericalError(
-        f"the drift is mostly the rounding of quantised weights, in {len(noisy)} of {len(reading)} layers",
+        f"the drift is mostly the rounding of quantised weights, in {len(noisy)} of {count(len(reading), 'layer')}",
         where=f"source {first.source.file} ({first.source.stored_as}), "
         f"target {first.target.file} ({first.target.stored_as})",
         values=f"in the middle one the weights differ by {share(drift)}, and rounding is {share(explained)} of that",

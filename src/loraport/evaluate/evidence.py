@@ -13,6 +13,7 @@ from loraport.evaluate.family import Family, Lora, Model
 from loraport.evaluate.judge import Judge
 from loraport.evaluate.run import Evidence, evaluate
 from loraport.evaluate.variants import Variant
+from loraport.wording import count
 
 FULL = Scale(prompts=64, seeds=2)
 QUICK = Scale(prompts=16, seeds=2)
@@ -94,7 +95,7 @@ def _tables(evidence: Evidence, concentrations: dict[str, Any]) -> str:
     ]
     groups = [*(lora.name for lora in evidence.family.loras), *(target.name for target in evidence.family.targets)]
     parts = [
-        f"{evidence.scale.seeds} seeds, prompts: {counts}; {evidence.seconds:.0f} s.\n",
+        f"{count(evidence.scale.seeds, 'seed')}, prompts: {counts}; {evidence.seconds:.0f} s.\n",
         "## Reuse of the LoRA as it is\n",
         tables.reuse_table(evidence),
         "## All rows\n",

@@ -20,6 +20,7 @@ from loraport.containers.stored import list_stored
 from loraport.errors import UnsupportedError
 from loraport.files import read_text
 from loraport.models.placement import Rows
+from loraport.wording import count
 
 if TYPE_CHECKING:
     from loraport.core.lowrank import LowRank
@@ -131,14 +132,14 @@ def said_of_the_whole(layout: Layout) -> str | None:
     return None
 
 
-def _undecided(refused: Sequence[MergedTensor], count: int) -> UnsupportedError:
-    first = refused[0].ref
+def _undecided(refused: Sequence[MergedTensor], changing: int) -> UnsupportedError:
+    first, is_or_are = refused[0].ref, "is" if len(refused) == 1 else "are"
     larger = sum(put.nbytes - it.ref.nbytes for it in refused for put in replace(it, plain="BF16").puts)
     fix = f"add --dequantize bfloat16, which writes these as plain numbers ({larger / 1e9:.1f} GB more)"
     if all(can_encode(tensor.ref) for tensor in refused):
         fix += ", or --requantize, which rounds them anew and tells the loss"
     return UnsupportedError(
-        f"{len(refused)} of the {count} tensors that change are quantised ({first.stored_as})",
+        f"{len(refused)} of {count(changing, 'tensor')} that change {is_or_are} quantised ({first.stored_as})",
         where=str(first.file),
         values=first.key,
         fix=f"{fix}; or merge into the bf16 copy",

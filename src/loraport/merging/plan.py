@@ -152,9 +152,7 @@ def make_merge_plan(
             allow_partial=allow_partial,
             scale=given.scale or scale,
         )
-        without = next((layer for layer in found.layers.values() if layer.needs_source), None)
-        if without is not None:
-            raise without.source_missing()
+        found.check_weights()
         opened.append((given, found, strength * given.strength))
     check_dropped(drop, (found for _, found, _ in opened))
     tensors, left_out = _gather(model, opened)
