@@ -48,7 +48,7 @@ from loraport.threads import cores
 _OVERHEAD = 0.005  # seconds a layer for all that is neither counted nor large: opening files, JSON, events
 _SPREAD = 0.8  # of the cores' joint speed is left when one layer has them all
 _OUTPUT_COPIES = 1.25  # the output's tensors, and what is in the making: padded, cast, read back for the check
-_TORCH_SECONDS, _TORCH_BYTES = 1.6, 190_000_000  # that loading it takes; measured
+_TORCH_SECONDS, _TORCH_BYTES = 1.2, 190_000_000  # that loading it takes; measured
 _PAYS = 0.7  # a cache pays when the next LoRA takes less than this share of the time it takes without
 
 
