@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from loraport.cli.later import loaded
 from loraport.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(
     path for path in ROOT.rglob("*.md") if not {part for part in path.relative_to(ROOT).parts if part[0] in "._"}
 )
-COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+COMMANDS = {name: loaded(name) for name in typer.main.get_command(app).commands}  # type: ignore[attr-defined]
 FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

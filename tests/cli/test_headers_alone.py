@@ -123,6 +123,28 @@ def test_what_headers_refuse_is_refused_without_torch(files: pico.Pico):
         assert lines[line] in said, f"{line}: {said}"
 
 
+def test_python_functions_load_torch_once_there_is_work_for_it(files: pico.Pico):
+    """Those that run models load it at once, and so do what they and a few others return."""
+    code = (
+        "import sys, loraport; later = sys.argv[1].split(','); "
+        "[getattr(loraport, name) for name in loraport.__all__ if name not in later]; "
+        "lora, source, target = sys.argv[2:]; loraport.inspect(lora); "
+        "loraport.plan(loraport.Recipe(lora=lora, source=source, target=target)); missing = 'no.safetensors'\n"
+        "for asked in (lambda: loraport.transfer(missing, source=source, target=target, output='o'), "
+        "lambda: loraport.convert(missing, 'o'), lambda: loraport.merge(missing, source, 'o'), "
+        "lambda: loraport.extract(missing, target, 'o', rank=2), lambda: loraport.resize(missing, 'o', rank=2), "
+        "lambda: loraport.analyze(source, missing), lambda: loraport.verify(missing)):\n"
+        "    try: asked()\n"
+        "    except loraport.LoraportError as error: print(error)\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    later = "calibrate,compare,probe,CompareReport,ExpertsReport,MergeReport,ProbeReport,Resized"
+    words = [sys.executable, "-c", code, later, files.lora, files.source, files.target]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, encoding="utf-8", check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.stdout.count("no.safetensors") == 7
+
+
 def test_the_collector_begins_with_the_work_and_stays_what_it_was_in_a_process_of_others():
     from loraport.cli import collector
 
