@@ -118,6 +118,8 @@ class Looker:
 
     def _look(self, look: Look, device: torch.device) -> Looked:
         job = look.chosen.job
+        if device.type == "mps":  # as for an analysis: it has no decompositions, and no float64
+            device = torch.device("cpu")
         try:
             updates = {n: self.reader.load(each.update).to(device=device) for n, each in look.updates.items()}
             W, T, drift = self._weights(job, device)

@@ -63,5 +63,5 @@ def directions_holding(S: Float[Tensor, " p"], share: float) -> int:
 
 
 def _completed(U: Float[Tensor, "m p"]) -> Float[Tensor, "m m"]:
-    Q = torch.linalg.qr(U, mode="complete").Q
+    Q = torch.linalg.qr(U.cpu() if U.device.type == "mps" else U, mode="complete").Q.to(U.device)
     return torch.cat([U, Q[:, U.shape[1] :]], dim=1)

@@ -115,7 +115,9 @@ def _gives_up(error: RuntimeError) -> bool:
     """Whether a decomposition was not found, or its library does not take such a matrix or is not there on a device;
     not whether it has no room."""
     said = str(error).lower()
-    if isinstance(error, torch.OutOfMemoryError) or any(no in said for no in ("alloc", "not_initialized", "create(")):
+    if isinstance(error, torch.cuda.OutOfMemoryError) or any(
+        no in said for no in ("alloc", "not_initialized", "create(")
+    ):
         return False
     gone = isinstance(error, torch.linalg.LinAlgError | NotImplementedError)
     return gone or any(name in said for name in _LIBRARIES)

@@ -176,7 +176,7 @@ _NO_ROOM = ("out of memory", "ALLOC_FAILED", "STATUS_NOT_INITIALIZED", "cublasCr
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a device had no room; not all of torch's libraries say so by the type of the error."""
-    return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in _NO_ROOM)
+    return isinstance(error, torch.cuda.OutOfMemoryError) or any(said in str(error) for said in _NO_ROOM)
 
 
 def release_memory(device: str) -> None:
