@@ -168,6 +168,16 @@ class _Named(TorchFunctionMode):
         kwargs = kwargs or {}
         given = tree_flatten((args, kwargs))[0]
         own = [one for one in given if isinstance(one, Pretended)]
+        if func == Tensor.new_tensor and own:  # which torch puts on the device past everybody
+            made = Pretended(torch.tensor(args[1], dtype=kwargs.get("dtype", own[0].dtype)), self._device)
+            self._memory.take(made, "new_tensor")
+            return made
+        if own and func in (Tensor.tolist, Tensor.numpy):
+            if func == Tensor.numpy:
+                raise TypeError(f"can't convert a tensor of {self._device} to numpy")
+            return own[0].there.tolist()
+        if own and func == Tensor.__getitem__ and isinstance(args[1], list):  # likewise
+            args = (args[0], torch.tensor(args[1]))
         asks = func.__name__ == "__get__" and func != Tensor.T.__get__  # type: ignore[attr-defined]
         if asks or func is torch.device:
             return func(*args, **kwargs)
@@ -213,8 +223,16 @@ class _Stream:
 
 
 @contextmanager
-def pretended_cuda(monkeypatch: Any, memory: Memory | None = None) -> Iterator[Counter[str]]:
-    """A machine with one CUDA device, `cuda:0`, for this thread; yields how often torch was asked for what."""
+def pretended_cuda(
+    monkeypatch: Any, memory: Memory | None = None, watch: Watch | None = None
+) -> Iterator[Counter[str]]:
+    """A machine with one CUDA device, `cuda:0`, for this thread; yields how often torch was asked for what.
+
+    Args:
+        monkeypatch: of pytest.
+        memory: as for `pretended_device`.
+        watch: likewise.
+    """
     asked: Counter[str] = Counter()
 
     def say(name: str, answer: Any) -> None:
@@ -235,5 +253,5 @@ def pretended_cuda(monkeypatch: Any, memory: Memory | None = None) -> Iterator[C
     say("mem_get_info", (10**10, 10**10))
     say("current_stream", _Stream(asked))
     counted = Memory() if memory is None else memory
-    with _Device(None, counted), _Named(CUDA, counted):
+    with _Device(watch, counted), _Named(CUDA, counted):
         yield asked
