@@ -174,12 +174,12 @@ class TestMany:
 
     def test_halves(self, tmp_path, pico):
         tensors = {f"diffusion_model.blocks.{n}.self_attn.q.lora_A.weight": torch.zeros(4, 24) for n in range(4_000)}
-        assert "4000 of 4000 keys" in refusal(tensors, tmp_path, pico, UnmatchedKeysError)
+        assert "4,000 of 4,000 keys" in refusal(tensors, tmp_path, pico, UnmatchedKeysError)
 
     def test_unknown_keys(self, tmp_path, pico):
         tensors = {f"diffusion_model.blocks.{n}.attn.strange.lora_A.weight": torch.zeros(1, 1) for n in range(4_000)}
         message = refusal(makers.universal() | tensors, tmp_path, pico, UnmatchedKeysError)
-        assert "4000 of 4040 keys" in message
+        assert "4,000 of 4,040 keys" in message
         assert "and 3997 more" in message
 
 

@@ -152,7 +152,7 @@ def unmatched_keys(
     model = f"the {role} ({architecture.title})" if architecture else "a known model"
     partial = "" if len(problems) == total else ", or leave such keys out with --allow-partial"
     return UnmatchedKeysError(
-        f"{len(problems)} of {count(total, 'key')} of the LoRA cannot be matched to {model}",
+        f"{len(problems):,} of {count(total, 'key')} of the LoRA cannot be matched to {model}",
         where=str(path),
         values="; ".join(shown) + more,
         fix=f"check that file and model belong together{partial}",
