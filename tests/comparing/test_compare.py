@@ -1,5 +1,6 @@
 """`loraport compare` on whole pipelines of diffusers' own classes: what is made, what is kept, what is refused."""
 
+import html
 import json
 
 import numpy as np
@@ -56,6 +57,9 @@ def test_stills_are_compared_and_what_is_there_is_kept(stills, tmp_path):
     told = json.loads((tmp_path / "out" / "compare.json").read_text("utf-8"))
     assert told["variants"][2]["scores"]["distance"]["mean"] == report.scores["target+lora@1"]["distance"].mean
     assert (tmp_path / "out" / "index.html").stat().st_size > 5000
+    page = (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert ("not measured" in page) == bool(told["not_measured"])
+    assert all(words in html.unescape(page) for words in told["not_measured"].values())
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "clips").iterdir()}
     torn, gone = sorted(before)[:2]
     torn.write_bytes(torn.read_bytes()[:100])

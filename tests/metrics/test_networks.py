@@ -12,7 +12,7 @@ from loraport.metrics import similarity
 from loraport.metrics.frames import resized
 from loraport.metrics.judging import Judges, Weights
 from loraport.metrics.lite import Lite, LiteFeatures, weights_in_package
-from loraport.metrics.measures import BY_KEY, MEASURES, MOTION
+from loraport.metrics.measures import BY_KEY, INSTALL, MEASURES, MOTION
 
 transformers = pytest.importorskip("transformers")
 from loraport.metrics.csd import Csd  # noqa: E402
@@ -219,6 +219,12 @@ def test_the_motion_comes_before_all_else():
     assert tuple(each.key for each in MEASURES[: len(MOTION)]) == MOTION
     assert all(each.video for each in MEASURES[: len(MOTION)])
     assert len(BY_KEY) == len(MEASURES)
+
+
+def test_what_a_package_would_bring_is_said():
+    assert Judges().missing() == INSTALL
+    assert Judges(opencv=True).missing() == {name: words for name, words in INSTALL.items() if name != "opencv"}
+    assert set(INSTALL) <= {each.needs for each in MEASURES}
 
 
 def test_lite_features_need_all_their_weights(tmp_path):

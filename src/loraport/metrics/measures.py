@@ -46,7 +46,7 @@ MEASURES = (
     Measure("faces_off", "faces off", "How far that number is from source + LoRA's, frame by frame, mean over five frames: doubled and lost faces.", "lower", 1, pair=True, needs="faces"),
     Measure("identity", "identity", "How far its faces are from those of source + LoRA (dlib's face recognition), five frames: 0 is the same picture, up to 0.6 the same person by dlib's rule.", "lower", pair=True, needs="identity", absent="no face found"),
     Measure("people", "people", "How many people a frame shows (BlazePose), mean over about eight frames a second. It misses people who are small or seen from behind.", digits=1, needs="poses"),
-    Measure("people_spread", "people, spread", "Standard deviation of that number over the frames: people who appear and vanish.", "lower", video=True, needs="poses"),
+    Measure("people_spread", "people spread", "Standard deviation of that number over the frames: people who appear and vanish.", "lower", video=True, needs="poses"),
     Measure("people_off", "people off", "How far that number is from source + LoRA's, frame by frame: doubled and lost people.", "lower", 1, pair=True, needs="poses"),
     Measure("poses", "poses (OKS)", "COCO's object keypoint similarity of the people to those of source + LoRA, frame by frame: 1 is every joint in its place, a missing person 0. Another place in the frame lowers it as another posture does.", "higher", pair=True, needs="poses", absent="nobody found"),
     Measure("postures_off", "postures off", "How far joints are from where source + LoRA has them once the bodies are laid over each other, in body heights: 0 is the same posture, wherever it is. Errors reach 0.025.", "lower", 3, pair=True, needs="poses", absent="nobody in both"),
