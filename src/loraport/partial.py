@@ -25,6 +25,7 @@ except ImportError:  # Windows
 _AGE = 3600.0  # seconds; on a file system without locks, what is older is taken for abandoned
 _HELD = "held"
 _LONGEST = 150  # bytes of the final name within the temporary one, which may not be much longer itself
+_ENDING = re.compile(r"[a-z0-9_]{8}\.partial")
 _JOB = "job"  # a file in the folder, with the name of the job that may go on with what is there
 
 
@@ -152,10 +153,11 @@ def _remove(temporary: str) -> bool:
 
 def _folders(path: Path) -> list[str]:
     """The temporary folders on the way to `path`, in use or not."""
-    pattern = re.compile(re.escape(_prefix(path)) + r"[a-z0-9_]{8}\.partial")
+    prefix = _prefix(path)
     try:
         with os.scandir(path.parent) as items:
-            return [item.path for item in items if pattern.fullmatch(item.name)]
+            ours = [item for item in items if item.name.startswith(prefix)]
+            return [item.path for item in ours if _ENDING.fullmatch(item.name, len(prefix))]
     except OSError:
         return []
 
