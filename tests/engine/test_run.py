@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import pico
-from loraport.engine.plan import make_plan
+from loraport.engine.events import LayerDone
+from loraport.engine.plan import make_plan, sample_for_kinship
 from loraport.engine.recipe import Recipe, RunOptions
-from loraport.engine.run import compute
+from loraport.engine.run import compute, run
 from loraport.errors import FileError, LoraportError, MismatchError, NumericalError
 from loraport.report import render_page
 from loraport.store.store import Store
@@ -67,6 +68,24 @@ def test_every_executor_and_every_state_of_the_cache_gives_the_same_bytes(files,
     assert run("thread", warm, 2) == (reference, 0)
     assert run("process", warm, 1) == (reference, len(pico.LAYERS))
     assert run("process", str(tmp_path / "other cache"), 2) == (reference, 0)
+
+
+def test_the_largest_layers_go_first_and_none_of_them_waits_for_the_end(files, tmp_path):
+    """After the few that were looked at beforehand; the report has the order of the model all the same."""
+    plan = make_plan(Recipe.build({"lora": str(files.lora), "source": str(files.source), "target": str(files.target)}))
+    done: list[str] = []
+
+    def on_event(event: object) -> None:
+        if isinstance(event, LayerDone):
+            done.append(event.layer.name)
+
+    report = run(plan, None, RunOptions(executor="serial", cache="off", log="off"), on_event)
+    sample = [job.name for job in sample_for_kinship(plan)]
+    assert done[: len(sample)] == sample
+    sizes = [rows * columns for rows, columns in map(pico.LAYERS.get, done[len(sample) :])]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(set(sizes)) > 1
+    assert [layer.name for layer in report.layers] == [job.name for job in plan.jobs] != done
 
 
 def test_computing_in_memory_gives_what_is_written(files, tmp_path, options):
