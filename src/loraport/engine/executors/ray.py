@@ -202,7 +202,16 @@ class _Tasks:
     def _put(self, job: J) -> Any:
         from loraport.engine.sending import pack
 
-        return self._ray.put(pack(self._given, job))
+        parcel = pack(self._given, job)
+        try:
+            return self._ray.put(parcel)
+        except self._ray.exceptions.RayError as error:  # neither there nor on the disk behind it
+            raise FileError(
+                "Ray has no room for what a layer reads",
+                where=job.title,
+                values=_first_line(error),
+                fix="give it more (ray start --object-store-memory), or let machines read the files (--ray-data paths)",
+            ) from error
 
     def _begin(self, layer: _Layer, parcel: Any) -> None:
         needs = needs_of(layer.job, self._cluster, self._limits)
@@ -220,7 +229,7 @@ class _Tasks:
         self._lying -= layer.bytes
 
     def _check_machines(self) -> None:
-        """A task that no machine may run any more would wait for ever; it is given to others."""
+        """A task that no machine may run any more may wait for ever; it is given to others."""
         alive = {node["NodeID"] for node in self._ray.nodes() if node["Alive"]}
         gone = [way for way in self._ways if not any(node.id in alive for node in way.nodes)]
         self._ways = [way for way in self._ways if way not in gone]
