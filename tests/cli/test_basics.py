@@ -95,6 +95,7 @@ def test_every_command_is_listed_and_explains_itself_with_an_example(command: st
     page = invoke(command, "--help")
     assert page.exit_code == 0
     assert f"loraport {command}" in page.output.split("╰")[-1], "the epilog has no example"
+    assert "<bool>" not in page.output
 
 
 @pytest.mark.parametrize("command", get_command(app).commands.values(), ids=lambda command: command.name)
@@ -118,6 +119,11 @@ def test_the_shared_options_are_all_there_and_in_groups(command: str) -> None:
         (["transfer", "-o", "o"], "no LoRA is given"),
         (["transfer", "x.safetensors", "--fource"], "--force"),
         (["nonsense"], "nonsense"),
+        (["style.safetensors"], "loraport inspect style.safetensors says what it is"),
+        (["transfer", "x", "--source"], "loraport transfer --help"),
+        (["merge", "x", "-o", "o"], "--into MODEL: The checkpoint."),
+        (["convert", "x"], "--output FILE: The file to write."),
+        (["calibrate", "-s", "a", "-t", "b", "-o", "o"], "no LoRA is given"),
         (["transfer", "x", "-s", "a", "-t", "b"], "output is not given"),
         (["transfer", "x", "-t", "b", "-o", "o"], "source is not given"),
         (["transfer", "x", "-s", "a", "-o", "o"], "target is not given"),

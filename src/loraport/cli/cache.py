@@ -10,11 +10,13 @@ from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.entry import talking
 from loraport.cli.flags import Given, command
+from loraport.cli.plain_help import Command, Group
 from loraport.engine.recipe import Recipe, RunOptions
 from loraport.errors import FileError, UsageError
 from loraport.settings import parse_size
 
 app = typer.Typer(
+    cls=Group,
     help="The kept work of earlier runs: decompositions of source models, and finished layers.",
     add_completion=False,
     no_args_is_help=True,
@@ -36,7 +38,7 @@ Folder = Annotated[
 ]
 
 
-@app.command("ls", epilog="    loraport cache ls -v")
+@app.command("ls", cls=Command, epilog="    loraport cache ls -v")
 @talking
 def ls(console: Console, folder: Folder = None) -> None:
     """How much is kept, where; with -v every entry."""
@@ -73,7 +75,7 @@ def ls(console: Console, folder: Folder = None) -> None:
     )
 
 
-@app.command("gc", epilog="    loraport cache gc --max-size 10GB --older-than 30d")
+@app.command("gc", cls=Command, epilog="    loraport cache gc --max-size 10GB --older-than 30d")
 @talking
 def gc(
     console: Console,
@@ -97,7 +99,7 @@ def gc(
     _tell_deleted(root, deleted, console)
 
 
-@app.command("clear", epilog="    loraport cache clear")
+@app.command("clear", cls=Command, epilog="    loraport cache clear")
 @talking
 def clear(console: Console, folder: Folder = None) -> None:
     """Drop everything. Nothing is lost but time."""
@@ -107,7 +109,7 @@ def clear(console: Console, folder: Folder = None) -> None:
     _tell_deleted(root, index.clear(root), console)
 
 
-@app.command("verify", epilog="    loraport cache verify --remove")
+@app.command("verify", cls=Command, epilog="    loraport cache verify --remove")
 @talking
 def verify(
     console: Console,
@@ -142,7 +144,9 @@ def verify(
     )
 
 
-@app.command("warm", epilog="    loraport cache warm style.safetensors -s Wan2.1-T2V-1.3B/ -t FastWan2.1-T2V-1.3B/")
+@app.command(
+    "warm", cls=Command, epilog="    loraport cache warm style.safetensors -s Wan2.1-T2V-1.3B/ -t FastWan2.1-T2V-1.3B/"
+)
 @command(Recipe, RunOptions, without=("overwrite", "log"))
 def warm(given: Given, console: Console) -> None:
     """Do the work of a transfer beforehand and write nothing: the next one on the same source is quick.

@@ -92,6 +92,8 @@ def calibrate(
 ) -> None:  # fmt: skip
     """Choose method and strength for a LoRA by running both models on noise. No data, no labels."""
     asked = Given(given.models, {**given.values, **({} if lora is None else {"lora": lora})})
+    if "lora" not in asked.values:
+        raise UsageError("no LoRA is given", fix="name the file, or zoo:NAME, before or after the flags")
     files, machine = asked.make(FILES).values(), asked.make(MACHINE).values()
     for name, value in (("target", files["target"] or files["target_lora"] or None), ("output", output)):
         if value is None:

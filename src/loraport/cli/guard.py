@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from loraport.cli.console import Console
+from loraport.cli.plain_help import Group
 from loraport.cli.signals import ended_by_signals
 from loraport.errors import FileError, Interrupted, LoraportError, UsageError
 from loraport.windows import page_file_is_full
@@ -23,7 +23,7 @@ except ImportError:  # before typer brought a click of its own
     from click import ClickException as CommandLineError  # type: ignore[assignment]  # it has what is used here
 
 
-class Commands(TyperGroup):
+class Commands(Group):
     """The top-level group: every way out of the program passes `main`."""
 
     def main(  # type: ignore[override]  # what typer takes besides is nothing, and nothing is swallowed here
@@ -38,7 +38,7 @@ class Commands(TyperGroup):
         words = list(sys.argv[1:] if args is None else args)
 
         def command() -> Any:
-            return TyperGroup.main(
+            return Group.main(
                 self,
                 args=args,
                 prog_name=prog_name,
@@ -47,20 +47,29 @@ class Commands(TyperGroup):
                 windows_expand_args=windows_expand_args,
             )
 
-        sys.exit(guarded(command, as_json="--json" in words, verbose=_is_verbose(words)))
+        sys.exit(guarded(command, as_json="--json" in words, verbose=_is_verbose(words), words=words))
 
 
-def guarded(command: Callable[[], Any], *, as_json: bool, verbose: bool) -> int:
-    """Run a command; returns the exit code. A user's mistake never shows a traceback."""
+def guarded(command: Callable[[], Any], *, as_json: bool, verbose: bool, words: Sequence[str] = ()) -> int:
+    """Run a command; returns the exit code. A user's mistake never shows a traceback.
+
+    Args:
+        command: what is run.
+        as_json: messages are JSON.
+        verbose: a fault of the program is told with its traceback.
+        words: that the user wrote, for what is to be done about them.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # odd names on a narrow console must not be a crash
     with ended_by_signals() as received:
-        code = _guarded(command, as_json, verbose, received)
+        code = _guarded(command, as_json, verbose, words, received)
     return 128 + received[0] if received and code == Interrupted.exit_code else code
 
 
-def _guarded(command: Callable[[], Any], as_json: bool, verbose: bool, received: Sequence[int]) -> int:
+def _guarded(
+    command: Callable[[], Any], as_json: bool, verbose: bool, words: Sequence[str], received: Sequence[int]
+) -> int:
     try:
         _check_working_folder()
         code = command()
@@ -75,7 +84,7 @@ def _guarded(command: Callable[[], Any], as_json: bool, verbose: bool, received:
     except CommandLineError as error:
         if not error.format_message().strip() and not as_json:
             return error.exit_code  # no command was given, and the help text has been printed instead
-        return _fail(_usage_error(error), as_json)
+        return _fail(_usage_error(error, words), as_json)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it must outlive this function
         return 1
@@ -104,11 +113,21 @@ def _fail(error: LoraportError, as_json: bool) -> int:
     return error.exit_code
 
 
-def _usage_error(error: CommandLineError) -> UsageError:
+def _usage_error(error: CommandLineError, words: Sequence[str]) -> UsageError:
     message = error.format_message().strip().rstrip(".")
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context is not None else "loraport"
-    return UsageError(message[:1].lower() + message[1:] or "no command given", fix=f"{path} --help")
+    context, missing = getattr(error, "ctx", None), getattr(error, "param", None)
+    named = words and not words[0].startswith("-")
+    path = context.command_path if context is not None else f"loraport {words[0]}" if named else "loraport"
+    fix = f"{path} --help"
+    if missing is not None and hasattr(error, "param_type") and missing.opts[0].startswith("-") and missing.help:
+        fix = f"{missing.opts[0]} {missing.metavar or ''}: {missing.help}"
+    elif named and path == "loraport" and _is_file(words[0]):
+        fix = f"loraport inspect {words[0]} says what it is; loraport --help lists what can be done with it"
+    return UsageError(message[:1].lower() + message[1:] or "no command given", fix=fix)
+
+
+def _is_file(word: str) -> bool:
+    return word.startswith("zoo:") or "." in word or os.path.exists(word)
 
 
 def _refusal(error: Exception) -> FileError | None:

@@ -8,8 +8,8 @@ import typer
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
-from loraport.cli.guard import Commands
 from loraport.cli.options import NO_VALUE, OUTPUT
+from loraport.cli.plain_help import Command, Group
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.recipe import METHOD, Recipe, RunOptions
 from loraport.wording import count
@@ -26,7 +26,7 @@ Its strongest part twice as strong:
     loraport intervene amplify-head --source Wan2.1-T2V-1.3B/ --target fast.safetensors -o stronger.safetensors"""
 
 app = typer.Typer(
-    cls=Commands,
+    cls=Group,
     help="Write a target with a part of its drift taken away, or made stronger.",
     epilog=EXAMPLE,
     add_completion=False,
@@ -64,7 +64,7 @@ Requantize = Annotated[
 ]  # fmt: skip
 
 
-@app.command("remove-drift", epilog=EXAMPLE)
+@app.command("remove-drift", cls=Command, epilog=EXAMPLE)
 @command(_CHOICE, _MACHINE)
 def remove_drift(
     given: Given,
@@ -94,7 +94,7 @@ def remove_drift(
     _show(done, console)
 
 
-@app.command("amplify-head", epilog=EXAMPLE)
+@app.command("amplify-head", cls=Command, epilog=EXAMPLE)
 @command(_CHOICE, _MACHINE)
 def amplify_head(
     given: Given,

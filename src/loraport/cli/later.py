@@ -7,6 +7,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
+from loraport.cli.plain_help import Command
+
 
 class Later(TyperCommand):
     """Stands for the command, or the group of commands, in the file of its name until it is called."""
@@ -26,5 +28,5 @@ def loaded(name: str) -> Any:
     app = getattr(module, "app", None)
     if app is None:
         app = typer.Typer(add_completion=False, rich_markup_mode="rich")
-        app.command(name, epilog=module.EXAMPLE)(getattr(module, name))
+        app.command(name, cls=Command, epilog=module.EXAMPLE)(getattr(module, name))
     return typer.main.get_command(app)
