@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-from loraport.adapters.dialect import Dialect
+from loraport.adapters.consumers import Content, content_of
+from loraport.adapters.dialect import SAME_AS_INPUT, Dialect
 from loraport.adapters.kinds.base import SMALL_RANK
 from loraport.adapters.passthrough import Passthrough, can_be_scaled
 from loraport.adapters.pattern import nothing_dropped
@@ -62,6 +63,12 @@ class LoraAdapter:
         """Layers that share the weight, and so the keys, with others in the file. The ranks of all add up there."""
         uses = Counter(key for layer in self.layers.values() for key in layer.keys)
         return frozenset(name for name, layer in self.layers.items() if uses[layer.keys[0]] > 1)
+
+    @cached_property  # asked for every program
+    def content(self) -> Content:
+        """What of the file decides which programs take it, and how much of it."""
+        ranks = {name: layer.rank for name, layer in self.layers.items() if layer.factored}
+        return content_of(SAME_AS_INPUT, ranks, self.passthrough, self.architecture, self.dialect)
 
     @property
     def max_rank(self) -> int:

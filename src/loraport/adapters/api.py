@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from loraport.adapters.arrival import Arrival, rows_of
+from loraport.adapters.checks import Check
 from loraport.adapters.convert import Conversion, convert_adapter
 from loraport.adapters.describe import FileDescription, describe
 from loraport.adapters.parse import open_adapter
-from loraport.adapters.verify import Check, verify_adapter
+from loraport.adapters.verify import verify_adapter
 from loraport.models.checkpoint import open_checkpoint
 
 PathLike = str | Path

@@ -11,11 +11,9 @@ from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.consumers import (
     ALL,
     Consumer,
-    Content,
     Outcome,
     Support,
     consumers,
-    content_of,
     part_of_change,
     parts_of_layer,
     writable,
@@ -73,16 +71,10 @@ class Arrival:
     lora: LoraAdapter
     consumer: Consumer
 
-    @cached_property
-    def content(self) -> Content:
-        """What of the file decides who takes it."""
-        ranks = {name: layer.rank for name, layer in self.lora.layers.items() if layer.factored}
-        return content_of(SAME_AS_INPUT, ranks, self.lora.passthrough, self.lora.architecture, self.lora.dialect)
-
     @property
     def reading(self) -> Support | None:
         """The program's entry for the family and the spelling; None where nobody has looked."""
-        return self.content.reading(self.consumer)
+        return self.lora.content.reading(self.consumer)
 
     @property
     def looked_at(self) -> dict[str, str]:
@@ -97,7 +89,7 @@ class Arrival:
             part = _lost(entry, self._row)
             if part:
                 found.setdefault(part, []).extend(entry.keys)
-        if "partial" in self.content.parts and "partial" in self._row:
+        if "partial" in self.lora.content.parts and "partial" in self._row:
             found["partial"] = []
         return tuple(
             Loss(part, self._row[part], tuple(dict.fromkeys(found[part]))) for part in self._row if part in found
@@ -147,9 +139,9 @@ class Arrival:
         if self.arrives is not False and self.reading is not None:
             return ""
         best, least = "", len(self._entries) - self._arriving
-        reading = self.consumer.families.get(self.content.family)
+        reading = self.consumer.families.get(self.lora.content.family)
         for profile, row in reading.profiles.items() if reading is not None else ():
-            if profile == SAME_AS_INPUT or ALL in row or {"partial"} & row.keys() & self.content.parts.keys():
+            if profile == SAME_AS_INPUT or ALL in row or {"partial"} & row.keys() & self.lora.content.parts.keys():
                 continue
             aside = [entry for entry in self._entries if _must_stay_out(entry, row, profile)]
             drop = self._pattern(aside)
@@ -169,7 +161,7 @@ class Arrival:
     @cached_property
     def _row(self) -> _Row:
         reading = self.reading
-        return reading.profiles[self.content.profile] if reading is not None and self.content.profile else {}
+        return reading.profiles[self.lora.content.profile] if reading is not None and self.lora.content.profile else {}
 
     @cached_property
     def _entries(self) -> tuple[_Entry, ...]:
@@ -208,7 +200,7 @@ class Arrival:
         path = self.lora.path
         words = ["loraport", "convert", str(path), "--to", profile]
         words += ["--drop", drop] if drop else []
-        words += ["--architecture", self.content.family] if self.lora.others else []
+        words += ["--architecture", self.lora.content.family] if self.lora.others else []
         words += ["--model", "MODEL"] if any(layer.needs_source for layer in self.lora.layers.values()) else []
         return shlex.join([*words, "-o", str(path.with_name(f"{path.stem}-{profile}.safetensors"))])
 

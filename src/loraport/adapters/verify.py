@@ -1,13 +1,13 @@
 """Header against content: is an output file what its header says, and do loaders take it?"""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraport.adapters.adapter import LoraAdapter
-from loraport.adapters.consumers import ALL, Consumer, Content, consumers, content_of
-from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT, Dialect
+from loraport.adapters.checks import Check
+from loraport.adapters.dialect import PROFILES, Dialect
 from loraport.adapters.header import CONTENT, PROFILE, content_digest, read_json
+from loraport.adapters.in_diffusers import biases_for_diffusers, loaded_by_diffusers
 from loraport.adapters.loaders import IN_FULL, takers
 from loraport.adapters.parse import open_adapter
 from loraport.containers.dtypes import FORMATS
@@ -16,28 +16,8 @@ from loraport.errors import LoraportError, MismatchError, NumericalError, Unmatc
 from loraport.models.checkpoint import Checkpoint
 from loraport.wording import count
 
-if TYPE_CHECKING:
-    from torch import nn
-
 KEYS = "every key is understood"
 FITS = "fits the model"
-_HALVES = (".lora_A.weight", ".lora_B.weight", ".lora_B.bias")
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at.
-
-    Args:
-        name: what it was.
-        passed: True where it holds, False where the file is at fault. None for a remark: worth knowing, but neither
-            promised by the file's header nor wrong in a file that somebody else wrote.
-        found: what was found.
-    """
-
-    name: str
-    passed: bool | None
-    found: str
 
 
 def verify_adapter(
@@ -79,10 +59,10 @@ def verify_adapter(
     checks += _empty(lora)
     if model is not None:
         checks.append(_fit(lora, model, expert, adapter))
-    checks += _biases(lora, refs)
+    checks += biases_for_diffusers(lora, refs)
     checks += _programs(lora)
     if load and all(check.passed is not False for check in checks):
-        checks.append(_diffusers(lora, refs))
+        checks.append(loaded_by_diffusers(lora, refs))
     return tuple(checks)
 
 
@@ -187,110 +167,7 @@ def _fit(lora: LoraAdapter, model: Checkpoint, expert: str | None, adapter: str 
 
 def _programs(lora: LoraAdapter) -> list[Check]:
     """Which programs take how much of the file, where it is spelled as an output of ours."""
-    return [Check(title, True if title == IN_FULL else None, names) for title, names in takers(_for_programs(lora))]
-
-
-def _for_programs(lora: LoraAdapter) -> Content:
-    ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.factored}
-    return content_of(SAME_AS_INPUT, ranks, lora.passthrough, lora.architecture, lora.dialect)
-
-
-def _biases(lora: LoraAdapter, refs: dict[str, TensorRef]) -> list[Check]:
-    """Whether every layer has a bias as soon as one has, and every bias has factors.
-
-    diffusers makes room for a bias in every layer then, and leaves without memory whatever the file does not fill.
-    """
-    family, dialect = lora.architecture.family, replace(lora.dialect, alpha="none")
-    if dialect not in (PROFILES["universal"].dialect, PROFILES["diffusers"].dialect):
-        return []
-    biased = {item.module for item in lora.passthrough if lora.architecture.role(item.module) == "linear"}
-    factored = {name for name in lora.layers if dialect.factor(name, "down", family) in refs}
-    if not biased:
-        return []
-    alone, without = sorted(biased - factored), sorted(factored - biased)
-    found = [f"{len(alone)} without factors ({alone[0]})"] if alone else []
-    found += [f"missing in {count(len(without), 'layer')} ({without[0]})"] if without else []
-    wrong = False if "loraport.version" in lora.metadata else None
-    return [
-        Check(
-            "biases as diffusers needs them",
-            wrong if found else True,
-            "; ".join(found) + "; diffusers leaves them without memory" if found else f"{len(biased)} biases",
-        )
-    ]
-
-
-def _diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
-    """Whether the loader of diffusers finds a pair of factors, and nothing it refuses, for every layer."""
-    name = "diffusers loads it"
-    try:
-        import diffusers
-        from diffusers import loaders
-    except ImportError:
-        return Check(name, None, "not looked at: diffusers is not installed")
-    from loraport.containers.tensors import read_tensor
-
-    family = lora.architecture.family
-    classes = family.diffusers
-    if not classes.model:
-        return Check(name, None, f"not looked at: no loader for {family.title} is known here")
-    plain = replace(lora.dialect, alpha="none")
-    spelled = [PROFILES[profile].of(family).dialect for profile in _read_in_full(family.name)]
-    promised = "loraport.version" in lora.metadata and plain in spelled
-    # Files of our own that diffusers is known to refuse were written with a warning.
-    warned = any(item.kind == "text_encoder" for item in lora.passthrough) or any(map(family.is_added, lora.layers))
-    wrong = False if promised and not warned else None
-    if classes.loader:
-        loader = getattr(loaders, classes.loader)
-        try:
-            # Given as tensors, so that no other reader opens the file.
-            found = loader.lora_state_dict({key: read_tensor(ref) for key, ref in refs.items()})
-        except (ValueError, KeyError, RuntimeError, IndexError) as error:
-            return Check(name, wrong, f"refused: {type(error).__name__}: {str(error)[:160]}")
-        by = ""
-    else:
-        found = _network_keys(getattr(diffusers, classes.model), refs)
-        by = f", by {classes.model}.load_lora_adapter (its pipeline loads no LoRA)"
-    strange = [key for key in found if "lora" not in key]
-    if strange:
-        return Check(name, wrong, f"refused for {strange[0]}")
-    wanted = [f"transformer.{family.spell(layer, 'diffusers')}.lora_{half}.weight"
-              for layer in lora.layers for half in "AB"]  # fmt: skip
-    pairs = sum(key in found for key in wanted) // 2
-    # What its loader makes room for and the file does not fill would be left on the "meta" device.
-    halves = {half: {key.removesuffix(half) for key in found if key.endswith(half)} for half in _HALVES}
-    a, b, biases = (halves[half] for half in _HALVES)
-    empty = (a ^ b) | (biases - a) | ((a - biases) if biases else set())
-    if empty:
-        return Check(name, wrong, f"{count(len(empty), 'layer')} would be left without memory, such as {min(empty)}")
-    amiss = [outcome.remark for outcome in _for_programs(lora).losses(_row_of_diffusers()).values() if outcome.wrong]
-    taken = f"{pairs} of {count(len(lora.layers), 'layer')}{by}"
-    if amiss:  # it finds the layer, and changes it otherwise than it is meant
-        return Check(name, None, f"{taken}, some of it wrongly: {'; '.join(amiss)}")
-    return Check(name, True if pairs == len(lora.layers) else wrong, taken)
-
-
-def _read_in_full(family: str) -> list[str]:
-    """The profiles in which diffusers is known to take every layer of a family, wherever it lies."""
-    rows = _row_of_diffusers().families
-    profiles = rows[family].profiles if family in rows else {}
-    return [
-        name for name in ("universal", "diffusers") if not {ALL, "outside"} & profiles.get(name, {ALL: None}).keys()
-    ]
-
-
-def _row_of_diffusers() -> Consumer:
-    return next(consumer for consumer in consumers() if consumer.name == "diffusers")
-
-
-def _network_keys(network: "type[nn.Module]", refs: dict[str, TensorRef]) -> set[str]:
-    """The keys that name a linear layer of a network, as its `load_lora_adapter` reads them."""
-    import torch
-
-    with torch.device("meta"):
-        linear = {name for name, module in network().named_modules() if isinstance(module, torch.nn.Linear)}
-    plain = {key: key.removeprefix("transformer.").rpartition(".lora_")[0] for key in refs}
-    return {key for key, module in plain.items() if key.startswith("transformer.") and module in linear}
+    return [Check(title, True if title == IN_FULL else None, names) for title, names in takers(lora.content)]
 
 
 def _transferred(lora: LoraAdapter) -> bool:

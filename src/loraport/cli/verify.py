@@ -14,7 +14,7 @@ from loraport.wording import count
 
 if TYPE_CHECKING:
     from loraport.adapters.arrival import Arrival, Loss
-    from loraport.adapters.verify import Check
+    from loraport.adapters.checks import Check
 
 EXAMPLE = """After a copy or a download, and with the model it is meant for:
 
@@ -117,7 +117,7 @@ def _lines(arrival: "Arrival") -> list[str]:
     lora, name = arrival.lora, arrival.consumer.name
     seen = "; ".join(f"{version}: {HOW[how]}" for version, how in arrival.looked_at.items())
     if arrival.reading is None:
-        known = arrival.content.family in arrival.consumer.families
+        known = arrival.lora.content.family in arrival.consumer.families
         what = "this spelling of LoRAs" if known else "LoRAs"
         told = [f"  {'not known':<9} nobody has looked at what it makes of {what} for {lora.architecture.family.title}"]
     else:
@@ -145,8 +145,8 @@ def _facts(arrival: "Arrival") -> dict[str, Any]:
     return {
         "program": arrival.consumer.name,
         "looked_at": arrival.looked_at,
-        "family": arrival.content.family,
-        "profile": arrival.content.profile,
+        "family": arrival.lora.content.family,
+        "profile": arrival.lora.content.profile,
         "verdict": arrival.verdict,
         "arrives": arrival.arrives,
         "keys": len(arrival.lora.keys),
