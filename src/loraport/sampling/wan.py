@@ -166,7 +166,7 @@ def _load(folder: Path, settings: SamplingSettings, added: tuple[AddedLora, ...]
         raise FileError(
             "the model could not be loaded", where=str(folder), values=str(error).splitlines()[0]
         ) from error
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         raise out_of_memory(error) from error
     return WanDenoiser(network, device)
 
@@ -183,7 +183,7 @@ def out_of_memory(error: BaseException) -> LoraportError:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on a device or beside the processor, where PyTorch has no class of its own for it."""
     plain = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return plain or isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return plain or isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
 
 
 def _device(name: str) -> torch.device:
