@@ -217,13 +217,18 @@ def test_a_difference_is_that_of_the_two_weights(tmp_path, stored):
 def test_a_further_lora_reads_only_what_no_entry_holds(files, tmp_path, monkeypatch):
     """Of the square layers neither weight, not even to see whether the models are related, unless an entry is gone."""
     time.sleep(2 * reading._CLOCK_NS / 1e9)
-    cache, read, real = tmp_path / "cache", set(), reading.read_with_sums
+    cache, read, real, between = tmp_path / "cache", set(), reading.read_with_sums, reading.subtract
 
     def spied(ref, memory, **flags):
         read.add((ref.file, ref.key))
         return real(ref, memory, **flags)
 
+    def spied_between(one, other, out):
+        read.update((ref.file, ref.key) for ref in (one, other))
+        return between(one, other, out)
+
     monkeypatch.setattr(reading, "read_with_sums", spied)
+    monkeypatch.setattr(reading, "subtract", spied_between)
     options = RunOptions(executor="serial", cache=str(cache), log="off", overwrite=True)
     run(make_plan(_recipe(files)), tmp_path / "first.safetensors", options)
     wide = {name for name, (m, n) in pico.LAYERS.items() if m != n}
