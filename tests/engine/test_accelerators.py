@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from loraport.core.thin_svd import thin_svd
-from loraport.engine import accelerators, measuring
+from loraport.engine import accelerators, measuring, precision
 from loraport.engine.accelerators import (
-    full_precision,
     is_out_of_memory,
     pick,
     pinned,
     usable_bytes,
     with_the_cpu_behind,
 )
+from loraport.engine.precision import full_precision
 from loraport.engine.rates import rates_of
 from loraport.errors import NumericalError, UsageError
 from pretended_device import DEVICE, pretended_device
@@ -24,7 +24,7 @@ MATMUL = torch.backends.cuda.matmul
 
 
 def _told() -> list[str]:
-    return [text for _, text in accelerators._precisions()]
+    return [text for _, text in precision._precisions()]
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def as_it_was():
     before = _told()
     yield
     torch.set_float32_matmul_precision("highest")
-    for (backend, _), text in zip(accelerators._precisions(), before, strict=True):
+    for (backend, _), text in zip(precision._precisions(), before, strict=True):
         if backend is not None:
             backend.fp32_precision = text
 

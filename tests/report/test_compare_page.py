@@ -11,7 +11,7 @@ import pytest
 
 from loraport.report import frame, scenes
 from loraport.report.comparison import Measure
-from loraport.report.frame import Fact, Input, Page, Words
+from loraport.report.content import Fact, Input, Page, Words
 from loraport.report.scenes import Interval, Making, Scene, SideBySide
 
 HOSTILE = "</option></select><script>document.title = 'ran'</script>\" onerror=alert(1) {{ 7 * 7 }} \u202egnp.exe"

@@ -10,7 +10,7 @@ from loraport.comparing.variants import REFERENCE, Variant
 from loraport.metrics import measures
 from loraport.report import frame
 from loraport.report.comparison import Measure
-from loraport.report.frame import Fact, Input, Page, Words
+from loraport.report.content import Fact, Input, Page, Words
 from loraport.report.scenes import Interval, Making, Scene, SideBySide
 
 ROLES = {"source": "the source", "target": "the target"}

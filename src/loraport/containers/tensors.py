@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
-import xxhash
 from jaxtyping import Float, Float32, Shaped, UInt8
 from torch import Tensor
 
@@ -32,6 +31,7 @@ from loraport.containers.references import (
 from loraport.containers.sent import Place, place_of
 from loraport.containers.stored import is_contiguous
 from loraport.containers.stored_tensors import digest_tensor, hash_stored, in_memory, read_stored, stream_stored
+from loraport.containers.sums import RunningSums, Sums, joined
 from loraport.errors import NumericalError
 
 __all__ = [
@@ -142,20 +142,6 @@ class AsRead:
             yield slice(at, at + len(part)), there.float()
 
 
-@dataclass(frozen=True)
-class Sums:
-    """What a tensor adds up to, made of dtype, shape and bytes, companions included.
-
-    Args:
-        digest: SHA-256 as hex, by which the tensor is known; None where it was not asked for.
-        checksum: XXH3 with 128 bits as hex, seven times as fast: enough to see whether what is read is what was
-            digested before. It is no name of the tensor, and whoever means to can make another one of the same sum.
-    """
-
-    digest: str | None
-    checksum: str
-
-
 def read_with_sums(
     ref: TensorRef, memory: Callable[[int], Tensor] = in_memory, *, digest: bool = True
 ) -> tuple[AsRead, Sums]:
@@ -171,7 +157,7 @@ def read_with_sums(
         NumericalError: it is not stored as plain numbers, and holds NaN or infinity.
     """
     require_readable(ref)
-    state = _Sums(digest)
+    state = RunningSums(digest)
     stored = read_stored(ref, state, memory)
     if ref.codec == "raw" and ref.dtype in _SENT_AS_STORED:
         return AsRead(ref, stored), state.sums(ref, {})
@@ -200,37 +186,12 @@ def subtract(one: TensorRef, other: TensorRef, found: Float32[Tensor, "..."]) ->
     Raises:
         FileError, UnsupportedError: as `read_float`.
     """
-    states, total = (_Sums(False), _Sums(False)), 0.0
+    states, total = (RunningSums(False), RunningSums(False)), 0.0
     streams = (stream_stored(ref, state, _STREAMED) for ref, state in zip((one, other), states, strict=True))
     for to, minuend, subtrahend in zip(found.reshape(-1).split(_STREAMED), *streams, strict=True):
         total += float(torch.sub(minuend.float(), subtrahend.float(), out=to).sum())
     first, second = (state.sums(ref, {}).checksum for ref, state in zip((one, other), states, strict=True))
     return first, second, total
-
-
-class _Sums:
-    """Running sums of what is read."""
-
-    def __init__(self, digest: bool) -> None:
-        self._digest = hashlib.sha256() if digest else None
-        self._checksum = xxhash.xxh3_128()
-
-    def update(self, data: bytes | memoryview) -> None:
-        """More of the tensor."""
-        self._checksum.update(data)
-        if self._digest is not None:
-            self._digest.update(data)
-
-    def sums(self, ref: TensorRef, companions: dict[str, Sums]) -> Sums:
-        """Of all that was read, and of the companions by their role."""
-        if self._digest is None:
-            digest = None
-        else:
-            digest = _joined(
-                ref, self._digest.hexdigest(), {role: str(sums.digest) for role, sums in companions.items()}
-            )
-        checksums = {role: sums.checksum for role, sums in companions.items()}
-        return Sums(digest, _joined(ref, self._checksum.hexdigest(), checksums))
 
 
 def stored_with_sums(ref: TensorRef, *, digest: bool = True) -> tuple[dict[Place, UInt8[Tensor, " n"]], Sums]:
@@ -246,7 +207,7 @@ def stored_with_sums(ref: TensorRef, *, digest: bool = True) -> tuple[dict[Place
     Raises:
         FileError, UnsupportedError: as `read_tensor`.
     """
-    state = _Sums(digest)
+    state = RunningSums(digest)
     stored = {place_of(ref): read_stored(ref, state).reshape(-1).view(torch.uint8)}
     parts = {role: stored_with_sums(companion, digest=digest) for role, companion in ref.companions}
     for others, _ in parts.values():
@@ -315,18 +276,11 @@ def digest(ref: TensorRef) -> str:
     """
     state = hashlib.sha256()
     hash_stored(ref, state)
-    return _joined(ref, state.hexdigest(), {role: digest(companion) for role, companion in ref.companions})
+    return joined(ref, state.hexdigest(), {role: digest(companion) for role, companion in ref.companions})
 
 
 def _decode(ref: TensorRef, stored: Shaped[Tensor, "..."]) -> Float32[Tensor, "..."]:
     return decode(codec_of(ref), ref, stored, {role: read_float(companion) for role, companion in ref.companions})
-
-
-def _joined(ref: TensorRef, own: str, companions: dict[str, str]) -> str:
-    if ref.codec == "raw":
-        return own
-    lines = [ref.codec, own, *(f"{role} {text}" for role, text in companions.items())]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _finite(tensor: Float[Tensor, "..."], stored: Shaped[Tensor, "..."], ref: TensorRef) -> Float[Tensor, "..."]:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from loraport.containers.tensors import open_tensors, read_float_with_digest
-from loraport.engine.accelerators import full_precision
+from loraport.engine.precision import full_precision
 from loraport.engine.rates import Rates
 from loraport.errors import FileError
 from loraport.store.store import Store

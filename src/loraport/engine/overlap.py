@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from loraport.containers.references import TensorRef
-from loraport.engine.accelerators import bound, full_precision
+from loraport.engine.accelerators import bound
 from loraport.engine.ahead import Ahead, room_beside, threads_beside
 from loraport.engine.executor import Executor, Slot
 from loraport.engine.job import LayerJob
 from loraport.engine.plan import cached_bytes
+from loraport.engine.precision import full_precision
 from loraport.engine.worker import Worker
 from loraport.methods.cost import matrix_bytes
 

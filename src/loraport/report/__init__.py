@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from loraport.report.card import write_card
     from loraport.report.comparison import Comparison, Curve, Measure, Row, Score
-    from loraport.report.frame import Words
+    from loraport.report.content import Words
     from loraport.report.page import render_page, write_page
     from loraport.report.runlog import read_run
     from loraport.report.tables import Table, layer_table, summary_table
@@ -18,7 +18,7 @@ _HOMES = {
     "Row": "loraport.report.comparison",
     "Score": "loraport.report.comparison",
     "Table": "loraport.report.tables",
-    "Words": "loraport.report.frame",
+    "Words": "loraport.report.content",
     "layer_table": "loraport.report.tables",
     "read_run": "loraport.report.runlog",
     "render_page": "loraport.report.page",

@@ -14,7 +14,7 @@ from loraport.analysis.results import (
     Window,
 )
 from loraport.report.charts import Drawing, Kind, Lines, Map, Series, Unit
-from loraport.report.frame import Figure
+from loraport.report.content import Figure
 
 GAUSSIAN = "a random update of the same norm"
 ROUNDING = "rounding of the stored numbers"

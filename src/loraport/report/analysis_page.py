@@ -15,7 +15,8 @@ from loraport.engine.results import Column
 from loraport.report.analysis_figures import GAUSSIAN, ROUNDING, layer_figures
 from loraport.report.card import name_of
 from loraport.report.charts import Bar, Bars, Kind, Lines, Map, Series, Unit, number
-from loraport.report.frame import Fact, Figure, Input, Layers, Page, Words, render, went_in, write
+from loraport.report.content import Fact, Figure, Input, Layers, Page, Words, went_in
+from loraport.report.frame import render, write
 from loraport.report.tables import Table, model_grid
 from loraport.wording import count
 

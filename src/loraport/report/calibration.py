@@ -6,7 +6,7 @@ from typing import Any
 
 from loraport.engine.results import Column
 from loraport.report.charts import Kind, Lines, Series
-from loraport.report.frame import Fact, Figure, Page, Verdict
+from loraport.report.content import Fact, Figure, Page, Verdict
 from loraport.report.tables import Table
 from loraport.wording import count
 

@@ -9,7 +9,7 @@ from loraport.checking.results import CheckResult, LayerCheck, Quantity, Reason
 from loraport.engine.results import Column
 from loraport.report.card import name_of
 from loraport.report.charts import Bar, Bars, Kind, Lines, Series, Unit, number
-from loraport.report.frame import (
+from loraport.report.content import (
     MEASURED_ON,
     Fact,
     Figure,
@@ -20,10 +20,9 @@ from loraport.report.frame import (
     Verdict,
     Words,
     among,
-    render,
     went_in,
-    write,
 )
+from loraport.report.frame import render, write
 from loraport.report.tables import Table
 from loraport.report.using import how_to_sample, ways
 from loraport.wording import count

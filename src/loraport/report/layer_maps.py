@@ -5,7 +5,7 @@ from typing import Any
 
 from loraport.engine.results import LayerMap, SmallMap
 from loraport.report.charts import Drawing, Kind, Lines, Map, Series, Unit
-from loraport.report.frame import Figure
+from loraport.report.content import Figure
 
 KINDS: tuple[Kind, ...] = ("b", "a", "d", "c")
 

@@ -10,7 +10,7 @@ from loraport.engine.results import Column
 from loraport.report import calibration, tables
 from loraport.report.charts import Kind, Lines, Map, Series
 from loraport.report.comparison import Comparison
-from loraport.report.frame import (
+from loraport.report.content import (
     MEASURED_ON,
     Fact,
     Figure,
@@ -21,10 +21,9 @@ from loraport.report.frame import (
     Words,
     among,
     is_number,
-    render,
     went_in,
-    write,
 )
+from loraport.report.frame import render, write
 from loraport.report.layer_maps import declared, layer_maps
 from loraport.report.tables import Table
 from loraport.report.using import how_to_sample, ways
