@@ -148,6 +148,9 @@ def test_a_remembered_digest_must_agree_with_what_is_read(files, tmp_path, metho
     with pytest.raises(FileError, match="changed"):
         run(make_plan(_recipe(files, method=method)), output, options)
     assert not output.exists()
+    run(make_plan(_recipe(files, method=method)), output, options)  # again, as the message says
+    assert output.read_bytes() == right
+    output.unlink()
     unsure()
     verified = RunOptions(executor="serial", cache=str(cache), log="off", overwrite=True, verify_inputs=True)
     run(make_plan(_recipe(files, method=method)), output, verified)

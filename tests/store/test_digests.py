@@ -45,6 +45,21 @@ def test_two_writers_merge(tmp_path: Path) -> None:
     assert fresh.get("file", "a") == fresh.get("file", "b") == HEX
 
 
+def test_what_is_forgotten_is_gone_here_and_on_the_disk(tmp_path: Path) -> None:
+    with DigestMemo(tmp_path) as memo:
+        memo.put("file", "a", HEX)
+        memo.put("other", "a", HEX)
+    memo = DigestMemo(tmp_path)
+    assert memo.is_from_earlier("file", "a")
+    memo.put("file", "b", HEX)
+    memo.forget("file")
+    memo.put("file", "c", HEX)
+    memo.flush()
+    for each in (memo, DigestMemo(tmp_path)):
+        assert [each.get("file", name) for name in "abc"] == [None, None, HEX]
+        assert each.get("other", "a") == HEX
+
+
 def test_a_damaged_page_counts_as_empty(tmp_path: Path) -> None:
     with DigestMemo(tmp_path) as memo:
         memo.put("file", "a", HEX)

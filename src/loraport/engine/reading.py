@@ -244,13 +244,15 @@ class InputReader(KnownDigests):
 
     def _agree(self, ref: TensorRef, page: tuple[str, str], found: str) -> None:
         known = self.memo.get(*page)
+        if known is not None and known != found:
+            self.memo.forget(page[0])  # now: whoever stops here may not come to write what is remembered
         self._remember(ref, page, found)
         if known is not None and known != found:
             raise FileError(
                 "the content of a tensor changed while it was read, or since it was last hashed",
                 where=ref.name,
                 values=f"digest {found[:12]}, and {known[:12]} before, although size and times are the same",
-                fix="run the command again when nothing writes to the file; the new digest is remembered",
+                fix="run the command again when nothing writes to the file; what was remembered of it is forgotten",
             )
 
     def _remember(self, ref: TensorRef, page: tuple[str, str], found: str) -> None:

@@ -89,6 +89,18 @@ class DigestMemo:
         if due:
             self.flush()
 
+    def forget(self, identity: str) -> None:
+        """Forget all digests of a file in a state, here and for later runs: one of them turned out not to be true.
+
+        Args:
+            identity: as in `get`.
+        """
+        with self._lock:
+            for pages in (self._pages, self._fresh, self._earlier):
+                pages.pop(identity, None)
+            if self.root is not None:
+                index.remove(self._path(identity))
+
     def digest(self, identity: str, tensor: str, compute: Callable[[], str]) -> str:
         """The remembered digest, or that of `compute()`, which is then remembered."""
         known = self.get(identity, tensor)
