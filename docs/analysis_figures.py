@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 
 import loraport
 from loraport.analysis.results import LayerAnalysis, LoraAnalysis, Measured, PairAnalysis
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.zoo import catalogue
 
 DOCS = Path(__file__).parent

@@ -17,7 +17,8 @@ from pathlib import Path
 
 from loraport.checking.results import CheckResult, LayerCheck
 from loraport.checking.run import check_recipes
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.zoo.catalogue import data_file
 
 PAGE = Path(__file__).parent / "check-tables.md"

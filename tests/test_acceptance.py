@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 import loraport
 from loraport import zoo
 from loraport.adapters.parse import open_adapter
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.models.checkpoint import open_checkpoint
 
 LORA, SOURCE, TARGET = "outline", "source", "dmd"

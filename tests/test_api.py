@@ -12,7 +12,7 @@ import pico
 from loraport.cli.convert import convert as convert_command
 from loraport.cli.transfer import transfer as transfer_command
 from loraport.cli.verify import verify as verify_command
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import UnmatchedKeysError, UsageError
 
 TALK = {"verbose", "quiet", "as_json"}

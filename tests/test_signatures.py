@@ -19,7 +19,8 @@ import pytest
 
 import loraport
 from loraport.adapters.added_lora import AddedLora
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.errors import UsageError
 from loraport.settings import Setting
 

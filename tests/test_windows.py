@@ -22,7 +22,8 @@ from loraport.containers.access import status
 from loraport.containers.tensors import open_tensors
 from loraport.engine.executor import Limits
 from loraport.engine.executors.process import LayerExecutor
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.errors import FileError
 from loraport.partial import remove_abandoned
 from loraport.store import index

@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from loraport.engine.experts_plan import ExpertsPlan
     from loraport.engine.experts_run import ExpertsReport
     from loraport.engine.many_report import ManyReport, Outcome
+    from loraport.engine.options import RunOptions
     from loraport.engine.plan import TransferPlan
-    from loraport.engine.recipe import Recipe, RunOptions
+    from loraport.engine.recipe import Recipe
     from loraport.engine.results import LayerReport, TransferReport
     from loraport.errors import LoraportError
     from loraport.merging.api import merge
@@ -88,7 +89,7 @@ _HOMES = {
     "ManyReport": "loraport.engine.many_report",
     "Outcome": "loraport.engine.many_report",
     "Recipe": "loraport.engine.recipe",
-    "RunOptions": "loraport.engine.recipe",
+    "RunOptions": "loraport.engine.options",
     "TransferPlan": "loraport.engine.plan",
     "LayerReport": "loraport.engine.results",
     "TransferReport": "loraport.engine.results",

@@ -11,8 +11,9 @@ from loraport.engine.experts_plan import ExpertsPlan, make_experts_plan
 from loraport.engine.many import find_loras
 from loraport.engine.many_job import carry_many
 from loraport.engine.many_report import ManyReport
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, make_plan
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
 from loraport.methods import DEFAULT, registry
 

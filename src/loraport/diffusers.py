@@ -21,8 +21,9 @@ from loraport.containers.names import EXPERTS, Expert
 from loraport.engine.events import Listener, ignore
 from loraport.engine.experts import Experts, outputs_of
 from loraport.engine.experts_run import ExpertsReport
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
 from loraport.engine.run import run
 from loraport.errors import MismatchError, UsageError

@@ -11,7 +11,7 @@ from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.verify import verify_adapter
 from loraport.containers.tensors import read_tensor
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
 from loraport.models.keymap import build

@@ -16,7 +16,7 @@ from loraport.containers.safetensors import read_header
 from loraport.core.basis import SpectralBasis
 from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import UnsupportedError, UsageError
 from loraport.methods.casa.routing import DriftRouting
 

@@ -19,7 +19,7 @@ from loraport.containers.dtypes import rounding_floor
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import UsageError
 from loraport.methods.casa.routing import DriftRouting
 

@@ -5,7 +5,7 @@ import pytest
 import loraport
 import toys
 from loraport.calibration import CalibrationSettings
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 
 SMALL = CalibrationSettings(methods=(), rounds=1, samples=6, diagnosis=2, batch=8)
 

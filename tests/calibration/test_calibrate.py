@@ -14,8 +14,9 @@ from loraport.adapters.parse import open_adapter
 from loraport.calibration import CalibrationSettings, Conditions, Schedule
 from loraport.calibration.candidates import around
 from loraport.calibration.settings import Tried
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.run import run as carry_out
 from loraport.errors import FileError, LoraportError, MismatchError, NumericalError, UsageError
 from loraport.store.store import Store

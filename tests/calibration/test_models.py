@@ -12,7 +12,7 @@ import tinywan
 from loraport.adapters.parse import open_adapter
 from loraport.calibration import CalibrationSettings, SamplingSettings, Schedule
 from loraport.cli.main import app
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import UsageError
 
 SIZE = (tinywan.FRAMES, tinywan.SIZE, tinywan.SIZE)

@@ -19,8 +19,9 @@ from loraport.engine import accelerators
 from loraport.engine.ahead import Ahead
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.run import open_cache, run
 from loraport.engine.worker import LayerResult, Worker
 from loraport.errors import NumericalError

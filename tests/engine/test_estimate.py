@@ -16,9 +16,10 @@ import pico
 from loraport.engine import keeping, measuring, reading
 from loraport.engine.estimate import estimate
 from loraport.engine.keeping import worth_keeping
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import layers_to_keep, make_plan
 from loraport.engine.rates import Rates, rates_of
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 
 RATES = Rates(products=1e11, decompositions=1e11, passes=2e10, read=5e8, keep=2e8, fetch=1e9)
 

@@ -19,8 +19,8 @@ from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.executor import Limits, Slot, dispatch, executor_for, local_slots, phases, workers_for
 from loraport.engine.executors import NAMES, make_executor
 from loraport.engine.job import WIDE_ELEMENTS, LayerJob
+from loraport.engine.options import RunOptions
 from loraport.engine.rank import RankRule
-from loraport.engine.recipe import RunOptions
 from loraport.errors import FileError, NumericalError, UsageError
 from loraport.threads import cores
 
@@ -293,7 +293,7 @@ def test_the_cpu_takes_over_where_a_device_is_full_and_nowhere_else():
 UNGUARDED = """
 import sys
 import loraport
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 
 loraport.transfer(
     sys.argv[1], source=sys.argv[2], target=sys.argv[3], output=sys.argv[4], method="direct",

@@ -11,7 +11,8 @@ import loraport
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.verify import verify_adapter
 from loraport.engine.match import open_inputs
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 
 pytestmark = pytest.mark.slow  # whole networks of several families
 

@@ -8,7 +8,7 @@ import networks
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import render_adapter, write_adapter
 from loraport.core.lowrank import LowRank
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.models.families import families
 
 pytestmark = pytest.mark.slow  # whole networks of several families

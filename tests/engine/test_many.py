@@ -11,7 +11,7 @@ import loraport
 import pico
 from loraport.engine.events import Finished, LayerDone
 from loraport.engine.many import find_loras
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import MismatchError, NumericalError, UsageError
 
 FIRST_BLOCK = {name: shape for name, shape in pico.LAYERS.items() if name.startswith("blocks.0.")}

@@ -11,7 +11,7 @@ from test_same_bits import refuse_changing
 
 import loraport
 import pico
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from pretended_device import pretended_cuda
 
 SOME = r"^blocks\.0\.(self_attn\.q|ffn\.0)$"

@@ -22,8 +22,9 @@ from loraport.engine.accelerators import bound, pinned, to_host, with_the_cpu_be
 from loraport.engine.ahead import Ahead
 from loraport.engine.events import LayerDone
 from loraport.engine.job import Job
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.run import run
 from loraport.errors import FileError, NumericalError
 from loraport.store.store import Store

@@ -10,8 +10,9 @@ import loraport
 import pico
 from adapter_parts import parts_of, write_lycoris
 from loraport.engine.events import LayerDone
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.errors import NumericalError, UnsupportedError
 from storage import WAYS, write_gguf
 

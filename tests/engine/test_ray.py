@@ -26,9 +26,9 @@ from loraport.engine.executors import make_executor
 from loraport.engine.executors import ray as on_ray
 from loraport.engine.job import WIDE_ELEMENTS
 from loraport.engine.known_digests import KnownDigests
+from loraport.engine.options import RunOptions
 from loraport.engine.ray_cluster import Cluster
 from loraport.engine.ray_machines import Node, choose
-from loraport.engine.recipe import RunOptions
 from loraport.engine.worker import Worker
 from loraport.errors import FileError, NumericalError, UsageError
 from loraport.store.digests import DigestMemo

@@ -17,8 +17,9 @@ from loraport.containers import tensors
 from loraport.containers.references import open_tensors
 from loraport.engine import reading
 from loraport.engine.events import LayerDone
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.run import compute, run
 from loraport.errors import FileError, NumericalError, UnmatchedKeysError
 from loraport.store.digests import DigestMemo

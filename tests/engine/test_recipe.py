@@ -9,8 +9,9 @@ import pytest
 
 import loraport
 from loraport.adapters.added_lora import AddedLora
+from loraport.engine.options import RunOptions
 from loraport.engine.rank import RankRule
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.errors import UsageError
 
 BASE = {"lora": "a.safetensors", "source": "s", "target": "t"}

@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 import loraport
 import pico
 from loraport.engine.events import LayerDone
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan, sample_for_kinship
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.run import compute, run
 from loraport.errors import FileError, LoraportError, MismatchError, NumericalError
 from loraport.report import render_page

@@ -19,7 +19,7 @@ import loraport
 import pico
 from loraport.engine import reading, sending
 from loraport.engine.executor import Slot, files_read
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import FileError, NumericalError
 
 SLOT = Slot("cpu", 1, 10**9)

@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import pico
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import LoraportError, MismatchError, UnmatchedKeysError, UsageError
 from loraport.models.checkpoint import open_checkpoint
 

@@ -14,8 +14,9 @@ import pico
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.results import COLUMNS, layer_columns
 from loraport.engine.small_maps import packed_maps
 from loraport.methods import base, registry

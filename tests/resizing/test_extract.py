@@ -14,7 +14,7 @@ import pico
 from adapter_parts import gaussian
 from loraport.adapters.parse import open_adapter
 from loraport.engine.events import LayerDone
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError
 
 SOURCE = pico.weights(1)

@@ -15,7 +15,7 @@ import pico
 from adapter_parts import factors, gaussian, parts_of, write_lycoris
 from loraport.adapters.parse import open_adapter
 from loraport.engine.events import LayerDone
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import FileError, UnsupportedError, UsageError
 
 RANK = 8

@@ -7,7 +7,7 @@ import loraport
 import makers
 import networks
 from loraport.adapters.parse import open_adapter
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from makers import PEFT, LoraFile, diffusers_name, same, spell
 
 diffusers = pytest.importorskip("diffusers")

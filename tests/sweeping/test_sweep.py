@@ -13,7 +13,7 @@ import loraport
 import pico
 from loraport.engine import devices
 from loraport.engine.events import Finished, LayerDone
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import FileError, NumericalError, UsageError
 from loraport.sweeping.index import Index
 from loraport.sweeping.run import plan_sweep

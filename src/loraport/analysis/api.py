@@ -8,7 +8,7 @@ from loraport.adapters.added_lora import AddedLora
 from loraport.analysis.plan import make_analysis_plan
 from loraport.analysis.results import PairAnalysis
 from loraport.engine.events import Listener, ignore
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 
 PathLike = str | Path
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loraport.analysis.plan import make_analysis_plan
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.events import Listener, ignore
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import UsageError
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from loraport.engine.job import LayerJob
 from loraport.engine.keys import matrices_key
 from loraport.engine.kinship import unrelated
 from loraport.engine.layer import load_layer
+from loraport.engine.options import RunOptions
 from loraport.engine.reading import InputReader
-from loraport.engine.recipe import RunOptions
 from loraport.engine.results import InputFile, LayerReport
 from loraport.engine.run import kept_layers, open_cache
 from loraport.errors import FileError

@@ -20,8 +20,9 @@ from loraport.calibration.progress import ProgressReporter
 from loraport.calibration.report import CalibrationReport
 from loraport.calibration.session import Session
 from loraport.calibration.settings import CalibrationSettings
+from loraport.engine.options import RunOptions
 from loraport.engine.output import check_outputs
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.run import open_cache, run
 from loraport.errors import UsageError
 from loraport.sampling.denoiser import Conditions, Runnable

@@ -8,8 +8,9 @@ import torch
 
 from loraport.calibration.settings import CalibrationSettings, Tried
 from loraport.core.lowrank import LowRank
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, make_plan
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.run import compute
 
 AS_IT_IS = Tried("direct")

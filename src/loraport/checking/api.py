@@ -7,7 +7,8 @@ from typing import Any, Literal
 from loraport.adapters.added_lora import AddedLora
 from loraport.checking.results import CheckResult
 from loraport.checking.run import check_recipe
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.methods import DEFAULT
 
 PathLike = str | Path

@@ -4,8 +4,8 @@ from loraport.containers.references import TensorRef
 from loraport.engine.inputs import joined_digests, owner_of
 from loraport.engine.keys import references
 from loraport.engine.known_digests import KnownDigests
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan
-from loraport.engine.recipe import RunOptions
 from loraport.errors import FileError
 from loraport.store.digests import DigestMemo
 from loraport.store.index import cache_root

@@ -17,7 +17,8 @@ from loraport.containers.names import Expert
 from loraport.engine.inputs import inputs_of
 from loraport.engine.many import output_name
 from loraport.engine.match import Pair, expert_meant, open_pair
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.target import target_usage
 from loraport.errors import LoraportError, MismatchError, UsageError
 

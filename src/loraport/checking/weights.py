@@ -14,8 +14,8 @@ from loraport.containers.references import common_dtype
 from loraport.core.operator import norm
 from loraport.engine.executor import executor_for
 from loraport.engine.layer import read_weight
+from loraport.engine.options import RunOptions
 from loraport.engine.reading import InputReader
-from loraport.engine.recipe import RunOptions
 from loraport.store.digests import DigestMemo
 
 _ELSEWHERE = 4

@@ -10,7 +10,8 @@ from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import OUTPUT
-from loraport.engine.recipe import METHOD, Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import METHOD, Recipe
 from loraport.errors import UsageError
 from loraport.wording import count, share
 

@@ -11,7 +11,8 @@ from loraport.cli.console import Console
 from loraport.cli.entry import talking
 from loraport.cli.flags import Given, command
 from loraport.cli.plain_help import Command, Group
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, UsageError
 from loraport.settings import parse_size
 

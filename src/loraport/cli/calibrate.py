@@ -14,7 +14,8 @@ from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.outputs import output_file, warn_of_name
 from loraport.containers.names import named_path
-from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import OUTPUT, Recipe
 from loraport.errors import UsageError
 from loraport.sampling.schedule import RUNNING, SamplingSettings
 from loraport.settings import Setting, Settings

@@ -11,7 +11,8 @@ from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import NO_VALUE
 from loraport.engine.many import find_loras, holds_many
-from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import OUTPUT, Recipe
 from loraport.errors import LoraportError, UsageError
 from loraport.wording import count
 from loraport.writable import check_output

@@ -9,7 +9,8 @@ from loraport.cli.calibrate import OF_ONE, ROLES
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.comparing.settings import CLIPS, CompareSettings
-from loraport.engine.recipe import MODELS, OUTPUT, Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import MODELS, OUTPUT, Recipe
 from loraport.errors import UsageError
 from loraport.sampling.schedule import SamplingSettings
 from loraport.wording import count

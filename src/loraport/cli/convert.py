@@ -9,7 +9,8 @@ from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import OUTPUT, SourceModel
 from loraport.cli.outputs import output_file, warn_of_name
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.wording import count
 
 EXAMPLE = """Make a file that diffusers wrote load in tools that read kohya's names:

@@ -10,7 +10,8 @@ from loraport.cli.flags import Given
 from loraport.cli.outputs import warn_of_name, write_beside
 from loraport.containers.names import Expert, named_for
 from loraport.engine.experts import Experts, outputs_of, recipes_of
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.errors import UsageError
 from loraport.wording import count
 

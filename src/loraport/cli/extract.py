@@ -8,7 +8,8 @@ from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.outputs import named_file
 from loraport.cli.resize import MACHINE, Plan, ToWrite, carry
-from loraport.engine.recipe import MODELS, Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import MODELS, Recipe
 from loraport.resizing.rule import Amount
 
 EXAMPLE = """What makes a distilled model of its base, in 600 MB:

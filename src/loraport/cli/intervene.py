@@ -11,7 +11,8 @@ from loraport.cli.flags import Given, command
 from loraport.cli.options import NO_VALUE, OUTPUT
 from loraport.cli.plain_help import Command, Group
 from loraport.containers.dtypes import PlainFormat
-from loraport.engine.recipe import METHOD, Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import METHOD, Recipe
 from loraport.wording import count
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import NO_VALUE, OUTPUT
 from loraport.containers.dtypes import PlainFormat
-from loraport.engine.recipe import MODELS, Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import MODELS, Recipe
 from loraport.wording import count
 
 EXAMPLE = """Bake a LoRA into a checkpoint, at eight tenths of its strength; the checkpoint may be a folder of shards or a .pt file too:

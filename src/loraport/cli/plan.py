@@ -14,7 +14,8 @@ from loraport.cli.experts import pair_of
 from loraport.cli.flags import Given, command
 from loraport.engine.experts import Experts
 from loraport.engine.many import find_loras, holds_many
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.wording import count
 
 EXAMPLE = """What it would take, before it starts:

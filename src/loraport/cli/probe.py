@@ -10,7 +10,8 @@ from loraport.cli.compare import FILES, sampling_of
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.comparing.settings import CompareSettings
-from loraport.engine.recipe import OUTPUT, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import OUTPUT
 from loraport.errors import UsageError
 
 EXAMPLE = """The dose of a pair, and the probe that measured it:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import UsageError
 from loraport.files import read_text
 from loraport.settings import Setting, Settings, unknown_setting

@@ -10,7 +10,8 @@ from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import NO_VALUE, OUTPUT, SourceModel
 from loraport.cli.outputs import output_file, warn_of_name
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.errors import UsageError
 from loraport.resizing.rule import Amount
 from loraport.wording import count, share

@@ -12,7 +12,8 @@ from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.grid_file import merged, read_grid
 from loraport.containers.names import named_path
-from loraport.engine.recipe import METHOD, OUTPUT, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import METHOD, OUTPUT
 from loraport.errors import LoraportError, UsageError
 from loraport.sweeping.cells import Cell, Refused, cells_of
 from loraport.sweeping.grid import Grid

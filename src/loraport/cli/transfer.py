@@ -13,7 +13,8 @@ from loraport.cli.flags import Given, command
 from loraport.cli.outputs import output_file, warn_of_name, write_beside
 from loraport.engine.experts import Experts, outputs_of
 from loraport.engine.many import EXISTS, Asked, check_options, check_skip, find_loras, holds_many
-from loraport.engine.recipe import OUTPUT, Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import OUTPUT, Recipe
 from loraport.errors import Interrupted, LoraportError, UsageError
 from loraport.wording import count, share
 from loraport.writable import check_apart, check_output

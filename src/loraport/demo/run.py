@@ -19,8 +19,9 @@ from loraport.demo import words
 from loraport.demo.asked import cards_of
 from loraport.demo.clips import SHOWN, Candidate, ClipSampler
 from loraport.engine.events import Listener, Step, ignore
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
 from loraport.engine.run import run
 from loraport.errors import UsageError

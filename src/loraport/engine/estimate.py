@@ -36,9 +36,9 @@ from loraport.engine.layer_work import (
     work_of,
 )
 from loraport.engine.many_plan import LayerBatch, batches_of
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, layers_to_keep, sample_for_kinship
 from loraport.engine.rates import rates_of
-from loraport.engine.recipe import RunOptions
 from loraport.errors import FileError
 from loraport.methods import cost as costs
 from loraport.store.digests import DigestMemo

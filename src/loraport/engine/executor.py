@@ -16,7 +16,7 @@ from loraport.engine.events import Listener, ignore
 from loraport.engine.executors import make_executor
 from loraport.engine.job import Job
 from loraport.engine.known_digests import KnownDigests
-from loraport.engine.recipe import RayData, RunOptions
+from loraport.engine.options import RayData, RunOptions
 from loraport.threads import cores, set_threads_of_torch
 
 J = TypeVar("J", bound=Job)

@@ -10,9 +10,10 @@ from loraport.adapters.refusals import NO_EXPERT
 from loraport.containers.locate import expert_folders
 from loraport.containers.names import EXPERTS, Expert, expert_named, named_for
 from loraport.engine.experts import Experts
+from loraport.engine.options import RunOptions
 from loraport.engine.output import check_outputs, input_files, log_path
 from loraport.engine.plan import TransferPlan, make_plan
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.errors import Interrupted, LoraportError, MismatchError
 from loraport.models.architecture import require_same_size
 from loraport.writable import check_apart

@@ -24,9 +24,9 @@ from loraport.engine.job import LayerJob
 from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship
 from loraport.engine.nearer_expert import OTHER, distances, exchanged, nearer
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
-from loraport.engine.recipe import RunOptions
 from loraport.engine.results import SCHEMA, TransferReport
 from loraport.engine.run import Writer, carried_out
 from loraport.files import atomic_paths

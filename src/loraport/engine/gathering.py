@@ -8,9 +8,9 @@ from pathlib import Path
 from loraport.engine.events import Event, Finished, LayerDone, Listener, Warned
 from loraport.engine.keys import references
 from loraport.engine.many_plan import LayerBatch, ManyPlan
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, further_cost, rank_bound
 from loraport.engine.reading import InputReader
-from loraport.engine.recipe import RunOptions
 from loraport.engine.reporting import make_report
 from loraport.engine.results import TransferReport
 from loraport.engine.run import judge, log_machines, open_log, write_output

@@ -10,9 +10,9 @@ from loraport.engine.ahead import threads_beside
 from loraport.engine.job import LayerJob
 from loraport.engine.known_digests import KnownDigests
 from loraport.engine.layer_work import NOTHING, Have, LayerKind, MethodNeeds, after, seconds_of, work_of
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import cached_bytes
 from loraport.engine.rates import Rates
-from loraport.engine.recipe import RunOptions
 
 SMALL = 2 * 10**9
 """Bytes that are kept without asking: seconds, whatever the machine."""

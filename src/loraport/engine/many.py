@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loraport.containers.access import kind_of, list_folder
 from loraport.containers.names import named_path
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.errors import FileError, UsageError
 
 ENDINGS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".ckpt")

@@ -7,7 +7,8 @@ from loraport.engine.events import Listener, ignore
 from loraport.engine.many import EXISTS, Asked, check_options, check_skip
 from loraport.engine.many_plan import make_many_plan
 from loraport.engine.many_report import ManyReport, Outcome
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
 from loraport.errors import LoraportError
 

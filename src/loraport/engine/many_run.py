@@ -19,11 +19,11 @@ from loraport.engine.held_bases import HeldBases
 from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship
 from loraport.engine.many_plan import LayerBatch, ManyPlan, batches_of
+from loraport.engine.options import RunOptions
 from loraport.engine.output import check_outputs
 from loraport.engine.overlap import overlapped
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
-from loraport.engine.recipe import RunOptions
 from loraport.engine.results import TransferReport
 from loraport.engine.run import layers_kept, open_cache
 from loraport.engine.waiting import waiting

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from loraport.adapters.header import build_metadata, canonical_json
 from loraport.engine.inputs import input_digests
 from loraport.engine.keys import ADDED
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan
-from loraport.engine.recipe import RunOptions
 from loraport.engine.results import TransferReport
 from loraport.writable import check_apart, check_output, with_settings
 

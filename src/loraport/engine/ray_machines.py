@@ -15,8 +15,8 @@ from importlib.metadata import version
 from typing import Any
 
 from loraport.containers.references import file_identity
+from loraport.engine.options import RayData
 from loraport.engine.rates import processor_name
-from loraport.engine.recipe import RayData
 from loraport.errors import FileError
 from loraport.threads import cores
 from loraport.version import __version__

@@ -6,8 +6,9 @@ from pathlib import Path
 from loraport.adapters.added_lora import AddedLora
 from loraport.calibration import CalibrationReport, CalibrationSettings, Conditions
 from loraport.calibration.api import calibrate
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.run import run
 from loraport.evaluate.family import Family, Lora, Model
 from loraport.evaluate.tasks import Task

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loraport.engine.events import Listener, ignore
-from loraport.engine.recipe import DType, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import DType
 from loraport.models.checkpoint import open_checkpoint
 from loraport.resizing.extract import plan_extract
 from loraport.resizing.resize import plan_resize

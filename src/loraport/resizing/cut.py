@@ -21,7 +21,7 @@ from loraport.core.allotment import allot, rank_for_energy
 from loraport.core.lowrank import LowRank
 from loraport.engine.events import LayerDone, Listener, Warned
 from loraport.engine.executor import executor_for
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.engine.results import LayerReport
 from loraport.engine.run import open_cache
 from loraport.errors import MismatchError, UsageError

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.engine.events import Listener, ignore
-from loraport.engine.recipe import RunOptions
+from loraport.engine.options import RunOptions
 from loraport.sweeping.cells import cells_of
 from loraport.sweeping.grid import Grid
 from loraport.sweeping.run import SweepReport, carry_sweep

@@ -14,7 +14,8 @@ from typing import Any
 from loraport.engine.events import Event, Finished, Listener, ignore
 from loraport.engine.many import check_options
 from loraport.engine.many_plan import ManyPlan, plan_recipes
-from loraport.engine.recipe import Recipe, RunOptions
+from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
 from loraport.errors import FileError, LoraportError
 from loraport.files import reason_of

@@ -1,0 +1,103 @@
+"""How a run uses the machine: `RunOptions`. What is computed is in `recipe.py`.
+
+Nothing here can change the result: device, workers, cache and paths are the machine's business. Each field is the one
+place where its setting is defined: type, default, flag, help and documentation.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from loraport.engine.executors import NAMES as EXECUTORS
+from loraport.engine.recipe import MACHINE, OUTPUT
+from loraport.errors import UsageError, did_you_mean
+from loraport.settings import PathText, Setting, Settings, parse_size
+
+RayData = Literal["auto", "paths", "store"]
+
+
+def _executor(name: str) -> str:
+    if name not in EXECUTORS:
+        raise UsageError(
+            "unknown executor", values=name, fix=did_you_mean(name, EXECUTORS) or f"use {', '.join(EXECUTORS)}"
+        )
+    return name
+
+
+def _cache(given: str | None) -> str | None:
+    """The three words in any letters: a folder called `Off` is hardly meant, and `./Off` means it."""
+    return given.casefold() if given is not None and given.casefold() in ("auto", "on", "off") else given
+
+
+class RunOptions(Settings):
+    """How a run uses the machine. None of these can change a byte of the output. Raises UsageError."""
+
+    device: Annotated[
+        str,
+        BeforeValidator(lambda given: ",".join(given) if isinstance(given, list | tuple) else given),
+        Setting(
+            "auto, cpu, cuda (all of one kind), cuda:1, cuda:0,cuda:1 or mps.",
+            "--device", panel=MACHINE, metavar="NAME",
+        ),
+    ] = "auto"  # fmt: skip
+    workers: Annotated[
+        int | None,
+        Field(ge=1, le=10_000),
+        Setting(
+            "Layers at a time, on each device.",
+            "--workers", panel=MACHINE, metavar="N", default="by cores and memory, two on a GPU",
+        ),
+    ] = None  # fmt: skip
+    executor: Annotated[
+        str,
+        AfterValidator(_executor),
+        Setting(f"How layers run: {', '.join(EXECUTORS)}.", "--executor", panel=MACHINE, metavar="NAME"),
+    ] = "thread"
+    ray_data: Annotated[
+        RayData,
+        Setting(
+            "How machines of a Ray cluster come by tensors. paths: each reads the files. store: this command reads "
+            "them and sends what a layer needs through Ray's object store. auto: that where a machine does not see "
+            "the files.",
+            "--ray-data", panel=MACHINE, metavar="auto|paths|store",
+        ),
+    ] = "auto"  # fmt: skip
+    max_memory: Annotated[
+        Annotated[int, Field(gt=0)] | None,
+        BeforeValidator(lambda given: parse_size(given, name="--max-memory") if isinstance(given, str) else given),
+        Setting(
+            "Memory that the layers in work may take together, such as 16GB; on a GPU, what all tensors take.",
+            "--max-memory", panel=MACHINE, metavar="SIZE", default="60 % of what is free, 85 % on a GPU",
+        ),
+    ] = None  # fmt: skip
+    cache: Annotated[
+        PathText | None,
+        AfterValidator(_cache),
+        Setting(
+            "Finished layers are kept for the next run. auto: decompositions too, where the next LoRA of the pair "
+            "gains more than writing them costs. on, or a folder: always. off: nothing.",
+            "--cache", panel=MACHINE, metavar="auto|on|off|DIR",
+            default="auto, in $LORAPORT_CACHE or the user's cache folder",
+        ),
+    ] = None  # fmt: skip
+    verify_inputs: Annotated[
+        bool,
+        Setting(
+            "Hash every tensor that is used anew, instead of believing what earlier runs remembered of a file whose "
+            "size and times are still the same.",
+            "--verify-inputs", panel=MACHINE,
+        ),
+    ] = False  # fmt: skip
+    log: Annotated[
+        PathText | None,
+        Setting(
+            "The run log, one line a layer.",
+            "--log", panel=MACHINE, metavar="FILE|off", default="beside the output",
+        ),
+    ] = None  # fmt: skip
+    overwrite: Annotated[bool, Setting("Replace the output file if it exists.", "--overwrite", panel=OUTPUT)] = False
+
+    @property
+    def cache_folder(self) -> str | None:
+        """The folder that `cache` names, if it names one."""
+        return None if self.cache in ("auto", "on", "off") else self.cache
