@@ -10,7 +10,7 @@ import cost
 import counting
 import formats_page
 import steps
-from loraport.engine import plan
+from loraport.engine import job_cost
 from loraport.methods import cost as costs
 from loraport.methods import registry
 from loraport.methods.cost import Cost
@@ -133,8 +133,8 @@ def test_the_page_says_what_is_kept(shape):
 def _memory(shape: tuple[int, int], **settings: object) -> int:
     """What a plan reckons with, but for the constant."""
     method, params = registry.resolve(str(settings.get("method", "casa")))
-    way = plan._Way(method, params, method.needs(params), params.model_dump())
-    return plan._peak_bytes(way, shape, 32) - plan._SMALL_CHANGE
+    way = job_cost.ChosenMethod(method, params, method.needs(params), params.model_dump())
+    return job_cost.peak_bytes(way, shape, 32) - job_cost._SMALL_CHANGE
 
 
 @pytest.mark.parametrize("shape", [(1536, 1536), (5120, 5120), (13824, 5120), (6144, 55296)], ids=str)

@@ -15,9 +15,9 @@ import loraport
 import pico
 from loraport.engine import keeping, measuring, reading
 from loraport.engine.estimate import estimate
-from loraport.engine.keeping import worth_keeping
+from loraport.engine.keeping import layers_to_keep, worth_keeping
 from loraport.engine.options import RunOptions
-from loraport.engine.plan import layers_to_keep, make_plan
+from loraport.engine.plan import make_plan
 from loraport.engine.rates import Rates, rates_of
 from loraport.engine.recipe import Recipe
 

@@ -20,7 +20,7 @@ from loraport.containers.references import TensorRef
 from loraport.engine.ahead import room_beside, threads_beside
 from loraport.engine.executor import Slot, executor_for, in_flight
 from loraport.engine.job import LayerJob
-from loraport.engine.keeping import worth_keeping
+from loraport.engine.keeping import layers_to_keep, worth_keeping
 from loraport.engine.known_digests import KnownDigests
 from loraport.engine.layer_work import (
     NOTHING,
@@ -37,7 +37,7 @@ from loraport.engine.layer_work import (
 )
 from loraport.engine.many_plan import LayerBatch, batches_of
 from loraport.engine.options import RunOptions
-from loraport.engine.plan import TransferPlan, layers_to_keep, sample_for_kinship
+from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.rates import rates_of
 from loraport.errors import FileError
 from loraport.methods import cost as costs

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from loraport.engine.events import Event, Finished, LayerDone, Listener, Warned
+from loraport.engine.job_cost import further_cost, rank_bound
 from loraport.engine.keys import references
 from loraport.engine.many_plan import LayerBatch, ManyPlan
 from loraport.engine.options import RunOptions
-from loraport.engine.plan import TransferPlan, further_cost, rank_bound
+from loraport.engine.plan import TransferPlan
 from loraport.engine.reading import InputReader
 from loraport.engine.reporting import make_report
 from loraport.engine.results import TransferReport

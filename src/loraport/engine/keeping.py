@@ -4,14 +4,14 @@ Kept they are where that pays: what a further LoRA would save, as far as one is 
 writing costs now. Both follow from the rates of the machine. A device hides the writing behind its own work.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from loraport.engine.ahead import threads_beside
 from loraport.engine.job import LayerJob
+from loraport.engine.job_cost import cached_bytes
 from loraport.engine.known_digests import KnownDigests
 from loraport.engine.layer_work import NOTHING, Have, LayerKind, MethodNeeds, after, seconds_of, work_of
 from loraport.engine.options import RunOptions
-from loraport.engine.plan import cached_bytes
 from loraport.engine.rates import Rates
 
 SMALL = 2 * 10**9
@@ -70,3 +70,18 @@ def _pays(job: LayerJob, kind: LayerKind, rates: Rates, likely: float, beside: f
     now = seconds(Have(stores=True, keeps=True)) - seconds(Have(stores=True))
     later = seconds(Have(digests=True, stores=True)) - seconds(after(job, asked, NOTHING))
     return likely * later > now
+
+
+def layers_to_keep(jobs: Iterable[LayerJob], limit: int) -> frozenset[str]:
+    """The layers, from the first on, whose decompositions fit into `limit` bytes of cache.
+
+    Keeping them all in a cache that is too small would be worse than keeping none: by the time a run ends it has
+    thrown out what the next run asks for first.
+    """
+    kept, used = [], 0
+    for job in jobs:
+        used += cached_bytes(job)
+        if used > limit:
+            break
+        kept.append(job.name)
+    return frozenset(kept)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from loraport.engine.job import LayerJob
+from loraport.engine.job_cost import rank_bound
 from loraport.engine.keys import ADDED, basis_key, basis_role, prepared_key, references, result_key
 from loraport.engine.known_digests import KnownDigests
-from loraport.engine.plan import rank_bound
 from loraport.engine.rates import Rates
 from loraport.methods import cost as costs
 from loraport.methods import registry

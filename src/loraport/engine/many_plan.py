@@ -13,8 +13,9 @@ from loraport.adapters.dialect import check_profile
 from loraport.containers.names import Expert
 from loraport.containers.references import TensorRef
 from loraport.engine.job import Job, LayerJob
+from loraport.engine.job_cost import cached_bytes, rank_bound
 from loraport.engine.match import Pair, expert_meant, open_pair
-from loraport.engine.plan import TransferPlan, cached_bytes, make_plan, rank_bound
+from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe
 from loraport.errors import LoraportError, UsageError
 from loraport.methods import registry

@@ -13,7 +13,7 @@ from loraport.engine.accelerators import bound
 from loraport.engine.ahead import Ahead, room_beside, threads_beside
 from loraport.engine.executor import Executor, Slot
 from loraport.engine.job import LayerJob
-from loraport.engine.plan import cached_bytes
+from loraport.engine.job_cost import cached_bytes
 from loraport.engine.precision import full_precision
 from loraport.engine.worker import Worker
 from loraport.methods.cost import matrix_bytes

@@ -5,7 +5,7 @@ error before any work has begun.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,17 +17,16 @@ from loraport.adapters.dialect import SAME_AS_INPUT, check_profile, profile_of
 from loraport.adapters.loaders import loader_notes
 from loraport.adapters.passthrough import Passthrough
 from loraport.adapters.pattern import Search
-from loraport.adapters.update import LayerUpdate
 from loraport.containers.dtypes import written_as
 from loraport.engine.job import LayerJob
+from loraport.engine.job_cost import ChosenMethod, cached_bytes, cold_cost, function_bytes, peak_bytes, rank_bound
 from loraport.engine.match import Pair, open_inputs, weights_of
 from loraport.engine.rank import RankRule
 from loraport.engine.recipe import Recipe
 from loraport.engine.target import Added
 from loraport.errors import MismatchError, UsageError
-from loraport.methods import cost as costs
 from loraport.methods import registry
-from loraport.methods.base import Needs, Params, TransferMethod
+from loraport.methods.base import Needs
 from loraport.models.checkpoint import Checkpoint
 from loraport.wording import count
 
@@ -97,21 +96,6 @@ class TransferPlan:
         return sum(cached_bytes(job) for job in self.jobs)
 
 
-def layers_to_keep(jobs: Iterable[LayerJob], limit: int) -> frozenset[str]:
-    """The layers, from the first on, whose decompositions fit into `limit` bytes of cache.
-
-    Keeping them all in a cache that is too small would be worse than keeping none: by the time a run ends it has
-    thrown out what the next run asks for first.
-    """
-    kept, used = [], 0
-    for job in jobs:
-        used += cached_bytes(job)
-        if used > limit:
-            break
-        kept.append(job.name)
-    return frozenset(kept)
-
-
 def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
     """Match a recipe's files against each other and write the work orders.
 
@@ -142,8 +126,8 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
     rank = _settle_rank(recipe, adapter.max_rank, keeps=method.keeps_rank or needs == _NOTHING)
     dtype = written_as(adapter.dtype) if recipe.dtype == "same" else recipe.dtype
 
-    direct = _Way.of(*registry.resolve("direct", {}), _NOTHING)
-    ways = {"direct": direct, method.name: _Way.of(method, params, needs)}
+    direct = ChosenMethod.of(*registry.resolve("direct", {}), _NOTHING)
+    ways = {"direct": direct, method.name: ChosenMethod.of(method, params, needs)}
     expected: dict[tuple[str, tuple[int, int], int], tuple[float, int]] = {}  # of layers of one size
     jobs = []
     for name, update in adapter.layers.items():
@@ -161,7 +145,7 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
         own = {at: more for at, each in enumerate(inputs.source_added) if (more := each.update(name)) is not None}
         alike = (chosen, (m, n), hinted)
         if alike not in expected:
-            expected[alike] = _operations(way, (m, n), hinted), _peak_bytes(way, (m, n), hinted)
+            expected[alike] = cold_cost(way, (m, n), hinted), peak_bytes(way, (m, n), hinted)
         operations, peak = expected[alike]
         jobs.append(
             LayerJob(
@@ -180,7 +164,7 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
                 amount=recipe.amount if job_needs != _NOTHING else 1.0,
                 dtype=dtype,
                 cost=operations,
-                peak_bytes=peak + _function_bytes(update),
+                peak_bytes=peak + function_bytes(update),
             )
         )
     if not jobs:
@@ -241,83 +225,3 @@ def _check_layers(recipe: Recipe, names: list[str]) -> None:
         values=f"{pattern!r}; {count(len(names), 'layer')} in it, such as {', '.join(list(kinds.values())[:6])}",
         fix="give a regular expression that is found in such names, such as self_attn or ^blocks\\.0\\.",
     )
-
-
-def cached_bytes(job: LayerJob) -> int:
-    """What the method keeps of such a layer for the next LoRA."""
-    if job.source is None:
-        return 0
-    method, params = registry.resolve(job.method, job.params)
-    return method.kept_bytes(job.shape, params)
-
-
-@dataclass(frozen=True)
-class _Way:
-    """What becomes of some layers: the method of the recipe, or direct reuse.
-
-    Args:
-        method: which.
-        params: its settings.
-        needs: what it reads with them.
-        values: the settings as plain values.
-    """
-
-    method: TransferMethod[Any]
-    params: Params
-    needs: Needs
-    values: dict[str, Any]
-
-    @classmethod
-    def of(cls, method: TransferMethod[Any], params: Params, needs: Needs) -> "_Way":
-        """That of a method with settings."""
-        return cls(method, params, needs, params.model_dump(mode="json"))
-
-
-def further_cost(job: LayerJob) -> float:
-    """Operations at a layer whose weights another LoRA had read and decomposed just before."""
-    method, params = registry.resolve(job.method, job.params)
-    cost = method.cost(job.shape, max(job.update.rank, rank_bound(job)), params, True)
-    return cost.weight
-
-
-def _operations(way: _Way, shape: tuple[int, int], rank: int) -> float:
-    """Of one layer when nothing is cached."""
-    cost = way.method.cost(shape, rank, way.params, False)
-    cost += costs.thin_basis(*shape).times(way.needs.basis + way.needs.target_basis)
-    return cost.weight
-
-
-_SMALL_CHANGE = 16_000_000  # bytes a layer: buffers of the reader and of the libraries
-
-
-def _function_bytes(update: LayerUpdate) -> int:
-    """What an update that is a function of the source's weight takes besides itself: that weight, changed and not."""
-    return costs.matrix_bytes(*(update.whole or update.shape), 3) if update.weight else 0
-
-
-def _peak_bytes(way: _Way, shape: tuple[int, int], rank: int) -> int:
-    """Of one layer at its largest moment: while its weights are read and decomposed, or in the method's hands.
-
-    Both weights are in float32 from hashing on, their files' pages beside them. A decomposition adds
-    the vectors of both sides, a copy in which they are kept, and some p x p matrices of the eigenproblem.
-    """
-    m, n = shape
-    method, params, needs = way.method, way.params, way.needs
-    if needs.nothing:
-        return method.memory(shape, rank, params) + _SMALL_CHANGE
-    pair = costs.matrix_bytes(m, n, 3.5)
-    p = min(m, n)
-    decomposing = 0
-    if needs.basis or needs.target_basis:
-        decomposing = costs.matrix_bytes(m, n, 4) + costs.matrix_bytes(p, p, 6)
-    if needs.basis and needs.target_basis:
-        decomposing += costs.basis_bytes(m, n)  # the first is there while the second is found
-    return max(pair, decomposing, method.memory(shape, rank, params)) + _SMALL_CHANGE
-
-
-def rank_bound(job: LayerJob) -> int:
-    """Rank of a layer's output at most."""
-    full = min(job.shape)
-    if job.rank.kind == "fixed":
-        return min(int(job.rank.value), full) if job.source is not None else job.update.rank
-    return full

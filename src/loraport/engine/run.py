@@ -19,13 +19,14 @@ from loraport.core.lowrank import LowRank
 from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Remarked, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
-from loraport.engine.keeping import worth_keeping
+from loraport.engine.job_cost import cached_bytes
+from loraport.engine.keeping import layers_to_keep, worth_keeping
 from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship, judge_pair
 from loraport.engine.options import RunOptions
 from loraport.engine.output import check_outputs, log_path, render_output
 from loraport.engine.overlap import overlapped, room_behind
-from loraport.engine.plan import TransferPlan, cached_bytes, layers_to_keep, sample_for_kinship
+from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.rates import rates_of
 from loraport.engine.reading import InputReader
 from loraport.engine.reporting import make_report, plan_columns, plan_maps

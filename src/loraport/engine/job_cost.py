@@ -1,0 +1,90 @@
+"""What the work on one layer takes, by headers alone: operations, memory, and room in the cache."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from loraport.adapters.update import LayerUpdate
+from loraport.engine.job import LayerJob
+from loraport.methods import cost as costs
+from loraport.methods import registry
+from loraport.methods.base import Needs, Params, TransferMethod
+
+
+def cached_bytes(job: LayerJob) -> int:
+    """What the method keeps of such a layer for the next LoRA."""
+    if job.source is None:
+        return 0
+    method, params = registry.resolve(job.method, job.params)
+    return method.kept_bytes(job.shape, params)
+
+
+@dataclass(frozen=True)
+class ChosenMethod:
+    """What becomes of some layers: the method of the recipe, or direct reuse.
+
+    Args:
+        method: which.
+        params: its settings.
+        needs: what it reads with them.
+        values: the settings as plain values.
+    """
+
+    method: TransferMethod[Any]
+    params: Params
+    needs: Needs
+    values: dict[str, Any]
+
+    @classmethod
+    def of(cls, method: TransferMethod[Any], params: Params, needs: Needs) -> "ChosenMethod":
+        """That of a method with settings."""
+        return cls(method, params, needs, params.model_dump(mode="json"))
+
+
+def further_cost(job: LayerJob) -> float:
+    """Operations at a layer whose weights another LoRA had read and decomposed just before."""
+    method, params = registry.resolve(job.method, job.params)
+    cost = method.cost(job.shape, max(job.update.rank, rank_bound(job)), params, True)
+    return cost.weight
+
+
+def cold_cost(way: ChosenMethod, shape: tuple[int, int], rank: int) -> float:
+    """Operations at a layer of which nothing is in the cache."""
+    cost = way.method.cost(shape, rank, way.params, False)
+    cost += costs.thin_basis(*shape).times(way.needs.basis + way.needs.target_basis)
+    return cost.weight
+
+
+_SMALL_CHANGE = 16_000_000  # bytes a layer: buffers of the reader and of the libraries
+
+
+def function_bytes(update: LayerUpdate) -> int:
+    """Bytes besides itself of an update that is a function of the source's weight: that weight, changed and not."""
+    return costs.matrix_bytes(*(update.whole or update.shape), 3) if update.weight else 0
+
+
+def peak_bytes(way: ChosenMethod, shape: tuple[int, int], rank: int) -> int:
+    """Memory of one layer at its largest moment: while its weights are read and decomposed, or in the method's hands.
+
+    Both weights are in float32 from hashing on, their files' pages beside them. A decomposition adds
+    the vectors of both sides, a copy in which they are kept, and some p x p matrices of the eigenproblem.
+    """
+    m, n = shape
+    method, params, needs = way.method, way.params, way.needs
+    if needs.nothing:
+        return method.memory(shape, rank, params) + _SMALL_CHANGE
+    pair = costs.matrix_bytes(m, n, 3.5)
+    p = min(m, n)
+    decomposing = 0
+    if needs.basis or needs.target_basis:
+        decomposing = costs.matrix_bytes(m, n, 4) + costs.matrix_bytes(p, p, 6)
+    if needs.basis and needs.target_basis:
+        decomposing += costs.basis_bytes(m, n)  # the first is there while the second is found
+    return max(pair, decomposing, method.memory(shape, rank, params)) + _SMALL_CHANGE
+
+
+def rank_bound(job: LayerJob) -> int:
+    """Rank of a layer's output at most."""
+    full = min(job.shape)
+    if job.rank.kind == "fixed":
+        return min(int(job.rank.value), full) if job.source is not None else job.update.rank
+    return full
