@@ -104,6 +104,12 @@ class _Evil:
         return print, ("run",)
 
 
+def test_a_text_in_a_checkpoints_place_is_told(tmp_path):
+    (tmp_path / "csd.pth").write_text("hello this is a text\n")
+    with pytest.raises(FileError, match="no torch file"):
+        Csd(tmp_path / "csd.pth")
+
+
 def test_code_in_a_checkpoint_does_not_run(tmp_path, capsys):
     torch.save({"model_state_dict": _Evil()}, tmp_path / "csd.pth")
     with pytest.raises(FileError, match="cannot be read"):

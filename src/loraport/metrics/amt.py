@@ -48,7 +48,7 @@ class Amt:
         if wrong:
             raise FileError(
                 "these are not the weights of AMT-S", where=str(file),
-                values=f"{len(wrong)} of {len(wanted)}, e.g. {wrong[0]}",
+                values=f"{len(wrong)} of {len(wanted)}, e.g. {wrong[0]}, missing or of another shape",
                 fix="amt-s.pth of MCG-NKU/AMT, which VBench takes; not its larger networks, AMT-L and AMT-G",
             )  # fmt: skip
         self.state = {key: state[key].to(device) for key in wanted}

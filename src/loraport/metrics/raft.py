@@ -63,7 +63,7 @@ class Raft:
         if wrong:
             raise FileError(
                 "these are not the weights of RAFT", where=str(file),
-                values=f"{len(wrong)} of {len(wanted)}, e.g. {wrong[0]}",
+                values=f"{len(wrong)} of {len(wanted)}, e.g. {wrong[0]}, missing or of another shape",
                 fix="raft-things.pth of the authors, or raft_large_C_T_V1 of torchvision",
             )  # fmt: skip
         self.state = {key: state[key].to(device) for key in wanted}

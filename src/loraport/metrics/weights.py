@@ -62,6 +62,8 @@ def read_state(file: Path, *, keep_dtype: bool = False) -> dict[str, Tensor]:
 
 def _reason(error: Exception) -> str:
     """What torch says in its first line; of objects beside tensors, which was met first, which it says further down."""
+    if isinstance(error, LookupError):  # only a number or a letter, from inside the reader
+        return "it is no torch file, or a damaged one"
     named = re.search(r"GLOBAL (\S+)", str(error))
     if named:
         return f"it holds more than tensors: {named[1]}, of which nothing was run"
