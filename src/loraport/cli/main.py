@@ -70,6 +70,7 @@ _FILES = {
     "worth.",
     "extract": "Write the difference of two checkpoints as a LoRA, with the changes of biases and norms.",
     "merge": "Bake LoRAs into a checkpoint: the exact sum, in the checkpoint's own layout and number formats.",
+    "report": "Write the page of a transfer from its run log: what was done, the verdict, the layers with their maps.",
     "verify": "Check LoRA files: every key known, every number finite, content as the header of a transfer says.",
 }
 _MORE = {

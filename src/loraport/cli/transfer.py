@@ -55,6 +55,7 @@ Card = Annotated[
         help="Also write a model card: what was done, how to use it, licences to mind (Markdown, for one LoRA).",
     ),
 ]  # fmt: skip
+_LATER = {"page": "--report; loraport report FOLDER makes the pages afterwards", "card": "--card"}
 Beside = Mapping[str, Path]
 """What is also written about a LoRA: "page", "card" -> where."""
 
@@ -132,9 +133,12 @@ def _many(
     """Many LoRAs into one folder. One that fails does not stop the others; the first failure sets the code."""
     asked = find_loras(given.loras, folder, recursive=recursive)
     if beside:
-        flags = " and ".join({"page": "--report", "card": "--card"}[what] for what in beside)
         what = next(iter(beside))
-        raise UsageError(f"a {what} is about one LoRA", values=f"{len(asked)} LoRAs", fix=f"leave out {flags}")
+        raise UsageError(
+            f"a {what} is about one LoRA",
+            values=f"{len(asked)} LoRAs",
+            fix="leave out " + ", and ".join(_LATER[what] for what in sorted(beside)),
+        )
     run_options = given.make(RunOptions)
     from loraport.cli.progress import Progress
     from loraport.engine.many_job import carry_many

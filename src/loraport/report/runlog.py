@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from loraport.errors import FileError
+from loraport.files import reason_of
+
+_GIVE = "give the NAME.run.jsonl that a transfer wrote"
 
 
 def read_run(path: Path) -> dict[str, Any]:
@@ -18,17 +21,21 @@ def read_run(path: Path) -> dict[str, Any]:
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise FileError("the run log cannot be read", where=str(path), values=str(error)) from error
+    except UnicodeDecodeError as error:
+        raise FileError("not a run log", where=str(path), fix=_GIVE) from error
+    except OSError as error:
+        raise FileError("the run log cannot be read", where=str(path), values=reason_of(error)) from error
     events = []
     for number, line in enumerate(lines, 1):
         try:
             events.append(json.loads(line))
         except json.JSONDecodeError as error:
             if number < len(lines):
-                raise FileError("not a run log", where=f"{path}, line {number}", values=line[:80]) from error
+                raise FileError("not a run log", where=f"{path}, line {number}", values=line[:80], fix=_GIVE) from error
     if not all(isinstance(event, dict) for event in events):
-        raise FileError("not a run log", where=str(path), fix="give the .run.jsonl file of a transfer")
+        raise FileError("not a run log", where=str(path), fix=_GIVE)
+    if not any(event.get("event") == "started" for event in events):
+        raise FileError("not a run log", where=str(path), fix=_GIVE)
     report: dict[str, Any] = {
         "output": None,
         "summary": {},

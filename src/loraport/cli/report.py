@@ -1,0 +1,94 @@
+"""`loraport report`: pages of runs that are done, from their run logs."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from loraport.cli import text
+from loraport.cli.console import Console
+from loraport.cli.entry import talking
+from loraport.cli.options import OUTPUT
+from loraport.errors import UsageError
+from loraport.wording import count
+from loraport.writable import check_apart, check_output
+
+EXAMPLE = """The page of a transfer that was made without --report, beside its log:
+
+    loraport report style-fast.run.jsonl
+
+A page for each LoRA of a job on many, or for each cell of a sweep, into a folder of their own:
+
+    loraport report loras-fast/ -o pages/"""
+_LOG = ".run.jsonl"
+_PAGE = ".html"
+
+
+@talking
+def report(
+    console: Console,
+    logs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="LOG", show_default=False,
+            help="Run logs (NAME.run.jsonl), or folders: all run logs in them, at any depth.",
+        ),
+    ],
+    output: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
+        typer.Option(
+            "--output", "-o", metavar="PATH", rich_help_panel=OUTPUT, show_default="beside each log",
+            help="The page to write, ending in .html, for one log; or the folder for the pages.",
+        ),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace pages.")] = False,
+) -> None:  # fmt: skip
+    """Write the page of a transfer from its run log: what was done, the verdict, the layers with their maps."""
+    pages = _pages(logs, output)
+    check_apart(("page", page) for page in pages.values())
+    for log, page in pages.items():
+        check_output(page, [("run log", log)], overwrite=overwrite, what="page")
+    from loraport.report import read_run, write_page
+
+    found = {log: read_run(log) for log in pages}  # all before the first page: a wrong file costs nothing
+
+    lines = []
+    for log, page in pages.items():
+        write_page(page, found[log])
+        lines.append(f"{page}  ({count(len(found[log]['layers']), 'layer')}, {text.size(page.stat().st_size)})")
+        if not found[log]["summary"]:
+            console.warning(f"{log.name} is of a run that did not come to its end: the page has the layers it did")
+    console.result(*lines)
+    console.document({"pages": [str(page) for page in pages.values()]})
+
+
+def _pages(logs: list[Path], output: str | None) -> dict[Path, Path]:
+    """The run logs, and where the page of each is to be written. Of a folder they keep the paths they have in it."""
+    found: dict[Path, Path] = {}
+    for given in logs:
+        inside = sorted(given.rglob(f"*{_LOG}")) if given.is_dir() else [given]
+        if not inside:
+            raise UsageError(
+                "there is no run log in the folder",
+                where=str(given),
+                fix=f"give the folder that a transfer wrote to; its logs are called NAME{_LOG}",
+            )
+        root = given if given.is_dir() else given.parent
+        for log in inside:
+            found[log] = log.relative_to(root).with_name(_page_of(log))
+    if output is None:
+        return {log: log.with_name(_page_of(log)) for log in found}
+    if Path(output).suffix.lower() == _PAGE and not Path(output).is_dir():
+        if len(found) > 1:
+            raise UsageError(
+                "several pages need a folder to be written to", values=f"{len(found)} run logs", fix="-o FOLDER"
+            )
+        return {log: Path(output) for log in found}
+    if not (Path(output).is_dir() or output.endswith(("/", os.sep)) or len(found) > 1):
+        raise UsageError("a page ends in .html", values=output, fix=f"-o {output}{_PAGE}, or -o {output}/ for a folder")
+    return {log: Path(output) / page for log, page in found.items()}
+
+
+def _page_of(log: Path) -> str:
+    return log.name.removesuffix(_LOG) + _PAGE
