@@ -24,8 +24,12 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 @pytest.fixture
 def script(monkeypatch):
-    """A module of `training/` by name."""
+    """A module of `training/` by name, whatever other tests have imported under such names."""
     monkeypatch.syspath_prepend(str(FOLDER))
+    for path in FOLDER.glob("*.py"):
+        other = getattr(sys.modules.get(path.stem), "__file__", None)
+        if other is not None and Path(other) != path:
+            monkeypatch.delitem(sys.modules, path.stem)
     return importlib.import_module
 
 

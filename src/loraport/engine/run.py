@@ -327,7 +327,10 @@ def open_log(path: Path | None, plan: TransferPlan, options: RunOptions) -> RunL
         return None
     log = RunLog(place)
     columns, maps = [asdict(column) for column in plan_columns(plan)], [each.to_json() for each in plan_maps(plan)]
-    log.append({"event": "started", "schema": SCHEMA, "version": __version__, "columns": columns, "maps": maps})
+    order = [job.name for job in plan.jobs]  # of a report; their lines come as they are done
+    log.append(
+        {"event": "started", "schema": SCHEMA, "version": __version__, "columns": columns, "maps": maps, "order": order}
+    )
     return log
 
 

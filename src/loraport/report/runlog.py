@@ -34,7 +34,7 @@ def read_run(path: Path) -> dict[str, Any]:
                 raise FileError("not a run log", where=f"{path}, line {number}", values=line[:80], fix=_GIVE) from error
     if not all(isinstance(event, dict) for event in events):
         raise FileError("not a run log", where=str(path), fix=_GIVE)
-    if not any(event.get("event") == "started" for event in events):
+    if not any(event.get("event") in ("started", "layer", "finished", "failed") for event in events):
         raise FileError("not a run log", where=str(path), fix=_GIVE)
     report: dict[str, Any] = {
         "output": None,
@@ -46,9 +46,11 @@ def read_run(path: Path) -> dict[str, Any]:
     for event in events:
         if event.get("event") in ("started", "finished", "failed"):
             report |= {key: value for key, value in event.items() if key != "event"}
-    report["layers"] = [
+    layers = [
         {key: value for key, value in event.items() if key != "event"}
         for event in events
         if event.get("event") == "layer"
     ]
+    place = {name: at for at, name in enumerate(report.pop("order", ()))}  # missing in logs of earlier versions
+    report["layers"] = sorted(layers, key=lambda layer: place.get(layer.get("name"), 0))
     return report
