@@ -119,7 +119,7 @@ def transfer(
         }
     )
     made = make_plan(recipe)
-    from loraport.engine.run import run  # and torch, for which no refusal has waited
+    from loraport.engine.run import run  # loads torch, after all refusals
 
     return run(made, output, options or RunOptions(), on_event)
 
@@ -279,7 +279,7 @@ def transfer_experts(
     """
     outputs = None if output is None else outputs_of(Path(output))
     made = plan_experts(recipe, experts)
-    from loraport.engine.experts_run import run_experts  # and torch, for which no refusal has waited
+    from loraport.engine.experts_run import run_experts  # loads torch, after all refusals
 
     return run_experts(made, outputs, options or RunOptions(), on_event)
 

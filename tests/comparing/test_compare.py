@@ -267,10 +267,10 @@ def test_a_pipeline_that_wants_a_picture_is_refused(videos, tmp_path):
         (tmp_path / name).symlink_to(videos / "source" / name)
     (tmp_path / "model_index.json").write_text(json.dumps({**index, "_class_name": "WanImageToVideoPipeline"}), "utf-8")
     model = find_model(tmp_path, "source")
-    from loraport.comparing.opening import Place, load
+    from loraport.comparing.opening import DeviceSetup, load
 
     with pytest.raises(LoraportError, match="more than a prompt"):
-        load(model, Place.of("cpu", "auto", "none"))
+        load(model, DeviceSetup.of("cpu", "auto", "none"))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import tiny_videos
 from loraport.comparing import making_probe
 from loraport.comparing.making_probe import Inputs, outputs_for, write_probe
 from loraport.comparing.models import find_model
-from loraport.comparing.opening import Place, opened
+from loraport.comparing.opening import DeviceSetup, opened
 from loraport.comparing.probe import COLOURS, PUSH, dose
 from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
 from loraport.errors import LoraportError, NumericalError, UsageError
@@ -24,7 +24,7 @@ from networks import NETWORKS
 pytestmark = pytest.mark.filterwarnings("ignore")
 RED = PUSH * np.array(COLOURS["red"])
 PIPELINES = {"z_image": tiny_pipelines.z_image} | tiny_videos.PIPELINES | tiny_stills.PIPELINES
-CPU = Place.of("cpu", "auto", "none")
+CPU = DeviceSetup.of("cpu", "auto", "none")
 
 
 def test_the_constant_direction_is_that_of_least_squares():

@@ -54,5 +54,5 @@ def test_every_format_that_is_read_is_on_the_page():
     assert all(re.search(rf"\b{name}\b", table) for name in gguf_blocks.ERRORS)
     read = PAGE.partition("## How weights may be stored")[2].partition("Quantised weights are coarse")[0]
     assert all(re.search(rf"\b{name}\b", read) for name in gguf_blocks.ERRORS)
-    for layout in nvfp4.LAYOUTS:
-        assert all(part in read for part in (layout.program.partition(",")[0], layout.weight))
+    for packing in nvfp4.PACKINGS:
+        assert all(part in read for part in (packing.program.partition(",")[0], packing.weight))

@@ -61,7 +61,7 @@ def _cluster(*nodes: Node) -> Cluster:
 
 
 def _needs(peak_bytes: int = 100, shape=(4, 4), *nodes: Node, **limits) -> tuple[float, float, int]:
-    found = on_ray.needs_of(Layer("layer", shape, peak_bytes), _cluster(*nodes), Limits(**limits))
+    found = on_ray.resources_of(Layer("layer", shape, peak_bytes), _cluster(*nodes), Limits(**limits))
     return found.cpus, found.cards, found.memory
 
 

@@ -80,6 +80,6 @@ def analyze(
         "layers": layers,
     }
     plan = make_analysis_plan([str(lora) for lora in named], settings)
-    from loraport.analysis.run import run_analysis  # and torch, for which no refusal has waited
+    from loraport.analysis.run import run_analysis  # loads torch, after all refusals
 
     return run_analysis(plan, options, on_event)

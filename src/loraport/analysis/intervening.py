@@ -58,7 +58,7 @@ def remove_drift(
     _check_share("quantile", quantile)
     plan = make_analysis_plan([], _settings(source, target, nested_source, nested_target, architecture, expert, layers))
     record = {"intervention": "remove-drift", "quantile": quantile, "layers": layers}
-    from loraport.analysis.part_of_drift import nondominant, write  # and torch, for which no refusal has waited
+    from loraport.analysis.part_of_drift import nondominant, write  # loads torch, after all refusals
 
     part = nondominant(quantile)
     return write(plan, output, part, -1.0, record, (requantize, dequantize), options or RunOptions(), on_event)

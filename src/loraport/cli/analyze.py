@@ -77,7 +77,7 @@ def analyze(
     check_output(output, [("input", file) for file in plan.identities], overwrite=options.overwrite)
     with Progress(console) as progress:
         progress.planned(count(len(plan.jobs), "layer"))
-        from loraport.analysis.run import run_analysis  # and torch, for which no refusal has waited
+        from loraport.analysis.run import run_analysis  # loads torch, after all refusals
 
         found = run_analysis(plan, options, progress)
     if ending == ".html":

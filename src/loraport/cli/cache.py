@@ -119,7 +119,7 @@ def verify(
 ) -> None:
     """Read every entry and check its content. Exit code 5 if one is damaged."""
     root = _root(folder)
-    from loraport.store.store import Store  # and torch, for which no refusal has waited
+    from loraport.store.store import Store  # loads torch, after all refusals
 
     store = Store(root)
     checked = len(store.entries())
@@ -163,7 +163,7 @@ def warm(given: Given, console: Console) -> None:
 
     for recipe in recipes:
         plan = make_plan(recipe)
-        from loraport.engine.run import run  # and torch, for which no refusal has waited
+        from loraport.engine.run import run  # loads torch, after all refusals
 
         if plan.cache_bytes == 0:
             console.warning(

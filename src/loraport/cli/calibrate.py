@@ -119,7 +119,7 @@ def calibrate(
         if files[role] is not None:
             find_folder(files[role], role)
     open_file(named_path(files["lora"]))
-    from loraport.calibration.api import calibrate as run  # and torch, for which no refusal has waited
+    from loraport.calibration.api import calibrate as run  # loads torch, after all refusals
 
     with Progress(console) as progress:
         report = run(

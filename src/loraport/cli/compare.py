@@ -78,7 +78,7 @@ def compare(
     for each in (lora, *(transferred or ())):
         lora_file(each)
     find_sides(files["source"], files["target"], files["target_lora"], sampling["source"], sampling["target"])
-    from loraport.comparing.run import compare as run  # and torch and diffusers, for which no refusal has waited
+    from loraport.comparing.run import compare as run  # loads torch and diffusers, after all refusals
 
     with Progress(console) as progress:
         report = run(

@@ -34,7 +34,7 @@ def demo(
 
     cards_of(lora, target)
     registry.resolve(method)
-    from loraport.demo.run import run_demo  # and torch and diffusers, for which no refusal has waited
+    from loraport.demo.run import run_demo  # loads torch and diffusers, after all refusals
 
     with Progress(console) as progress:
         done = run_demo(output, lora=lora, target=target, method=method, seed=seed, on_event=progress)

@@ -85,7 +85,7 @@ def evaluate(
     need_diffusers()
     rows = chosen(method or [], quick=quick, calibrated=calibrated, held_out=held_out)
     members = open_family(family).pick(tuple(target or ()), tuple(lora or ()))
-    from loraport.evaluate import tables  # and torch and diffusers, for which no refusal has waited
+    from loraport.evaluate import tables  # loads torch and diffusers, after all refusals
     from loraport.evaluate.clips import Scale
     from loraport.evaluate.evidence import FULL, QUICK, make_evidence
     from loraport.evaluate.judge import open_judge

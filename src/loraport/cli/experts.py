@@ -77,7 +77,7 @@ def carry_experts(
             check_output(file, inputs, overwrite=options.overwrite, what=what)
         check_apart([*(("output", file) for file in outputs.values()), *named])
         progress.planned(count(sum(len(one.jobs) for one in plan.plans.values()), "layer"))
-        from loraport.engine.experts_run import run_experts  # and torch, for which no refusal has waited
+        from loraport.engine.experts_run import run_experts  # loads torch, after all refusals
 
         report = run_experts(plan, outputs, options, progress)
     from loraport.cli.summary import show_report

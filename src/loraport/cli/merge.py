@@ -119,7 +119,7 @@ def merge(
     ready.placed(output, overwrite=overwrite)
     with Progress(console) as progress:
         progress.planned(count(len(ready.tensors), "tensor"))
-        from loraport.merging.run import run_merge  # and torch, for which no refusal has waited
+        from loraport.merging.run import run_merge  # loads torch, after all refusals
 
         done = run_merge(ready, output, overwrite=overwrite, on_event=progress)
     size = sum(file.stat().st_size for file in done.files)

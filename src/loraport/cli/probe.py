@@ -54,7 +54,7 @@ def probe(
     from loraport.comparing.sides import find_sides
 
     find_sides(files["source"], files["target"], files["target_lora"], sampling["source"], sampling["target"])
-    from loraport.comparing.probe import PROMPT  # and torch and diffusers, for which no refusal has waited
+    from loraport.comparing.probe import PROMPT  # loads torch and diffusers, after all refusals
     from loraport.comparing.probe import probe as run
 
     with Progress(console) as progress:

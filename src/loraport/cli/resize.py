@@ -106,7 +106,7 @@ def carry(
     task.check_output(output, overwrite=options.overwrite)
     with Progress(console) as progress:
         progress.planned(count(len(task.jobs), "weight"))
-        from loraport.resizing.cut import carry_out  # and torch, for which no refusal has waited
+        from loraport.resizing.cut import carry_out  # loads torch, after all refusals
 
         done = carry_out(task, amount, output, options, progress)
     show(done, {"resize": "resized", "extract": "extracted"}[task.what], console)

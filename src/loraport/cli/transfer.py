@@ -116,7 +116,7 @@ def _transfer(
             check_output(file, [*input_files(plan), *given.read()], overwrite=run_options.overwrite, what=what)
         check_apart([("output", path), *beside.items()])
         progress.planned(count(len(plan.jobs), "layer"))
-        from loraport.engine.run import run  # and torch, for which no refusal has waited
+        from loraport.engine.run import run  # loads torch, after all refusals
 
         report = run(plan, path, run_options, progress)
     from loraport.cli.summary import show_report

@@ -27,7 +27,7 @@ else:
 
 
 @dataclass(frozen=True)
-class Place:
+class DeviceSetup:
     """Where a model runs, and how it is kept.
 
     Attributes:
@@ -41,7 +41,7 @@ class Place:
     offload: str = "none"
 
     @classmethod
-    def of(cls, device: str, precision: str, offload: str) -> "Place":
+    def of(cls, device: str, precision: str, offload: str) -> "DeviceSetup":
         """From what the user says. Raises UsageError."""
         if device == "auto":
             mps = torch.backends.mps.is_available()
@@ -59,7 +59,7 @@ class Place:
         return cls(found, getattr(torch, precision), offload)
 
 
-def load(model: Model, place: Place) -> Pipeline:
+def load(model: Model, place: DeviceSetup) -> Pipeline:
     """Load the pipeline.
 
     Raises:
@@ -96,7 +96,7 @@ def load(model: Model, place: Place) -> Pipeline:
 
 
 @contextlib.contextmanager
-def opened(model: Model, place: Place) -> Iterator[Pipeline]:
+def opened(model: Model, place: DeviceSetup) -> Iterator[Pipeline]:
     """The pipeline inside a `with` block; afterwards its memory is free again."""
     held = [load(model, place)]
     try:
@@ -157,7 +157,7 @@ def _quiet() -> Iterator[None]:
             library.enable_progress_bar()
 
 
-def _place(pipeline: Any, place: Place) -> None:
+def _place(pipeline: Any, place: DeviceSetup) -> None:
     if place.offload == "model":
         pipeline.enable_model_cpu_offload(device=place.device)
     elif place.offload == "sequential":

@@ -14,7 +14,7 @@ from jaxtyping import UInt8
 
 from loraport.adapters.added_lora import AddedLora, added_loras
 from loraport.comparing.making_probe import inputs_of, outputs_for, write_probe
-from loraport.comparing.opening import Place, opened
+from loraport.comparing.opening import DeviceSetup, opened
 from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
 from loraport.comparing.settings import CompareSettings
 from loraport.comparing.sides import find_sides
@@ -108,7 +108,7 @@ def probe(
         raise UsageError("there is no such colour for a probe", values=colour, fix=", ".join(COLOURS))
     chosen, file = settings or CompareSettings(), Path(output)
     check_output(file, [], overwrite=overwrite)
-    place = Place.of(device, chosen.precision, chosen.offload)
+    place = DeviceSetup.of(device, chosen.precision, chosen.offload)
     sides = find_sides(source, target, added_loras(target_lora), source_sampling, target_sampling)
     sides["target"].tell(on_event)
     settled, distillation = sides["target"].settings, sides["target"].distillation

@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from loraport.adapters.added_lora import AddedLora, added_loras
 from loraport.comparing.clips import ClipFolder, file_digest, short
-from loraport.comparing.opening import Place, opened
+from loraport.comparing.opening import DeviceSetup, opened
 from loraport.comparing.page import write_compare_page
 from loraport.comparing.rendering import Shot, made_of, render, set_sampling, with_loras
 from loraport.comparing.report import CompareReport
@@ -72,7 +72,7 @@ def compare(
     others = [transferred] if isinstance(transferred, str | Path) else transferred
     files = [lora_file(each) for each in (lora, *others)]
     variants = list_variants(files[0], files[1:], settings.strengths, source_alone=settings.source_alone)
-    place = Place.of(device, settings.precision, settings.offload)
+    place = DeviceSetup.of(device, settings.precision, settings.offload)
     sides = find_sides(source, target, added_loras(target_lora), source_sampling, target_sampling)
     sides["target"].tell(on_event)
     weights = Weights(**{name: None if path is None else Path(path) for name, path in settings.weights().items()})

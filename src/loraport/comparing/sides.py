@@ -16,7 +16,7 @@ from loraport.errors import FileError, UsageError
 from loraport.sampling.schedule import SamplingSettings
 
 if TYPE_CHECKING:
-    from loraport.comparing.opening import Place
+    from loraport.comparing.opening import DeviceSetup
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Side:
         """As the user named it."""
         return " + ".join([self.model.name, *(f"{one.file} at {one.strength:g}" for one in self.distillation)])
 
-    def digest(self, place: "Place") -> str:
+    def digest(self, place: "DeviceSetup") -> str:
         """Of its files, and of all that runs it alike."""
         from loraport.comparing.clips import file_digest, model_digest, short  # and numpy
 

@@ -77,7 +77,7 @@ def _more(side: Checkpoint, other: Checkpoint) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightPair:
     """The two weights of a layer; `target` is None where distillation LoRAs make the target of the source."""
 
     source: TensorRef
@@ -227,7 +227,7 @@ def _files(*inputs: Checkpoint | LoraAdapter | None) -> set[Path]:
     return found
 
 
-def weights_of(name: str, update: LayerUpdate, inputs: Inputs, recipe: Recipe) -> Weights | None:
+def weights_of(name: str, update: LayerUpdate, inputs: Inputs, recipe: Recipe) -> WeightPair | None:
     """The layer's two weights; None when one is missing and the recipe allows that.
 
     Raises:
@@ -254,7 +254,7 @@ def weights_of(name: str, update: LayerUpdate, inputs: Inputs, recipe: Recipe) -
                 fix="use the checkpoint of the size that the LoRA was trained on",
             )
         found[role] = ref
-    return Weights(found["source"], found.get("target"))
+    return WeightPair(found["source"], found.get("target"))
 
 
 def _size(shape: tuple[int, ...]) -> str:

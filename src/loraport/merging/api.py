@@ -72,6 +72,6 @@ def merge(
         requantize=requantize,
         dequantize=dequantize,
     )
-    from loraport.merging.run import run_merge  # and torch, for which no refusal has waited
+    from loraport.merging.run import run_merge  # loads torch, after all refusals
 
     return run_merge(plan, output, overwrite=overwrite, on_event=on_event)

@@ -61,7 +61,7 @@ class MatchedGain(base.TransferMethod[MatchedGainParams]):
 
     def transfer(self, inputs: base.LayerInputs, params: MatchedGainParams) -> base.LayerOutput:
         """Products with the update's own r singular pairs only."""
-        from loraport.methods import matched_gain_steps  # brings torch along, of which nothing above has need
+        from loraport.methods import matched_gain_steps  # loads torch
 
         return matched_gain_steps.transfer(inputs, params)
 

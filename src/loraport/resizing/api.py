@@ -74,7 +74,7 @@ def resize(
         scale=scale,
         architecture=architecture,
     )
-    from loraport.resizing.cut import carry_out  # and torch, for which no refusal has waited
+    from loraport.resizing.cut import carry_out  # loads torch, after all refusals
 
     return carry_out(task, amount, Path(output), options or RunOptions(), on_event)
 
@@ -134,6 +134,6 @@ def extract(
         dtype=dtype,
         drop=drop,
     )
-    from loraport.resizing.cut import carry_out  # and torch, for which no refusal has waited
+    from loraport.resizing.cut import carry_out  # loads torch, after all refusals
 
     return carry_out(task, amount, Path(output), options or RunOptions(), on_event)

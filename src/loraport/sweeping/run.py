@@ -187,7 +187,7 @@ def _carry(
     index.write()
     try:
         if plan.many.plans:
-            from loraport.engine.many_run import run_many  # and torch, for which no refusal has waited
+            from loraport.engine.many_run import run_many  # loads torch, after all refusals
 
             found = run_many(plan.many, outputs, folder, options, listen, also=read, replaced=begun)
             for number, outcome in found.items():

@@ -26,7 +26,7 @@ _BESIDE = ("input_scale", "input_global_scale", "input_absmax")  # of no use her
 
 
 @dataclass(frozen=True)
-class Layout:
+class Packing:
     """One program's way of writing nvfp4.
 
     Args:
@@ -51,68 +51,68 @@ class Layout:
         return "nvfp4" if self == COMFYUI else f"nvfp4 of {self.program}"
 
     def marks(self, module: str, group: Group) -> bool:
-        """Whether a module has the tensors that only this layout has."""
+        """Whether a module has the tensors that only this packing has."""
         return all(f"{module}.{part}" in group for part in (self.weight, *dict(self.factors)))
 
 
-COMFYUI = Layout("ComfyUI", "weight", (("weight_scale_2", 1),), low_first=False, inputs="pre_quant_scale")
-LAYOUTS = (
+COMFYUI = Packing("ComfyUI", "weight", (("weight_scale_2", 1),), low_first=False, inputs="pre_quant_scale")
+PACKINGS = (
     COMFYUI,
     # 2688 over the largest number; of a calibrated file, 1 over the product of two other scalars
-    Layout("LightX2V", "weight", (("weight_global_scale", -1),)),
-    Layout("LightX2V, calibrated", "weight", (("alpha", 1), ("input_global_scale", 1))),
-    Layout("compressed-tensors", "weight_packed", (("weight_global_scale", -1),), tiled=False),
+    Packing("LightX2V", "weight", (("weight_global_scale", -1),)),
+    Packing("LightX2V, calibrated", "weight", (("alpha", 1), ("input_global_scale", 1))),
+    Packing("compressed-tensors", "weight_packed", (("weight_global_scale", -1),), tiled=False),
 )
 
 
 def is_nvfp4(module: str, group: Group) -> bool:
-    """Whether a module has the tensors of some layout of nvfp4."""
-    return any(layout.marks(module, group) for layout in LAYOUTS)
+    """Whether a module has the tensors of some packing of nvfp4."""
+    return any(packing.marks(module, group) for packing in PACKINGS)
 
 
 class Nvfp4:
     """A weight as one program writes it."""
 
-    def __init__(self, layout: Layout):
-        self.layout = layout
-        self.name = layout.name
+    def __init__(self, packing: Packing):
+        self.packing = packing
+        self.name = packing.name
 
     def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
-        """Every weight that has the tensors of this layout; ComfyUI's where its settings say so too."""
-        layout, claim = self.layout, Claim()
-        called = modules_called("nvfp4", settings, group) if layout == COMFYUI else {}
-        mark = f".{layout.factors[0][0]}"
+        """Every weight that has the tensors of this packing; ComfyUI's where its settings say so too."""
+        packing, claim = self.packing, Claim()
+        called = modules_called("nvfp4", settings, group) if packing == COMFYUI else {}
+        mark = f".{packing.factors[0][0]}"
         marked = [key.removesuffix(mark) for key in group if key.endswith(mark)]
         for module in {**called, **dict.fromkeys(marked)}:
-            if layout != COMFYUI and not layout.marks(module, group):
+            if packing != COMFYUI and not packing.marks(module, group):
                 continue
-            if layout == COMFYUI and module not in called:
+            if packing == COMFYUI and module not in called:
                 some = group.get(f"{module}.weight") or group[module + mark]
                 claim.weights[f"{module}.weight"] = logical(some, "nvfp4 without ComfyUI's settings", {})
             else:
                 claim.weights[f"{module}.weight"] = self._weight(module, group)
-            parts = ("weight", layout.weight, "weight_scale", *dict(layout.factors), layout.inputs, *_BESIDE)
+            parts = ("weight", packing.weight, "weight_scale", *dict(packing.factors), packing.inputs, *_BESIDE)
             claim.used.update({f"{module}.{part}" for part in parts} & group.keys())
         return claim
 
     def _weight(self, module: str, group: Group) -> TensorRef:
-        weight, scale = group[f"{module}.{self.layout.weight}"], group.get(f"{module}.weight_scale")
-        factors = {part: ref for part, _ in self.layout.factors if (ref := group.get(f"{module}.{part}"))}
-        inputs = group.get(f"{module}.{self.layout.inputs}")
+        weight, scale = group[f"{module}.{self.packing.weight}"], group.get(f"{module}.weight_scale")
+        factors = {part: ref for part, _ in self.packing.factors if (ref := group.get(f"{module}.{part}"))}
+        inputs = group.get(f"{module}.{self.packing.inputs}")
         shape = (weight.shape[0], 2 * weight.shape[1]) if len(weight.shape) == 2 else ()
         if (
             weight.dtype != "U8"
             or not self._fits(shape, scale)
-            or [ref.dtype for ref in factors.values() if prod(ref.shape) == 1] != ["F32"] * len(self.layout.factors)
+            or [ref.dtype for ref in factors.values() if prod(ref.shape) == 1] != ["F32"] * len(self.packing.factors)
             or (inputs is not None and inputs.shape != shape[1:])
         ):
-            return logical(weight, f"nvfp4 with other scales than {self.layout.program}'s", {})
+            return logical(weight, f"nvfp4 with other scales than {self.packing.program}'s", {})
         assert scale is not None
         companions = {"scale": logical(scale, SmallFloats.name, {}) if scale.dtype == "U8" else scale, **factors}
         return logical(weight, self.name, companions | ({} if inputs is None else {"inputs": inputs}), shape)
 
     def _fits(self, shape: tuple[int, ...], scale: TensorRef | None) -> bool:
-        if self.layout.tiled:
+        if self.packing.tiled:
             return fits_tiles(shape, BLOCK, scale, ("U8", "F8_E4M3"))
         return (
             scale is not None

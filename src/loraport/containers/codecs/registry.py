@@ -6,7 +6,7 @@ from loraport.containers.codecs.base import Codec
 from loraport.containers.codecs.block_scales import Exponents, Mxfp8, SmallFloats
 from loraport.containers.codecs.gguf_blocks import GgufBlocks
 from loraport.containers.codecs.int8 import GROUPS, Int4Rotated, Int8, Int8Rotated
-from loraport.containers.codecs.nvfp4 import LAYOUTS, Nvfp4
+from loraport.containers.codecs.nvfp4 import PACKINGS, Nvfp4
 from loraport.containers.codecs.raw import Raw
 from loraport.containers.codecs.refused import Refused
 from loraport.containers.codecs.scaled_fp8 import ScaledFp8
@@ -24,7 +24,7 @@ CODECS: tuple[Codec, ...] = (
     *map(Int8Rotated, GROUPS),
     *map(Int4Rotated, GROUPS),
     Mxfp8(),
-    *map(Nvfp4, LAYOUTS),
+    *map(Nvfp4, PACKINGS),
     Exponents(),
     SmallFloats(),
     ScaledFp8(),

@@ -1,4 +1,4 @@
-"""nvfp4 in any of its layouts (`codecs/nvfp4.py`), as numbers."""
+"""nvfp4 in any of its packings (`codecs/nvfp4.py`), as numbers."""
 
 from collections.abc import Mapping
 
@@ -23,14 +23,14 @@ def nvfp4(
     """number * scale of its block * scale of the tensor, and of its input where there is one, in float32."""
     numbers = torch.tensor([*_E2M1, *(-number for number in _E2M1)])
     weight = torch.empty(ref.shape)
-    low = 0 if codec.layout.low_first else 1
+    low = 0 if codec.packing.low_first else 1
     rows = max(_CHUNK // max(ref.shape[1], 1), 1)
     for part, packed in zip(weight.split(rows), stored.split(rows), strict=True):
         part[:, low::2] = numbers[(packed & 15).int()]
         part[:, 1 - low :: 2] = numbers[(packed >> 4).int()]
     blocks = companions["scale"]
-    scale = untiled(blocks, ref, BLOCK) if codec.layout.tiled else rows_of(blocks, ref)
-    for part, power in codec.layout.factors:
+    scale = untiled(blocks, ref, BLOCK) if codec.packing.tiled else rows_of(blocks, ref)
+    for part, power in codec.packing.factors:
         factor = companions[part].reshape(())
         if factor < 0 or (factor == 0 and (power < 0 or bool(weight.any()))):
             raise odd_scale(ref, float(factor))

@@ -18,7 +18,7 @@ from loraport.engine.events import Warned
 from loraport.engine.executor import J, Limits, Result, Slot, Work, files_read, local_slots, threads_for
 from loraport.engine.ray_cluster import Cluster, announce, check_usable, connected, survey
 from loraport.engine.ray_machines import NODE_ID, SEES_ALL_CARDS, Node
-from loraport.engine.ray_needs import needs_of, slots_of
+from loraport.engine.ray_resources import resources_of, slots_of
 from loraport.engine.ray_task import SAID_SECONDS, Begun, Home, in_task
 from loraport.errors import FileError
 
@@ -214,10 +214,10 @@ class _Tasks:
             ) from error
 
     def _begin(self, layer: _Layer, parcel: Any) -> None:
-        needs = needs_of(layer.job, self._cluster, self._limits)
+        taken = resources_of(layer.job, self._cluster, self._limits)
         threads = threads_for(layer.job, self._cluster.cores)
-        slot = Slot("cuda" if needs.cards else "cpu", threads, layer.job.peak_bytes)
-        asked = {"num_cpus": needs.cpus, "num_gpus": needs.cards, "memory": needs.memory}
+        slot = Slot("cuda" if taken.cards else "cpu", threads, layer.job.peak_bytes)
+        asked = {"num_cpus": taken.cpus, "num_gpus": taken.cards, "memory": taken.memory}
         where = {NODE_ID: f"in({','.join(node.id for node in layer.way.nodes)})"}
         task = self._task.options(**self._always, **asked, label_selector=where)
         home = Home(os.getcwd(), self._cluster.here)

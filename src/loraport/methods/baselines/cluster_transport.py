@@ -46,7 +46,7 @@ class ClusterTransport(base.TransferMethod[ClusterTransportParams]):
     def transfer(self, inputs: base.LayerInputs, params: ClusterTransportParams) -> base.LayerOutput:
         """A small polar decomposition a cluster; the factors' rank does not change."""
         from loraport.methods.baselines import (
-            cluster_transport_steps,  # brings torch along, of which nothing above has need
+            cluster_transport_steps,  # loads torch
         )
 
         return cluster_transport_steps.transfer(inputs, params)

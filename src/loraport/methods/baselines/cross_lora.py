@@ -38,7 +38,7 @@ class CrossLora(base.TransferMethod[CrossLoraParams]):
 
     def transfer(self, inputs: base.LayerInputs, params: CrossLoraParams) -> base.LayerOutput:
         """Two projections of thin factors."""
-        from loraport.core.lowrank import LowRank  # and torch, of which nothing above has need
+        from loraport.core.lowrank import LowRank  # loads torch
         from loraport.core.operators import cosine
 
         target, update = inputs.require_target_basis(), inputs.update

@@ -57,7 +57,7 @@ class MaskedRestore(base.TransferMethod[MaskedRestoreParams]):
     def transfer(self, inputs: base.LayerInputs, params: MaskedRestoreParams) -> base.LayerOutput:
         """Casa's share of the drift undone in other places."""
         from loraport.methods.baselines import (
-            masked_restore_steps,  # brings torch along, of which nothing above has need
+            masked_restore_steps,  # loads torch
         )
 
         return masked_restore_steps.transfer(inputs, params)

@@ -37,7 +37,7 @@ class OrthogonalShift(base.TransferMethod[OrthogonalShiftParams]):
 
     def transfer(self, inputs: base.LayerInputs, params: OrthogonalShiftParams) -> base.LayerOutput:
         """One inner product of matrices."""
-        from loraport.core.operators import inner  # and torch, of which nothing above has need
+        from loraport.core.operators import inner  # loads torch
 
         drift = inputs.require_drift()
         square = drift.norm() ** 2

@@ -39,7 +39,7 @@ class ProLora(base.TransferMethod[ProLoraParams]):
 
     def transfer(self, inputs: base.LayerInputs, params: ProLoraParams) -> base.LayerOutput:
         """Four products with thin matrices; rank r, or 2 r without the mixed terms."""
-        from loraport.methods.baselines import prolora_steps  # brings torch along, of which nothing above has need
+        from loraport.methods.baselines import prolora_steps  # loads torch
 
         return prolora_steps.transfer(inputs, params)
 

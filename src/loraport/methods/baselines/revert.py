@@ -39,7 +39,7 @@ class Revert(base.TransferMethod[RevertParams]):
 
     def transfer(self, inputs: base.LayerInputs, params: RevertParams) -> base.LayerOutput:
         """Casa's update less the LoRA's."""
-        from loraport.core.lowrank import LowRank  # and torch, of which nothing above has need
+        from loraport.core.lowrank import LowRank  # loads torch
         from loraport.core.operators import DenseOperator
 
         output = Casa().transfer(inputs, _as_casa(params))

@@ -44,7 +44,7 @@ class SubspaceRestore(base.TransferMethod[SubspaceRestoreParams]):
     def transfer(self, inputs: base.LayerInputs, params: SubspaceRestoreParams) -> base.LayerOutput:
         """Two thin products with the drift."""
         from loraport.methods.baselines import (
-            subspace_restore_steps,  # brings torch along, of which nothing above has need
+            subspace_restore_steps,  # loads torch
         )
 
         return subspace_restore_steps.transfer(inputs, params)

@@ -42,7 +42,7 @@ class UniformShrink(base.TransferMethod[UniformShrinkParams]):
 
     def transfer(self, inputs: base.LayerInputs, params: UniformShrinkParams) -> base.LayerOutput:
         """The update less a share of the drift."""
-        from loraport.core.operators import cosine  # brings torch along, of which nothing above has need
+        from loraport.core.operators import cosine  # loads torch
 
         new = without_drift(inputs.update.scaled(params.strength), inputs.require_drift(), params.share)
         return base.LayerOutput(new, {"cosine": cosine(inputs.update, new)}, inputs.update)

@@ -132,7 +132,7 @@ class Casa(base.TransferMethod[CasaParams]):
 
     def prepare(self, inputs: base.LayerInputs, params: CasaParams) -> "dict[str, Tensor]":
         """The routing of the drift."""
-        from loraport.methods.casa import steps  # brings torch along, of which nothing above has need
+        from loraport.methods.casa import steps  # loads torch
 
         return steps.prepare(inputs, params)
 

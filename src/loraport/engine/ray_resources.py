@@ -24,7 +24,7 @@ def slots_of(cluster: Cluster, limits: Limits) -> list[Slot]:
 
 
 @dataclass(frozen=True)
-class Needs:
+class Resources:
     """What a layer takes of a machine, by which Ray finds one for it.
 
     Attributes:
@@ -38,7 +38,7 @@ class Needs:
     memory: int
 
 
-def needs_of(job: J, cluster: Cluster, limits: Limits) -> Needs:
+def resources_of(job: J, cluster: Cluster, limits: Limits) -> Resources:
     """What to ask for, so that as many layers share a machine as `limits` and its memory allow, and no more.
 
     Args:
@@ -52,13 +52,13 @@ def needs_of(job: J, cluster: Cluster, limits: Limits) -> Needs:
         scale = largest / _allowed(largest, limits)  # a smaller limit fills the machine sooner
         memory = min(math.ceil(job.peak_bytes * scale), largest)
         count = 1 if job.wide else limits.workers or max(int(cpus), 1)
-        return Needs(_share(cpus, count), 0, memory)
+        return Resources(_share(cpus, count), 0, memory)
     cards = max(node.cards for node in cluster.nodes)
     room = min(_allowed(node.card_bytes, limits) for node in cluster.nodes)
     count = 1 if job.wide else limits.workers or ON_ACCELERATOR
     part = min(max(_floor(1 / count), math.ceil(_FINEST * job.peak_bytes / max(room, 1)) / _FINEST), 1.0)
     own = cpus / cards if job.wide else min(cpus / cards / count, 1.0)
-    return Needs(float(int(own)) if own >= 1 else _floor(own), part, min(job.peak_bytes, largest))
+    return Resources(float(int(own)) if own >= 1 else _floor(own), part, min(job.peak_bytes, largest))
 
 
 def _allowed(memory: int, limits: Limits) -> int:
