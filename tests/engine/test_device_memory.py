@@ -22,7 +22,8 @@ from loraport.engine.job import LayerJob
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe
-from loraport.engine.run import open_cache, run
+from loraport.engine.run import run
+from loraport.engine.run_cache import open_cache
 from loraport.engine.worker import LayerResult, Worker
 from loraport.errors import NumericalError
 from loraport.methods.casa import arbitration, clusters

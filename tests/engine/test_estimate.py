@@ -217,7 +217,7 @@ def test_what_a_run_has_read_itself_is_no_sign_of_an_earlier_one(files, tmp_path
     monkeypatch.setenv("LORAPORT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(keeping, "SMALL", 0)
     monkeypatch.setattr(keeping, "_paying", take)
-    monkeypatch.setattr("loraport.engine.run.rates_of", lambda device, root: RATES)
+    monkeypatch.setattr("loraport.engine.run_cache.rates_of", lambda device, root: RATES)
     save_file(pico.lora(9), files.folder / "second.safetensors")
     time.sleep(2 * reading._CLOCK_NS / 1e9)
     for lora in (files.lora, files.folder / "second.safetensors"):

@@ -24,7 +24,7 @@ from loraport.engine.keys import references
 from loraport.engine.layer import load_layer
 from loraport.engine.options import RunOptions
 from loraport.engine.reading import InputReader
-from loraport.engine.run import kept_layers, open_cache
+from loraport.engine.run_cache import kept_layers, open_cache
 from loraport.merging.changes import Change, Term, as_stored, gone_with
 from loraport.merging.plan import MergePlan, whole_tensors
 from loraport.merging.run import MergeReport, run_merge

@@ -26,7 +26,7 @@ from loraport.engine.layer import load_layer
 from loraport.engine.options import RunOptions
 from loraport.engine.reading import InputReader
 from loraport.engine.results import InputFile, LayerReport
-from loraport.engine.run import kept_layers, open_cache
+from loraport.engine.run_cache import kept_layers, open_cache
 from loraport.errors import FileError
 from loraport.methods import registry
 from loraport.methods.casa.routing import DriftRouting

@@ -23,7 +23,8 @@ from loraport.calibration.settings import CalibrationSettings
 from loraport.engine.options import RunOptions
 from loraport.engine.output import check_outputs
 from loraport.engine.recipe import Recipe
-from loraport.engine.run import open_cache, run
+from loraport.engine.run import run
+from loraport.engine.run_cache import open_cache
 from loraport.errors import UsageError
 from loraport.sampling.denoiser import Conditions, Runnable
 from loraport.sampling.pipelines import Model, as_runnable

@@ -25,7 +25,7 @@ from loraport.engine.overlap import overlapped
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.results import TransferReport
-from loraport.engine.run import layers_kept, open_cache
+from loraport.engine.run_cache import layers_kept, open_cache
 from loraport.engine.waiting import waiting
 from loraport.engine.worker import InHand, LayerResult, Worker
 from loraport.errors import LoraportError

@@ -23,7 +23,7 @@ from loraport.engine.events import LayerDone, Listener, Warned
 from loraport.engine.executor import executor_for
 from loraport.engine.options import RunOptions
 from loraport.engine.results import LayerReport
-from loraport.engine.run import open_cache
+from loraport.engine.run_cache import open_cache
 from loraport.errors import MismatchError, UsageError
 from loraport.resizing.job import WeightJob
 from loraport.resizing.rule import Amount
