@@ -65,7 +65,7 @@ MANY_TAIL = '''
     """
 '''
 BODY = """    made = make_plan(recipe)
-    from loraport.engine.run import run  # and torch, for which no refusal has waited
+    from loraport.engine.run import run  # loads torch, after all refusals
 
     return run(made, output, options or RunOptions(), on_event)
 """

@@ -83,6 +83,10 @@ REFUSED = {
         "intervene remove-drift --source {source} --target zoo:dmd -o {new}",
         "convert zoo:outline --model {source} -o {new}", "resize zoo:outline --rank 2 --model {source} -o {new}",
     ),
+    "unknown device": (
+        f"transfer {{lora}} {FITS} -o {{new}} --device gpu", f"analyze {FITS} -o {{page}} --device gpu",
+        "extract --source {source} --target {target} --rank 2 -o {new} --device cuda:0,mps:1",
+    ),
     "was not made from": ("demo --target source",),
     "no output profile": ("convert {lora} --to no -o {new}", f"transfer {{lora}} {FITS} --to no -o {{new}}"),
     "family has no": ("evaluate --target no", "evaluate --lora no"),

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from loraport.engine.devices import named_devices
 from loraport.engine.executors import NAMES as EXECUTORS
 from loraport.engine.recipe import MACHINE, OUTPUT
 from loraport.errors import UsageError, did_you_mean
@@ -29,12 +30,18 @@ def _cache(given: str | None) -> str | None:
     return given.casefold() if given is not None and given.casefold() in ("auto", "on", "off") else given
 
 
+def _device(text: str) -> str:
+    named_devices(text)  # a name that is none is refused before anything is read
+    return text
+
+
 class RunOptions(Settings):
     """How a run uses the machine. None of these can change a byte of the output. Raises UsageError."""
 
     device: Annotated[
         str,
         BeforeValidator(lambda given: ",".join(given) if isinstance(given, list | tuple) else given),
+        AfterValidator(_device),
         Setting(
             "auto, cpu, cuda (all of one kind), cuda:1, cuda:0,cuda:1 or mps.",
             "--device", panel=MACHINE, metavar="NAME",

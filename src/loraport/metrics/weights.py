@@ -41,7 +41,8 @@ def read_state(file: Path, *, keep_dtype: bool = False) -> dict[str, Tensor]:
         FileError: no such file, a damaged one, or one that holds more than tensors and plain values.
     """
     if not file.is_file():
-        raise FileError("there is no such file of weights", where=str(file))
+        what = "a folder was given where weights are one file" if file.is_dir() else "there is no such file of weights"
+        raise FileError(what, where=str(file), fix="give the path of the .pth or .safetensors file")
     try:
         held: Any = load_file(file) if file.suffix == ".safetensors" else _restricted(file)
     except (SafetensorError, OSError, pickle.UnpicklingError, *BROKEN) as error:
