@@ -9,7 +9,7 @@ import gc
 
 
 def leave_out() -> None:
-    """Collect nothing until `begin`, and nothing at the end, when the process goes anyway. Of a process of our own."""
+    """Collect nothing until `begin`, and nothing at the end of the process. Only for a process that is the program."""
     gc.disable()
     atexit.register(gc.freeze)
 

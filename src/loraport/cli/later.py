@@ -13,7 +13,7 @@ from loraport.cli.plain_help import Command
 class Later(TyperCommand):
     """Stands for the command, or the group of commands, in the file of its name until it is called."""
 
-    def make_context(  # type: ignore[override]  # what else a context takes, nobody gives, and nothing is swallowed here
+    def make_context(  # type: ignore[override]  # what else a context takes is not given here
         self, info_name: str | None, args: list[str], parent: Any = None
     ) -> Any:
         """The context of the command itself, with the words that are meant for it."""

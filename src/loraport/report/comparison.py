@@ -21,9 +21,13 @@ class Measure:
     """What a score means.
 
     Attributes:
-        key: name in `Row.scores`. title: column head. help: one sentence for the reader.
+        key: name in `Row.scores`.
+        title: column head.
+        help: one sentence for the reader.
         better: "higher" or "lower"; None when neither end is good in itself.
-        low, high: the range that a bar is drawn over. digits: decimals that are printed.
+        low: where a bar begins.
+        high: where it is full.
+        digits: decimals that are printed.
     """
 
     key: str
@@ -45,7 +49,9 @@ class Row:
     """One way of making the clips.
 
     Attributes:
-        key: short name for JSON. label: what the reader sees. note: a few words more.
+        key: short name for JSON.
+        label: what the reader sees.
+        note: a few words more.
         clips: uint8 pixels (clips, frames, height, width, RGB), or None for a row of numbers only.
         scores: by measure key; empty for a row that is only there to look at.
         kind: "reference" (what is aimed at), "baseline" or "result"; only the colour depends on it.
