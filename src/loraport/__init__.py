@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from loraport.comparing.report import CompareReport
     from loraport.comparing.run import compare
     from loraport.comparing.settings import CompareSettings
-    from loraport.engine.experts import Experts
-    from loraport.engine.experts_plan import ExpertsPlan
-    from loraport.engine.experts_run import ExpertsReport
-    from loraport.engine.many_report import ManyReport, Outcome
+    from loraport.engine.experts.asked import Experts
+    from loraport.engine.experts.plan import ExpertsPlan
+    from loraport.engine.experts.run import ExpertsReport
+    from loraport.engine.many.report import ManyReport, Outcome
     from loraport.engine.options import RunOptions
     from loraport.engine.plan import TransferPlan
     from loraport.engine.recipe import Recipe
@@ -83,11 +83,11 @@ _HOMES = {
     "SweepReport": "loraport.sweeping.run",
     "list_methods": "loraport.api",
     "AddedLora": "loraport.adapters.added_lora",
-    "Experts": "loraport.engine.experts",
-    "ExpertsPlan": "loraport.engine.experts_plan",
-    "ExpertsReport": "loraport.engine.experts_run",
-    "ManyReport": "loraport.engine.many_report",
-    "Outcome": "loraport.engine.many_report",
+    "Experts": "loraport.engine.experts.asked",
+    "ExpertsPlan": "loraport.engine.experts.plan",
+    "ExpertsReport": "loraport.engine.experts.run",
+    "ManyReport": "loraport.engine.many.report",
+    "Outcome": "loraport.engine.many.report",
     "Recipe": "loraport.engine.recipe",
     "RunOptions": "loraport.engine.options",
     "TransferPlan": "loraport.engine.plan",

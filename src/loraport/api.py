@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from loraport.adapters.added_lora import AddedLora
 from loraport.engine.events import Listener, ignore
-from loraport.engine.experts import Experts, outputs_of, recipes_of
-from loraport.engine.experts_plan import ExpertsPlan, make_experts_plan
-from loraport.engine.many import find_loras
-from loraport.engine.many_job import carry_many
-from loraport.engine.many_report import ManyReport
+from loraport.engine.experts.asked import Experts, outputs_of, recipes_of
+from loraport.engine.experts.plan import ExpertsPlan, make_experts_plan
+from loraport.engine.many.asked import find_loras
+from loraport.engine.many.job import carry_many
+from loraport.engine.many.report import ManyReport
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe
@@ -18,7 +18,7 @@ from loraport.engine.results import TransferReport
 from loraport.methods import DEFAULT, registry
 
 if TYPE_CHECKING:
-    from loraport.engine.experts_run import ExpertsReport
+    from loraport.engine.experts.run import ExpertsReport
 
 PathLike = str | Path
 
@@ -279,7 +279,7 @@ def transfer_experts(
     """
     outputs = None if output is None else outputs_of(Path(output))
     made = plan_experts(recipe, experts)
-    from loraport.engine.experts_run import run_experts  # loads torch, after all refusals
+    from loraport.engine.experts.run import run_experts  # loads torch, after all refusals
 
     return run_experts(made, outputs, options or RunOptions(), on_event)
 

@@ -15,8 +15,8 @@ from loraport.containers.locate import locate
 from loraport.containers.names import expert_named, named_for
 from loraport.containers.safetensors import read_header
 from loraport.engine.events import LayerDone
-from loraport.engine.experts import outputs_of
-from loraport.engine.nearer_expert import NEARER
+from loraport.engine.experts.asked import outputs_of
+from loraport.engine.experts.nearer import NEARER
 from loraport.engine.reading import InputReader
 from loraport.errors import FileError, MismatchError, NumericalError, UsageError
 

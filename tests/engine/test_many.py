@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import loraport
 import pico
 from loraport.engine.events import Finished, LayerDone
-from loraport.engine.many import find_loras
+from loraport.engine.many.asked import find_loras
 from loraport.engine.options import RunOptions
 from loraport.errors import MismatchError, NumericalError, UsageError
 

@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 import loraport
 import pico
 import ray_work
-from loraport.engine import ray_cluster, ray_task
+from loraport.engine.cluster import connection, task
+from loraport.engine.cluster.connection import Cluster
+from loraport.engine.cluster.machines import Node, choose
 from loraport.engine.events import LayerDone, Remarked, Warned
 from loraport.engine.executor import Limits, Slot
 from loraport.engine.executors import make_executor
@@ -27,8 +29,6 @@ from loraport.engine.executors import ray as on_ray
 from loraport.engine.job import WIDE_ELEMENTS
 from loraport.engine.known_digests import KnownDigests
 from loraport.engine.options import RunOptions
-from loraport.engine.ray_cluster import Cluster
-from loraport.engine.ray_machines import Node, choose
 from loraport.engine.worker import Worker
 from loraport.errors import FileError, NumericalError, UsageError
 from loraport.store.digests import DigestMemo
@@ -156,15 +156,15 @@ def test_cards_are_taken_where_there_are_any_and_a_machine_without_is_no_matter(
 
 def test_the_card_that_ray_gave_is_counted_among_those_that_cuda_shows(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert ray_task.card_of("3") == "cuda:3"
+    assert task.card_of("3") == "cuda:3"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    assert ray_task.card_of("3") == "cuda:1"
+    assert task.card_of("3") == "cuda:1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa, GPU-bb")
-    assert ray_task.card_of("GPU-bb") == "cuda:1"
+    assert task.card_of("GPU-bb") == "cuda:1"
 
 
 def test_what_is_missing_for_ray_is_said_with_what_mends_it(monkeypatch):
-    monkeypatch.setattr(ray_cluster.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(connection.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match="not installed") as caught:
         make_executor("ray", Limits())
     assert caught.value.fix == 'pip install "loraport[ray]"'

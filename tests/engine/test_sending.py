@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import pico
-from loraport.engine import reading, sending
+from loraport.engine import reading
+from loraport.engine.cluster import sending
 from loraport.engine.executor import Slot, files_read
 from loraport.engine.options import RunOptions
 from loraport.errors import FileError, NumericalError

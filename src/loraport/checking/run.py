@@ -15,7 +15,7 @@ from loraport.checking.results import CheckResult, Stage
 from loraport.checking.verdict import Judgement, Seen, judge, judge_headers, kind_of
 from loraport.containers.names import Expert
 from loraport.engine.inputs import inputs_of
-from loraport.engine.many import output_name
+from loraport.engine.many.asked import output_name
 from loraport.engine.match import Pair, expert_meant, open_pair
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe

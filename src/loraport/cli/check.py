@@ -10,7 +10,7 @@ from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import NO_VALUE
-from loraport.engine.many import find_loras, holds_many
+from loraport.engine.many.asked import find_loras, holds_many
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import OUTPUT, Recipe
 from loraport.errors import LoraportError, UsageError

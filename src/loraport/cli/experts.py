@@ -9,14 +9,14 @@ from loraport.cli.console import Console
 from loraport.cli.flags import Given
 from loraport.cli.outputs import warn_of_name, write_beside
 from loraport.containers.names import Expert, named_for
-from loraport.engine.experts import Experts, outputs_of, recipes_of
+from loraport.engine.experts.asked import Experts, outputs_of, recipes_of
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.errors import UsageError
 from loraport.wording import count
 
 if TYPE_CHECKING:
-    from loraport.engine.experts_run import ExpertsReport
+    from loraport.engine.experts.run import ExpertsReport
 
 Pair = Mapping[Expert, Recipe]
 
@@ -28,7 +28,7 @@ def pair_of(given: Given, lora: str) -> Pair | None:
         return None
     plain = Given(given.models, {name: value for name, value in given.values.items() if name != "expert"})
     recipe = plain.recipe(lora)
-    from loraport.engine.experts_plan import both_are_meant
+    from loraport.engine.experts.plan import both_are_meant
 
     if not both_are_meant(lora, recipe.source, experts):
         return None
@@ -62,7 +62,7 @@ def carry_experts(
         LoraportError: as `run_experts`.
     """
     from loraport.cli.progress import Progress
-    from loraport.engine.experts_plan import check_experts_outputs, make_experts_plan
+    from loraport.engine.experts.plan import check_experts_outputs, make_experts_plan
     from loraport.engine.output import input_files
     from loraport.writable import check_apart, check_output
 
@@ -77,7 +77,7 @@ def carry_experts(
             check_output(file, inputs, overwrite=options.overwrite, what=what)
         check_apart([*(("output", file) for file in outputs.values()), *named])
         progress.planned(count(sum(len(one.jobs) for one in plan.plans.values()), "layer"))
-        from loraport.engine.experts_run import run_experts  # loads torch, after all refusals
+        from loraport.engine.experts.run import run_experts  # loads torch, after all refusals
 
         report = run_experts(plan, outputs, options, progress)
     from loraport.cli.summary import show_report

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.cli.console import Console
-from loraport.engine.many import output_name
+from loraport.engine.many.asked import output_name
 from loraport.errors import UsageError
 
 

@@ -12,8 +12,8 @@ from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.experts import pair_of
 from loraport.cli.flags import Given, command
-from loraport.engine.experts import Experts
-from loraport.engine.many import find_loras, holds_many
+from loraport.engine.experts.asked import Experts
+from loraport.engine.many.asked import find_loras, holds_many
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.wording import count
@@ -41,8 +41,8 @@ def plan(
     plain = [lora for lora, pair in pairs.items() if pair is None]
     recipes = {} if several else {lora: given.recipe(lora) for lora in plain}
     from loraport.engine.estimate import estimate, estimate_together
-    from loraport.engine.experts_plan import make_experts_plan
-    from loraport.engine.many_plan import make_many_plan
+    from loraport.engine.experts.plan import make_experts_plan
+    from loraport.engine.many.plan import make_many_plan
     from loraport.engine.plan import make_plan
 
     start = 0.0

@@ -11,8 +11,8 @@ from loraport.cli.console import Console
 from loraport.cli.experts import Pair, carry_experts, pair_of
 from loraport.cli.flags import Given, command
 from loraport.cli.outputs import output_file, warn_of_name, write_beside
-from loraport.engine.experts import Experts, outputs_of
-from loraport.engine.many import EXISTS, Asked, check_options, check_skip, find_loras, holds_many
+from loraport.engine.experts.asked import Experts, outputs_of
+from loraport.engine.many.asked import EXISTS, Asked, check_options, check_skip, find_loras, holds_many
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import OUTPUT, Recipe
 from loraport.errors import Interrupted, LoraportError, UsageError
@@ -20,8 +20,8 @@ from loraport.wording import count, share
 from loraport.writable import check_apart, check_output
 
 if TYPE_CHECKING:
-    from loraport.engine.experts_run import ExpertsReport
-    from loraport.engine.many_report import Outcome
+    from loraport.engine.experts.run import ExpertsReport
+    from loraport.engine.many.report import Outcome
     from loraport.engine.results import TransferReport
 
 EXAMPLE = """Carry a LoRA over, and the same with more room for what the distillation took away:
@@ -141,8 +141,8 @@ def _many(
         )
     run_options = given.make(RunOptions)
     from loraport.cli.progress import Progress
-    from loraport.engine.many_job import carry_many
-    from loraport.engine.many_report import Outcome
+    from loraport.engine.many.job import carry_many
+    from loraport.engine.many.report import Outcome
 
     check_options(run_options)
     given = Given(given.models, given.values, tuple(each.lora for each in asked), given.file)
@@ -188,7 +188,7 @@ def _many(
 def _tell(rows: "Mapping[Asked, Outcome | ExpertsReport]", folder: Path, console: Console) -> None:
     """The table of what became of each LoRA, the errors in full, and the exit code."""
     from loraport.cli.summary import show_layers
-    from loraport.engine.many_report import Outcome
+    from loraport.engine.many.report import Outcome
 
     cells: list[list[str]] = []
     failures = []

@@ -35,7 +35,7 @@ from loraport.engine.layer_work import (
     weights_bytes,
     work_of,
 )
-from loraport.engine.many_plan import LayerBatch, batches_of
+from loraport.engine.many.plan import LayerBatch, batches_of
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.rates import rates_of

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+from loraport.engine.experts.nearer import refuse_other_expert
 from loraport.engine.job import LayerJob
 from loraport.engine.layer import drift_share, share_of
 from loraport.engine.layer_cache import norms_kept
-from loraport.engine.nearer_expert import refuse_other_expert
 from loraport.engine.plan import TransferPlan
 from loraport.engine.reading import InputReader
 from loraport.engine.results import LayerReport

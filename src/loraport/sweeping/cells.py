@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.containers.names import ZOO, expert_named, named_path
-from loraport.engine.many import ENDINGS, is_saved, list_loras
+from loraport.engine.many.asked import ENDINGS, is_saved, list_loras
 from loraport.engine.recipe import Recipe
 from loraport.errors import UsageError
 from loraport.sweeping.combinations import combinations_of

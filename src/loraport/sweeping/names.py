@@ -8,7 +8,7 @@ from typing import Any
 
 from loraport.adapters.added_lora import AddedLora
 from loraport.containers.names import ZOO
-from loraport.engine.many import ENDINGS
+from loraport.engine.many.asked import ENDINGS
 from loraport.errors import UsageError
 
 _LONGEST = 60

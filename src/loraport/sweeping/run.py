@@ -1,6 +1,6 @@
 """A sweep carried out: what is finished is left alone, the rest is one job, the index says what became of each cell.
 
-All cells are one job (`engine.many_run`): a weight of the source is read and decomposed once for all of them, and
+All cells are one job (`engine.many.run`): a weight of the source is read and decomposed once for all of them, and
 those of one target, method and settings of it share every matrix. Each output is the file that a transfer of the
 cell's recipe alone writes.
 """
@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from loraport.engine.events import Event, Finished, Listener, ignore
-from loraport.engine.many import check_options
-from loraport.engine.many_plan import ManyPlan, plan_recipes
+from loraport.engine.many.asked import check_options
+from loraport.engine.many.plan import ManyPlan, plan_recipes
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
@@ -187,7 +187,7 @@ def _carry(
     index.write()
     try:
         if plan.many.plans:
-            from loraport.engine.many_run import run_many  # loads torch, after all refusals
+            from loraport.engine.many.run import run_many  # loads torch, after all refusals
 
             found = run_many(plan.many, outputs, folder, options, listen, also=read, replaced=begun)
             for number, outcome in found.items():

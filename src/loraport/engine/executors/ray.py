@@ -14,12 +14,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any
 
+from loraport.engine.cluster.connection import Cluster, announce, check_usable, connected, survey
+from loraport.engine.cluster.machines import NODE_ID, SEES_ALL_CARDS, Node
+from loraport.engine.cluster.resources import resources_of, slots_of
+from loraport.engine.cluster.task import SAID_SECONDS, Begun, Home, in_task
 from loraport.engine.events import Warned
 from loraport.engine.executor import J, Limits, Result, Slot, Work, files_read, local_slots, threads_for
-from loraport.engine.ray_cluster import Cluster, announce, check_usable, connected, survey
-from loraport.engine.ray_machines import NODE_ID, SEES_ALL_CARDS, Node
-from loraport.engine.ray_resources import resources_of, slots_of
-from loraport.engine.ray_task import SAID_SECONDS, Begun, Home, in_task
 from loraport.errors import FileError
 
 RETRIES = 3
@@ -57,7 +57,7 @@ class LayerExecutor:
             FileError: no machine of it sees the files, where they are not sent; or the processes of a layer were
                 killed again and again.
         """
-        from loraport.engine.sending import Sendable
+        from loraport.engine.cluster.sending import Sendable
 
         try:
             started = self._connect(start=True)
@@ -174,7 +174,7 @@ class _Tasks:
         window = 2 * len(slots_of(replace(self._cluster, nodes=nodes), self._limits)) if nodes else 0
         work = self._given
         if sends and nodes:
-            from loraport.engine.sending import away
+            from loraport.engine.cluster.sending import away
 
             work = away(work)
         return _Way(nodes, window, self._ray.put(work) if nodes else None, sends)
@@ -189,7 +189,7 @@ class _Tasks:
                     way.count += 1
                     self._begin(_Layer(number, job, way, 0), None)
                     continue
-                from loraport.engine.sending import bytes_read
+                from loraport.engine.cluster.sending import bytes_read
 
                 size = bytes_read(job)
                 if self._lying and self._lying + size > self._room:
@@ -200,7 +200,7 @@ class _Tasks:
                 self._underway[self._readers.submit(self._put, job)] = _Layer(number, job, way, size)
 
     def _put(self, job: J) -> Any:
-        from loraport.engine.sending import pack
+        from loraport.engine.cluster.sending import pack
 
         parcel = pack(self._given, job)
         try:
@@ -258,7 +258,7 @@ class _Tasks:
         return layer.way not in self._ways
 
     def _taken_home(self, result: Any, finished: Any) -> Any:
-        from loraport.engine.sending import take_home
+        from loraport.engine.cluster.sending import take_home
 
         take_home(self._given, finished)
         return result

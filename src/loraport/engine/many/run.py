@@ -14,11 +14,11 @@ import torch
 from loraport.containers.references import TensorRef
 from loraport.engine.events import Event, Listener, PlanReady, ignore
 from loraport.engine.executor import Slot, executor_for
-from loraport.engine.gathering import Gathering, Said
 from loraport.engine.held_bases import HeldBases
 from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship
-from loraport.engine.many_plan import LayerBatch, ManyPlan, batches_of
+from loraport.engine.many.gathering import Gathering, Said
+from loraport.engine.many.plan import LayerBatch, ManyPlan, batches_of
 from loraport.engine.options import RunOptions
 from loraport.engine.output import check_outputs
 from loraport.engine.overlap import overlapped

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loraport.engine.cluster.machines import Node, ask, choose
 from loraport.engine.devices import named_devices, usable_bytes
 from loraport.engine.events import Remarked, Warned
 from loraport.engine.executor import Limits
 from loraport.engine.options import RayData
-from loraport.engine.ray_machines import Node, ask, choose
 from loraport.errors import FileError, UsageError
 from loraport.threads import cores
 from loraport.version import __version__

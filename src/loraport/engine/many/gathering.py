@@ -8,7 +8,7 @@ from pathlib import Path
 from loraport.engine.events import Event, Finished, LayerDone, Listener, Warned
 from loraport.engine.job_cost import further_cost, rank_bound
 from loraport.engine.keys import references
-from loraport.engine.many_plan import LayerBatch, ManyPlan
+from loraport.engine.many.plan import LayerBatch, ManyPlan
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan
 from loraport.engine.reading import InputReader

@@ -7,8 +7,8 @@ import signal
 from dataclasses import dataclass, replace
 from typing import Any
 
+from loraport.engine.cluster.machines import stand_in
 from loraport.engine.executor import J, Result, Slot, Work, in_slot
-from loraport.engine.ray_machines import stand_in
 from loraport.errors import FileError
 
 SAID_SECONDS = 10.0
@@ -66,7 +66,7 @@ def in_task(work: Work[J, Result], job: J, slot: Slot, number: int, home: Home, 
     if slot.device == "cuda":
         slot = replace(slot, device=card_of(context.get_accelerator_ids()["GPU"][0]))
     if parcel is not None:
-        from loraport.engine.sending import unpack
+        from loraport.engine.cluster.sending import unpack
 
         return unpack(work, job, slot, parcel)
     try:

@@ -9,7 +9,7 @@ from loraport.adapters.parse import expert_of_keys, experts_in
 from loraport.adapters.refusals import NO_EXPERT
 from loraport.containers.locate import expert_folders
 from loraport.containers.names import EXPERTS, Expert, expert_named, named_for
-from loraport.engine.experts import Experts
+from loraport.engine.experts.asked import Experts
 from loraport.engine.options import RunOptions
 from loraport.engine.output import check_outputs, input_files, log_path
 from loraport.engine.plan import TransferPlan, make_plan

@@ -19,11 +19,11 @@ from loraport.adapters.render import fill_adapter
 from loraport.containers.names import EXPERTS, Expert
 from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import executor_for
-from loraport.engine.experts_plan import ExpertsPlan, check_experts_outputs, naming, options_of
+from loraport.engine.experts.nearer import OTHER, distances, exchanged, nearer
+from loraport.engine.experts.plan import ExpertsPlan, check_experts_outputs, naming, options_of
 from loraport.engine.job import LayerJob
 from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship
-from loraport.engine.nearer_expert import OTHER, distances, exchanged, nearer
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from loraport.engine.events import Listener, ignore
-from loraport.engine.many import EXISTS, Asked, check_options, check_skip
-from loraport.engine.many_plan import make_many_plan
-from loraport.engine.many_report import ManyReport, Outcome
+from loraport.engine.many.asked import EXISTS, Asked, check_options, check_skip
+from loraport.engine.many.plan import make_many_plan
+from loraport.engine.many.report import ManyReport, Outcome
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
@@ -45,7 +45,7 @@ def carry_many(
     plan = make_many_plan({n: each.lora for n, each in wanted.items()}, make)
     done: dict[int, TransferReport | LoraportError] = dict(plan.failures)
     if plan.plans:
-        from loraport.engine.many_run import run_many
+        from loraport.engine.many.run import run_many
 
         done = run_many(plan, {n: each.output for n, each in wanted.items()}, folder, options, on_event, also=also)
     reports = {n: found for n, found in done.items() if isinstance(found, TransferReport)}

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from loraport.engine.cluster.connection import Cluster
 from loraport.engine.executor import ON_ACCELERATOR, J, Limits, Slot
-from loraport.engine.ray_cluster import Cluster
 
 _FINEST = 10_000  # Ray counts in ten-thousandths
 
