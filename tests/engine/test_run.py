@@ -269,7 +269,7 @@ def test_a_run_refused_before_any_work_leaves_nothing(files, tmp_path, reason):
     """Neither a log, nor a folder, nor a cache; and the log of the run before stays as it was."""
     folder = tmp_path / "new"
     output = folder / "out.safetensors"
-    options = RunOptions(cache=str(tmp_path / "cache"), device="abacus" if reason == "device" else "auto")
+    options = RunOptions(cache=str(tmp_path / "cache"), device="cuda:99" if reason == "device" else "auto")
     if reason == "stranger":
         save_file(pico.weights(77), files.target)
     if reason == "exists":
