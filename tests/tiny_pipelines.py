@@ -22,8 +22,10 @@ CHAT = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 Z_LAYERS = ("attention.to_q", "attention.to_v", "attention.to_out.0", "feed_forward.w1")
 
 
-def wan(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
-    """A WanPipeline: videos of 4 k + 1 frames, sides in multiples of 16."""
+def wan(
+    folder: Path, seed: int = 0, *, drift: float = 0.0, second: int | None = None, boundary: float | None = None
+) -> Path:
+    """A WanPipeline: videos of 4 k + 1 frames, sides in multiples of 16; with `second`, the seed, of two experts."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
         vae = AutoencoderKLWan(
@@ -36,6 +38,8 @@ def wan(folder: Path, seed: int = 0, *, drift: float = 0.0) -> Path:
         vae=vae,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         transformer=tinywan.transformer(seed, drift=drift),
+        transformer_2=None if second is None else tinywan.transformer(second, drift=drift),
+        boundary_ratio=boundary,
     )
     pipe.save_pretrained(folder)
     return folder

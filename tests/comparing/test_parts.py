@@ -8,6 +8,7 @@ import pytest
 
 from loraport.adapters.distilled import distilled_models, known_model
 from loraport.comparing.clips import file_digest, model_digest
+from loraport.comparing.pairs import LoraFiles
 from loraport.comparing.scoring import scores_of
 from loraport.comparing.settings import CompareSettings
 from loraport.comparing.usual_sampling import filled, usual_sampling
@@ -52,8 +53,8 @@ def test_what_the_user_says_goes_before_what_is_known():
 
 
 def test_variants_have_names_of_their_own(tmp_path):
-    files = [tmp_path / "a" / "style.safetensors", tmp_path / "b" / "style.safetensors"]
-    found = list_variants(tmp_path / "style.safetensors", files, (0.75, 1.0), source_alone=True)
+    files = [LoraFiles(tmp_path / "a" / "style.safetensors"), LoraFiles(tmp_path / "b" / "style.safetensors")]
+    found = list_variants(LoraFiles(tmp_path / "style.safetensors"), files, (0.75, 1.0), source_alone=True)
     assert len({one.key for one in found}) == len({one.label for one in found}) == 7
     assert [one.role for one in found] == ["source"] * 2 + ["target"] * 5
     with pytest.raises(UsageError):

@@ -16,6 +16,7 @@ from loraport.comparing.models import find_model
 from loraport.comparing.opening import DeviceSetup, opened
 from loraport.comparing.probe import COLOURS, PUSH, dose
 from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
+from loraport.comparing.variants import Placed
 from loraport.errors import LoraportError, NumericalError, UsageError
 from loraport.models.families import families
 from loraport.sampling.schedule import SamplingSettings
@@ -74,7 +75,7 @@ def test_where_the_last_layer_is_given_a_constant_the_latents_move_by_the_colour
             read, spread = seen.constant()
             assert spread == pytest.approx(0, abs=2e-2)
             write_probe(tmp_path / "probe.safetensors", model.family, read, put)
-            with with_loras(pipeline, model.family, tmp_path / "probe.safetensors", 1.0):
+            with with_loras(pipeline, model.family, [Placed(tmp_path / "probe.safetensors")]):
                 after = _latents(pipeline, model.family, settings, shot)
             again = _latents(pipeline, model.family, settings, shot)
         moved = (after - before).mean((0, 2, 3, 4))
@@ -124,7 +125,7 @@ def test_in_every_family_the_probe_moves_the_latents_by_the_colour(tmp_path, nam
 
         before = latents()
         write_probe(tmp_path / "probe.safetensors", model.family, constant / (constant @ constant), put)
-        with with_loras(pipeline, model.family, tmp_path / "probe.safetensors", 1.0):
+        with with_loras(pipeline, model.family, [Placed(tmp_path / "probe.safetensors")]):
             after = latents()
         wanted = making_probe._colour(pipeline, before.ndim, RED)
     apart = (0, *range(2, before.ndim))

@@ -9,6 +9,7 @@ from loraport.cli.calibrate import OF_ONE, ROLES
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.comparing.settings import CLIPS, CompareSettings
+from loraport.engine.experts.asked import Experts
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import MODELS, OUTPUT, Recipe
 from loraport.errors import UsageError
@@ -26,15 +27,20 @@ The target as the source with a distillation LoRA:
 
     loraport compare --source Wan2.1-T2V-14B-Diffusers/ --target-lora lightx2v.safetensors:1 --target-steps 4 --target-shift 5 --target-guidance 1 --lora style.safetensors --prompts prompts.txt --frames 33 --offload model -o compared/
 
+Both experts of Wan2.2, with what `transfer --expert both` wrote (the low-noise file of each pair lies beside the other):
+
+    loraport compare --source Wan2.2-T2V-A14B-Diffusers/ --target fast/ --target-steps 4 --target-guidance 1 --lora style_high_noise.safetensors --transferred style-fast_high_noise.safetensors --prompts prompts.txt --offload model -o compared/
+
 The same command again makes what is missing."""  # noqa: E501
 
 FILES = Recipe.part("source", "target", "target_lora")
+LOW = Experts.part("lora_low", "target_lora_low")
 MACHINE = RunOptions.part("device")
 SHOWN = ("frame_difference", "colour", "distance", "ssim")
 """Measures of the short table; the page has them all."""
 
 
-@command(FILES, CompareSettings, *ROLES.values(), MACHINE, file=False)
+@command(FILES, LOW, CompareSettings, *ROLES.values(), MACHINE, file=False)
 def compare(
     given: Given,
     console: Console,
@@ -47,6 +53,13 @@ def compare(
         typer.Option(
             "--transferred", metavar="FILE", rich_help_panel=MODELS, show_default=False,
             help="What was made of it for the target. May be repeated.",
+        ),
+    ] = None,
+    transferred_low: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(
+            "--transferred-low", metavar="FILE", rich_help_panel=MODELS, show_default=False,
+            help="That for the low-noise expert, in the order of --transferred; else what lies beside it by its name.",
         ),
     ] = None,
     prompts: Annotated[
@@ -70,14 +83,18 @@ def compare(
     assert lora is not None
     assert prompts is not None
     assert output is not None
-    files = given.make(FILES).values()
+    files, low = given.make(FILES).values(), given.make(LOW).values()
     sampling = sampling_of(given)
     from loraport.cli.progress import Progress
-    from loraport.comparing.sides import find_sides, lora_file
+    from loraport.comparing.pairs import find_files, lora_file
+    from loraport.comparing.sides import find_sides
 
     for each in (lora, *(transferred or ())):
         lora_file(each)
-    find_sides(files["source"], files["target"], files["target_lora"], sampling["source"], sampling["target"])
+    models = (files["source"], files["target"], files["target_lora"])
+    sides = find_sides(*models, sampling["source"], sampling["target"], low["target_lora_low"])
+    made = (transferred or (), transferred_low or ())
+    find_files(lora, low["lora_low"], *made, two_experts=sides["source"].model.two_experts)
     from loraport.comparing.run import compare as run  # loads torch and diffusers, after all refusals
 
     with Progress(console) as progress:
@@ -86,7 +103,10 @@ def compare(
             source=files["source"],
             target=files["target"],
             target_lora=files["target_lora"],
-            transferred=transferred or (),
+            transferred=made[0],
+            lora_low=low["lora_low"],
+            target_lora_low=low["target_lora_low"],
+            transferred_low=made[1],
             output=output,
             prompts=prompts,
             settings=given.make(CompareSettings),

@@ -51,9 +51,10 @@ def probe(
     files, machine = given.make(FILES).values(), given.make(MACHINE).values()
     sampling = sampling_of(given)
     from loraport.cli.progress import Progress
-    from loraport.comparing.sides import find_sides
+    from loraport.comparing.sides import find_sides, refuse_two_experts
 
-    find_sides(files["source"], files["target"], files["target_lora"], sampling["source"], sampling["target"])
+    models = (files["source"], files["target"], files["target_lora"])
+    refuse_two_experts(find_sides(*models, sampling["source"], sampling["target"]))
     from loraport.comparing.probe import PROMPT  # loads torch and diffusers, after all refusals
     from loraport.comparing.probe import probe as run
 

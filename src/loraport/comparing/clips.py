@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def model_digest(path: Path) -> str:
         path: a folder, or one file.
     """
     made = hashlib.sha256()
-    files = [path] if path.is_file() else sorted(item for item in path.rglob("*") if item.is_file())
+    files = [path] if path.is_file() else sorted(_files_in(path))
     for file in files:
         if any(part.startswith(".") for part in file.relative_to(path).parts):
             continue
@@ -83,3 +83,9 @@ def model_digest(path: Path) -> str:
         known = short(file_digest(file)) if stat.st_size <= LARGE else f"{stat.st_size} {stat.st_mtime_ns}"
         made.update(f"{file.relative_to(path).as_posix()} {known}\n".encode("utf-8", "surrogatepass"))
     return short(made.hexdigest())
+
+
+def _files_in(folder: Path) -> Iterator[Path]:
+    """All files, also of the parts of a pipeline that are links to those of another one."""
+    for item in folder.iterdir():
+        yield from (each for each in (item.rglob("*") if item.is_dir() else [item]) if each.is_file())

@@ -76,6 +76,10 @@ def load(model: Model, place: DeviceSetup) -> Pipeline:
             if model.base is not None:
                 network = getattr(diffusers, model.family.diffusers.model)
                 more["transformer"] = _transformer(network, model.path, model.base, place.dtype)
+                if model.two_experts:
+                    more["transformer_2"] = network.from_pretrained(
+                        model.path, subfolder="transformer_2", torch_dtype=place.dtype, local_files_only=True
+                    )
             pipeline = kind.from_pretrained(root, torch_dtype=place.dtype, local_files_only=True, **more)
             _place(pipeline, place)
     except (

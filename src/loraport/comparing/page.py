@@ -33,7 +33,7 @@ def write_compare_page(report: CompareReport, clip: Clips) -> None:
 
 def page_of(report: CompareReport, clip: Clips) -> Page:
     """Texts, numbers and clips of the page."""
-    lora = next(one.lora for one in report.variants if one.lora is not None)
+    lora = next(one.lora for one in report.variants if one.lora is not None).named
     shots = [(p, s) for p in range(len(report.prompts)) for s in range(report.seeds)]
     side = SideBySide(
         makings=tuple(Making(one.label, _note(one), one.kind) for one in report.variants),
@@ -59,7 +59,8 @@ def page_of(report: CompareReport, clip: Clips) -> Page:
 
 
 def _note(variant: Variant) -> str:
-    return "" if variant.lora is None else f"{variant.lora.name} at {variant.strength:g}"
+    names = dict.fromkeys(one.file.name for one in variant.placed)
+    return f"{', '.join(names)} at {variant.strength:g}" if names else ""
 
 
 def _column(measure: measures.Measure) -> Measure:
@@ -77,8 +78,8 @@ def _cell(report: CompareReport, variant: Variant, measure: measures.Measure) ->
 
 
 def _inputs(report: CompareReport) -> list[Input]:
-    own = next(one.lora for one in report.variants if one.lora is not None)
-    roles = [(file, "LoRA" if file == own else "transferred LoRA") for file in report.files]
+    own = {placed.file for one in report.variants if one.key == REFERENCE for placed in one.placed}
+    roles = [(file, "LoRA" if file in own else "transferred LoRA") for file in report.files]
     models = [Input(role, name, (report.family,)) for role, name in report.models.items()]
     return [*(Input(role, str(file), (), report.files[file]) for file, role in roles), *models]
 

@@ -17,7 +17,8 @@ from loraport.comparing.making_probe import inputs_of, outputs_for, write_probe
 from loraport.comparing.opening import DeviceSetup, opened
 from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
 from loraport.comparing.settings import CompareSettings
-from loraport.comparing.sides import find_sides
+from loraport.comparing.sides import find_sides, refuse_two_experts
+from loraport.comparing.variants import Placed
 from loraport.engine.events import Listener, Step, ignore
 from loraport.errors import NumericalError, UnsupportedError, UsageError
 from loraport.files import atomic_path
@@ -110,8 +111,9 @@ def probe(
     check_output(file, [], overwrite=overwrite)
     place = DeviceSetup.of(device, chosen.precision, chosen.offload)
     sides = find_sides(source, target, added_loras(target_lora), source_sampling, target_sampling)
+    refuse_two_experts(sides)
     sides["target"].tell(on_event)
-    settled, distillation = sides["target"].settings, sides["target"].distillation
+    settled, distillation = sides["target"].settings, sides["target"].placed
     shot = Shot(prompt, seed, chosen.negative, chosen.height, chosen.width, chosen.frames)
     family = sides["source"].model.family
     if not family.diffusers.loader:
@@ -131,7 +133,7 @@ def probe(
             read, spread = seen.constant()
             write_probe(made, family, read, put)
             on_event(Step("source with the probe", 3, 5))
-            with with_loras(pipeline, family, made, 1.0):
+            with with_loras(pipeline, family, [Placed(made)]):
                 tinted = render(pipeline, family, source_sampling, shot)
             del pipeline
         first = dose(plain, tinted, colour)
@@ -143,10 +145,10 @@ def probe(
         with opened(sides["target"].model, place) as pipeline:
             set_sampling(pipeline, settled)
             on_event(Step("target without the probe", 4, 5))
-            with with_loras(pipeline, family, None, 1.0, distillation):
+            with with_loras(pipeline, family, distillation):
                 plain = render(pipeline, family, settled, shot)
             on_event(Step("target with the probe", 5, 5))
-            with with_loras(pipeline, family, made, 1.0, distillation):
+            with with_loras(pipeline, family, [*distillation, Placed(made)]):
                 tinted = render(pipeline, family, settled, shot)
             del pipeline
         second = dose(plain, tinted, colour)

@@ -15,15 +15,15 @@ from jaxtyping import UInt8
 from safetensors import safe_open
 from torch import Generator
 
-from loraport.adapters.added_lora import AddedLora
 from loraport.adapters.convert import convert_adapter
+from loraport.adapters.parse import experts_in
 from loraport.comparing.models import first_line
+from loraport.comparing.variants import Placed
+from loraport.containers.names import EXPERTS
 from loraport.errors import FileError, LoraportError, MismatchError, NumericalError, UnmatchedKeysError
 from loraport.models.family import Family
 from loraport.sampling.schedule import TIMESTEPS, SamplingSettings
 from loraport.sampling.wan import is_out_of_memory
-
-ADAPTER, DISTILLATION = "lora", "distillation"
 
 
 @dataclass(frozen=True)
@@ -149,47 +149,45 @@ def _pixels(made: Any) -> UInt8[np.ndarray, "f h w 3"]:
 
 
 @contextlib.contextmanager
-def with_loras(
-    pipeline: Any, family: Family, lora: Path | None, strength: float, distillation: Sequence[AddedLora] = ()
-) -> Iterator[None]:
+def with_loras(pipeline: Any, family: Family, loras: Sequence[Placed]) -> Iterator[None]:
     """A pipeline with LoRAs on it inside a `with` block, loaded by its own loader; afterwards it is as it was.
 
     Args:
         pipeline: of diffusers.
         family: of its model.
-        lora: the file; None for the distillation alone.
-        strength: of it.
-        distillation: LoRAs that make the model what it is.
+        loras: the files, their strengths, and which transformer each is for; none leaves the pipeline as it is.
 
     Raises:
         LoraportError: as `convert_adapter` for a file that is no LoRA of the family.
         MismatchError: the loader refuses it. UnmatchedKeysError: the loader leaves out a layer.
     """
-    asked = {f"{DISTILLATION}{number}": (Path(one.file), one.strength) for number, one in enumerate(distillation)}
-    if lora is not None:
-        asked[ADAPTER] = (lora, strength)
+    asked = {f"lora{number}": one for number, one in enumerate(loras)}
     if not asked:
         yield
         return
     if not hasattr(pipeline, "load_lora_weights"):
         raise MismatchError(f"diffusers loads no LoRAs for {family.title}", where=type(pipeline).__name__)
     try:
-        for name, (file, _) in asked.items():
-            _load(pipeline, family, file, name)
-        pipeline.set_adapters(list(asked), [weight for _, weight in asked.values()])
+        for name, one in asked.items():
+            _load(pipeline, family, one, name)
+        pipeline.set_adapters(list(asked), [one.strength for one in asked.values()])
         yield
     finally:
         pipeline.unload_lora_weights()
 
 
-def _load(pipeline: Any, family: Family, file: Path, name: str) -> None:
+def _load(pipeline: Any, family: Family, lora: Placed, name: str) -> None:
+    file, (part, _) = lora.file, EXPERTS[lora.expert]
+    second = {"load_into_transformer_2": True} if lora.expert == "low" else {}
+    two = getattr(pipeline, "transformer_2", None) is not None and len(experts_in(file)) == 2
+    chosen = lora.expert if two else None
     with tempfile.TemporaryDirectory(prefix="loraport-", ignore_cleanup_errors=True) as place:
         path = Path(place, "lora.safetensors")
-        convert_adapter(file, path, to="diffusers", architecture=family.name)
+        convert_adapter(file, path, to="diffusers", architecture=family.name, expert=chosen)
         try:
             with warnings.catch_warnings():  # that there are two adapters is meant
                 warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
-                pipeline.load_lora_weights(place, weight_name=path.name, adapter_name=name)
+                pipeline.load_lora_weights(place, weight_name=path.name, adapter_name=name, **second)
         except LoraportError:
             raise
         except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, AttributeError) as error:
@@ -199,7 +197,7 @@ def _load(pipeline: Any, family: Family, file: Path, name: str) -> None:
             ) from error  # fmt: skip
         with safe_open(path, framework="pt") as held:
             wanted = sum(key.endswith(".lora_A.weight") for key in held.keys())  # noqa: SIM118 - it has no iterator
-    placed = sum(f".lora_A.{name}." in key for key in pipeline.transformer.state_dict())
+    placed = sum(f".lora_A.{name}." in key for key in getattr(pipeline, part).state_dict())
     if placed < wanted:
         raise UnmatchedKeysError(
             "diffusers left layers of the LoRA out", where=str(file), values=f"{placed} of {wanted} are on the model",

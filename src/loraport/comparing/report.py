@@ -33,6 +33,7 @@ class CompareReport:
         found: clips that were there.
         not_measured: what is not measured for want of a package -> what brings it.
         warnings: sentences for the user.
+        two_experts: whether the models are Wan2.2 with two transformers.
     """
 
     page: Path
@@ -53,6 +54,7 @@ class CompareReport:
     found: int
     not_measured: dict[str, str] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    two_experts: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -67,7 +69,8 @@ class CompareReport:
                     "key": one.key,
                     "label": one.label,
                     "model": one.role,
-                    "lora": None if one.lora is None else str(one.lora),
+                    "lora": None if one.lora is None else str(one.lora.named),
+                    "experts": {placed.expert: str(placed.file) for placed in one.placed} if self.two_experts else None,
                     "strength": one.strength,
                     "scores": {key: asdict(score) for key, score in self.scores[one.key].items()},
                 }

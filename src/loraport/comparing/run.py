@@ -12,13 +12,14 @@ from loraport.adapters.added_lora import AddedLora, added_loras
 from loraport.comparing.clips import ClipFolder, file_digest, short
 from loraport.comparing.opening import DeviceSetup, opened
 from loraport.comparing.page import write_compare_page
+from loraport.comparing.pairs import find_files
 from loraport.comparing.rendering import Shot, made_of, render, set_sampling, with_loras
 from loraport.comparing.report import CompareReport
 from loraport.comparing.scoring import scores_of
 from loraport.comparing.settings import CompareSettings
-from loraport.comparing.sides import Side, find_sides, lora_file
+from loraport.comparing.sides import Side, find_sides
 from loraport.comparing.variants import REFERENCE, Variant, list_variants
-from loraport.engine.events import Listener, Step, Warned, ignore
+from loraport.engine.events import Listener, Remarked, Step, Warned, ignore
 from loraport.errors import FileError, UsageError
 from loraport.files import read_text, write_json
 from loraport.metrics.judging import Judges, Weights
@@ -40,6 +41,9 @@ def compare(
     target: PathLike | None = None,
     target_lora: PathLike | AddedLora | Sequence[PathLike | AddedLora] = (),
     transferred: PathLike | Sequence[PathLike] = (),
+    lora_low: PathLike | None = None,
+    target_lora_low: PathLike | AddedLora | Sequence[PathLike | AddedLora] = (),
+    transferred_low: PathLike | Sequence[PathLike] = (),
     output: PathLike,
     prompts: PathLike | Sequence[str],
     settings: CompareSettings = DEFAULTS,
@@ -53,9 +57,15 @@ def compare(
     Args:
         lora: the LoRA that was trained on the source.
         source: diffusers folder of the pipeline, or a hub id.
-        target: the same; or a folder of its transformer, or its file, which takes the other parts of the source.
+        target: the same; or a folder of its transformer (of two experts, with both), or its file, which takes the
+            other parts of the source.
         target_lora: distillation LoRAs that make the target, of the source where no target is given.
         transferred: files made from the LoRA for the target.
+        lora_low: of Wan2.2 with two experts the LoRA for the low-noise one, where `lora` is for the other; without it
+            what is named after an expert (`style_high_noise`) takes the file beside it that is named after the other,
+            and another one is loaded into the high-noise expert alone.
+        target_lora_low: distillation LoRAs of the low-noise expert, where `target_lora` do not serve both.
+        transferred_low: those of `transferred` for the low-noise expert, in the same order, as `lora_low`.
         output: a folder.
         prompts: a text file with a prompt a line, or the texts.
         settings: which clips, and what to judge by.
@@ -69,12 +79,16 @@ def compare(
     """
     need_diffusers()
     texts = read_prompts(prompts)
-    others = [transferred] if isinstance(transferred, str | Path) else transferred
-    files = [lora_file(each) for each in (lora, *others)]
-    variants = list_variants(files[0], files[1:], settings.strengths, source_alone=settings.source_alone)
     place = DeviceSetup.of(device, settings.precision, settings.offload)
-    sides = find_sides(source, target, added_loras(target_lora), source_sampling, target_sampling)
+    sampled = (source_sampling, target_sampling)
+    sides = find_sides(source, target, added_loras(target_lora), *sampled, added_loras(target_lora_low))
+    two = sides["source"].model.two_experts
+    others = (_several(transferred), _several(transferred_low))
+    loras = find_files(lora, lora_low, *others, two_experts=two)
+    variants = list_variants(loras[0], loras[1:], settings.strengths, source_alone=settings.source_alone)
     sides["target"].tell(on_event)
+    for note in (one.note for one in loras if one.note):
+        on_event(Remarked(note))
     weights = Weights(**{name: None if path is None else Path(path) for name, path in settings.weights().items()})
     Judges.open(weights)  # what cannot judge is said before hours of work
     gc.collect()
@@ -82,7 +96,7 @@ def compare(
     if folder.exists() and not folder.is_dir():
         raise UsageError("the output is a file, not a folder", where=str(folder), fix="name another with --output")
     clips = ClipFolder(folder / CLIPS)
-    digests = {file: file_digest(file) for file in files}
+    digests = {file: file_digest(file) for one in loras for file in one.by_expert.values()}
     models = {role: side.digest(place) for role, side in sides.items()}
     shots = {(p, s): _shot(text, s, settings) for p, text in enumerate(texts) for s in range(settings.seeds)}
     names = {
@@ -100,7 +114,7 @@ def compare(
         with opened(side.model, place) as pipeline:
             set_sampling(pipeline, side.settings)
             for variant in own:
-                with with_loras(pipeline, side.model.family, variant.lora, variant.strength, side.distillation):
+                with with_loras(pipeline, side.model.family, [*side.placed, *variant.placed]):
                     for at, shot in shots.items():
                         if (name := (variant.key, *at)) in missing:
                             done += 1
@@ -136,6 +150,7 @@ def compare(
         found=len(names) - len(missing),
         not_measured=judges.missing(),
         warnings=warnings,
+        two_experts=two,
     )
     write_json(folder / NUMBERS, report.to_json())
     write_compare_page(report, lambda key, p, s: _read(clips, names[key, p, s]))
@@ -158,12 +173,16 @@ def read_prompts(given: PathLike | Sequence[str]) -> tuple[str, ...]:
     return texts
 
 
+def _several(given: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
+    return [given] if isinstance(given, str | Path) else given
+
+
 def _shot(text: str, seed: int, settings: CompareSettings) -> Shot:
     return Shot(text, seed, settings.negative, settings.height, settings.width, settings.frames)
 
 
 def _made_of(variant: Variant, model: str, side: Side, digests: Mapping[Path, str], shot: Shot) -> dict[str, Any]:
-    loras = {} if variant.lora is None else {short(digests[variant.lora]): variant.strength}
+    loras = {one.key(short(digests[one.file])): one.strength for one in variant.placed}
     return made_of(model, loras, side.settings, shot)
 
 

@@ -1,6 +1,6 @@
 """The two models of a comparison, and how each is sampled."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from loraport.adapters.added_lora import AddedLora
 from loraport.adapters.distilled import known_model
 from loraport.comparing.models import Model, find_model
+from loraport.comparing.pairs import lora_file
 from loraport.comparing.usual_sampling import filled, usual_sampling
-from loraport.comparing.variants import Role
-from loraport.containers.names import named_path
+from loraport.comparing.variants import Placed, Role
 from loraport.engine.events import Listener, Remarked
-from loraport.errors import FileError, UsageError
+from loraport.engine.experts.asked import loras_for
+from loraport.errors import UnsupportedError, UsageError
 from loraport.sampling.schedule import SamplingSettings
 
 if TYPE_CHECKING:
@@ -26,13 +27,15 @@ class Side:
     Attributes:
         model: what is loaded.
         settings: how it is sampled.
-        distillation: LoRAs that make it.
+        distillation: LoRAs that make it; of two transformers the first.
+        distillation_low: LoRAs that make the second.
         known: what was known of its sampling, and who says so; "" where the user said all.
     """
 
     model: Model
     settings: SamplingSettings
     distillation: tuple[AddedLora, ...] = ()
+    distillation_low: tuple[AddedLora, ...] = ()
     known: str = ""
 
     def tell(self, on_event: Listener) -> None:
@@ -44,14 +47,21 @@ class Side:
     @property
     def name(self) -> str:
         """As the user named it."""
-        return " + ".join([self.model.name, *(f"{one.file} at {one.strength:g}" for one in self.distillation)])
+        named = dict.fromkeys(f"{one.file} at {one.strength:g}" for one in (*self.distillation, *self.distillation_low))
+        return " + ".join([self.model.name, *named])
+
+    @property
+    def placed(self) -> tuple[Placed, ...]:
+        """The LoRAs that make it, and where each is loaded."""
+        high = [Placed(lora_file(one.file), one.strength) for one in self.distillation]
+        return (*high, *(Placed(lora_file(one.file), one.strength, "low") for one in self.distillation_low))
 
     def digest(self, place: "DeviceSetup") -> str:
         """Of its files, and of all that runs it alike."""
         from loraport.comparing.clips import file_digest, model_digest, short  # and numpy
 
         models = [model_digest(path) for path in (self.model.path, self.model.base) if path is not None]
-        loras = [f"{short(file_digest(lora_file(one.file)))}:{one.strength:g}" for one in self.distillation]
+        loras = [f"{one.key(short(file_digest(one.file)))}:{one.strength:g}" for one in self.placed]
         return " ".join([self.model.family.name, str(place.dtype), place.device.type, *models, *loras])
 
 
@@ -61,6 +71,7 @@ def find_sides(
     target_lora: Sequence[AddedLora],
     source_sampling: SamplingSettings,
     target_sampling: SamplingSettings,
+    target_lora_low: Sequence[AddedLora] = (),
 ) -> dict[Role, Side]:
     """Source and target.
 
@@ -70,13 +81,14 @@ def find_sides(
         target_lora: those LoRAs.
         source_sampling: what the user says of the source; the rest is its pipeline's own.
         target_sampling: of the target; the rest is what is known of it by its name.
+        target_lora_low: those of the low-noise one of two transformers, where the others do not serve both.
 
     Raises:
-        UsageError: there is no target, or nobody knows how it is sampled. Else as `find_model`.
+        UsageError: there is no target, or nobody knows how it is sampled. Else as `find_model` and `loras_for`.
     """
-    if target is None and not target_lora:
+    if target is None and not target_lora and not target_lora_low:
         raise UsageError("the target is not given", fix="--target MODEL, or --target-lora FILE on the source")
-    for one in target_lora:
+    for one in (*target_lora, *target_lora_low):
         if one.expert or one.adapter or one.scale is not None:
             raise UsageError(
                 "compare takes a distillation LoRA as its file is", where=one.file, fix="FILE:STRENGTH alone"
@@ -84,7 +96,15 @@ def find_sides(
         lora_file(one.file)
     first = find_model(source, "source")
     second = first if target is None else find_model(target, "target", first)
-    names = [*([] if target is None else [str(target)]), *(one.file for one in target_lora)]
+    high, low = tuple(target_lora), tuple(target_lora_low)
+    if second.two_experts and not low:
+        high, low = loras_for(high, "high"), loras_for(high, "low")
+    elif low and not second.two_experts:
+        raise UsageError(
+            "the target has one transformer, and a LoRA is given for the low-noise one of two",
+            values=f"--target-lora-low {low[0].file}", fix="--target-lora",
+        )  # fmt: skip
+    names = [*([] if target is None else [str(target)]), *(one.file for one in (*high, *low))]
     known = known_model(names, second.family.name)
     if known is not None and known.causal:  # which no pipeline of diffusers runs
         known = None
@@ -97,13 +117,15 @@ def find_sides(
     words = f"{known.name}, as {known.seen} says" if known is not None and settled != target_sampling else ""
     return {
         "source": Side(first, source_sampling),
-        "target": Side(second, settled, tuple(target_lora), words),
+        "target": Side(second, settled, high, low, words),
     }
 
 
-def lora_file(spec: str | Path) -> Path:
-    """The file that a LoRA's name means. Raises FileError."""
-    path = named_path(spec)
-    if not path.is_file():
-        raise FileError("there is no such LoRA file", where=str(spec))
-    return path
+def refuse_two_experts(sides: Mapping[Role, Side]) -> None:
+    """What runs models with one transformer alone. Raises UnsupportedError."""
+    for role, side in sides.items():
+        if side.model.two_experts:
+            raise UnsupportedError(
+                f"the {role} has two transformers, each with a LoRA of its own, which probe does not run yet",
+                where=str(side.model.path), fix="compare shows what both do with their LoRAs",
+            )  # fmt: skip

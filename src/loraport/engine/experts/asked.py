@@ -91,15 +91,23 @@ def recipes_of(recipe: Recipe, experts: Experts) -> dict[Expert, Recipe]:
     if one_kind and ("target" in low or "target_lora" in low):
         low = {"target": None, "target_lora": (), **low}
     if "target_lora" not in low:
-        high["target_lora"], low["target_lora"] = (_for_expert(recipe.target_lora, expert) for expert in EXPERTS)
+        high["target_lora"], low["target_lora"] = (loras_for(recipe.target_lora, expert) for expert in EXPERTS)
     return {
         "high": recipe.model_copy(update={"expert": "high", **high}),
         "low": recipe.model_copy(update={"expert": "low", **low}),
     }
 
 
-def _for_expert(given: tuple[AddedLora, ...], expert: Expert) -> tuple[AddedLora, ...]:
-    """Of distillation LoRAs for both experts those of one: in place of what is named after the other, its pair."""
+def loras_for(given: tuple[AddedLora, ...], expert: Expert) -> tuple[AddedLora, ...]:
+    """Of distillation LoRAs for both experts those of one: in place of what is named after the other, its pair.
+
+    Args:
+        given: the LoRAs.
+        expert: the one that is meant.
+
+    Raises:
+        UsageError: one is named after the other expert, and its pair does not lie beside it.
+    """
     files = {each.identity[0] for each in given}
     found = []
     for each in given:
