@@ -47,6 +47,7 @@ def _in_memory(folder):
     return SamplingSettings(schedule=FAST, latents=SIZE, checkpoint=folder)
 
 
+@pytest.mark.slow
 def test_pipelines_in_memory_are_used_as_they_are_and_left_as_they_were(lora, folders, tmp_path):
     source, target = tinywan.pipeline(), tinywan.pipeline(drift=0.2, encoder=False)
     before = {key: tensor.clone() for key, tensor in target.transformer.state_dict().items()}
@@ -117,6 +118,7 @@ def test_other_weights_in_memory_do_not_go_on_from_what_was_said(lora, folders, 
     assert found[1] > found[2] > 0  # the source is the same: what it said of itself stands
 
 
+@pytest.mark.slow
 def test_folders_and_a_text_file_from_the_command_line(lora, folders, tmp_path):
     prompts, out, plot = tmp_path / "prompts.txt", tmp_path / "out.safetensors", tmp_path / "choice.png"
     page = tmp_path / "page.html"

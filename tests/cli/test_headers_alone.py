@@ -166,6 +166,7 @@ def test_the_collector_begins_with_the_work_and_stays_what_it_was_in_a_process_o
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "openpty"), reason="needs a terminal of Unix")
 def test_on_a_terminal_the_plan_is_there_before_torch_is(files: pico.Pico):
     ours, theirs = os.openpty()

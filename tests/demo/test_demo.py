@@ -25,6 +25,7 @@ def result(tmp_path_factory):
     return done, events
 
 
+@pytest.mark.slow
 def test_every_promised_file_is_there(result):
     done, _ = result
     names = {file.name for file in done.output.iterdir()}
@@ -42,6 +43,7 @@ def test_every_promised_file_is_there(result):
         assert file.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_the_rows_are_the_ones_promised_over_the_same_clips(result):
     done, _ = result
     rows = {row.key: row for row in done.comparison.rows}
@@ -51,6 +53,7 @@ def test_the_rows_are_the_ones_promised_over_the_same_clips(result):
     assert rows["direct"].scores["style"].mean > rows["target"].scores["style"].mean + 0.1
 
 
+@pytest.mark.slow
 def test_the_numbers_on_disk_are_those_of_the_run(result):
     done, _ = result
     numbers = json.loads(done.numbers.read_text(encoding="utf-8"))
@@ -61,6 +64,7 @@ def test_the_numbers_on_disk_are_those_of_the_run(result):
     assert numbers["settings"]["lora"] == "outline"
 
 
+@pytest.mark.slow
 def test_the_page_shows_rows_layers_and_the_lead(result):
     done, _ = result
     page = done.page.read_text(encoding="utf-8")
@@ -72,6 +76,7 @@ def test_the_page_shows_rows_layers_and_the_lead(result):
     assert "https:" not in page
 
 
+@pytest.mark.slow
 def test_progress_is_told_in_order(result):
     _, events = result
     stages = [event.done for event in events if isinstance(event, Step)]

@@ -51,6 +51,7 @@ def done(family, judge, tmp_path_factory):
     return make_evidence(family, judge, ROWS, folder, scale=Scale(prompts=3, seeds=1)), folder
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_against_the_same_anchors(done):
     evidence = done[0].evidence
     assert [cell.label for cell in evidence.cells] == [
@@ -70,6 +71,7 @@ def test_every_row_is_measured_against_the_same_anchors(done):
         evidence.cell("outline", "dmd", "nothing")
 
 
+@pytest.mark.slow
 def test_the_identity_conversion_scores_like_direct_reuse(done):
     evidence = done[0].evidence
     direct_, identity = (evidence.cell("outline", "dmd", label).estimates for label in ("direct", "identity"))
@@ -77,6 +79,7 @@ def test_the_identity_conversion_scores_like_direct_reuse(done):
         assert identity[name].value == pytest.approx(direct_[name].value, abs=0.02)
 
 
+@pytest.mark.slow
 def test_a_difference_to_itself_is_nothing_and_counts_as_no_win(done):
     evidence = done[0].evidence
     for difference in tables.differences(evidence, "direct", "to_aim"):
@@ -84,6 +87,7 @@ def test_a_difference_to_itself_is_nothing_and_counts_as_no_win(done):
         assert tables.verdict("to_aim", difference) == 0
 
 
+@pytest.mark.slow
 def test_files_are_written_and_the_numbers_are_json(done):
     written, _ = done
     numbers = json.loads(written.numbers.read_text(encoding="utf-8"))
@@ -93,6 +97,7 @@ def test_files_are_written_and_the_numbers_are_json(done):
         assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_rows_by_steps_and_from_the_other_side_that_must_equal_reuse(done, family, judge):
     """The same strength in every step, reuse in either half of the steps, a drift that is cut to its full rank."""
     _, folder = done
@@ -111,6 +116,7 @@ def test_rows_by_steps_and_from_the_other_side_that_must_equal_reuse(done, famil
         assert equal == (row in rows[1:4]), row.label
 
 
+@pytest.mark.slow
 def test_running_again_samples_nothing_and_gives_the_same_numbers(done, family, judge):
     written, folder = done
     again = evaluate(family, ROWS, judge, scale=Scale(prompts=3, seeds=1), folder=folder / "work")
@@ -129,6 +135,7 @@ def test_a_seed_gives_the_same_numbers_in_another_folder(done, family, judge, tm
     assert other.cells[2].estimates["statistic"].value != again.cells[2].estimates["statistic"].value
 
 
+@pytest.mark.slow
 def test_a_calibrated_row_is_made_once_and_measured_like_the_others(family, judge, tmp_path, monkeypatch):
     few = {"samples": 2, "diagnosis": 0, "methods": (), "strengths": (1.0, 1.5), "rounds": 1}
     rows = (direct(1.0), Variant("calibrated", CALIBRATE, "ours", few))

@@ -114,6 +114,7 @@ def test_a_check_has_the_digests_that_are_known(
     assert {each.role: each.digest for each in again.inputs} == {**theirs, "source": None, "target": None}
 
 
+@pytest.mark.slow
 def test_an_analysis_has_the_digests_of_a_transfer(
     files: pico.Pico, cache: loraport.RunOptions, report: loraport.TransferReport
 ):
