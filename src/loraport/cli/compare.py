@@ -19,7 +19,7 @@ from loraport.wording import count
 if TYPE_CHECKING:
     from loraport.comparing.report import CompareReport
 
-EXAMPLE = """What became of a LoRA, on two prompts and three seeds (docs/compare.md says what each number means):
+EXAMPLE = """What became of a LoRA, on two prompts and three seeds (docs/measures.md says what each number means):
 
     loraport compare --source Z-Image/ --target Z-Image-Turbo/ --lora style.safetensors --transferred style-turbo.safetensors --strengths 0.75,1,1.25 --prompts prompts.txt --seeds 3 -o compared/
 
