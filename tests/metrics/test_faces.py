@@ -18,14 +18,6 @@ def faces():
     return Faces(file)
 
 
-@pytest.fixture(scope="module")
-def portrait():
-    matplotlib = pytest.importorskip("matplotlib")
-    from PIL import Image
-
-    return np.asarray(Image.open(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg").convert("RGB"))
-
-
 def test_a_face_is_found_where_it_is_in_every_size(faces, portrait):
     for step in (1, 3, 6):
         frame = portrait[::step, ::step]

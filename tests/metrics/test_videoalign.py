@@ -13,7 +13,8 @@ from torch import nn
 from loraport.errors import FileError
 from loraport.metrics import videoalign
 from loraport.metrics.judging import Judges, Weights
-from loraport.metrics.videoalign import TOKENS, Reward, VideoAlign
+from loraport.metrics.videoalign import VideoAlign
+from loraport.metrics.videoalign_folder import TOKENS, Reward
 
 transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")

@@ -16,10 +16,9 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from loraport.errors import FileError
 from loraport.metrics.correlation import LEVELS, Correlation, places
 from loraport.metrics.frames import padded
-from loraport.metrics.weights import read_state
+from loraport.metrics.weights import read_state, require_shapes
 
 WIDTHS = (20, 32, 44, 56)  # channels at a half, a fourth, an eighth and a sixteenth of the size
 FEATURES = 84  # channels that are correlated
@@ -44,13 +43,8 @@ class Amt:
     def __init__(self, file: Path, device: str = "cpu"):
         state = read_state(file)
         wanted = shapes()
-        wrong = [key for key, shape in wanted.items() if key not in state or tuple(state[key].shape) != shape]
-        if wrong:
-            raise FileError(
-                "these are not the weights of AMT-S", where=str(file),
-                values=f"{len(wrong)} of {len(wanted)}, e.g. {wrong[0]}, missing or of another shape",
-                fix="amt-s.pth of MCG-NKU/AMT, which VBench takes; not its larger networks, AMT-L and AMT-G",
-            )  # fmt: skip
+        fix = "amt-s.pth of MCG-NKU/AMT, which VBench takes; not its larger networks, AMT-L and AMT-G"
+        require_shapes(state, wanted, file=file, network="AMT-S", fix=fix)
         self.state = {key: state[key].to(device) for key in wanted}
         self._device = device
 

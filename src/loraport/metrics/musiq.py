@@ -15,8 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from loraport.errors import FileError
-from loraport.metrics.weights import read_state
+from loraport.metrics.weights import read_state, require_shapes
 
 PATCH, GRID, HEADS, GROUPS = 32, 10, 6, 32
 SIDES = (224, 384)  # longer sides of the two smaller pictures; the third is the picture itself
@@ -40,14 +39,9 @@ class Musiq:
     def __init__(self, file: Path, device: str = "cpu"):
         state = read_state(file)
         self.blocks = 1 + max((int(found[1]) for key in state if (found := _BLOCK.match(key))), default=-1)
-        wanted = _shapes(state, self.blocks)
-        wrong = [key for key, shape in wanted.items() if key not in state or tuple(state[key].shape) != shape]
-        if wrong or not self.blocks:
-            raise FileError(
-                "these are not the weights of MUSIQ with one grade", where=str(file),
-                values=f"{len(wrong)} of {len(wanted)}, e.g. {wrong[0]}" if wrong else "no blocks",
-                fix="VBench's musiq_spaq_ckpt-358bb6af.pth",
-            )  # fmt: skip
+        wanted = _shapes(state, max(self.blocks, 1))
+        fix = "VBench's musiq_spaq_ckpt-358bb6af.pth"
+        require_shapes(state, wanted, file=file, network="MUSIQ with one grade", fix=fix)
         self.state = {key: _standard(state[key]) if _is_conv(key) else state[key] for key in wanted}
         self.state = {key: tensor.to(device) for key, tensor in self.state.items()}
         self._device = device

@@ -16,11 +16,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from loraport.errors import FileError
 from loraport.metrics.correlation import LEVELS, Correlation, places
 from loraport.metrics.frames import padded
 from loraport.metrics.motion import fastest
-from loraport.metrics.weights import read_state
+from loraport.metrics.weights import read_state, require_shapes
 
 UPDATES = 20  # of the flow, as in VBench
 BLOCK, LEAST = 8, 128  # pixels that a side is a multiple of, as in the paper's code, and that the network can take
@@ -59,13 +58,8 @@ class Raft:
     def __init__(self, file: Path, device: str = "cpu"):
         state = {papers_name(key): tensor for key, tensor in read_state(file).items()}
         wanted = shapes()
-        wrong = [key for key, shape in wanted.items() if key not in state or tuple(state[key].shape) != shape]
-        if wrong:
-            raise FileError(
-                "these are not the weights of RAFT", where=str(file),
-                values=f"{len(wrong)} of {len(wanted)}, e.g. {wrong[0]}, missing or of another shape",
-                fix="raft-things.pth of the authors, or raft_large_C_T_V1 of torchvision",
-            )  # fmt: skip
+        fix = "raft-things.pth of the authors, or raft_large_C_T_V1 of torchvision"
+        require_shapes(state, wanted, file=file, network="RAFT", fix=fix)
         self.state = {key: state[key].to(device) for key in wanted}
         self._device = device
 

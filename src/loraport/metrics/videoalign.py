@@ -11,13 +11,9 @@ As in the authors' code, the places of the tokens are counted one by one, also t
 positions in bfloat16, which came of casting the whole model; they are rounded here too.
 """
 
-import ast
-import contextlib
-import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,80 +25,12 @@ from torch.nn.functional import interpolate
 
 from loraport.errors import FileError, UsageError
 from loraport.metrics.towers import CLIP_COLOURS, said_of
+from loraport.metrics.videoalign_folder import TOKENS, Reward, find_checkpoint, find_files, merged, read_template
 from loraport.metrics.weights import read_state
 
-TOKENS = {"vq": "<|VQ_reward|>", "mq": "<|MQ_reward|>", "ta": "<|TA_reward|>"}
 VIDEO = "<|video_pad|>"
-TEMPLATE = "DETAILED_PROMPT_WITH_SPECIAL_TOKEN"
-LEAST_FRAMES, MOST_FRAMES = 4, 768
 LEAST_PIXELS = 128 * 28 * 28  # of a frame, below which it is made larger
-_WRAPPED = "base_model.model."
 _MARK = re.compile(r"<\|.*?\|>")
-_FACTOR = re.compile(r"\.lora_([AB])(\.default)?\.weight$")
-
-
-@dataclass(frozen=True)
-class Reward:
-    """What `model_config.json` says of the reward.
-
-    Attributes:
-        scale: of the LoRA.
-        fps: frames a second that are looked at.
-        frames: how many are, whatever the length; None for as many as `fps` says.
-        most_pixels: of a frame.
-        means, deviations: of the rewards over the authors' data, by name.
-    """
-
-    scale: float
-    fps: float
-    frames: int | None
-    most_pixels: int
-    means: Mapping[str, float]
-    deviations: Mapping[str, float]
-
-    @classmethod
-    def read(cls, file: Path) -> "Reward":
-        """Raises FileError if it is of another kind."""
-        try:
-            told = json.loads(file.read_text(encoding="utf-8"))
-            data, model, lora = (told[part] for part in ("data_config", "model_config", "peft_lora_config"))
-            norm = told["inference_config"]
-            rank = lora["lora_r"]
-            wrong = {
-                "output_dim": model["output_dim"] not in (1, 3),
-                "use_special_tokens": not model["use_special_tokens"],
-                "prompt_template_type": data["prompt_template_type"] != "detailed_special",
-                "sample_type": data.get("sample_type", "uniform") != "uniform",
-            }
-            found = cls(
-                scale=lora["lora_alpha"] / (math.sqrt(rank) if lora.get("use_rslora") else rank),
-                fps=float(data["fps"] or 0),
-                frames=data["num_frames"],
-                most_pixels=int(data["max_frame_pixels"]),
-                means={name: float(norm[f"{name.upper()}_mean"]) for name in TOKENS},
-                deviations={name: float(norm[f"{name.upper()}_std"]) for name in TOKENS},
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError) as error:
-            raise FileError(
-                "the settings of the reward cannot be read", where=str(file), values=f"{type(error).__name__}: {error}",
-                fix="it is the model_config.json beside VideoAlign's checkpoint",
-            ) from error  # fmt: skip
-        if any(wrong.values()):
-            raise FileError(
-                "this is a reward of another kind", where=str(file),
-                values=", ".join(name for name, is_so in wrong.items() if is_so),
-                fix="the one that is published (KwaiVGI/VideoReward) is read at three special tokens",
-            )  # fmt: skip
-        return found
-
-    def picked(self, frames: int, fps: float) -> list[int]:
-        """The frames that are looked at, of so many at that rate."""
-        if self.frames is not None:
-            count = 2 * round(self.frames / 2)
-        else:
-            most = min(MOST_FRAMES, frames) // 2 * 2
-            count = 2 * round(min(max(frames / fps * self.fps, LEAST_FRAMES), most) / 2)
-        return torch.linspace(0, frames - 1, min(count, frames)).round().long().tolist()
 
 
 class VideoAlign:
@@ -122,16 +50,16 @@ class VideoAlign:
     def __init__(self, folder: Path, base: Path, device: str = "cpu"):
         from transformers import AutoTokenizer, Qwen2VLConfig
 
-        place, template = _found(folder)
+        place, template = find_files(folder)
         self.reward = Reward.read(place / "model_config.json")
-        self.template = _template(template)
+        self.template = read_template(template)
         with said_of(base, "tokenizer or configuration of Qwen2-VL"):
             self.tokenizer: Any = AutoTokenizer.from_pretrained(base, local_files_only=True)
             config: Any = Qwen2VLConfig.from_pretrained(base, local_files_only=True)
         if not self.tokenizer.chat_template:
             raise FileError("the tokenizer has no chat template", where=str(base), fix="take that of Qwen2-VL-Instruct")
         self.tokenizer.add_special_tokens({"additional_special_tokens": list(TOKENS.values())})
-        file = _checkpoint(place)
+        file = find_checkpoint(place)
         state = merged(read_state(file, keep_dtype=True), self.reward.scale)
         head, words = state.pop("rm_head.weight", None), state.get("language_model.embed_tokens.weight")
         if head is None or words is None:
@@ -241,72 +169,3 @@ def fitted(high: int, wide: int, multiple: int, most: int) -> tuple[int, int]:
         grow = math.sqrt(LEAST_PIXELS / (high * wide))
         made = [math.ceil(side * grow / multiple) * multiple for side in (high, wide)]
     return made[0], made[1]
-
-
-def merged(state: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """The weights by the names that transformers has today, with the LoRA added to those it changes."""
-    plain, factors = {}, dict[str, dict[str, Tensor]]()
-    for key, tensor in state.items():
-        name = key.removeprefix(_WRAPPED)
-        factor = _FACTOR.search(name)
-        if factor is not None:
-            factors.setdefault(_today(name[: factor.start()]), {})[factor[1]] = tensor
-        elif name != "lm_head.weight":
-            plain[_today(name.replace(".base_layer.", "."))] = tensor
-    for stem, pair in factors.items():
-        weight = plain.get(f"{stem}.weight")
-        if weight is None or set(pair) != {"A", "B"}:
-            raise FileError("a LoRA without its layer is in the checkpoint", where=stem)
-        update = scale * pair["B"].float() @ pair["A"].float()
-        plain[f"{stem}.weight"] = (weight.float() + update).to(weight.dtype)
-    return plain
-
-
-def _today(name: str) -> str:
-    """transformers 4.45 had the text network in `model` and the frames' in `visual`."""
-    if name.startswith(("model.language_model.", "model.visual.")):
-        return name.removeprefix("model.")
-    return re.sub(r"^model\.", "language_model.", name)
-
-
-def _found(folder: Path) -> tuple[Path, Path]:
-    """Where the settings and the text are."""
-    places = [place for place in (folder, folder / "checkpoints") if (place / "model_config.json").is_file()]
-    files = [place / "prompt_template.py" for place in (folder, folder.parent)]
-    texts = [file for file in files if file.is_file()]
-    if not places or not texts:
-        raise FileError(
-            "VideoAlign is not here", where=str(folder),
-            values=f"no {'model_config.json' if not places else 'prompt_template.py'}",
-            fix="give a clone of KwaiVGI/VideoAlign with KwaiVGI/VideoReward downloaded into its checkpoints/",
-        )  # fmt: skip
-    return places[0], texts[0]
-
-
-def _checkpoint(place: Path) -> Path:
-    files = sorted(place.glob("checkpoint-*/model.*"), key=lambda file: _number(file.parent.name))
-    held = [file for file in files if file.suffix in (".pth", ".safetensors")]
-    if not held:
-        raise FileError("there is no checkpoint of VideoAlign", where=str(place), values="no checkpoint-*/model.pth")
-    return held[-1]
-
-
-def _number(name: str) -> int:
-    with contextlib.suppress(ValueError):
-        return int(name.rsplit("-", 1)[-1])
-    return -1
-
-
-def _template(file: Path) -> str:
-    """The text of a constant in a Python file, which is not run."""
-    try:
-        tree: Any = ast.parse(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise FileError("the text of the reward cannot be read", where=str(file), values=str(error)) from error
-    for node in tree.body:
-        named = isinstance(node, ast.Assign) and any(getattr(one, "id", "") == TEMPLATE for one in node.targets)
-        if named and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
-            text: str = node.value.value
-            if "{text_prompt}" in text and all(token in text for token in TOKENS.values()):
-                return text
-    raise FileError("the text of the reward is not in this file", where=str(file), values=f"no {TEMPLATE}")

@@ -53,12 +53,37 @@ def read_state(file: Path, *, keep_dtype: bool = False) -> dict[str, Tensor]:
     nest = next((name for name in NESTS if isinstance(held, Mapping) and isinstance(held.get(name), Mapping)), None)
     inner = held[nest] if nest is not None else held
     if not isinstance(inner, Mapping) or not any(isinstance(value, Tensor) for value in inner.values()):
-        raise FileError("there are no weights by name in this file", where=str(file))
+        raise FileError(
+            "there are no weights by name in this file", where=str(file), fix="give the file of a network's weights"
+        )
     return {
         str(key).removeprefix("module."): value if keep_dtype or not value.is_floating_point() else value.float()
         for key, value in inner.items()
         if isinstance(value, Tensor)
     }
+
+
+def require_shapes(
+    state: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], *, file: Path, network: str, fix: str
+) -> None:
+    """Refuse weights that are not of a network: one is missing, or has another shape; others may be beside them.
+
+    Args:
+        state: the weights by name.
+        wanted: shapes by name.
+        file: where they are from.
+        network: whose they should be.
+        fix: which file is meant.
+
+    Raises:
+        FileError: they are not.
+    """
+    wrong = [key for key, shape in wanted.items() if key not in state or tuple(state[key].shape) != shape]
+    if wrong:
+        raise FileError(
+            f"these are not the weights of {network}", where=str(file), fix=fix,
+            values=f"{len(wrong)} of {len(wanted)}, e.g. {wrong[0]}, missing or of another shape",
+        )  # fmt: skip
 
 
 def _reason(error: Exception) -> str:
