@@ -43,7 +43,7 @@ class TestHub:
             save_file(makers.model(), tmp_path / name / "diffusion_pytorch_model.safetensors")
         (tmp_path / "x.bin").touch()
         asked = self._hub(monkeypatch, tmp_path)
-        makers.check_model(open_checkpoint("someone/some-model"), makers.model())
+        makers.check_model(open_checkpoint("Someone-AI/Wan2.1-T2V-1.3B-Diffusers"), makers.model())
         assert asked == [({"transformer/diffusion_pytorch_model.safetensors"}, False)]
 
     @pytest.mark.parametrize("parts", [("transformer", "transformer_2"), ("high_noise_model", "low_noise_model")])

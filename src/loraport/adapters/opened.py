@@ -6,8 +6,9 @@ from pathlib import Path
 from loraport.adapters.grammar import NOTES, grammar
 from loraport.adapters.peft_config import PEFT_FILE
 from loraport.containers.access import kind_of, list_folder
+from loraport.containers.names import TORCH_ENDINGS
 from loraport.containers.references import open_tensors
-from loraport.containers.stored import TORCH_ENDINGS, Group
+from loraport.containers.stored import Group
 from loraport.errors import FileError, MismatchError, UsageError
 
 STEMS = (PEFT_FILE, "pytorch_lora_weights")

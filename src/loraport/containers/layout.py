@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.containers.access import kind_of, list_folder
-from loraport.containers.locate import ENDINGS, Located
+from loraport.containers.locate import Located
+from loraport.containers.names import ENDINGS
 from loraport.containers.references import TensorRef
 from loraport.containers.shards import SHARD, shards_of_index
 from loraport.errors import FileError, UsageError

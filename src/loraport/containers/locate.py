@@ -6,9 +6,8 @@ from pathlib import Path
 
 from loraport.containers.access import kind_of, list_folder, nearest_path
 from loraport.containers.codecs.registry import logical_group
-from loraport.containers.names import EXPERTS, Expert, expert_named, named_path
+from loraport.containers.names import DISTRIBUTED, ENDINGS, EXPERTS, Expert, expert_named, hub_id, named_path
 from loraport.containers.shards import (
-    DISTRIBUTED,
     SHARD,
     by_index,
     by_names,
@@ -21,7 +20,6 @@ from loraport.containers.stored import Group, TensorFile, list_stored
 from loraport.errors import FileError, UsageError
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
-ENDINGS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")  # the order of preference
 # What trainers write beside a model, in files with the same endings.
 _NO_MODEL = re.compile(
     r"optimizer|optim_states|scheduler|scaler|rng_state|random_states|training_args|trainer_state|_fp8_map"
@@ -31,7 +29,6 @@ _MODEL = re.compile(
     r"(?P<stem>.+?)(\.(?P<variant>fp16|bf16|fp32|fp8|ema|non_ema))?(?P<ending>\.(safetensors|bin|pt|pth|ckpt|gguf))"
     r"(?P<index>\.index(\.(?P<kind>\w+))?\.json)?"
 )
-_HUB_ID = re.compile(r"(hf:|hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(/(?P<inside>[\w./-]+))?")
 
 
 @dataclass(frozen=True)
@@ -64,13 +61,13 @@ def locate(spec: str | Path, *, nested: str | None = None, expert: Expert | None
         return _folder(path, nested, expert)
     if kind == "file":
         return _file(path)
-    hub = _HUB_ID.fullmatch(str(spec)) if isinstance(spec, str) else None
+    hub = hub_id(spec) if isinstance(spec, str) else None
     # What begins with a folder that is there is a path with a mistake in it, not the name of somebody on the hub.
-    if hub and not path.suffix and not path.is_absolute() and kind_of(Path(path.parts[0])) != "folder":
+    if hub is not None and kind_of(Path(path.parts[0])) != "folder":
         from loraport.containers.hub import download
 
         folders = [*([nested] if nested else []), *(EXPERTS[expert] if expert else ())]
-        found = download(hub["repo"], hub["inside"] or "", folders, strict=expert is not None)
+        found = download(*hub, folders, strict=expert is not None)
         return locate(found, nested=nested)
     raise FileError("there is no such file or folder", where=str(spec), fix=nearest_path(path))
 

@@ -1,4 +1,4 @@
-"""What names say: what ships with the package is called `zoo:NAME`, and files of Wan2.2 name their expert."""
+"""What names say: `zoo:NAME` ships with the package, `owner/name` is on the hub, files of Wan2.2 name their expert."""
 
 import re
 from pathlib import Path
@@ -7,6 +7,11 @@ from typing import Literal
 from loraport.zoo import catalogue
 
 ZOO = "zoo:"
+TORCH_ENDINGS = (".bin", ".pt", ".pth", ".ckpt")
+ENDINGS = (".safetensors", *TORCH_ENDINGS, ".gguf")
+"""How files of weights end, in the order of preference."""
+DISTRIBUTED = ".distcp"
+_HUB_ID = re.compile(r"(hf:|hf://)?(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(/(?P<inside>[\w./-]+))?")
 
 Expert = Literal["high", "low"]
 EXPERTS: dict[Expert, tuple[str, ...]] = {
@@ -26,6 +31,17 @@ def named_path(spec: str | Path) -> Path:
     """
     text = str(spec)
     return catalogue.path(text.removeprefix(ZOO)) if text.startswith(ZOO) else Path(spec)
+
+
+def hub_id(spec: str) -> tuple[str, str] | None:
+    """The repository of the hub, and the folder in it or "", that a name may mean; None for what can only be a path.
+
+    The endings of files tell, and no other dot: that of `Wan2.1-T2V-1.3B` is a part of the name.
+    """
+    found = _HUB_ID.fullmatch(spec)
+    if found is None or Path(spec).suffix in (*ENDINGS, DISTRIBUTED, ".json"):
+        return None
+    return found["repo"], found["inside"] or ""
 
 
 def expert_named(name: str, *, bare: bool = False) -> Expert | None:

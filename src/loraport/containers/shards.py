@@ -16,7 +16,6 @@ from loraport.files import read_text
 MAX_INDEX_BYTES = 32 * 2**20
 MAX_SHARDS = 1000
 SHARD = re.compile(r"-(?P<number>\d{5})-of-(?P<count>\d{5})(?=\.)")
-DISTRIBUTED = ".distcp"
 
 
 def by_names(path: Path) -> TensorFile:

@@ -13,12 +13,12 @@ from pathlib import Path
 from loraport.containers.access import open_file, read_begin, status, unreadable
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.gguf import MAGIC, GgufTensor, read_gguf
+from loraport.containers.names import TORCH_ENDINGS
 from loraport.containers.safetensors import SafetensorsHeader, Span, read_header
 from loraport.containers.sent import bytes_sent, state_sent
 from loraport.errors import FileError, UnsupportedError
 
 CHUNK_BYTES = 16 * 2**20
-TORCH_ENDINGS = (".pt", ".pth", ".bin", ".ckpt")
 
 
 @dataclass(frozen=True)
