@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import (
     BaseModel,
@@ -65,10 +65,9 @@ class Setting:
         path: bool = False,
         many: bool = False,
     ):
-        given: dict[str, object] = {"help": help, "flags": flags, "panel": panel, "metavar": metavar}
-        given |= {"default": default, "path": path, "many": many}
-        for name, value in given.items():
-            object.__setattr__(self, name, value)
+        self.__dict__.update(
+            help=help, flags=flags, panel=panel, metavar=metavar, default=default, path=path, many=many
+        )
 
 
 class Settings(BaseModel):
@@ -195,12 +194,12 @@ def _refusal(model: type[Settings], error: ValidationError) -> UsageError:
         flag = f"{setting.flags[0]} {setting.metavar}" if setting is not None and setting.flags else name
         return UsageError(f"the {name} is not given", fix=f"{flag}: {setting.help}" if setting is not None else flag)
     said = f"{name} ({setting.flags[0]})" if setting is not None and setting.flags else name
-    choices = [str(value) for value in get_args(_bare(model.model_fields[name].annotation))] if name in known else []
     if first["type"] == "literal_error":
+        words = choices(model.model_fields[name].annotation)
         return UsageError(
             f"bad setting {said}",
             values=_shown(first["input"]),
-            fix=did_you_mean(str(first["input"]), choices) or f"use {', '.join(choices)}",
+            fix=did_you_mean(str(first["input"]), words) or f"use {', '.join(words)}",
         )
     message = re.sub(r"^(Value error, |Input )", "", first["msg"])
     return UsageError(
@@ -237,14 +236,15 @@ def _refuse_switches(model: type[Settings], given: Mapping[str, Any]) -> None:
             )
 
 
-def _bare(annotation: Any) -> Any:
-    """The Literal of `Literal[...] | None`, and that of the items of a tuple."""
-    if get_origin(annotation) is tuple:
-        return _bare(get_args(annotation)[0])
-    if get_origin(annotation) is Annotated:
-        return _bare(get_args(annotation)[0])
-    parts = [part for part in get_args(annotation) if part is not type(None)]
-    return parts[0] if len(parts) == 1 and type(None) in get_args(annotation) else annotation
+def choices(annotation: Any) -> list[str]:
+    """The words that a value of a type, or each of several, can be; none where it is not one of a few."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    inner = get_args(annotation)
+    if get_origin(annotation) in (tuple, Annotated):  # several of it; with notes on it
+        return choices(inner[0])
+    parts = [part for part in inner if part is not type(None)]
+    return choices(parts[0]) if len(parts) == 1 < len(inner) else []
 
 
 def _shown(value: Any) -> str:

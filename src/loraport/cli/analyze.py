@@ -2,14 +2,12 @@
 
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Annotated, Optional
-
-import typer
+from typing import TYPE_CHECKING, Annotated
 
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
-from loraport.cli.options import OUTPUT
+from loraport.cli.options import OUTPUT, argument, option, required
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import METHOD, Recipe
 from loraport.errors import UsageError
@@ -37,28 +35,16 @@ _MACHINE = RunOptions.part(
 def analyze(
     given: Given,
     console: Console,
-    loras: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on every Python
-        typer.Argument(
-            metavar="LORA", show_default=False,
-            help="LoRAs of the source. Without any all linear layers are looked at, else those that one of them "
-            "changes.",
-        ),
-    ] = None,
-    output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, show_default=False,
-            help="The file to write: .html for a page with the figures, .json for all numbers.",
-        ),
-    ] = None,
-    layers: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--layers", metavar="REGEX", rich_help_panel=METHOD, show_default=False,
-            help="Look at layers alone whose names match.",
-        ),
-    ] = None,
+    loras: Annotated[list[str] | None, argument(
+        "LORA", "LoRAs of the source. Without any all linear layers are looked at, else those that one of them changes."
+    )] = None,
+    output: Annotated[Path | None, option(
+        "--output", "-o", metavar="FILE", panel=OUTPUT,
+        help="The file to write: .html for a page with the figures, .json for all numbers.",
+    )] = None,
+    layers: Annotated[str | None, option(
+        "--layers", metavar="REGEX", panel=METHOD, help="Look at layers alone whose names match."
+    )] = None,
 ) -> None:  # fmt: skip
     """Show what a distillation did to the weights, and what LoRAs do there, beside null models."""
     from loraport.analysis.plan import make_analysis_plan
@@ -66,8 +52,7 @@ def analyze(
     from loraport.writable import check_output
 
     choice, options = given.make(_CHOICE).values(), given.make(RunOptions)
-    if output is None:
-        raise UsageError("the output is not given", fix="name the file to write: -o analysis.html")
+    output = required(output, "output", "name the file to write: -o analysis.html")
     ending = output.suffix.lower()
     if ending not in (".html", ".json"):
         raise UsageError(

@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -10,6 +10,7 @@ from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.entry import talking
 from loraport.cli.flags import Given, command
+from loraport.cli.options import option
 from loraport.cli.plain_help import Command, Group
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
@@ -28,15 +29,9 @@ app = typer.Typer(
 
     loraport cache gc --max-size 10GB""",
 )
-Folder = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
-    typer.Option(
-        "--cache",
-        metavar="DIR",
-        show_default="$LORAPORT_CACHE or the user's cache folder",
-        help="The cache folder.",
-    ),
-]
+Folder = Annotated[str | None, option(
+    "--cache", metavar="DIR", default="$LORAPORT_CACHE or the user's cache folder", help="The cache folder."
+)]  # fmt: skip
 
 
 @app.command("ls", cls=Command, epilog="    loraport cache ls -v")
@@ -81,15 +76,13 @@ def ls(console: Console, folder: Folder = None) -> None:
 def gc(
     console: Console,
     folder: Folder = None,
-    max_size: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--max-size", metavar="SIZE", show_default="30GB", help="Total size that may stay."),
-    ] = None,
-    older_than: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option("--older-than", metavar="TIME", show_default=False, help="Drop what was not used for so long."),
-    ] = None,
-) -> None:
+    max_size: Annotated[str | None, option(
+        "--max-size", metavar="SIZE", default="30GB", help="Total size that may stay."
+    )] = None,
+    older_than: Annotated[str | None, option(
+        "--older-than", metavar="TIME", help="Drop what was not used for so long."
+    )] = None,
+) -> None:  # fmt: skip
     """Drop the least recently used entries until the rest fits."""
     from loraport.store import index
 
@@ -115,7 +108,7 @@ def clear(console: Console, folder: Folder = None) -> None:
 def verify(
     console: Console,
     folder: Folder = None,
-    remove: Annotated[bool, typer.Option("--remove", metavar="", help="Delete entries that are damaged.")] = False,
+    remove: Annotated[bool, option("--remove", help="Delete entries that are damaged.")] = False,
 ) -> None:
     """Read every entry and check its content. Exit code 5 if one is damaged."""
     root = _root(folder)

@@ -1,24 +1,22 @@
 """`loraport calibrate`: both models, run on noise, say how a LoRA should be carried over."""
 
-import copy
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
-
-import typer
-from pydantic import create_model
+from typing import TYPE_CHECKING, Annotated, Any
 
 from loraport.calibration.settings import CalibrationSettings
 from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
+from loraport.cli.options import argument, option, required
 from loraport.cli.outputs import output_file, warn_of_name
+from loraport.cli.sampling import ROLES, sampling_of
 from loraport.containers.names import named_path
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import OUTPUT, Recipe
 from loraport.errors import UsageError
 from loraport.sampling.schedule import RUNNING, SamplingSettings
-from loraport.settings import Setting, Settings
 from loraport.wording import count
 from loraport.writable import check_apart, check_output
 
@@ -35,27 +33,6 @@ On Wan 1.3B, with prompts that were encoded before (see docs/calibrating-real-mo
 
 The same command again goes on where it was interrupted."""  # noqa: E501
 
-OF_ONE = ("steps", "times", "shift", "guidance", "sampler")  # said for each model; the rest for both
-
-
-def _of(role: str) -> type[Settings]:
-    """The sampling settings of one model, as flags of their own: `--source-steps`."""
-    fields: dict[str, Any] = {}
-    for name in OF_ONE:
-        field = copy.copy(SamplingSettings.model_fields[name])
-        field.metadata = [_said_of(role, name, note) for note in field.metadata]
-        fields[f"{role}_{name}"] = (field.annotation, field)
-    return create_model(f"{role.title()}Sampling", __base__=Settings, **fields)
-
-
-def _said_of(role: str, name: str, note: Any) -> Any:
-    if not isinstance(note, Setting):
-        return note
-    help = f"{role.title()}: {note.help[:1].lower()}{note.help[1:]}"
-    return Setting(help, f"--{role}-{name}", panel=note.panel, metavar=note.metavar, default=note.default)
-
-
-ROLES = {role: _of(role) for role in ("source", "target")}
 BOTH = SamplingSettings.part("latents", "offload")
 MACHINE = RunOptions.part("device", "cache", "overwrite")
 FILES = Recipe.part("lora", "source", "target", "target_lora", "to", "dtype")
@@ -65,52 +42,33 @@ FILES = Recipe.part("lora", "source", "target", "target_lora", "to", "dtype")
 def calibrate(
     given: Given,
     console: Console,
-    lora: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
-        typer.Argument(metavar="LORA", help="The LoRA file, or zoo:NAME.", show_default=False),
-    ] = None,
+    lora: Annotated[str | None, argument("LORA", "The LoRA file, or zoo:NAME.")] = None,
     output: options.Output = None,
-    prompts: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--prompts", metavar="FILE", rich_help_panel=RUNNING, show_default=False,
-            help="Embeddings (safetensors), or text beside a source with its text encoder.",
-        ),
-    ] = None,
-    plot: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--plot", metavar="FILE", rich_help_panel=OUTPUT, show_default=False, help="Also draw the choice, as a PNG."
-        ),
-    ] = None,
-    page: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--report", metavar="FILE", rich_help_panel=OUTPUT, show_default=False,
-            help="Also write a page about it: what was tried, what arrives, layer by layer (HTML).",
-        ),
-    ] = None,
+    prompts: Annotated[Path | None, option(
+        "--prompts", metavar="FILE", panel=RUNNING,
+        help="Embeddings (safetensors), or text beside a source with its text encoder.",
+    )] = None,
+    plot: Annotated[Path | None, option(
+        "--plot", metavar="FILE", panel=OUTPUT, help="Also draw the choice, as a PNG."
+    )] = None,
+    page: Annotated[Path | None, option(
+        "--report", metavar="FILE", panel=OUTPUT,
+        help="Also write a page about it: what was tried, what arrives, layer by layer (HTML).",
+    )] = None,
 ) -> None:  # fmt: skip
     """Choose method and strength for a LoRA by running both models on noise. No data, no labels."""
-    asked = Given(given.models, {**given.values, **({} if lora is None else {"lora": lora})})
+    asked = given if lora is None else replace(given, values={**given.values, "lora": lora})
     if "lora" not in asked.values:
         raise UsageError("no LoRA is given", fix="name the file, or zoo:NAME, before or after the flags")
     files, machine = asked.make(FILES).values(), asked.make(MACHINE).values()
-    for name, value in (("target", files["target"] or files["target_lora"] or None), ("output", output)):
-        if value is None:
-            raise UsageError(f"the {name} is not given", fix=f"add --{name}")
-    assert output is not None
-    place = output_file(output, files["lora"])
+    required(files["target"] or files["target_lora"] or None, "target", "add --target")
+    place = output_file(required(output, "output", "add --output"), files["lora"])
     read = [*given.read(), *([] if prompts is None else [("file of prompts", prompts)])]
     if read:
         check_output(place, read, overwrite=machine["overwrite"])
     beside = {what: file for what, file in (("plot", plot), ("page", page)) if file is not None}
     _check_beside(beside, place, files, read, overwrite=machine["overwrite"])
-    both = {**asked.make(BOTH).values(), "device": machine["device"]}
-    sampling = {}
-    for role, model in ROLES.items():
-        own = {name.removeprefix(f"{role}_"): value for name, value in asked.make(model).values().items()}
-        sampling[role] = SamplingSettings(**own, **both)
+    sampling = sampling_of(asked, {**asked.make(BOTH).values(), "device": machine["device"]})
     from loraport.adapters.opened import open_file
     from loraport.cli.progress import Progress
     from loraport.sampling.folders import find_folder

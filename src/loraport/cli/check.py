@@ -1,7 +1,7 @@
 """`loraport check`: does a LoRA work on a model as it is, before anything is made."""
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
@@ -9,7 +9,7 @@ from loraport.checking.results import EXIT_CODES, CheckResult, Quantity
 from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
-from loraport.cli.options import NO_VALUE
+from loraport.cli.options import option
 from loraport.engine.many.asked import find_loras, holds_many
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import OUTPUT, Recipe
@@ -33,17 +33,12 @@ _MACHINE = RunOptions.part("device", "workers", "max_memory", "overwrite")
 def check(
     given: Given,
     console: Console,
-    deep: Annotated[
-        bool, typer.Option("--deep", metavar=NO_VALUE, help="Look at every layer, not at a sample of them.")
-    ] = False,
+    deep: Annotated[bool, option("--deep", help="Look at every layer, not at a sample of them.")] = False,
     recursive: options.Recursive = False,
-    page: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
-        typer.Option(
-            "--report", metavar="FILE", show_default=False, rich_help_panel=OUTPUT,
-            help="Also write a page about it: the verdict, every figure beside its null, by layer (HTML; one LoRA).",
-        ),
-    ] = None,
+    page: Annotated[Path | None, option(
+        "--report", metavar="FILE", panel=OUTPUT,
+        help="Also write a page about it: the verdict, every figure beside its null, by layer (HTML; one LoRA).",
+    )] = None,
 ) -> None:  # fmt: skip
     """Say whether a LoRA works on a model: use as is, use at a strength, convert, or cannot help, and why."""
     loras = list(given.loras)

@@ -1,19 +1,16 @@
 """`loraport compare`: the same prompts and seeds on both models, with and without the LoRA."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from loraport.cli.calibrate import OF_ONE, ROLES
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
+from loraport.cli.options import option, required
+from loraport.cli.sampling import ROLES, sampling_of
 from loraport.comparing.settings import CLIPS, CompareSettings
 from loraport.engine.experts.asked import Experts
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import MODELS, OUTPUT, Recipe
-from loraport.errors import UsageError
-from loraport.sampling.schedule import SamplingSettings
 from loraport.wording import count
 
 if TYPE_CHECKING:
@@ -44,45 +41,25 @@ SHOWN = ("frame_difference", "colour", "distance", "ssim")
 def compare(
     given: Given,
     console: Console,
-    lora: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
-        typer.Option("--lora", metavar="FILE", rich_help_panel=MODELS, show_default=False, help="The LoRA."),
-    ] = None,
-    transferred: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--transferred", metavar="FILE", rich_help_panel=MODELS, show_default=False,
-            help="What was made of it for the target. May be repeated.",
-        ),
-    ] = None,
-    transferred_low: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--transferred-low", metavar="FILE", rich_help_panel=MODELS, show_default=False,
-            help="That for the low-noise expert, in the order of --transferred; else what lies beside it by its name.",
-        ),
-    ] = None,
-    prompts: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--prompts", metavar="FILE", rich_help_panel=CLIPS, show_default=False, help="Text, a prompt a line."
-        ),
-    ] = None,
-    output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--output", "-o", metavar="FOLDER", rich_help_panel=OUTPUT, show_default=False,
-            help="Where page, numbers and clips go.",
-        ),
-    ] = None,
+    lora: Annotated[str | None, option("--lora", metavar="FILE", panel=MODELS, help="The LoRA.")] = None,
+    transferred: Annotated[list[str] | None, option(
+        "--transferred", metavar="FILE", panel=MODELS,
+        help="What was made of it for the target. May be repeated.",
+    )] = None,
+    transferred_low: Annotated[list[str] | None, option(
+        "--transferred-low", metavar="FILE", panel=MODELS,
+        help="That for the low-noise expert, in the order of --transferred; else what lies beside it by its name.",
+    )] = None,
+    prompts: Annotated[Path | None, option(
+        "--prompts", metavar="FILE", panel=CLIPS, help="Text, a prompt a line."
+    )] = None,
+    output: Annotated[Path | None, option(
+        "--output", "-o", metavar="FOLDER", panel=OUTPUT, help="Where page, numbers and clips go."
+    )] = None,
 ) -> None:  # fmt: skip
     """Make the same clips with the source and the target, with and without the LoRA: one page to look at."""
-    for name, value in (("lora", lora), ("prompts", prompts), ("output", output)):
-        if value is None:
-            raise UsageError(f"the {name} is not given", fix=f"add --{name}")
-    assert lora is not None
-    assert prompts is not None
-    assert output is not None
+    lora, prompts = required(lora, "lora", "add --lora"), required(prompts, "prompts", "add --prompts")
+    output = required(output, "output", "add --output")
     files, low = given.make(FILES).values(), given.make(LOW).values()
     sampling = sampling_of(given)
     from loraport.cli.progress import Progress
@@ -117,15 +94,6 @@ def compare(
         )
     _show(report, console)
     console.document(report.to_json())
-
-
-def sampling_of(given: Given) -> dict[str, SamplingSettings]:
-    """How each model is sampled, as far as the flags say it."""
-    found = {}
-    for role, model in ROLES.items():
-        own = given.make(model).values()
-        found[role] = SamplingSettings(**{name: own[f"{role}_{name}"] for name in OF_ONE})
-    return found
 
 
 def _show(report: "CompareReport", console: Console) -> None:

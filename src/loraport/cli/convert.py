@@ -2,12 +2,10 @@
 
 from typing import Annotated
 
-import typer
-
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
-from loraport.cli.options import OUTPUT, SourceModel
+from loraport.cli.options import OUTPUT, SourceModel, argument, option
 from loraport.cli.outputs import output_file, warn_of_name
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
@@ -25,10 +23,8 @@ EXAMPLE = """Make a file that diffusers wrote load in tools that read kohya's na
 def convert(
     given: Given,
     console: Console,
-    lora: Annotated[str, typer.Argument(metavar="LORA", help="The LoRA file.", show_default=False)],
-    output: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, help="The file to write.")
-    ],
+    lora: Annotated[str, argument("LORA", "The LoRA file.")],
+    output: Annotated[str, option("--output", "-o", metavar="FILE", panel=OUTPUT, help="The file to write.")],
     model: SourceModel = None,
 ) -> None:
     """Write a LoRA for another program: its keys renamed, its scale put into the factors. Its effect stays the same."""

@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.entry import talking
+from loraport.cli.options import option
 from loraport.methods import DEFAULT
 
 EXAMPLE = """About a minute, no network, no GPU:
@@ -18,14 +17,16 @@ EXAMPLE = """About a minute, no network, no GPU:
 @talking
 def demo(
     console: Console,
-    output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where the results go; earlier ones are replaced.")
-    ] = Path("demo-output"),
-    lora: Annotated[str, typer.Option("--lora", metavar="NAME", help="A bundled LoRA.")] = "outline",
-    target: Annotated[str, typer.Option("--target", metavar="NAME", help="A bundled distilled model.")] = "dmd",
-    method: Annotated[str, typer.Option("--method", "-m", metavar="NAME", help="See `loraport methods`.")] = DEFAULT,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of prompts and noise.")] = 0,
-) -> None:
+    output: Annotated[Path, option(
+        "--output", "-o", metavar="FOLDER", help="Where the results go; earlier ones are replaced.", default=True
+    )] = Path("demo-output"),
+    lora: Annotated[str, option("--lora", metavar="NAME", help="A bundled LoRA.", default=True)] = "outline",
+    target: Annotated[str, option("--target", metavar="NAME", help="A bundled distilled model.", default=True)] = "dmd",
+    method: Annotated[str, option(
+        "--method", "-m", metavar="NAME", help="See `loraport methods`.", default=True
+    )] = DEFAULT,
+    seed: Annotated[int, option("--seed", metavar="N", least=0, help="Of prompts and noise.", default=True)] = 0,
+) -> None:  # fmt: skip
     """Carry a bundled LoRA over to a bundled distilled model, and show what it changes in pictures."""
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_layers

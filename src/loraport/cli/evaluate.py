@@ -1,13 +1,12 @@
 """`loraport evaluate`: methods x LoRAs x targets on the bundled tiny models, with intervals."""
 
 from pathlib import Path
-from typing import Annotated, Optional
-
-import typer
+from typing import Annotated
 
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.entry import talking
+from loraport.cli.options import option
 from loraport.wording import count
 
 EXAMPLE = """The evidence behind docs/evidence.md (under half an hour on two cores), and a small form of it (minutes):
@@ -24,57 +23,39 @@ One method on one LoRA and target, against direct reuse at all its strengths:
 @talking
 def evaluate(
     console: Console,
-    output: Annotated[
-        Path,
-        typer.Option("--output", "-o", metavar="FOLDER", help="Where results go; what was sampled there is reused."),
-    ] = Path("evidence-output"),
-    quick: Annotated[bool, typer.Option("--quick", help="Few prompts, the main rows only.")] = False,
-    calibrated: Annotated[
-        bool,
-        typer.Option(
-            "--calibrated",
-            help="Also calibration, and what each of its choices is worth.",
-        ),
-    ] = False,
-    held_out: Annotated[
-        bool,
-        typer.Option("--held-out", help="Targets and LoRAs that nothing was chosen on, instead of all others."),
-    ] = False,
-    method: Annotated[
-        Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on every Python
-        typer.Option(
-            "--method", "-m", metavar="NAME", help="Only this method or row (repeatable).", show_default=False
-        ),
-    ] = None,
-    lora: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--lora", metavar="NAME", help="Only this LoRA (repeatable).", show_default=False),
-    ] = None,
-    target: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option("--target", metavar="NAME", help="Only this target (repeatable).", show_default=False),
-    ] = None,
-    family: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--family", metavar="FOLDER", help="Other models than the bundled ones, laid out like them."),
-    ] = None,
-    judge: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--judge", metavar="FILE", help="Another classifier than the bundled one."),
-    ] = None,
-    device: Annotated[
-        str,
-        typer.Option("--device", metavar="NAME", help="Where clips are sampled: auto, cpu, cuda, cuda:1 or mps."),
-    ] = "cpu",
-    prompts: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--prompts", metavar="N", min=2, help="Different prompts.", show_default="64, quick 16"),
-    ] = None,
-    seeds: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option("--seeds", metavar="N", min=1, help="Starting noises per prompt.", show_default="2"),
-    ] = None,
-) -> None:
+    output: Annotated[Path, option(
+        "--output", "-o", metavar="FOLDER", default=True, help="Where results go; what was sampled there is reused."
+    )] = Path("evidence-output"),
+    quick: Annotated[bool, option("--quick", help="Few prompts, the main rows only.")] = False,
+    calibrated: Annotated[bool, option(
+        "--calibrated", help="Also calibration, and what each of its choices is worth."
+    )] = False,
+    held_out: Annotated[bool, option(
+        "--held-out", help="Targets and LoRAs that nothing was chosen on, instead of all others."
+    )] = False,
+    method: Annotated[list[str] | None, option(
+        "--method", "-m", metavar="NAME", help="Only this method or row (repeatable)."
+    )] = None,
+    lora: Annotated[list[str] | None, option("--lora", metavar="NAME", help="Only this LoRA (repeatable).")] = None,
+    target: Annotated[list[str] | None, option(
+        "--target", metavar="NAME", help="Only this target (repeatable)."
+    )] = None,
+    family: Annotated[Path | None, option(
+        "--family", metavar="FOLDER", help="Other models than the bundled ones, laid out like them."
+    )] = None,
+    judge: Annotated[Path | None, option(
+        "--judge", metavar="FILE", help="Another classifier than the bundled one."
+    )] = None,
+    device: Annotated[str, option(
+        "--device", metavar="NAME", default=True, help="Where clips are sampled: auto, cpu, cuda, cuda:1 or mps."
+    )] = "cpu",
+    prompts: Annotated[int | None, option(
+        "--prompts", metavar="N", least=2, help="Different prompts.", default="64, quick 16"
+    )] = None,
+    seeds: Annotated[int | None, option(
+        "--seeds", metavar="N", least=1, help="Starting noises per prompt.", default="2"
+    )] = None,
+) -> None:  # fmt: skip
     """Measure methods on the tiny models: function, quality and motion, with intervals and controls."""
     from loraport.cli.progress import Progress
     from loraport.engine.devices import pick_devices

@@ -2,10 +2,9 @@
 
 from typing import Annotated
 
-import typer
-
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
+from loraport.cli.options import option
 from loraport.cli.outputs import named_file
 from loraport.cli.resize import MACHINE, Plan, ToWrite, carry
 from loraport.engine.options import RunOptions
@@ -25,20 +24,12 @@ _CHOICE = Recipe.part("nested_source", "nested_target", "architecture", "expert"
 def extract(
     given: Given,
     console: Console,
-    source: Annotated[
-        str,
-        typer.Option(
-            "--source", "-s", metavar="MODEL", rich_help_panel=MODELS, show_default=False,
-            help="The checkpoint that the LoRA is for.",
-        ),
-    ],
-    target: Annotated[
-        str,
-        typer.Option(
-            "--target", "-t", metavar="MODEL", rich_help_panel=MODELS, show_default=False,
-            help="What the LoRA makes of it.",
-        ),
-    ],
+    source: Annotated[str, option(
+        "--source", "-s", metavar="MODEL", panel=MODELS, help="The checkpoint that the LoRA is for."
+    )],
+    target: Annotated[str, option(
+        "--target", "-t", metavar="MODEL", panel=MODELS, help="What the LoRA makes of it."
+    )],
     output: ToWrite = None,
     plan: Plan = False,
 ) -> None:  # fmt: skip

@@ -10,14 +10,13 @@ flag are those of the field (`loraport.settings.Setting`).
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Optional, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-import typer
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
@@ -26,7 +25,7 @@ from loraport.cli.entry import entry
 from loraport.containers.names import named_path
 from loraport.engine.recipe import METHOD, Recipe
 from loraport.errors import LoraportError, UsageError
-from loraport.settings import Setting, Settings
+from loraport.settings import Setting, Settings, choices
 from loraport.writable import with_settings
 
 Model = TypeVar("Model", bound=Settings)
@@ -108,7 +107,7 @@ def _flags_of(model: type[Settings], without: tuple[str, ...]) -> list[inspect.P
         field = model.model_fields[name]
         if setting.flags and name not in without:
             kind = list[str] if setting.many else _plain(field)
-            made.append(_parameter(name, _option(kind, setting, field.default)))
+            made.append(_parameter(name, _option(kind, setting, field.default, choices(field.annotation))))
         elif model is Recipe and name == "params":
             made.append(_parameter("preset", _option(str, _PRESET)))
             made.append(_parameter("settings", _option(list[str], _SET)))
@@ -120,20 +119,13 @@ def _parameter(name: str, annotation: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _option(kind: Any, setting: Setting, default: Any = None) -> Any:
+def _option(kind: Any, setting: Setting, default: Any = None, words: Sequence[str] = ()) -> Any:
     shown = setting.default
     if shown is None and kind is not bool and isinstance(default, str | int | float):
         shown = default if isinstance(default, str) else f"{default:g}"
-    return Annotated[
-        Optional[kind],  # noqa: UP045 - typer reads the annotation at run time on every Python
-        typer.Option(
-            *setting.flags,
-            metavar=setting.metavar,
-            rich_help_panel=setting.panel or None,
-            show_default=False,
-            help=setting.help.replace("[", r"\[") + (rf" [dim]\[default: {shown}][/dim]" if shown else ""),
-        ),
-    ]
+    help = setting.help.replace("[", r"\[") + (rf" [dim]\[default: {shown}][/dim]" if shown else "")
+    made = options.option(*setting.flags, help=help, metavar=setting.metavar, panel=setting.panel or None, words=words)
+    return Annotated[kind | None, made]
 
 
 def _plain(field: FieldInfo) -> Any:

@@ -7,6 +7,7 @@ import typer
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.entry import talking
+from loraport.cli.options import argument
 from loraport.errors import LoraportError
 from loraport.wording import count
 
@@ -24,7 +25,7 @@ _SHOWN = 160  # characters of a header field
 @talking
 def inspect(
     console: Console,
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="LoRA files or models.", show_default=False)],
+    files: Annotated[list[str], argument("FILE", "LoRA files or models.")],
 ) -> None:
     """Say what files are: model or LoRA, names, ranks, scales, number format, header, and what is odd."""
     from loraport.adapters.describe import describe

@@ -1,14 +1,14 @@
 """`loraport intervene`: checkpoints with a part of the drift taken away, or made stronger."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
-from loraport.cli.options import NO_VALUE, OUTPUT
+from loraport.cli.options import OUTPUT, option
 from loraport.cli.plain_help import Command, Group
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.options import RunOptions
@@ -35,34 +35,21 @@ app = typer.Typer(
 
 _CHOICE = Recipe.part("source", "target", "nested_source", "nested_target", "architecture", "expert")
 _MACHINE = RunOptions.part("cache", "verify_inputs", "overwrite")
-Output = Annotated[
-    Path,
-    typer.Option(
-        "--output", "-o", metavar="FILE|FOLDER", rich_help_panel=OUTPUT, show_default=False,
-        help="The file to write; the folder, where the target consists of several files.",
-    ),
-]  # fmt: skip
-Layers = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
-    typer.Option(
-        "--layers", metavar="REGEX", rich_help_panel=METHOD, show_default=False,
-        help="Change layers alone whose names match.",
-    ),
-]  # fmt: skip
-Dequantize = Annotated[
-    Optional[PlainFormat],  # noqa: UP045
-    typer.Option(
-        "--dequantize", rich_help_panel=OUTPUT, show_default=False,
-        help="Also change quantised weights, which become plain numbers of this format.",
-    ),
-]  # fmt: skip
-Requantize = Annotated[
-    bool,
-    typer.Option(
-        "--requantize", metavar=NO_VALUE, rich_help_panel=OUTPUT,
-        help="Also change weights that are stored in 8 bits, which rounds them anew; the loss is told.",
-    ),
-]  # fmt: skip
+Output = Annotated[Path, option(
+    "--output", "-o", metavar="FILE|FOLDER", panel=OUTPUT,
+    help="The file to write; the folder, where the target consists of several files.",
+)]  # fmt: skip
+Layers = Annotated[str | None, option(
+    "--layers", metavar="REGEX", panel=METHOD, help="Change layers alone whose names match."
+)]  # fmt: skip
+Dequantize = Annotated[PlainFormat | None, option(
+    "--dequantize", panel=OUTPUT,
+    help="Also change quantised weights, which become plain numbers of this format.",
+)]  # fmt: skip
+Requantize = Annotated[bool, option(
+    "--requantize", panel=OUTPUT,
+    help="Also change weights that are stored in 8 bits, which rounds them anew; the loss is told.",
+)]  # fmt: skip
 
 
 @app.command("remove-drift", cls=Command, epilog=EXAMPLE)
@@ -71,13 +58,10 @@ def remove_drift(
     given: Given,
     console: Console,
     output: Output,
-    quantile: Annotated[
-        float,
-        typer.Option(
-            "--quantile", metavar="0..1", rich_help_panel=METHOD,
-            help="Of the densities of the head's directions: from it on one is dominant, and the drift in it stays.",
-        ),
-    ] = 0.5,
+    quantile: Annotated[float, option(
+        "--quantile", metavar="0..1", panel=METHOD, default=True,
+        help="Of the densities of the head's directions: from it on one is dominant, and the drift in it stays.",
+    )] = 0.5,
     layers: Layers = None,
     requantize: Requantize = False,
     dequantize: Dequantize = None,
@@ -101,19 +85,13 @@ def amplify_head(
     given: Given,
     console: Console,
     output: Output,
-    share: Annotated[
-        float,
-        typer.Option(
-            "--share", metavar="0..1", rich_help_panel=METHOD,
-            help="Of the entries between directions of the head, those where the drift is largest.",
-        ),
-    ] = 0.05,
-    factor: Annotated[
-        float,
-        typer.Option(
-            "--factor", metavar="X", rich_help_panel=METHOD, help="What they are multiplied by; 0 takes them out.",
-        ),
-    ] = 2.0,
+    share: Annotated[float, option(
+        "--share", metavar="0..1", panel=METHOD, default=True,
+        help="Of the entries between directions of the head, those where the drift is largest.",
+    )] = 0.05,
+    factor: Annotated[float, option(
+        "--factor", metavar="X", panel=METHOD, default=True, help="What they are multiplied by; 0 takes them out."
+    )] = 2.0,
     layers: Layers = None,
     requantize: Requantize = False,
     dequantize: Dequantize = None,

@@ -14,11 +14,19 @@ class Later(TyperCommand):
     """Stands for the command, or the group of commands, in the file of its name until it is called."""
 
     def make_context(  # type: ignore[override]  # what else a context takes is not given here
-        self, info_name: str | None, args: list[str], parent: Any = None
+        self, info_name: str | None, args: list[str], parent: Any = None, resilient_parsing: bool = False
     ) -> Any:
-        """The context of the command itself, with the words that are meant for it."""
+        """The context of the command itself, with the words that are meant for it.
+
+        Args:
+            info_name: how it was called.
+            args: the words.
+            parent: the context of the program.
+            resilient_parsing: words may be missing yet: the shell asks what could come next.
+        """
         assert self.name is not None
-        return loaded(self.name).make_context(info_name, args, parent=parent)
+        command = loaded(self.name)
+        return command.make_context(info_name, args, parent=parent, resilient_parsing=resilient_parsing)
 
 
 @cache

@@ -24,7 +24,6 @@ app = typer.Typer(
     help="Carry a LoRA from a base diffusion model to its distilled variant, from weights alone.",
     epilog=_EXAMPLE,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -44,7 +43,7 @@ def _version(wanted: bool) -> bool:
 def _top(
     version: Annotated[
         bool,
-        typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version and stop."),
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop."),
     ] = False,
 ) -> None:
     pass

@@ -1,14 +1,12 @@
 """`loraport merge`: LoRAs baked into a checkpoint."""
 
 from pathlib import Path
-from typing import Annotated, Optional
-
-import typer
+from typing import Annotated
 
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
-from loraport.cli.options import NO_VALUE, OUTPUT
+from loraport.cli.options import OUTPUT, argument, option, required
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import MODELS, Recipe
@@ -32,57 +30,36 @@ The same command again resumes what was interrupted."""  # noqa: E501
 def merge(
     given: Given,
     console: Console,
-    loras: Annotated[
-        list[str],
-        typer.Argument(metavar="LORA[:STRENGTH]", help="LoRAs to bake in, of any kind.", show_default=False),
-    ],
-    into: Annotated[
-        str,
-        typer.Option("--into", metavar="MODEL", rich_help_panel=MODELS, show_default=False, help="The checkpoint."),
-    ],
-    output: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
-        typer.Option(
-            "--output", "-o", metavar="FILE|FOLDER", rich_help_panel=OUTPUT, show_default=False,
-            help="The file to write; the folder, where the checkpoint consists of several files.",
-        ),
-    ] = None,
-    nested: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--nested", metavar="NAME", rich_help_panel=MODELS, show_default=False,
-            help="Part of the checkpoint to change: generator_ema of a .pt file, transformer_2 of a folder.",
-        ),
-    ] = None,
-    requantize: Annotated[
-        bool,
-        typer.Option(
-            "--requantize", metavar=NO_VALUE, rich_help_panel=OUTPUT,
-            help="Also change weights that are stored in fp8, which rounds them anew; the loss is told.",
-        ),
-    ] = False,
-    dequantize: Annotated[
-        Optional[PlainFormat],  # noqa: UP045
-        typer.Option(
-            "--dequantize", rich_help_panel=OUTPUT, show_default=False,
-            help="Also change quantised weights, which become plain numbers of this format; the others stay as they "
-            "are. With --requantize those that cannot be rounded anew.",
-        ),
-    ] = None,
-    plan: Annotated[
-        bool, typer.Option("--plan", metavar=NO_VALUE, help="Say what would be done, from headers alone, and stop.")
-    ] = False,
+    loras: Annotated[list[str], argument("LORA[:STRENGTH]", "LoRAs to bake in, of any kind.")],
+    into: Annotated[str, option("--into", metavar="MODEL", panel=MODELS, help="The checkpoint.")],
+    output: Annotated[Path | None, option(
+        "--output", "-o", metavar="FILE|FOLDER", panel=OUTPUT,
+        help="The file to write; the folder, where the checkpoint consists of several files.",
+    )] = None,
+    nested: Annotated[str | None, option(
+        "--nested", metavar="NAME", panel=MODELS,
+        help="Part of the checkpoint to change: generator_ema of a .pt file, transformer_2 of a folder.",
+    )] = None,
+    requantize: Annotated[bool, option(
+        "--requantize", panel=OUTPUT,
+        help="Also change weights that are stored in fp8, which rounds them anew; the loss is told.",
+    )] = False,
+    dequantize: Annotated[PlainFormat | None, option(
+        "--dequantize", panel=OUTPUT,
+        help="Also change quantised weights, which become plain numbers of this format; the others stay as they "
+        "are. With --requantize those that cannot be rounded anew.",
+    )] = None,
+    plan: Annotated[bool, option("--plan", help="Say what would be done, from headers alone, and stop.")] = False,
 ) -> None:  # fmt: skip
     """Bake LoRAs into a checkpoint: the exact sum, in the checkpoint's own layout and number formats."""
     from loraport.adapters.added_lora import AddedLora
     from loraport.cli.progress import Progress
-    from loraport.errors import UsageError
     from loraport.merging.plan import make_merge_plan
 
     choice = given.checked()
     overwrite = choice.pop("overwrite")
-    if output is None and not plan:
-        raise UsageError("the output is not given", fix="name the file or folder to write: -o NAME")
+    if not plan:
+        output = required(output, "output", "name the file or folder to write: -o NAME")
     ready = make_merge_plan(
         [AddedLora.parse(lora) for lora in loras],
         into,

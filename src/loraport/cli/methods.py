@@ -1,12 +1,11 @@
 """`loraport methods`: which ways of carrying a LoRA over there are, and their settings."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any, Optional
-
-import typer
+from typing import TYPE_CHECKING, Annotated, Any
 
 from loraport.cli.console import Console
 from loraport.cli.entry import talking
+from loraport.cli.options import argument
 
 if TYPE_CHECKING:
     from loraport.methods.base import TransferMethod
@@ -21,10 +20,7 @@ EXAMPLE = """All methods and presets, then the settings of one:
 @talking
 def methods(
     console: Console,
-    name: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
-        typer.Argument(metavar="[NAME]", help="A method or preset, for its settings.", show_default=False),
-    ] = None,
+    name: Annotated[str | None, argument("[NAME]", "A method or preset, for its settings.", like="--method")] = None,
 ) -> None:
     """List the methods and presets, or the settings of one."""
     from loraport.methods import DEFAULT, registry

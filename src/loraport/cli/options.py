@@ -1,78 +1,96 @@
-"""The options that are no field of any settings, each said once. The others are made by `loraport.cli.flags`."""
+"""Options of commands that are no field of any settings; those that several commands have are said here, once.
 
-from typing import Annotated, Optional
+The options that are fields of settings are made by `loraport.cli.flags`.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, TypeVar
 
 import typer
 
+from loraport.cli.completing import completion_of
+from loraport.errors import UsageError
+
+Value = TypeVar("Value")
+
 OUTPUT, MESSAGES = "Output", "Messages"
-NO_VALUE = ""  # metavar of a switch
+
+
+def option(
+    *flags: str,
+    help: str,
+    metavar: str | None = None,
+    panel: str | None = None,
+    default: bool | str = False,
+    least: int | None = None,
+    words: Sequence[str] = (),
+) -> Any:
+    """An option for typer to read, which completes the names that it takes.
+
+    Args:
+        flags: such as `--output` and `-o`.
+        help: what it does.
+        metavar: what stands for its value; None for a switch, and to list the words that it can be.
+        panel: heading of the help under which it stands.
+        default: the default in words, or whether its value is shown.
+        least: number that it takes.
+        words: that its value can be, where they are few and not known by the flag.
+    """
+    return typer.Option(
+        *flags, help=help, metavar=metavar, rich_help_panel=panel, show_default=default, min=least,
+        autocompletion=completion_of(flags[0], words),
+    )  # fmt: skip
+
+
+def argument(metavar: str, help: str, *, like: str = "") -> Any:
+    """An argument for typer to read.
+
+    Args:
+        metavar: what stands for it.
+        help: what it is.
+        like: the option that takes the same names; "" for files.
+    """
+    return typer.Argument(metavar=metavar, help=help, show_default=False, autocompletion=completion_of(like))
+
+
+def required(value: Value | None, name: str, fix: str) -> Value:
+    """What a command cannot do without. Raises UsageError."""
+    if value is None:
+        raise UsageError(f"the {name} is not given", fix=fix)
+    return value
+
 
 Loras = Annotated[
-    Optional[list[str]],  # noqa: UP045 - typer reads the annotation at run time on every Python
-    typer.Argument(
-        metavar="LORA",
-        help="LoRA files to carry over; transfer, plan and sweep also take folders of them.",
-        show_default=False,
-    ),
+    list[str] | None, argument("LORA", "LoRA files to carry over; transfer, plan and sweep also take folders of them.")
 ]
 Output = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE",
-        show_default=False,
-        rich_help_panel=OUTPUT,
-        help="The file to write; a folder for several LoRAs.",
+    str | None,
+    option(
+        "--output", "-o", metavar="FILE", panel=OUTPUT, help="The file to write; a folder for several LoRAs."
     ),
-]
+]  # fmt: skip
 Recursive = Annotated[
-    bool,
-    typer.Option(
-        "--recursive",
-        metavar=NO_VALUE,
-        help="Of a folder of LoRAs also those in the folders inside; outputs keep their paths.",
-    ),
+    bool, option("--recursive", help="Of a folder of LoRAs also those in the folders inside; outputs keep their paths.")
 ]
-SkipExisting = Annotated[
-    bool,
-    typer.Option(
-        "--skip-existing", metavar=NO_VALUE, rich_help_panel=OUTPUT, help="Leave LoRAs alone whose output exists."
-    ),
-]
-Model = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option("--model", metavar="MODEL", show_default=False, help="Also check that it fits this model."),
-]
+SkipExisting = Annotated[bool, option("--skip-existing", panel=OUTPUT, help="Leave LoRAs alone whose output exists.")]
+Model = Annotated[str | None, option("--model", metavar="MODEL", help="Also check that it fits this model.")]
 SourceModel = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(
-        "--model",
-        metavar="MODEL",
-        show_default=False,
+    str | None,
+    option(
+        "--model", metavar="MODEL",
         help="The model that the LoRA was trained on: needed for DoRA and other kinds that are functions of its "
         "weights; also checks that the LoRA fits it.",
     ),
-]
+]  # fmt: skip
 Verbose = Annotated[
     int,
     typer.Option(
-        "--verbose",
-        "-v",
-        count=True,
-        metavar=NO_VALUE,
-        show_default=False,
-        rich_help_panel=MESSAGES,
+        "--verbose", "-v", count=True, show_default=False, rich_help_panel=MESSAGES,
         help="More detail, such as a table of layers.",
     ),
-]
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", metavar=NO_VALUE, rich_help_panel=MESSAGES, help="Show errors only.")
-]
-Json = Annotated[
-    bool,
-    typer.Option("--json", metavar=NO_VALUE, rich_help_panel=MESSAGES, help="Print one JSON document on stdout."),
-]
+]  # fmt: skip
+Quiet = Annotated[bool, option("--quiet", "-q", panel=MESSAGES, help="Show errors only.")]
+Json = Annotated[bool, option("--json", panel=MESSAGES, help="Print one JSON document on stdout.")]
 
 
 def talk(verbose: Verbose = 0, quiet: Quiet = False, as_json: Json = False) -> None:

@@ -6,14 +6,15 @@ from typer.core import TyperCommand, TyperGroup
 
 
 class PlainHelp:
-    """Shows `--help` as the other switches are shown: without a value, for it takes none."""
+    """Shows switches without a value, for they take none; typer would call it `<bool>`."""
 
-    def get_help_option(self, ctx: Any) -> Any:
-        """The option, as typer makes it."""
-        option = super().get_help_option(ctx)  # type: ignore[misc]  # of the command that this is mixed into
-        if option is not None:
-            option.metavar = ""
-        return option
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Arguments and options, as typer makes them."""
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]  # of the command that this is mixed into
+        for each in params:
+            if getattr(each, "is_flag", False) or getattr(each, "count", False):
+                each.metavar = ""
+        return params
 
 
 class Command(PlainHelp, TyperCommand):

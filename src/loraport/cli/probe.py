@@ -1,18 +1,16 @@
 """`loraport probe`: how much of one colour a target shows, in four renders."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
-import typer
-
-from loraport.cli.calibrate import ROLES
-from loraport.cli.compare import FILES, sampling_of
+from loraport.cli.compare import FILES
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
+from loraport.cli.options import option, required
+from loraport.cli.sampling import ROLES, sampling_of
 from loraport.comparing.settings import CompareSettings
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import OUTPUT
-from loraport.errors import UsageError
 
 EXAMPLE = """The dose of a pair, and the probe that measured it:
 
@@ -28,26 +26,19 @@ ASKED = CompareSettings.part("negative", "height", "width", "frames", "offload",
 def probe(
     given: Given,
     console: Console,
-    output: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
-        typer.Option(
-            "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, show_default=False, help="The probe to write."
-        ),
-    ] = None,
-    colour: Annotated[
-        str, typer.Option("--colour", metavar="NAME", help="red, green, blue or light (all three).")
-    ] = "red",
-    prompt: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            "--prompt", metavar="TEXT", show_default=False, help="What is shown; a plain grey wall by default."
-        ),
-    ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Of the noise.")] = 0,
-) -> None:
+    output: Annotated[Path | None, option(
+        "--output", "-o", metavar="FILE", panel=OUTPUT, help="The probe to write."
+    )] = None,
+    colour: Annotated[str, option(
+        "--colour", metavar="NAME", help="red, green, blue or light (all three).", default=True
+    )] = "red",
+    prompt: Annotated[str | None, option(
+        "--prompt", metavar="TEXT", help="What is shown; a plain grey wall by default."
+    )] = None,
+    seed: Annotated[int, option("--seed", metavar="N", least=0, help="Of the noise.", default=True)] = 0,
+) -> None:  # fmt: skip
     """Make a LoRA whose only effect is a colour, and measure how much of it the target shows: four renders."""
-    if output is None:
-        raise UsageError("the output is not given", fix="add --output, the probe's file")
+    output = required(output, "output", "add --output, the probe's file")
     files, machine = given.make(FILES).values(), given.make(MACHINE).values()
     sampling = sampling_of(given)
     from loraport.cli.progress import Progress

@@ -2,14 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Optional
-
-import typer
+from typing import Annotated
 
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.entry import talking
-from loraport.cli.options import OUTPUT
+from loraport.cli.options import OUTPUT, argument, option
 from loraport.errors import UsageError
 from loraport.wording import count
 from loraport.writable import check_apart, check_output
@@ -28,21 +26,14 @@ _PAGE = ".html"
 @talking
 def report(
     console: Console,
-    logs: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="LOG", show_default=False,
-            help="Run logs (NAME.run.jsonl), or folders: all run logs in them, at any depth.",
-        ),
-    ],
-    output: Annotated[
-        Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
-        typer.Option(
-            "--output", "-o", metavar="PATH", rich_help_panel=OUTPUT, show_default="beside each log",
-            help="The page to write, ending in .html, for one log; or the folder for the pages.",
-        ),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace pages.")] = False,
+    logs: Annotated[list[Path], argument(
+        "LOG", "Run logs (NAME.run.jsonl), or folders: all run logs in them, at any depth."
+    )],
+    output: Annotated[str | None, option(
+        "--output", "-o", metavar="PATH", panel=OUTPUT, default="beside each log",
+        help="The page to write, ending in .html, for one log; or the folder for the pages.",
+    )] = None,
+    overwrite: Annotated[bool, option("--overwrite", panel=OUTPUT, help="Replace pages.")] = False,
 ) -> None:  # fmt: skip
     """Write the page of a transfer from its run log: what was done, the verdict, the layers with their maps."""
     pages = _pages(logs, output)

@@ -1,18 +1,15 @@
 """`loraport resize`: another rank for a LoRA."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
-
-import typer
+from typing import TYPE_CHECKING, Annotated
 
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
-from loraport.cli.options import NO_VALUE, OUTPUT, SourceModel
+from loraport.cli.options import OUTPUT, SourceModel, argument, option, required
 from loraport.cli.outputs import output_file, warn_of_name
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
-from loraport.errors import UsageError
 from loraport.resizing.rule import Amount
 from loraport.wording import count, share
 
@@ -26,15 +23,10 @@ EXAMPLE = """The best 40 MB of a LoRA, and the same at rank 16:
 
     loraport resize style.safetensors --rank 16 -o style-16.safetensors"""
 
-ToWrite = Annotated[
-    Optional[str],  # noqa: UP045 - typer reads the annotation at run time on every Python
-    typer.Option(
-        "--output", "-o", metavar="FILE", rich_help_panel=OUTPUT, show_default=False, help="The file to write."
-    ),
-]  # fmt: skip
-Plan = Annotated[
-    bool, typer.Option("--plan", metavar=NO_VALUE, help="Say what would be done, before any work, and stop.")
-]
+ToWrite = Annotated[str | None, option(
+    "--output", "-o", metavar="FILE", panel=OUTPUT, help="The file to write."
+)]  # fmt: skip
+Plan = Annotated[bool, option("--plan", help="Say what would be done, before any work, and stop.")]
 _CHOICE = Recipe.part("dtype", "scale", "expert", "adapter", "drop", "allow_partial", "architecture")
 MACHINE = RunOptions.part(
     "device", "workers", "executor", "ray_data", "max_memory", "cache", "verify_inputs", "overwrite"
@@ -45,14 +37,11 @@ MACHINE = RunOptions.part(
 def resize(
     given: Given,
     console: Console,
-    lora: Annotated[str, typer.Argument(metavar="LORA", help="The LoRA file, of any kind.", show_default=False)],
+    lora: Annotated[str, argument("LORA", "The LoRA file, of any kind.")],
     output: ToWrite = None,
-    to: Annotated[
-        str,
-        typer.Option(
-            "--to", metavar="PROFILE", rich_help_panel=OUTPUT, help="Names in the output, as for transfer.",
-        ),
-    ] = "same-as-input",
+    to: Annotated[str, option(
+        "--to", metavar="PROFILE", panel=OUTPUT, help="Names in the output, as for transfer.", default=True
+    )] = "same-as-input",
     model: SourceModel = None,
     plan: Plan = False,
 ) -> None:  # fmt: skip
@@ -101,8 +90,7 @@ def carry(
             }
         )
         return
-    if output is None:
-        raise UsageError("the output is not given", fix="name the file to write: -o FILE")
+    output = required(output, "output", "name the file to write: -o FILE")
     task.check_output(output, overwrite=options.overwrite)
     with Progress(console) as progress:
         progress.planned(count(len(task.jobs), "weight"))

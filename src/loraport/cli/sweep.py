@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +11,7 @@ from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.grid_file import merged, read_grid
+from loraport.cli.options import option, required
 from loraport.containers.names import named_path
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import METHOD, OUTPUT
@@ -42,43 +43,27 @@ def sweep(
     given: Given,
     console: Console,
     loras: options.Loras = None,
-    grid: Annotated[
-        Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
-        typer.Option(
-            "--grid", metavar="FILE", show_default=False,
-            help="Take settings from a YAML file, in which each may have a list of values. Flags that are given win.",
-        ),
-    ] = None,
-    preset: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--preset", metavar="NAME", show_default=False, rich_help_panel=METHOD,
-            help="A method with settings chosen for it, such as released-code. May be repeated.",
-        ),
-    ] = None,
-    settings: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(
-            "--set", metavar="NAME=VALUE", show_default=False, rich_help_panel=METHOD,
-            help="A setting of the method, such as casa.q_dom=0.5. Repeated for one name: each value.",
-        ),
-    ] = None,
-    output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--output", "-o", metavar="FOLDER", show_default=False, rich_help_panel=OUTPUT,
-            help="Folder for TARGET/SETTINGS/LORA.safetensors, sweep.json and sweep.csv.",
-        ),
-    ] = None,
+    grid: Annotated[Path | None, option(
+        "--grid", metavar="FILE",
+        help="Take settings from a YAML file, in which each may have a list of values. Flags that are given win.",
+    )] = None,
+    preset: Annotated[list[str] | None, option(
+        "--preset", metavar="NAME", panel=METHOD,
+        help="A method with settings chosen for it, such as released-code. May be repeated.",
+    )] = None,
+    settings: Annotated[list[str] | None, option(
+        "--set", metavar="NAME=VALUE", panel=METHOD,
+        help="A setting of the method, such as casa.q_dom=0.5. Repeated for one name: each value.",
+    )] = None,
+    output: Annotated[Path | None, option(
+        "--output", "-o", metavar="FOLDER", panel=OUTPUT,
+        help="Folder for TARGET/SETTINGS/LORA.safetensors, sweep.json and sweep.csv.",
+    )] = None,
     recursive: options.Recursive = False,
-    plan: Annotated[
-        bool,
-        typer.Option("--plan", metavar=options.NO_VALUE, help="Say what it would do and take; change nothing."),
-    ] = False,
+    plan: Annotated[bool, option("--plan", help="Say what it would do and take; change nothing.")] = False,
 ) -> None:  # fmt: skip
     """Carry LoRAs over to several targets with several settings: one job, one folder, one index."""
-    if output is None:
-        raise UsageError("the output is not given", fix="name the folder to write to: -o FOLDER")
+    output = required(output, "output", "name the folder to write to: -o FOLDER")
     asked = Grid.model_validate(_settings_of(given, grid, preset, settings))
     cells = cells_of(loras or (), asked, output, recursive=recursive)
     run_options = given.make(RunOptions)

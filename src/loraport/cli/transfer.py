@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,7 @@ from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.experts import Pair, carry_experts, pair_of
 from loraport.cli.flags import Given, command
+from loraport.cli.options import option, required
 from loraport.cli.outputs import output_file, warn_of_name, write_beside
 from loraport.engine.experts.asked import Experts, outputs_of
 from loraport.engine.many.asked import EXISTS, Asked, check_options, check_skip, find_loras, holds_many
@@ -40,21 +41,14 @@ Both experts of Wan2.2 at once, which writes style-fast_high_noise.safetensors a
 
 The same command again resumes what was interrupted."""  # noqa: E501
 
-Page = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads the annotation at run time on every Python
-    typer.Option(
-        "--report", metavar="FILE", show_default=False, rich_help_panel=OUTPUT,
-        help="Also write a page about it: settings, totals, layer by layer (HTML, for one LoRA).",
-    ),
-]  # fmt: skip
-
-Card = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(
-        "--card", metavar="FILE", show_default=False, rich_help_panel=OUTPUT,
-        help="Also write a model card: what was done, how to use it, licences to mind (Markdown, for one LoRA).",
-    ),
-]  # fmt: skip
+Page = Annotated[Path | None, option(
+    "--report", metavar="FILE", panel=OUTPUT,
+    help="Also write a page about it: settings, totals, layer by layer (HTML, for one LoRA).",
+)]  # fmt: skip
+Card = Annotated[Path | None, option(
+    "--card", metavar="FILE", panel=OUTPUT,
+    help="Also write a model card: what was done, how to use it, licences to mind (Markdown, for one LoRA).",
+)]  # fmt: skip
 _LATER = {"page": "--report; loraport report FOLDER makes the pages afterwards", "card": "--card"}
 Beside = Mapping[str, Path]
 """What is also written about a LoRA: "page", "card" -> where."""
@@ -71,8 +65,7 @@ def transfer(
     skip_existing: options.SkipExisting = False,
 ) -> None:
     """Carry LoRAs over from the model they were trained on to its distilled variant, or to any other of its family."""
-    if output is None:
-        raise UsageError("the output is not given", fix="name the file to write: -o FILE")
+    output = required(output, "output", "name the file to write: -o FILE")
     check_skip(given.make(RunOptions), skip_existing=skip_existing)
     beside = {what: file for what, file in (("page", page), ("card", card)) if file is not None}
     if len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive):

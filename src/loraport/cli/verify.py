@@ -7,7 +7,7 @@ import typer
 from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
-from loraport.cli.options import Model
+from loraport.cli.options import Model, argument, option
 from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, LoraportError, MismatchError
 from loraport.wording import count
@@ -33,21 +33,17 @@ _MARKS = {True: "ok", False: "FAILED", None: "note"}
 def verify(
     given: Given,
     console: Console,
-    files: Annotated[list[str], typer.Argument(metavar="FILE", help="LoRA files to check.", show_default=False)],
+    files: Annotated[list[str], argument("FILE", "LoRA files to check.")],
     model: Model = None,
-    consumer: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            metavar="PROGRAM",
-            help="What this program would make of the files: matched keys, scale, what it drops. "
-            "Programs are listed in docs/consumers.md.",
-        ),
-    ] = None,
-    load: Annotated[
-        bool, typer.Option(metavar="", help="Also hand the file to diffusers' own loader, if installed.")
-    ] = True,
-) -> None:
+    consumer: Annotated[str | None, option(
+        "--for", metavar="PROGRAM",
+        help="What this program would make of the files: matched keys, scale, what it drops. "
+        "Programs are listed in docs/consumers.md.",
+    )] = None,
+    load: Annotated[bool, option(
+        "--load/--no-load", help="Also hand the file to diffusers' own loader, if installed.", default=True
+    )] = True,
+) -> None:  # fmt: skip
     """Check LoRA files: every key known, every number finite, content as the header of a transfer says.
 
     A note is no failure: something that not every loader takes, in a file that never promised more. With --for it is
