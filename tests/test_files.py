@@ -1,12 +1,15 @@
 """Files are written whole or not at all, and the same content gives the same bytes."""
 
+import contextlib
 import errno
 import json
+import os
 
 import pytest
 
 from loraport import files, writable
 from loraport.errors import FileError
+from privileges import unprivileged
 
 
 def test_a_failure_leaves_the_old_file_and_no_debris(tmp_path):
@@ -91,3 +94,34 @@ def test_a_name_that_cannot_be_is_said_so_before_the_work(tmp_path, name):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(FileError, match="cannot be written there"):
         writable.check_output(tmp_path / name, overwrite=True)
+
+
+def test_an_output_has_the_permissions_of_a_new_file_and_the_mask_stays(tmp_path, monkeypatch):
+    """Two threads that asked for the mask at once, by setting it, could leave it at nothing for good."""
+
+    def refuse(mask):
+        raise AssertionError("the mask is one of the whole process")
+
+    for mask in (0o027, 0o002):
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.umask, os.umask(mask))
+            stack.enter_context(monkeypatch.context()).setattr(os, "umask", refuse)
+            files.write_bytes(tmp_path / "ours", b"x")
+            (tmp_path / "plain").unlink(missing_ok=True)
+            (tmp_path / "plain").write_bytes(b"x")
+            assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "plain"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such folders")
+def test_a_folder_that_may_be_written_but_not_listed_takes_an_output(tmp_path):
+    """The name was given, and then the folder could not be opened to be flushed: a failure that was none."""
+    drop = tmp_path / "drop"
+    drop.mkdir()
+    tmp_path.chmod(0o755)
+    drop.chmod(0o733)
+    for above in tmp_path.parents[:2]:  # pytest's own are private
+        above.chmod(0o755)
+    with unprivileged():
+        files.write_bytes(drop / "out", b"x")
+    assert (drop / "out").read_bytes() == b"x"

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -151,3 +152,25 @@ def test_only_names_of_ours_are_touched(tmp_path: Path) -> None:
 def test_a_name_as_long_as_the_system_allows(tmp_path: Path, name: str) -> None:
     write_bytes(tmp_path / name, b"whole")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot lock a folder")
+def test_a_folder_that_a_cleaner_finds_before_it_is_locked_is_not_used(tmp_path: Path, monkeypatch) -> None:
+    """Whoever writes the same name at that moment takes it for abandoned, and removes it under the writer's hands."""
+    import fcntl
+
+    found: list[int] = []
+    make = tempfile.mkdtemp
+
+    def found_at_once(**where: str) -> str:
+        folder = make(**where)
+        if not found:
+            found.append(os.open(folder, os.O_RDONLY))
+            fcntl.flock(found[0], fcntl.LOCK_EX)
+        return folder
+
+    monkeypatch.setattr(tempfile, "mkdtemp", found_at_once)
+    with partial_file(tmp_path / "out") as data:
+        os.close(found[0])  # the cleaner is done
+        assert remove_abandoned(tmp_path / "out") == 1  # and only what nobody uses is gone
+        data.write_bytes(b"x")

@@ -85,7 +85,7 @@ def atomic_paths(
             for temporary in temporaries.values():
                 if durable:
                     _flush(temporary)
-                os.chmod(temporary, 0o666 & ~_umask())  # some writers make private files; an output is an ordinary one
+                _make_ordinary(temporary)
             with contextlib.ExitStack() as undo:
                 for path, temporary in temporaries.items():
                     if len(temporaries) > 1:
@@ -252,16 +252,23 @@ def _flush(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    if windows.WINDOWS:  # it cannot open a folder; its rename is already durable enough
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    """As far as the system does that: Windows opens no folder, nor does anybody one that he may not list, and some
+    file systems refuse. The file has its name by now, so none of that is a failure."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _make_ordinary(temporary: Path) -> None:
+    """Give a file the permissions of a new one, since some writers make private files.
+
+    A new one shows what they are: to ask for the mask of the process is to change it, for all its threads.
+    """
+    new = temporary.with_name("new")
+    with new.open("wb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    new.unlink()
+    os.chmod(temporary, mode)

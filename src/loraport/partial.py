@@ -198,14 +198,13 @@ def _locked(path: Path) -> tuple[int | None, str]:
             handle = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:  # found and removed before it was locked
             continue
-        if _lock(handle) is None:
+        locked = _lock(handle)
+        if locked is None:
             os.close(handle)
             return None, folder
-        try:
-            if os.path.samestat(os.stat(folder), os.fstat(handle)):
+        with contextlib.suppress(FileNotFoundError):  # found before it was locked, and removed or about to be
+            if locked and os.path.samestat(os.stat(folder), os.fstat(handle)):
                 return handle, folder
-        except FileNotFoundError:
-            pass
         os.close(handle)
 
 
