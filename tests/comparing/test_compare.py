@@ -273,6 +273,19 @@ def test_a_pipeline_that_wants_a_picture_is_refused(videos, tmp_path):
         load(model, DeviceSetup.of("cpu", "auto", "none"))
 
 
+@pytest.mark.parametrize("said", ["Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers"])
+def test_a_hub_id_with_a_dot_is_downloaded(stills, monkeypatch, said):
+    asked = []
+
+    def download(name):
+        asked.append(name)
+        return str(stills / "source")
+
+    monkeypatch.setattr("diffusers.DiffusionPipeline.download", download)
+    assert find_model(said, "source").path == stills / "source"
+    assert asked == ["Wan-AI/Wan2.1-T2V-1.3B-Diffusers"]
+
+
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [

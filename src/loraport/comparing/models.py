@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraport.containers.names import named_path
+from loraport.containers.names import hub_id, named_path
 from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
@@ -110,12 +110,12 @@ def first_line(error: BaseException) -> str:
 def _downloaded(path: Path, role: str) -> Path:
     if path.exists():
         return path
-    parts = path.parts
-    if len(parts) == 2 and not path.is_absolute() and not path.suffix:
+    repository, inside = hub_id(path.as_posix()) or ("", "")
+    if repository and not inside:
         from diffusers import DiffusionPipeline
 
         try:
-            return Path(DiffusionPipeline.download("/".join(parts)))
+            return Path(DiffusionPipeline.download(repository))
         except (OSError, ValueError, RuntimeError) as error:
             raise FileError(
                 f"the {role} is neither there nor could it be downloaded", where=str(path), values=first_line(error)
