@@ -1,6 +1,6 @@
 """`python -m loraport`, for systems where the console script is not on the path."""
 
-from loraport.cli.main import run
+from loraport.cli.start import run
 
 if __name__ == "__main__":
     run()

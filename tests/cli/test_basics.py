@@ -235,6 +235,32 @@ def test_a_signal_that_a_library_takes_for_its_own_trouble_is_no_bug(capsys: pyt
     assert "run the same command again to resume" in capsys.readouterr().err
 
 
+def test_ctrl_c_that_a_library_takes_for_its_own_trouble_is_no_bug(capsys: pytest.CaptureFixture) -> None:
+    def command() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AttributeError("module 'numpy' has no attribute 'multiply'") from None
+
+    assert guard.guarded(command, as_json=False, verbose=False) == 130
+    assert "run the same command again to resume" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process that Ctrl-C ends has a number of its own there")
+def test_ctrl_c_before_the_program_is_loaded_ends_it_without_a_word() -> None:
+    code = (
+        "import signal, sys\n"
+        "class Early:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer': signal.raise_signal(signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Early())\n"
+        "from loraport.cli.start import run; run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_out_of_memory_is_not_a_bug(capsys: pytest.CaptureFixture) -> None:
     def command() -> None:
         raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 10 bytes.")

@@ -85,6 +85,6 @@ for panel, commands in (("The job", _JOB), ("Files", _FILES), ("More", _MORE)):
 
 
 def run() -> None:
-    """Entry point of the console script."""
+    """Run the program that `start` has loaded."""
     collector.leave_out()
     app(prog_name="loraport")

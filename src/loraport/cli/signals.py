@@ -10,17 +10,20 @@ _NAMES = ("SIGTERM", "SIGHUP", "SIGBREAK")
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[list[int]]:
-    """Within the block SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread.
+    """Within the block SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, as SIGINT (Ctrl-C) does anyway.
 
     Yields a list that holds the number of the signal that came, if one did. Further ones are not heard, so that
-    cleaning up is not disturbed. A signal that whoever started us ignores or handles (nohup) stays as it is.
+    cleaning up is not disturbed, but for Ctrl-C, which people press again. A signal that whoever started us ignores or
+    handles (nohup) stays as it is.
     """
     received: list[int] = []
     before = {}
 
     def end(number: int, frame: object) -> None:
-        if not received:
+        again = bool(received)
+        if not again:
             received.append(number)
+        if not again or number == signal.SIGINT:
             raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
@@ -28,6 +31,8 @@ def ended_by_signals() -> Iterator[list[int]]:
         before = {
             number: signal.signal(number, end) for number in numbers if signal.getsignal(number) == signal.SIG_DFL
         }
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, end)
     try:
         yield received
     finally:
