@@ -1,6 +1,8 @@
 """Every test runs with jaxtyping's shapes checked by beartype, and may not touch the global random state."""
 
+import gc
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,13 @@ from jaxtyping import install_import_hook
 # of threads sets it by itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Hundreds of processes that tests start import the same modules. Where the environment says that no bytecode is to be
+# written, as images of containers do, each would compile the whole source for itself.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+LONGEST = ("test_ray_runs.py", "test_ray.py")
+
 
 def _modules_with_shapes() -> list[str]:
     """The others have plain types, which mypy checks; a check of every call would double the time of the suite."""
@@ -20,6 +29,18 @@ def _modules_with_shapes() -> list[str]:
 
 
 install_import_hook(_modules_with_shapes(), "beartype.beartype")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests first, so that at the end no process is left with a long one while another has none."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path not in slow))
+
+
+def pytest_collection_finish() -> None:
+    """Modules, classes and tests stay to the end: the collector need not walk through millions of objects each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

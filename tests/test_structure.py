@@ -1,6 +1,7 @@
 """The rooms of the house and who may call whom, read off the source itself."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -47,14 +48,34 @@ HEADERS = {"containers/codecs": "containers/decoding", "adapters/kinds": "adapte
 OUTSIDE = {"core": {"torch", "jaxtyping"}, "methods": {"torch", "jaxtyping", "pydantic"}}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forgotten_afterwards():
+    yield
+    for each in (_nodes, _calls, _imports):
+        each.cache_clear()
+
+
 def _modules(room: str) -> list[Path]:
     return sorted((PACKAGE / room).rglob("*.py"))
 
 
+@functools.cache
+def _nodes(path: Path) -> tuple[ast.AST, ...]:
+    """Everything in a file, at any depth."""
+    return tuple(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@functools.cache
+def _calls(path: Path) -> tuple[tuple[ast.Call, str], ...]:
+    """Every call in a file, and what is called as it is written there."""
+    return tuple((node, ast.unparse(node.func)) for node in _nodes(path) if isinstance(node, ast.Call))
+
+
+@functools.cache
 def _imports(path: Path) -> list[str]:
-    """Full dotted names of everything that a file imports, at any depth."""
+    """Full dotted names of everything that a file imports."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in _nodes(path):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -116,10 +137,8 @@ def test_only_the_command_line_prints_or_exits():
     for path in PACKAGE.rglob("*.py"):
         if path.parent.name == "cli":
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call):
-                called = ast.unparse(node.func)
-                assert called not in {"print", "exit", "sys.exit", "os._exit"}, f"{path}: {called}"
+        for _, called in _calls(path):
+            assert called not in {"print", "exit", "sys.exit", "os._exit"}, f"{path}: {called}"
 
 
 def test_float64_is_asked_for_where_a_device_may_have_none():
@@ -136,8 +155,8 @@ def test_what_adds_in_any_order_on_a_gpu_stands_in_one_place():
     allowed = {"core/labelled.py", "core/bootstrap.py", "core/allotment.py"}  # the latter two stay on the CPU,
     allowed |= {"analysis/routing_maps.py", "analysis/update_figures.py", "methods/casa/maps.py"}  # and these count
     for path in [path for room in ("core", "methods", "analysis", "engine", "resizing") for path in _modules(room)]:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        for node, _ in _calls(path):
+            if isinstance(node.func, ast.Attribute):
                 known = node.func.attr not in changing or path.relative_to(PACKAGE).as_posix() in allowed
                 assert known, f"{path}: {ast.unparse(node.func)}"
                 if node.func.attr.startswith("scatter_reduce"):
@@ -147,10 +166,7 @@ def test_what_adds_in_any_order_on_a_gpu_stands_in_one_place():
 def test_text_files_say_their_encoding():
     """Without one it is another on Windows."""
     for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call):
-                continue
-            called = ast.unparse(node.func)
+        for node, called in _calls(path):
             method = re.search(r"\.(read|write)_text$", called) and called != "files.write_text"
             modes = [each.value for each in node.args if isinstance(each, ast.Constant)]
             opens = re.search(r"(\b|\.)(fd)?open$", called) and called != "os.open" and not any("b" in m for m in modes)
@@ -160,12 +176,8 @@ def test_text_files_say_their_encoding():
 
 def test_nothing_unpickles_without_restriction():
     for path in PACKAGE.rglob("*.py"):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
         assert not {"dill", "cloudpickle"} & {name.split(".")[0] for name in _imports(path)}, path
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Call):
-                continue
-            called = ast.unparse(node.func)
+        for node, called in _calls(path):
             assert not called.startswith("pickle."), f"{path}: {called}"
             assert "Unpickler" not in called, f"{path}: {called}"
             if called == "torch.load":
@@ -176,7 +188,7 @@ def test_nothing_unpickles_without_restriction():
 def test_no_grab_bags_and_no_keyword_swallowing():
     for path in PACKAGE.rglob("*.py"):
         assert path.stem not in {"utils", "util", "helpers", "common", "misc"}, path
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in _nodes(path):
             if isinstance(node, ast.FunctionDef):
                 assert node.args.kwarg is None, f"{path}: {node.name} takes **{node.args.kwarg}"
 

@@ -22,7 +22,7 @@ def alone() -> Iterator[dict[str, str]]:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def agents() -> Iterator[list[psutil.Process]]:
     """Ray's agents of clusters that were killed. They tell the cluster that their machine is gone before they go, and
     wait a minute for its answer, a time that Ray has no setting for; so they are looked at when all else is done."""
