@@ -18,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# Of whole clusters of Ray.
 LONGEST = ("test_ray_runs.py", "test_ray.py")
 
 
