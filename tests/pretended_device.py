@@ -204,6 +204,8 @@ _ABSENT_ON_MPS = ("linalg_eigh", "linalg_svd", "linalg_qr", "linalg_cholesky", "
 def _refuse_as_mps(name: str, args: Any, kwargs: Any) -> None:
     if name.removeprefix("_").startswith(_ABSENT_ON_MPS):
         raise NotImplementedError(f"{name} is not implemented for MPS")
+    if name.startswith("index_add") and args[0].dtype == torch.int64:  # before PyTorch 2.9
+        raise RuntimeError("index_add(): Expected non int64 dtype for source.")
 
 
 @contextmanager
@@ -252,6 +254,8 @@ def pretended_cuda(
     say("get_device_name", "a pretended card")
     say("mem_get_info", (10**10, 10**10))
     say("current_stream", _Stream(asked))
+    if hasattr(torch.accelerator, "empty_host_cache"):
+        monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: asked.update(["empty_host_cache"]))
     counted = Memory() if memory is None else memory
     with _Device(watch, counted), _Named(CUDA, counted):
         yield asked

@@ -152,11 +152,38 @@ def test_a_device_that_fails_is_said_with_what_to_do(monkeypatch):
     accelerators.bound("cuda:0", None)  # what is cleaned up afterwards hides it not
 
 
+def test_what_finds_no_room_by_itself_is_tried_again_when_torch_has_given_back_what_it_kept(monkeypatch):
+    """Libraries take memory past torch, which may hold all that is left."""
+    monkeypatch.setattr(accelerators, "_turns", {})
+    emptied: list[str] = []
+    monkeypatch.setattr(accelerators, "release_memory", emptied.append)
+
+    def work(device: torch.device) -> str:
+        if not emptied:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+        return str(device)
+
+    assert with_the_cpu_behind(work, "cuda:0") == ("cuda:0", False)
+    assert emptied == ["cuda:0"]
+
+
+def test_a_device_that_failed_cannot_hide_why_where_its_memory_is_given_back(monkeypatch):
+    def fail() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", fail)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    accelerators.release_memory("cuda:0")
+    if hasattr(torch.accelerator, "empty_host_cache"):
+        monkeypatch.setattr(torch.accelerator, "empty_host_cache", fail)
+    accelerators.release_pinned()
+
+
 def test_a_card_that_this_torch_is_not_built_for_is_said(monkeypatch):
     def refuse(A):
         raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
 
-    monkeypatch.setattr(torch, "eye", lambda *given, device: given)
+    monkeypatch.setattr(torch, "eye", lambda *given, device, dtype: given)
     monkeypatch.setattr(torch.linalg, "eigh", refuse)
     with pytest.raises(UsageError, match="no kernel image"):
         accelerators.warm_up("cuda:0")

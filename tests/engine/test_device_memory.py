@@ -127,6 +127,8 @@ def test_a_whole_run_on_a_card(tmp_path, monkeypatch):
         bounds = ["max_memory" in more, asked["set_per_process_memory_fraction"] == 2]
         assert bounds[0] == bounds[1]
         assert memory.now == 0
+        assert asked["empty_cache"] >= 1  # the program around it may want the memory next
+        assert asked["empty_host_cache"] == hasattr(torch.accelerator, "empty_host_cache")
         for key, factor in load_file(out).items():
             assert torch.allclose(factor, alone[key], atol=1e-5)
         shutil.rmtree(cache / "result", ignore_errors=True)

@@ -182,6 +182,13 @@ def test_wide_layers_run_one_at_a_time_on_each_device():
     assert alone == [Slot("cuda:0", 16, 100), Slot("cuda:1", 16, 70)]
 
 
+def test_apples_gpu_is_used_by_one_thread(monkeypatch):
+    """Two at once end the program."""
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    for workers in (None, 4):
+        assert [slot.device for slot in local_slots(Limits("mps", workers))] == ["mps"]
+
+
 def test_layers_in_flight_on_a_gpu_go_by_its_own_memory(monkeypatch):
     """A machine with two GPUs of one kind and a third of another, as far as torch is asked about them."""
     names = ["H200", "H200", "old card"]

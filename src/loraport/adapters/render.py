@@ -227,10 +227,10 @@ def _shape_of(bias: Passthrough, architecture: Architecture) -> tuple[int, int]:
 def _alpha(name: str, pair: Factors, dialect: Dialect, family: Family) -> dict[str, Tensor]:
     alpha = float(pair.rank if pair.alpha is None else pair.alpha)
     if dialect.alpha == "alpha":
-        return {dialect.extra(name, "alpha", family): torch.tensor(alpha)}
+        return {dialect.extra(name, "alpha", family): torch.tensor(alpha, dtype=torch.float32)}
     if dialect.alpha == "lora_alpha":
         return {
-            dialect.extra(name, "lora_alpha", family): torch.tensor([alpha]),
+            dialect.extra(name, "lora_alpha", family): torch.tensor([alpha], dtype=torch.float32),
             dialect.extra(name, "lora_rank", family): torch.tensor([pair.rank], dtype=torch.int32),
         }
     return {}

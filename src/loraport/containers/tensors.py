@@ -114,7 +114,7 @@ class AsRead:
         """
         if device.type in ("cpu", "mps") or self.stored.dim() == 0:
             return _finite(self.stored.float().to(device), self.stored, self.ref)
-        whole = torch.empty(self.stored.shape, device=device)
+        whole = torch.empty(self.stored.shape, dtype=torch.float32, device=device)
         for rows, part in self._sent(device):
             whole[rows] = part
         return _finite(whole, self.stored, self.ref)

@@ -175,7 +175,11 @@ def _on_cpu(parts: list[Tensor]) -> list[Tensor]:
 def _first_block(
     n: int, rank: int, width: int, start: LowRank | None, generator: torch.Generator, like: Tensor
 ) -> Float[Tensor, "n c"]:
-    known = torch.empty(n, 0) if start is None else (start if start.rank <= rank else start.truncated(rank)).A.T
+    known = (
+        torch.empty(n, 0, dtype=torch.float32)
+        if start is None
+        else (start if start.rank <= rank else start.truncated(rank)).A.T
+    )
     random = torch.randn(n, width - known.shape[1], generator=generator, dtype=known.dtype)
     return torch.cat([known.to(like.device, like.dtype), sent(random.to(like.dtype), like)], dim=1)
 

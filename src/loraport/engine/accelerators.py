@@ -123,7 +123,7 @@ def warm_up(device: str) -> None:
     """
     try:
         for decompose in (torch.linalg.eigh, torch.linalg.svd, torch.linalg.qr):
-            decompose(torch.eye(2, device=device))
+            decompose(torch.eye(2, dtype=torch.float32, device=device))
         torch.cuda.synchronize(device)
     except RuntimeError as error:
         full = is_out_of_memory(error)
@@ -181,10 +181,19 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def release_memory(device: str) -> None:
     """Give back what torch keeps of a device's memory for later."""
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    elif device.startswith("mps") and torch.backends.mps.is_available():
-        torch.mps.empty_cache()
+    with contextlib.suppress(RuntimeError):  # a device that failed, which has been said
+        if device.startswith("cuda"):
+            torch.cuda.empty_cache()
+        elif device.startswith("mps") and torch.backends.mps.is_available():
+            torch.mps.empty_cache()
+
+
+def release_pinned() -> None:
+    """Give back the memory of the host that torch keeps pinned for later, where this torch can (from 2.10 on)."""
+    empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
+    if empty is not None and torch.cuda.is_initialized():
+        with contextlib.suppress(RuntimeError):
+            empty()
 
 
 _BROKEN = ("CUDA error", "CUDA driver error", "HIP error", "CUBLAS_STATUS", "CUSOLVER_STATUS")
@@ -217,11 +226,6 @@ class _Turns:
                 self._by_itself -= by_itself
                 self._changed.notify_all()
 
-    @property
-    def shared(self) -> bool:
-        """Whether more than one works on it."""
-        return self._working > 1
-
 
 _turns: dict[str, _Turns] = {}
 
@@ -231,7 +235,9 @@ def with_the_cpu_behind(
 ) -> tuple[_Made, bool]:
     """Do work on a device in full precision, and on the CPU if the device has too little memory for it.
 
-    What finds no room beside other work of this process on the device is tried once more when that is done.
+    What finds no room is tried once more when other work of this process on the device is done, and torch has given
+    back what it kept for later: libraries take memory past torch, and a piece of it may be too small where all of it
+    together would do.
 
     Args:
         work: given the device.
@@ -268,10 +274,7 @@ def _with_the_cpu_behind(
                         values=_first_line(error),
                         fix="run the command again, finished layers are kept, or go on with --device cpu",
                     ) from error
-            shared = turns.shared
         # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.
         let_go()
         release_memory(device)
-        if not shared:
-            break
     return work(torch.device("cpu")), True

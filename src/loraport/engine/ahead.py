@@ -16,7 +16,7 @@ from loraport.threads import cores, set_threads_of_torch
 
 _THREADS = 8  # more do not read faster
 _SHARE = 0.15  # of the memory of the host that is ours to use; what is pinned takes up to twice its size
-_MOST = 4 * 2**30  # bytes: several of the largest layers that there are
+_MOST = 2 * 2**30  # bytes: several of the largest layers that there are; pinning more takes seconds
 
 J = TypeVar("J", bound=Job)
 Brought = TypeVar("Brought")

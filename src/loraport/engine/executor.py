@@ -26,6 +26,9 @@ Work = Callable[[J, "Slot"], Result]
 ON_ACCELERATOR = 2
 """Layers in flight on a GPU: one computes while the next is read. More only contend for it."""
 
+ONE_AT_A_TIME = "mps"
+"""A kind of device whose library ends the program when two threads use it (pytorch#197805)."""
+
 
 @dataclass(frozen=True)
 class Slot:
@@ -128,6 +131,7 @@ def local_slots(limits: Limits, workers: int | None = None) -> list[Slot]:
     found = []
     for device in limits.devices:
         count = workers or limits.workers or (cores() if device == "cpu" else ON_ACCELERATOR)
+        count = 1 if device == ONE_AT_A_TIME else count
         free = devices.usable_bytes(device)
         room = free if limits.memory is None else limits.memory if device == "cpu" else min(limits.memory, free)
         found += [Slot(device, 1, room // count)] * count

@@ -44,18 +44,19 @@ def _fastest(work: Callable[[], object], clock: Callable[[], float], tries: int 
 
 
 def _product(device: str) -> Callable[[], object]:
-    a = torch.ones(_PRODUCT, _PRODUCT, device=device)
+    a = torch.ones(_PRODUCT, _PRODUCT, dtype=torch.float32, device=device)
     return lambda: _done(a @ a)
 
 
 def _eigenproblem(device: str) -> Callable[[], object]:
-    a = torch.randn(_EIGENPROBLEM, _EIGENPROBLEM, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(_EIGENPROBLEM, _EIGENPROBLEM, generator=generator, dtype=torch.float32)
     gram = (a.T @ a).to(device)
     return lambda: _done(torch.linalg.eigh(gram).eigenvalues)
 
 
 def _sweep(device: str) -> Callable[[], object]:
-    a, b = torch.ones(_SWEEP, device=device), torch.ones(_SWEEP, device=device)
+    a, b = (torch.ones(_SWEEP, dtype=torch.float32, device=device) for _ in range(2))
     return lambda: _done(a.add_(b))
 
 
@@ -83,7 +84,7 @@ def _file_rates(folder: Path) -> tuple[float, float, float]:
     save_file({"w": weight}, folder / "w.safetensors")
     (group,) = open_tensors(folder / "w.safetensors").groups.values()
     read = _fastest(lambda: read_float_with_digest(group["w"]), time.thread_time)
-    entry = {"w": torch.ones(_FILE // 4)}
+    entry = {"w": torch.ones(_FILE // 4, dtype=torch.float32)}
     store = Store(folder / "store", reserve_bytes=0)
     keys = iter([hashlib.sha256(str(n).encode()).hexdigest() for n in range(3)])
     keep = _fastest(lambda: store.put("basis", next(keys), entry), time.perf_counter)

@@ -52,7 +52,7 @@ class RunOptions(Settings):
         Field(ge=1, le=10_000),
         Setting(
             "Layers at a time, on each device.",
-            "--workers", panel=MACHINE, metavar="N", default="by cores and memory, two on a GPU",
+            "--workers", panel=MACHINE, metavar="N", default="by cores and memory, two on a GPU, always one on mps",
         ),
     ] = None  # fmt: skip
     executor: Annotated[

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from loraport.containers.references import TensorRef
-from loraport.engine.accelerators import bound
+from loraport.engine.accelerators import bound, release_memory, release_pinned
 from loraport.engine.ahead import Ahead, room_beside, threads_beside
 from loraport.engine.executor import Executor, Slot
 from loraport.engine.job import LayerJob
@@ -31,7 +31,7 @@ def _beside(slots: Sequence[Slot]) -> bool:
 @contextlib.contextmanager
 def overlapped(work: Worker, jobs: Sequence[LayerJob], executor: Executor) -> Iterator[Worker]:
     """The worker that an executor is to be given for these jobs. At the end all that it put into the store is there,
-    and the memory of devices is free for others again.
+    and the memory of devices, and what is pinned of the host for them, is free for others again.
 
     Args:
         work: what is to be done.
@@ -50,7 +50,13 @@ def overlapped(work: Worker, jobs: Sequence[LayerJob], executor: Executor) -> It
     finally:
         for slot in slots:
             bound(slot.device, None)
-        work.store.finish()
+        try:
+            work.store.finish()
+        finally:
+            for device in {slot.device for slot in slots}:
+                release_memory(device)
+            if _beside(slots):
+                release_pinned()
 
 
 def _brought_bytes(job: LayerJob) -> int:

@@ -67,13 +67,13 @@ def _inputs_turned(
 
 def _cayley(skew: Float32[Tensor, "... b b"]) -> Float32[Tensor, "... b b"]:
     """(1 + Q) (1 - Q)^-1, which exists for every antisymmetric Q."""
-    eye = torch.eye(skew.shape[-1])
+    eye = torch.eye(skew.shape[-1], dtype=torch.float32)
     return torch.linalg.solve(eye - skew, eye + skew, left=False)
 
 
 def _series(skew: Float32[Tensor, "k b b"], terms: int) -> Float32[Tensor, "k b b"]:
     """PEFT's series: 1 + 2 Q + 2 Q^2 + ..., the last power once."""
-    turns = torch.eye(skew.shape[-1]).expand_as(skew).clone()
+    turns = torch.eye(skew.shape[-1], dtype=torch.float32).expand_as(skew).clone()
     if terms > 1:
         turns += 2 * skew
     if terms > 2:
@@ -88,7 +88,7 @@ def _series(skew: Float32[Tensor, "k b b"], terms: int) -> Float32[Tensor, "k b 
 
 def _antisymmetric(vectors: Float32[Tensor, "k e"], block: int, bound: float) -> Float32[Tensor, "k b b"]:
     """From the entries above the diagonal; the norm of each block bounded where `bound` is above zero (COFT)."""
-    skew = torch.zeros(len(vectors), block, block)
+    skew = torch.zeros(len(vectors), block, block, dtype=torch.float32)
     above = torch.triu_indices(block, block, 1)
     skew[:, above[0], above[1]] = vectors
     skew = skew - skew.mT

@@ -24,7 +24,7 @@ def exponents(
     codec: Exponents, ref: TensorRef, stored: UInt8[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
 ) -> Float32[Tensor, "..."]:
     """The powers of two."""
-    powers = torch.tensor([2.0 ** (byte - 127) for byte in range(255)] + [float("nan")])
+    powers = torch.tensor([2.0 ** (byte - 127) for byte in range(255)] + [float("nan")], dtype=torch.float32)
     return powers[stored.int()]
 
 

@@ -22,7 +22,7 @@ def blocks(
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    weight = torch.empty(ref.shape)
+    weight = torch.empty(ref.shape, dtype=torch.float32)
     if not weight.numel():
         return weight
     rows = stored.reshape(-1, stored.shape[-1]).numpy()

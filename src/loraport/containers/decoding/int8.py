@@ -38,8 +38,8 @@ def halves_rotated(
 
 def rotation(size: int) -> Float32[Tensor, "size size"]:
     """The symmetric orthogonal matrix by which groups of inputs are rotated. `size` is a power of 4."""
-    four = torch.ones(4, 4) - 2.0 * torch.eye(4).flip(0)
-    matrix = torch.ones(1, 1)
+    four = torch.ones(4, 4, dtype=torch.float32) - 2.0 * torch.eye(4, dtype=torch.float32).flip(0)
+    matrix = torch.ones(1, 1, dtype=torch.float32)
     while matrix.shape[0] < size:
         matrix = torch.kron(matrix, four)
     return matrix / sqrt(size)

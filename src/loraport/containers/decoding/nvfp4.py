@@ -21,8 +21,8 @@ def nvfp4(
     codec: Nvfp4, ref: TensorRef, stored: UInt8[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
 ) -> Float32[Tensor, "..."]:
     """number * scale of its block * scale of the tensor, and of its input where there is one, in float32."""
-    numbers = torch.tensor([*_E2M1, *(-number for number in _E2M1)])
-    weight = torch.empty(ref.shape)
+    numbers = torch.tensor([*_E2M1, *(-number for number in _E2M1)], dtype=torch.float32)
+    weight = torch.empty(ref.shape, dtype=torch.float32)
     low = 0 if codec.packing.low_first else 1
     rows = max(_CHUNK // max(ref.shape[1], 1), 1)
     for part, packed in zip(weight.split(rows), stored.split(rows), strict=True):

@@ -63,7 +63,7 @@ def redrawn_edges(C: Float[Tensor, "k k"], S: Float[Tensor, " k"], tau: float, e
 
     The draw is the same every time and on every device. Arguments as of `edges`.
     """
-    draws = torch.randn(3, len(S), generator=torch.Generator().manual_seed(0))
+    draws = torch.randn(3, len(S), generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     farthest = error * float(draws[2].abs().max())
     draws = sent(draws.to(S.dtype), S)
     turned, into = turns(S, error)

@@ -98,6 +98,8 @@ def _counts(hits: Int[Tensor, " h"], a: int, p: int) -> Int[Tensor, "g g"]:
 
     Counted by rows first, so that the threads of an accelerator seldom wait for each other at one number.
     """
+    if hits.device.type == "mps":  # which adds up no 64-bit integers before PyTorch 2.9
+        return _counts(hits.cpu(), a, p).to(hits.device)
     g, width = bands(p), band_width(p)
     at = hits // width  # where the bands fill a row
     if p % width:
