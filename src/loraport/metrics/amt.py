@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from loraport.metrics.correlation import LEVELS, Correlation, places
-from loraport.metrics.frames import padded
+from loraport.metrics.frames import as_tensor, padded
 from loraport.metrics.weights import read_state, require_shapes
 
 WIDTHS = (20, 32, 44, 56)  # channels at a half, a fourth, an eighth and a sixteenth of the size
@@ -54,7 +54,7 @@ class Amt:
         As there, what is made is cut down to whole levels, not rounded, and a last frame that has no next one is left
         out. 1 where no frame is between two, for which VBench has no number.
         """
-        kept = torch.from_numpy(np.ascontiguousarray(clip[::2])).permute(0, 3, 1, 2).float() / 255
+        kept = as_tensor(clip[::2]) / 255
         errors = []
         for pair, true in zip(itertools.pairwise(kept), clip[1::2], strict=False):
             made = (self.between(torch.stack(pair)) * 255).permute(1, 2, 0).numpy().astype(np.uint8)

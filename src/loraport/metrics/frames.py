@@ -7,6 +7,11 @@ from torch import Tensor
 from torch.nn.functional import interpolate, pad
 
 
+def as_tensor(frames: UInt8[np.ndarray, "n h w 3"]) -> Float[Tensor, "n 3 h w"]:
+    """Frames as networks take them: channels first, as float in [0, 255]."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+
+
 def resized(
     frames: UInt8[np.ndarray, "n h w 3"],
     size: int,
@@ -59,10 +64,9 @@ def _by_pillow(frames: UInt8[np.ndarray, "n h w 3"], shape: tuple[int, int], bic
 
     kind = Image.Resampling.BICUBIC if bicubic else Image.Resampling.BILINEAR
     pictures = [Image.fromarray(np.ascontiguousarray(frame)).resize(shape[::-1], kind) for frame in frames]
-    return torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2).float()
+    return as_tensor(np.stack([np.asarray(picture) for picture in pictures]))
 
 
 def _by_torch(frames: UInt8[np.ndarray, "n h w 3"], shape: tuple[int, int], bicubic: bool) -> Float[Tensor, "n 3 i j"]:
-    pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
     mode = "bicubic" if bicubic else "bilinear"
-    return interpolate(pixels, shape, mode=mode, align_corners=False).round().clamp(0, 255)
+    return interpolate(as_tensor(frames), shape, mode=mode, align_corners=False).round().clamp(0, 255)

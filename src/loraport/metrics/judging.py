@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -15,7 +16,7 @@ from loraport.metrics.amt import Amt
 from loraport.metrics.csd import Csd
 from loraport.metrics.faces import Faces, face_weights
 from loraport.metrics.identity import Descriptors, Identity, identity_weights
-from loraport.metrics.lite import LiteFeatures, weights_in_package
+from loraport.metrics.lite import LiteFeatures, lite_weights
 from loraport.metrics.measures import INSTALL, MEASURES, Measure
 from loraport.metrics.musiq import Musiq
 from loraport.metrics.poses import Poses, pose_weights
@@ -23,6 +24,7 @@ from loraport.metrics.raft import Raft
 from loraport.metrics.towers import Clip, Dino, need_transformers
 from loraport.metrics.videoalign import VideoAlign
 
+Network = TypeVar("Network")
 Pixels = UInt8[np.ndarray, "f h w 3"]
 _OF_ONE: dict[str, Callable[[Pixels], float]] = {
     "frame_difference": motion.frame_difference,
@@ -118,21 +120,19 @@ class Judges:
             UsageError: a package, or weights that others need, are missing.
         """
         weights.check()
-        faces = weights.faces or face_weights()
-        known = weights.identity or identity_weights()
-        people = weights.poses or pose_weights()
+        faces = _opened(Faces, weights.faces or face_weights())
         made = cls(
             opencv=motion.has_opencv(),
-            clip=None if weights.clip is None else Clip(weights.clip, device),
-            dino=None if weights.dino is None else Dino(weights.dino, device),
-            csd=None if weights.csd is None else Csd(weights.csd, device),
-            raft=None if weights.raft is None else Raft(weights.raft, device),
-            musiq=None if weights.musiq is None else Musiq(weights.musiq, device),
-            amt=None if weights.amt is None else Amt(weights.amt, device),
-            lite=None if weights.lite is None and weights_in_package() is None else LiteFeatures(weights.lite, device),
-            faces=None if faces is None else Faces(faces),
-            identity=None if known is None or faces is None else Identity(known),
-            poses=None if people is None else Poses(people),
+            clip=_opened(Clip, weights.clip, device),
+            dino=_opened(Dino, weights.dino, device),
+            csd=_opened(Csd, weights.csd, device),
+            raft=_opened(Raft, weights.raft, device),
+            musiq=_opened(Musiq, weights.musiq, device),
+            amt=_opened(Amt, weights.amt, device),
+            lite=_opened(LiteFeatures, weights.lite or lite_weights(), device),
+            faces=faces,
+            identity=None if faces is None else _opened(Identity, weights.identity or identity_weights()),
+            poses=_opened(Poses, weights.poses or pose_weights()),
         )
         if weights.aesthetic is not None and made.clip is not None:
             made.aesthetic = Aesthetic(weights.aesthetic, made.clip)
@@ -163,18 +163,15 @@ class Judges:
         looked = clip[similarity.looked_at(len(clip))]
         networks = {"features": self.lite, "csd": self.csd, "clip": self.clip, "dino": self.dino}
         seen = {key: network.features(looked) for key, network in networks.items() if network is not None}
-        boxes = None if self.faces is None else [self.faces.boxes(frame) for frame in looked]
-        return Look(
-            clip,
-            seen,
-            faces=None if boxes is None else np.array([float(len(each)) for each in boxes]),
-            described=None
-            if boxes is None or self.identity is None
-            else [self.identity.describe(frame, each) for frame, each in zip(looked, boxes, strict=True)],
-            people=None
-            if self.poses is None
-            else [self.poses.find(frame) for frame in clip[motion.looked_at(len(clip), fps)]],
-        )
+        look = Look(clip, seen)
+        if self.faces is not None:
+            boxes = [self.faces.boxes(frame) for frame in looked]
+            look.faces = np.array([float(len(each)) for each in boxes])
+            if self.identity is not None:
+                look.described = list(map(self.identity.describe, looked, boxes))
+        if self.poses is not None:
+            look.people = [self.poses.find(frame) for frame in clip[motion.looked_at(len(clip), fps)]]
+        return look
 
     def judge(self, look: "Look", reference: "Look | None", prompt: str, fps: float) -> dict[str, float]:
         """All numbers of one clip, by key of the measure; without those that need somebody where nobody is found.
@@ -221,7 +218,11 @@ class Judges:
         return {key: value for key, value in found.items() if key in wanted and value is not None}
 
 
-@dataclass(frozen=True, eq=False)
+def _opened(kind: Callable[..., Network], place: Path | None, *device: str) -> Network | None:
+    return None if place is None else kind(place, *device)
+
+
+@dataclass(eq=False)
 class Look:
     """A clip as the networks see it.
 
@@ -235,6 +236,6 @@ class Look:
 
     clip: Pixels
     seen: dict[str, Float[Tensor, "n d"]]
-    faces: Float[np.ndarray, " n"] | None
-    described: list[Descriptors] | None
-    people: posture.People | None
+    faces: Float[np.ndarray, " n"] | None = None
+    described: list[Descriptors] | None = None
+    people: posture.People | None = None

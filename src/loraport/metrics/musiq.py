@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torch.nn import functional
 
+from loraport.metrics.frames import as_tensor
 from loraport.metrics.weights import read_state, require_shapes
 
 PATCH, GRID, HEADS, GROUPS = 32, 10, 6, 32
@@ -50,9 +51,9 @@ class Musiq:
         """Mean over frames of a hundredth of the grade, as VBench gives it: about 0 to 1."""
         grades = []
         for start in range(0, len(clip), AT_ONCE):
-            frames = torch.from_numpy(np.ascontiguousarray(clip[start : start + AT_ONCE])).permute(0, 3, 1, 2).float()
+            frames = _smaller(as_tensor(clip[start : start + AT_ONCE]))
             with torch.inference_mode():
-                grades.append(self.grades(_smaller(frames).to(self._device) / 127.5 - 1).cpu())
+                grades.append(self.grades(frames.to(self._device) / 127.5 - 1).cpu())
         return torch.cat(grades).mean().item() / 100
 
     def grades(self, pictures: Float[Tensor, "n 3 h w"]) -> Float[Tensor, " n"]:

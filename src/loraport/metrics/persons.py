@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
-from loraport.metrics.tflite import TfLite
+from loraport.metrics.tflite import TfLite, sigmoid
 
 SIDE = 224  # pixels of what the network is shown
 GRIDS = ((8, 2), (16, 2), (32, 6))  # pixels a cell, anchors in each
@@ -60,7 +60,7 @@ class Persons:
     ) -> tuple[Float[np.ndarray, "n 12"], Float[np.ndarray, " n"]]:
         """Boxes and points in pixels of the frame, and how sure they are."""
         values, sure = self.network(2 * cut(frame, view, SIDE, around="black") - 1)
-        chances = 1 / (1 + np.exp(-np.clip(sure[:, 0].astype(np.float64), -100, 100)))
+        chances = sigmoid(sure[:, 0])
         kept = chances > SURE
         corner = np.array([view.x, view.y]) - view.radius
         return decoded(values[kept], self._anchors[kept]) * 2 * view.radius + np.tile(corner, 6), chances[kept]

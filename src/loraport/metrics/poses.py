@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Float32, UInt8
 
 from loraport.metrics.motion import has_opencv
 from loraport.metrics.persons import Circle, Persons, cut, from_square
-from loraport.metrics.tflite import TfLite, has_litert
+from loraport.metrics.tflite import TfLite, has_litert, sigmoid
 from loraport.metrics.weights import package_folder
 
 PACKAGE = "mediapipe"
@@ -107,7 +107,7 @@ class Poses:
         points = values.reshape(COUNT, VALUES)
         places = refined(points[:, :2].astype(np.float64) / SIDE, maps) * SIDE
         matrix = from_square(square, SIDE)
-        return np.column_stack([places @ matrix[:, :2].T + matrix[:, 2], _sigmoid(points[:, 3].astype(np.float64))])
+        return np.column_stack([places @ matrix[:, :2].T + matrix[:, 2], sigmoid(points[:, 3])])
 
 
 def refined(places: Float[np.ndarray, "n 2"], maps: Float32[np.ndarray, "c c n"]) -> Float[np.ndarray, "n 2"]:
@@ -123,12 +123,8 @@ def refined(places: Float[np.ndarray, "n 2"], maps: Float32[np.ndarray, "c c n"]
         if not (0 <= x < 1 and 0 <= y < 1):
             continue
         rows, columns = (slice(max(int(v * cells) - WINDOW // 2, 0), int(v * cells) + WINDOW // 2 + 1) for v in (y, x))
-        weight = _sigmoid(maps[rows, columns, number].astype(np.float64))
+        weight = sigmoid(maps[rows, columns, number])
         if weight.max() >= SURE:
             down, right = np.mgrid[rows, columns][:, : weight.shape[0], : weight.shape[1]]
             made[number] = np.array([(right * weight).sum(), (down * weight).sum()]) / weight.sum() / cells
     return made
-
-
-def _sigmoid(values: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    return 1 / (1 + np.exp(-np.clip(values, -100, 100)))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from loraport.metrics.correlation import LEVELS, Correlation, places
-from loraport.metrics.frames import padded
+from loraport.metrics.frames import as_tensor, padded
 from loraport.metrics.motion import fastest
 from loraport.metrics.weights import read_state, require_shapes
 
@@ -70,8 +70,7 @@ class Raft:
     @torch.inference_mode()
     def flows(self, clip: UInt8[np.ndarray, "f h w 3"]) -> list[Float[Tensor, "2 i j"]]:
         """Of each pair of successive frames, how far each pixel moves to the right and down, edges drawn out."""
-        frames = torch.from_numpy(np.ascontiguousarray(clip)).permute(0, 3, 1, 2).float() / 255
-        frames, _ = padded(2 * frames - 1, BLOCK, LEAST)
+        frames, _ = padded(2 * (as_tensor(clip) / 255) - 1, BLOCK, LEAST)
         seen = [(frame, self._encoded(frame, "fnet")) for frame in frames.to(self._device).split(1)]
         return [self._flow(frame, now, then).cpu() for (frame, now), (_, then) in itertools.pairwise(seen)]
 

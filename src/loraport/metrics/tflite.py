@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Float64
 
 from loraport.errors import FileError
 
@@ -52,6 +52,11 @@ class TfLite:
         self.network.set_tensor(self._put, pixels[None])
         self.network.invoke()
         return [self.network.get_tensor(each)[0] for each in self._get]
+
+
+def sigmoid(values: Float32[np.ndarray, "*shape"]) -> Float64[np.ndarray, "*shape"]:
+    """Chances of what a network puts out before its sigmoid."""
+    return 1 / (1 + np.exp(-np.clip(values.astype(np.float64), -100, 100)))
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from loraport.errors import FileError, UsageError
+from loraport.metrics.frames import as_tensor
 from loraport.metrics.towers import CLIP_COLOURS, said_of
 from loraport.metrics.videoalign_folder import TOKENS, Reward, find_checkpoint, find_files, merged, read_template
 from loraport.metrics.weights import read_state
@@ -110,13 +111,11 @@ class VideoAlign:
 
     def patches(self, frames: UInt8[np.ndarray, "n h w 3"]) -> tuple[Float[Tensor, "p d"], Tensor]:
         """Frames as the rows that the vision network takes, and how many there are in time, height and width."""
-        side, merge, depth = (
-            int(value) for value in (self._vision.patch_size, self._vision.spatial_merge_size,
-                                     self._vision.temporal_patch_size)
-        )  # fmt: skip
+        vision = self._vision
+        side, merge, depth = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
         shape = fitted(frames.shape[1], frames.shape[2], side * merge, self.reward.most_pixels)
-        pixels = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
-        pixels = interpolate(pixels, shape, mode="bicubic", align_corners=False, antialias=True).round().clamp(0, 255)
+        pixels = interpolate(as_tensor(frames), shape, mode="bicubic", align_corners=False, antialias=True)
+        pixels = pixels.round().clamp(0, 255)
         mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in CLIP_COLOURS)
         pixels = (pixels / 255 - mean) / deviation
         pixels = torch.cat([pixels, pixels[-1:].expand(-len(pixels) % depth, -1, -1, -1)])
