@@ -13,7 +13,7 @@ import loraport
 import pico
 from loraport.analysis import routing_maps
 from loraport.analysis.coordinates import Coordinates
-from loraport.checking import look, sample, spectra
+from loraport.checking import figures, sample, spectra
 from loraport.checking.thresholds import thresholds
 from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
@@ -155,4 +155,4 @@ def test_every_threshold_says_what_it_was_measured_on():
 
 
 def test_sums_of_layers_add_up():
-    assert look.added_up([{"a": 1.0, "b": 2.0}, {"a": 3.0}]) == {"a": 4.0, "b": 2.0}
+    assert figures.added_up([{"a": 1.0, "b": 2.0}, {"a": 3.0}]) == {"a": 4.0, "b": 2.0}

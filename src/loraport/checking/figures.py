@@ -1,12 +1,13 @@
 """What is measured: every figure as a ratio of sums (`look.py`), so that layers add up, with its null models."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from loraport.checking.results import Null, Quantity
 
-Sums = Mapping[str, float]
+Sums = dict[str, float]
+"""Of one layer or of several, by name; see `look.py`."""
 
 GAUSSIAN = "a Gaussian update of the same norm"
 GAUSSIAN_LORA = "a Gaussian update of the same norm and rank"
@@ -156,25 +157,30 @@ def nulls(sums: Sums) -> dict[str, dict[str, float]]:
     return {key: each for key, each in found.items() if each}
 
 
-def pooled(
-    layers: Sequence[Sums], add: Callable[[Sequence[dict[str, float]]], dict[str, float]]
-) -> tuple[Quantity, ...]:
+def added_up(layers: Sequence[Sums]) -> Sums:
+    """The sums of several layers. A layer that lacks one adds nothing to it."""
+    total: Sums = {}
+    for sums in layers:
+        for name, value in sums.items():
+            total[name] = total.get(name, 0.0) + value
+    return total
+
+
+def pooled(layers: Sequence[Sums]) -> tuple[Quantity, ...]:
     """The figures of several layers together, with the least and greatest of a layer.
 
     Args:
         layers: sums of each.
-        add: `look.added_up`.
     """
     singly = [values(sums) for sums in layers]
     found = []
     for each in DEFINITIONS:
-        having = [dict(sums) for sums, one in zip(layers, singly, strict=True) if each.key in one]
-        if not having:
+        mine = [one[each.key] for one in singly if each.key in one]
+        if not mine:
             continue
-        total = add(having)
+        total = added_up([sums for sums, one in zip(layers, singly, strict=True) if each.key in one])
         value = each.ratio.of(_squares(total))
         assert value is not None
-        mine = [one[each.key] for one in singly if each.key in one]
         beside = tuple(Null(name, null) for name, null in nulls(total).get(each.key, {}).items())
         found.append(
             Quantity(
@@ -184,7 +190,7 @@ def pooled(
     return tuple(found)
 
 
-def _squares(sums: Sums) -> dict[str, float]:
+def _squares(sums: Sums) -> Sums:
     """With the products of sums that chance is measured by: it adds up in squares, and so do these."""
     full = dict(sums)
     if "update2" in full and "of_drift2" in full:

@@ -5,7 +5,7 @@ Sums, since they add up over layers: the figure of several layers is the same ra
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -18,6 +18,7 @@ from loraport.analysis import nulls, routing_maps, spectrum
 from loraport.analysis.plan import PARAMS
 from loraport.analysis.run import stored_as
 from loraport.checking import spectra
+from loraport.checking.figures import Sums
 from loraport.checking.sample import Chosen
 from loraport.containers.references import TensorRef
 from loraport.core.basis import SpectralBasis, directions_holding
@@ -39,8 +40,6 @@ ALL_BUT = 0.99
 """Of a drift's energy besides rounding, that the directions counted in `rank` hold."""
 _TINY = 1e-6
 """Below this share of a weight's norm a float32 difference of it is noise of the arithmetic."""
-
-Sums = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -288,12 +287,3 @@ def _leading(basis: SpectralBasis) -> int:
 def _stretched(W: Float[Tensor, "m n"], S: Float[Tensor, " p"]) -> float:
     """By how much an update moved the singular values, squared: W is the changed weight, S are those of the old one."""
     return (spectrum.rigidity(S, spectra.singular_values(W)) * norm(S)) ** 2
-
-
-def added_up(sums: Sequence[Sums]) -> Sums:
-    """The sums of several layers. A layer that lacks one adds nothing to it."""
-    total: Sums = {}
-    for each in sums:
-        for name, value in each.items():
-            total[name] = total.get(name, 0.0) + value
-    return total

@@ -2,11 +2,10 @@
 
 import re
 from functools import cache
-from importlib import resources
 from pathlib import PurePosixPath
 
 from loraport.checking.results import Kind
-from loraport.models.keys import read_yaml
+from loraport.checking.thresholds import section
 
 
 def kind_by_name(*names: str) -> Kind | None:
@@ -25,5 +24,5 @@ def kind_by_name(*names: str) -> Kind | None:
 
 @cache
 def _rules() -> tuple[tuple[re.Pattern[str], str, str], ...]:
-    data = read_yaml((resources.files("loraport.checking") / "thresholds.yaml").read_text("utf-8"))
-    return tuple((re.compile(row["pattern"], re.IGNORECASE), row["kind"], row["remark"]) for row in data["names"])
+    rows = section("names")
+    return tuple((re.compile(row["pattern"], re.IGNORECASE), row["kind"], row["remark"]) for row in rows)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
 
 from loraport.checking.results import Reason
 from loraport.models.keys import read_yaml
@@ -42,5 +43,9 @@ class Threshold:
 @cache
 def thresholds() -> dict[str, Threshold]:
     """All bounds by name."""
-    data = read_yaml((resources.files("loraport.checking") / "thresholds.yaml").read_text("utf-8"))
-    return {name: Threshold(name, **row) for name, row in data["bounds"].items()}
+    return {name: Threshold(name, **row) for name, row in section("bounds").items()}
+
+
+def section(name: str) -> Any:
+    """A part of thresholds.yaml."""
+    return read_yaml((resources.files("loraport.checking") / "thresholds.yaml").read_text("utf-8"))[name]

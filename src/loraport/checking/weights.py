@@ -7,7 +7,7 @@ import torch
 
 from loraport.checking import figures
 from loraport.checking.headers import Headers
-from loraport.checking.look import Looked, Looker, Sums, added_up, look_job
+from loraport.checking.look import Looked, Looker, look_job
 from loraport.checking.results import LayerCheck, Quantity
 from loraport.checking.sample import Chosen, choose
 from loraport.containers.references import common_dtype
@@ -72,20 +72,15 @@ def weigh(found: Mapping[int, Headers], options: RunOptions, *, deep: bool) -> d
 def _of_one(
     headers: Headers, sample: Sequence[Chosen], looked: Mapping[str, Looked], number: int, reader: InputReader
 ) -> Weighed:
-    sums: list[Sums] = []
-    layers = []
-    for chosen in sample:
-        seen = looked[chosen.job.name]
-        both = seen.pair | seen.loras.get(number, {})
-        sums.append(both)
-        layers.append(
-            LayerCheck(
-                chosen.job.name, chosen.job.shape, chosen.kind, chosen.depth, figures.values(both), figures.nulls(both)
-            )
-        )
-    pooled = {figure.key: figure for figure in figures.pooled(sums, added_up)}
+    seen = [looked[chosen.job.name] for chosen in sample]
+    sums = [one.pair | one.loras.get(number, {}) for one in seen]
+    layers = tuple(
+        LayerCheck(each.job.name, each.job.shape, each.kind, each.depth, figures.values(own), figures.nulls(own))
+        for each, own in zip(sample, sums, strict=True)
+    )
+    pooled = {figure.key: figure for figure in figures.pooled(sums)}
     same = "drift" in pooled and pooled["drift"].value == 0.0
-    return Weighed(pooled, tuple(layers), _drift_elsewhere(headers, reader) if same else None)
+    return Weighed(pooled, layers, _drift_elsewhere(headers, reader) if same else None)
 
 
 def _drift_elsewhere(headers: Headers, reader: InputReader) -> float | None:
