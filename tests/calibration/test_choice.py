@@ -104,7 +104,18 @@ def test_the_reason_names_the_gain_a_tie_and_a_disagreement():
     assert "0.500 +- 0.000 smaller than that of the LoRA as it is" in choice.reason
     assert "casa is as near within the noise" in choice.reason
     assert "by the distance of finished latents, which favours weak effects, it would be direct" in choice.reason
-    assert "nothing that was tried is clearly nearer" in Choice((plain, clear), plain, "").reason
+
+
+def test_the_reason_says_why_what_is_nearer_was_not_taken():
+    plain = _scored("direct", [1.0, 1.2, 0.9, 1.1], [0.1] * 4, share=0.6)
+    less = _scored("casa", [0.5, 0.7, 0.4, 0.6], [0.3] * 4, share=0.4)
+    reason = Choice(ranked([plain, less]), plain, "").reason
+    assert "nothing that was tried is clearly nearer to source + LoRA and shows as much of the LoRA" in reason
+    assert "casa is nearer, but shows less of the LoRA" in reason
+    assert "within the noise" not in reason
+    about = _scored("casa", [0.2, 1.4, 0.1, 1.1], [0.3] * 4, share=0.4)
+    reason = Choice(ranked([plain, about]), plain, "").reason
+    assert "casa is as near within the noise, but shows less of the LoRA" in reason
 
 
 @pytest.mark.parametrize(

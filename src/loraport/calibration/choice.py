@@ -95,7 +95,9 @@ class Choice:
         if second is not None:
             lead = second.gap - first.gap
             if lead.value <= lead.error:
-                why += f"; {second.label} is as near within the noise"
+                near = "is nearer" if lead.value < -CLEAR * lead.error else "is as near within the noise"
+                lacks = "" if _shows_enough(second, self.as_it_is) else ", but shows less of the LoRA"
+                why += f"; {second.label} {near}{lacks}"
         nearest = min(self.ranking, key=lambda each: each.latents.value)
         if nearest is not first:
             why += f"; by the distance of finished latents, which favours weak effects, it would be {nearest.label}"
@@ -151,8 +153,12 @@ def ranked(scored: Sequence[Scored]) -> tuple[Scored, ...]:
 def _better(one: Scored, as_it_is: Scored) -> bool:
     """Whether a candidate is to be preferred to the LoRA as it is."""
     gain = as_it_is.gap - one.gap
-    enough = min(1.0, as_it_is.effect.clips.share) - LESS
-    return gain.value > CLEAR * gain.error and one.effect.clips.share >= enough
+    return gain.value > CLEAR * gain.error and _shows_enough(one, as_it_is)
+
+
+def _shows_enough(one: Scored, as_it_is: Scored) -> bool:
+    """Whether finished clips show as much of the LoRA as with the LoRA as it is, or as much as in the source."""
+    return one.effect.clips.share >= min(1.0, as_it_is.effect.clips.share) - LESS
 
 
 def gap_for(source: SourceAnswers) -> Gap | None:

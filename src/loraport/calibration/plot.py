@@ -5,11 +5,10 @@ Matplotlib is imported when a picture is drawn, not before.
 
 import io
 import textwrap
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loraport.calibration.choice import Choice, Scored
-from loraport.calibration.diagnosis import Diagnosis, Shown
+from loraport.calibration.diagnosis import Diagnosis
 from loraport.errors import UsageError
 
 if TYPE_CHECKING:
@@ -95,7 +94,7 @@ def _steps(panel: "Axes", diagnosis: Diagnosis, measure: str, title: str) -> Non
         (diagnosis.before.steps, "the LoRA as it is", BEFORE, "o"),
         (diagnosis.after.steps, "as chosen", AFTER, "s"),
     ):
-        values = _of(rows, measure)
+        values = [getattr(row, measure) for row in rows]
         drawn += values
         panel.plot(places, values, marker=shape, color=colour, label=label, markersize=5)
     every = -(-len(places) // MOST_LABELS)
@@ -107,10 +106,6 @@ def _steps(panel: "Axes", diagnosis: Diagnosis, measure: str, title: str) -> Non
     low, high = min(drawn), max(drawn)  # from 0 to 1 at least, so that two pictures can be held side by side
     panel.set_ylim(low - (0.04 if low < 0 else 0.0) * (high - low), high + 0.05 * (high - low))
     _plain(panel)
-
-
-def _of(rows: Sequence[Shown], measure: str) -> list[float]:
-    return [getattr(row, measure) for row in rows]
 
 
 def _plain(panel: "Axes") -> None:

@@ -55,7 +55,11 @@ def add(page: Page, told: Mapping[str, Any]) -> Page:
         figures=(_gaps(ranking, chosen), *_steps(told["diagnosis"]), *page.figures),
         tables=(
             *page.tables,
-            ("What was tried", f"The nearest to source + LoRA first; {chosen['label']} was taken.", table),
+            (
+                "What was tried",
+                f"{chosen['label']} was taken; below it the others, the nearest to source + LoRA first.",
+                table,
+            ),
         ),
     )
 
@@ -73,7 +77,7 @@ def _gaps(ranking: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Fi
         name = "the LoRA as it is" if label == "direct" else label
         series.append(Series(name, points, kind, tuple(row["error"] for row in rows)))
     drawing = Lines(tuple(series), "strength of the LoRA", "gap to source + LoRA", level=chosen["gap"])
-    look = "The lowest point was taken; methods whose bands overlap there are as near within the noise."
+    look = "The dashed line is at what was taken; methods whose bands reach it are as near within the noise."
     return Figure("Gap of everything that was tried", look, drawing)
 
 
