@@ -4,6 +4,7 @@ The files are written as a merge writes them: all of them or none, the same comm
 touched stays bit for bit.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,11 @@ from loraport.engine.options import RunOptions
 from loraport.errors import UsageError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from loraport.core.basis import SpectralBasis
     from loraport.merging.run import MergeReport
+    from loraport.methods.casa.routing import DriftRouting
 
 PathLike = str | Path
 
@@ -58,9 +63,10 @@ def remove_drift(
     _check_share("quantile", quantile)
     plan = make_analysis_plan([], _settings(source, target, nested_source, nested_target, architecture, expert, layers))
     record = {"intervention": "remove-drift", "quantile": quantile, "layers": layers}
-    from loraport.analysis.part_of_drift import nondominant, write  # loads torch, after all refusals
+    from loraport.analysis.interventions import nondominant_drift  # loads torch, after all refusals
+    from loraport.analysis.part_of_drift import write
 
-    part = nondominant(quantile)
+    part = partial(nondominant_drift, q=quantile)
     return write(plan, output, part, -1.0, record, (requantize, dequantize), options or RunOptions(), on_event)
 
 
@@ -105,9 +111,12 @@ def amplify_head(
     _check_share("share", share)
     plan = make_analysis_plan([], _settings(source, target, nested_source, nested_target, architecture, expert, layers))
     record = {"intervention": "amplify-head", "share": share, "factor": factor, "layers": layers}
-    from loraport.analysis.part_of_drift import strongest_head, write  # the same
+    from loraport.analysis.interventions import strongest_head_blocks  # the same
+    from loraport.analysis.part_of_drift import write
 
-    part = strongest_head(share)
+    def part(basis: "SpectralBasis", routing: "DriftRouting", drift: object) -> "Tensor":
+        return strongest_head_blocks(basis, routing, share)
+
     return write(plan, output, part, factor - 1.0, record, (requantize, dequantize), options or RunOptions(), on_event)
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraport.analysis.interventions import nondominant_drift, strongest_head_blocks
 from loraport.analysis.plan import AnalysisPlan
 from loraport.containers.arrange import refuse_shared
 from loraport.containers.dtypes import PlainFormat
@@ -34,24 +33,6 @@ from loraport.store.store import Store
 
 Part = Callable[[SpectralBasis, DriftRouting, Operator | None], Tensor]
 """Of a layer's basis, the routing of its drift and the drift: the part that is meant, with the long side downwards."""
-
-
-def nondominant(quantile: float) -> Part:
-    """The drift outside of its dominant directions, of which the densities are below a quantile."""
-
-    def part(basis: SpectralBasis, routing: DriftRouting, drift: Operator | None) -> Tensor:
-        return nondominant_drift(basis, routing, drift, quantile)
-
-    return part
-
-
-def strongest_head(share: float) -> Part:
-    """The share of the entries between head directions where the drift is largest."""
-
-    def part(basis: SpectralBasis, routing: DriftRouting, drift: Operator | None) -> Tensor:
-        return strongest_head_blocks(basis, routing, share)
-
-    return part
 
 
 @dataclass(frozen=True)
