@@ -108,7 +108,7 @@ def test_without_diffusers_it_says_what_to_install(tmp_path, monkeypatch):
 
 def _clip_set(key, distance, style=0.5, strength=1.0):
     scores = {"style": torch.full((20,), style), "to_aim": distance, "to_drawn": distance}
-    return words.ClipSet(key, key, "", torch.zeros(20, 3, 1, 2, 2), scores, "baseline", True, strength)
+    return words.DemoRow(key, key, "", torch.zeros(20, 3, 1, 2, 2), scores, "baseline", True, strength)
 
 
 @pytest.mark.parametrize(

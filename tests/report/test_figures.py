@@ -27,7 +27,7 @@ def _comparison(rows=3, clips=4, frames=5, size=16, label="a rather long label t
 
 def test_the_still_holds_the_pixels_unsmoothed():
     comparison = _comparison()
-    image = np.asarray(Image.open(io.BytesIO(figures.still(comparison, frame=2, cell=40))).convert("RGB"))
+    image = np.asarray(Image.open(io.BytesIO(figures.still(comparison, cell=40))).convert("RGB"))
     clip = comparison.rows[1].clips[1, 2]
     enlarged = clip.repeat(2, 0).repeat(2, 1)
     windows = np.lib.stride_tricks.sliding_window_view(image[:, :, 0], enlarged.shape[:2])

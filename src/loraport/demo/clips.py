@@ -20,11 +20,13 @@ STRENGTHS = (0.75, 1.0, 1.25, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Trial:
     """A LoRA file to be tried on the target, at several strengths.
 
     Attributes:
-        key, label, note, kind: as in `report.Row`. short: a word or three for the chart. file: the LoRA.
+        key, label, note, kind: as in `report.Row`.
+        short: a word or three for the chart.
+        file: the LoRA.
         show_best: show it once more at the strength that suits it best (scored in any case).
     """
 
@@ -33,12 +35,12 @@ class Candidate:
     note: str
     short: str
     file: Path
-    kind: str
+    kind: str = "baseline"
     show_best: bool = False
 
 
 @dataclass(frozen=True, eq=False)
-class ClipSampler:
+class DemoClips:
     """Prompts, noise and references that all rows share."""
 
     prompts: list[world.Prompt]
@@ -48,7 +50,7 @@ class ClipSampler:
     style: str
 
     @classmethod
-    def open(cls, style: str, clips: int, seed: int) -> "ClipSampler":
+    def open(cls, style: str, clips: int, seed: int) -> "DemoClips":
         """Draw `clips` different held-out prompts, a noise for each, and the renderings they are compared with."""
         from loraport.sampling import tiny
 
@@ -57,7 +59,7 @@ class ClipSampler:
         noise = tiny.noise(range(seed * 1_000_000, seed * 1_000_000 + clips))
         return cls(prompts, indices, noise, looks.references(indices, style=style, seed=seed), style)
 
-    def source_sets(self, source: ModelCard, lora: Path) -> list[words.ClipSet]:
+    def source_sets(self, source: ModelCard, lora: Path) -> list[words.DemoRow]:
         """The source without and with the LoRA: where it starts and what is aimed at."""
         from loraport.sampling import tiny
 
@@ -72,9 +74,9 @@ class ClipSampler:
         ]
 
     def target_sets(
-        self, goal: ModelCard, candidates: tuple[Candidate, ...], sets: list[words.ClipSet]
-    ) -> tuple[list[words.ClipSet], list[Curve]]:
-        """The target alone and with every candidate at every strength; adds to `sets`."""
+        self, goal: ModelCard, trials: tuple[Trial, ...], sets: list[words.DemoRow]
+    ) -> tuple[list[words.DemoRow], list[Curve]]:
+        """The target alone and with every LoRA file at every strength; adds to `sets`."""
         from loraport.sampling import tiny
 
         aim = next(one for one in sets if one.key == "source+lora").clips
@@ -83,42 +85,29 @@ class ClipSampler:
         steps = f"{count(card.sampling.steps, 'step')}, no LoRA"
         sets = [*sets, self._scored("target", "target alone", steps, alone, aim)]
         curves = []
-        for candidate in candidates:
-            tries: dict[float, words.ClipSet] = {}
+        for trial in trials:
+            tries: dict[float, words.DemoRow] = {}
             for strength in STRENGTHS:
-                tiny.load_lora(network, candidate.file, strength=strength)
+                tiny.load_lora(network, trial.file, strength=strength)
                 made = tiny.sample(network, card.sampling, self.indices, self.noise)
-                key = candidate.key if strength == 1 else f"{candidate.key}x{strength:g}"
-                tries[strength] = self._scored(key, candidate.label, candidate.note, made, aim, kind=candidate.kind)
+                key = trial.key if strength == 1 else f"{trial.key}x{strength:g}"
+                tries[strength] = self._scored(key, trial.label, trial.note, made, aim, kind=trial.kind)
             sets.append(tries[1.0])
             best = min(tries, key=lambda strength: tries[strength].scores["to_aim"].mean().item())
             if best != 1:
+                key, label = f"{trial.key}-best", f"the same at strength {best:g}"
                 note = "the best of its strengths, chosen on these clips"
-                label = f"the same at strength {best:g}"
-                sets.append(
-                    replace(
-                        tries[best],
-                        key=f"{candidate.key}-best",
-                        label=label,
-                        note=note,
-                        shown=candidate.show_best,
-                        strength=best,
-                    )
-                )
+                again = replace(tries[best], key=key, label=label, note=note, shown=trial.show_best, strength=best)
+                sets.append(again)
             points = tuple((strength, _score(one.scores["to_aim"])) for strength, one in tries.items())
-            curves.append(Curve(candidate.short, points, candidate.kind))
+            curves.append(Curve(trial.short, points, trial.kind))
         return sets, curves
 
-    def comparison(self, sets: list[words.ClipSet], curves: list[Curve], title: str) -> Comparison:
+    def comparison(self, sets: list[words.DemoRow], curves: list[Curve], title: str) -> Comparison:
         """What the page and the pictures are drawn from."""
         captions = [(p.colour, p.shape, f"moving {p.direction}", f"on {p.background}") for p in self.prompts[:SHOWN]]
-        drawn = Row(
-            "drawn",
-            f"drawn as “{self.style}”",
-            "what the LoRA was trained on",
-            _pixels(self.references.clips[:SHOWN, 0]),
-            kind="reference",
-        )
+        label, note = f"drawn as “{self.style}”", "what the LoRA was trained on"
+        drawn = Row("drawn", label, note, _pixels(self.references.clips[:SHOWN, 0]), kind="reference")
         measures = words.MEASURES
         return Comparison(
             captions=tuple(captions),
@@ -141,16 +130,16 @@ class ClipSampler:
         *,
         kind: str = "baseline",
         shown: bool = True,
-    ) -> words.ClipSet:
+    ) -> words.DemoRow:
         scores = {
             "style": looks.style_progress(clips, self.references),
             "to_aim": looks.distance_between(clips, aim),
             "to_drawn": looks.distance_to_styled(clips, self.references),
         }
-        return words.ClipSet(key, label, note, clips, scores, kind, shown)
+        return words.DemoRow(key, label, note, clips, scores, kind, shown)
 
 
-def _row(one: words.ClipSet) -> Row:
+def _row(one: words.DemoRow) -> Row:
     scores = {key: _score(values) for key, values in one.scores.items()}
     if one.key == "source+lora":
         del scores["to_aim"]  # its distance to itself

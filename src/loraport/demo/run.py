@@ -5,11 +5,11 @@
     print(run_demo("demo-output").lead)
 
 Every row starts from the same prompts and the same noise. Rows are data: a new way of carrying a LoRA over is one
-more `Candidate` of the sampler.
+more `Trial`.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from loraport.calibration import CalibrationReport, CalibrationSettings
 from loraport.calibration.api import calibrate
 from loraport.demo import words
 from loraport.demo.asked import cards_of
-from loraport.demo.clips import SHOWN, Candidate, ClipSampler
+from loraport.demo.clips import SHOWN, DemoClips, Trial
 from loraport.engine.events import Listener, Step, ignore
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
@@ -90,18 +90,17 @@ def run_demo(
         FileError: the folder cannot be written.
     """
     began = time.perf_counter()
-    tell = on_event
     card, source, goal = cards_of(lora, target)
     _check(card, goal, clips)
     output = Path(output)
     file, log = output / f"{lora}-for-{target}.safetensors", output / "run.jsonl"
     claim_folder(output, (f"{lora}-for-{target}*.safetensors", "run.jsonl", "index.html", "comparison.*"), "the demo")
 
-    tell(Step("carrying the LoRA over, from weights alone", 1, 6))
+    on_event(Step("carrying the LoRA over, from weights alone", 1, 6))
     recipe = Recipe(lora=str(path(lora)), source=str(path(source.name)), target=str(path(target)), method=method)
     options = RunOptions(cache="off", overwrite=True, log=str(log))
-    report = run(make_plan(recipe), file, options, tell)
-    tell(Step("calibrating: running both models on noise", 2, 6))
+    report = run(make_plan(recipe), file, options, on_event)
+    on_event(Step("calibrating: running both models on noise", 2, 6))
     calibrated = output / f"{lora}-for-{target}-calibrated.safetensors"
     calibration = calibrate(
         path(lora),
@@ -111,45 +110,24 @@ def run_demo(
         settings=CALIBRATION.model_copy(update={"seed": seed}),
         options=RunOptions(cache="off", overwrite=True, log="off"),
     )
-    candidates = (
-        Candidate(
-            "direct",
-            "target + LoRA, reused as it is",
-            "no transfer",
-            "reused as it is",
-            path(lora),
-            "baseline",
-            show_best=True,
-        ),
-        Candidate(
-            "transferred",
-            "target + LoRA, carried over",
-            f"by loraport, method {method}",
-            "carried over",
-            file,
-            "baseline",
-        ),
-        Candidate(
-            "calibrated",
-            "target + LoRA, calibrated",
-            f"by loraport calibrate, which took {calibration.chosen}",
-            "calibrated",
-            calibrated,
-            "result",
-        ),
+    took = f"by loraport calibrate, which took {calibration.chosen}"
+    trials = (
+        Trial("direct", "target + LoRA, reused as it is", "no transfer", "reused as it is", path(lora), show_best=True),
+        Trial("transferred", "target + LoRA, carried over", f"by loraport, method {method}", "carried over", file),
+        Trial("calibrated", "target + LoRA, calibrated", took, "calibrated", calibrated, "result"),
     )
     with one_thread_each():
-        sampler = ClipSampler.open(card.style, clips, seed)
-        tell(Step(f"sampling the source, {source.sampling.steps} steps", 3, 6))
+        sampler = DemoClips.open(card.style, clips, seed)
+        on_event(Step(f"sampling the source, {source.sampling.steps} steps", 3, 6))
         sets = sampler.source_sets(source, path(lora))
-        tell(Step(f"sampling the target, {goal.sampling.steps} steps", 4, 6))
-        sets, curves = sampler.target_sets(goal, candidates, sets)
+        on_event(Step(f"sampling the target, {goal.sampling.steps} steps", 4, 6))
+        sets, curves = sampler.target_sets(goal, trials, sets)
 
-    tell(Step("drawing", 5, 6))
+    on_event(Step("drawing", 5, 6))
     title = f"LoRA “{lora}”, carried over to “{target}”"
     comparison = sampler.comparison(sets, curves, title)
     about_fit = f"{calibration.diagnosis.sentence} It took “{calibration.chosen}”: {calibration.choice.reason}."
-    summary = words.summarise(sets, report.to_json(), about_fit, lora=lora, target=goal, style=card.summary)
+    said = words.summarise(sets, report.to_json(), about_fit, lora=lora, target=goal, style=card.summary)
     result = DemoResult(
         output=output,
         lora=file,
@@ -162,12 +140,12 @@ def run_demo(
         report=report,
         calibration=calibration,
         comparison=comparison,
-        lead=summary.lead,
-        remarks=summary.remarks,
+        lead=said.lead,
+        remarks=said.remarks,
         seconds=time.perf_counter() - began,
     )
-    _write(result, summary, settings={"lora": lora, "target": target, "seed": seed, "clips": clips, "method": method})
-    tell(Step("done", 6, 6))
+    _write(result, said, settings={"lora": lora, "target": target, "seed": seed, "clips": clips, "method": method})
+    on_event(Step("done", 6, 6))
     return result
 
 
@@ -183,12 +161,12 @@ def _check(card: LoraCard, goal: ModelCard, clips: int) -> None:
         raise UsageError("too few or too many clips", values=f"{clips}; between {SHOWN} and {most} held-out prompts")
 
 
-def _write(result: DemoResult, summary: words.Summary, settings: dict[str, Any]) -> None:
+def _write(result: DemoResult, said: Words, settings: dict[str, Any]) -> None:
     write_bytes(result.still, figures.still(result.comparison, scores=("style", "to_aim")))
     write_bytes(result.animation, figures.animation(result.comparison, scores=("style", "to_aim")))
     numbers = {"settings": settings, "version": __version__, "seconds": round(result.seconds, 1)}
     numbers |= result.comparison.to_json() | {"calibration": result.calibration.to_json()}
-    write_json(result.numbers, numbers | {"lead": summary.lead, "remarks": summary.remarks})
+    write_json(result.numbers, numbers | {"lead": said.lead, "remarks": said.remarks})
     repeat = words.commands(settings, result.lora.name, result.calibrated.name)
-    text = Words(summary.title, summary.lead, summary.remarks, summary.legend, repeat)
-    write_page(result.page, result.report.to_json(), comparison=result.comparison, words=text)
+    said = replace(said, commands=repeat)
+    write_page(result.page, result.report.to_json(), comparison=result.comparison, words=said)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.evaluate.looks import mean_and_error
-from loraport.report import Measure
+from loraport.report import Measure, Words
 from loraport.zoo.catalogue import ModelCard
 
 MEASURES = (
@@ -48,7 +48,7 @@ LITTLE = 0.05
 
 
 @dataclass(frozen=True, eq=False)
-class ClipSet:
+class DemoRow:
     """The clips of one row with their scores, a value a clip."""
 
     key: str
@@ -61,25 +61,15 @@ class ClipSet:
     strength: float = 1.0
 
 
-@dataclass(frozen=True)
-class Summary:
-    """The sentences for the page."""
-
-    title: str
-    lead: str
-    remarks: tuple[str, ...]
-    legend: str
-
-
 def summarise(
-    sets: Sequence[ClipSet],
+    sets: Sequence[DemoRow],
     report: Mapping[str, Any],
     calibration: str,
     *,
     lora: str,
     target: ModelCard,
     style: str,
-) -> Summary:
+) -> Words:
     """Say what the run showed: how much of the style arrives, whether each way helped, what was not tested.
 
     Args:
@@ -108,7 +98,7 @@ def summarise(
         "of real size. Prompts and noise come from a seed, and the clips shown are the first eight, not the best.",
     ]
     clips = len(aim.scores["style"])
-    return Summary(
+    return Words(
         title=f"“{lora}”, carried over to “{target.name}”",
         lead=lead,
         remarks=tuple(remark for remark in remarks if remark),
@@ -129,34 +119,38 @@ loraport.transfer("zoo:{lora}", source="zoo:source", target="zoo:{target}", meth
 loraport.calibrate("zoo:{lora}", source="zoo:source", target="zoo:{target}", output="{calibrated}")"""
 
 
-def _verdict(what: str, moved: ClipSet, direct: ClipSet) -> tuple[str, str]:
+def _verdict(what: str, moved: DemoRow, direct: DemoRow) -> tuple[str, str]:
     """Whether a way helped by the distance to source + LoRA, as a sentence and as a number."""
-    change, error = mean_and_error(moved.scores["to_aim"] - direct.scores["to_aim"])
+    sign, change, number = _difference(moved, direct)
+    if sign == 0:
+        return f"{what} made no difference that these clips could show.", f"{number}, within the noise"
     before = mean_and_error(direct.scores["to_aim"])[0]
     share = abs(change) / before if before > 0 else 0.0
-    little = " a little" if share < LITTLE else ""
-    number = _signed(change, error)
-    if change < -CLEAR * error:
-        return f"{what} helped{little}: its clips are {_percent(share)} nearer to those of source + LoRA.", number
-    if change > CLEAR * error:
-        return f"{what} hurt{little}: its clips are {_percent(share)} farther from those of source + LoRA.", number
-    return f"{what} made no difference that these clips could show.", f"{number}, within the noise"
+    done = ("helped" if sign < 0 else "hurt") + (" a little" if share < LITTLE else "")
+    where = "nearer to" if sign < 0 else "farther from"
+    return f"{what} {done}: its clips are {_percent(share)} {where} those of source + LoRA.", number
 
 
-def _about_strength(by_key: Mapping[str, ClipSet], key: str, words: str) -> str:
+def _about_strength(by_key: Mapping[str, DemoRow], key: str, words: str) -> str:
     direct = by_key.get("direct-best", by_key["direct"])
     moved = by_key.get(f"{key}-best", by_key[key])
-    change, error = mean_and_error(moved.scores["to_aim"] - direct.scores["to_aim"])
-    if change < -CLEAR * error:
-        result = f"the one {words} is nearer to source + LoRA"
-    elif change > CLEAR * error:
-        result = "the one reused as it is comes nearer to source + LoRA"
-    else:
-        result = "the two are equally near to source + LoRA"
+    sign, _, number = _difference(moved, direct)
+    result = (
+        "the two are equally near to source + LoRA",
+        "the one reused as it is comes nearer to source + LoRA",
+        f"the one {words} is nearer to source + LoRA",
+    )[sign]
     return (
         f"The rival is a strength slider. With each LoRA at its best strength ({direct.strength:g} reused as it is, "
-        f"{moved.strength:g} {words}), {result} ({_signed(change, error)})."
+        f"{moved.strength:g} {words}), {result} ({number})."
     )
+
+
+def _difference(one: DemoRow, other: DemoRow) -> tuple[int, float, str]:
+    """Of the distances to source + LoRA, clip by clip: its sign, 0 within the noise; itself; and as it is printed."""
+    change, error = mean_and_error(one.scores["to_aim"] - other.scores["to_aim"])
+    sign = 0 if abs(change) <= CLEAR * error else 1 if change > 0 else -1
+    return sign, change, f"{change:+.3f} ± {error:.3f}".replace("-", "−")
 
 
 def _about_rank(report: Mapping[str, Any]) -> str:
@@ -180,10 +174,6 @@ def _about_drift(report: Mapping[str, Any]) -> str:
         f"The target's weights moved by {100 * sum(drifts) / len(drifts):.1f} % of their norm in the LoRA's layers. "
         "In models of real size distillation moves them by less."
     )
-
-
-def _signed(value: float, error: float) -> str:
-    return f"{value:+.3f} ± {error:.3f}".replace("-", "−")
 
 
 def _percent(share: float) -> str:

@@ -17,7 +17,7 @@ from loraport.report.card import name_of
 from loraport.report.charts import Bar, Bars, Kind, Lines, Map, Series, Unit, number
 from loraport.report.content import Fact, Figure, Input, Layers, Page, Words, went_in
 from loraport.report.frame import render, write
-from loraport.report.tables import Table, model_grid
+from loraport.report.tables import Table, mean_by_block, model_grid
 from loraport.wording import count
 
 LORA_KINDS: tuple[Kind, ...] = ("a", "d", "c")
@@ -197,12 +197,8 @@ def _by_depth(analysis: PairAnalysis) -> Figure | None:
         changes.append((lora.label, LORA_KINDS[at % len(LORA_KINDS)], size))
     series = []
     for label, kind, get in changes:
-        blocks: dict[int, list[float]] = {}
-        for layer in analysis.layers:
-            value = get(layer)
-            if layer.block is not None and value is not None:
-                blocks.setdefault(layer.block, []).append(value)
-        points = tuple((float(block), sum(found) / len(found)) for block, found in sorted(blocks.items()))
+        within = [(layer.block, get(layer)) for layer in analysis.layers if layer.block is not None]
+        points = mean_by_block((block, value) for block, value in within if value is not None)
         series += [Series(label, points, kind)] if len(points) > 1 else []
     if not series:
         return None

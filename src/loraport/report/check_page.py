@@ -1,11 +1,11 @@
 """The page of a check: the verdict and its reasons, every quantity beside what chance would give, layer by layer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from loraport.checking.results import CheckResult, LayerCheck, Quantity, Reason
+from loraport.checking.results import CheckResult, Quantity, Reason
 from loraport.engine.results import Column
 from loraport.report.card import name_of
 from loraport.report.charts import Bar, Bars, Kind, Lines, Series, Unit, number
@@ -104,7 +104,7 @@ def _page(result: CheckResult) -> Page:
         else (),
         layers=Layers(
             table,
-            _Own(result, table),
+            _own(result, table),
             f"{len(result.layers)} of {count(result.layers_of, 'layer', 'was/were')} looked at.",
         ),
     )
@@ -210,8 +210,7 @@ def _layers(result: CheckResult) -> Table:
     """A row a layer that was looked at, a column a figure."""
     columns = [Column("name", "layer", "", "text"), Column("shape", "shape", "output × input features", "text")]
     for each in result.figures:
-        unit = "share" if each.unit == "share" else "number"
-        columns.append(Column(each.key, each.title, each.help, unit))  # type: ignore[arg-type]
+        columns.append(Column(each.key, each.title, each.help, _unit(each.unit)))
     rows = [
         {**layer.figures, "name": layer.name, "shape": " × ".join(map(str, layer.shape))} for layer in result.layers
     ]
@@ -219,22 +218,19 @@ def _layers(result: CheckResult) -> Table:
     return Table(tuple(column for column in columns if column.key in present), tuple(rows))
 
 
-class _Own:
+def _own(result: CheckResult, table: Table) -> Callable[[Mapping[str, Any]], Sequence[Figure]]:
     """Draws one layer's own figures: beside their nulls, and among the other layers."""
+    layers, quantities = {layer.name: layer for layer in result.layers}, {each.key: each for each in result.figures}
+    place = among("{} among the layers that were looked at", table)
+    look = "A bar that ends at its mark shows what chance would show."
 
-    def __init__(self, result: CheckResult, table: Table):
-        self._layers = {layer.name: layer for layer in result.layers}
-        self._quantities = {each.key: asdict(each) for each in result.figures}
-        self._among = among("{} among the layers that were looked at", table)
+    def drawn(row: Mapping[str, Any]) -> Sequence[Figure]:
+        layer = layers[row["name"]]
+        bars = tuple(
+            Bar(quantities[key].title, value, layer.nulls.get(key, {}), _unit(quantities[key].unit))
+            for key, value in layer.figures.items()
+        )
+        beside = Figure(f"{layer.name} beside its null models", look, Bars(bars, each=True))
+        return [each for each in (beside, place(row)) if each is not None]
 
-    def __call__(self, row: Mapping[str, Any]) -> Sequence[Figure]:
-        place = self._among(row)
-        return [self._beside(self._layers[row["name"]]), *([] if place is None else [place])]
-
-    def _beside(self, layer: LayerCheck) -> Figure:
-        bars = []
-        for key, value in layer.figures.items():
-            told = self._quantities.get(key, {"title": key.replace("_", " "), "unit": "factor"})
-            bars.append(Bar(told["title"], value, layer.nulls.get(key, {}), _unit(told["unit"])))
-        look = "A bar that ends at its mark shows what chance would show."
-        return Figure(f"{layer.name} beside its null models", look, Bars(tuple(bars), each=True))
+    return drawn

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 INK, FAINT, PAPER, RULE = (24, 26, 31), (104, 110, 122), (255, 255, 255), (226, 229, 234)
 TINTS = {"reference": (91, 100, 115), "baseline": (176, 96, 38), "result": (22, 124, 128)}
 MARGIN, GAP = 20, 4
+LABELS, SCORES = 236, 132  # width of the labels, and of each column of scores
+MILLISECONDS = 220  # a frame of an animation is shown
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,6 @@ class _Layout:
     """Where things go, in pixels."""
 
     cell: int
-    label_width: int
-    score_width: int
     head: int
     clips: int
     rows: int
@@ -35,7 +35,7 @@ class _Layout:
 
     @property
     def left(self) -> int:
-        return MARGIN + self.label_width
+        return MARGIN + LABELS
 
     @property
     def right(self) -> int:
@@ -43,51 +43,34 @@ class _Layout:
 
     @property
     def size(self) -> tuple[int, int]:
-        width = self.right + self.scores * self.score_width + MARGIN
+        width = self.right + self.scores * SCORES + MARGIN
         return width, MARGIN + self.head + self.rows * (self.cell + GAP) + MARGIN
 
     def row_top(self, row: int) -> int:
         return MARGIN + self.head + row * (self.cell + GAP)
 
 
-def still(
-    comparison: Comparison,
-    *,
-    scores: tuple[str, ...] = (),
-    frame: int | None = None,
-    cell: int = 84,
-    label_width: int = 236,
-) -> bytes:
-    """A PNG sheet: a row for each way of making the clips, a column for each prompt, one frame of each clip.
+def still(comparison: Comparison, *, scores: tuple[str, ...] = (), cell: int = 84) -> bytes:
+    """A PNG sheet: a row for each way of making the clips, a column for each prompt, the middle frame of each clip.
 
     Args:
+        comparison: what is drawn.
         scores: keys of measures that are drawn as bars on the right.
-        frame: which frame; the middle one by default.
         cell: size of a clip in pixels, rounded down to a multiple of its own size.
-        label_width: room for the row labels.
     """
-    layout = _layout(comparison, scores, cell, label_width)
-    frames = _frames(comparison)
-    sheet = _sheet(comparison, scores, layout, frames // 2 if frame is None else frame)
-    return _save(sheet, "PNG", {"optimize": True})
+    layout = _layout(comparison, scores, cell)
+    return _save(_sheet(comparison, scores, layout, _frames(comparison) // 2), "PNG", {"optimize": True})
 
 
-def animation(
-    comparison: Comparison,
-    *,
-    scores: tuple[str, ...] = (),
-    cell: int = 84,
-    label_width: int = 236,
-    milliseconds: int = 220,
-) -> bytes:
+def animation(comparison: Comparison, *, scores: tuple[str, ...] = (), cell: int = 84) -> bytes:
     """The same sheet as an endless GIF, with a breath before it starts again."""
     from PIL.Image import Dither
 
-    layout = _layout(comparison, scores, cell, label_width)
+    layout = _layout(comparison, scores, cell)
     sheets = [_sheet(comparison, scores, layout, frame) for frame in range(_frames(comparison))]
     palette = _common_palette(comparison, sheets[0], layout)
     pictures = [sheet.quantize(palette=palette, dither=Dither.NONE) for sheet in sheets]
-    durations = [milliseconds] * (len(pictures) - 1) + [3 * milliseconds]
+    durations = [MILLISECONDS] * (len(pictures) - 1) + [3 * MILLISECONDS]
     more = {"save_all": True, "append_images": pictures[1:], "duration": durations, "loop": 0, "optimize": False}
     return _save(pictures[0], "GIF", more)
 
@@ -104,13 +87,13 @@ def strip(clips: UInt8[np.ndarray, "n f h w 3"]) -> bytes:
     return _save(Image.fromarray(np.ascontiguousarray(flat)), "PNG", {"optimize": True})
 
 
-def _layout(comparison: Comparison, scores: tuple[str, ...], cell: int, label_width: int) -> _Layout:
+def _layout(comparison: Comparison, scores: tuple[str, ...], cell: int) -> _Layout:
     rows = comparison.shown()
     clips = rows[0].clips
     assert clips is not None
     cell = max(cell // clips.shape[3], 1) * clips.shape[3]
     lines = max((len(caption) for caption in comparison.captions), default=0)
-    return _Layout(cell, label_width, 132, 15 * lines + 12, len(clips), len(rows), len(scores))
+    return _Layout(cell, 15 * lines + 12, len(clips), len(rows), len(scores))
 
 
 def _frames(comparison: Comparison) -> int:
@@ -126,21 +109,21 @@ def _sheet(comparison: Comparison, scores: tuple[str, ...], layout: _Layout, fra
     draw = ImageDraw.Draw(sheet)
     small = _font(12)
     measures = [measure for key in scores for measure in comparison.measures if measure.key == key]
-    for line, text in enumerate(_wrap(comparison.title, _font(17), layout.label_width - 20)):
+    for line, text in enumerate(_wrap(comparison.title, _font(17), LABELS - 20)):
         draw.text((MARGIN, MARGIN + 22 * line - 2), text, font=_font(17), fill=INK)
     for column, caption in enumerate(comparison.captions):
         middle = layout.left + column * (layout.cell + GAP) + layout.cell // 2
         for line, text in enumerate(caption):
             draw.text((middle, MARGIN + 15 * line), text, font=small, fill=FAINT, anchor="ma")
     for column, measure in enumerate(measures):
-        at = layout.right + column * layout.score_width + 12
-        for line, text in enumerate(_wrap(measure.title, small, layout.score_width - 16)):
+        at = layout.right + column * SCORES + 12
+        for line, text in enumerate(_wrap(measure.title, small, SCORES - 16)):
             draw.text((at, MARGIN + 15 * line), text, font=small, fill=FAINT)
     for at, row in enumerate(comparison.shown()):
         _draw_row(sheet, draw, row, layout, layout.row_top(at), frame)
         for column, measure in enumerate(measures):
-            left = layout.right + column * layout.score_width + 12
-            _draw_score(draw, row, measure, left, layout.row_top(at) + layout.cell // 2, layout.score_width - 24)
+            left = layout.right + column * SCORES + 12
+            _draw_score(draw, row, measure, left, layout.row_top(at) + layout.cell // 2, SCORES - 24)
     return sheet
 
 
@@ -149,8 +132,8 @@ def _draw_row(sheet: "Image", draw: Any, row: Row, layout: _Layout, top: int, fr
 
     assert row.clips is not None
     title, small = _font(15), _font(12)
-    lines = _wrap(row.label, title, layout.label_width - 26)
-    notes = _wrap(row.note, small, layout.label_width - 26)
+    lines = _wrap(row.label, title, LABELS - 26)
+    notes = _wrap(row.note, small, LABELS - 26)
     y = top + (layout.cell - 19 * len(lines) - 15 * len(notes)) // 2
     draw.rectangle((MARGIN, top + 6, MARGIN + 3, top + layout.cell - 7), fill=TINTS.get(row.kind, INK))
     for line in lines:

@@ -174,12 +174,8 @@ def _by_depth(table: Table) -> Figure | None:
     """Means over the layers of a block."""
     series = []
     for key, label, kind in DEPTHS:
-        blocks: dict[int, list[float]] = {}
-        for row in table.rows:
-            block = tables.block_and_module(row["name"])[0]
-            if block.isdigit() and row.get(key) is not None:
-                blocks.setdefault(int(block), []).append(float(row[key]))
-        points = tuple((float(block), sum(found) / len(found)) for block, found in sorted(blocks.items()))
+        within = [(_place_of(row["name"])[1], row.get(key)) for row in table.rows]
+        points = tables.mean_by_block((at, float(value)) for at, value in within if None not in (at, value))
         if len(points) > 1:
             series.append(Series(label, points, kind))
     if not series:

@@ -10,7 +10,7 @@ from loraport.report.comparison import Comparison, Curve, Measure, Row, Score
 if TYPE_CHECKING:
     from markupsafe import Markup
 
-ARROWS = {"higher": " ↑", "lower": " ↓"}
+ARROWS = {None: "", "higher": " ↑", "lower": " ↓"}
 
 
 def shown(comparison: Comparison) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def shown(comparison: Comparison) -> dict[str, Any]:
         "frames": frames,
         "captions": comparison.captions,
         "measures": comparison.measures,
-        "arrows": {None: "", **ARROWS},
+        "arrows": ARROWS,
         "scored": [_scored(row, comparison) for row in comparison.rows if row.scores],
         "clips": comparison.scored,
         "curves": _curves(comparison),

@@ -4,7 +4,6 @@ A sheet is one WebP picture with the frames in rows. All sheets together stay wi
 fewer frames, and what still does not fit is left out, which the page says.
 """
 
-import base64
 import io
 import math
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from loraport.report.comparison import Measure
+from loraport.report.player import ARROWS, base64_of
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -118,7 +118,7 @@ def shown(side: SideBySide) -> dict[str, Any]:
             {"making": making, "cells": _cells(scores, side.measures)}
             for making, scores in zip(side.makings, side.scores, strict=True)
         ],
-        "arrows": {None: "", "higher": " ↑", "lower": " ↓"},
+        "arrows": ARROWS,
     }
 
 
@@ -150,7 +150,6 @@ def _cut(scene: Scene, size: tuple[int, int]) -> dict[str, Any]:
 
 def sheet(clip: UInt8[np.ndarray, "f h w 3"], width: int, columns: int) -> "Markup":
     """The frames in rows of so many, as WebP in base64; without loss where it is small enough to see each pixel."""
-    from markupsafe import Markup
     from PIL import Image
 
     count, high, wide, _ = clip.shape
@@ -164,7 +163,7 @@ def sheet(clip: UInt8[np.ndarray, "f h w 3"], width: int, columns: int) -> "Mark
         whole.paste(picture, (number % columns * width, number // columns * height))
     buffer = io.BytesIO()
     whole.save(buffer, "WEBP", **({"lossless": True} if wide <= TINY else {"quality": QUALITY}))
-    return Markup(base64.b64encode(buffer.getvalue()).decode("ascii"))  # letters alone: nothing to escape
+    return base64_of(buffer.getvalue())
 
 
 def _cells(scores: dict[str, Interval], measures: Sequence[Measure]) -> list[dict[str, Any]]:

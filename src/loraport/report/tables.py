@@ -1,6 +1,6 @@
 """Results as plain tables: columns, raw values, and one way to print each value."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,14 @@ def model_grid(found: Sequence[tuple[str, float]]) -> LayerGrid:
     modules = tuple(dict.fromkeys(name for name, _ in values))
     rows = tuple(tuple(values.get((name, block)) for block in blocks) for name in modules)
     return LayerGrid(tuple(blocks), modules, rows)
+
+
+def mean_by_block(found: Iterable[tuple[int, float]]) -> tuple[tuple[float, float], ...]:
+    """Block and mean of what its layers have, by (block, value)."""
+    blocks: dict[int, list[float]] = {}
+    for block, value in found:
+        blocks.setdefault(block, []).append(value)
+    return tuple((float(block), sum(values) / len(values)) for block, values in sorted(blocks.items()))
 
 
 def size(count: int) -> str:

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 
 @dataclass(frozen=True)
 class Place:
@@ -11,7 +13,7 @@ class Place:
     label: str
     value: float
     text: str
-    spread: tuple[float, float, float, float, float]
+    spread: tuple[float, ...]
 
     def across(self) -> tuple[float, ...]:
         """Quarters, middle and value, from 0 (the least) to 100 (the most)."""
@@ -31,14 +33,6 @@ class Places:
         return "; ".join(f"{each.label}: {each.text}" for each in self.places)
 
 
-def spread_of(values: Sequence[float]) -> tuple[float, float, float, float, float]:
+def spread_of(values: Sequence[float]) -> tuple[float, ...]:
     """Least, lower quarter, middle, upper quarter, most."""
-    found = sorted(values)
-
-    def at(share: float) -> float:
-        place = share * (len(found) - 1)
-        below = int(place)
-        above = min(below + 1, len(found) - 1)
-        return found[below] + (found[above] - found[below]) * (place - below)
-
-    return at(0.0), at(0.25), at(0.5), at(0.75), at(1.0)
+    return tuple(np.quantile(values, (0.0, 0.25, 0.5, 0.75, 1.0)).tolist())
