@@ -12,7 +12,7 @@ from torch import Generator, Tensor
 
 from loraport.evaluate import statistics
 from loraport.evaluate.estimates import Reference
-from loraport.evaluate.family import Family, Lora, Model, digest, file_digest
+from loraport.evaluate.family import Family, Model, digest, file_digest
 from loraport.evaluate.judge import Judge, Reading
 from loraport.evaluate.looks import distance_between
 from loraport.evaluate.networks import load_network
@@ -29,6 +29,8 @@ _RENDERED = 8  # real clips per prompt behind the Frechet distance
 BATCH = 16
 Part = tuple[Path, float]
 """A LoRA file and its strength."""
+Networks = dict[str, tuple[WanTransformer3DModel, dict[str, Tensor]]]
+"""By the model's name: the network, and its weights without any LoRA."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class ClipSampler:
         family, task, judge, scale: what is measured, and how.
         store: keeps clips, keyed by the bytes of model and LoRA, the prompts and the noise.
         device: where the networks run; noise, renderings and scores are the CPU's.
+        networks: that are loaded; samplers of one family may share them.
     """
 
     family: Family
@@ -76,8 +79,8 @@ class ClipSampler:
     scale: Scale
     store: Store
     device: str = "cpu"
-    seconds: float = 0.0
-    _networks: dict[str, tuple[WanTransformer3DModel, dict[str, Tensor]]] = field(default_factory=dict)
+    networks: Networks = field(default_factory=dict)
+    seconds: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self.prompts = draw_prompts(self.task, self.scale.prompts, seed=self.scale.seed)
@@ -137,10 +140,10 @@ class ClipSampler:
         return clips
 
     def _network(self, model: Model) -> tuple[WanTransformer3DModel, dict[str, Tensor]]:
-        if model.name not in self._networks:
+        if model.name not in self.networks:
             network = load_network(self.family, model).to(self.device)
-            self._networks[model.name] = network, {k: v.clone() for k, v in network.state_dict().items()}
-        return self._networks[model.name]
+            self.networks[model.name] = network, {k: v.clone() for k, v in network.state_dict().items()}
+        return self.networks[model.name]
 
     def _scored(self, packed: UInt8[Tensor, "n 3 f h w"]) -> ClipSet:
         count, seeds = len(self.indices), self.scale.seeds
@@ -175,23 +178,6 @@ class ClipSampler:
             }
             | ({} if self.device == "cpu" else {"device": self.device.partition(":")[0]})
         )
-
-
-def open_samplers(
-    family: Family,
-    loras: Sequence[Lora],
-    tasks: Mapping[str, Task],
-    judge: Judge,
-    scale: Scale,
-    store: Store,
-    device: str = "cpu",
-) -> dict[str, ClipSampler]:
-    """One sampler a LoRA; they share the networks."""
-    made = {lora.name: ClipSampler(family, tasks[lora.style], judge, scale, store, device) for lora in loras}
-    networks: dict[str, tuple[WanTransformer3DModel, dict[str, Tensor]]] = {}
-    for sampler in made.values():
-        sampler._networks = networks
-    return made
 
 
 def _packed(clips: Tensor) -> UInt8[Tensor, "n 3 f h w"]:

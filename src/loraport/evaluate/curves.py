@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import Sequence
+from statistics import fmean
 
 from loraport.core.bootstrap import Estimate
 from loraport.evaluate.run import ANCHORS, Cell, Evidence
-from loraport.evaluate.tables import COMPARED, TITLES, anchor_differences, markdown, pooled, show, verdict
+from loraport.evaluate.tables import TITLES, anchor_differences, markdown, pooled, show, verdict
 
 _AMOUNT = re.compile(r"(.*) ([0-9.]+)$")
 
@@ -22,35 +23,34 @@ def best_table(evidence: Evidence, by: str = "to_aim", targets: Sequence[str] = 
         by: the measure that chooses the strength, pair by pair and in hindsight, for both.
         targets: only these; all if empty.
     """
-    head = ["method", "pairs", "mean strength", *(TITLES[name] for name in COMPARED), "better / worse"]
+    head = ["method", "pairs", "mean strength", *TITLES.values(), "better / worse"]
     rows = []
     for curve in names(evidence):
         pairs = [pair for pair in _measured(evidence, curve) if not targets or pair[1] in targets]
         if not pairs:
             continue
         best = [(evidence.best(*pair, curve=curve, by=by), evidence.best(*pair, by=by)) for pair in pairs]
-        row = [curve, str(len(best)), f"{_mean([mine.variant.strength for mine, _ in best if mine.variant]):.2f}"]
-        found = {name: [mine.estimates[name] - theirs.estimates[name] for mine, theirs in best] for name in COMPARED}
-        row += [show(pooled(found[name]), 3, signed=True) for name in COMPARED]
+        row = [curve, str(len(best)), f"{fmean(mine.variant.strength for mine, _ in best if mine.variant):.2f}"]
+        found = {name: [mine.estimates[name] - theirs.estimates[name] for mine, theirs in best] for name in TITLES}
+        row += [show(pooled(found[name]), 3, signed=True) for name in TITLES]
         verdicts = [verdict(by, difference) for difference in found[by]]
         rows.append([*row, f"{verdicts.count(1)} / {verdicts.count(-1)}"])
     for anchor in "TS":
-        found = {name: anchor_differences(evidence, anchor, name, targets, by) for name in COMPARED}
+        found = {name: anchor_differences(evidence, anchor, name, targets, by) for name in TITLES}
         row = [f"*{ANCHORS[anchor]}*", str(len(found[by])), "1.00" if anchor == "T" else "–"]
-        rows.append([*row, *(show(pooled(found[name]), 3, signed=True) for name in COMPARED), "–"])
+        rows.append([*row, *(show(pooled(found[name]), 3, signed=True) for name in TITLES), "–"])
     return markdown(head, rows)
 
 
-def curve_table(evidence: Evidence, measure: str, targets: Sequence[str] = ()) -> str:
+def curve_table(evidence: Evidence, measure: str) -> str:
     """One measure of every method at every strength, mean over the pairs."""
     strengths = sorted({cell.variant.strength for cell in evidence.cells if cell.variant and cell.variant.curve})
     rows = []
     for curve in names(evidence):
-        pairs = [pair for pair in _measured(evidence, curve) if not targets or pair[1] in targets]
-        if pairs:
-            columns = [_over(evidence, pairs, curve, strength, measure) for strength in strengths]
-            rows.append([curve, str(len(pairs)), *(show(each, 3) for each in columns)])
-    pairs = [pair for pair in evidence.pairs() if not targets or pair[1] in targets]
+        pairs = _measured(evidence, curve)
+        columns = [_over(evidence, pairs, curve, strength, measure) for strength in strengths]
+        rows.append([curve, str(len(pairs)), *(show(each, 3) for each in columns)])
+    pairs = evidence.pairs()
     for anchor in "TS":
         value = pooled([evidence.cell(*pair, anchor).estimates[measure] for pair in pairs])
         shown = [show(value, 3) if strength == 1 else "–" for strength in strengths]
@@ -58,22 +58,23 @@ def curve_table(evidence: Evidence, measure: str, targets: Sequence[str] = ()) -
     return markdown([TITLES[measure], "pairs", *(f"x {strength:g}" for strength in strengths)], rows)
 
 
-def surface_table(evidence: Evidence, method: str, target: str, measure: str = "to_aim") -> str:
-    """A method by both dials on one target, mean over LoRAs, against reuse at strength 1; rows are amounts."""
-    found = {1.0: method}
+def surface_table(evidence: Evidence, method: str, target: str) -> str:
+    """Distance to source + LoRA by both dials of a method on one target, mean over LoRAs, less that of reuse at
+    strength 1; rows are amounts."""
+    found = {1.0: method} if method in names(evidence) else {}
     for curve in names(evidence):
         match = _AMOUNT.fullmatch(curve)
         if match and match[1] == method:
             found[float(match[2])] = curve
-    amounts = {0.0: "direct"} | {amount: curve for amount, curve in sorted(found.items()) if curve in names(evidence)}
+    amounts = {0.0: "direct"} | dict(sorted(found.items()))
     strengths = sorted({cell.variant.strength for cell in evidence.cells if cell.variant and cell.variant.curve})
     rows = []
     for amount, curve in amounts.items():
         pairs = [pair for pair in _measured(evidence, curve) if pair[1] == target]
-        base = [evidence.cell(*pair, "direct").estimates[measure] for pair in pairs]
+        base = [evidence.cell(*pair, "direct").estimates["to_aim"] for pair in pairs]
         cells = []
         for strength in strengths:
-            mean = _over(evidence, pairs, curve, strength, measure)
+            mean = _over(evidence, pairs, curve, strength, "to_aim")
             cells.append(show(mean - pooled(base) if mean else None, 4, signed=True))
         rows.append([f"{amount:g}", *cells])
     return markdown([f"{method}, amount", *(f"x {strength:g}" for strength in strengths)], rows)
@@ -100,7 +101,3 @@ def _over(
     """The mean over pairs; None where one of them was not measured at this strength."""
     cells = [_cell(evidence, *pair, curve, strength) for pair in pairs]
     return pooled([cell.estimates[name] for cell in cells if cell]) if cells and all(cells) else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -106,7 +106,7 @@ def _tables(evidence: Evidence, concentrations: dict[str, Any]) -> str:
         curves.best_table(evidence, by="frechet"),
         *(f"Only {name}:\n\n{curves.best_table(evidence, targets=(name,))}" for name in targets),
         "## Over strengths\n",
-        *(curves.curve_table(evidence, measure) for measure in tables.COMPARED),
+        *(curves.curve_table(evidence, measure) for measure in tables.TITLES),
         "## Distance to source + LoRA by both dials, less that of reuse at strength 1\n",
         *(curves.surface_table(evidence, name, target) for target in targets[:1] for name in dials),
         "## The strength of reuse, foretold from weights\n",
@@ -131,11 +131,11 @@ def _tables(evidence: Evidence, concentrations: dict[str, Any]) -> str:
 
 def _drift_table(concentrations: dict[str, Any]) -> str:
     names = list(dict.fromkeys(name for summary in concentrations.values() for name in summary))
-    lines = ["| target | " + " | ".join(names) + " |", "|" + " --- |" * (len(names) + 1)]
-    for target, summary in concentrations.items():
-        cells = [f"{s['mean']:.4g} ± {s['error']:.2g}" if (s := summary.get(name)) else "–" for name in names]
-        lines.append(f"| {target} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    rows = [
+        [target, *(f"{s['mean']:.4g} ± {s['error']:.2g}" if (s := summary.get(name)) else "–" for name in names)]
+        for target, summary in concentrations.items()
+    ]
+    return tables.markdown(["target", *names], rows)
 
 
 def _pictures(evidence: Evidence, output: Path) -> list[Path]:

@@ -82,25 +82,26 @@ def foretold(known: Sequence[LoraOnTarget], asked: LoraOnTarget, strengths: Sequ
     """The strength that a ridge regression on other pairs gives."""
     X = torch.stack([pair.features for pair in known]).double()
     y = torch.tensor([strengths[int(pair.scores.argmin())] for pair in known], dtype=torch.float64)
-    middle, spread = X.mean(0), X.std(0).clamp_min(1e-6)
+    middle, spread = X.mean(0), X.std(0).clamp_min(1e-6) if len(X) > 1 else torch.ones(X.shape[1])  # one says nothing
     X, x = (X - middle) / spread, (asked.features.double() - middle) / spread
     slope = torch.linalg.solve(X.T @ X + RIDGE * torch.eye(X.shape[1], dtype=torch.float64), X.T @ (y - y.mean()))
     return float(y.mean() + x @ slope)
 
 
-def table(evidence: Evidence, measures: Sequence[str] = ("to_aim", "frechet")) -> str:
+def table(evidence: Evidence) -> str:
     """What every rule loses against the best strength in hindsight, mean over pairs; smaller is better."""
     rows = []
-    for measure in measures:
+    for measure in ("to_aim", "frechet"):
         strengths, known = pairs(evidence, measure)
         if len({pair.lora for pair in known}) < 2 or len({pair.target for pair in known}) < 2:
             return "Too few pairs.\n"
         lost: dict[str, list[float]] = {}
         for asked in known:
             ideas = {f"always {strength:g}": strength for strength in RULES}
-            for left_out in ("target", "lora"):
-                others = [pair for pair in known if getattr(pair, left_out) != getattr(asked, left_out)]
-                name = {"target": "target", "lora": "LoRA"}[left_out]
+            for name, others in (
+                ("target", [pair for pair in known if pair.target != asked.target]),
+                ("LoRA", [pair for pair in known if pair.lora != asked.lora]),
+            ):
                 ideas[f"foretold, its {name} left out"] = foretold(others, asked, strengths)
                 mean = sum(strengths[int(pair.scores.argmin())] for pair in others) / len(others)
                 ideas[f"mean of the others, its {name} left out"] = mean

@@ -24,9 +24,7 @@ _COLOURS = {
 _MARKERS = "osD^v<>PX*hd8p"
 
 
-def quality_against_function(
-    evidence: Evidence, *, function: str = "taught", quality: str = "accuracy", labels: Sequence[str] | None = None
-) -> bytes:
+def quality_against_function(evidence: Evidence, *, function: str, quality: str, labels: Sequence[str]) -> bytes:
     """A PNG with one panel a (LoRA, target): every method as a point with 95 % intervals on both axes.
 
     The grey cross is source + LoRA (B), the grey plus the target without the LoRA (C); the line joins the strengths of
@@ -64,10 +62,10 @@ def _panel(
     target: str,
     function: str,
     quality: str,
-    labels: Sequence[str] | None,
+    labels: Sequence[str],
     marks: dict[str, tuple[str, str]],
 ) -> None:
-    cells = [cell for cell in evidence.of_pair(lora, target) if labels is None or cell.label in labels]
+    cells = [cell for cell in evidence.of_pair(lora, target) if cell.label in labels]
     for cell, shape in ((evidence.cell(lora, "", "B"), "x"), (evidence.cell(lora, target, "C"), "+")):
         x, y = cell.estimates[function], cell.estimates[quality]
         panel.plot([x.value], [y.value], shape, color="#444444", markersize=9, markeredgewidth=2)

@@ -23,10 +23,10 @@ from torch import Tensor
 from loraport.core.bootstrap import Bootstrap, Estimate
 from loraport.engine.events import Step
 from loraport.evaluate import tasks
-from loraport.evaluate.clips import ClipSampler, ClipSet, Scale, open_samplers
+from loraport.evaluate.clips import ClipSampler, ClipSet, Networks, Scale
 from loraport.evaluate.estimates import Reference, frechet_estimate, gain_ratio
 from loraport.evaluate.family import Family, Lora, Model
-from loraport.evaluate.judge import Judge
+from loraport.evaluate.judge import FEATURES, Judge
 from loraport.evaluate.transfers import carry_over
 from loraport.evaluate.variants import DISTILLATION_LORA, Variant
 from loraport.store.store import Store
@@ -34,7 +34,6 @@ from loraport.version import __version__
 
 FUNCTION = ("taught", "statistic")
 """Scores of what the LoRA was to teach: by the judge, and by a statistic that needs no learning."""
-MEASURES = (*FUNCTION, "accuracy", "faults", "frechet", "to_aim", "motion")
 HIGHER_IS_BETTER = {
     "taught": True,
     "statistic": True,
@@ -44,6 +43,8 @@ HIGHER_IS_BETTER = {
     "to_aim": False,
 }
 SHOWN = 8
+DRAWS = 400
+"""Of the bootstrap."""
 ANCHORS = {
     "A": "source",
     "B": "source + LoRA",
@@ -60,8 +61,8 @@ class Cell:
     Attributes:
         lora, target: names; target is empty for A and B. label: of the variant, one of `ANCHORS`, or "real".
         variant: None for anchors.
-        estimates: by measure, see `MEASURES`; single attributes too. For directions of improvement see
-            `HIGHER_IS_BETTER`; more motion is neither better nor worse.
+        estimates: by measure: those of `HIGHER_IS_BETTER`, single attributes and faults, and the motion, more of
+            which is neither better nor worse.
         gain_ratios: FGR by function score; None where the LoRA's gain on the source is within its noise.
         transfer: figures of the transfer (share of energy kept, rank, norm ratio, cosine...).
         shown: the first eight clips of the first seed, for contact sheets.
@@ -139,7 +140,6 @@ def evaluate(
     *,
     scale: Scale,
     folder: Path,
-    draws: int = 400,
     only: Callable[[Variant, Lora, Model], bool] | None = None,
     device: str = "cpu",
     on_event: Callable[[Step], None] | None = None,
@@ -150,7 +150,6 @@ def evaluate(
         family: what is evaluated. variants: the methods. judge: the classifier.
         scale: prompts and seeds.
         folder: where transferred LoRAs and cached scores are kept; running again with the same folder only adds.
-        draws: bootstrap draws.
         only: leave out what it says no to.
         device: where clips are sampled, by torch's name.
         on_event: told about every finished cell.
@@ -165,13 +164,16 @@ def evaluate(
         for lora, target in itertools.product(family.loras, family.targets)
     }
     total = sum(len(rows) + 3 for rows in wanted.values() if rows) + 2 * len(family.loras)
-    by_style = {lora.style: tasks.get(lora.style) for lora in family.loras}
-    samplers = open_samplers(family, family.loras, by_style, judge, scale, Store(folder / "cache"), device)
+    store, networks = Store(folder / "cache"), Networks()
+    samplers = {
+        lora.name: ClipSampler(family, tasks.get(lora.style), judge, scale, store, device, networks)
+        for lora in family.loras
+    }
     cells: list[Cell] = []
     notes: list[str] = []
     for lora in family.loras:
         sampler = samplers[lora.name]
-        bench = _Bench(sampler, lora, Bootstrap.of(len(sampler.prompts), draws=draws), sampler.real())
+        bench = _Bench(sampler, lora, Bootstrap.of(len(sampler.prompts), draws=DRAWS), sampler.real())
         cells.append(bench.cell("real", "", sampler.ceiling()))
         whole = (lora.file, 1.0)
         for label, parts in (("A", ()), ("B", (whole,))):
@@ -201,7 +203,7 @@ def evaluate(
         notes=tuple(notes),
         seconds=time.perf_counter() - began,
         sampling_seconds=sum(sampler.seconds for sampler in samplers.values()),
-        settings={"bootstrap_draws": draws, "judge_features": int(samplers[family.loras[0].name].real().mean.numel())},
+        settings={"bootstrap_draws": DRAWS, "judge_features": FEATURES},
     )
 
 

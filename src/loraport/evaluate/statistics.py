@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from loraport.evaluate import looks as looks
+from loraport.evaluate import looks
 from loraport.evaluate.tasks import Task
 from loraport.zoo import drawing, world
 from loraport.zoo.catalogue import TINY, ClipSize

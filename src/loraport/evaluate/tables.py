@@ -38,8 +38,6 @@ CONTRASTS = (
     ("calibrated", "casa"),
 )
 
-COMPARED = ("taught", "statistic", "accuracy", "faults", "frechet", "to_aim", "motion")
-
 BEST = {"best": "to_aim", "best by Frechet": "frechet"}
 """Direct reuse at the strength that suits it best, chosen in hindsight by this measure."""
 
@@ -52,6 +50,7 @@ TITLES = {
     "to_aim": "distance to B",
     "motion": "motion",
 }
+"""Of the measures that rows are compared by."""
 
 
 def verdict(measure: str, difference: Estimate) -> int:
@@ -93,24 +92,23 @@ def differences(
     return found
 
 
-def main_table(evidence: Evidence, labels: Sequence[str] | None = None) -> str:
+def main_table(evidence: Evidence) -> str:
     """All rows over all pairs: mean gain ratio, mean paired difference to direct, and how often it wins and loses."""
-    measures = COMPARED
     head = ["method", "pairs", "FGR (judge)", "FGR (statistic)"]
-    head += [f"{TITLES[name]} − direct" for name in measures]
+    head += [f"{title} − direct" for title in TITLES.values()]
     head += ["wins / losses in distance: direct", "best strength"]
     rows = []
-    for label in labels or _labels(evidence):
+    for label in _labels(evidence):
         cells = [cell for cell in evidence.cells if cell.label == label and cell.variant]
         ratios = [[c.gain_ratios[name] for c in cells if c.gain_ratios[name]] for name in ("taught", "statistic")]
         row = [label, str(len(cells))] + [show(pooled(r)) if r else "–" for r in ratios]  # type: ignore[arg-type]
-        row += [show(pooled(differences(evidence, label, name)), 3, signed=True) for name in measures]
+        row += [show(pooled(differences(evidence, label, name)), 3, signed=True) for name in TITLES]
         row += [_score(evidence, label, "direct"), _score(evidence, label, "best")]
         rows.append(row)
     for anchor in "TSC":
-        found = {name: anchor_differences(evidence, anchor, name) for name in measures}
+        found = {name: anchor_differences(evidence, anchor, name) for name in TITLES}
         row = [f"*{ANCHORS[anchor]}*", str(len(evidence.pairs())), "–", "–"]
-        rows.append([*row, *(show(pooled(found[name]), 3, signed=True) for name in measures), "–", "–"])
+        rows.append([*row, *(show(pooled(found[name]), 3, signed=True) for name in TITLES), "–", "–"])
     return markdown(head, rows)
 
 
@@ -134,20 +132,19 @@ def contrast_table(
     evidence: Evidence, only: Sequence[str] = (), contrasts: Sequence[tuple[str, str]] = CONTRASTS
 ) -> str:
     """Row against row: paired differences, mean over all pairs (that have one of the named LoRAs or targets)."""
-    measures = COMPARED
-    head = ["first − second", "pairs", *(TITLES[name] for name in measures), "better / worse in distance"]
+    head = ["first − second", "pairs", *TITLES.values(), "better / worse in distance"]
     known = _labels(evidence)
     rows = []
     for first, second in contrasts:
         if first not in known or second not in (*known, *BEST):
             continue
-        found = [differences(evidence, first, name, second, only) for name in measures]
-        if not found[0]:
+        found = {name: differences(evidence, first, name, second, only) for name in TITLES}
+        if not found["to_aim"]:
             continue
-        verdicts = [verdict("to_aim", difference) for difference in found[measures.index("to_aim")]]
+        verdicts = [verdict("to_aim", difference) for difference in found["to_aim"]]
         rival = {"best": "direct at its best strength", "best by Frechet": "the same by Frechet"}.get(second, second)
         row = [f"{first} − {rival}", str(len(verdicts))]
-        row += [show(pooled(each), 3, signed=True) for each in found]
+        row += [show(pooled(each), 3, signed=True) for each in found.values()]
         rows.append([*row, f"{verdicts.count(1)} / {verdicts.count(-1)}"])
     return markdown(head, rows)
 
@@ -189,7 +186,7 @@ def cost_table(evidence: Evidence) -> str:
     return markdown(head, rows)
 
 
-def pair_table(evidence: Evidence, lora: str, target: str, labels: Sequence[str] | None = None) -> str:
+def pair_table(evidence: Evidence, lora: str, target: str) -> str:
     """One LoRA on one target: the anchors and every row, value ± standard error."""
     head = ["", *TITLES.values(), "FGR (judge)", "FGR (statistic)"]
     best = evidence.best(lora, target).label
@@ -197,8 +194,7 @@ def pair_table(evidence: Evidence, lora: str, target: str, labels: Sequence[str]
     rows += [_row(evidence.cell(lora, "", key), f"{key}: {ANCHORS[key]}") for key in "AB"]
     rows += [_row(evidence.cell(lora, target, key), f"{key}: {ANCHORS[key]}") for key in "STC"]
     for cell in evidence.of_pair(lora, target):
-        if labels is None or cell.label in labels or cell.label == best:
-            rows.append(_row(cell, f"**{cell.label}**" if cell.label == best else cell.label))
+        rows.append(_row(cell, f"**{cell.label}**" if cell.label == best else cell.label))
     return markdown(head, rows)
 
 
