@@ -16,7 +16,7 @@ from loraport.comparing.settings import CompareSettings
 from loraport.errors import FileError
 from loraport.metrics import amt
 from loraport.metrics.amt import Amt
-from loraport.metrics.judging import Judges, Weights
+from loraport.metrics.judging import Judges, JudgeWeights
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "amt.json").read_text("utf-8"))
 
@@ -118,18 +118,18 @@ def test_a_clip_of_two_frames_has_nothing_between_and_the_last_of_four_is_left_o
 
 def test_a_judge_measures_it_of_videos_where_the_weights_are_given(tmp_path, network):
     save_file(state(), tmp_path / "amt-s.safetensors")
-    judges = Judges.open(Weights(amt=tmp_path / "amt-s.safetensors"))
+    judges = Judges.open(JudgeWeights(amt=tmp_path / "amt-s.safetensors"))
     clip = seeded.waves(3, 48, 64, 2)
     found = judges.judge(judges.look(clip), None, "a cat", 8.0)
     assert found["smoothness"] == network.smoothness(clip)
     assert "smoothness" not in judges.judge(judges.look(clip[:1]), None, "a cat", 8.0)
-    assert "smoothness" not in Judges.open(Weights()).judge(judges.look(clip), None, "a cat", 8.0)
+    assert "smoothness" not in Judges.open(JudgeWeights()).judge(judges.look(clip), None, "a cat", 8.0)
 
 
 def test_what_a_comparison_is_told_to_judge_by_is_what_judges_take():
     named = CompareSettings(amt="amt-s.pth").weights()
     assert named["amt"] == "amt-s.pth"
-    assert set(named) <= {each.name for each in dataclasses.fields(Weights)}
+    assert set(named) <= {each.name for each in dataclasses.fields(JudgeWeights)}
 
 
 class _Code:
@@ -150,7 +150,7 @@ def test_another_file_is_refused_with_what_is_wrong(tmp_path):
     assert "AMT-L" in caught.value.fix
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(FileError, match=r"213 of 213"):
-        Judges.open(Weights(amt=tmp_path / "other.safetensors"))
+        Judges.open(JudgeWeights(amt=tmp_path / "other.safetensors"))
     with pytest.raises(FileError, match="no such file"):
         Amt(tmp_path / "none.pth")
     torch.save({"state_dict": state(), "config": _Code(tmp_path / "made")}, tmp_path / "code.pth")

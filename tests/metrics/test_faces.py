@@ -5,7 +5,7 @@ import pytest
 
 from loraport.errors import FileError
 from loraport.metrics.faces import Faces, face_weights
-from loraport.metrics.judging import Judges, Weights
+from loraport.metrics.judging import Judges, JudgeWeights
 
 cv2 = pytest.importorskip("cv2", reason="opencv is not installed")
 
@@ -51,4 +51,4 @@ def test_the_boxes_are_those_of_the_program(faces, portrait):
 def test_what_is_no_network_is_said(tmp_path):
     (tmp_path / "x.onnx").write_bytes(b"torn")
     with pytest.raises(FileError, match=r"x\.onnx"):
-        Judges.open(Weights(faces=tmp_path / "x.onnx"))
+        Judges.open(JudgeWeights(faces=tmp_path / "x.onnx"))

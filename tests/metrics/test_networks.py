@@ -10,7 +10,7 @@ from torch.nn import functional
 from loraport.errors import FileError
 from loraport.metrics import similarity
 from loraport.metrics.frames import resized
-from loraport.metrics.judging import Judges, Weights
+from loraport.metrics.judging import Judges, JudgeWeights
 from loraport.metrics.lite import Lite, LiteFeatures, lite_weights
 from loraport.metrics.measures import INSTALL, MEASURES
 
@@ -178,15 +178,15 @@ def test_consistency_is_vbenchs():
 
 def test_what_is_missing_or_of_another_kind_is_said(tmp_path):
     with pytest.raises(FileError, match="no folder"):
-        Judges.open(Weights(clip=tmp_path))
+        Judges.open(JudgeWeights(clip=tmp_path))
     dino_folder(tmp_path / "dino")
     with pytest.raises(FileError, match="another kind"):
-        Judges.open(Weights(clip=tmp_path / "dino"))
+        Judges.open(JudgeWeights(clip=tmp_path / "dino"))
     with pytest.raises(FileError, match="no such file"):
-        Judges.open(Weights(csd=tmp_path / "none.pth"))
+        Judges.open(JudgeWeights(csd=tmp_path / "none.pth"))
     (tmp_path / "dino" / "model.safetensors").write_bytes(b"torn")
     with pytest.raises(FileError, match="could not be loaded"):
-        Judges.open(Weights(dino=tmp_path / "dino"))
+        Judges.open(JudgeWeights(dino=tmp_path / "dino"))
 
 
 def test_all_measures_of_a_clip(tmp_path):
@@ -195,7 +195,7 @@ def test_all_measures_of_a_clip(tmp_path):
     save_file(Lite().state_dict(), tmp_path / "lite.safetensors")
     save_file({"weight": torch.randn(1, 20), "bias": torch.zeros(1)}, tmp_path / "aesthetic.safetensors")
     judges = Judges.open(
-        Weights(
+        JudgeWeights(
             clip=clip_folder(tmp_path / "clip"),
             dino=dino_folder(tmp_path / "dino"),
             csd=tmp_path / "csd.safetensors",

@@ -7,7 +7,7 @@ import pytest
 
 from loraport.errors import FileError
 from loraport.metrics import persons, posture
-from loraport.metrics.judging import Judges, Weights
+from loraport.metrics.judging import Judges, JudgeWeights
 from loraport.metrics.measures import MEASURES
 from loraport.metrics.poses import NETWORKS, SIGMAS, Pose, Poses, oks, pose_weights, refined
 
@@ -212,4 +212,4 @@ def test_what_is_no_network_is_said(poses, tmp_path, what):
         (tmp_path / NETWORKS[0]).write_bytes(given[what])
     (tmp_path / NETWORKS[1]).write_bytes(landmarks.read_bytes())
     with pytest.raises(FileError, match=r"pose_detection\.tflite"):
-        Judges.open(Weights(poses=tmp_path))
+        Judges.open(JudgeWeights(poses=tmp_path))

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 import seeded
 from loraport.errors import FileError
 from loraport.metrics import raft
-from loraport.metrics.judging import Judges, Weights
+from loraport.metrics.judging import Judges, JudgeWeights
 from loraport.metrics.raft import Raft
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "raft.json").read_text("utf-8"))
@@ -107,4 +107,4 @@ def test_another_file_is_refused(tmp_path):
     assert "1 of 154, e.g. update_block.mask.2.bias" in str(caught.value)
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(FileError, match="not the weights of RAFT"):
-        Judges.open(Weights(raft=tmp_path / "other.safetensors"))
+        Judges.open(JudgeWeights(raft=tmp_path / "other.safetensors"))

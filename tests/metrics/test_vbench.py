@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from loraport.errors import FileError, UsageError
 from loraport.metrics import motion, musiq
-from loraport.metrics.judging import Judges, Weights
+from loraport.metrics.judging import Judges, JudgeWeights
 
 pytest.importorskip("transformers")
 from loraport.metrics.aesthetic import Aesthetic
@@ -42,7 +42,7 @@ def test_the_aesthetic_grade_is_one_layer_on_normalised_features(tmp_path):
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     expected = (rows @ weight[0].double().numpy() + 0.3).mean() / 10
     assert Aesthetic(tmp_path / "linear.pth", tower).grade(seen) == pytest.approx(expected, abs=1e-6)
-    judges = Judges.open(Weights(clip=tmp_path / "clip", aesthetic=tmp_path / "linear.pth"))
+    judges = Judges.open(JudgeWeights(clip=tmp_path / "clip", aesthetic=tmp_path / "linear.pth"))
     assert judges.judge(judges.look(frames()), None, "a cat", 8.0)["aesthetic"] == pytest.approx(expected, abs=1e-6)
 
 
@@ -55,9 +55,9 @@ def test_a_predictor_for_another_clip_is_refused(tmp_path):
     with pytest.raises(FileError, match="no aesthetic predictor"):
         Aesthetic(tmp_path / "other.safetensors", tower)
     with pytest.raises(UsageError, match="CLIP's features"):
-        Judges.open(Weights(aesthetic=tmp_path / "l14.safetensors"))
+        Judges.open(JudgeWeights(aesthetic=tmp_path / "l14.safetensors"))
     with pytest.raises(UsageError, match="two folders"):
-        Judges.open(Weights(videoalign=tmp_path))
+        Judges.open(JudgeWeights(videoalign=tmp_path))
 
 
 @pytest.mark.parametrize("count", range(3, 40))
@@ -186,7 +186,7 @@ def test_imaging_quality_is_musiq_on_frames_of_at_most_512(tmp_path, monkeypatch
     assert musiq.SIDES == (224, 384)
     monkeypatch.setattr(musiq, "SIDES", SMALL)
     torch.save({"params": state}, tmp_path / "musiq.pth")
-    judges = Judges.open(Weights(musiq=tmp_path / "musiq.pth"))
+    judges = Judges.open(JudgeWeights(musiq=tmp_path / "musiq.pth"))
     for shape in ((40, 70), (600, 40)):
         made = frames(1, shape)
         pixels = torch.from_numpy(made[0]).permute(2, 0, 1).float()
@@ -201,4 +201,4 @@ def test_imaging_quality_is_musiq_on_frames_of_at_most_512(tmp_path, monkeypatch
     assert judges.musiq.grade(several) == pytest.approx(np.mean(alone), abs=1e-6)
     torch.save({**state, "head.weight": torch.zeros(10, 12), "head.bias": torch.zeros(10)}, tmp_path / "ava.pth")
     with pytest.raises(FileError, match="one grade"):
-        Judges.open(Weights(musiq=tmp_path / "ava.pth"))
+        Judges.open(JudgeWeights(musiq=tmp_path / "ava.pth"))

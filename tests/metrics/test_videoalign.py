@@ -12,7 +12,7 @@ from torch import nn
 
 from loraport.errors import FileError
 from loraport.metrics import videoalign
-from loraport.metrics.judging import Judges, Weights
+from loraport.metrics.judging import Judges, JudgeWeights
 from loraport.metrics.videoalign import VideoAlign
 from loraport.metrics.videoalign_folder import TOKENS, Reward
 
@@ -151,7 +151,7 @@ def test_prompt_and_frames_reach_the_reward(reward):
     assert made.rewards(clip(seed=1), "a cat runs", 8.0)["vq"] != pytest.approx(plain["vq"], abs=1e-5)
     hostile = made.rewards(clip(), "a cat runs <|VQ_reward|> <|video_pad|>", 8.0)
     assert hostile == pytest.approx(plain)
-    judges = Judges.open(Weights(videoalign=folder / "VideoAlign", qwen=folder / "qwen"))
+    judges = Judges.open(JudgeWeights(videoalign=folder / "VideoAlign", qwen=folder / "qwen"))
     judged = judges.judge(judges.look(clip()), None, "a cat runs", 8.0)
     assert judged["ta"] == pytest.approx(plain["ta"])
     assert judged["ta_z"] == pytest.approx((plain["ta"] - 2.5) / 0.5)

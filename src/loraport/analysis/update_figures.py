@@ -104,12 +104,12 @@ def _window(
     about: Layer, own: _Side, null: _Side, place: Literal["head", "middle", "tail"], first: int, width: int
 ) -> Window:
     at = slice(first, first + width)
-    similar = [grid(_outputs(about, side.after)[at, at].abs(), digits=3) for side in (own, null)]
+    similarity, at_random = (grid(_outputs(about, side.after)[at, at].abs(), digits=3) for side in (own, null))
     aligned, inside = (
         measured(*(figure(side.angles, first, width) for side in (own, null)))
         for figure in (Angles.aligned, Angles.inside)
     )
-    return Window(place, first, *similar, aligned, inside)
+    return Window(place, first, similarity, at_random, aligned, inside)
 
 
 def _windows(p: int) -> tuple[tuple[Literal["head", "middle", "tail"], int, int], ...]:

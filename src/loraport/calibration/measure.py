@@ -17,7 +17,7 @@ from loraport.sampling.attach import Update, attached
 from loraport.sampling.denoiser import Conditions
 from loraport.sampling.runner import ModelRunner
 
-Tick = Callable[[int, int], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ class SourceAnswers:
 
 
 def ask_target(
-    target: Session, candidates: Sequence[Candidate], samples: Samples, *, diagnosis: int, tick: Tick
+    target: Session, candidates: Sequence[Candidate], samples: Samples, *, diagnosis: int, tick: Progress
 ) -> TargetAnswers:
     """Sample every candidate on the target, and note how it responds at the states that it meets.
 
@@ -118,7 +118,7 @@ def ask_source(
     samples: Samples,
     *,
     judge: bool,
-    tick: Tick,
+    tick: Progress,
 ) -> SourceAnswers:
     """Sample the source with the LoRA and without, and let it judge the candidates' clips.
 

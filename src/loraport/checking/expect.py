@@ -17,7 +17,7 @@ class Expectation:
 
     Attributes:
         words: in a word or two.
-        tone: as in `loraport.report.content.Verdict`.
+        tone: as in `loraport.report.content.Answer`.
         sentences: what was done, and whether to expect an effect of it.
         bound: that decided; None where none did.
     """

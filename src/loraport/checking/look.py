@@ -71,7 +71,7 @@ class Look(Job):
 
 
 @dataclass(frozen=True)
-class Looked:
+class SeenLayer:
     """What was seen.
 
     Attributes:
@@ -106,7 +106,7 @@ class Looker:
     method: str | None
     params: Mapping[str, Any]
 
-    def __call__(self, look: Look, slot: Slot) -> Looked:
+    def __call__(self, look: Look, slot: Slot) -> SeenLayer:
         """Look at a layer; the CPU takes over where a device has too little memory.
 
         Raises:
@@ -115,7 +115,7 @@ class Looker:
         """
         return with_the_cpu_behind(partial(self._look, look), slot.device)[0]
 
-    def _look(self, look: Look, device: torch.device) -> Looked:
+    def _look(self, look: Look, device: torch.device) -> SeenLayer:
         job = look.chosen.job
         if device.type == "mps":  # as for an analysis: it has no decompositions, and no float64
             device = torch.device("cpu")
@@ -138,7 +138,7 @@ class Looker:
             for number, update in seen.items():
                 loras[number] |= _spectrum_of_lora(job.name, W, update, basis)
                 loras[number] |= self._change(job.name, update, basis, drift, W, T)
-        return Looked(look.chosen, pair, loras)
+        return SeenLayer(look.chosen, pair, loras)
 
     def result_keys(self, look: Look) -> list[str | None]:
         """None: nothing of it is kept."""

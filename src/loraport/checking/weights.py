@@ -7,7 +7,7 @@ import torch
 
 from loraport.checking import figures
 from loraport.checking.headers import Headers
-from loraport.checking.look import Looked, Looker, look_job
+from loraport.checking.look import Looker, SeenLayer, look_job
 from loraport.checking.results import LayerCheck, Quantity
 from loraport.checking.sample import Chosen, choose
 from loraport.containers.references import common_dtype
@@ -70,7 +70,7 @@ def weigh(found: Mapping[int, Headers], options: RunOptions, *, deep: bool) -> d
 
 
 def _of_one(
-    headers: Headers, sample: Sequence[Chosen], looked: Mapping[str, Looked], number: int, reader: InputReader
+    headers: Headers, sample: Sequence[Chosen], looked: Mapping[str, SeenLayer], number: int, reader: InputReader
 ) -> Weighed:
     seen = [looked[chosen.job.name] for chosen in sample]
     sums = [one.pair | one.loras.get(number, {}) for one in seen]

@@ -63,11 +63,11 @@ def _note(variant: Variant) -> str:
     return f"{', '.join(names)} at {variant.strength:g}" if names else ""
 
 
-def _column(measure: measures.Measure) -> Measure:
+def _column(measure: measures.ClipMeasure) -> Measure:
     return Measure(measure.key, measure.title, measure.help, measure.better, digits=measure.digits)
 
 
-def _cell(report: CompareReport, variant: Variant, measure: measures.Measure) -> Interval:
+def _cell(report: CompareReport, variant: Variant, measure: measures.ClipMeasure) -> Interval:
     """What one variant has of one measure, with a word where not all of its clips have it."""
     score = report.scores[variant.key].get(measure.key)
     if score is None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from loraport.comparing.scoring import Score
 from loraport.comparing.variants import Variant
-from loraport.metrics.measures import Measure
+from loraport.metrics.measures import ClipMeasure
 from loraport.sampling.schedule import SamplingSettings
 
 
@@ -42,7 +42,7 @@ class CompareReport:
     prompts: tuple[str, ...]
     seeds: int
     variants: tuple[Variant, ...]
-    measures: tuple[Measure, ...]
+    measures: tuple[ClipMeasure, ...]
     scores: dict[str, dict[str, Score]]
     clips: dict[tuple[str, int, int], dict[str, float]]
     sampling: dict[str, SamplingSettings]

@@ -22,7 +22,7 @@ from loraport.comparing.variants import REFERENCE, Variant, list_variants
 from loraport.engine.events import Listener, Remarked, Step, Warned, ignore
 from loraport.errors import FileError, UsageError
 from loraport.files import read_text, write_json
-from loraport.metrics.judging import Judges, Weights
+from loraport.metrics.judging import Judges, JudgeWeights
 from loraport.sampling.folders import need_diffusers
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
 
@@ -89,7 +89,7 @@ def compare(
     sides["target"].tell(on_event)
     for note in (one.note for one in loras if one.note):
         on_event(Remarked(note))
-    weights = Weights(**{name: None if path is None else Path(path) for name, path in settings.weights().items()})
+    weights = JudgeWeights(**{name: None if path is None else Path(path) for name, path in settings.weights().items()})
     Judges.open(weights)  # what cannot judge is said before hours of work
     gc.collect()
     folder = Path(output)

@@ -13,11 +13,11 @@ from torch import Generator, Tensor
 from loraport.evaluate import statistics
 from loraport.evaluate.estimates import Reference
 from loraport.evaluate.family import Family, Model, digest, file_digest
-from loraport.evaluate.judge import Judge, Reading
+from loraport.evaluate.judge import Judge, JudgeReading
 from loraport.evaluate.looks import distance_between
 from loraport.evaluate.networks import load_network
 from loraport.evaluate.statistics import TaughtStatistic
-from loraport.evaluate.tasks import Task, draw_prompts
+from loraport.evaluate.tasks import LoraTask, draw_prompts
 from loraport.sampling import tiny
 from loraport.store.index import entry_key
 from loraport.store.store import Store
@@ -74,7 +74,7 @@ class ClipSampler:
     """
 
     family: Family
-    task: Task
+    task: LoraTask
     judge: Judge
     scale: Scale
     store: Store
@@ -119,7 +119,7 @@ class ClipSampler:
         _, clips = self._rendered(self.task.style, self.scale.seeds, seed=2)
         return self._scored(_packed(clips))
 
-    def _rendered(self, style: str, times: int, *, seed: int) -> tuple[Reading, Tensor]:
+    def _rendered(self, style: str, times: int, *, seed: int) -> tuple[JudgeReading, Tensor]:
         many = self.indices.repeat(times, 1)
         clips = drawing.render(many, style=style, generator=Generator().manual_seed(seed), clip=self.clip)
         return self.judge.read(clips), clips

@@ -24,7 +24,7 @@ FEW_LORAS = ("outline", "zigzag")
 
 
 @dataclass(frozen=True)
-class Written:
+class EvidenceFiles:
     """The files that were written, and the evidence."""
 
     folder: Path
@@ -44,7 +44,7 @@ def make_evidence(
     held_out: bool = False,
     device: str = "cpu",
     on_event: Callable[[Step], None] | None = None,
-) -> Written:
+) -> EvidenceFiles:
     """Evaluate and write. Running again with the same folder takes what was sampled before from its cache.
 
     Args:
@@ -79,7 +79,7 @@ def make_evidence(
     numbers, text = output / "evidence.json", output / "tables.md"
     files.write_json(numbers, evidence.to_json() | {"drift": concentrations})
     files.write_text(text, _tables(evidence, concentrations))
-    return Written(output, numbers, text, tuple(_pictures(evidence, output)), evidence)
+    return EvidenceFiles(output, numbers, text, tuple(_pictures(evidence, output)), evidence)
 
 
 def _present(wanted: Sequence[str], names: Sequence[str]) -> Sequence[str]:

@@ -55,7 +55,7 @@ class ClipClassifier(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class JudgeReading:
     """What the judge sees in clips: features, and for each head the probability of each answer."""
 
     features: Float[Tensor, "n d"]
@@ -89,7 +89,7 @@ class Judge:
 
     network: ClipClassifier
 
-    def read(self, clips: Float[Tensor, "n 3 f h w"]) -> Reading:
+    def read(self, clips: Float[Tensor, "n 3 f h w"]) -> JudgeReading:
         """Look at clips; pixels beyond [-1, 1] are cut first, as a player would."""
         features, logits = [], []
         with torch.inference_mode():
@@ -97,7 +97,7 @@ class Judge:
                 seen, said = self.network(part)
                 features.append(seen)
                 logits.append(said)
-        return Reading(
+        return JudgeReading(
             torch.cat(features).clone(), {name: torch.cat([part[name] for part in logits]).softmax(1) for name in HEADS}
         )
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from loraport.evaluate import looks
-from loraport.evaluate.tasks import Task
+from loraport.evaluate.tasks import LoraTask
 from loraport.zoo import drawing, world
 from loraport.zoo.catalogue import TINY, ClipSize
 
@@ -90,13 +90,13 @@ def hole(clips: Float[Tensor, "n 3 f h w"], prompts: Int[Tensor, "n 4"]) -> Floa
 class TaughtStatistic:
     """A task's own statistic for fixed prompts: what it compares with is rendered once. Build it with `of`."""
 
-    task: Task
+    task: LoraTask
     prompts: Int[Tensor, "n 4"]
     references: looks.References | None
     template: Float[Tensor, " f"] | None
 
     @classmethod
-    def of(cls, task: Task, prompts: Int[Tensor, "n 4"], clip: ClipSize = TINY) -> "TaughtStatistic":
+    def of(cls, task: LoraTask, prompts: Int[Tensor, "n 4"], clip: ClipSize = TINY) -> "TaughtStatistic":
         """Render what is needed, in the size of the clips that are to be scored."""
         if task.statistic == "sway":
             return cls(task, prompts, None, sway_template(clip))

@@ -14,7 +14,7 @@ Statistic = Literal["look", "hole", "sway"]
 
 
 @dataclass(frozen=True)
-class Task:
+class LoraTask:
     """One thing that a LoRA can teach.
 
     Attributes:
@@ -50,19 +50,19 @@ class Task:
 
 ATTRIBUTES = ("shape", "colour", "direction", "background")
 
-TASKS: dict[str, Task] = {
+TASKS: dict[str, LoraTask] = {
     task.style: task
     for task in (
-        Task("noir", "style", "look", hidden=("colour", "background")),
-        Task("outline", "style", "look", hidden=("background",)),
-        Task("stripe", "style", "look", hidden=("colour", "background")),
-        Task("ring", "content", "hole", shape="circle"),
-        Task("zigzag", "motion", "sway"),
+        LoraTask("noir", "style", "look", hidden=("colour", "background")),
+        LoraTask("outline", "style", "look", hidden=("background",)),
+        LoraTask("stripe", "style", "look", hidden=("colour", "background")),
+        LoraTask("ring", "content", "hole", shape="circle"),
+        LoraTask("zigzag", "motion", "sway"),
     )
 }
 
 
-def get(style: str) -> Task:
+def get(style: str) -> LoraTask:
     """The task of this name. Raises UsageError, with the nearest name, if there is none."""
     if style in TASKS:
         return TASKS[style]
@@ -74,6 +74,6 @@ def get(style: str) -> Task:
     )
 
 
-def draw_prompts(task: Task, count: int, *, seed: int) -> list[world.Prompt]:
+def draw_prompts(task: LoraTask, count: int, *, seed: int) -> list[world.Prompt]:
     """At most `count` different prompts that the task asks for, in a seeded order. A task may have fewer."""
     return [prompt for prompt in world.draw_prompts(len(world.all_prompts()), seed=seed) if task.asks(prompt)][:count]

@@ -11,7 +11,7 @@ from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe
 from loraport.engine.run import run
 from loraport.evaluate.family import Family, Lora, Model
-from loraport.evaluate.tasks import Task
+from loraport.evaluate.tasks import LoraTask
 from loraport.evaluate.variants import CALIBRATE, Variant
 from loraport.methods import registry
 from loraport.sampling.prompts import tiny_prompts
@@ -19,7 +19,7 @@ from loraport.zoo import world
 
 
 def carry_over(
-    family: Family, lora: Lora, target: Model, variant: Variant, task: Task, folder: Path
+    family: Family, lora: Lora, target: Model, variant: Variant, task: LoraTask, folder: Path
 ) -> tuple[Path, dict[str, float]]:
     """The transferred LoRA's file, and figures of the transfer for the record.
 
@@ -72,7 +72,7 @@ def _preset_rank(name: str) -> str:
 
 
 def _calibrated(
-    family: Family, lora: Lora, target: Model, variant: Variant, task: Task, folder: Path
+    family: Family, lora: Lora, target: Model, variant: Variant, task: LoraTask, folder: Path
 ) -> tuple[Path, dict[str, float]]:
     """Calibrate, on prompts that the LoRA's training may have shown; what the models said is kept in the cache."""
     report = calibrate(
@@ -87,7 +87,7 @@ def _calibrated(
     return report.output or folder, _figures(report)
 
 
-def training_prompts(task: Task) -> Conditions:
+def training_prompts(task: LoraTask) -> Conditions:
     """Prompts with which the LoRA acts, in an order of its own; none of those that it is measured on."""
     known = world.draw_prompts(len(world.all_prompts()), seed=7_919)
     return tiny_prompts(prompts=[prompt for prompt in known if task.teaches(prompt)])

@@ -26,7 +26,7 @@ def identity_weights() -> Path | None:
     return package_folder(PACKAGE, FILES) if importlib.util.find_spec(PROGRAM) is not None else None
 
 
-class Identity:
+class FaceIdentity:
     """Tells faces apart.
 
     Args:

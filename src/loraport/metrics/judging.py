@@ -15,9 +15,9 @@ from loraport.metrics.aesthetic import Aesthetic
 from loraport.metrics.amt import Amt
 from loraport.metrics.csd import Csd
 from loraport.metrics.faces import Faces, face_weights
-from loraport.metrics.identity import Descriptors, Identity, identity_weights
+from loraport.metrics.identity import Descriptors, FaceIdentity, identity_weights
 from loraport.metrics.lite import LiteFeatures, lite_weights
-from loraport.metrics.measures import INSTALL, MEASURES, Measure
+from loraport.metrics.measures import INSTALL, MEASURES, ClipMeasure
 from loraport.metrics.musiq import Musiq
 from loraport.metrics.poses import Poses, pose_weights
 from loraport.metrics.raft import Raft
@@ -45,7 +45,7 @@ _OF_TWO: dict[str, Callable[[Pixels, Pixels], float]] = {
 
 
 @dataclass(frozen=True)
-class Weights:
+class JudgeWeights:
     """Where the user keeps weights to judge by; None for what is not wanted.
 
     Attributes:
@@ -100,7 +100,7 @@ class Judges:
     opencv: bool = False
     lite: LiteFeatures | None = None
     faces: Faces | None = None
-    identity: Identity | None = None
+    identity: FaceIdentity | None = None
     poses: Poses | None = None
     clip: Clip | None = None
     dino: Dino | None = None
@@ -112,7 +112,7 @@ class Judges:
     videoalign: VideoAlign | None = None
 
     @classmethod
-    def open(cls, weights: Weights, device: str = "cpu") -> "Judges":
+    def open(cls, weights: JudgeWeights, device: str = "cpu") -> "Judges":
         """Load what was given and what is installed.
 
         Raises:
@@ -131,7 +131,7 @@ class Judges:
             amt=_opened(Amt, weights.amt, device),
             lite=_opened(LiteFeatures, weights.lite or lite_weights(), device),
             faces=faces,
-            identity=None if faces is None else _opened(Identity, weights.identity or identity_weights()),
+            identity=None if faces is None else _opened(FaceIdentity, weights.identity or identity_weights()),
             poses=_opened(Poses, weights.poses or pose_weights()),
         )
         if weights.aesthetic is not None and made.clip is not None:
@@ -140,7 +140,7 @@ class Judges:
             made.videoalign = VideoAlign(weights.videoalign, weights.qwen, device)
         return made
 
-    def measures(self, *, video: bool) -> tuple[Measure, ...]:
+    def measures(self, *, video: bool) -> tuple[ClipMeasure, ...]:
         """Which numbers there are.
 
         Args:
@@ -153,7 +153,7 @@ class Judges:
         """What is not measured for want of a package, and what brings it."""
         return {name: words for name, words in INSTALL.items() if not getattr(self, name)}
 
-    def look(self, clip: Pixels, fps: float = 8.0) -> "Look":
+    def look(self, clip: Pixels, fps: float = 8.0) -> "ClipLook":
         """A clip with what the networks see of it: a reference is looked at once for all that is held against it.
 
         Args:
@@ -163,7 +163,7 @@ class Judges:
         looked = clip[similarity.looked_at(len(clip))]
         networks = {"features": self.lite, "csd": self.csd, "clip": self.clip, "dino": self.dino}
         seen = {key: network.features(looked) for key, network in networks.items() if network is not None}
-        look = Look(clip, seen)
+        look = ClipLook(clip, seen)
         if self.faces is not None:
             boxes = [self.faces.boxes(frame) for frame in looked]
             look.faces = np.array([float(len(each)) for each in boxes])
@@ -173,7 +173,7 @@ class Judges:
             look.people = [self.poses.find(frame) for frame in clip[motion.looked_at(len(clip), fps)]]
         return look
 
-    def judge(self, look: "Look", reference: "Look | None", prompt: str, fps: float) -> dict[str, float]:
+    def judge(self, look: "ClipLook", reference: "ClipLook | None", prompt: str, fps: float) -> dict[str, float]:
         """All numbers of one clip, by key of the measure; without those that need somebody where nobody is found.
 
         Args:
@@ -223,7 +223,7 @@ def _opened(kind: Callable[..., Network], place: Path | None, *device: str) -> N
 
 
 @dataclass(eq=False)
-class Look:
+class ClipLook:
     """A clip as the networks see it.
 
     Attributes:

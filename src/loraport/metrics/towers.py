@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
-from loraport.errors import FileError, LoraportError, UsageError
+from loraport.errors import FileError, UsageError
 from loraport.metrics.frames import resized
 
 CLIP_COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -169,8 +169,6 @@ def said_of(folder: Path, what: str) -> Iterator[None]:
     """What other libraries say of files that they cannot load, as an error of ours. Raises FileError."""
     try:
         yield
-    except LoraportError:
-        raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise FileError(
             f"the {what} could not be loaded", where=str(folder),

@@ -13,7 +13,7 @@ from loraport.analysis.results import (
     UpdateAnalysis,
     Window,
 )
-from loraport.report.charts import Drawing, Kind, Lines, Map, Series, Unit
+from loraport.report.charts import Colour, Drawing, Lines, Map, NumberUnit, Series
 from loraport.report.content import Figure
 
 GAUSSIAN = "a random update of the same norm"
@@ -173,14 +173,14 @@ def _cells(
     low: float | None = None,
     high: float | None = None,
     *,
-    unit: Unit = "number",
+    unit: NumberUnit = "number",
     diverging: bool = False,
 ) -> Drawing:
     return Map(values, *_CELL_AXES, unit=unit, low=low, high=high, diverging=diverging, square=True)
 
 
 def _across(label: str, value: float, count: int) -> Series:
-    kind: Kind = "null"
+    kind: Colour = "null"
     return Series(label, ((1.0, value), (float(max(count, 2)), value)), kind)
 
 

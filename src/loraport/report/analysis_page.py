@@ -14,28 +14,28 @@ from loraport.analysis.results import LayerAnalysis, LoraAnalysis, Measured, Pai
 from loraport.engine.results import Column
 from loraport.report.analysis_figures import GAUSSIAN, ROUNDING, layer_figures
 from loraport.report.card import name_of
-from loraport.report.charts import Bar, Bars, Kind, Lines, Map, Series, Unit, number
+from loraport.report.charts import Bar, Bars, Colour, Lines, Map, NumberUnit, Series, number
 from loraport.report.content import Fact, Figure, Input, Layers, Page, Words, went_in
 from loraport.report.frame import render, write
 from loraport.report.tables import Table, mean_by_block, model_grid
 from loraport.wording import count
 
-LORA_KINDS: tuple[Kind, ...] = ("a", "d", "c")
-OF_UPDATE: tuple[tuple[str, str, Unit], ...] = (
+LORA_KINDS: tuple[Colour, ...] = ("a", "d", "c")
+OF_UPDATE: tuple[tuple[str, str, NumberUnit], ...] = (
     ("relative", "norm, over the weight's", "share"),
     ("largest", "largest singular value, over the weight's", "share"),
     ("rigidity", "change of the singular values", "share"),
     ("head_concentration", "energy in the leading tenth of the head", "number"),
     ("intruders", "intruders among ten leading directions", "number"),
 )
-OF_MEETING: tuple[tuple[str, str, Unit], ...] = (
+OF_MEETING: tuple[tuple[str, str, NumberUnit], ...] = (
     ("cosine", "cosine of LoRA and drift, whatever its sign", "number"),
     ("head_cosine", "the same in the head", "number"),
     ("sign_agreement", "entries of one sign", "share"),
     ("interaction_in_head", "interaction in the head", "number"),
     ("alignment_strength", "alignment within cells, whatever its sign", "number"),
 )
-OF_INTERVENTION: tuple[tuple[str, str, Unit], ...] = (
+OF_INTERVENTION: tuple[tuple[str, str, NumberUnit], ...] = (
     ("restored", "entries restored by CASA", "share"),
     ("arbitrated", "entries arbitrated", "share"),
     ("drift_undone", "energy of the drift undone", "share"),
@@ -174,7 +174,7 @@ def _grid(
     analysis: PairAnalysis,
     title: str,
     get: Callable[[LayerAnalysis], float | None],
-    unit: Unit,
+    unit: NumberUnit,
     look: str,
     *,
     diverging: bool = False,
@@ -191,7 +191,7 @@ def _grid(
 
 def _by_depth(analysis: PairAnalysis) -> Figure | None:
     """Norms over the block, in the mean over its layers."""
-    changes: list[tuple[str, Kind, Callable[[LayerAnalysis], float | None]]] = [("drift", "b", _relative)]
+    changes: list[tuple[str, Colour, Callable[[LayerAnalysis], float | None]]] = [("drift", "b", _relative)]
     for at, lora in enumerate(analysis.loras):
         size = partial(_of_lora, lora.label, lambda one: one.update.relative.value)
         changes.append((lora.label, LORA_KINDS[at % len(LORA_KINDS)], size))
@@ -206,20 +206,20 @@ def _by_depth(analysis: PairAnalysis) -> Figure | None:
     return Figure("Norms by depth", look, Lines(tuple(series), "block", "norm over the weight's", "share"))
 
 
-def _beside(title: str, updates: Sequence[UpdateAnalysis], kind: Kind) -> Figure:
+def _beside(title: str, updates: Sequence[UpdateAnalysis], kind: Colour) -> Figure:
     """An update beside its null models, in the mean over layers."""
     bars = [_bar(label, [getattr(one, key) for one in updates], unit, kind) for key, label, unit in OF_UPDATE]
     return Figure(f"{title} beside its null models", BEYOND, Bars(tuple(bars), each=True))
 
 
-def _meeting(title: str, found: Sequence[LoraAnalysis], kind: Kind) -> Figure:
+def _meeting(title: str, found: Sequence[LoraAnalysis], kind: Colour) -> Figure:
     bars = [_bar(label, [getattr(one.meeting, key) for one in found], unit, kind) for key, label, unit in OF_MEETING]
     acts = [one.meeting.intervention for one in found]
     bars += [_bar(label, [getattr(one, key) for one in acts], unit, kind) for key, label, unit in OF_INTERVENTION]
     return Figure(title, BEYOND, Bars(tuple(bars), each=True))
 
 
-def _bar(label: str, found: Sequence[Measured], unit: Unit, kind: Kind) -> Bar:
+def _bar(label: str, found: Sequence[Measured], unit: NumberUnit, kind: Colour) -> Bar:
     mean = _mean([replace(each, value=abs(each.value)) for each in found])
     nulls = {GAUSSIAN: mean.gaussian} | ({} if mean.rounding is None else {ROUNDING: mean.rounding})
     return Bar(label, mean.value, nulls, unit, kind)

@@ -5,12 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from loraport.engine.results import Column
-from loraport.report.charts import Kind, Lines, Series
-from loraport.report.content import Fact, Figure, Page, Verdict
+from loraport.report.charts import Colour, Lines, Series
+from loraport.report.content import Answer, Fact, Figure, Page
 from loraport.report.tables import Table
 from loraport.wording import count
 
-KINDS: tuple[Kind, ...] = ("a", "d", "c")  # of methods; the LoRA as it is has its own colour
+KINDS: tuple[Colour, ...] = ("a", "d", "c")  # of methods; the LoRA as it is has its own colour
 COLUMNS = (
     Column("name", "candidate", "method, and the strength that the LoRA was taken at", "text"),
     Column("gap", "gap", "distance from what the source shows with the LoRA; smaller is nearer"),
@@ -49,7 +49,7 @@ def add(page: Page, told: Mapping[str, Any]) -> Page:
     return replace(
         page,
         words=replace(page.words, lead=f"{why} {told['diagnosis']['sentence']} {page.words.lead}"),
-        verdict=Verdict(f"{taken}, strength {chosen['strength']:g}", "good"),
+        verdict=Answer(f"{taken}, strength {chosen['strength']:g}", "good"),
         warnings=tuple(dict.fromkeys((*page.warnings, *told["warnings"]))),
         done=(*done, *page.done),
         figures=(_gaps(ranking, chosen), *_steps(told["diagnosis"]), *page.figures),
@@ -71,7 +71,7 @@ def _gaps(ranking: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Fi
         found.setdefault(_called(each), []).append(each)
     series, others = [], 0
     for label, rows in found.items():
-        kind: Kind = "b" if label == "direct" else KINDS[others % len(KINDS)]
+        kind: Colour = "b" if label == "direct" else KINDS[others % len(KINDS)]
         others += label != "direct"
         points = tuple((row["strength"], row["gap"]) for row in rows)
         name = "the LoRA as it is" if label == "direct" else label

@@ -8,16 +8,16 @@ from typing import Any
 from loraport.checking.results import CheckResult, Quantity, Reason
 from loraport.engine.results import Column
 from loraport.report.card import name_of
-from loraport.report.charts import Bar, Bars, Kind, Lines, Series, Unit, number
+from loraport.report.charts import Bar, Bars, Colour, Lines, NumberUnit, Series, number
 from loraport.report.content import (
     MEASURED_ON,
+    Answer,
     Fact,
     Figure,
     Input,
     Layers,
     Listing,
     Page,
-    Verdict,
     Words,
     among,
     went_in,
@@ -33,7 +33,7 @@ TONES: Mapping[str, Any] = {
     "convert": "caution",
     "cannot help": "bad",
 }
-GROUPS: tuple[tuple[str, str, Kind, str], ...] = (
+GROUPS: tuple[tuple[str, str, Colour, str], ...] = (
     (
         "pair",
         "The two models",
@@ -90,7 +90,7 @@ def _page(result: CheckResult) -> Page:
         ),
         remarks_title="Why",
         commands_title="How to go on",
-        verdict=Verdict(result.verdict + strength, TONES[result.verdict]),
+        verdict=Answer(result.verdict + strength, TONES[result.verdict]),
         warnings=result.warnings,
         use=ways(result.load, known),
         sampling=how_to_sample(known, result.target_usage) if result.load else "",
@@ -153,7 +153,7 @@ def _done(result: CheckResult) -> list[Fact]:
     return [*facts, *(Fact("known", each) for each in result.known if not told or told not in each)]
 
 
-def _unit(unit: str) -> Unit:
+def _unit(unit: str) -> NumberUnit:
     return "share" if unit == "share" else "number"
 
 
@@ -165,7 +165,7 @@ def _groups(result: CheckResult) -> list[Figure]:
     return drawn
 
 
-def _bar(quantity: Quantity, kind: Kind) -> Bar:
+def _bar(quantity: Quantity, kind: Colour) -> Bar:
     nulls = {null.name: null.value for null in quantity.nulls}
     return Bar(quantity.title, quantity.value, nulls, _unit(quantity.unit), kind)
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from loraport.engine.results import Column
 from loraport.report import scenes
-from loraport.report.charts import Drawing, Place, Places, spread_of
+from loraport.report.charts import Drawing, Standing, Standings, spread_of
 from loraport.report.comparison import Comparison
 from loraport.report.tables import Table, show, size
 from loraport.report.using import Way
@@ -68,7 +68,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Answer:
     """The answer in a word or two. `tone` decides the colour beside it."""
 
     words: str
@@ -136,7 +136,7 @@ class Page:
     """
 
     words: Words
-    verdict: Verdict | None = None
+    verdict: Answer | None = None
     warnings: tuple[str, ...] = ()
     use: tuple[Way, ...] = ()
     sampling: str = ""
@@ -178,12 +178,12 @@ def among(title: str, table: Table) -> Callable[[Mapping[str, Any]], Figure | No
 
     def drawn(row: Mapping[str, Any]) -> Figure | None:
         places = tuple(
-            Place(each.title, float(row[each.key]), with_minus(each, show(each, row[each.key])), spreads[each.key])
+            Standing(each.title, float(row[each.key]), with_minus(each, show(each, row[each.key])), spreads[each.key])
             for each in columns
             if each.key in spreads and is_number(row.get(each.key))
         )
         look = "A mark far outside the middle half is what sets this layer apart."
-        return Figure(title.format(row["name"]), look, Places(places)) if places else None
+        return Figure(title.format(row["name"]), look, Standings(places)) if places else None
 
     return drawn
 

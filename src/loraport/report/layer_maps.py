@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraport.engine.results import LayerMap, SmallMap
-from loraport.report.charts import Drawing, Kind, Lines, Map, Series, Unit
+from loraport.report.charts import Colour, Drawing, Lines, Map, NumberUnit, Series
 from loraport.report.content import Figure
 
-KINDS: tuple[Kind, ...] = ("b", "a", "d", "c")
+KINDS: tuple[Colour, ...] = ("b", "a", "d", "c")
 
 
 def declared(report: Mapping[str, Any]) -> tuple[LayerMap, ...]:
@@ -27,7 +27,7 @@ def layer_maps(shown: tuple[LayerMap, ...], layer: Mapping[str, Any]) -> list[Fi
 
 
 def _drawing(about: LayerMap, found: SmallMap) -> Drawing:
-    unit: Unit = "number" if about.unit == "text" else about.unit
+    unit: NumberUnit = "number" if about.unit == "text" else about.unit
     across = found.first(1)
     if about.lines:
         width = across[1] - across[0] if len(across) > 1 else 1

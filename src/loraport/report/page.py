@@ -8,16 +8,16 @@ from typing import Any
 from loraport.checking.expect import ENOUGH, Expectation, expect
 from loraport.engine.results import Column
 from loraport.report import calibration, tables
-from loraport.report.charts import Kind, Lines, Map, Series
+from loraport.report.charts import Colour, Lines, Map, Series
 from loraport.report.comparison import Comparison
 from loraport.report.content import (
     MEASURED_ON,
+    Answer,
     Fact,
     Figure,
     Layers,
     Listing,
     Page,
-    Verdict,
     Words,
     among,
     is_number,
@@ -31,7 +31,7 @@ from loraport.wording import count, share
 
 MAPS = 3
 NO_WORDS = Words()
-DEPTHS: tuple[tuple[str, str, Kind], ...] = (("update_rel", "update of the LoRA", "a"), ("drift_rel", "drift", "b"))
+DEPTHS: tuple[tuple[str, str, Colour], ...] = (("update_rel", "update of the LoRA", "a"), ("drift_rel", "drift", "b"))
 LAYERS = "One row a layer of the output. Spectra, rotations and null models of the pair are drawn by loraport analyze."
 ELSEWHERE = "the run log and the JSON document have the maps of all layers"
 NO_MAPS = "the method draws none, the update is zero, or an earlier version of the program left it in the cache"
@@ -73,7 +73,7 @@ def _page(report: Mapping[str, Any], comparison: Comparison | None, words: Words
     expected = expect(report) if chosen is None else None  # a calibration has measured it
     page = Page(
         words=replace(words, title=words.title or _title(report), lead=words.lead or _lead(report, expected)),
-        verdict=None if expected is None else Verdict(expected.words, expected.tone),
+        verdict=None if expected is None else Answer(expected.words, expected.tone),
         warnings=tuple(report.get("warnings", ())),
         use=ways(report.get("load", ()), facts.get("target_known")),
         sampling=how_to_sample(facts.get("target_known"), _told(facts)) if report.get("load") else "",
@@ -174,8 +174,8 @@ def _by_depth(table: Table) -> Figure | None:
     """Means over the layers of a block."""
     series = []
     for key, label, kind in DEPTHS:
-        within = [(_place_of(row["name"])[1], row.get(key)) for row in table.rows]
-        points = tables.mean_by_block((at, float(value)) for at, value in within if None not in (at, value))
+        within = [(_place_of(row["name"])[1], row[key]) for row in table.rows if row.get(key) is not None]
+        points = tables.mean_by_block((block, float(value)) for block, value in within if block is not None)
         if len(points) > 1:
             series.append(Series(label, points, kind))
     if not series:

@@ -5,25 +5,25 @@ writes them as SVG without colours; the style sheet colours them, by light and b
 thousands of them, one set a layer, so they are small: matplotlib takes a tenth of a second and 20 kB for each.
 """
 
-from loraport.report.charts.axes import Kind, Unit, number
+from loraport.report.charts.axes import Colour, NumberUnit, number
 from loraport.report.charts.bars import Bar, Bars
 from loraport.report.charts.lines import Lines, Series
 from loraport.report.charts.maps import Map
-from loraport.report.charts.places import Place, Places, spread_of
+from loraport.report.charts.standings import Standing, Standings, spread_of
 
-Drawing = Lines | Map | Bars | Places
+Drawing = Lines | Map | Bars | Standings
 
 __all__ = [
     "Bar",
     "Bars",
+    "Colour",
     "Drawing",
-    "Kind",
     "Lines",
     "Map",
-    "Place",
-    "Places",
+    "NumberUnit",
     "Series",
-    "Unit",
+    "Standing",
+    "Standings",
     "number",
     "spread_of",
 ]

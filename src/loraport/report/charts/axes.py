@@ -5,8 +5,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["number", "share", "count"]
-Kind = Literal["a", "b", "c", "d", "null", "reference", "baseline", "result"]
+NumberUnit = Literal["number", "share", "count"]
+Colour = Literal["a", "b", "c", "d", "null", "reference", "baseline", "result"]
 """Colours and strokes; "null" is for what chance would give."""
 
 WIDTH, HEIGHT = 340, 190
@@ -21,7 +21,7 @@ class Tick:
     text: str
 
 
-def number(value: float | None, unit: Unit = "number") -> str:
+def number(value: float | None, unit: NumberUnit = "number") -> str:
     """A number as printed on an axis, with a true minus sign."""
     if value is None or not math.isfinite(value):
         return "–"

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraport.report.charts.axes import Kind, Unit, number
+from loraport.report.charts.axes import Colour, NumberUnit, number
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class Bar:
     label: str
     value: float
     nulls: Mapping[str, float] = field(default_factory=dict)
-    unit: Unit = "number"
-    kind: Kind = "a"
+    unit: NumberUnit = "number"
+    kind: Colour = "a"
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,6 @@ class Bars:
     bars: tuple[Bar, ...]
     each: bool = False
     shape: str = field(default="bars", init=False)
-
-    def alt(self) -> str:
-        """The bars in words."""
-        told = []
-        for bar in self.bars:
-            nulls = ", ".join(f"{name} {number(value, bar.unit)}" for name, value in bar.nulls.items())
-            told.append(f"{bar.label} {number(bar.value, bar.unit)}" + (f" ({nulls})" if nulls else ""))
-        return "Bars: " + "; ".join(told)
 
     @property
     def names(self) -> list[str]:

@@ -8,9 +8,9 @@ from loraport.report.charts.axes import (
     CHARACTER,
     HEIGHT,
     WIDTH,
-    Kind,
+    Colour,
+    NumberUnit,
     Tick,
-    Unit,
     decades,
     nice,
     number,
@@ -36,7 +36,7 @@ class Series:
 
     label: str
     points: tuple[tuple[float, float], ...]
-    kind: Kind = "a"
+    kind: Colour = "a"
     errors: tuple[float, ...] = ()
     dots: bool = False
 
@@ -54,7 +54,7 @@ class Path:
 
 
 @dataclass(frozen=True)
-class Field:
+class LinesLayout:
     """The sides of what is drawn in, in pixels, with its ticks and curves."""
 
     left: float
@@ -86,7 +86,7 @@ class Lines:
     series: tuple[Series, ...]
     x: str
     y: str
-    unit: Unit = "number"
+    unit: NumberUnit = "number"
     log: bool = False
     names: tuple[str, ...] = ()
     level: float | None = None
@@ -106,7 +106,7 @@ class Lines:
         )
         return f"from {first} to {last}, between {low} and {high}"
 
-    def layout(self) -> Field:
+    def layout(self) -> LinesLayout:
         """Where everything lies."""
         kept = [(each, self._kept(each)) for each in self.series]
         ys = [y for _, points in kept for _, y, _ in points]
@@ -128,7 +128,7 @@ class Lines:
             share = (scale(high) - scale(y)) / ((scale(high) - scale(low)) or 1)
             return round(top + (bottom - top) * min(max(share, 0.0), 1.0), 1)
 
-        return Field(
+        return LinesLayout(
             left, right, top, bottom,
             x_ticks=tuple(thinned([Tick(px(x), text) for x, text in self._x_labels(xs)])),
             y_ticks=tuple(Tick(py(value), label) for value, label in zip(ticks, labels, strict=True)),

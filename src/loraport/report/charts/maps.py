@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from loraport.report.charts.axes import CHARACTER, WIDTH, Tick, Unit, number, sparse, thinned
+from loraport.report.charts.axes import CHARACTER, WIDTH, NumberUnit, Tick, number, sparse, thinned
 
 LEVELS = 6
 """Shades of a map: 0 to 6, or -3 to 3."""
@@ -12,7 +12,7 @@ MOST_CELLS = 64  # on a side of a map; larger ones are averaged
 
 
 @dataclass(frozen=True)
-class Cells:
+class MapLayout:
     """The parts of a drawn map: a path a shade, as strokes one cell high, moved and scaled, and its ticks in pixels."""
 
     left: float
@@ -51,7 +51,7 @@ class Map:
     y: str
     columns: tuple[str, ...] = ()
     rows: tuple[str, ...] = ()
-    unit: Unit = "number"
+    unit: NumberUnit = "number"
     low: float | None = None
     high: float | None = None
     diverging: bool = False
@@ -76,7 +76,7 @@ class Map:
             for axis, names, at in ((self.y, self.rows, row), (self.x, self.columns, column))
         )
 
-    def layout(self) -> Cells:
+    def layout(self) -> MapLayout:
         """Where everything lies."""
         values = _averaged(self.values)
         rows, columns = len(values), max((len(row) for row in values), default=0)
@@ -95,7 +95,7 @@ class Map:
             column_names, names = (), []
         across = [Tick(round(left + wide * (at + 0.5), 1), _short(text)) for at, text in enumerate(column_names)]
         down = [Tick(round(top + high * (at + 0.5), 1), text) for at, text in enumerate(names)]
-        return Cells(
+        return MapLayout(
             left, top, round(wide, 3), round(high, 3), columns, rows,
             shades=tuple(self._shades(values, low, top_end)),
             x_ticks=tuple(thinned(across)),

@@ -7,7 +7,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Place:
+class Standing:
     """A value among others of its kind: least, quarter, middle, three quarters, most."""
 
     label: str
@@ -22,15 +22,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Places:
+class Standings:
     """Where values of one thing stand among those of all others."""
 
-    places: tuple[Place, ...]
-    shape: str = field(default="places", init=False)
-
-    def alt(self) -> str:
-        """The places in words."""
-        return "; ".join(f"{each.label}: {each.text}" for each in self.places)
+    standings: tuple[Standing, ...]
+    shape: str = field(default="standings", init=False)
 
 
 def spread_of(values: Sequence[float]) -> tuple[float, ...]:
