@@ -45,6 +45,18 @@ def found(files: pico.Pico, options: RunOptions) -> PairAnalysis:
     return loraport.analyze(files.source, files.target, files.lora, layers=SOME, options=options)
 
 
+def test_a_layer_of_zeros_in_both_models_has_figures_that_are_numbers(tmp_path, options):
+    """Models are published with layers that begin at zero; a LoRA may change one of these."""
+    made = pico.write(tmp_path)
+    zero = ("blocks.0.self_attn.q", "blocks.0.ffn.0", "blocks.0.ffn.2")
+    for path in (made.source, made.target):
+        save_file(load_file(path) | {f"{name}.weight": torch.zeros(pico.LAYERS[name]) for name in zero}, path)
+    found = loraport.analyze(made.source, made.target, made.lora, layers=SOME, options=options)
+    found.write(tmp_path / "pair.json")  # refuses what is no number
+    assert {layer.name for layer in found.layers} == set(zero)
+    assert {layer.weight_norm for layer in found.layers} == {0.0}
+
+
 def _from_whole_matrices(files: pico.Pico, name: str) -> LayerAnalysis:
     source, target, lora = (load_file(path) for path in (files.source, files.target, files.lora))
     W = source[f"{name}.weight"].float()

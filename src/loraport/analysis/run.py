@@ -34,7 +34,7 @@ from loraport.store.index import entry_key
 from loraport.store.store import Store
 from loraport.version import __version__
 
-VERSION = 3
+VERSION = 4
 """Raised whenever the same layer would give other figures than before."""
 
 

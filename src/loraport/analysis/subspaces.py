@@ -32,7 +32,8 @@ def mixing(
         have outside of all old ones.
     """
     C, energies = update.C, S.square()
-    floor = torch.finfo(S.dtype).eps * float(energies[0])
+    about = torch.finfo(S.dtype)
+    floor = max(about.eps * float(energies[0]), about.tiny)  # of a weight of zeros too, where nothing is to be told
     left, right = torch.empty_like(C), torch.empty_like(C)
     for first in range(0, len(S), _ROWS):
         rows = slice(first, first + _ROWS)
@@ -43,7 +44,7 @@ def mixing(
         left[rows] = _two_levels((sent * new).add_(received * old).div_(apart))
         right[rows] = _two_levels((sent * old).add_(received * new).div_(apart))
     left.fill_diagonal_(0.0)
-    beyond = update.rest_energy / energies.clamp_min(torch.finfo(S.dtype).tiny)
+    beyond = (update.rest_energy / energies.clamp_min(about.tiny)).clamp_max(about.eps**-2)
     lengths = 1 + left.sum(0) + beyond
     left.fill_diagonal_(1.0).div_(lengths)
     right.fill_diagonal_(1.0).div_(right.sum(0))
