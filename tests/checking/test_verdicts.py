@@ -16,8 +16,10 @@ import loraport
 import pico
 from loraport.checking.names import kind_by_name
 from loraport.checking.results import EXIT_CODES, CheckResult
+from loraport.checking.run import check_recipes
 from loraport.cli.main import app
-from loraport.errors import FileError, UsageError
+from loraport.engine.recipe import Recipe
+from loraport.errors import FileError, NumericalError, UsageError
 from loraport.zoo import catalogue
 
 SELF_ATTENTION = {name: shape for name, shape in pico.LAYERS.items() if "self_attn" in name}
@@ -107,6 +109,31 @@ def test_a_lora_of_zeros(files: pico.Pico):
     lora = {key: tensor * (0 if "lora_B" in key else 1) for key, tensor in load_file(files.lora).items()}
     save_file(lora, files.folder / "zeros.safetensors")
     assert check(files, files.target, lora=files.folder / "zeros.safetensors").headline == "the LoRA does nothing"
+
+
+def test_a_lora_of_which_little_or_nothing_meets_the_target(files: pico.Pico):
+    """Half of its layers have to; the keys that do not are named, and of a file without any the first ones."""
+    own = pico.lora(3)
+    few = {key if ".ffn." in key else key.replace("attn", "else"): tensor for key, tensor in own.items()}
+    save_file(few, files.folder / "few.safetensors")
+    found = check(files, files.target, lora=files.folder / "few.safetensors")
+    assert (found.verdict, found.stage, found.reasons[0].threshold) == ("cannot help", "headers", "coverage")
+    assert found.coverage.met == 4
+    none = {key.replace("attn", "else").replace("ffn", "none"): tensor for key, tensor in own.items()}
+    save_file(none, files.folder / "none.safetensors")
+    found = check(files, files.target, lora=files.folder / "none.safetensors")
+    assert (found.verdict, found.coverage) == ("cannot help", None)
+    assert "cross_else" in found.reasons[0].text
+
+
+def test_a_lora_that_cannot_be_read_stops_no_other(files: pico.Pico):
+    bad = {key: torch.full_like(tensor, torch.nan) for key, tensor in load_file(files.lora).items()}
+    save_file(bad, files.folder / "nan.safetensors")
+    loras = (files.folder / "nan.safetensors", files.lora)
+    recipes = [Recipe(lora=str(lora), source=str(files.source), target=str(files.target)) for lora in loras]
+    bad, good = check_recipes(recipes, loraport.RunOptions())
+    assert isinstance(bad, NumericalError)
+    assert good.figure("update").value > 0
 
 
 def test_an_ordinary_drift(files: pico.Pico):

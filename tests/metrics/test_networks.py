@@ -80,6 +80,7 @@ def prepared(made, colours, side=SIZE):
 def test_csd_is_openais_network_and_the_style_projection(tmp_path, kind):
     state, style = csd_state(), torch.randn(WIDTH, 12)
     held = {f"module.backbone.{key}": tensor for key, tensor in state.items()}
+    held["module.backbone.proj"] = torch.randn(WIDTH, 12)  # into the space of texts, which CSD does without
     held |= {"module.last_layer_style": style, "module.last_layer_content": torch.randn(WIDTH, 12)}
     file = tmp_path / f"csd.{kind}"
     save_file(held, file) if kind == "safetensors" else torch.save({"model_state_dict": held, "epoch": 3}, file)
@@ -97,6 +98,14 @@ def test_a_checkpoint_of_csd_that_lacks_a_weight_is_refused(tmp_path):
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(FileError, match="no checkpoint of CSD"):
         Csd(tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("change", [{"conv1.weight": torch.zeros(4, 4)}, {"ln_pre.weight": torch.ones(3)}])
+def test_a_checkpoint_of_csd_that_makes_no_network_is_refused(tmp_path, change):
+    held = {f"backbone.{key}": tensor for key, tensor in {**csd_state(), **change}.items()}
+    save_file({**held, "last_layer_style": torch.randn(WIDTH, 12)}, tmp_path / "csd.safetensors")
+    with pytest.raises(FileError, match="do not make a vision network"):
+        Csd(tmp_path / "csd.safetensors")
 
 
 class _Evil:

@@ -50,6 +50,10 @@ def test_a_check_by_headers_alone_is_a_page_too():
     page = render_check_page(findings.check(verdict="cannot help", strength=None, target=None, **more))
     assert "Layer by layer" not in page
     assert "cannot help" in page
+    unmatched = {**more, "inputs": (), "source_title": "", "target_lora": ("fast.safetensors at strength 1",)}
+    page = render_check_page(findings.check("<script>", verdict="cannot help", strength=None, **unmatched))
+    for name in ("noir&lt;script&gt;.safetensors", "source", "fast/transformer", "fast.safetensors at strength 1"):
+        assert f'<p class="file">{name}</p>' in page
 
 
 def test_an_analysis_draws_the_model_and_each_layer(tmp_path):

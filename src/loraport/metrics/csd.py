@@ -70,9 +70,9 @@ def vision_network(state: dict[str, Tensor], where: Path) -> Any:
     """
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
-    width, _, patch, _ = state["conv1.weight"].shape
     blocks = {int(found[1]) for key in state if (found := _BLOCK.match(key))}
     try:
+        width, _, patch, _ = state["conv1.weight"].shape
         config = CLIPVisionConfig(
             hidden_size=width,
             intermediate_size=state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
