@@ -186,11 +186,20 @@ def solve(
     return torch.cat(done)
 
 
+def spread(time_: Tensor) -> Tensor:
+    """A time a clip, as a factor of its pixels."""
+    return time_.view(-1, 1, 1, 1, 1)
+
+
+def noised(clips: Tensor, noise: Tensor, time_: Tensor) -> Tensor:
+    """What lies between clips (time 0) and noise (1)."""
+    return (1 - spread(time_)) * clips + spread(time_) * noise
+
+
 def flow_matching_loss(model: nn.Module, clips: Tensor, tokens: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(clips.shape, generator=generator)
     time_ = shifted(torch.rand(len(clips), generator=generator))
-    mix = time_.view(-1, 1, 1, 1, 1)
-    return (velocity(model, (1 - mix) * clips + mix * noise, time_, tokens) - (noise - clips)).square().mean()
+    return (velocity(model, noised(clips, noise, time_), time_, tokens) - (noise - clips)).square().mean()
 
 
 @dataclass(frozen=True)

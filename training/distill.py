@@ -20,6 +20,7 @@ from common import (
     save_model,
     set_causal,
     shifted,
+    spread,
     training_arguments,
     velocity,
     write_card,
@@ -69,7 +70,7 @@ def main() -> None:
         part = torch.randint(STEPS, (plan.batch,), generator=generator)
         start, end = states[pick, part].float(), states[pick, part + 1].float()
         now, then = corners[part], corners[part + 1]
-        wanted = (start - end) / (now - then).view(-1, 1, 1, 1, 1)
+        wanted = (start - end) / spread(now - then)
         return (velocity(model, start, now, world.encode(prompts[pick])) - wanted).square().mean()
 
     trained = run.train(loss)

@@ -23,12 +23,14 @@ from common import (
     draw,
     load_model,
     model_card,
+    noised,
     plan_of,
     prompt_pool,
     save_lora,
     save_model,
     set_causal,
     shifted,
+    spread,
     training_arguments,
     velocity,
     write_card,
@@ -71,10 +73,6 @@ KINDS = {
         makes="two-loras",
     ),
 }
-
-
-def spread(time_: Tensor) -> Tensor:
-    return time_.view(-1, 1, 1, 1, 1)
 
 
 def clean(model: nn.Module, clips: Tensor, time_: Tensor, prompts: Tensor, guidance: float = 1.0) -> Tensor:
@@ -128,7 +126,7 @@ def main() -> None:
             made = clean(student, clips, time_, prompts)
         noise = torch.randn(made.shape, generator=generator)
         when = shifted(torch.rand(len(made), generator=generator))
-        mixed = (1 - spread(when)) * made + spread(when) * noise
+        mixed = noised(made, noise, when)
         (velocity(fake, mixed, when, world.encode(prompts)) - (noise - made)).square().mean().backward()
         fakes.step()
         fakes.zero_grad()
@@ -141,7 +139,7 @@ def main() -> None:
         made = clean(student, clips, time_, prompts)
         with torch.no_grad():
             when = shifted(0.02 + 0.96 * torch.rand(len(made), generator=generator))
-            mixed = (1 - spread(when)) * made + spread(when) * torch.randn(made.shape, generator=generator)
+            mixed = noised(made, torch.randn(made.shape, generator=generator), when)
             wanted = clean(real, mixed, when, prompts, kind.guidance)
             gap = clean(fake, mixed, when, prompts) - wanted
             gap /= (made - wanted).abs().mean((1, 2, 3, 4), keepdim=True).clamp_min(1e-3)

@@ -14,6 +14,7 @@ from common import (
     begin,
     draw,
     load_model,
+    noised,
     plan_of,
     prompt_pool,
     save_lora,
@@ -42,8 +43,7 @@ def main() -> None:
         prompts = draw(pool, plan.batch, generator)
         clips = drawing.render(prompts, generator=generator, clip=size.clip)
         time_ = shifted(torch.rand(plan.batch, generator=generator))
-        level = time_.view(-1, 1, 1, 1, 1)
-        mixed = (1 - level) * clips + level * torch.randn(clips.shape, generator=generator)
+        mixed = noised(clips, torch.randn(clips.shape, generator=generator), time_)
         with torch.no_grad():
             asked = velocity(source, mixed, time_, world.encode(prompts))
             without = velocity(source, mixed, time_, world.encode_null(plan.batch))
