@@ -104,7 +104,7 @@ def test_a_checkpoint_of_csd_that_lacks_a_weight_is_refused(tmp_path):
 def test_a_checkpoint_of_csd_that_makes_no_network_is_refused(tmp_path, change):
     held = {f"backbone.{key}": tensor for key, tensor in {**csd_state(), **change}.items()}
     save_file({**held, "last_layer_style": torch.randn(WIDTH, 12)}, tmp_path / "csd.safetensors")
-    with pytest.raises(FileError, match="do not make a vision network"):
+    with pytest.raises(FileError, match="vision network could not be loaded"):
         Csd(tmp_path / "csd.safetensors")
 
 

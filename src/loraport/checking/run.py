@@ -217,23 +217,13 @@ def _named(file: str, strength: float) -> str:
     return f"{file} at strength {strength:g}"
 
 
-_SAID = ("nested_source", "nested_target", "scale", "expert", "adapter", "drop", "architecture", "method")
-"""Settings that the command of a transfer repeats where they are not the usual ones."""
-
-
 def _command(recipe: Recipe, strength: float | None) -> str:
     """The transfer that a conversion is."""
     words = ["loraport", "transfer", recipe.lora, "--source", recipe.source]
     words += ["--target", recipe.target] if recipe.target is not None else []
     for flag, loras in (("--source-lora", recipe.source_lora), ("--target-lora", recipe.target_lora)):
-        for each in loras:
-            words += [flag, _spelt(each)]
-    for name in _SAID:
-        value, usual = getattr(recipe, name), Recipe.model_fields[name].default
-        words += [f"--{name.replace('_', '-')}", str(value)] if value != usual else []
-    words += [part for name, value in recipe.params.items() for part in ("--set", f"{name}={value}")]
+        words += [part for each in loras for part in (flag, _spelt(each))]
     factor = (strength or 1.0) * recipe.strength
     words += ["--strength", f"{factor:g}"] if factor != 1.0 else []
-    words += ["--allow-partial"] if recipe.allow_partial else []
-    made = Path(output_name(recipe.lora))
-    return shlex.join([*words, "-o", f"{made.stem}-converted.safetensors"])
+    made = f"{Path(output_name(recipe.lora)).stem}-converted.safetensors"
+    return " ".join([shlex.join(words), *recipe.flags("strength"), shlex.join(["-o", made])])

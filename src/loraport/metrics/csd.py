@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from loraport.errors import FileError
-from loraport.metrics.towers import Tower
+from loraport.metrics.towers import Tower, said_of
 from loraport.metrics.weights import read_state
 
 HEAD_WIDTH = 64  # of all CLIP towers of OpenAI
@@ -71,7 +71,7 @@ def vision_network(state: dict[str, Tensor], where: Path) -> Any:
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     blocks = {int(found[1]) for key in state if (found := _BLOCK.match(key))}
-    try:
+    with said_of(where, "vision network"), torch.random.fork_rng(devices=[]):
         width, _, patch, _ = state["conv1.weight"].shape
         config = CLIPVisionConfig(
             hidden_size=width,
@@ -83,18 +83,12 @@ def vision_network(state: dict[str, Tensor], where: Path) -> Any:
             hidden_act="quick_gelu",
             layer_norm_eps=1e-5,
         )
-        with torch.random.fork_rng(devices=[]):
-            network = CLIPVisionModel(config)
+        network = CLIPVisionModel(config)
         prefix = "vision_model." if any(key.startswith("vision_model.") for key in network.state_dict()) else ""
         renamed = {f"{prefix}{name}": tensor for key, tensor in state.items() for name, tensor in _renamed(key, tensor)}
         lacking = [
             key for key in network.load_state_dict(renamed, strict=False).missing_keys if "position_ids" not in key
         ]
-    except (KeyError, RuntimeError, ValueError) as error:
-        raise FileError(
-            "the weights do not make a vision network", where=str(where),
-            values=(str(error).strip().splitlines() or [""])[0][:200],
-        ) from error  # fmt: skip
     if lacking:
         raise FileError("weights of the network are missing", where=str(where), values=f"e.g. {lacking[0]}")
     return network
