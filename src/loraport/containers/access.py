@@ -110,6 +110,13 @@ def unreadable(path: Path, error: OSError | ValueError) -> FileError:
     return FileError(what, where=shown, values=error.strerror or str(error), fix=fix or "check the path and the disk")
 
 
+def damaged(where: str, what: str, values: str) -> FileError:
+    """The error for a file whose header cannot be true."""
+    return FileError(
+        f"damaged file: {what}", where=where, values=values or None, fix="download or export the file again"
+    )
+
+
 def nearest_path(path: Path) -> str:
     """What to try instead of a path that is not there: the neighbour that was most likely meant."""
     advice = windows.advice(path)

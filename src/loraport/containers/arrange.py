@@ -40,7 +40,7 @@ class Put:
     @classmethod
     def in_place(cls, ref: TensorRef) -> "Put":
         """One that keeps name, format and shape."""
-        return cls(ref, ref.key, ref.dtype, ref.shape if ref.stored_shape is None else ref.stored_shape)
+        return cls(ref, ref.key, ref.dtype, ref.shape_in_file)
 
     @property
     def name(self) -> tuple[tuple[str, ...], str]:

@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO
 
-from loraport.containers.access import open_file, status, unreadable
+from loraport.containers.access import damaged, open_file, status, unreadable
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.safetensors import Span
 from loraport.errors import FileError, UnsupportedError
@@ -171,7 +171,7 @@ class _Reader:
                 width = struct.calcsize(_SCALARS[item])
                 self.within(width * count, key)
                 if key.startswith(ORIGINAL_SHAPE) and count <= MAX_DIMENSIONS:
-                    values = self.numbers("<" + _SCALARS[item] * count if count else "<")
+                    values = self.numbers(_SCALARS[item] * count)
                     shapes[key.removeprefix(ORIGINAL_SHAPE)] = tuple(map(int, values))
                 else:
                     self.skip(width * count, key)
@@ -185,7 +185,7 @@ class _Reader:
         (count,) = self.numbers("I")
         if count > MAX_DIMENSIONS:
             raise self.damaged(f"{name!r} has too many dimensions", str(count))
-        shape = tuple(reversed(self.numbers("Q" * count))) if count else ()
+        shape = tuple(reversed(self.numbers("Q" * count)))
         entry = self.position
         kind, offset = self.numbers("IQ")
         if prod(shape) >= 2**62 or any(length >= 2**62 for length in shape) or offset >= 2**62:
@@ -212,11 +212,8 @@ class _Reader:
         else:
             span = Span(f"format {kind}", (0,), start, start)
         if span.end > self.size:
-            raise FileError(
-                "damaged file: the file is cut short",
-                where=self.where,
-                values=f"{name!r} ends at byte {span.end:,}, the file has {self.size:,}",
-                fix="download or export the file again",
+            raise self.damaged(
+                "the file is cut short", f"{name!r} ends at byte {span.end:,}, the file has {self.size:,}"
             )
         return GgufTensor(span, weight, entry)
 
@@ -244,8 +241,7 @@ class _Reader:
             raise self.damaged("a text is not UTF-8", str(error)[:100]) from None
 
     def numbers(self, letters: str) -> tuple[int, ...]:
-        letters = letters if letters.startswith("<") else "<" + letters
-        return struct.unpack(letters, self.take(struct.calcsize(letters)))
+        return struct.unpack(f"<{letters}", self.take(struct.calcsize(f"<{letters}")))
 
     def take(self, count: int) -> bytes:
         self.within(count, "the header")
@@ -267,6 +263,4 @@ class _Reader:
             raise self.damaged(whole, f"{count:,} more bytes of {what} are announced at byte {self.position:,}")
 
     def damaged(self, what: str, values: str) -> FileError:
-        return FileError(
-            f"damaged file: {what}", where=self.where, values=values or None, fix="download or export the file again"
-        )
+        return damaged(self.where, what, values)

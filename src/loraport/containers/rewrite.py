@@ -24,7 +24,9 @@ from loraport.containers.access import open_file, unreadable
 from loraport.containers.arrange import Places, Put, Run, arranged
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.retorch import places_of, write_anew
-from loraport.containers.stored import CHUNK_BYTES, TensorRef, list_stored, span_of
+from loraport.containers.safetensors import CHUNK_BYTES
+from loraport.containers.stored import TensorRef, list_stored, span_of
+from loraport.containers.torch_zip import begin_of
 from loraport.errors import FileError
 
 _LOCAL_CRC, _CENTRAL_CRC, _CENTRAL_SIZE = 14, 16, 46  # places in the headers of a zip archive
@@ -184,9 +186,7 @@ def _renew_checksums(source: Path, target: Path, starts: Sequence[int]) -> None:
     with zipfile.ZipFile(source) as archive, target.open("r+b") as file:
         central = archive.start_dir
         for info in archive.infolist():
-            file.seek(info.header_offset + 26)
-            name_length, extra_length = struct.unpack("<HH", file.read(4))
-            begin = info.header_offset + 30 + name_length + extra_length
+            begin = begin_of(info, file)
             end = begin + info.file_size
             if any(begin <= start < end for start in starts):
                 checksum = struct.pack("<L", _checksum(file, begin, end))
@@ -215,18 +215,15 @@ def _replace(file: BufferedRandom, at: int, data: bytes) -> None:
 
 def _compare(source: Path, target: Path, puts: Sequence[Put], dropped: Sequence[TensorRef]) -> None:
     """The copy is a whole file, and names what it should. Raises FileError."""
-    wanted = {
-        (nest, key): (ref.dtype, ref.shape if ref.stored_shape is None else ref.stored_shape)
-        for nest, group in list_stored(source).groups.items()
-        for key, ref in group.items()
-    }
+    wanted = _content(source)
     for ref in (*(put.ref for put in puts), *dropped):
         del wanted[ref.nest, ref.key]
     wanted |= {(put.ref.nest, put.key): (put.dtype, put.shape) for put in puts}
-    found = {
-        (nest, key): (ref.dtype, ref.shape if ref.stored_shape is None else ref.stored_shape)
-        for nest, group in list_stored(target).groups.items()
-        for key, ref in group.items()
-    }
-    if found != wanted:
+    if _content(target) != wanted:
         raise FileError("the copy does not hold what was written; the disk may be failing", where=str(target))
+
+
+def _content(path: Path) -> dict[tuple[tuple[str, ...], str], tuple[str, tuple[int, ...]]]:
+    """Number format and shape of every tensor in a file, by its nest and key."""
+    groups = list_stored(path).groups
+    return {(nest, key): (it.dtype, it.shape_in_file) for nest, group in groups.items() for key, it in group.items()}

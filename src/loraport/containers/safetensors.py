@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from loraport.containers.access import open_file, status, unreadable
+from loraport.containers.access import damaged, open_file, status, unreadable
 from loraport.containers.dtypes import FORMATS
 from loraport.errors import FileError
 from loraport.files import NO_ROOM, atomic_path
@@ -83,7 +83,7 @@ def parse_header(file: FileIO | BinaryIO, size: int, where: str) -> SafetensorsH
     entries, base = parse_entries(file, size, where)
     metadata = entries.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
-        raise _damaged(where, "the header's metadata is not a table", type(metadata).__name__)
+        raise damaged(where, "the header's metadata is not a table", type(metadata).__name__)
     spans = {key: _span(where, key, entry, base) for key, entry in entries.items()}
     _check_layout(where, spans, base, size)
     return SafetensorsHeader(spans, {str(key): _text(value) for key, value in metadata.items()}, base)
@@ -96,7 +96,7 @@ def parse_entries(file: FileIO | BinaryIO, size: int, where: str) -> tuple[dict[
         FileError: no header, a header that is cut short, or one that is no table.
     """
     if size < 8:
-        raise _damaged(where, "the file is shorter than a header", f"{size} bytes")
+        raise damaged(where, "the file is shorter than a header", f"{size} bytes")
     begin = file.read(8)
     length = int.from_bytes(begin, "little")
     if length > MAX_HEADER_BYTES:
@@ -107,7 +107,7 @@ def parse_entries(file: FileIO | BinaryIO, size: int, where: str) -> tuple[dict[
             fix="give a file that ends in .safetensors and was saved as such",
         )
     if length > size - 8:
-        raise _damaged(
+        raise damaged(
             where, "the file is cut short", f"a header of {length:,} bytes is announced, the file has {size:,}"
         )
     raw = file.read(length)
@@ -116,9 +116,9 @@ def parse_entries(file: FileIO | BinaryIO, size: int, where: str) -> tuple[dict[
         if _SURROGATE.search(raw):
             json.dumps(entries, ensure_ascii=False).encode("utf-8")  # half a character, which nothing can print
     except (ValueError, RecursionError) as error:
-        raise _damaged(where, "the header is not valid JSON", str(error)[:200]) from None
+        raise damaged(where, "the header is not valid JSON", str(error)[:200]) from None
     if not isinstance(entries, dict):
-        raise _damaged(where, "the header is not a table of tensors", type(entries).__name__)
+        raise damaged(where, "the header is not a table of tensors", type(entries).__name__)
     return entries, 8 + length
 
 
@@ -206,16 +206,16 @@ def _errno_of(error: Exception) -> int:
 
 def _span(where: str, key: str, entry: Any, base: int) -> Span:
     if not isinstance(entry, dict):
-        raise _damaged(where, f"the header entry of {key!r} is not a table", type(entry).__name__)
+        raise damaged(where, f"the header entry of {key!r} is not a table", type(entry).__name__)
     dtype, shape, offsets = entry.get("dtype"), _naturals(entry.get("shape")), _naturals(entry.get("data_offsets"))
     if not isinstance(dtype, str) or shape is None or offsets is None or len(offsets) != 2:
-        raise _damaged(where, f"the header entry of {key!r} is malformed", str(entry)[:200])
+        raise damaged(where, f"the header entry of {key!r} is malformed", str(entry)[:200])
     start, end = offsets
     if len(shape) > 16 or end < start:
-        raise _damaged(where, f"the header entry of {key!r} is malformed", str(entry)[:200])
+        raise damaged(where, f"the header entry of {key!r} is malformed", str(entry)[:200])
     known = FORMATS.get(dtype)
     if known is not None and prod(shape) * known.item_bytes != end - start:
-        raise _damaged(
+        raise damaged(
             where,
             f"the size of {key!r} does not fit its shape",
             f"{end - start:,} bytes for {dtype} {list(shape)}",
@@ -227,13 +227,13 @@ def _check_layout(where: str, spans: dict[str, Span], base: int, size: int) -> N
     position, last = base, "the header"
     for key, span in sorted(spans.items(), key=lambda item: (item[1].start, item[1].end)):
         if span.start < position:
-            raise _damaged(where, f"{key!r} overlaps {last!r}", f"bytes {span.start:,} to {span.end:,}")
+            raise damaged(where, f"{key!r} overlaps {last!r}", f"bytes {span.start:,} to {span.end:,}")
         if span.start > position:
-            raise _damaged(where, f"there is a hole before {key!r}", f"bytes {position:,} to {span.start:,}")
+            raise damaged(where, f"there is a hole before {key!r}", f"bytes {position:,} to {span.start:,}")
         position, last = span.end, key
     if position != size:
         what = "the file is cut short" if position > size else "there is data after the last tensor"
-        raise _damaged(where, what, f"{size:,} bytes, the header describes {position:,}")
+        raise damaged(where, what, f"{size:,} bytes, the header describes {position:,}")
 
 
 def _naturals(value: Any) -> list[int] | None:
@@ -255,7 +255,3 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(table) != len(pairs):
         raise ValueError("a name occurs twice")
     return table
-
-
-def _damaged(where: str, what: str, values: str) -> FileError:
-    return FileError(f"damaged file: {what}", where=where, values=values, fix="download or export the file again")

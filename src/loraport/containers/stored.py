@@ -14,11 +14,9 @@ from loraport.containers.access import open_file, read_begin, status, unreadable
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.gguf import MAGIC, GgufTensor, read_gguf
 from loraport.containers.names import TORCH_ENDINGS
-from loraport.containers.safetensors import SafetensorsHeader, Span, read_header
+from loraport.containers.safetensors import CHUNK_BYTES, Span, read_header
 from loraport.containers.sent import bytes_sent, state_sent
 from loraport.errors import FileError, UnsupportedError
-
-CHUNK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -51,12 +49,20 @@ class TensorRef:
     stored_shape: tuple[int, ...] | None = None
 
     @property
+    def shape_in_file(self) -> tuple[int, ...]:
+        """Its shape as it lies in the file: of bytes, where several numbers share them."""
+        return self.shape if self.stored_shape is None else shape_of_rows(self.stored_shape, self.rows)
+
+    @property
+    def own_bytes(self) -> int:
+        """Size as stored, in bytes, without companions."""
+        known = FORMATS.get(self.dtype)
+        return prod(self.shape_in_file) * (1 if known is None else known.item_bytes)
+
+    @property
     def nbytes(self) -> int:
         """Size as stored, in bytes."""
-        known = FORMATS.get(self.dtype)
-        shape = self.shape if self.stored_shape is None else shape_of_rows(self.stored_shape, self.rows)
-        own = prod(shape) * (1 if known is None else known.item_bytes)
-        return own + sum(companion.nbytes for _, companion in self.companions)
+        return self.own_bytes + sum(companion.nbytes for _, companion in self.companions)
 
     @property
     def stored_as(self) -> str:
@@ -94,19 +100,15 @@ def list_stored(path: Path) -> TensorFile:
     _refuse_stand_in(path, begin)
     if begin[:4] == MAGIC:
         found = read_gguf(path)
-        return TensorFile(
-            path,
-            "gguf",
-            {(): {key: _gguf_ref(path, key, tensor) for key, tensor in found.tensors.items()}},
-            found.metadata,
-        )
+        refs = {key: _gguf_ref(path, key, tensor) for key, tensor in found.tensors.items()}
+        return TensorFile(path, "gguf", {(): refs}, found.metadata)
     if begin[:4] == b"PK\x03\x04" or path.suffix in TORCH_ENDINGS:
         groups = {
             nest: {key: _ref(path, key, span, "torch", nest) for key, span in group.items()}
             for nest, group in _torch_groups(path).items()
         }
         return TensorFile(path, "torch", groups, {})
-    header: SafetensorsHeader = read_header(path)
+    header = read_header(path)
     refs = {key: _ref(path, key, span, "safetensors", ()) for key, span in header.spans.items()}
     return TensorFile(path, "safetensors", {(): refs}, header.metadata)
 

@@ -57,8 +57,7 @@ def read_stored(
         if state is not None:
             state.update(identifying(ref.dtype, ref.shape))
             state.update(buffer.numpy().data)
-        shape = ref.shape if ref.stored_shape is None else shape_of_rows(ref.stored_shape, ref.rows)
-        return buffer.view(_dtype_of(ref)).reshape(shape)
+        return buffer.view(_dtype_of(ref)).reshape(ref.shape_in_file)
     span, dtype = _where(ref)
     if state is not None:
         state.update(identifying(ref.dtype, ref.shape))

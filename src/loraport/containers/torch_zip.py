@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -184,6 +184,13 @@ class _Locator:
         return Span(name, shape, int(start), int(start + (last + 1) * item), strides)
 
 
+def begin_of(info: zipfile.ZipInfo, file: BinaryIO) -> int:
+    """Where the data of a record of a zip archive begins: behind its local header, which ends with two names."""
+    file.seek(info.header_offset + 26)  # their lengths
+    name_length, extra_length = struct.unpack("<HH", file.read(4))
+    return int(info.header_offset + 30 + name_length + extra_length)
+
+
 def _records(path: str) -> dict[int, int]:
     """Offset of the data of every stored record of the zip archive -> its length."""
     places: dict[int, int] = {}
@@ -210,9 +217,7 @@ def _records(path: str) -> dict[int, int]:
                         where=path,
                         fix="load and save it again on a common machine (x86, ARM), as safetensors",
                     )
-                file.seek(info.header_offset + 26)  # the local header ends with the lengths of two trailing fields
-                name_length, extra_length = struct.unpack("<HH", file.read(4))
-                places[info.header_offset + 30 + name_length + extra_length] = info.file_size
+                places[begin_of(info, file)] = info.file_size
     except (FileError, UnsupportedError):
         raise
     except zipfile.BadZipFile:

@@ -58,8 +58,8 @@ class MergePlan:
     @property
     def grown_bytes(self) -> int:
         """By how much the files become larger, headers aside."""
-        added = sum(put.nbytes - replace(put.ref, companions=()).nbytes for it in self.tensors for put in it.puts)
-        return added - sum(replace(ref, companions=()).nbytes for ref in self.gone)
+        added = sum(put.nbytes - put.ref.own_bytes for tensor in self.tensors for put in tensor.puts)
+        return added - sum(ref.own_bytes for ref in self.gone)
 
     @property
     def output_bytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from loraport.containers.stored import Group, TensorRef
 
@@ -21,29 +21,31 @@ class Claim:
     used: set[str] = field(default_factory=set)
 
 
-@runtime_checkable
-class Codec(Protocol):
+class Codec:
     """How one way of storing weights is recognised, by headers; `decoding.decode` has the numbers."""
 
     name: str
     """As `TensorRef.codec` has it, and as people read it."""
 
     def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
-        """Take what this codec reads, by headers; an empty claim where there is nothing of its kind.
+        """Take what this codec reads, by headers; an empty claim where there is nothing of its kind, and of a codec
+        whose tensors are companions only.
 
         Args:
             group: stored tensors that no codec before this one has claimed.
             settings: what the file says of single modules, by module path (`codecs/settings.py`).
         """
-        ...
+        return Claim()
 
     def rounding_floor(self, ref: TensorRef) -> float:
-        """Relative Frobenius distance of two equal weights that were stored so from different neighbours."""
-        ...
+        """Relative Frobenius distance of two equal weights that were stored so from different neighbours; 0 where it is
+        not known."""
+        return 0.0
 
     def refusal(self, ref: TensorRef) -> str | None:
-        """Why a tensor that this codec claims cannot be read as a weight; None where it can."""
-        ...
+        """Why a tensor that this codec claims cannot be read as a weight; None where it can. What does not fit is
+        better claimed under another name."""
+        return None
 
 
 def logical(

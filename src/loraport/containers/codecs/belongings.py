@@ -7,11 +7,10 @@ numbers for integers or fp8. What belongs to layers that do not change stays.
 import json
 from collections.abc import Collection, Mapping
 
-from loraport.containers.codecs.scales import SUFFIXES
+from loraport.containers.codecs.scales import MARKER, SUFFIXES
 from loraport.containers.codecs.settings import HEADER, ROTATED, SUFFIX, named_in
 from loraport.containers.stored import Group, TensorRef
 
-_MARKER = "scaled_fp8"  # ComfyUI's first files: in the whole model 8 bits have scales
 _PARTS = (
     *SUFFIXES,
     SUFFIX,
@@ -55,8 +54,8 @@ def belongings(refs: Collection[TensorRef], stored: Group) -> list[TensorRef]:
     own = {ref.key for ref in refs}
     left = [key for key, ref in stored.items() if ref.dtype in _EIGHT_BITS and key not in own]
     for key in stored:
-        if key == _MARKER or key.endswith("." + _MARKER):
-            prefix = key.removesuffix(_MARKER)
+        if key == MARKER or key.endswith("." + MARKER):
+            prefix = key.removesuffix(MARKER)
             if not any(other.startswith(prefix) for other in left if other != key):
                 gone.add(key)
     return [ref for key, ref in stored.items() if key in gone]

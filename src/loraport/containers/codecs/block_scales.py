@@ -11,11 +11,11 @@ from math import prod
 from typing import Any
 
 from loraport.containers import dtypes
-from loraport.containers.codecs.base import Claim, logical
+from loraport.containers.codecs.base import Claim, Codec, logical
 from loraport.containers.stored import Group, TensorRef
 
 
-class Mxfp8:
+class Mxfp8(Codec):
     """e4m3 with a power of two for each 32 numbers."""
 
     name = "mxfp8"
@@ -37,37 +37,15 @@ class Mxfp8:
         """That of e4m3: powers of two move numbers without making them coarser."""
         return dtypes.rounding_floor("F8_E4M3")
 
-    def refusal(self, ref: TensorRef) -> str | None:
-        """None: what does not fit was claimed under another name."""
-        return None
 
-
-class _ScaleBytes:
-    """Scales whose number format torch may not have; a part of a weight, never one by themselves."""
-
-    name = ""
-
-    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
-        """Nothing: they come as companions."""
-        return Claim()
-
-    def rounding_floor(self, ref: TensorRef) -> float:
-        """None of its own."""
-        return 0.0
-
-    def refusal(self, ref: TensorRef) -> str | None:
-        """None."""
-        return None
-
-
-class Exponents(_ScaleBytes):
-    """e8m0: byte b is 2^(b - 127), and 255 is no number."""
+class Exponents(Codec):
+    """Scales in e8m0, which torch may not have: byte b is 2^(b - 127), and 255 is no number."""
 
     name = "e8m0"
 
 
-class SmallFloats(_ScaleBytes):
-    """e4m3 in a tensor of bytes, as older ComfyUI wrote it."""
+class SmallFloats(Codec):
+    """Scales in e4m3 in a tensor of bytes, as older ComfyUI wrote it."""
 
     name = "e4m3 in bytes"
 

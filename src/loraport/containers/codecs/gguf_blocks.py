@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from math import sqrt
 from typing import Any
 
-from loraport.containers.codecs.base import Claim, logical
+from loraport.containers.codecs.base import Claim, Codec, logical
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.stored import Group, TensorRef
 
@@ -36,7 +36,7 @@ ERRORS = {
 }
 
 
-class GgufBlocks:
+class GgufBlocks(Codec):
     """Everything in a GGUF file that is no plain number."""
 
     name = "GGUF"

@@ -13,8 +13,8 @@ from math import prod, sqrt
 from statistics import NormalDist
 from typing import Any
 
-from loraport.containers.codecs.base import Claim, logical
-from loraport.containers.codecs.scales import BY_SQUARES, SIDE, Scaled, numbers_sharing, scales_of, sharing
+from loraport.containers.codecs.base import Claim, Codec, logical
+from loraport.containers.codecs.scales import BY_SQUARES, SIDE, numbers_sharing, scales_of, sharing
 from loraport.containers.stored import Group, TensorRef
 
 FORMATS = ("int8_tensorwise", "int8_blockwise", "convrot_w4a4")
@@ -23,11 +23,11 @@ _GROUP = 256  # where the settings do not say it
 _LARGEST = 127
 
 
-class Int8(Scaled):
+class Int8(Codec):
     """A weight of 8-bit integers and its scale."""
 
     def __init__(self, name: str = "int8"):
-        super().__init__(name)
+        self.name = name
 
     def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
         """Every matrix of 8-bit integers; one whose scale is missing or does not fit is named so."""

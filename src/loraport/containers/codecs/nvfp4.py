@@ -11,12 +11,8 @@ from dataclasses import dataclass
 from math import prod, sqrt
 from typing import Any
 
-from loraport.containers.codecs.base import Claim, logical
-from loraport.containers.codecs.block_scales import (
-    SmallFloats,
-    fits_tiles,
-    modules_called,
-)
+from loraport.containers.codecs.base import Claim, Codec, logical
+from loraport.containers.codecs.block_scales import SmallFloats, fits_tiles, modules_called
 from loraport.containers.stored import Group, TensorRef
 
 BLOCK = 16
@@ -70,7 +66,7 @@ def is_nvfp4(module: str, group: Group) -> bool:
     return any(packing.marks(module, group) for packing in PACKINGS)
 
 
-class Nvfp4:
+class Nvfp4(Codec):
     """A weight as one program writes it."""
 
     def __init__(self, packing: Packing):
@@ -125,7 +121,3 @@ class Nvfp4:
     def rounding_floor(self, ref: TensorRef) -> float:
         """Measured on Gaussian weights."""
         return sqrt(2.0) * _ERROR
-
-    def refusal(self, ref: TensorRef) -> str | None:
-        """None: what does not fit was claimed under another name."""
-        return None

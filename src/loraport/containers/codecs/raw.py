@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraport.containers import dtypes
-from loraport.containers.codecs.base import Claim
+from loraport.containers.codecs.base import Claim, Codec
 from loraport.containers.stored import Group, TensorRef
 
 
-class Raw:
+class Raw(Codec):
     """Every tensor that nobody else claims."""
 
     name = "raw"

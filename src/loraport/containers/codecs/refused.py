@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraport.containers.codecs import int8, scaled_fp8
-from loraport.containers.codecs.base import Claim, logical
+from loraport.containers.codecs.base import Claim, Codec, logical
 from loraport.containers.codecs.nvfp4 import is_nvfp4
 from loraport.containers.codecs.scales import scales_of
 from loraport.containers.codecs.settings import UNKNOWN
@@ -67,15 +67,11 @@ _BLOCK_SCALED = ("mxfp8", "nvfp4")  # their codecs look at the rest
 _READ_FORMATS = (*scaled_fp8.FORMATS, *int8.FORMATS, *_BLOCK_SCALED)
 
 
-class Refused:
+class Refused(Codec):
     """A scheme that is known by name only."""
 
     def __init__(self, name: str):
         self.name = name
-
-    def rounding_floor(self, ref: TensorRef) -> float:
-        """Not known."""
-        return 0.0
 
     def refusal(self, ref: TensorRef) -> str | None:
         """The name of the scheme."""

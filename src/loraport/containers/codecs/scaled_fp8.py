@@ -9,24 +9,23 @@ from math import prod
 from typing import Any
 
 from loraport.containers import dtypes
-from loraport.containers.codecs.base import Claim, logical
-from loraport.containers.codecs.scales import BY_SQUARES, SUFFIXES, Scaled, scales_of, sharing
+from loraport.containers.codecs.base import Claim, Codec, logical
+from loraport.containers.codecs.scales import BY_SQUARES, MARKER, SUFFIXES, scales_of, sharing
+from loraport.containers.codecs.settings import SUFFIX
 from loraport.containers.stored import Group, TensorRef
 
 FORMATS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fn_rowwise", "float8_e4m3fn_blockwise")
 _OF_INPUTS = (".scale_input", ".input_scale")
-_MARKER = "scaled_fp8"
-_SETTINGS = ".comfy_quant"
 _OF_BIAS = ".bias_scale"  # LTX
 # ComfyUI gives layers that it keeps in 16 or 32 bits a scale too.
 _STORED = ("F8_E4M3", "F8_E5M2", "BF16", "F16", "F32")
 
 
-class ScaledFp8(Scaled):
+class ScaledFp8(Codec):
     """A weight of 8 bits and its scale."""
 
     def __init__(self, name: str = "scaled"):
-        super().__init__(name)
+        self.name = name
 
     def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
         """Every `<module>.weight` with a scale beside it; scales of inputs, markers and settings vanish."""
@@ -41,7 +40,7 @@ class ScaledFp8(Scaled):
                 of = f"{module}.bias" if suffix == _OF_BIAS else f"{module}.weight"
                 claim.weights[of] = _scaled(group.get(of), scales, settings.get(module, {}))
                 claim.used.update((of, key))
-            elif key == _MARKER or key.endswith(("." + _MARKER, _SETTINGS, *_OF_INPUTS)):
+            elif key == MARKER or key.endswith(("." + MARKER, SUFFIX, *_OF_INPUTS)):
                 claim.used.add(key)
         for key, ref in group.items():
             if key.endswith(".weight") and key not in claim.used and key.removesuffix(".weight") in settings:

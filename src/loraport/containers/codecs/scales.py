@@ -15,22 +15,8 @@ from loraport.containers.stored import Group, TensorRef
 
 SUFFIXES = (".scale_weight", ".weight_scale", ".weight_scale_inv", ".fp8_scale")
 BY_SQUARES = " by squares"
+MARKER = "scaled_fp8"  # ComfyUI's first files: a tensor that says that 8 bits have scales in the whole model
 SIDE = 128  # of a square, where it does not follow from the shape
-
-
-class Scaled:
-    """What codecs of numbers that a scale multiplies have in common.
-
-    Args:
-        name: of the codec.
-    """
-
-    def __init__(self, name: str):
-        self.name = name
-
-    def refusal(self, ref: TensorRef) -> str | None:
-        """None: what does not fit was claimed under another name."""
-        return None
 
 
 def scales_of(group: Group, module: str) -> dict[str, TensorRef]:

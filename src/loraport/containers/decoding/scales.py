@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float32, Shaped
 from torch import Tensor
 
+from loraport.containers.codecs.base import Codec
 from loraport.containers.codecs.int8 import Int8
 from loraport.containers.codecs.scaled_fp8 import ScaledFp8
-from loraport.containers.codecs.scales import BY_SQUARES, Scaled, side_of
+from loraport.containers.codecs.scales import BY_SQUARES, side_of
 from loraport.containers.decoding.base import decode
 from loraport.containers.stored import TensorRef
 from loraport.errors import NumericalError
@@ -17,7 +18,7 @@ from loraport.errors import NumericalError
 @decode.register(Int8)
 @decode.register(ScaledFp8)
 def scaled(
-    codec: Scaled, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: Codec, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
 ) -> Float32[Tensor, "..."]:
     """scale * stored, in float32.
 
