@@ -147,6 +147,8 @@ class TestNotes:
         tensors = render_adapter(_layers(), open_adapter(source).passthrough, "universal", pico.architecture)
         write_adapter(tmp_path / "out.safetensors", tensors, _metadata(layers=20))
         assert _outcomes(tmp_path / "out.safetensors", False) == set()
+        write_adapter(tmp_path / "out.safetensors", tensors, _metadata() | {"loraport.summary": '{"layers": ["20"]}'})
+        assert _outcomes(tmp_path / "out.safetensors", False) == {"every layer is there"}
 
     def test_of_two_experts_one_must_be_named(self, tmp_path):
         both = [f"diffusion_model.transformer_{n}." for n in (1, 2)]

@@ -58,7 +58,8 @@ def _check(found: dict[str, Tensor], wanted: dict[str, Tensor], before: dict[str
 
 def test_one_file_keeps_everything_else(lora, tmp_path):
     path, output = tmp_path / "model.safetensors", tmp_path / "out.safetensors"
-    save_file(STATE, path, TEXTS)
+    strange = [7, {"digest": {}, "strength": 1.0}]  # by somebody else
+    save_file(STATE, path, TEXTS | {"loraport.merged": json.dumps(strange)})
     report = loraport.merge(lora, path, output, strength=0.8)
     _check(load_file(output), _dense(STATE, 0.8), STATE)
     one, two = read_header(path), read_header(output)
@@ -67,7 +68,8 @@ def test_one_file_keeps_everything_else(lora, tmp_path):
     ]
     kept = {key: text for key, text in TEXTS.items() if "hash" not in key}
     assert {key: text for key, text in two.metadata.items() if not key.startswith("loraport.")} == kept
-    (told,) = json.loads(two.metadata["loraport.merged"])
+    *others, told = json.loads(two.metadata["loraport.merged"])
+    assert others == strange
     assert (told["lora"], told["strength"]) == ("style.safetensors", 0.8)
     assert (report.tensors, report.untouched) == (len(WANTED), len(STATE) - len(WANTED))
     assert report.lost < 1e-6

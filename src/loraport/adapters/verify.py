@@ -75,14 +75,16 @@ def _header(lora: LoraAdapter) -> list[Check]:
     layers = summary.get("layers") if isinstance(summary, dict) else None
     if layers is not None:
         # Layers that were added for their bias alone are not counted there.
-        same = layers <= len(lora.layers) if _has_biases(lora) else layers == len(lora.layers)
+        fewer = _has_biases(lora) and isinstance(layers, int) and layers < len(lora.layers)
+        same = fewer or layers == len(lora.layers)
         checks.append(Check("every layer is there", same, f"{count(len(lora.layers), 'layer')}, header {layers}"))
     stated = lora.metadata.get("ss_network_dim")
     if stated is not None and _transferred(lora):
         alone = [layer.rank for name, layer in lora.layers.items() if layer.factored and name not in lora.fused]
         rank = max(alone, default=lora.max_rank)
         # Where every weight is fused, the ranks of its layers have been added up.
-        right = stated == str(rank) or (not alone and stated.isdecimal() and rank % max(int(stated), 1) == 0)
+        added_up = {str(part) for part in range(1, rank) if rank % part == 0} if not alone else set()
+        right = stated == str(rank) or stated in added_up
         checks.append(Check("rank as stated", right, f"rank {rank}, header {stated}"))
     recipe = read_json(lora.metadata, "loraport.recipe")
     recipe = recipe if isinstance(recipe, dict) else {}

@@ -81,8 +81,9 @@ def counted_twice(plan: MergePlan, told: Sequence[Mapping[str, object]]) -> list
         return twins
     known: dict[object, float] = {}
     for record in _records(read_header(ref.file).metadata):
-        if isinstance(record, dict) and isinstance(record.get("strength"), float):
-            known[record.get("digest")] = known.get(record.get("digest"), 0.0) + record["strength"]
+        match record:  # anybody may have written it
+            case {"digest": str(found), "strength": float(strength)}:
+                known[found] = known.get(found, 0.0) + strength
     return twins + [
         f"the checkpoint's header says that {given.file} was merged into it before, at {known[one['digest']]:g}: "
         + _together(adapter, factor, known[one["digest"]])

@@ -81,7 +81,7 @@ def _yaml_files(folder: Path) -> list[Path]:
 def _read_own(path: Path) -> Family:
     try:
         family = _read(read_yaml(path.read_text("utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error, yaml.YAMLError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, re.error, yaml.YAMLError) as error:
         said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise FileError(
             "this describes no family of models",
@@ -100,7 +100,7 @@ def _read_own(path: Path) -> Family:
 
 
 def _read(data: Any) -> Family:
-    namings = tuple(data["spellings"])
+    namings = tuple(map(str, data["spellings"]))
     templates: dict[str, Template] = {}
     for role in ROLES:
         for *cells, shape in data.get(role, []):
@@ -109,6 +109,9 @@ def _read(data: Any) -> Family:
                 raise ValueError(f"{data['family']}: {template.name} is defined twice")
             templates[template.name] = template
     counters = {"n": "blocks", **data.get("counters", {})}
+    aliases = dict(data.get("aliases", {}))
+    if nowhere := set(aliases.values()) - templates.keys():
+        raise ValueError(f"{data['family']}: aliases of modules that it does not have: {sorted(map(str, nowhere))}")
     used = {template.counter for template in templates.values()} - {""}
     if used - counters.keys():
         raise ValueError(f"{data['family']}: no name for the blocks counted by {sorted(used - counters.keys())}")
@@ -117,15 +120,15 @@ def _read(data: Any) -> Family:
         title=data["title"],
         namings=namings,
         templates=templates,
-        aliases=dict(data.get("aliases", {})),
-        counters={letter: called for letter, called in counters.items() if letter in used},
+        aliases=aliases,
+        counters={letter: str(called) for letter, called in counters.items() if letter in used},
         universal=data.get("universal", namings[0]),
         diffusers=DiffusersClasses(**data.get("diffusers", {})),
         lookalikes=tuple(_lookalike(row) for row in data.get("lookalikes", [])),
         additions={title: re.compile(pattern) for title, pattern in data.get("additions", {}).items()},
         image_marker=data.get("image_marker"),
-        sizes=tuple(data.get("sizes", [])),
-        variants=tuple(data.get("variants", [])),
+        sizes=tuple({"name": row["name"], **row} for row in data.get("sizes", [])),
+        variants=tuple({"title": row["title"], **row} for row in data.get("variants", [])),
         usual=dict(data.get("usual", {})),
         alike={naming: _alike(row) for naming, row in data.get("alike", {}).items()},
         added=tuple(data.get("added", [])),
@@ -137,7 +140,7 @@ def _template(
     data: Mapping[str, Any], namings: tuple[str, ...], role: str, cells: list[str], shape: list[Any]
 ) -> Template:
     if len(cells) != len(namings):
-        raise ValueError(f"{data['family']}: {cells[0]} has {len(cells)} spellings, not {len(namings)}")
+        raise ValueError(f"{data['family']}: {cells[:1]} has {len(cells)} spellings, not {len(namings)}")
     permuted = data.get("permuted", {})
     places = {}
     for naming, cell in zip(namings, cells, strict=True):
