@@ -185,6 +185,9 @@ def _module(
             done.leftover[piece.key] = "the factors it belongs to are missing"
             continue
         changed = rules.changes[part]
+        if changed == "bias" and len(piece.ref.shape) != 1:
+            done.leftover[piece.key] = f"{list(piece.ref.shape)}, which is no bias"
+            continue
         param = module if role == "param" or changed == "modulation" else f"{module}.{changed}"
         if part == SET_BIAS:
             done.passthrough.append(PassthroughValue((piece.key,), param, "diff_b", piece.ref))

@@ -49,6 +49,21 @@ class TestRefused:
             ({"lora_up.0.weight": gaussian(32, 2)}, UnmatchedKeysError, r"lora_down\.0\.weight is missing"),
             ({"vera_lambda_b": gaussian(32)}, UnmatchedKeysError, "vera_lambda_d is missing"),
             ({"hada_t1": gaussian(2, 2, 2, 2)}, UnmatchedKeysError, "missing"),
+            (
+                {
+                    "lora_up.weight": gaussian(32, 2),
+                    "lora_down.weight": gaussian(2, 32),
+                    "lora_mid.weight": gaussian(2),
+                },
+                MismatchError,
+                "do not fit each other",
+            ),
+            (
+                {"dora_scale": gaussian(), "lora_up.weight": gaussian(32, 2), "lora_down.weight": gaussian(2, 32)},
+                MismatchError,
+                "does not fit its factors",
+            ),
+            ({"diff_b": gaussian()}, UnmatchedKeysError, "which is no bias"),
         ],
     )
     def test_parts_that_are_not_whole(self, parts, error, words, source, tmp_path):

@@ -90,7 +90,7 @@ def inner_kind(parts: Mapping[str, TensorRef]) -> str:
 def inputs_of(ref: TensorRef, part: str, m: int, n: int) -> int | None:
     """How many inputs have a norm of their own; 0 where the rows have; None where the magnitude fits neither."""
     count = prod(ref.shape)
-    if count == m and (part == "magnitude" or len(ref.shape) == 1 or ref.shape[0] == m):
+    if count == m and (part == "magnitude" or ref.shape[:1] == (m,)):
         return 0
-    of_inputs = part == "dora_scale" and count > 0 and n % count == 0 and max(ref.shape) == count
+    of_inputs = part == "dora_scale" and 0 < count == max(ref.shape, default=0) and n % count == 0
     return count if of_inputs and (len(ref.shape) == 1 or ref.shape[1] == count) else None

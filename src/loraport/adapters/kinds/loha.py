@@ -10,15 +10,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar
 
-from loraport.adapters.kinds.base import (
-    AdapterKind,
-    Claim,
-    Piece,
-    check_rank,
-    matrix_shape,
-    misfit,
-    register,
-)
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape, misfit, register
 from loraport.containers.references import TensorRef
 from loraport.models.placement import Rows
 

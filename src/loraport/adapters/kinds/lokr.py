@@ -9,15 +9,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar
 
-from loraport.adapters.kinds.base import (
-    AdapterKind,
-    Claim,
-    Piece,
-    check_rank,
-    matrix_shape,
-    misfit,
-    register,
-)
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape, misfit, register
 from loraport.errors import MismatchError, UnsupportedError
 
 HALVES = ("lokr_w1", "lokr_w2")

@@ -4,15 +4,7 @@ from collections.abc import Mapping
 from math import prod
 from typing import ClassVar
 
-from loraport.adapters.kinds.base import (
-    AdapterKind,
-    Claim,
-    Piece,
-    check_rank,
-    matrix_shape,
-    misfit,
-    register,
-)
+from loraport.adapters.kinds.base import AdapterKind, Claim, Piece, check_rank, matrix_shape, misfit, register
 
 
 @register
@@ -37,20 +29,17 @@ class Lora(AdapterKind):
             return missing[0] if len(missing) == 1 else None
         down, up = parts["down"], parts["up"]
         a, b = matrix_shape(down.ref), matrix_shape(up.ref)
-        mid = parts["mid"].ref.shape if "mid" in parts else None
-        between = (a[0], b[1]) if a is not None and b is not None else (0, 1)
-        if mid is not None and len(mid) > 2 and a is not None:
-            between = (mid[0], b[1]) if b is not None and mid[1] == a[0] else (0, 1)
-        if a is None or b is None or between[0] != between[1] or 0 in (*between, *(mid or ())):
+        core = parts["mid"].ref.shape if "mid" in parts else None
+        if a is None or b is None or not _fits(b[1], a[0], core):
             named = [parts[part] for part in (*self.essential, "mid") if part in parts]
             fix = "the file is damaged or not a plain LoRA"
             raise misfit(f"the two factors of {module} do not fit each other", named, fix)
-        if mid is not None:
-            shape = (b[0], a[1] * prod(mid[2:]))
-            check_rank(module, max(mid[0], mid[1]), shape, parts["mid"])
+        if core is not None:
+            shape = (b[0], a[1] * prod(core[2:]))
+            check_rank(module, max(core[:2]), shape, parts["mid"])
             roles = {"A": down.ref, "B": up.ref, "mid": parts["mid"].ref}
-            kernel = (b[0], a[1], *mid[2:])
-            return Claim(roles, shape, mid[0], a[0], (*self.essential, "mid"), kernel=kernel)
+            kernel = (b[0], a[1], *core[2:])
+            return Claim(roles, shape, core[0], a[0], (*self.essential, "mid"), kernel=kernel)
         check_rank(module, a[0], (b[0], a[1]), down)
         return Claim({"A": down.ref, "B": up.ref}, (b[0], a[1]), a[0], a[0], self.essential)
 
@@ -61,3 +50,10 @@ class Lora(AdapterKind):
     def size(self, shape: tuple[int, int], rank: int) -> str:
         """The rank."""
         return str(rank)
+
+
+def _fits(up: int, down: int, core: tuple[int, ...] | None) -> bool:
+    """Whether factors of these ranks belong together: those of one rank, or with a core of both ranks between them."""
+    if core is None:
+        return up == down > 0
+    return len(core) > 2 and core[:2] == (up, down) and 0 not in core
