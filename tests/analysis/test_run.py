@@ -57,6 +57,24 @@ def test_a_layer_of_zeros_in_both_models_has_figures_that_are_numbers(tmp_path, 
     assert {layer.weight_norm for layer in found.layers} == {0.0}
 
 
+def test_loras_of_which_one_is_named_like_the_beginning_of_another_keep_their_digests(files, options, tmp_path):
+    names = ("ink", "ink v2")
+    paths = [tmp_path / f"{name}.safetensors" for name in names]
+    for seed, path in enumerate(paths):
+        save_file(pico.lora(seed), path)
+
+    def digests(loras):
+        found = loraport.analyze(
+            files.source, files.target, loras, layers=r"^blocks\.0\.self_attn\.q$", options=options
+        )
+        return {each.role: each.digest for each in found.inputs}
+
+    together, alone = digests(paths), digests(paths[:1])
+    assert together["LoRA ink"] == alone["LoRA ink"]
+    assert together["source"] == alone["source"]
+    assert len(set(together.values())) == 4
+
+
 def _from_whole_matrices(files: pico.Pico, name: str) -> LayerAnalysis:
     source, target, lora = (load_file(path) for path in (files.source, files.target, files.lora))
     W = source[f"{name}.weight"].float()

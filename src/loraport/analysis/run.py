@@ -241,19 +241,14 @@ def _report(job: AnalysisJob, result: AnalysedLayer) -> LayerReport:
 
 def _with_digests(plan: AnalysisPlan, layers: Mapping[str, Mapping[str, str]]) -> tuple[InputFile, ...]:
     """What went in, with the digests of what was used of it, as a transfer has them: layer -> role -> digest."""
-    models = tuple(model_files(plan.pair, joined_digests((name, _of(roles, "")) for name, roles in layers.items())))
-    files = list(models)
-    for lora, told in zip(plan.loras, plan.inputs[len(models) :], strict=True):
-        found = joined_digests((name, _of(roles, f"lora {lora.label} ")) for name, roles in layers.items())
+    of_models = ((job.name, {role: layers[job.name][role] for role in job.weights.refs}) for job in plan.jobs)
+    files = list(model_files(plan.pair, joined_digests(of_models)))
+    for lora, told in zip(plan.loras, plan.inputs[len(files) :], strict=True):
+        own = [(job.name, job.updates[lora.label].refs) for job in plan.jobs if lora.label in job.updates]
+        of_lora = ((name, {role: layers[name][f"lora {lora.label} {role}"] for role in refs}) for name, refs in own)
+        found = joined_digests(of_lora)
         files.append(replace(told, digest=found["lora"], header=None) if "lora" in found else told)
     return tuple(files)
-
-
-def _of(roles: Mapping[str, str], start: str) -> dict[str, str]:
-    """The digests of one LoRA by their roles in it; of the models where `start` is empty."""
-    if not start:
-        return {role: digest for role, digest in roles.items() if not role.startswith("lora ")}
-    return {role.removeprefix(start): digest for role, digest in roles.items() if role.startswith(start)}
 
 
 def _pair(
