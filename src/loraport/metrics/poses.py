@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Float32, UInt8
 
-from loraport.metrics.motion import has_opencv
 from loraport.metrics.persons import Circle, Persons, cut, from_square
-from loraport.metrics.tflite import TfLite, has_litert, sigmoid
+from loraport.metrics.tflite import TfLite, sigmoid
 from loraport.metrics.weights import package_folder
 
 PACKAGE = "mediapipe"
@@ -34,7 +33,7 @@ SAME = 0.5  # similarity from which two are one person who was found twice
 
 def pose_weights() -> Path | None:
     """The package's folder, with the networks in it; None where they, LiteRT or OpenCV are not installed."""
-    return package_folder(PACKAGE, NETWORKS) if has_opencv() and has_litert() else None
+    return package_folder(PACKAGE, NETWORKS, "cv2", "ai_edge_litert")
 
 
 @dataclass(frozen=True, eq=False)

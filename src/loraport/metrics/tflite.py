@@ -1,7 +1,6 @@
 """Networks in TensorFlow Lite's format, run by LiteRT (`ai-edge-litert`)."""
 
 import contextlib
-import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +10,6 @@ import numpy as np
 from jaxtyping import Float32, Float64
 
 from loraport.errors import FileError
-
-
-def has_litert() -> bool:
-    """Whether what runs such networks is there."""
-    return importlib.util.find_spec("ai_edge_litert") is not None
 
 
 class TfLite:

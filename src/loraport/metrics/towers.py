@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
-from loraport.errors import FileError, UsageError
+from loraport.errors import FileError
 from loraport.metrics.frames import resized
 
 CLIP_COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
@@ -174,11 +174,3 @@ def said_of(folder: Path, what: str) -> Iterator[None]:
             f"the {what} could not be loaded", where=str(folder),
             values=(str(error).strip().splitlines() or [type(error).__name__])[0][:200],
         ) from error  # fmt: skip
-
-
-def need_transformers() -> None:
-    """Raises UsageError unless transformers is installed."""
-    import importlib.util
-
-    if importlib.util.find_spec("transformers") is None:
-        raise UsageError("judging by CLIP, DINO or CSD needs transformers", fix="pip install 'loraport[metrics]'")

@@ -23,9 +23,20 @@ BROKEN = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeE
 """What the reader of torch files says of bytes that are none."""
 
 
-def package_folder(package: str, files: Iterable[str]) -> Path | None:
-    """Where an installed package keeps such files; None where it is not installed or has not all of them."""
-    found = importlib.util.find_spec(package)
+def installed(*modules: str) -> bool:
+    """Whether such modules are there. None is imported."""
+    return all(importlib.util.find_spec(each) is not None for each in modules)
+
+
+def package_folder(package: str, files: Iterable[str], *programs: str) -> Path | None:
+    """Where an installed package keeps such files; None where it is not installed or has not all of them.
+
+    Args:
+        package: its module.
+        files: names in its folder.
+        programs: modules that run them; None where one is not there either.
+    """
+    found = importlib.util.find_spec(package) if installed(*programs) else None
     places = (found.submodule_search_locations or []) if found is not None else []
     return next((Path(place) for place in places if all(Path(place, each).is_file() for each in files)), None)
 

@@ -18,6 +18,8 @@ from loraport.report.content import Figure
 
 GAUSSIAN = "a random update of the same norm"
 ROUNDING = "rounding of the stored numbers"
+LORAS: tuple[Colour, ...] = ("a", "d")
+"""Colours of LoRAs beside the source and the drift; curves of one colour have strokes of their own."""
 _CELL_AXES = ("sending cluster", "receiving cluster")
 
 
@@ -51,8 +53,8 @@ def _spectrum(layer: LayerAnalysis) -> Figure:
         Series("source", _curve(index, layer.singular_values), "c"),
         Series("after the drift", _curve(index, layer.drift.singular_values), "b"),
     ]
-    for one, kind in zip(layer.loras, ("a", "d"), strict=False):
-        series.append(Series(f"after {one.lora}", _curve(index, one.update.singular_values), kind))  # type: ignore[arg-type]
+    for at, one in enumerate(layer.loras):
+        series.append(Series(f"after {one.lora}", _curve(index, one.update.singular_values), LORAS[at % len(LORAS)]))
     routing = layer.loras[0].routing if layer.loras else layer.routing
     ends = [0, *itertools.accumulate(routing.cells)]
     middles = [(low + high + 1) / 2 for low, high in itertools.pairwise(ends)]
@@ -67,8 +69,9 @@ def _energy(layer: LayerAnalysis) -> Figure:
         Series("drift", _curve(kept.ranks, kept.kept), "b"),
         Series(f"drift: {GAUSSIAN}", _curve(kept.ranks, kept.gaussian), "null"),
     ]
-    for one, kind in zip(layer.loras, ("a", "d"), strict=False):
-        series.append(Series(one.lora, _curve(one.update.energy.ranks, one.update.energy.kept), kind))  # type: ignore[arg-type]
+    for at, one in enumerate(layer.loras):
+        energy = one.update.energy
+        series.append(Series(one.lora, _curve(energy.ranks, energy.kept), LORAS[at % len(LORAS)]))
     look = "A curve near its null needs nearly full rank; one that rises at once would fit into a small LoRA."
     return Figure("Energy against rank", look, Lines(tuple(series), "rank", "share of the squared norm", "share"))
 

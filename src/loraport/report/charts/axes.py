@@ -10,7 +10,7 @@ Colour = Literal["a", "b", "c", "d", "null", "reference", "baseline", "result"]
 """Colours and strokes; "null" is for what chance would give."""
 
 WIDTH, HEIGHT = 340, 190
-CHARACTER = 5.6  # width of one at 10.5 px, about
+CHARACTER, LINE = 5.6, 10.0  # width and height of one at 10.5 px, about
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ def number(value: float | None, unit: NumberUnit = "number") -> str:
     return text.replace("-", "−")
 
 
-def nice(low: float, high: float, wanted: int = 4) -> list[float]:
-    """Round numbers from low to high."""
+def nice(low: float, high: float) -> list[float]:
+    """About four round numbers from low to high."""
     if not high > low:
         return [low]
-    rough = (high - low) / wanted
+    rough = (high - low) / 4
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first = math.ceil(low / step - 1e-9)
@@ -72,7 +72,8 @@ def thinned(ticks: list[Tick]) -> list[Tick]:
     return kept
 
 
-def sparse(ticks: list[Tick], gap: float) -> list[Tick]:
+def sparse(ticks: list[Tick]) -> list[Tick]:
+    """Ticks down an even axis, so many that their lines of text do not touch."""
     if len(ticks) < 2:
         return ticks
-    return ticks[:: max(1, math.ceil(gap / (ticks[1].at - ticks[0].at)))]
+    return ticks[:: max(1, math.ceil(LINE / (ticks[1].at - ticks[0].at)))]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard
 
 from loraport.report.charts.axes import CHARACTER, WIDTH, NumberUnit, Tick, number, sparse, thinned
 
@@ -99,14 +100,14 @@ class Map:
             left, top, round(wide, 3), round(high, 3), columns, rows,
             shades=tuple(self._shades(values, low, top_end)),
             x_ticks=tuple(thinned(across)),
-            y_ticks=tuple(sparse(down, 10.0)),
+            y_ticks=tuple(sparse(down)),
             key=() if same else tuple(_shade_names(self.diverging)),
             low=same or number(low, self.unit), middle="0" if self.diverging and not same else "",
             top_end="" if same else number(top_end, self.unit), height=bottom + 52,
         )  # fmt: skip
 
     def _found(self) -> list[float]:
-        return [value for row in self.values for value in row if value is not None and math.isfinite(value)] or [0.0]
+        return [value for row in self.values for value in row if _is_number(value)] or [0.0]
 
     def _same(self) -> str:
         """What to say in place of a scale without a length; "" where the values, or the ends that are set, differ."""
@@ -142,7 +143,7 @@ class Map:
         yield from ((name, "".join(parts)) for name, parts in paths.items())
 
 
-def _is_number(value: float | None) -> bool:
+def _is_number(value: float | None) -> TypeGuard[float]:
     return value is not None and math.isfinite(value)
 
 
@@ -159,7 +160,7 @@ def _shade_names(diverging: bool) -> list[str]:
 
 
 def _level(value: float | None, low: float, high: float) -> int | None:
-    if value is None or not math.isfinite(value):
+    if not _is_number(value):
         return None
     return round(LEVELS * min(max((value - low) / ((high - low) or 1), 0.0), 1.0))
 
@@ -177,5 +178,5 @@ def _averaged(values: Sequence[Sequence[float | None]]) -> list[list[float | Non
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    found = [value for value in values if value is not None and math.isfinite(value)]
+    found = [value for value in values if _is_number(value)]
     return sum(found) / len(found) if found else None
