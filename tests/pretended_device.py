@@ -81,12 +81,57 @@ class Pretended(Tensor):
 Watch = Callable[[str, tuple[Any, ...], dict[str, Any]], None]
 
 
+class Pinned:
+    """Memory of the host that a device reads and writes by itself, as late as it may: when somebody waits for it.
+
+    Until then there is rubbish where it will write, and what it will read must not be written to.
+    """
+
+    def __init__(self) -> None:
+        self.sent = 0  # copies to the device that nobody waited for
+        self._kept: dict[int, Tensor] = {}
+        self._coming: list[tuple[Tensor, Tensor]] = []
+        self._going: list[tuple[Tensor, Tensor]] = []
+
+    def take(self, tensor: Tensor) -> Tensor:
+        """Count the memory of a tensor as pinned from now on."""
+        self._kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the memory of a tensor is pinned."""
+        return tensor.untyped_storage().data_ptr() in self._kept
+
+    def comes(self, to: Tensor, what: Tensor) -> None:
+        """The device will write there."""
+        assert self.holds(to), "a copy to ordinary memory that is not waited for"
+        self._coming.append((to, what.clone()))
+        to.view(torch.uint8).fill_(255)
+
+    def goes(self, what: Tensor) -> None:
+        """The device will read there."""
+        self.sent += 1
+        self._going.append((what, what.clone()))
+
+    def done(self) -> None:
+        """Somebody waited."""
+        for what, was in self._going:
+            assert torch.equal(what, was), "written to before the device had read it"
+        for to, what in self._coming:
+            to.copy_(what)
+        self._going.clear()
+        self._coming.clear()
+
+
 class _Device(TorchDispatchMode):
-    def __init__(self, watch: Watch | None = None, memory: Memory | None = None) -> None:
+    def __init__(
+        self, watch: Watch | None = None, memory: Memory | None = None, pinned: Pinned | None = None
+    ) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
         self.watch = watch
         self.memory = Memory() if memory is None else memory
+        self.pinned = pinned
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
@@ -96,7 +141,18 @@ class _Device(TorchDispatchMode):
         wanted = kwargs.get("device")
         if name in _COPIES:
             ends = {type(one) for one in tensors} if name == "copy_" else {type(tensors[0]), _kind(wanted, tensors[0])}
-            if len(ends) == 2 and not kwargs.get("non_blocking"):
+            later = bool(kwargs.get("non_blocking") or (name == "copy_" and args[2:3] == (True,)))
+            if len(ends) == 2 and self.pinned is not None:
+                if not later:
+                    self.pinned.done()
+                elif name == "copy_" and not isinstance(tensors[0], Pretended):
+                    self.pinned.comes(tensors[0], tensors[1].there)
+                    return tensors[0]
+                elif self.pinned.holds(tensors[-1]):
+                    self.pinned.goes(tensors[-1])
+                else:
+                    later = False  # CUDA waits before it copies from ordinary memory
+            if len(ends) == 2 and not later:
                 self.waits["copy"] += 1
         elif here:
             strangers = [one for one in tensors if not isinstance(one, Pretended) and one.dim() > 0]
@@ -160,14 +216,21 @@ class _Named(TorchFunctionMode):
     """A device by another name than "meta". torch would ask for its library before it comes to us, so everything is
     done with twins that are called "meta"."""
 
-    def __init__(self, device: torch.device, memory: Memory) -> None:
+    def __init__(self, device: torch.device, memory: Memory, pinned: Pinned | None = None) -> None:
         super().__init__()
-        self._device, self._memory = device, memory
+        self._device, self._memory, self._pinned = device, memory, pinned
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         given = tree_flatten((args, kwargs))[0]
         own = [one for one in given if isinstance(one, Pretended)]
+        if self._pinned is not None and not own:
+            if func is torch.empty and kwargs.get("pin_memory"):
+                return self._pinned.take(torch.empty(*args, **kwargs | {"pin_memory": False}))
+            if func == Tensor.pin_memory:
+                return self._pinned.take(args[0].clone())
+            if func == Tensor.is_pinned:
+                return self._pinned.holds(args[0])
         if func == Tensor.new_tensor and own:  # which torch puts on the device past everybody
             made = Pretended(torch.tensor(args[1], dtype=kwargs.get("dtype", own[0].dtype)), self._device)
             self._memory.take(made, "new_tensor")
@@ -217,24 +280,29 @@ def pretended_mps() -> Iterator[None]:
 
 
 class _Stream:
-    def __init__(self, log: Counter[str]) -> None:
-        self._log = log
+    def __init__(self, log: Counter[str], pinned: Pinned) -> None:
+        self._log, self._pinned = log, pinned
 
     def synchronize(self) -> None:
         self._log["synchronize"] += 1
+        self._pinned.done()
 
 
 @contextmanager
 def pretended_cuda(
-    monkeypatch: Any, memory: Memory | None = None, watch: Watch | None = None
+    monkeypatch: Any, memory: Memory | None = None, watch: Watch | None = None, pinned: Pinned | None = None
 ) -> Iterator[Counter[str]]:
     """A machine with one CUDA device, `cuda:0`, for this thread; yields how often torch was asked for what.
+
+    The memory of the host that this thread pins is read and written by the device as late as it may.
 
     Args:
         monkeypatch: of pytest.
         memory: as for `pretended_device`.
         watch: likewise.
+        pinned: the memory of the host that is pinned.
     """
+    host = Pinned() if pinned is None else pinned
     asked: Counter[str] = Counter()
 
     def say(name: str, answer: Any) -> None:
@@ -253,9 +321,10 @@ def pretended_cuda(
     say("device_count", 1)
     say("get_device_name", "a pretended card")
     say("mem_get_info", (10**10, 10**10))
-    say("current_stream", _Stream(asked))
+    say("current_stream", _Stream(asked, host))
     if hasattr(torch.accelerator, "empty_host_cache"):
         monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: asked.update(["empty_host_cache"]))
     counted = Memory() if memory is None else memory
-    with _Device(watch, counted), _Named(CUDA, counted):
+    with _Device(watch, counted, host) as device, _Named(CUDA, counted, host):
         yield asked
+        asked["waits"] = sum(device.waits.values())

@@ -13,9 +13,13 @@ from test_same_bits import refuse_changing
 
 import loraport
 import pico
+from loraport.containers.tensors import open_tensors
+from loraport.core.operator import sent
 from loraport.engine import accelerators
 from loraport.engine.options import RunOptions
-from pretended_device import pretended_cuda
+from loraport.engine.reading import InputReader
+from loraport.store.digests import DigestMemo
+from pretended_device import CUDA, Pinned, pretended_cuda
 
 SOME = r"^blocks\.0\.(self_attn\.q|ffn\.0)$"
 
@@ -55,6 +59,46 @@ def test_a_card_finds_what_the_cpu_finds(look, tmp_path, monkeypatch):
         found = look(files, "cuda:0", tmp_path)
     assert len(found) > 30
     assert found == pytest.approx(plain, rel=1e-3, abs=1e-4)
+
+
+def test_what_a_card_writes_is_not_there_before_it_is_waited_for(monkeypatch):
+    """The pretence itself: rubbish first, and a complaint where its source changes."""
+    pinned = Pinned()
+    with pretended_cuda(monkeypatch, pinned=pinned):
+        there = torch.arange(6.0).to("cuda:0")
+        room = torch.empty(6, pin_memory=True)
+        room.copy_(there, non_blocking=True)
+        assert room.isnan().all()
+        torch.cuda.current_stream("cuda:0").synchronize()
+        assert room.tolist() == [0, 1, 2, 3, 4, 5]
+        room.to("cuda:0", non_blocking=True)
+        room[0] = 7
+        with pytest.raises(AssertionError, match="before the device had read it"):
+            torch.cuda.current_stream("cuda:0").synchronize()
+        with pytest.raises(AssertionError, match="ordinary memory"):
+            torch.empty(6).copy_(there, non_blocking=True)
+
+
+def test_what_is_kept_of_a_card_is_waited_for_and_what_is_sent_is_not(monkeypatch):
+    pinned = Pinned()
+    with pretended_cuda(monkeypatch, pinned=pinned) as asked:
+        x = torch.arange(12.0).reshape(3, 4)
+        there = sent(x, torch.empty(0, device="cuda:0"))
+        assert (pinned.sent, there.device) == (1, CUDA)
+        found = accelerators.to_host({"as it lies": there, "turned": there.T})
+        assert torch.equal(found["as it lies"], x)
+        assert torch.equal(found["turned"], x.T)
+    assert (asked["synchronize"], asked["waits"]) == (1, 0)
+
+
+def test_a_weight_goes_to_a_card_from_pinned_memory(tmp_path, monkeypatch):
+    files, pinned = pico.write(tmp_path / "pico"), Pinned()
+    (refs,) = open_tensors(files.source).groups.values()
+    ref = refs["blocks.0.ffn.0.weight"]
+    with pretended_cuda(monkeypatch, pinned=pinned):
+        reader = InputReader(DigestMemo(None), pinned=True)
+        assert torch.equal(reader.read(ref, device=torch.device("cuda:0")).cpu(), reader.read(ref))
+    assert pinned.sent == 1
 
 
 def _transferred(files: pico.Pico, device: str, folder: Path) -> bytes:

@@ -1,5 +1,6 @@
 """What it takes to be a matrix here, and sums over matrices that lose no digits and do not overflow."""
 
+import contextlib
 import math
 from abc import ABC, abstractmethod
 
@@ -63,8 +64,15 @@ def thin_product(M: Float[Tensor, "m n"], X: Float[Tensor, "n c"]) -> Float[Tens
 
 
 def sent(x: Tensor, like: Tensor) -> Tensor:
-    """x, from the CPU, on the device of another tensor. CUDA stages small copies, so that nothing waits; MPS would read
-    the memory later, when it may be gone."""
+    """x, from the CPU, on the device of another tensor, and nobody waits for CUDA.
+
+    From ordinary memory CUDA would wait for its stream before it copies more than 64 KB, and where it reads that memory
+    by itself it may read it later, when it is gone; torch keeps pinned memory until it has been read. MPS has no such
+    memory, and is waited for.
+    """
+    if like.is_cuda:
+        with contextlib.suppress(RuntimeError):  # the system gives no more memory of that kind
+            x = x.pin_memory()
     return x.to(like.device, non_blocking=like.device.type != "mps")
 
 

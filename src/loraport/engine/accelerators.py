@@ -189,7 +189,7 @@ def release_memory(device: str) -> None:
 
 
 def release_pinned() -> None:
-    """Give back the memory of the host that torch keeps pinned for later, where this torch can (from 2.10 on)."""
+    """Give back the memory of the host that torch keeps pinned for later, where this torch can (from 2.12 on)."""
     empty = getattr(getattr(torch, "accelerator", None), "empty_host_cache", None)
     if empty is not None and torch.cuda.is_initialized():
         with contextlib.suppress(RuntimeError):
