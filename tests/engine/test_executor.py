@@ -287,7 +287,7 @@ def test_the_cpu_takes_over_where_a_device_is_full_and_nowhere_else():
         return "made"
 
     assert with_the_cpu_behind(work, "mps", lambda: freed.append(True)) == ("made", True)
-    assert (tried, freed) == (["mps", "cpu"], [True])
+    assert (tried, freed) == (["mps", "mps", "cpu"], [True, True])
     assert with_the_cpu_behind(work, "cpu") == ("made", False)
 
     def broken(device: torch.device) -> str:
