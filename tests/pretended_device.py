@@ -124,9 +124,7 @@ class Pinned:
 
 
 class _Device(TorchDispatchMode):
-    def __init__(
-        self, watch: Watch | None = None, memory: Memory | None = None, pinned: Pinned | None = None
-    ) -> None:
+    def __init__(self, watch: Watch | None = None, memory: Memory | None = None, pinned: Pinned | None = None) -> None:
         super().__init__()
         self.waits: Counter[str] = Counter()
         self.watch = watch
