@@ -261,7 +261,7 @@ def test_a_device_without_room_is_said(files, tmp_path, monkeypatch):
 
     def transfer(self, inputs, params):
         calls.append(inputs.name)
-        if len(calls) == 3:
+        if len(calls) in (3, 4):  # nor when it is tried again
             raise torch.OutOfMemoryError("no room")
         return real(self, inputs, params)
 
@@ -273,7 +273,7 @@ def test_a_device_without_room_is_said(files, tmp_path, monkeypatch):
     assert said.startswith(calls[2])
     devices_used = {layer.name: layer.device for layer in report.layers}
     assert devices_used[calls[2]] == "cpu"
-    assert calls.count(calls[2]) == 2
+    assert calls.count(calls[2]) == 3
     monkeypatch.undo()
     run(make_plan(_recipe(files)), tmp_path / "plain.safetensors", options)
     assert (tmp_path / "plain.safetensors").read_bytes() == (tmp_path / "out.safetensors").read_bytes()
