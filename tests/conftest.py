@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from jaxtyping import install_import_hook
+
+import shape_checks
 
 # Before torch is imported, and for the processes that tests start. The tensors here are so small that two threads
 # mostly wait for each other: 35 times as slow as one when the machine is busy. What must not depend on the number
@@ -29,7 +30,7 @@ def _modules_with_shapes() -> list[str]:
     return [".".join(file.relative_to(source).with_suffix("").parts) for file in files]
 
 
-install_import_hook(_modules_with_shapes(), "beartype.beartype")
+shape_checks.install(_modules_with_shapes())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
