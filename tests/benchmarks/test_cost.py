@@ -11,6 +11,7 @@ import counting
 import formats_page
 import steps
 from loraport.engine import job_cost
+from loraport.engine.rank import RankRule
 from loraport.methods import cost as costs
 from loraport.methods import registry
 from loraport.methods.cost import Cost
@@ -137,14 +138,30 @@ def _memory(shape: tuple[int, int], **settings: object) -> int:
     return job_cost.peak_bytes(way, shape, 32) - job_cost._SMALL_CHANGE
 
 
+def _on_a_card(shape: tuple[int, int], rule: RankRule, method: str = "casa") -> int:
+    """What a plan reckons with of a card, but for strips and thin matrices."""
+    found, params = registry.resolve(method)
+    way = job_cost.ChosenMethod(found, params, found.needs(params), params.model_dump())
+    thin = costs.matrix_bytes(sum(shape), 32, 6) if rule.kind == "fixed" else 0
+    return job_cost.matrices_on_a_card(way, shape, 0, rule) - thin
+
+
 @pytest.mark.parametrize("shape", [(1536, 1536), (5120, 5120), (13824, 5120), (6144, 55296)], ids=str)
 def test_the_page_says_what_a_layer_takes_of_memory(shape):
     values = {"p": min(shape), "l": max(shape)}
-    table = PAGE[PAGE.index("| method | as planned |") :].split("\n\n")[0].splitlines()[2:]
+    table = PAGE[PAGE.index("| method | on the CPU |") :].split("\n\n")[0].splitlines()[2:]
     rows = {line.split("|")[1].strip(): formats_page.quoted(line.split("|", 2)[2]) for line in table}
     planned, on_a_card = rows["`casa`"]
     assert formula(planned, **values) == _memory(shape)
     assert formula(on_a_card, **values) == steps.bytes_on_a_card(shape)
+    exact, gain = rows["`casa`, a rank by energy, or full"][-1], rows["`matched-gain`"][1]
+    for text, found in (
+        (on_a_card, _on_a_card(shape, RankRule("fixed", 32))),
+        (exact, _on_a_card(shape, RankRule("energy", 0.9))),
+        (exact, _on_a_card(shape, RankRule("full"))),
+        (gain, _on_a_card(shape, RankRule("fixed", 32), method="matched-gain")),
+    ):
+        assert formula(text, **values) == pytest.approx(found, rel=1e-3)  # the singular values
     assert formula(rows["`matched-gain`"][0], **values) == _memory(shape, method="matched-gain")
 
 

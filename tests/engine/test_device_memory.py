@@ -26,6 +26,7 @@ from loraport.engine.run import run
 from loraport.engine.run_cache import open_cache
 from loraport.engine.worker import LayerResult, Worker
 from loraport.errors import NumericalError
+from loraport.methods import registry
 from loraport.methods.casa import arbitration, clusters
 from pretended_device import DEVICE, Memory, pretended_cuda, pretended_device, pretended_mps
 from steps import bytes_on_a_card
@@ -77,6 +78,7 @@ def test_a_first_lora_takes_two_matrices_and_six_squares(shape, tmp_path):
     assert memory.now == 0
     said, thin = bytes_on_a_card(shape), 4 * 8 * (RANK + 8) * sum(shape)
     assert 0.75 * said < memory.peak < said + thin, memory.where
+    assert memory.peak < job.card_bytes
     assert memory.peak < job.peak_bytes
     alone = worker(job, Slot("cpu", 1, 10**9))
     assert found.report.stats["clusters"] == alone.report.stats["clusters"]
@@ -84,7 +86,7 @@ def test_a_first_lora_takes_two_matrices_and_six_squares(shape, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "large", "squares"), [({"method": "matched-gain"}, 12, 0), ({"rank": "energy=0.9"}, 16, 36)], ids=str
+    ("settings", "large", "squares"), [({"method": "matched-gain"}, 12, 0), ({"rank": "energy=0.9"}, 20, 28)], ids=str
 )
 def test_other_methods_and_ranks_take_what_the_page_says(settings, large, squares, tmp_path):
     m, n = 1024, 320
@@ -95,6 +97,15 @@ def test_other_methods_and_ranks_take_what_the_page_says(settings, large, square
     _on_the_device(job, worker, memory)
     said = large * m * n + squares * n * n
     assert 0.85 * said < memory.peak < said + 4 * 8 * (RANK + 8) * (m + n), memory.where
+
+
+@pytest.mark.parametrize("rank", ["same", pytest.param("full", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("method", [*registry.names(), "released-code"])
+def test_no_method_takes_more_of_a_card_than_a_plan_reckons_with(method, rank, tmp_path):
+    job, worker = _job(tmp_path, 768, 192, method=method, rank=rank)
+    memory = Memory()
+    _on_the_device(job, worker, memory)
+    assert memory.peak < job.bytes_on("cuda:0"), memory.where
 
 
 def test_a_layer_that_finds_no_room_is_computed_on_the_cpu(tmp_path, monkeypatch):

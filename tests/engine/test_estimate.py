@@ -13,9 +13,14 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import pico
+from loraport.cli import text
+from loraport.engine import estimate as estimating
 from loraport.engine import keeping, measuring, reading
 from loraport.engine.estimate import estimate
+from loraport.engine.executor import Slot
+from loraport.engine.job import WIDE_ELEMENTS
 from loraport.engine.keeping import layers_to_keep, worth_keeping
+from loraport.engine.many.plan import LayerBatch
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
 from loraport.engine.rates import Rates, rates_of
@@ -226,3 +231,21 @@ def test_what_a_run_has_read_itself_is_no_sign_of_an_earlier_one(files, tmp_path
             options=RunOptions(cache="auto", log="off", overwrite=True),
         )  # fmt: skip
     assert found == [keeping.FIRST, 1.0]
+
+
+def test_a_plan_for_a_gpu_says_what_the_layers_in_work_take_of_it(files):
+    """Of the host they take nothing but the one that finds no room, and is computed there."""
+    some = make_plan(recipe(files, files.lora, "casa")).jobs[0]
+
+    def batch(on_a_card: int, on_the_host: int, shape: tuple[int, int] = (4, 4)) -> LayerBatch:
+        return LayerBatch(shape, on_the_host, {0: replace(some, card_bytes=on_a_card)}, set())
+
+    jobs = [batch(60 + at, 100 + at) for at in range(3)]
+    two = [Slot(device, 1, 100) for device in ("cuda:0", "cuda:0", "cuda:1", "cuda:1")]
+    assert estimating._card_bytes(jobs, two) == 62 + 61
+    assert estimating._card_bytes([*jobs, batch(190, 150, (WIDE_ELEMENTS, 2))], two) == 190
+    assert [estimating._card_bytes(jobs, [Slot(device, 1, 100)]) for device in ("cpu", "mps")] == [0, 0]
+    assert estimating._working_bytes(0, [], jobs, two) == 102
+    assert estimating._working_bytes(0, [], jobs, [Slot("cpu", 1, 1000)] * 2) == 102 + 101
+    assert text.memory({"peak_bytes": 2e9, "card_bytes": 1.5e9}) == "2.0 GB at most, and 1.5 GB of a GPU"
+    assert text.memory({"peak_bytes": 2e9, "card_bytes": 0}) == "2.0 GB at most"

@@ -16,9 +16,10 @@ import pico
 from loraport.adapters.update import LayerUpdate
 from loraport.engine import devices
 from loraport.engine.accelerators import with_the_cpu_behind
-from loraport.engine.executor import Limits, Slot, dispatch, executor_for, local_slots, phases, workers_for
+from loraport.engine.executor import Limits, Slot, dispatch, executor_for, in_flight, local_slots, phases, workers_for
 from loraport.engine.executors import NAMES, make_executor
 from loraport.engine.job import WIDE_ELEMENTS, LayerJob
+from loraport.engine.many.plan import LayerBatch
 from loraport.engine.options import RunOptions
 from loraport.engine.rank import RankRule
 from loraport.errors import FileError, NumericalError, UsageError
@@ -171,6 +172,19 @@ def test_the_memory_of_each_device_bounds_what_is_in_flight_there():
             assert sum(sizes) <= room or len(sizes) == 1
     assert max(len(moment.get("cuda:0", [])) for moment in held.seen) == 2
     assert {device for moment in held.seen for device in moment} == {"cuda:0", "cuda:1"}
+
+
+def test_layers_are_admitted_to_a_gpu_by_what_they_take_there():
+    """100 bytes of a processor's memory, 60 of a GPU's: two fit into 120 of the latter, one into 120 of the former."""
+    jobs = [replace(job, card_bytes=60) for job in JOBS[:6]]
+    for device, most in (("cuda:0", 2), ("cpu", 1), ("mps", 1)):
+        slots, held = [Slot(device, 1, 60)] * 2, _Held()
+        with ThreadPoolExecutor(2) as pool:
+            list(dispatch(jobs, slots, lambda job, slot, pool=pool, held=held: pool.submit(held, job, slot)))
+        assert max(len(moment[device]) for moment in held.seen) == most
+        assert in_flight(jobs, slots) == most
+    batch = LayerBatch((4, 4), 130, dict(enumerate(jobs[:2])), set())  # what is finished lies on the host
+    assert (batch.bytes_on("cuda:0"), batch.bytes_on("cpu")) == (60, 130)
 
 
 def test_wide_layers_run_one_at_a_time_on_each_device():

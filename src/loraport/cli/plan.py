@@ -110,7 +110,7 @@ def show_many(loras: list[str], many: Any, cost: dict[str, Any], console: Consol
         console.result(
             f"{count(len(many.plans), 'LoRA')} in one job",
             f"  work      about {text.duration(cost['seconds'])}; each layer is read and decomposed once",
-            f"  memory    {text.size(cost['peak_bytes'])} at most",
+            f"  memory    {text.memory(cost)}",
             f"  disk      {text.size(cost['output_bytes'])} for the outputs and as much again meanwhile, "
             f"{text.size(cost['cache_bytes'])} for the cache",
         )
@@ -123,7 +123,7 @@ def together(plans: Iterable[dict[str, Any]]) -> dict[str, Any]:
     total = {
         name: sum(cost[name] for cost in costs) for name in ("operations", "seconds", "output_bytes", "cache_bytes")
     }
-    return total | {"peak_bytes": max(cost["peak_bytes"] for cost in costs)}
+    return total | {name: max(cost[name] for cost in costs) for name in ("peak_bytes", "card_bytes")}
 
 
 def show_together(facts: dict[str, Any], console: Console) -> None:
@@ -132,7 +132,7 @@ def show_together(facts: dict[str, Any], console: Console) -> None:
     console.result(
         "both experts",
         f"  work      about {text.duration(cost['seconds'])}",
-        f"  memory    {text.size(cost['peak_bytes'])} at most",
+        f"  memory    {text.memory(cost)}",
         f"  disk      {text.size(cost['output_bytes'])} for the outputs, "
         f"{text.size(cost['cache_bytes'])} for the cache",
     )
@@ -205,7 +205,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
         f"{count(len(cover['passthrough']), 'key')} passed through, {len(cover['dropped']) or 'none'} dropped",
         f"  rank      {facts['rank_in']} in, {facts['rank']} out, {facts['dtype']}, names: {facts['to']}",
         f"  work      about {text.duration(cost['seconds'])}, {_state(cost, cover['layers'])}",
-        f"  memory    {text.size(cost['peak_bytes'])} at most",
+        f"  memory    {text.memory(cost)}",
         f"  disk      {text.size(cost['output_bytes'])} for the output, {text.size(cost['cache_bytes'])} for the cache",
         f"  cache     {_advice(cost, cover['layers'])}",
     ]

@@ -156,7 +156,7 @@ def _plan(
             f"{count(len(swept.many.plans), 'cell')} to do in one job, "
             f"{sum(state == 'done' for state in swept.standing.values()) or 'none'} done already",
             f"  work      about {text.duration(cost['seconds'])}",
-            f"  memory    {text.size(cost['peak_bytes'])} at most",
+            f"  memory    {text.memory(cost)}",
             f"  disk      {text.size(cost['output_bytes'])} for the outputs and as much again meanwhile, "
             f"{text.size(cost['cache_bytes'])} for the cache",
         )

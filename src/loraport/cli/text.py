@@ -1,6 +1,8 @@
 """Sizes, times and shares as people read them, and back."""
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 from loraport.errors import LoraportError, UsageError
 
@@ -20,6 +22,12 @@ def size(count: float | int) -> str:
         if count >= step:
             return f"{count / step:.1f} {unit}"
     return f"{count:.0f} bytes"
+
+
+def memory(cost: Mapping[str, Any]) -> str:
+    """What a plan takes of the host, and of a GPU where one computes."""
+    card = cost.get("card_bytes", 0)
+    return f"{size(cost['peak_bytes'])} at most" + (f", and {size(card)} of a GPU" if card else "")
 
 
 def duration(seconds: float | int) -> str:

@@ -68,6 +68,7 @@ class RunEstimate:
         next_seconds: time of the next LoRA for the same pair, with what this run leaves in the cache.
         next_seconds_without: the same with `--cache off`.
         kept_layers: layers whose decompositions are kept: it pays, and the cache has room for them.
+        card_bytes: memory of each CUDA device at most, without what CUDA takes for itself; 0 where none computes.
     """
 
     seconds: float
@@ -81,6 +82,7 @@ class RunEstimate:
     next_seconds: float
     next_seconds_without: float
     kept_layers: int
+    card_bytes: int = 0
 
     @property
     def cache_pays(self) -> bool:
@@ -188,6 +190,7 @@ def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start:
         next_seconds=timed(alone, further, largest)[0],
         next_seconds_without=timed(alone, [[NOTHING]] * len(alone), largest)[0],
         kept_layers=len(kept),
+        card_bytes=_card_bytes(unfinished, slots),
     )
 
 
@@ -237,12 +240,26 @@ def _dealt(seconds: Sequence[float], lanes: int) -> float:
 def _working_bytes(
     output: int, sample: Sequence[LayerJob], unfinished: Sequence[LayerBatch], slots: Sequence[Slot]
 ) -> int:
-    """Memory beside the program: one output, and the layers in work or those looked at before."""
+    """Memory beside the program: one output, and the layers in work or those looked at before. A card has its layers
+    in its own, but for one that finds no room there."""
     narrow = [batch for batch in unfinished if not batch.wide]
-    largest = sorted((batch.peak_bytes for batch in narrow), reverse=True)[: in_flight(narrow, slots) if narrow else 0]
+    at_once = 1 if slots[0].device.startswith("cuda") else in_flight(narrow, slots) if narrow else 0
+    largest = sorted((batch.peak_bytes for batch in narrow), reverse=True)[:at_once]
     widest = max((batch.peak_bytes for batch in unfinished if batch.wide), default=0)
     looked_at = sum(map(weights_bytes, sample)) + max((costs.matrix_bytes(*job.shape, 2) for job in sample), default=0)
     return int(_OUTPUT_COPIES * output) + max(sum(largest), widest, looked_at)
+
+
+def _card_bytes(unfinished: Sequence[LayerBatch], slots: Sequence[Slot]) -> int:
+    """Of the layers that are in work on one card; wide ones are there alone."""
+    device = slots[0].device
+    if not device.startswith("cuda"):
+        return 0
+    here = [slot for slot in slots if slot.device == device]
+    narrow = [batch for batch in unfinished if not batch.wide]
+    largest = sorted((batch.bytes_on(device) for batch in narrow), reverse=True)
+    widest = max((batch.bytes_on(device) for batch in unfinished if batch.wide), default=0)
+    return max(sum(largest[: in_flight(narrow, here)]), widest)
 
 
 def _disk_rate(plan: TransferPlan) -> float:

@@ -112,9 +112,9 @@ def workers_for(jobs: Sequence[Job], options: RunOptions) -> int:
 
 def in_flight(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
     """How many of the largest jobs fit into the slots at once, at least one."""
-    room = sum(slot.bytes for slot in slots)
+    room, device = sum(slot.bytes for slot in slots), slots[0].device  # all of one kind
     count, used = 0, 0
-    for size in sorted((job.peak_bytes for job in jobs), reverse=True)[: len(slots)]:
+    for size in sorted((job.bytes_on(device) for job in jobs), reverse=True)[: len(slots)]:
         used += size
         if used > room and count > 0:
             break
@@ -180,14 +180,16 @@ def dispatch(
 
     def fill() -> None:
         while waiting:
-            size = waiting[0].peak_bytes
-            fits = (s for s in free if used[s.device] == 0 or used[s.device] + size <= room[s.device])
-            slot = next(fits, None)  # a layer too large for the device is tried on its own
+            job = waiting[0]
+            left = {device: room[device] - used[device] for device in room}
+            # A layer too large for the device is tried on its own.
+            fits = (s for s in free if used[s.device] == 0 or job.bytes_on(s.device) <= left[s.device])
+            slot = next(fits, None)
             if slot is None:
                 return
             free.remove(slot)
-            used[slot.device] += size
-            job = waiting.popleft()
+            used[slot.device] += job.bytes_on(slot.device)
+            waiting.popleft()
             running[submit(job, slot)] = job, slot
 
     try:
@@ -197,7 +199,7 @@ def dispatch(
             for future in done:
                 job, slot = running.pop(future)
                 free.append(slot)
-                used[slot.device] -= job.peak_bytes
+                used[slot.device] -= job.bytes_on(slot.device)
             fill()  # before the results are looked at, so that no slot waits for whoever takes them
             for future in done:
                 yield future.result()

@@ -20,11 +20,15 @@ class Job:
 
     Attributes:
         shape: (out, in) of the weight.
-        peak_bytes: memory expected while it is in work.
+        peak_bytes: memory expected while it is in work, on whatever device.
     """
 
     shape: tuple[int, int]
     peak_bytes: int
+
+    def bytes_on(self, device: str) -> int:
+        """Memory of a device expected while it is in work there; a GPU may need less than `peak_bytes`."""
+        return self.peak_bytes
 
     @property
     def title(self) -> str:
@@ -66,6 +70,7 @@ class LayerJob(Job):
         peak_bytes: memory expected while the layer is in work.
         source_updates: what LoRAs add to the source's weight alone, as `target_updates`; they are no part of the
             target, not even of one that is made of the source.
+        card_bytes: memory expected of a CUDA device; None where that is not known.
     """
 
     name: str
@@ -84,6 +89,11 @@ class LayerJob(Job):
     cost: float
     peak_bytes: int
     source_updates: dict[int, LayerUpdate] = field(default_factory=dict)
+    card_bytes: int | None = None
+
+    def bytes_on(self, device: str) -> int:
+        """See `Job.bytes_on`. Apple's GPU has its memory in common with the CPU, which decomposes for it."""
+        return self.peak_bytes if self.card_bytes is None or not device.startswith("cuda") else self.card_bytes
 
     @property
     def refs(self) -> dict[str, TensorRef]:

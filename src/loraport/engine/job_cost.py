@@ -5,6 +5,7 @@ from typing import Any
 
 from loraport.adapters.update import LayerUpdate
 from loraport.engine.job import LayerJob
+from loraport.engine.rank import RankRule
 from loraport.methods import cost as costs
 from loraport.methods import registry
 from loraport.methods.base import Needs, Params, TransferMethod
@@ -80,6 +81,43 @@ def peak_bytes(way: ChosenMethod, shape: tuple[int, int], rank: int) -> int:
     if needs.basis and needs.target_basis:
         decomposing += costs.basis_bytes(m, n)  # the first is there while the second is found
     return max(pair, decomposing, method.memory(shape, rank, params)) + _SMALL_CHANGE
+
+
+_STRIPS = 150_000_000  # bytes of the strips that what makes copies takes at once on a card,
+_OF_A_LAYER = 6  # and for an entry of a layer that is smaller than they are
+_EXACT = 1 / 4  # as in core.truncation: a rank beyond this share of the shorter side is cut by a whole decomposition
+
+
+def card_bytes(way: ChosenMethod, shape: tuple[int, int], rank: int, rule: RankRule) -> int:
+    """Memory of a CUDA device that one layer takes at its largest moment, without what CUDA takes for itself.
+
+    Weights come and are decomposed in strips there, and the drift is formed in a weight's place, so that it is less
+    than `peak_bytes`; tests count it on a device that is not there.
+
+    Args:
+        way: what becomes of it.
+        shape: (out, in).
+        rank: of the LoRA's update.
+        rule: for the output.
+    """
+    return matrices_on_a_card(way, shape, rank, rule) + min(_STRIPS, _OF_A_LAYER * shape[0] * shape[1])
+
+
+def matrices_on_a_card(way: ChosenMethod, shape: tuple[int, int], rank: int, rule: RankRule) -> int:
+    """`card_bytes` but for the strips. Arguments as there."""
+    m, n = shape
+    p, method, needs = min(m, n), way.method, way.needs
+    wanted = int(rule.value) if rule.kind == "fixed" else 0
+    found = method.memory(shape, max(rank, wanted), way.params)
+    if needs.basis or needs.target_basis:
+        decomposing = costs.matrix_bytes(m, n, 2) + costs.matrix_bytes(p, p, 6)
+        if needs.target_basis:  # while the source's weight, or its basis, is there
+            decomposing += costs.basis_bytes(m, n) if needs.basis else costs.matrix_bytes(m, n)
+        found = max(found, decomposing)
+    whole = rule.kind == "full" or wanted > _EXACT * p or (rule.kind == "energy" and not method.keeps_rank)
+    if whole:  # the new update as a matrix, its vectors, and both factors
+        found += costs.matrix_bytes(m, n, 3) + costs.matrix_bytes(p, p)
+    return found
 
 
 def rank_bound(job: LayerJob) -> int:

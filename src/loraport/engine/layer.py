@@ -130,6 +130,8 @@ def load_layer(
             drift_norm = kept.drift_norm
         else:
             drift_norm = drift.norm() if drift is not None else _distance(_there(target), _there(weight))
+    if not needs.source:
+        weight = None  # before the target is decomposed
     if needs.target_basis and target_basis is None:
         target_basis = cache.keep_basis("target", thin_svd(_there(target), name=job.name))
 

@@ -19,7 +19,15 @@ from loraport.adapters.passthrough import Passthrough
 from loraport.adapters.pattern import Search
 from loraport.containers.dtypes import written_as
 from loraport.engine.job import LayerJob
-from loraport.engine.job_cost import ChosenMethod, cached_bytes, cold_cost, function_bytes, peak_bytes, rank_bound
+from loraport.engine.job_cost import (
+    ChosenMethod,
+    cached_bytes,
+    card_bytes,
+    cold_cost,
+    function_bytes,
+    peak_bytes,
+    rank_bound,
+)
 from loraport.engine.match import Pair, open_inputs, weights_of
 from loraport.engine.rank import RankRule
 from loraport.engine.recipe import Recipe
@@ -128,7 +136,7 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
 
     direct = ChosenMethod.of(*registry.resolve("direct", {}), _NOTHING)
     ways = {"direct": direct, method.name: ChosenMethod.of(method, params, needs)}
-    expected: dict[tuple[str, tuple[int, int], int], tuple[float, int]] = {}  # of layers of one size
+    expected: dict[tuple[str, tuple[int, int], int, int], tuple[float, int, int]] = {}  # of layers of one size
     jobs = []
     for name, update in adapter.layers.items():
         found = weights_of(name, update, inputs, recipe)
@@ -143,10 +151,11 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
         hinted = max(update.rank, int(rank.value) if rank.kind == "fixed" else min(m, n))
         updates = {at: more for at, each in enumerate(inputs.added) if (more := each.update(name)) is not None}
         own = {at: more for at, each in enumerate(inputs.source_added) if (more := each.update(name)) is not None}
-        alike = (chosen, (m, n), hinted)
+        alike = (chosen, (m, n), hinted, update.rank)
         if alike not in expected:
-            expected[alike] = cold_cost(way, (m, n), hinted), peak_bytes(way, (m, n), hinted)
-        operations, peak = expected[alike]
+            on_a_card = card_bytes(way, (m, n), update.rank, rank)
+            expected[alike] = cold_cost(way, (m, n), hinted), peak_bytes(way, (m, n), hinted), on_a_card
+        operations, peak, on_a_card = expected[alike]
         jobs.append(
             LayerJob(
                 name=name,
@@ -158,6 +167,7 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
                 target=found.target if job_needs.target or job_needs.drift or job_needs.target_basis else None,
                 target_updates=updates if job_needs != _NOTHING else {},
                 source_updates=own if job_needs != _NOTHING else {},
+                card_bytes=on_a_card,
                 has_drift=inputs.target is not None or bool(updates) or bool(own),
                 round_to=found.common_dtype,
                 rank=rank,

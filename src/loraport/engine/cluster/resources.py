@@ -56,7 +56,7 @@ def resources_of(job: J, cluster: Cluster, limits: Limits) -> Resources:
     cards = max(node.cards for node in cluster.nodes)
     room = min(_allowed(node.card_bytes, limits) for node in cluster.nodes)
     count = 1 if job.wide else limits.workers or ON_ACCELERATOR
-    part = min(max(_floor(1 / count), math.ceil(_FINEST * job.peak_bytes / max(room, 1)) / _FINEST), 1.0)
+    part = min(max(_floor(1 / count), math.ceil(_FINEST * job.bytes_on("cuda") / max(room, 1)) / _FINEST), 1.0)
     own = cpus / cards if job.wide else min(cpus / cards / count, 1.0)
     return Resources(float(int(own)) if own >= 1 else _floor(own), part, min(job.peak_bytes, largest))
 

@@ -39,6 +39,10 @@ class LayerBatch(Job):
     stopped: set[int]
     groups: Mapping[int, int] = field(default_factory=dict)
 
+    def bytes_on(self, device: str) -> int:
+        """See `Job.bytes_on`. What is finished lies on the host."""
+        return max(job.bytes_on(device) for job in self.jobs.values()) if device.startswith("cuda") else self.peak_bytes
+
     @property
     def title(self) -> str:
         """As that of its jobs."""

@@ -6,7 +6,7 @@ from loraport.methods import base
 from loraport.methods.casa.method import Casa
 from loraport.methods.casa.params import CasaParams
 from loraport.methods.columns import DRIFT_UNDONE, Column
-from loraport.methods.cost import Cost, elementwise, product, truncation
+from loraport.methods.cost import Cost, basis_bytes, elementwise, matrix_bytes, product, truncation
 
 HALVINGS = 30
 """Of the share of directions, until as much drift is undone."""
@@ -69,6 +69,11 @@ class MaskedRestore(base.TransferMethod[MaskedRestoreParams]):
         each = product(m, n, p, 2) + elementwise(m, n, 6)
         own = Casa().cost(shape, rank, as_casa(params), False)
         return own + product(m, n, p, 2) + each.times(HALVINGS) + truncation(m, n, rank)
+
+    def memory(self, shape: tuple[int, int], rank: int, params: MaskedRestoreParams) -> int:
+        """Basis and drift; what is left of the drift, a projection of it, and the directions that they go by."""
+        m, n = shape
+        return basis_bytes(m, n) + matrix_bytes(m, n, 5.5) + matrix_bytes(min(m, n), min(m, n), 3)
 
 
 base.preset("random-mask", "masked-restore", "undo as much drift as casa, away from random directions")

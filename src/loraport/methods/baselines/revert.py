@@ -6,7 +6,7 @@ from loraport.methods import base
 from loraport.methods.casa.method import Casa
 from loraport.methods.casa.params import CasaParams
 from loraport.methods.columns import COSINE, NORM_RATIO
-from loraport.methods.cost import Cost, elementwise, product, truncation
+from loraport.methods.cost import Cost, elementwise, matrix_bytes, product, truncation
 
 if TYPE_CHECKING:
     from loraport.core.operators import Operator
@@ -56,6 +56,10 @@ class Revert(base.TransferMethod[RevertParams]):
         m, n = shape
         formed = product(m, min(m, n), n, 2) + elementwise(m, n, 3)
         return Casa().cost(shape, rank, _as_casa(params), False) + formed + truncation(m, n, rank)
+
+    def memory(self, shape: tuple[int, int], rank: int, params: RevertParams) -> int:
+        """Casa's, and its update formed."""
+        return Casa().memory(shape, rank, _as_casa(params)) + matrix_bytes(*shape, 3)
 
 
 def _as_casa(params: RevertParams) -> CasaParams:

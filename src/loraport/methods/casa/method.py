@@ -169,11 +169,18 @@ class Casa(base.TransferMethod[CasaParams]):
         return found
 
     def memory(self, shape: tuple[int, int], rank: int, params: CasaParams) -> int:
-        """Drift and basis; the two routing matrices, the residual Gram matrix, and what the decisions hold of them."""
+        """Drift and basis; the two routing matrices, the residual Gram matrix, and what the decisions hold of them.
+
+        A basis that is completed has a square of the longer side, twice while it is made.
+        """
         m, n = shape
         p, longer = min(shape), max(shape)
-        side = longer if params.complete_basis else p
-        return basis_bytes(m, n) + matrix_bytes(m, n) + matrix_bytes(side, p, 6) + matrix_bytes(m + n, rank, 6)
+        thin = matrix_bytes(m + n, rank, 6)
+        if params.complete_basis and longer > p:
+            making = matrix_bytes(longer, longer, 2) + matrix_bytes(m, n, 3)
+            using = matrix_bytes(longer, longer) + matrix_bytes(m, n, 7)
+            return max(making, using) + matrix_bytes(p, p) + thin
+        return basis_bytes(m, n) + matrix_bytes(m, n) + matrix_bytes(p, p, 5) + thin
 
     def kept_bytes(self, shape: tuple[int, int], params: CasaParams) -> int:
         """The basis and the routing of the drift, with the residual Gram matrix of a rectangular layer."""
