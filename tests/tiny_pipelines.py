@@ -7,13 +7,21 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLWan,
     FlowMatchEulerDiscreteScheduler,
+    WanImageToVideoPipeline,
     WanPipeline,
     ZImagePipeline,
     ZImageTransformer2DModel,
 )
 from safetensors.torch import save_file
 from torch import Generator, nn
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
+from transformers import (
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3Model,
+)
 
 import image_families
 import tinywan
@@ -23,26 +31,65 @@ Z_LAYERS = ("attention.to_q", "attention.to_v", "attention.to_out.0", "feed_forw
 
 
 def wan(
-    folder: Path, seed: int = 0, *, drift: float = 0.0, second: int | None = None, boundary: float | None = None
-) -> Path:
-    """A WanPipeline: videos of 4 k + 1 frames, sides in multiples of 16; with `second`, the seed, of two experts."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(5)
-        vae = AutoencoderKLWan(
-            base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1, -0.2, 0.0, 0.3],
-            latents_std=[1.0, 0.8, 1.2, 0.9],
-        )  # fmt: skip
+    folder: Path, seed: int = 0, *, drift: float = 0.0, second: int | None = None, boundary: float | None = None,
+    expand: bool = False,
+) -> Path:  # fmt: skip
+    """A WanPipeline: videos of 4 k + 1 frames, sides in multiples of 16; with `second`, the seed, of two experts.
+
+    With `expand` it is as Wan2.2-TI2V-5B, which makes videos of a prompt alone and with an image.
+    """
     pipe = WanPipeline(
         tokenizer=tinywan.tokenizer(),
         text_encoder=tinywan.text_encoder(),
-        vae=vae,
+        vae=wan_vae(),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         transformer=tinywan.transformer(seed, drift=drift),
         transformer_2=None if second is None else tinywan.transformer(second, drift=drift),
         boundary_ratio=boundary,
+        expand_timesteps=expand,
     )
     pipe.save_pretrained(folder)
     return folder
+
+
+def wan_i2v(
+    folder: Path, seed: int = 0, *, drift: float = 0.0, second: int | None = None, boundary: float | None = None
+) -> Path:
+    """A WanImageToVideoPipeline: as Wan2.1, which sees the image by CLIP too; with two experts as Wan2.2."""
+    changes = {"in_channels": 3 * tinywan.CHANNELS}  # noise, mask, and the image
+    changes |= {"image_dim": 16, "added_kv_proj_dim": tinywan.WIDTH} if second is None else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(8)
+        eye = CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=16, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2, image_size=16,
+                patch_size=8,
+            )
+        ).eval()  # fmt: skip
+    one = second is None
+    pipe = WanImageToVideoPipeline(
+        tokenizer=tinywan.tokenizer(),
+        text_encoder=tinywan.text_encoder(),
+        vae=wan_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        image_encoder=eye if one else None,
+        image_processor=CLIPImageProcessor(size=16, crop_size=16) if one else None,
+        transformer=tinywan.transformer(seed, drift=drift, changes=changes),
+        transformer_2=None if second is None else tinywan.transformer(second, drift=drift, changes=changes),
+        boundary_ratio=boundary,
+    )
+    pipe.save_pretrained(folder)
+    return folder
+
+
+def wan_vae() -> AutoencoderKLWan:
+    """An eighth of the size of the video, 4 channels."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        return AutoencoderKLWan(
+            base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.1, -0.2, 0.0, 0.3],
+            latents_std=[1.0, 0.8, 1.2, 0.9],
+        )  # fmt: skip
 
 
 def wan_lora(file: Path, *, size: float = 0.5) -> Path:

@@ -73,27 +73,39 @@ def ltx_video(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
 @saved
 def hunyuan_video(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
     """A HunyuanVideoPipeline: videos of 4 k + 1 frames, sides in multiples of 16."""
-    network = diffusers.HunyuanVideoTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1, num_single_layers=1,
-        num_refiner_layers=1, mlp_ratio=3.0, text_embed_dim=TEXT, pooled_projection_dim=TEXT, rope_axes_dim=(4, 4, 4),
-    )  # fmt: skip
-    vae = {"latent_channels": 4, "block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 4}
     llama = transformers.LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=TEXT, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2
     )
+    return diffusers.HunyuanVideoPipeline(
+        **hunyuan_video_parts(),
+        tokenizer=tinywan.tokenizer(),
+        text_encoder=made(transformers.LlamaModel, {"config": llama}),
+        transformer=shake(hunyuan_video_network()),
+    )
+
+
+def hunyuan_video_network(image_condition_type: str | None = None) -> diffusers.HunyuanVideoTransformer3DModel:
+    """The transformer of both pipelines."""
+    return diffusers.HunyuanVideoTransformer3DModel(
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1, num_single_layers=1,
+        num_refiner_layers=1, mlp_ratio=3.0, text_embed_dim=TEXT, pooled_projection_dim=TEXT, rope_axes_dim=(4, 4, 4),
+        image_condition_type=image_condition_type,
+    )  # fmt: skip
+
+
+def hunyuan_video_parts() -> dict[str, Any]:
+    """What else both are made of."""
+    vae = {"latent_channels": 4, "block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 4}
     clip = transformers.CLIPTextConfig(
         vocab_size=VOCABULARY, hidden_size=TEXT, intermediate_size=20, num_hidden_layers=1, num_attention_heads=2,
         eos_token_id=1, bos_token_id=0,
     )  # fmt: skip
-    return diffusers.HunyuanVideoPipeline(
-        tokenizer=tinywan.tokenizer(),
-        text_encoder=made(transformers.LlamaModel, {"config": llama}),
-        tokenizer_2=tinywan.tokenizer(),
-        text_encoder_2=made(transformers.CLIPTextModel, {"config": clip}),
-        vae=made(diffusers.AutoencoderKLHunyuanVideo, vae),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**FLOW),
-        transformer=shake(network),
-    )
+    return {
+        "tokenizer_2": tinywan.tokenizer(),
+        "text_encoder_2": made(transformers.CLIPTextModel, {"config": clip}),
+        "vae": made(diffusers.AutoencoderKLHunyuanVideo, vae),
+        "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(**FLOW),
+    }
 
 
 @saved
@@ -148,23 +160,63 @@ def ltx2(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
 
 
 @saved
+def hunyuan_video_i2v(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
+    """A HunyuanVideoImageToVideoPipeline, in which the image takes the place of the first frame."""
+    network = hunyuan_video_network(image_condition_type="token_replace")
+    words = ["<image>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+    tokenizer = tinywan.tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": words})
+    size = VOCABULARY + len(words)
+    sees = transformers.CLIPVisionConfig(
+        hidden_size=TEXT, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2, image_size=336,
+        patch_size=14,
+    )  # fmt: skip
+    reads = transformers.LlamaConfig(
+        vocab_size=size, hidden_size=TEXT, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,
+        pad_token_id=0,
+    )  # fmt: skip
+    llava = transformers.LlavaConfig(
+        vision_config=sees, text_config=reads, image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        pad_token_id=0,
+    )  # fmt: skip
+    return diffusers.HunyuanVideoImageToVideoPipeline(
+        **hunyuan_video_parts(),
+        tokenizer=tokenizer,
+        text_encoder=made(transformers.LlavaForConditionalGeneration, {"config": llava}),
+        transformer=shake(network),
+        image_processor=transformers.CLIPImageProcessor(size=336, crop_size=336),
+    )
+
+
+@saved
 def cogvideox(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
     """A CogVideoXPipeline: videos of 4 k + 1 frames, sides in multiples of 16."""
+    return diffusers.CogVideoXPipeline(**cogvideox_parts(shake, in_channels=4))
+
+
+@saved
+def cogvideox_i2v(shake: Callable[[Any], Any]) -> diffusers.DiffusionPipeline:
+    """A CogVideoXImageToVideoPipeline, which is given the image beside the noise."""
+    return diffusers.CogVideoXImageToVideoPipeline(**cogvideox_parts(shake, in_channels=8))
+
+
+def cogvideox_parts(shake: Callable[[Any], Any], in_channels: int) -> dict[str, Any]:
+    """What both pipelines are made of."""
     network = diffusers.CogVideoXTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
+        num_attention_heads=2, attention_head_dim=16, in_channels=in_channels, out_channels=4, time_embed_dim=8,
         text_embed_dim=TEXT, num_layers=2, sample_width=2, sample_height=2, sample_frames=9,
     )  # fmt: skip
     vae = {"latent_channels": 4, "block_out_channels": (8,) * 4, "layers_per_block": 1, "norm_num_groups": 2}
     scheduler = diffusers.CogVideoXDDIMScheduler(
         prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing"
     )
-    return diffusers.CogVideoXPipeline(
-        tokenizer=tinywan.tokenizer(),
-        text_encoder=tinywan.text_encoder(),
-        vae=made(diffusers.AutoencoderKLCogVideoX, vae),
-        scheduler=scheduler,
-        transformer=shake(network),
-    )
+    return {
+        "tokenizer": tinywan.tokenizer(),
+        "text_encoder": tinywan.text_encoder(),
+        "vae": made(diffusers.AutoencoderKLCogVideoX, vae),
+        "scheduler": scheduler,
+        "transformer": shake(network),
+    }
 
 
 PIPELINES = {"ltx_video": ltx_video, "hunyuan_video": hunyuan_video, "ltx2": ltx2, "cogvideox": cogvideox}

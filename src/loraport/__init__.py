@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from loraport.calibration.api import calibrate
     from loraport.checking.api import check
     from loraport.checking.results import CheckResult
-    from loraport.comparing.probe import ProbeReport, probe
+    from loraport.comparing.api import compare, probe
+    from loraport.comparing.probe import ProbeReport
     from loraport.comparing.report import CompareReport
-    from loraport.comparing.run import compare
     from loraport.comparing.settings import CompareSettings
     from loraport.engine.experts.asked import Experts
     from loraport.engine.experts.plan import ExpertsPlan
@@ -61,10 +61,10 @@ _HOMES = {
     "calibrate": "loraport.calibration.api",
     "check": "loraport.checking.api",
     "CheckResult": "loraport.checking.results",
-    "compare": "loraport.comparing.run",
+    "compare": "loraport.comparing.api",
     "CompareReport": "loraport.comparing.report",
     "CompareSettings": "loraport.comparing.settings",
-    "probe": "loraport.comparing.probe",
+    "probe": "loraport.comparing.api",
     "ProbeReport": "loraport.comparing.probe",
     "plan": "loraport.api",
     "plan_experts": "loraport.api",

@@ -39,6 +39,7 @@ ANSWERED = (
     "sweep {lora} -s {source} -t {target} --method casa --method prolora -o {new} --plan --device cpu",
 )  # fmt: skip
 """What is answered from headers."""
+COMPARE = "compare --lora {{lora}} --source {{{0}}} --target {{{0}}} --target-steps 2 --prompt x -o {{folder}}"
 REFUSED = {
     "no.safetensors": (
         f"transfer no.safetensors {FITS} -o {{new}}",
@@ -60,8 +61,8 @@ REFUSED = {
         "intervene amplify-head --source {source} --target no.safetensors -o {new}",
         "calibrate no.safetensors --source zoo:source --target zoo:dmd -o {new}",
         "calibrate {lora} --source no.safetensors --target zoo:dmd -o {new}",
-        "compare --lora no.safetensors --source {source} --target {target} --prompts {lora} -o {folder}",
-        "compare --lora {lora} --source no.safetensors --target {target} --prompts {lora} -o {folder}",
+        "compare --lora no.safetensors --source {source} --target {target} --prompt x -o {folder}",
+        "compare --lora {lora} --source no.safetensors --target {target} --prompt x -o {folder}",
         "probe --source no.safetensors --target {target} -o {new}",
     ),
     "exists already": (
@@ -87,6 +88,10 @@ REFUSED = {
         f"transfer {{lora}} {FITS} -o {{new}} --device gpu", f"analyze {FITS} -o {{page}} --device gpu",
         "extract --source {source} --target {target} --rank 2 -o {new} --device cuda:0,mps:1",
     ),
+    "there is no such image": (f"{COMPARE.format('wan')} --image no.png",),
+    "and none is given": (COMPARE.format("i2v"),),
+    "this is no folder with a network": (f"{COMPARE.format('wan')} --clip {{folder}}",),
+    "there is no such file of weights": (f"{COMPARE.format('wan')} --csd no.pth",),
     "was not made from": ("demo --target source",),
     "no output profile": ("convert {lora} --to no -o {new}", f"transfer {{lora}} {FITS} --to no -o {{new}}"),
     "family has no": ("evaluate --target no", "evaluate --lora no"),
@@ -102,6 +107,11 @@ def told_of(lines: Sequence[str], files: pico.Pico) -> list[tuple[str, int, str,
     named = {"source": files.source, "target": files.target, "lora": files.lora, "there": there}
     new = files.folder / "new"
     named |= {"folder": new, "new": new.with_suffix(".safetensors"), "page": new.with_suffix(".html")}
+    for name, kind in (("wan", "WanPipeline"), ("i2v", "WanImageToVideoPipeline")):  # as far as headers go
+        named[name] = new.with_name(name)
+        (named[name] / "transformer").mkdir(parents=True)
+        shutil.copy(files.source, named[name] / "transformer" / "diffusion_pytorch_model.safetensors")
+        (named[name] / "model_index.json").write_text(json.dumps({"_class_name": kind}), "utf-8")
     asked = [[word.format(**named) for word in line.split()] for line in lines]
     done = subprocess.run(
         [sys.executable, "-c", RUN, ",".join(HEAVY)],
@@ -128,7 +138,7 @@ def test_what_headers_refuse_is_refused_without_torch(files: pico.Pico):
 
 
 def test_python_functions_load_torch_once_there_is_work_for_it(files: pico.Pico):
-    """Those that run models load it at once, and so do what they and a few others return."""
+    """What calibrates loads it at once, and so do what runs models and a few others return."""
     code = (
         "import sys, loraport; later = sys.argv[1].split(','); "
         "[getattr(loraport, name) for name in loraport.__all__ if name not in later]; "
@@ -142,7 +152,7 @@ def test_python_functions_load_torch_once_there_is_work_for_it(files: pico.Pico)
         "    except loraport.LoraportError as error: print(error)\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
-    later = "calibrate,compare,probe,CompareReport,ExpertsReport,MergeReport,ProbeReport,Resized"
+    later = "calibrate,CompareReport,ExpertsReport,MergeReport,ProbeReport,Resized"
     words = [sys.executable, "-c", code, later, files.lora, files.source, files.target]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, encoding="utf-8", check=True)
     assert done.stdout.splitlines()[-1] == "[]"

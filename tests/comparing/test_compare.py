@@ -13,11 +13,11 @@ import tiny_judges
 import tiny_stills
 import tiny_videos
 from loraport.comparing.clips import ClipFolder
-from loraport.comparing.models import find_model
+from loraport.comparing.models import _check_runs, find_model
+from loraport.comparing.prompts import Prompt, read_prompts
 from loraport.comparing.rendering import Shot, render, set_sampling
-from loraport.comparing.run import read_prompts
 from loraport.engine.events import Step
-from loraport.errors import FileError, LoraportError, MismatchError, UsageError
+from loraport.errors import FileError, LoraportError, MismatchError, UnsupportedError, UsageError
 from loraport.metrics import amt
 from loraport.sampling.schedule import SamplingSettings
 
@@ -239,14 +239,27 @@ def test_a_lora_that_does_not_load_is_said_and_nothing_is_written(stills, tmp_pa
         ({"target": None}, UsageError, "target is not given"),
         ({"target": "zoo:source"}, UsageError, "bundled"),
         ({"target": "nowhere/at/all"}, FileError, "no such target"),
+        ({"source": "source/transformer"}, UsageError, "no whole pipeline"),
         ({"transferred": ["nowhere.safetensors"]}, FileError, "no such LoRA"),
         ({"device": "cuda:7"}, UsageError, "CUDA|device"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_loaded(stills, tmp_path, changes, error, words):
+    changes = {name: stills / given if given == "source/transformer" else given for name, given in changes.items()}
     with pytest.raises(error, match=words):
         run(stills, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()
+
+
+def test_models_of_two_families_and_such_as_nothing_runs_are_refused(stills, tmp_path):
+    from loraport.models.families import families
+
+    tiny_videos.ltx_video(tmp_path / "other")
+    with pytest.raises(MismatchError, match=r"(?s)different families.*Z-Image, LTX-Video"):
+        run(stills, tmp_path / "out", target=tmp_path / "other")
+    for name, words in (("hunyuan_video_15", "loads no LoRAs"), ("minimax_h3", "has no pipeline")):
+        with pytest.raises(UnsupportedError, match=f"(?s){words}.*Wan.*Z-Image"):
+            _check_runs(families()[name])
 
 
 def test_weights_that_are_missing_are_said_before_any_clip(stills, tmp_path):
@@ -259,18 +272,6 @@ def test_weights_that_are_missing_are_said_before_any_clip(stills, tmp_path):
 def test_the_same_file_is_not_compared_twice(stills, tmp_path):
     with pytest.raises(UsageError, match="twice"):
         run(stills, tmp_path / "out", transferred=[stills / "lora.safetensors"])
-
-
-def test_a_pipeline_that_wants_a_picture_is_refused(videos, tmp_path):
-    index = json.loads((videos / "source" / "model_index.json").read_text("utf-8"))
-    for name in ("transformer", "tokenizer", "text_encoder", "vae", "scheduler"):
-        (tmp_path / name).symlink_to(videos / "source" / name)
-    (tmp_path / "model_index.json").write_text(json.dumps({**index, "_class_name": "WanImageToVideoPipeline"}), "utf-8")
-    model = find_model(tmp_path, "source")
-    from loraport.comparing.opening import DeviceSetup, load
-
-    with pytest.raises(LoraportError, match="more than a prompt"):
-        load(model, DeviceSetup.of("cpu", "auto", "none"))
 
 
 @pytest.mark.parametrize("said", ["Wan-AI/Wan2.1-T2V-1.3B-Diffusers", "hf:Wan-AI/Wan2.1-T2V-1.3B-Diffusers"])
@@ -330,7 +331,7 @@ def test_pixels_that_are_no_numbers_are_refused():
     from loraport.models.families import families
 
     with pytest.raises(NumericalError, match="not finite"):
-        render(Pipeline(), families()["z_image"], SamplingSettings(), Shot("a", 0))
+        render(Pipeline(), families()["z_image"], SamplingSettings(), Shot(Prompt("a"), 0))
 
 
 def test_what_can_be_seen_through_stands_before_white():
@@ -348,7 +349,7 @@ def test_what_can_be_seen_through_stands_before_white():
 
     from loraport.models.families import families
 
-    made = render(Pipeline(), families()["qwen_image_21"], SamplingSettings(), Shot("a", 0))
+    made = render(Pipeline(), families()["qwen_image_21"], SamplingSettings(), Shot(Prompt("a"), 0))
     assert made[0].tolist() == [[[255, 0, 0], [255, 128, 128]], [[255, 255, 255]] * 2]
 
 
@@ -367,12 +368,12 @@ def test_what_a_pipeline_says_is_no_bug_of_ours(raised, error, words):
     from loraport.models.families import families
 
     with pytest.raises(error, match=words):
-        render(Pipeline(), families()["z_image"], SamplingSettings(), Shot("a", 0))
+        render(Pipeline(), families()["z_image"], SamplingSettings(), Shot(Prompt("a"), 0))
 
 
 def test_prompts_of_a_file(tmp_path):
     (tmp_path / "p.txt").write_text("  one \n\ntwo\n", encoding="utf-8")
-    assert read_prompts(tmp_path / "p.txt") == ("one", "two")
+    assert read_prompts(tmp_path / "p.txt") == (Prompt("one"), Prompt("two"))
     with pytest.raises(FileError):
         read_prompts(tmp_path / "none.txt")
 

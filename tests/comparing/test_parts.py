@@ -8,7 +8,10 @@ import pytest
 
 from loraport.adapters.distilled import distilled_models, known_model
 from loraport.comparing.clips import file_digest, model_digest
+from loraport.comparing.images import FirstFrame
 from loraport.comparing.pairs import LoraFiles
+from loraport.comparing.prompts import Prompt
+from loraport.comparing.rendering import Shot
 from loraport.comparing.scoring import scores_of
 from loraport.comparing.settings import CompareSettings
 from loraport.comparing.usual_sampling import filled, usual_sampling
@@ -97,6 +100,15 @@ def test_clips_that_lack_a_number_do_not_count_for_it():
     assert (of_one.mean, of_one.clips) == (1.5, 2)
     assert scores_of({(0, 0): {"x": 1.0}, (1, 0): {}}, 2, 1)["x"].low is None
     assert "x" not in scores_of({(0, 0): {}}, 1, 1)
+
+
+def test_clips_of_a_prompt_alone_keep_their_names():
+    """Those that were made before there were images are found."""
+    size = {"negative": None, "height": 16, "width": 32, "frames": None}
+    shot = Shot(Prompt("a cat"), 3, height=16, width=32)
+    assert shot.made_of() == {"prompt": "a cat", "seed": 3, **size}
+    image = FirstFrame(Path("cat.png"), "5" * 64, 8, 8)
+    assert Shot(Prompt("a cat", image), 3, height=16, width=32).made_of() == {**shot.made_of(), "image": "5" * 32}
 
 
 def test_a_model_that_changes_is_another(tmp_path):

@@ -14,10 +14,12 @@ from loraport.comparing import making_probe
 from loraport.comparing.making_probe import Inputs, outputs_for, write_probe
 from loraport.comparing.models import find_model
 from loraport.comparing.opening import DeviceSetup, opened
-from loraport.comparing.probe import COLOURS, PUSH, dose
+from loraport.comparing.probe import PUSH, _grey, dose
+from loraport.comparing.prompts import Prompt
 from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
+from loraport.comparing.settings import COLOURS
 from loraport.comparing.variants import Placed
-from loraport.errors import LoraportError, NumericalError, UsageError
+from loraport.errors import LoraportError, NumericalError, UnsupportedError, UsageError
 from loraport.models.families import families
 from loraport.sampling.schedule import SamplingSettings
 from networks import NETWORKS
@@ -25,6 +27,7 @@ from networks import NETWORKS
 pytestmark = pytest.mark.filterwarnings("ignore")
 RED = PUSH * np.array(COLOURS["red"])
 PIPELINES = {"z_image": tiny_pipelines.z_image} | tiny_videos.PIPELINES | tiny_stills.PIPELINES
+WITH_IMAGE = {"wan_i2v": tiny_pipelines.wan_i2v, "cogvideox_i2v": tiny_videos.cogvideox_i2v}
 CPU = DeviceSetup.of("cpu", "auto", "none")
 
 
@@ -64,7 +67,7 @@ def test_where_the_last_layer_is_given_a_constant_the_latents_move_by_the_colour
             state[key] = torch.zeros_like(state[key])
     save_file(state, file)
     model = find_model(tmp_path / "model", "source")
-    shot = Shot("a cat sits", 3, height=32, width=32, frames=5)
+    shot = Shot(Prompt("a cat sits"), 3, height=32, width=32, frames=5)
     for settings in (SamplingSettings(steps=3, guidance=4), SamplingSettings(steps=3, guidance=1, sampler="renoise")):
         with opened(model, CPU) as pipeline:
             put = outputs_for(pipeline, model.family, settings, shot, RED)
@@ -72,7 +75,7 @@ def test_where_the_last_layer_is_given_a_constant_the_latents_move_by_the_colour
             set_sampling(pipeline, settings)
             with making_probe.inputs_of(pipeline, model.family) as seen:
                 before = _latents(pipeline, model.family, settings, shot)
-            read, spread = seen.constant()
+            read, spread = seen["high"].constant()
             assert spread == pytest.approx(0, abs=2e-2)
             write_probe(tmp_path / "probe.safetensors", model.family, read, put)
             with with_loras(pipeline, model.family, [Placed(tmp_path / "probe.safetensors")]):
@@ -102,13 +105,16 @@ def _latents(pipeline, family, settings, shot):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", PIPELINES | WITH_IMAGE)
 def test_in_every_family_the_probe_moves_the_latents_by_the_colour(tmp_path, name):
     """The real pipeline with the real LoRA on it, but for a constant that the last layer is given."""
-    model = find_model(PIPELINES[name](tmp_path / "model"), "source")
-    settings = SamplingSettings(steps=1 if name == "cogvideox" else 3)  # velocities of a rotation add up to more
-    shot = Shot("a cat sits", 3, height=32, width=32, frames=9)
-    with opened(model, CPU) as pipeline:
+    if name == "wan_i2v":
+        pytest.importorskip("ftfy", reason="diffusers needs it for Wan's images")
+    model = find_model((PIPELINES | WITH_IMAGE)[name](tmp_path / "model"), "source")
+    settings = SamplingSettings(steps=1 if "cogvideox" in name else 3)  # velocities of a rotation add up to more
+    image = _grey(tmp_path / "grey.png") if name in WITH_IMAGE else None
+    shot = Shot(Prompt("a cat sits", image), 3, height=32, width=32, frames=9)
+    with opened(model, CPU, with_image=name in WITH_IMAGE) as pipeline:
         put = outputs_for(pipeline, model.family, settings, shot, RED)
         width = making_probe.last_layer(pipeline, model.family).in_features
         constant = torch.randn(width, generator=torch.Generator().manual_seed(0))
@@ -134,6 +140,15 @@ def test_in_every_family_the_probe_moves_the_latents_by_the_colour(tmp_path, nam
     assert size > 0
     assert torch.allclose(moved, wanted, rtol=1e-2, atol=1e-3 * size)
     assert (after - before).std(apart).max() < 1e-2 * size
+
+
+@pytest.mark.slow
+def test_a_first_frame_that_the_network_does_not_make_is_no_picture_of_its_own(tmp_path):
+    """HunyuanVideo-I2V puts the image in its place, whatever the network says of it."""
+    model = find_model(tiny_videos.hunyuan_video_i2v(tmp_path / "model"), "source")
+    shot = Shot(Prompt("a cat sits", _grey(tmp_path / "grey.png")), 3, height=32, width=32, frames=9)
+    with opened(model, CPU, with_image=True) as pipeline, pytest.raises(UnsupportedError, match="picture of its own"):
+        outputs_for(pipeline, model.family, SamplingSettings(steps=3), shot, RED)
 
 
 @pytest.mark.slow

@@ -14,17 +14,18 @@ from loraport.comparing.clips import model_digest
 from loraport.comparing.models import find_model
 from loraport.comparing.opening import DeviceSetup, opened
 from loraport.comparing.pairs import find_files
+from loraport.comparing.prompts import Prompt
 from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
 from loraport.comparing.variants import Placed, list_variants
 from loraport.engine.events import Remarked, Step
-from loraport.errors import FileError, LoraportError, MismatchError, UnsupportedError, UsageError
+from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.sampling.schedule import SamplingSettings
 
 diffusers = pytest.importorskip("diffusers")
 pytestmark = pytest.mark.filterwarnings("ignore")
 CPU = DeviceSetup(torch.device("cpu"), torch.float32)
 TWO = SamplingSettings(steps=2, guidance=1)  # one of each expert
-SHOT = Shot("a cat sits", 0, height=16, width=16, frames=5)
+SHOT = Shot(Prompt("a cat sits"), 0, height=16, width=16, frames=5)
 CALL = {"height": 16, "width": 16, "num_frames": 5, "num_inference_steps": 2, "guidance_scale": 1.0}
 
 
@@ -75,7 +76,7 @@ def by_diffusers(folder, *cases):
                 name = f"style_{expert}_noise.safetensors"
                 pipe.load_lora_weights(folder.parent, weight_name=name, adapter_name=expert, **second)
                 (pipe.transformer_2 if second else pipe.transformer).set_adapters(expert, strength)
-            made = pipe(SHOT.prompt, **CALL, output_type="np", generator=torch.Generator().manual_seed(0))
+            made = pipe(SHOT.prompt.text, **CALL, output_type="np", generator=torch.Generator().manual_seed(0))
             yield np.rint(255 * made.frames[0].clip(0, 1)).astype(np.uint8)
             pipe.unload_lora_weights()
 
@@ -281,13 +282,6 @@ def test_a_lora_of_another_size_is_said_for_its_expert(pair, tmp_path):
 
 def _keys(pipeline, part):
     return getattr(pipeline, part).state_dict()
-
-
-def test_a_probe_is_not_made_of_two_experts(pair, tmp_path):
-    with pytest.raises(UnsupportedError, match="which probe does not run yet"):
-        loraport.probe(
-            source=pair / "source", target=pair / "target", target_sampling=TWO, output=tmp_path / "probe.safetensors"
-        )
 
 
 def test_the_command_line_takes_pairs(pair, tmp_path, capsys):

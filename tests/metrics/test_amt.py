@@ -1,6 +1,5 @@
 """AMT-S held to numbers that the code which VBench runs gave once, to its parts written out, and to what must hold."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -127,9 +126,8 @@ def test_a_judge_measures_it_of_videos_where_the_weights_are_given(tmp_path, net
 
 
 def test_what_a_comparison_is_told_to_judge_by_is_what_judges_take():
-    named = CompareSettings(amt="amt-s.pth").weights()
-    assert named["amt"] == "amt-s.pth"
-    assert set(named) <= {each.name for each in dataclasses.fields(JudgeWeights)}
+    told = CompareSettings(amt="amt-s.pth", qwen="folder")
+    assert told.weights() == JudgeWeights(amt=Path("amt-s.pth"), qwen=Path("folder"))
 
 
 class _Code:

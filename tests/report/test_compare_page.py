@@ -12,7 +12,7 @@ import pytest
 from loraport.report import frame, scenes
 from loraport.report.comparison import Measure
 from loraport.report.content import Fact, Input, Page, Words
-from loraport.report.scenes import Interval, Making, Scene, SideBySide
+from loraport.report.scenes import Given, Interval, Making, Scene, SideBySide
 
 HOSTILE = "</option></select><script>document.title = 'ran'</script>\" onerror=alert(1) {{ 7 * 7 }} \u202egnp.exe"
 
@@ -100,6 +100,31 @@ def test_what_is_not_there_is_said_in_words():
     assert '<td data-title="motion"><small>nobody found</small></td>' in html
     assert '<td data-title="distance"><span>2.00</span><small>in 1 of 4</small></td>' in html
     assert '<td data-title="distance" class="none">–</td>' in html
+
+
+def test_what_clips_begin_with_stands_beside_the_prompt():
+    """By its shape and not by that of the clips; a prompt with two images is two to choose from."""
+    from PIL import Image
+
+    given = [Given(name, lambda n=n: np.full((300, 100, 3), 50 * n, np.uint8)) for n, name in enumerate((HOSTILE, "b"))]
+    side = played()
+    shots = (Scene("a cat", 0, (clip(0), clip(1)), image) for image in given)
+    seen = _Reader()
+    html = frame.render(page(dataclasses.replace(side, scenes=shots, count=2)))
+    seen.feed(html)
+    assert [value for name, value in seen.attributes if name == "data-prompt"] == ["0", "1"]
+    assert html.count("<option") == 3  # and one seed
+    assert ">a cat (b)</option>" in html
+    assert "begins with b" in html
+    assert "width:75px;aspect-ratio:100/300" in html
+    sheets = re.findall(r"data:image/webp;base64,([^)]+)", html)
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheets[3]))).convert("RGB"))
+    assert image.shape == (225, 75, 3)
+    assert abs(image.astype(int) - 50).max() < 4
+    assert not [name for name, _ in seen.attributes if name.startswith("on")]
+    assert not [value for name, value in seen.attributes if name in ("src", "href", "action")]
+    cut = scenes._cut(Scene("p", 0, (clip(0),), given[0]), (448, 49))
+    assert scenes._bytes(cut) == len(cut["image"]["sheet"]) + len(cut["clips"][0])
 
 
 def test_a_sprite_holds_each_frame_in_its_place():

@@ -11,6 +11,7 @@ from loraport.comparing.settings import CLIPS, CompareSettings
 from loraport.engine.experts.asked import Experts
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import MODELS, OUTPUT, Recipe
+from loraport.errors import UsageError
 from loraport.wording import count
 
 if TYPE_CHECKING:
@@ -28,12 +29,16 @@ Both experts of Wan2.2, with what `transfer --expert both` wrote (the low-noise 
 
     loraport compare --source Wan2.2-T2V-A14B-Diffusers/ --target fast/ --target-steps 4 --target-guidance 1 --lora style_high_noise.safetensors --transferred style-fast_high_noise.safetensors --prompts prompts.txt --offload model -o compared/
 
+Image-to-video: every image of a folder, each with the text beside it (cat.txt for cat.png):
+
+    loraport compare --source Wan2.2-I2V-A14B-Diffusers/ --target-lora lightx2v_high_noise.safetensors:1 --target-lora-low lightx2v_low_noise.safetensors:1 --lora style_high_noise.safetensors --image first-frames/ --offload model -o compared/
+
 The same command again makes what is missing."""  # noqa: E501
 
 FILES = Recipe.part("source", "target", "target_lora")
 LOW = Experts.part("lora_low", "target_lora_low")
 MACHINE = RunOptions.part("device")
-SHOWN = ("frame_difference", "colour", "distance", "ssim")
+SHOWN = ("frame_difference", "colour", "distance", "ssim", "first_frame")
 """Measures of the short table; the page has them all."""
 
 
@@ -51,28 +56,31 @@ def compare(
         help="That for the low-noise expert, in the order of --transferred; else what lies beside it by its name.",
     )] = None,
     prompts: Annotated[Path | None, option(
-        "--prompts", metavar="FILE", panel=CLIPS, help="Text, a prompt a line."
+        "--prompts", metavar="FILE", panel=CLIPS,
+        help="Text, a prompt a line; or JSON lines (.jsonl) with prompt and image.",
+    )] = None,
+    prompt: Annotated[list[str] | None, option(
+        "--prompt", metavar="TEXT", panel=CLIPS, help="Or a prompt itself. May be repeated."
+    )] = None,
+    image: Annotated[list[str] | None, option(
+        "--image", metavar="FILE", panel=CLIPS,
+        help="What clips of image-to-video models begin with, or a folder of images: one for each prompt, in the same "
+        "order, one for all, or several for a single prompt. May be repeated.",
     )] = None,
     output: Annotated[Path | None, option(
         "--output", "-o", metavar="FOLDER", panel=OUTPUT, help="Where page, numbers and clips go."
     )] = None,
 ) -> None:  # fmt: skip
     """Make the same clips with the source and the target, with and without the LoRA: one page to look at."""
-    lora, prompts = required(lora, "lora", "add --lora"), required(prompts, "prompts", "add --prompts")
-    output = required(output, "output", "add --output")
+    lora, output = required(lora, "lora", "add --lora"), required(output, "output", "add --output")
+    given_prompts = prompts or prompt or None
+    required(given_prompts or image or None, "prompts", "add --prompts")
+    if prompts is not None and prompt:
+        raise UsageError("prompts are given twice", values=f"--prompts {prompts}, and --prompt", fix="one of the two")
     files, low = given.make(FILES).values(), given.make(LOW).values()
     sampling = sampling_of(given)
     from loraport.cli.progress import Progress
-    from loraport.comparing.pairs import find_files, lora_file
-    from loraport.comparing.sides import find_sides
-
-    for each in (lora, *(transferred or ())):
-        lora_file(each)
-    models = (files["source"], files["target"], files["target_lora"])
-    sides = find_sides(*models, sampling["source"], sampling["target"], low["target_lora_low"])
-    made = (transferred or (), transferred_low or ())
-    find_files(lora, low["lora_low"], *made, two_experts=sides["source"].model.two_experts)
-    from loraport.comparing.run import compare as run  # loads torch and diffusers, after all refusals
+    from loraport.comparing.api import compare as run
 
     with Progress(console) as progress:
         report = run(
@@ -80,12 +88,13 @@ def compare(
             source=files["source"],
             target=files["target"],
             target_lora=files["target_lora"],
-            transferred=made[0],
+            transferred=transferred or (),
             lora_low=low["lora_low"],
             target_lora_low=low["target_lora_low"],
-            transferred_low=made[1],
+            transferred_low=transferred_low or (),
             output=output,
-            prompts=prompts,
+            prompts=given_prompts,
+            images=image or (),
             settings=given.make(CompareSettings),
             source_sampling=sampling["source"],
             target_sampling=sampling["target"],

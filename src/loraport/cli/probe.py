@@ -9,6 +9,7 @@ from loraport.cli.flags import Given, command
 from loraport.cli.options import option, required
 from loraport.cli.sampling import ROLES, sampling_of
 from loraport.comparing.settings import CompareSettings
+from loraport.engine.experts.asked import Experts
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import OUTPUT
 
@@ -20,14 +21,16 @@ What a method makes of the probe (no need to train anything): transfer it, and c
 
 MACHINE = RunOptions.part("device", "overwrite")
 ASKED = CompareSettings.part("negative", "height", "width", "frames", "offload", "precision")
+LOW = Experts.part("target_lora_low")
 
 
-@command(FILES, ASKED, *ROLES.values(), MACHINE, file=False)
+@command(FILES, LOW, ASKED, *ROLES.values(), MACHINE, file=False)
 def probe(
     given: Given,
     console: Console,
     output: Annotated[Path | None, option(
-        "--output", "-o", metavar="FILE", panel=OUTPUT, help="The probe to write."
+        "--output", "-o", metavar="FILE", panel=OUTPUT,
+        help="The probe to write; for both experts of Wan2.2 the name to which the expert is added.",
     )] = None,
     colour: Annotated[str, option(
         "--colour", metavar="NAME", help="red, green, blue or light (all three).", default=True
@@ -42,21 +45,18 @@ def probe(
     files, machine = given.make(FILES).values(), given.make(MACHINE).values()
     sampling = sampling_of(given)
     from loraport.cli.progress import Progress
-    from loraport.comparing.sides import find_sides, refuse_two_experts
-
-    models = (files["source"], files["target"], files["target_lora"])
-    refuse_two_experts(find_sides(*models, sampling["source"], sampling["target"]))
-    from loraport.comparing.probe import PROMPT  # loads torch and diffusers, after all refusals
-    from loraport.comparing.probe import probe as run
+    from loraport.comparing.api import GREY_WALL
+    from loraport.comparing.api import probe as run
 
     with Progress(console) as progress:
         found = run(
             source=files["source"],
             target=files["target"],
             target_lora=files["target_lora"],
+            target_lora_low=given.make(LOW).values()["target_lora_low"],
             output=output,
             colour=colour,
-            prompt=prompt or PROMPT,
+            prompt=prompt or GREY_WALL,
             seed=seed,
             settings=CompareSettings(**given.make(ASKED).values()),
             source_sampling=sampling["source"],
@@ -65,11 +65,12 @@ def probe(
             overwrite=machine["overwrite"],
             on_event=progress,
         )
+    written = " and ".join(str(file) for file in (found.file, found.file_low) if file is not None)
     console.result(
         f"the target shows {found.ratio:.2f} times the colour that the source shows",
         f"  source    {100 * found.source:.0f} % of what was asked for ({100 * found.aside[0]:.0f} % aside)",
         f"  target    {100 * found.target:.0f} % ({100 * found.aside[1]:.0f} % aside)",
         f"  evenness  the input that is to be constant varies by {100 * found.spread:.0f} %",
-        f"  probe     {found.file}, which changes {found.layer} alone: no word on the layers before it",
+        f"  probe     {written}, which changes {found.layer} alone: no word on the layers before it",
     )
     console.document(found.to_json())

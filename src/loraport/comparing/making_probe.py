@@ -12,8 +12,9 @@ and `B` what the layer has to put out everywhere for the picture to take the col
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from loraport.comparing.rendering import Shot, call_arguments
+from loraport.containers.names import EXPERTS, Expert
 from loraport.errors import MismatchError, NumericalError, UnsupportedError
 from loraport.models.family import Family
 from loraport.sampling.schedule import SamplingSettings
@@ -50,9 +52,15 @@ class Inputs:
         self.count += len(part)
 
     def constant(self) -> tuple[Float[Tensor, " w"], float]:
-        """The direction along which the inputs are nearest to 1, and their standard deviation along it."""
-        assert self.moments is not None
-        assert self.total is not None
+        """The direction along which the inputs are nearest to 1, and their standard deviation along it.
+
+        Raises NumericalError where nothing reached the layer.
+        """
+        if self.moments is None or self.total is None:
+            raise NumericalError(
+                "one of the two transformers makes none of the steps, so that no probe can be made of it",
+                fix="more --source-steps",
+            )
         square, mean = (one.double().cpu() / self.count for one in (self.moments, self.total))
         ridge = RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=torch.float64)
         found = torch.linalg.solve(square + ridge, mean)
@@ -60,29 +68,30 @@ class Inputs:
         return found.float(), float((found @ square @ found - 1).clamp(min=0).sqrt())
 
 
-def last_layer(pipeline: Any, family: Family) -> Any:
-    """The layer that the probe changes. Raises UnsupportedError where nobody says which it is."""
+def last_layer(pipeline: Any, family: Family, expert: Expert = "high") -> Any:
+    """The layer that the probe changes; of two transformers that of one. Raises UnsupportedError if none is known."""
     if not family.diffusers.output:
         raise UnsupportedError(
             f"a colour probe is not made for {family.title}",
             fix="its yaml does not name the last layer (output); docs/adding-an-architecture.md",
         )
-    return pipeline.transformer.get_submodule(family.spell(family.diffusers.output, "diffusers"))
+    network = getattr(pipeline, EXPERTS[expert][0])
+    return network.get_submodule(family.spell(family.diffusers.output, "diffusers"))
 
 
 @contextlib.contextmanager
-def inputs_of(pipeline: Any, family: Family) -> Iterator[Inputs]:
-    """Gathers what reaches the last layer inside a `with` block."""
-    seen = Inputs()
+def inputs_of(pipeline: Any, family: Family, experts: Sequence[Expert] = ("high",)) -> Iterator[dict[Expert, Inputs]]:
+    """Gathers what reaches the last layer, of each of two transformers, inside a `with` block."""
+    seen: dict[Expert, Inputs] = {expert: Inputs() for expert in experts}
 
-    def look(module: Any, inputs: tuple[Tensor, ...]) -> None:
-        seen.add(inputs[0].reshape(-1, inputs[0].shape[-1]))
+    def look(expert: Expert, module: Any, inputs: tuple[Tensor, ...]) -> None:
+        seen[expert].add(inputs[0].reshape(-1, inputs[0].shape[-1]))
 
-    handle = last_layer(pipeline, family).register_forward_pre_hook(look)
-    try:
+    with contextlib.ExitStack() as undo:
+        for expert in experts:
+            layer = last_layer(pipeline, family, expert)
+            undo.callback(layer.register_forward_pre_hook(partial(look, expert)).remove)
         yield seen
-    finally:
-        handle.remove()
 
 
 @dataclass

@@ -1,16 +1,21 @@
 """What is compared, by its headers: a pipeline of diffusers, or a transformer with another one's pipeline around it."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loraport.containers.names import hub_id, named_path
 from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError
+from loraport.metrics.given import installed
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
 from loraport.models.family import Family
 
 INDEX = "model_index.json"
+NEEDS = {"WanImageToVideoPipeline": "ftfy", "LTX2ImageToVideoPipeline": "av"}
+"""What a pipeline needs once it is called, and asks for no sooner."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,9 @@ class Model:
         path: a folder of a pipeline or of a transformer, or a file.
         base: the pipeline that lends the other parts, for a path that is no whole pipeline.
         family: what it is.
+        by_prompt: class of the pipeline that runs it by a prompt alone; "" where nothing does.
+        by_image: class of the one that is given an image besides; "" where nothing is.
+        in_channels: what its transformer takes; None where its headers do not tell.
         two_experts: whether it is Wan2.2 with a transformer for each part of the schedule.
     """
 
@@ -29,10 +37,34 @@ class Model:
     path: Path
     base: Path | None
     family: Family
+    by_prompt: str
+    by_image: str
+    in_channels: int | None = None
     two_experts: bool = False
 
+    def pipeline(self, *, with_image: bool) -> str:
+        """The class that runs it. Raises UsageError where an image is missing, or of no use."""
+        found = self.by_image if with_image else self.by_prompt
+        if not found and with_image:
+            raise UsageError(
+                "an image is given, and the model makes clips of a prompt alone", where=str(self.path),
+                values=self.by_prompt, fix="leave --image out, or give the image-to-video model",
+            )  # fmt: skip
+        if not found:
+            raise UsageError(
+                "the model makes videos that begin with an image, and none is given", where=str(self.path),
+                values=self.by_image, fix="--image FILE, one for each prompt or one for all",
+            )  # fmt: skip
+        package = NEEDS.get(found)
+        if package is not None and not installed(package):
+            raise UsageError(
+                f"{found} of diffusers needs a package that is not installed", values=package,
+                fix=f"pip install {package}",
+            )  # fmt: skip
+        return found
 
-def find_model(spec: str | Path, role: str, base: "Model | None" = None) -> Model:
+
+def find_model(spec: str | Path, role: str, base: Model | None = None) -> Model:
     """Say what a model is, by its headers.
 
     Args:
@@ -44,7 +76,8 @@ def find_model(spec: str | Path, role: str, base: "Model | None" = None) -> Mode
     Raises:
         FileError: nothing there. UsageError: no pipeline, and none to lend the parts; two experts of which one is
             missing, or never used.
-        MismatchError: not the family of `base`, or not as many experts. UnsupportedError: nothing of diffusers runs it.
+        MismatchError: not the family of `base`, not as many experts, or not what its transformer takes.
+        UnsupportedError: nothing of diffusers runs it with LoRAs.
     """
     if str(spec).startswith("zoo:"):
         raise UsageError(
@@ -59,47 +92,80 @@ def find_model(spec: str | Path, role: str, base: "Model | None" = None) -> Mode
             fix="give the diffusers folder of the model, with text encoder, scheduler and VAE",
         )  # fmt: skip
     two = (path / "transformer_2").is_dir()
-    family = open_checkpoint(path, expert="high" if two else None).architecture.family
-    if base is not None and family.name != base.family.name:
+    found = open_checkpoint(path, expert="high" if two else None).architecture
+    family, channels = found.family, found.dimensions.get("in_channels")
+    if base is not None:
+        _check_alike(base, path, family, channels, two=two)
+    _check_runs(family)
+    lender = None if whole or base is None else base.path
+    index = _index(lender or path)
+    if two and whole and index.get("boundary_ratio") is None:
+        raise UsageError(
+            f"the {role} has two transformers, of which its pipeline uses one", where=str(path / INDEX),
+            values="no boundary_ratio", fix="write it there: 0.875 for Wan2.2-T2V-A14B, 0.9 for Wan2.2-I2V-A14B",
+        )  # fmt: skip
+    return Model(str(spec), path, lender, family, *_classes(index, family), channels, two)
+
+
+def _classes(index: Mapping[str, Any], family: Family) -> tuple[str, str]:
+    """The classes of the pipelines that run a model by a prompt alone, and with an image; "" where none does."""
+    named, own = str(index.get("_class_name")), family.diffusers
+    if named not in (own.pipeline, own.image_pipeline):
+        return named, named  # what a call of it takes is seen when it is loaded
+    both = own.image_optional or index.get("expand_timesteps") is True  # as Wan2.2-TI2V-5B says that it does both
+    return (
+        own.pipeline if both or named == own.pipeline else "",
+        own.image_pipeline if both or named == own.image_pipeline else "",
+    )
+
+
+def _check_alike(base: Model, path: Path, family: Family, channels: int | None, *, two: bool) -> None:
+    """Raises MismatchError or UsageError unless source and target can be run alike."""
+    if family.name != base.family.name:
         raise MismatchError(
             "source and target are of different families", values=f"{base.family.title}, {family.title}"
         )
-    if base is not None and two != base.two_experts:
-        raise _other_experts(path, base, two=two)
-    if two and whole and not _boundary(path):
-        raise UsageError(
-            f"the {role} has two transformers, of which its pipeline uses one", where=str(path / INDEX),
-            values="no boundary_ratio", fix="write it there: 0.875 for Wan2.2-T2V-A14B",
-        )  # fmt: skip
-    if not family.diffusers.pipeline or "Modular" in family.diffusers.pipeline:
-        known = sorted(
-            one.title for one in families().values() if "Modular" not in (one.diffusers.pipeline or "Modular")
-        )
-        raise UnsupportedError(
-            f"diffusers has no pipeline that compare can call for {family.title}",
-            values=f"it calls: {', '.join(known)}",
-        )
-    return Model(str(spec), path, None if whole or base is None else base.base or base.path, family, two)
-
-
-def _other_experts(path: Path, base: Model, *, two: bool) -> UsageError | MismatchError:
-    if two:
-        return MismatchError(
+    if two and not base.two_experts:
+        raise MismatchError(
             "the target has two transformers, and the source one", where=str(path), values=f"source: {base.path}",
             fix=f"give one of them: {path / 'transformer'}",
         )  # fmt: skip
-    return UsageError(
-        "the source has two transformers, and the target one", where=str(path), values=f"source: {base.path}",
-        fix="give a folder with both: transformer and transformer_2, as diffusers names them",
-    )  # fmt: skip
+    if base.two_experts and not two:
+        raise UsageError(
+            "the source has two transformers, and the target one", where=str(path), values=f"source: {base.path}",
+            fix="give a folder with both: transformer and transformer_2, as diffusers names them",
+        )  # fmt: skip
+    if None not in (channels, base.in_channels) and channels != base.in_channels:
+        raise MismatchError(
+            "the transformers of source and target take different things, as one for text-to-video and one for "
+            "image-to-video do", where=str(path), values=f"channels in: {base.in_channels} and {channels}",
+        )  # fmt: skip
 
 
-def _boundary(path: Path) -> bool:
-    """Whether a pipeline changes over to its second transformer."""
+def _check_runs(family: Family) -> None:
+    """Raises UnsupportedError unless diffusers has a pipeline of the family, and loads LoRAs for it."""
+
+    def runs(one: Family) -> bool:
+        return bool(one.diffusers.loader) and "Modular" not in (one.diffusers.pipeline or "Modular")
+
+    if not runs(family):
+        lacking = "loads no LoRAs" if "Modular" not in (family.diffusers.pipeline or "Modular") else "has no pipeline"
+        raise UnsupportedError(
+            f"diffusers {lacking} for {family.title}",
+            values=f"what is run: {', '.join(sorted(one.title for one in families().values() if runs(one)))}",
+        )
+
+
+def _index(folder: Path) -> Mapping[str, Any]:
+    """What a pipeline's folder says of it. Raises FileError."""
+    file = folder / INDEX
     try:
-        return json.loads((path / INDEX).read_text(encoding="utf-8")).get("boundary_ratio") is not None
-    except (OSError, ValueError, AttributeError):
-        return True  # an index that cannot be read is said where it is loaded
+        held = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError("the pipeline's index cannot be read", where=str(file), values=str(error)) from error
+    if not isinstance(held, dict):
+        raise FileError("the pipeline's index cannot be read", where=str(file), values="it is no object")
+    return held
 
 
 def first_line(error: BaseException) -> str:

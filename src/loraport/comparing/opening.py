@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import inspect
-import json
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from safetensors import SafetensorError
 
-from loraport.comparing.models import INDEX, Model, first_line
+from loraport.comparing.models import Model, first_line
+from loraport.comparing.settings import CompareSettings
 from loraport.errors import FileError, UnsupportedError, UsageError
-from loraport.models.family import Family
 from loraport.sampling.wan import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -59,17 +58,22 @@ class DeviceSetup:
         return cls(found, getattr(torch, precision), offload)
 
 
-def load(model: Model, place: DeviceSetup) -> Pipeline:
+def load(model: Model, place: DeviceSetup, *, with_image: bool = False) -> Pipeline:
     """Load the pipeline.
+
+    Args:
+        model: which one.
+        place: where it is to run.
+        with_image: whether its clips begin with an image.
 
     Raises:
         FileError: it cannot be loaded, or does not fit in memory.
-        UnsupportedError: diffusers has no pipeline of the family that a prompt is enough for.
+        UnsupportedError: a prompt, or a prompt and an image, are not enough for it.
     """
     import diffusers
 
     root = model.base or model.path
-    kind = _pipeline_class(root, model.family)
+    kind = _pipeline_class(model, with_image=with_image)
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):  # diffusers fills weights at random before it loads them
             more: dict[str, Any] = {}
@@ -100,9 +104,9 @@ def load(model: Model, place: DeviceSetup) -> Pipeline:
 
 
 @contextlib.contextmanager
-def opened(model: Model, place: DeviceSetup) -> Iterator[Pipeline]:
-    """The pipeline inside a `with` block; afterwards its memory is free again."""
-    held = [load(model, place)]
+def opened(model: Model, place: DeviceSetup, *, with_image: bool = False) -> Iterator[Pipeline]:
+    """The pipeline, as `load`, inside a `with` block; afterwards its memory is free again."""
+    held = [load(model, place, with_image=with_image)]
     try:
         yield held[0]
     finally:
@@ -114,25 +118,35 @@ def opened(model: Model, place: DeviceSetup) -> Iterator[Pipeline]:
             torch.cuda.empty_cache()
 
 
-def _pipeline_class(root: Path, family: Family) -> Any:
-    """The class that the folder names, else the family's; it must be content with a prompt."""
+def _pipeline_class(model: Model, *, with_image: bool) -> Any:
+    """The class that the model names, where diffusers has it, else the family's; a prompt, or a prompt and an image,
+    must be enough for it.
+    """
     import diffusers
 
-    try:
-        named = json.loads((root / INDEX).read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError, AttributeError) as error:
-        raise FileError("the pipeline's index cannot be read", where=str(root / INDEX), values=str(error)) from error
-    own = getattr(diffusers, family.diffusers.pipeline)
-    kind = getattr(diffusers, str(named), None) or own
-    takes = inspect.signature(kind.__call__).parameters
-    needed = [name for name, one in takes.items() if one.default is inspect.Parameter.empty and name != "self"]
-    pictured = "image" in list(takes)[:2] and kind is not own  # FLUX.2's takes pictures first, and does without
-    if "prompt" not in takes or pictured or set(needed) - {"prompt"}:
+    named, own = model.pipeline(with_image=with_image), model.family.diffusers
+    usual = own.image_pipeline if with_image else own.pipeline
+    kind = getattr(diffusers, named, None) or getattr(diffusers, usual, None)
+    given = {"prompt", "image"} if with_image else {"prompt"}
+    takes = [] if kind is None else list(inspect.signature(kind.__call__).parameters.values())[1:]
+    needed = {one.name for one in takes if one.default is inspect.Parameter.empty}
+    pictured = [one.name for one in takes[:1]] == ["image"] and named != usual  # FLUX.2's is content without one
+    if not given <= {one.name for one in takes} or needed - given or (pictured and not with_image):
         raise UnsupportedError(
-            "the pipeline takes more than a prompt, which compare cannot give it", where=str(root),
-            values=f"{kind.__name__}: {', '.join(list(takes)[1:4])}, ...",
+            f"{' and '.join(sorted(given))} are not what the pipeline takes" if with_image else
+            "the pipeline takes more than a prompt", where=str(model.base or model.path),
+            values=f"{named}: {', '.join(one.name for one in takes[:3]) or 'not known to diffusers'}",
+            fix="leave --image out" if with_image else "--image FILE, if it is an image that it takes",
         )  # fmt: skip
     return kind
+
+
+def clip_size(model: Model, settings: CompareSettings) -> tuple[int, int] | None:
+    """Width and height of clips that begin with an image; None where the pipeline says it when it is loaded."""
+    call = inspect.signature(_pipeline_class(model, with_image=True).__call__).parameters
+    asked = {"width": settings.width, "height": settings.height}
+    wide, high = (said or (call[name].default if name in call else None) for name, said in asked.items())
+    return (wide, high) if isinstance(wide, int) and isinstance(high, int) else None
 
 
 def _transformer(kind: Any, path: Path, base: Path, dtype: torch.dtype) -> Any:

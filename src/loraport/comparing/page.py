@@ -5,13 +5,14 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
+from loraport.comparing.images import FirstFrame
 from loraport.comparing.report import CompareReport, said
 from loraport.comparing.variants import REFERENCE, Variant
 from loraport.metrics import measures
 from loraport.report import frame
 from loraport.report.comparison import Measure
 from loraport.report.content import Fact, Input, Page, Words
-from loraport.report.scenes import Interval, Making, Scene, SideBySide
+from loraport.report.scenes import Given, Interval, Making, Scene, SideBySide
 
 ROLES = {"source": "the source", "target": "the target"}
 Clips = Callable[[str, int, int], UInt8[np.ndarray, "f h w 3"]]
@@ -34,6 +35,7 @@ def write_compare_page(report: CompareReport, clip: Clips) -> None:
 def page_of(report: CompareReport, clip: Clips) -> Page:
     """Texts, numbers and clips of the page."""
     lora = next(one.lora for one in report.variants if one.lora is not None).named
+    given = [_given(report, prompt.image) for prompt in report.prompts]
     shots = [(p, s) for p in range(len(report.prompts)) for s in range(report.seeds)]
     side = SideBySide(
         makings=tuple(Making(one.label, _note(one), one.kind) for one in report.variants),
@@ -41,7 +43,10 @@ def page_of(report: CompareReport, clip: Clips) -> Page:
         scores=tuple(
             {measure.key: _cell(report, one, measure) for measure in report.measures} for one in report.variants
         ),
-        scenes=(Scene(report.prompts[p], s, tuple(clip(v.key, p, s) for v in report.variants)) for p, s in shots),
+        scenes=(
+            Scene(report.prompts[p].text, s, tuple(clip(v.key, p, s) for v in report.variants), given[p])
+            for p, s in shots
+        ),
         count=len(shots),
         prompts=len(report.prompts),
     )
@@ -56,6 +61,15 @@ def page_of(report: CompareReport, clip: Clips) -> Page:
         inputs=tuple(_inputs(report)),
         done=tuple(_done(report)),
     )
+
+
+def _given(report: CompareReport, image: FirstFrame | None) -> Given | None:
+    """The image that clips begin with, under a name that no other one has."""
+    if image is None:
+        return None
+    others = {one.image.file for one in report.prompts if one.image is not None} - {image.file}
+    alone = all(file.name != image.file.name for file in others)
+    return Given(image.file.name if alone else str(image.file), lambda: np.asarray(image.open()))
 
 
 def _note(variant: Variant) -> str:
@@ -81,7 +95,12 @@ def _inputs(report: CompareReport) -> list[Input]:
     own = {placed.file for one in report.variants if one.key == REFERENCE for placed in one.placed}
     roles = [(file, "LoRA" if file in own else "transferred LoRA") for file in report.files]
     models = [Input(role, name, (report.family,)) for role, name in report.models.items()]
-    return [*(Input(role, str(file), (), report.files[file]) for file, role in roles), *models]
+    images = dict.fromkeys(prompt.image for prompt in report.prompts if prompt.image is not None)
+    return [
+        *(Input(role, str(file), (), report.files[file]) for file, role in roles),
+        *models,
+        *(Input("image", str(one.file), (f"{one.width} x {one.height}",), one.digest) for one in images),
+    ]
 
 
 def _done(report: CompareReport) -> list[Fact]:

@@ -17,7 +17,10 @@ from torch import Generator
 
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import experts_in
+from loraport.comparing.clips import short
+from loraport.comparing.images import FirstFrame
 from loraport.comparing.models import first_line
+from loraport.comparing.prompts import Prompt
 from loraport.comparing.variants import Placed
 from loraport.containers.names import EXPERTS
 from loraport.errors import FileError, LoraportError, MismatchError, NumericalError, UnmatchedKeysError
@@ -31,18 +34,24 @@ class Shot:
     """What is asked of a pipeline for one clip, besides the model and its LoRAs.
 
     Attributes:
-        prompt: the text.
+        prompt: what it is to show.
         seed: of the starting noise, and of fresh noise on the way.
         negative: the negative prompt; None for the pipeline's own.
         height, width, frames: of the clip; None for the pipeline's own.
     """
 
-    prompt: str
+    prompt: Prompt
     seed: int
     negative: str | None = None
     height: int | None = None
     width: int | None = None
     frames: int | None = None
+
+    def made_of(self) -> dict[str, Any]:
+        """All of it as plain values."""
+        image = self.prompt.image
+        given = {} if image is None else {"image": short(image.digest)}
+        return {**vars(self), "prompt": self.prompt.text, **given}
 
 
 def set_sampling(pipeline: Any, settings: SamplingSettings) -> None:
@@ -101,7 +110,7 @@ def render(pipeline: Any, family: Family, settings: SamplingSettings, shot: Shot
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(shot.seed)  # for samplers that draw fresh noise from the global state
             made = pipeline(**call_arguments(pipeline, family, settings, shot))
-    except (ValueError, TypeError, IndexError, RuntimeError, MemoryError) as error:
+    except (ValueError, TypeError, IndexError, RuntimeError, ImportError, MemoryError) as error:
         if is_out_of_memory(error):
             raise FileError(
                 "out of memory while a clip was made", values=first_line(error),
@@ -130,7 +139,17 @@ def call_arguments(pipeline: Any, family: Family, settings: SamplingSettings, sh
         "negative_prompt": negative,
     }
     given = {name: value for name, value in asked.items() if value is not None and name in takes}
-    return {"prompt": shot.prompt, "generator": Generator().manual_seed(shot.seed), "output_type": "np", **given}
+    if shot.prompt.image is not None:
+        given["image"] = shot.prompt.image.open()
+    return {"prompt": shot.prompt.text, "generator": Generator().manual_seed(shot.seed), "output_type": "np", **given}
+
+
+def as_large(image: FirstFrame, clip: UInt8[np.ndarray, "f h w 3"]) -> UInt8[np.ndarray, "1 h w 3"]:
+    """An image in the size of a clip, as diffusers makes it."""
+    from PIL.Image import Resampling
+
+    high, wide = clip.shape[1:3]
+    return np.asarray(image.open().resize((wide, high), Resampling.LANCZOS))[None]
 
 
 def _pixels(made: Any) -> UInt8[np.ndarray, "f h w 3"]:
@@ -215,4 +234,4 @@ def made_of(model: str, loras: Mapping[str, float], settings: SamplingSettings, 
         shot: prompt, seed, size.
     """
     sampled = {name: getattr(settings, name) for name in ("steps", "times", "shift", "guidance", "sampler")}
-    return {"version": 1, "model": model, "loras": dict(loras), "sampling": sampled, "shot": vars(shot)}
+    return {"version": 1, "model": model, "loras": dict(loras), "sampling": sampled, "shot": shot.made_of()}

@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraport.comparing.prompts import Prompt
 from loraport.comparing.scoring import Score
 from loraport.comparing.variants import Variant
 from loraport.metrics.measures import ClipMeasure
@@ -18,7 +19,7 @@ class CompareReport:
         page: the HTML file.
         folder: where everything lies.
         family: title of the family.
-        prompts: the texts.
+        prompts: what was to be shown, with the images that the clips begin with.
         seeds: how many a prompt.
         variants: in order.
         measures: of the table, in order.
@@ -39,7 +40,7 @@ class CompareReport:
     page: Path
     folder: Path
     family: str
-    prompts: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
     seeds: int
     variants: tuple[Variant, ...]
     measures: tuple[ClipMeasure, ...]
@@ -62,7 +63,11 @@ class CompareReport:
             "page": str(self.page),
             "folder": str(self.folder),
             "family": self.family,
-            "prompts": list(self.prompts),
+            "prompts": [prompt.text for prompt in self.prompts],
+            "images": [
+                None if (image := prompt.image) is None else {"file": str(image.file), "sha256": image.digest}
+                for prompt in self.prompts
+            ],
             "seeds": self.seeds,
             "variants": [
                 {

@@ -1,15 +1,19 @@
 """What a comparison can be told."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
 from loraport.errors import UsageError
+from loraport.metrics.given import JudgeWeights
 from loraport.sampling.schedule import RUNNING, numbers
 from loraport.settings import PathText, Setting, Settings
 
 CLIPS, JUDGING = "The clips", "Judging"
 """Panels of the help."""
+COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0), "light": (1.0, 1.0, 1.0)}
+"""What a probe can show: how much of red, green and blue."""
 
 
 class CompareSettings(Settings):
@@ -96,17 +100,17 @@ class CompareSettings(Settings):
     ] = None  # fmt: skip
     raft: Annotated[
         PathText | None,
-        Setting("Weights of RAFT, to measure the dynamic degree with.", "--raft", panel=JUDGING, metavar="FILE",
+        Setting("JudgeWeights of RAFT, to measure the dynamic degree with.", "--raft", panel=JUDGING, metavar="FILE",
                 path=True),
     ] = None  # fmt: skip
     musiq: Annotated[
         PathText | None,
-        Setting("Weights of MUSIQ, to measure the imaging quality with.", "--musiq", panel=JUDGING, metavar="FILE",
+        Setting("JudgeWeights of MUSIQ, to measure the imaging quality with.", "--musiq", panel=JUDGING, metavar="FILE",
                 path=True),
     ] = None  # fmt: skip
     amt: Annotated[
         PathText | None,
-        Setting("Weights of AMT-S, to measure the motion smoothness with.", "--amt", panel=JUDGING, metavar="FILE",
+        Setting("JudgeWeights of AMT-S, to measure the motion smoothness with.", "--amt", panel=JUDGING, metavar="FILE",
                 path=True),
     ] = None  # fmt: skip
     videoalign: Annotated[
@@ -124,10 +128,11 @@ class CompareSettings(Settings):
         ),
     ] = None  # fmt: skip
 
-    def weights(self) -> dict[str, PathText | None]:
-        """The weights to judge by, by name."""
+    def weights(self) -> JudgeWeights:
+        """What to judge by."""
         names = ("clip", "dino", "csd", "aesthetic", "raft", "musiq", "amt", "videoalign", "qwen")
-        return {name: getattr(self, name) for name in names}
+        given = {name: getattr(self, name) for name in names}
+        return JudgeWeights(**{name: Path(path) for name, path in given.items() if path is not None})
 
     def check(self) -> None:
         """Refuse strengths that are said twice. Raises UsageError."""

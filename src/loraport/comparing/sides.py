@@ -1,6 +1,6 @@
 """The two models of a comparison, and how each is sampled."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from loraport.comparing.usual_sampling import filled, usual_sampling
 from loraport.comparing.variants import Placed, Role
 from loraport.engine.events import Listener, Remarked
 from loraport.engine.experts.asked import loras_for
-from loraport.errors import UnsupportedError, UsageError
+from loraport.errors import UsageError
 from loraport.sampling.schedule import SamplingSettings
 
 if TYPE_CHECKING:
@@ -119,13 +119,3 @@ def find_sides(
         "source": Side(first, source_sampling),
         "target": Side(second, settled, high, low, words),
     }
-
-
-def refuse_two_experts(sides: Mapping[Role, Side]) -> None:
-    """What runs models with one transformer alone. Raises UnsupportedError."""
-    for role, side in sides.items():
-        if side.model.two_experts:
-            raise UnsupportedError(
-                f"the {role} has two transformers, each with a LoRA of its own, which probe does not run yet",
-                where=str(side.model.path), fix="compare shows what both do with their LoRAs",
-            )  # fmt: skip

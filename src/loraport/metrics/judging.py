@@ -9,12 +9,12 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from loraport.errors import UsageError
 from loraport.metrics import closeness, colour, detail, identity, motion, posture, similarity
 from loraport.metrics.aesthetic import Aesthetic
 from loraport.metrics.amt import Amt
 from loraport.metrics.csd import Csd
 from loraport.metrics.faces import Faces, face_weights
+from loraport.metrics.given import JudgeWeights, installed
 from loraport.metrics.identity import Descriptors, FaceIdentity, identity_weights
 from loraport.metrics.lite import LiteFeatures, lite_weights
 from loraport.metrics.measures import INSTALL, MEASURES, ClipMeasure
@@ -23,7 +23,6 @@ from loraport.metrics.poses import Poses, pose_weights
 from loraport.metrics.raft import Raft
 from loraport.metrics.towers import Clip, Dino
 from loraport.metrics.videoalign import VideoAlign
-from loraport.metrics.weights import installed
 
 Network = TypeVar("Network")
 Pixels = UInt8[np.ndarray, "f h w 3"]
@@ -43,53 +42,6 @@ _OF_TWO: dict[str, Callable[[Pixels, Pixels], float]] = {
     "distance": closeness.distance,
     "ssim": closeness.ssim,
 }
-
-
-@dataclass(frozen=True)
-class JudgeWeights:
-    """Where the user keeps weights to judge by; None for what is not wanted.
-
-    Attributes:
-        clip: folder of a CLIP.
-        dino: folder of a DINO or DINOv2.
-        csd: checkpoint of CSD.
-        aesthetic: LAION's predictor on the features of `clip`.
-        raft: weights of RAFT.
-        musiq: weights of MUSIQ.
-        amt: weights of AMT-S.
-        videoalign: the authors' repository with their checkpoint.
-        qwen: folder of the Qwen2-VL that it was made of.
-        lite: weights of EfficientNet-Lite0; those of the package by default, where it is installed.
-        faces: CenterFace as ONNX; that of the package by default, where it and OpenCV are installed.
-        poses: folder with BlazePose's networks; that of the package by default, where it, LiteRT and OpenCV are there.
-        identity: folder with dlib's face recognition; that of the package by default, where it and dlib are installed.
-    """
-
-    clip: Path | None = None
-    dino: Path | None = None
-    csd: Path | None = None
-    aesthetic: Path | None = None
-    raft: Path | None = None
-    musiq: Path | None = None
-    amt: Path | None = None
-    videoalign: Path | None = None
-    qwen: Path | None = None
-    lite: Path | None = None
-    faces: Path | None = None
-    poses: Path | None = None
-    identity: Path | None = None
-
-    def check(self) -> None:
-        """Raises UsageError where one is given without another that it needs."""
-        if self.aesthetic is not None and self.clip is None:
-            raise UsageError("the aesthetic predictor needs CLIP's features", fix="--clip with CLIP ViT-L/14")
-        if (self.videoalign is None) != (self.qwen is None):
-            raise UsageError("VideoAlign needs two folders", fix="--videoalign FOLDER --qwen FOLDER")
-        by_transformers = (self.clip, self.dino, self.csd, self.videoalign)
-        if any(given is not None for given in by_transformers) and not installed("transformers"):
-            raise UsageError(
-                "judging by CLIP, DINO, CSD or VideoAlign needs transformers", fix="pip install 'loraport[metrics]'"
-            )
 
 
 @dataclass
@@ -144,13 +96,14 @@ class Judges:
             made.videoalign = VideoAlign(weights.videoalign, weights.qwen, device)
         return made
 
-    def measures(self, *, video: bool) -> tuple[ClipMeasure, ...]:
+    def measures(self, *, video: bool, image: bool = False) -> tuple[ClipMeasure, ...]:
         """Which numbers there are.
 
         Args:
             video: whether the clips have more than one frame.
+            image: whether they were to begin with an image.
         """
-        there = {each.name: bool(getattr(self, each.name)) for each in fields(self)} | {"": True}
+        there = {each.name: bool(getattr(self, each.name)) for each in fields(self)} | {"": True, "image": image}
         return tuple(each for each in MEASURES if there[each.needs] and (video or not each.video))
 
     def missing(self) -> dict[str, str]:
@@ -177,7 +130,9 @@ class Judges:
             look.people = [self.poses.find(frame) for frame in clip[motion.looked_at(len(clip), fps)]]
         return look
 
-    def judge(self, look: "ClipLook", reference: "ClipLook | None", prompt: str, fps: float) -> dict[str, float]:
+    def judge(
+        self, look: "ClipLook", reference: "ClipLook | None", prompt: str, fps: float, image: Pixels | None = None
+    ) -> dict[str, float]:
         """All numbers of one clip, by key of the measure; without those that need somebody where nobody is found.
 
         Args:
@@ -185,13 +140,16 @@ class Judges:
             reference: source + LoRA of the same prompt and seed, of the same size; None for that itself.
             prompt: what was asked for.
             fps: frames a second.
+            image: what it was to begin with, a clip of one frame in its size; None for no image.
         """
         clip = look.clip
-        wanted = {each.key for each in self.measures(video=len(clip) > 1)}
+        wanted = {each.key for each in self.measures(video=len(clip) > 1, image=image is not None)}
         found: dict[str, float | None] = {key: of(clip) for key, of in _OF_ONE.items() if key in wanted}
         if reference is not None:
             found |= {key: of(clip, reference.clip) for key, of in _OF_TWO.items() if key in wanted}
             found |= {key: similarity.likeness(seen, reference.seen[key]) for key, seen in look.seen.items()}
+        if image is not None:
+            found["first_frame"] = closeness.distance(clip[:1], image)
         if look.faces is not None:
             found["faces"] = float(look.faces.mean())
             if reference is not None and reference.faces is not None:

@@ -16,7 +16,8 @@ class ClipMeasure:
         digits: decimals that are worth printing.
         pair: whether it compares with the clip of source and LoRA.
         video: whether a still has none.
-        needs: "" for nothing; or the name of what makes it in `judging.Judges`.
+        needs: "" for nothing; "image" for the one that the clip was to begin with; or the name of what makes it in
+            `judging.Judges`.
         absent: what it means if a clip has no such number; "" where every clip has one.
     """
 
@@ -40,6 +41,7 @@ MEASURES = (
     ClipMeasure("colour_spread", "colour spread", "The same for the standard deviations of L, a and b: contrast and variety of colours.", "lower", 1, pair=True),
     ClipMeasure("distance", "distance", "Root mean square difference of the pixels from source + LoRA, in levels of 255. Another composition is as far as another style.", "lower", 1, pair=True),
     ClipMeasure("ssim", "SSIM", "Structural similarity to source + LoRA: 1 is the same picture. Another composition lowers it as another style does.", "higher", 3, pair=True),
+    ClipMeasure("first_frame", "first frame", "Root mean square difference of the first frame from the image that was given, in levels of 255. What the VAE loses is a part of it; a colour that jumps at the start is another.", "lower", 1, video=True, needs="image"),
     ClipMeasure("faces", "faces", "How many faces a frame shows (CenterFace), mean over five frames: a number that jumps beside that of source + LoRA is a double or a loss.", digits=1, needs="faces"),
     ClipMeasure("faces_off", "faces off", "How far that number is from source + LoRA's, frame by frame, mean over five frames: doubled and lost faces.", "lower", 1, pair=True, needs="faces"),
     ClipMeasure("identity", "identity", "How far its faces are from those of source + LoRA (dlib's face recognition), five frames: 0 is the same picture, up to 0.6 the same person by dlib's rule.", "lower", pair=True, needs="identity", absent="no face found"),

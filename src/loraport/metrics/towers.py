@@ -5,7 +5,6 @@ as a file (CSD, whose authors publish a checkpoint).
 """
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from loraport.errors import FileError
 from loraport.metrics.frames import resized
+from loraport.metrics.given import KINDS, check_network
 
 CLIP_COLOURS = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 IMAGENET_COLOURS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -79,7 +79,7 @@ class Clip(Tower):
     def __init__(self, folder: Path, device: str = "cpu"):
         from transformers import AutoTokenizer, CLIPModel
 
-        network = load(CLIPModel, folder, ("clip",))
+        network = load(CLIPModel, folder, KINDS["clip"])
         super().__init__(network, network.config.vision_config, device)
         with said_of(folder, "tokenizer"):
             self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -113,7 +113,7 @@ class Dino(Tower):
     def __init__(self, folder: Path, device: str = "cpu"):
         from transformers import AutoModel
 
-        network = load(AutoModel, folder, ("vit", "dinov2"))
+        network = load(AutoModel, folder, KINDS["dino"])
         super().__init__(network, network.config, device)
 
     @property
@@ -138,20 +138,7 @@ class Dino(Tower):
 
 def load(kind: Any, folder: Path, types: tuple[str, ...]) -> Any:
     """A model of transformers from a folder. Raises FileError."""
-    file = folder / "config.json"
-    if not file.is_file():
-        raise FileError(
-            "this is no folder with a network to judge by", where=str(folder),
-            fix="give the folder that the hub's repository of the model is downloaded to, with its config.json",
-        )  # fmt: skip
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise FileError("the network's configuration cannot be read", where=str(file), values=str(error)) from error
-    if found not in types:
-        raise FileError(
-            "the network is of another kind", where=str(file), values=f"{str(found)[:80]}; wanted: {', '.join(types)}"
-        )
+    check_network(folder, types)
     with said_of(folder, "network"), torch.random.fork_rng(devices=[]):
         network, told = kind.from_pretrained(
             folder, local_files_only=True, output_loading_info=True, use_safetensors=True

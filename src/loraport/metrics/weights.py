@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from loraport.errors import FileError
+from loraport.metrics.given import check_file, installed
 
 NESTS = ("model_state_dict", "state_dict", "model", "teacher", "params")
 """Names under which checkpoints keep the weights of interest."""
@@ -21,11 +22,6 @@ NUMBERS = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "num
 """What a number of NumPy is made by, which torch leaves out in restricted loading."""
 BROKEN = (RuntimeError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError, struct.error)
 """What the reader of torch files says of bytes that are none."""
-
-
-def installed(*modules: str) -> bool:
-    """Whether such modules are there. None is imported."""
-    return all(importlib.util.find_spec(each) is not None for each in modules)
 
 
 def package_folder(package: str, files: Iterable[str], *programs: str) -> Path | None:
@@ -51,9 +47,7 @@ def read_state(file: Path, *, keep_dtype: bool = False) -> dict[str, Tensor]:
     Raises:
         FileError: no such file, a damaged one, or one that holds more than tensors and plain values.
     """
-    if not file.is_file():
-        what = "a folder was given where weights are one file" if file.is_dir() else "there is no such file of weights"
-        raise FileError(what, where=str(file), fix="give the path of the .pth or .safetensors file")
+    check_file(file)
     try:
         held: Any = load_file(file) if file.suffix == ".safetensors" else _restricted(file)
     except (SafetensorError, OSError, pickle.UnpicklingError, *BROKEN) as error:

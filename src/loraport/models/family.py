@@ -54,7 +54,9 @@ class DiffusersClasses:
 
     Args:
         model: class of the network.
-        pipeline: class of the pipeline.
+        pipeline: class of the pipeline that a prompt is enough for.
+        image_pipeline: class of the one that is given an image besides, with which the clip begins.
+        image_optional: whether both run with the same weights; else each has models of its own.
         loader: class that takes a LoRA file for the pipeline, with `lora_state_dict`.
         guidance: what its call takes the guidance scale as.
         output: canonical name of the last layer of the network, which makes what is predicted.
@@ -63,6 +65,8 @@ class DiffusersClasses:
 
     model: str = ""
     pipeline: str = ""
+    image_pipeline: str = ""
+    image_optional: bool = False
     loader: str = ""
     guidance: str = "guidance_scale"
     output: str = ""

@@ -6,7 +6,7 @@ fewer frames, and what still does not fit is left out, which the page says.
 
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 SIZES = ((448, 49), (320, 49), (224, 49), (160, 49), (160, 25), (160, 13))
 """Width and number of frames that clips are cut to at most; the first that keeps the page small enough."""
 BUDGET = 4_300_000  # bytes of all sheets in base64
+MOST_OF_IMAGE = 224  # pixels of the longer side of an image that clips begin with
 TINY = 96  # clips up to this width are shown pixel by pixel
 QUALITY = 84
 
@@ -58,6 +59,19 @@ class Interval:
 
 
 @dataclass(frozen=True, eq=False)
+class Given:
+    """An image that clips begin with.
+
+    Attributes:
+        name: by which it is told from others.
+        pixels: fetches them.
+    """
+
+    name: str
+    pixels: Callable[[], UInt8[np.ndarray, "h w 3"]]
+
+
+@dataclass(frozen=True, eq=False)
 class Scene:
     """One prompt and one seed.
 
@@ -65,11 +79,18 @@ class Scene:
         prompt: the text.
         seed: of the noise.
         clips: uint8 pixels, one a way, in their order.
+        image: what the clips begin with; None where they begin with nothing.
     """
 
     prompt: str
     seed: int
     clips: tuple[UInt8[np.ndarray, "f h w 3"], ...]
+    image: Given | None = None
+
+    @property
+    def title(self) -> str:
+        """What it is chosen by: the prompt, and the name of its image."""
+        return self.prompt if self.image is None else f"{self.prompt} ({self.image.name})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +121,7 @@ def shown(side: SideBySide) -> dict[str, Any]:
     for scene in side.scenes:
         size = size or _size(scene, side.count)
         made = _cut(scene, size)
-        room -= sum(map(len, made["clips"]))
+        room -= _bytes(made)
         if room < 0 and scenes:
             break
         scenes.append(made)
@@ -111,7 +132,7 @@ def shown(side: SideBySide) -> dict[str, Any]:
         "left_out": side.count - len(scenes),
         "clips": side.count,
         "by_prompt": side.prompts > 1,
-        "prompts": list(dict.fromkeys(scene["prompt"] for scene in scenes)),
+        "prompts": list(dict.fromkeys(scene["title"] for scene in scenes)),
         "seeds": list(dict.fromkeys(scene["seed"] for scene in scenes)),
         "frames": max((scene["frames"] for scene in scenes), default=1),
         "rows": [
@@ -125,9 +146,15 @@ def shown(side: SideBySide) -> dict[str, Any]:
 def _size(scene: Scene, count: int) -> tuple[int, int]:
     """Width and frames with which so many scenes like this one fit."""
     for size in SIZES[:-1]:
-        if count * sum(map(len, _cut(scene, size)["clips"])) <= BUDGET:
+        if count * _bytes(_cut(scene, size)) <= BUDGET:
             return size
     return SIZES[-1]
+
+
+def _bytes(scene: dict[str, Any]) -> int:
+    """Of all its pictures."""
+    given = 0 if scene["image"] is None else len(scene["image"]["sheet"])
+    return given + sum(map(len, scene["clips"]))
 
 
 def _cut(scene: Scene, size: tuple[int, int]) -> dict[str, Any]:
@@ -137,6 +164,8 @@ def _cut(scene: Scene, size: tuple[int, int]) -> dict[str, Any]:
     columns = math.ceil(math.sqrt(len(picked)))
     return {
         "prompt": scene.prompt,
+        "title": scene.title,
+        "image": None if scene.image is None else _shown_image(scene.image, min(size[0], MOST_OF_IMAGE)),
         "seed": scene.seed,
         "frames": len(picked),
         "of": frames,
@@ -146,6 +175,14 @@ def _cut(scene: Scene, size: tuple[int, int]) -> dict[str, Any]:
         "tiny": wide <= TINY,
         "clips": [sheet(clip[picked], min(wide, size[0]), columns) for clip in scene.clips],
     }
+
+
+def _shown_image(image: Given, most: int) -> dict[str, Any]:
+    """An image as it was given, neither wider nor higher than so many pixels."""
+    pixels = image.pixels()
+    high, wide = pixels.shape[:2]
+    width = max(round(wide * min(1, most / max(high, wide))), 1)
+    return {"name": image.name, "aspect": f"{wide}/{high}", "width": width, "sheet": sheet(pixels[None], width, 1)}
 
 
 def sheet(clip: UInt8[np.ndarray, "f h w 3"], width: int, columns: int) -> "Markup":

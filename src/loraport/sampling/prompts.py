@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor
 
 from loraport.errors import FileError, MismatchError, UsageError
+from loraport.files import read_text
 from loraport.sampling.denoiser import Conditions, Runnable
 from loraport.zoo import world
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 PROMPTED, EMPTY = "prompt_embeds", "negative_prompt_embeds"
 TOKENS = 512
 """Length that prompts are padded to, as `WanPipeline` pads them when it is called; Wan attends to the padding too."""
+MOST = 2**20  # bytes of a text file
 AT_ONCE = 4  # texts in one pass of the encoder, which may be large
 
 
@@ -52,7 +54,8 @@ def conditions_for(
         raise FileError("no such file of prompts", where=str(prompts))
     if prompts.suffix == ".safetensors":
         return read_embeddings(prompts)
-    return encode_texts(_read_texts(prompts), source, target, file=prompts)
+    lines = (line.strip() for line in read_text(prompts, "file of prompts", most=MOST).splitlines())
+    return encode_texts([line for line in lines if line], source, target, file=prompts)
 
 
 def tiny_prompts(seed: int = 0, prompts: Sequence[world.Prompt] | None = None) -> Conditions:
@@ -148,13 +151,3 @@ def encode_by(pipeline: "WanPipeline", texts: Sequence[str]) -> Conditions:
     finally:
         encoder.train(training)
     return Conditions(torch.cat(rows).clone(), empty.clone(), tuple(texts))
-
-
-def _read_texts(file: Path) -> list[str]:
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (UnicodeDecodeError, OSError) as error:
-        raise FileError(
-            "the prompts cannot be read", where=str(file), values=str(error), fix="plain text in UTF-8, a prompt a line"
-        ) from error
-    return [line.strip() for line in lines if line.strip()]

@@ -18,14 +18,13 @@ from loraport.sampling.folders import CARD, config_of, find_folder, need_diffuse
 from loraport.sampling.merged import add_loras
 from loraport.sampling.network import load_network
 from loraport.sampling.prompts import encode_by_folder, has_encoder
-from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings, Schedule, scheduler_in, settle
+from loraport.sampling.schedule import NO_SETTINGS, TIMESTEPS, SamplingSettings, Schedule, scheduler_in, settle
 from loraport.zoo import catalogue, world
 
 if TYPE_CHECKING:
     from diffusers import WanTransformer3DModel
 
 SMALL = 512  # models up to this width run batches side by side on a CPU, one thread each
-TIME_SCALE = 1000  # the model counts time from 0 to 1000
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class WanDenoiser:
                 "the prompts do not fit the model", values=f"{condition.shape[-1]} numbers a token, it takes {width}",
                 fix="encode them with the text encoder that belongs to the model",
             )  # fmt: skip
-        moment = torch.full((len(latents),), time * TIME_SCALE, device=self.device)
+        moment = torch.full((len(latents),), time * TIMESTEPS, device=self.device)
         x, tokens = latents.to(self.device, dtype), condition.to(self.device, dtype)
         return self.network(x, moment, tokens, return_dict=False)[0].float().to(latents.device)
 
