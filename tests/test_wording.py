@@ -9,7 +9,7 @@ import pico
 from loraport.adapters.verify import verify_adapter
 from loraport.errors import UnmatchedKeysError
 from loraport.report import read_run, render_page
-from loraport.wording import count, share
+from loraport.wording import count, percent, share
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,15 @@ def test_counts(number, said):
 )  # fmt: skip
 def test_shares(value, said):
     assert share(value) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(0.0, "0 %"), (1e-7, "< 0.001 %"), (0.0023, "0.23 %"), (0.141, "14 %"), (0.999, "100 %"), (1.12, "112 %"),
+     (31.4, "3140 %")],
+)  # fmt: skip
+def test_ratios(value, said):
+    assert percent(value) == said
 
 
 def test_one_layer_is_one_in_messages_and_on_the_page(tmp_path):

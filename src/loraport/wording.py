@@ -16,3 +16,11 @@ def share(value: float | int) -> str:
         return "< 0.1 %"
     digits = 1 if value < 0.99 else 2 if value < 0.999 else 4
     return f"{min(100 * value, 100 - 10**-digits):.{digits}f} %"
+
+
+def percent(value: float) -> str:
+    """A ratio that may be more than one as a percentage of two digits that count: 0.23 %, 14 %, 110 %."""
+    shown = 100 * value
+    if 0 < shown < 0.001:
+        return "< 0.001 %"
+    return f"{shown:.0f} %" if shown >= 99.5 else f"{shown:.2g} %"

@@ -183,7 +183,10 @@ def test_8_bits_on_request_and_the_loss_is_told(lora, tmp_path):
     # What does not change stays as it was, although it is written anew: scales stay where the numbers fit.
     small = {key: tensor * (1e-9 if "lora_B" in key else 1) for key, tensor in LORA.items()}
     save_file(small, tmp_path / "small.safetensors")
-    loraport.merge(tmp_path / "small.safetensors", path, output, requantize=True, overwrite=True)
+    small_report = loraport.merge(tmp_path / "small.safetensors", path, output, requantize=True, overwrite=True)
+    assert "changes the weights by 100 % of what the LoRA changes" in small_report.warnings[-1]
+    assert "--dequantize" in small_report.warnings[-1]
+    assert not any("changes the weights" in said for said in report.warnings)
     assert all(torch.equal(tensor.float(), state[key].float()) for key, tensor in load_file(output).items())
 
 

@@ -22,6 +22,9 @@ try:
 except ImportError:  # before typer brought a click of its own
     from click import ClickException as CommandLineError  # type: ignore[assignment]  # it has what is used here
 
+_UNREAD = 128 + 13
+"""Exit code where the reader of the output went away: as of other programs, which SIGPIPE ends."""
+
 
 class Commands(Group):
     """The top-level group: every way out of the program passes `main`."""
@@ -87,7 +90,11 @@ def _guarded(
         return _fail(_usage_error(error, words), as_json)
     except BrokenPipeError:  # the reader of our output went away, as `head` does
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it must outlive this function
-        return 1
+        return _UNREAD
+    except SystemExit as end:
+        if isinstance(end.__context__, BrokenPipeError):  # typer has seen to it
+            return _UNREAD
+        raise
     except Exception as error:
         if received:  # it came while a library was being loaded, which then says that it could not be
             return _fail(_interrupted(), as_json)

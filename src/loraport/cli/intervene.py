@@ -13,7 +13,7 @@ from loraport.cli.plain_help import Command, Group
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import METHOD, Recipe
-from loraport.wording import count
+from loraport.wording import count, percent
 
 if TYPE_CHECKING:
     from loraport.merging.run import MergeReport
@@ -114,7 +114,7 @@ def _show(done: "MergeReport", console: Console) -> None:
     console.result(
         f"changed {count(done.tensors, 'tensor')}",
         f"  untouched {count(done.untouched, 'tensor')}, bit for bit",
-        f"  rounding  {100 * done.lost:.2g} % of the change, at most {100 * done.lost_most:.2g} % ({done.lost_in})",
+        f"  rounding  {percent(done.lost)} of the change, at most {percent(done.lost_most)} ({done.lost_in})",
         f"  output    {done.output}  ({text.size(size)}, {count(len(done.files), 'file')})",
     )
     console.document(done.to_json())

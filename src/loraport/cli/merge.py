@@ -10,7 +10,7 @@ from loraport.cli.options import OUTPUT, argument, option, required
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import MODELS, Recipe
-from loraport.wording import count
+from loraport.wording import count, percent
 
 EXAMPLE = """Bake a LoRA into a checkpoint, at eight tenths of its strength; the checkpoint may be a folder of shards or a .pt file too:
 
@@ -103,7 +103,7 @@ def merge(
     lines = [
         f"merged into {count(done.tensors, 'tensor')} of {ready.model.architecture.title}",
         f"  untouched {count(done.untouched, 'tensor')}, bit for bit",
-        f"  rounding  {100 * done.lost:.2g} % of the update, at most {100 * done.lost_most:.2g} % ({done.lost_in})",
+        f"  rounding  {percent(done.lost)} of the update, at most {percent(done.lost_most)} ({done.lost_in})",
     ]
     if done.continued:
         lines.append(f"  continued {done.continued} of {count(done.tensors, 'tensor', 'was/were')} there")

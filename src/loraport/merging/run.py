@@ -31,8 +31,10 @@ from loraport.merging.records import counted_twice, headers_of, indexes_of, told
 from loraport.models.placement import Rows
 from loraport.partial import forget, will_stay
 from loraport.store.digests import DigestMemo
+from loraport.wording import percent
 
 _STRIP = 4_000_000  # numbers that are compared at a time
+_MUCH = 0.5  # rounding of this size, relative to the update, is warned of
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,13 @@ def run_merge(
     most = max(losses, key=lambda loss: loss.share)
     changed = math.sqrt(sum(loss.change**2 for loss in losses))
     lost = math.sqrt(sum(loss.error**2 for loss in losses))
+    if lost > _MUCH * changed > 0:
+        finer = ", or merge with --dequantize bfloat16" if plan.requantized else ""
+        said.append(
+            f"rounding to the checkpoint's numbers changes the weights by {percent(lost / changed)} of what the LoRA "
+            f"changes, so that much of its effect may be gone; load it beside the model instead{finer}"
+        )
+        on_event(Warned(said[-1]))
     return MergeReport(
         output=path,
         files=tuple(places.values()),
