@@ -14,6 +14,8 @@ import pico
 from loraport.adapters.parse import open_adapter
 from loraport.containers.tensors import read_tensor
 from loraport.models.checkpoint import Checkpoint
+from loraport.models.families import families, recognised
+from loraport.models.keymap import _owners, keymap_of
 
 WIDTH, FFN, TEXT, FREQUENCY, OUTPUT, IMAGE, BLOCKS = 24, 48, 16, 8, 16, 20, 2
 
@@ -103,6 +105,12 @@ def model(seed: int = 0, *, image: bool = False, in_channels: int = 4, blocks: i
         seed, width=WIDTH, ffn=FFN, blocks=blocks, in_channels=in_channels, text=TEXT, frequency=FREQUENCY,
         output=OUTPUT, image=IMAGE if image else None,
     )  # fmt: skip
+
+
+def forget_families() -> None:
+    """Have the yaml files of families read anew when they are needed next."""
+    for kept in (families, recognised, keymap_of, _owners):
+        kept.cache_clear()
 
 
 def check_model(found: Checkpoint, state: dict[str, Tensor]) -> None:

@@ -8,15 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loraport.containers.tensors import (
-    TensorRef,
-    digest,
-    open_tensors,
-    read_float,
-    read_float_with_digest,
-    refusal,
-    rounding_floor,
-)
+from loraport.containers.references import refusal, rounding_floor
+from loraport.containers.tensors import TensorRef, digest, open_tensors, read_float, read_float_with_digest
 from loraport.errors import FileError, NumericalError
 from storage import OTHERS, SHAPES, comfy, matrix, mxfp8, nvfp4
 

@@ -14,17 +14,8 @@ from loraport.containers.codecs.registry import CODECS
 from loraport.containers.decoding import decode
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.locate import locate
-from loraport.containers.tensors import (
-    common_dtype,
-    digest,
-    identity,
-    open_tensors,
-    read_float,
-    read_float_with_digest,
-    read_tensor,
-    refusal,
-    rounding_floor,
-)
+from loraport.containers.references import common_dtype, identity, refusal, rounding_floor
+from loraport.containers.tensors import digest, open_tensors, read_float, read_float_with_digest, read_tensor
 from loraport.errors import FileError, LoraportError, NumericalError, UnsupportedError
 
 E4M3, E5M2 = torch.float8_e4m3fn, torch.float8_e5m2

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loraport.containers.tensors import open_tensors, read_float, refusal
+from loraport.containers.references import refusal
+from loraport.containers.tensors import open_tensors, read_float
 from storage import comfy
 
 WEIGHTS = json.loads((Path(__file__).parent / "comfyui_weights.json").read_text())["weights"]

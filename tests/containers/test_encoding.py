@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from loraport.containers import encoding
 from loraport.containers.codecs.registry import CODECS, ENCODED
-from loraport.containers.tensors import can_encode, encode, open_tensors, read_float
+from loraport.containers.references import can_encode
+from loraport.containers.tensors import encode, open_tensors, read_float
 
 SCALES = {
     "a tensor": ((), 48, 40),

@@ -16,15 +16,8 @@ from safetensors.torch import save_file
 from loraport.containers.codecs.gguf_blocks import ERRORS
 from loraport.containers.gguf import read_gguf
 from loraport.containers.locate import locate
-from loraport.containers.tensors import (
-    common_dtype,
-    digest,
-    open_tensors,
-    read_float,
-    read_float_with_digest,
-    refusal,
-    rounding_floor,
-)
+from loraport.containers.references import common_dtype, refusal, rounding_floor
+from loraport.containers.tensors import digest, open_tensors, read_float, read_float_with_digest
 from loraport.errors import FileError, LoraportError, NumericalError, UnsupportedError
 from storage import write_gguf
 

@@ -9,16 +9,8 @@ from safetensors.torch import save_file
 
 from loraport.containers.codecs.int8 import GROUPS
 from loraport.containers.decoding.int8 import rotation
-from loraport.containers.tensors import (
-    TensorRef,
-    digest,
-    identity,
-    open_tensors,
-    read_float,
-    read_float_with_digest,
-    refusal,
-    rounding_floor,
-)
+from loraport.containers.references import identity, refusal, rounding_floor
+from loraport.containers.tensors import TensorRef, digest, open_tensors, read_float, read_float_with_digest
 from storage import comfy, convrot_of_4_bits
 
 ROWS, COLUMNS = 12, 64

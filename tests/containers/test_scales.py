@@ -7,15 +7,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from loraport.containers.tensors import (
-    TensorRef,
-    digest,
-    open_tensors,
-    read_float,
-    read_float_with_digest,
-    refusal,
-    rounding_floor,
-)
+from loraport.containers.references import refusal, rounding_floor
+from loraport.containers.tensors import TensorRef, digest, open_tensors, read_float, read_float_with_digest
 from loraport.errors import NumericalError
 from storage import comfy, scaled
 

@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 import makers
 import storage
 from loraport.containers.locate import locate
-from loraport.containers.tensors import identity, read_float
+from loraport.containers.references import identity
+from loraport.containers.tensors import read_float
 from loraport.errors import FileError, UnsupportedError
 from loraport.models.checkpoint import open_checkpoint
 

@@ -16,8 +16,8 @@ from loraport.errors import MismatchError
 from loraport.models import families as family_room
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
-from loraport.models.keymap import build, forget_families
-from makers import LoraFile
+from loraport.models.keymap import build
+from makers import LoraFile, forget_families
 
 PAGE = Path(__file__).parents[2] / "docs" / "adding-an-architecture.md"
 DATA = Path(family_room.__file__).parent / "data"

@@ -8,8 +8,7 @@ from loraport.adapters.convert import convert_adapter
 from loraport.errors import FileError
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
-from loraport.models.keymap import forget_families
-from makers import LoraFile
+from makers import LoraFile, forget_families
 
 OWN = """
 family: own

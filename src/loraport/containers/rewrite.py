@@ -12,7 +12,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from io import BufferedRandom, FileIO
+from io import BufferedRandom
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,12 +20,12 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from loraport.containers.access import open_file, unreadable
+from loraport.containers.access import open_file
 from loraport.containers.arrange import Places, Put, Run, arranged
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.retorch import places_of, write_anew
 from loraport.containers.safetensors import CHUNK_BYTES
-from loraport.containers.stored import TensorRef, list_stored, span_of
+from loraport.containers.stored import TensorRef, fill, list_stored, span_of
 from loraport.containers.torch_zip import begin_of
 from loraport.errors import FileError
 
@@ -63,9 +63,9 @@ class Rewriting:
         assert tuple(tensor.shape) == put.shape
         span = span_of(ref)
         if self._strided and span.strides is not None:
+            whole = torch.empty(span.end - span.start, dtype=torch.uint8)
             with open_file(self.source) as file:
-                file.seek(span.start)
-                whole = torch.frombuffer(_exactly(file, span.end - span.start, self.source), dtype=torch.uint8)
+                fill(file, span.start, whole.numpy().data, ref.name)
             whole.view(tensor.dtype).as_strided(span.shape, span.strides).copy_(tensor)
             tensor = whole
         self._file.seek(self._places[put.name][0])
@@ -159,26 +159,11 @@ def _opened(target: Path) -> BufferedRandom:
 def _copy(source: Path, run: Run, out: BinaryIO, copied: Callable[[int], None]) -> None:
     out.seek(run.to)
     with open_file(source) as file:
-        file.seek(run.start)
         for at in range(run.start, run.end, CHUNK_BYTES):
-            piece = _exactly(file, min(CHUNK_BYTES, run.end - at), source)
+            piece = bytearray(min(CHUNK_BYTES, run.end - at))
+            fill(file, at, memoryview(piece), str(source))
             out.write(piece)
             copied(len(piece))
-
-
-def _exactly(file: FileIO, count: int, path: Path) -> bytearray:
-    """So many bytes from where the file stands. Raises FileError."""
-    data = bytearray(count)
-    done = 0
-    while done < count:
-        try:
-            got = file.readinto(memoryview(data)[done:])
-        except OSError as error:
-            raise unreadable(path, error) from None
-        if not got:
-            raise FileError("the file is cut short", where=str(path), values=f"{count - done:,} bytes are missing")
-        done += got
-    return data
 
 
 def _renew_checksums(source: Path, target: Path, starts: Sequence[int]) -> None:

@@ -128,7 +128,7 @@ def chunks(ref: TensorRef, first: int = 4096) -> Iterator[bytes]:
         for start, size in pieces_of(ref, span_of(ref)):
             for begin, end in ((0, min(size, first)), (min(size, first), size)):
                 part = bytearray(end - begin)
-                fill(file, start + begin, memoryview(part), ref)
+                fill(file, start + begin, memoryview(part), ref.name)
                 yield bytes(part)
 
 
@@ -219,17 +219,24 @@ def pieces_of(ref: TensorRef, span: Span) -> list[tuple[int, int]]:
     ]
 
 
-def fill(file: FileIO, offset: int, target: memoryview, ref: TensorRef) -> None:
-    """Read bytes from a place in the file. Raises FileError where there are not so many."""
+def fill(file: FileIO, offset: int, target: memoryview, name: str) -> None:
+    """Read bytes from a place in the file. Raises FileError where there are not so many.
+
+    Args:
+        file: open for reading.
+        offset: where they begin.
+        target: where they go.
+        name: what is read, for messages.
+    """
     done = 0
     while done < len(target):
         try:
             file.seek(offset + done)
             count = file.readinto(target[done:])
         except OSError as error:
-            raise unreadable(ref.file, error) from None
+            raise unreadable(Path(file.name), error) from None
         if not count:
-            raise FileError("the file is cut short", where=ref.name, values=f"{done:,} of {len(target):,} bytes")
+            raise FileError("the file is cut short", where=name, values=f"{done:,} of {len(target):,} bytes")
         done += count
 
 

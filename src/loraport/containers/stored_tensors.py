@@ -64,7 +64,7 @@ def read_stored(
     if span.strides is not None:
         whole = torch.empty(span.end - span.start, dtype=torch.uint8)
         with open_file(ref.file) as file:
-            fill(file, span.start, whole.numpy().data, ref)
+            fill(file, span.start, whole.numpy().data, ref.name)
         tensor = whole.view(dtype).as_strided(span.shape, span.strides)
         if ref.rows is not None:
             tensor = torch.cat([tensor[start:end] for start, end in ref.rows])
@@ -78,7 +78,7 @@ def read_stored(
     with open_file(ref.file) as file:
         for position, size in pieces:
             part = target[done : done + size]
-            fill(file, position, part, ref)
+            fill(file, position, part, ref.name)
             done += size
             if state is not None:
                 state.update(part)
@@ -109,7 +109,7 @@ def stream_stored(ref: TensorRef, state: Hash, count: int) -> Iterator[Shaped[Te
             done = 0
             while done < size:
                 part = min(size - done, len(target) - filled)
-                fill(file, position + done, target[filled : filled + part], ref)
+                fill(file, position + done, target[filled : filled + part], ref.name)
                 done, filled = done + part, filled + part
                 if filled == len(target):
                     state.update(target)
@@ -168,7 +168,7 @@ def hash_stored(ref: TensorRef, state: Hash) -> None:
     buffer = memoryview(bytearray(max((size for _, size in pieces), default=0)))
     with open_file(ref.file) as file:
         for position, size in pieces:
-            fill(file, position, buffer[:size], ref)
+            fill(file, position, buffer[:size], ref.name)
             state.update(buffer[:size])
 
 

@@ -16,17 +16,10 @@ from loraport.containers import encoding
 from loraport.containers.codecs.registry import codec_of
 from loraport.containers.decoding import decode
 from loraport.containers.references import (
-    TensorFile,
     TensorRef,
-    can_encode,
-    common_dtype,
     file_identity,
-    identity,
-    nearest_path,
     open_tensors,
-    refusal,
     require_readable,
-    rounding_floor,
 )
 from loraport.containers.sent import Place, place_of
 from loraport.containers.stored import is_contiguous
@@ -38,27 +31,19 @@ __all__ = [
     "AsRead",
     "Encoded",
     "Sums",
-    "TensorFile",
     "TensorRef",
-    "can_encode",
     "can_stream",
-    "common_dtype",
     "digest",
     "digest_tensor",
     "encode",
     "encode_plainly",
     "file_identity",
-    "identity",
-    "nearest_path",
     "open_tensors",
     "read_float",
     "read_float_with_digest",
     "read_numbers",
     "read_tensor",
     "read_with_sums",
-    "refusal",
-    "require_readable",
-    "rounding_floor",
     "stored_with_sums",
     "subtract",
 ]

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from loraport.adapters.passthrough import Passthrough
 from loraport.containers.arrange import Put
+from loraport.containers.references import file_identity
 from loraport.containers.rewrite import Rewriting, rewriting, room_beside
-from loraport.containers.tensors import TensorRef, encode, encode_plainly, file_identity, read_float, read_numbers
+from loraport.containers.tensors import TensorRef, encode, encode_plainly, read_float, read_numbers
 from loraport.core.operator import norm
 from loraport.engine.events import Listener, Warned, Written, ignore
 from loraport.engine.reading import InputReader

@@ -11,14 +11,13 @@ from typing import Any
 import yaml
 
 from loraport.errors import FileError
-from loraport.models.family import Alike, DiffusersClasses, Family, Lookalike, Template
+from loraport.models.family import COUNTER, Alike, DiffusersClasses, Family, Lookalike, Template
 from loraport.models.keys import read_yaml
 from loraport.models.placement import Place
 
 ROLES = ("linear", "conv", "norm", "embedding", "param")
 OWN_FAMILIES = "LORAPORT_FAMILIES"  # environment variable: a folder of yaml files, or one file
 RECOGNISED = "recognised.yaml"  # the file of families that are only recognised
-_COUNTER = re.compile(r"<([a-z])>")
 _PART = re.compile(r"(.+)\[([0-9]+(?:, ?[0-9]+)*)\]")
 
 
@@ -152,8 +151,8 @@ def _template(
     name = next((place.name for place in places.values() if place.index is None), None)
     if name is None:
         raise ValueError(f"{data['family']}: {cells[0]} is fused in every naming; write the fused module as one row")
-    counter = _COUNTER.search(name)
-    plain = _COUNTER.sub("", name)
+    counter = COUNTER.search(name)
+    plain = COUNTER.sub("", name)
     groups = {ending: group for group, endings in data.get("groups", {}).items() for ending in endings}
     return Template(
         name,

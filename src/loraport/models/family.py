@@ -12,7 +12,7 @@ MAX_BLOCKS = 512
 """Block numbers beyond this are no block numbers: a file cannot make tables of a billion blocks."""
 REMEMBERED = 100_000  # names whose meaning a table keeps; the largest model known has some five thousand
 _NUMBERS = {edge: re.compile(rf"(?<![^{edge}])(?:0|[1-9][0-9]{{0,3}})(?![^{edge}])") for edge in "._"}
-_COUNTER = re.compile(r"<([a-z])>")
+COUNTER = re.compile(r"<([a-z])>")
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,9 @@ class Family:
         title: for people.
         namings: the systematic ways to spell its modules; "original" first.
         templates: canonical name with "<n>" -> module.
+        universal: the naming that ComfyUI reads, for the output profile universal.
         aliases: further spellings in LoRA files -> canonical name.
         counters: letter of a block number -> what such blocks are called in `Architecture.dimensions`.
-        universal: the naming that ComfyUI reads, for the output profile universal.
         diffusers: its classes there.
         lookalikes: families that share names with this one.
         additions: what variants have besides, by title; it is left alone.
@@ -130,15 +130,15 @@ class Family:
     title: str
     namings: tuple[str, ...]
     templates: dict[str, Template]
-    aliases: dict[str, str]
-    counters: dict[str, str]
     universal: str
-    diffusers: DiffusersClasses
-    lookalikes: tuple[Lookalike, ...]
-    additions: dict[str, re.Pattern[str]]
-    image_marker: str | None
-    sizes: tuple[dict[str, Any], ...]
-    variants: tuple[dict[str, Any], ...]
+    aliases: dict[str, str] = field(default_factory=dict)
+    counters: dict[str, str] = field(default_factory=dict)
+    diffusers: DiffusersClasses = DiffusersClasses()
+    lookalikes: tuple[Lookalike, ...] = ()
+    additions: dict[str, re.Pattern[str]] = field(default_factory=dict)
+    image_marker: str | None = None
+    sizes: tuple[dict[str, Any], ...] = ()
+    variants: tuple[dict[str, Any], ...] = ()
     usual: dict[str, int] = field(default_factory=dict)
     alike: dict[str, Alike] = field(default_factory=dict)
     added: tuple[str, ...] = ()
@@ -149,7 +149,7 @@ class Family:
     @cached_property
     def _patterns(self) -> dict[str, str]:
         """Canonical paths inside the blocks, the block number as "<>" -> the template's name."""
-        return {_COUNTER.sub("<>", name): name for name, template in self.templates.items() if template.repeated}
+        return {COUNTER.sub("<>", name): name for name, template in self.templates.items() if template.repeated}
 
     def find(self, module: str) -> tuple[Template, int | None] | None:
         """The template that a canonical module path is an instance of, with its block number; None if there is none."""
@@ -199,7 +199,7 @@ class Family:
     def paths(self) -> set[str]:
         """Every dotted path of a stored module in any naming, the block number as "<>"."""
         spelled = {place.name for template in self.templates.values() for place in template.places.values()}
-        return {_COUNTER.sub("<>", path) for path in spelled | self.aliases.keys()}
+        return {COUNTER.sub("<>", path) for path in spelled | self.aliases.keys()}
 
     def alike_of_key(self, key: str) -> str:
         """The naming that a LoRA's key shows to be meant, of those that share names with another; "" for none."""

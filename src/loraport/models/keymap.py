@@ -228,12 +228,6 @@ def _owners() -> tuple[dict[str, frozenset[str]], dict[str, frozenset[str]]]:
     return owners
 
 
-def forget_families() -> None:
-    """Read the yaml files of families anew when they are needed next: they may have changed."""
-    for kept in (families, recognised, keymap_of, _owners):
-        kept.cache_clear()
-
-
 def _share(rows: str, pieces: int) -> str:
     """The rows of each of several equal pieces, in symbols: half of "6*width" is "3*width"."""
     if pieces == 1:

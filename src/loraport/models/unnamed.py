@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from loraport.containers.references import TensorRef
-from loraport.models.family import DiffusersClasses, Family, Template
+from loraport.models.family import Family, Template
 from loraport.models.keymap import longest_prefix
 from loraport.models.keys import key_rules
 from loraport.models.placement import Place
@@ -42,15 +42,7 @@ def family_of(tensors: Mapping[str, TensorRef]) -> Family | None:
         title=f"a model of no known family, {count(layers, 'layer')} by name",
         namings=NAMINGS,
         templates=templates,
-        aliases={},
-        counters={},
         universal=NAMINGS[0],
-        diffusers=DiffusersClasses(),
-        lookalikes=(),
-        additions={},
-        image_marker=None,
-        sizes=(),
-        variants=(),
         unnamed=True,
     )
 

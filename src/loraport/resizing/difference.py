@@ -9,7 +9,8 @@ from torch import Tensor
 
 from loraport.adapters.loading.passed_on import load_change
 from loraport.adapters.passthrough import Passthrough
-from loraport.containers.tensors import TensorRef, common_dtype, digest, read_float
+from loraport.containers.references import common_dtype
+from loraport.containers.tensors import TensorRef, digest, read_float
 from loraport.core.operator import norm
 from loraport.engine.kinship import unrelated
 from loraport.resizing.extract import PassthroughDifference

@@ -1,13 +1,12 @@
 """What ships with the package: names, files and the small JSON card beside each of them."""
 
-import difflib
 import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from loraport.errors import FileError, UsageError
+from loraport.errors import FileError, UsageError, did_you_mean
 
 DISTILLATIONS = "distillations"
 """Folder of the LoRAs that make a distilled model of its parent, beside the folder of models."""
@@ -176,9 +175,8 @@ def _data() -> Path:
 
 
 def _unknown(name: str, known: list[str], what: str) -> UsageError:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     return UsageError(
         f"no bundled {what} is called {name!r}",
         values=f"bundled: {', '.join(known)}",
-        fix=f"did you mean {near[0]!r}?" if near else None,
+        fix=did_you_mean(name, known, cutoff=0.4),
     )

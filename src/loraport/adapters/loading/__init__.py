@@ -1,21 +1,11 @@
 """The updates that adapters stand for, one file a kind: what those of `kinds/` claim by headers. torch is here."""
 
-from loraport.adapters.loading import diff, dora, glora, ia3, loha, lokr, lora, oft, set_weight, split, vera
+import importlib
+import pkgutil
+
 from loraport.adapters.loading.base import change, load, stored
 
-__all__ = [
-    "change",
-    "diff",
-    "dora",
-    "glora",
-    "ia3",
-    "load",
-    "loha",
-    "lokr",
-    "lora",
-    "oft",
-    "set_weight",
-    "split",
-    "stored",
-    "vera",
-]
+__all__ = ["change", "load", "stored"]
+
+for _module in sorted(module.name for module in pkgutil.iter_modules(__path__)):
+    importlib.import_module(f"{__name__}.{_module}")
