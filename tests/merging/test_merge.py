@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import sys
 import weakref
 import zipfile
 from pathlib import Path
@@ -280,6 +282,17 @@ def test_every_kind_and_what_is_no_layer(tmp_path):
         assert key in wanted or torch.equal(tensor, STATE[key])
     back = loraport.merge(path, tmp_path / "out.safetensors", tmp_path / "back.safetensors", strength=-0.5)
     assert "a function of the weights (dora)" in back.warnings[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+def test_a_name_that_is_no_text(lora, tmp_path):
+    path = lora.rename(tmp_path / os.fsdecode(b"gr\xf6n.safetensors"))
+    save_file(STATE, tmp_path / "model.safetensors")
+    loraport.merge(path, tmp_path / "model.safetensors", tmp_path / "out.safetensors")
+    assert '"gr?n.safetensors"' in read_header(tmp_path / "out.safetensors").metadata["loraport.merged"]
+    torch.save(LORA, tmp_path / "style.pt")
+    with pytest.raises(FileError, match="no file with such a name"):
+        loraport.inspect((tmp_path / "style.pt").rename(path.with_suffix(".pt")))
 
 
 def test_refusals_leave_nothing(lora, tmp_path):

@@ -1,6 +1,8 @@
 """The difference of two checkpoints as a LoRA: what it keeps is what a dense float64 decomposition says."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,19 @@ def test_models_that_have_nothing_to_do_with_each_other_are_remarked_on(pair, tm
     assert "do not look like versions of one model" in made.warnings[0]
     made = loraport.extract(*pair, tmp_path / "related.safetensors", rank=1, options=OFF)
     assert not any("versions of one model" in warning for warning in made.warnings)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no names that are no text")
+def test_what_no_lora_holds_is_said_and_a_name_that_is_no_text_is_written_as_far_as_it_is(tmp_path):
+    coarse = {key: tensor.to(torch.float8_e4m3fn) if tensor.dim() == 2 else tensor for key, tensor in TARGET.items()}
+    save_file(SOURCE | {"adaptor.weight": torch.ones(2, 2)}, tmp_path / "source.safetensors")
+    save_file(coarse | {"blocks.0.norm3.bias": torch.ones(33)}, tmp_path / "x.safetensors")
+    target = (tmp_path / "x.safetensors").rename(tmp_path / os.fsdecode(b"gr\xf6n.safetensors"))
+    output = tmp_path / "out.safetensors"
+    said = "\n".join(loraport.extract(tmp_path / "source.safetensors", target, output, rank=1, options=OFF).warnings)
+    for words in ("in the source alone, and in no LoRA: adaptor.weight", "another shape in the target", "is quantised"):
+        assert words in said
+    assert open_adapter(output).metadata["modelspec.title"].startswith("gr?n, as a LoRA")
 
 
 def test_a_size_that_is_too_small_names_one_that_is_not(pair, tmp_path):

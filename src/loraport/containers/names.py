@@ -33,6 +33,11 @@ def named_path(spec: str | Path) -> Path:
     return catalogue.path(text.removeprefix(ZOO)) if text.startswith(ZOO) else Path(spec)
 
 
+def as_text(name: str) -> str:
+    """A name as it can be written into a file: half a character, as in names that are no UTF-8, is a question mark."""
+    return name.encode("utf-8", "replace").decode("utf-8")
+
+
 def hub_id(spec: str) -> tuple[str, str] | None:
     """The repository of the hub, and the folder in it or "", that a name may mean; None for what can only be a path.
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from loraport import windows
 from loraport.containers.access import status
 from loraport.containers.dtypes import name_of
+from loraport.containers.names import as_text
 from loraport.containers.safetensors import Span
 from loraport.errors import FileError, UnsupportedError
 
@@ -64,6 +65,10 @@ def load_mapped(path: str) -> Any:
             where=path,
             values=reason,
             fix="export the weights alone as safetensors, from a machine where you trust the file",
+        ) from None
+    except UnicodeEncodeError as error:
+        raise FileError(
+            "torch opens no file with such a name", where=path, values=error.reason, fix="rename the file or its folder"
         ) from None
     except Exception as error:
         if windows.page_file_is_full(error):  # a mapping that could be written to is promised memory, all of it
@@ -124,8 +129,7 @@ def _collect(content: Any, path: str, found: dict[tuple[str, ...], dict[str, Ten
 
 def name_of_entry(key: Any) -> str:
     """What an entry of a mapping is called in `read_groups`."""
-    # Half a character, which nothing can print or write, is shown as a question mark.
-    return str(key).encode("utf-8", "replace").decode("utf-8")
+    return as_text(str(key))
 
 
 class _Locator:

@@ -9,6 +9,7 @@ from typing import Any
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.header import STALE, canonical_json, read_json
 from loraport.containers.codecs.belongings import texts_without
+from loraport.containers.names import as_text
 from loraport.containers.safetensors import read_header
 from loraport.containers.shards import index_with
 from loraport.containers.tensors import digest
@@ -61,7 +62,7 @@ def told_of(plan: MergePlan) -> list[dict[str, object]]:
         refs |= {item.param: item.ref for item in adapter.passthrough}
         found = canonical_json({name: digest(ref) for name, ref in refs.items()})
         content = hashlib.sha256(found.encode()).hexdigest()
-        records.append({"lora": Path(given.file).name, "strength": factor, "digest": content})
+        records.append({"lora": as_text(Path(given.file).name), "strength": factor, "digest": content})
     return [*records, *map(dict, plan.changes)]
 
 

@@ -13,7 +13,7 @@ from loraport.adapters.dialect import profile_of
 from loraport.adapters.passthrough import PassthroughValue
 from loraport.adapters.pattern import dropping, nothing_dropped
 from loraport.adapters.stored_weights import StoredWeight, stored_weights
-from loraport.containers.names import Expert
+from loraport.containers.names import Expert, as_text
 from loraport.containers.references import TensorRef, common_dtype, file_identity, rounding_floor
 from loraport.errors import MismatchError
 from loraport.models.architecture import require_same_size
@@ -169,7 +169,7 @@ def _job(weight: StoredWeight, pairs: Mapping[str, tuple[TensorRef, TensorRef]])
 
 
 def _metadata(source: Checkpoint, target: Checkpoint) -> dict[str, str]:
-    title = re.sub(r"\.(safetensors|pt|pth|bin|ckpt|gguf|index\.json)$", "", target.path.name)
+    title = re.sub(r"\.(safetensors|pt|pth|bin|ckpt|gguf|index\.json)$", "", as_text(target.path.name))
     return {
         "format": "pt",
         "ss_base_model_version": source.architecture.title,
