@@ -105,6 +105,24 @@ def test_different_scales_go_into_the_factors(tmp_path):
         torch.testing.assert_close(after[name], before[name], rtol=1e-6, atol=1e-6)
 
 
+def test_layers_of_several_scales_and_whole_matrices_in_one_weight(tmp_path):
+    stem, made = "lora_unet_context_embedder_token_refiner_refiner_blocks_{}_attn_to_{}", {}
+    for place, x in enumerate("qkv"):
+        factors, matrix = stem.format(0, x), stem.format(1, x)
+        made |= {f"{factors}.lora_up.weight": _random(24, 4, seed=place), f"{factors}.alpha": torch.tensor(2.0**place),
+                 f"{factors}.lora_down.weight": _random(4, 24, seed=place + 3),
+                 f"{matrix}.diff": _random(24, 24, seed=place + 6)}  # fmt: skip
+    path, out = LoraFile(made).write(tmp_path), tmp_path / "x.safetensors"
+    convert_adapter(path, out, to="kohya", architecture="hunyuan_video_15")
+    assert sorted(key.partition("self_attn_qkv.")[2] for key in load_file(out)) == [
+        "alpha", "diff", "lora_down.weight", "lora_up.weight",
+    ]  # fmt: skip
+    before, after = (open_adapter(each, architecture="hunyuan_video_15").layers for each in (path, out))
+    assert before.keys() == after.keys()
+    for name in before:
+        torch.testing.assert_close(after[name].load().dense(), before[name].load().dense())
+
+
 def test_alpha_and_bias_of_a_fused_weight(tmp_path):
     bias = torch.arange(6144.0)
     path = LoraFile(_fused(**{".alpha": torch.tensor(2.0), ".diff_b": bias})).write(tmp_path)

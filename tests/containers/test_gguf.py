@@ -129,6 +129,20 @@ def dense(kind: str, stored: np.ndarray) -> np.ndarray:
     return np.array([[DEFINITIONS[kind](block, i) for i in range(count)] for block in blocks]).reshape(len(stored), -1)
 
 
+def test_texts_and_lists_of_any_length_are_passed_over(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "wan")
+    writer.add_array("tokenizer.tokens", ["a", "größe", ""])
+    writer.add_array("tokenizer.scores", [1.5, 2.5, 3.5])
+    writer.add_string("template", "x" * 70_000)
+    writer.add_uint32("version", 3)
+    writer.add_tensor("a.weight", gaussian())
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    assert read_gguf(tmp_path / "x.gguf").metadata == {"general.architecture": "wan", "template": "", "version": "3"}
+    assert torch.equal(read_float(open_tensors(tmp_path / "x.gguf").groups[()]["a.weight"]), torch.tensor(gaussian()))
+
+
 @pytest.mark.parametrize("kind", DEFINITIONS)
 def test_blocks_are_what_their_definition_says(kind, tmp_path):
     path = write_gguf(tmp_path / "x.gguf", {"blocks.0.ffn.0.weight": (encoded(kind), kind)})

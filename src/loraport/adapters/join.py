@@ -37,10 +37,10 @@ class Factors:
 
 def join_layers(
     factors: Mapping[LayerName, Factors],
-    matrices: Mapping[LayerName, Float[Tensor, "m n"]],
+    matrices: Mapping[LayerName, Float[Tensor, "_ _"]],
     naming: str,
     architecture: Architecture,
-) -> tuple[dict[LayerName, Factors], dict[LayerName, Float[Tensor, "m n"]]]:
+) -> tuple[dict[LayerName, Factors], dict[LayerName, Float[Tensor, "_ _"]]]:
     """The updates of stored weights from those of layers.
 
     A weight that holds several layers is called by the first of them that has an update. Its rank is the sum of

@@ -52,7 +52,7 @@ def render_adapter(
 
 def render(
     factors: Mapping[LayerName, Factors],
-    matrices: Mapping[LayerName, Float[Tensor, "m n"]],
+    matrices: Mapping[LayerName, Float[Tensor, "_ _"]],
     passthrough: Sequence[Passthrough],
     profile: Profile,
     architecture: Architecture,
