@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from loraport.containers.references import all_zero, read_number
 from loraport.containers.sent import Sent, in_place
 from loraport.containers.tensors import (
     TensorRef,
@@ -103,6 +104,16 @@ def test_what_was_not_sent_is_not_read_from_a_file_of_that_name(tmp_path):
         with pytest.raises(AssertionError):
             open_tensors(refs["a"].file)
     assert torch.equal(read_float(refs["b"]), torch.ones(2, 2))
+
+
+def test_small_numbers_and_zeros_are_taken_of_what_was_sent(tmp_path):
+    save_file({"bound": torch.tensor(0.5), "w": torch.zeros(2, 2)}, tmp_path / "x.safetensors")
+    refs = open_tensors(tmp_path / "x.safetensors").groups[()]
+    sent = _sent(*refs.values())
+    refs["w"].file.unlink()
+    with in_place(sent):
+        assert read_number(refs["bound"]) == 0.5
+        assert all_zero(refs["w"])
 
 
 def test_what_was_sent_is_not_written_to(tmp_path):

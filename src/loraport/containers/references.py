@@ -127,7 +127,7 @@ def all_zero(ref: TensorRef) -> bool:
     """
     require_readable(ref)
     if ref.codec == "raw" and is_contiguous(ref):
-        return all(dtypes.all_zero(ref.dtype, part) for part in chunks(ref))
+        return all(dtypes.all_zero(ref.dtype, bytes(part)) for part in chunks(ref))
     from loraport.containers.tensors import read_float  # only the numbers tell, and they want torch
 
     return not bool(read_float(ref).any())

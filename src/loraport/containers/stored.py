@@ -118,25 +118,30 @@ def is_contiguous(ref: TensorRef) -> bool:
     return bytes_sent(ref) is not None or span_of(ref).strides is None
 
 
-def chunks(ref: TensorRef, first: int = 4096) -> Iterator[bytes]:
-    """The bytes of a contiguous tensor in pieces, a small one first; companions are not looked at.
+def chunks(ref: TensorRef, first: int = 4096) -> Iterator[memoryview]:
+    """The bytes of a contiguous tensor in pieces, a small one first, always in the same memory; no companions.
 
     Raises:
         FileError: the file is gone, damaged, or changed since the reference was made.
     """
+    sent = bytes_sent(ref)
+    if sent is not None:
+        yield sent.data
+        return
+    pieces = pieces_of(ref, span_of(ref))
+    buffer = memoryview(bytearray(max((size for _, size in pieces), default=0)))
     with open_file(ref.file) as file:
-        for start, size in pieces_of(ref, span_of(ref)):
+        for start, size in pieces:
             for begin, end in ((0, min(size, first)), (min(size, first), size)):
-                part = bytearray(end - begin)
-                fill(file, start + begin, memoryview(part), ref.name)
-                yield bytes(part)
+                fill(file, start + begin, buffer[: end - begin], ref.name)
+                yield buffer[: end - begin]
 
 
 def read_bytes(ref: TensorRef) -> bytes:
     """The bytes of a small tensor. Raises FileError; UnsupportedError where they do not follow each other."""
     if not is_contiguous(ref):
         raise UnsupportedError("a small tensor is stored in pieces", where=ref.name, fix="save it as safetensors")
-    return b"".join(chunks(ref))
+    return b"".join(map(bytes, chunks(ref)))
 
 
 def identifying(dtype: str, shape: tuple[int, ...]) -> bytes:

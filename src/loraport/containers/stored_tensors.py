@@ -13,7 +13,16 @@ from loraport.containers.access import open_file
 from loraport.containers.dtypes import FORMATS, name_of
 from loraport.containers.safetensors import Span
 from loraport.containers.sent import bytes_sent
-from loraport.containers.stored import TensorRef, fill, identifying, pieces_of, shape_of_rows, span_of
+from loraport.containers.stored import (
+    TensorRef,
+    chunks,
+    fill,
+    identifying,
+    is_contiguous,
+    pieces_of,
+    shape_of_rows,
+    span_of,
+)
 from loraport.errors import FileError, UnsupportedError
 
 if TYPE_CHECKING:
@@ -154,22 +163,12 @@ def _where(ref: TensorRef) -> tuple[Span, torch.dtype]:
 
 def hash_stored(ref: TensorRef, state: Hash) -> None:
     """Feed `state` as `read_stored` does, in the memory of one chunk. Raises FileError."""
-    sent = bytes_sent(ref)
-    if sent is not None:
-        state.update(identifying(ref.dtype, ref.shape))
-        state.update(sent.data)
-        return
-    span = span_of(ref)
-    if span.strides is not None:
+    if not is_contiguous(ref):
         read_stored(ref, state)
         return
     state.update(identifying(ref.dtype, ref.shape))
-    pieces = pieces_of(ref, span)
-    buffer = memoryview(bytearray(max((size for _, size in pieces), default=0)))
-    with open_file(ref.file) as file:
-        for position, size in pieces:
-            fill(file, position, buffer[:size], ref.name)
-            state.update(buffer[:size])
+    for part in chunks(ref):
+        state.update(part)
 
 
 def digest_tensor(tensor: Shaped[Tensor, "..."]) -> str:
