@@ -160,8 +160,7 @@ class Arrival:
 
     @cached_property
     def _row(self) -> _Row:
-        reading = self.reading
-        return reading.profiles[self.lora.content.profile] if reading is not None and self.lora.content.profile else {}
+        return self.lora.content.row(self.consumer) or {}
 
     @cached_property
     def _entries(self) -> tuple[_Entry, ...]:

@@ -136,17 +136,19 @@ class Content:
         reading = consumer.families.get(self.family)
         return reading if reading is not None and self.profile in reading.profiles else None
 
+    def row(self, consumer: Consumer) -> Mapping[str, Outcome] | None:
+        """The same of the spelling: what does not arrive."""
+        reading = self.reading(consumer)
+        return None if reading is None or self.profile is None else reading.profiles[self.profile]
+
     def reads(self, consumer: Consumer) -> bool:
         """Whether a program reads the spelling at all, as far as anybody has looked."""
-        reading = self.reading(consumer)
-        return reading is not None and self.profile is not None and ALL not in reading.profiles[self.profile]
+        row = self.row(consumer)
+        return row is not None and ALL not in row
 
     def losses(self, consumer: Consumer) -> dict[str, Outcome]:
         """The parts of this file that a program is known not to take, with what happens instead."""
-        reading = self.reading(consumer)
-        if reading is None or self.profile is None:
-            return {}
-        return self.losses_in(reading.profiles[self.profile])
+        return self.losses_in(self.row(consumer) or {})
 
     def losses_in(self, row: Mapping[str, Outcome]) -> dict[str, Outcome]:
         """The same for one profile of a program."""
@@ -158,8 +160,7 @@ class Content:
 
     def unknown(self, consumer: Consumer) -> bool:
         """Whether nobody has looked at what a program makes of some part of this file."""
-        reading = self.reading(consumer)
-        row = reading.profiles[self.profile] if reading is not None and self.profile is not None else {}
+        row = self.row(consumer) or {}
         return any(part in row and row[part].word == "unknown" for part in self.parts)
 
 

@@ -81,25 +81,25 @@ def takers(content: Content) -> list[tuple[str, str]]:
     """
     found: dict[tuple[str, str], list[str]] = {}
     for consumer in consumers():
-        reading = content.reading(consumer)
-        if reading is None or content.profile is None:
+        row = content.row(consumer)
+        if row is None:
             continue
         losses = content.losses(consumer)
         refused, wrong, lost = _by_outcome(losses)
         without = f"without {_parts(lost)}" if lost else ""
         if not content.reads(consumer) and not refused:
-            everything = reading.profiles[content.profile][ALL]
+            everything = row[ALL]
             unread = (IN_PART, f" ({everything.remark})") if everything.arrives else (UNREAD, "")
-            row = (REFUSED, "") if everything.refused else unread
+            said = (REFUSED, "") if everything.refused else unread
         elif content.unknown(consumer):
             continue
         elif refused:
-            row = REFUSED, f" (because of {_parts(refused)})"
+            said = REFUSED, f" (because of {_parts(refused)})"
         elif wrong:
-            row = WRONGLY, f" (in {_parts(wrong)}{without and '; '}{without})"
+            said = WRONGLY, f" (in {_parts(wrong)}{without and '; '}{without})"
         else:
-            row = (IN_PART, f" ({without})") if lost else (IN_FULL, "")
-        found.setdefault(row, []).append(consumer.name)
+            said = (IN_PART, f" ({without})") if lost else (IN_FULL, "")
+        found.setdefault(said, []).append(consumer.name)
     order = (IN_FULL, IN_PART, WRONGLY, REFUSED, UNREAD)
     rows = sorted(found.items(), key=lambda item: order.index(item[0][0]))
     return [(title, ", ".join(names) + detail) for (title, detail), names in rows]

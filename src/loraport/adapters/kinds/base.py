@@ -77,6 +77,7 @@ class AdapterKind(ABC):
         linear: the parts of which each module has exactly one, and which the update is proportional to.
         rowwise: the roles whose tensors have a row for every row of the update; the update of some rows of a weight is
             that of the same rows of these. See `narrow`.
+        plain: two factors lie in the file as such, and are kept so however large their rank.
         scale_unsaid: its files leave their scale to a configuration that does not go with them, and it is not 1.
     """
 
@@ -88,6 +89,7 @@ class AdapterKind(ABC):
     shared: ClassVar[tuple[str, ...]] = ()
     linear: ClassVar[tuple[str, ...]]
     rowwise: ClassVar[tuple[str, ...]] = ()
+    plain: ClassVar[bool] = False
     scale_unsaid: ClassVar[bool] = False
 
     @abstractmethod
@@ -134,10 +136,12 @@ class AdapterKind(ABC):
     def factored(self, shape: tuple[int, int], rank: int) -> bool:
         """Whether the update is worth keeping as two factors of that rank, rather than as a whole matrix."""
         m, n = shape
-        return rank <= SMALL_RANK or rank * (m + n) <= m * n
+        return self.plain or rank <= SMALL_RANK or rank * (m + n) <= m * n
 
     def size(self, shape: tuple[int, int], rank: int) -> str:
         """Rank or whatever else says how much is in it, for people."""
+        if self.plain:
+            return str(rank)
         return f"{rank} ({self.title})" if self.factored(shape, rank) else f"whole matrix ({self.title})"
 
 

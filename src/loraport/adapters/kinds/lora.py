@@ -21,6 +21,7 @@ class Lora(AdapterKind):
     endings: ClassVar[Mapping[str, tuple[str, ...]]] = {"mid": (".lora_mid.weight",)}
     linear = ("up",)
     rowwise = ("B",)
+    plain = True
 
     def claim(self, module: str, parts: Mapping[str, Piece]) -> Claim | str | None:
         """Both factors, fitting each other. See `AdapterKind.claim`."""
@@ -42,14 +43,6 @@ class Lora(AdapterKind):
             return Claim(roles, shape, core[0], a[0], (*self.essential, "mid"), kernel=kernel)
         check_rank(module, a[0], (b[0], a[1]), down)
         return Claim({"A": down.ref, "B": up.ref}, (b[0], a[1]), a[0], a[0], self.essential)
-
-    def factored(self, shape: tuple[int, int], rank: int) -> bool:
-        """Always: that is how it lies in the file."""
-        return True
-
-    def size(self, shape: tuple[int, int], rank: int) -> str:
-        """The rank."""
-        return str(rank)
 
 
 def _fits(up: int, down: int, core: tuple[int, ...] | None) -> bool:

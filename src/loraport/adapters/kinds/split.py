@@ -17,6 +17,7 @@ MOST = 8  # pairs; trainers split a weight in up to four
 
 class SplitFactors(AdapterKind):
     linear: ClassVar[tuple[str, ...]] = ()  # of text encoders, several parts would have to be scaled
+    plain = True
 
     @classmethod
     def _parts(cls) -> list[tuple[str, str]]:
@@ -68,14 +69,6 @@ class SplitFactors(AdapterKind):
     def rank_of(self, parts: Mapping[str, TensorRef], rank: int) -> int:
         """That of the pairs that are left. See `AdapterKind.rank_of`."""
         return sum(ref.shape[0] for ref in list(parts.values())[::2])
-
-    def factored(self, shape: tuple[int, int], rank: int) -> bool:
-        """Always: that is how it lies in the file."""
-        return True
-
-    def size(self, shape: tuple[int, int], rank: int) -> str:
-        """The rank."""
-        return str(rank)
 
 
 def _named(kind: str, down: str, up: str) -> dict[str, tuple[str, ...]]:
