@@ -7,17 +7,16 @@ numbers for integers or fp8. What belongs to layers that do not change stays.
 import json
 from collections.abc import Collection, Mapping
 
-from loraport.containers.codecs.scales import MARKER, SUFFIXES
+from loraport.containers.codecs.scales import MARKER, OF_INPUTS, SUFFIXES
 from loraport.containers.codecs.settings import HEADER, ROTATED, SUFFIX, named_in
 from loraport.containers.stored import Group, TensorRef
 
 _PARTS = (
     *SUFFIXES,
+    *OF_INPUTS,
     SUFFIX,
     ".weight_scale_2",
     ".weight_global_scale",
-    ".scale_input",
-    ".input_scale",
     ".input_scale_ub",
     ".input_global_scale",
     ".input_absmax",

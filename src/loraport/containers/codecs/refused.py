@@ -11,8 +11,8 @@ from typing import Any
 from loraport.containers.codecs import int8, scaled_fp8
 from loraport.containers.codecs.base import Claim, Codec, logical
 from loraport.containers.codecs.nvfp4 import is_nvfp4
-from loraport.containers.codecs.scales import scales_of
-from loraport.containers.codecs.settings import UNKNOWN
+from loraport.containers.codecs.scales import OF_INPUTS, SUFFIXES, scales_of
+from loraport.containers.codecs.settings import SUFFIX, UNKNOWN
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.stored import Group, TensorRef
 
@@ -41,26 +41,17 @@ _MARKS = tuple(
     )
 )
 # What may stand beside a module that is stored in one of these ways, and is nothing by itself.
-_BESIDE = (
-    "weight_scale",
-    "weight_scale_2",
-    "scale_weight",
-    "weight_scale_inv",
-    "input_scale",
-    "scale_input",
-    "scales",
-    "comfy_quant",
-)
+_BESIDE = (*SUFFIXES, *OF_INPUTS, ".weight_scale_2", ".scales", SUFFIX)
 # What stands beside weights whose codecs know it. Any other scale beside numbers of 8 bits would be left out unseen.
-_KNOWN_SCALES = (
-    *(name for name in _BESIDE if name != "scales"),
-    "fp8_scale",
+_KNOWN_SCALES = {
+    *(suffix.removeprefix(".") for suffix in (*SUFFIXES, *OF_INPUTS)),
+    "weight_scale_2",
     "output_scale",
     "input_scale_ub",
     "bias_scale",
     "weight_global_scale",
     "input_global_scale",
-)
+}
 _EIGHT_BITS = ("F8_E4M3", "F8_E5M2", "I8", "U8")
 _PLAIN = ("F64", "F32", "F16", "BF16")
 _BLOCK_SCALED = ("mxfp8", "nvfp4")  # their codecs look at the rest
@@ -90,7 +81,7 @@ class Refused(Codec):
         for module, marks in found.items():
             _, name, first = min(marks)
             weight = f"{module}.weight"
-            beside = [key for suffix in _BESIDE if (key := f"{module}.{suffix}") in group]
+            beside = [key for suffix in _BESIDE if (key := module + suffix) in group]
             claim.weights[weight] = logical(group.get(weight, group[first]), name, {})
             claim.used.update((key for _, _, key in marks), beside, {weight} & group.keys())
         return claim

@@ -1,7 +1,7 @@
 """8-bit floating point with scales, e4m3 and e5m2: the weight is the stored number times the scale.
 
-How scales are called and shared is in `scales.py`. Scales of the inputs (`scale_input`, `input_scale`) tell a kernel
-how to round activations, and the marker `scaled_fp8` which kernel to take; the weight does not depend on them.
+How scales are called and shared is in `scales.py`. Scales of the inputs tell a kernel how to round activations, and the
+marker `scaled_fp8` which kernel to take; the weight does not depend on them.
 """
 
 from collections.abc import Mapping
@@ -10,12 +10,11 @@ from typing import Any
 
 from loraport.containers import dtypes
 from loraport.containers.codecs.base import Claim, Codec, logical
-from loraport.containers.codecs.scales import BY_SQUARES, MARKER, SUFFIXES, scales_of, sharing
+from loraport.containers.codecs.scales import BY_SQUARES, MARKER, OF_INPUTS, SUFFIXES, scales_of, sharing
 from loraport.containers.codecs.settings import SUFFIX
 from loraport.containers.stored import Group, TensorRef
 
 FORMATS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fn_rowwise", "float8_e4m3fn_blockwise")
-_OF_INPUTS = (".scale_input", ".input_scale")
 _OF_BIAS = ".bias_scale"  # LTX
 # ComfyUI gives layers that it keeps in 16 or 32 bits a scale too.
 _STORED = ("F8_E4M3", "F8_E5M2", "BF16", "F16", "F32")
@@ -40,7 +39,7 @@ class ScaledFp8(Codec):
                 of = f"{module}.bias" if suffix == _OF_BIAS else f"{module}.weight"
                 claim.weights[of] = _scaled(group.get(of), scales, settings.get(module, {}))
                 claim.used.update((of, key))
-            elif key == MARKER or key.endswith(("." + MARKER, SUFFIX, *_OF_INPUTS)):
+            elif key == MARKER or key.endswith(("." + MARKER, SUFFIX, *OF_INPUTS)):
                 claim.used.add(key)
         for key, ref in group.items():
             if key.endswith(".weight") and key not in claim.used and key.removesuffix(".weight") in settings:

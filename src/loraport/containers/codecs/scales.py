@@ -14,6 +14,7 @@ from loraport.containers import dtypes
 from loraport.containers.stored import Group, TensorRef
 
 SUFFIXES = (".scale_weight", ".weight_scale", ".weight_scale_inv", ".fp8_scale")
+OF_INPUTS = (".scale_input", ".input_scale")  # they tell a kernel how to round activations
 BY_SQUARES = " by squares"
 MARKER = "scaled_fp8"  # ComfyUI's first files: a tensor that says that 8 bits have scales in the whole model
 SIDE = 128  # of a square, where it does not follow from the shape
