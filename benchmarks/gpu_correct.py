@@ -25,12 +25,14 @@ def transfer(session: Session, size: str, blocks: int, name: str, *, lora: int =
     options = {"device": session.device, "cache": "off", "log": "off", "overwrite": True}
     options |= {key: settings.pop(key) for key in list(settings) if key in known}
     settings.setdefault("method", "casa")
+    heard = settings.pop("on_event", None)
     return loraport.transfer(
         pair.loras[lora],
         source=pair.source,
         target=pair.target,
         output=session.work / f"{name}.safetensors",
         options=loraport.RunOptions(**options),
+        **({} if heard is None else {"on_event": heard}),
         **settings,
     )
 

@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import published_dense
 from gpu_correct import transfer
-from gpu_session import Session, Watch, busy_share
+from gpu_session import Clock, Session, Watch, busy_share, pinning
 from loraport.containers.tensors import open_tensors, read_float_with_digest
 from loraport.store.store import Store
 from matrices import weight_pair
@@ -114,27 +114,33 @@ def speed(session: Session) -> None:
 
 
 def _run(session: Session, name: str, **settings: object) -> dict[str, Any]:
+    before = 0
     if session.cuda:
         torch.cuda.reset_peak_memory_stats(session.device)
+        before = torch.cuda.memory_allocated(session.device)  # of the libraries, from earlier runs
+    (_, pinned), clock = pinning(session), Clock()
     with Watch(session) as watch:
         began = time.perf_counter()
-        report = transfer(session, "14B", session.blocks, "out", **settings)
+        report = transfer(session, "14B", session.blocks, "out", on_event=clock, **settings)
         spent = time.perf_counter() - began
-    whole = spent / session.blocks * BLOCKS
+    whole = clock.whole(spent, BLOCKS / session.blocks)
+    pinned = pinning(session)[1] - pinned  # of all threads together; once for a process that goes on
     reserved = torch.cuda.max_memory_reserved(session.device) if session.cuda else 0
-    allocated = torch.cuda.max_memory_allocated(session.device) if session.cuda else 0
+    allocated = torch.cuda.max_memory_allocated(session.device) - before if session.cuda else 0
     by_shape: dict[str, list[float]] = {}
     for layer in report.layers:
         by_shape.setdefault("x".join(map(str, layer.shape)), []).append(layer.seconds)
     layers = {shape: sum(found) / len(found) for shape, found in by_shape.items()}
     session.say(
-        f"   {name}: {spent:.2f} s for {len(report.layers)} layers, {whole:.0f} s for {BLOCKS} blocks | "
+        f"   {name}: {spent:.2f} s for {len(report.layers)} layers, about {whole:.0f} s for {BLOCKS} blocks | "
         + " ".join(f"{shape} {seconds:.2f}" for shape, seconds in layers.items())
         + f" | memory {watch.whole / GIGA:.2f} GB at most, {watch.more / GIGA:.2f} of it for this"
-        + (f", {reserved / GIGA:.2f} in torch's hands" if session.cuda else "")
+        + (f", {reserved / GIGA:.2f} in torch's hands | pinning {pinned:.2f} s" if session.cuda else "")
     )
     return {
         "wall": spent,
+        "whole": whole,
+        "pinning": pinned,
         "blocks": session.blocks,
         "layers": layers,
         "peak": watch.whole,
@@ -236,7 +242,10 @@ def _busy(session: Session, name: str, **settings: object) -> dict[str, float]:
         session.wait()
     wall = time.perf_counter() - began
     covered, span, summed = busy_share(profiler, cuda=session.cuda)
-    share = covered / span if span > 0 else 0.0
+    if not span:
+        session.leave_out(f"how busy the card is, {name}", "the profiler saw no kernel, as where it may not look")
+        return {}
+    share = covered / span
     session.say(
         f"   {name}: {'the card' if session.cuda else 'anything'} ran for {covered:.2f} s of the {span:.2f} s from its "
         f"first to its last work, {share:.0%} (kernels add up to {summed:.2f} s; the whole call, being profiled, took "

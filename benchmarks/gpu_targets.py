@@ -48,12 +48,13 @@ class Figures:
         return float(found)
 
     def block(self, step: str) -> float:
-        """Seconds a block of a run. Raises Unmeasured."""
-        return self.of(step, "wall") / self.of(step, "blocks")
+        """Seconds a block of a run over all of them. Raises Unmeasured."""
+        return self.of(step, "whole") / BLOCKS
 
-    def reading(self) -> float:
-        """Seconds of reading both files once, by as many threads as pay. Raises Unmeasured."""
-        return min(self.of("reading both files once", threads) for threads in ("1", "4", "8"))
+    def reading(self, step: str) -> float:
+        """Seconds of reading a block of both files, by as many threads as pay. Raises Unmeasured."""
+        both = min(self.of("reading both files once", threads) for threads in ("1", "4", "8"))
+        return both / self.of(step, "blocks")
 
     def whole_block(self, which: str) -> float:
         """Seconds of the layers of a block one by one, by the published procedure or ours. Raises Unmeasured."""
@@ -83,7 +84,7 @@ TARGETS = (
         Target(
             f"{method} over reading both files once",
             "at most 1.3",
-            lambda f, m=method: f.of(f"{m}, 14B", "wall") / f.reading(),  # type: ignore[misc]
+            lambda f, m=method: f.block(f"{m}, 14B") / f.reading(f"{m}, 14B"),  # type: ignore[misc]
             lambda x: x <= 1.3,
         )
         for method in ("direct", "matched-gain")

@@ -1,9 +1,10 @@
 """An accelerator that is not there: tensors that say they are on a device of their own and are computed on the CPU.
 
-It refuses what an accelerator refuses (operands on two devices), and counts what makes the program wait for one: a
-value that Python asks for, a result whose size depends on values, a copy from or to the CPU. It also counts the bytes
-of its tensors, and may have room for so many only. The device is called "meta", which is the one name that torch knows
-without hardware or a library; or by its own name (`pretended_cuda`, `pretended_mps`) where that makes a difference.
+It refuses what an accelerator refuses (operands on two devices, operations for which torch has no kernel there), and
+counts what makes the program wait for one: a value that Python asks for, a result whose size depends on values, a copy
+from or to the CPU. It also counts the bytes of its tensors, and may have room for so many only. The device is called
+"meta", which is the one name that torch knows without hardware or a library; or by its own name (`pretended_cuda`,
+`pretended_mps`) where that makes a difference.
 """
 
 import weakref
@@ -17,6 +18,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
+
+from kernels import has_kernel
 
 DEVICE, CUDA, MPS = torch.device("meta"), torch.device("cuda:0"), torch.device("mps")
 _WAITS = {"_local_scalar_dense", "nonzero", "equal", "_unique2", "is_nonzero", "masked_select", "bincount"}
@@ -124,8 +127,15 @@ class Pinned:
 
 
 class _Device(TorchDispatchMode):
-    def __init__(self, watch: Watch | None = None, memory: Memory | None = None, pinned: Pinned | None = None) -> None:
+    def __init__(
+        self,
+        watch: Watch | None = None,
+        memory: Memory | None = None,
+        pinned: Pinned | None = None,
+        kind: str = "CUDA",
+    ) -> None:
         super().__init__()
+        self.kind = kind
         self.waits: Counter[str] = Counter()
         self.watch = watch
         self.memory = Memory() if memory is None else memory
@@ -160,6 +170,8 @@ class _Device(TorchDispatchMode):
             if name in _INDEXED and any(isinstance(one, Tensor) and not isinstance(one, Pretended) for one in args[1]):
                 self.waits["copy"] += 1
         on_device = _kind(wanted, tensors[0] if tensors else None) is Pretended
+        if (here or on_device) and not has_kernel(str(func), self.kind):
+            raise NotImplementedError(f"{func} is not implemented for {self.kind}")
         if wanted is not None:
             kwargs["device"] = torch.device("cpu")
         kwargs.pop("driver", None)
@@ -273,7 +285,7 @@ def _refuse_as_mps(name: str, args: Any, kwargs: Any) -> None:
 def pretended_mps() -> Iterator[None]:
     """Apple's GPU, for this thread: without float64 and without decompositions."""
     memory = Memory(dtypes=(torch.float64,))
-    with _Device(_refuse_as_mps, memory), _Named(MPS, memory):
+    with _Device(_refuse_as_mps, memory, kind="MPS"), _Named(MPS, memory):
         yield
 
 

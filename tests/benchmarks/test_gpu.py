@@ -10,7 +10,9 @@ import pytest
 import torch
 
 import gpu_session
+import gpu_speed
 import gpu_targets
+from loraport.engine.events import LayerDone, Warned
 
 SCRIPT = Path(gpu_session.__file__).with_name("gpu.py")
 
@@ -36,13 +38,33 @@ def test_a_card_is_busy_while_kernels_run_and_not_while_it_copies():
     assert gpu_session.busy_share(profiler, cuda=False) == pytest.approx((9.0, 9.0, 9.0))
 
 
+def test_only_what_layers_take_is_multiplied(monkeypatch):
+    clock = gpu_session.Clock()
+    monkeypatch.setattr(gpu_session.time, "perf_counter", iter([3.0, 4.0, 5.0]).__next__)
+    for _ in range(3):
+        clock(Warned("something else that is told"))
+        clock(LayerDone.__new__(LayerDone))
+    assert clock.whole(5.0, 20) == pytest.approx(2.0 + 3.0 * 20)
+    assert gpu_session.Clock().whole(5.0, 20) == 100.0
+
+
+def test_a_profiler_that_sees_nothing_is_no_idle_card(tmp_path, monkeypatch):
+    one = session(tmp_path)
+    monkeypatch.setattr(gpu_speed, "transfer", lambda *given, **more: None)
+    monkeypatch.setattr(gpu_speed, "busy_share", lambda profiler, cuda: (0.0, 0.0, 0.0))
+    one.step("busy, first", lambda: gpu_speed._busy(one, "first"))
+    assert "the profiler saw no kernel" in one.not_checked[0]
+    (line,) = (line for line in gpu_targets.verdict(one).splitlines() if "busy" in line)
+    assert "unmeasured" in line
+
+
 def session(tmp_path, budget=100.0) -> gpu_session.Session:
     return gpu_session.Session("cpu", tiny=False, budget=budget, out=tmp_path / "f.json", work=tmp_path, blocks=2)
 
 
 def test_a_target_is_met_missed_or_unmeasured(tmp_path):
     one = session(tmp_path)
-    one.step("casa further, 14B", lambda: {"wall": 3.0, "blocks": 2})
+    one.step("casa further, 14B", lambda: {"whole": 60.0, "blocks": 2})
     one.step("busy, first", lambda: {"share": 0.8})
     lines = {line.split(" | ")[0]: line for line in gpu_targets.verdict(one).splitlines()}
     (further,) = (line for name, line in lines.items() if "further" in name)
