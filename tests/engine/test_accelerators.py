@@ -198,10 +198,25 @@ def test_a_device_that_cannot_be_measured_is_reckoned_as_the_cpu(tmp_path, monke
         return real(device, root)
 
     monkeypatch.setattr(measuring, "measure", measure)
-    monkeypatch.setattr(accelerators, "survey", lambda: (["a card"], 1))
+    monkeypatch.setattr(accelerators, "card_names", lambda: ["a card"])
     monkeypatch.setattr(accelerators, "name_of", lambda device: "a card")
     assert rates_of("cuda:0", tmp_path) == rates_of("cpu", tmp_path)
     assert len(list((tmp_path / "machine").iterdir())) == 1  # nothing is remembered of the card
+
+
+def test_asking_which_cards_there_are_begins_with_none_of_them(monkeypatch):
+    """torch takes hundreds of MB of each card that it begins with, and may not begin with one that another has."""
+
+    def begin(device: str) -> None:
+        raise torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"card {index}")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", begin)
+    assert accelerators.card_names() == ["card 0", "card 1"]
+    monkeypatch.setattr(measuring, "measure", lambda device, root: device)
+    assert rates_of("cuda:1", None) == "cuda:1"
 
 
 def test_what_torch_keeps_for_later_is_there_to_be_used(monkeypatch):

@@ -123,3 +123,12 @@ def test_what_numbers_the_program_around_it_prefers_changes_no_byte(device, tmp_
         finally:
             torch.set_default_dtype(torch.float32)
     assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("preferred", ["meta", "inference"])
+def test_where_the_program_around_it_has_its_tensors_changes_no_byte(preferred, tmp_path):
+    """As `torch.set_default_device("cuda")` has, in many a script; for the caller's thread alone."""
+    files = pico.write(tmp_path / "pico")
+    plain = _transferred(files, "cpu", tmp_path)
+    with torch.inference_mode() if preferred == "inference" else torch.device(preferred):
+        assert _transferred(files, "cpu", tmp_path) == plain

@@ -27,6 +27,7 @@ from loraport.engine.options import RunOptions
 from loraport.engine.reading import InputReader
 from loraport.engine.results import InputFile, LayerReport
 from loraport.engine.run_cache import kept_layers, open_cache
+from loraport.engine.surroundings import usual_torch
 from loraport.errors import FileError
 from loraport.methods import registry
 from loraport.methods.casa.routing import DriftRouting
@@ -158,7 +159,7 @@ def _key(job: AnalysisJob, digests: dict[str, str]) -> str:
     )
 
 
-@torch.inference_mode(False)
+@usual_torch()
 def run_analysis(plan: AnalysisPlan, options: RunOptions | None = None, on_event: Listener = ignore) -> PairAnalysis:
     """Look at every layer.
 

@@ -16,6 +16,7 @@ from loraport.engine.executor import executor_for
 from loraport.engine.layer import read_weight
 from loraport.engine.options import RunOptions
 from loraport.engine.reading import InputReader
+from loraport.engine.surroundings import usual_torch
 from loraport.store.digests import DigestMemo
 
 _ELSEWHERE = 4
@@ -37,7 +38,7 @@ class Weighed:
     elsewhere: float | None
 
 
-@torch.inference_mode(False)  # as in `engine.run.run`
+@usual_torch()
 def weigh(found: Mapping[int, Headers], options: RunOptions, *, deep: bool) -> dict[int, Weighed]:
     """Look at layers of several LoRAs on one pair of models. A layer that several of them change is read once.
 

@@ -105,12 +105,16 @@ def name_of(device: str) -> str:
     return torch.cuda.get_device_name(int(device.partition(":")[2] or 0))
 
 
+def card_names() -> list[str]:
+    """What the CUDA devices of this machine are called. None of them is begun with, which would take its memory."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return [name_of(f"cuda:{index}") for index in range(count)]
+
+
 def survey() -> tuple[list[str], int]:
     """What the CUDA devices of this machine are called, and the usable memory of the one that has least."""
-    if not torch.cuda.is_available():
-        return [], 0
-    found = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    return [name_of(device) for device in found], min(map(usable_bytes, found), default=0)
+    found = card_names()
+    return found, min((usable_bytes(f"cuda:{index}") for index in range(len(found))), default=0)
 
 
 def warm_up(device: str) -> None:

@@ -51,7 +51,7 @@ def rates_of(device: str, root: Path | None) -> Rates:
     if device.startswith("cuda"):
         from loraport.engine import accelerators
 
-        device = device if accelerators.survey()[0] else "cpu"
+        device = device if accelerators.card_names() else "cpu"
     path = None if root is None else root / "machine" / f"{_fingerprint(device)}.json"
     if path is not None:
         with contextlib.suppress(OSError, ValueError, TypeError):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from loraport.adapters.render import write_adapter
@@ -28,6 +27,7 @@ from loraport.engine.reading import InputReader
 from loraport.engine.reporting import make_report, plan_columns, plan_maps
 from loraport.engine.results import SCHEMA, TransferReport
 from loraport.engine.run_cache import layers_kept, open_cache
+from loraport.engine.surroundings import usual_torch
 from loraport.engine.target import twins
 from loraport.engine.worker import LayerResult, Worker
 from loraport.errors import FileError
@@ -38,7 +38,7 @@ from loraport.version import __version__
 DEFAULTS = RunOptions()
 
 
-@torch.inference_mode(False)  # whatever the caller lives in, since the threads of the executor do not live in it
+@usual_torch()
 def run(
     plan: TransferPlan,
     output: Path | str | None,
@@ -191,7 +191,7 @@ def write_output(
         write(path, tensors, metadata)
 
 
-@torch.inference_mode(False)
+@usual_torch()
 def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, LowRank]:
     """Every layer's new update by canonical name, in memory: what `run` would write, without file, log or report.
 

@@ -23,6 +23,7 @@ from loraport.containers.tensors import TensorRef, encode, encode_plainly, read_
 from loraport.core.operator import norm
 from loraport.engine.events import Listener, Warned, Written, ignore
 from loraport.engine.reading import InputReader
+from loraport.engine.surroundings import usual_torch
 from loraport.errors import FileError, NumericalError
 from loraport.files import atomic_paths
 from loraport.merging.changes import MergedTensor, Term
@@ -85,7 +86,7 @@ class MergeReport:
         }
 
 
-@torch.inference_mode(False)
+@usual_torch()
 def run_merge(
     plan: MergePlan, output: str | Path, *, overwrite: bool = False, on_event: Listener = ignore
 ) -> MergeReport:

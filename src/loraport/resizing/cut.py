@@ -24,6 +24,7 @@ from loraport.engine.executor import executor_for
 from loraport.engine.options import RunOptions
 from loraport.engine.results import LayerReport
 from loraport.engine.run_cache import open_cache
+from loraport.engine.surroundings import usual_torch
 from loraport.errors import MismatchError, UsageError
 from loraport.resizing.job import WeightJob
 from loraport.resizing.rule import Amount
@@ -70,7 +71,7 @@ class Resized:
         return values | lists | {"output": str(self.output), "layers": [layer.to_json() for layer in self.layers]}
 
 
-@torch.inference_mode(False)
+@usual_torch()
 def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_event: Listener) -> Resized:
     """Cut all weights and write the file.
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from loraport.adapters.render import fill_adapter
@@ -29,6 +28,7 @@ from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.results import SCHEMA, TransferReport
 from loraport.engine.run import Writer, carried_out
+from loraport.engine.surroundings import usual_torch
 from loraport.files import atomic_paths
 from loraport.store.digests import DigestMemo
 from loraport.store.store import NullStore
@@ -62,7 +62,7 @@ class ExpertsReport:
         }
 
 
-@torch.inference_mode(False)  # as for `run`
+@usual_torch()
 def run_experts(
     plan: ExpertsPlan,
     outputs: Mapping[Expert, Path] | None,

@@ -9,8 +9,6 @@ from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-
 from loraport.containers.references import TensorRef
 from loraport.engine.events import Event, Listener, PlanReady, ignore
 from loraport.engine.executor import Slot, executor_for
@@ -26,6 +24,7 @@ from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.results import TransferReport
 from loraport.engine.run_cache import layers_kept, open_cache
+from loraport.engine.surroundings import usual_torch
 from loraport.engine.waiting import waiting
 from loraport.engine.worker import InHand, LayerResult, Worker
 from loraport.errors import LoraportError
@@ -82,7 +81,7 @@ class BatchWorker:
         return found
 
 
-@torch.inference_mode(False)  # as for `run`
+@usual_torch()
 def run_many(
     plan: ManyPlan,
     outputs: Mapping[int, Path],
