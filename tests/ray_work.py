@@ -169,3 +169,18 @@ class Together:
         if {path.name for path in self.folder.glob("on */*")} >= set(MEETING):
             (self.folder / "met").touch()
         return (self.folder / "met").exists()
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Work that takes its time.
+
+    Args:
+        seconds: of each layer.
+    """
+
+    seconds: float
+
+    def __call__(self, job: Layer, slot: Slot) -> str:
+        time.sleep(self.seconds)
+        return job.name

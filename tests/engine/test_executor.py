@@ -131,8 +131,9 @@ def test_the_names_are_the_files():
 
 
 def test_a_worker_that_is_killed_is_said():
-    with pytest.raises(FileError, match="a worker process was killed"):
+    with pytest.raises(FileError, match="a worker process was killed") as caught:
         list(_executor("process", 1).run(JOBS[:2], _die))
+    assert caught.value.where == "in work: layer 0"
 
 
 def test_a_worker_does_not_act_on_ctrl_c_where_signals_cannot_be_held(monkeypatch):

@@ -6,6 +6,8 @@ The cluster is a real one, of two machines as Ray counts them, whose processes a
 import importlib.util
 import os
 import shutil
+import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -14,18 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from safetensors.torch import save_file
 
 import loraport
 import pico
 import ray_work
-from loraport.engine.cluster import connection, task
+import whole_commands
+from loraport.engine.cluster import connection, task, underway
 from loraport.engine.cluster.connection import Cluster
-from loraport.engine.cluster.machines import Node, choose
+from loraport.engine.cluster.machines import Node, choose, code
+from loraport.engine.cluster.resources import resources_of, slots_of
 from loraport.engine.events import LayerDone, Remarked, Warned
 from loraport.engine.executor import Limits, Slot
 from loraport.engine.executors import make_executor
-from loraport.engine.executors import ray as on_ray
 from loraport.engine.job import WIDE_ELEMENTS
 from loraport.engine.known_digests import KnownDigests
 from loraport.engine.options import RunOptions
@@ -35,6 +37,7 @@ from loraport.store.digests import DigestMemo
 from loraport.threads import cores
 from loraport.version import __version__
 from ray_work import Layer
+from whole_commands import COMMANDS, many, remembered, transferred
 
 needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
 WIDE = (WIDE_ELEMENTS, 2)
@@ -61,7 +64,7 @@ def _cluster(*nodes: Node) -> Cluster:
 
 
 def _needs(peak_bytes: int = 100, shape=(4, 4), *nodes: Node, **limits) -> tuple[float, float, int]:
-    found = on_ray.resources_of(Layer("layer", shape, peak_bytes), _cluster(*nodes), Limits(**limits))
+    found = resources_of(Layer("layer", shape, peak_bytes), _cluster(*nodes), Limits(**limits))
     return found.cpus, found.cards, found.memory
 
 
@@ -95,11 +98,11 @@ def test_two_layers_share_a_card_unless_they_are_large_or_wide():
 
 
 def test_slots_are_counted_through_all_machines():
-    assert on_ray.slots_of(_cluster(_node(cpus=2.0), _node(1, cpus=1.0)), Limits()) == [
+    assert slots_of(_cluster(_node(cpus=2.0), _node(1, cpus=1.0)), Limits()) == [
         Slot("cpu", 1, 500), Slot("cpu", 1, 500), Slot("cpu", 1, 1000),
     ]  # fmt: skip
     cards = [_node(n, cards=1, card_bytes=600) for n in range(2)]
-    assert on_ray.slots_of(_cluster(*cards), Limits()) == [
+    assert slots_of(_cluster(*cards), Limits()) == [
         Slot(f"cuda:{card}", 1, 300) for card in (0, 0, 1, 1)
     ]  # fmt: skip
 
@@ -114,12 +117,13 @@ def _alive(number: int, **resources) -> dict:
 
 
 def _answer(**settings) -> dict:
-    given = {"loraport": __version__, "torch": "2.9", "processor": "fast", "cores": 4, "unlike": ""}
+    given = {"loraport": __version__, "code": code(), "torch": "2.9", "processor": "fast", "cores": 4}
+    given |= {"unlike": "", "unable": ""}
     return given | {"cards": [], "card_bytes": 0} | settings
 
 
 def test_machines_of_one_kind_take_part_and_why_others_do_not_is_said():
-    alive = [_alive(number) for number in range(6)]
+    alive = [_alive(number) for number in range(8)]
     told = {
         "id0": _answer(cores=64),
         "id1": _answer(),
@@ -127,15 +131,20 @@ def test_machines_of_one_kind_take_part_and_why_others_do_not_is_said():
         "id3": _answer(torch="2.8"),
         "id4": _answer(loraport="0.0.1"),
         "id5": _answer(unlike="/models/a.safetensors cannot be read"),
+        "id6": _answer(code="of yesterday"),
+        "id7": _answer(unable="No module named 'xxhash'"),
     }
-    nodes, left_out = choose(alive, told, "auto")
+    nodes, others = choose(alive, told, "auto")
+    left_out = dict(others)
     assert [node.id for node in nodes] == ["id1", "id2"]
     assert nodes[0] == Node("id1", "host1 (10.0.0.1)", 4.0, 0, 1000, 4)
-    assert left_out.keys() == {f"host{number} (10.0.0.{number})" for number in (0, 3, 4, 5)}
+    assert left_out.keys() == {f"host{number} (10.0.0.{number})" for number in (0, 3, 4, 5, 6, 7)}
     assert "64 cores" in left_out["host0 (10.0.0.0)"]
     assert "PyTorch 2.8" in left_out["host3 (10.0.0.3)"]
     assert "loraport 0.0.1" in left_out["host4 (10.0.0.4)"]
     assert "cannot be read" in left_out["host5 (10.0.0.5)"]
+    assert "the code differs" in left_out["host6 (10.0.0.6)"]
+    assert "xxhash" in left_out["host7 (10.0.0.7)"]
 
 
 def test_cards_are_taken_where_there_are_any_and_a_machine_without_is_no_matter():
@@ -146,12 +155,13 @@ def test_cards_are_taken_where_there_are_any_and_a_machine_without_is_no_matter(
         "id2": _answer(cards=["H200"] * 4 + ["old"] * 4),
         "id3": _answer(cards=["old"]),
     }
-    nodes, left_out = choose(alive, told, "auto")
+    nodes, others = choose(alive, told, "auto")
+    left_out = dict(others)
     assert [(node.id, node.cards, node.card_bytes) for node in nodes] == [("id1", 2, 900)]
     assert left_out.keys() == {"host2 (10.0.0.2)", "host3 (10.0.0.3)"}
     assert choose(alive, told, "cuda")[0] == nodes
     assert [node.cards for node in choose(alive, told, "cpu")[0]] == [0] * 4
-    assert choose(alive[:1], told, "cuda") == ([], {"host0 (10.0.0.0)": left_out["host2 (10.0.0.2)"]})
+    assert choose(alive[:1], told, "cuda") == ([], [("host0 (10.0.0.0)", left_out["host2 (10.0.0.2)"])])
 
 
 def test_the_card_that_ray_gave_is_counted_among_those_that_cuda_shows(monkeypatch):
@@ -175,6 +185,49 @@ def test_what_is_missing_for_ray_is_said_with_what_mends_it(monkeypatch):
 def test_devices_that_ray_does_not_give_out(device):
     with pytest.raises(UsageError, match=r"itself|unknown device"):
         make_executor("ray", Limits(device))
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("127.0.0.1", "no address of a Ray cluster"),
+        ("head:port", "no address of a Ray cluster"),
+        ("http://head:6379", "no address of a Ray cluster"),
+        ("ray://head:10001", "has to run on a machine of the Ray cluster"),
+    ],
+)
+def test_addresses_that_no_machine_of_a_cluster_has(address, says):
+    with pytest.raises(UsageError, match=says) as caught:
+        connection.check_address(address)
+    assert caught.value.where == f"RAY_ADDRESS={address}"
+    for fine in (None, "auto", "local", "head:6379", "[::1]:6379"):
+        connection.check_address(fine)
+
+
+def test_whoever_is_not_the_head_of_a_cluster_is_known_at_once():
+    """Ray would try for minutes."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+
+        def say(words: bytes) -> None:
+            there, _ = other.accept()
+            with there:
+                there.recv(99)
+                there.sendall(words)
+
+        for words, fits in ((b"HTTP/1.1 400 Bad Request", False), (bytes((0, 0, 24, 4, 0, 0, 0, 0, 0)), True)):
+            answering = threading.Thread(target=say, args=(words,))
+            answering.start()
+            if fits:
+                connection.knock(address)
+            else:
+                with pytest.raises(ConnectionError, match="is not the head"):
+                    connection.knock(address)
+            answering.join()
+        with pytest.raises(ConnectionError, match="nobody answers"):
+            connection.knock(address, 0.05)  # it listens, and that is all
+    with pytest.raises(ConnectionError, match="nobody listens"):
+        connection.knock(address)
 
 
 # The real thing.
@@ -235,8 +288,8 @@ def test_an_error_comes_home_as_itself(cluster):
 def test_a_file_that_another_machine_cannot_read_is_said_with_the_machine(cluster, monkeypatch):
     with pytest.raises(FileError, match="cut short"):
         _run(LAYERS[:1], ray_work.lose)
-    home = on_ray.Home
-    monkeypatch.setattr(on_ray, "Home", lambda folder, node: home(folder, "another machine"))
+    home = underway.Home
+    monkeypatch.setattr(underway, "Home", lambda folder, node: home(folder, "another machine"))
     with pytest.raises(FileError, match="cut short") as caught:
         _run(LAYERS[:1], ray_work.lose)
     assert caught.value.where.startswith(f"w.safetensors, on {os.uname().nodename} (")
@@ -255,7 +308,7 @@ def test_a_layer_whose_process_is_killed_is_done_again(cluster, tmp_path):
 def test_a_layer_whose_process_is_killed_each_time_is_an_error_that_names_it_and_the_machine(
     cluster, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(on_ray, "RETRIES", 1)
+    monkeypatch.setattr(underway, "RETRIES", 1)
     work = ray_work.Dying(ray_work.threads, ("layer 1",), tmp_path, deaths=99)
     with pytest.raises(FileError, match="killed each time") as caught:
         _run(LAYERS[:2], work)
@@ -299,7 +352,9 @@ def test_relative_names_mean_what_they_mean_here(cluster, tmp_path, monkeypatch)
 
 @pytest.fixture
 def files(tmp_path) -> pico.Pico:
-    return pico.write(tmp_path / "pico")
+    made = whole_commands.write(tmp_path / "pico")
+    time.sleep(0.06)  # so that digests are remembered: of files that have just changed they are not
+    return made
 
 
 def _transfer(files: pico.Pico, output: Path, executor: str, cache: Path | str = "off", **settings):
@@ -347,44 +402,68 @@ def test_an_interrupted_run_goes_on_where_it_was(cluster, files, tmp_path):
     assert made.read_bytes() == (tmp_path / "serial.safetensors").read_bytes()
 
 
-def _many(files: pico.Pico, output: Path, options: RunOptions) -> list[bytes]:
-    save_file(pico.lora(9, rank=6), files.folder / "other.safetensors")
-    done = loraport.transfer_many(
-        [files.lora, files.folder / "other.safetensors"],
-        source=files.source, target=files.target, output=output, options=options,
-    )  # fmt: skip
-    assert [each.error for each in done.outcomes] == [None, None]
-    return [path.read_bytes() for path in sorted(output.iterdir())]
+@pytest.mark.slow
+@pytest.mark.parametrize("what", COMMANDS)
+def test_whatever_takes_an_executor_gives_the_same_on_a_cluster_and_knows_the_same_of_the_files(
+    cluster, files, tmp_path, what
+):
+    made, known, kept = {}, {}, {}
+    for executor, data in (("serial", "auto"), ("ray", "paths"), ("ray", "store")):
+        cache = tmp_path / f"cache {executor} {data}"
+        options = RunOptions(executor=executor, ray_data=data, cache=str(cache), log="off", device="cpu")
+        made[data] = what(files, tmp_path / f"{executor} {data}", options)
+        known[data] = remembered(cache)
+        kept[data] = {path.relative_to(cache): path.read_bytes() for path in cache.glob("[bp]*/*/*.safetensors")}
+    if what is transferred:
+        made = {data: (content, inputs) for data, (content, _, inputs) in made.items()}
+    assert made["paths"] == made["auto"]
+    assert made["store"] == made["auto"]
+    assert kept["paths"] == kept["store"] == kept["auto"], "bases, and what methods prepare"
+    assert known["paths"] == known["auto"]
+    for file, digests in known["auto"].items():
+        assert digests.items() <= known["store"][file].items()
 
 
-def _resized(files: pico.Pico, output: Path, options: RunOptions) -> bytes:
-    loraport.resize(files.lora, output, energy=0.9, options=options)  # two rounds through one executor
-    return output.read_bytes()
+WITHOUT = """
+import sys
+from importlib.abc import MetaPathFinder
 
 
-def _extracted(files: pico.Pico, output: Path, options: RunOptions) -> bytes:
-    loraport.extract(files.source, files.target, output, rank=3, options=options)
-    return output.read_bytes()
+class Without(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "xxhash":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def _analysed(files: pico.Pico, output: Path, options: RunOptions) -> list:
-    found = loraport.analyze(files.source, files.target, files.lora, layers=r"^blocks\.1\.self", options=options)
-    return [replace(layer, seconds=0.0) for layer in found.layers]
-
-
-def _checked(files: pico.Pico, output: Path, options: RunOptions) -> object:
-    found = loraport.check(files.lora, source=files.source, target=files.target, options=options)
-    return found.verdict, found.figures
+sys.meta_path.insert(0, Without())
+"""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("what", [_many, _resized, _extracted, _analysed, _checked])
-def test_whatever_takes_an_executor_gives_the_same_on_a_cluster(cluster, files, tmp_path, what):
-    made = {}
-    for executor in ("serial", "ray"):
-        options = RunOptions(executor=executor, cache="off", log="off", device="cpu")
-        made[executor] = what(files, tmp_path / executor, options)
-    assert made["ray"] == made["serial"]
+def test_a_machine_without_a_package_or_with_another_program_takes_no_part(cluster, files, tmp_path):
+    (tmp_path / "without").mkdir()
+    (tmp_path / "without" / "sitecustomize.py").write_text(WITHOUT)
+    for name, change in {"older": ("version.py", '__version__ = "0.0.1"\n'), "changed": ("wording.py", "\n")}.items():
+        shutil.copytree(Path(loraport.__file__).parent, tmp_path / name / "loraport")
+        with open(tmp_path / name / "loraport" / change[0], "a") as file:
+            file.write(change[1])
+    nodes = []
+    for name in ("without", "older", "changed"):
+        path = os.pathsep.join([str(tmp_path / name), os.environ["PYTHONPATH"]])
+        nodes.append(cluster.add_node(num_cpus=1, **MACHINE, env_vars={"PYTHONPATH": path}))
+    events = []
+    try:
+        _transfer(files, tmp_path / "out.safetensors", "ray", on_event=events.append)
+    finally:
+        for node in nodes:
+            cluster.remove_node(node)
+    first, *_ = [event.message for event in events if isinstance(event, Remarked)]
+    assert "layers run on 3 CPUs of 2 machines" in first
+    said = "\n".join(event.message for event in events if isinstance(event, Warned))
+    assert "it cannot do the work (" in said
+    assert "No module named 'xxhash'" in said
+    assert f"it has loraport 0.0.1, not {__version__}" in said
+    assert "the code differs" in said
 
 
 # Machines that do not see the files.
@@ -485,10 +564,10 @@ def test_layers_of_a_machine_that_is_lost_are_done_by_others(cluster, blind, fil
 @pytest.mark.slow
 def test_what_is_sent_stays_within_the_object_store(cluster, files, tmp_path, monkeypatch):
     options = RunOptions(executor="serial", cache="off", log="off", device="cpu")
-    expected = _many(files, tmp_path / "serial", options)
-    monkeypatch.setattr(on_ray, "_SHARE", 0.5e-3)  # of 80 MB: about one layer of each kind
+    expected = many(files, tmp_path / "serial", options)
+    monkeypatch.setattr(underway, "_SHARE", 0.5e-3)  # of 80 MB: about one layer of each kind
     lying, events = [], []
-    begin = on_ray._Tasks._begin
+    begin = underway.Underway._begin
 
     def watched(self, layer, parcel) -> None:
         under = [each for each in (*self._underway.values(), layer) if each.bytes]
@@ -496,7 +575,7 @@ def test_what_is_sent_stays_within_the_object_store(cluster, files, tmp_path, mo
         assert self._lying == sum(each.bytes for each in under)
         begin(self, layer, parcel)
 
-    monkeypatch.setattr(on_ray._Tasks, "_begin", watched)
+    monkeypatch.setattr(underway.Underway, "_begin", watched)
     loraport.transfer_many(
         [files.lora, files.folder / "other.safetensors"], source=files.source, target=files.target,
         output=tmp_path / "ray", options=options.model_copy(update={"executor": "ray", "ray_data": "store"}),
@@ -507,3 +586,113 @@ def test_what_is_sent_stays_within_the_object_store(cluster, files, tmp_path, mo
     assert all(size <= room or count == 1 for size, count, room in lying)
     (said,) = [event.message for event in events if isinstance(event, Remarked)]
     assert said.endswith("3 CPUs of 2 machines, which are sent what layers need")
+
+
+@pytest.mark.slow
+def test_what_was_in_work_when_a_run_is_interrupted_comes_home(cluster, files, tmp_path, watched):
+    marks, watch = watched
+    watch("")
+
+    def interrupt(event) -> None:
+        if isinstance(event, LayerDone):
+            raise KeyboardInterrupt
+
+    cache = tmp_path / "cache"
+    options = RunOptions(executor="ray", ray_data="store", cache=str(cache), log="off", device="cpu")
+    with pytest.raises(KeyboardInterrupt):
+        loraport.transfer(
+            files.lora, source=files.source, target=files.target, output=tmp_path / "out", method="casa",
+            options=options, on_event=interrupt,
+        )  # fmt: skip
+    begun = len(list(marks.iterdir()))
+    assert len(list((cache / "result").rglob("*.safetensors"))) == begun > 1
+
+
+@pytest.mark.slow
+def test_what_was_sent_and_is_lost_is_sent_again(cluster, files, tmp_path, monkeypatch):
+    """The object store puts it on the disk, since others need room, and somebody cleans up there."""
+    import numpy
+    import ray
+
+    monkeypatch.setattr(underway, "_LOOK_SECONDS", 2.0)
+    monkeypatch.setattr(underway, "_KNOCK_SECONDS", 1.0)
+    monkeypatch.setattr(underway, "_FETCH_SECONDS", 5.0)
+    monkeypatch.setattr(underway, "_READERS", 1)
+    pack, put, lost, others = underway.pack, underway.Underway._put, [], []
+
+    def heavy(work, job):
+        parcel = pack(work, job)
+        if not lost:
+            parcel.sent.stored[tmp_path / "ballast", (), "", None] = numpy.zeros(30 * 2**20, dtype=numpy.uint8)
+        return parcel
+
+    def lose(self, job):
+        first, ref = not lost, put(self, job)
+        if first:
+            lost.append(job.title)
+            others.extend(ray.put(numpy.full(30 * 2**20, n, dtype=numpy.uint8)) for n in range(4))
+            spilled: list[Path] = []
+            begun = time.monotonic()
+            while not spilled and time.monotonic() < begun + 60:
+                time.sleep(0.5)
+                spilled = list(Path(os.environ["RAY_TMPDIR"]).rglob("ray_spilled_objects*/*"))
+            time.sleep(2)
+            for path in Path(os.environ["RAY_TMPDIR"]).rglob("ray_spilled_objects*/*"):
+                path.unlink()
+            others.clear()
+        return ref
+
+    monkeypatch.setattr(underway, "pack", heavy)
+    monkeypatch.setattr(underway.Underway, "_put", lose)
+    _transfer(files, tmp_path / "serial.safetensors", "serial")
+    made, events = tmp_path / "ray.safetensors", []
+    options = RunOptions(executor="ray", ray_data="store", cache="off", log="off", device="cpu")
+    loraport.transfer(
+        files.lora, source=files.source, target=files.target, output=made, method="casa", options=options,
+        on_event=events.append,
+    )  # fmt: skip
+    assert made.read_bytes() == (tmp_path / "serial.safetensors").read_bytes()
+    (said,) = [event.message for event in events if isinstance(event, Warned)]
+    assert said.startswith(f"{lost[0]} was lost")
+
+
+HEADLESS = """
+import os, signal, sys, threading
+
+from ray.cluster_utils import Cluster
+
+import ray_work
+from loraport.engine.cluster import underway
+from loraport.engine.executor import Limits
+from loraport.engine.executors import make_executor
+from loraport.errors import FileError
+
+underway._KNOCK_SECONDS, underway._SILENT_SECONDS = 1.0, 2.0
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+os.environ["RAY_ADDRESS"] = cluster.address
+(head,) = cluster.head_node.all_processes["gcs_server"]
+done = []
+try:
+    for each in make_executor("ray", Limits()).run([ray_work.Layer(str(n)) for n in range(99)], ray_work.Slow(0.5)):
+        done.append(each)
+        if len(done) == 1:
+            head.process.send_signal(signal.SIGKILL)
+except FileError as error:
+    print(error.message)
+print("went on")
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_a_cluster_whose_head_is_lost_is_said_before_ray_ends_the_program():
+    pytest.importorskip("ray", reason="Ray is not installed")
+    folder = tempfile.mkdtemp(prefix="ray")
+    path = os.pathsep.join([str(Path(ray_work.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    settings = os.environ | {"RAY_TMPDIR": folder, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path}
+    ran = subprocess.run([sys.executable, "-c", HEADLESS], env=settings, capture_output=True, text=True, timeout=250)
+    shutil.rmtree(folder, ignore_errors=True)
+    assert ran.returncode == 0, ran.stderr
+    assert "the Ray cluster is lost\n  where: its head at " in ran.stdout
+    assert "run the same command again" in ran.stdout
+    assert ran.stdout.endswith("went on\n")

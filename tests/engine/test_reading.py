@@ -42,7 +42,7 @@ def _recipe(files: pico.Pico, **settings) -> Recipe:
 @pytest.mark.parametrize("executor", ["serial", "thread"])
 def test_each_weight_is_read_once(files, tmp_path, monkeypatch, method, executor):
     seen: Counter[tuple[str, str]] = Counter()
-    for name in ("digest", "read_with_sums"):
+    for name in ("sums_of", "read_with_sums"):
         real = getattr(reading, name)
 
         def spied(ref, *more, real=real, **flags):

@@ -17,6 +17,7 @@ from loraport.engine.run import compute, run
 from loraport.errors import FileError, LoraportError, MismatchError, NumericalError
 from loraport.report import render_page
 from loraport.store.store import Store
+from whole_commands import remembered
 
 
 @pytest.fixture
@@ -69,6 +70,7 @@ def test_every_executor_and_every_state_of_the_cache_gives_the_same_bytes(files,
     assert run("thread", warm, 2) == (reference, 0)
     assert run("process", warm, 1) == (reference, len(pico.LAYERS))
     assert run("process", str(tmp_path / "other cache"), 2) == (reference, 0)
+    assert remembered(tmp_path / "other cache") == remembered(tmp_path / "cache") != {}
 
 
 def test_the_largest_layers_go_first_and_none_of_them_waits_for_the_end(files, tmp_path):

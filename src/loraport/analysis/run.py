@@ -80,8 +80,8 @@ class Analyser:
         return [None if digests is None else _key(job, digests)]
 
     def elsewhere(self, store: Store, reader: InputReader) -> "Analyser":
-        """The same work on a machine that is sent what it reads, where no decompositions are kept."""
-        return Analyser(store, reader, frozenset())
+        """The same work on a machine that is sent what it reads."""
+        return Analyser(store, reader, self.keep if store.takes("basis") else frozenset())
 
     def _run(self, job: AnalysisJob, device: torch.device) -> AnalysedLayer:
         began = time.perf_counter()
@@ -194,8 +194,6 @@ def run_analysis(plan: AnalysisPlan, options: RunOptions | None = None, on_event
     try:
         for result in executor.run(plan.jobs, work):
             job = jobs[result.layer.name]
-            for role, ref in job.refs.items():  # for the jobs of other processes
-                reader.remember(ref, result.digests[role])
             found[job.name], digests[job.name] = result.layer, result.digests
             done += job.cost
             for message in result.warnings:

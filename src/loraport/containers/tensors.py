@@ -4,7 +4,6 @@ The way of a weight: bytes (`stored_tensors.py`) -> what its codec makes of them
 above this room that wants numbers comes in here.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -24,7 +23,7 @@ from loraport.containers.references import (
 from loraport.containers.sent import Place, place_of
 from loraport.containers.stored import is_contiguous
 from loraport.containers.stored_tensors import digest_tensor, hash_stored, in_memory, read_stored, stream_stored
-from loraport.containers.sums import RunningSums, Sums, joined
+from loraport.containers.sums import RunningSums, Sums
 from loraport.errors import NumericalError
 
 __all__ = [
@@ -259,9 +258,19 @@ def digest(ref: TensorRef) -> str:
 
     The same tensor has the same digest in any container. Raises FileError.
     """
-    state = hashlib.sha256()
+    return str(sums_of(ref).digest)
+
+
+def sums_of(ref: TensorRef, *, digest: bool = True) -> Sums:
+    """The sums of a tensor, of which nothing is kept. Raises FileError.
+
+    Args:
+        ref: which one.
+        digest: whether its digest is wanted beside the checksum.
+    """
+    state = RunningSums(digest)
     hash_stored(ref, state)
-    return joined(ref, state.hexdigest(), {role: digest(companion) for role, companion in ref.companions})
+    return state.sums(ref, {role: sums_of(companion, digest=digest) for role, companion in ref.companions})
 
 
 def _decode(ref: TensorRef, stored: Shaped[Tensor, "..."]) -> Float32[Tensor, "..."]:

@@ -5,7 +5,7 @@ No executor can change a result. A layer computes with a number of threads that 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -168,7 +168,7 @@ def phases(jobs: Sequence[J], slots: Sequence[Slot], cores: int) -> Iterator[tup
 
 def dispatch(
     jobs: Sequence[J], slots: Sequence[Slot], submit: "Callable[[J, Slot], Future[Result]]"
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Keep the slots busy within the memory of their devices, and yield results as they come.
 
     Args:

@@ -1,10 +1,17 @@
-"""The digests of a plan's tensors, as far as earlier runs remembered them. Nothing is read."""
+"""The digests of a plan's tensors, as far as they are remembered. Nothing is read.
 
-from collections.abc import Mapping
+Work in another process has a memory of its own. What is known of a job's tensors is told to it, and what it learned of
+them is learned here (`apart.py`), so that nobody digests what somebody else has digested.
+"""
+
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from loraport.containers.references import TensorRef, file_identity, place
 from loraport.store.digests import DigestMemo
+
+Pages = dict[tuple[str, str], str]
+"""Digests and checksums by their pages in the memory of digests."""
 
 
 class KnownDigests:
@@ -38,3 +45,42 @@ class KnownDigests:
         files = dict.fromkeys([ref.file, *(companion.file for _, companion in ref.companions)])
         state = "\n".join(self.identities.get(file) or file_identity(file) for file in files)
         return state, place(ref)
+
+    def checksum(self, page: tuple[str, str]) -> str | None:
+        """The checksum of a tensor that has the digest remembered on a page; None where either is not known."""
+        known = self.memo.get(*page)
+        return None if known is None else self.memo.get(*beside(page, known))
+
+    def told(self, refs: Iterable[TensorRef]) -> Pages:
+        """What is known of tensors, for work on them in another process."""
+        found: Pages = {}
+        for page in map(self.page, refs):
+            known, checksum = self.memo.get(*page), self.checksum(page)
+            if known is not None:
+                found[page] = known
+                if checksum is not None:
+                    found[beside(page, known)] = checksum
+        return found
+
+    def hear(self, told: Pages) -> None:
+        """Take over what `told` says, where the work is done."""
+        for page, text in told.items():
+            self.memo.put(*page, text, lasting=False)
+
+    def learned(self) -> Pages:
+        """What was found out here since it was asked last, and lasts."""
+        return self.memo.take_new()
+
+    def learn(self, learned: Pages) -> None:
+        """Take over what `learned` says, at home. What contradicts it was not true, nor all else known of that file."""
+        for page, text in learned.items():
+            if self.memo.get(*page) not in (None, text):
+                self.memo.forget(page[0])
+        for page, text in learned.items():
+            self.memo.put(*page, text)
+
+
+def beside(page: tuple[str, str], digest: str) -> tuple[str, str]:
+    """The page of the checksum of a tensor: that of what has this digest."""
+    state, place = page
+    return state, f"{place} xxh3 of {digest}"

@@ -27,15 +27,15 @@ from loraport.containers.tensors import (
     AsRead,
     Sums,
     can_stream,
-    digest,
     read_with_sums,
     stored_with_sums,
     subtract,
+    sums_of,
 )
 from loraport.core.lowrank import LowRank
 from loraport.core.reused import ReusedMemory
 from loraport.engine import accelerators
-from loraport.engine.known_digests import KnownDigests
+from loraport.engine.known_digests import KnownDigests, beside
 from loraport.errors import FileError
 from loraport.store.digests import DigestMemo
 
@@ -46,7 +46,8 @@ _CLOCK_NS = 50_000_000  # a file changed twice within this time may show the sam
 
 
 class InputReader(KnownDigests):
-    """Reads tensors for all jobs of a run. Safe with threads; a copy sent to another process holds no tensors.
+    """Reads tensors for all jobs of a run. Safe with threads; a copy sent to another process holds no tensors, and of
+    digests knows what it is told.
 
     Args:
         memo: digests remembered from earlier runs.
@@ -63,7 +64,7 @@ class InputReader(KnownDigests):
         self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(InputReader, pinned=self._pinned), (self.memo, self.identities)
+        return _copy, (self.identities, self._pinned)
 
     def digest(self, ref: TensorRef, *, hold: bool = False) -> str:
         """The digest of a tensor, remembered or computed.
@@ -79,7 +80,7 @@ class InputReader(KnownDigests):
         if known is not None:
             return known
         if not hold:
-            found = digest(ref)
+            found = self._noted(ref, page, sums_of(ref))
             self._remember(ref, page, found)
             return found
         read, sums = read_with_sums(ref, self._room)
@@ -137,42 +138,19 @@ class InputReader(KnownDigests):
             if page in self._hashed:
                 self._check(ref.file)
             else:  # the digest is remembered, so that nothing of this run has seen the bytes yet
-                self._agree(ref, page, digest(ref))
+                self._surely(ref, page, partial(_added_up, ref))
         return loaded
 
-    def send(self, ref: TensorRef) -> tuple[dict[Place, UInt8[Tensor, " n"]], dict[tuple[str, str], str]]:
-        """A tensor for another machine, sure to be the one whose digest was given. Raises FileError.
-
-        Returns:
-            Its stored bytes, by where they lie; and what a memory of digests there has to know of it, by its pages.
-        """
-        page = self.page(ref)
-        stored = self._surely(ref, page, lambda digest: stored_with_sums(ref, digest=digest))
-        return stored, self.told(ref)
-
-    def told(self, ref: TensorRef) -> dict[tuple[str, str], str]:
-        """What the memory of digests knows of a tensor, by its pages."""
-        page = self.page(ref)
-        known, checksum = self.memo.get(*page), self._checksum(page)
-        if known is None:
-            return {}
-        return {page: known} if checksum is None else {page: known, _beside(page, known): checksum}
-
-    def elsewhere(self) -> "InputReader":
-        """One for a machine that is sent what it reads: it knows nothing of earlier runs, and leaves nothing."""
-        return InputReader(DigestMemo(None), self.identities, pinned=self._pinned)
+    def send(self, ref: TensorRef) -> dict[Place, UInt8[Tensor, " n"]]:
+        """The stored bytes of a tensor for another machine, by where they lie; sure to be the one whose digest is
+        remembered, as it is afterwards. Raises FileError."""
+        return self._surely(ref, self.page(ref), lambda digest: stored_with_sums(ref, digest=digest))
 
     def drop(self, refs: Iterable[TensorRef]) -> None:
         """Let go of what is held of these tensors."""
         with self._lock:
             for ref in refs:
                 self._held.pop(self.page(ref), None)
-
-    def remember(self, ref: TensorRef, found: str) -> None:
-        """Take over a digest that a worker process computed."""
-        page = self.page(ref)
-        if self.memo.get(*page) is None and _settled(ref.file):
-            self.memo.put(*page, found)
 
     def check_unchanged(self) -> None:
         """Raise FileError if any input file is not the one that the plan was made from."""
@@ -194,7 +172,7 @@ class InputReader(KnownDigests):
         return self._surely(ref, page, lambda digest: read_with_sums(ref, self._room, digest=digest))
 
     def _surely(self, ref: TensorRef, page: tuple[str, str], read: Callable[[bool], tuple[Found, Sums]]) -> Found:
-        checksum = self._checksum(page)
+        checksum = self.checksum(page)
         if checksum is not None:
             found, sums = read(False)
             if sums.checksum == checksum:
@@ -209,21 +187,17 @@ class InputReader(KnownDigests):
     def _noted(self, ref: TensorRef, page: tuple[str, str], sums: Sums) -> str:
         """The digest; the checksum is remembered beside it."""
         assert sums.digest is not None
-        self.memo.put(*_beside(page, sums.digest), sums.checksum, lasting=_settled(ref.file))
+        self.memo.put(*beside(page, sums.digest), sums.checksum, lasting=_settled(ref.file))
         return sums.digest
 
     @property
     def _room(self) -> Callable[[int], Tensor]:
         return accelerators.pinned if self._pinned else in_memory
 
-    def _checksum(self, page: tuple[str, str]) -> str | None:
-        known = self.memo.get(*page)
-        return None if known is None else self.memo.get(*_beside(page, known))
-
     def _streamed(self, one: TensorRef, other: TensorRef) -> Tensor | None:
         """A difference formed while both are read; None where that cannot be, or something is wrong with them."""
         pages = [self.page(ref) for ref in (one, other)]
-        checksums = [self._checksum(page) for page in pages]
+        checksums = [self.checksum(page) for page in pages]
         with self._lock:
             held = any(page in self._held for page in pages)
         if held or None in checksums or one.shape != other.shape or not (can_stream(one) and can_stream(other)):
@@ -275,10 +249,12 @@ class InputReader(KnownDigests):
             )
 
 
-def _beside(page: tuple[str, str], digest: str) -> tuple[str, str]:
-    """Under which names the checksum of a tensor is remembered: that of what has this digest."""
-    state, place = page
-    return state, f"{place} xxh3 of {digest}"
+def _added_up(ref: TensorRef, digest: bool) -> tuple[None, Sums]:
+    return None, sums_of(ref, digest=digest)
+
+
+def _copy(identities: Mapping[Path, str], pinned: bool) -> InputReader:
+    return InputReader(DigestMemo(None), identities, pinned=pinned)
 
 
 def _settled(file: Path) -> bool:

@@ -236,8 +236,6 @@ def _run_jobs(
         for result in executor.run(list(jobs.values()), busy):
             report = result.report
             job = jobs[report.name]
-            for role, ref in references(job).items():  # for the jobs of other processes
-                work.reader.remember(ref, result.digests[role])
             work.reader.drop(references(job).values())
             by_name[report.name] = result
             done += job.cost

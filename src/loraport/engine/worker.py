@@ -141,8 +141,9 @@ class Worker:
         return [None if digests is None else result_key(job, digests)]
 
     def elsewhere(self, store: Store, reader: InputReader) -> "Worker":
-        """The same work on a machine that is sent what it reads, where no decompositions are kept."""
-        return replace(self, store=store, reader=reader, keep=frozenset(), in_hand=None, ahead=None)
+        """The same work on a machine that is sent what it reads."""
+        keep = self.keep if store.takes("basis") else frozenset()
+        return replace(self, store=store, reader=reader, keep=keep, in_hand=None, ahead=None)
 
     def bring(self, job: LayerJob) -> Brought:
         """All of a layer's work that waits for files.

@@ -89,6 +89,12 @@ class DigestMemo:
         if due:
             self.flush()
 
+    def take_new(self) -> dict[tuple[str, str], str]:
+        """What is new and not written yet, by identity and tensor. To keep it is left to the caller."""
+        with self._lock:
+            fresh, self._fresh = self._fresh, {}
+        return {(identity, tensor): text for identity, page in fresh.items() for tensor, text in page.items()}
+
     def forget(self, identity: str) -> None:
         """Forget all digests of a file in a state, here and for later runs: one of them turned out not to be true.
 
@@ -112,9 +118,9 @@ class DigestMemo:
     def flush(self) -> None:
         """Write what is new. A disk that cannot be written is no error: the digests are computed again next time."""
         with self._lock:
-            fresh, self._fresh = self._fresh, {}
             if self.root is None:
                 return
+            fresh, self._fresh = self._fresh, {}
             for identity, page in fresh.items():
                 merged = self._read(identity) | page
                 text = json.dumps({"identity": identity, "digests": merged}, ensure_ascii=False, sort_keys=True)

@@ -90,6 +90,10 @@ class Store:
         """Where an entry lies, or would lie."""
         return index.entry_path(self.root, kind, key)
 
+    def takes(self, kind: str) -> bool:
+        """Whether entries of a kind are kept; where they are not, they need not be made ready for it."""
+        return True
+
     def has(self, kind: str, key: str) -> bool:
         """Whether there is a file for this entry; for estimates, since only `get` knows whether it is sound."""
         return self.path(kind, key).is_file()
@@ -270,6 +274,9 @@ class NullStore(Store):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return NullStore, ()
+
+    def takes(self, kind: str) -> bool:
+        return False
 
     def has(self, kind: str, key: str) -> bool:
         return False

@@ -8,12 +8,12 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraport.engine.cluster.machines import Node, ask, choose
+from loraport.engine.cluster.machines import LeftOut, Node, ask, choose
 from loraport.engine.devices import named_devices, usable_bytes
 from loraport.engine.events import Remarked, Warned
 from loraport.engine.executor import Limits
@@ -30,6 +30,7 @@ _SETTINGS = {
     "RAY_idle_worker_killing_time_threshold_ms": "60000",  # a new process loads PyTorch again; a second by default
 }
 _KNOCK_SECONDS = 10.0
+_HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))  # its preface, and no settings
 _RESULTS_BYTES = 500_000_000  # of the object store of a cluster of our own, which holds factors on their way home
 
 
@@ -103,9 +104,10 @@ def _connect(ray: Any, limits: Limits, *, start: bool) -> bool | None:
     address = os.environ.get("RAY_ADDRESS")
     if not start and address == "local":
         return None
+    check_address(address)
     with _signals_as_they_are():
         try:
-            _knock(address)
+            knock(address)
             if not start:
                 ray.init("auto", **quiet)
                 return False
@@ -136,14 +138,46 @@ def _connect(ray: Any, limits: Limits, *, start: bool) -> bool | None:
             ) from error
 
 
-def _knock(address: str | None) -> None:
-    """Raise ConnectionError if nobody listens at host:port, which Ray would find out only after minutes."""
-    host, colon, port = (address or "").rpartition(":")
-    if colon and port.isdecimal() and "/" not in host:
-        try:
-            socket.create_connection((host, int(port)), timeout=_KNOCK_SECONDS).close()
-        except OSError as error:
-            raise ConnectionError(f"nobody listens there ({error.strerror or error})") from error
+def check_address(address: str | None) -> None:
+    """Raise UsageError if an address is none that a machine of a cluster has."""
+    if not address or address in ("auto", "local"):
+        return
+    host, _, port = address.rpartition(":")
+    if address.startswith("ray://"):
+        raise UsageError(
+            "the command has to run on a machine of the Ray cluster",
+            where=f"RAY_ADDRESS={address}",
+            values="this is the address for programs that run elsewhere, whose files the cluster cannot be sent",
+            fix="ray start --address=HEAD:6379 on this machine, then RAY_ADDRESS=HEAD:6379",
+        )
+    if not host or "/" in host or not port.isdecimal():
+        raise UsageError(
+            "this is no address of a Ray cluster",
+            where=f"RAY_ADDRESS={address}",
+            fix="HOST:PORT as `ray start` says it (the port is 6379 if no other was asked for), auto, or local",
+        )
+
+
+def knock(address: str | None, seconds: float = _KNOCK_SECONDS) -> None:
+    """Raise ConnectionError if the head of a cluster does not answer at host:port, which Ray finds out after minutes.
+
+    It speaks gRPC, whose first message is that of HTTP/2, from either side.
+    """
+    host, _, port = (address or "").rpartition(":")
+    if not host:
+        return
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=seconds) as there:
+            if os.environ.get("RAY_USE_TLS", "0") not in ("0", ""):
+                return
+            there.sendall(_HTTP2)
+            answer = there.recv(9)
+    except TimeoutError as error:
+        raise ConnectionError("nobody answers there") from error
+    except OSError as error:
+        raise ConnectionError(f"nobody listens there ({error.strerror or error})") from error
+    if answer[3:4] != b"\4":  # settings
+        raise ConnectionError("who answers there is not the head of a Ray cluster; is it the port of something else?")
 
 
 def _own(limits: Limits) -> dict[str, Any]:
@@ -172,16 +206,19 @@ def _signals_as_they_are() -> Iterator[None]:
             signal.signal(getattr(signal, name), handler)
 
 
-def survey(limits: Limits, files: Mapping[Path, str], data: RayData = "paths") -> tuple[Cluster, dict[str, str]]:
+def survey(
+    limits: Limits, files: Mapping[Path, str], data: RayData = "paths", work: object = None
+) -> tuple[Cluster, list[LeftOut]]:
     """Ask every machine of the cluster that this process is connected to what it is, and choose those that take part.
 
     Args:
         limits: what the user allows.
         files: that the work reads, each with its `file_identity`.
         data: as for `choose`.
+        work: that is to be done; None where it is not known yet.
 
     Returns:
-        The cluster, and why other machines take no part, by their names.
+        The cluster, and the machines that take no part.
 
     Raises:
         UsageError: no machine can do the work.
@@ -191,13 +228,13 @@ def survey(limits: Limits, files: Mapping[Path, str], data: RayData = "paths") -
 
     here, known = ray.get_runtime_context().get_node_id(), ray.nodes()
     alive = [node for node in known if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    told, silent = ask(ray, alive, {str(file): state for file, state in files.items()})
+    told, silent = ask(ray, alive, {str(file): state for file, state in files.items()}, work)
     nodes, left_out = choose(alive, told, limits.device, data)
-    left_out = silent | left_out
+    left_out = silent + left_out
     if nodes:
         room = next((node["Resources"].get("object_store_memory", 0) for node in known if node["NodeID"] == here), 0)
         return Cluster(tuple(nodes), here, int(room)), left_out
-    reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out)
     if data == "paths" and any(answer["unlike"] for answer in told.values()):
         raise FileError(
             "no machine of the Ray cluster sees the files as they are here",
@@ -212,12 +249,12 @@ def survey(limits: Limits, files: Mapping[Path, str], data: RayData = "paths") -
     )
 
 
-def announce(cluster: Cluster, left_out: Mapping[str, str], limits: Limits, *, started: bool) -> None:
+def announce(cluster: Cluster, left_out: Sequence[LeftOut], limits: Limits, *, started: bool) -> None:
     """Say where the work is done, and which machines take no part.
 
     Args:
         cluster: that was chosen.
-        left_out: why others take no part.
+        left_out: the others.
         limits: who is told.
         started: whether the cluster was started for this run.
     """
@@ -239,5 +276,5 @@ def announce(cluster: Cluster, left_out: Mapping[str, str], limits: Limits, *, s
         for reason in dict.fromkeys(node.unseen for node in sent):
             names = ", ".join(node.name for node in sent if node.unseen == reason)
             limits.on_event(Remarked(f"sent what they need: {names}, since {reason}"))
-    for name, reason in left_out.items():
+    for name, reason in left_out:
         limits.on_event(Warned(f"{name} of the Ray cluster takes no part: {reason}"))

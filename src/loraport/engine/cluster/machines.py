@@ -7,11 +7,14 @@ sees the same files.
 """
 
 import contextlib
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import wait
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from loraport.containers.references import file_identity
@@ -28,6 +31,10 @@ SEES_ALL_CARDS = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1
 """For tasks on cards: a process is used for many layers, and what CUDA shows it is settled by the first."""
 
 _ANSWER_SECONDS = 120.0
+_MISSING = "No module named"
+
+LeftOut = tuple[str, str]
+"""A machine that takes no part: what it is called, and why."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +68,18 @@ def name_of(node: Mapping[str, Any]) -> str:
 
 
 def ask(
-    ray: Any, alive: Sequence[Mapping[str, Any]], files: Mapping[str, str]
-) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """What each machine says of itself, by its id; and why others say nothing, by their names."""
+    ray: Any, alive: Sequence[Mapping[str, Any]], files: Mapping[str, str], work: object
+) -> tuple[dict[str, dict[str, Any]], list[LeftOut]]:
+    """What each machine says of itself, by its id; and which others say nothing.
+
+    Args:
+        ray: the module.
+        alive: of `ray.nodes()`.
+        files: with their `file_identity` here.
+        work: that is to be done; None where it is not known yet.
+    """
     question = ray.remote(look_around)
+    given = {"files": dict(files), "folder": os.getcwd(), "work": ray.put(work)}
     asked = {}
     for node in alive:
         cards = node["Resources"].get("GPU", 0) > 0
@@ -74,48 +89,57 @@ def ask(
             label_selector={NODE_ID: node["NodeID"]},
             runtime_env=SEES_ALL_CARDS if cards else None,
         )
-        task = at.remote(files, os.getcwd(), cards=cards)
+        task = at.remote(given | {"cards": cards})
         asked[task.future()] = task, node
     ready = wait(asked, _ANSWER_SECONDS).done
-    told, silent = {}, {}
+    told: dict[str, dict[str, Any]] = {}
+    silent: list[LeftOut] = []
     for answer, (task, node) in asked.items():
         if answer not in ready:
             ray.cancel(task, force=True)
-            silent[name_of(node)] = f"it does not answer within {_ANSWER_SECONDS:.0f} s"
+            silent.append((name_of(node), f"it does not answer within {_ANSWER_SECONDS:.0f} s"))
             continue
         try:
             told[node["NodeID"]] = answer.result()
         except ray.exceptions.RayError as error:
-            silent[name_of(node)] = _why_silent(error)
+            silent.append((name_of(node), _why_silent(error)))
     return told, silent
 
 
 def _why_silent(error: Exception) -> str:
+    said = _told_by(error)
+    return f"loraport cannot be imported there ({said})" if _MISSING in said else said
+
+
+def _told_by(error: Exception) -> str:
+    """The line of an error of Ray's that says what is wrong, of which most have many."""
     cause = getattr(error, "cause", None) or error
-    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
-    missing = next((line for line in lines if "No module named" in line), None)
-    return f"loraport cannot be imported there ({missing})" if missing else (lines or [type(cause).__name__])[-1]
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
+    return next((line for line in lines if _MISSING in line), lines[-1])[:300]
 
 
-def look_around(files: Mapping[str, str], folder: str, *, cards: bool) -> dict[str, Any]:
-    """What the machine that this runs on is, in plain values, since another version may read them.
+def look_around(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """What the machine that this runs on is.
+
+    Question and answer are plain values by name, since another version of this program may be on the other side.
 
     Args:
-        files: with their `file_identity` elsewhere.
-        folder: that relative names begin in.
-        cards: whether to look for CUDA devices.
+        asked: "files" with their `file_identity` elsewhere, "folder" that relative names begin in, whether to look for
+            "cards", that is CUDA devices, and the "work" that is to be done, in the object store.
     """
-    stand_in(folder)
+    stand_in(asked["folder"])
     found: dict[str, Any] = {
         "loraport": __version__,
+        "code": code(),
         "torch": version("torch"),
         "processor": processor_name(),
         "cores": cores(),
         "cards": [],
         "card_bytes": 0,
-        "unlike": _unlike(files),
+        "unlike": _unlike(asked["files"]),
+        "unable": _unable(asked["work"]),
     }
-    if cards:
+    if asked["cards"]:
         from loraport.engine import accelerators
 
         found["cards"], found["card_bytes"] = accelerators.survey()
@@ -126,6 +150,27 @@ def stand_in(folder: str) -> None:
     """Let relative names mean what they mean where the work comes from."""
     with contextlib.suppress(OSError):  # it is not there, which matters only to relative names
         os.chdir(folder)
+
+
+@cache
+def code() -> str:
+    """A digest of this program as it is installed: two of one version may be from different days."""
+    folder = Path(__file__).parents[2]
+    found = hashlib.sha256()
+    for file in sorted(file for file in folder.rglob("*") if file.suffix in (".py", ".yaml")):
+        found.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return found.hexdigest()
+
+
+def _unable(work: Any) -> str:
+    """Why this machine cannot do the work; "" if it can. What the work needs is imported with it."""
+    import ray
+
+    try:
+        ray.get(work)
+    except Exception as error:  # whatever is wrong with the machine
+        return _told_by(error)
+    return ""
 
 
 def _unlike(files: Mapping[str, str]) -> str:
@@ -142,7 +187,7 @@ def _unlike(files: Mapping[str, str]) -> str:
 
 def choose(
     alive: Sequence[Mapping[str, Any]], told: Mapping[str, Mapping[str, Any]], wanted: str, data: RayData = "paths"
-) -> tuple[list[Node], dict[str, str]]:
+) -> tuple[list[Node], list[LeftOut]]:
     """The machines that take part: of those that can, the kind that can do most.
 
     Args:
@@ -152,14 +197,14 @@ def choose(
         data: whether those that do not see the files take part all the same, and whether all are taken for such.
 
     Returns:
-        The machines, and why the others take no part, by their names.
+        The machines, and the others.
     """
     able = {node["NodeID"]: node for node in alive if node["NodeID"] in told}
-    left_out: dict[str, str] = {}
+    left_out: list[LeftOut] = []
     for key in list(able):
         reason = _why_unable(told[key], data)
         if reason:
-            left_out[name_of(able.pop(key))] = reason
+            left_out.append((name_of(able.pop(key)), reason))
     with_cards = {key for key, node in able.items() if _cards(node, told[key])}
     on_cards = wanted == "cuda" or (wanted == "auto" and bool(with_cards))
     kinds: dict[tuple[str, ...], list[Node]] = {}
@@ -167,7 +212,7 @@ def choose(
         answer, resources = told[key], node["Resources"]
         if on_cards and key not in with_cards:
             if resources.get("GPU", 0) > 0 or wanted == "cuda":
-                left_out[name_of(node)] = "it gives out no GPUs of one kind that PyTorch finds"
+                left_out.append((name_of(node), "it gives out no GPUs of one kind that PyTorch finds"))
             continue
         made = Node(
             key,
@@ -186,13 +231,18 @@ def choose(
     for kind, others in kinds.items():
         if kind != chosen:
             for other in others:
-                left_out[other.name] = f"its kind would round otherwise ({', '.join(kind)}; not {', '.join(chosen)})"
+                reason = f"its kind would round otherwise ({', '.join(kind)}; not {', '.join(chosen)})"
+                left_out.append((other.name, reason))
     return kinds[chosen], left_out
 
 
 def _why_unable(answer: Mapping[str, Any], data: RayData) -> str:
     if answer["loraport"] != __version__:
         return f"it has loraport {answer['loraport']}, not {__version__}"
+    if answer["code"] != code():
+        return f"its loraport {__version__} is not the one that is here: the code differs"
+    if answer["unable"]:
+        return f"it cannot do the work ({answer['unable']})"
     return str(answer["unlike"]) if data == "paths" else ""
 
 

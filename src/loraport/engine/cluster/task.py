@@ -7,8 +7,10 @@ import signal
 from dataclasses import dataclass, replace
 from typing import Any
 
+from loraport.engine.apart import Done, done_apart
 from loraport.engine.cluster.machines import stand_in
-from loraport.engine.executor import J, Result, Slot, Work, in_slot
+from loraport.engine.executor import J, Result, Slot, Work
+from loraport.engine.known_digests import Pages
 from loraport.errors import FileError
 
 SAID_SECONDS = 10.0
@@ -38,20 +40,36 @@ class Begun:
         return self._places.get(number, [])
 
 
-def in_task(work: Work[J, Result], job: J, slot: Slot, number: int, home: Home, begun: Any, parcel: Any) -> Any:
+@dataclass(frozen=True)
+class Offer:
+    """An entry for the store at home that lies in the object store of the machine that made it.
+
+    Attributes:
+        kept: where it lies, a reference of Ray's to a `Kept`. It is gone with the process that made it.
+        bytes: of its tensors.
+    """
+
+    kept: Any
+    bytes: int
+
+
+def in_task(
+    work: Work[J, Result], job: J, slot: Slot, told: Pages, number: int, home: Home, begun: Any, parcel: Any
+) -> tuple[Done[Result], list[Offer]]:
     """Do one job. This runs on whatever machine Ray chose.
 
     Args:
         work: what is done.
         job: the job.
         slot: on which device, before Ray says which.
+        told: what is known of the tensors that the job reads.
         number: of the job.
         home: where the work comes from.
         begun: the actor that is told.
         parcel: what the job reads, a `sending.Parcel`; None where it reads the files.
 
     Returns:
-        The result; with a parcel also what is to be kept at home.
+        What comes home, and decompositions that may be fetched.
     """
     import ray
 
@@ -66,17 +84,20 @@ def in_task(work: Work[J, Result], job: J, slot: Slot, number: int, home: Home, 
     if slot.device == "cuda":
         slot = replace(slot, device=card_of(context.get_accelerator_ids()["GPU"][0]))
     if parcel is not None:
-        from loraport.engine.cluster.sending import unpack
+        from loraport.engine.cluster.sending import RESULT, unpack
 
-        return unpack(work, job, slot, parcel)
-    try:
-        return in_slot(work, job, slot)
-    except FileError as error:
-        if context.get_node_id() == home.node:
-            raise
-        where = f"{error.where}, on {place}" if error.where else place
-        fix = "every machine of the Ray cluster must see the same files under the same names, on a shared disk"
-        raise FileError(error.what, where=where, values=error.values, fix=fix) from error
+        done = unpack(work, job, slot, told, parcel)
+        large = [each for each in done.kept if each.kind != RESULT]
+        small = tuple(each for each in done.kept if each.kind == RESULT)
+        return replace(done, kept=small), [Offer(ray.put(each), each.bytes) for each in large]
+    done = done_apart(work, job, slot, told)
+    error = done.error
+    if not isinstance(error, FileError) or context.get_node_id() == home.node:
+        return done, []
+    where = f"{error.where}, on {place}" if error.where else place
+    fix = "every machine of the Ray cluster must see the same files under the same names, on a shared disk"
+    fix = f"{error.fix}; {fix}" if error.fix else fix
+    return replace(done, error=FileError(error.what, where=where, values=error.values, fix=fix)), []
 
 
 def card_of(given: str) -> str:

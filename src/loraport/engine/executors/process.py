@@ -11,7 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING
 
 from loraport import windows
-from loraport.engine.executor import J, Limits, Result, Slot, Work, dispatch, in_slot, local_slots, phases
+from loraport.engine.apart import Done, done_apart, outcome, take_home, told
+from loraport.engine.executor import J, Limits, Result, Slot, Work, dispatch, local_slots, phases
 from loraport.errors import FileError, UsageError
 from loraport.threads import cores
 
@@ -41,22 +42,37 @@ class LayerExecutor:
             FileError: the system killed a worker.
             UsageError: the workers ended before they began.
         """
+
+        def taken(task: "Future[Done[Result]]") -> None:
+            """Whether anybody still waits for the result or not."""
+            if not task.cancelled() and task.exception() is None:
+                take_home(work, task.result())
+                in_work.pop(task, None)
+
         context = multiprocessing.get_context("spawn")  # a forked child would inherit locks of the parent's threads
         begun = context.Event()
+        in_work: dict[Future[Done[Result]], str] = {}
         try:
             with ProcessPoolExecutor(len(self._slots), context, _begin, (begun,)) as pool:
 
-                def submit(job: J, slot: Slot) -> "Future[Result]":
+                def submit(job: J, slot: Slot) -> "Future[Done[Result]]":
+                    known = told(work, job)
                     with _ctrl_c_held():
-                        return pool.submit(in_slot, work, job, slot)
+                        task = pool.submit(done_apart, work, job, slot, known)
+                    in_work[task] = job.title
+                    task.add_done_callback(taken)
+                    return task
 
                 for some, slots in phases(jobs, self._slots, cores()):
-                    yield from dispatch(some, slots, submit)
+                    with contextlib.closing(dispatch(some, slots, submit)) as done:
+                        for each in done:
+                            yield outcome(each)
         except BrokenProcessPool as error:
             if not begun.is_set():
                 raise _unguarded() from error
             raise FileError(
                 "a worker process was killed",
+                where=f"in work: {' and '.join(in_work.values())}",
                 values="most often the system ran out of memory",
                 fix="use fewer workers (--workers 1) or a smaller --max-memory; finished layers are kept",
             ) from error

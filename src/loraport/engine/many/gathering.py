@@ -94,10 +94,7 @@ class Gathering:
             self._stop(number, found)
             return
         name = found.report.name
-        refs = references(self._jobs[number][name])
-        for role, ref in refs.items():  # for the jobs of other processes
-            self._reader.remember(ref, found.digests[role])
-        self._reader.drop(refs.values())
+        self._reader.drop(references(self._jobs[number][name]).values())
         for message in found.warnings:
             self._said.of_all(message)
         place.put(number, found)
