@@ -8,6 +8,7 @@ from loraport.adapters.consumers import ALL, PARTS, Consumer, Content, Outcome, 
 from loraport.adapters.dialect import SAME_AS_INPUT
 from loraport.containers.names import Expert
 
+WAYS = 2  # programs of which it is said how they load a file
 NAMED = 3  # programs that a sentence names before it counts the rest
 UNIVERSAL = "universal"  # the profile that promises everybody
 LONG = 160  # characters; a longer list of what is left out is for `verify`
@@ -42,14 +43,13 @@ def loader_notes(content: Content) -> tuple[str, ...]:
 
 
 def ways_to_load(
-    path: str | Path, content: Content, at_most: int = 2, *, expert: Expert | None = None, strength: float = 1.0
+    path: str | Path, content: Content, *, expert: Expert | None = None, strength: float = 1.0
 ) -> list[str]:
     """What to type or click to use a file, in the first programs that take it.
 
     Args:
         path: the file.
         content: what is in it.
-        at_most: number of programs to name.
         expert: of Wan2.2 that it is for, if one was named.
         strength: of the LoRA; another than 1 only in programs of which it is known how to say it.
     """
@@ -70,7 +70,7 @@ def ways_to_load(
             continue
         text = load.replace("{path}", json.dumps(str(path), ensure_ascii=False)).replace("{name}", Path(path).name)
         ways.setdefault(consumer.program, f"{consumer.program}: {text}")
-    return list(ways.values())[:at_most] or [f"with whatever loads the input, at strength {_number(strength)}"]
+    return list(ways.values())[:WAYS] or [f"with whatever loads the input, at strength {_number(strength)}"]
 
 
 def takers(content: Content) -> list[tuple[str, str]]:

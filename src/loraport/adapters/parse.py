@@ -130,29 +130,29 @@ def open_adapter(
         raise unmatched_keys(path, problems, len(refs), role, known, family)
     texts_passed = tuple(Passthrough((key,), key, "text_encoder", refs[key]) for key in texts)
     return LoraAdapter(
-        path,
-        replace(dialect, alpha=_alpha_place(dialect, config, done)),
-        own,
-        {name: done.layers[name] for name in own.expected if name in done.layers},
-        tuple(done.passthrough) + texts_passed,
-        tuple(dropped) + tuple(besides) + tuple(gone),
-        metadata,
-        _common_dtype(done, pieces),
-        tuple(refs),
-        tuple(
-            list(opened.notes)
-            + idle
-            + doubts_about_family(possible)
-            + done.warnings
-            + scale_doubts(done.layers.values(), config, dialect, metadata)
-            + said_of_saved(whole)
-            + doubts(pieces, gone)
-            + _said(besides)
+        path=path,
+        dialect=replace(dialect, alpha=_alpha_place(dialect, config, done)),
+        architecture=own,
+        layers={name: done.layers[name] for name in own.expected if name in done.layers},
+        passthrough=(*done.passthrough, *texts_passed),
+        dropped=(*dropped, *besides, *gone),
+        metadata=metadata,
+        dtype=_common_dtype(done, pieces),
+        keys=tuple(refs),
+        warnings=(
+            *opened.notes,
+            *idle,
+            *doubts_about_family(possible),
+            *done.warnings,
+            *scale_doubts(done.layers.values(), config, dialect, metadata),
+            *said_of_saved(whole),
+            *doubts(pieces, gone),
+            *_said(besides),
         ),
-        next((piece.at.expert for piece in pieces if piece.at.expert), None),
-        opened.nest,
-        tuple(possible[1:]),
-        spared,
+        expert=next((piece.at.expert for piece in pieces if piece.at.expert), None),
+        nest=opened.nest,
+        others=tuple(possible[1:]),
+        spared=spared,
     )
 
 

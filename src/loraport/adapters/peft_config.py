@@ -178,18 +178,18 @@ def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
     named = [targets] if isinstance(targets, str) else _names(targets)
     everything = not named or "all-linear" in (targets if isinstance(targets, list) else named)
     return AdapterConfig(
-        source,
-        kind.upper(),
-        _rank(fields.get("r"), path) if _ALPHA[kind.upper()] else None,
-        _number(fields.get(_ALPHA[kind.upper()]), path),
-        bool(fields.get("use_rslora")),
-        _patterns(fields.get("rank_pattern"), path),
-        _patterns(fields.get("alpha_pattern"), path),
-        None if everything else Patterns({str(name): 1.0 for name in named}, str(path)),
-        bool(fields.get("use_dora")),
-        _rotations(fields, path) if kind.upper() == "OFT" else {},
-        str(fields.get("bias") or "none") != "none",
-        tuple(str(name) for name in saved) if isinstance(saved := fields.get("modules_to_save"), list) else (),
+        source=source,
+        kind=kind.upper(),
+        rank=_rank(fields.get("r"), path) if _ALPHA[kind.upper()] else None,
+        alpha=_number(fields.get(_ALPHA[kind.upper()]), path),
+        rslora=bool(fields.get("use_rslora")),
+        rank_pattern=_patterns(fields.get("rank_pattern"), path),
+        alpha_pattern=_patterns(fields.get("alpha_pattern"), path),
+        targets=None if everything else Patterns({str(name): 1.0 for name in named}, str(path)),
+        dora=bool(fields.get("use_dora")),
+        settings=_rotations(fields, path) if kind.upper() == "OFT" else {},
+        biases=str(fields.get("bias") or "none") != "none",
+        saved=tuple(str(name) for name in saved) if isinstance(saved := fields.get("modules_to_save"), list) else (),
     )
 
 

@@ -18,6 +18,8 @@ from loraport.containers.safetensors import CHUNK_BYTES, Span, read_header
 from loraport.containers.sent import bytes_sent, state_sent
 from loraport.errors import FileError, UnsupportedError
 
+_FIRST_BYTES = 4096  # of a tensor that are looked at before the rest is read
+
 
 @dataclass(frozen=True)
 class TensorRef:
@@ -118,7 +120,7 @@ def is_contiguous(ref: TensorRef) -> bool:
     return bytes_sent(ref) is not None or span_of(ref).strides is None
 
 
-def chunks(ref: TensorRef, first: int = 4096) -> Iterator[memoryview]:
+def chunks(ref: TensorRef) -> Iterator[memoryview]:
     """The bytes of a contiguous tensor in pieces, a small one first, always in the same memory; no companions.
 
     Raises:
@@ -132,7 +134,8 @@ def chunks(ref: TensorRef, first: int = 4096) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(max((size for _, size in pieces), default=0)))
     with open_file(ref.file) as file:
         for start, size in pieces:
-            for begin, end in ((0, min(size, first)), (min(size, first), size)):
+            first = min(size, _FIRST_BYTES)
+            for begin, end in ((0, first), (first, size)):
                 fill(file, start + begin, buffer[: end - begin], ref.name)
                 yield buffer[: end - begin]
 

@@ -150,38 +150,34 @@ def differing_shapes(first: Architecture, second: Architecture) -> dict[str, tup
     }
 
 
-def require_same_size(
-    first: Architecture,
-    second: Architecture,
-    names: tuple[str, str] = ("source", "target"),
-    where: str | None = None,
-) -> None:
+def require_same_size(source: Architecture, target: Architecture, where: str | None = None) -> None:
     """Raise MismatchError, in one sentence, unless the two are the same model as far as its blocks tell.
 
     What lies outside the blocks, and single layers of an odd shape, matter only where a LoRA changes them; they are
     compared with the LoRA.
 
     Args:
-        first: one model.
-        second: the other.
-        names: what they are called in the message.
+        source: one model.
+        target: the other.
         where: their files, for the message.
     """
-    odd = first.misfits.keys() | second.misfits.keys()
+    odd = source.misfits.keys() | target.misfits.keys()
     differing = {
         name: sizes
-        for name, sizes in differing_shapes(first, second).items()
-        if name in first.layers and name not in odd and (t := first.family.template_of(name)) and t.repeated
+        for name, sizes in differing_shapes(source, target).items()
+        if name in source.layers and name not in odd and (t := source.family.template_of(name)) and t.repeated
     }
-    if first.family.name == second.family.name and not differing and first.layers.keys() & second.layers.keys():
+    if source.family.name == target.family.name and not differing and source.layers.keys() & target.layers.keys():
         return
     values = None
     if differing:
         name, (left, right) = next(iter(differing.items()))
-        values = f"{name} is {_by(left)} in the {names[0]} and {_by(right)} in the {names[1]}"
-    told = f"The {names[0]} is {first.title}, the {names[1]} is {second.title}."
+        values = f"{name} is {_by(left)} in the source and {_by(right)} in the target"
+    alike = source.title == target.title
     raise MismatchError(
-        f"The {names[0]} and the {names[1]} differ in size." if first.title == second.title else told,
+        "The source and the target differ in size."
+        if alike
+        else f"The source is {source.title}, the target is {target.title}.",
         where=where,
         values=values,
         fix="both must be of one model, such as a base and what was distilled from it",
