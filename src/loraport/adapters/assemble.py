@@ -30,6 +30,17 @@ class Assembled:
     warnings: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class _Of:
+    """What the parts are of: the file and the model, and what is known of scales and sizes besides."""
+
+    path: Path
+    family: Family
+    model: ModelFacts
+    scales: Scales
+    sizes: Mapping[str, int]
+
+
 def assemble(
     pieces: Sequence[Piece],
     family: Family,
@@ -70,13 +81,12 @@ def assemble(
         layers = [(weights[held], kind, claim) for held, (kind, claim) in claims.items()]
         config, said = own_config(config, layers, family, path, judged=scale is None)
         done.warnings += said
-    scales = Scales(config, scale)
-    sizes = sizes_of(claims, family, model)
+    of = _Of(path, family, model, Scales(config, scale), sizes_of(claims, family, model))
     for held, parts in weights.items():
         mine = {piece.key: done.leftover[piece.key] for piece in parts.values() if piece.key in done.leftover}
         found = Assembled(leftover=mine)
-        _module(held, parts, claims.get(held), family, scales, model, sizes, found)
-        _add(done, found if is_whole(held) else _fused(held, found, family, sizes, model, path), path)
+        _module(held, parts, claims.get(held), of, found)
+        _add(done, found if is_whole(held) else _fused(held, found, of), path)
     done.passthrough = [*(with_source(item, model) for item in done.passthrough), *biases_of(done.layers, model)]
     changed: dict[str, Passthrough] = {}
     for item in done.passthrough:
@@ -102,29 +112,27 @@ def _title(held: tuple[Part, ...], parts: Mapping[str, Piece]) -> str:
     return held[0].module if is_whole(held) else next(iter(parts.values())).at.spelled
 
 
-def _fused(
-    held: tuple[Part, ...], whole: Assembled, family: Family, sizes: Mapping[str, int], model: ModelFacts, path: Path
-) -> Assembled:
+def _fused(held: tuple[Part, ...], whole: Assembled, of: _Of) -> Assembled:
     """The layers of a weight that holds several, or one with its rows in another order: each gets its own rows."""
-    template = family.template_of(held[0].module)
+    template, sizes = of.family.template_of(held[0].module), of.sizes
     assert template is not None
     found = Assembled(leftover=whole.leftover, warnings=whole.warnings)
     for layer in whole.layers.values():
         sizes = {**sizes, template.shape[1]: layer.shape[1]}
-        places = _rows(held, layer.shape[0], sizes, layer.keys[0], path)
+        places = _rows(held, layer.shape[0], sizes, layer.keys[0], of.path)
         for module, rows in places.items():
             size = sum(end - start for start, end in rows)
             own = KINDS[layer.kind].narrow(layer.parts, rows)
             part = replace(layer, name=module, shape=(size, layer.shape[1]))
             if own is None:
-                weight = weight_of(layer.kind, places, model)
+                weight = weight_of(layer.kind, places, of.model)
                 found.layers[module] = replace(part, rows=rows, whole=layer.shape, weight=weight)
             else:
-                weight = weight_of(layer.kind, {module: ((0, size),)}, model)
+                weight = weight_of(layer.kind, {module: ((0, size),)}, of.model)
                 rank = KINDS[layer.kind].rank_of(own, layer.rank)
                 found.layers[module] = replace(part, parts=own, weight=weight, rank=rank)
     for item in whole.passthrough:
-        for module, rows in _rows(held, item.ref.shape[0], sizes, item.keys[0], path).items():
+        for module, rows in _rows(held, item.ref.shape[0], sizes, item.keys[0], of.path).items():
             param = module + item.param.removeprefix(held[0].module)
             found.passthrough.append(replace(item, param=param, ref=take_ref(item.ref, rows)))
     return found
@@ -155,27 +163,25 @@ def _module(
     held: tuple[Part, ...],
     parts: Mapping[str, Piece],
     claimed: tuple[str, Claim] | None,
-    family: Family,
-    scales: Scales,
-    model: ModelFacts,
-    sizes: Mapping[str, int],
+    of: _Of,
     done: Assembled,
 ) -> None:
     """What the keys of one weight change, as if it were that of a single layer."""
     module, rules = held[0].module, grammar()
-    role = family.role(module)
+    role = of.family.role(module)
     layer = None
     if claimed is not None:
         kind, claim = claimed
         first, on = parts[claim.used[0]], KINDS[kind]
-        template = family.template_of(module)
+        template = of.family.template_of(module)
         if isinstance(on, OnSource) and template is not None and len(template.shape) > 2:
             on.check_kernel(module, first)
-        layer = _layer(module, kind, claim, shape_of(held, claim, first, family, model, sizes), parts, scales, model)
+        shape = shape_of(held, claim, first, of.family, of.model, of.sizes)
+        layer = _layer(module, kind, claim, shape, parts, of)
         if role == "linear":
             done.layers[module] = layer
         else:
-            done.passthrough.append(_as_change(layer, role, model.shapes.get(module, claim.kernel), first))
+            done.passthrough.append(_as_change(layer, role, of.model.shapes.get(module, claim.kernel), first))
             if not claim.fixed:  # a whole weight was written out already
                 done.warnings.append(f"{module} is no linear layer: its LoRA is passed on as it is, multiplied out")
     for part, piece in parts.items():
@@ -197,19 +203,13 @@ def _module(
 
 
 def _layer(
-    module: str,
-    kind_name: str,
-    claim: Claim,
-    shape: tuple[int, int],
-    parts: Mapping[str, Piece],
-    scales: Scales,
-    model: ModelFacts,
+    module: str, kind_name: str, claim: Claim, shape: tuple[int, int], parts: Mapping[str, Piece], of: _Of
 ) -> LayerUpdate:
     kind, settings = KINDS[kind_name], dict(claim.settings)
-    factor, source = scale_of_claim(parts, claim, scales)
+    factor, source = scale_of_claim(parts, claim, of.scales)
     if isinstance(kind, OnSource):
-        if scales.config is not None:
-            settings |= scales.config.settings
+        if of.scales.config is not None:
+            settings |= of.scales.config.settings
         if kind.scale_inside:
             settings["scale"] = factor
             source += f" (the scale {factor:g} counts inside)"
@@ -223,7 +223,7 @@ def _layer(
         min(shape) if claim.rank is None else claim.rank,
         tuple(parts[part].key for part in (*claim.used, *NOTES) if part in parts),
         shape,
-        weight=weight_of(kind_name, {module: ((0, shape[0]),)}, model),
+        weight=weight_of(kind_name, {module: ((0, shape[0]),)}, of.model),
         settings=settings,
     )
 

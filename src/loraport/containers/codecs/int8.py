@@ -17,7 +17,7 @@ from loraport.containers.codecs.base import Claim, Codec, logical
 from loraport.containers.codecs.scales import BY_SQUARES, SIDE, numbers_sharing, scales_of, sharing
 from loraport.containers.stored import Group, TensorRef
 
-FORMATS = ("int8_tensorwise", "int8_blockwise", "convrot_w4a4")
+PLAIN, SQUARES, HALVES = FORMATS = ("int8_tensorwise", "int8_blockwise", "convrot_w4a4")
 GROUPS = (4, 16, 64, 256, 1024)
 _GROUP = 256  # where the settings do not say it
 _LARGEST = 127
@@ -34,7 +34,7 @@ class Int8(Codec):
         claim = Claim()
         for key, weight in group.items() if self.name == "int8" else ():
             module = key.removesuffix(".weight")
-            given = settings.get(module, {"format": FORMATS[0] if weight.dtype == "I8" else ""})
+            given = settings.get(module, {"format": PLAIN if weight.dtype == "I8" else ""})
             if module == key or len(weight.shape) < 2 or given["format"] not in FORMATS:
                 continue
             scales = scales_of(group, module)
@@ -97,9 +97,9 @@ def _whole(weight: TensorRef, scale: TensorRef, given: Mapping[str, Any]) -> Ten
     """The weight under the name of the codec that reads it, or of what is wrong with it."""
     details = given.get("params")
     given = {**(details if isinstance(details, dict) else {}), **given}
-    packed = given["format"] == FORMATS[2]
+    packed = given["format"] == HALVES
     whole = replace(weight, shape=(weight.shape[0], 2 * weight.shape[1])) if packed else weight
-    squares = given["format"] == FORMATS[1]
+    squares = given["format"] == SQUARES
     shared = sharing(whole, scale, given.get("group_size", SIDE) if squares else None)
     bits = "int4" if packed else "int8"
     if shared is None or (squares and shared != BY_SQUARES and prod(scale.shape) > 1):

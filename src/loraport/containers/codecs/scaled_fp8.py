@@ -14,7 +14,8 @@ from loraport.containers.codecs.scales import BY_SQUARES, MARKER, OF_INPUTS, SUF
 from loraport.containers.codecs.settings import SUFFIX
 from loraport.containers.stored import Group, TensorRef
 
-FORMATS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fn_rowwise", "float8_e4m3fn_blockwise")
+SQUARES = "float8_e4m3fn_blockwise"
+FORMATS = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fn_rowwise", SQUARES)
 _OF_BIAS = ".bias_scale"  # LTX
 # ComfyUI gives layers that it keeps in 16 or 32 bits a scale too.
 _STORED = ("F8_E4M3", "F8_E5M2", "BF16", "F16", "F32")
@@ -60,7 +61,7 @@ def _scaled(weight: TensorRef | None, scales: Mapping[str, TensorRef], given: Ma
         return logical(scale, "a scale without its weight", {})
     if len(scales) > 1:
         return logical(weight, "fp8 with two scales", {"scale": scale})
-    squares = given.get("format") == FORMATS[-1]
+    squares = given.get("format") == SQUARES
     shared = sharing(weight, scale, given.get("group_size") if squares else None)
     if weight.dtype not in _STORED:
         return logical(weight, f"numbers of another format with a scale ({weight.dtype})", {})
