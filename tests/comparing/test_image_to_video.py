@@ -228,7 +228,7 @@ def test_folders_and_texts_from_the_command_line(folder, tmp_path, capsys):
     assert all(one["first_frame"] > 0 for one in told["clips"])
     page = html.unescape((tmp_path / "out" / "index.html").read_text("utf-8"))
     for number in (1, 2):
-        assert f'<option value="{number - 1}">{TEXT} ({number}.png)</option>' in page
+        assert f'<option value="{number - 1}">{number}.png: {TEXT}</option>' in page
     assert page.count("begins with") == 4  # seen, and said
 
 

@@ -29,6 +29,8 @@ from loraport.sampling.schedule import SamplingSettings
         ("loras/Qwen-Image-Lightning-4steps-V2.0-bf16.safetensors", "Qwen-Image-Lightning in 4 steps"),
         ("Qwen-Image-Lightning-8steps-V1.1.safetensors", "Qwen-Image-Lightning in 8 steps"),
         ("Wan21_T2V_14B_lightx2v_cfg_step_distill_lora_rank32.safetensors", "LightX2V for Wan in 4 steps"),
+        ("loras/lightx2v_I2V_14B_480p_cfg_step_distill_rank64_bf16.safetensors", "LightX2V for Wan in 4 steps"),
+        ("Wan2.2-I2V-A14B-4steps-lora-rank64-Seko-V1/high_noise_model.safetensors", "LightX2V for Wan in 4 steps"),
         ("Tongyi-MAI/Z-Image", None),
         ("Wan-AI/Wan2.1-T2V-1.3B-Diffusers", None),
     ],

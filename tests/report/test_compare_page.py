@@ -114,12 +114,12 @@ def test_what_clips_begin_with_stands_beside_the_prompt():
     seen.feed(html)
     assert [value for name, value in seen.attributes if name == "data-prompt"] == ["0", "1"]
     assert html.count("<option") == 3  # and one seed
-    assert ">a cat (b)</option>" in html
+    assert ">b: a cat</option>" in html
     assert "begins with b" in html
-    assert "width:75px;aspect-ratio:100/300" in html
+    assert "width:64px;aspect-ratio:100/300" in html
     sheets = re.findall(r"data:image/webp;base64,([^)]+)", html)
     image = np.asarray(Image.open(io.BytesIO(base64.b64decode(sheets[3]))).convert("RGB"))
-    assert image.shape == (225, 75, 3)
+    assert image.shape == (192, 64, 3)
     assert abs(image.astype(int) - 50).max() < 4
     assert not [name for name, _ in seen.attributes if name.startswith("on")]
     assert not [value for name, value in seen.attributes if name in ("src", "href", "action")]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SIZES = ((448, 49), (320, 49), (224, 49), (160, 49), (160, 25), (160, 13))
 """Width and number of frames that clips are cut to at most; the first that keeps the page small enough."""
 BUDGET = 4_300_000  # bytes of all sheets in base64
-MOST_OF_IMAGE = 224  # pixels of the longer side of an image that clips begin with
+MOST_OF_IMAGE = 192  # pixels of the longer side of an image that clips begin with
 TINY = 96  # clips up to this width are shown pixel by pixel
 QUALITY = 84
 
@@ -89,8 +89,8 @@ class Scene:
 
     @property
     def title(self) -> str:
-        """What it is chosen by: the prompt, and the name of its image."""
-        return self.prompt if self.image is None else f"{self.prompt} ({self.image.name})"
+        """What it is chosen by: the name of its image, and the prompt, which may be long."""
+        return self.prompt if self.image is None else f"{self.image.name}: {self.prompt}"
 
 
 @dataclass(frozen=True, eq=False)
