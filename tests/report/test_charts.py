@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from loraport.report.charts import Bar, Bars, Lines, Map, Series, Standing, number, spread_of
+from loraport.report.charts import Bar, Bars, Box, Lines, Map, Series, number, spread_of
 
 
 def _lines(points, **more):
@@ -144,8 +144,8 @@ def test_bars_are_held_against_their_nulls():
 def test_places():
     spread = spread_of([1.0, 2.0, 3.0, 4.0, 5.0])
     assert spread == (1.0, 2.0, 3.0, 4.0, 5.0)
-    assert Standing("x", 4.5, "4.5", spread).across() == (25.0, 50.0, 75.0, 87.5)
-    assert Standing("x", 1.0, "1", (1.0,) * 5).across() == (50.0,) * 4
+    assert Box("x", 4.5, "4.5", spread).across() == (25.0, 50.0, 75.0, 87.5)
+    assert Box("x", 1.0, "1", (1.0,) * 5).across() == (50.0,) * 4
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """What is tried: a recipe each, and the update that the engine makes of it. Coarsely first, then around the best."""
 
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 
+from loraport.calibration.progress import Advance
 from loraport.calibration.settings import CalibrationSettings, Tried
 from loraport.core.lowrank import LowRank
 from loraport.engine.options import RunOptions
@@ -77,9 +78,7 @@ def plan_for(recipe: Recipe, tried: Tried) -> TransferPlan:
     return make_plan(recipe.model_copy(update=tried._asdict()))
 
 
-def computed(
-    plans: dict[Tried, TransferPlan], options: RunOptions, tick: Callable[[int, int], None]
-) -> list[Candidate]:
+def computed(plans: dict[Tried, TransferPlan], options: RunOptions, tick: Advance) -> list[Candidate]:
     """Every plan's update, in memory."""
     made = []
     for number, (tried, plan) in enumerate(plans.items(), start=1):

@@ -1,6 +1,6 @@
 """What the two models say, each in one turn: the target makes the clips of every candidate, the source judges them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,13 +11,12 @@ from torch import Tensor
 
 from loraport.calibration.candidates import Candidate
 from loraport.calibration.gap import denoising_errors
+from loraport.calibration.progress import Advance
 from loraport.calibration.session import Session, digest_of
 from loraport.containers.tensors import digest_tensor
 from loraport.sampling.attach import Update, attached
 from loraport.sampling.denoiser import Conditions
 from loraport.sampling.runner import ModelRunner
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +84,7 @@ class SourceAnswers:
 
 
 def ask_target(
-    target: Session, candidates: Sequence[Candidate], samples: Samples, *, diagnosis: int, tick: Progress
+    target: Session, candidates: Sequence[Candidate], samples: Samples, *, diagnosis: int, tick: Advance
 ) -> TargetAnswers:
     """Sample every candidate on the target, and note how it responds at the states that it meets.
 
@@ -118,7 +117,7 @@ def ask_source(
     samples: Samples,
     *,
     judge: bool,
-    tick: Progress,
+    tick: Advance,
 ) -> SourceAnswers:
     """Sample the source with the LoRA and without, and let it judge the candidates' clips.
 

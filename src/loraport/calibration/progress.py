@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 
 from loraport.engine.events import Step, Warned
 
+Advance = Callable[[int, int], None]
+"""Told how many of how many are done."""
 PART_EVERY = 2.0  # seconds between signs of life within a stage
 
 

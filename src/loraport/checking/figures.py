@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from loraport.checking.results import Null, Quantity
 
-Sums = dict[str, float]
+LayerSums = dict[str, float]
 """Of one layer or of several, by name; see `look.py`."""
 
 GAUSSIAN = "a Gaussian update of the same norm"
@@ -29,7 +29,7 @@ class Ratio:
     below: str | tuple[str, str]
     root: bool = True
 
-    def of(self, sums: Sums) -> float | None:
+    def of(self, sums: LayerSums) -> float | None:
         """The value; None where a sum is missing or the lower one is zero."""
         names = (self.below,) if isinstance(self.below, str) else self.below
         if self.above not in sums or any(sums.get(name, 0.0) <= 0.0 for name in names):
@@ -139,14 +139,14 @@ DEFINITIONS = (
 )  # fmt: skip
 
 
-def values(sums: Sums) -> dict[str, float]:
+def values(sums: LayerSums) -> dict[str, float]:
     """Every figure that these sums have, by key."""
     full = _squares(sums)
     found = {each.key: each.ratio.of(full) for each in DEFINITIONS}
     return {key: value for key, value in found.items() if value is not None}
 
 
-def nulls(sums: Sums) -> dict[str, dict[str, float]]:
+def nulls(sums: LayerSums) -> dict[str, dict[str, float]]:
     """Their null models: key -> name -> value."""
     full = _squares(sums)
     found: dict[str, dict[str, float]] = {}
@@ -157,16 +157,16 @@ def nulls(sums: Sums) -> dict[str, dict[str, float]]:
     return {key: each for key, each in found.items() if each}
 
 
-def added_up(layers: Sequence[Sums]) -> Sums:
+def added_up(layers: Sequence[LayerSums]) -> LayerSums:
     """The sums of several layers. A layer that lacks one adds nothing to it."""
-    total: Sums = {}
+    total: LayerSums = {}
     for sums in layers:
         for name, value in sums.items():
             total[name] = total.get(name, 0.0) + value
     return total
 
 
-def pooled(layers: Sequence[Sums]) -> tuple[Quantity, ...]:
+def pooled(layers: Sequence[LayerSums]) -> tuple[Quantity, ...]:
     """The figures of several layers together, with the least and greatest of a layer.
 
     Args:
@@ -190,7 +190,7 @@ def pooled(layers: Sequence[Sums]) -> tuple[Quantity, ...]:
     return tuple(found)
 
 
-def _squares(sums: Sums) -> Sums:
+def _squares(sums: LayerSums) -> LayerSums:
     """With the products of sums that chance is measured by: it adds up in squares, and so do these."""
     full = dict(sums)
     if "update2" in full and "of_drift2" in full:

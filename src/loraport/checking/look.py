@@ -18,7 +18,7 @@ from loraport.analysis import nulls, routing_maps, spectrum
 from loraport.analysis.plan import PARAMS
 from loraport.analysis.run import stored_as
 from loraport.checking import spectra
-from loraport.checking.figures import Sums
+from loraport.checking.figures import LayerSums
 from loraport.checking.sample import Chosen
 from loraport.containers.references import TensorRef
 from loraport.core.basis import SpectralBasis, directions_holding
@@ -81,8 +81,8 @@ class SeenLayer:
     """
 
     chosen: Chosen
-    pair: Sums
-    loras: Mapping[int, Sums] = field(default_factory=dict)
+    pair: LayerSums
+    loras: Mapping[int, LayerSums] = field(default_factory=dict)
 
 
 def look_job(chosen: Chosen, updates: Mapping[int, LayerJob]) -> Look:
@@ -179,7 +179,7 @@ class Looker:
         drift: Operator,
         W: Float[Tensor, "m n"],
         T: Float[Tensor, "m n"],
-    ) -> Sums:
+    ) -> LayerSums:
         """How far the method's update is from the LoRA's own, before it is cut to a rank."""
         if self.method is None:
             return {}
@@ -205,7 +205,7 @@ class Looker:
         }  # fmt: skip
 
 
-def _of_pair(job: LayerJob, W: Float[Tensor, "m n"], T: Float[Tensor, "m n"], drift: float) -> Sums:
+def _of_pair(job: LayerJob, W: Float[Tensor, "m n"], T: Float[Tensor, "m n"], drift: float) -> LayerSums:
     weight = norm(W)
     if weight > 0.0 and drift < _TINY * weight:
         drift = 0.0
@@ -216,7 +216,7 @@ def _of_pair(job: LayerJob, W: Float[Tensor, "m n"], T: Float[Tensor, "m n"], dr
     }  # fmt: skip
 
 
-def _of_lora(update: LowRank, drift: Operator, weight: float, moved: float) -> Sums:
+def _of_lora(update: LowRank, drift: Operator, weight: float, moved: float) -> LayerSums:
     """Norm of the update, its product with the drift, and the drift's energy on its directions."""
     U, S, Vh = update.svd()
     rank = max(int((1e-6 * S[0] < S).sum()), 1) if S.numel() else 0
@@ -238,10 +238,10 @@ def _spectrum_of_drift(
     T: Float[Tensor, "m n"],
     drift: Operator,
     basis: SpectralBasis,
-    pair: Sums,
+    pair: LayerSums,
     dtype: str | None,
     generator: torch.Generator,
-) -> Sums:
+) -> LayerSums:
     """How the drift moves singular values, where its energy lies, how many directions it has; and null models."""
     m, n = basis.shape
     h, moved2, floor2 = _leading(basis), pair["drift2"], pair["noise2"]
@@ -267,7 +267,7 @@ def _spectrum_of_drift(
     return found
 
 
-def _spectrum_of_lora(name: str, W: Float[Tensor, "m n"], update: LowRank, basis: SpectralBasis) -> Sums:
+def _spectrum_of_lora(name: str, W: Float[Tensor, "m n"], update: LowRank, basis: SpectralBasis) -> LayerSums:
     m, n = basis.shape
     size, h = update.norm(), _leading(basis)
     generator = torch.Generator().manual_seed(zlib.crc32(f"LoRA on {name}".encode()))  # whatever other LoRAs there are

@@ -25,7 +25,7 @@ from loraport.errors import LoraportError, MismatchError, UsageError
 if TYPE_CHECKING:
     from loraport.checking.weights import Weighed
 
-Outcome = CheckResult | LoraportError
+Checked = CheckResult | LoraportError
 
 
 def check_recipe(recipe: Recipe, options: RunOptions, *, deep: bool = False) -> CheckResult:
@@ -46,7 +46,7 @@ def check_recipe(recipe: Recipe, options: RunOptions, *, deep: bool = False) -> 
     return found
 
 
-def check_recipes(recipes: Sequence[Recipe], options: RunOptions, *, deep: bool = False) -> list[Outcome]:
+def check_recipes(recipes: Sequence[Recipe], options: RunOptions, *, deep: bool = False) -> list[Checked]:
     """Check several LoRAs on one pair of models, which is opened once. What is wrong with one stops no other.
 
     Args:
@@ -58,7 +58,7 @@ def check_recipes(recipes: Sequence[Recipe], options: RunOptions, *, deep: bool 
         What was found of each, or the error, in their order.
     """
     began = time.perf_counter()
-    done: dict[int, Outcome] = {}
+    done: dict[int, Checked] = {}
     found: dict[int, Headers] = {}
     opened = _pairs()
     for number, recipe in enumerate(recipes):
@@ -113,13 +113,13 @@ def _expert(recipe: Recipe) -> Expert | None:
 
 def _by_weights(
     recipes: Sequence[Recipe], found: Mapping[int, Headers], options: RunOptions, deep: bool, began: float
-) -> dict[int, Outcome]:
+) -> dict[int, Checked]:
     from loraport.checking.weights import weigh  # brings torch along, for which a refusal by headers does not wait
 
     groups: dict[str | None, dict[int, Headers]] = {}
     for number, headers in found.items():
         groups.setdefault(_expert(recipes[number]), {})[number] = headers
-    done: dict[int, Outcome] = {}
+    done: dict[int, Checked] = {}
     for group in groups.values():
         try:
             weighed = weigh(group, options, deep=deep)

@@ -27,7 +27,7 @@ SAMPLING = 3
 """Part of every cache key: raised when the sampler changes."""
 _RENDERED = 8  # real clips per prompt behind the Frechet distance
 BATCH = 16
-Part = tuple[Path, float]
+LoraAt = tuple[Path, float]
 """A LoRA file and its strength."""
 Networks = dict[str, tuple[WanTransformer3DModel, dict[str, Tensor]]]
 """By the model's name: the network, and its weights without any LoRA."""
@@ -91,7 +91,7 @@ class ClipSampler:
         self.clip = self.family.source.card.clip
         self.statistic = TaughtStatistic.of(self.task, self.indices.repeat(self.scale.seeds, 1), self.clip)
 
-    def clips(self, model: Model, *parts: Part) -> ClipSet:
+    def clips(self, model: Model, *parts: LoraAt) -> ClipSet:
         """Sample, or look up, the clips of a model with LoRA files merged in, and score them.
 
         Args:
@@ -124,7 +124,7 @@ class ClipSampler:
         clips = drawing.render(many, style=style, generator=Generator().manual_seed(seed), clip=self.clip)
         return self.judge.read(clips), clips
 
-    def _sample(self, model: Model, parts: Sequence[Part]) -> Tensor:
+    def _sample(self, model: Model, parts: Sequence[LoraAt]) -> Tensor:
         network, pristine = self._network(model)
         prompts, clips = self.indices.repeat(self.scale.seeds, 1), tiny.noise(self.noise_seeds, self.clip)
         steps = model.card.sampling.steps

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from loraport.core.bootstrap import Estimate
-from loraport.evaluate.run import ANCHORS, Cell, Evidence
+from loraport.evaluate.run import ANCHORS, Evidence, ScoredCell
 from loraport.evaluate.tables import TITLES, anchor_differences, markdown, pooled, show, verdict
 
 _AMOUNT = re.compile(r"(.*) ([0-9.]+)$")
@@ -88,7 +88,7 @@ def _measured(evidence: Evidence, curve: str) -> list[tuple[str, str]]:
     ]
 
 
-def _cell(evidence: Evidence, lora: str, target: str, curve: str, strength: float) -> Cell | None:
+def _cell(evidence: Evidence, lora: str, target: str, curve: str, strength: float) -> ScoredCell | None:
     for cell in evidence.of_pair(lora, target):
         if cell.variant and (cell.variant.curve, cell.variant.strength) == (curve, strength):
             return cell

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loraport.core.bootstrap import Estimate
-from loraport.evaluate.run import SHOWN, Cell, Evidence
+from loraport.evaluate.run import SHOWN, Evidence, ScoredCell
 from loraport.report import Comparison, Measure, Row, Score, figures
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def contact_sheet(evidence: Evidence, lora: str, target: str, labels: Sequence[s
     return figures.still(comparison, scores=("taught", "faults"), cell=64)
 
 
-def _row(cell: Cell, label: str, kind: str) -> Row:
+def _row(cell: ScoredCell, label: str, kind: str) -> Row:
     clips = cell.shown.permute(0, 2, 3, 4, 1).contiguous().numpy().astype(np.uint8)
     scores = {name: Score(cell.estimates[name].value, cell.estimates[name].error) for name in ("taught", "faults")}
     return Row(cell.label, label, "", clips, scores, kind)

@@ -55,7 +55,7 @@ ANCHORS = {
 
 
 @dataclass(frozen=True, eq=False)
-class Cell:
+class ScoredCell:
     """One way of making the clips of one LoRA (on one target, unless it is A or B), scored.
 
     Attributes:
@@ -87,14 +87,14 @@ class Evidence:
 
     family: Family
     scale: Scale
-    cells: tuple[Cell, ...]
+    cells: tuple[ScoredCell, ...]
     prompts: Mapping[str, int]
     notes: tuple[str, ...]
     seconds: float
     sampling_seconds: float
     settings: Mapping[str, Any] = field(default_factory=dict)
 
-    def cell(self, lora: str, target: str, label: str) -> Cell:
+    def cell(self, lora: str, target: str, label: str) -> ScoredCell:
         """The cell of this name. Raises KeyError."""
         for cell in self.cells:
             if (cell.lora, cell.target, cell.label) == (lora, target, label):
@@ -105,11 +105,11 @@ class Evidence:
         """Every (LoRA, target) that was measured."""
         return list(dict.fromkeys((cell.lora, cell.target) for cell in self.cells if cell.variant))
 
-    def of_pair(self, lora: str, target: str) -> list[Cell]:
+    def of_pair(self, lora: str, target: str) -> list[ScoredCell]:
         """The variants on one target, in order."""
         return [cell for cell in self.cells if (cell.lora, cell.target) == (lora, target) and cell.variant]
 
-    def best(self, lora: str, target: str, curve: str = "direct", by: str = "to_aim") -> Cell:
+    def best(self, lora: str, target: str, curve: str = "direct", by: str = "to_aim") -> ScoredCell:
         """A method at the strength that suits it best: nearest to source + LoRA, or by another measure.
 
         The strength is chosen on the same clips that are reported, which favours the method. Raises ValueError where it
@@ -169,7 +169,7 @@ def evaluate(
         lora.name: ClipSampler(family, tasks.get(lora.style), judge, scale, store, device, networks)
         for lora in family.loras
     }
-    cells: list[Cell] = []
+    cells: list[ScoredCell] = []
     notes: list[str] = []
     for lora in family.loras:
         sampler = samplers[lora.name]
@@ -221,7 +221,7 @@ def _carried(
     return sampler.clips(target, *(reversed(parts) if variant.half == "second" else parts)), facts
 
 
-def _done(cells: Sequence[Cell]) -> int:
+def _done(cells: Sequence[ScoredCell]) -> int:
     """How many of the cells had to be sampled."""
     return sum(cell.label != "real" for cell in cells)
 
@@ -234,7 +234,7 @@ class _Bench:
     lora: Lora
     bootstrap: Bootstrap
     reference: Reference
-    anchors: dict[str, Cell] = field(default_factory=dict)
+    anchors: dict[str, ScoredCell] = field(default_factory=dict)
     aim: ClipSet | None = None
 
     def cell(
@@ -244,7 +244,7 @@ class _Bench:
         clips: ClipSet,
         variant: Variant | None = None,
         transfer: Mapping[str, float] | None = None,
-    ) -> Cell:
+    ) -> ScoredCell:
         estimates = {name: self.bootstrap.mean(values) for name, values in clips.scores.items()}
         estimates["frechet"] = frechet_estimate(self.bootstrap, clips.features, self.reference)
         if label == "B":
@@ -252,7 +252,7 @@ class _Bench:
         if self.aim is not None:
             estimates["to_aim"] = self.bootstrap.mean(clips.distance_to(self.aim))
         ratios = {} if variant is None else {name: self.gain(name, estimates[name]) for name in FUNCTION}
-        return Cell(
+        return ScoredCell(
             self.lora.name, target, label, variant, estimates, ratios, transfer or {}, clips.clips[0, :SHOWN].clone()
         )
 
@@ -270,7 +270,7 @@ class _Bench:
         return found
 
 
-def _plain(cell: Cell) -> dict[str, Any]:
+def _plain(cell: ScoredCell) -> dict[str, Any]:
     made: dict[str, Any] = {"lora": cell.lora, "target": cell.target, "label": cell.label}
     if cell.variant is not None:
         made |= {"method": cell.variant.method, "role": cell.variant.role, "params": dict(cell.variant.params)}

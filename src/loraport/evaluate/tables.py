@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 
 from loraport.core.bootstrap import Estimate
-from loraport.evaluate.run import ANCHORS, HIGHER_IS_BETTER, Cell, Evidence
+from loraport.evaluate.run import ANCHORS, HIGHER_IS_BETTER, Evidence, ScoredCell
 
 CLEAR = 2.0
 """A difference counts when it is larger than this many of its standard errors."""
@@ -198,7 +198,7 @@ def pair_table(evidence: Evidence, lora: str, target: str) -> str:
     return markdown(head, rows)
 
 
-def _row(cell: Cell, title: str) -> list[str]:
+def _row(cell: ScoredCell, title: str) -> list[str]:
     row = [title, *(show(cell.estimates.get(name)) for name in TITLES)]
     return row + [show(cell.gain_ratios.get(name)) for name in ("taught", "statistic")]
 

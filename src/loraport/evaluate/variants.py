@@ -10,8 +10,7 @@ from loraport.methods import registry
 
 Role = Literal["direct", "paper", "control", "rival", "sweep", "ours"]
 Reach = Literal["all", "two", "some", "few"]
-Params = Mapping[str, Any]
-NONE: Params = MappingProxyType({})
+NONE: Mapping[str, Any] = MappingProxyType({})
 DISTILLATION_LORA = "distillation-lora"
 """The method name of rows that come from the other side: source + LoRA with the distillation put on it as a LoRA of
 `params["rank"]`."""
@@ -43,7 +42,7 @@ class Variant:
     label: str
     method: str
     role: Role
-    params: Params = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
     rank: str = "auto"
     amount: float = 1.0
     strength: float = 1.0
@@ -171,7 +170,7 @@ MAIN: tuple[Variant, ...] = (
 )
 
 
-def _sweep(label: str, params: Params = NONE, *, rank: str = "auto") -> Variant:
+def _sweep(label: str, params: Mapping[str, Any] = NONE, *, rank: str = "auto") -> Variant:
     return Variant(f"casa {label}", "casa", "sweep", params, rank, reach="few")
 
 
@@ -193,10 +192,10 @@ BY_STEP: tuple[Variant, ...] = tuple(
 )
 """Reuse at one strength in the first half of the steps and another in the second."""
 
-_SAMPLES: Params = {"samples": 24, "diagnosis": 0}
+_SAMPLES: Mapping[str, Any] = {"samples": 24, "diagnosis": 0}
 
 
-def _calibrated(what: str, params: Params = NONE, reach: Reach = "few") -> Variant:
+def _calibrated(what: str, params: Mapping[str, Any] = NONE, reach: Reach = "few") -> Variant:
     return Variant(f"calibrated{what}", CALIBRATE, "ours", {**_SAMPLES, **params}, reach=reach)
 
 

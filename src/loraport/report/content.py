@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from loraport.engine.results import Column
 from loraport.report import scenes
-from loraport.report.charts import Drawing, Standing, Standings, spread_of
+from loraport.report.charts import Box, Boxes, Drawing, spread_of
 from loraport.report.comparison import Comparison
 from loraport.report.tables import Table, show, size
 from loraport.report.using import Way
@@ -178,12 +178,12 @@ def among(title: str, table: Table) -> Callable[[Mapping[str, Any]], Figure | No
 
     def drawn(row: Mapping[str, Any]) -> Figure | None:
         places = tuple(
-            Standing(each.title, float(row[each.key]), with_minus(each, show(each, row[each.key])), spreads[each.key])
+            Box(each.title, float(row[each.key]), with_minus(each, show(each, row[each.key])), spreads[each.key])
             for each in columns
             if each.key in spreads and is_number(row.get(each.key))
         )
         look = "A mark far outside the middle half is what sets this layer apart."
-        return Figure(title.format(row["name"]), look, Standings(places)) if places else None
+        return Figure(title.format(row["name"]), look, Boxes(places)) if places else None
 
     return drawn
 

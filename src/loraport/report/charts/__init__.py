@@ -7,23 +7,23 @@ thousands of them, one set a layer, so they are small: matplotlib takes a tenth 
 
 from loraport.report.charts.axes import Colour, NumberUnit, number
 from loraport.report.charts.bars import Bar, Bars
+from loraport.report.charts.boxes import Box, Boxes, spread_of
 from loraport.report.charts.lines import Lines, Series
 from loraport.report.charts.maps import Map
-from loraport.report.charts.standings import Standing, Standings, spread_of
 
-Drawing = Lines | Map | Bars | Standings
+Drawing = Lines | Map | Bars | Boxes
 
 __all__ = [
     "Bar",
     "Bars",
+    "Box",
+    "Boxes",
     "Colour",
     "Drawing",
     "Lines",
     "Map",
     "NumberUnit",
     "Series",
-    "Standing",
-    "Standings",
     "number",
     "spread_of",
 ]

@@ -7,7 +7,7 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Standing:
+class Box:
     """A value among others of its kind: least, quarter, middle, three quarters, most."""
 
     label: str
@@ -22,11 +22,11 @@ class Standing:
 
 
 @dataclass(frozen=True)
-class Standings:
+class Boxes:
     """Where values of one thing stand among those of all others."""
 
-    standings: tuple[Standing, ...]
-    shape: str = field(default="standings", init=False)
+    boxes: tuple[Box, ...]
+    shape: str = field(default="boxes", init=False)
 
 
 def spread_of(values: Sequence[float]) -> tuple[float, ...]:
