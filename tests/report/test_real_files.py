@@ -86,6 +86,19 @@ def test_its_page_says_how_the_target_is_sampled(files: pico.Pico, report: lorap
     assert "num_inference_steps 3" in found.target_usage
 
 
+def test_a_card_names_files_in_lines_of_its_own(report: loraport.TransferReport):
+    """Names of files may hold line breaks, and marks that turn round what follows."""
+    odd = "ink\n\n# Buy \u202eit|`.safetensors"
+    told = report.to_json()
+    told["summary"] |= {"lora": odd, "target_lora": [{"file": odd, "strength": 0.5, "usage": "4 steps\n# now"}]}
+    card = render_card(told)
+    shown = "`ink # Buy ⟨U+202E⟩it\\|'.safetensors`"
+    assert f"| LoRA | {shown} |" in card
+    assert f"- together with {shown} at strength 0.5: 4 steps \\# now" in card
+    assert [line for line in card.splitlines() if line.startswith("# ")] == ["# out"]
+    assert "restore yes" in card
+
+
 def test_a_check_of_such_a_file(before: loraport.CheckResult):
     page = render_check_page(before)
     _harmless(page)

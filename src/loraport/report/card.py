@@ -10,6 +10,8 @@ import yaml
 
 from loraport.errors import FileError
 from loraport.files import write_text
+from loraport.report.frame import plain
+from loraport.report.tables import written
 from loraport.version import __version__
 from loraport.wording import share
 
@@ -77,7 +79,7 @@ def _front(facts: Mapping[str, Any]) -> dict[str, Any]:
 def _what(facts: Mapping[str, Any]) -> list[str]:
     made_of = " + ".join(f"{_code(name_of(each['file']))} at {each['strength']:g}" for each in facts["target_lora"])
     target = _code(name_of(facts["target"] or facts["source"])) + (f" + {made_of}" if made_of else "")
-    settings = ", ".join(f"{key} {value}" for key, value in facts["params"].items())
+    settings = ", ".join(f"{key} {written(key, value)}" for key, value in facts["params"].items())
     rows = {
         "LoRA": _code(name_of(facts["lora"])),
         "trained on": f"{_code(name_of(facts['source']))}, {_plain(facts['source_title'])}",
@@ -173,9 +175,14 @@ def _pieces(file: Path) -> Iterator[tuple[str, bytes]]:
 
 def _plain(text: str) -> str:
     """A text that stands in Markdown as it is."""
-    return _MARKS.sub(r"\\\1", text)
+    return _MARKS.sub(r"\\\1", _line(text))
 
 
 def _code(text: str) -> str:
     """A name between backticks, also in a table."""
-    return "`" + text.replace("`", "'").replace("|", "\\|") + "`"
+    return "`" + _line(text).replace("`", "'").replace("|", "\\|") + "`"
+
+
+def _line(text: str) -> str:
+    """A text in one line, in which every character can be seen: names of files may hold any."""
+    return " ".join(plain(text).split())
