@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from loraport.metrics import closeness, colour, detail, motion
+from loraport.metrics.colour import Colours
 
 
 def clip(seed=0, shape=(4, 17, 21)):
@@ -28,20 +29,31 @@ def smooth(seed=0):
     ],
 )
 def test_lab_of_known_colours(rgb, known):
-    found = colour.lab(np.array(rgb, dtype=np.uint8).reshape(1, 1, 1, 3))[0, 0, 0]
+    found = colour.lab(np.array(rgb, dtype=np.uint8).reshape(1, 1, 3))[0, 0]
     assert np.allclose(found, known, atol=0.02)
 
 
 def test_a_tint_is_a_shift_of_colour_and_none_of_its_spread():
     grey, red = np.full((1, 4, 4, 3), 128, np.uint8), np.full((1, 4, 4, 3), 128, np.uint8)
     red[..., 0] = 160
-    assert colour.colour_shift(red, grey) == pytest.approx(
-        np.linalg.norm(colour.lab(red)[0, 0, 0] - colour.lab(grey)[0, 0, 0])
-    )
-    assert colour.colour_spread_shift(red, grey) == pytest.approx(0, abs=1e-9)
-    assert colour.chroma(grey) == pytest.approx(0, abs=0.01)
-    assert colour.chroma(red) > 10
-    assert colour.contrast(red) == pytest.approx(0)
+    tinted, plain = Colours.of(red), Colours.of(grey)
+    apart = colour.lab(red[0])[0, 0] - colour.lab(grey[0])[0, 0]
+    assert colour.colour_shift(tinted, plain) == pytest.approx(np.linalg.norm(apart))
+    assert colour.colour_spread_shift(tinted, plain) == pytest.approx(0, abs=1e-9)
+    assert plain.chroma == pytest.approx(0, abs=0.01)
+    assert tinted.chroma > 10
+    assert tinted.contrast == pytest.approx(0)
+
+
+def test_colours_of_a_clip_are_those_of_all_its_pixels():
+    made = clip()
+    made[1] //= 4  # a dark frame: the spread is over frames too, contrast within one
+    pixels = np.stack([colour.lab(frame) for frame in made])
+    found = Colours.of(made)
+    assert found.mean == pytest.approx(pixels.mean((0, 1, 2)))
+    assert found.spread == pytest.approx(pixels.std((0, 1, 2)))
+    assert found.chroma == pytest.approx(np.hypot(pixels[..., 1], pixels[..., 2]).mean())
+    assert found.contrast == pytest.approx(pixels[..., 0].std((1, 2)).mean())
 
 
 def test_flicker_is_that_of_vbench():

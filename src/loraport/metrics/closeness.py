@@ -11,12 +11,14 @@ C1, C2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
 
 def distance(clip: UInt8[np.ndarray, "f h w 3"], reference: UInt8[np.ndarray, "f h w 3"]) -> float:
     """Root mean square difference of two clips, in levels of 255."""
-    return float(np.sqrt(((clip.astype(np.float64) - reference) ** 2).mean()))
+    squares = [((a.astype(np.float64) - b) ** 2).mean() for a, b in zip(clip, reference, strict=True)]
+    return float(np.sqrt(np.mean(squares)))
 
 
 def ssim(clip: UInt8[np.ndarray, "f h w 3"], reference: UInt8[np.ndarray, "f h w 3"]) -> float:
     """Structural similarity of the brightness (Wang et al. 2004: Gaussian window, inner pixels), mean over frames."""
-    return float(np.mean([_of_frame(a, b) for a, b in zip(brightness(clip), brightness(reference), strict=True)]))
+    pairs = zip(clip, reference, strict=True)
+    return float(np.mean([_of_frame(brightness(a), brightness(b)) for a, b in pairs]))
 
 
 def _of_frame(x: Float[np.ndarray, "h w"], y: Float[np.ndarray, "h w"]) -> float:

@@ -1,5 +1,7 @@
 """Colour in CIE Lab (sRGB, D65), where a distance of about 2 is just visible."""
 
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -12,29 +14,49 @@ _EDGE = 6 / 29
 _LINEAR = np.array([v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in np.arange(256) / 255])
 
 
-def lab(clip: UInt8[np.ndarray, "f h w 3"]) -> Float[np.ndarray, "f h w 3"]:
+def lab(frame: UInt8[np.ndarray, "h w 3"]) -> Float[np.ndarray, "h w 3"]:
     """Lightness L (0 to 100), a (green to red) and b (blue to yellow) of each pixel."""
-    ratio = _LINEAR[clip] @ _XYZ.T / WHITE
+    ratio = _LINEAR[frame] @ _XYZ.T / WHITE
     root = np.where(ratio > _EDGE**3, np.cbrt(ratio), ratio / (3 * _EDGE**2) + 4 / 29)
     x, y, z = np.moveaxis(root, -1, 0)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], -1)
 
 
-def colour_shift(clip: UInt8[np.ndarray, "f h w 3"], reference: UInt8[np.ndarray, "f h w 3"]) -> float:
+@dataclass(frozen=True, eq=False)
+class Colours:
+    """What is told of the colours of a clip.
+
+    Attributes:
+        mean: of L, a and b.
+        spread: their standard deviations over all pixels of all frames.
+        chroma: mean distance of the pixels from grey.
+        contrast: standard deviation of the lightness within a frame, mean over frames.
+    """
+
+    mean: Float[np.ndarray, "3"]
+    spread: Float[np.ndarray, "3"]
+    chroma: float
+    contrast: float
+
+    @classmethod
+    def of(cls, clip: UInt8[np.ndarray, "f h w 3"]) -> "Colours":
+        """Frame by frame: in Lab a whole clip would take many times its memory."""
+        frames = [_of_frame(lab(frame)) for frame in clip]
+        means, variances, chromas = (np.array(each) for each in zip(*frames, strict=True))
+        spread = np.sqrt(variances.mean(0) + means.var(0))
+        return cls(means.mean(0), spread, float(chromas.mean()), float(np.sqrt(variances[:, 0]).mean()))
+
+
+def _of_frame(colours: Float[np.ndarray, "h w 3"]) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"], float]:
+    """Means and variances of L, a and b, and the mean distance from grey."""
+    return colours.mean((0, 1)), colours.var((0, 1)), float(np.hypot(colours[..., 1], colours[..., 2]).mean())
+
+
+def colour_shift(clip: Colours, reference: Colours) -> float:
     """Distance of the mean colours of two clips in Lab."""
-    return float(np.linalg.norm(lab(clip).mean((0, 1, 2)) - lab(reference).mean((0, 1, 2))))
+    return float(np.linalg.norm(clip.mean - reference.mean))
 
 
-def colour_spread_shift(clip: UInt8[np.ndarray, "f h w 3"], reference: UInt8[np.ndarray, "f h w 3"]) -> float:
+def colour_spread_shift(clip: Colours, reference: Colours) -> float:
     """Distance of the standard deviations of L, a, b over all pixels of two clips."""
-    return float(np.linalg.norm(lab(clip).std((0, 1, 2)) - lab(reference).std((0, 1, 2))))
-
-
-def chroma(clip: UInt8[np.ndarray, "f h w 3"]) -> float:
-    """Mean distance of the pixels from grey, in Lab."""
-    return float(np.hypot(*np.moveaxis(lab(clip)[..., 1:], -1, 0)).mean())
-
-
-def contrast(clip: UInt8[np.ndarray, "f h w 3"]) -> float:
-    """Standard deviation of the lightness within a frame, mean over frames."""
-    return float(lab(clip)[..., 0].std((1, 2)).mean())
+    return float(np.linalg.norm(clip.spread - reference.spread))

@@ -12,6 +12,7 @@ from torch import Tensor
 from loraport.metrics import closeness, colour, detail, identity, motion, posture, similarity
 from loraport.metrics.aesthetic import Aesthetic
 from loraport.metrics.amt import Amt
+from loraport.metrics.colour import Colours
 from loraport.metrics.csd import Csd
 from loraport.metrics.faces import Faces, face_weights
 from loraport.metrics.given import JudgeWeights, installed
@@ -33,12 +34,8 @@ _OF_ONE: dict[str, Callable[[Pixels], float]] = {
     "flicker": motion.flicker,
     "edges": detail.edges,
     "sharpness": detail.sharpness,
-    "chroma": colour.chroma,
-    "contrast": colour.contrast,
 }
 _OF_TWO: dict[str, Callable[[Pixels, Pixels], float]] = {
-    "colour": colour.colour_shift,
-    "colour_spread": colour.colour_spread_shift,
     "distance": closeness.distance,
     "ssim": closeness.ssim,
 }
@@ -120,7 +117,7 @@ class Judges:
         looked = clip[similarity.looked_at(len(clip))]
         networks = {"features": self.lite, "csd": self.csd, "clip": self.clip, "dino": self.dino}
         seen = {key: network.features(looked) for key, network in networks.items() if network is not None}
-        look = ClipLook(clip, seen)
+        look = ClipLook(clip, Colours.of(clip), seen)
         if self.faces is not None:
             boxes = [self.faces.boxes(frame) for frame in looked]
             look.faces = np.array([float(len(each)) for each in boxes])
@@ -145,7 +142,10 @@ class Judges:
         clip = look.clip
         wanted = {each.key for each in self.measures(video=len(clip) > 1, image=image is not None)}
         found: dict[str, float | None] = {key: of(clip) for key, of in _OF_ONE.items() if key in wanted}
+        found |= {"chroma": look.colours.chroma, "contrast": look.colours.contrast}
         if reference is not None:
+            found["colour"] = colour.colour_shift(look.colours, reference.colours)
+            found["colour_spread"] = colour.colour_spread_shift(look.colours, reference.colours)
             found |= {key: of(clip, reference.clip) for key, of in _OF_TWO.items() if key in wanted}
             found |= {key: similarity.likeness(seen, reference.seen[key]) for key, seen in look.seen.items()}
         if image is not None:
@@ -190,6 +190,7 @@ class ClipLook:
 
     Attributes:
         clip: its pixels.
+        colours: what is told of them.
         seen: features of the frames that stand for it, by key of the measure.
         faces: how many faces each of those frames shows; None where nothing finds them.
         described: what tells each of these faces from others; None where nothing does.
@@ -197,6 +198,7 @@ class ClipLook:
     """
 
     clip: Pixels
+    colours: Colours
     seen: dict[str, Float[Tensor, "n d"]]
     faces: Float[np.ndarray, " n"] | None = None
     described: list[Descriptors] | None = None
