@@ -54,10 +54,10 @@ class Amt:
         As there, what is made is cut down to whole levels, not rounded, and a last frame that has no next one is left
         out. 1 where no frame is between two, for which VBench has no number.
         """
-        kept = as_tensor(clip[::2]) / 255
+        kept = (as_tensor(frame[None]) / 255 for frame in clip[::2])
         errors = []
         for pair, true in zip(itertools.pairwise(kept), clip[1::2], strict=False):
-            made = (self.between(torch.stack(pair)) * 255).permute(1, 2, 0).numpy().astype(np.uint8)
+            made = (self.between(torch.cat(pair)) * 255).permute(1, 2, 0).numpy().astype(np.uint8)
             errors.append(np.abs(made.astype(np.int16) - true).mean())
         return (255 - float(np.mean(errors))) / 255 if errors else 1.0
 

@@ -8,6 +8,7 @@ authors, which VBench downloads, or torchvision's copy of them (`raft_large_C_T_
 
 import itertools
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +69,16 @@ class Raft:
         return [fastest(flow.permute(1, 2, 0).numpy()) for flow in self.flows(clip)]
 
     @torch.inference_mode()
-    def flows(self, clip: UInt8[np.ndarray, "f h w 3"]) -> list[Float[Tensor, "2 i j"]]:
+    def flows(self, clip: UInt8[np.ndarray, "f h w 3"]) -> Iterator[Float[Tensor, "2 i j"]]:
         """Of each pair of successive frames, how far each pixel moves to the right and down, edges drawn out."""
-        frames, _ = padded(2 * (as_tensor(clip) / 255) - 1, BLOCK, LEAST)
-        seen = [(frame, self._encoded(frame, "fnet")) for frame in frames.to(self._device).split(1)]
-        return [self._flow(frame, now, then).cpu() for (frame, now), (_, then) in itertools.pairwise(seen)]
+        for (frame, now), (_, then) in itertools.pairwise(map(self._seen, clip)):
+            yield self._flow(frame, now, then).cpu()
+
+    def _seen(self, frame: UInt8[np.ndarray, "h w 3"]) -> tuple[Float[Tensor, "1 3 i j"], Float[Tensor, "1 c k l"]]:
+        """A frame as the network takes it, and its features."""
+        whole, _ = padded(2 * (as_tensor(frame[None]) / 255) - 1, BLOCK, LEAST)
+        whole = whole.to(self._device)
+        return whole, self._encoded(whole, "fnet")
 
     def _flow(
         self, frame: Float[Tensor, "1 3 h w"], now: Float[Tensor, "1 c i j"], then: Float[Tensor, "1 c i j"]
