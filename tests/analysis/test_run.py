@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import loraport
 import pico
 from loraport.analysis.layer import LayerTensors, Stored, analyse, project
-from loraport.analysis.plan import PARAMS
+from loraport.analysis.plan import PARAMS, make_analysis_plan
 from loraport.analysis.results import LayerAnalysis, PairAnalysis
 from loraport.cli.main import app
 from loraport.containers.dtypes import rounding_floor
@@ -73,6 +73,20 @@ def test_loras_of_which_one_is_named_like_the_beginning_of_another_keep_their_di
     assert together["LoRA ink"] == alone["LoRA ink"]
     assert together["source"] == alone["source"]
     assert len(set(together.values())) == 4
+
+
+def test_no_two_loras_have_one_label(files, tmp_path):
+    paths = [tmp_path / folder / f"{name}.safetensors" for folder, name in (("a", "ink"), ("b", "ink"), ("c", "ink 1"))]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(files.lora.read_bytes())
+
+    def labels(*some):
+        settings = {"source": str(files.source), "target": str(files.target)}
+        return [each.label for each in make_analysis_plan([str(path) for path in some], settings).loras]
+
+    assert labels(*paths[:2]) == ["ink 1", "ink 2"]
+    assert len(set(labels(*paths))) == 3
 
 
 def _from_whole_matrices(files: pico.Pico, name: str) -> LayerAnalysis:

@@ -151,9 +151,12 @@ def _expert(recipe: Recipe) -> Any:
 def _labels(loras: Sequence[str]) -> list[str]:
     """The names of the files, numbered where two are called the same."""
     stems = [Path(lora.removeprefix("zoo:")).stem for lora in loras]
-    return [
+    labels = [
         stem if stems.count(stem) == 1 else f"{stem} {stems[: at + 1].count(stem)}" for at, stem in enumerate(stems)
     ]
+    if len(set(labels)) == len(labels):
+        return labels
+    return [f"{number} {stem}" for number, stem in enumerate(stems, start=1)]  # a file is called "style 1" by itself
 
 
 def _wanted(recipe: Recipe, name: str) -> bool:
