@@ -75,6 +75,12 @@ def test_loras_of_which_one_is_named_like_the_beginning_of_another_keep_their_di
     assert len(set(together.values())) == 4
 
 
+def test_models_that_are_no_versions_of_each_other_are_doubted(files, options, tmp_path):
+    save_file(pico.weights(99), tmp_path / "other.safetensors")
+    found = loraport.analyze(files.source, tmp_path / "other.safetensors", layers=SOME, options=options)
+    assert any("do not look like versions of one model" in text for text in found.warnings)
+
+
 def test_no_two_loras_have_one_label(files, tmp_path):
     paths = [tmp_path / folder / f"{name}.safetensors" for folder, name in (("a", "ink"), ("b", "ink"), ("c", "ink 1"))]
     for path in paths:

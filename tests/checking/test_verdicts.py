@@ -98,6 +98,23 @@ def test_a_target_that_holds_the_whole_lora(files: pico.Pico):
     assert found.kind.name == "a LoRA"
 
 
+def test_a_target_that_holds_more_than_the_lora_among_other_things(files: pico.Pico):
+    """Its drift is not the LoRA alone, and yet no strength above nothing is left."""
+    target = pico.distilled(load_file(files.source), 4, drift=0.15)
+    for name, update in updates(load_file(files.lora)).items():
+        target[name] = target[name] + 1.1 * update
+    found = check(files, target)
+    assert found.figure("overlap").value < 0.9
+    assert (found.verdict, found.headline) == ("cannot help", "the target holds this LoRA already")
+
+
+def test_distillation_loras_of_zeros_leave_nothing_to_be_found_elsewhere(files: pico.Pico):
+    nothing = {key: torch.zeros_like(tensor) for key, tensor in load_file(files.lora).items()}
+    save_file(nothing, files.folder / "nothing.safetensors")
+    found = loraport.check(files.lora, source=files.source, target_lora=files.folder / "nothing.safetensors")
+    assert (found.verdict, len(found.reasons)) == ("use as is", 1)
+
+
 def test_an_unrelated_target(files: pico.Pico):
     found = check(files, pico.weights(99))
     assert found.verdict == "cannot help"

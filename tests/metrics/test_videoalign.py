@@ -179,6 +179,8 @@ def test_as_many_frames_are_looked_at_as_the_authors_do(frames, fps, count):
     picked = Reward(1.0, 2.0, None, 1, {}, {}).picked(frames, float(fps))
     assert len(picked) == count
     assert (picked[0], picked[-1]) == (0, frames - 1)
+    always = Reward(1.0, 2.0, 6, 1, {}, {}).picked(frames, float(fps))
+    assert len(always) == min(6, frames)
 
 
 @pytest.mark.parametrize(("high", "wide"), [(480, 832), (60, 90), (448, 448), (1080, 1920), (32, 32), (200, 1000)])
@@ -210,7 +212,9 @@ def _without(folder, tmp_path, change):
             ),
             "output_dim",
         ),
+        (lambda place: (place / "prompt_template.py").write_text("def (:"), "text of the reward cannot be read"),
         (lambda place: (place / "checkpoints/checkpoint-11352/model.pth").write_bytes(b"torn"), "cannot be read"),
+        (lambda place: [file.unlink() for file in place.glob("checkpoints/*/model.*")], "no checkpoint of VideoAlign"),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_of_another_kind_is_said(reward, tmp_path, change, words):
@@ -228,7 +232,11 @@ def test_a_lora_or_a_weight_that_is_missing_is_said(reward, tmp_path):
 
         return change
 
-    for part, words in (("layers.1.mlp.up_proj.lora_A", "without its layer"), ("merger.ln_q", "2 missing")):
+    for part, words in (
+        ("layers.1.mlp.up_proj.lora_A", "without its layer"),
+        ("merger.ln_q", "2 missing"),
+        ("rm_head", "no checkpoint of VideoAlign"),
+    ):
         place = _without(reward[0], tmp_path / part, lose(part))
         with pytest.raises(FileError, match=words):
             VideoAlign(place, reward[0] / "qwen")
