@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from loraport.core.bootstrap import Estimate
-from loraport.evaluate.run import ANCHORS, Evidence, ScoredCell
+from loraport.evaluate.run import ANCHORS, Evidence
 from loraport.evaluate.tables import TITLES, anchor_differences, markdown, pooled, show, verdict
 
 _AMOUNT = re.compile(r"(.*) ([0-9.]+)$")
@@ -81,23 +81,12 @@ def surface_table(evidence: Evidence, method: str, target: str) -> str:
 
 
 def _measured(evidence: Evidence, curve: str) -> list[tuple[str, str]]:
-    return [
-        (lora, target)
-        for lora, target in evidence.pairs()
-        if any(cell.variant and cell.variant.curve == curve for cell in evidence.of_pair(lora, target))
-    ]
-
-
-def _cell(evidence: Evidence, lora: str, target: str, curve: str, strength: float) -> ScoredCell | None:
-    for cell in evidence.of_pair(lora, target):
-        if cell.variant and (cell.variant.curve, cell.variant.strength) == (curve, strength):
-            return cell
-    return None
+    return [pair for pair in evidence.pairs() if evidence.curve(*pair, curve)]
 
 
 def _over(
     evidence: Evidence, pairs: Sequence[tuple[str, str]], curve: str, strength: float, name: str
 ) -> Estimate | None:
     """The mean over pairs; None where one of them was not measured at this strength."""
-    cells = [_cell(evidence, *pair, curve, strength) for pair in pairs]
+    cells = [evidence.curve(*pair, curve).get(strength) for pair in pairs]
     return pooled([cell.estimates[name] for cell in cells if cell]) if cells and all(cells) else None

@@ -70,10 +70,9 @@ def pairs(evidence: Evidence, measure: str) -> tuple[list[float], list[LoraOnTar
     targets = {target.name: target for target in evidence.family.targets}
     found, strengths = [], []
     for lora, target in evidence.pairs():
-        line = [c for c in evidence.of_pair(lora, target) if c.variant and c.variant.curve == "direct"]
-        line.sort(key=lambda cell: cell.variant.strength if cell.variant else 0)
-        strengths = [cell.variant.strength for cell in line if cell.variant]
-        scores = torch.tensor([cell.estimates[measure].value for cell in line])
+        reuse = evidence.curve(lora, target)
+        strengths = list(reuse)
+        scores = torch.tensor([cell.estimates[measure].value for cell in reuse.values()])
         found.append(LoraOnTarget(lora, target, features(evidence.family, loras[lora], targets[target]), scores))
     return strengths, found
 

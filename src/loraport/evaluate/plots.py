@@ -69,9 +69,8 @@ def _panel(
     for cell, shape in ((evidence.cell(lora, "", "B"), "x"), (evidence.cell(lora, target, "C"), "+")):
         x, y = cell.estimates[function], cell.estimates[quality]
         panel.plot([x.value], [y.value], shape, color="#444444", markersize=9, markeredgewidth=2)
-    line = [cell for cell in cells if cell.variant and cell.variant.role == "direct"]
-    line.sort(key=lambda cell: cell.variant.strength if cell.variant else 0)
-    path = [(cell.estimates[function].value, cell.estimates[quality].value) for cell in line]
+    reuse = [cell for cell in evidence.curve(lora, target).values() if cell in cells]
+    path = [(cell.estimates[function].value, cell.estimates[quality].value) for cell in reuse]
     panel.plot(*zip(*path, strict=True), color=_COLOURS["direct"], linewidth=0.8, alpha=0.6)
     for cell in cells:
         assert cell.variant is not None

@@ -109,14 +109,19 @@ class Evidence:
         """The variants on one target, in order."""
         return [cell for cell in self.cells if (cell.lora, cell.target) == (lora, target) and cell.variant]
 
+    def curve(self, lora: str, target: str, name: str = "direct") -> dict[float, ScoredCell]:
+        """A method on one target by its strengths, the weakest first; empty where it was not measured."""
+        rows = [(cell.variant, cell) for cell in self.of_pair(lora, target)]
+        found = {variant.strength: cell for variant, cell in rows if variant and variant.curve == name}
+        return dict(sorted(found.items()))
+
     def best(self, lora: str, target: str, curve: str = "direct", by: str = "to_aim") -> ScoredCell:
         """A method at the strength that suits it best: nearest to source + LoRA, or by another measure.
 
         The strength is chosen on the same clips that are reported, which favours the method. Raises ValueError where it
         was not measured.
         """
-        cells = [cell for cell in self.of_pair(lora, target) if cell.variant and cell.variant.curve == curve]
-        return min(cells, key=lambda cell: cell.estimates[by].value)
+        return min(self.curve(lora, target, curve).values(), key=lambda cell: cell.estimates[by].value)
 
     def to_json(self) -> dict[str, Any]:
         """Numbers only."""
