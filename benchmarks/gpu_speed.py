@@ -3,6 +3,7 @@
 import importlib.util
 import re
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -202,9 +203,25 @@ def _steps(session: Session, shape: tuple[int, int]) -> dict[str, float]:
     for step in steps(shape, 32, session.device):
         label = f"{step.method}: {step.name}"
         found[label] = session.seconds(step.work, repeat=2, warm=1)
-        session.say(f"   {shape[0]} x {shape[1]}  {label}: {found[label] * 1e3:.1f} ms")
+        found[f"{label}, waits"] = waits = _waits(session, step.work)
+        told = f", the program waits {waits} times" if session.cuda else ""
+        session.say(f"   {shape[0]} x {shape[1]}  {label}: {found[label] * 1e3:.1f} ms{told}")
     session.release()
     return found
+
+
+def _waits(session: Session, work: Callable[[], object]) -> int:
+    """How often the program waits for the card, as torch sees it: what libraries wait for is not in it."""
+    if not session.cuda:
+        return 0
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            work()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("called a synchronizing" in str(each.message) for each in told)
 
 
 def _files(session: Session) -> dict[str, float]:

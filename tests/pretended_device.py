@@ -324,6 +324,7 @@ def pretended_cuda(
 
     for name in ("_lazy_init", "synchronize", "set_per_process_memory_fraction", "empty_cache"):
         say(name, None)
+    say("get_per_process_memory_fraction", 1.0)
     for name in ("memory_reserved", "memory_allocated"):
         say(name, 0)
     say("is_available", True)

@@ -147,7 +147,7 @@ def test_a_device_that_fails_is_said_with_what_to_do(monkeypatch):
     with pytest.raises(NumericalError, match="--device cpu") as raised:
         with_the_cpu_behind(work, "cuda:0")
     assert raised.value.values == "CUDA error: an illegal memory access was encountered"
-    monkeypatch.setattr(accelerators, "_bounded", {"cuda:0"})
+    monkeypatch.setattr(accelerators, "_bounded", {"cuda:0": 1.0})
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: work(DEVICE))
     accelerators.bound("cuda:0", None)  # what is cleaned up afterwards hides it not
 

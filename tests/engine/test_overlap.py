@@ -202,13 +202,14 @@ def test_a_bound_on_memory_is_one_of_the_tensors_of_a_gpu(monkeypatch):
     set_to = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7_000_000_000, 8_000_000_000))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: set_to.append(share))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 0.9, raising=False)
     bound("cpu", 1000)
     bound("cuda:0", None)
     bound("cuda:0", 6_000_000_000)
     bound("cuda:0", 10**12)
     bound("cuda:0", None)  # as it was, for whoever uses the GPU next
     bound("cuda:0", None)
-    assert set_to == [0.75, 1.0, 1.0]
+    assert set_to == [0.75, 0.9, 0.9]
 
 
 def test_max_memory_bounds_the_device_of_every_layer_and_is_lifted_afterwards(files, tmp_path, device, monkeypatch):

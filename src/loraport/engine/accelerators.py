@@ -80,7 +80,8 @@ def usable_bytes(device: str) -> int:
     return int((free + kept) * _SHARE)
 
 
-_bounded: set[str] = set()
+_bounded: dict[str, float] = {}
+"""Devices that are bound here, each with the share that the program around this one had bound it to before."""
 
 
 def bound(device: str, count: int | None) -> None:
@@ -91,13 +92,15 @@ def bound(device: str, count: int | None) -> None:
     if not device.startswith("cuda") or (count is None and device not in _bounded):
         return
     if count is None:
-        _bounded.discard(device)
+        before = _bounded.pop(device)
         with contextlib.suppress(RuntimeError):  # a device that failed, which has been said
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
+            torch.cuda.set_per_process_memory_fraction(before, device)
         return
+    if device not in _bounded:  # an older torch does not say
+        told = getattr(torch.cuda, "get_per_process_memory_fraction", None)
+        _bounded[device] = 1.0 if told is None else float(told(device))
     _, total = torch.cuda.mem_get_info(device)
-    torch.cuda.set_per_process_memory_fraction(min(count / total, 1.0), device)
-    _bounded.add(device)
+    torch.cuda.set_per_process_memory_fraction(min(count / total, _bounded[device]), device)
 
 
 def name_of(device: str) -> str:
