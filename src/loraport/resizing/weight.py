@@ -126,7 +126,7 @@ def _compute(op: Operator, job: WeightJob) -> dict[str, Tensor]:
         raise NumericalError("a weight holds NaN or infinity", where=job.weight.name, fix="use another copy, or --drop")
     facts = {"norm": torch.tensor(norm, dtype=torch.float64), "kept": torch.tensor(1.0, dtype=torch.float64)}
     if job.rank is None:
-        return facts | {"S": _values(op)}
+        return facts | {"S": _values(op, job.weight.name)}
     rank = min(job.rank, *op.shape)
     if isinstance(op, LowRank) or min(op.shape) > EXACT:
         cut = truncated_svd(op, rank=rank, name=job.weight.name)
@@ -139,11 +139,13 @@ def _compute(op: Operator, job: WeightJob) -> dict[str, Tensor]:
     return facts | {"B": update.B.cpu().contiguous(), "A": update.A.cpu().contiguous()}
 
 
-def _values(op: Operator) -> Float[Tensor, " q"]:
+def _values(op: Operator, name: str) -> Float[Tensor, " q"]:
     if isinstance(op, LowRank):
         return op.svd()[1].cpu()
     dense = op.dense()
-    return torch.linalg.svdvals(dense.cpu() if dense.device.type == "mps" else dense).cpu()
+    if dense.is_cuda:  # whose library takes the values alone by rotations, and has no other way where they do not end
+        return thin_svd(dense, name=name).S.cpu()
+    return torch.linalg.svdvals(dense.cpu())
 
 
 def _key(job: WeightJob, digests: Mapping[str, str]) -> str:
