@@ -90,7 +90,7 @@ def test_a_transfer_holds_nothing_open_that_it_replaces(tmp_path: Path, ending: 
     assert list(tmp_path.rglob("*.partial")) == []
     for path in (made.source, target, made.lora):
         os.unlink(path)  # nothing is mapped, or kept open
-    assert Store(tmp_path / "cache").clear() != []
+    assert index.clear(tmp_path / "cache") != []
 
 
 @needs_proc
@@ -147,9 +147,9 @@ def test_an_entry_that_another_process_reads_is_kept(tmp_path: Path, rules) -> N
     assert store.put("basis", key, tensors)
     with store.path("basis", key).open("rb"):
         assert store.put("basis", key, tensors)
-        assert store.clear() == []
-    assert store.problems == []
-    assert len(store.clear()) == 1
+        assert index.clear(store.root) == []
+    assert store.take_problems() == []
+    assert len(index.clear(store.root)) == 1
 
 
 @pytest.mark.parametrize(

@@ -165,10 +165,10 @@ def test_what_is_read_again_is_held_against_its_checksum(files, tmp_path, monkey
     time.sleep(2 * reading._CLOCK_NS / 1e9)
     cache = tmp_path / "cache"
     ref = open_tensors(files.target).groups[()]["blocks.0.ffn.0.weight"]
-    with DigestMemo(cache) as memo:
-        first = reading.InputReader(memo)
-        known = first.digest(ref, hold=True)
-        weight = first.read(ref)
+    first = reading.InputReader(DigestMemo(cache))
+    known = first.digest(ref, hold=True)
+    weight = first.read(ref)
+    first.memo.flush()
     asked, real = [], reading.read_with_sums
 
     def spied(ref, memory, *, digest=True):

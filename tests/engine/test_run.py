@@ -173,6 +173,15 @@ def test_layers_outside_the_pattern_keep_their_update_and_dropped_ones_go(files,
     assert len(report.dropped) == 2 * 2 * pico.BLOCKS
 
 
+def test_direct_reuse_at_a_strength_leaves_other_layers_alone_and_has_an_amount(files, tmp_path, options):
+    given, output = _updates(files.lora), tmp_path / "out.safetensors"
+    asked = {"method": "direct", "params": {"strength": 0.5}, "dtype": "float32"}
+    _transfer(files, output, options, layers=r"self_attn", **asked)
+    _close(_updates(output), {name: (0.5 if "self_attn" in name else 1.0) * D for name, D in given.items()}, 1e-5)
+    _transfer(files, output, options, amount=0.5, **asked)
+    _close(_updates(output), {name: 0.75 * D for name, D in given.items()}, 1e-5)
+
+
 def test_every_key_of_the_input_ends_in_one_place(files, tmp_path, options):
     tensors = load_file(files.lora)
     generator = torch.Generator().manual_seed(4)

@@ -83,7 +83,7 @@ def test_non_contiguous_tensors(store: Store) -> None:
 
 def test_absent_is_none_and_no_problem(store: Store) -> None:
     assert store.get("basis", key_of(9)) is None
-    assert store.problems == []
+    assert store.take_problems() == []
 
 
 def flip(path: Path, at: int) -> None:
@@ -125,7 +125,7 @@ def test_a_damaged_entry_is_dropped_reported_and_can_be_put_again(store: Store, 
     (problem,) = store.take_problems()
     assert problem.what == "damaged"
     assert key_of(0) in problem.message
-    assert store.problems == []
+    assert store.take_problems() == []
     put_one(store)
     assert store.get("basis", key_of(0), SHAPES) is not None
 
@@ -167,7 +167,7 @@ def test_an_entry_of_an_older_format_is_a_miss_and_no_problem(store: Store) -> N
     edit_header(path, "loraport.store.version", "1")
     assert [problem.what for problem in store.verify()] == ["older"]
     assert store.get("basis", key_of(0)) is None
-    assert store.problems == []
+    assert store.take_problems() == []
     put_one(store)
     assert store.get("basis", key_of(0)) is not None
 
@@ -188,12 +188,12 @@ def test_the_checksum_sees_order_and_texts(store: Store, change) -> None:
 
 
 def test_a_full_disk_stops_caching_once_and_nothing_else(tmp_path: Path) -> None:
-    problems = []
-    store = Store(tmp_path, on_problem=problems.append, reserve_bytes=10**18)
+    store = Store(tmp_path, reserve_bytes=10**18)
     assert not store.put("basis", key_of(0), tensors())
     assert not store.put("basis", key_of(1), tensors())
-    assert [problem.what for problem in problems] == ["unwritable"]
-    assert "free" in problems[0].message
+    (problem,) = store.take_problems()
+    assert problem.what == "unwritable"
+    assert "free" in problem.message
     assert store.get("basis", key_of(0)) is None
 
 
@@ -257,11 +257,11 @@ def test_gc_by_age_and_leftovers(store: Store) -> None:
     os.utime(old, (1000, 1000))
     leftover = new.parent / f".{new.name}.abc.partial"
     leftover.write_bytes(b"half")
-    store.gc(older_than=3600.0)
+    index.collect(store.root, older_than=3600.0)
     assert [info.path for info in store.entries()] == [new]
     assert not leftover.exists()  # nobody holds its lock
     leftover.write_bytes(b"half")
-    store.gc()
+    index.collect(store.root)
     assert not leftover.exists()
 
 
@@ -270,7 +270,7 @@ def test_clear_deletes_entries_and_nothing_else(store: Store) -> None:
     strangers = [store.root / "basis" / "notes.txt", path.parent / "mine.safetensors", store.root / "result.txt"]
     for stranger in strangers:
         stranger.write_text("keep me")
-    assert len(store.clear()) == 1
+    assert len(index.clear(store.root)) == 1
     assert store.entries() == []
     assert all(stranger.exists() for stranger in strangers)
 
@@ -306,7 +306,7 @@ def test_threads_that_put_and_get_the_same_entries(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert store.problems == []
+    assert store.take_problems() == []
 
 
 def test_a_writer_killed_at_any_moment_leaves_no_bad_entry(store: Store) -> None:

@@ -4,6 +4,8 @@ import csv
 import json
 import math
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +13,12 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import pico
+from loraport import files as writing
 from loraport.engine import devices
 from loraport.engine.events import Finished, LayerDone
 from loraport.engine.options import RunOptions
 from loraport.errors import FileError, NumericalError, UsageError
+from loraport.sweeping import index
 from loraport.sweeping.index import Index
 from loraport.sweeping.run import plan_sweep
 
@@ -125,10 +129,10 @@ def test_the_index_says_everything_of_a_cell(files, tmp_path):
 
 @pytest.mark.parametrize("amount", [1.0, 0.3])
 def test_change_and_cosine_are_those_of_the_matrices(files, tmp_path, amount):
-    for method in ("casa", "matched-gain", "direct"):
-        report = sweep(
-            files, tmp_path / method, method=method, amount=amount, rank="full", loras=files.lora, target=files.target
-        )
+    asked = {"casa": {}, "matched-gain": {}, "direct": {}, "direct at a strength": {"strength": -0.5}}
+    for method, params in asked.items():
+        settings = {"method": method.split()[0], "params": params, "amount": amount, "rank": "full"}
+        report = sweep(files, tmp_path / method, loras=files.lora, target=files.target, **settings)
         (row,) = report.cells
         new, old = load_file(tmp_path / method / row.output), load_file(files.lora)
         change = given = made = along = 0.0
@@ -323,6 +327,32 @@ class TestWhatIsThere:
         )  # fmt: skip
         assert "would replace the input LoRA" in str(report.errors["target/style"])
         assert (loras / "style.safetensors").read_bytes() == files.lora.read_bytes()
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no such names")
+    def test_a_folder_whose_name_is_no_valid_text(self, files, tmp_path):
+        odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/odd \xff"))
+        shutil.copytree(files.folder, odd)
+        moved = pico.Pico(odd, *(odd / path.name for path in (files.source, files.target, files.lora)))
+        self.make(moved, odd / "made")
+        assert self.make(moved, odd / "made").kept == {"target/style"}
+
+    def test_an_index_that_cannot_be_written_for_a_moment(self, files, tmp_path, monkeypatch):
+        """The output was there, its row said that it failed, and the next sweep took it for somebody else's."""
+        full = []
+
+        def write_json(path, value):
+            if not full and any(row["state"] == "done" for row in value["cells"]):
+                full.append(path)
+                raise FileError("the disk is full", where=str(path))
+            writing.write_json(path, value)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(index, "write_json", write_json)
+            patch.setattr(index, "_PAUSE", 0.0)
+            with pytest.raises(FileError, match="the disk is full"):
+                self.make(files, tmp_path / "made")
+        assert (tmp_path / "made" / "target" / "style.safetensors").is_file()
+        assert self.make(files, tmp_path / "made").kept == {"target/style"}
 
     def test_an_index_that_is_none(self, files, tmp_path):
         self.make(files, tmp_path / "made")

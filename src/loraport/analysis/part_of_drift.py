@@ -19,7 +19,6 @@ from loraport.core.lowrank import LowRank
 from loraport.core.operators import Operator
 from loraport.engine.events import Listener
 from loraport.engine.job import LayerJob
-from loraport.engine.keys import references
 from loraport.engine.layer import load_layer
 from loraport.engine.options import RunOptions
 from loraport.engine.reading import InputReader
@@ -59,7 +58,7 @@ class PartOfDrift(Change):
 
     def load(self) -> LowRank:
         """The change. Raises as `engine.layer.load_layer`."""
-        job, refs = self.job, references(self.job)
+        job, refs = self.job, self.job.refs
         digests = {role: self.reader.digest(ref, hold=True) for role, ref in refs.items()}
         method, params = registry.resolve(job.method, job.params)
         cpu = torch.device("cpu")

@@ -2,7 +2,6 @@
 
 from loraport.containers.references import TensorRef
 from loraport.engine.inputs import joined_digests, owner_of
-from loraport.engine.keys import references
 from loraport.engine.known_digests import KnownDigests
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan
@@ -27,7 +26,7 @@ def known_digests(plan: TransferPlan, options: RunOptions, *, read: bool) -> dic
         FileError: the LoRA cannot be read.
     """
     known = KnownDigests(DigestMemo(_root(options)), plan.identities)
-    layers = [(job.name, references(job)) for job in plan.jobs]
+    layers = [(job.name, job.refs) for job in plan.jobs]
     size = sum(ref.nbytes for _, refs in layers for role, ref in refs.items() if owner_of(role) == "lora")
     soon = read and size <= SOON_READ
     found = [

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -128,13 +129,13 @@ def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start:
         _with_hand(batch, [look_up(job, asked[_way(job)], root, digests, job.name in kept) for job in layer], asked)
         for batch, layer in zip(batches, layers, strict=True)
     ]
-    known: dict[tuple[_Way, LayerKind, Have], Work] = {}
+
+    @cache
+    def work_alike(way: _Way, kind: LayerKind, state: Have) -> Work:
+        return work_of(kind, asked[way], state)
 
     def work_at(job: LayerJob, state: Have) -> Work:
-        way, kind = _way(job), kinds[id(job)]
-        if (way, kind, state) not in known:
-            known[way, kind, state] = work_of(kind, asked[way], state)
-        return known[way, kind, state]
+        return work_alike(_way(job), kinds[id(job)], state)
 
     places = len({slot.device for slot in slots})
     beside = 0.0 if device == "cpu" else threads_beside() / places

@@ -36,9 +36,9 @@ class ChosenMethod:
     values: dict[str, Any]
 
     @classmethod
-    def of(cls, method: TransferMethod[Any], params: Params, needs: Needs) -> "ChosenMethod":
+    def of(cls, method: TransferMethod[Any], params: Params) -> "ChosenMethod":
         """That of a method with settings."""
-        return cls(method, params, needs, params.model_dump(mode="json"))
+        return cls(method, params, method.needs(params), params.model_dump(mode="json"))
 
 
 def further_cost(job: LayerJob) -> float:
@@ -122,7 +122,6 @@ def matrices_on_a_card(way: ChosenMethod, shape: tuple[int, int], rank: int, rul
 
 def rank_bound(job: LayerJob) -> int:
     """Rank of a layer's output at most."""
-    full = min(job.shape)
-    if job.rank.kind == "fixed":
-        return min(int(job.rank.value), full) if job.source is not None else job.update.rank
-    return full
+    if job.rank.kind == "fixed" and job.source is None:
+        return job.update.rank
+    return job.rank.most(min(job.shape))

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any
 
 from loraport.adapters.update import LayerUpdate
-from loraport.containers.references import TensorRef
 from loraport.core.algorithm import ALGORITHM
 from loraport.engine.job import LayerJob
 from loraport.methods import registry
@@ -20,11 +19,6 @@ from loraport.store.index import entry_key
 ADDED = ("source_lora.", "target_lora.")  # roles of the tensors of LoRAs that are a part of a model
 RESULT_VERSION = 2
 """Raised whenever the same job would give other bytes than before."""
-
-
-def references(job: LayerJob) -> dict[str, TensorRef]:
-    """Every tensor that the job reads, by its role."""
-    return job.refs
 
 
 def result_key(job: LayerJob, digests: Mapping[str, str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from loraport.engine.job import LayerJob
 from loraport.engine.job_cost import rank_bound
-from loraport.engine.keys import ADDED, basis_key, basis_role, prepared_key, references, result_key
+from loraport.engine.keys import ADDED, basis_key, basis_role, prepared_key, result_key
 from loraport.engine.known_digests import KnownDigests
 from loraport.engine.rates import Rates
 from loraport.methods import cost as costs
@@ -145,7 +145,7 @@ def look_up(job: LayerJob, asked: MethodNeeds, root: Path | None, remembered: Kn
         remembered: digests of earlier runs.
         keeps: whether what is decomposed is to be kept.
     """
-    known = {role: remembered.known_digest(ref) for role, ref in references(job).items()}
+    known = {role: remembered.known_digest(ref) for role, ref in job.refs.items()}
     digests = {role: text for role, text in known.items() if text is not None}
     weights = {role for role in ("source", "target") if role in known}
     if not weights <= digests.keys():

@@ -22,26 +22,35 @@ from loraport.models.checkpoint import Checkpoint, open_checkpoint
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What the recipe names, opened.
+class Pair:
+    """The models of a recipe, opened: all but the LoRA, so that several LoRAs can share it.
 
     Attributes:
-        adapter: the LoRA, at the strength and scale asked for.
-        source: its model.
+        source: the model that the LoRA was trained on.
         target: the distilled model's checkpoint, None where LoRAs make it of the source.
         added: the distillation LoRAs that are added to it, or to the source.
         source_added: the LoRAs that are a part of the source, and not of the target.
-        doubts: what the LoRA's header says against this use of it.
         identities: file -> its `file_identity` when it was opened.
     """
 
-    adapter: LoraAdapter
     source: Checkpoint
     target: Checkpoint | None
     added: tuple[Added, ...]
     source_added: tuple[Added, ...]
-    doubts: tuple[str, ...]
     identities: Mapping[Path, str]
+
+
+@dataclass(frozen=True)
+class Inputs(Pair):
+    """All that a recipe names, opened; the identities are those of all files.
+
+    Attributes:
+        adapter: the LoRA, at the strength and scale asked for.
+        doubts: what the LoRA's header says against this use of it.
+    """
+
+    adapter: LoraAdapter
+    doubts: tuple[str, ...]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -87,22 +96,6 @@ class WeightPair:
     def common_dtype(self) -> str | None:
         """The coarser dtype (torch name) when the two are stored in different ones."""
         return None if self.target is None else common_dtype(self.source, self.target)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The models of a recipe, opened: all but the LoRA, so that several LoRAs can share it.
-
-    Attributes:
-        source, target, added, source_added: as in `Inputs`.
-        identities: file -> its `file_identity` when it was opened.
-    """
-
-    source: Checkpoint
-    target: Checkpoint | None
-    added: tuple[Added, ...]
-    source_added: tuple[Added, ...]
-    identities: Mapping[Path, str]
 
 
 def open_pair(recipe: Recipe, expert: Expert | None) -> Pair:
@@ -166,7 +159,7 @@ def open_inputs(recipe: Recipe, pair: Pair | None = None) -> Inputs:
     identities = {**before, **_identities(_files(adapter)), **pair.identities}
     _refuse_changed(before)
     doubts = doubts_about(adapter, recipe)
-    return Inputs(adapter, pair.source, pair.target, pair.added, pair.source_added, doubts, identities)
+    return Inputs(pair.source, pair.target, pair.added, pair.source_added, identities, adapter, doubts)
 
 
 def _refuse_changed(before: Mapping[Path, str]) -> None:

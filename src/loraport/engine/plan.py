@@ -34,11 +34,8 @@ from loraport.engine.recipe import Recipe
 from loraport.engine.target import Added
 from loraport.errors import MismatchError, UsageError
 from loraport.methods import registry
-from loraport.methods.base import Needs
 from loraport.models.checkpoint import Checkpoint
 from loraport.wording import count
-
-_NOTHING = Needs()
 
 
 @dataclass(frozen=True)
@@ -118,7 +115,8 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
         UsageError: an unknown method, parameter or profile, or a `layers` pattern that matches nothing.
     """
     method, params = registry.resolve(recipe.method, recipe.params)
-    needs = method.needs(params) if recipe.amount > 0 else _NOTHING
+    if recipe.amount == 0.0:
+        method, params = registry.resolve("direct", {})
     check_profile(recipe.to)
     inputs = open_inputs(recipe, pair)
     adapter = inputs.adapter
@@ -129,14 +127,13 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
     check_passthrough(adapter.passthrough, profile_of(recipe.to, adapter.dialect).of(family), family)
     dropped = list(adapter.dropped)
     warnings = list(inputs.notes)
-    if recipe.amount == 0.0:
-        method, params = registry.resolve("direct", {})
-    rank = _settle_rank(recipe, adapter.max_rank, keeps=method.keeps_rank or needs == _NOTHING)
+    chosen, as_it_is = ChosenMethod.of(method, params), ChosenMethod.of(*registry.resolve("direct", {}))
+    rank = _settle_rank(recipe, adapter.max_rank, keeps=method.keeps_rank or chosen.needs.nothing)
     dtype = written_as(adapter.dtype) if recipe.dtype == "same" else recipe.dtype
 
-    direct = ChosenMethod.of(*registry.resolve("direct", {}), _NOTHING)
-    ways = {"direct": direct, method.name: ChosenMethod.of(method, params, needs)}
-    expected: dict[tuple[str, tuple[int, int], int, int], tuple[float, int, int]] = {}  # of layers of one size
+    blends = not chosen.needs.nothing or params != type(params)()  # the LoRA as it is has no way to go from itself
+    meant = Search(recipe.layers) if recipe.layers else None
+    expected: dict[tuple[bool, tuple[int, int], int, int], tuple[float, int, int]] = {}  # of layers of one size
     jobs = []
     for name, update in adapter.layers.items():
         found = weights_of(name, update, inputs, recipe)
@@ -144,14 +141,13 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
             dropped += update.keys
             warnings.append(f"{name} is in the LoRA but not in both checkpoints; it was left out (--allow-partial)")
             continue
-        chosen = method.name if not recipe.layers or Search(recipe.layers)(name) else "direct"
-        way = ways[chosen]
-        job_needs = way.needs
+        way = chosen if meant is None or meant(name) else as_it_is
+        needs, reads = way.needs, not way.needs.nothing
         m, n = update.shape
-        hinted = max(update.rank, int(rank.value) if rank.kind == "fixed" else min(m, n))
+        hinted = max(update.rank, rank.most(min(m, n)))
         updates = {at: more for at, each in enumerate(inputs.added) if (more := each.update(name)) is not None}
         own = {at: more for at, each in enumerate(inputs.source_added) if (more := each.update(name)) is not None}
-        alike = (chosen, (m, n), hinted, update.rank)
+        alike = (way is chosen, (m, n), hinted, update.rank)
         if alike not in expected:
             on_a_card = card_bytes(way, (m, n), update.rank, rank)
             expected[alike] = cold_cost(way, (m, n), hinted), peak_bytes(way, (m, n), hinted), on_a_card
@@ -160,18 +156,18 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
             LayerJob(
                 name=name,
                 shape=(m, n),
-                method=chosen,
-                params=way.values if chosen == method.name else {},
+                method=way.method.name,
+                params=way.values if way is chosen else {},
                 update=update,
-                source=found.source if job_needs != _NOTHING else None,
-                target=found.target if job_needs.target or job_needs.drift or job_needs.target_basis else None,
-                target_updates=updates if job_needs != _NOTHING else {},
-                source_updates=own if job_needs != _NOTHING else {},
+                source=found.source if reads else None,
+                target=found.target if needs.target or needs.drift or needs.target_basis else None,
+                target_updates=updates if reads else {},
+                source_updates=own if reads else {},
                 card_bytes=on_a_card,
                 has_drift=inputs.target is not None or bool(updates) or bool(own),
                 round_to=found.common_dtype,
                 rank=rank,
-                amount=recipe.amount if job_needs != _NOTHING else 1.0,
+                amount=recipe.amount if way is chosen and blends else 1.0,
                 dtype=dtype,
                 cost=operations,
                 peak_bytes=peak + function_bytes(update),
@@ -182,7 +178,8 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
     one_rank = dict.fromkeys((job.name for job in jobs), 1)
     content = content_of(recipe.to, one_rank, adapter.passthrough, inputs.source.architecture, adapter.dialect)
     warnings += loader_notes(content)
-    _check_layers(recipe, [job.name for job in jobs])
+    if meant is not None:
+        _check_layers(meant, recipe, [job.name for job in jobs])
     extra_source, extra_target = inputs.extras
     return TransferPlan(
         recipe=recipe,
@@ -221,10 +218,9 @@ def _settle_rank(recipe: Recipe, rank_in: int, keeps: bool) -> RankRule:
     return recipe.rank_rule.for_input(rank_in, keeps)
 
 
-def _check_layers(recipe: Recipe, names: list[str]) -> None:
+def _check_layers(meant: Search, recipe: Recipe, names: list[str]) -> None:
     """A pattern that matches nothing would pass for the method while every layer is reused as it is."""
-    pattern = recipe.layers
-    if not pattern or any(map(Search(pattern), names)):
+    if any(map(meant, names)):
         return
     kinds: dict[str, str] = {}  # one name of each kind of module, the block's number aside
     for name in names:
@@ -232,6 +228,6 @@ def _check_layers(recipe: Recipe, names: list[str]) -> None:
     raise UsageError(
         "no layer of the LoRA matches --layers",
         where=recipe.lora,
-        values=f"{pattern!r}; {count(len(names), 'layer')} in it, such as {', '.join(list(kinds.values())[:6])}",
+        values=f"{recipe.layers!r}; {count(len(names), 'layer')} in it, such as {', '.join(list(kinds.values())[:6])}",
         fix="give a regular expression that is found in such names, such as self_attn or ^blocks\\.0\\.",
     )

@@ -48,5 +48,9 @@ class RankRule:
             return RankRule("fixed", max(rank, LEAST_RANK))
         return self
 
+    def most(self, full: int) -> int:
+        """Terms that a settled rule lets a matrix of full rank `full` have at most."""
+        return min(int(self.value), full) if self.kind == "fixed" else full
+
     def __str__(self) -> str:
         return {"fixed": f"{self.value:g}", "energy": f"energy={self.value:g}"}.get(self.kind, self.kind)

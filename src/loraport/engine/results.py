@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.engine.small_maps import SmallMap
+from loraport.methods import registry
 from loraport.methods.columns import Column
 from loraport.methods.maps import LayerMap
 
@@ -34,8 +35,6 @@ COLUMNS = (
 
 def layer_columns(methods: Iterable[str]) -> tuple[Column, ...]:
     """The engine's columns, then those that these methods declare, each key once."""
-    from loraport.methods import registry  # brings torch along
-
     found = {column.key: column for column in COLUMNS}
     for name in methods:
         found |= {column.key: column for column in registry.get(name).columns if column.key not in found}
@@ -44,8 +43,6 @@ def layer_columns(methods: Iterable[str]) -> tuple[Column, ...]:
 
 def layer_maps(methods: Iterable[str]) -> tuple[LayerMap, ...]:
     """What these methods can draw of a layer, each key once."""
-    from loraport.methods import registry
-
     found: dict[str, LayerMap] = {}
     for name in methods:
         found |= {each.key: each for each in registry.get(name).maps if each.key not in found}

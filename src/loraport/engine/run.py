@@ -6,34 +6,30 @@ line, so that there is something to read after a failure too.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
 
 from loraport.adapters.render import write_adapter
 from loraport.core.lowrank import LowRank
-from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Remarked, Warned, ignore
+from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
-from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship, judge_pair
 from loraport.engine.options import RunOptions
-from loraport.engine.output import check_outputs, log_path, render_output
+from loraport.engine.output import check_outputs, render_output
 from loraport.engine.overlap import overlapped
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
-from loraport.engine.reporting import make_report, plan_columns, plan_maps
-from loraport.engine.results import SCHEMA, TransferReport
+from loraport.engine.reporting import make_report
+from loraport.engine.results import TransferReport
 from loraport.engine.run_cache import layers_kept, open_cache
+from loraport.engine.run_log import TransferLog
 from loraport.engine.surroundings import usual_torch
 from loraport.engine.target import twins
 from loraport.engine.worker import LayerResult, Worker
-from loraport.errors import FileError
-from loraport.files import RunLog
 from loraport.partial import remove_abandoned
-from loraport.version import __version__
 
 DEFAULTS = RunOptions()
 
@@ -110,12 +106,11 @@ def carried_out(
     on_event(PlanReady(plan))
     for message in plan.warnings:
         warn(message)
-    log: RunLog | None = None
+    log = TransferLog()
 
     def tell(event: Event) -> None:
         """Of the machines that do the work."""
-        if log is not None:
-            log_machines(log, [event])
+        log.machines([event])
         on_event(event)
 
     executor = executor_for(options, tell)
@@ -126,7 +121,7 @@ def carried_out(
     work = Worker(
         store, reader, layers_kept(plan.jobs, options, store, reader, executor, warn), memory=options.max_memory
     )
-    log = open_log(path, plan, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
+    log.begin(path, plan, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
     if path is not None:
         remove_abandoned(path)
     try:
@@ -137,18 +132,14 @@ def carried_out(
             write_output(plan, path, results, report, reader, options, write)
         del results  # while the block around it goes on
         yield report
-        if log is not None:
-            log.append({"event": "finished", **{k: v for k, v in report.to_json().items() if k != "layers"}})
+        log.finished(report)
     except BaseException as error:
         store.sweep()  # workers may have been ended in the middle of writing
-        if log is not None:
-            with contextlib.suppress(FileError):  # a full disk must not hide what went wrong first
-                log.append({"event": "failed", "error": str(error) or type(error).__name__})
+        log.failed(error)
         raise
     finally:
         reader.memo.flush()
-        if log is not None:
-            log.close()
+        log.close()
 
 
 def judge(
@@ -209,7 +200,7 @@ def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, Low
         memory=options.max_memory,
     )
     try:
-        results = _run_jobs(plan, sample, work, executor, ignore, lambda message: None, None)
+        results = _run_jobs(plan, sample, work, executor, ignore, lambda message: None, TransferLog())
         reader.check_unchanged()
     finally:
         reader.memo.flush()
@@ -223,7 +214,7 @@ def _run_jobs(
     executor: Executor,
     on_event: Listener,
     warn: Callable[[str], None],
-    log: RunLog | None,
+    log: TransferLog,
 ) -> list[LayerResult]:
     total = plan.cost
     done = 0.0
@@ -236,35 +227,13 @@ def _run_jobs(
         for result in executor.run(list(jobs.values()), busy):
             report = result.report
             job = jobs[report.name]
-            work.reader.drop(references(job).values())
+            work.reader.drop(job.refs.values())
             by_name[report.name] = result
             done += job.cost
             for message in result.warnings:
                 warn(message)
-            if log is not None:
-                log.append({"event": "layer", **report.to_json()})
+            log.layer(report)
             on_event(LayerDone(report, len(by_name), len(plan.jobs), done, total))
     for problem in work.store.take_problems():
         warn(problem.message)
     return [by_name[job.name] for job in plan.jobs]
-
-
-def open_log(path: Path | None, plan: TransferPlan, options: RunOptions) -> RunLog | None:
-    """The run log of an output, begun; None where none is wanted. Raises FileError."""
-    place = log_path(path, options)
-    if place is None:
-        return None
-    log = RunLog(place)
-    columns, maps = [asdict(column) for column in plan_columns(plan)], [each.to_json() for each in plan_maps(plan)]
-    order = [job.name for job in plan.jobs]  # of a report; their lines come as they are done
-    log.append(
-        {"event": "started", "schema": SCHEMA, "version": __version__, "columns": columns, "maps": maps, "order": order}
-    )
-    return log
-
-
-def log_machines(log: RunLog, events: Iterable[Event]) -> None:
-    """Put down what an executor said of the machines that do the work."""
-    for event in events:
-        if isinstance(event, Remarked | Warned):
-            log.append({"event": "machines", "message": event.message})

@@ -24,7 +24,7 @@ from loraport.engine.accelerators import bound, release_memory, with_the_cpu_beh
 from loraport.engine.ahead import Ahead
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
-from loraport.engine.keys import matrices_key, references, result_key, seed_of
+from loraport.engine.keys import matrices_key, result_key, seed_of
 from loraport.engine.layer import LayerMatrices, load_layer
 from loraport.engine.layer_cache import Found, LayerCache
 from loraport.engine.reading import InputReader
@@ -118,7 +118,7 @@ class Worker:
             brought = self.bring(job) if self.ahead is None else self.ahead.take(job, self.bring)
             result, taken_over = with_the_cpu_behind(partial(self._run, job, brought), slot.device, let_go)
         finally:
-            self.reader.drop(references(job).values())
+            self.reader.drop(job.refs.values())
             if self.ahead is None:  # one process of several, and the others may be short of what torch keeps for later
                 release_memory(slot.device)
         if not taken_over:
@@ -133,7 +133,7 @@ class Worker:
         """Let go of what was brought for a job that is not done after all."""
         if self.ahead is not None:
             self.ahead.leave(job)
-            self.reader.drop(references(job).values())
+            self.reader.drop(job.refs.values())
 
     def result_keys(self, job: LayerJob) -> list[str | None]:
         """Under which key the job's result is kept; None where a digest is not remembered. Nothing is read."""
@@ -153,7 +153,7 @@ class Worker:
             NumericalError: the update holds NaN or infinity, or a weight that it is a function of does.
         """
         began = time.perf_counter()
-        digests = {role: self.reader.digest(ref, hold=_is_weight(role)) for role, ref in references(job).items()}
+        digests = {role: self.reader.digest(ref, hold=_is_weight(role)) for role, ref in job.refs.items()}
         key = result_key(job, digests)
         kept = self.store.get("result", key, expect=None)
         given = self.reader.load(job.update) if kept is None else None
@@ -258,9 +258,7 @@ def _shrink(exact: Operator, job: LayerJob, start: LowRank, seed: int) -> Trunca
         return Truncation(update=exact.balanced(), energy_kept=1.0, rank=exact.rank)  # nothing to cut
     if job.rank.kind == "energy":
         return truncated_svd(exact, energy=float(job.rank.value), start=start, seed=seed, name=job.name)
-    full = min(job.shape)
-    rank = full if job.rank.kind == "full" else min(int(job.rank.value), full)
-    return truncated_svd(exact, rank=rank, start=start, seed=seed, name=job.name)
+    return truncated_svd(exact, rank=job.rank.most(min(job.shape)), start=start, seed=seed, name=job.name)
 
 
 def _relative_norms(job: LayerJob, layer: LayerMatrices) -> dict[str, Any]:

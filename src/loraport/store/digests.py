@@ -9,7 +9,6 @@ import hashlib
 import json
 import re
 import threading
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,7 @@ class DigestMemo:
         batch: number of new digests after which they are written.
         trust: believe what earlier runs wrote; else each digest is computed anew, and replaces theirs.
 
-    Use it as a context manager, or call `flush` at the end; what is not flushed is hashed again next time.
+    Call `flush` at the end; what is not flushed is hashed again next time.
     """
 
     def __init__(self, root: Path | str | None, *, batch: int = 256, trust: bool = True):
@@ -43,12 +42,6 @@ class DigestMemo:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(DigestMemo, batch=self._batch, trust=self._trust), (self.root,)
-
-    def __enter__(self) -> "DigestMemo":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.flush()
 
     def get(self, identity: str, tensor: str) -> str | None:
         """The remembered digest, or None.
@@ -107,14 +100,6 @@ class DigestMemo:
             if self.root is not None:
                 index.remove(self._path(identity))
 
-    def digest(self, identity: str, tensor: str, compute: Callable[[], str]) -> str:
-        """The remembered digest, or that of `compute()`, which is then remembered."""
-        known = self.get(identity, tensor)
-        if known is None:
-            known = compute()
-            self.put(identity, tensor, known)
-        return known
-
     def flush(self) -> None:
         """Write what is new. A disk that cannot be written is no error: the digests are computed again next time."""
         with self._lock:
@@ -123,9 +108,9 @@ class DigestMemo:
             fresh, self._fresh = self._fresh, {}
             for identity, page in fresh.items():
                 merged = self._read(identity) | page
-                text = json.dumps({"identity": identity, "digests": merged}, ensure_ascii=False, sort_keys=True)
-                try:
-                    write_bytes(self._path(identity), text.encode("utf-8"))
+                text = json.dumps({"identity": identity, "digests": merged}, sort_keys=True)  # plain ASCII: a path may
+                try:  # have a name in it that is no valid Unicode
+                    write_bytes(self._path(identity), text.encode())
                 except (FileError, OSError):
                     self.root = None
                     return

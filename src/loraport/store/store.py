@@ -8,7 +8,7 @@ read-only disk is reported once and the run goes on without caching.
 import os
 import shutil
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,8 +54,6 @@ class Store:
     Args:
         root: the folder; None for that of `index.cache_root`.
         max_bytes: total size kept (least recently used go first); None for 30 GB.
-        on_problem: called for every StoreProblem. Without it they gather in `problems`. It stays behind when
-            the store is sent to another process: collect there with `take_problems` and send those home.
         reserve_bytes: free space on the disk that caching leaves alone.
         behind: bytes of entries that may wait for a thread to write them, while whoever put them goes on; call
             `finish` at the end. None writes at once, as a store that was sent to another process does.
@@ -66,15 +64,13 @@ class Store:
         root: Path | str | None = None,
         max_bytes: int | None = None,
         *,
-        on_problem: Callable[[StoreProblem], None] | None = None,
         reserve_bytes: int = RESERVE_BYTES,
         behind: int | None = None,
     ):
         self.root = Path(root) if root is not None else index.cache_root()
         self.max_bytes = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
         self.reserve_bytes = reserve_bytes
-        self.problems: list[StoreProblem] = []
-        self._on_problem = on_problem
+        self._problems: list[StoreProblem] = []
         self._behind = None if behind is None else Behind(behind)
         self._memory = ReusedMemory()
         self._closed = False  # True once writing failed
@@ -93,10 +89,6 @@ class Store:
     def takes(self, kind: str) -> bool:
         """Whether entries of a kind are kept; where they are not, they need not be made ready for it."""
         return True
-
-    def has(self, kind: str, key: str) -> bool:
-        """Whether there is a file for this entry; for estimates, since only `get` knows whether it is sound."""
-        return self.path(kind, key).is_file()
 
     def get(self, kind: str, key: str, expect: Mapping[str, tuple[int, ...]] | None = None) -> Entry | None:
         """The entry as a dict of CPU tensors with its texts in `.meta`; None if absent or not to be trusted.
@@ -183,33 +175,14 @@ class Store:
                     index.remove(info.path)
         return problems
 
-    def gc(self, max_bytes: int | None = None, older_than: float | None = None) -> list[EntryInfo]:
-        """Delete least recently used entries until `max_bytes` (default: this store's bound) is met.
-
-        Args:
-            older_than: seconds; entries unused for longer go in any case.
-        """
-        deleted = index.collect(
-            self.root, max_bytes=self.max_bytes if max_bytes is None else max_bytes, older_than=older_than
-        )
-        with self._lock:
-            self._total = None
-        return deleted
-
     def sweep(self) -> None:
         """Delete what killed processes left behind."""
         index.sweep(self.root)
 
-    def clear(self) -> list[EntryInfo]:
-        """Delete every entry and every remembered digest."""
-        with self._lock:
-            self._total = None
-        return index.clear(self.root)
-
     def take_problems(self) -> list[StoreProblem]:
         """The problems gathered since the last call, which are then forgotten here."""
         with self._lock:
-            taken, self.problems = self.problems, []
+            taken, self._problems = self._problems, []
         return taken
 
     def _write(
@@ -258,12 +231,8 @@ class Store:
         self._report("unwritable", path, detail)
 
     def _report(self, what: str, path: Path, detail: str) -> None:
-        problem = StoreProblem(what, str(path), detail)
-        if self._on_problem is not None:
-            self._on_problem(problem)
-        else:
-            with self._lock:
-                self.problems.append(problem)
+        with self._lock:
+            self._problems.append(StoreProblem(what, str(path), detail))
 
 
 class NullStore(Store):
@@ -278,9 +247,6 @@ class NullStore(Store):
     def takes(self, kind: str) -> bool:
         return False
 
-    def has(self, kind: str, key: str) -> bool:
-        return False
-
     def get(self, kind: str, key: str, expect: Mapping[str, tuple[int, ...]] | None = None) -> Entry | None:
         return None
 
@@ -290,17 +256,5 @@ class NullStore(Store):
     def put(self, kind: str, key: str, tensors: Mapping[str, Tensor], meta: Mapping[str, str] | None = None) -> bool:
         return False
 
-    def entries(self) -> list[EntryInfo]:
-        return []
-
-    def verify(self, remove: bool = False) -> list[StoreProblem]:
-        return []
-
-    def gc(self, max_bytes: int | None = None, older_than: float | None = None) -> list[EntryInfo]:
-        return []
-
     def sweep(self) -> None:
         return None
-
-    def clear(self) -> list[EntryInfo]:
-        return []

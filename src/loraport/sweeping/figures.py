@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable
 
-from loraport.engine.results import LayerReport, TransferReport
+from loraport.engine.results import LayerReport, Summary, TransferReport
 from loraport.methods.columns import Column
 
 FIGURES = (
@@ -29,7 +29,7 @@ def figures_of(report: TransferReport) -> dict[str, float]:
         "rank_out": facts.rank_out,
         "energy_kept": facts.energy_kept_total,
         "energy_kept_min": facts.energy_kept_min,
-        **_against_the_input(layers, facts.amount),
+        **_against_the_input(layers, facts),
         "update": _mean(layers, "update_rel"),
         "drift": _mean(layers, "drift_rel"),
     }
@@ -41,21 +41,20 @@ def _mean(layers: Iterable[LayerReport], key: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _against_the_input(layers: Iterable[LayerReport], amount: float) -> dict[str, float | None]:
+def _against_the_input(layers: Iterable[LayerReport], facts: Summary) -> dict[str, float | None]:
     """Change and cosine of all layers together.
 
     A layer tells cosine c and ratio of norms r of the method in full, and the norm of what it came to at the amount a:
     D + a (D' - D), of squared norm |D|^2 ((1 - a)^2 + a^2 r^2 + 2 a (1 - a) r c).
     """
-    given = made = along = 0.0
+    a, given, made, along = facts.amount, 0.0, 0.0, 0.0
     for layer in layers:
         exact = float(layer.stats["exact_norm"])
         if exact == 0.0 and "norm_ratio" not in layer.stats:
             continue  # the LoRA leaves it alone
-        ratio, cosine = _method(layer)
+        ratio, cosine = _method(layer, facts)
         if ratio is None or cosine is None:
             return {"change": None, "cosine": None}
-        a = 1.0 if layer.method == "direct" else amount
         square = (1 - a) ** 2 + (a * ratio) ** 2 + 2 * a * (1 - a) * ratio * cosine
         if square <= 0.0:
             return {"change": None, "cosine": None}
@@ -67,9 +66,10 @@ def _against_the_input(layers: Iterable[LayerReport], amount: float) -> dict[str
     return {"change": change, "cosine": along / math.sqrt(given * made)}
 
 
-def _method(layer: LayerReport) -> tuple[float | None, float | None]:
+def _method(layer: LayerReport, facts: Summary) -> tuple[float | None, float | None]:
     """Ratio of norms and cosine, new over the input's, of the method in full."""
     if layer.method == "direct":
-        return 1.0, 1.0
+        strength = float(facts.params["strength"]) if facts.method == "direct" else 1.0
+        return abs(strength), math.copysign(1.0, strength)
     ratio, cosine = layer.stats.get("norm_ratio"), layer.stats.get("cosine")
     return (None if ratio is None else float(ratio)), (None if cosine is None else float(cosine))

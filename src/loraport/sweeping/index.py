@@ -175,15 +175,21 @@ def _read(path: Path) -> tuple[Row, ...]:
         return ()
     text = read_text(path, "index of the sweep", most=_LARGEST)
     try:
-        return _Document.model_validate_json(text).cells
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        return _Document.model_validate(json.loads(text)).cells  # names in it need not be valid Unicode
+    except (ValueError, RecursionError) as error:
         raise FileError(
             "the index of the sweep cannot be understood",
             where=str(path),
-            values=f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": "),
+            values=_said(error),
             fix="name another folder, or remove it: outputs that are there are then replaced with --overwrite only",
         ) from error
+
+
+def _said(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return str(error)
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _table(rows: Iterable[Row]) -> str:

@@ -16,7 +16,6 @@ from loraport.engine.many.asked import check_options
 from loraport.engine.many.plan import ManyPlan, plan_recipes
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
-from loraport.engine.results import TransferReport
 from loraport.errors import FileError, LoraportError
 from loraport.files import reason_of
 from loraport.partial import alone_in
@@ -173,14 +172,13 @@ def _carry(
     def listen(event: Event) -> None:
         if isinstance(event, Finished) and event.report.output in by_output:
             number = by_output[event.report.output]
-            _note(event.report, number)
+            try:
+                row = rows[number].done(event.report, plan.many.plans[number], cells[number].output)
+            except LoraportError as error:
+                fail(number, error)
+            else:
+                index.put(row)
         on_event(event)
-
-    def _note(report: TransferReport, number: int) -> None:
-        try:
-            index.put(rows[number].done(report, plan.many.plans[number], cells[number].output))
-        except LoraportError as error:
-            fail(number, error)
 
     begun = {number for number, state in plan.standing.items() if state == "begun"}
     outputs = {number: cell.output for number, cell in enumerate(cells)}

@@ -88,7 +88,7 @@ def refuse_other_expert(
         except LoraportError:  # it is not part of this job
             continue
         crossed = {"source": other} if role == "source" else {"target": other}
-        found = distances(sample, reader, source=crossed.get("source"), target=crossed.get("target"))
+        found = distances(sample, reader, **crossed)
         if nearer(found, ratios):
             raise exchanged(
                 f"the {'target' if role == 'source' else 'source'} goes with the other expert of the {role}",

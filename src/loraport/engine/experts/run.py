@@ -21,7 +21,6 @@ from loraport.engine.executor import executor_for
 from loraport.engine.experts.nearer import OTHER, distances, exchanged, nearer
 from loraport.engine.experts.plan import ExpertsPlan, check_experts_outputs, naming, options_of
 from loraport.engine.job import LayerJob
-from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, sample_for_kinship
@@ -97,8 +96,7 @@ def run_experts(
         write = None
         if outputs is not None:
             paths = [outputs[expert] for expert in EXPERTS]
-            temporary = files.enter_context(atomic_paths(paths, overwrite=options.overwrite))
-            write = _writer(temporary)
+            write = _writer(files.enter_context(atomic_paths(paths, overwrite=options.overwrite)))
         for expert, one in plan.plans.items():
             path = None if outputs is None else outputs[expert]
             listener = _listener(plan, expert, on_event)
@@ -158,7 +156,7 @@ def _looking(plan: TransferPlan) -> Iterator[tuple[list[LayerJob], InputReader]]
     """A few layers and a reader of their weights, which are let go of afterwards."""
     sample, reader = sample_for_kinship(plan), InputReader(DigestMemo(None), plan.identities)
     yield sample, reader
-    reader.drop(ref for job in sample for ref in references(job).values())
+    reader.drop(ref for job in sample for ref in job.refs.values())
 
 
 def _listener(plan: ExpertsPlan, expert: Expert, on_event: Listener) -> Listener:

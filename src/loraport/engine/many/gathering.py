@@ -7,17 +7,17 @@ from pathlib import Path
 
 from loraport.engine.events import Event, Finished, LayerDone, Listener, Warned
 from loraport.engine.job_cost import further_cost, rank_bound
-from loraport.engine.keys import references
 from loraport.engine.many.plan import LayerBatch, ManyPlan
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan
 from loraport.engine.reading import InputReader
 from loraport.engine.reporting import make_report
 from loraport.engine.results import TransferReport
-from loraport.engine.run import judge, log_machines, open_log, write_output
+from loraport.engine.run import judge, write_output
+from loraport.engine.run_log import TransferLog
 from loraport.engine.waiting import Waiting
 from loraport.engine.worker import LayerResult
-from loraport.errors import FileError, LoraportError
+from loraport.errors import LoraportError
 
 
 class Said:
@@ -94,7 +94,7 @@ class Gathering:
             self._stop(number, found)
             return
         name = found.report.name
-        self._reader.drop(references(self._jobs[number][name]).values())
+        self._reader.drop(self._jobs[number][name].refs.values())
         for message in found.warnings:
             self._said.of_all(message)
         place.put(number, found)
@@ -127,21 +127,16 @@ class Gathering:
 
         judge(plan, results, warn)
         report = make_report(plan, path, results, said, time.perf_counter() - self._began)
-        log = open_log(path, plan, self._options[number])
-        with contextlib.ExitStack() as stack:
-            if log is not None:
-                stack.callback(log.close)
-                log_machines(log, self._of_machines)
-                for layer in report.layers:
-                    log.append({"event": "layer", **layer.to_json()})
+        with contextlib.closing(TransferLog()) as log:
+            log.begin(path, plan, self._options[number])
+            log.machines(self._of_machines)
+            for layer in report.layers:
+                log.layer(layer)
             own = InputReader(self._reader.memo, plan.identities)
             try:
                 write_output(plan, path, results, report, own, self._options[number])
             except BaseException as error:
-                if log is not None:
-                    with contextlib.suppress(FileError):
-                        log.append({"event": "failed", "error": str(error) or type(error).__name__})
+                log.failed(error)
                 raise
-            if log is not None:
-                log.append({"event": "finished", **{k: v for k, v in report.to_json().items() if k != "layers"}})
+            log.finished(report)
         return report

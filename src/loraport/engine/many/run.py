@@ -13,7 +13,6 @@ from loraport.containers.references import TensorRef
 from loraport.engine.events import Event, Listener, PlanReady, ignore
 from loraport.engine.executor import Slot, executor_for
 from loraport.engine.held_bases import HeldBases
-from loraport.engine.keys import references
 from loraport.engine.kinship import check_kinship
 from loraport.engine.many.gathering import Gathering, Said
 from loraport.engine.many.plan import LayerBatch, ManyPlan, batches_of
@@ -184,7 +183,7 @@ def _check_pair(plan: TransferPlan, reader: InputReader, store: Store, looked_at
         held = next(iter(looked_at))
         for job, these in zip(sample, weights, strict=True):
             if these not in held:
-                reader.drop(references(job).values())
+                reader.drop(job.refs.values())
     said = looked_at[weights]
     if said is not None:
         raise said
