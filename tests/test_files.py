@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -125,3 +126,10 @@ def test_a_folder_that_may_be_written_but_not_listed_takes_an_output(tmp_path):
     with unprivileged():
         files.write_bytes(drop / "out", b"x")
     assert (drop / "out").read_bytes() == b"x"
+
+
+def test_a_name_that_begins_with_a_tilde_is_no_home_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    writable.check_output(Path("~style.safetensors"), overwrite=False)
+    with pytest.raises(FileError, match="home folder that is not there"):
+        writable.check_output(Path("~nobody/style.safetensors"), overwrite=False)

@@ -34,7 +34,9 @@ def check_output(
         log: an earlier run log of ours, or an empty file, may be replaced without `overwrite`.
     """
     home = path.parts[0] if path.parts else ""
-    if home.startswith("~") and not os.path.lexists(home):  # the shell, or whoever made the name, knew no such home
+    if (
+        len(path.parts) > 1 and home.startswith("~") and not os.path.lexists(home)
+    ):  # the shell, or whoever made the name, knew no such home
         raise FileError(f"the {what} would be in a home folder that is not there", where=str(path), fix="name a folder")
     refused = windows.refused_name(path)
     if refused is not None:

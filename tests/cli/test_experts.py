@@ -109,8 +109,10 @@ def test_several_loras_and_a_recipe_file(files: pico.Pico, pair: list[object]) -
     combined(files.lora)
     second = files.folder / "second.safetensors"
     second.write_bytes(files.lora.read_bytes())
-    done = invoke("transfer", files.lora, second, *pair, "--method", "direct", "-o", files.folder / "many")
+    words = ["transfer", files.lora, second, *pair, "--method", "direct", "-o", files.folder / "many"]
+    done = invoke(*words, "--json", "-v")
     assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["failed"] == 0
     assert len(list((files.folder / "many").glob("*_noise.safetensors"))) == 4
     refused = invoke("transfer", files.lora, second, *pair, "--lora-low", second, "-o", files.folder / "many")
     assert refused.exit_code == 2
@@ -131,3 +133,21 @@ def test_a_pair_in_a_folder_is_carried_over_once(files: pico.Pico, pair: list[ob
     facts = json.loads(invoke(*words, "--json").stdout)
     assert (len(facts["reports"]), facts["failed"], facts["skipped"]) == (2, 0, 1)
     assert len(list((files.folder / "made").glob("*.safetensors"))) == 2
+
+
+def test_what_is_wrong_with_one_lora_does_not_stop_the_plan_of_the_others(files: pico.Pico, pair: list[object]) -> None:
+    """As it does not stop their transfer: whether a LoRA holds both experts its own file says, which may be damaged."""
+    folder = files.folder / "loras"
+    folder.mkdir()
+    combined(files.lora)
+    files.lora.rename(folder / "both.safetensors")
+    (folder / "damaged.safetensors").write_bytes(b"no LoRA")
+    done = invoke("plan", folder, *pair, "-o", files.folder / "made", "--json")
+    facts = json.loads(done.stdout)
+    assert done.exit_code == 5, done.output
+    assert [sorted(each) for each in facts["plans"]] == [["cost", "experts", "warnings"], ["error", "lora"]]
+    assert facts["failed"] == 1
+    told = invoke("plan", folder, *pair, "-o", files.folder / "made")
+    assert told.exit_code == 5
+    assert "both experts" in told.stdout
+    assert "damaged.safetensors" in told.stderr

@@ -134,6 +134,8 @@ def test_an_output_through_a_link_replaces_the_link(case) -> None:
 def test_output_and_log_under_one_name(case) -> None:
     case.refuses("would replace the output", more=("--log", case.output))
     case.refuses("would replace the output", more=("--log", Path(".") / case.output.name.upper()))
+    case.refuses("would replace the run log", more=("--report", case.output.with_suffix(".run.jsonl")))
+    case.refuses("would replace the page", more=("--report", "page.html", "--card", "page.html"))
 
 
 def test_the_settings_beside_a_lora_are_an_input(case) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from loraport.cli import text
 from loraport.cli.console import Console
-from loraport.cli.flags import Given, command
+from loraport.cli.flags import OF_A_LORA, Given, command
 from loraport.cli.options import OUTPUT, argument, option, required
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import METHOD, Recipe
@@ -23,15 +23,11 @@ EXAMPLE = """What a distillation did to a model, and where a LoRA meets it:
 One kind of layers alone: --layers self_attn. The same command again resumes what was interrupted."""
 
 _CHOICE = Recipe.part(
-    "source", "target", "source_lora", "target_lora", "nested_source", "nested_target", "architecture", "strength",
-    "scale", "expert", "adapter", "drop", "allow_partial",
+    "source", "target", "source_lora", "target_lora", "nested_source", "nested_target", "strength", *OF_A_LORA,
 )  # fmt: skip
-_MACHINE = RunOptions.part(
-    "device", "workers", "executor", "ray_data", "max_memory", "cache", "verify_inputs", "overwrite"
-)
 
 
-@command(_CHOICE, _MACHINE)
+@command(_CHOICE, RunOptions, without=("log",))
 def analyze(
     given: Given,
     console: Console,

@@ -157,9 +157,11 @@ def _check_beside(
         check_drawing()
         if plot.suffix.lower() != ".png":
             raise UsageError("a plot is written as PNG", values=f"--plot {plot}", fix="--plot FILE.png")
+    from loraport.engine.output import written_files
+
     named = [(role, files[role]) for role in ("lora", "source", "target") if files[role] is not None]
     named += [("distillation LoRA", each.file) for each in files["target_lora"]]
     inputs = [*read, *((role, Path(file)) for role, file in named)]
     for what, file in beside.items():
         check_output(file, inputs, overwrite=overwrite, what=what)
-    check_apart([("output", output), *beside.items()])
+    check_apart(written_files(output, RunOptions(), beside))

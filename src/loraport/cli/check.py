@@ -181,9 +181,5 @@ def show_many(loras: list[str], found: list[Any], console: Console) -> None:
         else:
             rows.append([lora, "error", "", "", "", text.reason(each)])
     console.table(["LoRA", "verdict", "strength", "drift", "dose", "why"], rows)
-    said: dict[str, list[str]] = {}
-    for lora, each in zip(loras, found, strict=True):
-        for message in each.warnings if isinstance(each, CheckResult) else ():
-            said.setdefault(message, []).append(lora)
-    for message, whose in said.items():
-        console.warning(message if len(whose) == len(found) else f"{text.listing(whose)}: {message}")
+    results = zip(loras, found, strict=True)
+    console.warnings_of({lora: each.warnings if isinstance(each, CheckResult) else () for lora, each in results})

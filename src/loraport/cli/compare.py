@@ -42,7 +42,7 @@ SHOWN = ("frame_difference", "colour", "distance", "ssim", "first_frame")
 """Measures of the short table; the page has them all."""
 
 
-@command(FILES, LOW, CompareSettings, *ROLES.values(), MACHINE, file=False)
+@command(FILES, LOW, CompareSettings, *ROLES.values(), MACHINE)
 def compare(
     given: Given,
     console: Console,

@@ -6,10 +6,11 @@ The only place that prints. Names and texts come from files of strangers, so wha
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from loraport.cli import text
 from loraport.errors import LoraportError, UsageError
 
 _GAP = 3  # between two columns
@@ -92,14 +93,23 @@ class Console:
         if self.as_json:
             print(_json(value))
 
-    def remark(self, text: str) -> None:
+    def remark(self, message: str) -> None:
         """Say something that is not the result, on stderr."""
         if not self.quiet:
-            print(printable(text), file=sys.stderr)
+            print(printable(message), file=sys.stderr)
 
-    def warning(self, text: str) -> None:
+    def warning(self, message: str) -> None:
         """Say what the user should know, on stderr."""
-        self.remark(f"warning: {text}")
+        self.remark(f"warning: {message}")
+
+    def warnings_of(self, said: Mapping[str, Iterable[str]]) -> None:
+        """What is to be said of each of several things, by name: once, and without names where it is true of all."""
+        whose: dict[str, list[str]] = {}
+        for name, messages in said.items():
+            for message in messages:
+                whose.setdefault(message, []).append(name)
+        for message, names in whose.items():
+            self.warning(message if len(names) == len(said) else f"{text.listing(names)}: {message}")
 
     def error(self, error: LoraportError) -> None:
         """The one message of something that failed: on stderr for people, on stdout as JSON. Never quiet."""

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from loraport.cli import text
 from loraport.cli.console import Console
-from loraport.cli.flags import Given, command
+from loraport.cli.flags import OF_A_LORA, Given, command
 from loraport.cli.options import OUTPUT, SourceModel, argument, option
 from loraport.cli.outputs import output_file, warn_of_name
 from loraport.engine.options import RunOptions
@@ -17,7 +17,7 @@ EXAMPLE = """Make a file that diffusers wrote load in tools that read kohya's na
 
 
 @command(
-    Recipe.part("to", "scale", "expert", "adapter", "drop", "allow_partial", "architecture"),
+    Recipe.part("to", *OF_A_LORA),
     RunOptions.part("overwrite"),
 )
 def convert(

@@ -1,6 +1,7 @@
 """Both experts of Wan2.2 in one command: what is shared by `transfer` and `plan`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ def pair_of(given: Given, lora: str) -> Pair | None:
     experts = given.make(Experts)
     if experts.expert in ("high", "low"):
         return None
-    plain = Given(given.models, {name: value for name, value in given.values.items() if name != "expert"})
+    plain = replace(given, values={name: value for name, value in given.values.items() if name != "expert"})
     recipe = plain.recipe(lora)
     from loraport.engine.experts.plan import both_are_meant
 
@@ -63,19 +64,12 @@ def carry_experts(
     """
     from loraport.cli.progress import Progress
     from loraport.engine.experts.plan import check_experts_outputs, make_experts_plan
-    from loraport.engine.output import input_files
-    from loraport.writable import check_apart, check_output
 
     outputs = outputs_of(path)
     files = {expert: {what: named_for(file, expert) for what, file in beside.items()} for expert in outputs}
     with Progress(console) as progress:
         plan = make_experts_plan(pair)
-        check_experts_outputs(plan, outputs, options, read)
-        inputs = [*read, *(found for one in plan.plans.values() for found in input_files(one))]
-        named = [item for drawn in files.values() for item in drawn.items()]
-        for what, file in named:
-            check_output(file, inputs, overwrite=options.overwrite, what=what)
-        check_apart([*(("output", file) for file in outputs.values()), *named])
+        check_experts_outputs(plan, outputs, options, read, files)
         progress.planned(count(sum(len(one.jobs) for one in plan.plans.values()), "layer"))
         from loraport.engine.experts.run import run_experts  # loads torch, after all refusals
 

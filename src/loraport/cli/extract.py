@@ -6,7 +6,7 @@ from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import option
 from loraport.cli.outputs import named_file
-from loraport.cli.resize import MACHINE, Plan, ToWrite, carry
+from loraport.cli.resize import Plan, ToWrite, carry
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import MODELS, Recipe
 from loraport.resizing.rule import Amount
@@ -20,7 +20,7 @@ The same command again resumes what was interrupted."""
 _CHOICE = Recipe.part("nested_source", "nested_target", "architecture", "expert", "drop", "to", "dtype")
 
 
-@command(_CHOICE, Amount, MACHINE, file=False)
+@command(_CHOICE, Amount, RunOptions, without=("log",))
 def extract(
     given: Given,
     console: Console,

@@ -11,7 +11,7 @@ flag are those of the field (`loraport.settings.Setting`).
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import UnionType
@@ -29,6 +29,8 @@ from loraport.settings import Setting, Settings, choices
 from loraport.writable import with_settings
 
 Model = TypeVar("Model", bound=Settings)
+OF_A_LORA = ("scale", "expert", "adapter", "drop", "allow_partial", "architecture")
+"""Settings of a recipe that say how a LoRA is read."""
 _LORA = Recipe.part("lora")
 
 _PRESET = Setting(
@@ -78,11 +80,11 @@ class Given:
 
     def recipe(self, lora: str) -> Recipe:
         """The recipe for one of the LoRAs. Raises UsageError."""
-        return Given(self.models, {**self.values, "lora": lora}).make(Recipe)
+        return replace(self, values={**self.values, "lora": lora}).make(Recipe)
 
 
 def command(
-    *models: type[Settings], without: tuple[str, ...] = (), file: bool | None = None
+    *models: type[Settings], without: tuple[str, ...] = (), file: bool = False
 ) -> Callable[[Callable[..., None]], Any]:
     """Turn `function(given, console, ...)` into a command with a flag for every field of `models`.
 
@@ -90,12 +92,12 @@ def command(
         models: where the settings are defined; where two have a field of one name, the flag is that of the later one.
             With `Recipe` among them the command takes LORA arguments.
         without: fields that the command has no use for.
-        file: whether the settings may come from --recipe FILE; by default where `Recipe` is among the models.
+        file: the settings may come from --recipe FILE, as they may where `Recipe` is among the models.
     """
     flags = list({flag.name: flag for model in models for flag in _flags_of(model, without)}.values())
     if Recipe in models:
         flags = [_parameter("loras", options.Loras), *flags]
-    if file or (file is None and Recipe in models):
+    if file or Recipe in models:
         flags.append(_parameter("recipe", _option(Path, _FILE)))
 
     return lambda function: entry(function, flags, partial(_given, models))
@@ -144,7 +146,7 @@ def _given(models: tuple[type[Settings], ...], said: dict[str, Any]) -> Given:
     if preset is not None:
         values["method"] = _preset_or(values.get("method"), preset)
     if settings:
-        values["params"] = _parse_settings(settings)
+        values["params"] = dict(map(parse_setting, settings))
     if file is not None:
         from loraport.cli.recipe_file import merged, read_recipe  # and YAML
 
@@ -175,12 +177,9 @@ def _preset_or(method: str | None, preset: str) -> str:
     return preset
 
 
-def _parse_settings(texts: list[str]) -> dict[str, str]:
-    """`name=value` texts by name, later ones winning. Raises UsageError."""
-    settings = {}
-    for text in texts:
-        name, sign, value = text.partition("=")
-        if not sign or not name.strip() or not value.strip():
-            raise UsageError("a setting is not understood", values=f"--set {text}", fix="--set casa.q_dom=0.5")
-        settings[name.strip()] = value.strip()
-    return settings
+def parse_setting(text: str) -> tuple[str, str]:
+    """Name and value of `name=value`. Raises UsageError."""
+    name, _, value = (part.strip() for part in text.partition("="))
+    if not name or not value:
+        raise UsageError("a setting is not understood", values=f"--set {text}", fix="--set casa.q_dom=0.5")
+    return name, value

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loraport.cli.recipe_file import placed, read_recipe
+from loraport.cli.recipe_file import placed, read_recipe, under
 from loraport.errors import UsageError
 from loraport.settings import unknown_setting
 from loraport.sweeping.grid import Axes, Grid, Target, parts_of
@@ -32,23 +32,14 @@ def read_grid(file: Path) -> dict[str, Any]:
 
 
 def merged(file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a file under those that were given, which also take the place of those in its alternatives.
-
-    A target that was given takes the place of either kind of target in the file; settings of the method are merged one
-    by one.
-    """
-    rest = dict(file)
-    if {"target", "target_lora"} & given.keys():
-        rest = {name: value for name, value in rest.items() if name not in ("target", "target_lora")}
-    both = {**rest, **given}
-    if isinstance(rest.get("params"), Mapping) and "params" in given:
-        both["params"] = {**rest["params"], **given["params"]}
-    if isinstance(rest.get("settings"), list):
+    """As `recipe_file.under`; what was given also takes the place of settings in the alternatives of the file."""
+    both = under(file, given)
+    if isinstance(both.get("settings"), list):
         both["settings"] = [
             {name: value for name, value in each.items() if name not in given or name == "params"}
             if isinstance(each, Mapping)
             else each
-            for each in rest["settings"]
+            for each in both["settings"]
         ]
     return both
 

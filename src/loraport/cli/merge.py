@@ -5,7 +5,7 @@ from typing import Annotated
 
 from loraport.cli import text
 from loraport.cli.console import Console
-from loraport.cli.flags import Given, command
+from loraport.cli.flags import OF_A_LORA, Given, command
 from loraport.cli.options import OUTPUT, argument, option, required
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.options import RunOptions
@@ -24,7 +24,7 @@ The same command again resumes what was interrupted."""  # noqa: E501
 
 
 @command(
-    Recipe.part("strength", "scale", "expert", "adapter", "drop", "allow_partial", "architecture"),
+    Recipe.part("strength", *OF_A_LORA),
     RunOptions.part("overwrite"),
 )
 def merge(

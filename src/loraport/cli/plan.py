@@ -1,10 +1,9 @@
 """`loraport plan`: what a transfer would do and cost. Reads headers, changes nothing."""
 
 import time
-from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,7 +15,15 @@ from loraport.engine.experts.asked import Experts
 from loraport.engine.many.asked import find_loras, holds_many
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
+from loraport.errors import LoraportError
 from loraport.wording import count
+
+if TYPE_CHECKING:
+    from loraport.engine.estimate import RunEstimate
+    from loraport.engine.experts.plan import ExpertsPlan
+    from loraport.engine.many.plan import ManyPlan
+    from loraport.engine.plan import TransferPlan
+    from loraport.models.checkpoint import Checkpoint
 
 EXAMPLE = """What it would take, before it starts:
 
@@ -32,52 +39,84 @@ def plan(
     skip_existing: options.SkipExisting = False,
 ) -> None:
     """Say what a transfer would do: coverage, time, memory, disk. Takes the same options, changes nothing."""
-    several = len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive)
-    if several:
+    if len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive):
         asked = find_loras(given.loras, Path(output or ""), recursive=recursive)
         loras = tuple(each.lora for each in asked if not (skip_existing and each.output.exists()))
-        given = Given(given.models, given.values, loras, given.file)
-    pairs, run_options = {lora: pair_of(given, lora) for lora in given.loras}, given.make(RunOptions)
-    plain = [lora for lora, pair in pairs.items() if pair is None]
-    recipes = {} if several else {lora: given.recipe(lora) for lora in plain}
-    from loraport.engine.estimate import estimate, estimate_together
+        _many(replace(given, loras=loras), console)
+        return
+    (lora,), run_options = given.loras, given.make(RunOptions)
+    pair = pair_of(given, lora)
     from loraport.engine.experts.plan import make_experts_plan
-    from loraport.engine.many.plan import make_many_plan
     from loraport.engine.plan import make_plan
 
-    start = 0.0
+    if pair is not None:
+        console.document(_both(make_experts_plan(pair), run_options, console))
+    else:
+        made = make_plan(given.recipe(lora))
+        console.document(_told(made, run_options, console, time.process_time()))
 
-    def told(made: Any, *, begins: bool = True) -> dict[str, Any]:
-        nonlocal start
-        start = start or time.process_time()
-        facts = describe(made, estimate(made, run_options, start if begins else 0.0))
-        show(facts, console)
-        return facts
 
+def _many(given: Given, console: Console) -> None:
+    """Several LoRAs: one job, and one for each that is for both experts. What is wrong with one is its own."""
+    from loraport.engine.estimate import estimate_together
+    from loraport.engine.experts.plan import make_experts_plan
+    from loraport.engine.many.plan import make_many_plan
+
+    run_options = given.make(RunOptions)
+    plain: list[str] = []
     documents: list[dict[str, Any]] = []
-    for lora, pair in pairs.items():
-        if pair is not None:
-            both = make_experts_plan(pair)
-            facts = {expert: told(one, begins=expert == "high") for expert, one in both.plans.items()}
-            documents.append({"experts": facts, "cost": together(facts.values()), "warnings": list(both.warnings)})
-            show_together(documents[-1], console)
-        elif not several:
-            documents.append(told(make_plan(recipes[lora])))
-    if not several:
-        console.document(documents[0])
-        return
+    failures: list[LoraportError] = []
+    for lora in given.loras:
+        try:
+            pair = pair_of(given, lora)
+            both = None if pair is None else make_experts_plan(pair)
+        except LoraportError as error:
+            failures.append(error)
+            documents.append({"lora": lora, "error": error.to_json()})
+            continue
+        if both is None:
+            plain.append(lora)
+        else:
+            documents.append(_both(both, run_options, console))
+    if failures and len(failures) == len(given.loras):
+        raise failures[0]
+    for failure in failures if not console.as_json else ():
+        console.error(failure)
     many = make_many_plan(dict(enumerate(plain)), given.recipe)
+    failures += many.failures.values()
     cost: dict[str, Any] = {}
     if many.plans:
-        start = start or time.process_time()
-        cost = asdict(estimate_together(list(many.plans.values()), run_options, start))
+        cost = asdict(estimate_together(list(many.plans.values()), run_options, time.process_time()))
     documents += show_many(plain, many, cost, console)
-    console.document({"plans": documents, "cost": cost, "failed": len(many.failures)})
-    if many.failures:
-        raise typer.Exit(next(iter(many.failures.values())).exit_code)
+    console.document({"plans": documents, "cost": cost, "failed": len(failures)})
+    if failures:
+        raise typer.Exit(failures[0].exit_code)
 
 
-def show_many(loras: list[str], many: Any, cost: dict[str, Any], console: Console) -> list[dict[str, Any]]:
+def _told(plan: "TransferPlan", run_options: RunOptions, console: Console, start: float) -> dict[str, Any]:
+    """Say what a plan is and takes; `start` as for `estimate`."""
+    from loraport.engine.estimate import estimate
+
+    facts = describe(plan, estimate(plan, run_options, start))
+    show(facts, console)
+    return facts
+
+
+def _both(both: "ExpertsPlan", run_options: RunOptions, console: Console) -> dict[str, Any]:
+    """Say what the plans of both experts are, and take in sum; they are carried out one after the other."""
+    starts = {"high": time.process_time(), "low": 0.0}
+    facts = {expert: _told(plan, run_options, console, starts[expert]) for expert, plan in both.plans.items()}
+    costs = [one["cost"] for one in facts.values()]
+    summed = ("operations", "seconds", "output_bytes", "cache_bytes")
+    total = {name: sum(cost[name] for cost in costs) for name in summed}
+    total |= {name: max(cost[name] for cost in costs) for name in ("peak_bytes", "card_bytes")}
+    console.result("both experts", *text.needs(total))
+    for message in both.warnings:
+        console.warning(message)
+    return {"experts": facts, "cost": total, "warnings": list(both.warnings)}
+
+
+def show_many(loras: list[str], many: "ManyPlan", cost: dict[str, Any], console: Console) -> list[dict[str, Any]]:
     """The plan of one job on many LoRAs: a row for each, and what all take together.
 
     Args:
@@ -90,7 +129,6 @@ def show_many(loras: list[str], many: Any, cost: dict[str, Any], console: Consol
         A document for each LoRA.
     """
     rows, documents = [], []
-    warned: dict[str, list[str]] = {}
     for number, lora in enumerate(loras):
         if number in many.failures:
             error = many.failures[number]
@@ -101,46 +139,14 @@ def show_many(loras: list[str], many: Any, cost: dict[str, Any], console: Consol
         documents.append(describe(one))
         rank = f"{one.adapter.max_rank} -> {one.rank}"
         rows.append([lora, "yes", str(len(one.jobs)), rank, text.size(one.output_bytes), ""])
-        for message in one.warnings:
-            warned.setdefault(message, []).append(lora)
     console.table(["LoRA", "fits", "layers", "rank", "output", "why not"], rows)
-    for message, whose in warned.items():
-        console.warning(message if len(whose) == len(many.plans) else f"{text.listing(whose)}: {message}")
+    console.warnings_of({loras[number]: one.warnings for number, one in many.plans.items()})
     if cost:
-        console.result(
-            f"{count(len(many.plans), 'LoRA')} in one job",
-            f"  work      about {text.duration(cost['seconds'])}; each layer is read and decomposed once",
-            f"  memory    {text.memory(cost)}",
-            f"  disk      {text.size(cost['output_bytes'])} for the outputs and as much again meanwhile, "
-            f"{text.size(cost['cache_bytes'])} for the cache",
-        )
+        console.result(f"{count(len(many.plans), 'LoRA')} in one job", *text.needs(cost, shared=True))
     return documents
 
 
-def together(plans: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """What two plans cost that are carried out one after the other."""
-    costs = [facts["cost"] for facts in plans]
-    total = {
-        name: sum(cost[name] for cost in costs) for name in ("operations", "seconds", "output_bytes", "cache_bytes")
-    }
-    return total | {name: max(cost[name] for cost in costs) for name in ("peak_bytes", "card_bytes")}
-
-
-def show_together(facts: dict[str, Any], console: Console) -> None:
-    """The two plans of both experts in sum, for people."""
-    cost = facts["cost"]
-    console.result(
-        "both experts",
-        f"  work      about {text.duration(cost['seconds'])}",
-        f"  memory    {text.memory(cost)}",
-        f"  disk      {text.size(cost['output_bytes'])} for the outputs, "
-        f"{text.size(cost['cache_bytes'])} for the cache",
-    )
-    for message in facts["warnings"]:
-        console.warning(message)
-
-
-def describe(plan: Any, expected: Any = None) -> dict[str, Any]:
+def describe(plan: "TransferPlan", expected: "RunEstimate | None" = None) -> dict[str, Any]:
     """A plan as plain values, and what is expected of it alone, if anything is."""
     adapter = plan.adapter
     cost = {"operations": plan.cost}
@@ -256,5 +262,5 @@ def _advice(cost: dict[str, Any], layers: int) -> str:
     return f"gains little: another LoRA for this pair takes about {with_it} with it, {without} without (--cache off)"
 
 
-def _model(checkpoint: Any) -> dict[str, str]:
+def _model(checkpoint: "Checkpoint") -> dict[str, str]:
     return {"path": str(checkpoint.path), "name": checkpoint.architecture.title}

@@ -24,7 +24,7 @@ ASKED = CompareSettings.part("negative", "height", "width", "frames", "offload",
 LOW = Experts.part("target_lora_low")
 
 
-@command(FILES, LOW, ASKED, *ROLES.values(), MACHINE, file=False)
+@command(FILES, LOW, ASKED, *ROLES.values(), MACHINE)
 def probe(
     given: Given,
     console: Console,

@@ -15,6 +15,7 @@ from loraport.settings import Setting, Settings, unknown_setting
 from loraport.windows import is_drive
 
 _LARGEST = 1 << 16  # bytes; a recipe has some twenty lines
+_TARGETS = {"target", "target_lora"}
 _LONGEST = 3000  # characters of one value; Python refuses to write numbers of more than 4300 digits
 
 
@@ -114,17 +115,19 @@ def _is_there(path: Path) -> bool:
 
 
 def merged(file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """As `under`; another method than that of the file also takes the place of the settings of that method."""
+    other = given.get("method", file.get("method")) != file.get("method")
+    return under({name: value for name, value in file.items() if not (other and name == "params")}, given)
+
+
+def under(file: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a file under those that were given.
 
-    A target that was given takes the place of either kind of target in the file, another method that of the file's
-    method and its settings; settings of the same method are merged one by one.
+    A target that was given takes the place of either kind of target in the file; settings of the method are merged one
+    by one.
     """
-    rest = dict(file)
-    if {"target", "target_lora"} & given.keys():
-        rest = {name: value for name, value in rest.items() if name not in ("target", "target_lora")}
-    if given.get("method", rest.get("method")) != rest.get("method"):
-        rest.pop("params", None)
-    both = {**rest, **given}
-    if isinstance(rest.get("params"), Mapping) and "params" in given:
-        both["params"] = {**rest["params"], **given["params"]}
+    gone = _TARGETS if _TARGETS & given.keys() else set()
+    both = {name: value for name, value in file.items() if name not in gone} | dict(given)
+    if isinstance(file.get("params"), Mapping) and "params" in given:
+        both["params"] = {**file["params"], **given["params"]}
     return both

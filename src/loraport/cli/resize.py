@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from loraport.cli import text
 from loraport.cli.console import Console
-from loraport.cli.flags import Given, command
+from loraport.cli.flags import OF_A_LORA, Given, command
 from loraport.cli.options import OUTPUT, SourceModel, argument, option, required
 from loraport.cli.outputs import output_file, warn_of_name
 from loraport.engine.options import RunOptions
@@ -27,13 +27,10 @@ ToWrite = Annotated[str | None, option(
     "--output", "-o", metavar="FILE", panel=OUTPUT, help="The file to write."
 )]  # fmt: skip
 Plan = Annotated[bool, option("--plan", help="Say what would be done, before any work, and stop.")]
-_CHOICE = Recipe.part("dtype", "scale", "expert", "adapter", "drop", "allow_partial", "architecture")
-MACHINE = RunOptions.part(
-    "device", "workers", "executor", "ray_data", "max_memory", "cache", "verify_inputs", "overwrite"
-)
+_CHOICE = Recipe.part("dtype", *OF_A_LORA)
 
 
-@command(_CHOICE, Amount, MACHINE)
+@command(_CHOICE, Amount, RunOptions, without=("log",))
 def resize(
     given: Given,
     console: Console,

@@ -9,13 +9,13 @@ import typer
 
 from loraport.cli import options, text
 from loraport.cli.console import Console
-from loraport.cli.flags import Given, command
+from loraport.cli.flags import Given, command, parse_setting
 from loraport.cli.grid_file import merged, read_grid
 from loraport.cli.options import option, required
 from loraport.containers.names import named_path
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import METHOD, OUTPUT
-from loraport.errors import LoraportError, UsageError
+from loraport.errors import LoraportError
 from loraport.sweeping.cells import Cell, Refused, cells_of
 from loraport.sweeping.grid import Grid
 from loraport.wording import count, share
@@ -38,7 +38,7 @@ The same from a file, which docs/sweep.md explains:
     loraport sweep --grid sweep.yaml -o swept/"""  # noqa: E501
 
 
-@command(Grid, RunOptions, file=False)
+@command(Grid, RunOptions)
 def sweep(
     given: Given,
     console: Console,
@@ -96,10 +96,7 @@ def _settings_of(
 def _params(texts: Sequence[str]) -> dict[str, list[str]]:
     """`name=value` texts as the values of each name. Raises UsageError."""
     found: dict[str, list[str]] = {}
-    for each in texts:
-        name, sign, value = (part.strip() for part in each.partition("="))
-        if not sign or not name or not value:
-            raise UsageError("a setting is not understood", values=f"--set {each}", fix="--set casa.q_dom=0.5")
+    for name, value in map(parse_setting, texts):
         found.setdefault(name, []).append(value)
     return found
 
@@ -155,10 +152,7 @@ def _plan(
         console.result(
             f"{count(len(swept.many.plans), 'cell')} to do in one job, "
             f"{sum(state == 'done' for state in swept.standing.values()) or 'none'} done already",
-            f"  work      about {text.duration(cost['seconds'])}",
-            f"  memory    {text.memory(cost)}",
-            f"  disk      {text.size(cost['output_bytes'])} for the outputs and as much again meanwhile, "
-            f"{text.size(cost['cache_bytes'])} for the cache",
+            *text.needs(cost, shared=True),
         )
     console.document({"cells": documents, "cost": cost, "failed": len(swept.many.failures)})
     _exit(swept.many.failures.values())
@@ -216,8 +210,8 @@ def _named(lora: str, target: str, settings: Any) -> list[str]:
 def _figures(row: "Row") -> list[str]:
     """Rank, share kept, change, drift and time; "" for what is not known."""
     facts = row.figures
-    shares = [share(facts[name]) if name in facts else "" for name in ("energy_kept",)]
+    kept = share(facts["energy_kept"]) if "energy_kept" in facts else ""
     change = f"{facts['change']:.3f}" if "change" in facts else ""
     drift = f"{100 * facts['drift']:.2f} %" if "drift" in facts else ""
     time = "" if row.seconds is None else text.duration(row.seconds)
-    return [f"{facts['rank_out']:.0f}" if "rank_out" in facts else "", *shares, change, drift, time]
+    return [f"{facts['rank_out']:.0f}" if "rank_out" in facts else "", kept, change, drift, time]

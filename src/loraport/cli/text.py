@@ -50,6 +50,22 @@ def operations(count: float | int) -> str:
     return f"{count:.0f}"
 
 
+def needs(cost: Mapping[str, Any], *, shared: bool = False) -> list[str]:
+    """What a job takes, a line each.
+
+    Args:
+        cost: by the fields of `RunEstimate`.
+        shared: of several LoRAs, each layer for all of them, whose finished layers wait on the disk meanwhile.
+    """
+    once = "; each layer is read and decomposed once" if shared else ""
+    again = " and as much again meanwhile" if shared else ""
+    return [
+        f"  work      about {duration(cost['seconds'])}{once}",
+        f"  memory    {memory(cost)}",
+        f"  disk      {size(cost['output_bytes'])} for the outputs{again}, {size(cost['cache_bytes'])} for the cache",
+    ]
+
+
 def listing(names: list[str] | tuple[str, ...], most: int = 5) -> str:
     """The first few names, and how many more there are."""
     shown = ", ".join(names[:most])

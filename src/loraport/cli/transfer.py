@@ -1,6 +1,7 @@
 """`loraport transfer`: the main job."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,6 @@ from loraport.engine.options import RunOptions
 from loraport.engine.recipe import OUTPUT, Recipe
 from loraport.errors import Interrupted, LoraportError, UsageError
 from loraport.wording import count, share
-from loraport.writable import check_apart, check_output
 
 if TYPE_CHECKING:
     from loraport.engine.experts.run import ExpertsReport
@@ -99,15 +99,12 @@ def _transfer(
 ) -> "TransferReport":
     recipe = given.recipe(lora)
     from loraport.cli.progress import Progress
-    from loraport.engine.output import check_outputs, input_files, log_path
+    from loraport.engine.output import check_outputs, log_path
     from loraport.engine.plan import make_plan
 
     with Progress(console) as progress:
         plan = make_plan(recipe)
-        check_outputs(path, plan, run_options, given.read())
-        for what, file in beside.items():
-            check_output(file, [*input_files(plan), *given.read()], overwrite=run_options.overwrite, what=what)
-        check_apart([("output", path), *beside.items()])
+        check_outputs(path, plan, run_options, given.read(), beside)
         progress.planned(count(len(plan.jobs), "layer"))
         from loraport.engine.run import run  # loads torch, after all refusals
 
@@ -138,7 +135,7 @@ def _many(
     from loraport.engine.many.report import Outcome
 
     check_options(run_options)
-    given = Given(given.models, given.values, tuple(each.lora for each in asked), given.file)
+    given = replace(given, loras=tuple(each.lora for each in asked))
     rows: dict[Asked, Outcome | ExpertsReport] = {}
     pairs: dict[Asked, Pair | None] = {}
     failures: list[LoraportError] = []
@@ -157,11 +154,26 @@ def _many(
                 plain, given.recipe, folder, run_options, progress, skip_existing=skip_existing, also=given.read()
             )
         rows |= dict(zip(plain, report.outcomes, strict=True))
-    inner = Console(verbose=console.verbose, quiet=True) if console.as_json else console
+    both = {each: pair for each, pair in pairs.items() if pair is not None}
+    rows |= _pairs(both, list(given.read()), run_options, console, skip_existing=skip_existing)
+    _tell({each: rows[each] for each in asked}, folder, console)
+
+
+def _pairs(
+    pairs: Mapping[Asked, Pair],
+    read: Sequence[tuple[str, Path]],
+    run_options: RunOptions,
+    console: Console,
+    *,
+    skip_existing: bool,
+) -> "dict[Asked, Outcome | ExpertsReport]":
+    """What becomes of LoRAs for both experts, one after the other. The two files of a pair are one."""
+    from loraport.engine.many.report import Outcome
+
+    rows: dict[Asked, Outcome | ExpertsReport] = {}
+    inner = Console(quiet=True) if console.as_json else console
     done: dict[object, Asked] = {}
     for each, pair in pairs.items():
-        if pair is None:
-            continue
         first = done.setdefault((pair["high"].lora, pair["low"].lora), each)
         if first is not each:
             rows[each] = Outcome(each.lora, each.output, skipped=f"carried over with {first.lora}")
@@ -169,13 +181,12 @@ def _many(
             rows[each] = Outcome(each.lora, each.output, skipped=EXISTS)
         else:
             try:
-                read = list(given.read())
                 rows[each] = carry_experts(pair, each.output, run_options, inner, beside={}, read=read)
             except Interrupted:
                 raise
             except LoraportError as error:
                 rows[each] = Outcome(each.lora, each.output, error=error)
-    _tell({each: rows[each] for each in asked}, folder, console)
+    return rows
 
 
 def _tell(rows: "Mapping[Asked, Outcome | ExpertsReport]", folder: Path, console: Console) -> None:

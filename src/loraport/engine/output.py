@@ -20,26 +20,38 @@ if TYPE_CHECKING:
 
     from loraport.engine.worker import LayerResult
 
+LOG = "run log"
+
 
 def check_outputs(
-    path: Path | None, plan: TransferPlan, options: RunOptions, also: Iterable[tuple[str, Path]] = ()
+    path: Path | None,
+    plan: TransferPlan,
+    options: RunOptions,
+    also: Iterable[tuple[str, Path]] = (),
+    beside: Mapping[str, Path] | None = None,
 ) -> None:
-    """Raise FileError where the output or the run log would replace an input, or a file that nobody gave up.
+    """Raise FileError where one of the files to be written would replace another, an input, or one that nobody gave up.
 
     Args:
         path: the output, if one is written.
         plan: its files are inputs.
         options: where the run log goes, and whether existing files may be replaced.
         also: further files that the command reads, as (role, path).
+        beside: what else is written, by its role.
     """
-    log = log_path(path, options)
-    inputs = [*input_files(plan), *also]
-    if path is not None:
-        check_output(path, inputs, overwrite=options.overwrite)
-    if log is not None:
-        check_output(log, inputs, overwrite=options.overwrite, what="run log", log=True)
-    if path is not None and log is not None:
-        check_apart([("output", path), ("run log", log)])
+    inputs, written = [*input_files(plan), *also], list(written_files(path, options, beside))
+    for role, file in written:
+        check_output(file, inputs, overwrite=options.overwrite, what=role, log=role == LOG)
+    check_apart(written)
+
+
+def written_files(
+    path: Path | None, options: RunOptions, beside: Mapping[str, Path] | None = None
+) -> Iterator[tuple[str, Path]]:
+    """The files that a run writes, as (role, path): output, run log, and those of `beside`. Arguments as above."""
+    for role, file in {"output": path, LOG: log_path(path, options), **(beside or {})}.items():
+        if file is not None:
+            yield role, file
 
 
 def log_path(path: Path | None, options: RunOptions) -> Path | None:

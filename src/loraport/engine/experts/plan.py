@@ -11,7 +11,7 @@ from loraport.containers.locate import expert_folders
 from loraport.containers.names import EXPERTS, Expert, expert_named, named_for
 from loraport.engine.experts.asked import Experts
 from loraport.engine.options import RunOptions
-from loraport.engine.output import check_outputs, input_files, log_path
+from loraport.engine.output import check_outputs, input_files, written_files
 from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe
 from loraport.errors import Interrupted, LoraportError, MismatchError
@@ -81,20 +81,26 @@ def check_experts_outputs(
     outputs: Mapping[Expert, Path] | None,
     options: RunOptions,
     also: Iterable[tuple[str, Path]] = (),
+    beside: Mapping[Expert, Mapping[str, Path]] | None = None,
 ) -> None:
-    """Raise FileError where an output or a log would replace an input of either expert, or a file nobody gave up.
+    """As `check_outputs`, for the files of both experts.
 
     Args:
-        also: further files that the command reads, as (role, path).
+        plan: of both.
+        outputs: the file of each, if any are written.
+        options: as there.
+        also: as there.
+        beside: of each expert, as there.
     """
     inputs = [*also, *(found for one in plan.plans.values() for found in input_files(one))]
-    written = []
+    written: list[tuple[str, Path]] = []
     for expert, one in plan.plans.items():
         path, settings = None if outputs is None else outputs[expert], options_of(expert, options)
-        check_outputs(path, one, settings, inputs)
-        log = log_path(path, settings)
-        written += [(f"output of the {expert}-noise expert", path)] if path is not None else []
-        written += [(f"run log of the {expert}-noise expert", log)] if log is not None else []
+        more = (beside or {}).get(expert)
+        check_outputs(path, one, settings, inputs, more)
+        written += [
+            (f"{role} of the {expert}-noise expert", file) for role, file in written_files(path, settings, more)
+        ]
     check_apart(written)
 
 
