@@ -194,6 +194,27 @@ def test_a_job_that_nobody_takes_leaves_its_room():
         assert ahead.take(jobs[2], lambda job: "late") in ("c", "late")
 
 
+def test_what_is_left_is_not_brought_behind_ones_back():
+    """What it held then, nobody let go of: every layer of a LoRA that had failed stayed in memory."""
+    jobs, begun, go = [_Sized(name) for name in "abc"], threading.Event(), threading.Event()
+    brought = []
+
+    def bring(job: Job) -> None:
+        if job is jobs[1]:
+            begun.set()
+            assert go.wait(60)
+        brought.append(job.name)
+
+    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=100, threads=1) as ahead:
+        ahead.take(jobs[0], bring)
+        assert begun.wait(60)
+        ahead.leave(jobs[2])  # waits behind the second
+        threading.Timer(0.05, go.set).start()
+        ahead.leave(jobs[1])  # is on its way
+        assert brought[-1] == "b"
+    assert "c" not in brought
+
+
 def test_in_another_process_nothing_is_brought():
     assert pickle.loads(pickle.dumps(Ahead([], str, lambda job: 0, 1, 1))) is None
 

@@ -7,7 +7,7 @@ whoever asks for it, so that nothing depends on how far ahead the threads are.
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Generic, TypeVar
 
 from loraport.engine import devices
@@ -92,10 +92,14 @@ class Ahead(Generic[J, Brought]):
                     self._fill()
 
     def leave(self, job: J) -> None:
-        """Let go of a job that nobody will take."""
+        """Let go of a job that nobody will take: it is not brought, or has been when this returns."""
         with self._lock:
             self._taken.add(id(job))
-            if self._ready.pop(id(job), None) is not None:
+            future = self._ready.pop(id(job), None)
+        if future is not None and not future.cancel():
+            wait([future])
+        with self._lock:
+            if future is not None:
                 self._used -= self._size(job)
             self._fill()
 
