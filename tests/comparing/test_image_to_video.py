@@ -316,6 +316,21 @@ def test_other_models_begin_with_the_image_as_in_diffusers(folder, tmp_path, nam
 
 @pytest.mark.slow
 @runs_wan
+def test_a_transformer_alone_takes_the_image_encoder_of_the_source(folder):
+    base, whole = (find_model(folder / name, role) for name, role in (("source", "source"), ("target", "target")))
+    inside = folder / "target" / "transformer"
+    alone = [find_model(path, "target", base) for path in (inside, next(inside.glob("*.safetensors")))]
+    shot = Shot(Prompt(TEXT, FirstFrame.of(folder / "image0.png")), 0, frames=5, **SIZE)
+    frames = []
+    for model in (whole, *alone):
+        with opened(model, CPU, with_image=True) as pipeline:
+            frames.append(render(pipeline, model.family, TWO, shot))
+            del pipeline
+    assert all(np.array_equal(frames[0], each) for each in frames[1:])
+
+
+@pytest.mark.slow
+@runs_wan
 @pytest.mark.parametrize("how", ["model", "group"])
 def test_what_waits_beside_the_device_makes_the_same_clip(folder, how):
     """With the image's encoder among it. The device is the processor here, which `--offload` itself refuses; diffusers

@@ -58,8 +58,9 @@ class DeviceSetup:
         return cls(found, getattr(torch, precision), offload)
 
 
-def load(model: Model, place: DeviceSetup, *, with_image: bool = False) -> Pipeline:
-    """Load the pipeline.
+@contextlib.contextmanager
+def opened(model: Model, place: DeviceSetup, *, with_image: bool = False) -> Iterator[Pipeline]:
+    """The pipeline inside a `with` block; afterwards its memory is free again.
 
     Args:
         model: which one.
@@ -70,6 +71,19 @@ def load(model: Model, place: DeviceSetup, *, with_image: bool = False) -> Pipel
         FileError: it cannot be loaded, or does not fit in memory.
         UnsupportedError: a prompt, or a prompt and an image, are not enough for it.
     """
+    held = [_load(model, place, with_image=with_image)]
+    try:
+        yield held[0]
+    finally:
+        with contextlib.suppress(Exception):
+            held[0].remove_all_hooks()
+        held.clear()
+        gc.collect()
+        if place.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _load(model: Model, place: DeviceSetup, *, with_image: bool) -> Pipeline:
     import diffusers
 
     root = model.base or model.path
@@ -101,21 +115,6 @@ def load(model: Model, place: DeviceSetup, *, with_image: bool = False) -> Pipel
         ) from error  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-@contextlib.contextmanager
-def opened(model: Model, place: DeviceSetup, *, with_image: bool = False) -> Iterator[Pipeline]:
-    """The pipeline, as `load`, inside a `with` block; afterwards its memory is free again."""
-    held = [load(model, place, with_image=with_image)]
-    try:
-        yield held[0]
-    finally:
-        with contextlib.suppress(Exception):
-            held[0].remove_all_hooks()
-        held.clear()
-        gc.collect()
-        if place.device.type == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _pipeline_class(model: Model, *, with_image: bool) -> Any:

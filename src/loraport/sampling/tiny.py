@@ -93,11 +93,6 @@ def remove_lora(network: WanTransformer3DModel) -> None:
         network.delete_adapters(list(network.peft_config))
 
 
-def schedule_of(sampling: Sampling) -> Schedule:
-    """The schedule that a card describes."""
-    return Schedule.even(sampling.steps, shift=sampling.shift, guidance=sampling.guidance)
-
-
 def conditions(prompts: Int[Tensor, "n 4"]) -> Conditions:
     """Prompts of the tiny world, by attribute positions (`world.prompt_indices`), as its models take them."""
     return Conditions(world.encode(prompts), world.encode_null(1))
@@ -135,7 +130,8 @@ def sample(
     if len(noise) == 0:
         return noise.clone()
     small = network.device.type == "cpu"
-    runner = ModelRunner(WanDenoiser(network, network.device), schedule_of(sampling), batch, small)
+    schedule = Schedule.even(sampling.steps, shift=sampling.shift, guidance=sampling.guidance)
+    runner = ModelRunner(WanDenoiser(network, network.device), schedule, batch, small)
     with runner.threads():
         given = conditions(prompts)
         return runner.sample(noise, given) if only is None else runner.step(only, noise, given)
