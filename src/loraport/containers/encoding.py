@@ -1,6 +1,5 @@
 """From numbers to what lies in a file: other numbers in the place of a weight, stored in the same way."""
 
-from collections.abc import Mapping
 from functools import singledispatch
 
 import torch
@@ -11,13 +10,14 @@ from loraport.containers.codecs.base import Codec
 from loraport.containers.codecs.raw import Raw
 from loraport.containers.codecs.scaled_fp8 import ScaledFp8
 from loraport.containers.codecs.scales import BY_SQUARES, side_of
+from loraport.containers.decoding.base import Companions
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.stored import TensorRef
 
 
 @singledispatch
 def encode(
-    codec: Codec, ref: TensorRef, numbers: Float[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: Codec, ref: TensorRef, numbers: Float[Tensor, "..."], companions: Companions
 ) -> tuple[Shaped[Tensor, "..."], dict[str, Float32[Tensor, "..."]]]:
     """What is to be stored for these numbers, and the companions that go with it.
 
@@ -32,7 +32,7 @@ def encode(
 
 @encode.register(Raw)
 def cast_plainly(
-    codec: Raw, ref: TensorRef, numbers: Float[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: Raw, ref: TensorRef, numbers: Float[Tensor, "..."], companions: Companions
 ) -> tuple[Shaped[Tensor, "..."], dict[str, Float32[Tensor, "..."]]]:
     """A cast; what 8 bits cannot hold becomes the largest number that they can."""
     return cast(numbers, ref.dtype), {}
@@ -40,7 +40,7 @@ def cast_plainly(
 
 @encode.register(ScaledFp8)
 def rescaled(
-    codec: ScaledFp8, ref: TensorRef, numbers: Float[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: ScaledFp8, ref: TensorRef, numbers: Float[Tensor, "..."], companions: Companions
 ) -> tuple[Float[Tensor, "..."], dict[str, Float32[Tensor, "..."]]]:
     """Other numbers in the place of a scaled weight: what is stored for them, and the scales.
 

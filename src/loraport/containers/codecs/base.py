@@ -6,6 +6,9 @@ from typing import Any
 
 from loraport.containers.stored import Group, TensorRef
 
+ModuleSettings = Mapping[str, Mapping[str, Any]]
+"""What a file says of the storage of single modules, by module path (`settings.py`)."""
+
 
 @dataclass(frozen=True)
 class Claim:
@@ -27,7 +30,7 @@ class Codec:
     name: str
     """As `TensorRef.codec` has it, and as people read it."""
 
-    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
+    def claim(self, group: Group, settings: ModuleSettings) -> Claim:
         """Take what this codec reads, by headers; an empty claim where there is nothing of its kind, and of a codec
         whose tensors are companions only.
 

@@ -6,12 +6,10 @@ cuBLAS). Other programs may store them without tiles, which the shapes do not te
 by name is read. nvfp4 has a file of its own.
 """
 
-from collections.abc import Mapping
 from math import prod
-from typing import Any
 
 from loraport.containers import dtypes
-from loraport.containers.codecs.base import Claim, Codec, logical
+from loraport.containers.codecs.base import Claim, Codec, ModuleSettings, logical
 from loraport.containers.stored import Group, TensorRef
 
 
@@ -20,7 +18,7 @@ class Mxfp8(Codec):
 
     name = "mxfp8"
 
-    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
+    def claim(self, group: Group, settings: ModuleSettings) -> Claim:
         """Every weight that ComfyUI's settings call mxfp8."""
         claim = Claim()
         for module in modules_called(self.name, settings, group):
@@ -50,7 +48,7 @@ class SmallFloats(Codec):
     name = "e4m3 in bytes"
 
 
-def modules_called(name: str, settings: Mapping[str, Mapping[str, Any]], group: Group) -> dict[str, None]:
+def modules_called(name: str, settings: ModuleSettings, group: Group) -> dict[str, None]:
     """The modules that ComfyUI's settings say are stored in a format."""
     return {
         module: None for module, given in settings.items() if given["format"] == name and f"{module}.weight" in group

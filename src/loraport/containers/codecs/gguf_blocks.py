@@ -1,12 +1,10 @@
 """Weights in the block formats of GGUF: a few numbers of a row share a scale, and are read by the `gguf` package."""
 
-from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from math import sqrt
-from typing import Any
 
-from loraport.containers.codecs.base import Claim, Codec, logical
+from loraport.containers.codecs.base import Claim, Codec, ModuleSettings, logical
 from loraport.containers.dtypes import FORMATS
 from loraport.containers.stored import Group, TensorRef
 
@@ -46,7 +44,7 @@ class GgufBlocks(Codec):
     def __init__(self, name: str = name):
         self.name = name
 
-    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
+    def claim(self, group: Group, settings: ModuleSettings) -> Claim:
         """Every quantised tensor; of those that are not read the format is named."""
         claim = Claim()
         for key, ref in group.items():

@@ -13,7 +13,7 @@ from math import prod, sqrt
 from statistics import NormalDist
 from typing import Any
 
-from loraport.containers.codecs.base import Claim, Codec, logical
+from loraport.containers.codecs.base import Claim, Codec, ModuleSettings, logical
 from loraport.containers.codecs.scales import BY_SQUARES, SIDE, numbers_sharing, scales_of, sharing
 from loraport.containers.stored import Group, TensorRef
 
@@ -29,7 +29,7 @@ class Int8(Codec):
     def __init__(self, name: str = "int8"):
         self.name = name
 
-    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
+    def claim(self, group: Group, settings: ModuleSettings) -> Claim:
         """Every matrix of 8-bit integers; one whose scale is missing or does not fit is named so."""
         claim = Claim()
         for key, weight in group.items() if self.name == "int8" else ():

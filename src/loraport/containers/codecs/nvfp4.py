@@ -6,12 +6,10 @@ names of the tensors, and of ComfyUI's only where its settings are there, since 
 another order.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod, sqrt
-from typing import Any
 
-from loraport.containers.codecs.base import Claim, Codec, logical
+from loraport.containers.codecs.base import Claim, Codec, ModuleSettings, logical
 from loraport.containers.codecs.block_scales import SmallFloats, fits_tiles, modules_called
 from loraport.containers.stored import Group, TensorRef
 
@@ -73,7 +71,7 @@ class Nvfp4(Codec):
         self.packing = packing
         self.name = packing.name
 
-    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
+    def claim(self, group: Group, settings: ModuleSettings) -> Claim:
         """Every weight that has the tensors of this packing; ComfyUI's where its settings say so too."""
         packing, claim = self.packing, Claim()
         called = modules_called("nvfp4", settings, group) if packing == COMFYUI else {}

@@ -1,10 +1,7 @@
 """Numbers that are stored as they are, 8-bit floating point without a scale included."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from loraport.containers import dtypes
-from loraport.containers.codecs.base import Claim, Codec
+from loraport.containers.codecs.base import Claim, Codec, ModuleSettings
 from loraport.containers.stored import Group, TensorRef
 
 
@@ -13,7 +10,7 @@ class Raw(Codec):
 
     name = "raw"
 
-    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
+    def claim(self, group: Group, settings: ModuleSettings) -> Claim:
         """All of it."""
         return Claim(dict(group), set(group))
 

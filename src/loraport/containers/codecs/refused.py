@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loraport.containers.codecs import int8, scaled_fp8
-from loraport.containers.codecs.base import Claim, Codec, logical
+from loraport.containers.codecs.base import Claim, Codec, ModuleSettings, logical
 from loraport.containers.codecs.nvfp4 import is_nvfp4
 from loraport.containers.codecs.scales import OF_INPUTS, SUFFIXES, scales_of
 from loraport.containers.codecs.settings import SUFFIX, UNKNOWN
@@ -68,7 +68,7 @@ class Refused(Codec):
         """The name of the scheme."""
         return self.name
 
-    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
+    def claim(self, group: Group, settings: ModuleSettings) -> Claim:
         """Every module that bears the marks of any refused scheme."""
         found: dict[str, list[tuple[int, str, str]]] = {}
         strange = _strange_scales(group)
@@ -87,7 +87,7 @@ class Refused(Codec):
         return claim
 
 
-def _by_mark(key: str, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> tuple[str, int, str] | None:
+def _by_mark(key: str, group: Group, settings: ModuleSettings) -> tuple[str, int, str] | None:
     """The module that a mark belongs to, its row in the table, and the name of the scheme."""
     if key.endswith((".weight", ".bias")):
         return None  # nearly all keys; no mark ends so
@@ -106,7 +106,7 @@ def _by_weight(
     key: str,
     ref: TensorRef,
     group: Group,
-    settings: Mapping[str, Mapping[str, Any]],
+    settings: ModuleSettings,
     strange: Mapping[str, str],
 ) -> tuple[str, int, str] | None:
     """The same from the weight itself: its number format, its settings, and scales that nobody knows."""

@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from loraport.containers import dtypes
-from loraport.containers.codecs.base import Claim, Codec, logical
+from loraport.containers.codecs.base import Claim, Codec, ModuleSettings, logical
 from loraport.containers.codecs.scales import BY_SQUARES, MARKER, OF_INPUTS, SUFFIXES, scales_of, sharing
 from loraport.containers.codecs.settings import SUFFIX
 from loraport.containers.stored import Group, TensorRef
@@ -27,7 +27,7 @@ class ScaledFp8(Codec):
     def __init__(self, name: str = "scaled"):
         self.name = name
 
-    def claim(self, group: Group, settings: Mapping[str, Mapping[str, Any]]) -> Claim:
+    def claim(self, group: Group, settings: ModuleSettings) -> Claim:
         """Every `<module>.weight` with a scale beside it; scales of inputs, markers and settings vanish."""
         claim = Claim()
         if self.name != "scaled":

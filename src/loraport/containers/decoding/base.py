@@ -9,10 +9,13 @@ from torch import Tensor
 from loraport.containers.codecs.base import Codec
 from loraport.containers.stored import TensorRef
 
+Companions = Mapping[str, Float32[Tensor, "..."]]
+"""The further tensors that a reference names, by role."""
+
 
 @singledispatch
 def decode(
-    codec: Codec, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: Codec, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Companions
 ) -> Float32[Tensor, "..."]:
     """The numbers of a weight, in float32.
 

@@ -1,19 +1,17 @@
 """A scale for every few numbers of a row, in the order that cuBLAS wants (`codecs/block_scales.py`): the product."""
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float32, Shaped, UInt8
 from torch import Tensor
 
 from loraport.containers.codecs.block_scales import Exponents, Mxfp8, SmallFloats
-from loraport.containers.decoding.base import decode
+from loraport.containers.decoding.base import Companions, decode
 from loraport.containers.stored import TensorRef
 
 
 @decode.register(Mxfp8)
 def mxfp8(
-    codec: Mxfp8, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: Mxfp8, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Companions
 ) -> Float32[Tensor, "..."]:
     """stored * 2^exponent, in float32."""
     return by_blocks(stored.float(), untiled(companions["scale"], ref), 32)
@@ -21,7 +19,7 @@ def mxfp8(
 
 @decode.register(Exponents)
 def exponents(
-    codec: Exponents, ref: TensorRef, stored: UInt8[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: Exponents, ref: TensorRef, stored: UInt8[Tensor, "..."], companions: Companions
 ) -> Float32[Tensor, "..."]:
     """The powers of two."""
     powers = torch.tensor([2.0 ** (byte - 127) for byte in range(255)] + [float("nan")], dtype=torch.float32)
@@ -30,7 +28,7 @@ def exponents(
 
 @decode.register(SmallFloats)
 def small_floats(
-    codec: SmallFloats, ref: TensorRef, stored: UInt8[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: SmallFloats, ref: TensorRef, stored: UInt8[Tensor, "..."], companions: Companions
 ) -> Float32[Tensor, "..."]:
     """The numbers."""
     return stored.view(torch.float8_e4m3fn).float()

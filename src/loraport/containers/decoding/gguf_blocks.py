@@ -1,14 +1,12 @@
 """Block formats of GGUF as numbers, by the `gguf` package."""
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from loraport.containers.codecs.gguf_blocks import GgufBlocks
-from loraport.containers.decoding.base import decode
+from loraport.containers.decoding.base import Companions, decode
 from loraport.containers.stored import TensorRef
 
 _CHUNK = 2**20  # numbers that are decoded at once
@@ -16,7 +14,7 @@ _CHUNK = 2**20  # numbers that are decoded at once
 
 @decode.register(GgufBlocks)
 def blocks(
-    codec: GgufBlocks, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: GgufBlocks, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Companions
 ) -> Float32[Tensor, "..."]:
     """The numbers, row by row, so that what the package makes on the way stays small."""
     from gguf import GGMLQuantizationType

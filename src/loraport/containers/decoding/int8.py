@@ -1,6 +1,5 @@
 """Integers in a rotated basis, turned back (`codecs/int8.py`); those in the weight's own basis are in `scales.py`."""
 
-from collections.abc import Mapping
 from math import sqrt
 
 import torch
@@ -8,7 +7,7 @@ from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from loraport.containers.codecs.int8 import Int4Rotated, Int8Rotated
-from loraport.containers.decoding.base import decode
+from loraport.containers.decoding.base import Companions, decode
 from loraport.containers.decoding.scales import scaled
 from loraport.containers.stored import TensorRef
 
@@ -17,7 +16,7 @@ _CHUNK = 2**22  # numbers that are rotated at once
 
 @decode.register(Int8Rotated)
 def rotated(
-    codec: Int8Rotated, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: Int8Rotated, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Companions
 ) -> Float32[Tensor, "..."]:
     """scale * stored, turned back into the weight's own basis group by group."""
     turned = scaled(codec, ref, stored, companions)
@@ -29,7 +28,7 @@ def rotated(
 
 @decode.register(Int4Rotated)
 def halves_rotated(
-    codec: Int4Rotated, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: Int4Rotated, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Companions
 ) -> Float32[Tensor, "..."]:
     """scale * integer, turned back into the weight's own basis."""
     halves = torch.stack([stored & 15, (stored >> 4) & 15], dim=-1)

@@ -1,13 +1,11 @@
 """nvfp4 in any of its packings (`codecs/nvfp4.py`), as numbers."""
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float32, UInt8
 from torch import Tensor
 
 from loraport.containers.codecs.nvfp4 import BLOCK, Nvfp4
-from loraport.containers.decoding.base import decode
+from loraport.containers.decoding.base import Companions, decode
 from loraport.containers.decoding.block_scales import by_blocks, rows_of, untiled
 from loraport.containers.decoding.scales import odd_scale
 from loraport.containers.stored import TensorRef
@@ -17,9 +15,7 @@ _CHUNK = 2**22  # numbers that are looked up at once
 
 
 @decode.register(Nvfp4)
-def nvfp4(
-    codec: Nvfp4, ref: TensorRef, stored: UInt8[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-) -> Float32[Tensor, "..."]:
+def nvfp4(codec: Nvfp4, ref: TensorRef, stored: UInt8[Tensor, "..."], companions: Companions) -> Float32[Tensor, "..."]:
     """number * scale of its block * scale of the tensor, and of its input where there is one, in float32."""
     numbers = torch.tensor([*_E2M1, *(-number for number in _E2M1)], dtype=torch.float32)
     weight = torch.empty(ref.shape, dtype=torch.float32)

@@ -1,28 +1,24 @@
 """Numbers that are stored as they are; and what is known by name only."""
 
-from collections.abc import Mapping
-
 from jaxtyping import Float32, Shaped
 from torch import Tensor
 
 from loraport.containers.codecs.raw import Raw
 from loraport.containers.codecs.refused import Refused
-from loraport.containers.decoding.base import decode
+from loraport.containers.decoding.base import Companions, decode
 from loraport.containers.stored import TensorRef
 from loraport.errors import UnsupportedError
 
 
 @decode.register(Raw)
-def plain(
-    codec: Raw, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
-) -> Float32[Tensor, "..."]:
+def plain(codec: Raw, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Companions) -> Float32[Tensor, "..."]:
     """A cast to float32."""
     return stored.float()
 
 
 @decode.register(Refused)
 def refused(
-    codec: Refused, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: Refused, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Companions
 ) -> Float32[Tensor, "..."]:
     """Raises UnsupportedError, always."""
     raise UnsupportedError(

@@ -1,7 +1,5 @@
 """The product with scales, however they are shared (`codecs/scales.py`)."""
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float32, Shaped
 from torch import Tensor
@@ -10,7 +8,7 @@ from loraport.containers.codecs.base import Codec
 from loraport.containers.codecs.int8 import Int8
 from loraport.containers.codecs.scaled_fp8 import ScaledFp8
 from loraport.containers.codecs.scales import BY_SQUARES, side_of
-from loraport.containers.decoding.base import decode
+from loraport.containers.decoding.base import Companions, decode
 from loraport.containers.stored import TensorRef
 from loraport.errors import NumericalError
 
@@ -18,7 +16,7 @@ from loraport.errors import NumericalError
 @decode.register(Int8)
 @decode.register(ScaledFp8)
 def scaled(
-    codec: Codec, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Mapping[str, Float32[Tensor, "..."]]
+    codec: Codec, ref: TensorRef, stored: Shaped[Tensor, "..."], companions: Companions
 ) -> Float32[Tensor, "..."]:
     """scale * stored, in float32.
 
