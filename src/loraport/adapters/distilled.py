@@ -8,7 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from loraport.adapters.header import json_beside
+from loraport.adapters.header import read_table
 from loraport.containers.access import kind_of
 from loraport.containers.safetensors import read_header
 from loraport.errors import FileError
@@ -18,7 +18,6 @@ from loraport.wording import count
 _TITLE = "modelspec.title"  # of a header
 _CONFIGS = ("config.json", "model_index.json")  # of diffusers
 _CALLED = "_name_or_path"  # in them
-_MOST = 1 << 16  # bytes of a configuration
 _BEFORE = r"(?:(?:wan\d*|[a-z]?\d+[a-z]?|t2v|i2v|ti2v)-+)*"  # as in Wan2_1-T2V-1_3B-Self-Forcing
 _HUB = re.compile(r"models--([^/\\]+)")
 
@@ -125,7 +124,7 @@ def names_of(path: Path, *said: str | None) -> Sequence[str]:
 def _told(path: Path) -> Iterator[str]:
     for name in _CONFIGS:
         for folder in (path, path.parent):
-            found = json_beside(folder / name, name, _MOST)
+            found = read_table(folder / name)
             yield str(found.get(_CALLED) or "")
     if path.suffix == ".safetensors" and kind_of(path) == "file":
         try:

@@ -7,7 +7,7 @@ from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.assemble import Assembled
 from loraport.adapters.passthrough import Passthrough
 from loraport.errors import MismatchError, UnmatchedKeysError
-from loraport.models.architecture import Architecture
+from loraport.models.architecture import Architecture, by
 from loraport.models.checkpoint import Checkpoint
 from loraport.wording import count
 
@@ -38,12 +38,12 @@ def check_fit(
         # The two titles tell the difference only where they say different widths.
         if name in architecture.misfits or own.dimensions.get("width") == architecture.dimensions.get("width"):
             raise MismatchError(
-                f"{name} is {_by(layer.shape)} in the LoRA and {_by(shape)} in the {role}",
+                f"{name} is {by(layer.shape)} in the LoRA and {by(shape)} in the {role}",
                 where=str(path),
                 values=architecture.misfits.get(name, layer.keys[0]),
                 fix="use the checkpoint that the LoRA was trained on, or leave the layer out with --drop",
             )
-        raise _mismatch(own, architecture, role, path, f"{name}: {_by(layer.shape)} and {_by(shape)}")
+        raise _mismatch(own, architecture, role, path, f"{name}: {by(layer.shape)} and {by(shape)}")
     for letter, called in own.family.counters.items():
         has = architecture.dimensions.get(called, 0)
         # A model without any blocks of a kind lacks these layers; one with fewer is another size.
@@ -128,7 +128,3 @@ def _mismatch(own: Architecture, architecture: Architecture, role: str, path: Pa
         values=values,
         fix=f"use the {role} of the size that the LoRA was trained on",
     )
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(side) for side in shape)

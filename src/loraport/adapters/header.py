@@ -113,17 +113,10 @@ def read_json(metadata: Mapping[str, str], key: str) -> Any | None:
     return _parsed(metadata.get(key, ""))
 
 
-def json_beside(path: Path, name: str, most: int = MAX_JSON) -> dict[str, Any]:
-    """The table in a JSON file beside another; empty where there is none, or it cannot be read.
-
-    Args:
-        path: the other file.
-        name: of the JSON file.
-        most: bytes it may have.
-    """
-    beside = path.parent / name
+def read_table(file: Path) -> dict[str, Any]:
+    """The table in a JSON file that anybody may have written; empty where there is none, or it cannot be read."""
     try:
-        found = _parsed(read_text(beside, "configuration", most=most)) if kind_of(beside) == "file" else None
+        found = _parsed(read_text(file, "configuration", most=MAX_JSON)) if kind_of(file) == "file" else None
     except FileError:
         return {}
     return found if isinstance(found, dict) else {}

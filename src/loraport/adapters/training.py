@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from loraport.adapters.header import BASES, LORA_CONFIG, TRAINED_ON, json_beside, read_json
+from loraport.adapters.header import BASES, LORA_CONFIG, TRAINED_ON, read_json, read_table
 from loraport.adapters.peft_config import CONFIG_FILE, PEFT_FILE
 from loraport.wording import count
 
@@ -199,7 +199,7 @@ def _beside(path: Path, given: Mapping[str, str]) -> Any:
     if "loraport.version" in given or path.stem != PEFT_FILE:
         return None
     # Where it matters that it cannot be read, it is refused when the scale is looked for.
-    return json_beside(path, CONFIG_FILE).get("base_model_name_or_path")
+    return read_table(path.parent / CONFIG_FILE).get("base_model_name_or_path")
 
 
 def _table(given: Mapping[str, str], key: str) -> dict[str, Any]:

@@ -8,14 +8,13 @@ from typing import Any
 from loraport.adapters.consumers import consumers
 from loraport.adapters.distilled import Distilled, known_model, names_of
 from loraport.adapters.grammar import grammar
-from loraport.adapters.header import json_beside
+from loraport.adapters.header import read_table
 from loraport.models.family import Family
 
 SCHEDULE = "scheduler_config.json"
 BESIDE = "inference_config.json"
 CARD, SAMPLING = "model.json", "sampling"  # of a bundled model
 LONG = 120  # characters of one value; what is longer is no number of steps
-_MOST = 1 << 16  # bytes
 
 
 def told_usage(path: Path, metadata: Mapping[str, str]) -> str:
@@ -25,12 +24,13 @@ def told_usage(path: Path, metadata: Mapping[str, str]) -> str:
         path: the LoRA, or the model.
         metadata: its header.
     """
-    for where, found in (("its header", dict(metadata)), (f"{BESIDE} beside it", json_beside(path, BESIDE, _MOST))):
+    beside = read_table(path.parent / BESIDE)
+    for where, found in (("its header", dict(metadata)), (f"{BESIDE} beside it", beside)):
         said = [f"{name} {text}" for name in grammar().sampling if (text := _text(found.get(name)))]
         if said:
             return f"{', '.join(said)} ({where})"
     for folder in (path, path.parent):
-        card = json_beside(folder / CARD, CARD, _MOST).get(SAMPLING)
+        card = read_table(folder / CARD).get(SAMPLING)
         if isinstance(card, dict) and (said := [f"{name} {text}" for name in card if (text := _text(card[name]))]):
             return f"{', '.join(said)} ({CARD} beside it)"
     return ""
@@ -90,7 +90,7 @@ def told_schedule(path: Path) -> str:
         path: the model in it: a file, or a folder.
     """
     for folder in (path, path.parent, path.parent.parent):
-        found = json_beside(folder / "scheduler" / SCHEDULE, SCHEDULE, _MOST)
+        found = read_table(folder / "scheduler" / SCHEDULE)
         said = [f"{name} {text}" for name in ("shift", "flow_shift") if (text := _text(found.get(name)))]
         if kind := _text(found.get("_class_name")):
             return ", ".join([kind, *said])

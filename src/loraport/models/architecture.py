@@ -172,7 +172,7 @@ def require_same_size(source: Architecture, target: Architecture, where: str | N
     values = None
     if differing:
         name, (left, right) = next(iter(differing.items()))
-        values = f"{name} is {_by(left)} in the source and {_by(right)} in the target"
+        values = f"{name} is {by(left)} in the source and {by(right)} in the target"
     alike = source.title == target.title
     raise MismatchError(
         "The source and the target differ in size."
@@ -242,5 +242,6 @@ def _agrees(wanted: Mapping[str, object], known: Mapping[str, object], partly: F
     return True
 
 
-def _by(shape: Shape) -> str:
+def by(shape: Shape) -> str:
+    """A shape in words: "24 x 48"."""
     return " x ".join(str(size) for size in shape)
