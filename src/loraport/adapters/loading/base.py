@@ -12,17 +12,22 @@ from loraport.containers.tensors import TensorRef, read_tensor
 from loraport.core.lowrank import LowRank
 from loraport.errors import NumericalError
 
+Parts = Mapping[str, TensorRef]
+"""Role -> tensor."""
+Stored = tuple[Shaped[Tensor, "m r *one"], Shaped[Tensor, "r n *one"]] | Shaped[Tensor, "..."]
+"""Plain factors (up, down), or one m x n matrix."""
+Numbers = Mapping[str, float]
+"""What a configuration says of a layer."""
+
 
 @singledispatch
-def load(kind: AdapterKind, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
+def load(kind: AdapterKind, parts: Parts, shape: tuple[int, int]) -> LowRank:
     """The update in float32 without a scale, exactly. Raises NumericalError where it holds NaN or infinity."""
     raise TypeError(f"{kind.title} needs the weight")
 
 
 @singledispatch
-def stored(
-    kind: AdapterKind, parts: Mapping[str, TensorRef], shape: tuple[int, int]
-) -> tuple[Shaped[Tensor, "m r *one"], Shaped[Tensor, "r n *one"]] | Shaped[Tensor, "..."]:
+def stored(kind: AdapterKind, parts: Parts, shape: tuple[int, int]) -> Stored:
     """The update as plain factors (up, down) or as one m x n matrix, without a scale and without any rounding.
 
     What lies in the file as such keeps its dtype bit for bit; what must be multiplied out is float32. Here it is
@@ -35,9 +40,9 @@ def stored(
 @singledispatch
 def change(
     kind: OnSource,
-    parts: Mapping[str, TensorRef],
+    parts: Parts,
     weight: Float32[Tensor, "m n *kernel"],
-    settings: Mapping[str, float],
+    settings: Numbers,
 ) -> LowRank:
     """The update of a weight, as an m x (n kernel) matrix in float32.
 

@@ -1,22 +1,18 @@
 """The direction of the changed weight at a magnitude that was learned."""
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 from loraport.adapters.kinds.base import KINDS
 from loraport.adapters.kinds.dora import Dora, inner_kind, inputs_of
-from loraport.adapters.loading.base import change, finite_update, load
-from loraport.containers.tensors import TensorRef, read_float
+from loraport.adapters.loading.base import Numbers, Parts, change, finite_update, load
+from loraport.containers.tensors import read_float
 from loraport.core.lowrank import LowRank
 
 
 @change.register(Dora)
-def redirected(
-    kind: Dora, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
-) -> LowRank:
+def redirected(kind: Dora, parts: Parts, weight: Float32[Tensor, "m n *kernel"], settings: Numbers) -> LowRank:
     """One matrix as large as the weight."""
     inner, own = inner_kind(parts), weight.reshape(len(weight), -1)
     shape = (len(own), own.shape[1])

@@ -1,21 +1,17 @@
 """The weight times two factors, and two more."""
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 from loraport.adapters.kinds.glora import ROLES, Glora
-from loraport.adapters.loading.base import change, finite_update
-from loraport.containers.tensors import TensorRef, read_float
+from loraport.adapters.loading.base import Numbers, Parts, change, finite_update
+from loraport.containers.tensors import read_float
 from loraport.core.lowrank import LowRank
 
 
 @change.register(Glora)
-def products(
-    kind: Glora, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
-) -> LowRank:
+def products(kind: Glora, parts: Parts, weight: Float32[Tensor, "m n *kernel"], settings: Numbers) -> LowRank:
     """Rank 2 r, or the matrix where that is more than its smaller side."""
     m, rank = len(weight), parts["glora_b_down"].shape[0]
     a_up, a_down, b_up, b_down = (read_float(parts[role]).flatten(1) for role in ROLES)

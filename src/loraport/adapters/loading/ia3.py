@@ -1,20 +1,16 @@
 """Rows or inputs times a vector."""
 
-from collections.abc import Mapping
-
 from jaxtyping import Float32
 from torch import Tensor
 
 from loraport.adapters.kinds.ia3 import FACTOR, OF_INPUTS, Ia3, misfit
-from loraport.adapters.loading.base import change, finite_update
-from loraport.containers.tensors import TensorRef, read_float
+from loraport.adapters.loading.base import Numbers, Parts, change, finite_update
+from loraport.containers.tensors import read_float
 from loraport.core.lowrank import LowRank
 
 
 @change.register(Ia3)
-def multiplied(
-    kind: Ia3, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
-) -> LowRank:
+def multiplied(kind: Ia3, parts: Parts, weight: Float32[Tensor, "m n *kernel"], settings: Numbers) -> LowRank:
     """One matrix as large as the weight."""
     ((role, ref),) = parts.items()
     added = read_float(ref).reshape(-1) - (1.0 if role.startswith(FACTOR) else 0.0)

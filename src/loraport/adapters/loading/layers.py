@@ -9,6 +9,7 @@ from torch import Tensor
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import OnSource
 from loraport.adapters.loading import change, load, stored
+from loraport.adapters.loading.base import Stored
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.tensors import TensorRef, read_float
 from loraport.core.lowrank import LowRank
@@ -33,9 +34,7 @@ def load_update(layer: LayerUpdate, read: Read | None = None) -> LowRank:
     return update if layer.scale == 1.0 else update.scaled(layer.scale)
 
 
-def stored_update(
-    layer: LayerUpdate,
-) -> tuple[Shaped[Tensor, "m r *one"], Shaped[Tensor, "r n *one"]] | Shaped[Tensor, "..."]:
+def stored_update(layer: LayerUpdate) -> Stored:
     """Two factors (up, down) or one matrix, without the scale and without any rounding: see `loading.stored`.
 
     Raises:

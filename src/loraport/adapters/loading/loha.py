@@ -1,21 +1,19 @@
 """The elementwise product of two low-rank matrices."""
 
-from collections.abc import Mapping
-
 import torch
 from jaxtyping import Float32
 from torch import Tensor
 
 from loraport.adapters.kinds.loha import Loha
-from loraport.adapters.loading.base import load, stored, unfold_core
-from loraport.containers.tensors import TensorRef, read_float
+from loraport.adapters.loading.base import Parts, Stored, load, stored, unfold_core
+from loraport.containers.tensors import read_float
 from loraport.core.lowrank import LowRank
 
 BLOCK_ROWS = 256
 
 
 @load.register(Loha)
-def product(kind: Loha, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
+def product(kind: Loha, parts: Parts, shape: tuple[int, int]) -> LowRank:
     """Rank r1 r2, or the matrix where that is more than its smaller side."""
     (w1_a, w1_b), (w2_a, w2_b) = _pair(parts, "hada_w1", shape), _pair(parts, "hada_w2", shape)
     rank = w1_a.shape[1] * w2_a.shape[1]
@@ -27,9 +25,7 @@ def product(kind: Loha, parts: Mapping[str, TensorRef], shape: tuple[int, int]) 
 
 
 @stored.register(Loha)
-def product_as_stored(
-    kind: Loha, parts: Mapping[str, TensorRef], shape: tuple[int, int]
-) -> tuple[Tensor, Tensor] | Tensor:
+def product_as_stored(kind: Loha, parts: Parts, shape: tuple[int, int]) -> Stored:
     """Multiplied out in float32."""
     first, second = _pair(parts, "hada_w1", shape), _pair(parts, "hada_w2", shape)
     rank = len(first[1]) * len(second[1])
@@ -39,7 +35,7 @@ def product_as_stored(
     return update.B, update.A
 
 
-def _pair(parts: Mapping[str, TensorRef], name: str, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _pair(parts: Parts, name: str, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
     up, down = parts[f"{name}_a"], parts[f"{name}_b"]
     core = parts.get(name.replace("w", "t"))
     if core is not None:

@@ -1,17 +1,13 @@
 """Two factors as they are."""
 
-from collections.abc import Mapping
-
-from torch import Tensor
-
 from loraport.adapters.kinds.lora import Lora
-from loraport.adapters.loading.base import load, read_finite, stored, unfold_core
-from loraport.containers.tensors import TensorRef, read_float
+from loraport.adapters.loading.base import Parts, Stored, load, read_finite, stored, unfold_core
+from loraport.containers.tensors import read_float
 from loraport.core.lowrank import LowRank
 
 
 @load.register(Lora)
-def factors(kind: Lora, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
+def factors(kind: Lora, parts: Parts, shape: tuple[int, int]) -> LowRank:
     """B and A as they are."""
     if "mid" in parts:
         down = unfold_core(read_float(parts["mid"]), read_float(parts["A"]).flatten(1))
@@ -21,9 +17,7 @@ def factors(kind: Lora, parts: Mapping[str, TensorRef], shape: tuple[int, int]) 
 
 
 @stored.register(Lora)
-def factors_as_stored(
-    kind: Lora, parts: Mapping[str, TensorRef], shape: tuple[int, int]
-) -> tuple[Tensor, Tensor] | Tensor:
+def factors_as_stored(kind: Lora, parts: Parts, shape: tuple[int, int]) -> Stored:
     """Both factors bit for bit; with a core multiplied out."""
     if "mid" in parts:
         update = load(kind, parts, shape)

@@ -1,24 +1,21 @@
 """The weight times rotations of blocks."""
 
 import math
-from collections.abc import Mapping
 
 import torch
 from jaxtyping import Float32, Int64
 from torch import Tensor
 
 from loraport.adapters.kinds.oft import Oft, block_of
-from loraport.adapters.loading.base import change, finite_update
+from loraport.adapters.loading.base import Numbers, Parts, change, finite_update
 from loraport.adapters.scale import read_number
-from loraport.containers.tensors import TensorRef, read_float
+from loraport.containers.tensors import read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError, UnsupportedError
 
 
 @change.register(Oft)
-def rotated(
-    kind: Oft, parts: Mapping[str, TensorRef], weight: Float32[Tensor, "m n *kernel"], settings: Mapping[str, float]
-) -> LowRank:
+def rotated(kind: Oft, parts: Parts, weight: Float32[Tensor, "m n *kernel"], settings: Numbers) -> LowRank:
     """One matrix as large as the weight."""
     main = next(iter(parts))
     own = weight.reshape(len(weight), -1)
@@ -32,9 +29,7 @@ def rotated(
     return finite_update(changed - own, parts[main])
 
 
-def _inputs_turned(
-    inputs: Float32[Tensor, "n m"], parts: Mapping[str, TensorRef], settings: Mapping[str, float]
-) -> Float32[Tensor, "n m"]:
+def _inputs_turned(inputs: Float32[Tensor, "n m"], parts: Parts, settings: Numbers) -> Float32[Tensor, "n m"]:
     if "boft_R" in parts:
         stages = read_float(parts["boft_R"])
         turns = _cayley((stages.mT - stages) / 2)
@@ -99,7 +94,7 @@ def _antisymmetric(vectors: Float32[Tensor, "k e"], block: int, bound: float) ->
     return skew
 
 
-def _rows_turned(own: Float32[Tensor, "m n"], parts: Mapping[str, TensorRef], unit: float) -> Float32[Tensor, "m n"]:
+def _rows_turned(own: Float32[Tensor, "m n"], parts: Parts, unit: float) -> Float32[Tensor, "m n"]:
     blocks = read_float(parts["oft_blocks"])
     skew = blocks - blocks.mT
     bound = read_number(parts["oft_bound"]) * unit if "oft_bound" in parts else 0.0

@@ -1,16 +1,14 @@
 """Vectors on a pair of matrices that all layers share."""
 
-from collections.abc import Mapping
-
 from loraport.adapters.kinds.vera import Vera
-from loraport.adapters.loading.base import load
-from loraport.containers.tensors import TensorRef, read_float
+from loraport.adapters.loading.base import Parts, load
+from loraport.containers.tensors import read_float
 from loraport.core.lowrank import LowRank
 from loraport.errors import MismatchError
 
 
 @load.register(Vera)
-def vectors(kind: Vera, parts: Mapping[str, TensorRef], shape: tuple[int, int]) -> LowRank:
+def vectors(kind: Vera, parts: Parts, shape: tuple[int, int]) -> LowRank:
     """Two factors of rank r."""
     b, d, A, B = (read_float(parts[part]) for part in (*kind.essential, *kind.shared))
     if A.shape[1] < shape[1]:
