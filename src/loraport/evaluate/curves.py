@@ -6,7 +6,7 @@ from statistics import fmean
 
 from loraport.core.bootstrap import Estimate
 from loraport.evaluate.run import ANCHORS, Evidence
-from loraport.evaluate.tables import TITLES, anchor_differences, markdown, pooled, show, verdict
+from loraport.evaluate.tables import TITLES, anchor_differences, markdown, means, pooled, show, wins
 
 _AMOUNT = re.compile(r"(.*) ([0-9.]+)$")
 
@@ -32,13 +32,11 @@ def best_table(evidence: Evidence, by: str = "to_aim", targets: Sequence[str] = 
         best = [(evidence.best(*pair, curve=curve, by=by), evidence.best(*pair, by=by)) for pair in pairs]
         row = [curve, str(len(best)), f"{fmean(mine.variant.strength for mine, _ in best if mine.variant):.2f}"]
         found = {name: [mine.estimates[name] - theirs.estimates[name] for mine, theirs in best] for name in TITLES}
-        row += [show(pooled(found[name]), 3, signed=True) for name in TITLES]
-        verdicts = [verdict(by, difference) for difference in found[by]]
-        rows.append([*row, f"{verdicts.count(1)} / {verdicts.count(-1)}"])
+        rows.append([*row, *means(found), wins(found[by], by)])
     for anchor in "TS":
         found = {name: anchor_differences(evidence, anchor, name, targets, by) for name in TITLES}
         row = [f"*{ANCHORS[anchor]}*", str(len(found[by])), "1.00" if anchor == "T" else "–"]
-        rows.append([*row, *(show(pooled(found[name]), 3, signed=True) for name in TITLES), "–"])
+        rows.append([*row, *means(found), "–"])
     return markdown(head, rows)
 
 

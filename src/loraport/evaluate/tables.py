@@ -1,11 +1,11 @@
 """Evidence as Markdown: one table of all methods over all pairs, and one table a pair."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from loraport.core.bootstrap import Estimate
-from loraport.evaluate.run import ANCHORS, HIGHER_IS_BETTER, Evidence, ScoredCell
+from loraport.evaluate.run import ANCHORS, FUNCTION, HIGHER_IS_BETTER, Evidence, ScoredCell
 
 CLEAR = 2.0
 """A difference counts when it is larger than this many of its standard errors."""
@@ -74,6 +74,17 @@ def show(estimate: Estimate | None, digits: int = 2, *, signed: bool = False) ->
     return f"{value.replace('-', '−')} ± {estimate.error:.{digits}f}"
 
 
+def means(found: Mapping[str, Sequence[Estimate]]) -> list[str]:
+    """Mean differences as they are printed, a cell a measure."""
+    return [show(pooled(found[name]), 3, signed=True) for name in TITLES]
+
+
+def wins(found: Sequence[Estimate], measure: str = "to_aim") -> str:
+    """How many differences are clear improvements, and how many clear losses."""
+    verdicts = [verdict(measure, difference) for difference in found]
+    return f"{verdicts.count(1)} / {verdicts.count(-1)}"
+
+
 def differences(
     evidence: Evidence, label: str, measure: str, rival: str = "direct", only: Sequence[str] = ()
 ) -> list[Estimate]:
@@ -100,15 +111,14 @@ def main_table(evidence: Evidence) -> str:
     rows = []
     for label in _labels(evidence):
         cells = [cell for cell in evidence.cells if cell.label == label and cell.variant]
-        ratios = [[c.gain_ratios[name] for c in cells if c.gain_ratios[name]] for name in ("taught", "statistic")]
+        ratios = [[c.gain_ratios[name] for c in cells if c.gain_ratios[name]] for name in FUNCTION]
         row = [label, str(len(cells))] + [show(pooled(r)) if r else "–" for r in ratios]  # type: ignore[arg-type]
-        row += [show(pooled(differences(evidence, label, name)), 3, signed=True) for name in TITLES]
-        row += [_score(evidence, label, "direct"), _score(evidence, label, "best")]
-        rows.append(row)
+        row += means({name: differences(evidence, label, name) for name in TITLES})
+        rows.append([*row, *(wins(differences(evidence, label, "to_aim", rival)) for rival in ("direct", "best"))])
     for anchor in "TSC":
         found = {name: anchor_differences(evidence, anchor, name) for name in TITLES}
         row = [f"*{ANCHORS[anchor]}*", str(len(evidence.pairs())), "–", "–"]
-        rows.append([*row, *(show(pooled(found[name]), 3, signed=True) for name in TITLES), "–", "–"])
+        rows.append([*row, *means(found), "–", "–"])
     return markdown(head, rows)
 
 
@@ -141,11 +151,8 @@ def contrast_table(
         found = {name: differences(evidence, first, name, second, only) for name in TITLES}
         if not found["to_aim"]:
             continue
-        verdicts = [verdict("to_aim", difference) for difference in found["to_aim"]]
         rival = {"best": "direct at its best strength", "best by Frechet": "the same by Frechet"}.get(second, second)
-        row = [f"{first} − {rival}", str(len(verdicts))]
-        row += [show(pooled(each), 3, signed=True) for each in found.values()]
-        rows.append([*row, f"{verdicts.count(1)} / {verdicts.count(-1)}"])
+        rows.append([f"{first} − {rival}", str(len(found["to_aim"])), *means(found), wins(found["to_aim"])])
     return markdown(head, rows)
 
 
@@ -164,7 +171,7 @@ def reuse_table(evidence: Evidence) -> str:
         if "direct" not in cells:
             continue
         direct, aim = cells["direct"], evidence.cell(lora, "", "B")
-        row = [lora, target, *(show(direct.gain_ratios[name]) for name in ("taught", "statistic"))]
+        row = [lora, target, *(show(direct.gain_ratios[name]) for name in FUNCTION)]
         row += [show(cell.estimates[name]) for name in ("accuracy", "frechet") for cell in (direct, aim)]
         rows.append([*row, evidence.best(lora, target).label.removeprefix("direct x").replace("direct", "1")])
     return markdown(head, rows)
@@ -200,12 +207,7 @@ def pair_table(evidence: Evidence, lora: str, target: str) -> str:
 
 def _row(cell: ScoredCell, title: str) -> list[str]:
     row = [title, *(show(cell.estimates.get(name)) for name in TITLES)]
-    return row + [show(cell.gain_ratios.get(name)) for name in ("taught", "statistic")]
-
-
-def _score(evidence: Evidence, label: str, rival: str) -> str:
-    verdicts = [verdict("to_aim", difference) for difference in differences(evidence, label, "to_aim", rival)]
-    return f"{verdicts.count(1)} / {verdicts.count(-1)}"
+    return row + [show(cell.gain_ratios.get(name)) for name in FUNCTION]
 
 
 def _labels(evidence: Evidence) -> list[str]:
