@@ -46,11 +46,11 @@ class Concentration:
     rigidity: Mapping[str, float]
 
 
-def concentrations(family: Family, target: Model, *, seed: int = 0) -> list[Concentration]:
+def concentrations(family: Family, target: Model) -> list[Concentration]:
     """Every attention and feed-forward matrix of a target."""
     source = _matrices(load_network(family, family.source).state_dict())
     moved = _matrices(load_network(family, target).state_dict())
-    return [concentration(name, W, moved[name], seed=seed) for name, W in source.items()]
+    return [concentration(name, W, moved[name]) for name, W in source.items()]
 
 
 def concentration(

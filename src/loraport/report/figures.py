@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 INK, FAINT, PAPER, RULE = (24, 26, 31), (104, 110, 122), (255, 255, 255), (226, 229, 234)
 TINTS = {"reference": (91, 100, 115), "baseline": (176, 96, 38), "result": (22, 124, 128)}
 MARGIN, GAP = 20, 4
-LABELS, SCORES = 236, 132  # width of the labels, and of each column of scores
+CELL, LABELS, SCORES = 84, 236, 132  # about the width of a clip, of the labels, and of each column of scores
 MILLISECONDS = 220  # a frame of an animation is shown
 
 
@@ -50,7 +50,7 @@ class _Layout:
         return MARGIN + self.head + row * (self.cell + GAP)
 
 
-def still(comparison: Comparison, *, scores: tuple[str, ...] = (), cell: int = 84) -> bytes:
+def still(comparison: Comparison, *, scores: tuple[str, ...] = (), cell: int = CELL) -> bytes:
     """A PNG sheet: a row for each way of making the clips, a column for each prompt, the middle frame of each clip.
 
     Args:
@@ -62,11 +62,11 @@ def still(comparison: Comparison, *, scores: tuple[str, ...] = (), cell: int = 8
     return _save(_sheet(comparison, scores, layout, _frames(comparison) // 2), "PNG", {"optimize": True})
 
 
-def animation(comparison: Comparison, *, scores: tuple[str, ...] = (), cell: int = 84) -> bytes:
+def animation(comparison: Comparison, *, scores: tuple[str, ...] = ()) -> bytes:
     """The same sheet as an endless GIF, with a breath before it starts again."""
     from PIL.Image import Dither
 
-    layout = _layout(comparison, scores, cell)
+    layout = _layout(comparison, scores, CELL)
     sheets = [_sheet(comparison, scores, layout, frame) for frame in range(_frames(comparison))]
     palette = _common_palette(comparison, sheets[0], layout)
     pictures = [sheet.quantize(palette=palette, dither=Dither.NONE) for sheet in sheets]
