@@ -100,17 +100,17 @@ class CompareSettings(Settings):
     ] = None  # fmt: skip
     raft: Annotated[
         PathText | None,
-        Setting("JudgeWeights of RAFT, to measure the dynamic degree with.", "--raft", panel=JUDGING, metavar="FILE",
+        Setting("Weights of RAFT, to measure the dynamic degree with.", "--raft", panel=JUDGING, metavar="FILE",
                 path=True),
     ] = None  # fmt: skip
     musiq: Annotated[
         PathText | None,
-        Setting("JudgeWeights of MUSIQ, to measure the imaging quality with.", "--musiq", panel=JUDGING, metavar="FILE",
+        Setting("Weights of MUSIQ, to measure the imaging quality with.", "--musiq", panel=JUDGING, metavar="FILE",
                 path=True),
     ] = None  # fmt: skip
     amt: Annotated[
         PathText | None,
-        Setting("JudgeWeights of AMT-S, to measure the motion smoothness with.", "--amt", panel=JUDGING, metavar="FILE",
+        Setting("Weights of AMT-S, to measure the motion smoothness with.", "--amt", panel=JUDGING, metavar="FILE",
                 path=True),
     ] = None  # fmt: skip
     videoalign: Annotated[
