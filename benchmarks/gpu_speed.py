@@ -301,16 +301,16 @@ def dense(session: Session) -> None:
     if importlib.util.find_spec("scipy") is None:
         session.leave_out("the published procedure", "it needs scipy, which is not installed")
         return
-    guess = 5.0
+    spent, measured = 5.0, 1.0
     for size, names in (("1.3B", ("self_attn.q",)), ("14B", ("self_attn.q", "ffn.0", "ffn.2"))):
         for name in names:
-            if size == "14B" and name == "self_attn.q":
-                guess *= (5120 / 1536) ** 3
+            m, n = linears(session.size(size))[name]
+            work = float(m * n * (m + n))  # of a decomposition with both sides whole
+            guess = spent if measured == 1.0 else spent * work / measured
             label = f"published, {size} {name}"
             found = session.step(label, lambda: _published(session, size, name), 1.5 * guess)  # noqa: B023
-            if found is None:
-                continue
-            guess = found["theirs"] if size == "14B" else max(found["theirs"], 0.2)
+            if found is not None:
+                spent, measured = max(found["theirs"], 0.2), work
 
 
 def _published(session: Session, size: str, name: str) -> dict[str, float]:

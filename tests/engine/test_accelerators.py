@@ -15,6 +15,7 @@ from loraport.engine.accelerators import (
     usable_bytes,
     with_the_cpu_behind,
 )
+from loraport.engine.executor import Limits, local_slots
 from loraport.engine.precision import full_precision
 from loraport.engine.rates import rates_of
 from loraport.errors import NumericalError, UsageError
@@ -187,6 +188,23 @@ def test_a_card_that_this_torch_is_not_built_for_is_said(monkeypatch):
     monkeypatch.setattr(torch.linalg, "eigh", refuse)
     with pytest.raises(UsageError, match="no kernel image"):
         accelerators.warm_up("cuda:0")
+
+
+@pytest.mark.parametrize("asked", ["get_device_name", "mem_get_info"])
+def test_a_card_that_is_full_before_it_is_begun_with_is_said(asked, monkeypatch):
+    """A process takes some hundred MB of a card before it has a tensor there."""
+
+    def full(device: object) -> None:
+        raise torch.AcceleratorError("CUDA error: out of memory\nCompile with ...")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "a card")
+    monkeypatch.setattr(torch.cuda, asked, full)
+    with pytest.raises(UsageError, match="cuda:0 has no memory left") as raised:
+        local_slots(Limits("auto"))
+    assert raised.value.values == "CUDA error: out of memory"
+    assert raised.value.fix == "--device cpu, or end what else uses it"
 
 
 def test_a_device_that_cannot_be_measured_is_reckoned_as_the_cpu(tmp_path, monkeypatch):

@@ -67,17 +67,32 @@ def _left_visible() -> list[str]:
 
 
 def _all_cuda() -> tuple[str, ...]:
-    first = torch.cuda.get_device_name(0)
-    alike = (index for index in range(torch.cuda.device_count()) if torch.cuda.get_device_name(index) == first)
-    return tuple(f"cuda:{index}" for index in alike)
+    first, *others = card_names()
+    return ("cuda:0", *(f"cuda:{at}" for at, name in enumerate(others, 1) if name == first))
 
 
 def usable_bytes(device: str) -> int:
     """Memory of a CUDA device that layers in flight may take together: what is free, and what torch keeps of earlier
     work of this process for later."""
-    free, _ = torch.cuda.mem_get_info(device)
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    with _working(device):  # the first that is asked of it takes some hundred MB
+        free, _ = torch.cuda.mem_get_info(device)
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int((free + kept) * _SHARE)
+
+
+@contextlib.contextmanager
+def _working(device: str) -> Iterator[None]:
+    """What torch asks of a CUDA device within the block and does not get is said as a UsageError."""
+    try:
+        yield
+    except RuntimeError as error:
+        full = is_out_of_memory(error)
+        raise UsageError(
+            f"{device} has no memory left" if full else f"PyTorch {torch.__version__} does not work on {device}",
+            values=_first_line(error),
+            fix="--device cpu, or "
+            + ("end what else uses it" if full else "a PyTorch that is built for this GPU and its driver"),
+        ) from error
 
 
 _bounded: dict[str, float] = {}
@@ -105,7 +120,8 @@ def bound(device: str, count: int | None) -> None:
 
 def name_of(device: str) -> str:
     """What a CUDA device is called."""
-    return torch.cuda.get_device_name(int(device.partition(":")[2] or 0))
+    with _working(device):
+        return torch.cuda.get_device_name(int(device.partition(":")[2] or 0))
 
 
 def card_names() -> list[str]:
@@ -128,18 +144,10 @@ def warm_up(device: str) -> None:
     Raises:
         UsageError: nothing can be done on it.
     """
-    try:
+    with _working(device):
         for decompose in (torch.linalg.eigh, torch.linalg.svd, torch.linalg.qr):
             decompose(torch.eye(2, dtype=torch.float32, device=device))
         torch.cuda.synchronize(device)
-    except RuntimeError as error:
-        full = is_out_of_memory(error)
-        raise UsageError(
-            f"{device} has no memory left" if full else f"PyTorch {torch.__version__} does not work on {device}",
-            values=_first_line(error),
-            fix="--device cpu, or "
-            + ("end what else uses it" if full else "a PyTorch that is built for this GPU and its driver"),
-        ) from error
 
 
 def pinned(count: int) -> Tensor:
