@@ -14,17 +14,22 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import loraport
 import pico
 import ray_work
 import whole_commands
-from loraport.engine.cluster import connection, task, underway
+from loraport.engine.apart import Kept
+from loraport.engine.cluster import connection, machines, task, underway
 from loraport.engine.cluster.connection import Cluster
+from loraport.engine.cluster.fetching import Fetching
 from loraport.engine.cluster.machines import Node, choose, code
 from loraport.engine.cluster.resources import resources_of, slots_of
+from loraport.engine.cluster.task import Offer
 from loraport.engine.events import LayerDone, Remarked, Warned
 from loraport.engine.executor import Limits, Slot
 from loraport.engine.executors import make_executor
@@ -34,6 +39,7 @@ from loraport.engine.options import RunOptions
 from loraport.engine.worker import Worker
 from loraport.errors import FileError, NumericalError, UsageError
 from loraport.store.digests import DigestMemo
+from loraport.store.store import Store
 from loraport.threads import cores
 from loraport.version import __version__
 from ray_work import Layer
@@ -466,6 +472,40 @@ def test_a_machine_without_a_package_or_with_another_program_takes_no_part(clust
     assert "the code differs" in said
 
 
+STUCK = """
+import os
+import sys
+import time
+
+if any(name.endswith("default_worker.py") for name in sys.orig_argv):
+    parent = os.getppid()
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+"""
+
+
+@pytest.mark.slow
+def test_a_machine_that_does_not_answer_is_waited_for_aloud_and_then_left_out(cluster, tmp_path, monkeypatch):
+    assert len(_run(LAYERS[:4], ray_work.folder)) == 4  # so that the others have processes that answer soon
+    monkeypatch.setattr(machines, "_ANSWER_SECONDS", 25.0)
+    monkeypatch.setattr(machines, "_SOON_SECONDS", 5.0)
+    (tmp_path / "sitecustomize.py").write_text(STUCK)
+    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    node = cluster.add_node(num_cpus=1, **MACHINE, env_vars={"PYTHONPATH": path})
+    said = []
+    try:
+        done = _run(LAYERS[:2], ray_work.folder, on_event=said.append)
+    finally:
+        cluster.remove_node(node)
+    assert len(done) == 2
+    waiting, first = [event.message for event in said if isinstance(event, Remarked)]
+    assert waiting.startswith("waiting up to 25 s for machines of the Ray cluster to answer: ")
+    assert "of 2 machines" in first
+    (warning,) = [event.message for event in said if isinstance(event, Warned)]
+    assert warning.endswith("takes no part: it does not answer within 25 s")
+
+
 # Machines that do not see the files.
 
 
@@ -654,6 +694,56 @@ def test_what_was_sent_and_is_lost_is_sent_again(cluster, files, tmp_path, monke
     assert made.read_bytes() == (tmp_path / "serial.safetensors").read_bytes()
     (said,) = [event.message for event in events if isinstance(event, Warned)]
     assert said.startswith(f"{lost[0]} was lost")
+
+
+class _Lying:
+    """An actor, whose objects are gone with it."""
+
+    def put(self, number: int) -> list:
+        import ray
+
+        return [ray.put(Kept("basis", f"{number:064}", {"S": torch.ones(250_000)}, {}))]
+
+
+class _Held(Store):
+    """A store that takes its time."""
+
+    def __init__(self, root: Path):
+        super().__init__(root)
+        self.may = threading.Event()
+
+    def put(self, *given: Any) -> bool:
+        assert self.may.wait(120)
+        return super().put(*given)
+
+
+@pytest.mark.slow
+def test_of_decompositions_on_their_way_home_no_more_wait_than_there_is_room_for(cluster, tmp_path):
+    import ray
+
+    store = _Held(tmp_path)
+    fetching = Fetching(ray, store, room=2_500_000)
+
+    def offer(number: int) -> Offer:
+        kept = Kept("basis", f"{number:064}", {"S": torch.full((250_000,), float(number))}, {})
+        return Offer(ray.put(kept), kept.bytes)
+
+    mortal = ray.remote(_Lying).options(num_cpus=0).remote()
+    (lost,) = mortal.put.remote(0).future().result(120)
+    ray.kill(mortal)
+    with pytest.raises(ray.exceptions.RayError):
+        for _ in range(120):  # it takes a moment until that is known
+            ray.get(lost, timeout=10)
+            time.sleep(0.5)
+    fetching.take([offer(1), Offer(lost, 10**6), *map(offer, range(2, 9))])  # the store holds the first
+    store.may.set()
+    fetching.finish()
+    assert [int(entry.key) for entry in store.entries()] == [1], "beside it only the one that is lost fits"
+    larger = Fetching(ray, store, room=1)
+    larger.take([offer(9)])
+    larger.finish()
+    assert sorted(int(entry.key) for entry in store.entries()) == [1, 9]
+    assert float(store.get("basis", f"{9:064}")["S"][0]) == 9.0
 
 
 HEADLESS = """

@@ -228,7 +228,8 @@ def survey(
 
     here, known = ray.get_runtime_context().get_node_id(), ray.nodes()
     alive = [node for node in known if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    told, silent = ask(ray, alive, {str(file): state for file, state in files.items()}, work)
+    states = {str(file): state for file, state in files.items()}
+    told, silent = ask(ray, alive, states, work, limits.on_event)
     nodes, left_out = choose(alive, told, limits.device, data)
     left_out = silent + left_out
     if nodes:

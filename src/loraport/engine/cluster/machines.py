@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.containers.references import file_identity
+from loraport.engine.events import Listener, Remarked
 from loraport.engine.options import RayData
 from loraport.engine.rates import processor_name
 from loraport.errors import FileError
@@ -31,6 +32,7 @@ SEES_ALL_CARDS = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1
 """For tasks on cards: a process is used for many layers, and what CUDA shows it is settled by the first."""
 
 _ANSWER_SECONDS = 120.0
+_SOON_SECONDS = 20.0  # what starting a process takes at most
 _MISSING = "No module named"
 
 LeftOut = tuple[str, str]
@@ -68,7 +70,7 @@ def name_of(node: Mapping[str, Any]) -> str:
 
 
 def ask(
-    ray: Any, alive: Sequence[Mapping[str, Any]], files: Mapping[str, str], work: object
+    ray: Any, alive: Sequence[Mapping[str, Any]], files: Mapping[str, str], work: object, on_event: Listener
 ) -> tuple[dict[str, dict[str, Any]], list[LeftOut]]:
     """What each machine says of itself, by its id; and which others say nothing.
 
@@ -77,6 +79,7 @@ def ask(
         alive: of `ray.nodes()`.
         files: with their `file_identity` here.
         work: that is to be done; None where it is not known yet.
+        on_event: told whom it takes long to hear from.
     """
     question = ray.remote(look_around)
     given = {"files": dict(files), "folder": os.getcwd(), "work": ray.put(work)}
@@ -91,7 +94,11 @@ def ask(
         )
         task = at.remote(given | {"cards": cards})
         asked[task.future()] = task, node
-    ready = wait(asked, _ANSWER_SECONDS).done
+    slow = wait(asked, _SOON_SECONDS).not_done
+    if slow:
+        names = ", ".join(sorted(name_of(asked[each][1]) for each in slow))
+        on_event(Remarked(f"waiting up to {_ANSWER_SECONDS:.0f} s for machines of the Ray cluster to answer: {names}"))
+    ready = wait(asked, _ANSWER_SECONDS - _SOON_SECONDS).done
     told: dict[str, dict[str, Any]] = {}
     silent: list[LeftOut] = []
     for answer, (task, node) in asked.items():
