@@ -152,7 +152,7 @@ class Underway:
     def _way(self, sends: bool) -> _Way:
         nodes = tuple(node for node in self._cluster.nodes if bool(node.unseen) == sends)
         window = 2 * len(slots_of(replace(self._cluster, nodes=nodes), self._limits)) if nodes else 0
-        # On cards what is kept of a layer takes a second a GB to make, as long as on its way here.
+        # On cards what is kept of a layer takes one to five seconds a GB to make, about as long as its way here.
         there = away(self._work, decompositions=not self._cluster.on_cards) if sends and nodes else self._work
         return _Way(nodes, window, there, sends)
 
