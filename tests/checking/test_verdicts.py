@@ -305,7 +305,10 @@ def test_one_bad_lora_among_several(files: pico.Pico):
 
 def test_the_command_says_what_the_function_finds(files: pico.Pico):
     words = ["check", str(files.lora), "--source", str(files.source), "--target", str(files.target)]
-    said = CliRunner().invoke(app, words)
+    said, more = (CliRunner().invoke(app, [*words, *flags]) for flags in ((), ("-v",)))
+    assert "rigidity" not in said.stdout  # what to do fits on a screen
+    assert "-v prints them" in said.stdout
+    assert "rigidity of the drift" in more.stdout
     assert said.exit_code == 0
     assert "USE AS IS" in said.stdout
     document = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)

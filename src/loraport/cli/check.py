@@ -119,15 +119,11 @@ def show(result: CheckResult, console: Console) -> None:
     else:
         lines.append(f"  looked at headers only, in {text.duration(result.seconds)}")
     lines += [f"  known     {each}" for each in result.known]
+    if result.figures and not console.verbose:
+        lines.append(f"  figures   {len(result.figures)}: -v prints them, --report FILE.html draws them")
     console.result(*lines)
-    console.table(
-        ["figure", "value", "least", "greatest", "layers", "where there is nothing to see"],
-        [_row(figure) for figure in result.figures],
-    )
-    for reason in result.reasons:
-        if reason.threshold and console.verbose:
-            console.result(f"threshold {reason.threshold} {reason.bound:g}: {reason.measured}")
     if console.verbose:
+        _show_figures(result, console)
         _show_layers(result, console)
     for message in result.warnings:
         console.warning(message)
@@ -140,6 +136,16 @@ def _model(title: str, file: str) -> str:
 
 def _says_strength(result: CheckResult) -> bool:
     return result.strength is not None and (result.verdict == "use at strength" or result.strength != 1.0)
+
+
+def _show_figures(result: CheckResult, console: Console) -> None:
+    console.table(
+        ["figure", "value", "least", "greatest", "layers", "where there is nothing to see"],
+        [_row(figure) for figure in result.figures],
+    )
+    for reason in result.reasons:
+        if reason.threshold:
+            console.result(f"threshold {reason.threshold} {reason.bound:g}: {reason.measured}")
 
 
 def _row(figure: Quantity) -> list[str]:

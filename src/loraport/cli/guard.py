@@ -110,7 +110,7 @@ def _check_working_folder() -> None:
 
 
 def _interrupted() -> Interrupted:
-    return Interrupted("interrupted", fix="run the same command again to resume; finished layers are kept")
+    return Interrupted("interrupted", fix="run the same command again to resume; what is finished is kept")
 
 
 def _fail(error: LoraportError, as_json: bool) -> int:
@@ -144,11 +144,11 @@ def _refusal(error: Exception) -> FileError | None:
         return FileError(
             "Windows has no room left in its page file",
             values=said,
-            fix="let Windows manage the size of the page file, or use --workers 1; finished layers are kept",
+            fix="let Windows manage the size of the page file, or use --workers 1; what is finished is kept",
         )
     if _is_out_of_memory(error):
         return FileError(
-            "out of memory", values=said, fix="use a smaller --max-memory or --workers 1; finished layers are kept"
+            "out of memory", values=said, fix="use a smaller --max-memory or --workers 1; what is finished is kept"
         )
     if isinstance(error, OSError):
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
