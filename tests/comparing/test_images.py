@@ -83,6 +83,10 @@ def test_lines_of_json_name_the_image_of_a_prompt(folder):
     for odd in ("{", "[" * 100_000, "3", {"image": "shot1.jpg"}, {"prompt": 3}, {"prompt": "a", "img": "x.png"}):
         with pytest.raises(UsageError, match=r"(?s)not understood.*line 3"):
             read_prompts(written(rows[0], odd))
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(rows[0]).encode() + b"\r\n")  # as Windows writes it
+    assert pairs(read_prompts(file)) == [("a cat", "shot2.PNG")]
+    with pytest.raises(UsageError, match=r"(?s)a line at a time.*\.jsonl"):
+        read_prompts(file.with_suffix(".json"))
     with pytest.raises(UsageError, match="some have none"):
         read_prompts(written(rows[0], {"prompt": "b"}))
 

@@ -141,8 +141,13 @@ def _pipeline_class(model: Model, *, with_image: bool) -> Any:
 
 
 def clip_size(model: Model, settings: CompareSettings) -> tuple[int, int] | None:
-    """Width and height of clips that begin with an image; None where the pipeline says it when it is loaded."""
-    call = inspect.signature(_pipeline_class(model, with_image=True).__call__).parameters
+    """Width and height of clips that an image is stretched to; None where the pipeline says it when it is loaded, or is
+    another one than the family's, of which nobody knows what it makes of an image.
+    """
+    kind = _pipeline_class(model, with_image=True)
+    if kind.__name__ != model.family.diffusers.image_pipeline:
+        return None
+    call = inspect.signature(kind.__call__).parameters
     asked = {"width": settings.width, "height": settings.height}
     wide, high = (said or (call[name].default if name in call else None) for name, said in asked.items())
     return (wide, high) if isinstance(wide, int) and isinstance(high, int) else None

@@ -79,13 +79,18 @@ def _paired(texts: Sequence[str], images: Sequence[Path]) -> list[tuple[str, Pat
 def _beside(image: Path) -> str:
     """The text in the file that is named as the image is, as trainers of LoRAs keep captions."""
     file = image.with_suffix(".txt")
-    text = " ".join(read_text(file, "text of an image", most=MOST).split()) if file.is_file() else ""
+    text = " ".join(_text(file, "text of an image").split()) if file.is_file() else ""
     if not text:
         raise UsageError(
             "there is no prompt for an image", where=str(image),
             fix=f"--prompt TEXT for all, --prompts FILE with one for each, or a text in {file.name} beside it",
         )  # fmt: skip
     return text
+
+
+def _text(file: Path, what: str) -> str:
+    """Of a file, without the mark that editors on Windows begin one with."""
+    return read_text(file, what, most=MOST).removeprefix("\ufeff")
 
 
 def _alone(lines: Sequence[str]) -> list[tuple[str, Path | None]]:
@@ -95,7 +100,12 @@ def _alone(lines: Sequence[str]) -> list[tuple[str, Path | None]]:
 
 def _of_file(file: Path) -> list[tuple[str, Path | None]]:
     """The rows of a file."""
-    held = read_text(file, "file of prompts", most=MOST)
+    if file.suffix.lower() == ".json":
+        raise UsageError(
+            "prompts in JSON are read a line at a time", where=str(file),
+            fix=f'{{"prompt": "a cat sits", "image": "cat.png"}} a line, in a file whose name ends in {ROWS}',
+        )  # fmt: skip
+    held = _text(file, "file of prompts")
     if file.suffix.lower() != ROWS:
         return _alone(held.splitlines())
     made: list[tuple[str, Path | None]] = []
