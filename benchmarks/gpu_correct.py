@@ -45,6 +45,7 @@ def correct(session: Session) -> None:
     for method, near in NEAR.items():
         session.step(f"{method} as on the CPU", lambda m=method, n=near: _as_cpu(session, m, n), 40)
     session.step("driver and device", lambda: _driver(session), 20)
+    session.step("what is left", lambda: _left(session), 20)
     session.step("full memory", lambda: _full(session), 40)
     session.step("several devices", lambda: _devices(session), 60)
 
@@ -103,6 +104,29 @@ def _driver(session: Session) -> dict[str, list[str]]:
     here = all(name.startswith(session.device.partition(":")[0]) for name in where)
     session.check("every layer was computed there", here, ", ".join(where))
     return {"drivers": drivers, "devices": where}
+
+
+LEFT = 250_000_000
+"""Bytes that may stay with torch after a job: what its libraries keep for each thread that used them."""
+
+
+def _left(session: Session) -> dict[str, float]:
+    """After a job the card is free for others; its weights came from pinned memory, which is free again too."""
+    if not session.cuda:
+        session.leave_out("what is left on a card", "there is none")
+        return {}
+    transfer(session, "1.3B", 1, "left")
+    reserved = torch.cuda.memory_reserved(session.device)
+    session.check("a job leaves the card free", reserved < LEFT, f"{reserved / 1e6:.0f} MB")
+    found = {"reserved": float(reserved)}
+    if hasattr(torch.cuda, "host_memory_stats"):
+        told = torch.cuda.host_memory_stats()
+        found |= {name: float(told[f"allocated_bytes.{name}"]) for name in ("allocated", "current")}
+        session.check("weights come from pinned memory", found["allocated"] > 0, f"{found['allocated'] / 1e6:.0f} MB")
+        if hasattr(torch.accelerator, "empty_host_cache"):
+            free = found["current"] < found["allocated"]
+            session.check("and it is given back", free, f"{found['current'] / 1e6:.0f} MB are left")
+    return found
 
 
 def _full(session: Session) -> dict[str, object]:

@@ -56,6 +56,12 @@ class Session:
         began = time.perf_counter()
         try:
             found = work()
+        except (
+            torch.OutOfMemoryError
+        ) as error:  # ours hand such a layer to the CPU; what they are held against does not
+            self.leave_out(name, f"the card is too small: {' '.join(str(error).split())[:200]}")
+            self.release()
+            return None
         except Exception as error:  # a card may fail in any way, and the next step may still tell something
             self.failed.append(name)
             self.say(f"FAILED  {name}: {type(error).__name__}: {' '.join(str(error).split())[:300]}")

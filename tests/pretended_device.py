@@ -256,7 +256,9 @@ class _Named(TorchFunctionMode):
             return func(*args, **kwargs)
         twins = {id(one): Pretended(one.there) for one in own}
         originals = {id(twins[id(one)]): one for one in own}
-        names = (self._device, str(self._device), self._device.type)
+        names = {self._device, str(self._device)}
+        if not self._device.index:  # that of a kind that is meant where none is named
+            names.add(self._device.type)
 
         def there(one: Any) -> Any:
             return twins.get(id(one), DEVICE if isinstance(one, torch.device | str) and one in names else one)
@@ -300,9 +302,13 @@ class _Stream:
 
 @contextmanager
 def pretended_cuda(
-    monkeypatch: Any, memory: Memory | None = None, watch: Watch | None = None, pinned: Pinned | None = None
+    monkeypatch: Any,
+    memory: Memory | None = None,
+    watch: Watch | None = None,
+    pinned: Pinned | None = None,
+    index: int = 0,
 ) -> Iterator[Counter[str]]:
-    """A machine with one CUDA device, `cuda:0`, for this thread; yields how often torch was asked for what.
+    """A machine with a CUDA device, `cuda:0`, for this thread; yields how often torch was asked for what.
 
     The memory of the host that this thread pins is read and written by the device as late as it may.
 
@@ -311,6 +317,7 @@ def pretended_cuda(
         memory: as for `pretended_device`.
         watch: likewise.
         pinned: the memory of the host that is pinned.
+        index: of the device; what is asked of one before it, or of whichever is the current one, fails.
     """
     host = Pinned() if pinned is None else pinned
     asked: Counter[str] = Counter()
@@ -329,13 +336,13 @@ def pretended_cuda(
         say(name, 0)
     say("is_available", True)
     say("is_initialized", True)
-    say("device_count", 1)
+    say("device_count", index + 1)
     say("get_device_name", "a pretended card")
     say("mem_get_info", (10**10, 10**10))
     say("current_stream", _Stream(asked, host))
     if hasattr(torch.accelerator, "empty_host_cache"):
         monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: asked.update(["empty_host_cache"]))
     counted = Memory() if memory is None else memory
-    with _Device(watch, counted, host) as device, _Named(CUDA, counted, host):
+    with _Device(watch, counted, host) as device, _Named(torch.device("cuda", index), counted, host):
         yield asked
         asked["waits"] = sum(device.waits.values())

@@ -77,14 +77,19 @@ def test_a_target_is_met_missed_or_unmeasured(tmp_path):
 
 
 def test_a_step_that_fails_is_told_and_the_next_one_done(tmp_path):
+    def full() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+
     one = session(tmp_path)
     assert one.step("bad", lambda: 1 / 0) is None
     assert one.step("too long", lambda: 1, estimate=1e6) is None
     assert one.step("good", lambda: 7) == 7
+    assert one.step("too large", lambda: full()) is None
     told = json.loads((tmp_path / "f.json").read_text())
     assert told["failed"] == ["bad"]
     assert "ZeroDivisionError" in told["figures"]["bad"]["error"]
     assert told["not checked"][0].startswith("too long: it needs about")
+    assert told["not checked"][1].startswith("too large: the card is too small: CUDA out of memory")
 
 
 @pytest.mark.slow
@@ -100,5 +105,5 @@ def test_all_of_it_runs_on_the_cpu(tmp_path):
     unmeasured = [line for line in told["figures"]["verdict"].splitlines() if "unmeasured" in line]
     assert all("over the formula" in line for line in unmeasured), unmeasured  # which counts on a card only
     named = {line.split(":")[0] for line in told["not checked"]}
-    assert {"a device whose memory is full", "several devices"} <= named
+    assert {"a device whose memory is full", "several devices", "what is left on a card"} <= named
     assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]

@@ -115,6 +115,15 @@ def _transferred(files: pico.Pico, device: str, folder: Path) -> bytes:
     return out.read_bytes()
 
 
+def test_the_card_that_is_named_is_the_one_that_works(tmp_path, monkeypatch):
+    """Nothing is asked of the first, nor of whichever torch takes for the current one."""
+    files, made = pico.write(tmp_path / "pico"), []
+    for index in (0, 1):
+        with pretended_cuda(monkeypatch, index=index):
+            made.append(_transferred(files, f"cuda:{index}", tmp_path))
+    assert made[0] == made[1]
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_what_numbers_the_program_around_it_prefers_changes_no_byte(device, tmp_path, monkeypatch):
     files = pico.write(tmp_path / "pico")
