@@ -178,6 +178,19 @@ def test_the_card_that_ray_gave_is_counted_among_those_that_cuda_shows(monkeypat
     assert task.card_of("3") == "cuda:1"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-aa, GPU-bb")
     assert task.card_of("GPU-bb") == "cuda:1"
+    monkeypatch.setenv("HIP_VISIBLE_DEVICES", "4,6")
+    assert task.card_of("6") == "cuda:1"
+
+
+@needs_ray
+def test_ray_is_told_to_leave_all_cards_in_sight_by_its_own_names():
+    """Else a process that is used for one layer after the other sees the card of the first alone."""
+    from ray._private.accelerators import AMDGPUAcceleratorManager, NvidiaGPUAcceleratorManager, amd_gpu, nvidia_gpu
+
+    names = {amd_gpu.NOSET_HIP_VISIBLE_DEVICES_ENV_VAR, nvidia_gpu.NOSET_CUDA_VISIBLE_DEVICES_ENV_VAR}
+    assert machines.SEES_ALL_CARDS["env_vars"].keys() == names
+    kinds = (AMDGPUAcceleratorManager, NvidiaGPUAcceleratorManager)
+    assert {kind.get_resource_name() for kind in kinds} == {"GPU"}
 
 
 def test_what_is_missing_for_ray_is_said_with_what_mends_it(monkeypatch):

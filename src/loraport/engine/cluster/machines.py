@@ -28,7 +28,9 @@ from loraport.version import __version__
 NODE_ID = "ray.io/node-id"
 """The label by which Ray finds a machine."""
 
-SEES_ALL_CARDS = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}}
+SEES_ALL_CARDS = {
+    "env_vars": {f"RAY_EXPERIMENTAL_NOSET_{kind}_VISIBLE_DEVICES": "1" for kind in ("CUDA", "HIP")}
+}  # of NVIDIA, of AMD
 """For tasks on cards: a process is used for many layers, and what CUDA shows it is settled by the first."""
 
 _ANSWER_SECONDS = 120.0

@@ -101,6 +101,7 @@ def in_task(
 
 
 def card_of(given: str) -> str:
-    """torch's name of the card that Ray gave, which counts those that CUDA shows."""
-    shown = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    """torch's name of the card that Ray gave, which counts those that CUDA, or AMD's HIP, shows."""
+    told = os.environ.get("HIP_VISIBLE_DEVICES") or os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    shown = [name.strip() for name in told.split(",") if name.strip()]
     return f"cuda:{shown.index(given) if given in shown else int(given)}"
