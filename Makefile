@@ -7,7 +7,7 @@ SETUP  := $(VENV)/.ready
 JUDGES := $(VENV)/.judges
 PARALLEL := -n auto --dist worksteal
 
-.PHONY: demo evidence test test-fast lint bench docs clean
+.PHONY: demo evidence test test-fast lint style bench docs clean
 
 demo: $(SETUP)
 	$(BIN)/loraport demo
@@ -15,17 +15,21 @@ demo: $(SETUP)
 evidence: $(SETUP)
 	$(BIN)/loraport evaluate $(if $(QUICK),--quick) $(if $(CALIBRATED),--calibrated)
 
-# Style and types first; then all tests, a process for each core.
-test: lint $(JUDGES)
-	$(BIN)/python -m pytest $(PARALLEL)
+# Style first; then all tests, a process for each core, and the types beside them, which would keep one core waiting.
+test: style $(JUDGES)
+	@$(BIN)/mypy > $(VENV)/types.txt 2>&1 & types=$$!; \
+	$(BIN)/python -m pytest $(PARALLEL); tests=$$?; \
+	wait $$types; types=$$?; echo "mypy:"; cat $(VENV)/types.txt; exit $$((tests | types))
 
 test-fast: $(SETUP) $(JUDGES)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
-lint: $(SETUP)
+lint: style
+	$(BIN)/mypy
+
+style: $(SETUP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 bench: $(SETUP)
 	$(BIN)/python benchmarks/run.py
