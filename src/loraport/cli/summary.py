@@ -18,10 +18,10 @@ def show_report(
     report: TransferReport,
     plan: TransferPlan,
     console: Console,
-    said: Sequence[str] = (),
     *,
-    beside: Mapping[str, Path] | None = None,
-    log: Path | None = None,
+    said: Sequence[str],
+    beside: Mapping[str, Path],
+    log: Path | None,
 ) -> None:
     """Summary for people, and the table of layers when asked for.
 
@@ -31,7 +31,7 @@ def show_report(
         console: where to say it.
         said: warnings that were shown already during the run.
         beside: the page and the card that were written about it.
-        log: its run log.
+        log: its run log, if there is one to be named.
     """
     if console.verbose:
         show_layers(report, console)
@@ -56,7 +56,7 @@ def show_report(
     if report.output is not None:
         size = text.size(report.output.stat().st_size)
         lines.append(f"  output    {report.output}  ({size}, {facts.dtype}, written and read back)")
-        lines += [f"  {_BESIDE[what]:<9} {file}" for what, file in (beside or {}).items()]
+        lines += [f"  {_BESIDE[what]:<9} {file}" for what, file in beside.items()]
         if log is not None:
             lines.append(f"  log       {log}  (every layer in numbers; --log off writes none)")
         lines += [f"  {'load it' if number == 0 else '':<9} {way}" for number, way in enumerate(report.load)]

@@ -50,6 +50,7 @@ _OVERHEAD = 0.005  # seconds a layer for all that is neither counted nor large: 
 _SPREAD = 0.8  # of the cores' joint speed is left when one layer has them all
 _OUTPUT_COPIES = 1.25  # the output's tensors, and what is in the making: padded, cast, read back for the check
 _TORCH_SECONDS, _TORCH_BYTES = 1.2, 190_000_000  # that loading it takes; measured
+_LOOK = 4_000_000  # bytes that are read to see how fast they come
 _PAYS = 0.7  # a cache pays when the next LoRA takes less than this share of the time it takes without
 
 
@@ -271,11 +272,11 @@ def _disk_rate(plan: TransferPlan) -> float:
     return max(rates, default=float("inf"))
 
 
-def _timed_read(ref: TensorRef, count: int = 4_000_000) -> float | None:
+def _timed_read(ref: TensorRef) -> float | None:
     with contextlib.suppress(OSError), Path(ref.file).open("rb", buffering=0) as file:
         size = file.seek(0, 2)
         file.seek(int(size * 0.4))
         began = time.perf_counter()
-        got = len(file.read(count))
-        return got / max(time.perf_counter() - began, 1e-6) if got == count else None
+        got = len(file.read(_LOOK))
+        return got / max(time.perf_counter() - began, 1e-6) if got == _LOOK else None
     return None

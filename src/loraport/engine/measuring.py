@@ -34,9 +34,9 @@ def measure(device: str, root: Path | None) -> Rates:
     return Rates(products, decompositions, passes, read, keep, fetch)
 
 
-def _fastest(work: Callable[[], object], clock: Callable[[], float], tries: int = 3) -> float:
+def _fastest(work: Callable[[], object], clock: Callable[[], float]) -> float:
     times = []
-    for _ in range(tries):
+    for _ in range(3):
         began = clock()
         work()
         times.append(clock() - began)

@@ -46,7 +46,7 @@ def check_outputs(
 
 
 def written_files(
-    path: Path | None, options: RunOptions, beside: Mapping[str, Path] | None = None
+    path: Path | None, options: RunOptions, beside: Mapping[str, Path] | None
 ) -> Iterator[tuple[str, Path]]:
     """The files that a run writes, as (role, path): output, run log, and those of `beside`. Arguments as above."""
     for role, file in {"output": path, LOG: log_path(path, options), **(beside or {})}.items():

@@ -37,6 +37,8 @@ from loraport.methods import registry
 from loraport.models.checkpoint import Checkpoint
 from loraport.wording import count
 
+_SAMPLE = 4  # layers that are looked at before the work
+
 
 @dataclass(frozen=True)
 class TransferPlan:
@@ -203,12 +205,12 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
     )
 
 
-def sample_for_kinship(plan: TransferPlan, count: int = 4) -> list[LayerJob]:
+def sample_for_kinship(plan: TransferPlan) -> list[LayerJob]:
     """A few small layers, spread over the model, to look at before the work: are source and target of one origin?"""
     pairs = sorted((job for job in plan.jobs if job.source and job.target), key=lambda job: job.shape[0] * job.shape[1])
     small = [job for job in pairs if job.shape == pairs[0].shape]
-    step = max(len(small) // count, 1)
-    return small[::step][:count]
+    step = max(len(small) // _SAMPLE, 1)
+    return small[::step][:_SAMPLE]
 
 
 def _settle_rank(recipe: Recipe, rank_in: int, keeps: bool) -> RankRule:

@@ -183,7 +183,7 @@ def write_output(
 
 
 @usual_torch()
-def compute(plan: TransferPlan, options: RunOptions = DEFAULTS) -> dict[str, LowRank]:
+def compute(plan: TransferPlan, options: RunOptions) -> dict[str, LowRank]:
     """Every layer's new update by canonical name, in memory: what `run` would write, without file, log or report.
 
     Raises:

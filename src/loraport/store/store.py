@@ -52,8 +52,8 @@ class Store:
     """Content-addressed entries in a folder, bounded in size, safe with several processes at once.
 
     Args:
-        root: the folder; None for that of `index.cache_root`.
-        max_bytes: total size kept (least recently used go first); None for 30 GB.
+        root: the folder, such as that of `index.cache_root`.
+        max_bytes: total size kept (least recently used go first).
         reserve_bytes: free space on the disk that caching leaves alone.
         behind: bytes of entries that may wait for a thread to write them, while whoever put them goes on; call
             `finish` at the end. None writes at once, as a store that was sent to another process does.
@@ -61,14 +61,13 @@ class Store:
 
     def __init__(
         self,
-        root: Path | str | None = None,
-        max_bytes: int | None = None,
+        root: Path | str,
+        max_bytes: int = DEFAULT_MAX_BYTES,
         *,
         reserve_bytes: int = RESERVE_BYTES,
         behind: int | None = None,
     ):
-        self.root = Path(root) if root is not None else index.cache_root()
-        self.max_bytes = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
+        self.root, self.max_bytes = Path(root), max_bytes
         self.reserve_bytes = reserve_bytes
         self._problems: list[StoreProblem] = []
         self._behind = None if behind is None else Behind(behind)

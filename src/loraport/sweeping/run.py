@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loraport.engine.events import Event, Finished, Listener, ignore
+from loraport.engine.events import Event, Finished, Listener
 from loraport.engine.many.asked import check_options
 from loraport.engine.many.plan import ManyPlan, plan_recipes
 from loraport.engine.options import RunOptions
@@ -23,8 +23,6 @@ from loraport.sweeping.cells import Cell, Refused
 from loraport.sweeping.index import CSV, JSON, Index, Row
 from loraport.sweeping.standing import Standing, remembered, standing_of
 from loraport.writable import check_claim, check_output, claim_folder
-
-DEFAULTS = RunOptions()
 
 
 @dataclass(frozen=True)
@@ -105,8 +103,8 @@ def carry_sweep(
     cells: Sequence[Cell | Refused],
     folder: Path,
     grid: Mapping[str, Any],
-    options: RunOptions = DEFAULTS,
-    on_event: Listener = ignore,
+    options: RunOptions,
+    on_event: Listener,
     *,
     also: Iterable[tuple[str, Path]] = (),
 ) -> SweepReport:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from loraport.adapters.render import fill_adapter
 from loraport.containers.names import EXPERTS, Expert
-from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned, ignore
+from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned
 from loraport.engine.executor import executor_for
 from loraport.engine.experts.nearer import OTHER, distances, exchanged, nearer
 from loraport.engine.experts.plan import ExpertsPlan, check_experts_outputs, naming, options_of
@@ -32,7 +32,6 @@ from loraport.files import atomic_paths
 from loraport.store.digests import DigestMemo
 from loraport.store.store import NullStore
 
-DEFAULTS = RunOptions()
 _TARGETS = {"high": "--target", "low": "--target-low"}
 
 
@@ -65,8 +64,8 @@ class ExpertsReport:
 def run_experts(
     plan: ExpertsPlan,
     outputs: Mapping[Expert, Path] | None,
-    options: RunOptions = DEFAULTS,
-    on_event: Listener = ignore,
+    options: RunOptions,
+    on_event: Listener,
 ) -> ExpertsReport:
     """Carry out a plan for both experts.
 

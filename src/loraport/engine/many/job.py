@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from loraport.engine.events import Listener, ignore
+from loraport.engine.events import Listener
 from loraport.engine.many.asked import EXISTS, Asked, check_options, check_skip
 from loraport.engine.many.plan import make_many_plan
 from loraport.engine.many.report import ManyReport, Outcome
@@ -12,15 +12,13 @@ from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
 from loraport.errors import LoraportError
 
-DEFAULTS = RunOptions()
-
 
 def carry_many(
     asked: Sequence[Asked],
     make: Callable[[str], Recipe],
     folder: Path,
-    options: RunOptions = DEFAULTS,
-    on_event: Listener = ignore,
+    options: RunOptions,
+    on_event: Listener,
     *,
     skip_existing: bool = False,
     also: Iterable[tuple[str, Path]] = (),

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraport.containers.references import TensorRef
-from loraport.engine.events import Event, Listener, PlanReady, ignore
+from loraport.engine.events import Event, Listener, PlanReady
 from loraport.engine.executor import Slot, executor_for
 from loraport.engine.held_bases import HeldBases
 from loraport.engine.kinship import check_kinship
@@ -29,7 +29,6 @@ from loraport.engine.worker import InHand, LayerResult, Worker
 from loraport.errors import LoraportError
 from loraport.store.store import Store
 
-DEFAULTS = RunOptions()
 LookedAt = dict[tuple[tuple[TensorRef | None, TensorRef | None, str | None], ...], LoraportError | None]
 """What a look at some weights said, by source, target and the dtype that both are rounded to."""
 
@@ -85,8 +84,8 @@ def run_many(
     plan: ManyPlan,
     outputs: Mapping[int, Path],
     folder: Path,
-    options: RunOptions = DEFAULTS,
-    on_event: Listener = ignore,
+    options: RunOptions,
+    on_event: Listener,
     *,
     also: Iterable[tuple[str, Path]] = (),
     replaced: Container[int] = (),
