@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import loraport
 import pico
 from loraport.engine.events import Finished, LayerDone
-from loraport.engine.many.asked import find_loras
+from loraport.engine.many.asked import find_loras, output_name
 from loraport.engine.options import RunOptions
 from loraport.errors import MismatchError, NumericalError, UsageError
 
@@ -82,6 +82,17 @@ def test_every_weight_is_read_once_and_decomposed_once(files, tmp_path, method, 
     assert sorted(decomposed) == (sorted(pico.LAYERS) if method == "casa" else [])
 
 
+def test_an_output_is_named_after_the_lora_whatever_letters_its_ending_has():
+    made = {
+        "style.safetensors": "style",
+        "Style.SAFETENSORS": "Style",
+        "v1.5": "v1.5",
+        "zoo:noir": "noir",
+        "a/b.pt": "b",
+    }
+    assert {name: output_name(name) for name in made} == {name: f"{stem}.safetensors" for name, stem in made.items()}
+
+
 def test_a_lora_that_fails_in_the_middle_ends_alone(files, tmp_path):
     bad = pico.lora(12)
     bad["diffusion_model.blocks.1.ffn.0.lora_A.weight"][0, 0] = float("nan")
@@ -91,6 +102,23 @@ def test_a_lora_that_fails_in_the_middle_ends_alone(files, tmp_path):
     (failed,) = report.failed
     assert failed.lora.endswith("bad.safetensors")
     assert isinstance(failed.error, NumericalError)
+
+
+def test_a_name_that_is_taken_meanwhile_is_a_failure_of_that_lora_alone(files, tmp_path):
+    made, taken = tmp_path / "made", tmp_path / "made" / "motion.safetensors"
+
+    def listen(event):
+        if isinstance(event, LayerDone) and not taken.exists():
+            taken.write_bytes(b"somebody else's")
+
+    report = many(files, made, options=RunOptions(cache="off"), on_event=listen)
+    assert [Path(each.lora).name for each in report.failed] == ["motion.safetensors"]
+    assert "a file of this name appeared" in str(report.failed[0].error)
+    assert taken.read_bytes() == b"somebody else's"
+    assert files_in(made) == sorted([*THREE, *(name.replace(".safetensors", ".run.jsonl") for name in THREE)])
+    lines = [json.loads(line) for line in (made / "motion.run.jsonl").read_text().splitlines()]
+    assert [lines[0]["event"], lines[-1]["event"]] == ["started", "failed"]
+    assert "appeared" in lines[-1]["error"]
 
 
 def test_what_was_finished_stays_and_the_same_call_resumes(files, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.containers.names import ZOO, expert_named, named_path
-from loraport.engine.many.asked import ENDINGS, is_saved, list_loras
+from loraport.engine.many.asked import ENDINGS, is_saved, list_loras, no_lora_in
 from loraport.engine.recipe import Recipe
 from loraport.errors import UsageError
 from loraport.sweeping.combinations import combinations_of
@@ -154,11 +154,7 @@ def _refuse_without_any(path: Path) -> None:
     """A folder with nothing in it but previews and notes is no LoRA of which each cell need say so."""
     with contextlib.suppress(OSError):  # it is refused where it is opened
         if path.is_dir() and not any(each.is_dir() or each.suffix.lower() in ENDINGS for each in path.iterdir()):
-            raise UsageError(
-                "the folder holds no LoRA",
-                values=f"{path}: no file that ends in {', '.join(ENDINGS)}",
-                fix="name another folder",
-            )
+            raise no_lora_in(path)
 
 
 def _target_names(grid: Grid) -> list[str]:

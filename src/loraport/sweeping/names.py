@@ -8,7 +8,7 @@ from typing import Any
 
 from loraport.adapters.added_lora import AddedLora
 from loraport.containers.names import ZOO
-from loraport.engine.many.asked import ENDINGS
+from loraport.engine.many.asked import stem_of
 from loraport.errors import UsageError
 
 _LONGEST = 60
@@ -73,16 +73,11 @@ def path_of(spec: str) -> tuple[str, ...]:
 def target_parts(target: str | None, added: Sequence[AddedLora]) -> tuple[str, ...]:
     """The path of a target whose last part tells its LoRAs too: `fast`, `fast+cfg@0.5`, of the source `few-step`."""
     *folders, last = path_of(target if target is not None else added[0].file if added else "source")
-    names = [] if target is None else [_word(_stem(last))]
+    names = [] if target is None else [_word(stem_of(last))]
     for each in added:
         strength = "" if each.strength == 1.0 else f"@{each.strength:g}"
-        names.append(_word(_stem(path_of(each.file)[-1])) + strength)
+        names.append(_word(stem_of(path_of(each.file)[-1])) + strength)
     return (*map(_word, folders), "+".join(names) or "source")
-
-
-def _stem(name: str) -> str:
-    stem, dot, ending = name.rpartition(".")
-    return stem if dot and f".{ending.lower()}" in ENDINGS else name
 
 
 def _text(value: Any) -> str:

@@ -34,9 +34,13 @@ class Asked:
 
 def output_name(lora: str) -> str:
     """The name of the file made of `lora`, a path or `zoo:NAME`, in a folder."""
-    name = Path(lora.removeprefix("zoo:")).name
+    return f"{stem_of(Path(lora.removeprefix('zoo:')).name)}.safetensors"
+
+
+def stem_of(name: str) -> str:
+    """The name of a file without the ending of a LoRA; a version number at its end stays."""
     stem, dot, ending = name.rpartition(".")
-    return f"{stem if dot and f'.{ending}' in ENDINGS else name}.safetensors"
+    return stem if dot and f".{ending.lower()}" in ENDINGS else name
 
 
 def holds_many(lora: str, *, recursive: bool = False) -> bool:
@@ -87,15 +91,20 @@ def list_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -
         inside = list(_listed(root, folder, recursive, set()))
         if not inside:
             more = "" if recursive or not any(map(_is_folder, list_folder(root))) else ", or --recursive"
-            raise UsageError(
-                "the folder holds no LoRA",
-                values=f"{root}: no file that ends in {', '.join(ENDINGS)}",
-                fix=f"name another folder{more}",
-            )
+            raise no_lora_in(root, more)
         found += [
             Asked(str(path), folder / path.relative_to(root).with_name(output_name(path.name))) for path in inside
         ]
     return found
+
+
+def no_lora_in(folder: Path, more: str = "") -> UsageError:
+    """The refusal of a folder without any; `more`: what else can be done about it."""
+    return UsageError(
+        "the folder holds no LoRA",
+        values=f"{folder}: no file that ends in {', '.join(ENDINGS)}",
+        fix=f"name another folder{more}",
+    )
 
 
 def check_skip(options: RunOptions, *, skip_existing: bool) -> None:
