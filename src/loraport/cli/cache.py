@@ -1,6 +1,7 @@
 """`loraport cache`: look at the kept work, bound it, check it, fill it beforehand, or throw it away."""
 
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -133,7 +134,7 @@ def verify(
         {
             "root": str(store.root),
             "checked": checked,
-            "problems": [{"what": p.what, "entry": p.entry, "detail": p.detail} for p in problems],
+            "problems": [asdict(problem) for problem in problems],
         }
     )
 

@@ -92,15 +92,12 @@ def show(result: CheckResult, console: Console) -> None:
         f"  verdict   {result.verdict.upper()}" + (f" {result.strength:g}" if _says_strength(result) else ""),
         f"            {result.headline}",
     ]
-    lines += [f"  {'because' if number == 0 else '':<9} {reason.text}" for number, reason in enumerate(result.reasons)]
+    lines += text.under("because", (reason.text for reason in result.reasons))
     if result.command:
         lines.append(f"  run       {result.command}")
-    lines += [f"  {'load' if number == 0 else '':<9} {way}" for number, way in enumerate(result.load)]
+    lines += text.under("load", result.load)
     if result.target_known is not None and result.load:
-        ways = result.target_known.ways.items()
-        lines += [
-            f"  {'sample' if number == 0 else '':<9} {program}: {way}" for number, (program, way) in enumerate(ways)
-        ]
+        lines += text.under("sample", (f"{program}: {way}" for program, way in result.target_known.ways.items()))
     lines.append(f"  from      {_model(result.source_title, result.source)}")
     added = "".join(f" plus {each}" for each in result.target_lora)
     lines.append(f"  to        {_model(result.target_title, target)}{added}")

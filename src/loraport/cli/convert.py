@@ -1,5 +1,6 @@
 """`loraport convert`: other names for the same LoRA."""
 
+from dataclasses import asdict
 from typing import Annotated
 
 from loraport.cli import text
@@ -52,22 +53,8 @@ def convert(
     if done.dropped:
         lines.append(f"  dropped   {text.listing(done.dropped)}")
     lines.append(f"  output    {done.output}  ({text.size(done.output.stat().st_size)}, written and read back)")
-    lines += [f"  {'load it' if way == done.load[0] else '':<9} {way}" for way in done.load]
-    console.result(*lines)
+    console.result(*lines, *text.under("load it", done.load))
     for message in done.warnings:
         console.warning(message)
     warn_of_name(done.output, console)
-    console.document(
-        {
-            "output": str(done.output),
-            "before": done.before,
-            "after": done.after,
-            "layers": done.layers,
-            "passthrough": list(done.passthrough),
-            "dropped": list(done.dropped),
-            "multiplied": list(done.multiplied),
-            "folded": list(done.folded),
-            "load": list(done.load),
-            "warnings": list(done.warnings),
-        }
-    )
+    console.document(asdict(done))

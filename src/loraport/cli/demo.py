@@ -13,6 +13,10 @@ EXAMPLE = """About a minute, no network, no GPU:
 
     loraport demo"""
 
+_FILES = {
+    "page": "page", "still": "stills", "animation": "animation", "numbers": "numbers", "lora": "LoRA", "log": "run log",
+}  # fmt: skip
+
 
 @talking
 def demo(
@@ -43,28 +47,14 @@ def demo(
         show_layers(done.report, console)
     lines = [f"carried the LoRA {lora} over to {target} and sampled both in {text.duration(done.seconds)}", ""]
     lines += [done.lead, *(f"- {remark}" for remark in done.remarks), ""]
-    lines += [
-        f"  page       {done.page}",
-        f"  stills     {done.still}",
-        f"  animation  {done.animation}",
-        f"  numbers    {done.numbers}",
-        f"  LoRA       {done.lora}",
-        f"  run log    {done.log}",
-    ]
-    console.result(*lines)
+    files = {name: str(getattr(done, name)) for name in _FILES}
+    console.result(*lines, *(f"  {_FILES[name]:<10} {file}" for name, file in files.items()))
     console.document(
         {
             "lead": done.lead,
             "remarks": list(done.remarks),
             "seconds": done.seconds,
-            "files": {
-                "page": str(done.page),
-                "still": str(done.still),
-                "animation": str(done.animation),
-                "numbers": str(done.numbers),
-                "lora": str(done.lora),
-                "log": str(done.log),
-            },
+            "files": files,
             "transfer": done.report.to_json(),
         }
     )

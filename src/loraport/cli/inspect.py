@@ -76,9 +76,7 @@ def _lines(facts: dict[str, Any], verbose: int) -> list[str]:
             row("header", f"{name} = {value if len(value) <= _SHOWN or verbose > 1 else value[:_SHOWN] + '...'}")
     for finding in facts["findings"]:
         row("note", finding)
-    for number, part in enumerate(facts["refused"].splitlines()):
-        row("refused" if number == 0 else "", part.strip())
-    return lines
+    return [*lines, *text.under("refused", map(str.strip, facts["refused"].splitlines()))]
 
 
 def _counted(counts: dict[str, int], noun: str = "tensor") -> str:

@@ -111,8 +111,7 @@ def show(done: "Resized", what: str, console: Console) -> None:
     if done.passthrough:
         lines.append(f"  as it is  {count(len(done.passthrough), 'change')} of biases, norms and the like")
     lines.append(f"  output    {done.output}  ({text.size(done.size)}, written and read back)")
-    lines += [f"  {'load it' if way == done.load[0] else '':<9} {way}" for way in done.load]
-    console.result(*lines)
+    console.result(*lines, *text.under("load it", done.load))
     if console.verbose:
         rows = [[x.name, str(x.rank_in), str(x.rank_out), share(x.energy_kept)] for x in done.layers]
         console.table(["weight", "rank in", "rank out", "energy kept"], rows)

@@ -59,7 +59,7 @@ def show_report(
         lines += [f"  {_BESIDE[what]:<9} {file}" for what, file in beside.items()]
         if log is not None:
             lines.append(f"  log       {log}  (every layer in numbers; --log off writes none)")
-        lines += [f"  {'load it' if number == 0 else '':<9} {way}" for number, way in enumerate(report.load)]
+        lines += text.under("load it", report.load)
         lines += _sampled(facts)
     console.result(*lines)
     for message in report.warnings:

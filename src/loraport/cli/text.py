@@ -1,7 +1,7 @@
 """Sizes, times and shares as people read them, and back."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loraport.errors import LoraportError, UsageError
@@ -64,6 +64,11 @@ def needs(cost: Mapping[str, Any], *, shared: bool = False) -> list[str]:
         f"  memory    {memory(cost)}",
         f"  disk      {size(cost['output_bytes'])} for the outputs{again}, {size(cost['cache_bytes'])} for the cache",
     ]
+
+
+def under(label: str, values: Iterable[str]) -> list[str]:
+    """Lines of one label, which stands before the first."""
+    return [f"  {'' if number else label:<9} {value}" for number, value in enumerate(values)]
 
 
 def listing(names: list[str] | tuple[str, ...], most: int = 5) -> str:

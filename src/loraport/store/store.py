@@ -53,7 +53,7 @@ class Store:
 
     Args:
         root: the folder, such as that of `index.cache_root`.
-        max_bytes: total size kept (least recently used go first).
+        max_bytes: total size kept (least recently used go first); None for 30 GB.
         reserve_bytes: free space on the disk that caching leaves alone.
         behind: bytes of entries that may wait for a thread to write them, while whoever put them goes on; call
             `finish` at the end. None writes at once, as a store that was sent to another process does.
@@ -62,12 +62,13 @@ class Store:
     def __init__(
         self,
         root: Path | str,
-        max_bytes: int = DEFAULT_MAX_BYTES,
+        max_bytes: int | None = None,
         *,
         reserve_bytes: int = RESERVE_BYTES,
         behind: int | None = None,
     ):
-        self.root, self.max_bytes = Path(root), max_bytes
+        self.root = Path(root)
+        self.max_bytes = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
         self.reserve_bytes = reserve_bytes
         self._problems: list[StoreProblem] = []
         self._behind = None if behind is None else Behind(behind)
