@@ -101,7 +101,7 @@ def test_the_reason_names_the_gain_a_tie_and_a_disagreement():
     close = _scored("casa", [0.2, 1.2, 0.1, 0.9], [0.2] * 4)
     choice = Choice((clear, close, plain), plain, "")
     assert choice.chosen is clear
-    assert "0.500 +- 0.000 smaller than that of the LoRA as it is" in choice.reason
+    assert "0.500 ± 0.000 smaller than that of the LoRA as it is" in choice.reason
     assert "casa is as near within the noise" in choice.reason
     assert "by the distance of finished latents, which favours weak effects, it would be direct" in choice.reason
 

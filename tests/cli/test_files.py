@@ -205,6 +205,7 @@ def test_a_mistyped_path_is_met_with_its_neighbour(files: pico.Pico, monkeypatch
         assert done.exit_code == 5
         assert "did you mean" in done.stderr
         assert "source.safetensors" in done.stderr
+    (files.folder.parent / "models" / "nowhere2.html").touch()  # a page is not what was meant
     assert "try:   check the path" in invoke("inspect", "models/nowhere.safetensors").stderr
     assert "did you mean models?" in invoke("inspect", "modles/source.safetensors").stderr
 

@@ -91,7 +91,7 @@ class Choice:
             why = "nothing that was tried is clearly nearer to source + LoRA and shows as much of the LoRA"
         else:
             gain = self.as_it_is.gap - first.gap
-            why = f"its gap is {gain.value:.3f} +- {gain.error:.3f} smaller than that of the LoRA as it is"
+            why = f"its gap is {gain.value:.3f} ± {gain.error:.3f} smaller than that of the LoRA as it is"
         if second is not None:
             lead = second.gap - first.gap
             if lead.value <= lead.error:

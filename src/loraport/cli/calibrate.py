@@ -118,7 +118,7 @@ def _show(report: "CalibrationReport", beside: Mapping[str, Path], console: Cons
         ]
         for each in report.choice.ranking
     ]
-    console.table(["candidate", "gap", "+-", "shown", ""], rows, title=f"Gap to source + LoRA: {report.choice.measure}")
+    console.table(["candidate", "gap", "±", "shown", ""], rows, title=f"Gap to source + LoRA: {report.choice.measure}")
     before, after = report.diagnosis.before.steps, report.diagnosis.after.steps
     if console.verbose and before:
         steps = [

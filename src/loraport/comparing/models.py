@@ -184,6 +184,7 @@ def _downloaded(path: Path, role: str) -> Path:
             return Path(DiffusionPipeline.download(repository))
         except (OSError, ValueError, RuntimeError) as error:
             raise FileError(
-                f"the {role} is neither there nor could it be downloaded", where=str(path), values=first_line(error)
-            ) from error
+                f"the {role} is neither there nor could it be downloaded", where=str(path), values=first_line(error),
+                fix="check the path, or the id and the network",
+            ) from error  # fmt: skip
     raise FileError(f"there is no such {role}", where=str(path), fix="give a diffusers folder, or a hub id")

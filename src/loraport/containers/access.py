@@ -11,6 +11,7 @@ from io import FileIO
 from pathlib import Path
 
 from loraport import windows
+from loraport.containers.names import ENDINGS
 from loraport.containers.sent import state_sent
 from loraport.errors import FileError
 
@@ -126,7 +127,9 @@ def nearest_path(path: Path) -> str:
         path = path.parent  # to the first part that is wrong
     try:
         items = sorted(path.parent.iterdir(), key=lambda item: (item.suffix == path.suffix, item))  # the last one wins
-        there = {_without_ending(item): item for item in items if item != path}  # a link to nowhere is not there
+        meant = (*ENDINGS, "") if path.suffix in ENDINGS else None  # no page or log in the place of weights
+        fit = [item for item in items if meant is None or item.suffix in meant or os.path.isdir(item)]
+        there = {_without_ending(item): item for item in fit if item != path}  # a link to nowhere is not there
     except OSError:
         there = {}
     close = get_close_matches(_without_ending(path), there, n=1)

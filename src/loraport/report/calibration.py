@@ -44,7 +44,7 @@ def add(page: Page, told: Mapping[str, Any]) -> Page:
         Fact("passes", f"{passes}, in {told['seconds'].get('all', 0):.0f} s"),
     )
     table = Table(COLUMNS, tuple({**each, "name": each["label"]} for each in ranking))
-    why = f"{chosen['label']} was taken: {told['reason'].replace('+-', '±')}."
+    why = f"{chosen['label']} was taken: {told['reason']}."
     taken = "the LoRA as it is" if chosen["method"] == "direct" else _called(chosen)
     return replace(
         page,
