@@ -35,7 +35,7 @@ def words(files: pico.Pico, *more: object) -> list[object]:
 
 
 def outcomes(stdout: str) -> dict[tuple[str, str], str]:
-    rows = re.findall(r"^ *(\S+)\.safetensors +target +(.*?) +(done|kept|failed|to do|done already) ", stdout, re.M)
+    rows = re.findall(r"^ *(\S+)\.safetensors +target +(.*?) +(done already|done|kept|failed|to do) ", stdout, re.M)
     return {(name, settings): outcome for name, settings, outcome in rows}
 
 
@@ -49,6 +49,13 @@ def test_a_row_for_each_cell_and_the_code_of_the_first_failure(files):
     assert outcomes(done.stdout) == good | bad
     assert done.stderr.count("error: ") == 1
     assert "(the same in 2 cells)" in done.stderr
+    plan = invoke(*words(files, *more, "--rank", "16", "--plan"))  # what is there, what is to be made, what will not be
+    states = dict.fromkeys(good, "done already") | {(name, "rank=16"): "to do" for name in ("motion", "style")}
+    assert (plan.exit_code, outcomes(plan.stdout)) == (5, states)
+    assert "2 cells to do in one job, 4 done already" in plan.stdout
+    cells = json.loads(invoke(*words(files, *more, "--rank", "16", "--plan", "--json")).stdout)["cells"]
+    assert sorted(cell["lora"].rpartition("/")[2] for cell in cells if "error" in cell) == ["junk.safetensors"] * 3
+    assert sum(cell.get("done", False) for cell in cells) == 4
     (files.folder / "loras" / "junk.safetensors").unlink()
     again = invoke(*words(files, *more, "--json"))
     facts = json.loads(again.stdout)
