@@ -14,7 +14,7 @@ from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan, sample_for_kinship
 from loraport.engine.recipe import Recipe
 from loraport.engine.run import compute, run
-from loraport.errors import FileError, LoraportError, MismatchError, NumericalError
+from loraport.errors import FileError, LoraportError, MismatchError, NumericalError, UnmatchedKeysError
 from loraport.report import render_page
 from loraport.store.store import Store
 from whole_commands import remembered
@@ -180,6 +180,18 @@ def test_direct_reuse_at_a_strength_leaves_other_layers_alone_and_has_an_amount(
     _close(_updates(output), {name: (0.5 if "self_attn" in name else 1.0) * D for name, D in given.items()}, 1e-5)
     _transfer(files, output, options, amount=0.5, **asked)
     _close(_updates(output), {name: 0.75 * D for name, D in given.items()}, 1e-5)
+
+
+def test_a_layer_that_one_checkpoint_lacks_is_refused_or_left_out(files, tmp_path, options):
+    tensors = load_file(files.target)
+    del tensors["blocks.1.ffn.0.weight"]
+    save_file(tensors, files.target)
+    with pytest.raises(UnmatchedKeysError, match="a layer that the target does not have"):
+        _transfer(files, tmp_path / "out.safetensors", options)
+    report = _transfer(files, tmp_path / "out.safetensors", options, allow_partial=True)
+    assert {layer.name for layer in report.layers} == set(pico.LAYERS) - {"blocks.1.ffn.0"}
+    assert sorted(key.rpartition("lora_")[0] for key in report.dropped) == ["diffusion_model.blocks.1.ffn.0."] * 2
+    assert any("it was left out (--allow-partial)" in warning for warning in report.warnings)
 
 
 def test_every_key_of_the_input_ends_in_one_place(files, tmp_path, options):
