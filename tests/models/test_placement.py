@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
@@ -115,6 +115,7 @@ class TestRows:
         assert split([Part("m", "2*width", (1, 2, 0))], 6, {}) == {"m": ((4, 6), (0, 2), (2, 4))}
         assert split([Part("m", "width", (1, 0))], 7, {}) is None
 
+    @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a machine may be busy
     @given(
         sizes=st.lists(st.integers(1, 5), min_size=1, max_size=4),
         order=st.permutations(range(3)),
