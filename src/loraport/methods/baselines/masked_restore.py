@@ -73,7 +73,8 @@ class MaskedRestore(base.TransferMethod[MaskedRestoreParams]):
     def memory(self, shape: tuple[int, int], rank: int, params: MaskedRestoreParams) -> int:
         """Basis and drift; what is left of the drift, a projection of it, and the directions that they go by."""
         m, n = shape
-        return basis_bytes(m, n) + matrix_bytes(m, n, 5.5) + matrix_bytes(min(m, n), min(m, n), 3)
+        square, thin = matrix_bytes(min(m, n), min(m, n), 3), matrix_bytes(m + n, rank, 6)
+        return basis_bytes(m, n) + matrix_bytes(m, n, 5.5) + square + thin
 
 
 base.preset("random-mask", "masked-restore", "undo as much drift as casa, away from random directions")
