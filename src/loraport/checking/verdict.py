@@ -213,7 +213,8 @@ def _as_it_is(seen: Seen) -> Judgement:
     if drift >= keeps.value:
         text = "how much a LoRA keeps of what it does differs there from LoRA to LoRA: look at clips, or calibrate"
         reasons.append(keeps.reason(text, "drift"))
-    return Judgement("use as is", 1.0, "use it as it is", tuple(reasons))
+    headline = "use it as it is: load it on the target at the strength that suits its source"
+    return Judgement("use as is", 1.0, headline, tuple(reasons))
 
 
 def _cannot(headline: str, *reasons: Reason) -> Judgement:
