@@ -392,7 +392,7 @@ def test_the_dose_of_models_that_begin_with_an_image_and_of_two_experts(folder, 
     one = SamplingSettings(steps=1, guidance=1)
     with pytest.raises(LoraportError, match="none of the steps"):
         loraport.probe(**(given | {"source_sampling": one, "overwrite": True}))
-    assert found.spread > 0
+    assert 0 <= found.spread < 1  # 0 to rounding, where few places of the layer decide many directions
     assert found.to_json()["file_low"] == str(found.file_low)
     single = loraport.probe(**(given | {"source": folder / "source", "target": folder / "source"}))
     assert single.file_low is None
