@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from loraport.adapters.pattern import MOST_PATTERNS, Patterns, Search
@@ -49,6 +49,7 @@ PIECE = st.tuples(ATOM, st.sampled_from(["", "", "", "*", "+", "?", "{2}", "{1,2
 PATTERN = st.lists(st.lists(PIECE, max_size=4).map("".join), min_size=1, max_size=2).map("|".join)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a machine may be busy
 @given(pattern=PATTERN, module=TEXT)
 def test_any_small_pattern(pattern, module):
     try:
@@ -58,6 +59,7 @@ def test_any_small_pattern(pattern, module):
     assert found == _peft(pattern, module)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # a machine may be busy
 @given(pattern=PATTERN, name=TEXT)
 def test_any_small_pattern_of_a_user(pattern, name):
     try:
