@@ -9,7 +9,7 @@ import pytest
 
 import loraport
 import pico
-from loraport.engine.results import SCHEMA, LayerReport, Summary, TransferReport
+from loraport.engine.results import SCHEMA, LayerReport, Summary, TransferReport, energy_kept_in_total
 from loraport.report import read_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "report.md"
@@ -31,6 +31,13 @@ def _names(heading: str) -> set[str]:
     table = re.search(r"(?:\|.*\n)+", PAGE.read_text(encoding="utf-8").split(heading)[1])[0]
     rows = [line.split("|")[1] for line in table.splitlines()[2:]]
     return set(re.findall(r"`(\w+)`", " ".join(rows)))
+
+
+def test_totals_are_the_same_in_every_version_of_python():
+    """They stand in the header of the output; `sum` loses the small layers before Python 3.12."""
+    norms = [(2.0**27, 0.0), *[(1.0, 1.0)] * 4]
+    layers = tuple(LayerReport("a", (2, 2), "casa", 1, 1, kept, {"exact_norm": n}, 0.0, False) for n, kept in norms)
+    assert energy_kept_in_total(layers) == 4 / (2**54 + 4) != 4 / 2**54
 
 
 def test_the_page_explains_every_name(run):

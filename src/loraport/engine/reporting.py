@@ -1,5 +1,6 @@
 """The report of a run: what was asked for, what became of each layer, and how to use the output."""
 
+from math import fsum
 from pathlib import Path
 
 from loraport.adapters.loaders import ways_to_load
@@ -36,7 +37,7 @@ def make_report(
         rank_out=max(result.update.rank for result in results),
         rank_rule=plan.recipe.rank,
         energy_kept_min=min(kept),
-        energy_kept_mean=sum(kept) / len(kept),
+        energy_kept_mean=fsum(kept) / len(kept),
         energy_kept_total=energy_kept_in_total(layers),
         dtype=plan.dtype,
         to=plan.recipe.to,

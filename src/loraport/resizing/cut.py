@@ -244,8 +244,8 @@ def _layers(results: Mapping[str, WeightResult], amount: Amount) -> dict[str, Lo
 
 
 def _energy(results: Mapping[str, WeightResult], norms: Mapping[str, float]) -> float:
-    whole = sum(norm**2 for norm in norms.values())
-    return sum(result.energy_kept * result.norm**2 for result in results.values()) / whole if whole else 1.0
+    whole = math.fsum(norm**2 for norm in norms.values())  # the same in every version of Python, for the header
+    return math.fsum(result.energy_kept * result.norm**2 for result in results.values()) / whole if whole else 1.0
 
 
 def _metadata(task: Task, amount: Amount, kept: float, rank: int) -> dict[str, str]:
