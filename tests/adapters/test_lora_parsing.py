@@ -1,11 +1,15 @@
 """One update, many spellings: every dialect, suffix and place of alpha gives the same delta."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import makers
+import pico
 from loraport.adapters.parse import open_adapter
 from makers import KOHYA, PEFT, LoraFile, diffusers_name, fastvideo_name, flat, same, spell
 
@@ -197,3 +201,43 @@ class TestCarried:
         (bias,) = adapter.passthrough
         assert (bias.kind, bias.scale) == ("lora_bias", 2.0)
         torch.testing.assert_close(bias.load(), torch.full((24,), 2.0))
+
+
+TWO_THREADS = """
+import sys, threading
+from loraport.adapters.parse import open_adapter
+
+begun, ended, errors = threading.Event(), threading.Event(), []
+class Slow:
+    def find_spec(self, name, path, target=None):
+        if name == "loraport.adapters.loading.lora":
+            begun.set()
+            ended.wait(1)  # whoever is to wait for this has asked by then, and whoever does not wait has failed
+
+layer = next(iter(open_adapter(sys.argv[1]).layers.values()))
+def load():
+    try:
+        layer.load()
+    except Exception as error:
+        errors.append(error)
+
+sys.meta_path.insert(0, Slow())
+first = threading.Thread(target=load)
+first.start()
+begun.wait()
+load_in_another = threading.Thread(target=lambda: (load(), ended.set()))
+load_in_another.start()
+for thread in (first, load_in_another):
+    thread.join()
+print(errors)
+"""
+
+
+def test_two_threads_that_are_the_first_to_load_an_update(tmp_path):
+    """Each waits until all kinds are there, whichever of them loads the modules."""
+    save_file(pico.lora(3), tmp_path / "lora.safetensors")
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_THREADS, str(tmp_path / "lora.safetensors")],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr

@@ -63,7 +63,7 @@ class Passthrough:
 
     def load(self) -> "Tensor":
         """The change in numbers, scale inside: `loading.passed_on.load_change`, which see."""
-        from loraport.adapters.loading.passed_on import load_change  # brings torch along
+        from loraport.adapters.loading import load_change  # brings torch along
 
         return load_change(self)
 

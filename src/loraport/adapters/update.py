@@ -75,7 +75,7 @@ class LayerUpdate:
         Args:
             read: how the source's weight is read, if it is needed; None for from its file.
         """
-        from loraport.adapters.loading.layers import load_update  # brings torch along
+        from loraport.adapters.loading import load_update  # brings torch along
 
         return load_update(self, read)
 
