@@ -1,5 +1,6 @@
 """Every test runs with jaxtyping's shapes checked by beartype, and may not touch the global random state."""
 
+import functools
 import gc
 import os
 import sys
@@ -52,6 +53,18 @@ def _global_rng_untouched():
     before = torch.random.get_rng_state()
     yield
     assert torch.equal(before, torch.random.get_rng_state()), "the global random state was touched"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _machine_measured_once():
+    """Tests have caches of their own, so that each would measure this machine again, which takes a second."""
+    from loraport.engine import measuring
+
+    with pytest.MonkeyPatch.context() as patch:
+        measure = functools.cache(lambda device: measured(device, None))
+        measured = measuring.measure
+        patch.setattr(measuring, "measure", lambda device, root: measure(device))
+        yield
 
 
 @pytest.fixture(scope="session")

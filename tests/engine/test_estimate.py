@@ -21,6 +21,7 @@ from loraport.engine.executor import Slot
 from loraport.engine.job import WIDE_ELEMENTS
 from loraport.engine.keeping import layers_to_keep, worth_keeping
 from loraport.engine.many.plan import LayerBatch
+from loraport.engine.measuring import measure
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
 from loraport.engine.rates import Rates, rates_of
@@ -206,7 +207,7 @@ def test_for_a_card_that_another_machine_has_this_processor_is_measured(tmp_path
 
 
 def test_a_measurement_is_of_this_machine_and_leaves_no_files(tmp_path):
-    found = measuring.measure("cpu", tmp_path)
+    found = measure("cpu", tmp_path)
     assert all(rate > 1e6 for rate in vars(found).values())
     assert list(tmp_path.iterdir()) == []
 

@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import pytest
 
 import pico
+from loraport.engine.rates import rates_of
 
 ZYGOTE = Path(__file__).with_name("zygote.py")
 
@@ -93,8 +94,9 @@ class Zygote:
 def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
     if not hasattr(os, "fork"):
         pytest.skip("needs fork")
+    rates = json.dumps(asdict(rates_of("cpu", None)))
     with subprocess.Popen(
-        [sys.executable, "-W", "ignore", str(ZYGOTE)],
+        [sys.executable, "-W", "ignore", str(ZYGOTE), rates],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
