@@ -64,6 +64,17 @@ def test_too_little_room_is_seen_before_anything_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_writer_within_a_writer_names_the_file_that_was_asked_for(tmp_path):
+    with (
+        pytest.raises(FileError, match="not enough room") as caught,
+        files.atomic_path(tmp_path / "out.bin") as temporary,
+        files.atomic_path(temporary, need_bytes=10**18),
+    ):
+        pytest.fail("the block must not run")
+    assert caught.value.where == str(tmp_path / "out.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(FileError, match="could not write") as caught:

@@ -7,6 +7,7 @@ the final name is as it was. A symbolic link under the final name is replaced it
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -70,10 +71,9 @@ def atomic_paths(
     Raises:
         FileError: as `atomic_path`. What stood under the names stands there again.
     """
-    path = Path(paths[0])
+    path, temporaries = Path(paths[0]), {}
     try:
         with contextlib.ExitStack() as stack:
-            temporaries = {}
             for path in map(Path, paths):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporaries[path] = stack.enter_context(partial_file(path, job))
@@ -100,6 +100,11 @@ def atomic_paths(
         if durable:
             for folder in dict.fromkeys(path.parent for path in temporaries):
                 _flush_folder(folder)
+    except FileError as error:  # of a writer that was handed a temporary name and knows no other
+        names = {str(temporary): str(path) for path, temporary in temporaries.items()}
+        if error.where not in names:
+            raise
+        raise FileError(error.what, where=names[error.where], values=error.values, fix=error.fix) from error
     except OSError as error:
         raise _write_error(path, error, need_bytes) from error
 
@@ -121,6 +126,18 @@ def read_text(path: Path, what: str, *, most: int) -> str:
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
         reason = reason_of(error)
         raise FileError(f"the {what} cannot be read", where=str(path), values=reason, fix="check the name") from error
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file. Raises FileError."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise FileError("the file cannot be read", where=str(path), values=error.strerror) from error
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -24,3 +24,11 @@ def percent(value: float) -> str:
     if 0 < shown < 0.001:
         return "< 0.001 %"
     return f"{shown:.0f} %" if shown >= 99.5 else f"{shown:.2g} %"
+
+
+def size(count: float) -> str:
+    """Bytes for people: 1.5 GB."""
+    for unit, step in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= step:
+            return f"{count / step:.1f} {unit}"
+    return f"{count:.0f} bytes"

@@ -18,6 +18,7 @@ from loraport.cli.later import Later, loaded
 from loraport.cli.main import app
 from loraport.errors import FileError, LoraportError, MismatchError, UsageError
 from loraport.settings import parse_size
+from loraport.wording import size
 
 FLAGS = (
     *(
@@ -308,7 +309,7 @@ def test_sizes_that_are_none(written: str) -> None:
 def test_durations_and_sizes() -> None:
     assert text.parse_duration("30d", name="x") == 30 * 86400
     assert text.duration(3725) == "1 h 2 min"
-    assert text.size(1_500_000_000) == "1.5 GB"
+    assert size(1_500_000_000) == "1.5 GB"
 
 
 def test_the_console_refuses_contradictions() -> None:

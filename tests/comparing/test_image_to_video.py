@@ -193,7 +193,7 @@ def test_the_command_line_takes_images(folder, tmp_path, capsys):
         "as many of both": [*images, "--prompts", tmp_path / "prompts.txt"],
         "no prompt for an image": images,
         "given twice": [*images, "--prompts", tmp_path / "prompts.txt", "--prompt", "c"],
-        "the prompts is not given": [],
+        "the prompt is not given": [],
         "none is given": ["--prompt", "c", "--prompt", "d"],
     }
     for says, more in cases.items():

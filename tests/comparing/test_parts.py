@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loraport.adapters.distilled import distilled_models, known_model
-from loraport.comparing.clips import file_digest, model_digest
+from loraport.comparing.clips import model_digest
 from loraport.comparing.images import FirstFrame
 from loraport.comparing.pairs import LoraFiles
 from loraport.comparing.prompts import Prompt
@@ -17,6 +17,7 @@ from loraport.comparing.settings import CompareSettings
 from loraport.comparing.usual_sampling import filled, usual_sampling
 from loraport.comparing.variants import list_variants
 from loraport.errors import UsageError
+from loraport.files import file_digest
 from loraport.sampling.schedule import SamplingSettings
 
 

@@ -4,14 +4,13 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Annotated
 
-from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import OF_A_LORA, Given, command
 from loraport.cli.options import OUTPUT, argument, option, required
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import METHOD, Recipe
 from loraport.errors import UsageError
-from loraport.wording import count, share
+from loraport.wording import count, share, size
 
 if TYPE_CHECKING:
     from loraport.analysis.results import Measured, PairAnalysis
@@ -67,7 +66,7 @@ def analyze(
         write_analysis_page(output, found)
     else:
         found.write(output)
-    console.result(*_summary(found), f"  output    {output}  ({text.size(output.stat().st_size)})")
+    console.result(*_summary(found), f"  output    {output}  ({size(output.stat().st_size)})")
     if console.verbose:
         rows = [
             [

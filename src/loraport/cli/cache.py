@@ -17,6 +17,7 @@ from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, UsageError
 from loraport.settings import parse_size
+from loraport.wording import size
 
 app = typer.Typer(
     cls=Group,
@@ -45,9 +46,9 @@ def ls(console: Console, folder: Folder = None) -> None:
     found = index.entries(root)
     kinds = {kind: [entry for entry in found if entry.kind == kind] for kind in index.KINDS}
     total = sum(entry.bytes for entry in found)
-    console.result(f"{root}: {_entries(len(found))}, {text.size(total)}")
+    console.result(f"{root}: {_entries(len(found))}, {size(total)}")
     rows = [
-        [index.KINDS[kind], str(len(group)), text.size(sum(entry.bytes for entry in group))]
+        [index.KINDS[kind], str(len(group)), size(sum(entry.bytes for entry in group))]
         for kind, group in kinds.items()
         if group or kind == "result"
     ]
@@ -56,7 +57,7 @@ def ls(console: Console, folder: Folder = None) -> None:
         now = time.time()
         console.table(
             ["entry", "kind", "size", "last used"],
-            [[e.key[:16], e.kind, text.size(e.bytes), f"{text.duration(max(now - e.used, 0))} ago"] for e in found],
+            [[e.key[:16], e.kind, size(e.bytes), f"{text.duration(max(now - e.used, 0))} ago"] for e in found],
         )
     console.document(
         {
@@ -167,7 +168,7 @@ def warm(given: Given, console: Console) -> None:
             run(plan, None, run_options, progress)
     found = index.entries(root)
     total = sum(entry.bytes for entry in found)
-    console.result(f"{root}: {_entries(len(found))}, {text.size(total)}")
+    console.result(f"{root}: {_entries(len(found))}, {size(total)}")
     console.document({"root": str(root), "entries": len(found), "bytes": total})
 
 
@@ -181,7 +182,7 @@ def _root(folder: str | None) -> Path:
 
 def _tell_deleted(root: Path, deleted: list, console: Console) -> None:
     freed = sum(entry.bytes for entry in deleted)
-    console.result(f"{root}: {_entries(len(deleted))} dropped, {text.size(freed)} freed")
+    console.result(f"{root}: {_entries(len(deleted))} dropped, {size(freed)} freed")
     console.document({"root": str(root), "deleted": len(deleted), "freed_bytes": freed})
 
 

@@ -17,7 +17,7 @@ from loraport.engine.options import RunOptions
 from loraport.engine.recipe import OUTPUT, Recipe
 from loraport.errors import UsageError
 from loraport.sampling.schedule import RUNNING, SamplingSettings
-from loraport.wording import count
+from loraport.wording import count, size
 from loraport.writable import check_apart, check_output
 
 if TYPE_CHECKING:
@@ -135,8 +135,8 @@ def _show(report: "CalibrationReport", beside: Mapping[str, Path], console: Cons
     if report.found:
         lines.append(f"  cached    {count(report.found, 'answer')} of an earlier run")
     if report.output is not None:
-        size = text.size(report.output.stat().st_size)
-        lines.append(f"  output    {report.output}  ({size}, written and read back; use it at strength 1)")
+        written = size(report.output.stat().st_size)
+        lines.append(f"  output    {report.output}  ({written}, written and read back; use it at strength 1)")
     lines += [f"  {what:9s} {file}" for what, file in beside.items()]
     console.result(*lines)
 

@@ -74,7 +74,7 @@ def compare(
     """Make the same clips with the source and the target, with and without the LoRA: one page to look at."""
     lora, output = required(lora, "lora", "add --lora"), required(output, "output", "add --output")
     given_prompts = prompts or prompt or None
-    required(given_prompts or image or None, "prompts", "add --prompts")
+    required(given_prompts or image or None, "prompt", "add --prompt TEXT, or --prompts FILE")
     if prompts is not None and prompt:
         raise UsageError("prompts are given twice", values=f"--prompts {prompts}, and --prompt", fix="one of the two")
     files, low = given.make(FILES).values(), given.make(LOW).values()

@@ -10,7 +10,7 @@ from loraport.cli.options import OUTPUT, SourceModel, argument, option
 from loraport.cli.outputs import output_file, warn_of_name
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
-from loraport.wording import count
+from loraport.wording import count, size
 
 EXAMPLE = """Make a file that diffusers wrote load in tools that read kohya's names:
 
@@ -52,7 +52,7 @@ def convert(
     ]
     if done.dropped:
         lines.append(f"  dropped   {text.listing(done.dropped)}")
-    lines.append(f"  output    {done.output}  ({text.size(done.output.stat().st_size)}, written and read back)")
+    lines.append(f"  output    {done.output}  ({size(done.output.stat().st_size)}, written and read back)")
     console.result(*lines, *text.under("load it", done.load))
     for message in done.warnings:
         console.warning(message)

@@ -9,7 +9,7 @@ from loraport.cli.console import Console
 from loraport.cli.entry import talking
 from loraport.cli.options import argument
 from loraport.errors import LoraportError
-from loraport.wording import count
+from loraport.wording import count, size
 
 EXAMPLE = """What trainer wrote this, for which model, and does anything look odd?
 
@@ -61,7 +61,7 @@ def _lines(facts: dict[str, Any], verbose: int) -> list[str]:
     row("names", facts["dialect"])
     if facts["layers"]:
         row("layers", f"{facts['layers']} linear layers")
-    row("numbers", f"{_counted(facts['dtypes'])}, {text.size(facts['nbytes'])}")
+    row("numbers", f"{_counted(facts['dtypes'])}, {size(facts['nbytes'])}")
     row("rank", _counted(facts["ranks"], "layer"))
     if facts["kind"] == "lora" and facts["scales"]:
         row("scale", f"{_counted(facts['scales'], 'layer')}; {text.listing(list(facts['scale_sources']))}")

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import OUTPUT, option
@@ -13,7 +12,7 @@ from loraport.cli.plain_help import Command, Group
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import METHOD, Recipe
-from loraport.wording import count, percent
+from loraport.wording import count, percent, size
 
 if TYPE_CHECKING:
     from loraport.merging.run import MergeReport
@@ -110,11 +109,11 @@ def amplify_head(
 
 
 def _show(done: "MergeReport", console: Console) -> None:
-    size = sum(file.stat().st_size for file in done.files)
+    written = sum(file.stat().st_size for file in done.files)
     console.result(
         f"changed {count(done.tensors, 'tensor')}",
         f"  untouched {count(done.untouched, 'tensor')}, bit for bit",
         f"  rounding  {percent(done.lost)} of the change, at most {percent(done.lost_most)} ({done.lost_in})",
-        f"  output    {done.output}  ({text.size(size)}, {count(len(done.files), 'file')})",
+        f"  output    {done.output}  ({size(written)}, {count(len(done.files), 'file')})",
     )
     console.document(done.to_json())

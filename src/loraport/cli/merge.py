@@ -10,7 +10,7 @@ from loraport.cli.options import OUTPUT, argument, option, required
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import MODELS, Recipe
-from loraport.wording import count, percent
+from loraport.wording import count, percent, size
 
 EXAMPLE = """Bake a LoRA into a checkpoint, at eight tenths of its strength; the checkpoint may be a folder of shards or a .pt file too:
 
@@ -84,8 +84,8 @@ def merge(
         console.result(
             f"{count(len(ready.tensors), 'tensor')} of {ready.model.architecture.title} would change",
             f"  files     {text.listing([file.name for file in ready.layout.files])}",
-            f"  writes    {text.size(ready.output_bytes)}",
-            f"  memory    {text.size(ready.peak_bytes)} for the tensors in work",
+            f"  writes    {size(ready.output_bytes)}",
+            f"  memory    {size(ready.peak_bytes)} for the tensors in work",
             *_formats(len(ready.requantized), len(ready.dequantized), ready.grown_bytes, dequantize),
         )
         for message in ready.warnings:
@@ -99,7 +99,7 @@ def merge(
         from loraport.merging.run import run_merge  # loads torch, after all refusals
 
         done = run_merge(ready, output, overwrite=overwrite, on_event=progress)
-    size = sum(file.stat().st_size for file in done.files)
+    written = sum(file.stat().st_size for file in done.files)
     lines = [
         f"merged into {count(done.tensors, 'tensor')} of {ready.model.architecture.title}",
         f"  untouched {count(done.untouched, 'tensor')}, bit for bit",
@@ -110,7 +110,7 @@ def merge(
     lines += _formats(done.requantized, done.dequantized, done.grown_bytes, dequantize)
     if done.left_out:
         lines.append(f"  left out  {text.listing(done.left_out)}")
-    lines.append(f"  output    {done.output}  ({text.size(size)}, {count(len(done.files), 'file')})")
+    lines.append(f"  output    {done.output}  ({size(written)}, {count(len(done.files), 'file')})")
     console.result(*lines)
     console.document(done.to_json())
 
@@ -119,5 +119,5 @@ def _formats(requantized: int, dequantized: int, grown: int, form: str | None) -
     """What became of quantised weights."""
     lines = [f"  8 bits    {count(requantized, 'tensor')} rounded anew"] if requantized else []
     if dequantized:
-        lines.append(f"  {form:<9} {count(dequantized, 'tensor')} that were quantised, {text.size(grown)} more")
+        lines.append(f"  {form:<9} {count(dequantized, 'tensor')} that were quantised, {size(grown)} more")
     return lines

@@ -16,7 +16,7 @@ from loraport.engine.many.asked import find_loras, holds_many
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.errors import LoraportError
-from loraport.wording import count
+from loraport.wording import count, size
 
 if TYPE_CHECKING:
     from loraport.engine.estimate import RunEstimate
@@ -138,7 +138,7 @@ def show_many(loras: list[str], many: "ManyPlan", cost: dict[str, Any], console:
         one = many.plans[number]
         documents.append(describe(one))
         rank = f"{one.adapter.max_rank} -> {one.rank}"
-        rows.append([lora, "yes", str(len(one.jobs)), rank, text.size(one.output_bytes), ""])
+        rows.append([lora, "yes", str(len(one.jobs)), rank, size(one.output_bytes), ""])
     console.table(["LoRA", "fits", "layers", "rank", "output", "why not"], rows)
     console.warnings_of({loras[number]: one.warnings for number, one in many.plans.items()})
     if cost:
@@ -212,7 +212,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
         f"  rank      {facts['rank_in']} in, {facts['rank']} out, {facts['dtype']}, names: {facts['to']}",
         f"  work      about {text.duration(cost['seconds'])}, {_state(cost, cover['layers'])}",
         f"  memory    {text.memory(cost)}",
-        f"  disk      {text.size(cost['output_bytes'])} for the output, {text.size(cost['cache_bytes'])} for the cache",
+        f"  disk      {size(cost['output_bytes'])} for the output, {size(cost['cache_bytes'])} for the cache",
         f"  cache     {_advice(cost, cover['layers'])}",
     ]
     for side in ("source", "target"):
@@ -232,7 +232,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
                     str(layer["rank_in"]),
                     layer["method"],
                     text.operations(layer["operations"]),
-                    text.size(layer["peak_bytes"]),
+                    size(layer["peak_bytes"]),
                 ]
                 for layer in facts["layers"]
             ],

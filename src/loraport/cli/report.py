@@ -4,12 +4,11 @@ import os
 from pathlib import Path
 from typing import Annotated
 
-from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.entry import talking
 from loraport.cli.options import OUTPUT, argument, option
 from loraport.errors import UsageError
-from loraport.wording import count
+from loraport.wording import count, size
 from loraport.writable import check_apart, check_output
 
 EXAMPLE = """The page of a transfer that was made without --report, beside its log:
@@ -47,7 +46,7 @@ def report(
     lines = []
     for log, page in pages.items():
         write_page(page, found[log])
-        lines.append(f"{page}  ({count(len(found[log]['layers']), 'layer')}, {text.size(page.stat().st_size)})")
+        lines.append(f"{page}  ({count(len(found[log]['layers']), 'layer')}, {size(page.stat().st_size)})")
         if not found[log]["summary"]:
             console.warning(f"{log.name} is of a run that did not come to its end: the page has the layers it did")
     console.result(*lines)

@@ -11,7 +11,7 @@ from loraport.cli.outputs import output_file, warn_of_name
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.resizing.rule import Amount
-from loraport.wording import count, share
+from loraport.wording import count, share, size
 
 if TYPE_CHECKING:
     from loraport.resizing.cut import Resized
@@ -71,7 +71,7 @@ def carry(
             f"{count(len(task.jobs), 'weight')} of {name} would be cut ({amount})",
             f"  as it is  {count(len(task.passthrough), 'change')} of biases, norms and the like",
             f"  work      about {text.operations(operations)} operations",
-            f"  memory    {text.size(memory)}, {count(side_by_side, 'weight')} at a time",
+            f"  memory    {size(memory)}, {count(side_by_side, 'weight')} at a time",
         )
         for message in task.warnings:
             console.warning(message)
@@ -110,7 +110,7 @@ def show(done: "Resized", what: str, console: Console) -> None:
         lines.append(f"  without   {count(len(done.left_out), 'weight')}: {text.listing(done.left_out)}")
     if done.passthrough:
         lines.append(f"  as it is  {count(len(done.passthrough), 'change')} of biases, norms and the like")
-    lines.append(f"  output    {done.output}  ({text.size(done.size)}, written and read back)")
+    lines.append(f"  output    {done.output}  ({size(done.size)}, written and read back)")
     console.result(*lines, *text.under("load it", done.load))
     if console.verbose:
         rows = [[x.name, str(x.rank_in), str(x.rank_out), share(x.energy_kept)] for x in done.layers]

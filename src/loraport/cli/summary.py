@@ -8,7 +8,7 @@ from loraport.cli.console import Console
 from loraport.engine.plan import TransferPlan
 from loraport.engine.results import Summary, TransferReport
 from loraport.report.tables import show
-from loraport.wording import count, share
+from loraport.wording import count, share, size
 
 _BESIDE = {"page": "report", "card": "card"}
 ENOUGH = 0.9  # of the energy; below it the summary says how to keep more
@@ -54,8 +54,8 @@ def show_report(
         if extra:
             lines.append(f"  only in the {side} (left alone): {text.listing(extra)}")
     if report.output is not None:
-        size = text.size(report.output.stat().st_size)
-        lines.append(f"  output    {report.output}  ({size}, {facts.dtype}, written and read back)")
+        written = size(report.output.stat().st_size)
+        lines.append(f"  output    {report.output}  ({written}, {facts.dtype}, written and read back)")
         lines += [f"  {_BESIDE[what]:<9} {file}" for what, file in beside.items()]
         if log is not None:
             lines.append(f"  log       {log}  (every layer in numbers; --log off writes none)")

@@ -18,7 +18,7 @@ from loraport.engine.recipe import METHOD, OUTPUT
 from loraport.errors import LoraportError
 from loraport.sweeping.cells import Cell, Refused, cells_of
 from loraport.sweeping.grid import Grid
-from loraport.wording import count, share
+from loraport.wording import count, share, size
 from loraport.writable import with_settings
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _plan(
             documents.append(document | {"output": str(cell.output), "done": True})
         else:
             made = swept.many.plans[number]
-            rows.append([*row, "to do", str(made.rank), text.size(made.output_bytes), str(cell.output)])
+            rows.append([*row, "to do", str(made.rank), size(made.output_bytes), str(cell.output)])
             documents.append(document | {"output": str(cell.output), "output_bytes": made.output_bytes})
     _show_errors(swept.many.failures.values(), console)
     console.table(["LoRA", "target", "settings", "state", "rank", "size", "output, or why there will be none"], rows)

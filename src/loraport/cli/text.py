@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from loraport.errors import LoraportError, UsageError
+from loraport.wording import size
 
 
 def parse_duration(text: str, *, name: str) -> float:
@@ -14,14 +15,6 @@ def parse_duration(text: str, *, name: str) -> float:
     if match is None:
         raise UsageError(f"{name} is not a length of time", values=text, fix="write for example 30d, 12h or 45min")
     return float(match[1]) * units[match[2]]
-
-
-def size(count: float | int) -> str:
-    """Bytes for people: 1.5 GB."""
-    for unit, step in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= step:
-            return f"{count / step:.1f} {unit}"
-    return f"{count:.0f} bytes"
 
 
 def memory(cost: Mapping[str, Any]) -> str:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from loraport.errors import FileError
-from loraport.files import write_bytes
+from loraport.files import file_digest, write_bytes
 
 LARGE = 16 * 2**20  # bytes; larger files are known by size and time, not by their contents
 
@@ -47,18 +46,6 @@ class ClipFolder:
         buffer = io.BytesIO()
         np.savez_compressed(buffer, frames=frames, made_of=np.array(json.dumps(made_of, sort_keys=True)))
         write_bytes(self.path(made_of), buffer.getvalue())
-
-
-def file_digest(file: Path) -> str:
-    """SHA-256 of a file. Raises FileError."""
-    made = hashlib.sha256()
-    try:
-        with file.open("rb") as handle:
-            while block := handle.read(2**20):
-                made.update(block)
-    except OSError as error:
-        raise FileError("the file cannot be read", where=str(file), values=error.strerror) from error
-    return made.hexdigest()
 
 
 def short(digest: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from loraport.comparing.clips import ClipFolder, file_digest, short
+from loraport.comparing.clips import ClipFolder, short
 from loraport.comparing.images import said_of_shapes
 from loraport.comparing.opening import DeviceSetup, clip_size, opened
 from loraport.comparing.page import write_compare_page
@@ -19,7 +19,7 @@ from loraport.comparing.scoring import scores_of
 from loraport.comparing.variants import REFERENCE
 from loraport.engine.events import Listener, Remarked, Step, Warned
 from loraport.errors import FileError, UsageError
-from loraport.files import write_json
+from loraport.files import file_digest, write_json
 from loraport.metrics.judging import Judges
 
 PAGE, NUMBERS, CLIPS = "index.html", "compare.json", "clips"

@@ -14,6 +14,7 @@ from loraport.comparing.variants import Placed, Role
 from loraport.engine.events import Listener, Remarked
 from loraport.engine.experts.asked import loras_for
 from loraport.errors import UsageError
+from loraport.files import file_digest
 from loraport.sampling.schedule import SamplingSettings
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Side:
 
     def digest(self, place: "DeviceSetup") -> str:
         """Of its files, and of all that runs it alike."""
-        from loraport.comparing.clips import file_digest, model_digest, short  # and numpy
+        from loraport.comparing.clips import model_digest, short  # and numpy
 
         models = [model_digest(path) for path in (self.model.path, self.model.base) if path is not None]
         loras = [f"{one.key(short(file_digest(one.file)))}:{one.strength:g}" for one in self.placed]

@@ -12,12 +12,13 @@ from torch import Generator, Tensor
 
 from loraport.evaluate import statistics
 from loraport.evaluate.estimates import Reference
-from loraport.evaluate.family import Family, Model, digest, file_digest
+from loraport.evaluate.family import Family, Model, digest
 from loraport.evaluate.judge import Judge, JudgeReading
 from loraport.evaluate.looks import distance_between
 from loraport.evaluate.networks import load_network
 from loraport.evaluate.statistics import TaughtStatistic
 from loraport.evaluate.tasks import LoraTask, draw_prompts
+from loraport.files import file_digest
 from loraport.sampling import tiny
 from loraport.store.index import entry_key
 from loraport.store.store import Store

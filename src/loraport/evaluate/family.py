@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from loraport.errors import FileError, UsageError
+from loraport.files import file_digest
 from loraport.zoo.catalogue import ModelCard, data_file, distillation_files, read_lora_card, read_model_card
 
 
@@ -102,11 +103,6 @@ def digest(model: Model) -> str:
     files = model.distill or sorted((model.folder / "transformer").glob("*"))
     parts = [*map(file_digest, files), *([] if model.drift_rank is None else [f"rank {model.drift_rank}"])]
     return hashlib.sha256(json.dumps([parts, repr(model.card.sampling)]).encode()).hexdigest()
-
-
-def file_digest(file: Path) -> str:
-    """sha256 of a file's bytes."""
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def _model(folder: Path) -> Model:

@@ -20,7 +20,7 @@ from loraport.containers.stored import list_stored
 from loraport.errors import UnsupportedError
 from loraport.files import read_text
 from loraport.models.placement import Rows
-from loraport.wording import count
+from loraport.wording import count, size
 
 if TYPE_CHECKING:
     from loraport.core.lowrank import LowRank
@@ -135,7 +135,7 @@ def said_of_the_whole(layout: Layout) -> str | None:
 def _undecided(refused: Sequence[MergedTensor], changing: int) -> UnsupportedError:
     first, is_or_are = refused[0].ref, "is" if len(refused) == 1 else "are"
     larger = sum(put.nbytes - it.ref.nbytes for it in refused for put in replace(it, plain="BF16").puts)
-    fix = f"add --dequantize bfloat16, which writes these as plain numbers ({larger / 1e9:.1f} GB more)"
+    fix = f"add --dequantize bfloat16, which writes these as plain numbers ({size(larger)} more)"
     if all(can_encode(tensor.ref) for tensor in refused):
         fix += ", or --requantize, which rounds them anew and tells the loss"
     return UnsupportedError(

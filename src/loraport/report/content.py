@@ -9,8 +9,9 @@ from loraport.engine.results import Column
 from loraport.report import scenes
 from loraport.report.charts import Box, Boxes, Drawing, spread_of
 from loraport.report.comparison import Comparison
-from loraport.report.tables import Table, show, size
+from loraport.report.tables import Table, show
 from loraport.report.using import Way
+from loraport.wording import size
 
 MEASURED_ON = "What the thresholds were measured on"
 

@@ -112,14 +112,6 @@ def mean_by_block(found: Iterable[tuple[int, float]]) -> tuple[tuple[float, floa
     return tuple((float(block), sum(values) / len(values)) for block, values in sorted(blocks.items()))
 
 
-def size(count: int) -> str:
-    """Bytes for people: 1.5 GB."""
-    for unit, step in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= step:
-            return f"{count / step:.1f} {unit}"
-    return f"{count} bytes"
-
-
 def summary_table(report: Mapping[str, Any]) -> Table:
     """The totals of a report as (setting, value) rows; nested values are written out."""
     columns = (Column("setting", "setting", "", "text"), Column("value", "value", "", "text"))

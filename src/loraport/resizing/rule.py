@@ -15,7 +15,7 @@ class Amount(Settings):
     rank: Annotated[
         int | None,
         Field(ge=1, le=1_000_000),
-        Setting("The same rank for all.", "--rank", "-r", panel=OUTPUT, metavar="N"),
+        Setting("The same rank for all weights, such as 32.", "--rank", "-r", panel=OUTPUT, metavar="N"),
     ] = None
     energy: Annotated[
         float | None,

@@ -4,7 +4,6 @@
 """
 
 import csv
-import hashlib
 import io
 import json
 import os
@@ -20,7 +19,7 @@ from loraport.containers.references import file_identity
 from loraport.engine.plan import TransferPlan
 from loraport.engine.results import TransferReport
 from loraport.errors import FileError, LoraportError
-from loraport.files import read_text, write_json, write_text
+from loraport.files import file_digest, read_text, write_json, write_text
 from loraport.sweeping.cells import Cell, Refused
 from loraport.sweeping.figures import FIGURES, figures_of
 from loraport.version import __version__
@@ -92,7 +91,7 @@ class Row:
         return replace(
             self,
             state="done",
-            sha256=sha256_of(output),
+            sha256=file_digest(output),
             bytes=output.stat().st_size,
             seconds=sum(layer.seconds for layer in report.layers),
             figures=figures_of(report),
@@ -156,18 +155,6 @@ def recipe_json(cell: Cell) -> dict[str, Any]:
     """A recipe as plain values."""
     found: dict[str, Any] = json.loads(json.dumps(cell.recipe.model_dump(mode="json")))
     return found
-
-
-def sha256_of(path: Path) -> str:
-    """Of a whole file. Raises FileError."""
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError as error:
-        raise FileError("the output cannot be read back", where=str(path), values=error.strerror) from error
-    return digest.hexdigest()
 
 
 def _read(path: Path) -> tuple[Row, ...]:

@@ -8,8 +8,9 @@ from typing import Literal
 
 from loraport.containers.references import file_identity
 from loraport.errors import FileError, LoraportError
+from loraport.files import file_digest
 from loraport.sweeping.cells import Cell
-from loraport.sweeping.index import Row, recipe_json, sha256_of
+from loraport.sweeping.index import Row, recipe_json
 
 Standing = Literal["open", "begun", "done"]
 _OTHERWISE = "name another folder with -o, or add --overwrite"
@@ -51,7 +52,7 @@ def standing_of(cell: Cell, row: Row | None, state_of: Callable[[str], str | Non
         raise FileError(
             "an input has changed since the output was made", where=str(cell.output), values=changed[0], fix=_OTHERWISE
         )
-    if state_of(str(cell.output)) != row.identity and sha256_of(cell.output) != row.sha256:
+    if state_of(str(cell.output)) != row.identity and file_digest(cell.output) != row.sha256:
         raise FileError("the output is not the file that the sweep made", where=str(cell.output), fix=_OTHERWISE)
     return "done"
 
