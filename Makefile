@@ -15,11 +15,11 @@ demo: $(SETUP)
 evidence: $(SETUP)
 	$(BIN)/loraport evaluate $(if $(QUICK),--quick) $(if $(CALIBRATED),--calibrated)
 
-# Style first; then all tests, a process for each core, and the types beside them, which would keep one core waiting.
+# Style first; then all tests, a process for each core, and beside them the types, of which mistakes alone are said.
 test: style $(JUDGES)
 	@$(BIN)/mypy > $(VENV)/types.txt 2>&1 & types=$$!; \
 	$(BIN)/python -m pytest $(PARALLEL); tests=$$?; \
-	wait $$types; types=$$?; echo "mypy:"; cat $(VENV)/types.txt; exit $$((tests | types))
+	wait $$types || { cat $(VENV)/types.txt; exit 1; }; exit $$tests
 
 test-fast: $(SETUP) $(JUDGES)
 	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
