@@ -1,6 +1,8 @@
 """`loraport report`: pages from run logs."""
 
 import json
+import re
+from urllib.parse import unquote
 
 import pytest
 from typer.testing import CliRunner
@@ -90,3 +92,58 @@ def test_a_folder_without_logs_is_told(tmp_path):
     done = run("report", tmp_path)
     assert done.exit_code == 2
     assert "no run log" in done.output
+
+
+@pytest.fixture
+def swept(files):
+    """Two LoRAs by two ranks, of one of which there is an output that is not replaced."""
+    folder = files.folder / "swept"
+    (folder / "target" / "rank=2").mkdir(parents=True)
+    (folder / "target" / "rank=2" / "lora#2.safetensors").write_bytes(b"mine")
+    loras = [files.lora, files.folder / "lora#2.safetensors"]
+    loras[1].write_bytes(files.lora.read_bytes())
+
+    def sweep(*more):
+        words = ["sweep", *loras, "-s", files.source, "-t", files.target, "--method", "direct", "--cache", "off"]
+        done = run(*words, "--rank", "2", "--rank", "4", "-o", folder, *more)
+        assert done.exit_code == 5, done.output
+        return folder
+
+    return sweep
+
+
+def test_of_a_sweep_there_is_a_page_of_all_cells_that_leads_to_each(swept, tmp_path):
+    folder = swept()
+    for words, home in (((folder,), folder), ((folder / "sweep.json", "-o", tmp_path / "pages"), tmp_path / "pages")):
+        done = run("report", *words, "--json")
+        assert done.exit_code == 0, done.output
+        assert str(home / "index.html") in json.loads(done.stdout)["pages"]
+        page = (home / "index.html").read_text("utf-8")
+        links = re.findall(r'<a href="([^"]*)">([^<]*)</a>', page)
+        assert [link for link, _ in links] == [
+            "target/rank%3D2/style.html", "target/rank%3D4/style.html", "target/rank%3D4/lora%232.html",
+        ]  # fmt: skip
+        assert all((home / unquote(link)).is_file() for link, _ in links)
+        assert [len(re.findall(f">{state}</td>", page)) for state in ("done", "failed", "pending")] == [3, 1, 0]
+        assert "the output file exists already" in page
+    (folder / "index.html").write_text("mine")
+    done = run("report", folder)
+    assert (done.exit_code, (folder / "index.html").read_text()) == (5, "mine")
+
+
+def test_a_sweep_without_logs_or_without_an_end_has_its_page_too(swept):
+    folder = swept("--log", "off")
+    index = json.loads((folder / "sweep.json").read_text())
+    index["cells"][0] |= {"state": "pending", "figures": {}, "sha256": None}
+    (folder / "sweep.json").write_text(json.dumps(index))
+    done = run("report", folder)
+    assert done.exit_code == 0, done.output
+    assert [path.name for path in folder.rglob("*.html")] == ["index.html"]
+    page = (folder / "index.html").read_text("utf-8")
+    assert "1 cell is pending" in page
+    assert "<a " not in page
+    (folder / "sweep.json").write_text("{}")
+    done = run("report", folder, "--overwrite")
+    assert done.exit_code == 5
+    assert "cannot be understood" in done.output
+    assert (folder / "index.html").read_text("utf-8") == page

@@ -12,6 +12,7 @@ from loraport.methods.maps import LayerMap, MapValues
 from loraport.report import Words, render_page
 from loraport.report.analysis_page import render_analysis_page
 from loraport.report.check_page import render_check_page
+from loraport.report.sweep_page import read_sweep, write_sweep_page
 
 EVIL = "<script>document.title = 'owned'</script>\"'><img src=x onerror=\"document.title='owned'\"></script></style>"
 NAMES = [f"blocks.{block}.{name}" for block in (2, 10) for name in ("self_attn.q", "ffn.0", "ffn.2")]
@@ -146,6 +147,33 @@ def test_the_other_pages_are_drawn_too(browser, tmp_path, kind):
         assert browser.run("document.documentElement.scrollWidth") <= width
         assert browser.run("document.images.length + document.scripts.length") == 1
         assert _sort(browser, "drift")[1] == "ascending"
+        assert browser.complaints() == []
+        assert browser.fetched() == []
+
+
+def test_the_page_of_a_sweep_sorts_links_and_fits(browser, tmp_path):
+    row = {"lora": "a.pt", "state": "done", "warnings": [EVIL]}
+    columns = [{"key": "energy_kept", "title": "kept", "help": EVIL, "unit": "share"}]
+    cells = [
+        row | {"target": target, "settings": {"rank": rank, "long": "y" * 3000}, "figures": {"energy_kept": rank / 40},
+               "name": f"{target}/{rank}{'y' * 300}/{EVIL}"}
+        for target in ("fast", EVIL) for rank in (4, 32, 16)
+    ]  # fmt: skip
+    cells.append(cells[0] | {"state": "failed", "error": {"message": EVIL * 9}, "name": "gone"})
+    index = tmp_path / "sweep.json"
+    index.write_text(json.dumps({"columns": columns, "cells": cells}))
+    sweep = read_sweep(index)
+    page = write_sweep_page(tmp_path / "index.html", sweep, {each.page for each in sweep.cells[:6]})
+    for width in (1280, 390):
+        browser.open(page, width=width)
+        assert browser.run("document.documentElement.scrollWidth") <= width
+        assert _sort(browser, "kept")[0] == ["10.0 %"] * 3 + ["40.0 %"] * 2 + ["80.0 %"] * 2
+        assert [len(each) for each in browser.run(COLUMN.format(2))] == [1, 1, 1, 2, 2, 2, 2]
+        assert browser.run("document.links.length") == 6
+        assert browser.run("new URL(document.links[0].href).protocol") == "file:"
+        assert browser.run("decodeURIComponent(document.links[0].href)").endswith(f"/{sweep.cells[0].page}")
+        assert browser.run("document.images.length + document.scripts.length") == 1
+        assert "owned" not in browser.run("document.title")
         assert browser.complaints() == []
         assert browser.fetched() == []
 

@@ -1,4 +1,4 @@
-"""`loraport report`: pages of runs that are done, from their run logs."""
+"""`loraport report`: pages of runs that are done, from their run logs, and of sweeps from their index."""
 
 import os
 from pathlib import Path
@@ -15,9 +15,14 @@ EXAMPLE = """The page of a transfer that was made without --report, beside its l
 
     loraport report style-fast.run.jsonl
 
-A page for each LoRA of a job on many, or for each cell of a sweep, into a folder of their own:
+A page for each LoRA of a job on many, into a folder of their own:
 
-    loraport report loras-fast/ -o pages/"""
+    loraport report loras-fast/ -o pages/
+
+A page for each cell of a sweep, and index.html, which has all of them in one table:
+
+    loraport report swept/"""
+_SWEEP, _INDEX = "sweep.json", "index.html"
 _LOG = ".run.jsonl"
 _PAGE = ".html"
 
@@ -26,7 +31,7 @@ _PAGE = ".html"
 def report(
     console: Console,
     logs: Annotated[list[Path], argument(
-        "LOG", "Run logs (NAME.run.jsonl), or folders: all run logs in them, at any depth."
+        "LOG", "Run logs (NAME.run.jsonl), or folders: all run logs in them, at any depth, and the index of a sweep."
     )],
     output: Annotated[str | None, option(
         "--output", "-o", metavar="PATH", panel=OUTPUT, default="beside each log",
@@ -38,17 +43,26 @@ def report(
     pages = _pages(logs, output)
     check_apart(("page", page) for page in pages.values())
     for log, page in pages.items():
-        check_output(page, [("run log", log)], overwrite=overwrite, what="page")
+        check_output(page, [("index" if _is_sweep(log) else "run log", log)], overwrite=overwrite, what="page")
     from loraport.report import read_run, write_page
+    from loraport.report.sweep_page import read_sweep, write_sweep_page
 
-    found = {log: read_run(log) for log in pages}  # all before the first page: a wrong file costs nothing
+    # all before the first page: a wrong file costs nothing
+    sweeps = {path: read_sweep(path) for path in pages if _is_sweep(path)}
+    found = {log: read_run(log) for log in pages if log not in sweeps}
 
     lines = []
-    for log, page in pages.items():
-        write_page(page, found[log])
-        lines.append(f"{page}  ({count(len(found[log]['layers']), 'layer')}, {size(page.stat().st_size)})")
-        if not found[log]["summary"]:
+    for log, report in found.items():
+        page = pages[log]
+        write_page(page, report)
+        lines.append(f"{page}  ({count(len(report['layers']), 'layer')}, {size(page.stat().st_size)})")
+        if not report["summary"]:
             console.warning(f"{log.name} is of a run that did not come to its end: the page has the layers it did")
+    for path, sweep in sweeps.items():
+        page = pages[path]
+        beside = {pages[log].relative_to(page.parent) for log in found if log.is_relative_to(path.parent)}
+        write_sweep_page(page, sweep, {each.as_posix() for each in beside})
+        lines.append(f"{page}  ({count(len(sweep.cells), 'cell')}, {size(page.stat().st_size)})")
     console.result(*lines)
     console.document({"pages": [str(page) for page in pages.values()]})
 
@@ -57,7 +71,9 @@ def _pages(logs: list[Path], output: str | None) -> dict[Path, Path]:
     """The run logs, and where the page of each is to be written. Of a folder they keep the paths they have in it."""
     found: dict[Path, Path] = {}
     for given in logs:
+        given = given.parent if _is_sweep(given) and given.is_file() else given
         inside = sorted(given.rglob(f"*{_LOG}")) if given.is_dir() else [given]
+        inside += [path for path in (given / _SWEEP,) if path.is_file()]
         if not inside:
             raise UsageError(
                 "there is no run log in the folder",
@@ -72,7 +88,7 @@ def _pages(logs: list[Path], output: str | None) -> dict[Path, Path]:
     if Path(output).suffix.lower() == _PAGE and not Path(output).is_dir():
         if len(found) > 1:
             raise UsageError(
-                "several pages need a folder to be written to", values=f"{len(found)} run logs", fix="-o FOLDER"
+                "several pages need a folder to be written to", values=f"{len(found)} pages", fix="-o FOLDER"
             )
         return {log: Path(output) for log in found}
     if not (Path(output).is_dir() or output.endswith(("/", os.sep)) or len(found) > 1):
@@ -80,5 +96,9 @@ def _pages(logs: list[Path], output: str | None) -> dict[Path, Path]:
     return {log: Path(output) / page for log, page in found.items()}
 
 
+def _is_sweep(path: Path) -> bool:
+    return path.name == _SWEEP
+
+
 def _page_of(log: Path) -> str:
-    return log.name.removesuffix(_LOG) + _PAGE
+    return _INDEX if _is_sweep(log) else log.name.removesuffix(_LOG) + _PAGE

@@ -78,19 +78,23 @@ class Answer:
 
 @dataclass(frozen=True)
 class Layers:
-    """The table of layers. Its first column names them.
+    """The table of layers, or of what else the page is about. Its first column names them.
 
     Attributes:
         table: columns and rows.
         figures: of one row: the layer's own figures. Drawn when the page is made, unpacked when the row is opened.
         look: what to look for.
         elsewhere: where figures are that did not fit.
+        title: heading.
+        link: of one row: the page of its own, as a path from this one; "" for none.
     """
 
     table: Table
     figures: Callable[[Mapping[str, Any]], Sequence[Figure]] | None = None
     look: str = ""
     elsewhere: str = "a page about fewer layers has them"
+    title: str = "Layer by layer"
+    link: Callable[[Mapping[str, Any]], str] | None = None
 
 
 @dataclass(frozen=True)

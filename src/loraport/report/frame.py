@@ -8,12 +8,14 @@ page's own script is named by its digest in a policy that allows no other, and n
 import base64
 import gzip
 import hashlib
+import os
 import unicodedata
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from loraport.files import write_text
 from loraport.report import scenes
@@ -102,9 +104,23 @@ def _rows(layers: Layers, drawn: Sequence[Sequence[Figure]], budget: int = 0) ->
             {"text": with_minus(column, text), "align": align(column), "sort": row.get(column.key)}
             for column, text in zip(table.columns, texts, strict=True)
         ]
-        rows.append({"cells": cells, "figures": figures})
+        link = "" if layers.link is None else _address(layers.link(row))
+        rows.append({"cells": cells, "figures": figures, "link": link})
     found = {"columns": table.columns, "rows": rows, "look": layers.look, "opens": any(packed), "left_out": left_out}
-    return found | {"packed": sum(map(len, packed)), "elsewhere": layers.elsewhere}
+    links = any(row["link"] for row in rows)
+    return found | {
+        "packed": sum(map(len, packed)),
+        "elsewhere": layers.elsewhere,
+        "title": layers.title,
+        "links": links,
+    }
+
+
+def _address(path: str) -> "Markup":
+    """A path from one page to another as a link: no character is left that could make it anything else."""
+    from markupsafe import Markup
+
+    return Markup(quote(os.fsencode(path)))
 
 
 def _fitting(drawn: Sequence[Sequence[Figure]], budget: int) -> "tuple[list[str | Markup], int]":
