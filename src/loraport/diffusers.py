@@ -26,7 +26,7 @@ from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
 from loraport.engine.run import run
-from loraport.errors import MismatchError, UsageError
+from loraport.errors import MismatchError, UsageError, first_line
 from loraport.sampling.in_memory import activate, active_adapters, write_network
 from loraport.writable import check_output
 
@@ -181,7 +181,7 @@ def _load(
                     other.delete_adapters(name)
             raise MismatchError(
                 "diffusers does not load what was transferred", where=part,
-                values=(str(error).strip().splitlines() or [type(error).__name__])[0][:200],
+                values=first_line(error)[:200],
                 fix="pipe.enable_lora_hotswap(target_rank=...) before the first LoRA, or the same rank for both"
                 if hotswap
                 else "keep the file with output= and report this, with the versions of diffusers and peft",

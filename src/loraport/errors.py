@@ -61,6 +61,11 @@ class LoraportError(Exception):
         return _rebuild, (type(self), self.what, self.where, self.values, self.fix)
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def _rebuild(cls: type[LoraportError], what: str, where: str | None, values: str | None, fix: str | None):
     return cls(what, where=where, values=values, fix=fix)
 

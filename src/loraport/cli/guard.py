@@ -14,7 +14,7 @@ import typer
 from loraport.cli.console import Console
 from loraport.cli.plain_help import Group
 from loraport.cli.signals import ended_by_signals
-from loraport.errors import FileError, Interrupted, LoraportError, UsageError
+from loraport.errors import FileError, Interrupted, LoraportError, UsageError, first_line
 from loraport.windows import page_file_is_full
 
 try:
@@ -139,7 +139,7 @@ def _is_file(word: str) -> bool:
 
 def _refusal(error: Exception) -> FileError | None:
     """What is no fault of the program although nobody foresaw it there: the system says no, or an input is absurd."""
-    said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    said = first_line(error)
     if page_file_is_full(error):
         return FileError(
             "Windows has no room left in its page file",

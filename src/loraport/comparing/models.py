@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.containers.names import hub_id, named_path
-from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError
+from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError, first_line
 from loraport.metrics.given import installed
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
@@ -168,11 +168,6 @@ def _index(folder: Path) -> Mapping[str, Any]:
     return held
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an error says, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 def _downloaded(path: Path, role: str) -> Path:
     if path.exists():
         return path
@@ -184,7 +179,9 @@ def _downloaded(path: Path, role: str) -> Path:
             return Path(DiffusionPipeline.download(repository))
         except (OSError, ValueError, RuntimeError) as error:
             raise FileError(
-                f"the {role} is neither there nor could it be downloaded", where=str(path), values=first_line(error),
+                f"the {role} is neither there nor could it be downloaded",
+                where=str(path),
+                values=first_line(error)[:200],
                 fix="check the path, or the id and the network",
-            ) from error  # fmt: skip
+            ) from error
     raise FileError(f"there is no such {role}", where=str(path), fix="give a diffusers folder, or a hub id")

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from safetensors import SafetensorError
 
-from loraport.comparing.models import Model, first_line
+from loraport.comparing.models import Model
 from loraport.comparing.settings import CompareSettings
-from loraport.errors import FileError, UnsupportedError, UsageError
+from loraport.errors import FileError, UnsupportedError, UsageError, first_line
 from loraport.sampling.wan import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -106,11 +106,11 @@ def _load(model: Model, place: DeviceSetup, *, with_image: bool) -> Pipeline:
     ) as error:  # fmt: skip
         if is_out_of_memory(error):
             raise FileError(
-                "the model does not fit in the memory", where=model.name, values=first_line(error),
+                "the model does not fit in the memory", where=model.name, values=first_line(error)[:200],
                 fix="--offload model, or sequential, which needs least; --precision bfloat16",
             ) from error  # fmt: skip
         raise FileError(
-            "the pipeline could not be loaded", where=model.name, values=first_line(error),
+            "the pipeline could not be loaded", where=model.name, values=first_line(error)[:200],
             fix="check the folder with diffusers' own from_pretrained",
         ) from error  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)

@@ -19,11 +19,10 @@ from loraport.adapters.convert import convert_adapter
 from loraport.adapters.parse import experts_in
 from loraport.comparing.clips import short
 from loraport.comparing.images import FirstFrame
-from loraport.comparing.models import first_line
 from loraport.comparing.prompts import Prompt
 from loraport.comparing.variants import Placed
 from loraport.containers.names import EXPERTS
-from loraport.errors import FileError, LoraportError, MismatchError, NumericalError, UnmatchedKeysError
+from loraport.errors import FileError, LoraportError, MismatchError, NumericalError, UnmatchedKeysError, first_line
 from loraport.models.family import Family
 from loraport.sampling.schedule import TIMESTEPS, SamplingSettings
 from loraport.sampling.wan import is_out_of_memory
@@ -113,12 +112,12 @@ def render(pipeline: Any, family: Family, settings: SamplingSettings, shot: Shot
     except (ValueError, TypeError, IndexError, RuntimeError, ImportError, MemoryError) as error:
         if is_out_of_memory(error):
             raise FileError(
-                "out of memory while a clip was made", values=first_line(error),
+                "out of memory while a clip was made", values=first_line(error)[:200],
                 fix="--offload model or sequential, or a smaller --width, --height or --frames; what is finished is "
                 "kept",
             ) from error  # fmt: skip
         raise MismatchError(
-            "the pipeline refuses what it is asked for", where=type(pipeline).__name__, values=first_line(error),
+            "the pipeline refuses what it is asked for", where=type(pipeline).__name__, values=first_line(error)[:200],
             fix="another --height, --width or --frames, if it is the size; what is finished is kept",
         ) from error  # fmt: skip
     return _pixels(made)
@@ -211,7 +210,7 @@ def _load(pipeline: Any, family: Family, lora: Placed, name: str) -> None:
             raise
         except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, AttributeError) as error:
             raise MismatchError(
-                "diffusers does not load this LoRA", where=str(file), values=first_line(error),
+                "diffusers does not load this LoRA", where=str(file), values=first_line(error)[:200],
                 fix="loraport inspect says what it is; is it of this size of the model?",
             ) from error  # fmt: skip
         with safe_open(path, framework="pt") as held:

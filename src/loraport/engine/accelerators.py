@@ -11,7 +11,7 @@ from torch import Tensor
 
 from loraport.core.operator import strips
 from loraport.engine.precision import full_precision
-from loraport.errors import NumericalError, UsageError
+from loraport.errors import NumericalError, UsageError, first_line
 
 _Made = TypeVar("_Made")
 _SHARE = 0.85  # of what is free; the allocator loses some between blocks
@@ -89,7 +89,7 @@ def _working(device: str) -> Iterator[None]:
         full = is_out_of_memory(error)
         raise UsageError(
             f"{device} has no memory left" if full else f"PyTorch {torch.__version__} does not work on {device}",
-            values=_first_line(error),
+            values=first_line(error),
             fix="--device cpu, or "
             + ("end what else uses it" if full else "a PyTorch that is built for this GPU and its driver"),
         ) from error
@@ -214,10 +214,6 @@ def release_pinned() -> None:
 _BROKEN = ("CUDA error", "CUDA driver error", "HIP error", "CUBLAS_STATUS", "CUSOLVER_STATUS")
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 class _Turns:
     """Who works on a device in this process: layers side by side, or one that found no room, by itself."""
 
@@ -286,7 +282,7 @@ def _with_the_cpu_behind(
                     raise NumericalError(
                         "a device failed",
                         where=device,
-                        values=_first_line(error),
+                        values=first_line(error),
                         fix="run the command again, finished layers are kept, or go on with --device cpu",
                     ) from error
         # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.

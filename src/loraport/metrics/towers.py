@@ -15,7 +15,7 @@ from jaxtyping import Float, UInt8
 from safetensors import SafetensorError
 from torch import Tensor
 
-from loraport.errors import FileError
+from loraport.errors import FileError, first_line
 from loraport.metrics.frames import resized
 from loraport.metrics.given import KINDS, check_network
 
@@ -159,5 +159,5 @@ def said_of(folder: Path, what: str) -> Iterator[None]:
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise FileError(
             f"the {what} could not be loaded", where=str(folder),
-            values=(str(error).strip().splitlines() or [type(error).__name__])[0][:200],
+            values=first_line(error)[:200],
         ) from error  # fmt: skip

@@ -17,7 +17,7 @@ from loraport.engine.cluster.sending import away, bytes_read, pack
 from loraport.engine.cluster.task import SAID_SECONDS, Begun, Home, Offer, in_task
 from loraport.engine.events import Warned
 from loraport.engine.executor import J, Limits, Slot, threads_for
-from loraport.errors import FileError
+from loraport.errors import FileError, first_line
 from loraport.store.store import NullStore
 
 RETRIES = 3
@@ -181,7 +181,7 @@ class Underway:
             raise FileError(
                 "Ray has no room for what a layer reads",
                 where=job.title,
-                values=_first_line(error),
+                values=first_line(error),
                 fix="give it more (ray start --object-store-memory), or let machines read the files (--ray-data paths)",
             ) from error
 
@@ -293,13 +293,9 @@ class Underway:
             raise FileError(
                 "the process of a layer was killed each time it was tried" if killed else "Ray lost a layer",
                 where=f"{job.title}, on {' and '.join(dict.fromkeys(tried)) or 'a machine of the Ray cluster'}",
-                values=f"tried {max(len(tried), RETRIES + 1)} times; {_first_line(error)}"
+                values=f"tried {max(len(tried), RETRIES + 1)} times; {first_line(error)}"
                 if killed
-                else _first_line(error),
+                else first_line(error),
                 fix="if memory ran out: fewer layers at a time (--workers 1) or a smaller --max-memory; finished "
                 "layers are kept",
             ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
