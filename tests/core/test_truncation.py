@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from loraport.core import truncation
 from loraport.core.lowrank import LowRank
-from loraport.core.operators import Blend, DenseOperator, Routed
+from loraport.core.operators import Blend, DenseOperator, Routed, blended
 from loraport.core.truncation import truncated_svd
 from loraport.errors import NumericalError
 
@@ -175,6 +175,38 @@ def test_through_a_basis_and_through_a_blend():
     assert float((blend.dense() - 0.6 * blend.a.dense() - 0.4 * routed.dense()).norm()) < 1e-10
     assert blend.norm() == pytest.approx(float(blend.dense().norm()))
     assert truncated_svd(blend, rank=6).energy_kept == pytest.approx(best(blend.dense(), 6), rel=1e-3)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("inner", ["lowrank", "dense", "routed"])
+def test_the_gram_matrix_and_norm_of_a_blend(inner, t):
+    U, V = orthonormal(40, 24, 1), orthonormal(30, 20, 2)
+    b = {
+        "lowrank": LowRank(gaussian(40, 7, 6), gaussian(7, 30, 7)),
+        "dense": DenseOperator(gaussian(40, 30, 8)),
+        "routed": Routed(U, DenseOperator(gaussian(24, 20, 3)), V.T),
+    }[inner]
+    blend, X = Blend(LowRank(gaussian(40, 3, 4), gaussian(3, 30, 5)), b, t), gaussian(30, 4, 9)
+    M = (1 - t) * blend.a.dense() + t * b.dense()
+    for found, wanted in ((blend.gram(X), M.T @ M @ X), (blend.T.gram(blend.apply(X)), M @ M.T @ M @ X)):
+        assert float((found - wanted).norm()) < 1e-12 * float(wanted.norm())
+    assert blend.norm() == pytest.approx(float(M.norm()), rel=1e-12)
+
+
+@pytest.mark.parametrize("shape", ["square", "tall", "wide"])
+def test_a_blend_with_a_routed_update_lies_in_its_core(shape):
+    """Where nothing of the other update lies outside: then the search for the cut needs no product with a basis."""
+    m, n = {"square": (30, 30), "tall": (50, 30), "wide": (30, 50)}[shape]
+    U, V = (None if side > 30 else orthonormal(side, side, seed) for side, seed in ((m, 1), (n, 2)))
+    routed = Routed(U, DenseOperator(gaussian(m, n, 3)), None if V is None else V.T)
+    direct = LowRank(gaussian(m, 3, 4), gaussian(3, n, 5))
+    blend = blended(direct, routed, 0.4)
+    assert isinstance(blend, Routed)
+    assert float((blend.dense() - 0.6 * direct.dense() - 0.4 * routed.dense()).norm()) < 1e-10
+    assert truncated_svd(blend, rank=6).energy_kept == pytest.approx(best(blend.dense(), 6), rel=1e-3)
+    thin = Routed(orthonormal(m, 20, 1), DenseOperator(gaussian(20, n, 3)), None)
+    beside = blended(direct, thin, 0.4)  # a thin basis cannot hold the whole of it
+    assert float((beside.dense() - 0.6 * direct.dense() - 0.4 * thin.dense()).norm()) < 1e-10
 
 
 @pytest.mark.parametrize("on_its_side", [False, True])

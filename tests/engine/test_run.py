@@ -142,6 +142,13 @@ def test_amount_zero_is_direct_reuse_and_half_lies_in_the_middle(files, tmp_path
     _close(made[0.0], _updates(files.lora), 1e-5)
     middle = {name: (made[0.0][name] + made[1.0][name]) / 2 for name in made[1.0]}
     _close(made[0.5], middle, 1e-4)
+    report = _transfer(files, tmp_path / "cut.safetensors", options, amount=0.5, rank="4")
+    cut = _updates(tmp_path / "cut.safetensors")
+    for layer in report.layers:  # square, tall and wide ones; what is kept is the best share, and said rightly
+        values = torch.linalg.svdvals(middle[layer.name].double()).square()
+        kept = 1 - float((middle[layer.name] - cut[layer.name]).norm() / middle[layer.name].norm()) ** 2
+        assert layer.energy_kept == pytest.approx(kept, abs=1e-4)
+        assert kept == pytest.approx(float(values[:4].sum() / values.sum()), rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Matrices known by their products: what a method returns, so that nothing larger than a layer is formed."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
@@ -111,6 +112,11 @@ class Routed(Operator):
         X = self.core.apply_t(Y if self.U is None else self.U.T @ Y)
         return X if self.Vh is None else self.Vh.T @ X
 
+    @property
+    def complete(self) -> bool:
+        """Whether every matrix of this shape has coordinates in the core: U and Vh are square, or the identity."""
+        return all(side is None or side.shape[0] == side.shape[1] for side in (self.U, self.Vh))
+
     def norm(self) -> float:
         """||core||."""
         return self.core.norm()
@@ -177,11 +183,16 @@ class Transposed(Operator):
 
 @dataclass(frozen=True)
 class Blend(Operator):
-    """a + t (b - a): `t` = 0 is `a`, 1 is `b`. What `--amount` means, with `a` the direct reuse."""
+    """a + t (b - a): `t` = 0 is `a`, 1 is `b`. What `--amount` means, with `a` the direct reuse. Made by `blended`."""
 
-    a: Operator
+    a: LowRank
     b: Operator
     t: float
+
+    @cached_property
+    def met(self) -> Float[Tensor, "n r"]:
+        """b^T B, with a = B A: all that sums of squares need to know of how the two overlap."""
+        return self.b.apply_t(self.a.B)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -211,16 +222,31 @@ class Blend(Operator):
         """The blend, transposed, times Y."""
         return torch.lerp(self.a.apply_t(Y), self.b.apply_t(Y), self.t)
 
+    def gram(self, X: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
+        """M^T M X = (u a + t b)^T (u a + t b) X, u = 1 - t: one with b's Gram matrix, and thin ones."""
+        u, t, (B, A) = 1.0 - self.t, self.t, (self.a.B, self.a.A)
+        inside = A @ X
+        left = torch.addmm(self.met.T @ X, B.T @ B, inside, beta=u * t, alpha=u * u)
+        result = torch.addmm(A.T @ left, self.met, inside, alpha=u * t)
+        return result.add_(self.b.gram(X), alpha=t * t)
+
     def norm(self) -> float:
-        """Frobenius norm: ||(1 - t) a + t b||^2 expanded, with one inner product."""
+        """Frobenius norm: ||u a + t b||^2 expanded, u = 1 - t."""
         u, t = 1.0 - self.t, self.t
-        cross = inner(self.a, self.b) if u != 0.0 and t != 0.0 else 0.0
+        cross = dot(self.met.T, self.a.A)  # <B A, b> = <B^T b, A>
         square = (u * self.a.norm()) ** 2 + (t * self.b.norm()) ** 2 + 2.0 * u * t * cross
         return math.sqrt(max(square, 0.0))
 
     def dense(self) -> Float[Tensor, "m n"]:
         """The blend, formed."""
         return torch.lerp(self.a.dense(), self.b.dense(), self.t)
+
+
+def blended(a: LowRank, b: Operator, t: float) -> Operator:
+    """a + t (b - a), in the coordinates of b's core where `a` has some: products with the bases are spared there."""
+    if isinstance(b, Routed) and b.complete:
+        return replace(b, core=Blend(b.project(a), b.core, t))
+    return Blend(a, b, t)
 
 
 def inner(a: Operator, b: Operator) -> float:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from loraport.core.lowrank import LowRank
-from loraport.core.operators import Blend, Operator
+from loraport.core.operators import Operator, blended
 from loraport.core.truncation import Truncation, truncated_svd
 from loraport.engine.accelerators import bound, release_memory, with_the_cpu_behind
 from loraport.engine.ahead import Ahead
@@ -207,7 +207,7 @@ class Worker:
         output = method.transfer(layer.inputs, params)
         exact: Operator = output.update
         if job.amount < 1.0:
-            exact = Blend(given, exact, job.amount)
+            exact = blended(given, exact, job.amount)
         small = _shrink(exact, job, output.start, seed_of(job, brought.digests))
         update = small.update.to(getattr(torch, job.dtype))
         _check_cast(update, job)
