@@ -94,6 +94,7 @@ def test_what_is_kept_of_a_card_is_waited_for_and_what_is_sent_is_not(monkeypatc
         found = accelerators.to_host({"as it lies": there, "turned": there.T})
         assert torch.equal(found["as it lies"], x)
         assert torch.equal(found["turned"], x.T)
+        assert {name: kept.stride() for name, kept in found.items()} == {"as it lies": (4, 1), "turned": (1, 4)}
     assert (asked["synchronize"], asked["waits"]) == (1, 0)
 
 

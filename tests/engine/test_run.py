@@ -73,6 +73,43 @@ def test_every_executor_and_every_state_of_the_cache_gives_the_same_bytes(files,
     assert remembered(tmp_path / "other cache") == remembered(tmp_path / "cache") != {}
 
 
+ODD = {f"layers.{number}.proj": shape for number, shape in enumerate([(7, 5), (5, 7), (50, 50), (33, 17), (133, 150)])}
+
+
+def test_what_another_lora_left_in_the_cache_changes_no_byte(tmp_path):
+    """Not even where decompositions come with their columns in order, and of no round size."""
+    generator = torch.Generator().manual_seed(0)
+
+    def write(name: str, tensors: dict[str, torch.Tensor]) -> str:
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+        return str(tmp_path / f"{name}.safetensors")
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) / shape[-1] ** 0.5
+
+    weights = {f"{layer}.weight": drawn(*shape) for layer, shape in ODD.items()}
+    source = write("source", weights)
+    target = write("target", {key: weight + 0.05 * drawn(*weight.shape) for key, weight in weights.items()})
+    loras = []
+    for number in range(2):
+        pairs = {layer: (drawn(3, n), drawn(m, 3)) for layer, (m, n) in ODD.items()}
+        factors = {f"{layer}.lora_A.weight": A for layer, (A, _) in pairs.items()}
+        loras.append(
+            write(f"lora {number}", factors | {f"{layer}.lora_B.weight": B for layer, (_, B) in pairs.items()})
+        )
+
+    def made(lora: str, cache: str) -> bytes:
+        loraport.transfer(
+            lora, source=source, target=target, output=tmp_path / "out.safetensors", architecture="any",
+            options=RunOptions(cache=cache, executor="serial", log="off", overwrite=True),
+        )  # fmt: skip
+        return (tmp_path / "out.safetensors").read_bytes()
+
+    alone = made(loras[1], "off")
+    made(loras[0], str(tmp_path / "cache"))
+    assert made(loras[1], str(tmp_path / "cache")) == alone
+
+
 def test_the_largest_layers_go_first_and_none_of_them_waits_for_the_end(files, tmp_path):
     """After the few that were looked at beforehand; the report has the order of the model all the same."""
     plan = make_plan(Recipe.build({"lora": str(files.lora), "source": str(files.source), "target": str(files.target)}))

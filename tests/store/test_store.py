@@ -154,9 +154,21 @@ def edit_header(path: Path, name: str, value: str) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
 
+@pytest.mark.parametrize("shape", [(3, 5), (4, 4), (1, 6), (6, 1), (1, 1)])
+def test_numbers_lie_as_they_lay(store: Store, shape: tuple[int, int]) -> None:
+    """Products round by it: what was found here must compute as what was put here."""
+    numbers = torch.arange(float(shape[0] * shape[1]))
+    lying, turned = numbers.reshape(shape), numbers.clone().reshape(shape[::-1]).T
+    assert store.put("basis", key_of(2), {"lying": lying, "turned": turned, "cube": torch.zeros(2, 3, 4)})
+    entry = store.get("basis", key_of(2), {"lying": shape, "turned": shape, "cube": (2, 3, 4)})
+    assert entry is not None
+    assert torch.equal(entry["turned"], turned)
+    assert (entry["lying"].stride(), entry["turned"].stride()) == (lying.stride(), turned.stride())
+
+
 def test_an_entry_of_a_newer_format_is_left_alone(store: Store) -> None:
     path = put_one(store)
-    edit_header(path, "loraport.store.version", "3")
+    edit_header(path, "loraport.store.version", "4")
     assert store.get("basis", key_of(0)) is None
     assert path.exists()
     assert store.take_problems()[0].what == "newer"
@@ -164,7 +176,7 @@ def test_an_entry_of_a_newer_format_is_left_alone(store: Store) -> None:
 
 def test_an_entry_of_an_older_format_is_a_miss_and_no_problem(store: Store) -> None:
     path = put_one(store)
-    edit_header(path, "loraport.store.version", "1")
+    edit_header(path, "loraport.store.version", "2")
     assert [problem.what for problem in store.verify()] == ["older"]
     assert store.get("basis", key_of(0)) is None
     assert store.take_problems() == []

@@ -63,6 +63,14 @@ def thin_product(M: Float[Tensor, "m n"], X: Float[Tensor, "n c"]) -> Float[Tens
     return (X.T @ M.T).T.contiguous() if lies_transposed and 8 * X.shape[1] < M.shape[1] else M @ X
 
 
+def lies_turned(M: Tensor) -> bool:
+    """Whether the numbers of a matrix lie column after column, and not row after row."""
+    if M.dim() != 2:
+        return False
+    m, n = M.shape
+    return M.stride() == (1, m) != (n, 1)
+
+
 def sent(x: Tensor, like: Tensor) -> Tensor:
     """x, from the CPU, on the device of another tensor, and nobody waits for CUDA.
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from loraport.core.operator import strips
+from loraport.core.operator import lies_turned, strips
 from loraport.engine.precision import full_precision
 from loraport.errors import NumericalError, UsageError, first_line
 
@@ -164,7 +164,7 @@ def pinned(count: int) -> Tensor:
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors on the host with their rows in order, from a CUDA device by way of pinned memory."""
+    """Tensors on the host, by way of pinned memory from a CUDA device. What lies turned still does."""
     found = {name: _on_host(tensor.detach()) for name, tensor in tensors.items()}
     for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
         torch.cuda.current_stream(device).synchronize()
@@ -172,9 +172,11 @@ def to_host(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _on_host(tensor: Tensor) -> Tensor:
-    """On its way there. What lies in another order is put in order in strips, which take little of the device."""
+    """On its way there. What lies in no order is put in order in strips, which take little of the device."""
     if tensor.device.type == "cpu":
-        return tensor.contiguous()
+        return tensor
+    if lies_turned(tensor):
+        return _on_host(tensor.T).T
     size = tensor.numel() * tensor.element_size()
     room = (pinned(size) if tensor.is_cuda else torch.empty(size, dtype=torch.uint8)).view(tensor.dtype)
     room = room.reshape(tensor.shape)

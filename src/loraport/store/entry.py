@@ -1,5 +1,8 @@
 """One cache entry: a safetensors file whose header says what it is and what its bytes must add up to.
 
+A matrix whose columns lie in order, as libraries return many, comes back so: a product rounds otherwise with the same
+matrix in another order, and what is computed must not show whether it was found here.
+
 Every read checks the header, the length, the shapes, and a checksum of all that the entry holds, which goes at the
 speed of memory: XXH3 with 128 bits. It is made against accidents; whoever may write into the cache could write another
 checksum as well. Tensors are read into private memory in one go: a mapped file would count as resident memory for as
@@ -20,9 +23,10 @@ from torch import Tensor
 from loraport.containers.dtypes import FORMATS, name_of
 from loraport.containers.safetensors import SafetensorsHeader, Span, parse_header, write_safetensors
 from loraport.containers.stored_tensors import in_memory
+from loraport.core.operator import lies_turned
 from loraport.errors import FileError
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 _PREFIX = "loraport.store."
 
 
@@ -59,11 +63,15 @@ def write_entry(path: Path, kind: str, key: str, tensors: Mapping[str, Tensor], 
     unknown = [f"{tensor.dtype} ({name})" for name, tensor in tensors.items() if name_of(tensor.dtype) is None]
     if unknown:
         raise ValueError(f"cache entries do not hold {unknown[0]}")
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    turned = [name for name, tensor in tensors.items() if lies_turned(tensor)]
+    ready = {name: tensor.T if name in turned else tensor for name, tensor in tensors.items()}
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in ready.items()}
     header = dict(meta)
     header[_PREFIX + "version"] = str(FORMAT_VERSION)
     header[_PREFIX + "kind"] = kind
     header[_PREFIX + "key"] = key
+    if turned:
+        header[_PREFIX + "turned"] = json.dumps(sorted(turned))
     pieces = {name: (str(name_of(tensor.dtype)), tensor.shape, _as_bytes(tensor)) for name, tensor in ready.items()}
     header[_PREFIX + "checksum"] = _checksum(header, pieces)
     write_safetensors(path, ready, header, durable=False)  # a torn entry is recognised and made again
@@ -102,6 +110,8 @@ def read_entry(
     if _checksum(header.metadata, pieces) != checksum:
         raise DamagedEntry("it was altered: its checksum does not match")
     tensors = {name: _view(pieces[name][2], span) for name, span in header.spans.items()}
+    for name in json.loads(header.metadata.get(_PREFIX + "turned", "[]")):
+        tensors[name] = tensors[name].T
     _check_shapes(tensors, expect)
     return Entry(tensors, _texts(header))
 
