@@ -77,7 +77,7 @@ class TransferLora:
                     "FLOAT",
                     {
                         "default": defaults["strength"], "min": -10.0, "max": 10.0, "step": 0.01,
-                        "tooltip": "Use the whole LoRA this strong, before the method.",
+                        "tooltip": "Strength of the whole LoRA, applied before the method.",
                     },
                 ),
                 "amount": (

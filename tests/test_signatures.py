@@ -33,35 +33,35 @@ OTHERWISE = {  # handier than in a recipe
     "target_lora": ("PathLike | AddedLora | Sequence[PathLike | AddedLora]", "()"),
 }
 NOTES = {
-    "output": "the file to write; None computes and reports only.",
+    "output": "file to write; None computes and reports only.",
     "options": "how to use the machine: device, workers, memory, cache.",
     "on_event": "called with every `loraport.engine.events.Event`.",
 }
 MANY = {
-    "loras": "the LoRAs to carry over: files, folders that hold one or several, zoo:NAME.",
-    "output": "the folder to write to. Of a folder of LoRAs the files keep the paths that they have in it.",
-    "recursive": "of a folder of LoRAs also those in the folders inside.",
-    "skip_existing": "leave a LoRA alone whose output is there.",
+    "loras": "LoRAs to carry over: files, folders that hold one or several, or zoo:NAME.",
+    "output": "folder to write to. Files from a folder of LoRAs keep their relative paths.",
+    "recursive": "also take LoRAs from subfolders.",
+    "skip_existing": "skip LoRAs whose output exists.",
 }
 HEAD = """Carry a LoRA from the model it was trained on to another of its family, such as a distilled variant."""
-MANY_HEAD = """Carry many LoRAs over in one job, in which each layer of the two models is read and decomposed once.
+MANY_HEAD = """Carry many LoRAs over in one job. Each layer of the two models is read and decomposed once.
 
-    Each file is the one that `transfer` writes. What is wrong with one LoRA does not stop the others."""
+    Each output is the one that `transfer` writes. A failure of one LoRA does not stop the others."""
 TAIL = '''
     Returns:
         The report: per-layer results, totals, warnings.
 
     Raises:
-        LoraportError: see `loraport.errors`; the output is then as it was before.
+        LoraportError: see `loraport.errors`; the output is then left as it was.
     """
 '''
 MANY_TAIL = '''
     Returns:
-        What became of each LoRA, in the order in which they were named: its report, or its error.
+        The outcome of each LoRA, in the order given: its report or its error.
 
     Raises:
-        LoraportError: what is wrong with the settings, the machine or the two models, and so with all of them. Outputs
-            that were finished before stay; the others are as they were.
+        LoraportError: the settings, the machine or the two models are wrong, which concerns all LoRAs. Outputs that
+            were already finished stay; the others are left as they were.
     """
 '''
 BODY = """    made = make_plan(recipe)
@@ -149,7 +149,8 @@ def _quoted(value: object) -> str:
 
 
 def _explained(name: str, help: str) -> str:
-    text = help if name in NOTES or name in MANY else help[:1].lower() + help[1:] if help[1:2].islower() else help
+    begins = name not in NOTES and name not in MANY and re.match(r"[A-Z][a-z]+[ ,]", help)  # no name, such as LoRA
+    text = help[:1].lower() + help[1:] if begins else help
     return textwrap.fill(f"{name}: {text}", 120, initial_indent=" " * 8, subsequent_indent=" " * 12) + "\n"
 
 

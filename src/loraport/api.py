@@ -55,34 +55,39 @@ def transfer(
     """Carry a LoRA from the model it was trained on to another of its family, such as a distilled variant.
 
     Args:
-        lora: the LoRA to carry over: a file, a folder, or zoo:NAME.
+        lora: LoRA to carry over: a file, a folder, or zoo:NAME.
         source: model the LoRA was trained on, distilled or not: a safetensors file, a diffusers folder, a hub id, or
             zoo:NAME.
-        target: model to carry it to, of the same family: the same kinds, or a .pt file.
-        source_lora: A LoRA that was on the source while this one was trained, such as a training adapter. It is no part
-            of the target, which without `target` is the source alone. May be repeated; choices as for `target_lora`.
-        target_lora: A distillation LoRA that makes the target: it is added to the source, or to `target` where one is
-            given. May be repeated. FILE:0.5:expert=high also chooses (expert, adapter, scale) in this file.
-        output: the file to write; None computes and reports only.
-        nested_source: part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.
-        nested_target: part of the target to read, in the same way.
-        architecture: family of the models, where it is not to be recognised: its name, or any for one that is not
-            known, whose layers are matched by name and shape alone.
-        force: go on although source and target do not look like one model, their drift is mostly rounding, or the LoRA
-            was transferred before.
-        strength: use the whole LoRA this strong, before any method.
-        scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
-        expert: which expert of Wan2.2: its folder of a pipeline, its LoRA of every file with two.
-        adapter: which LoRA of a file that holds several by name; of every file that has it.
-        drop: leave layers and keys that match out of the output, and out of the distillation LoRAs.
-        allow_partial: leave out what cannot be matched, instead of refusing.
-        method: how to carry it over: a method or a preset; see `loraport methods`.
+        target: model to carry it to, of the same family: a safetensors or .pt file, a diffusers folder, a hub id, or
+            zoo:NAME.
+        source_lora: LoRA that was on the source during training, such as a training adapter. It is not part of the
+            target; without `target`, the target is the source alone. May be repeated; takes the same choices as
+            `target_lora`.
+        target_lora: distillation LoRA that makes the target: added to `target` if given, otherwise to the source. May
+            be repeated. FILE:0.5:expert=high also sets options for this file (expert, adapter, scale).
+        output: file to write; None computes and reports only.
+        nested_source: part of the source to read, such as generator or generator_ema in a .pt file, or transformer_2 in
+            a folder.
+        nested_target: part of the target to read, chosen in the same way.
+        architecture: family of the models, if it should not be detected. any: an unknown family, whose layers are
+            matched by name and shape alone.
+        force: go on even if source and target do not look like versions of one model, their drift is mostly rounding,
+            or the LoRA was transferred before.
+        strength: strength of the whole LoRA, applied before any method.
+        scale: the LoRA's own scale (alpha / rank), if its file does not state it or states it wrongly.
+        expert: Wan2.2 expert to use: its folder in a pipeline, its LoRA in every file that holds both.
+        adapter: name of the LoRA to use from files that hold several. Applies to every file that has it.
+        drop: leave out layers and keys that match, from the output and from the distillation LoRAs.
+        allow_partial: leave out what cannot be matched, instead of stopping with an error.
+        method: transfer method or preset; `loraport methods` lists them.
         params: settings of the method, such as `{"q_dom": 0.5}`.
-        amount: 0 is the LoRA reused as it is, 1 the full method; in between a straight line.
-        layers: apply the method to layers that match; the others keep their update as it is.
-        rank: rank of the output. auto: the input's, at least 32 if the method adds to it. energy=0.99: keeps 99 %.
-        to: names in the output: universal, diffusers, kohya, original, fastvideo, same-as-input.
-        dtype: number format of the output: same, float32, bfloat16, float16.
+        amount: how much of the method to apply: 0 reuses the LoRA as it is, 1 is the full method. Values in between
+            interpolate linearly.
+        layers: apply the method only to layers that match. The others keep their update unchanged.
+        rank: rank of the output. auto: the input's, but at least 32 if the method adds to it. energy=0.99: the rank
+            that keeps 99 %.
+        to: key names in the output: universal, diffusers, kohya, original, fastvideo or same-as-input.
+        dtype: number format of the output: same (as the input), float32, bfloat16 or float16.
         options: how to use the machine: device, workers, memory, cache.
         on_event: called with every `loraport.engine.events.Event`.
 
@@ -90,7 +95,7 @@ def transfer(
         The report: per-layer results, totals, warnings.
 
     Raises:
-        LoraportError: see `loraport.errors`; the output is then as it was before.
+        LoraportError: see `loraport.errors`; the output is then left as it was.
     """
     recipe = Recipe.build(
         {
@@ -154,50 +159,55 @@ def transfer_many(
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> ManyReport:
-    """Carry many LoRAs over in one job, in which each layer of the two models is read and decomposed once.
+    """Carry many LoRAs over in one job. Each layer of the two models is read and decomposed once.
 
-    Each file is the one that `transfer` writes. What is wrong with one LoRA does not stop the others.
+    Each output is the one that `transfer` writes. A failure of one LoRA does not stop the others.
 
     Args:
-        loras: the LoRAs to carry over: files, folders that hold one or several, zoo:NAME.
+        loras: LoRAs to carry over: files, folders that hold one or several, or zoo:NAME.
         source: model the LoRA was trained on, distilled or not: a safetensors file, a diffusers folder, a hub id, or
             zoo:NAME.
-        target: model to carry it to, of the same family: the same kinds, or a .pt file.
-        source_lora: A LoRA that was on the source while this one was trained, such as a training adapter. It is no part
-            of the target, which without `target` is the source alone. May be repeated; choices as for `target_lora`.
-        target_lora: A distillation LoRA that makes the target: it is added to the source, or to `target` where one is
-            given. May be repeated. FILE:0.5:expert=high also chooses (expert, adapter, scale) in this file.
-        output: the folder to write to. Of a folder of LoRAs the files keep the paths that they have in it.
-        recursive: of a folder of LoRAs also those in the folders inside.
-        skip_existing: leave a LoRA alone whose output is there.
-        nested_source: part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.
-        nested_target: part of the target to read, in the same way.
-        architecture: family of the models, where it is not to be recognised: its name, or any for one that is not
-            known, whose layers are matched by name and shape alone.
-        force: go on although source and target do not look like one model, their drift is mostly rounding, or the LoRA
-            was transferred before.
-        strength: use the whole LoRA this strong, before any method.
-        scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
-        expert: which expert of Wan2.2: its folder of a pipeline, its LoRA of every file with two.
-        adapter: which LoRA of a file that holds several by name; of every file that has it.
-        drop: leave layers and keys that match out of the output, and out of the distillation LoRAs.
-        allow_partial: leave out what cannot be matched, instead of refusing.
-        method: how to carry it over: a method or a preset; see `loraport methods`.
+        target: model to carry it to, of the same family: a safetensors or .pt file, a diffusers folder, a hub id, or
+            zoo:NAME.
+        source_lora: LoRA that was on the source during training, such as a training adapter. It is not part of the
+            target; without `target`, the target is the source alone. May be repeated; takes the same choices as
+            `target_lora`.
+        target_lora: distillation LoRA that makes the target: added to `target` if given, otherwise to the source. May
+            be repeated. FILE:0.5:expert=high also sets options for this file (expert, adapter, scale).
+        output: folder to write to. Files from a folder of LoRAs keep their relative paths.
+        recursive: also take LoRAs from subfolders.
+        skip_existing: skip LoRAs whose output exists.
+        nested_source: part of the source to read, such as generator or generator_ema in a .pt file, or transformer_2 in
+            a folder.
+        nested_target: part of the target to read, chosen in the same way.
+        architecture: family of the models, if it should not be detected. any: an unknown family, whose layers are
+            matched by name and shape alone.
+        force: go on even if source and target do not look like versions of one model, their drift is mostly rounding,
+            or the LoRA was transferred before.
+        strength: strength of the whole LoRA, applied before any method.
+        scale: the LoRA's own scale (alpha / rank), if its file does not state it or states it wrongly.
+        expert: Wan2.2 expert to use: its folder in a pipeline, its LoRA in every file that holds both.
+        adapter: name of the LoRA to use from files that hold several. Applies to every file that has it.
+        drop: leave out layers and keys that match, from the output and from the distillation LoRAs.
+        allow_partial: leave out what cannot be matched, instead of stopping with an error.
+        method: transfer method or preset; `loraport methods` lists them.
         params: settings of the method, such as `{"q_dom": 0.5}`.
-        amount: 0 is the LoRA reused as it is, 1 the full method; in between a straight line.
-        layers: apply the method to layers that match; the others keep their update as it is.
-        rank: rank of the output. auto: the input's, at least 32 if the method adds to it. energy=0.99: keeps 99 %.
-        to: names in the output: universal, diffusers, kohya, original, fastvideo, same-as-input.
-        dtype: number format of the output: same, float32, bfloat16, float16.
+        amount: how much of the method to apply: 0 reuses the LoRA as it is, 1 is the full method. Values in between
+            interpolate linearly.
+        layers: apply the method only to layers that match. The others keep their update unchanged.
+        rank: rank of the output. auto: the input's, but at least 32 if the method adds to it. energy=0.99: the rank
+            that keeps 99 %.
+        to: key names in the output: universal, diffusers, kohya, original, fastvideo or same-as-input.
+        dtype: number format of the output: same (as the input), float32, bfloat16 or float16.
         options: how to use the machine: device, workers, memory, cache.
         on_event: called with every `loraport.engine.events.Event`.
 
     Returns:
-        What became of each LoRA, in the order in which they were named: its report, or its error.
+        The outcome of each LoRA, in the order given: its report or its error.
 
     Raises:
-        LoraportError: what is wrong with the settings, the machine or the two models, and so with all of them. Outputs
-            that were finished before stay; the others are as they were.
+        LoraportError: the settings, the machine or the two models are wrong, which concerns all LoRAs. Outputs that
+            were already finished stay; the others are left as they were.
     """
     settings = {
         "source": source,

@@ -24,17 +24,19 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infin
 class AddedLora(Settings):
     """One LoRA that is a part of the target or of the source: strength times its update. Raises UsageError."""
 
-    file: Annotated[PathText, Setting("The LoRA: a file, a folder, or zoo:NAME.", path=True)]
-    strength: Annotated[float, Field(allow_inf_nan=True), Setting("How strong it is taken; may be negative.")] = 1.0
+    file: Annotated[PathText, Setting("LoRA: a file, a folder, or zoo:NAME.", path=True)]
+    strength: Annotated[
+        float, Field(allow_inf_nan=True), Setting("Strength at which it is added; may be negative.")
+    ] = 1.0
     scale: Annotated[
         float | None,
         Field(gt=0.0),
-        Setting("Its own scale, alpha / rank, where its file does not say it or says it wrong."),
+        Setting("Its own scale (alpha / rank), if its file does not state it or states it wrongly."),
     ] = None
     expert: Annotated[
-        Literal["high", "low"] | None, Setting("Which of its LoRAs, where the file holds those of both Wan2.2 experts.")
+        Literal["high", "low"] | None, Setting("Wan2.2 expert whose LoRA to use, if the file holds both.")
     ] = None
-    adapter: Annotated[str | None, Setting("Which of its LoRAs, where the file holds several by name.")] = None
+    adapter: Annotated[str | None, Setting("Name of the LoRA to use, if the file holds several.")] = None
 
     @classmethod
     def parse(cls, text: str | os.PathLike[str]) -> "AddedLora":

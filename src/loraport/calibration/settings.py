@@ -54,7 +54,7 @@ class CalibrationSettings(Settings):
         tuple[Annotated[float, Field(gt=0)], ...],
         BeforeValidator(numbers),
         Setting(
-            "Strengths at which the LoRA is tried as it is; 1 always is.", "--strengths", panel=CHOICE,
+            "Strengths at which to try the LoRA as it is. 1 is always tried.", "--strengths", panel=CHOICE,
             metavar="S,S,...", default="0.75,1,1.25,1.5,2",
         ),
     ] = (0.75, 1.0, 1.25, 1.5, 2.0)  # fmt: skip
@@ -62,7 +62,7 @@ class CalibrationSettings(Settings):
         tuple[str, ...],
         BeforeValidator(_names),
         Setting(
-            "Weight-space methods that are tried besides: NAME, NAME:STRENGTH or NAME:STRENGTH:AMOUNT; or none.",
+            "Weight-space methods to try as well, each as NAME, NAME:STRENGTH or NAME:STRENGTH:AMOUNT; or none.",
             "--methods", panel=CHOICE, metavar="NAMES", default="casa,casa:1.25,casa:1.5,matched-gain",
         ),
     ] = ("casa", "casa:1.25", "casa:1.5", "matched-gain")  # fmt: skip
@@ -70,32 +70,33 @@ class CalibrationSettings(Settings):
         int,
         Field(ge=1),
         Setting(
-            "Searches: the first over what is named, each further one around the best so far, twice as fine.",
+            "Number of searches. The first covers what is named; each further one searches around the best so "
+            "far, twice as fine.",
             "--rounds", panel=CHOICE, metavar="N",
         ),
     ] = 2  # fmt: skip
     samples: Annotated[
         int,
         Field(ge=2),
-        Setting("Prompts and noises that the choice is made on.", "--samples", panel=CHOICE, metavar="N"),
+        Setting("Number of prompts and noises to base the choice on.", "--samples", panel=CHOICE, metavar="N"),
     ] = 32
     diagnosis: Annotated[
         int,
         Field(ge=0),
         Setting(
-            "Of these, how many the table by time step looks at; 0 leaves it out.", "--diagnosis", panel=CHOICE,
+            "Number of these used for the table by time step; 0 leaves the table out.", "--diagnosis", panel=CHOICE,
             metavar="N",
         ),
     ] = 8  # fmt: skip
     measure: Annotated[
         Literal["likelihood", "latents"],
         Setting(
-            "What the choice goes by: likelihood (the source judges the clips) or latents (their distance).",
+            "Measure to choose by: likelihood (the source judges the clips) or latents (their distance).",
             "--measure", panel=CHOICE, metavar="NAME",
         ),
     ] = "likelihood"  # fmt: skip
-    batch: Annotated[int, Field(ge=1), Setting("Clips a pass.", "--batch", panel=RUNNING, metavar="N")] = 16
-    seed: Annotated[int, Field(ge=0), Setting("Of prompts and noise.", "--seed", panel=CHOICE, metavar="N")] = 0
+    batch: Annotated[int, Field(ge=1), Setting("Clips per pass.", "--batch", panel=RUNNING, metavar="N")] = 16
+    seed: Annotated[int, Field(ge=0), Setting("Seed of prompts and noise.", "--seed", panel=CHOICE, metavar="N")] = 0
 
     def check(self) -> None:
         """Refuse methods that are not understood. Raises UsageError."""

@@ -15,11 +15,11 @@ from loraport.wording import count, share, size
 if TYPE_CHECKING:
     from loraport.analysis.results import Measured, PairAnalysis
 
-EXAMPLE = """What a distillation did to a model, and where a LoRA meets it:
+EXAMPLE = """See what a distillation did to a model, and where a LoRA meets it:
 
     loraport analyze style.safetensors --source Wan2.1-T2V-1.3B/ --target fast.safetensors -o analysis.html
 
-One kind of layers alone: --layers self_attn. The same command again resumes what was interrupted."""
+Look at one kind of layer only with, say, --layers self_attn. If interrupted, run the same command again to resume."""
 
 _CHOICE = Recipe.part(
     "source", "target", "source_lora", "target_lora", "nested_source", "nested_target", "strength", *OF_A_LORA,
@@ -31,17 +31,18 @@ def analyze(
     given: Given,
     console: Console,
     loras: Annotated[list[str] | None, argument(
-        "LORA", "LoRAs of the source. Without any all linear layers are looked at, else those that one of them changes."
+        "LORA",
+            "LoRAs of the source, to analyze the layers they change. Without any, all linear layers are analyzed."
     )] = None,
     output: Annotated[Path | None, option(
         "--output", "-o", metavar="FILE", panel=OUTPUT,
-        help="The file to write: .html for a page with the figures, .json for all numbers.",
+        help="File to write: .html for a page with figures, .json for all numbers.",
     )] = None,
     layers: Annotated[str | None, option(
-        "--layers", metavar="REGEX", panel=METHOD, help="Look at layers alone whose names match."
+        "--layers", metavar="REGEX", panel=METHOD, help="Analyze only layers whose names match."
     )] = None,
 ) -> None:  # fmt: skip
-    """Show what a distillation did to the weights, and what LoRAs do there, beside null models."""
+    """Show what a distillation did to the weights and what LoRAs do there, beside null models."""
     from loraport.analysis.plan import make_analysis_plan
     from loraport.cli.progress import Progress
     from loraport.writable import check_output
@@ -51,7 +52,9 @@ def analyze(
     ending = output.suffix.lower()
     if ending not in (".html", ".json"):
         raise UsageError(
-            "what is written is told by the ending", values=str(output), fix="end the name in .html or .json"
+            "the name of the output ends in neither .html nor .json",
+            values=str(output),
+            fix="end the name in .html or .json",
         )
     plan = make_analysis_plan(loras or [], choice | {"layers": layers})
     check_output(output, [("input", file) for file in plan.identities], overwrite=options.overwrite)

@@ -21,25 +21,25 @@ from loraport.wording import size
 
 app = typer.Typer(
     cls=Group,
-    help="The kept work of earlier runs: decompositions of source models, and finished layers.",
+    help="Manage the work kept from earlier runs: decompositions of source models and finished layers.",
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode="rich",
-    epilog="""How much is kept, and at most 10 GB of it from now on:
+    epilog="""See how much is kept, then drop all but 10 GB of it:
 
     loraport cache ls
 
     loraport cache gc --max-size 10GB""",
 )
 Folder = Annotated[str | None, option(
-    "--cache", metavar="DIR", default="$LORAPORT_CACHE or the user's cache folder", help="The cache folder."
+    "--cache", metavar="DIR", default="$LORAPORT_CACHE or the user's cache folder", help="Cache folder."
 )]  # fmt: skip
 
 
 @app.command("ls", cls=Command, epilog="    loraport cache ls -v")
 @talking
 def ls(console: Console, folder: Folder = None) -> None:
-    """How much is kept, where; with -v every entry."""
+    """Show how much is kept and where; with -v, every entry."""
     from loraport.store import index
 
     root = _root(folder)
@@ -79,10 +79,10 @@ def gc(
     console: Console,
     folder: Folder = None,
     max_size: Annotated[str | None, option(
-        "--max-size", metavar="SIZE", default="30GB", help="Total size that may stay."
+        "--max-size", metavar="SIZE", default="30GB", help="Total size to keep."
     )] = None,
     older_than: Annotated[str | None, option(
-        "--older-than", metavar="TIME", help="Drop what was not used for so long."
+        "--older-than", metavar="TIME", help="Drop what was not used for this long."
     )] = None,
 ) -> None:  # fmt: skip
     """Drop the least recently used entries until the rest fits."""
@@ -98,7 +98,7 @@ def gc(
 @app.command("clear", cls=Command, epilog="    loraport cache clear")
 @talking
 def clear(console: Console, folder: Folder = None) -> None:
-    """Drop everything. Nothing is lost but time."""
+    """Drop everything. Only time is lost."""
     from loraport.store import index
 
     root = _root(folder)
@@ -110,9 +110,9 @@ def clear(console: Console, folder: Folder = None) -> None:
 def verify(
     console: Console,
     folder: Folder = None,
-    remove: Annotated[bool, option("--remove", help="Delete entries that are damaged.")] = False,
+    remove: Annotated[bool, option("--remove", help="Delete damaged entries.")] = False,
 ) -> None:
-    """Read every entry and check its content. Exit code 5 if one is damaged."""
+    """Read every entry and check its content. The exit code is 5 if one is damaged."""
     root = _root(folder)
     from loraport.store.store import Store  # loads torch, after all refusals
 

@@ -23,15 +23,15 @@ from loraport.writable import check_apart, check_output
 if TYPE_CHECKING:
     from loraport.calibration import CalibrationReport
 
-EXAMPLE = """On the bundled models, offline, half a minute (a LoRA file of your own works the same):
+EXAMPLE = """Calibrate on the bundled models, offline, in half a minute (your own LoRA file works the same way):
 
     loraport calibrate zoo:outline --source zoo:source --target zoo:dmd -o outline-calibrated.safetensors
 
-On Wan 1.3B, with prompts that were encoded before (see docs/calibrating-real-models.md):
+Calibrate on Wan 1.3B, with prompts encoded beforehand (see docs/calibrating-real-models.md):
 
     loraport calibrate style.safetensors -s Wan2.1-T2V-1.3B-Diffusers/ -t FastWan2.1-T2V-1.3B-Diffusers/ --prompts prompts.safetensors --latents 5x32x56 --source-steps 30 --source-shift 3 --target-times 1000,757,522 --target-sampler renoise -o style-fast.safetensors
 
-The same command again goes on where it was interrupted."""  # noqa: E501
+If interrupted, run the same command again to resume."""  # noqa: E501
 
 BOTH = SamplingSettings.part("latents", "offload")
 MACHINE = RunOptions.part("device", "cache", "overwrite")
@@ -42,24 +42,24 @@ FILES = Recipe.part("lora", "source", "target", "target_lora", "to", "dtype")
 def calibrate(
     given: Given,
     console: Console,
-    lora: Annotated[str | None, argument("LORA", "The LoRA file, or zoo:NAME.")] = None,
+    lora: Annotated[str | None, argument("LORA", "LoRA file, or zoo:NAME.")] = None,
     output: options.Output = None,
     prompts: Annotated[Path | None, option(
         "--prompts", metavar="FILE", panel=RUNNING,
-        help="Embeddings (safetensors), or text beside a source with its text encoder.",
+        help="Prompts: embeddings (safetensors), or text if the source has its text encoder.",
     )] = None,
     plot: Annotated[Path | None, option(
-        "--plot", metavar="FILE", panel=OUTPUT, help="Also draw the choice, as a PNG."
+        "--plot", metavar="FILE", panel=OUTPUT, help="Also draw the choice as a PNG."
     )] = None,
     page: Annotated[Path | None, option(
         "--report", metavar="FILE", panel=OUTPUT,
-        help="Also write a page about it: what was tried, what arrives, layer by layer (HTML).",
+        help="Also write an HTML page: what was tried, what arrives, layer by layer.",
     )] = None,
 ) -> None:  # fmt: skip
-    """Choose method and strength for a LoRA by running both models on noise. No data, no labels."""
+    """Choose method and strength for a LoRA by running both models on noise, without data or labels."""
     asked = given if lora is None else replace(given, values={**given.values, "lora": lora})
     if "lora" not in asked.values:
-        raise UsageError("no LoRA is given", fix="name the file, or zoo:NAME, before or after the flags")
+        raise UsageError("no LoRA is given", fix="name a file or zoo:NAME, before or after the flags")
     files, machine = asked.make(FILES).values(), asked.make(MACHINE).values()
     required(files["target"] or files["target_lora"] or None, "target", "add --target")
     place = output_file(required(output, "output", "add --output"), files["lora"])

@@ -17,14 +17,14 @@ from loraport.errors import LoraportError, UsageError
 from loraport.wording import count
 from loraport.writable import check_output
 
-EXAMPLE = f"""Will it work there, and at which strength?
+EXAMPLE = f"""Find out whether LoRAs work on a target, and at which strength:
 
     loraport check style.safetensors --source Wan2.1-T2V-1.3B/ --target FastWan2.1-T2V-1.3B/
 
     loraport check *.safetensors -s base.safetensors --target-lora lightning.safetensors:0.8
 
-Exit codes: {", ".join(f"{code} {verdict}" for verdict, code in EXIT_CODES.items())}; of several LoRAs the greatest.
-Errors keep theirs: 2 usage, 4 a weight holds NaN, 5 files."""
+Exit codes: {", ".join(f"{code} {verdict}" for verdict, code in EXIT_CODES.items())}; for several LoRAs, the highest.
+Errors keep their own codes: 2 usage, 4 a weight holds NaN, 5 files."""
 
 _MACHINE = RunOptions.part("device", "workers", "max_memory", "overwrite")
 
@@ -33,14 +33,16 @@ _MACHINE = RunOptions.part("device", "workers", "max_memory", "overwrite")
 def check(
     given: Given,
     console: Console,
-    deep: Annotated[bool, option("--deep", help="Look at every layer, not at a sample of them.")] = False,
+    deep: Annotated[bool, option("--deep", help="Look at every layer instead of a sample.")] = False,
     recursive: options.Recursive = False,
     page: Annotated[Path | None, option(
         "--report", metavar="FILE", panel=OUTPUT,
-        help="Also write a page about it: the verdict, every figure beside its null, by layer (HTML; one LoRA).",
+        help=
+            "Also write an HTML page with the verdict and every figure beside its null, layer by layer (one LoRA "
+            "only).",
     )] = None,
 ) -> None:  # fmt: skip
-    """Say whether a LoRA works on a model: use as is, use at a strength, convert, or cannot help, and why."""
+    """Tell whether a LoRA works on a model, and why: use as is, use at a strength, convert, or cannot help."""
     loras = list(given.loras)
     if any(holds_many(lora, recursive=recursive) for lora in loras):
         loras = [each.lora for each in find_loras(loras, Path(), recursive=recursive)]

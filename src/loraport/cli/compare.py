@@ -17,19 +17,19 @@ from loraport.wording import count
 if TYPE_CHECKING:
     from loraport.comparing.report import CompareReport
 
-EXAMPLE = """What became of a LoRA, on two prompts and three seeds (docs/measures.md says what each number means):
+EXAMPLE = """See what becomes of a LoRA, on the prompts of a file and three seeds (docs/measures.md explains each number):
 
     loraport compare --source Z-Image/ --target Z-Image-Turbo/ --lora style.safetensors --transferred style-turbo.safetensors --strengths 0.75,1,1.25 --prompts prompts.txt --seeds 3 -o compared/
 
-The target as the source with a distillation LoRA:
+Use the source with a distillation LoRA as the target:
 
     loraport compare --source Wan2.1-T2V-14B-Diffusers/ --target-lora lightx2v.safetensors:1 --target-steps 4 --target-shift 5 --target-guidance 1 --lora style.safetensors --prompts prompts.txt --frames 33 --offload model -o compared/
 
-Both experts of Wan2.2, with what `transfer --expert both` wrote (the low-noise file of each pair lies beside the other):
+Compare both experts of Wan2.2, with what `transfer --expert both` wrote (the low-noise file of each pair lies beside the other):
 
     loraport compare --source Wan2.2-T2V-A14B-Diffusers/ --target fast/ --target-steps 4 --target-guidance 1 --lora style_high_noise.safetensors --transferred style-fast_high_noise.safetensors --prompts prompts.txt --offload model -o compared/
 
-Image-to-video: every image of a folder, each with the text beside it (cat.txt for cat.png):
+Compare image-to-video models on every image of a folder, each with the text beside it (cat.txt for cat.png):
 
     loraport compare --source Wan2.2-I2V-A14B-Diffusers/ --target-lora lightx2v_high_noise.safetensors:1 --target-lora-low lightx2v_low_noise.safetensors:1 --lora style_high_noise.safetensors --image first-frames/ --offload model -o compared/
 
@@ -46,32 +46,35 @@ SHOWN = ("frame_difference", "colour", "distance", "ssim", "first_frame")
 def compare(
     given: Given,
     console: Console,
-    lora: Annotated[str | None, option("--lora", metavar="FILE", panel=MODELS, help="The LoRA.")] = None,
+    lora: Annotated[str | None, option("--lora", metavar="FILE", panel=MODELS, help="LoRA to compare.")] = None,
     transferred: Annotated[list[str] | None, option(
         "--transferred", metavar="FILE", panel=MODELS,
-        help="What was made of it for the target. May be repeated.",
+        help="Transferred version of the LoRA for the target. May be repeated.",
     )] = None,
     transferred_low: Annotated[list[str] | None, option(
         "--transferred-low", metavar="FILE", panel=MODELS,
-        help="That for the low-noise expert, in the order of --transferred; else what lies beside it by its name.",
+        help=
+            "Transferred version for the low-noise expert, in the order of --transferred. Without it, the file "
+            "beside it with a matching name.",
     )] = None,
     prompts: Annotated[Path | None, option(
         "--prompts", metavar="FILE", panel=CLIPS,
-        help="Text, a prompt a line; or JSON lines (.jsonl) with prompt and image.",
+        help="Prompts: text, one per line; or JSON lines (.jsonl) with prompt and image.",
     )] = None,
     prompt: Annotated[list[str] | None, option(
-        "--prompt", metavar="TEXT", panel=CLIPS, help="Or a prompt itself. May be repeated."
+        "--prompt", metavar="TEXT", panel=CLIPS, help="A prompt itself. May be repeated."
     )] = None,
     image: Annotated[list[str] | None, option(
         "--image", metavar="FILE", panel=CLIPS,
-        help="What clips of image-to-video models begin with, or a folder of images: one for each prompt, in the same "
-        "order, one for all, or several for a single prompt. May be repeated.",
+        help=
+            "First image for clips of image-to-video models, or a folder of images: one per prompt in the same "
+            "order, one for all, or several for a single prompt. May be repeated.",
     )] = None,
     output: Annotated[Path | None, option(
-        "--output", "-o", metavar="FOLDER", panel=OUTPUT, help="Where page, numbers and clips go."
+        "--output", "-o", metavar="FOLDER", panel=OUTPUT, help="Folder for the page, numbers and clips."
     )] = None,
 ) -> None:  # fmt: skip
-    """Make the same clips with the source and the target, with and without the LoRA: one page to look at."""
+    """Make the same clips with source and target, with and without the LoRA, and show them on one page."""
     lora, output = required(lora, "lora", "add --lora"), required(output, "output", "add --output")
     given_prompts = prompts or prompt or None
     required(given_prompts or image or None, "prompt", "add --prompt TEXT, or --prompts FILE")

@@ -12,7 +12,7 @@ from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.wording import count, size
 
-EXAMPLE = """Make a file that diffusers wrote load in tools that read kohya's names:
+EXAMPLE = """Convert a file written by diffusers for tools that read kohya's names:
 
     loraport convert style.safetensors --to kohya -o style-kohya.safetensors"""
 
@@ -24,11 +24,11 @@ EXAMPLE = """Make a file that diffusers wrote load in tools that read kohya's na
 def convert(
     given: Given,
     console: Console,
-    lora: Annotated[str, argument("LORA", "The LoRA file.")],
-    output: Annotated[str, option("--output", "-o", metavar="FILE", panel=OUTPUT, help="The file to write.")],
+    lora: Annotated[str, argument("LORA", "LoRA file to convert.")],
+    output: Annotated[str, option("--output", "-o", metavar="FILE", panel=OUTPUT, help="File to write.")],
     model: SourceModel = None,
 ) -> None:
-    """Write a LoRA for another program: its keys renamed, its scale put into the factors. Its effect stays the same."""
+    """Write a LoRA for another program: rename its keys, fold its scale into the factors, keep its effect."""
     from loraport.adapters.convert import convert_adapter
     from loraport.models.checkpoint import open_checkpoint
 

@@ -9,7 +9,7 @@ from loraport.cli.entry import talking
 from loraport.cli.options import option
 from loraport.methods import DEFAULT
 
-EXAMPLE = """About a minute, no network, no GPU:
+EXAMPLE = """Run the demo, in about a minute, without network or GPU:
 
     loraport demo"""
 
@@ -22,16 +22,16 @@ _FILES = {
 def demo(
     console: Console,
     output: Annotated[Path, option(
-        "--output", "-o", metavar="FOLDER", help="Where the results go; earlier ones are replaced.", default=True
+        "--output", "-o", metavar="FOLDER", help="Folder for the results; earlier ones are replaced.", default=True
     )] = Path("demo-output"),
-    lora: Annotated[str, option("--lora", metavar="NAME", help="A bundled LoRA.", default=True)] = "outline",
-    target: Annotated[str, option("--target", metavar="NAME", help="A bundled distilled model.", default=True)] = "dmd",
+    lora: Annotated[str, option("--lora", metavar="NAME", help="Bundled LoRA.", default=True)] = "outline",
+    target: Annotated[str, option("--target", metavar="NAME", help="Bundled distilled model.", default=True)] = "dmd",
     method: Annotated[str, option(
-        "--method", "-m", metavar="NAME", help="See `loraport methods`.", default=True
+        "--method", "-m", metavar="NAME", help="Transfer method; `loraport methods` lists them.", default=True
     )] = DEFAULT,
-    seed: Annotated[int, option("--seed", metavar="N", least=0, help="Of prompts and noise.", default=True)] = 0,
+    seed: Annotated[int, option("--seed", metavar="N", least=0, help="Seed of prompts and noise.", default=True)] = 0,
 ) -> None:  # fmt: skip
-    """Carry a bundled LoRA over to a bundled distilled model, and show what it changes in pictures."""
+    """Carry a bundled LoRA to a bundled distilled model, and show in pictures what changes."""
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_layers
     from loraport.demo.asked import cards_of

@@ -9,13 +9,13 @@ from loraport.cli.entry import talking
 from loraport.cli.options import option
 from loraport.wording import count
 
-EXAMPLE = """The evidence behind docs/evidence.md (under half an hour on two cores), and a small form of it (minutes):
+EXAMPLE = """Reproduce the evidence of docs/evidence.md (under half an hour on two cores), or a quick form (minutes):
 
     loraport evaluate
 
     loraport evaluate --quick
 
-One method on one LoRA and target, against direct reuse at all its strengths:
+Measure one method on one LoRA and target, against direct reuse at all its strengths:
 
     loraport evaluate --method casa --lora outline --target dmd"""
 
@@ -24,36 +24,38 @@ One method on one LoRA and target, against direct reuse at all its strengths:
 def evaluate(
     console: Console,
     output: Annotated[Path, option(
-        "--output", "-o", metavar="FOLDER", default=True, help="Where results go; what was sampled there is reused."
+        "--output", "-o", metavar="FOLDER", default=True, help=
+            "Folder for the results; samples already there are reused."
     )] = Path("evidence-output"),
-    quick: Annotated[bool, option("--quick", help="Few prompts, the main rows only.")] = False,
+    quick: Annotated[bool, option("--quick", help="Use few prompts and the main rows only.")] = False,
     calibrated: Annotated[bool, option(
-        "--calibrated", help="Also calibration, and what each of its choices is worth."
+        "--calibrated", help="Also measure calibration, and what each of its choices is worth."
     )] = False,
     held_out: Annotated[bool, option(
-        "--held-out", help="Targets and LoRAs that nothing was chosen on, instead of all others."
+        "--held-out", help="Use the targets and LoRAs that nothing was chosen on, instead of all others."
     )] = False,
     method: Annotated[list[str] | None, option(
-        "--method", "-m", metavar="NAME", help="Only this method or row (repeatable)."
+        "--method", "-m", metavar="NAME", help="Measure only this method or row. May be repeated."
     )] = None,
-    lora: Annotated[list[str] | None, option("--lora", metavar="NAME", help="Only this LoRA (repeatable).")] = None,
+    lora: Annotated[list[str] | None, option("--lora", metavar="NAME", help=
+        "Measure only this LoRA. May be repeated.")] = None,
     target: Annotated[list[str] | None, option(
-        "--target", metavar="NAME", help="Only this target (repeatable)."
+        "--target", metavar="NAME", help="Measure only this target. May be repeated."
     )] = None,
     family: Annotated[Path | None, option(
-        "--family", metavar="FOLDER", help="Other models than the bundled ones, laid out like them."
+        "--family", metavar="FOLDER", help="Models to use instead of the bundled ones, laid out like them."
     )] = None,
     judge: Annotated[Path | None, option(
-        "--judge", metavar="FILE", help="Another classifier than the bundled one."
+        "--judge", metavar="FILE", help="Classifier to use instead of the bundled one."
     )] = None,
     device: Annotated[str, option(
-        "--device", metavar="NAME", default=True, help="Where clips are sampled: auto, cpu, cuda, cuda:1 or mps."
+        "--device", metavar="NAME", default=True, help="Device to sample clips on: auto, cpu, cuda, cuda:1 or mps."
     )] = "cpu",
     prompts: Annotated[int | None, option(
-        "--prompts", metavar="N", least=2, help="Different prompts.", default="64, quick 16"
+        "--prompts", metavar="N", least=2, help="Number of different prompts.", default="64; 16 with --quick"
     )] = None,
     seeds: Annotated[int | None, option(
-        "--seeds", metavar="N", least=1, help="Starting noises per prompt.", default="2"
+        "--seeds", metavar="N", least=1, help="Number of starting noises per prompt.", default="2"
     )] = None,
 ) -> None:  # fmt: skip
     """Measure methods on the tiny models: function, quality and motion, with intervals and controls."""

@@ -11,11 +11,11 @@ from loraport.engine.options import RunOptions
 from loraport.engine.recipe import MODELS, Recipe
 from loraport.resizing.rule import Amount
 
-EXAMPLE = """What makes a distilled model of its base, in 600 MB:
+EXAMPLE = """Extract what turns a base model into its distilled variant, in 600 MB:
 
     loraport extract --source Wan2.1-T2V-1.3B/ --target fast.safetensors --max-size 600MB -o fast-lora.safetensors
 
-The same command again resumes what was interrupted."""
+If interrupted, run the same command again to resume."""
 
 _CHOICE = Recipe.part("nested_source", "nested_target", "architecture", "expert", "drop", "to", "dtype")
 
@@ -25,15 +25,15 @@ def extract(
     given: Given,
     console: Console,
     source: Annotated[str, option(
-        "--source", "-s", metavar="MODEL", panel=MODELS, help="The checkpoint that the LoRA is for."
+        "--source", "-s", metavar="MODEL", panel=MODELS, help="Checkpoint that the LoRA is for."
     )],
     target: Annotated[str, option(
-        "--target", "-t", metavar="MODEL", panel=MODELS, help="What the LoRA makes of it."
+        "--target", "-t", metavar="MODEL", panel=MODELS, help="Checkpoint that the LoRA turns it into."
     )],
     output: ToWrite = None,
     plan: Plan = False,
 ) -> None:  # fmt: skip
-    """Write the difference of two checkpoints as a LoRA, with the changes of biases and norms."""
+    """Write the difference of two checkpoints as a LoRA, including changes of biases and norms."""
     amount, options, choice = given.make(Amount), given.make(RunOptions), given.make(_CHOICE).values()
     place = None if output is None else named_file(output)
     from loraport.resizing.extract import plan_extract

@@ -34,14 +34,14 @@ OF_A_LORA = ("scale", "expert", "adapter", "drop", "allow_partial", "architectur
 _LORA = Recipe.part("lora")
 
 _PRESET = Setting(
-    "A method with settings chosen for it, such as released-code.", "--preset", panel=METHOD, metavar="NAME"
+    "Method with settings chosen for it, such as released-code.", "--preset", panel=METHOD, metavar="NAME"
 )
 _SET = Setting(
-    "Change one setting of the method, such as casa.q_dom=0.5. May be repeated.",
+    "Set one parameter of the method, such as casa.q_dom=0.5. May be repeated.",
     "--set", panel=METHOD, metavar="NAME=VALUE",
 )  # fmt: skip
 _FILE = Setting(
-    "Take settings from a YAML file, named as the long flags, with _ for -. Flags that are given win.",
+    "Read settings from a YAML file. They are named like the long flags, with _ for -. Flags override the file.",
     "--recipe", metavar="FILE",
 )  # fmt: skip
 
@@ -153,7 +153,7 @@ def _given(models: tuple[type[Settings], ...], said: dict[str, Any]) -> Given:
         values = merged(read_recipe(file, models), values)
     if Recipe in models and not loras:
         if values.get("lora") is None:
-            raise UsageError("no LoRA is given", fix="name the file, before or after the flags; or several of them")
+            raise UsageError("no LoRA is given", fix="name one or more files, before or after the flags")
         loras = [Given(models, values).make(_LORA).values()["lora"]]
     return Given(models, values, tuple(loras or ()), file)
 
@@ -172,7 +172,7 @@ def _preset_or(method: str | None, preset: str) -> str:
     if method not in (None, owner):
         raise UsageError(
             f"the preset {preset} belongs to the method {owner}", values=f"--method {method}",
-            fix=f"leave out --method, or say --method {owner}",
+            fix=f"leave out --method, or use --method {owner}",
         )  # fmt: skip
     return preset
 
@@ -181,5 +181,5 @@ def parse_setting(text: str) -> tuple[str, str]:
     """Name and value of `name=value`. Raises UsageError."""
     name, _, value = (part.strip() for part in text.partition("="))
     if not name or not value:
-        raise UsageError("a setting is not understood", values=f"--set {text}", fix="--set casa.q_dom=0.5")
+        raise UsageError("cannot understand a setting", values=f"--set {text}", fix="--set casa.q_dom=0.5")
     return name, value

@@ -11,7 +11,7 @@ from loraport.cli.options import argument
 from loraport.errors import LoraportError
 from loraport.wording import count, size
 
-EXAMPLE = """What trainer wrote this, for which model, and does anything look odd?
+EXAMPLE = """See which trainer wrote a file, for which model, and whether anything looks odd:
 
     loraport inspect downloaded.safetensors"""
 _KINDS = {"lora": "a LoRA for", "checkpoint": "a model:", "unknown": "nothing that is known"}
@@ -25,9 +25,9 @@ _SHOWN = 160  # characters of a header field
 @talking
 def inspect(
     console: Console,
-    files: Annotated[list[str], argument("FILE", "LoRA files or models.")],
+    files: Annotated[list[str], argument("FILE", "LoRA files or models to describe.")],
 ) -> None:
-    """Say what files are: model or LoRA, names, ranks, scales, number format, header, and what is odd."""
+    """Describe files: model or LoRA, names, ranks, scales, number format, header, and anything odd."""
     from loraport.adapters.describe import describe
 
     documents: list[dict[str, Any]] = []

@@ -17,17 +17,17 @@ from loraport.wording import count, percent, size
 if TYPE_CHECKING:
     from loraport.merging.run import MergeReport
 
-EXAMPLE = """How much of a distilled model is outside of the dominant directions of its drift? Take it away and look:
+EXAMPLE = """See how much of a distilled model lies outside the dominant directions of its drift, by removing that part:
 
     loraport intervene remove-drift --source Wan2.1-T2V-1.3B/ --target fast.safetensors -o without.safetensors
 
-Its strongest part twice as strong:
+Make its strongest part twice as strong:
 
     loraport intervene amplify-head --source Wan2.1-T2V-1.3B/ --target fast.safetensors -o stronger.safetensors"""
 
 app = typer.Typer(
     cls=Group,
-    help="Write a target with a part of its drift taken away, or made stronger.",
+    help="Write a target with part of its drift removed or made stronger.",
     epilog=EXAMPLE,
     add_completion=False,
 )
@@ -36,10 +36,10 @@ _CHOICE = Recipe.part("source", "target", "nested_source", "nested_target", "arc
 _MACHINE = RunOptions.part("cache", "verify_inputs", "overwrite")
 Output = Annotated[Path, option(
     "--output", "-o", metavar="FILE|FOLDER", panel=OUTPUT,
-    help="The file to write; the folder, where the target consists of several files.",
+    help="File to write; a folder if the target consists of several files.",
 )]  # fmt: skip
 Layers = Annotated[str | None, option(
-    "--layers", metavar="REGEX", panel=METHOD, help="Change layers alone whose names match."
+    "--layers", metavar="REGEX", panel=METHOD, help="Change only layers whose names match."
 )]  # fmt: skip
 Dequantize = Annotated[PlainFormat | None, option(
     "--dequantize", panel=OUTPUT,
@@ -47,7 +47,7 @@ Dequantize = Annotated[PlainFormat | None, option(
 )]  # fmt: skip
 Requantize = Annotated[bool, option(
     "--requantize", panel=OUTPUT,
-    help="Also change weights that are stored in 8 bits, which rounds them anew; the loss is told.",
+    help="Also change weights stored in 8 bits. They are rounded again, and the loss is reported.",
 )]  # fmt: skip
 
 
@@ -59,13 +59,15 @@ def remove_drift(
     output: Output,
     quantile: Annotated[float, option(
         "--quantile", metavar="0..1", panel=METHOD, default=True,
-        help="Of the densities of the head's directions: from it on one is dominant, and the drift in it stays.",
+        help=
+            "Quantile of the densities of the head's directions. From it on a direction is dominant, and the "
+            "drift in it stays.",
     )] = 0.5,
     layers: Layers = None,
     requantize: Requantize = False,
     dequantize: Dequantize = None,
 ) -> None:  # fmt: skip
-    """Take the drift away but for its dominant directions."""
+    """Remove the drift except in its dominant directions."""
     from loraport.analysis import intervening
     from loraport.cli.progress import Progress
 
@@ -86,16 +88,18 @@ def amplify_head(
     output: Output,
     share: Annotated[float, option(
         "--share", metavar="0..1", panel=METHOD, default=True,
-        help="Of the entries between directions of the head, those where the drift is largest.",
+        help=
+            "Share of the entries between directions of the head to amplify, taking those where the drift is "
+            "largest.",
     )] = 0.05,
     factor: Annotated[float, option(
-        "--factor", metavar="X", panel=METHOD, default=True, help="What they are multiplied by; 0 takes them out."
+        "--factor", metavar="X", panel=METHOD, default=True, help="Factor for these entries; 0 removes them."
     )] = 2.0,
     layers: Layers = None,
     requantize: Requantize = False,
     dequantize: Dequantize = None,
 ) -> None:  # fmt: skip
-    """Make the drift stronger where it is strongest, within the head."""
+    """Amplify the drift where it is strongest within the head."""
     from loraport.analysis import intervening
     from loraport.cli.progress import Progress
 

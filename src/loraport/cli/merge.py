@@ -12,15 +12,15 @@ from loraport.engine.options import RunOptions
 from loraport.engine.recipe import MODELS, Recipe
 from loraport.wording import count, percent, size
 
-EXAMPLE = """Bake a LoRA into a checkpoint, at eight tenths of its strength; the checkpoint may be a folder of shards or a .pt file too:
+EXAMPLE = """Bake a LoRA into a checkpoint at strength 0.8. The checkpoint may also be a folder of shards or a .pt file:
 
     loraport merge style.safetensors --into fast.safetensors --strength 0.8 -o fast-style.safetensors
 
-Two at once, each with a strength of its own, into a pipeline's transformer:
+Bake in two LoRAs, each at its own strength, into a pipeline's transformer:
 
     loraport merge style.safetensors:0.8 few-steps.safetensors:1 --into Wan2.1-T2V-1.3B/ -o merged/
 
-The same command again resumes what was interrupted."""  # noqa: E501
+If interrupted, run the same command again to resume."""
 
 
 @command(
@@ -31,25 +31,26 @@ def merge(
     given: Given,
     console: Console,
     loras: Annotated[list[str], argument("LORA[:STRENGTH]", "LoRAs to bake in, of any kind.")],
-    into: Annotated[str, option("--into", metavar="MODEL", panel=MODELS, help="The checkpoint.")],
+    into: Annotated[str, option("--into", metavar="MODEL", panel=MODELS, help="Checkpoint to merge into.")],
     output: Annotated[Path | None, option(
         "--output", "-o", metavar="FILE|FOLDER", panel=OUTPUT,
-        help="The file to write; the folder, where the checkpoint consists of several files.",
+        help="File to write; a folder if the checkpoint consists of several files.",
     )] = None,
     nested: Annotated[str | None, option(
         "--nested", metavar="NAME", panel=MODELS,
-        help="Part of the checkpoint to change: generator_ema of a .pt file, transformer_2 of a folder.",
+        help="Part of the checkpoint to change, such as generator_ema in a .pt file, or transformer_2 in a folder.",
     )] = None,
     requantize: Annotated[bool, option(
         "--requantize", panel=OUTPUT,
-        help="Also change weights that are stored in fp8, which rounds them anew; the loss is told.",
+        help="Also change weights stored in fp8. They are rounded again, and the loss is reported.",
     )] = False,
     dequantize: Annotated[PlainFormat | None, option(
         "--dequantize", panel=OUTPUT,
-        help="Also change quantised weights, which become plain numbers of this format; the others stay as they "
-        "are. With --requantize those that cannot be rounded anew.",
+        help=
+            "Also change quantised weights, which become plain numbers of this format; other weights stay as they "
+            "are. With --requantize, only those that cannot be rounded again.",
     )] = None,
-    plan: Annotated[bool, option("--plan", help="Say what would be done, from headers alone, and stop.")] = False,
+    plan: Annotated[bool, option("--plan", help="Print what would be done, from headers alone, and stop.")] = False,
 ) -> None:  # fmt: skip
     """Bake LoRAs into a checkpoint: the exact sum, in the checkpoint's own layout and number formats."""
     from loraport.adapters.added_lora import AddedLora
@@ -59,7 +60,7 @@ def merge(
     choice = given.checked()
     overwrite = choice.pop("overwrite")
     if not plan:
-        output = required(output, "output", "name the file or folder to write: -o NAME")
+        output = required(output, "output", "name a file or folder to write: -o NAME")
     ready = make_merge_plan(
         [AddedLora.parse(lora) for lora in loras],
         into,

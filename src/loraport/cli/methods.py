@@ -10,7 +10,7 @@ from loraport.cli.options import argument
 if TYPE_CHECKING:
     from loraport.methods.base import TransferMethod
 
-EXAMPLE = """All methods and presets, then the settings of one:
+EXAMPLE = """List all methods and presets, then the settings of one:
 
     loraport methods
 
@@ -20,9 +20,9 @@ EXAMPLE = """All methods and presets, then the settings of one:
 @talking
 def methods(
     console: Console,
-    name: Annotated[str | None, argument("[NAME]", "A method or preset, for its settings.", like="--method")] = None,
+    name: Annotated[str | None, argument("[NAME]", "Method or preset whose settings to show.", like="--method")] = None,
 ) -> None:
-    """List the methods and presets, or the settings of one."""
+    """List methods and presets, or show the settings of one."""
     from loraport.methods import DEFAULT, registry
 
     if name is not None:

@@ -61,36 +61,37 @@ def required(value: Value | None, name: str, fix: str) -> Value:
 
 
 Loras = Annotated[
-    list[str] | None, argument("LORA", "LoRA files to carry over; transfer, plan and sweep also take folders of them.")
+    list[str] | None, argument("LORA", "LoRA files to carry over. transfer, plan and sweep also take folders of them.")
 ]
 Output = Annotated[
     str | None,
     option(
-        "--output", "-o", metavar="FILE", panel=OUTPUT, help="The file to write; a folder for several LoRAs."
+        "--output", "-o", metavar="FILE", panel=OUTPUT, help="File to write; for several LoRAs, a folder."
     ),
 ]  # fmt: skip
 Recursive = Annotated[
-    bool, option("--recursive", help="Of a folder of LoRAs also those in the folders inside; outputs keep their paths.")
+    bool, option("--recursive", help="Also take LoRAs from subfolders; outputs keep their relative paths.")
 ]
-SkipExisting = Annotated[bool, option("--skip-existing", panel=OUTPUT, help="Leave LoRAs alone whose output exists.")]
-Model = Annotated[str | None, option("--model", metavar="MODEL", help="Also check that it fits this model.")]
+SkipExisting = Annotated[bool, option("--skip-existing", panel=OUTPUT, help="Skip LoRAs whose output exists.")]
+Model = Annotated[str | None, option("--model", metavar="MODEL", help="Also check that the LoRA fits this model.")]
 SourceModel = Annotated[
     str | None,
     option(
         "--model", metavar="MODEL",
-        help="The model that the LoRA was trained on: needed for DoRA and other kinds that are functions of its "
-        "weights; also checks that the LoRA fits it.",
+        help=
+            "Model the LoRA was trained on. Needed for DoRA and other kinds that are functions of its weights; "
+            "also checks that the LoRA fits it.",
     ),
 ]  # fmt: skip
 Verbose = Annotated[
     int,
     typer.Option(
         "--verbose", "-v", count=True, show_default=False, rich_help_panel=MESSAGES,
-        help="More detail, such as a table of layers.",
+        help="Show more detail, such as a table of layers.",
     ),
 ]  # fmt: skip
 Quiet = Annotated[bool, option("--quiet", "-q", panel=MESSAGES, help="Show errors only.")]
-Json = Annotated[bool, option("--json", panel=MESSAGES, help="Print one JSON document on stdout.")]
+Json = Annotated[bool, option("--json", panel=MESSAGES, help="Print one JSON document to stdout.")]
 
 
 def talk(verbose: Verbose = 0, quiet: Quiet = False, as_json: Json = False) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from loraport.engine.plan import TransferPlan
     from loraport.models.checkpoint import Checkpoint
 
-EXAMPLE = """What it would take, before it starts:
+EXAMPLE = """See what a transfer would take before starting it:
 
     loraport plan style.safetensors -s Wan2.1-T2V-14B/ -t lightx2v.safetensors --max-memory 16GB"""
 
@@ -38,7 +38,7 @@ def plan(
     recursive: options.Recursive = False,
     skip_existing: options.SkipExisting = False,
 ) -> None:
-    """Say what a transfer would do: coverage, time, memory, disk. Takes the same options, changes nothing."""
+    """Show what a transfer would do: coverage, time, memory, disk. Takes the same options and changes nothing."""
     if len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive):
         asked = find_loras(given.loras, Path(output or ""), recursive=recursive)
         loras = tuple(each.lora for each in asked if not (skip_existing and each.output.exists()))

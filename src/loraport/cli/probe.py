@@ -13,11 +13,11 @@ from loraport.engine.experts.asked import Experts
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import OUTPUT
 
-EXAMPLE = """The dose of a pair, and the probe that measured it:
+EXAMPLE = """Measure the dose of a pair, and keep the probe that measured it:
 
     loraport probe --source Z-Image/ --target Z-Image-Turbo/ -o red.safetensors
 
-What a method makes of the probe (no need to train anything): transfer it, and compare."""
+To see what a method makes of the probe, without training anything, transfer it and compare."""
 
 MACHINE = RunOptions.part("device", "overwrite")
 ASKED = CompareSettings.part("negative", "height", "width", "frames", "offload", "precision")
@@ -30,17 +30,17 @@ def probe(
     console: Console,
     output: Annotated[Path | None, option(
         "--output", "-o", metavar="FILE", panel=OUTPUT,
-        help="The probe to write; for both experts of Wan2.2 the name to which the expert is added.",
+        help="Probe to write. For both experts of Wan2.2, the expert is added to the name.",
     )] = None,
     colour: Annotated[str, option(
-        "--colour", metavar="NAME", help="red, green, blue or light (all three).", default=True
+        "--colour", metavar="NAME", help="Colour: red, green, blue or light (all three).", default=True
     )] = "red",
     prompt: Annotated[str | None, option(
-        "--prompt", metavar="TEXT", help="What is shown; a plain grey wall by default."
+        "--prompt", metavar="TEXT", help="Prompt to render; by default, a plain grey wall."
     )] = None,
-    seed: Annotated[int, option("--seed", metavar="N", least=0, help="Of the noise.", default=True)] = 0,
+    seed: Annotated[int, option("--seed", metavar="N", least=0, help="Seed of the noise.", default=True)] = 0,
 ) -> None:  # fmt: skip
-    """Make a LoRA whose only effect is a colour, and measure how much of it the target shows: four renders."""
+    """Make a LoRA whose only effect is a colour, and measure how much of it the target shows, in four renders."""
     output = required(output, "output", "add --output, the probe's file")
     files, machine = given.make(FILES).values(), given.make(MACHINE).values()
     sampling = sampling_of(given)

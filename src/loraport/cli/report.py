@@ -11,15 +11,15 @@ from loraport.errors import UsageError
 from loraport.wording import count, size
 from loraport.writable import check_apart, check_output
 
-EXAMPLE = """The page of a transfer that was made without --report, beside its log:
+EXAMPLE = """Write the page of a transfer that was run without --report, beside its log:
 
     loraport report style-fast.run.jsonl
 
-A page for each LoRA of a job on many, into a folder of their own:
+Write a page for each LoRA of a job on many, into another folder:
 
     loraport report loras-fast/ -o pages/
 
-A page for each cell of a sweep, and index.html, which has all of them in one table:
+Write a page for each cell of a sweep, and index.html with all of them in one table:
 
     loraport report swept/"""
 _SWEEP, _INDEX = "sweep.json", "index.html"
@@ -31,15 +31,16 @@ _PAGE = ".html"
 def report(
     console: Console,
     logs: Annotated[list[Path], argument(
-        "LOG", "Run logs (NAME.run.jsonl), or folders: all run logs in them, at any depth, and the index of a sweep."
+        "LOG",
+            "Run logs (NAME.run.jsonl), or folders: every run log in them, at any depth, and the index of a sweep."
     )],
     output: Annotated[str | None, option(
         "--output", "-o", metavar="PATH", panel=OUTPUT, default="beside each log",
-        help="The page to write, ending in .html, for one log; or the folder for the pages.",
+        help="Page to write for one log, ending in .html; or a folder for the pages.",
     )] = None,
     overwrite: Annotated[bool, option("--overwrite", panel=OUTPUT, help="Replace pages.")] = False,
 ) -> None:  # fmt: skip
-    """Write the page of a transfer from its run log: what was done, the verdict, the layers with their maps."""
+    """Write the page of a transfer from its run log: what was done, the verdict, and the layers with their maps."""
     pages = _pages(logs, output)
     check_apart(("page", page) for page in pages.values())
     for log, page in pages.items():

@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     from loraport.resizing.cut import Resized
     from loraport.resizing.task import Task
 
-EXAMPLE = """The best 40 MB of a LoRA, and the same at rank 16:
+EXAMPLE = """Keep the best 40 MB of a LoRA, or cut it to rank 16:
 
     loraport resize style.safetensors --max-size 40MB -o style-40.safetensors
 
     loraport resize style.safetensors --rank 16 -o style-16.safetensors"""
 
 ToWrite = Annotated[str | None, option(
-    "--output", "-o", metavar="FILE", panel=OUTPUT, help="The file to write."
+    "--output", "-o", metavar="FILE", panel=OUTPUT, help="File to write."
 )]  # fmt: skip
-Plan = Annotated[bool, option("--plan", help="Say what would be done, before any work, and stop.")]
+Plan = Annotated[bool, option("--plan", help="Print what would be done, and stop before any work.")]
 _CHOICE = Recipe.part("dtype", *OF_A_LORA)
 
 
@@ -34,15 +34,15 @@ _CHOICE = Recipe.part("dtype", *OF_A_LORA)
 def resize(
     given: Given,
     console: Console,
-    lora: Annotated[str, argument("LORA", "The LoRA file, of any kind.")],
+    lora: Annotated[str, argument("LORA", "LoRA file, of any kind.")],
     output: ToWrite = None,
     to: Annotated[str, option(
-        "--to", metavar="PROFILE", panel=OUTPUT, help="Names in the output, as for transfer.", default=True
+        "--to", metavar="PROFILE", panel=OUTPUT, help="Key names in the output, as for transfer.", default=True
     )] = "same-as-input",
     model: SourceModel = None,
     plan: Plan = False,
 ) -> None:  # fmt: skip
-    """Write a LoRA at another rank: one for all, by the share that is kept, or what a size of the file is worth."""
+    """Write a LoRA at another rank: one rank for all layers, or chosen by the share to keep or by file size."""
     amount, options = given.make(Amount), given.make(RunOptions)
     choice = given.make(_CHOICE).values()
     from loraport.models.checkpoint import open_checkpoint

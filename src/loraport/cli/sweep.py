@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from loraport.sweeping.index import Row
     from loraport.sweeping.run import SweepReport
 
-EXAMPLE = """Two ranks on two targets, for every LoRA of a folder; the same command again makes what is missing:
+EXAMPLE = """Try two ranks on two targets for every LoRA of a folder. The same command again makes what is missing:
 
     loraport sweep loras/ -s base.safetensors -t fast.safetensors -t turbo.pt --rank 16 --rank 32 -o swept/
 
-Methods and their settings, a target that distillation LoRAs make of the source; --plan says what it would take:
+Try methods and their settings on a target made of the source and a distillation LoRA; --plan prints what it would take:
 
     loraport sweep style.safetensors -s base.safetensors -t '+ few-step.safetensors:0.8' --method direct --method casa --set casa.q_dom=0.4 --set casa.q_dom=0.6 -o swept/ --plan
 
-The same from a file, which docs/sweep.md explains:
+Read the grid from a file, as docs/sweep.md explains:
 
     loraport sweep --grid sweep.yaml -o swept/"""  # noqa: E501
 
@@ -45,24 +45,24 @@ def sweep(
     loras: options.Loras = None,
     grid: Annotated[Path | None, option(
         "--grid", metavar="FILE",
-        help="Take settings from a YAML file, in which each may have a list of values. Flags that are given win.",
+        help="Read settings from a YAML file, where each may have a list of values. Flags override the file.",
     )] = None,
     preset: Annotated[list[str] | None, option(
         "--preset", metavar="NAME", panel=METHOD,
-        help="A method with settings chosen for it, such as released-code. May be repeated.",
+        help="Method with settings chosen for it, such as released-code. May be repeated.",
     )] = None,
     settings: Annotated[list[str] | None, option(
         "--set", metavar="NAME=VALUE", panel=METHOD,
-        help="A setting of the method, such as casa.q_dom=0.5. Repeated for one name: each value.",
+        help="Parameter of the method, such as casa.q_dom=0.5. Repeat a name to try several values.",
     )] = None,
     output: Annotated[Path | None, option(
         "--output", "-o", metavar="FOLDER", panel=OUTPUT,
         help="Folder for TARGET/SETTINGS/LORA.safetensors, sweep.json and sweep.csv.",
     )] = None,
     recursive: options.Recursive = False,
-    plan: Annotated[bool, option("--plan", help="Say what it would do and take; change nothing.")] = False,
+    plan: Annotated[bool, option("--plan", help="Print what it would do and take; change nothing.")] = False,
 ) -> None:  # fmt: skip
-    """Carry LoRAs over to several targets with several settings: one job, one folder, one index."""
+    """Carry LoRAs to several targets with several settings: one job, one folder, one index."""
     output = required(output, "output", "name the folder to write to: -o FOLDER")
     asked = Grid.model_validate(_settings_of(given, grid, preset, settings))
     cells = cells_of(loras or (), asked, output, recursive=recursive)

@@ -25,31 +25,31 @@ if TYPE_CHECKING:
     from loraport.engine.many.report import Outcome
     from loraport.engine.results import TransferReport
 
-EXAMPLE = """Carry a LoRA over, and the same with more room for what the distillation took away:
+EXAMPLE = """Carry a LoRA over, then again with a larger rank, which has more room for what the distillation took away:
 
     loraport transfer style.safetensors -s Wan2.1-T2V-1.3B/ -t FastWan2.1-T2V-1.3B/ -o style-fast.safetensors
 
     loraport transfer style.safetensors -s base.safetensors -t fast.pt --rank energy=0.99 -o style-fast.safetensors
 
-A folder of them, and those in the folders inside; each layer of the two models is read and decomposed once for all:
+Carry over a folder of LoRAs and its subfolders. Each layer of the two models is read and decomposed once for all of them:
 
     loraport transfer loras/ --recursive --skip-existing -s base.safetensors -t fast.pt -o loras-fast/
 
-Both experts of Wan2.2 at once, which writes style-fast_high_noise.safetensors and style-fast_low_noise.safetensors:
+Carry over both experts of Wan2.2 at once, into style-fast_high_noise.safetensors and style-fast_low_noise.safetensors:
 
     loraport transfer style_high.safetensors --lora-low style_low.safetensors -s Wan2.2-T2V-A14B/ -t fast/ -o style-fast.safetensors
 
-The same command again resumes what was interrupted."""  # noqa: E501
+If interrupted, run the same command again to resume."""  # noqa: E501
 
 Page = Annotated[Path | None, option(
     "--report", metavar="FILE", panel=OUTPUT,
-    help="Also write a page about it: settings, totals, layer by layer (HTML, for one LoRA).",
+    help="Also write an HTML page with settings, totals and every layer (one LoRA only).",
 )]  # fmt: skip
 Card = Annotated[Path | None, option(
     "--card", metavar="FILE", panel=OUTPUT,
-    help="Also write a model card: what was done, how to use it, licences to mind (Markdown, for one LoRA).",
+    help="Also write a Markdown model card: what was done, how to use it, which licences apply (one LoRA only).",
 )]  # fmt: skip
-_LATER = {"page": "--report; loraport report FOLDER makes the pages afterwards", "card": "--card"}
+_LATER = {"page": "--report, and run loraport report FOLDER afterwards to make the pages", "card": "--card"}
 Beside = Mapping[str, Path]
 """What is also written about a LoRA: "page", "card" -> where."""
 
@@ -64,7 +64,7 @@ def transfer(
     recursive: options.Recursive = False,
     skip_existing: options.SkipExisting = False,
 ) -> None:
-    """Carry LoRAs over from the model they were trained on to its distilled variant, or to any other of its family."""
+    """Carry LoRAs from the model they were trained on to its distilled variant, or to another model of its family."""
     output = required(output, "output", "name the file to write: -o FILE")
     check_skip(given.make(RunOptions), skip_existing=skip_existing)
     beside = {what: file for what, file in (("page", page), ("card", card)) if file is not None}

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from loraport.adapters.arrival import Arrival, Loss
     from loraport.adapters.checks import Check
 
-EXAMPLE = """After a copy or a download, and with the model it is meant for:
+EXAMPLE = """Check a file after a copy or download, then against the model it is meant for:
 
     loraport verify style-fast.safetensors
 
     loraport verify style-fast.safetensors --model FastWan2.1-T2V-1.3B/
 
-What a program would make of it:
+See what a program would make of it:
 
     loraport verify style-fast.safetensors --for ComfyUI"""
 _TITLES = {"error": "refused", "wrong": "wrongly", "unknown": "not known"}
@@ -37,14 +37,15 @@ def verify(
     model: Model = None,
     consumer: Annotated[str | None, option(
         "--for", metavar="PROGRAM",
-        help="What this program would make of the files: matched keys, scale, what it drops. "
-        "Programs are listed in docs/consumers.md.",
+        help=
+            "Show what this program would make of the files: matched keys, scale, what it drops. "
+            "docs/consumers.md lists the programs.",
     )] = None,
     load: Annotated[bool, option(
-        "--load/--no-load", help="Also hand the file to diffusers' own loader, if installed.", default=True
+        "--load/--no-load", help="Also load the file with diffusers, if installed.", default=True
     )] = True,
 ) -> None:  # fmt: skip
-    """Check LoRA files: every key known, every number finite, content as the header of a transfer says.
+    """Check LoRA files: every key known, every number finite, and content as the header of a transfer states.
 
     A note is no failure: something that not every loader takes, in a file that never promised more. With --for it is
     a failure (3) if that program would leave something out or refuse the file.

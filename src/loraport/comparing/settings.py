@@ -22,15 +22,17 @@ class CompareSettings(Settings):
     strengths: Annotated[
         tuple[Annotated[float, Field(gt=0)], ...],
         BeforeValidator(numbers),
-        Setting("Strengths of the LoRA on the target.", "--strengths", panel=CLIPS, metavar="S,S,...", default="1"),
+        Setting(
+            "Strengths of the LoRA to try on the target.", "--strengths", panel=CLIPS, metavar="S,S,...", default="1"
+        ),
     ] = (1.0,)
     seeds: Annotated[
         int,
         Field(ge=1, le=1000),
-        Setting("Clips a prompt, from the seeds 0, 1, ...", "--seeds", panel=CLIPS, metavar="N"),
+        Setting("Clips per prompt, from seeds 0, 1, ...", "--seeds", panel=CLIPS, metavar="N"),
     ] = 1  # fmt: skip
     source_alone: Annotated[
-        bool, Setting("Also the source without the LoRA.", "--source-alone", panel=CLIPS)
+        bool, Setting("Also render the source without the LoRA.", "--source-alone", panel=CLIPS)
     ] = False  # fmt: skip
     negative: Annotated[
         str | None,
@@ -49,13 +51,13 @@ class CompareSettings(Settings):
     frames: Annotated[
         int | None,
         Field(gt=0),
-        Setting("Frames of a video.", "--frames", panel=CLIPS, metavar="N", default="the pipeline's own"),
+        Setting("Number of frames of a video.", "--frames", panel=CLIPS, metavar="N", default="the pipeline's own"),
     ] = None
     fps: Annotated[
         float | None,
         Field(gt=0),
         Setting(
-            "Frames a second of a video, for what is measured of it.",
+            "Frames per second of a video, used by its measures.",
             "--fps",
             panel=JUDGING,
             metavar="N",
@@ -65,65 +67,65 @@ class CompareSettings(Settings):
     offload: Annotated[
         Literal["none", "model", "sequential", "group"],
         Setting(
-            "What of a pipeline waits beside the device: model (each part while another works), sequential or group "
-            "(each layer).",
+            "Which parts of a pipeline wait off the device: model (each part while another works), sequential or "
+            "group (each layer).",
             "--offload", panel=RUNNING, metavar="HOW",
         ),
     ] = "none"  # fmt: skip
     precision: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
-        Setting("Number format of the weights: auto is bfloat16 on a GPU, float32 on the CPU.", "--precision",
+        Setting("Number format of the weights. auto: bfloat16 on a GPU, float32 on the CPU.", "--precision",
                 panel=RUNNING, metavar="DTYPE"),
     ] = "auto"  # fmt: skip
     clip: Annotated[
         PathText | None,
         Setting(
-            "Folder of a CLIP, to judge content and prompt by.", "--clip", panel=JUDGING, metavar="FOLDER", path=True
+            "CLIP folder, to judge content and prompt.", "--clip", panel=JUDGING, metavar="FOLDER", path=True
         ),
     ] = None  # fmt: skip
     dino: Annotated[
         PathText | None,
         Setting(
-            "Folder of a DINO or DINOv2, to judge structure by.", "--dino", panel=JUDGING, metavar="FOLDER", path=True
+            "DINO or DINOv2 folder, to judge structure.", "--dino", panel=JUDGING, metavar="FOLDER", path=True
         ),
     ] = None  # fmt: skip
     csd: Annotated[
         PathText | None,
-        Setting("Checkpoint of CSD, to judge style by.", "--csd", panel=JUDGING, metavar="FILE", path=True),
+        Setting("CSD checkpoint, to judge style.", "--csd", panel=JUDGING, metavar="FILE", path=True),
     ] = None
     aesthetic: Annotated[
         PathText | None,
         Setting(
-            "LAION's aesthetic predictor on the features of --clip, which has to be ViT-L/14.", "--aesthetic",
+            "LAION's aesthetic predictor. It works on the features of --clip, which must be ViT-L/14.", "--aesthetic",
             panel=JUDGING, metavar="FILE", path=True,
         ),
     ] = None  # fmt: skip
     raft: Annotated[
         PathText | None,
-        Setting("Weights of RAFT, to measure the dynamic degree with.", "--raft", panel=JUDGING, metavar="FILE",
+        Setting("RAFT weights, to measure the dynamic degree.", "--raft", panel=JUDGING, metavar="FILE",
                 path=True),
     ] = None  # fmt: skip
     musiq: Annotated[
         PathText | None,
-        Setting("Weights of MUSIQ, to measure the imaging quality with.", "--musiq", panel=JUDGING, metavar="FILE",
+        Setting("MUSIQ weights, to measure the imaging quality.", "--musiq", panel=JUDGING, metavar="FILE",
                 path=True),
     ] = None  # fmt: skip
     amt: Annotated[
         PathText | None,
-        Setting("Weights of AMT-S, to measure the motion smoothness with.", "--amt", panel=JUDGING, metavar="FILE",
+        Setting("AMT-S weights, to measure the motion smoothness.", "--amt", panel=JUDGING, metavar="FILE",
                 path=True),
     ] = None  # fmt: skip
     videoalign: Annotated[
         PathText | None,
         Setting(
-            "VideoAlign's repository with its checkpoint, to judge videos by.", "--videoalign", panel=JUDGING,
+            "VideoAlign repository with its checkpoint, to judge videos.", "--videoalign", panel=JUDGING,
             metavar="FOLDER", path=True,
         ),
     ] = None  # fmt: skip
     qwen: Annotated[
         PathText | None,
         Setting(
-            "Folder of Qwen2-VL-2B-Instruct, of which VideoAlign takes configuration and tokenizer.", "--qwen",
+            "Qwen2-VL-2B-Instruct folder, from which VideoAlign takes its configuration and tokenizer.", "--qwen",
             panel=JUDGING, metavar="FOLDER", path=True,
         ),
     ] = None  # fmt: skip

@@ -43,7 +43,7 @@ class RunOptions(Settings):
         BeforeValidator(lambda given: ",".join(given) if isinstance(given, list | tuple) else given),
         AfterValidator(_device),
         Setting(
-            "auto, cpu, cuda (all of one kind), cuda:1, cuda:0,cuda:1 or mps.",
+            "Device to compute on: auto, cpu, cuda (all of one kind), cuda:1, cuda:0,cuda:1 or mps.",
             "--device", panel=MACHINE, metavar="NAME",
         ),
     ] = "auto"  # fmt: skip
@@ -51,21 +51,21 @@ class RunOptions(Settings):
         int | None,
         Field(ge=1, le=10_000),
         Setting(
-            "Layers at a time, on each device.",
-            "--workers", panel=MACHINE, metavar="N", default="by cores and memory, two on a GPU, always one on mps",
+            "Number of layers to process at a time on each device.",
+            "--workers", panel=MACHINE, metavar="N", default="by cores and memory; two on a GPU; always one on mps",
         ),
     ] = None  # fmt: skip
     executor: Annotated[
         str,
         AfterValidator(_executor),
-        Setting(f"How layers run: {', '.join(EXECUTORS)}.", "--executor", panel=MACHINE, metavar="NAME"),
+        Setting(f"How to run layers: {', '.join(EXECUTORS)}.", "--executor", panel=MACHINE, metavar="NAME"),
     ] = "thread"
     ray_data: Annotated[
         RayData,
         Setting(
-            "How machines of a Ray cluster come by tensors. paths: each reads the files. store: this command reads "
-            "them and sends what a layer needs through Ray's object store. auto: that where a machine does not see "
-            "the files.",
+            "How machines of a Ray cluster get tensors. paths: each reads the files. store: this command reads "
+            "them and sends what a layer needs through Ray's object store. auto: store for machines that do not "
+            "see the files, paths otherwise.",
             "--ray-data", panel=MACHINE, metavar="auto|paths|store",
         ),
     ] = "auto"  # fmt: skip
@@ -73,16 +73,17 @@ class RunOptions(Settings):
         Annotated[int, Field(gt=0)] | None,
         BeforeValidator(lambda given: parse_size(given, name="--max-memory") if isinstance(given, str) else given),
         Setting(
-            "Memory that the layers in work may take together, such as 16GB; on a GPU, what all tensors take.",
-            "--max-memory", panel=MACHINE, metavar="SIZE", default="60 % of what is free, 85 % on a GPU",
+            "Most memory that the layers in progress may take together, such as 16GB. On a GPU, the limit for all "
+            "tensors.",
+            "--max-memory", panel=MACHINE, metavar="SIZE", default="60 % of what is free; 85 % on a GPU",
         ),
     ] = None  # fmt: skip
     cache: Annotated[
         PathText | None,
         AfterValidator(_cache),
         Setting(
-            "Finished layers are kept for the next run. auto: decompositions too, where the next LoRA of the pair "
-            "gains more than writing them costs. on, or a folder: always. off: nothing.",
+            "What to keep for later runs. auto: finished layers, and decompositions if they save the next LoRA of "
+            "the pair more time than writing them costs. on, or a folder: always both. off: nothing.",
             "--cache", panel=MACHINE, metavar="auto|on|off|DIR",
             default="auto, in $LORAPORT_CACHE or the user's cache folder",
         ),
@@ -90,19 +91,19 @@ class RunOptions(Settings):
     verify_inputs: Annotated[
         bool,
         Setting(
-            "Hash every tensor that is used anew, instead of believing what earlier runs remembered of a file whose "
-            "size and times are still the same.",
+            "Hash every tensor used again, instead of trusting the hashes that earlier runs recorded for files "
+            "whose size and times have not changed.",
             "--verify-inputs", panel=MACHINE,
         ),
     ] = False  # fmt: skip
     log: Annotated[
         PathText | None,
         Setting(
-            "The run log, one line a layer.",
+            "Run log to write, one line per layer.",
             "--log", panel=MACHINE, metavar="FILE|off", default="beside the output",
         ),
     ] = None  # fmt: skip
-    overwrite: Annotated[bool, Setting("Replace the output file if it exists.", "--overwrite", panel=OUTPUT)] = False
+    overwrite: Annotated[bool, Setting("Replace the output if it exists.", "--overwrite", panel=OUTPUT)] = False
 
     @property
     def cache_folder(self) -> str | None:

@@ -29,7 +29,7 @@ class Recipe(Settings):
     The meaning of every field stands beside it; `loraport transfer --help` and `help(loraport.transfer)` show all.
     """
 
-    lora: Annotated[PathText, Setting("The LoRA to carry over: a file, a folder, or zoo:NAME.", path=True)]
+    lora: Annotated[PathText, Setting("LoRA to carry over: a file, a folder, or zoo:NAME.", path=True)]
     source: Annotated[
         PathText,
         Setting(
@@ -41,7 +41,8 @@ class Recipe(Settings):
     target: Annotated[
         PathText | None,
         Setting(
-            "Model to carry it to, of the same family: the same kinds, or a .pt file.",
+            "Model to carry it to, of the same family: a safetensors or .pt file, a diffusers folder, a hub id, or "
+            "zoo:NAME.",
             "--target", "-t", panel=MODELS, metavar="MODEL", path=True,
         ),
     ] = None  # fmt: skip
@@ -49,8 +50,9 @@ class Recipe(Settings):
         tuple[AddedLora, ...],
         BeforeValidator(added_loras),
         Setting(
-            "A LoRA that was on the source while this one was trained, such as a training adapter. It is no part of "
-            "the target, which without --target is the source alone. May be repeated; choices as for --target-lora.",
+            "LoRA that was on the source during training, such as a training adapter. It is not part of the "
+            "target; without --target, the target is the source alone. May be repeated; takes the same choices as "
+            "--target-lora.",
             "--source-lora", panel=MODELS, metavar="FILE[:STRENGTH]", path=True, many=True,
         ),
     ] = ()  # fmt: skip
@@ -58,78 +60,80 @@ class Recipe(Settings):
         tuple[AddedLora, ...],
         BeforeValidator(added_loras),
         Setting(
-            "A distillation LoRA that makes the target: it is added to the source, or to --target where one is given. "
-            "May be repeated. FILE:0.5:expert=high also chooses (expert, adapter, scale) in this file.",
+            "Distillation LoRA that makes the target: added to --target if given, otherwise to the source. May be "
+            "repeated. FILE:0.5:expert=high also sets options for this file (expert, adapter, scale).",
             "--target-lora", panel=MODELS, metavar="FILE[:STRENGTH]", path=True, many=True,
         ),
     ] = ()  # fmt: skip
     nested_source: Annotated[
         str | None,
         Setting(
-            "Part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.",
+            "Part of the source to read, such as generator or generator_ema in a .pt file, or transformer_2 in a "
+            "folder.",
             "--nested-source", panel=MODELS, metavar="NAME",
         ),
     ] = None  # fmt: skip
     nested_target: Annotated[
         str | None,
-        Setting("Part of the target to read, in the same way.", "--nested-target", panel=MODELS, metavar="NAME"),
+        Setting("Part of the target to read, chosen in the same way.", "--nested-target", panel=MODELS, metavar="NAME"),
     ] = None
     architecture: Annotated[
         str,
         Setting(
-            "Family of the models, where it is not to be recognised: its name, or any for one that is not known, whose "
-            "layers are matched by name and shape alone.",
+            "Family of the models, if it should not be detected. any: an unknown family, whose layers are matched "
+            "by name and shape alone.",
             "--architecture", panel=MODELS, metavar="NAME|any",
         ),
     ] = "auto"  # fmt: skip
     force: Annotated[
         bool,
         Setting(
-            "Go on although source and target do not look like one model, their drift is mostly rounding, or the "
-            "LoRA was transferred before.",
+            "Go on even if source and target do not look like versions of one model, their drift is mostly "
+            "rounding, or the LoRA was transferred before.",
             "--force", panel=MODELS,
         ),
     ] = False  # fmt: skip
     strength: Annotated[
         float,
-        Setting("Use the whole LoRA this strong, before any method.", "--strength", panel=LORA, metavar="X"),
+        Setting("Strength of the whole LoRA, applied before any method.", "--strength", panel=LORA, metavar="X"),
     ] = 1.0
     scale: Annotated[
         float | None,
         Field(gt=0.0),
         Setting(
-            "The LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.",
-            "--scale", panel=LORA, metavar="X", default="what its file says",
+            "The LoRA's own scale (alpha / rank), if its file does not state it or states it wrongly.",
+            "--scale", panel=LORA, metavar="X", default="what its file states",
         ),
     ] = None  # fmt: skip
     expert: Annotated[
         Literal["high", "low"] | None,
         Setting(
-            "Which expert of Wan2.2: its folder of a pipeline, its LoRA of every file with two.",
+            "Wan2.2 expert to use: its folder in a pipeline, its LoRA in every file that holds both.",
             "--expert", panel=LORA, metavar="high|low",
         ),
     ] = None  # fmt: skip
     adapter: Annotated[
         str | None,
         Setting(
-            "Which LoRA of a file that holds several by name; of every file that has it.",
+            "Name of the LoRA to use from files that hold several. Applies to every file that has it.",
             "--adapter", panel=LORA, metavar="NAME",
         ),
     ] = None  # fmt: skip
     drop: Annotated[
         Pattern,
         Setting(
-            "Leave layers and keys that match out of the output, and out of the distillation LoRAs.",
+            "Leave out layers and keys that match, from the output and from the distillation LoRAs.",
             "--drop", panel=LORA, metavar="REGEX",
         ),
     ] = None  # fmt: skip
     allow_partial: Annotated[
-        bool, Setting("Leave out what cannot be matched, instead of refusing.", "--allow-partial", panel=LORA)
+        bool,
+        Setting("Leave out what cannot be matched, instead of stopping with an error.", "--allow-partial", panel=LORA),
     ] = False
     method: Annotated[
         str,
         Setting(
-            "How to carry it over: a method or a preset; see `loraport methods`.",
+            "Transfer method or preset; `loraport methods` lists them.",
             "--method", "-m", panel=METHOD, metavar="NAME",
         ),
     ] = DEFAULT  # fmt: skip
@@ -142,14 +146,15 @@ class Recipe(Settings):
         float,
         Field(ge=0.0, le=1.0),
         Setting(
-            "0 is the LoRA reused as it is, 1 the full method; in between a straight line.",
+            "How much of the method to apply: 0 reuses the LoRA as it is, 1 is the full method. Values in between "
+            "interpolate linearly.",
             "--amount", panel=METHOD, metavar="0..1",
         ),
     ] = 1.0  # fmt: skip
     layers: Annotated[
         Pattern,
         Setting(
-            "Apply the method to layers that match; the others keep their update as it is.",
+            "Apply the method only to layers that match. The others keep their update unchanged.",
             "--layers", panel=METHOD, metavar="REGEX",
         ),
     ] = None  # fmt: skip
@@ -157,21 +162,22 @@ class Recipe(Settings):
         str,
         BeforeValidator(lambda given: str(given) if type(given) is int else given),
         Setting(
-            "Rank of the output. auto: the input's, at least 32 if the method adds to it. energy=0.99: keeps 99 %.",
+            "Rank of the output. auto: the input's, but at least 32 if the method adds to it. energy=0.99: the "
+            "rank that keeps 99 %.",
             "--rank", "-r", panel=OUTPUT, metavar="N|same|full|energy=X",
         ),
     ] = "auto"  # fmt: skip
     to: Annotated[
         str,
         Setting(
-            "Names in the output: universal, diffusers, kohya, original, fastvideo, same-as-input.",
+            "Key names in the output: universal, diffusers, kohya, original, fastvideo or same-as-input.",
             "--to", panel=OUTPUT, metavar="PROFILE",
         ),
     ] = "universal"  # fmt: skip
     dtype: Annotated[
         DType,
         Setting(
-            "Number format of the output: same, float32, bfloat16, float16.",
+            "Number format of the output: same (as the input), float32, bfloat16 or float16.",
             "--dtype", panel=OUTPUT, metavar="TYPE",
         ),
     ] = "same"  # fmt: skip
@@ -181,7 +187,7 @@ class Recipe(Settings):
         if self.target is None and not self.target_lora and not self.source_lora:
             raise UsageError(
                 "the target is not given",
-                fix="give a target checkpoint (--target), or distillation LoRAs for the source (--target-lora)",
+                fix="give a target checkpoint (--target) or distillation LoRAs for the source (--target-lora)",
             )
         RankRule.parse(self.rank)
         carried = self._chosen(AddedLora(file=self.lora))
@@ -191,13 +197,13 @@ class Recipe(Settings):
                 chosen = self._chosen(each)
                 if chosen == carried:
                     raise UsageError(
-                        f"the LoRA that is carried over is also given as a {what}",
+                        f"the LoRA to carry over is also given as a {what}",
                         values=each.file,
-                        fix="leave it out there, or name the LoRA that was meant",
+                        fix="remove it there, or name the LoRA you meant",
                     )
                 if chosen in seen:
                     raise UsageError(
-                        f"a {what} is given twice", values=each.file, fix="give it once, at the sum of the strengths"
+                        f"a {what} is given twice", values=each.file, fix="give it once, with the strengths added up"
                     )
                 seen.add(chosen)
 

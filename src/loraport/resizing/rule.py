@@ -15,13 +15,13 @@ class Amount(Settings):
     rank: Annotated[
         int | None,
         Field(ge=1, le=1_000_000),
-        Setting("The same rank for all weights, such as 32.", "--rank", "-r", panel=OUTPUT, metavar="N"),
+        Setting("Same rank for all weights, such as 32.", "--rank", "-r", panel=OUTPUT, metavar="N"),
     ] = None
     energy: Annotated[
         float | None,
         Field(gt=0.0, le=1.0),
         Setting(
-            "The smallest rank that keeps this share of the squared norm, weight by weight, such as 0.95.",
+            "Smallest rank for each weight that keeps this share of its squared norm, such as 0.95.",
             "--energy", panel=OUTPUT, metavar="X",
         ),
     ] = None  # fmt: skip
@@ -29,7 +29,7 @@ class Amount(Settings):
         Annotated[int, Field(gt=0)] | None,
         BeforeValidator(lambda given: parse_size(given, name="--max-size") if isinstance(given, str) else given),
         Setting(
-            "Ranks out of one budget: the most energy over all weights in a file of at most this size, such as 300MB.",
+            "Ranks from one budget: the most energy over all weights in a file no larger than this, such as 300MB.",
             "--max-size", panel=OUTPUT, metavar="SIZE",
         ),
     ] = None  # fmt: skip
@@ -39,7 +39,7 @@ class Amount(Settings):
         given = [name for name, value in self.values().items() if value is not None]
         if len(given) != 1:
             raise UsageError(
-                "one of rank, energy and max_size is needed",
+                "exactly one of rank, energy and max_size is needed",
                 values=" and ".join(given) or "none",
                 fix="--rank 32, or --energy 0.95, or --max-size 300MB",
             )

@@ -74,24 +74,32 @@ def _size(given: object) -> object:
 class SamplingSettings(Settings):
     """How to sample a model that does not say so itself (everything but the bundled ones). Raises UsageError."""
 
-    schedule: Annotated[
-        Schedule | None, Setting("Times, guidance and sampler, all at once; instead of saying them one by one.")
-    ] = None
+    schedule: Annotated[Schedule | None, Setting("Times, guidance and sampler in one, instead of one by one.")] = None
     steps: Annotated[
         int | None,
         Field(ge=1),
-        Setting("Sampling steps, at the times of the own scheduler.", "--steps", panel=RUNNING, metavar="N"),
+        Setting(
+            "Number of sampling steps, at the times of the model's own scheduler.",
+            "--steps",
+            panel=RUNNING,
+            metavar="N",
+        ),
     ] = None
     times: Annotated[
         tuple[float, ...] | None,
         BeforeValidator(numbers),
-        Setting("Or the time steps themselves, from 1000 down.", "--times", panel=RUNNING, metavar="T,T,..."),
+        Setting(
+            "Time steps themselves, from 1000 down, instead of a number of steps.",
+            "--times",
+            panel=RUNNING,
+            metavar="T,T,...",
+        ),
     ] = None
     shift: Annotated[
         float | None,
         Field(gt=0),
         Setting(
-            "Time shift; the times are then even and shifted.", "--shift", panel=RUNNING, metavar="S",
+            "Time shift. The times are then evenly spaced, and shifted.", "--shift", panel=RUNNING, metavar="S",
             default="the scheduler's, else 1",
         ),
     ] = None  # fmt: skip
@@ -99,7 +107,7 @@ class SamplingSettings(Settings):
         float | None,
         Setting(
             "Guidance scale.", "--guidance", panel=RUNNING, metavar="W",
-            default="5 for a source, 1 for a target; its own if bundled",
+            default="5 for a source, 1 for a target; a bundled model's own",
         ),
     ] = None  # fmt: skip
     sampler: Annotated[
@@ -113,21 +121,21 @@ class SamplingSettings(Settings):
         tuple[Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)], Annotated[int, Field(gt=0)]] | None,
         BeforeValidator(_size),
         Setting(
-            "Size of the clips in latents: frames, height, width, such as 5x32x56.", "--latents", panel=RUNNING,
+            "Size of the clips in latents (frames, height, width), such as 5x32x56.", "--latents", panel=RUNNING,
             metavar="FxHxW",
         ),
     ] = None  # fmt: skip
-    device: Annotated[str, Setting("auto, cpu, cuda, cuda:1 or mps; a model that is in memory stays where it is.")] = (
+    device: Annotated[str, Setting("Device: auto, cpu, cuda, cuda:1 or mps. A model in memory stays where it is.")] = (
         "auto"
     )
     offload: Annotated[
         bool,
-        Setting("Keep the weights on the CPU, a layer at a time on the device.", "--offload", panel=RUNNING),
+        Setting("Keep the weights on the CPU, and one layer at a time on the device.", "--offload", panel=RUNNING),
     ] = False
     checkpoint: Annotated[
         PathText | None,
         Setting(
-            "Where the weights lie on the disk, for a model in memory; where diffusers loaded it from by default.",
+            "Location of the weights on disk, for a model in memory. By default, where diffusers loaded it from.",
             path=True,
         ),
     ] = None

@@ -27,7 +27,9 @@ _PLUS = re.compile(r"(?:^|\s)\+\s")  # between a model and the LoRAs that are ad
 class Target(Settings):
     """One target of a sweep: a model, the LoRAs that are added to it (or to the source), or both. Raises UsageError."""
 
-    name: Annotated[str | None, Setting("What it is called in the names of outputs.", default="after its files")] = None
+    name: Annotated[str | None, Setting("Name of the target in the names of outputs.", default="after its files")] = (
+        None
+    )
     target: Annotated[PathText | None, _OF["target"]] = None
     target_lora: Annotated[tuple[AddedLora, ...], BeforeValidator(added_loras), _OF["target_lora"]] = ()
     nested_target: Annotated[str | None, _OF["nested_target"]] = None
@@ -123,7 +125,7 @@ def _axis(name: str) -> tuple[Any, Any]:
 _PARAMS = Annotated[
     dict[str, tuple[Any, ...]],
     BeforeValidator(_params),
-    Setting("Settings of the method, each with one value or several: {q_dom: [0.5, 0.6]}.", panel=METHOD),
+    Setting("Parameters of the method, each with one value or several: {q_dom: [0.5, 0.6]}.", panel=METHOD),
 ]
 Axes = create_model(
     "Axes",
@@ -151,8 +153,8 @@ class Grid(Axes):  # type: ignore[valid-type,misc]  # made from the fields of a 
         tuple[Target, ...],
         BeforeValidator(_targets),
         Setting(
-            "Model to carry them to. May be repeated. 'MODEL + LORA:0.5' adds a distillation LoRA to this one, "
-            "'+ LORA' to the source.",
+            "Model to carry them to. May be repeated. 'MODEL + LORA:0.5' adds a distillation LoRA to this model, "
+            "'+ LORA' adds one to the source.",
             "--target", "-t", panel=MODELS, metavar="MODEL", path=True, many=True,
         ),
     ] = ()  # fmt: skip
@@ -161,8 +163,8 @@ class Grid(Axes):  # type: ignore[valid-type,misc]  # made from the fields of a 
         tuple[AddedLora, ...],
         BeforeValidator(added_loras),
         Setting(
-            "A distillation LoRA that is added to every target, or to the source where none is given. May be repeated, "
-            "and all are added.",
+            "Distillation LoRA added to every target, or to the source if no target is given. May be repeated; "
+            "all of them are added.",
             "--target-lora", panel=MODELS, metavar="FILE[:STRENGTH]", path=True, many=True,
         ),
     ] = ()  # fmt: skip
@@ -174,7 +176,7 @@ class Grid(Axes):  # type: ignore[valid-type,misc]  # made from the fields of a 
     settings: Annotated[
         tuple[Axes, ...],  # type: ignore[valid-type]
         BeforeValidator(_listed),
-        Setting("Alternatives: tables of settings, each a grid of its own, over what is said beside them."),
+        Setting("Alternatives: tables of settings. Each is a grid of its own and overrides what stands beside them."),
     ] = ()
 
     def check(self) -> None:
@@ -182,8 +184,8 @@ class Grid(Axes):  # type: ignore[valid-type,misc]  # made from the fields of a 
         if not self.target and not self.target_lora and not self.source_lora:
             raise UsageError(
                 "no target is given",
-                fix="give target checkpoints (--target, which may be repeated), or distillation LoRAs for the source "
-                "(--target-lora)",
+                fix="give target checkpoints (--target, which may be repeated) or distillation LoRAs for the "
+                "source (--target-lora)",
             )
 
     @classmethod

@@ -21,28 +21,29 @@ class Experts(Settings):
     expert: Annotated[
         Literal["high", "low", "both"] | None,
         Setting(
-            "Which expert of Wan2.2: its folder of a pipeline, its LoRA of a file with two. both: one job, two files.",
+            "Wan2.2 expert to use: its folder in a pipeline, its LoRA in every file that holds both. both: one "
+            "job that writes two files.",
             "--expert", panel=LORA, metavar="high|low|both",
         ),
     ] = None  # fmt: skip
     lora_low: Annotated[
         PathText | None,
         Setting(
-            "LoRA for the low-noise expert, where the other is for the high-noise one.",
+            "LoRA for the low-noise expert, if the main one is for the high-noise expert.",
             "--lora-low", panel=LORA, metavar="FILE", path=True,
         ),
     ] = None  # fmt: skip
     source_low: Annotated[
         PathText | None,
         Setting(
-            "Low-noise source, where --source is not a folder with both.",
+            "Low-noise source, if --source is not a folder with both experts.",
             "--source-low", panel=MODELS, metavar="MODEL", path=True,
         ),
     ] = None  # fmt: skip
     target_low: Annotated[
         PathText | None,
         Setting(
-            "Low-noise target, where --target is not a folder with both.",
+            "Low-noise target, if --target is not a folder with both experts.",
             "--target-low", panel=MODELS, metavar="MODEL", path=True,
         ),
     ] = None  # fmt: skip
@@ -50,8 +51,8 @@ class Experts(Settings):
         tuple[AddedLora, ...],
         BeforeValidator(added_loras),
         Setting(
-            "Distillation LoRA of the low-noise expert, where --target-lora does not serve both: of two that are named "
-            "after the experts, one brings the other. May be repeated.",
+            "Distillation LoRA for the low-noise expert, if --target-lora does not serve both. Of two files named "
+            "after the experts, either one finds the other. May be repeated.",
             "--target-lora-low", panel=MODELS, metavar="FILE[:STRENGTH]", path=True, many=True,
         ),
     ] = ()  # fmt: skip
