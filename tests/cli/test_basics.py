@@ -247,6 +247,64 @@ def test_ctrl_c_that_a_library_takes_for_its_own_trouble_is_no_bug(capsys: pytes
     assert "run the same command again to resume" in capsys.readouterr().err
 
 
+SWALLOWED = {
+    "for good": "try: signal.raise_signal(signal.SIGINT)\nexcept BaseException: pass",
+    "for another error": "try: signal.raise_signal(signal.SIGINT)\nexcept BaseException: raise ImportError('no')",
+    "not at all": "signal.raise_signal(signal.SIGINT)",
+}
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="a debugger has the means by which it is raised again")
+@pytest.mark.parametrize("how", SWALLOWED)
+def test_ctrl_c_that_a_library_swallows_ends_the_next_line_of_ours(how: str, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "swallowing.py").write_text(f"import signal\n{SWALLOWED[how]}\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "swallowing", raising=False)
+    ours = {"__name__": "loraport.somewhere", "done": []}
+    body = """
+def command():
+    try:
+        try:
+            import swallowing
+        except ImportError:
+            pass
+        done.append("work")
+    finally:
+        done.append("cleaned")
+        done.append("up")
+"""
+    exec(body, ours)
+    assert guard.guarded(ours["command"], as_json=False, verbose=False) == 130
+    assert ours["done"] == ["cleaned", "up"]
+    assert sys.gettrace() is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nobody is told to end by a signal there")
+@pytest.mark.parametrize("second", ["SIGINT", "SIGHUP", "SIGTERM"])
+def test_a_second_signal_ends_the_cleaning_up(second: str, capsys: pytest.CaptureFixture) -> None:
+    done = []
+
+    def command() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            done.append("begun")
+            signal.raise_signal(getattr(signal, second))
+            done.append("ended")
+
+    assert guard.guarded(command, as_json=False, verbose=False) == 128 + signal.SIGTERM
+    assert done == (["begun", "ended"] if second == "SIGTERM" else ["begun"])  # the same at once is the same wish
+    assert "run the same command again to resume" in capsys.readouterr().err
+
+
+def test_a_second_signal_while_the_first_is_told_is_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def error(console, error) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("loraport.cli.console.Console.error", error)
+    assert guard.guarded(lambda: signal.raise_signal(signal.SIGINT), as_json=False, verbose=False) == 130
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a process that Ctrl-C ends has a number of its own there")
 def test_ctrl_c_before_the_program_is_loaded_ends_it_without_a_word() -> None:
     code = (

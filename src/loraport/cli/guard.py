@@ -66,7 +66,10 @@ def guarded(command: Callable[[], Any], *, as_json: bool, verbose: bool, words: 
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # odd names on a narrow console must not be a crash
     with ended_by_signals() as received:
-        code = _guarded(command, as_json, verbose, words, received)
+        try:
+            code = _guarded(command, as_json, verbose, words, received)
+        except KeyboardInterrupt:  # another, in the middle of what is done about the first
+            code = Interrupted.exit_code
     return 128 + received[0] if received and code == Interrupted.exit_code else code
 
 

@@ -2,28 +2,35 @@
 
 import contextlib
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
+from types import FrameType
+from typing import Any
 
 _NAMES = ("SIGTERM", "SIGHUP", "SIGBREAK")
+_ECHO = 1.0  # seconds within which the same signal is the same wish: a terminal that is closed says so twice
 
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[list[int]]:
     """Within the block SIGTERM and SIGHUP raise KeyboardInterrupt in the main thread, as SIGINT (Ctrl-C) does anyway.
 
-    Yields a list that holds the number of the signal that came, if one did. Further ones are not heard, so that
-    cleaning up is not disturbed, but for Ctrl-C, which people press again. A signal that whoever started us ignores or
-    handles (nohup) stays as it is.
+    Yields a list of the numbers of the signals that came. A further one ends the cleaning up as well. A signal that
+    whoever started us ignores or handles (nohup) stays as it is.
     """
     received: list[int] = []
     before = {}
+    last = 0.0
 
-    def end(number: int, frame: object) -> None:
-        again = bool(received)
-        if not again:
-            received.append(number)
-        if not again or number == signal.SIGINT:
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        echo = received[-1:] == [number] and number != signal.SIGINT and time.monotonic() - last < _ECHO
+        received.append(number)
+        last = time.monotonic()
+        if not echo:
+            _raise_again_if_swallowed(frame)
             raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
@@ -38,3 +45,24 @@ def ended_by_signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _raise_again_if_swallowed(frame: FrameType | None) -> None:
+    """See to it that KeyboardInterrupt, raised in `frame`, arrives in the code of this package that called it.
+
+    Libraries swallow it, or make another error of it, most of all while they are imported. Then it is raised once more
+    as soon as a line of ours is next.
+    """
+    while frame is not None and not str(frame.f_globals.get("__name__")).startswith("loraport."):
+        frame = frame.f_back
+    if frame is None or sys.gettrace() is not None:  # a debugger, which we leave alone
+        return
+
+    def watch(ours: FrameType, event: str, value: Any) -> None:
+        if event != "exception" or not issubclass(value[0], KeyboardInterrupt):
+            raise KeyboardInterrupt  # which also ends the watch
+        sys.settrace(None)
+        ours.f_trace = None
+
+    frame.f_trace = watch
+    sys.settrace(lambda frame, event, value: None)
