@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -153,7 +154,7 @@ class _Held:
         with self.lock:
             self.now.setdefault(slot.device, []).append(job)
             self.seen.append({device: [job.peak_bytes for job in jobs] for device, jobs in self.now.items()})
-        threading.Event().wait(0.002)
+        time.sleep(0.02)
         with self.lock:
             self.now[slot.device].remove(job)
         return job.name
@@ -195,6 +196,24 @@ def test_wide_layers_run_one_at_a_time_on_each_device():
     assert (narrow, broad) == ([JOBS[0]], [wide])
     assert at_once == slots
     assert alone == [Slot("cuda:0", 16, 100), Slot("cuda:1", 16, 70)]
+
+
+def _held_by(job: LayerJob, slot: Slot) -> tuple[int, float, float]:
+    began = time.monotonic()
+    time.sleep(0.02)
+    return slot.most or 0, began, time.monotonic()
+
+
+def test_processes_that_share_a_gpu_are_bound_to_its_memory_together(monkeypatch):
+    """Each is told what its own tensors may take; torch binds one process by itself."""
+    monkeypatch.setattr(devices, "pick_devices", lambda wanted: ("cuda:0",))
+    monkeypatch.setattr(devices, "usable_bytes", lambda device: 10_000)
+    jobs = [replace(JOBS[0], name=f"{size}", card_bytes=size) for size in (100, 500, 450, 100, 100, 2000)]
+    executor = make_executor("process", Limits("cuda:0", workers=2, memory=800))
+    held = list(executor.run(jobs, _held_by))
+    assert max(most for most, _, _ in held) == 800
+    for _, moment, _ in held:
+        assert 0 < sum(most for most, began, ended in held if began <= moment < ended) <= 800
 
 
 def test_apples_gpu_is_used_by_one_thread(monkeypatch):

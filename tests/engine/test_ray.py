@@ -104,6 +104,14 @@ def test_two_layers_share_a_card_unless_they_are_large_or_wide():
     assert _needs(100, (4, 4), replace(cards, cpus=4.0)) == (0.5, 0.5, 100)
 
 
+def test_layers_that_share_a_card_are_bound_to_its_memory_together():
+    """Each is told what its own tensors may take; torch binds one process by itself."""
+    cluster = _cluster(_node(cpus=32.0, cards=4, card_bytes=800))
+    for size, bound in ((100, 200), (250, 250), (5000, 400)):
+        assert resources_of(Layer("layer", (4, 4), size), cluster, Limits(memory=400)).card_bytes == bound
+    assert resources_of(Layer("layer", (4, 4), 100), cluster, Limits()).card_bytes is None
+
+
 def test_slots_are_counted_through_all_machines():
     assert slots_of(_cluster(_node(cpus=2.0), _node(1, cpus=1.0)), Limits()) == [
         Slot("cpu", 1, 500), Slot("cpu", 1, 500), Slot("cpu", 1, 1000),

@@ -39,11 +39,13 @@ class Slot:
         threads: CPU threads that an operation may use.
         bytes: memory of the device that is this slot's even share. A larger layer takes from the shares of
             slots that stand empty meanwhile.
+        most: bytes of a GPU that all tensors of the process which works there may take; None for what there is.
     """
 
     device: str
     threads: int
     bytes: int
+    most: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def local_slots(limits: Limits, workers: int | None = None) -> list[Slot]:
         count = 1 if device == ONE_AT_A_TIME else count
         free = devices.usable_bytes(device)
         room = free if limits.memory is None else limits.memory if device == "cpu" else min(limits.memory, free)
-        found += [Slot(device, 1, room // count)] * count
+        found += [Slot(device, 1, room // count, limits.memory)] * count
     return found
 
 
@@ -162,17 +164,22 @@ def phases(jobs: Sequence[J], slots: Sequence[Slot], cores: int) -> Iterator[tup
     if narrow:
         yield narrow, [replace(slot, threads=threads_for(narrow[0], cores)) for slot in slots]
     if wide:
-        room = _room(slots)
-        yield wide, [Slot(device, threads_for(wide[0], cores), room[device]) for device in room]
+        room, threads = _room(slots), threads_for(wide[0], cores)
+        first = {slot.device: slot for slot in reversed(slots)}
+        yield wide, [replace(first[device], threads=threads, bytes=room[device]) for device in room]
 
 
 def dispatch(
-    jobs: Sequence[J], slots: Sequence[Slot], submit: "Callable[[J, Slot], Future[Result]]"
+    jobs: Sequence[J],
+    slots: Sequence[Slot],
+    submit: "Callable[[J, Slot], Future[Result]]",
+    takes: Callable[[J, Slot], int] = lambda job, slot: job.bytes_on(slot.device),
 ) -> Generator[Result, None, None]:
     """Keep the slots busy within the memory of their devices, and yield results as they come.
 
     Args:
         submit: begins a job in a slot that is free.
+        takes: bytes of the slot's device that a job takes there.
     """
     waiting, free, room = deque(jobs), list(slots), _room(slots)
     used = dict.fromkeys(room, 0)
@@ -183,12 +190,12 @@ def dispatch(
             job = waiting[0]
             left = {device: room[device] - used[device] for device in room}
             # A layer too large for the device is tried on its own.
-            fits = (s for s in free if used[s.device] == 0 or job.bytes_on(s.device) <= left[s.device])
+            fits = (s for s in free if used[s.device] == 0 or takes(job, s) <= left[s.device])
             slot = next(fits, None)
             if slot is None:
                 return
             free.remove(slot)
-            used[slot.device] += job.bytes_on(slot.device)
+            used[slot.device] += takes(job, slot)
             waiting.popleft()
             running[submit(job, slot)] = job, slot
 
@@ -199,7 +206,7 @@ def dispatch(
             for future in done:
                 job, slot = running.pop(future)
                 free.append(slot)
-                used[slot.device] -= job.bytes_on(slot.device)
+                used[slot.device] -= takes(job, slot)
             fill()  # before the results are looked at, so that no slot waits for whoever takes them
             for future in done:
                 yield future.result()

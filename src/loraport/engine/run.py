@@ -118,9 +118,7 @@ def carried_out(
     sample = sample_for_kinship(plan)
     if not checked:
         check_kinship(plan, sample, reader, store, rounding=not measured)
-    work = Worker(
-        store, reader, layers_kept(plan.jobs, options, store, reader, executor, warn), memory=options.max_memory
-    )
+    work = Worker(store, reader, layers_kept(plan.jobs, options, store, reader, executor, warn))
     log.begin(path, plan, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
     if path is not None:
         remove_abandoned(path)
@@ -193,12 +191,7 @@ def compute(plan: TransferPlan, options: RunOptions) -> dict[str, LowRank]:
     store, reader = open_cache(plan.identities, options, lambda message: None, executor)
     sample = sample_for_kinship(plan)
     check_kinship(plan, sample, reader, store, rounding=False)
-    work = Worker(
-        store,
-        reader,
-        layers_kept(plan.jobs, options, store, reader, executor, lambda message: None),
-        memory=options.max_memory,
-    )
+    work = Worker(store, reader, layers_kept(plan.jobs, options, store, reader, executor, lambda message: None))
     try:
         results = _run_jobs(plan, sample, work, executor, ignore, lambda message: None, TransferLog())
         reader.check_unchanged()

@@ -100,7 +100,6 @@ class Worker:
         in_hand: holds a layer's matrices until another layer comes, where several LoRAs are worked on; None lets go of
             them with each job.
         ahead: brings the next layers meanwhile.
-        memory: bytes that tensors may take of a GPU; None for what there is.
     """
 
     store: Store
@@ -108,11 +107,10 @@ class Worker:
     keep: frozenset[str] | None = None
     in_hand: InHand | None = None
     ahead: Ahead[LayerJob, Brought] | None = None
-    memory: int | None = None
 
     def __call__(self, job: LayerJob, slot: Slot) -> LayerResult:
         """Do one job. A device that runs out of memory hands this layer to the CPU, and says so."""
-        bound(slot.device, self.memory)
+        bound(slot.device, slot.most)
         let_go = (lambda: None) if self.in_hand is None else self.in_hand.let_go
         try:
             brought = self.bring(job) if self.ahead is None else self.ahead.take(job, self.bring)

@@ -31,11 +31,13 @@ class Resources:
         cpus: of those that Ray gives out.
         cards: likewise, or a part of one.
         memory: bytes of the machine.
+        card_bytes: of its part of a card that its tensors may take; None where the user set no bound.
     """
 
     cpus: float
     cards: float
     memory: int
+    card_bytes: int | None = None
 
 
 def resources_of(job: J, cluster: Cluster, limits: Limits) -> Resources:
@@ -58,7 +60,8 @@ def resources_of(job: J, cluster: Cluster, limits: Limits) -> Resources:
     count = 1 if job.wide else limits.workers or ON_ACCELERATOR
     part = min(max(_floor(1 / count), math.ceil(_FINEST * job.bytes_on("cuda") / max(room, 1)) / _FINEST), 1.0)
     own = cpus / cards if job.wide else min(cpus / cards / count, 1.0)
-    return Resources(float(int(own)) if own >= 1 else _floor(own), part, min(job.peak_bytes, largest))
+    bound = None if limits.memory is None else int(part * room)
+    return Resources(float(int(own)) if own >= 1 else _floor(own), part, min(job.peak_bytes, largest), bound)
 
 
 def _allowed(memory: int, limits: Limits) -> int:

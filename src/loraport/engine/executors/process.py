@@ -8,11 +8,13 @@ import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraport import windows
 from loraport.engine.apart import Done, done_apart, outcome, take_home, told
 from loraport.engine.executor import J, Limits, Result, Slot, Work, dispatch, local_slots, phases
+from loraport.engine.job import Job
 from loraport.errors import FileError, UsageError
 from loraport.threads import cores
 
@@ -57,6 +59,8 @@ class LayerExecutor:
 
                 def submit(job: J, slot: Slot) -> "Future[Done[Result]]":
                     known = told(work, job)
+                    if slot.most is not None:
+                        slot = replace(slot, most=min(_taken_of(job, slot), slot.most))
                     with _ctrl_c_held():
                         task = pool.submit(done_apart, work, job, slot, known)
                     in_work[task] = job.title
@@ -64,7 +68,7 @@ class LayerExecutor:
                     return task
 
                 for some, slots in phases(jobs, self._slots, cores()):
-                    with contextlib.closing(dispatch(some, slots, submit)) as done:
+                    with contextlib.closing(dispatch(some, slots, submit, _taken_of)) as done:
                         for each in done:
                             yield outcome(each)
         except BrokenProcessPool as error:
@@ -76,6 +80,13 @@ class LayerExecutor:
                 values="most often the system ran out of memory",
                 fix="use fewer workers (--workers 1) or a smaller --max-memory; finished layers are kept",
             ) from error
+
+
+def _taken_of(job: Job, slot: Slot) -> int:
+    """Bytes of a device that a job is given. A bound on a GPU's memory is one for each process, and must hold for all:
+    the even share is never less."""
+    size = job.bytes_on(slot.device)
+    return max(size, slot.bytes) if slot.most is not None and slot.device.startswith("cuda") else size
 
 
 @contextlib.contextmanager

@@ -137,12 +137,8 @@ def run_many(
     run.expect(batches)
     first, several = [batch.first for batch in batches], len(plan.plans) > 1
     lasting = [batch.lasting for batch in batches if batch.first.source is not None]
-    work = Worker(
-        store,
-        reader,
-        layers_kept(lasting, options, store, reader, executor, said.of_all, several=several),
-        memory=options.max_memory,
-    )
+    kept = layers_kept(lasting, options, store, reader, executor, said.of_all, several=several)
+    work = Worker(store, reader, kept)
     try:
         with waiting(folder) as place, overlapped(work, first, executor) as busy:
             for results in executor.run(batches, BatchWorker(busy)):
