@@ -6,6 +6,7 @@ The cluster is a real one, of two machines as Ray counts them, whose processes a
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -794,7 +795,8 @@ os.environ["RAY_ADDRESS"] = cluster.address
 (head,) = cluster.head_node.all_processes["gcs_server"]
 done = []
 try:
-    for each in make_executor("ray", Limits()).run([ray_work.Layer(str(n)) for n in range(99)], ray_work.Slow(0.5)):
+    executor = make_executor("ray", Limits(on_event=lambda event: print(event.message)))
+    for each in executor.run([ray_work.Layer(str(n)) for n in range(99)], ray_work.Slow(0.5)):
         done.append(each)
         if len(done) == 1:
             head.process.send_signal(signal.SIGKILL)
@@ -814,6 +816,9 @@ def test_a_cluster_whose_head_is_lost_is_said_before_ray_ends_the_program():
     ran = subprocess.run([sys.executable, "-c", HEADLESS], env=settings, capture_output=True, text=True, timeout=250)
     shutil.rmtree(folder, ignore_errors=True)
     assert ran.returncode == 0, ran.stderr
+    joined, told, *_ = (line for line in ran.stdout.splitlines() if not line.startswith("waiting up to "))
+    assert re.fullmatch(r"Ray: joined the cluster at \S+:\d+, of 1 machine", joined)
+    assert "layers run on 2 CPUs of" in told
     assert "the Ray cluster is lost\n  where: its head at " in ran.stdout
     assert "run the same command again" in ran.stdout
     assert ran.stdout.endswith("went on\n")

@@ -21,6 +21,7 @@ from loraport.engine.options import RayData
 from loraport.errors import FileError, UsageError
 from loraport.threads import cores
 from loraport.version import __version__
+from loraport.wording import count
 
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -110,7 +111,7 @@ def _connect(ray: Any, limits: Limits, *, start: bool) -> bool | None:
             knock(address)
             if not start:
                 ray.init("auto", **quiet)
-                return False
+                return _joined(ray, limits, address)
             try:
                 ray.init(**quiet, **_own(limits))
                 return True
@@ -118,7 +119,7 @@ def _connect(ray: Any, limits: Limits, *, start: bool) -> bool | None:
                 if "existing cluster" not in str(error):
                     raise
             ray.init(**quiet)
-            return False
+            return _joined(ray, limits, address)
         except ConnectionError as error:
             if not start and not address:
                 return None
@@ -136,6 +137,15 @@ def _connect(ray: Any, limits: Limits, *, start: bool) -> bool | None:
                 values=" ".join(str(error).split())[:500],
                 fix="use the version of Ray and of Python that the cluster has, or --executor process",
             ) from error
+
+
+def _joined(ray: Any, limits: Limits, address: str | None) -> bool:
+    """Say which cluster this is, before anything is sent there; returns that none was started."""
+    machines = count(sum(node["Alive"] for node in ray.nodes()), "machine")
+    found = ", found on this machine (RAY_ADDRESS=HOST:PORT names another, RAY_ADDRESS=local is one for this run alone)"
+    where = ray.get_runtime_context().gcs_address
+    limits.on_event(Remarked(f"Ray: joined the cluster at {where}, of {machines}{'' if address else found}"))
+    return False
 
 
 def check_address(address: str | None) -> None:
@@ -263,8 +273,8 @@ def announce(cluster: Cluster, left_out: Sequence[LeftOut], limits: Limits, *, s
 
     address = ray.get_runtime_context().gcs_address
     where = "a cluster of this machine, for this run" if started else f"the cluster at {address}"
-    count = sum(node.cards for node in cluster.nodes)
-    what = f"{count} GPUs" if count else f"{sum(node.cpus for node in cluster.nodes):g} CPUs"
+    cards = sum(node.cards for node in cluster.nodes)
+    what = f"{cards} GPUs" if cards else f"{sum(node.cpus for node in cluster.nodes):g} CPUs"
     machines = f"{len(cluster.nodes)} machines" if len(cluster.nodes) > 1 else cluster.nodes[0].name
     sent = [node for node in cluster.nodes if node.unseen]
     data = "which read the files" if len(cluster.nodes) > 1 else "which reads the files"
