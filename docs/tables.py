@@ -133,14 +133,15 @@ def _family(family: str) -> str:
     lines = [f"### {families()[family].title}", "", "How a file is loaded at strength 1:", ""]
     lines += [f"- {each.name}: `{each.families[family].load}`{_looked_at(each, family)}" for each in known]
     lines += ["", _table(["program", *(f"`{name}`" for name in profiles)], rows)]
-    remarks: dict[str, list[str]] = {}
+    remarks: dict[tuple[str, str, str], list[str]] = {}
     for each in known:
         for name, row in each.families[family].profiles.items():
             for part, outcome in row.items():
                 if outcome.remark:
-                    said = f"{SHORT.get(part, part)} in {each.name}: {outcome.remark}"
-                    remarks.setdefault(said, []).append(f"`{name}`")
-    lines += [line for said, names in remarks.items() for line in ("", f"Of {', '.join(names)}, {said}.")]
+                    remarks.setdefault((each.name, part, outcome.remark), []).append(f"`{name}`")
+    for (program, part, remark), names in remarks.items():
+        of = "" if part == ALL else f" ({SHORT.get(part, part)})"
+        lines += ["", f"{program}, {', '.join(names)}{of}: {remark}."]
     return "\n".join(lines)
 
 
