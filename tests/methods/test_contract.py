@@ -108,6 +108,16 @@ def test_only_the_product_of_the_factors_counts(name):
         assert float((new - expected).norm()) < 1e-9 * float(expected.norm())
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (1, 6), (6, 1), (5, 3)])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_layer_may_have_fewer_rows_or_columns_than_the_lora_has_ranks(name, shape):
+    large = layer(shape, rank=7)
+    method, params = registry.resolve(name)
+    expected = method.transfer(replace(large, update=LowRank.from_dense(large.update.dense())), params).update.dense()
+    new = method.transfer(large, params).update.dense()
+    assert float((new - expected).norm()) < 1e-9 * float(large.update.norm())
+
+
 def test_something_not_asked_for_is_named():
     inputs = LayerInputs("blocks.0.q", LowRank.zeros(3, 2))
     for need in ("source", "target", "drift", "basis", "target_basis"):

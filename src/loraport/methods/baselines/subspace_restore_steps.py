@@ -30,7 +30,7 @@ def transfer(inputs: base.LayerInputs, params: SubspaceRestoreParams) -> base.La
 def _spans(update: LowRank) -> tuple[Float[Tensor, "m s"], Float[Tensor, "n s"]]:
     """Orthonormal bases of the columns and the rows of an update; directions that are rounding are left out."""
     left, right = torch.linalg.qr(wide(update.B)), torch.linalg.qr(wide(update.A.T))
-    u, s, vh = torch.linalg.svd(left.R @ right.R.T)
+    u, s, vh = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
     kept = s > s[0] * max(update.shape) * torch.finfo(update.dtype).eps
     return (left.Q @ u[:, kept]).to(update.B), (right.Q @ vh[kept].T).to(update.B)
 
