@@ -63,11 +63,11 @@ class TransferLora:
         loras, models, methods = folder_paths.get_filename_list("loras"), _model_names(), loraport.list_methods()
         return {
             "required": {
-                "lora": (loras, {"tooltip": "The LoRA to carry over."}),
-                "source": (models, {"tooltip": "The model that it was trained on."}),
+                "lora": (loras, {"tooltip": "The LoRA to transfer."}),
+                "source": (models, {"tooltip": "The model the LoRA was trained on."}),
                 "target": (
                     [*models, NONE],
-                    {"tooltip": "The model to carry it to; none where a distillation LoRA on the source makes it."},
+                    {"tooltip": "The model you use; none if a distillation LoRA on the source makes it."},
                 ),
                 "method": (
                     list(methods),
@@ -84,7 +84,7 @@ class TransferLora:
                     "FLOAT",
                     {
                         "default": defaults["amount"], "min": 0.0, "max": 1.0, "step": 0.01,
-                        "tooltip": "0 is the LoRA as it is, 1 the full method.",
+                        "tooltip": "0 is the LoRA unchanged, 1 the full method.",
                     },
                 ),
                 "save_as": (
@@ -95,7 +95,7 @@ class TransferLora:
             "optional": {
                 "distillation_lora": (
                     [NONE, *loras],
-                    {"tooltip": "A distillation LoRA that makes the target: of the source, or on top of the target."},
+                    {"tooltip": "A distillation LoRA that makes the target: on the source, or on top of the target."},
                 ),
                 "rank": (
                     "STRING",
@@ -106,7 +106,7 @@ class TransferLora:
                     "BOOLEAN",
                     {
                         "default": False,
-                        "tooltip": "Replace any file of that name. Earlier results of this node are replaced anyhow.",
+                        "tooltip": "Replace any file of that name. Earlier results of this node are always replaced.",
                     },
                 ),
             },
@@ -172,7 +172,7 @@ class TransferLora:
 class CheckLora:
     """Says what a LoRA is, whether it is in order, which programs take it, and whether it fits a model."""
 
-    DESCRIPTION = "What a LoRA is, whether it is in order, what ComfyUI takes of it, and whether it fits a model."
+    DESCRIPTION = "What a LoRA is, whether it is in order, how much of it ComfyUI loads, and whether it fits a model."
     CATEGORY = "loaders/loraport"
     RETURN_TYPES = ("STRING",)
     RETURN_NAMES = ("verdict",)
@@ -183,8 +183,8 @@ class CheckLora:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         """The pickers, filled anew whenever ComfyUI asks."""
         return {
-            "required": {"lora": (folder_paths.get_filename_list("loras"), {"tooltip": "The LoRA to look at."})},
-            "optional": {"model": ([NONE, *_model_names()], {"tooltip": "Also say whether it fits this model."})},
+            "required": {"lora": (folder_paths.get_filename_list("loras"), {"tooltip": "The LoRA to check."})},
+            "optional": {"model": ([NONE, *_model_names()], {"tooltip": "Also check whether it fits this model."})},
         }
 
     @classmethod

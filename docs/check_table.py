@@ -160,9 +160,9 @@ def kinds_table(pairs: Sequence[Pair]) -> list[str]:
     head = [f"{name} ({'regression' if first[name].regression else 'matching'})" for name in names]
     apart, count = sum(row[-1] == "yes" for row in rows), len(names)
     chance = (
-        f"{apart} of {len(rows)} figures have the target made by regression outside the others. One of {count} targets "
-        f"is the greatest or the least of them in {200 / count:.0f} % of all figures where the kind makes no "
-        "difference."
+        f"{apart} of {len(rows)} figures place the target made by regression outside the others. If the kind made no "
+        f"difference, one of {count} targets would still be the largest or the smallest in {200 / count:.0f} % of all "
+        "figures."
     )
     return [markdown(["figure", *head, "regression outside the others"], rows), chance]
 
