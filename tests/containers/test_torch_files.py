@@ -71,6 +71,14 @@ def test_a_compressed_archive(tmp_path):
         open_tensors(tmp_path / "y.pt")
 
 
+def test_an_archive_of_something_else(tmp_path):
+    """A download that was never unpacked, whatever it is called."""
+    with zipfile.ZipFile(tmp_path / "x.safetensors", "w") as archive:
+        archive.writestr("style.safetensors", b"numbers")
+    with pytest.raises(FileError, match=r"zip archive that torch did not write[\s\S]*it holds style\.safetensors"):
+        open_tensors(tmp_path / "x.safetensors")
+
+
 @pytest.mark.parametrize("order", [b"little", b"big", b"middle", b""])
 def test_numbers_with_the_high_byte_first(order, tmp_path):
     """Saved on such a machine: torch turns the bytes when it loads, and nobody does when they are read by place."""

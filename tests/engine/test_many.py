@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import pico
-from loraport.engine.events import Finished, LayerDone
+from loraport.engine.events import Finished, LayerDone, Warned
 from loraport.engine.many.asked import find_loras, output_name
 from loraport.engine.options import RunOptions
-from loraport.errors import MismatchError, NumericalError, UsageError
+from loraport.errors import FileError, MismatchError, NumericalError, UsageError
 
 FIRST_BLOCK = {name: shape for name, shape in pico.LAYERS.items() if name.startswith("blocks.0.")}
 
@@ -156,6 +156,21 @@ def test_a_wrong_pair_is_refused_for_each_before_any_work(files, tmp_path):
     assert not (tmp_path / "made").exists()
     with pytest.raises(UsageError, match="no method"):
         many(files, tmp_path / "made", method="nonsense")
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(files, tmp_path):
+    (tmp_path / "made").write_text("a file")
+    with pytest.raises(FileError, match="cannot be written there"):
+        many(files, tmp_path / "made" / "inside")
+
+
+def test_a_layer_that_takes_more_than_it_may_is_said(files, tmp_path):
+    told = []
+    options = RunOptions(cache="off", log="off", max_memory=1000)
+    many(files, tmp_path / "made", options=options, on_event=told.append)
+    (said,) = [each.message for each in told if isinstance(each, Warned)]
+    assert "more than the 1.0 kB of --max-memory" in said
+    assert files_in(tmp_path / "made") == THREE
 
 
 def test_each_output_has_its_log(files, tmp_path):

@@ -134,7 +134,11 @@ PROFILE_NAMES: tuple[str, ...] = (*PROFILES, SAME_AS_INPUT)
 def check_profile(profile: str) -> None:
     """Raise UsageError unless there is an output profile of that name."""
     if profile not in PROFILE_NAMES:
-        raise UsageError(f"there is no output profile {profile!r}", fix=f"one of: {', '.join(PROFILE_NAMES)}")
+        names = ", ".join(PROFILE_NAMES)
+        raise UsageError(
+            f"there is no output profile {profile!r}",
+            fix=f"one of: {names}; universal is that of ComfyUI and most other programs",
+        )
 
 
 def profile_of(profile: str, input_dialect: Dialect | None = None) -> Profile:

@@ -65,7 +65,7 @@ def transfer(
     skip_existing: options.SkipExisting = False,
 ) -> None:
     """Carry LoRAs from the model they were trained on to its distilled variant, or to another model of its family."""
-    output = required(output, "output", "name the file to write: -o FILE")
+    output = required(output, "output", "name the file to write: -o FILE; of several LoRAs a folder")
     check_skip(given.make(RunOptions), skip_existing=skip_existing)
     beside = {what: file for what, file in (("page", page), ("card", card)) if file is not None}
     if len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive):
@@ -214,10 +214,19 @@ def _tell(rows: "Mapping[Asked, Outcome | ExpertsReport]", folder: Path, console
             cells.append([name, "skipped", "", "", "", found.skipped or ""])
     console.table(["LoRA", "outcome", "layers", "rank", "energy kept", "output, or why there is none"], cells)
     skipped = sum(isinstance(found, Outcome) and found.skipped is not None for found in rows.values())
+    console.result(_in_short(len(rows), skipped, len(failures), folder))
     reports = [found.to_json() for found in rows.values()]
     console.document({"reports": reports, "failed": len(failures), "skipped": skipped})
     if failures:
         raise typer.Exit(failures[0].exit_code)
+
+
+def _in_short(loras: int, skipped: int, failed: int, folder: Path) -> str:
+    """The last line of a job: how many outputs there are now, and what became of the rest."""
+    parts = [f"{loras - skipped - failed} of {count(loras, 'LoRA')} carried over into {folder}"]
+    parts += [f"{skipped} skipped"] if skipped else []
+    parts += [f"{failed} not: the table says why, the errors above what to do"] if failed else []
+    return ", ".join(parts)
 
 
 def _done(name: str, report: "TransferReport") -> list[str]:

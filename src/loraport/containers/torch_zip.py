@@ -200,6 +200,14 @@ def _records(path: str) -> dict[int, int]:
     places: dict[int, int] = {}
     try:
         with zipfile.ZipFile(path) as archive, open(path, "rb") as file:
+            names = archive.namelist()
+            if not any(name.endswith(".pkl") for name in names):  # where torch says what the tensors are
+                raise FileError(
+                    "this is a zip archive that torch did not write",
+                    where=path,
+                    values=f"it holds {as_text(', '.join(names[:3])[:200]) or 'nothing'}",
+                    fix="unpack it, and give the file that is inside",
+                )
             for info in archive.infolist():
                 if info.compress_type != zipfile.ZIP_STORED:
                     raise FileError(

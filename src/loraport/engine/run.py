@@ -24,6 +24,7 @@ from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.reporting import make_report
 from loraport.engine.results import TransferReport
+from loraport.engine.room import short_of_room
 from loraport.engine.run_cache import layers_kept, open_cache
 from loraport.engine.run_log import TransferLog
 from loraport.engine.surroundings import usual_torch
@@ -114,6 +115,10 @@ def carried_out(
         on_event(event)
 
     executor = executor_for(options, tell)
+    for message in short_of_room(
+        [plan], None if path is None else path.absolute().parent, options, executor, twice=False
+    ):
+        warn(message)
     store, reader = open_cache(plan.identities, options, warn, executor)
     sample = sample_for_kinship(plan)
     if not checked:

@@ -26,7 +26,11 @@ class Waiting:
     def put(self, number: int, result: LayerResult) -> None:
         """Lay a layer of the LoRA of that number down. Raises FileError."""
         path = self.folder / f"{next(self.names)}.safetensors"
-        write_safetensors(path, {"B": result.update.B, "A": result.update.A}, {}, durable=False)
+        try:
+            write_safetensors(path, {"B": result.update.B, "A": result.update.A}, {}, durable=False)
+        except FileError as error:  # the user knows the folder, not what waits in it
+            where = str(self.folder.parent)
+            raise FileError(error.what, where=where, values=error.values, fix=error.fix) from error
         self.results[number, result.report.name] = path, replace(result, update=LowRank.zeros(*result.report.shape))
 
     def take(self, number: int, names: list[str]) -> list[LayerResult]:

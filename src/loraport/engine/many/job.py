@@ -11,6 +11,7 @@ from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
 from loraport.errors import LoraportError
+from loraport.writable import check_folder
 
 
 def carry_many(
@@ -40,6 +41,8 @@ def carry_many(
     check_options(options)
     check_skip(options, skip_existing=skip_existing)
     wanted = {n: each for n, each in enumerate(asked) if not (skip_existing and each.output.exists())}
+    for each in list(wanted.values())[:1]:
+        check_folder(folder / each.output.name, "output")  # said once, instead of for each LoRA
     plan = make_many_plan({n: each.lora for n, each in wanted.items()}, make)
     done: dict[int, TransferReport | LoraportError] = dict(plan.failures)
     if plan.plans:

@@ -22,6 +22,7 @@ from loraport.engine.overlap import overlapped
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.results import TransferReport
+from loraport.engine.room import short_of_room
 from loraport.engine.run_cache import layers_kept, open_cache
 from loraport.engine.surroundings import usual_torch
 from loraport.engine.waiting import waiting
@@ -123,6 +124,8 @@ def run_many(
         return dict(plan.failures)
     said = Said(plan.plans, on_event)
     identities = {file: state for one in plan.plans.values() for file, state in one.identities.items()}
+    for message in short_of_room(plan.plans.values(), folder.absolute(), options, executor, twice=True):
+        said.of_all(message)
     store, reader = open_cache(identities, options, said.of_all, executor)
     looked_at: LookedAt = {}
     plan = plan.without(_failing(plan.plans, lambda n, one: _check_pair(one, reader, store, looked_at)))

@@ -1,0 +1,44 @@
+"""Room that may not be there: said before the work, which goes on all the same."""
+
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from loraport.engine.executor import Executor
+from loraport.engine.options import RunOptions
+from loraport.engine.plan import TransferPlan
+from loraport.wording import size
+
+
+def short_of_room(
+    plans: Collection[TransferPlan], folder: Path | None, options: RunOptions, executor: Executor, *, twice: bool
+) -> Iterator[str]:
+    """What may be too large for this machine, in one sentence each.
+
+    Args:
+        plans: of all outputs.
+        folder: where they go, which need not be there yet; None where nothing is written.
+        options: the memory that layers may take.
+        executor: on whose devices they are computed.
+        twice: finished layers wait beside the outputs, and take as much again meanwhile.
+    """
+    need = sum(plan.output_bytes for plan in plans) * (2 if twice else 1)
+    free = None if folder is None else _free(folder)
+    if free is not None and need > free:
+        more = ", as much again for a while included" if twice else ""
+        yield f"up to {size(need)} will be written{more}, and the disk of {folder} has {size(free)} free"
+    largest = max(job.peak_bytes for plan in plans for job in plan.jobs)
+    if options.max_memory is not None and largest > options.max_memory and executor.slots()[0].device == "cpu":
+        yield (
+            f"the largest layer takes {size(largest)}, more than the {size(options.max_memory)} of --max-memory: "
+            "such layers are computed one at a time"
+        )
+
+
+def _free(folder: Path) -> int | None:
+    """Bytes that are free where a folder is or will be; None where nobody says."""
+    try:
+        return shutil.disk_usage(next(each for each in (folder, *folder.parents) if os.path.isdir(each))).free
+    except (OSError, StopIteration):
+        return None
