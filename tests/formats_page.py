@@ -1,14 +1,16 @@
-"""The tables of docs/formats.md."""
+"""The tables of the pages on LoRA files: docs/formats.md and those it sends a reader on to."""
 
 import re
 from pathlib import Path
 
-PAGE = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+NAMES = ("formats", "kinds", "keys", "distillation-loras", "output")
+PAGES = {name: (Path(__file__).parents[1] / "docs" / f"{name}.md").read_text(encoding="utf-8") for name in NAMES}
 
 
 def rows(head: str) -> list[list[str]]:
     """The rows of the table whose head begins so, their cells stripped."""
-    table = PAGE[PAGE.index(f"\n| {head} |") :].strip().split("\n\n")[0].splitlines()
+    page = next(page for page in PAGES.values() if f"\n| {head} |" in page)
+    table = page[page.index(f"\n| {head} |") :].strip().split("\n\n")[0].splitlines()
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:]]
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import makers
 from corpus import CORPUS, write
+from formats_page import rows
 from loraport.adapters.describe import describe
 from loraport.adapters.parse import open_adapter
 from loraport.errors import FileError, MismatchError, UsageError
@@ -88,12 +89,10 @@ ROWS = {
 
 
 def test_the_table_of_the_page_is_what_is_tested():
-    page = (Path(__file__).parents[2] / "docs/formats.md").read_text(encoding="utf-8")
-    table = page.split("### Distillation LoRAs")[1].split("\n\n")[2]
-    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table.splitlines()[2:]]
-    assert [row[0].strip("| ") for row in rows] == list(ROWS)
-    for row in rows:
-        entry = CORPUS.get(ROWS[row[0].strip("| ")] or "")
+    told = rows("LoRA | key | scale")
+    assert [row[0] for row in told] == list(ROWS)
+    for row in told:
+        entry = CORPUS.get(ROWS[row[0]] or "")
         if entry is None:
             continue
         keys = entry["keys"]

@@ -1,7 +1,7 @@
-"""docs/formats.md on what is read and what becomes of it: every row of its tables is done with a small file.
+"""The pages on LoRA files about what is read and what becomes of it: every row is done with a small file.
 
-Its other tables are held where their subjects are tested: kinds and refusals in `kinds/test_new_kind.py`, distillation
-LoRAs in `test_distillation_loras.py`, output profiles and the spelling of changes in `test_passed_on.py`, choices and
+The other tables are held where their subjects are tested: kinds and refusals in `kinds/test_new_kind.py`, distillation
+LoRAs in `test_distillation_loras.py`, output profiles and the spelling of changes in `test_passed_on.py`, options and
 the header of outputs in `engine/test_formats_of_a_transfer.py`.
 """
 
@@ -14,7 +14,7 @@ import torch
 
 import makers
 from corpus import CORPUS, write
-from formats_page import PAGE, quoted, rows
+from formats_page import PAGES, quoted, rows
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.parse import open_adapter
@@ -111,7 +111,7 @@ class TestWhatIsRead:
             assert {key for item in adapter.passthrough for key in item.keys} == set(more)
 
     def test_trainers(self):
-        sentence = PAGE.partition("Written by, among others: ")[2].partition(".")[0]
+        sentence = PAGES["formats"].partition("Written by, among others: ")[2].partition(".")[0]
         told = " ".join(entry["about"] for entry in CORPUS.values())
         for trainer in re.split(r", (?:and the trainers of )?| / | and ", sentence):
             assert trainer in told, trainer

@@ -1,7 +1,6 @@
 """What the method cannot transform: it must fit the models, goes over as it is, and is said."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from typer.testing import CliRunner
 
 import makers
 import pico
+from formats_page import PAGES, quoted, rows
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.describe import describe
 from loraport.adapters.parse import open_adapter
@@ -194,16 +194,9 @@ CHANGES = {
 }
 
 
-def _table(beginning: str) -> list[list[str]]:
-    """The cells of the table of docs/formats.md whose head begins so."""
-    page = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-    lines = page[page.index(f"| {beginning} |") :].split("\n\n")[0].splitlines()
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in (lines[0], *lines[2:])]
-
-
 def test_the_page_says_how_changes_are_spelled(tmp_path):
-    (_, *profiles), *rows = _table("change of")
-    for what, *cells in rows:
+    profiles = quoted(next(line for line in PAGES["output"].splitlines() if line.startswith("| change of |")))
+    for what, *cells in rows("change of"):
         if what not in CHANGES:  # another bare parameter: Wan has none
             continue
         key, shape = CHANGES[what]
@@ -212,7 +205,7 @@ def test_the_page_says_how_changes_are_spelled(tmp_path):
             parts[key.replace("up", "down")] = torch.ones(4, 24)
         path = LoraFile(makers.universal() | parts).write(tmp_path)
         for profile, cell in zip(profiles, cells, strict=True):
-            output, to = tmp_path / "out.safetensors", profile.strip("`")
+            output, to = tmp_path / "out.safetensors", profile
             if cell == "refused":
                 with pytest.raises(UnsupportedError):
                     convert_adapter(path, output, to=to, overwrite=True)
@@ -224,7 +217,7 @@ def test_the_page_says_how_changes_are_spelled(tmp_path):
 
 def test_the_page_says_what_keys_are_written(tmp_path):
     path = LoraFile(makers.universal()).write(tmp_path)
-    for profile, key, _ in _table("`--to`")[1:-1]:  # the last one keeps those of the input
+    for profile, key, _ in rows("`--to`")[:-1]:  # the last one keeps those of the input
         output = tmp_path / "out.safetensors"
         convert_adapter(path, output, to=profile.split("`")[1], overwrite=True)
         assert key.split("`")[1] in load_file(output), profile

@@ -1,4 +1,4 @@
-"""docs/formats.md on transfers: which files a choice reaches, and what stands in the header of an output."""
+"""The pages on LoRA files about transfers: which files an option reaches, and what the header of an output has."""
 
 import json
 import re

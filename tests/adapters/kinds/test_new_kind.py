@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import makers
+from formats_page import PAGES, rows
 from loraport.adapters.convert import convert_adapter
 from loraport.adapters.grammar import _split, any_refused, grammar
 from loraport.adapters.kinds import KINDS
@@ -67,21 +68,16 @@ def test_every_kind_says_what_it_must():
         assert set(kind.endings) <= {*kind.essential, *kind.optional, *kind.shared}
 
 
-FORMATS = Path(__file__).parents[3] / "docs" / "formats.md"
-
-
-def test_the_page_of_formats_names_every_kind_and_every_refusal():
-    page = FORMATS.read_text(encoding="utf-8")
-    table = page.split("### Kinds\n\n")[1].split("\n\n")[0].splitlines()[2:]
-    rows = {cells[1].strip(): cells for cells in (line.split("|") for line in table)}
-    assert set(rows) == {kind.title for kind in KINDS.values()}
+def test_the_pages_name_every_kind_and_every_refusal():
+    told = {cells[0]: cells for cells in rows("kind | keys, after the layer")}
+    assert set(told) == {kind.title for kind in KINDS.values()}
     for kind in KINDS.values():
-        _, _, keys, _, of_source, *_ = rows[kind.title]
-        assert of_source.strip() == ("yes" if isinstance(kind, OnSource) else "no")
+        _, keys, _, of_source, *_ = told[kind.title]
+        assert of_source == ("yes" if isinstance(kind, OnSource) else "no")
         for part, texts in kind.endings.items():
             plain = min(texts, key=len).lstrip(".")
             numbered = re.search(r"\.[1-9]\d*", plain)  # the first of a row of numbers stands for all
             assert numbered or plain in keys or plain[:-2] in keys, (kind.title, part)
-    refused = page.split("## Refused\n")[1].split("## What is written")[0]
+    refused = PAGES["formats"].split("## Refused\n")[1]
     for name, _ in grammar().refused:
         assert name in refused

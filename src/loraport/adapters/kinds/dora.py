@@ -2,7 +2,7 @@
 
 D is the update of another kind, s its scale. The norm is taken of every row (PEFT, ai-toolkit, LyCORIS since 2025) or
 of every input (LyCORIS and OneTrainer before): the shape of the magnitude says which. Trainers agree on the formula;
-of what programs do otherwise docs/formats.md speaks.
+of what programs do otherwise docs/kinds.md speaks.
 """
 
 from collections.abc import Mapping
