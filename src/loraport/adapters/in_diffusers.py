@@ -1,6 +1,7 @@
 """What diffusers makes of a LoRA file: by its own loader, where it is installed, and by what is known of it."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from loraport.adapters.adapter import LoraAdapter
@@ -8,6 +9,7 @@ from loraport.adapters.checks import Check
 from loraport.adapters.consumers import ALL, Consumer, consumers
 from loraport.adapters.dialect import PROFILES
 from loraport.containers.references import TensorRef
+from loraport.errors import first_line
 from loraport.wording import count
 
 if TYPE_CHECKING:
@@ -44,25 +46,29 @@ def biases_for_diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> list[
 def loaded_by_diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     """Whether the loader of diffusers finds a pair of factors, and nothing it refuses, for every layer."""
     name = "diffusers loads it"
+    family = lora.architecture.family
+    classes = family.diffusers
+    if find_spec("diffusers") is None:
+        return Check(name, None, "not looked at: diffusers is not installed")
+    if not classes.model:
+        return Check(name, None, f"not looked at: no loader for {family.title} is known here")
     try:
         import diffusers
         from diffusers import loaders
-    except ImportError:
-        return Check(name, None, "not looked at: diffusers is not installed")
+
+        loader = getattr(loaders, classes.loader) if classes.loader else None
+        network = None if loader else getattr(diffusers, classes.model)
+    except (ImportError, OSError, RuntimeError) as error:  # packages that do not go together, no temporary folder
+        return Check(name, None, f"not looked at: diffusers cannot be imported: {first_line(error)[:160]}")
     from loraport.containers.tensors import read_tensor
 
-    family = lora.architecture.family
-    classes = family.diffusers
-    if not classes.model:
-        return Check(name, None, f"not looked at: no loader for {family.title} is known here")
     plain = replace(lora.dialect, alpha="none")
     spelled = [PROFILES[profile].of(family).dialect for profile in _read_in_full(family.name)]
     promised = "loraport.version" in lora.metadata and plain in spelled
     # Files of our own that diffusers is known to refuse were written with a warning.
     warned = any(item.kind == "text_encoder" for item in lora.passthrough) or any(map(family.is_added, lora.layers))
     wrong = False if promised and not warned else None
-    if classes.loader:
-        loader = getattr(loaders, classes.loader)
+    if loader:
         try:
             # Given as tensors, so that no other reader opens the file.
             found = loader.lora_state_dict({key: read_tensor(ref) for key, ref in refs.items()})
@@ -70,7 +76,7 @@ def loaded_by_diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
             return Check(name, wrong, f"refused: {type(error).__name__}: {str(error)[:160]}")
         by = ""
     else:
-        found = _network_keys(getattr(diffusers, classes.model), refs)
+        found = _network_keys(network, refs)
         by = f", by {classes.model}.load_lora_adapter (its pipeline loads no LoRA)"
     strange = [key for key in found if "lora" not in key]
     if strange:
