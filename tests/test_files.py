@@ -47,7 +47,7 @@ def test_a_limit_on_the_size_of_files_is_no_full_disk(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
     try:
-        with pytest.raises(FileError, match="larger than files may be") as caught:
+        with pytest.raises(FileError, match="larger than the limit on file sizes") as caught:
             files.write_bytes(tmp_path / "out.bin", bytes(5000))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -141,5 +141,5 @@ def test_a_folder_that_may_be_written_but_not_listed_takes_an_output(tmp_path, m
 def test_a_name_that_begins_with_a_tilde_is_no_home_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     writable.check_output(Path("~style.safetensors"), overwrite=False)
-    with pytest.raises(FileError, match="home folder that is not there"):
+    with pytest.raises(FileError, match="home folder that does not exist"):
         writable.check_output(Path("~nobody/style.safetensors"), overwrite=False)

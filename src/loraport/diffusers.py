@@ -96,9 +96,9 @@ def load_transferred_lora(
     before = {part: active_adapters(network) for part, network in parts.items()}
     if target is not None and any(set(found) - {name} for found in before.values()):
         raise UsageError(
-            "the pipeline has active adapters, which are not in the files of the target",
+            "the pipeline has active adapters that are not in the files of the target",
             values=", ".join(dict.fromkeys(one for found in before.values() for one in found)),
-            fix="leave target out, so that they count; or disable_lora() meanwhile",
+            fix="leave target out, so that they count, or call disable_lora() first",
         )
     kept = None if output is None else Path(output)
     both = len(parts) == 2
@@ -139,9 +139,9 @@ def _parts(pipe: Pipeline, expert: Expert | None) -> dict[str, Network]:
     there = {part: network for part, network in found.items() if network is not None}
     if not there or not hasattr(pipe, "load_lora_weights"):
         raise UsageError(
-            "this is no pipeline with a transformer and a loader of LoRAs",
+            "this is not a pipeline with a transformer and a LoRA loader",
             values=f"a {type(pipe).__module__}.{type(pipe).__name__}",
-            fix="give a pipeline of diffusers of one of the families that loraport knows",
+            fix="give a diffusers pipeline of a family that loraport knows",
         )
     if expert is not None and len(there) == 2:
         return {PARTS[expert]: there[PARTS[expert]]}
@@ -150,17 +150,19 @@ def _parts(pipe: Pipeline, expert: Expert | None) -> dict[str, Network]:
 
 def _check_name(name: str, parts: Mapping[str, Network], *, hotswap: bool) -> None:
     if not name or "." in name:
-        raise UsageError("no adapter can have this name", values=repr(name), fix="a name without dots: adapter_name=")
+        raise UsageError(
+            "no adapter can have this name", values=repr(name), fix="give a name without dots: adapter_name="
+        )
     taken = [part for part, network in parts.items() if name in (getattr(network, "peft_config", None) or {})]
     if taken and not hotswap:
         raise UsageError(
-            "the pipeline has an adapter of this name", where=", ".join(taken), values=name,
-            fix="choose another with adapter_name=, replace it with hotswap=True, or call delete_adapters before",
+            "the pipeline already has an adapter of this name", where=", ".join(taken), values=name,
+            fix="choose another with adapter_name=, replace it with hotswap=True, or call delete_adapters first",
         )  # fmt: skip
     if hotswap and len(taken) < len(parts):
         raise UsageError(
-            "the pipeline has no adapter of this name to be replaced", values=name,
-            fix="name one that it has with adapter_name=, or leave hotswap out",
+            "the pipeline has no adapter of this name to replace", values=name,
+            fix="name an existing one with adapter_name=, or leave hotswap out",
         )  # fmt: skip
 
 
@@ -180,9 +182,11 @@ def _load(
                 if name in (getattr(other, "peft_config", None) or {}):
                     other.delete_adapters(name)
             raise MismatchError(
-                "diffusers does not load what was transferred", where=part,
+                "diffusers does not load the transferred LoRA", where=part,
                 values=first_line(error)[:200],
-                fix="pipe.enable_lora_hotswap(target_rank=...) before the first LoRA, or the same rank for both"
+                fix=
+                    "call pipe.enable_lora_hotswap(target_rank=...) before the first LoRA, or use the same rank "
+                    "for both"
                 if hotswap
                 else "keep the file with output= and report this, with the versions of diffusers and peft",
             ) from error  # fmt: skip
@@ -193,6 +197,6 @@ def _told(report: TransferReport, name: str, kept: Path | None, notes: tuple[str
     return replace(
         report,
         output=None if kept is None else report.output,
-        load=(f"diffusers: it is loaded as {name!r}: pipe.set_adapters({name!r}, 1.0)",),
+        load=(f"diffusers: loaded as {name!r}: pipe.set_adapters({name!r}, 1.0)",),
         warnings=(*report.warnings, *notes),
     )

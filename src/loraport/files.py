@@ -22,8 +22,8 @@ from loraport.partial import partial_file
 
 NO_ROOM = {
     errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota of the disk is used up",
-    errno.EFBIG: "the file is larger than files may be here",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file is larger than the limit on file sizes here",
 }
 """Errors of a file that has no room, as they are said."""
 
@@ -117,11 +117,11 @@ def read_text(path: Path, what: str, *, most: int) -> str:
     try:
         mode = path.stat().st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            raise FileError(f"the {what} is no ordinary file", where=str(path), fix="give the name of a file")
+            raise FileError(f"the {what} is not a regular file", where=str(path), fix="give the name of a file")
         with path.open("rb") as file:
             data = file.read(most + 1)
         if len(data) > most:
-            raise FileError(f"the {what} is too large to be one", where=str(path), values=f"more than {most:,} bytes")
+            raise FileError(f"the {what} is far too large", where=str(path), values=f"more than {most:,} bytes")
         return data.decode("utf-8")
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
         reason = reason_of(error)
@@ -223,13 +223,13 @@ def _take_free_name(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError as error:
         raise FileError(
-            "a file of this name appeared while the output was made",
+            "a file of this name appeared while the output was being made",
             where=str(path),
-            fix="choose another name or add --overwrite; what is finished is kept",
+            fix="choose another name or add --overwrite; finished work is kept",
         ) from error
     except OSError:  # a file system without second names: look, and rename
         if os.path.lexists(path):
-            raise FileError("the output file exists already", where=str(path), fix="choose another name") from None
+            raise FileError("the output file already exists", where=str(path), fix="choose another name") from None
         windows.replace(temporary, path)
 
 
@@ -254,12 +254,12 @@ def _room_taken(path: Path) -> int:
 
 def _write_error(path: Path, error: OSError, need_bytes: int) -> FileError:
     full, reason = NO_ROOM.get(error.errno or 0), reason_of(error)
-    fix = windows.advice(path, error) or "check that the folder exists and may be written"
+    fix = windows.advice(path, error) or "check that the folder exists and is writable"
     if full is not None:
         reason = f"{need_bytes:,} bytes to write; {reason}" if need_bytes else reason
         fix = "free some space or write to another disk"
     if error.errno == errno.EFBIG:
-        fix = "raise the limit on the size of files (ulimit -f), or write to another disk"
+        fix = "raise the limit on file sizes (ulimit -f), or write to another disk"
     return FileError(full or "could not write the file", where=str(path), values=reason, fix=fix)
 
 

@@ -116,7 +116,7 @@ class Settings(BaseModel):
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
         raise UsageError(
-            f"{type(self).__name__} does not change once it is made",
+            f"{type(self).__name__} cannot be changed once made",
             where=name,
             fix=f".model_copy(update={{{name!r}: ...}})",
         )
@@ -175,10 +175,10 @@ def parse_size(given: str | int, *, name: str) -> int:
     """Bytes from `16GB`, `500 MB`, `2GiB` or a plain number. Raises UsageError that names the option."""
     match = re.fullmatch(r"\s*(\d{1,20}(?:\.\d{1,20})?)\s*([a-zA-Z]*)\s*", str(given))
     if match is None or match[2].lower() not in _UNITS:
-        raise UsageError(f"{name} is not a size", values=str(given), fix="write for example 16GB, 500MB or 2GiB")
+        raise UsageError(f"{name} is not a size", values=str(given), fix="write, for example, 16GB, 500MB or 2GiB")
     size = int(float(match[1]) * _UNITS[match[2].lower()])
     if size <= 0:
-        raise UsageError(f"{name} must be more than nothing", values=str(given))
+        raise UsageError(f"{name} must be greater than zero", values=str(given))
     return size
 
 
@@ -215,7 +215,7 @@ def unknown_setting(name: str, known: Mapping[str, Setting], where: str | None =
         f"there is no setting named {name!r}",
         where=where,
         values=f"known: {', '.join(known)}",
-        fix=did_you_mean(name, known) or "take one of the known names",
+        fix=did_you_mean(name, known) or "use one of the known names",
     )
 
 
@@ -230,7 +230,7 @@ def _refuse_switches(model: type[Settings], given: Mapping[str, Any]) -> None:
         ):
             setting = model.described().get(name)
             raise UsageError(
-                f"bad setting {name}: it is no switch",
+                f"bad setting {name}: it takes a value, not true or false",
                 values=str(value).lower(),
                 fix=setting.help if setting is not None else None,
             )

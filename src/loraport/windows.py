@@ -63,11 +63,11 @@ def advice(path: Path, error: OSError | None = None) -> str | None:
         return None
     if isinstance(error, PermissionError):
         if os.path.lexists(path):
-            return "close the program that has the file open (a mapped LoRA counts), or take its write protection off"
-        return "choose a folder that this program may write into (controlled folder access may forbid it)"
+            return "close the program that has the file open (a mapped LoRA counts), or remove its write protection"
+        return "choose a folder that this program may write to (controlled folder access may forbid it)"
     most = _LONGEST if error is None else _LONGEST - _LONGER
     if isinstance(error, FileNotFoundError | None) and len(os.path.abspath(path)) > most:
-        return f"take a path shorter than {most} characters, or turn on long paths in Windows"
+        return f"use a path shorter than {most} characters, or turn on long paths in Windows"
     return None
 
 

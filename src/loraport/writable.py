@@ -37,7 +37,9 @@ def check_output(
     if (
         len(path.parts) > 1 and home.startswith("~") and not os.path.lexists(home)
     ):  # the shell, or whoever made the name, knew no such home
-        raise FileError(f"the {what} would be in a home folder that is not there", where=str(path), fix="name a folder")
+        raise FileError(
+            f"the {what} would be in a home folder that does not exist", where=str(path), fix="name a folder"
+        )
     refused = windows.refused_name(path)
     if refused is not None:
         raise FileError(
@@ -57,10 +59,10 @@ def check_output(
             if os.path.samestat(followed, file):
                 raise FileError(f"the {what} would replace the {role}", where=str(path), fix="choose another name")
     if (followed is not None and not stat.S_ISREG(followed.st_mode)) or _is_stream(path):
-        raise FileError(f"the {what} is no ordinary file", where=str(path), fix="give the name of a file")
+        raise FileError(f"the {what} is not a regular file", where=str(path), fix="give the name of a file")
     if not overwrite and not (log and followed is not None and _is_run_log(path)):
         raise FileError(
-            f"the {what} file exists already" if not log else "the run log would replace a file that is none",
+            f"the {what} file already exists" if not log else "the run log would replace a file that is not a run log",
             where=str(path),
             fix="choose another name or add --overwrite" if not log else "--log FILE with another name, or --log off",
         )
@@ -80,7 +82,7 @@ def claim_folder(folder: Path, patterns: Iterable[str], what: str) -> None:
     """
     check_claim(folder, patterns, what)
     if not (folder / MARK).is_file():
-        write_text(folder / MARK, f"Results of {what}; they are replaced by the next one.\n")
+        write_text(folder / MARK, f"Results of {what}; the next one replaces them.\n")
 
 
 def check_claim(folder: Path, patterns: Iterable[str], what: str) -> None:
@@ -96,7 +98,7 @@ def check_claim(folder: Path, patterns: Iterable[str], what: str) -> None:
         taken = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
         if taken:
             raise FileError(
-                f"the folder holds files that {what} would replace and did not make",
+                f"the folder holds files that {what} did not make and would replace",
                 where=str(folder),
                 values=", ".join(taken[:5]),
                 fix="name another folder: -o FOLDER",
@@ -117,9 +119,7 @@ def check_apart(outputs: Iterable[tuple[str, Path]]) -> None:
     for role, path in outputs:
         name = os.path.realpath(path).casefold()
         if name in seen:
-            raise FileError(
-                f"the {role} would replace the {seen[name]}", where=str(path), fix="give each a name of its own"
-            )
+            raise FileError(f"the {role} would replace the {seen[name]}", where=str(path), fix="give each its own name")
         seen[name] = role
 
 
@@ -149,7 +149,7 @@ def check_folder(path: Path, what: str) -> None:
     raise FileError(
         f"the {what} cannot be written there",
         where=str(path),
-        values=f"{folder} is no folder" if not folder.is_dir() else f"no permission to write into {folder}",
+        values=f"{folder} is not a folder" if not folder.is_dir() else f"no permission to write to {folder}",
         fix="choose another folder",
     )
 

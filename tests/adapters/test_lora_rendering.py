@@ -277,7 +277,7 @@ class TestConversion:
     def test_an_existing_file_is_kept(self, tmp_path):
         path = LoraFile(spell(makers.factors(), "", same, *PEFT)).write(tmp_path)
         (tmp_path / "kept.safetensors").write_bytes(b"precious")
-        with pytest.raises(FileError, match="exists already"):
+        with pytest.raises(FileError, match="already exists"):
             convert_adapter(path, tmp_path / "kept.safetensors")
         convert_adapter(path, tmp_path / "kept.safetensors", overwrite=True)
         assert open_adapter(tmp_path / "kept.safetensors").dialect.prefix == "diffusion_model."

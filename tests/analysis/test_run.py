@@ -172,7 +172,7 @@ def test_equal_models_are_said_to_be(files):
     found = loraport.analyze(
         files.source, files.source, files.lora, layers=r"^blocks\.0\.ffn\.0$", options=RunOptions(cache="off")
     )
-    assert any("equals the source" in text for text in found.warnings)
+    assert any("are equal in every layer" in text for text in found.warnings)
     assert found.layers[0].drift.relative.value == 0.0
 
 

@@ -228,7 +228,7 @@ def test_refusals(run, made, tmp_path):
         run(target=toys.toy("broken", made.target.checkpoint, broken=True))
     assert not (tmp_path / "out.safetensors").exists()
     run()
-    with pytest.raises(FileError, match="exists already"):
+    with pytest.raises(FileError, match="already exists"):
         run()
     for changes, says in (
         ({"measure": "taste"}, "measure"),

@@ -370,7 +370,7 @@ def test_a_page_is_written_for_one_lora(files, tmp_path):
     assert CliRunner().invoke(app, [*words[:-1], str(files.lora), "--overwrite"]).exit_code == 5
     several = CliRunner().invoke(app, [words[0], str(files.lora), *words[1:]])
     assert several.exit_code == 2
-    assert "about one LoRA" in several.stderr
+    assert "describes one LoRA" in several.stderr
 
 
 def test_a_name_that_is_not_there_is_not_taken_for_two_experts():

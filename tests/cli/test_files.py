@@ -143,7 +143,7 @@ def test_verify_for_a_program_says_what_would_arrive(files: pico.Pico) -> None:
     assert (silent["ok"], silent["for"][0]["verdict"]) == (False, "not read")
     done = invoke("verify", files.lora, "--for", "mflux")  # no row for the family
     assert done.exit_code == 0, done.output
-    assert "nobody has looked at what it makes of LoRAs for Wan" in done.stdout
+    assert "nobody has looked at what it does with LoRAs for Wan" in done.stdout
     wrong = invoke("verify", files.lora, "--for", "confyui")
     assert wrong.exit_code == 2
     assert "did you mean 'comfyui'?" in wrong.stderr

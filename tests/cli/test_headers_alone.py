@@ -65,7 +65,7 @@ REFUSED = {
         "compare --lora {lora} --source no.safetensors --target {target} --prompt x -o {folder}",
         "probe --source no.safetensors --target {target} -o {new}",
     ),
-    "exists already": (
+    "already exists": (
         f"transfer {{lora}} {FITS} -o {{there}}", "convert {lora} -o {there}", "resize {lora} --rank 2 -o {there}",
         "merge {lora} --into {target} -o {there}", f"analyze {FITS} -o {{there}}.html",
     ),

@@ -16,7 +16,7 @@ NO_LORA = {
     "checkpoint": "this file is a checkpoint",
     "cut": "cut short",
     "deep": "8 blocks",
-    "done": "transferred already",
+    "done": "already transferred",
     "empty": "the file is empty",
     "flux": "FLUX",
     "half": "cannot be matched",
@@ -80,7 +80,7 @@ def test_twenty_mixed_files_give_twenty_rows(files: pico.Pico, mixed: list[str])
     told = {name: rest for name, _, rest in rows}
     for name, word in NO_LORA.items():
         assert word in told[name], told[name]
-    assert "exists already" in told["there"]
+    assert "already exists" in told["there"]
     assert f"{len(made)} of 20 LoRAs carried over into" in done.stdout
     assert (files.folder / "made" / "there.safetensors").read_text() == "precious"
     paths = [path for path in (files.folder / "made").rglob("*") if path.is_file()]
@@ -127,4 +127,4 @@ def test_one_lora_whose_output_exists(files: pico.Pico) -> None:
     output.write_text("precious")
     done = invoke("transfer", files.lora, "-s", files.source, "-t", files.target, "-o", output, "--skip-existing")
     assert (done.exit_code, output.read_text()) == (0, "precious")
-    assert "exists already" in done.stdout
+    assert "already exists" in done.stdout

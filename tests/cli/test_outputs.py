@@ -26,5 +26,5 @@ def test_extract_asks_for_the_name_of_the_file(tmp_path):
     words = ["extract", "-s", "zoo:source", "-t", "zoo:step", "--rank", "2", "-o", f"{tmp_path}/made/"]
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 2
-    assert "name the file" in done.output
+    assert "name a file" in done.output
     assert not (tmp_path / "made").exists()

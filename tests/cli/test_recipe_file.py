@@ -119,12 +119,12 @@ def test_every_command_that_transfers_takes_it(files: pico.Pico, recipe: Path) -
         ("lora: a\nsource: b\ntarget: c\nparams: 3\n", "params"),
         ("lora: a\nlora: b\n", "twice"),
         ("lora: [a, b]\nsource: b\ntarget: c\n", "lora"),
-        ("- lora\n- source\n", "no list of settings"),
-        ("3: x\n", "no list of settings"),
-        ("", "no list of settings"),
-        ("{[}", "no YAML"),
-        ("a: " + "[" * 1000, "no YAML"),
-        ("!!python/object/apply:os.system ['true']", "no YAML"),
+        ("- lora\n- source\n", "not a list of settings"),
+        ("3: x\n", "not a list of settings"),
+        ("", "not a list of settings"),
+        ("{[}", "not valid YAML"),
+        ("a: " + "[" * 1000, "not valid YAML"),
+        ("!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("amount: .nan\nlora: a\nsource: b\ntarget: c\n", "amount"),
         ("lora: a\nsource: b\ntarget: c\nscale: 1e999\n", "scale"),
         (b"\xff\xfe\x00", "cannot be read"),
@@ -152,7 +152,7 @@ def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
     [
         ("rank: 0x" + "f" * 20_000, "a value of 20,002 characters"),
         ("params: {" + ", ".join(f"k{n}: 1" for n in range(60_000)) + "}", "too large"),
-        ("method: casa\n? [method]\n: direct\n", "no YAML"),
+        ("method: casa\n? [method]\n: direct\n", "not valid YAML"),
     ],
 )
 def test_a_recipe_of_many_pages_is_refused_at_once(text: str, says: str, files: pico.Pico) -> None:
@@ -169,7 +169,7 @@ def test_a_pipe_is_no_recipe(files: pico.Pico) -> None:
     os.mkfifo(path)
     done = invoke("plan", files.lora, "-s", files.source, "-t", files.target, "--recipe", path)
     assert done.exit_code == 5, done.output
-    assert "no ordinary file" in done.stderr
+    assert "not a regular file" in done.stderr
 
 
 @pytest.mark.parametrize(

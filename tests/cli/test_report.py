@@ -43,7 +43,7 @@ def test_nothing_is_replaced_and_nothing_is_half_done(made):
     (made / "one.html").write_text("mine")
     done = run("report", made)
     assert done.exit_code == 5
-    assert "exists already" in done.output
+    assert "already exists" in done.output
     assert (made / "one.html").read_text() == "mine"
     assert not (made / "more/two.html").exists()
     assert run("report", made, "--overwrite").exit_code == 0
@@ -56,7 +56,7 @@ def test_a_run_that_broke_off_is_drawn_and_said_to_have(made):
     log.write_text("".join(lines[:2]) + lines[2][:20])
     done = run("report", log)
     assert done.exit_code == 0, done.output
-    assert "did not come to its end" in done.output
+    assert "did not finish" in done.output
     assert "1 layer" in done.output
 
 
@@ -68,7 +68,7 @@ def test_a_run_that_broke_off_is_drawn_and_said_to_have(made):
         (b"", [], 5, "not a run log"),
         (b"[1]\n", [], 5, "not a run log"),
         (None, [], 5, "cannot be read"),
-        (b"", ["-o", "page.htm"], 2, "ends in .html"),
+        (b"", ["-o", "page.htm"], 2, "must end in .html"),
     ],
 )
 def test_what_is_no_run_log_is_told_in_a_sentence(content, words, code, said, tmp_path, monkeypatch):
@@ -125,7 +125,7 @@ def test_of_a_sweep_there_is_a_page_of_all_cells_that_leads_to_each(swept, tmp_p
         ]  # fmt: skip
         assert all((home / unquote(link)).is_file() for link, _ in links)
         assert [len(re.findall(f">{state}</td>", page)) for state in ("done", "failed", "pending")] == [3, 1, 0]
-        assert "the output file exists already" in page
+        assert "the output file already exists" in page
     (folder / "index.html").write_text("mine")
     done = run("report", folder)
     assert (done.exit_code, (folder / "index.html").read_text()) == (5, "mine")

@@ -104,15 +104,15 @@ def test_a_file_says_the_same_as_flags(files):
 @pytest.mark.parametrize(
     ("grid", "says"),
     [
-        ("", "no list of settings"),
-        ("rank: [8\n", "no YAML"),
+        ("", "not a list of settings"),
+        ("rank: [8\n", "not valid YAML"),
         ("ranks: [8]\n", "did you mean 'rank'?"),
         ("rank: []\n", "an empty list"),
         ("settings: [{ranks: 8}]\n", "in settings"),
         ("target: [{model: x}]\n", "in target"),
-        ("device: cpu\n", "no part of a grid"),
+        ("device: cpu\n", "does not belong in a grid"),
         ("amount: [a]\n", "amount"),
-        ("lora: [3]\n", "a LoRA is the name"),
+        ("lora: [3]\n", "a LoRA must be named"),
         ("params: 3\n", "by name"),
     ],
 )
@@ -135,8 +135,8 @@ def test_a_file_that_is_wrong(files, grid, says):
         (["sweep", "-s", "a", "-t", "b", "-o", "o"], "no LoRA is given"),
         (["sweep", ".", "-s", "a", "-t", "b", "-o", "o"], "holds no LoRA"),
         (["sweep", "x.pt", "-s", "a", "-t", "b", "-o", "o", "--set", "q_dom"], "--set q_dom"),
-        (["sweep", "x.pt", "-s", "a", "-t", "b", "-o", "o", "--rank", "8", "--rank", "8"], "8 is there twice"),
-        (["sweep", "x.pt", "-s", "a", "-t", "b", "-o", "o", "--log", "file"], "about one LoRA"),
+        (["sweep", "x.pt", "-s", "a", "-t", "b", "-o", "o", "--rank", "8", "--rank", "8"], "8 is given twice"),
+        (["sweep", "x.pt", "-s", "a", "-t", "b", "-o", "o", "--log", "file"], "describes one LoRA"),
     ],
 )
 def test_what_is_missing_is_said(more, says, tmp_path, monkeypatch):

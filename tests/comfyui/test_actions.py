@@ -75,7 +75,7 @@ def test_earlier_results_are_replaced_and_other_files_are_not(actions, files):
     assert output.read_bytes() != first
     for content in (files.lora.read_bytes(), b"notes"):
         other.write_bytes(content)
-        with pytest.raises(loraport.LoraportError, match="exists already"):
+        with pytest.raises(loraport.LoraportError, match="already exists"):
             _transfer(actions, files, other, method="direct")
         assert other.read_bytes() == content
     _transfer(actions, files, other, method="direct", strength=0.5, overwrite=True)

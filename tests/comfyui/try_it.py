@@ -172,7 +172,7 @@ async def try_all(server: Server) -> None:
         ({"lora": "long-style.safetensors"}, "blocks.2"),
         ({"target": "none"}, "the target is not given"),
         ({"save_as": "../outside"}, "leads out of the LoRA folder"),
-        ({"save_as": "mine"}, "exists already"),
+        ({"save_as": "mine"}, "already exists"),
     ):
         prompt = only(workflow("wrong"), "1")
         prompt["1"]["inputs"] |= change

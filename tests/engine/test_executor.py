@@ -134,7 +134,7 @@ def test_the_names_are_the_files():
 def test_a_worker_that_is_killed_is_said():
     with pytest.raises(FileError, match="a worker process was killed") as caught:
         list(_executor("process", 1).run(JOBS[:2], _die))
-    assert caught.value.where == "in work: layer 0"
+    assert caught.value.where == "in progress: layer 0"
 
 
 def test_a_worker_does_not_act_on_ctrl_c_where_signals_cannot_be_held(monkeypatch):
@@ -354,7 +354,7 @@ def test_a_script_that_workers_would_run_again_is_told_what_to_do(way, tmp_path)
     assert done.returncode == 1
     (*_, said, found, fix) = done.stderr.splitlines()
     assert said == "loraport.errors.UsageError: worker processes ended before they began"
-    assert "once more" in found
+    assert "runs your script again" in found
     assert '`if __name__ == "__main__":`' in fix
     assert "bootstrapping" not in done.stderr
     assert not output.exists()

@@ -334,7 +334,7 @@ class TestWhatIsMeant:
             named = {"high": "FILE", "low": "FILE", expert: alone}
             assert f"--target-lora {named['high']} --target-lora-low {named['low']}" in caught.value.fix
             plan = loraport.plan_experts(recipe, loraport.Experts(target_lora_low=alone))  # the way out
-            assert any("taken for both experts" in text for text in plan.warnings)
+            assert any("used for both experts" in text for text in plan.warnings)
 
     def test_a_plain_distillation_lora_serves_both_and_that_is_said(self, files):
         plan = loraport.plan_experts(_recipe(files, target=None, target_lora=files / "plain.safetensors"))

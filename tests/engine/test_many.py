@@ -132,7 +132,7 @@ def test_what_was_finished_stays_and_the_same_call_resumes(files, tmp_path):
         many(files, tmp_path / "made", options=options, on_event=stop)
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["half.safetensors"]
     report = many(files, tmp_path / "made", options=options, skip_existing=True)
-    assert [each.skipped for each in report.outcomes] == ["the output exists already", None, None]
+    assert [each.skipped for each in report.outcomes] == ["the output already exists", None, None]
     assert all(each.report.summary.cached_layers >= len(FIRST_BLOCK) for each in report.outcomes[1:])
     assert many(files, tmp_path / "other").to_json()["skipped"] == 0
     for name in THREE:

@@ -219,9 +219,9 @@ def test_devices_that_ray_does_not_give_out(device):
 @pytest.mark.parametrize(
     ("address", "says"),
     [
-        ("127.0.0.1", "no address of a Ray cluster"),
-        ("head:port", "no address of a Ray cluster"),
-        ("http://head:6379", "no address of a Ray cluster"),
+        ("127.0.0.1", "not the address of a Ray cluster"),
+        ("head:port", "not the address of a Ray cluster"),
+        ("http://head:6379", "not the address of a Ray cluster"),
         ("ray://head:10001", "has to run on a machine of the Ray cluster"),
     ],
 )

@@ -158,7 +158,7 @@ def test_a_layer_that_none_touches_keeps_its_update(files):
     elsewhere = {"head.head": (64, pico.WIDTH)}
     save_file(pico.lora(5, layers=elsewhere), files.folder / "head.safetensors")
     _, report = _transfer(files, target_lora=[cfg, files.folder / "head.safetensors"])
-    assert any("head.safetensors: it changes none of the layers" in text for text in report.warnings)
+    assert any("head.safetensors: changes none of the layers" in text for text in report.warnings)
 
 
 def test_choices_reach_the_file_they_are_made_for(files):
@@ -232,9 +232,9 @@ def test_both_experts_of_a_job_take_their_halves(files):
         _close(report.output, alone, 1e-6)
         assert [used.expert for used in report.summary.target_lora] == [expert, None]
         (said,) = [text for text in report.warnings if "both.safetensors" in text]
-        assert said.endswith("each half goes to its own")
-    assert any("more.safetensors is taken for both experts" in text for text in done.warnings)
-    assert not any("both.safetensors is taken" in text for text in done.warnings)
+        assert said.endswith("each half is used for its own")
+    assert any("more.safetensors is used for both experts" in text for text in done.warnings)
+    assert not any("both.safetensors is used" in text for text in done.warnings)
 
 
 def test_drop_and_allow_partial_reach_them(files):
@@ -285,7 +285,7 @@ def test_what_is_advised_works_for_the_file_it_is_about(files):
     save_file(few, odd, metadata={"alpha": "3"})
     _, report = _transfer(files, target_lora=odd)
     assert any("odd.safetensors: the scale 0.5" in text and ":scale=1 behind" in text for text in report.warnings)
-    with pytest.raises(MismatchError, match="goes to --target"):
+    with pytest.raises(MismatchError, match="with --target"):
         _transfer(files, target_lora=files.target)
 
 

@@ -318,7 +318,7 @@ def test_refusals_leave_nothing(lora, tmp_path):
     with pytest.raises(NumericalError, match="does not fit into F16"):
         loraport.merge(lora, tmp_path / "half.safetensors", output, strength=1e7)
     output.write_bytes(b"mine")
-    with pytest.raises(FileError, match="exists already"):
+    with pytest.raises(FileError, match="already exists"):
         loraport.merge(lora, path, output)
     assert output.read_bytes() == b"mine"
     assert list(tmp_path.rglob("*.partial")) == []

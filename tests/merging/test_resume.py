@@ -217,7 +217,7 @@ def test_no_room_and_what_cannot_be_done(lora, tmp_path):
     limits, said = resource.getrlimit(resource.RLIMIT_FSIZE), []
     resource.setrlimit(resource.RLIMIT_FSIZE, (starts[len(starts) // 2] + 10, limits[1]))
     try:
-        with pytest.raises(FileError, match="larger than files may be"):
+        with pytest.raises(FileError, match="larger than the limit on file sizes"):
             loraport.merge(lora, path, output, on_event=said.append)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

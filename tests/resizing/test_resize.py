@@ -175,7 +175,7 @@ def test_what_makes_no_sense(lora, tmp_path):
     with pytest.raises(FileError, match="would replace the input LoRA"):
         loraport.resize(lora, lora, rank=2, options=OFF.model_copy(update={"overwrite": True}))
     loraport.resize(lora, output, rank=2, options=OFF)
-    with pytest.raises(FileError, match="exists already"):
+    with pytest.raises(FileError, match="already exists"):
         loraport.resize(lora, output, rank=2, options=OFF)
     told = json.loads(open_adapter(output).metadata["loraport.resize"])
     assert told["rule"] == "rank=2"

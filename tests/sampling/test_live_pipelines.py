@@ -315,7 +315,7 @@ def test_what_cannot_be_is_said_before_anything_is_done(tmp_path):
     ):
         with pytest.raises(LoraportError, match=said):
             load_transferred_lora(pipe, lora, source=source, options=OPTIONS, **given)
-    with pytest.raises(UsageError, match="no pipeline with a transformer"):
+    with pytest.raises(UsageError, match="not a pipeline with a transformer"):
         load_transferred_lora(torch.nn.Linear(2, 2), lora, source=source, options=OPTIONS)
     assert pipe.get_list_adapters() == {}
     load_transferred_lora(pipe, lora, source=source, options=OPTIONS)

@@ -61,10 +61,10 @@ def test_labels_are_names_on_every_system():
     ("settings", "says"),
     [
         ({"rank": []}, "an empty list"),
-        ({"rank": [16, "16"]}, "16 is there twice"),
+        ({"rank": [16, "16"]}, "16 is given twice"),
         ({"amount": [0.5, 2]}, "amount"),
         ({"amount": ["much"]}, "amount"),
-        ({"strength": [True]}, "no switch"),
+        ({"strength": [True]}, "takes a value"),
         ({"rank": ["many"]}, "many"),
         ({"method": ["cassa"]}, "did you mean 'casa'"),
         ({"dtype": ["int4"]}, "use same, float32, bfloat16, float16"),

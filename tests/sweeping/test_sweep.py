@@ -275,7 +275,7 @@ class TestWhatIsThere:
         output.parent.mkdir(parents=True)
         output.write_text("precious")
         for _ in range(2):  # having failed once does not make it ours
-            with pytest.raises(FileError, match="exists already"):
+            with pytest.raises(FileError, match="already exists"):
                 self.make(files, tmp_path / "made")
             assert output.read_text() == "precious"
         (tmp_path / "made" / "sweep.csv").write_text("mine")

@@ -122,13 +122,13 @@ def test_an_output_through_a_link_replaces_the_link(case) -> None:
     kept = case.files.folder / "kept.safetensors"
     kept.write_bytes(b"precious")
     case.output.symlink_to(kept)
-    case.refuses("exists already")
+    case.refuses("already exists")
     assert case.run("--overwrite").exit_code == 0
     assert kept.read_bytes() == b"precious"
     assert not case.output.is_symlink()
     case.output.unlink()
     case.output.symlink_to(case.files.folder / "nowhere")  # a name that is taken, though nothing is behind it
-    case.refuses("exists already")
+    case.refuses("already exists")
 
 
 def test_output_and_log_under_one_name(case) -> None:
@@ -178,14 +178,14 @@ def test_convert_does_not_write_over_its_input(case, kind: str) -> None:
 
 
 def test_a_device_is_no_output(case) -> None:
-    case.refuses("no ordinary file", more=("-o", "/dev/null", "--overwrite"))
+    case.refuses("not a regular file", more=("-o", "/dev/null", "--overwrite"))
 
 
 def test_a_stream_of_the_process_is_no_output(case) -> None:
     name = case.files.folder / "stdout"  # what /dev/stdout is; to replace that one would break the machine
     name.symlink_to("/proc/self/fd/1")
-    case.refuses("no ordinary file", more=("-o", name, "--overwrite"))
-    case.refuses("no ordinary file", more=("--log", name, "--overwrite"))
+    case.refuses("not a regular file", more=("-o", name, "--overwrite"))
+    case.refuses("not a regular file", more=("--log", name, "--overwrite"))
     assert name.is_symlink()
 
 

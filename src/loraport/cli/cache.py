@@ -125,9 +125,9 @@ def verify(
             f"{_entries(len(damaged))} of {checked} damaged",
             where=damaged[0].entry,
             values=damaged[0].detail,
-            fix="loraport cache verify --remove (they would be dropped at their next use anyway)",
+            fix="loraport cache verify --remove (otherwise they are dropped at their next use)",
         )
-    ending = f"{len(damaged)} damaged and removed" if damaged else "all sound"
+    ending = f"{len(damaged)} damaged, removed" if damaged else "all sound"
     console.result(f"{store.root}: {_entries(checked)} checked, {ending}")
     for problem in problems:
         console.warning(problem.message)
@@ -162,7 +162,7 @@ def warm(given: Given, console: Console) -> None:
 
         if plan.cache_bytes == 0:
             console.warning(
-                f"{plan.method} decomposes nothing, so there is nothing to keep for another LoRA but this one's layers"
+                f"{plan.method} decomposes nothing, so only this LoRA's layers can be kept, and nothing for another one"
             )
         with Progress(console) as progress:
             run(plan, None, run_options, progress)

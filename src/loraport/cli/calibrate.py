@@ -156,7 +156,7 @@ def _check_beside(
 
         check_drawing()
         if plot.suffix.lower() != ".png":
-            raise UsageError("a plot is written as PNG", values=f"--plot {plot}", fix="--plot FILE.png")
+            raise UsageError("a plot can only be written as PNG", values=f"--plot {plot}", fix="--plot FILE.png")
     from loraport.engine.output import written_files
 
     named = [(role, files[role]) for role in ("lora", "source", "target") if files[role] is not None]

@@ -77,7 +77,7 @@ def check(
 def _check_page(page: Path, recipes: list[Recipe], *, overwrite: bool) -> None:
     """What would fail after the look is said before it."""
     if len(recipes) > 1:
-        raise UsageError("a page is about one LoRA", values=f"{len(recipes)} LoRAs", fix="leave out --report")
+        raise UsageError("a page describes one LoRA", values=f"{len(recipes)} LoRAs", fix="leave out --report")
     recipe = recipes[0]
     named = [("lora", recipe.lora), ("source", recipe.source), ("target", recipe.target)]
     named += [("distillation LoRA", each.file) for each in (*recipe.target_lora, *recipe.source_lora)]
@@ -106,8 +106,8 @@ def show(result: CheckResult, console: Console) -> None:
     lines += [f"  made by   {result.kind.name}: {result.kind.sentence}"] if result.kind else []
     if facts is not None:
         lines.append(
-            f"  coverage  {facts.met} of {count(facts.layers, 'layer')} of the LoRA meet the target; "
-            f"{count(facts.kept, 'key')} of other things kept, {len(facts.dropped) or 'none'} dropped"
+            f"  coverage  {facts.met} of {count(facts.layers, 'layer')} of the LoRA found in the target; "
+            f"{count(facts.kept, 'other key')} kept, {len(facts.dropped) or 'none'} dropped"
         )
     if result.layers:
         decomposed = sum("head_lora" in layer.figures for layer in result.layers)

@@ -79,7 +79,9 @@ def compare(
     given_prompts = prompts or prompt or None
     required(given_prompts or image or None, "prompt", "add --prompt TEXT, or --prompts FILE")
     if prompts is not None and prompt:
-        raise UsageError("prompts are given twice", values=f"--prompts {prompts}, and --prompt", fix="one of the two")
+        raise UsageError(
+            "prompts are given twice", values=f"--prompts {prompts}, and --prompt", fix="use only one of the two"
+        )
     files, low = given.make(FILES).values(), given.make(LOW).values()
     sampling = sampling_of(given)
     from loraport.cli.progress import Progress

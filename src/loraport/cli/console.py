@@ -86,7 +86,7 @@ class Console:
             table.add_row(*(Text(cell) for cell in row))
         screen.print(table)
         if left_out:
-            self.result(f"no room for {', '.join(left_out)}; all are in the run log, and with --json", "")
+            self.result(f"no room for {', '.join(left_out)}; the run log and --json have all columns", "")
 
     def document(self, value: Mapping[str, Any]) -> None:
         """Print the one JSON document, if JSON was asked for."""

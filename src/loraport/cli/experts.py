@@ -35,7 +35,7 @@ def pair_of(given: Given, lora: str) -> Pair | None:
         return None
     if experts.lora_low is not None and len(given.loras) > 1:
         raise UsageError(
-            "--lora-low goes with one LoRA", values=f"{len(given.loras)} LoRAs", fix="transfer the pairs one by one"
+            "--lora-low goes with one LoRA", values=f"{len(given.loras)} LoRAs", fix="transfer one pair at a time"
         )
     return recipes_of(recipe, experts)
 

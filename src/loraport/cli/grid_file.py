@@ -69,5 +69,5 @@ def _pattern(value: Any, folder: Path) -> Any:
         beside = str(Path(glob.escape(str(folder)), value))
         return beside if glob.glob(beside, recursive=True) else value
     if not isinstance(value, str):
-        raise UsageError("a LoRA is the name of a file, a folder or a pattern", values=repr(value))
+        raise UsageError("a LoRA must be named by a file, a folder or a pattern", values=repr(value))
     return value

@@ -113,7 +113,7 @@ def _check_working_folder() -> None:
 
 
 def _interrupted() -> Interrupted:
-    return Interrupted("interrupted", fix="run the same command again to resume; what is finished is kept")
+    return Interrupted("interrupted", fix="run the same command again to resume; finished work is kept")
 
 
 def _fail(error: LoraportError, as_json: bool) -> int:
@@ -132,7 +132,7 @@ def _usage_error(error: CommandLineError, words: Sequence[str]) -> UsageError:
     if missing is not None and hasattr(error, "param_type") and missing.opts[0].startswith("-") and missing.help:
         fix = f"{missing.opts[0]} {missing.metavar or ''}: {missing.help}"
     elif named and path == "loraport" and _is_file(words[0]):
-        fix = f"loraport inspect {words[0]} says what it is; loraport --help lists what can be done with it"
+        fix = f"loraport inspect {words[0]} describes it; loraport --help lists the commands"
     return UsageError(message[:1].lower() + message[1:] or "no command given", fix=fix)
 
 
@@ -145,13 +145,13 @@ def _refusal(error: Exception) -> FileError | None:
     said = first_line(error)
     if page_file_is_full(error):
         return FileError(
-            "Windows has no room left in its page file",
+            "the page file of Windows is full",
             values=said,
-            fix="let Windows manage the size of the page file, or use --workers 1; what is finished is kept",
+            fix="let Windows manage the size of the page file, or use --workers 1; finished work is kept",
         )
     if _is_out_of_memory(error):
         return FileError(
-            "out of memory", values=said, fix="use a smaller --max-memory or --workers 1; what is finished is kept"
+            "out of memory", values=said, fix="use a smaller --max-memory or --workers 1; finished work is kept"
         )
     if isinstance(error, OSError):
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
@@ -159,12 +159,12 @@ def _refusal(error: Exception) -> FileError | None:
             "the system refused to read or write",
             where=" and ".join(names) or None,
             values=error.strerror or said,
-            fix="check the name, the permissions and the room on the disk",
+            fix="check the name, the permissions and the free disk space",
         )
     if isinstance(error, RecursionError):
-        return FileError("an input is nested too deeply to be read", values=said, fix="check where the file is from")
+        return FileError("an input is nested too deeply to be read", values=said, fix="check where the file comes from")
     if isinstance(error, UnicodeError):
-        return FileError("a name or a text is no valid Unicode", values=said, fix="rename the file, or write it again")
+        return FileError("a name or a text is not valid Unicode", values=said, fix="rename the file, or write it again")
     return None
 
 
@@ -181,7 +181,7 @@ def _bug(error: Exception, verbose: bool) -> LoraportError:
             fix = f"please report it, with this message and the traceback in {name}"
     first = (str(error).strip().splitlines() or [""])[0]
     return LoraportError(
-        "something went wrong that is a fault of this program, not yours",
+        "something went wrong; this is a fault of this program, not yours",
         values=f"{type(error).__name__}: {first}",
         fix=fix,
     )

@@ -107,7 +107,7 @@ def merge(
         f"  rounding  {percent(done.lost)} of the update, at most {percent(done.lost_most)} ({done.lost_in})",
     ]
     if done.continued:
-        lines.append(f"  continued {done.continued} of {count(done.tensors, 'tensor', 'was/were')} there")
+        lines.append(f"  continued {done.continued} of {count(done.tensors, 'tensor', 'was/were')} already written")
     lines += _formats(done.requantized, done.dequantized, done.grown_bytes, dequantize)
     if done.left_out:
         lines.append(f"  left out  {text.listing(done.left_out)}")
@@ -118,7 +118,7 @@ def merge(
 
 def _formats(requantized: int, dequantized: int, grown: int, form: str | None) -> list[str]:
     """What became of quantised weights."""
-    lines = [f"  8 bits    {count(requantized, 'tensor')} rounded anew"] if requantized else []
+    lines = [f"  8 bits    {count(requantized, 'tensor')} rounded again"] if requantized else []
     if dequantized:
-        lines.append(f"  {form:<9} {count(dequantized, 'tensor')} that were quantised, {size(grown)} more")
+        lines.append(f"  {form:<9} {count(dequantized, 'tensor')} that were quantised, {size(grown)} larger")
     return lines

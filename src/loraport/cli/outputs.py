@@ -20,7 +20,7 @@ def named_file(given: str) -> Path:
     """The file to write, where nothing could name it but the user. Raises UsageError for a folder."""
     if _is_folder(given):
         raise UsageError(
-            "the output is a folder", where=given, fix=f"name the file: -o {Path(given) / 'NAME.safetensors'}"
+            "the output is a folder", where=given, fix=f"name a file: -o {Path(given) / 'NAME.safetensors'}"
         )
     return Path(given)
 

@@ -242,7 +242,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
 def _state(cost: dict[str, Any], layers: int) -> str:
     """What of the work the cache has done already."""
     if cost["finished"] == layers:
-        return "all of it done already, in the cache"
+        return "all of it already done, in the cache"
     parts = []
     if cost["finished"]:
         parts.append(f"{count(cost['finished'], 'layer')} finished in the cache")
@@ -258,8 +258,8 @@ def _advice(cost: dict[str, Any], layers: int) -> str:
     with_it, without = text.duration(cost["next_seconds"]), text.duration(cost["next_seconds_without"])
     if cost["cache_pays"]:
         room = f" (kept of {cost['kept_layers']} of {layers} layers)" if cost["kept_layers"] < layers else ""
-        return f"pays: another LoRA for this pair takes about {with_it} with it, {without} without{room}"
-    return f"gains little: another LoRA for this pair takes about {with_it} with it, {without} without (--cache off)"
+        return f"worth it: another LoRA for this pair takes about {with_it} with it, {without} without{room}"
+    return f"of little use: another LoRA for this pair takes about {with_it} with it, {without} without (--cache off)"
 
 
 def _model(checkpoint: "Checkpoint") -> dict[str, str]:

@@ -67,10 +67,10 @@ def probe(
         )
     written = " and ".join(str(file) for file in (found.file, found.file_low) if file is not None)
     console.result(
-        f"the target shows {found.ratio:.2f} times the colour that the source shows",
-        f"  source    {100 * found.source:.0f} % of what was asked for ({100 * found.aside[0]:.0f} % aside)",
-        f"  target    {100 * found.target:.0f} % ({100 * found.aside[1]:.0f} % aside)",
-        f"  evenness  the input that is to be constant varies by {100 * found.spread:.0f} %",
-        f"  probe     {written}, which changes {found.layer} alone: no word on the layers before it",
+        f"the target shows {found.ratio:.2f} times as much of the colour as the source",
+        f"  source    {100 * found.source:.0f} % of what was asked for ({100 * found.aside[0]:.0f} % in other colours)",
+        f"  target    {100 * found.target:.0f} % ({100 * found.aside[1]:.0f} % in other colours)",
+        f"  evenness  the input that should be constant varies by {100 * found.spread:.0f} %",
+        f"  probe     {written}, which changes only {found.layer} and says nothing of the layers before it",
     )
     console.document(found.to_json())

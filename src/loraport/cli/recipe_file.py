@@ -32,7 +32,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in seen:
-                    raise yaml.YAMLError(f"{key.value} is there twice")
+                    raise yaml.YAMLError(f"{key.value} is given twice")
                 seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -70,9 +70,11 @@ def read_recipe(file: Path, models: tuple[type[Settings], ...], what: str = "rec
         found = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
-        raise UsageError(f"the {what} is no YAML", where=str(file), values=said[:300]) from error
+        raise UsageError(f"the {what} is not valid YAML", where=str(file), values=said[:300]) from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
-        raise UsageError(f"the {what} is no list of settings", where=str(file), fix="write lines such as  method: casa")
+        raise UsageError(
+            f"the {what} is not a list of settings", where=str(file), fix="write lines such as  method: casa"
+        )
     known: dict[str, Setting] = {}
     for model in models:
         known |= {name: it for name, it in model.described().items() if name not in RunOptions.model_fields}
@@ -80,7 +82,7 @@ def read_recipe(file: Path, models: tuple[type[Settings], ...], what: str = "rec
         if name in RunOptions.model_fields:
             flag = RunOptions.described()[name].flags[0]
             raise UsageError(
-                f"{name} says how to use this machine, which is no part of a {what}", where=str(file), fix=flag
+                f"{name} is about this machine, and does not belong in a {what}", where=str(file), fix=flag
             )
         if name not in known:
             raise unknown_setting(name, known, where=str(file))

@@ -58,7 +58,7 @@ def report(
         write_page(page, report)
         lines.append(f"{page}  ({count(len(report['layers']), 'layer')}, {size(page.stat().st_size)})")
         if not report["summary"]:
-            console.warning(f"{log.name} is of a run that did not come to its end: the page has the layers it did")
+            console.warning(f"{log.name} is of a run that did not finish: the page has the layers that it completed")
     for path, sweep in sweeps.items():
         page = pages[path]
         beside = {pages[log].relative_to(page.parent) for log in found if log.is_relative_to(path.parent)}
@@ -77,9 +77,9 @@ def _pages(logs: list[Path], output: str | None) -> dict[Path, Path]:
         inside += [path for path in (given / _SWEEP,) if path.is_file()]
         if not inside:
             raise UsageError(
-                "there is no run log in the folder",
+                "the folder holds no run log",
                 where=str(given),
-                fix=f"give the folder that a transfer wrote to; its logs are called NAME{_LOG}",
+                fix=f"give the folder that a transfer wrote to; its logs are named NAME{_LOG}",
             )
         root = given if given.is_dir() else given.parent
         for log in inside:
@@ -88,12 +88,14 @@ def _pages(logs: list[Path], output: str | None) -> dict[Path, Path]:
         return {log: log.with_name(_page_of(log)) for log in found}
     if Path(output).suffix.lower() == _PAGE and not Path(output).is_dir():
         if len(found) > 1:
-            raise UsageError(
-                "several pages need a folder to be written to", values=f"{len(found)} pages", fix="-o FOLDER"
-            )
+            raise UsageError("several pages need an output folder", values=f"{len(found)} pages", fix="-o FOLDER")
         return {log: Path(output) for log in found}
     if not (Path(output).is_dir() or output.endswith(("/", os.sep)) or len(found) > 1):
-        raise UsageError("a page ends in .html", values=output, fix=f"-o {output}{_PAGE}, or -o {output}/ for a folder")
+        raise UsageError(
+            "the name of a page must end in .html",
+            values=output,
+            fix=f"-o {output}{_PAGE}, or -o {output}/ for a folder",
+        )
     return {log: Path(output) / page for log, page in found.items()}
 
 

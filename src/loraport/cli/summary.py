@@ -99,7 +99,7 @@ def _energy(report: TransferReport, plan: TransferPlan) -> list[str]:
     facts = report.summary
     worst = min(report.layers, key=lambda layer: layer.energy_kept)
     if worst.energy_kept > 1 - 1e-6:  # what is missing is rounding
-        return ["  energy    all of the full update kept, in every layer"]
+        return ["  energy    the full update is kept in every layer"]
     whole = any(job.name == worst.name and not job.update.factored for job in plan.jobs)
     more = "" if facts.energy_kept_total >= ENOUGH else "; more with a larger --rank"
     return [
@@ -118,7 +118,7 @@ def _layers(report: TransferReport) -> str:
         method += f", the LoRA at strength {facts.strength:g}"
     changed = sum(layer.method == facts.method for layer in report.layers)
     rest = facts.layers - changed
-    return f"{changed} transferred ({method})" + (f", {rest} as they were (--layers)" if rest else "")
+    return f"{changed} transferred ({method})" + (f", {rest} unchanged (--layers)" if rest else "")
 
 
 def _cache_use(facts: Summary) -> str:

@@ -13,7 +13,7 @@ def parse_duration(text: str, *, name: str) -> float:
     units = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|min|h|d|w)\s*", text)
     if match is None:
-        raise UsageError(f"{name} is not a length of time", values=text, fix="write for example 30d, 12h or 45min")
+        raise UsageError(f"{name} is not a duration", values=text, fix="write, for example, 30d, 12h or 45min")
     return float(match[1]) * units[match[2]]
 
 
@@ -51,7 +51,7 @@ def needs(cost: Mapping[str, Any], *, shared: bool = False) -> list[str]:
         shared: of several LoRAs, each layer for all of them, whose finished layers wait on the disk meanwhile.
     """
     once = "; each layer is read and decomposed once" if shared else ""
-    again = " and as much again meanwhile" if shared else ""
+    again = " and as much again while it runs" if shared else ""
     return [
         f"  work      about {duration(cost['seconds'])}{once}",
         f"  memory    {memory(cost)}",

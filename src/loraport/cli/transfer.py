@@ -125,7 +125,7 @@ def _many(
     if beside:
         what = next(iter(beside))
         raise UsageError(
-            f"a {what} is about one LoRA",
+            f"a {what} describes one LoRA",
             values=f"{len(asked)} LoRAs",
             fix="leave out " + ", and ".join(_LATER[what] for what in sorted(beside)),
         )

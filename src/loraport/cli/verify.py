@@ -103,7 +103,7 @@ def _failure(file: str, check: "Check") -> LoraportError:
         values=check.found,
         fix=again
         if check.name != KEYS
-        else f"of a family that is not known: --architecture any --model MODEL; else {again}",
+        else f"for an unknown family: --architecture any --model MODEL; otherwise {again}",
     )
 
 
@@ -116,7 +116,9 @@ def _lines(arrival: "Arrival") -> list[str]:
     if arrival.reading is None:
         known = arrival.lora.content.family in arrival.consumer.families
         what = "this spelling of LoRAs" if known else "LoRAs"
-        told = [f"  {'not known':<9} nobody has looked at what it makes of {what} for {lora.architecture.family.title}"]
+        told = [
+            f"  {'not known':<9} nobody has looked at what it does with {what} for {lora.architecture.family.title}"
+        ]
     else:
         scales = " and ".join(f"{scale:g}" for scale in arrival.scales)
         told = [f"  {'matched':<9} {len(arrival.matched)} of {count(len(lora.keys), 'key')}"]
@@ -160,8 +162,8 @@ def _facts(arrival: "Arrival") -> dict[str, Any]:
 
 def _short(file: str, arrival: "Arrival") -> LoraportError:
     return MismatchError(
-        f"not all of the file would arrive in {arrival.consumer.name}",
+        f"{arrival.consumer.name} would not load all of the file",
         where=file,
         values=arrival.summary,
-        fix=arrival.remedy or "no profile brings more of it there",
+        fix=arrival.remedy or "no profile would make it load more",
     )

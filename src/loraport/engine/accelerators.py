@@ -47,7 +47,8 @@ def pick(names: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(kinds.values())) > 1:
         alike = ",".join(name for name in names if kinds[name] == kinds[names[0]])
         raise UsageError(
-            "the devices are of different kinds, which do not round alike, and which layer goes where is chance",
+            "the devices are of different kinds and round differently, so the result would depend on which layer "
+            "goes where",
             values=", ".join(f"{name} is {kind}" for name, kind in kinds.items()),
             fix=f"--device {alike}",
         )
@@ -57,7 +58,7 @@ def pick(names: tuple[str, ...]) -> tuple[str, ...]:
 def _why_none() -> list[str]:
     """What is known of why there is no CUDA device."""
     if torch.version.cuda is None and torch.version.hip is None:
-        return [f"PyTorch {torch.__version__} is one without CUDA"]
+        return [f"PyTorch {torch.__version__} is a build without CUDA"]
     return _left_visible()
 
 
@@ -91,7 +92,7 @@ def _working(device: str) -> Iterator[None]:
             f"{device} has no memory left" if full else f"PyTorch {torch.__version__} does not work on {device}",
             values=first_line(error),
             fix="--device cpu, or "
-            + ("end what else uses it" if full else "a PyTorch that is built for this GPU and its driver"),
+            + ("stop whatever else uses it" if full else "use a PyTorch built for this GPU and its driver"),
         ) from error
 
 
@@ -285,7 +286,7 @@ def _with_the_cpu_behind(
                         "a device failed",
                         where=device,
                         values=first_line(error),
-                        fix="run the command again, finished layers are kept, or go on with --device cpu",
+                        fix="run the command again (finished layers are kept), or continue with --device cpu",
                     ) from error
         # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.
         let_go()

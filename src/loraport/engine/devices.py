@@ -52,7 +52,7 @@ def named_devices(wanted: str) -> tuple[str, ...]:
         raise UsageError(
             f"{other} cannot share the work with another device",
             values=wanted,
-            fix="cuda alone is all CUDA devices of one kind; some of them are cuda:0,cuda:1",
+            fix="use cuda for all CUDA devices of one kind, or cuda:0,cuda:1 for some of them",
         )
     return names
 

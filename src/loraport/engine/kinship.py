@@ -62,7 +62,7 @@ def judge_pair(
         MismatchError, NumericalError: as `check_kinship`.
     """
     if all(layer.stats["exact_norm"] == 0.0 for layer in layers):
-        warn("every update is zero, so the output does nothing; was the LoRA trained, and saved whole?")
+        warn("every update is zero, so the output does nothing; was the LoRA trained, and saved completely?")
     drifts = {layer.name: float(layer.stats["drift_rel"]) for layer in layers if "drift_rel" in layer.stats}
     if not drifts:
         return
@@ -70,16 +70,16 @@ def judge_pair(
         _refuse_unrelated(drifts, plan)
     if all(value == 0.0 for value in drifts.values()):
         warn(
-            "the target equals the source in every layer of the LoRA: there is nothing to transfer; was the same model "
-            "named twice?"
+            "source and target are equal in every layer of the LoRA: there is nothing to transfer; did you name "
+            "the same model twice?"
         )
         return
     strangers = [name for name, drift in drifts.items() if drift > UNRELATED]
     if strangers:  # the pair is related as a whole, so one weight of it is not what it should be
         warn(
-            f"in {len(strangers)} of {count(len(drifts), 'layer')} the target has little to do with the source, e.g. "
-            f"{strangers[0]} ({drifts[strangers[0]]:.3g} of its norm): a damaged weight, or one whose scale was lost; "
-            "leave such layers out with --drop, or reuse them as they are with --layers"
+            f"in {len(strangers)} of {count(len(drifts), 'layer')} the target has little to do with the source, "
+            f"e.g. {strangers[0]} (a drift of {drifts[strangers[0]]:.3g} of its norm): a damaged weight, or one "
+            "that lost its scale; leave such layers out with --drop, or reuse them unchanged with --layers"
         )
     shares = {layer.name: float(layer.stats.get("drift_rounding", 0.0)) for layer in layers}
     refuse_rounding(plan.jobs, drifts, shares, force=plan.recipe.force or not rounding)
@@ -115,5 +115,5 @@ def _refuse_unrelated(ratios: Mapping[str, float], plan: TransferPlan) -> None:
             "source and target do not look like versions of one model",
             where=f"{plan.source.path} and {plan.target.path}",
             values=found,
-            fix="check that one was made from the other, or both from a third, or go on with --force",
+            fix="check that one was made from the other, or both from a third, or continue with --force",
         )

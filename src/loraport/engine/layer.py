@@ -176,16 +176,17 @@ def check_norms(name: str, weight: float, drift: float | None) -> None:
     for what, size in (("source's weight", weight), ("difference between target and source", drift or 0.0)):
         if not size <= LARGEST:
             raise NumericalError(
-                f"the norm of the {what} is too large to work with",
+                f"the norm of the {what} is too large to compute with",
                 where=name,
                 values=f"{size:.3g}, at most {LARGEST:g}",
                 fix="no trained model looks like this; check the checkpoints",
             )
     if weight == 0.0 and drift is not None and drift > 0.0:
         raise MismatchError(
-            "the source's weight is all zeros, the target's is not",
+            "the source's weight is all zeros, but the target's is not",
             where=name,
-            fix="the source is damaged or not the model the LoRA was trained on; else leave the layer out with --drop",
+            fix="the source is damaged, or not the model the LoRA was trained on; otherwise leave the layer out "
+            "with --drop",
         )
 
 

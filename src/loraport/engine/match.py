@@ -185,10 +185,11 @@ def expert_meant(recipe: Recipe) -> Expert | None:
     if len(named) == 1:
         return next(iter(named))
     raise UsageError(
-        "the source has two experts, and nothing says which one is meant",
+        "the source has two experts, and none is chosen",
         where=recipe.source,
         values=", ".join(folder.name for folder in expert_folders(recipe.source).values()),
-        fix="--expert high or low for the one that the LoRA was trained on; transfer --expert both for both in one job",
+        fix="use --expert high or low for the one that the LoRA was trained on, or transfer --expert both for "
+        "both in one job",
     )
 
 

@@ -27,7 +27,7 @@ def refuse_on_sum(adapter: LoraAdapter, own: Iterable[Added], recipe: Recipe) ->
     if changed:
         what, key = changed[0]
         raise UnsupportedError(
-            f"{what} is a function of what it was trained on, which --source-lora changed",
+            f"{what} is a function of the weight it was trained on, which --source-lora changed",
             where=recipe.lora,
             values=f"{key}; {recipe.source_lora[0].file}",
             fix="merge the LoRA into the source first, and name the result with --source",
@@ -43,8 +43,9 @@ def doubts_about(adapter: LoraAdapter, recipe: Recipe) -> tuple[str, ...]:
     if training.timesteps and recipe.expert and training.expert not in (None, recipe.expert):
         least, greatest = training.timesteps
         found.append(
-            f"{adapter.path.name} is taken for the {recipe.expert}-noise expert, and its header says that time steps "
-            f"{least} to {greatest} were trained, those of the {training.expert}-noise one: are two LoRAs swapped?"
+            f"{adapter.path.name} is used for the {recipe.expert}-noise expert, but its header says it was "
+            f"trained on time steps {least} to {greatest}, those of the {training.expert}-noise one: did you swap "
+            "two LoRAs?"
         )
     return tuple(found)
 
@@ -54,8 +55,8 @@ def notes_on_names(source: Checkpoint) -> tuple[str, ...]:
     if not source.architecture.family.unnamed:
         return ()
     return (
-        "layers are matched by name and shape alone (--architecture any): of layers that one file fuses or stores in "
-        "another order nothing is known, and which programs read the output was not looked at",
+        "layers are matched by name and shape alone (--architecture any): fused layers and layers in another "
+        "order are not recognised, and it was not checked which programs read the output",
     )
 
 
@@ -64,8 +65,8 @@ def refuse_a_second_time(adapter: LoraAdapter, recipe: Recipe) -> None:
     earlier = adapter.metadata.get("loraport.recipe")
     if earlier is not None and not recipe.force:
         raise MismatchError(
-            "the LoRA was transferred already",
+            "the LoRA was already transferred",
             where=str(adapter.path),
             values=f"made for {adapter.metadata.get('ss_base_model_version', 'another model')}",
-            fix="transfer the original LoRA instead, or go on with --force",
+            fix="transfer the original LoRA instead, or continue with --force",
         )

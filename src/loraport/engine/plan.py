@@ -231,5 +231,5 @@ def _check_layers(meant: Search, recipe: Recipe, names: list[str]) -> None:
         "no layer of the LoRA matches --layers",
         where=recipe.lora,
         values=f"{recipe.layers!r}; {count(len(names), 'layer')} in it, such as {', '.join(list(kinds.values())[:6])}",
-        fix="give a regular expression that is found in such names, such as self_attn or ^blocks\\.0\\.",
+        fix="give a regular expression that matches such names, such as self_attn or ^blocks\\.0\\.",
     )

@@ -37,7 +37,7 @@ class RankRule:
         raise UsageError(
             "the rank is not understood",
             values=text,
-            fix="give a whole number, same, full, or energy=0.99 (a share between 0 and 1)",
+            fix="give a whole number, same, full, or energy=0.99 (any share between 0 and 1)",
         )
 
     def for_input(self, rank: int, keeps: bool) -> "RankRule":

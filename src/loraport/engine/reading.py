@@ -225,8 +225,8 @@ class InputReader(KnownDigests):
             raise FileError(
                 "the content of a tensor changed while it was read, or since it was last hashed",
                 where=ref.name,
-                values=f"digest {found[:12]}, and {known[:12]} before, although size and times are the same",
-                fix="run the command again when nothing writes to the file; what was remembered of it is forgotten",
+                values=f"digest {found[:12]}, earlier {known[:12]}, although size and times are the same",
+                fix="run the command again when nothing writes to the file; its remembered digests were discarded",
             )
 
     def _remember(self, ref: TensorRef, page: tuple[str, str], found: str) -> None:
@@ -244,7 +244,7 @@ class InputReader(KnownDigests):
             raise FileError(
                 "a file changed while it was read",
                 where=str(file),
-                values=f"{now}, and {planned} when it was first looked at",
+                values=f"now {now}, when first opened {planned}",
                 fix="run the command again when nothing writes to the file",
             )
 

@@ -27,7 +27,7 @@ COLUMNS = (
     Column(
         "drift_rounding",
         "rounding",
-        "share of the drift's squared norm that the rounding of the stored weights explains, from one per cent on",
+        "share of the drift's squared norm explained by rounding of the stored weights, if one per cent or more",
         "share",
     ),
 )
@@ -159,7 +159,7 @@ class KnownModel:
     ways: dict[str, str]
 
     def __str__(self) -> str:
-        return f"by its name it is {self.name}: {self.how} ({self.seen})"
+        return f"judging by its name, it is {self.name}: {self.how} ({self.seen})"
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,8 @@ def refuse_rounding(
         where=f"source {first.source.file} ({first.source.stored_as}), "
         f"target {first.target.file} ({first.target.stored_as})",
         values=f"in the middle one the weights differ by {share(drift)}, and rounding is {share(explained)} of that",
-        fix="use bf16 copies of both models; or reuse the LoRA as it is (--method direct, with a --strength), which "
-        "needs no weights; or go on with --force",
+        fix="use bf16 copies of both models, reuse the LoRA as it is (--method direct, with a --strength), which "
+        "needs no weights, or continue with --force",
     )
 
 

@@ -75,7 +75,8 @@ def kept_layers(jobs: Sequence[LayerJob], store: Store, warn: Callable[[str], No
     kept = sum(job.name in keep for job in jobs)  # two sources, such as the experts of Wan2.2, have layers of one name
     if kept < len(jobs) and not isinstance(store, NullStore):
         warn(
-            f"the decompositions of all layers take {sum(map(cached_bytes, jobs)) / 1e9:.0f} GB and the cache holds "
-            f"{store.max_bytes / 1e9:.0f} GB, so those of {kept} of {count(len(jobs), 'layer')} are kept"
+            f"the decompositions of all layers take {sum(map(cached_bytes, jobs)) / 1e9:.0f} GB and the cache "
+            f"holds {store.max_bytes / 1e9:.0f} GB, so decompositions of {kept} of {count(len(jobs), 'layer')} "
+            "are kept"
         )
     return keep

@@ -74,7 +74,7 @@ def open_added(given: AddedLora, source: Checkpoint, recipe: Recipe) -> LoraAdap
     except LoraportError as error:
         fix = _own_scale(error.fix or "")
         if _CHECKPOINT in error.what:
-            fix = "a whole distilled model goes to --target"
+            fix = "give a whole distilled model with --target"
         if fix == (error.fix or ""):
             raise
         raise type(error)(error.what, where=error.where, values=error.values, fix=fix) from None
@@ -98,12 +98,12 @@ def notes_on_added(added: Added, lora: LoraAdapter, role: str) -> list[str]:
     experts = expert_of_keys(found.keys)
     dropped = [key for key in found.dropped if experts.get(key) in (None, found.expert)]
     if len(dropped) < len(found.dropped):
-        notes.append(f"{name} holds the LoRAs of both experts: each half goes to its own")
+        notes.append(f"{name} holds the LoRAs of both experts; each half is used for its own")
     if dropped:
         named = ", ".join(dropped[:_NAMED]) + (", ..." if len(dropped) > _NAMED else "")
         notes.append(f"{name}: {count(len(dropped), 'key', 'was/were')} left out: {named}")
     if not lora.layers.keys() & found.layers.keys():
-        notes.append(f"{name}: it changes none of the layers that the LoRA changes, so it makes no difference to them")
+        notes.append(f"{name}: changes none of the layers that the LoRA changes, so it makes no difference to them")
     return notes
 
 
@@ -122,7 +122,7 @@ def twins(added: Sequence[Added], digests: Sequence[Mapping[str, str]]) -> Itera
     for (first, one), (second, two) in combinations(enumerate(added), 2):
         pairs = [(numbers(layer, first), numbers(layer, second)) for layer in digests]
         if any(mine for mine, _ in pairs) and all(mine == theirs for mine, theirs in pairs):
-            yield (f"{one.given.file} and {two.given.file} hold the same LoRA, so that it counts twice")
+            yield (f"{one.given.file} and {two.given.file} hold the same LoRA, so it counts twice")
 
 
 def used_with(added: Added, recipe: Recipe) -> UsedWith:

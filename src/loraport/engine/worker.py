@@ -122,8 +122,8 @@ class Worker:
         if not taken_over:
             return result
         said = (
-            f"{job.name}: {slot.device} ran out of memory, so this layer was computed on the CPU; other programs on "
-            "it may hold the rest, or --max-memory is small"
+            f"{job.name}: {slot.device} ran out of memory, so this layer was computed on the CPU; other programs "
+            "may use the rest of it, or --max-memory is too small"
         )
         return replace(result, warnings=(said, *result.warnings))
 
@@ -281,7 +281,7 @@ def _check_cast(update: LowRank, job: LayerJob) -> None:
                 "the transferred update is not finite",
                 where=job.name,
                 values=f"after the conversion to {job.dtype}",
-                fix="write float32 (--dtype float32)"
+                fix="use --dtype float32"
                 if job.dtype != "float32"
-                else "check the scale of the LoRA, --scale and --strength: the numbers end at 3e38",
+                else "check the scale of the LoRA, --scale and --strength: float32 ends at 3e38",
             )

@@ -76,14 +76,14 @@ def _listed(given: Any) -> list[Any]:
 
 def _no_switches(values: list[Any]) -> list[Any]:
     if any(isinstance(value, bool) for value in values):
-        raise ValueError("it is no switch")
+        raise ValueError("it takes a value, not true or false")
     return values
 
 
 def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     for at, value in enumerate(values):
         if value in values[:at]:
-            raise ValueError(f"{value} is there twice")
+            raise ValueError(f"{value} is given twice")
     return values
 
 

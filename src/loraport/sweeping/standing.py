@@ -34,7 +34,7 @@ def standing_of(cell: Cell, row: Row | None, state_of: Callable[[str], str | Non
     if not os.path.lexists(cell.output):
         return "open"
     if row is None or row.state == "failed":
-        raise FileError("the output file exists already", where=str(cell.output), fix=_OTHERWISE)
+        raise FileError("the output file already exists", where=str(cell.output), fix=_OTHERWISE)
     recipe = recipe_json(cell)
     if row.recipe != recipe:
         before = row.recipe or {}

@@ -67,7 +67,7 @@ def check_usable(wanted: str) -> None:
     names = named_devices(wanted)
     if names[0] not in ("auto", "cpu", "cuda"):
         raise UsageError(
-            "Ray gives out the devices of the cluster itself", values=wanted, fix="--device auto, cpu or cuda"
+            "Ray assigns the devices of the cluster itself", values=wanted, fix="use --device auto, cpu or cuda"
         )
 
 
@@ -127,15 +127,15 @@ def _connect(ray: Any, limits: Limits, *, start: bool) -> bool | None:
                 "the Ray cluster does not answer",
                 where=address or "the address that `ray start` left on this machine",
                 values=str(error).strip().splitlines()[0],
-                fix="start it (ray start), forget it (ray stop, unset RAY_ADDRESS), or have one for this run alone "
-                "(RAY_ADDRESS=local)",
+                fix="start it (ray start), forget it (ray stop, unset RAY_ADDRESS), or use a cluster for this run "
+                "only (RAY_ADDRESS=local)",
             ) from error
         except (RuntimeError, ValueError) as error:
             raise UsageError(
                 "Ray could not be used",
                 where=address,
                 values=" ".join(str(error).split())[:500],
-                fix="use the version of Ray and of Python that the cluster has, or --executor process",
+                fix="use the cluster's versions of Ray and Python, or --executor process",
             ) from error
 
 
@@ -157,14 +157,14 @@ def check_address(address: str | None) -> None:
         raise UsageError(
             "the command has to run on a machine of the Ray cluster",
             where=f"RAY_ADDRESS={address}",
-            values="this is the address for programs that run elsewhere, whose files the cluster cannot be sent",
-            fix="ray start --address=HEAD:6379 on this machine, then RAY_ADDRESS=HEAD:6379",
+            values="this address is for programs that run elsewhere; their files cannot be sent to the cluster",
+            fix="run ray start --address=HEAD:6379 on this machine, then use RAY_ADDRESS=HEAD:6379",
         )
     if not host or "/" in host or not port.isdecimal():
         raise UsageError(
-            "this is no address of a Ray cluster",
+            "this is not the address of a Ray cluster",
             where=f"RAY_ADDRESS={address}",
-            fix="HOST:PORT as `ray start` says it (the port is 6379 if no other was asked for), auto, or local",
+            fix="use HOST:PORT as `ray start` prints it (port 6379 unless you chose another), auto, or local",
         )
 
 
@@ -187,7 +187,7 @@ def knock(address: str | None, seconds: float = _KNOCK_SECONDS) -> None:
     except OSError as error:
         raise ConnectionError(f"nobody listens there ({error.strerror or error})") from error
     if answer[3:4] != b"\4":  # settings
-        raise ConnectionError("who answers there is not the head of a Ray cluster; is it the port of something else?")
+        raise ConnectionError("what answers there is not the head of a Ray cluster; is it the port of something else?")
 
 
 def _own(limits: Limits) -> dict[str, Any]:
@@ -250,13 +250,14 @@ def survey(
         raise FileError(
             "no machine of the Ray cluster sees the files as they are here",
             values=reasons,
-            fix="put them where every machine has them under the same name, on one shared disk, or let this command "
-            "send what they need (--ray-data auto)",
+            fix="put them on one shared disk, where every machine has them under the same name, or let this "
+            "command send what they need (--ray-data auto)",
         )
     raise UsageError(
         "no machine of the Ray cluster can do the work",
-        values=reasons or "it has none with a CPU to give out",
-        fix=f"pip install loraport=={__version__} on them, with a PyTorch that finds the device; or --device cpu",
+        values=reasons or "none of its machines has a CPU to offer",
+        fix=f"run pip install loraport=={__version__} on them, with a PyTorch that finds the device, or use "
+        "--device cpu",
     )
 
 
@@ -272,7 +273,7 @@ def announce(cluster: Cluster, left_out: Sequence[LeftOut], limits: Limits, *, s
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    where = "a cluster of this machine, for this run" if started else f"the cluster at {address}"
+    where = "a cluster on this machine, for this run" if started else f"the cluster at {address}"
     cards = sum(node.cards for node in cluster.nodes)
     what = f"{cards} GPUs" if cards else f"{sum(node.cpus for node in cluster.nodes):g} CPUs"
     machines = f"{len(cluster.nodes)} machines" if len(cluster.nodes) > 1 else cluster.nodes[0].name

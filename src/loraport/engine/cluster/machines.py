@@ -106,7 +106,7 @@ def ask(
     for answer, (task, node) in asked.items():
         if answer not in ready:
             ray.cancel(task, force=True)
-            silent.append((name_of(node), f"it does not answer within {_ANSWER_SECONDS:.0f} s"))
+            silent.append((name_of(node), f"it did not answer within {_ANSWER_SECONDS:.0f} s"))
             continue
         try:
             told[node["NodeID"]] = answer.result()
@@ -221,7 +221,7 @@ def choose(
         answer, resources = told[key], node["Resources"]
         if on_cards and key not in with_cards:
             if resources.get("GPU", 0) > 0 or wanted == "cuda":
-                left_out.append((name_of(node), "it gives out no GPUs of one kind that PyTorch finds"))
+                left_out.append((name_of(node), "it offers no GPUs of one kind that PyTorch finds"))
             continue
         made = Node(
             key,
@@ -240,7 +240,9 @@ def choose(
     for kind, others in kinds.items():
         if kind != chosen:
             for other in others:
-                reason = f"its kind would round otherwise ({', '.join(kind)}; not {', '.join(chosen)})"
+                reason = (
+                    f"it is of another kind and would round differently ({', '.join(kind)}; not {', '.join(chosen)})"
+                )
                 left_out.append((other.name, reason))
     return kinds[chosen], left_out
 
@@ -249,7 +251,7 @@ def _why_unable(answer: Mapping[str, Any], data: RayData) -> str:
     if answer["loraport"] != __version__:
         return f"it has loraport {answer['loraport']}, not {__version__}"
     if answer["code"] != code():
-        return f"its loraport {__version__} is not the one that is here: the code differs"
+        return f"its loraport {__version__} is not the same as here: the code differs"
     if answer["unable"]:
         return f"it cannot do the work ({answer['unable']})"
     return str(answer["unlike"]) if data == "paths" else ""

@@ -179,10 +179,11 @@ class Underway:
             return self._ray.put(parcel)
         except self._ray.exceptions.RayError as error:  # neither there nor on the disk behind it
             raise FileError(
-                "Ray has no room for what a layer reads",
+                "Ray's object store has no room for what a layer reads",
                 where=job.title,
                 values=first_line(error),
-                fix="give it more (ray start --object-store-memory), or let machines read the files (--ray-data paths)",
+                fix="give it more memory (ray start --object-store-memory), or let machines read the files "
+                "(--ray-data paths)",
             ) from error
 
     def _begin(self, layer: _Layer, parcel: Any) -> None:
@@ -237,10 +238,10 @@ class Underway:
                 return
             self._lost = True
             raise FileError(
-                "the Ray cluster is lost",
+                "the connection to the Ray cluster was lost",
                 where=f"its head at {address}",
                 values=str(error),
-                fix="run the same command again when it is there (ray start); finished layers are kept",
+                fix="run the same command again when it is back (ray start); finished layers are kept",
             ) from error
 
     def _check_machines(self) -> None:
@@ -250,7 +251,7 @@ class Underway:
         self._ways = [way for way in self._ways if way not in gone]
         if not self._ways:
             raise FileError(
-                "all machines that worked on the layers have left the Ray cluster",
+                "all machines that were working on the layers have left the Ray cluster",
                 values=", ".join(node.name for node in self._cluster.nodes),
                 fix="run the same command again when there are machines; finished layers are kept",
             )
@@ -259,7 +260,7 @@ class Underway:
                 self._again(future, layer)
         for way in gone:
             names = " and ".join(node.name for node in way.nodes)
-            self._limits.on_event(Warned(f"{names} left the Ray cluster; others do the layers that were there"))
+            self._limits.on_event(Warned(f"{names} left the Ray cluster; other machines take over its layers"))
 
     def _check_sent(self) -> None:
         """A task may wait for ever for something that the object store put on the disk and somebody deleted there; it
@@ -271,7 +272,7 @@ class Underway:
         for parcel in sent.keys() - set(looking.result()[0]):
             layer = self._underway[sent[parcel]]
             self._limits.on_event(
-                Warned(f"{layer.job.title} was lost in Ray's object store, or on the disk behind it; it is sent again")
+                Warned(f"{layer.job.title} was lost in Ray's object store or on the disk behind it, and is sent again")
             )
             self._again(sent[parcel], layer)
 
@@ -298,6 +299,6 @@ class Underway:
                 values=f"tried {max(len(tried), RETRIES + 1)} times; {first_line(error)}"
                 if killed
                 else first_line(error),
-                fix="if memory ran out: fewer layers at a time (--workers 1) or a smaller --max-memory; finished "
-                "layers are kept",
+                fix="if memory ran out, use fewer layers at a time (--workers 1) or a smaller --max-memory; "
+                "finished layers are kept",
             ) from error

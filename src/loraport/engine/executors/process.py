@@ -76,7 +76,7 @@ class LayerExecutor:
                 raise _unguarded() from error
             raise FileError(
                 "a worker process was killed",
-                where=f"in work: {' and '.join(in_work.values())}",
+                where=f"in progress: {' and '.join(in_work.values())}",
                 values="most often the system ran out of memory",
                 fix="use fewer workers (--workers 1) or a smaller --max-memory; finished layers are kept",
             ) from error
@@ -113,8 +113,8 @@ def _unguarded() -> UsageError:
     """A worker begins by running the script again, and so would start workers itself, without end."""
     return UsageError(
         "worker processes ended before they began",
-        values="each runs the script that started it once more, up to the call that wants workers",
-        fix='put what the script does under `if __name__ == "__main__":`, or use executor="thread"',
+        values="each of them runs your script again, up to the call that asks for workers",
+        fix='put the main part of the script under `if __name__ == "__main__":`, or use executor="thread"',
     )
 
 

@@ -62,9 +62,9 @@ class Experts(Settings):
         named = [name for name in _LOW if getattr(self, name)]
         if self.expert in ("high", "low") and named:
             raise UsageError(
-                "one expert is chosen, and something is given for the low-noise one of two",
+                "one expert is chosen, but an option for the low-noise expert of a pair is given",
                 values=f"--expert {self.expert}, --{named[0].replace('_', '-')}",
-                fix="--expert both, or leave --expert out",
+                fix="use --expert both, or leave --expert out",
             )
 
     @property
@@ -121,7 +121,7 @@ def loras_for(given: tuple[AddedLora, ...], expert: Expert) -> tuple[AddedLora, 
         if not pair.is_file():
             two = {named: each.file, expert: "FILE"}
             raise UsageError(
-                f"a distillation LoRA is named after the {named}-noise expert, and there is none for the other",
+                f"a distillation LoRA is named after the {named}-noise expert, and the other expert has none",
                 where=each.file,
                 values=f"no {pair.name} beside it",
                 fix=f"name both: --target-lora {two['high']} --target-lora-low {two['low']} "

@@ -91,10 +91,10 @@ def refuse_other_expert(
         found = distances(sample, reader, **crossed)
         if nearer(found, ratios):
             raise exchanged(
-                f"the {'target' if role == 'source' else 'source'} goes with the other expert of the {role}",
+                f"the {'target' if role == 'source' else 'source'} belongs to the other expert of the {role}",
                 f"{plan.source.path} and {plan.target.path if plan.target else ''}",
                 {f"with {model.path.name}": ratios, f"with {other.path.name}": found},
-                f"--expert {OTHER[taken]} takes {other.path.name}; --force goes on as it is",
+                f"use --expert {OTHER[taken]} for {other.path.name}, or --force to continue as is",
             )
 
 

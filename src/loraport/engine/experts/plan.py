@@ -119,11 +119,11 @@ def _without_idle(plan: TransferPlan) -> TransferPlan:
 def _doubts(plans: Mapping[Expert, TransferPlan]) -> Iterator[str]:
     high, low = plans["high"], plans["low"]
     if high.adapter.path == low.adapter.path and high.adapter.keys == low.adapter.keys and not high.adapter.dropped:
-        yield f"{high.adapter.path.name} is used for both experts: its names speak of neither"
+        yield f"{high.adapter.path.name} is used for both experts, since its names mention neither"
     keys = {each.adapter.path: each.adapter.keys for each in high.added}
     for path in sorted(keys.keys() & {each.adapter.path for each in low.added}):
         if len(set(expert_of_keys(keys[path]).values())) < 2:
-            yield f"{path.name} is taken for both experts; --target-lora-low names another for the low-noise one"
+            yield f"{path.name} is used for both experts; --target-lora-low sets another for the low-noise one"
     for role in ("lora", "source", "target", "target_lora"):
         for one, other in zip(_names(high.recipe, role), _names(low.recipe, role), strict=False):
             if one == other:

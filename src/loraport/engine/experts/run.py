@@ -141,9 +141,10 @@ def _compare(plan: ExpertsPlan) -> tuple[dict[str, float], list[str]]:
         else f"the target of the {wrong[0]}-noise expert was made from the other expert",
         " and ".join(str(one.target.path) for one in plans.values() if one.target is not None),
         found,
-        "exchange --target and --target-low (or --source and --source-low); --force goes on as it is"
+        "swap --target and --target-low (or --source and --source-low), or use --force to continue as is"
         if len(wrong) == 2
-        else f"give the one made from the {wrong[0]}-noise source as {_TARGETS[wrong[0]]}; --force goes on as it is",
+        else f"give the one made from the {wrong[0]}-noise source as {_TARGETS[wrong[0]]}, or use --force to "
+        "continue as is",
     )
     if not all(one.recipe.force for one in plans.values()):
         raise refusal

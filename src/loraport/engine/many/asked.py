@@ -15,7 +15,7 @@ ENDINGS = (".safetensors", ".gguf", ".pt", ".pth", ".bin", ".ckpt")
 """Of the files in a folder that are taken for LoRAs; previews, notes and logs lie beside them."""
 
 
-EXISTS = "the output exists already"
+EXISTS = "the output already exists"
 """Why there is nothing to do for a LoRA."""
 
 
@@ -71,7 +71,7 @@ def find_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -
     """
     found = list_loras(given, folder, recursive=recursive)
     if not folder.is_dir() and (folder.exists() or folder.suffix in ENDINGS):
-        raise UsageError("several LoRAs need a folder to be written to", values=str(folder), fix="-o FOLDER")
+        raise UsageError("several LoRAs need an output folder", values=str(folder), fix="-o FOLDER")
     _refuse_collisions(found)
     return found
 
@@ -111,9 +111,9 @@ def check_skip(options: RunOptions, *, skip_existing: bool) -> None:
     """Refuse to skip and to replace the same files. Raises UsageError."""
     if skip_existing and options.overwrite:
         raise UsageError(
-            "outputs that exist are either skipped or replaced",
+            "existing outputs are either skipped or replaced, not both",
             values="--skip-existing and --overwrite",
-            fix="leave one of them out",
+            fix="use only one of them",
         )
 
 
@@ -121,9 +121,9 @@ def check_options(options: RunOptions) -> None:
     """Refuse what makes no sense for several outputs. Raises UsageError."""
     if options.log not in (None, "off"):
         raise UsageError(
-            "a run log is about one LoRA",
+            "a run log describes one LoRA",
             values=f"--log {options.log}",
-            fix="leave --log out: each output has a log beside it; --log off writes none",
+            fix="leave --log out (each output gets its own log beside it), or use --log off",
         )
 
 
@@ -173,5 +173,5 @@ def _refuse_collisions(asked: Iterable[Asked]) -> None:
             raise UsageError(
                 "two LoRAs would get the same output name",
                 values=f"{first.output} of {', '.join(each.lora for each in (first, *more))}",
-                fix="give each a name of its own, or transfer them in two commands, into two folders",
+                fix="give each its own name, or transfer them with two commands into two folders",
             )
