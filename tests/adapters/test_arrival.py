@@ -10,7 +10,7 @@ import loraport
 import makers
 from loraport.adapters.arrival import FULL, PART, REFUSED, UNKNOWN, UNREAD, Arrival, rows_of
 from loraport.adapters.consumers import consumers
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.parse import open_adapter
 from loraport.cli.main import app
 from loraport.errors import UsageError
@@ -26,13 +26,13 @@ ALL_PARTS = makers.universal() | BIAS | NORM | MODULATION
 def _of(tensors, program, folder, to=None) -> Arrival:
     path = LoraFile(tensors).write(folder)
     if to is not None:
-        path = convert_adapter(path, folder / f"{to}.safetensors", to=to, overwrite=True).output
+        path = convert(path, folder / f"{to}.safetensors", to=to, overwrite=True).output
     return Arrival(open_adapter(path), rows_of(program)[0])
 
 
 @pytest.mark.parametrize("to", ["universal", "diffusers", "kohya", "original", "fastvideo"])
 def test_every_key_is_matched_or_lost_for_every_program(to, tmp_path):
-    path = convert_adapter(LoraFile(makers.universal()).write(tmp_path), tmp_path / "x.safetensors", to=to).output
+    path = convert(LoraFile(makers.universal()).write(tmp_path), tmp_path / "x.safetensors", to=to).output
     lora = open_adapter(path)
     for consumer in consumers():
         arrival = Arrival(lora, consumer)

@@ -10,7 +10,7 @@ import torch
 import hunyuan
 import makers
 from loraport.adapters.consumers import ALL, consumers, content_of, writable
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.dialect import PROFILE_NAMES, PROFILES, SAME_AS_INPUT
 from loraport.adapters.loaders import loader_notes
 from loraport.adapters.parse import open_adapter
@@ -31,7 +31,7 @@ ONE_LAYER = {key: tensor for key, tensor in makers.universal().items() if "block
 
 
 def _convert(tensors: dict, to: str, folder: Path):
-    return convert_adapter(LoraFile(tensors).write(folder), folder / "x.safetensors", to=to)
+    return convert(LoraFile(tensors).write(folder), folder / "x.safetensors", to=to)
 
 
 class TestRows:

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 import networks
 from loraport.adapters.arrival import Arrival
 from loraport.adapters.consumers import ADDED, ALL, consumers
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import render_adapter, write_adapter
 from loraport.adapters.verify import verify_adapter
@@ -73,13 +73,13 @@ def test_it_comes_back_from_every_profile(name, tmp_path):
     first, made, architecture = _write(name, "diffusers", tmp_path)
     for profile in ("universal", "diffusers", "kohya", "original"):
         out = tmp_path / f"out-{profile}.safetensors"
-        convert_adapter(first, out, to=profile)
+        convert(first, out, to=profile)
         found = open_adapter(out, architecture)
         assert found.layers.keys() == made.keys()
         for layer, (b, a) in made.items():
             torch.testing.assert_close(found.layers[layer].load().dense(), b @ a, rtol=1e-5, atol=1e-5)
-        convert_adapter(out, tmp_path / "back.safetensors", to="diffusers", overwrite=True)
-        convert_adapter(tmp_path / "back.safetensors", tmp_path / "again.safetensors", to=profile, overwrite=True)
+        convert(out, tmp_path / "back.safetensors", to="diffusers", overwrite=True)
+        convert(tmp_path / "back.safetensors", tmp_path / "again.safetensors", to=profile, overwrite=True)
         one, two = load_file(out), load_file(tmp_path / "again.safetensors")
         assert one.keys() == two.keys()
         assert all(torch.equal(two[key], tensor) for key, tensor in one.items())

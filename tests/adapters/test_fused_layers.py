@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.parse import open_adapter
 from loraport.errors import MismatchError
 from makers import LoraFile
@@ -45,13 +45,13 @@ def test_a_fused_lora_is_its_rows_with_one_a(tmp_path):
 @pytest.mark.parametrize("to", ["universal", "same-as-input"])
 def test_it_comes_back_bit_for_bit_and_at_its_own_rank(to, tmp_path):
     made = _fused()
-    convert_adapter(LoraFile(made).write(tmp_path), tmp_path / "split.safetensors", to="diffusers")
+    convert(LoraFile(made).write(tmp_path), tmp_path / "split.safetensors", to="diffusers")
     split = load_file(tmp_path / "split.safetensors")
     assert split.keys() == {
         f"transformer.transformer_blocks.0.attn.to_{x}.lora_{half}.weight" for x in "qkv" for half in "AB"
     }
     source = LoraFile(made).write(tmp_path) if to == "same-as-input" else tmp_path / "split.safetensors"
-    convert_adapter(source, tmp_path / "again.safetensors", to=to)
+    convert(source, tmp_path / "again.safetensors", to=to)
     again = load_file(tmp_path / "again.safetensors")
     assert again.keys() == made.keys()
     assert all(torch.equal(again[key], tensor) for key, tensor in made.items())
@@ -65,7 +65,7 @@ def test_a_split_lora_joins_with_a_block_for_each_layer_and_comes_back(tmp_path)
             f"{name}.lora_A.weight": _random(4, 2048, seed=9 + place),
         }
     path = LoraFile(made).write(tmp_path)
-    convert_adapter(path, tmp_path / "joined.safetensors", to="universal")
+    convert(path, tmp_path / "joined.safetensors", to="universal")
     joined = load_file(tmp_path / "joined.safetensors")
     assert {key: tuple(tensor.shape) for key, tensor in joined.items()} == {
         f"diffusion_model.{QKV}.qkv.lora_A.weight": (12, 2048),
@@ -74,14 +74,14 @@ def test_a_split_lora_joins_with_a_block_for_each_layer_and_comes_back(tmp_path)
     up, down = (joined[f"diffusion_model.{QKV}.qkv.lora_{half}.weight"].double() for half in "BA")
     wanted = torch.cat([made[f"{n}.lora_B.weight"].double() @ made[f"{n}.lora_A.weight"].double() for n in NAMES])
     torch.testing.assert_close(up @ down, wanted, rtol=1e-12, atol=1e-12)
-    convert_adapter(tmp_path / "joined.safetensors", tmp_path / "split.safetensors", to="original")
+    convert(tmp_path / "joined.safetensors", tmp_path / "split.safetensors", to="original")
     split = load_file(tmp_path / "split.safetensors")
     assert all(torch.equal(split[key], tensor) for key, tensor in made.items())
 
 
 def test_some_of_the_layers_only(tmp_path):
     made = {f"{NAMES[2]}.lora_B.weight": _random(2048, 4), f"{NAMES[2]}.lora_A.weight": _random(4, 2048, seed=1)}
-    convert_adapter(LoraFile(made).write(tmp_path), tmp_path / "x.safetensors", to="universal")
+    convert(LoraFile(made).write(tmp_path), tmp_path / "x.safetensors", to="universal")
     up = load_file(tmp_path / "x.safetensors")[f"diffusion_model.{QKV}.qkv.lora_B.weight"]
     assert up.shape == (6144, 4)
     assert not up[:4096].any()
@@ -98,7 +98,7 @@ def test_different_scales_go_into_the_factors(tmp_path):
         }
         made[f"{stem}.alpha"] = torch.tensor(2.0**place)
     path = LoraFile(made).write(tmp_path)
-    convert_adapter(path, tmp_path / "x.safetensors", to="universal")
+    convert(path, tmp_path / "x.safetensors", to="universal")
     before, after = _dense(path), _dense(tmp_path / "x.safetensors")
     assert before.keys() == after.keys() == set(NAMES)
     for name in NAMES:
@@ -113,7 +113,7 @@ def test_layers_of_several_scales_and_whole_matrices_in_one_weight(tmp_path):
                  f"{factors}.lora_down.weight": _random(4, 24, seed=place + 3),
                  f"{matrix}.diff": _random(24, 24, seed=place + 6)}  # fmt: skip
     path, out = LoraFile(made).write(tmp_path), tmp_path / "x.safetensors"
-    convert_adapter(path, out, to="kohya", architecture="hunyuan_video_15")
+    convert(path, out, to="kohya", architecture="hunyuan_video_15")
     assert sorted(key.partition("self_attn_qkv.")[2] for key in load_file(out)) == [
         "alpha", "diff", "lora_down.weight", "lora_up.weight",
     ]  # fmt: skip
@@ -132,7 +132,7 @@ def test_alpha_and_bias_of_a_fused_weight(tmp_path):
         f"{name}.bias": bias[2048 * place : 2048 * place + 2048].tolist() for place, name in enumerate(NAMES)
     }
     for to in ("universal", "same-as-input"):
-        convert_adapter(path, tmp_path / f"{to}.safetensors", to=to)
+        convert(path, tmp_path / f"{to}.safetensors", to=to)
         assert torch.equal(load_file(tmp_path / f"{to}.safetensors")[f"diffusion_model.{QKV}.qkv.diff_b"], bias)
         again = _dense(tmp_path / f"{to}.safetensors")
         for name, update in _dense(path).items():
@@ -144,13 +144,13 @@ def test_rows_in_another_order(tmp_path):
     name = "final_layer.adaLN_modulation.1"
     b, a, bias = _random(4096, 4), _random(4, 2048, seed=1), torch.arange(4096.0)
     path = LoraFile({f"{name}.lora_B.weight": b, f"{name}.lora_A.weight": a, f"{name}.diff_b": bias}).write(tmp_path)
-    convert_adapter(path, tmp_path / "x.safetensors", to="diffusers")
+    convert(path, tmp_path / "x.safetensors", to="diffusers")
     found = load_file(tmp_path / "x.safetensors")
     stem = "transformer.norm_out.linear.lora_"
     assert torch.equal(found[f"{stem}B.weight"], torch.cat(b.chunk(2)[::-1]))
     assert torch.equal(found[f"{stem}A.weight"], a)
     assert torch.equal(found[f"{stem}B.bias"], torch.cat(bias.chunk(2)[::-1]))
-    convert_adapter(tmp_path / "x.safetensors", tmp_path / "y.safetensors", to="original")
+    convert(tmp_path / "x.safetensors", tmp_path / "y.safetensors", to="original")
     again = load_file(tmp_path / "y.safetensors")
     assert torch.equal(again[f"{name}.lora_B.weight"], b)
     assert torch.equal(again[f"{name}.diff_b"], bias)
@@ -159,7 +159,7 @@ def test_rows_in_another_order(tmp_path):
 def test_a_layer_of_a_fused_weight_can_be_left_out(tmp_path):
     path = LoraFile(_fused()).write(tmp_path)
     assert list(open_adapter(path, drop="img_attn_k").layers) == [NAMES[0], NAMES[2]]
-    convert_adapter(path, tmp_path / "x.safetensors", to="universal", drop="img_attn_k")
+    convert(path, tmp_path / "x.safetensors", to="universal", drop="img_attn_k")
     up = load_file(tmp_path / "x.safetensors")[f"diffusion_model.{QKV}.qkv.lora_B.weight"]
     assert not up[2048:4096].any()
     assert up[:2048].any()

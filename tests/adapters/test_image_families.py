@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 import loraport
 import networks
 from loraport.adapters.arrival import Arrival, rows_of
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.verify import verify_adapter
 from loraport.containers.tensors import read_tensor
@@ -98,9 +98,9 @@ def test_a_lora_loads_and_adds_exactly_the_update(name, to, tmp_path, caplog):
     made = image_families.factors(image_families.linear(case.network()))
     path = LoraFile(_lora(made)).write(tmp_path)
     assert open_adapter(path).architecture.family.name == name
-    convert_adapter(path, tmp_path / "x.safetensors", to=to)
+    convert(path, tmp_path / "x.safetensors", to=to)
     if to == "universal" and not case.universal:
-        said = "\n".join(convert_adapter(path, tmp_path / "y.safetensors", to=to).warnings)
+        said = "\n".join(convert(path, tmp_path / "y.safetensors", to=to).warnings)
         assert "not read by diffusers (--to diffusers is)" in said
         return
     # In LoRAs of original names diffusers 0.42.1 leaves the halves as they are that it swaps in checkpoints.
@@ -115,7 +115,7 @@ def test_a_layer_that_diffusers_applies_wrongly_is_named_as_such(tmp_path):
     made = image_families.factors(image_families.linear(image_families.FLUX2.network()))
     last = {"norm_out.linear": made["norm_out.linear"]}
     path = LoraFile(_lora(made)).write(tmp_path)
-    done = convert_adapter(path, tmp_path / "x.safetensors", to="universal")
+    done = convert(path, tmp_path / "x.safetensors", to="universal")
     assert done.warnings == (
         "diffusers applies layers with rows in another order wrongly (the halves of final_layer.adaLN_modulation "
         "change places); with --to diffusers it does not",
@@ -126,7 +126,7 @@ def test_a_layer_that_diffusers_applies_wrongly_is_named_as_such(tmp_path):
     assert checks["taken wrongly by"] == "diffusers (in layers with rows in another order)"
     rest = {name: pair for name, pair in made.items() if name not in last}
     path = LoraFile(_lora(rest)).write(tmp_path / "rest")
-    done = convert_adapter(path, tmp_path / "y.safetensors", to="universal")  # the other layers outside arrive
+    done = convert(path, tmp_path / "y.safetensors", to="universal")  # the other layers outside arrive
     assert done.warnings == ("layers outside the blocks are left out by mflux",)
     assert {check.name: check.found for check in verify_adapter(done.output)}["taken in full by"].startswith(
         "diffusers"
@@ -137,7 +137,7 @@ def test_a_layer_that_diffusers_applies_wrongly_is_named_as_such(tmp_path):
 def test_of_a_profile_that_diffusers_reads_in_part_exactly_what_is_foretold_changes(name, to, tmp_path, caplog):
     case = CASES[name]
     made = image_families.factors(image_families.linear(case.network()))
-    path = convert_adapter(LoraFile(_lora(made)).write(tmp_path), tmp_path / "x.safetensors", to=to).output
+    path = convert(LoraFile(_lora(made)).write(tmp_path), tmp_path / "x.safetensors", to=to).output
     arrival = Arrival(open_adapter(path, architecture=name), rows_of("diffusers")[0])
     family = families()[name]
     foretold = {
@@ -156,8 +156,8 @@ def test_read_write_read_gives_the_same(name, to, tmp_path):
     made = image_families.factors(image_families.linear(case.network()))
     path = LoraFile(_lora(made)).write(tmp_path)
     model = open_checkpoint(_save(case.network().state_dict(), tmp_path / "model.safetensors"))
-    convert_adapter(path, tmp_path / "a.safetensors", to=to)
-    convert_adapter(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="diffusers")
+    convert(path, tmp_path / "a.safetensors", to=to)
+    convert(tmp_path / "a.safetensors", tmp_path / "b.safetensors", to="diffusers")
     first, second = _updates(path, model), _updates(tmp_path / "a.safetensors", model)
     assert first.keys() == second.keys()
     for layer, update in first.items():

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from corpus import write
 from loraport.adapters.adapter import LoraAdapter
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.parse import open_adapter
 from loraport.containers.safetensors import read_header
 from loraport.containers.tensors import digest
@@ -75,10 +75,10 @@ def test_a_lora_is_the_same_in_any_container(name, container, tmp_path):
     written = []
     for number, path in enumerate((first, other)):
         written.append(tmp_path / f"{number}.safetensors")
-        convert_adapter(path, written[-1], to="universal")
+        convert(path, written[-1], to="universal")
     assert set(read_header(written[0]).spans) == set(read_header(written[1]).spans)
     for key, tensor in load_file(written[0]).items():
         assert torch.equal(tensor, load_file(written[1])[key]), key
     again = tmp_path / "again.safetensors"
-    convert_adapter(written[1], again, to="universal")
+    convert(written[1], again, to="universal")
     assert contents(open_adapter(again)) == contents(open_adapter(written[1]))

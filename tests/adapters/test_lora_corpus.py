@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from corpus import CORPUS, write
 from loraport.adapters.adapter import LoraAdapter
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.describe import describe
 from loraport.adapters.parse import open_adapter
 from loraport.containers.safetensors import read_header
@@ -82,14 +82,15 @@ def test_it_is_written_in_every_dialect_without_a_change(name, profile, tmp_path
     entry, path = CORPUS[name], write(name, tmp_path / "in")
     output = tmp_path / "out" / "lora.safetensors"
     before = open_adapter(path, expert=entry.get("expert"))
-    # of names that families share, at a size that none of them has, the model decides
-    options = {"to": profile, "expert": entry.get("expert"), "model": before.architecture if before.others else None}
+    # of names that families share, at a size that none of them has, the user decides
+    family = before.architecture.family.name if before.others else "auto"
+    options = {"to": profile, "expert": entry.get("expert"), "architecture": family}
     if profile not in entry.get("profiles", PROFILES):
         with pytest.raises(LoraportError, match="do not take a change of"):
-            convert_adapter(path, output, **options)
+            convert(path, output, **options)
         assert not output.exists()
         return
-    done = convert_adapter(path, output, **options)
+    done = convert(path, output, **options)
     after = open_adapter(output)
     if after.architecture.family.name != before.architecture.family.name:
         assert before.architecture.family in after.others
@@ -138,12 +139,12 @@ def _stored(adapter: LoraAdapter, layer: str, which: str) -> torch.Tensor:
 def test_a_round_trip_in_the_own_dialect_gives_the_same_keys(name, tmp_path):
     entry, path = CORPUS[name], write(name, tmp_path / "in")
     output = tmp_path / "out.safetensors"
-    convert_adapter(path, output, to="same-as-input", expert=entry.get("expert"))
+    convert(path, output, to="same-as-input", expert=entry.get("expert"))
     before = open_adapter(path, expert=entry.get("expert"))
     assert set(read_header(output).spans) == set(before.keys) - set(before.dropped)
     # ... and once more, byte for byte.
     again = tmp_path / "again.safetensors"
-    convert_adapter(output, again, to="same-as-input")
+    convert(output, again, to="same-as-input")
     assert again.read_bytes() == output.read_bytes()
 
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 import makers
 from loraport.adapters import render as render_room
 from loraport.adapters.carried import check_passthrough
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.dialect import PROFILE_NAMES, Dialect, check_profile, profile_of
 from loraport.adapters.header import build_metadata, read_json
 from loraport.adapters.parse import open_adapter
@@ -136,7 +136,7 @@ def test_a_bias_that_its_scale_takes_beyond_its_dtype(tmp_path, pico):
     with pytest.raises(NumericalError, match=r"attn1\.to_q\.lora_B\.bias"):
         render_adapter(_layers(), open_adapter(path).passthrough, "diffusers", pico.architecture, dtype=torch.float16)
     with pytest.raises(NumericalError, match=r"attn1\.to_q\.lora_B\.bias"):
-        convert_adapter(path, tmp_path / "x.safetensors")
+        convert(path, tmp_path / "x.safetensors")
     assert not (tmp_path / "x.safetensors").exists()
 
 
@@ -237,7 +237,7 @@ class TestConversion:
         path = LoraFile(spell(half, "lora_unet_", flat, ".lora_down.weight", ".lora_up.weight", alpha=1.0)).write(
             tmp_path
         )
-        done = convert_adapter(path, tmp_path / "x.safetensors")
+        done = convert(path, tmp_path / "x.safetensors")
         assert len(done.folded) == 20
         found = load_file(tmp_path / "x.safetensors")["diffusion_model.blocks.0.ffn.0.lora_B.weight"]
         assert found.dtype == torch.float16
@@ -248,9 +248,9 @@ class TestConversion:
         tensors = spell(half, "lora_unet_", flat, ".lora_down.weight", ".lora_up.weight", alpha=1e-4)
         path = LoraFile(tensors).write(tmp_path)
         with pytest.raises(NumericalError, match="convert to kohya"):
-            convert_adapter(path, tmp_path / "x.safetensors")
+            convert(path, tmp_path / "x.safetensors")
         assert not (tmp_path / "x.safetensors").exists()
-        convert_adapter(path, tmp_path / "x.safetensors", to="kohya")
+        convert(path, tmp_path / "x.safetensors", to="kohya")
 
     @pytest.mark.parametrize("to", ["kohya", "universal", "same-as-input"])
     def test_the_names_are_said_as_they_are(self, tmp_path, to):
@@ -259,7 +259,7 @@ class TestConversion:
         both = matrix | {key: tensor for key, tensor in makers.universal().items() if "blocks.0.ffn.0" not in key}
         for tensors in (matrix, both, {"diffusion_model.blocks.0.norm3.diff": torch.ones(24)}):
             path = LoraFile(tensors).write(tmp_path)
-            done = convert_adapter(path, tmp_path / "out.safetensors", to=to, overwrite=True)
+            done = convert(path, tmp_path / "out.safetensors", to=to, overwrite=True)
             assert done.after == open_adapter(done.output).dialect.title
             assert ("alpha tensors" in done.after) == (to == "kohya" and len(tensors) > 1)
 
@@ -267,8 +267,8 @@ class TestConversion:
         made = {name: (b[:, :, None, None], a[:, :, None, None]) for name, (b, a) in makers.factors().items()}
         tensors = spell(made, "lora_unet_", flat, ".lora_down.weight", ".lora_up.weight", alpha=4.0)
         path = LoraFile(tensors).write(tmp_path)
-        convert_adapter(path, tmp_path / "same.safetensors", to="same-as-input")
-        convert_adapter(path, tmp_path / "universal.safetensors")
+        convert(path, tmp_path / "same.safetensors", to="same-as-input")
+        convert(path, tmp_path / "universal.safetensors")
         assert load_file(tmp_path / "same.safetensors").keys() == tensors.keys()
         shapes = {tuple(t.shape) for t in load_file(tmp_path / "same.safetensors").values()}
         assert (4, 24, 1, 1) in shapes
@@ -278,28 +278,28 @@ class TestConversion:
         path = LoraFile(spell(makers.factors(), "", same, *PEFT)).write(tmp_path)
         (tmp_path / "kept.safetensors").write_bytes(b"precious")
         with pytest.raises(FileError, match="already exists"):
-            convert_adapter(path, tmp_path / "kept.safetensors")
-        convert_adapter(path, tmp_path / "kept.safetensors", overwrite=True)
+            convert(path, tmp_path / "kept.safetensors")
+        convert(path, tmp_path / "kept.safetensors", overwrite=True)
         assert open_adapter(tmp_path / "kept.safetensors").dialect.prefix == "diffusion_model."
 
     def test_the_input_is_kept_even_so(self, tmp_path):
         path = LoraFile(spell(makers.factors(), "", same, *PEFT)).write(tmp_path)
         before = path.read_bytes()
         with pytest.raises(FileError, match="replace the input LoRA"):
-            convert_adapter(path, path, overwrite=True)
+            convert(path, path, overwrite=True)
         assert path.read_bytes() == before
 
     def test_nan_is_refused(self, tmp_path):
         tensors = spell(makers.factors(), "", same, *PEFT)
         tensors["blocks.0.ffn.0.lora_A.weight"][0, 0] = float("nan")
         with pytest.raises(NumericalError, match=r"blocks\.0\.ffn\.0"):
-            convert_adapter(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors")
+            convert(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors")
 
     def test_facts_about_alpha_follow(self, tmp_path):
         tensors = spell(makers.factors(), "lora_unet_", flat, ".lora_down.weight", ".lora_up.weight", alpha=1.0)
         metadata = {"ss_network_alpha": "1.0", "ss_network_dim": "4", "ss_tag_frequency": "{}", "sshs_model_hash": "1"}
         path = LoraFile(tensors, metadata).write(tmp_path)
-        convert_adapter(path, tmp_path / "x.safetensors")
+        convert(path, tmp_path / "x.safetensors")
         found = open_adapter(tmp_path / "x.safetensors").metadata
         assert found["ss_network_alpha"] == "4"
         assert found["ss_tag_frequency"] == "{}"
@@ -313,6 +313,6 @@ class TestConversion:
             {f"diffusion_model.{n}{end}": t for n, (b, a) in tiny.items() for end, t in zip(PEFT, (a, b), strict=True)}
         ).write(tmp_path)
         assert open_adapter(path).layers["blocks.0.ffn.0"].load().dense().isfinite().all()
-        convert_adapter(path, tmp_path / "x.safetensors", to="kohya")
+        convert(path, tmp_path / "x.safetensors", to="kohya")
         found = load_file(tmp_path / "x.safetensors")["lora_unet_blocks_0_ffn_0.lora_up.weight"]
         assert torch.equal(found.float(), tiny["blocks.0.ffn.0"][0].float())

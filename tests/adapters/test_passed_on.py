@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 import makers
 import pico
 from formats_page import PAGES, quoted, rows
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.describe import describe
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.verify import verify_adapter
@@ -109,7 +109,7 @@ class TestFactorsOnAConvolution:
         torch.testing.assert_close(adapter.scaled(2.0).passthrough[0].load(), 2 * wanted)
         assert any("patch_embedding is no linear layer" in text for text in adapter.warnings)
         for to in ("universal", "original", "same-as-input", "kohya"):
-            convert_adapter(path, tmp_path / f"{to}.safetensors", to=to, model=pico)
+            convert(path, tmp_path / f"{to}.safetensors", to=to, model=pico.path)
             (item,) = open_adapter(tmp_path / f"{to}.safetensors", pico).passthrough
             torch.testing.assert_close(item.load(), wanted)
         assert open_adapter(path, pico, drop="patch_embedding").passthrough == ()
@@ -118,13 +118,13 @@ class TestFactorsOnAConvolution:
         path = LoraFile(makers.universal() | self._made(self.MATRICES)[0]).write(tmp_path)
         assert describe(path).refused == ""
         with pytest.raises(UnsupportedError, match="--model"):
-            convert_adapter(path, tmp_path / "out.safetensors")
+            convert(path, tmp_path / "out.safetensors")
         assert _run("convert", path, "-o", tmp_path / "out.safetensors", "--model", pico_path).exit_code == 0
         assert _run("convert", path, "-o", tmp_path / "2.safetensors", "--drop", "patch_embedding").exit_code == 0
 
     def test_a_kernel_tells_it(self, tmp_path):
         made, wanted = self._made(self.KERNEL)
-        convert_adapter(LoraFile(makers.universal() | made).write(tmp_path), tmp_path / "out.safetensors")
+        convert(LoraFile(makers.universal() | made).write(tmp_path), tmp_path / "out.safetensors")
         torch.testing.assert_close(load_file(tmp_path / "out.safetensors")[f"{PATCH}.diff"], wanted)
 
     def test_what_does_not_fit_the_model_is_refused(self, tmp_path, pico):
@@ -208,9 +208,9 @@ def test_the_page_says_how_changes_are_spelled(tmp_path):
             output, to = tmp_path / "out.safetensors", profile
             if cell == "refused":
                 with pytest.raises(UnsupportedError):
-                    convert_adapter(path, output, to=to, overwrite=True)
+                    convert(path, output, to=to, overwrite=True)
                 continue
-            convert_adapter(path, output, to=to, overwrite=True)
+            convert(path, output, to=to, overwrite=True)
             spelled = key if cell == "its own key" else cell.strip("`")
             assert any(found.endswith(spelled) for found in load_file(output)), (what, profile)
 
@@ -219,5 +219,5 @@ def test_the_page_says_what_keys_are_written(tmp_path):
     path = LoraFile(makers.universal()).write(tmp_path)
     for profile, key, _ in rows("`--to`")[:-1]:  # the last one keeps those of the input
         output = tmp_path / "out.safetensors"
-        convert_adapter(path, output, to=profile.split("`")[1], overwrite=True)
+        convert(path, output, to=profile.split("`")[1], overwrite=True)
         assert key.split("`")[1] in load_file(output), profile

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 import hunyuan
 import makers
 import networks
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import render_adapter, write_adapter
 from loraport.adapters.verify import verify_adapter
@@ -93,7 +93,7 @@ def test_biases_load_too(profile, tmp_path, caplog):
     tensors = spell(made, "lora_unet_", makers.flat, ".lora_down.weight", ".lora_up.weight", alpha=8.0, scale=2.0)
     tensors["lora_unet_blocks_0_self_attn_q.diff_b"] = torch.full((24,), 0.5)
     tensors["lora_unet_blocks_1_ffn_0.diff_b"] = torch.full((48,), 0.25)  # a bias alone
-    convert_adapter(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors", to=profile)
+    convert(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors", to=profile)
     changes = _fused(tmp_path / "x.safetensors", _model(), caplog)
     torch.testing.assert_close(changes.pop("blocks.0.attn1.to_q.bias"), torch.full((24,), 0.5))
     torch.testing.assert_close(changes.pop("blocks.1.ffn.net.0.proj.bias"), torch.full((48,), 0.25))
@@ -131,7 +131,7 @@ class TestBiasesThatStandAlone:
     @pytest.mark.parametrize("case", ALONE)
     def test_they_get_factors_of_zeros_of_the_size_of_the_layer(self, case, to, tmp_path, caplog):
         tensors, name = ALONE[case]
-        convert_adapter(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors", to=to)
+        convert(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors", to=to)
         assert not [c for c in verify_adapter(tmp_path / "x.safetensors", load=True) if c.passed is False]
         changes = _fused(tmp_path / "x.safetensors", _model(), caplog)
         torch.testing.assert_close(changes[name], torch.full_like(changes[name], 0.5))
@@ -143,12 +143,13 @@ class TestBiasesThatStandAlone:
         tensors = makers.universal() | {f"{V}{name}.diff_b": torch.full((24,), 0.5)}
         path, out = LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors"
         with pytest.raises(UnsupportedError, match="no factors") as caught:
-            convert_adapter(path, out, to=to)
+            convert(path, out, to=to)
         assert not out.exists()
         drop = str(caught.value.fix).rpartition("--drop ")[2]
-        convert_adapter(path, out, to=to, drop=drop)
+        convert(path, out, to=to, drop=drop)
         assert len(_fused(out, _model(), caplog)) == 20
-        convert_adapter(path, out, to=to, model=_architecture(_model()), overwrite=True)
+        save_file(_model().state_dict(), tmp_path / "model.safetensors")
+        convert(path, out, to=to, model=tmp_path / "model.safetensors", overwrite=True)
         changes = _fused(out, _model(), caplog)
         torch.testing.assert_close(changes[f"{diffusers_name(name)}.bias"], torch.full((24,), 0.5))
 
@@ -156,19 +157,19 @@ class TestBiasesThatStandAlone:
         factors = {f"{V}blocks.0.self_attn.q.lora_A.weight": torch.ones(2, 5120),
                    f"{V}blocks.0.self_attn.q.lora_B.weight": torch.ones(5120, 2)}  # fmt: skip
         path = LoraFile(factors | {f"{V}time_embedding.0.diff_b": torch.ones(5120)}).write(tmp_path)
-        convert_adapter(path, tmp_path / "x.safetensors")
+        convert(path, tmp_path / "x.safetensors")
         assert open_adapter(tmp_path / "x.safetensors").layers["time_embedding.0"].shape == (5120, 256)
 
     def test_a_bias_of_another_size_is_refused(self, tmp_path):
         path = LoraFile(ATTENTION | {f"{V}time_embedding.2.diff_b": torch.ones(25)}).write(tmp_path)
         with pytest.raises(MismatchError, match="does not fit the layer"):
-            convert_adapter(path, tmp_path / "x.safetensors")
+            convert(path, tmp_path / "x.safetensors")
 
     @pytest.mark.parametrize("extra", ["time_embedding.0", "head.head", "blocks.0.self_attn.q"])
     def test_same_as_input_is_not_called_sound(self, extra, tmp_path):
         rows = makers.layers(outside=True)[extra][0]
         path = LoraFile(makers.universal() | {f"{V}{extra}.diff_b": torch.ones(rows)}).write(tmp_path)
-        done = convert_adapter(path, tmp_path / "x.safetensors", to="same-as-input")
+        done = convert(path, tmp_path / "x.safetensors", to="same-as-input")
         assert "diffusers does not load the file, because of biases" in "".join(done.warnings)
         failed = [check.name for check in verify_adapter(done.output, load=True) if check.passed is False]
         assert failed == ["biases as diffusers needs them"]
@@ -242,7 +243,7 @@ def test_norms_modulation_and_whole_matrices_do_not_stop_the_universal_file(tmp_
         "diffusion_model.patch_embedding.diff": torch.ones(24, 4, 1, 2, 2),
     }
     path = LoraFile(spell(made, "diffusion_model.", same, *PEFT) | extra).write(tmp_path)
-    convert_adapter(path, tmp_path / "x.safetensors")
+    convert(path, tmp_path / "x.safetensors")
     wanted = makers.deltas(made) | {"head.head": head.double(), "time_embedding.0": first.double()}
     _compare(_fused(tmp_path / "x.safetensors", _model(), caplog), wanted)
 
@@ -288,7 +289,7 @@ def test_what_diffusers_saves_is_read_with_the_alpha_of_its_header(tmp_path):
     wanted = 2 * state["blocks.1.attn2.to_k.lora_B.weight"] @ state["blocks.1.attn2.to_k.lora_A.weight"]
     torch.testing.assert_close(layer.load().dense(), wanted, rtol=1e-4, atol=1e-6)
     # Converted to itself it keeps factors and header; diffusers then scales it as before.
-    convert_adapter(tmp_path, tmp_path / "same.safetensors", to="same-as-input")
+    convert(tmp_path, tmp_path / "same.safetensors", to="same-as-input")
     again = _model()
     again.load_lora_adapter(tmp_path / "same.safetensors", prefix=None, use_safetensors=True)
     assert again.peft_config["default_0"].lora_alpha == 8
@@ -320,7 +321,7 @@ class TestVerifyWithTheRealLoader:
     )
     def test_our_own_files(self, profile, passed, tmp_path):
         path = LoraFile(spell(makers.factors(), "pipe.dit.", same, *PEFT)).write(tmp_path)
-        convert_adapter(path, tmp_path / "x.safetensors", to=profile)
+        convert(path, tmp_path / "x.safetensors", to=profile)
         check = self._last(tmp_path / "x.safetensors")
         assert check.passed is passed
         assert check.found == ("20 of 20 layers" if passed else "0 of 20 layers")
@@ -342,7 +343,7 @@ class TestVerifyWithTheRealLoader:
 
     def test_a_text_encoder_was_warned_of(self, tmp_path):
         tensors = spell(makers.factors(), "", same, *PEFT) | {"lora_te_x.lora_up.weight": torch.ones(2, 2)}
-        convert_adapter(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors")
+        convert(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors")
         assert self._last(tmp_path / "x.safetensors").passed is None
 
 
@@ -378,7 +379,7 @@ def test_hunyuan_video_15_loads_into_the_network(spelling, tmp_path, caplog):
             tensors[f"{stem}.lora_A.weight"] = torch.cat([tensors.get(f"{stem}.lora_A.weight", a[:0]), a])
             continue
         tensors |= {f"{stem}.lora_B.weight": b, f"{stem}.lora_A.weight": a}
-    convert_adapter(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors", to="diffusers")
+    convert(LoraFile(tensors).write(tmp_path), tmp_path / "x.safetensors", to="diffusers")
     written = load_file(tmp_path / "x.safetensors")
     assert {len(tensor) for key, tensor in written.items() if key.endswith(".lora_A.weight")} == {4}
     network = _hunyuan()

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import hunyuan
 import makers
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.describe import describe
 from loraport.adapters.parse import open_adapter
 from loraport.cli.main import app
@@ -162,10 +162,10 @@ def test_convert_needs_the_model_and_says_so(case, made, tmp_path):
     out = tmp_path / "out.safetensors"
     assert any("--model" in text for text in describe(folder).findings)
     with pytest.raises(UnsupportedError, match="--model SOURCE"):
-        convert_adapter(folder, out)
+        convert(folder, out)
     assert not out.exists()
     for to in ("universal", "original", "same-as-input"):
-        convert_adapter(folder, out, to=to, model=open_checkpoint(model), overwrite=True)
+        convert(folder, out, to=to, model=model, overwrite=True)
         _same(_changes(open_adapter(out, open_checkpoint(model))), changes)
 
 
@@ -256,7 +256,7 @@ def test_what_is_wrong_is_named(case, made, tmp_path):
     } | {f"base_model.model.{key}": tensor for key, tensor in extra.items()}
     path = LoraFile(tensors).write(tmp_path)
     with pytest.raises(LoraportError, match=words):
-        convert_adapter(path, tmp_path / "out.safetensors", model=open_checkpoint(model))
+        convert(path, tmp_path / "out.safetensors", model=model)
     assert not (tmp_path / "out.safetensors").exists()
 
 

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import makers
 from loraport.adapters.adapter import LoraAdapter
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.parse import open_adapter
 from loraport.cli.main import app
 from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError, UsageError
@@ -60,7 +60,7 @@ class TestByHand:
     def test_a_conversion_writes_it_down(self, to, tmp_path):
         header = {"lora_adapter_metadata": json.dumps({"r": 4, "lora_alpha": 4})}
         path = LoraFile(makers.universal(), header).write(tmp_path)
-        convert_adapter(path, tmp_path / "out.safetensors", to=to, scale=0.5)
+        convert(path, tmp_path / "out.safetensors", to=to, scale=0.5)
         for name, dense in makers.deltas(makers.factors()).items():
             found = _dense(open_adapter(tmp_path / "out.safetensors"))[name]
             torch.testing.assert_close(found, dense / 2, rtol=1e-5, atol=1e-6)

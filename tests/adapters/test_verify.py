@@ -8,7 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import makers
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.header import CONTENT, build_metadata
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import render_adapter, write_adapter
@@ -82,7 +82,7 @@ class TestFaults:
         tensors = render_adapter(_layers(), (), "kohya", pico.architecture, dtype=torch.float16)
         write_adapter(tmp_path / "y.safetensors", tensors, stated)
         assert _outcomes(tmp_path / "y.safetensors", False) == set()
-        convert_adapter(tmp_path / "y.safetensors", tmp_path / "z.safetensors")  # the transfer's recipe stays
+        convert(tmp_path / "y.safetensors", tmp_path / "z.safetensors")  # the transfer's recipe stays
         assert {"names as stated", "dtype as stated"} <= _outcomes(tmp_path / "z.safetensors", True)
 
     def test_nan_is_found(self, written):
@@ -137,7 +137,7 @@ class TestNotes:
         made = makers.factors()
         made["blocks.0.ffn.0"] = makers.factors(rank=6)["blocks.0.ffn.0"]
         path = LoraFile(spell(made, "lora_unet_", flat, *KOHYA, alpha=2.0)).write(tmp_path)
-        convert_adapter(path, tmp_path / "out.safetensors", to=to)
+        convert(path, tmp_path / "out.safetensors", to=to)
         assert _outcomes(tmp_path / "out.safetensors", False) == set()
         assert "content as written" in _outcomes(tmp_path / "out.safetensors", True)
 

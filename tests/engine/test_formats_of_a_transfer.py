@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 import loraport
 import pico as pico_files
 from formats_page import quoted, rows
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.header import BASES
 from loraport.adapters.parse import open_adapter
 from loraport.containers.safetensors import read_header
@@ -99,7 +99,7 @@ def headers(tmp_path_factory):
     options = loraport.RunOptions(cache="off", executor="serial", log="off")
     one = files.folder / "one.safetensors"
     loraport.transfer(path, source=files.source, target=files.target, output=one, options=options)
-    convert_adapter(path, files.folder / "converted.safetensors", to="universal")
+    convert(path, files.folder / "converted.safetensors", to="universal")
     assert str(files.folder).encode() not in one.read_bytes()
     made = [read_header(path).metadata for path in (one, files.folder / "converted.safetensors")]
     return *made, open_adapter(one).layers["blocks.0.ffn.0"].rank

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.describe import describe
 from loraport.adapters.parse import open_adapter
 from loraport.containers.tensors import read_tensor
@@ -91,7 +91,7 @@ def test_a_page_of_yaml_is_enough(tmp_path):
     path = LoraFile(flat).write(tmp_path)
     assert describe(path).title == "LTX-Video or LTX-2 (2 blocks, width 24)"  # until a model says which
     assert all(layer.scale == 0.5 for layer in open_adapter(path, model).layers.values())
-    convert_adapter(path, tmp_path / "out.safetensors", to="diffusers", model=model)
+    convert(path, tmp_path / "out.safetensors", to="diffusers", model=model.path)
     assert load_file(tmp_path / "out.safetensors").keys() == {
         f"transformer.{name}.{part}.weight" for name in LAYERS for part in ("lora_A", "lora_B")
     }
@@ -144,8 +144,8 @@ def test_fused_layers_and_two_kinds_of_blocks_are_yaml_too(tmp_path):
     assert found.layers["single.1.proj_mlp"].shape == (48, 24)
     biases = {item.param: item.load().tolist() for item in found.passthrough}
     assert biases["single.2.proj_mlp.bias"] == list(range(72, 120))
-    convert_adapter(path, tmp_path / "split.safetensors", to="diffusers")
-    convert_adapter(tmp_path / "split.safetensors", tmp_path / "again.safetensors", to="kohya")
+    convert(path, tmp_path / "split.safetensors", to="diffusers")
+    convert(tmp_path / "split.safetensors", tmp_path / "again.safetensors", to="kohya")
     again = load_file(tmp_path / "again.safetensors")
     assert all(torch.equal(again[key], tensor) for key, tensor in lora.items() if "diff_b" not in key)
     assert torch.equal(again["lora_unet_single_2_linear1.diff_b"], lora["lora_unet_single_2_linear1.diff_b"])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.errors import FileError
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
@@ -44,7 +44,7 @@ def test_it_is_a_family_like_the_others(file, tmp_path, monkeypatch):
     assert open_checkpoint(tmp_path / "model.safetensors").architecture.title == "My model (2 blocks, width 8)"
     factors = {"lora_unet_trunk_0_mix_qk.lora_up.weight": _random(16, 2),
                "lora_unet_trunk_0_mix_qk.lora_down.weight": _random(2, 8)}  # fmt: skip
-    convert_adapter(LoraFile(factors).write(tmp_path), tmp_path / "x.safetensors", to="diffusers")
+    convert(LoraFile(factors).write(tmp_path), tmp_path / "x.safetensors", to="diffusers")
     split = load_file(tmp_path / "x.safetensors")
     joined = torch.cat([split[f"transformer.stages.0.mixer.to_{x}.lora_B.weight"] for x in "qk"])
     assert torch.equal(joined, factors["lora_unet_trunk_0_mix_qk.lora_up.weight"])

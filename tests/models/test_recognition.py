@@ -7,10 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.describe import describe
 from loraport.errors import MismatchError
-from loraport.models.architecture import detect
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families, recognised
 from loraport.models.keymap import keymap_of, known_to
@@ -71,14 +70,11 @@ def test_where_sizes_do_not_tell_either_all_are_named(titles, tensors, tmp_path)
 def test_names_that_depend_on_which_is_meant_are_not_written_without_a_model(tmp_path):
     path = LoraFile(_lora(IMAGE, 3072, 6)).write(tmp_path)
     with pytest.raises(MismatchError, match=r"may be for .*Qwen-Image.*FLUX\.1"):
-        convert_adapter(path, tmp_path / "x.safetensors", to="universal")
+        convert(path, tmp_path / "x.safetensors", to="universal")
     assert not (tmp_path / "x.safetensors").exists()
-    convert_adapter(path, tmp_path / "x.safetensors", to="same-as-input")
-    convert_adapter(path, tmp_path / "z.safetensors", to="universal", architecture="qwen_image")
-    layers = {f"transformer_blocks.{n}.{name}": (3072, 3072) for n in (0, 5, 59) for name in IMAGE}
-    qwen = detect(layers, families()["qwen_image"])
-    convert_adapter(path, tmp_path / "y.safetensors", to="universal", model=qwen)
-    assert "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight" in load_file(tmp_path / "y.safetensors")
+    convert(path, tmp_path / "x.safetensors", to="same-as-input")
+    convert(path, tmp_path / "z.safetensors", to="universal", architecture="qwen_image")
+    assert "diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight" in load_file(tmp_path / "z.safetensors")
 
 
 def test_one_look_up_for_all_families_agrees_with_each_of_their_tables():

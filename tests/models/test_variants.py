@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import networks
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.parse import open_adapter
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
@@ -61,7 +61,7 @@ def _lora_of_h3(ending, prefix=""):
 def test_loras_of_h3_are_what_diffusers_makes_of_them(names, lora, tmp_path):
     path = LoraFile(lora).write(tmp_path)
     assert open_adapter(path).dialect.names == names
-    convert_adapter(path, tmp_path / "x.safetensors", to="diffusers")
+    convert(path, tmp_path / "x.safetensors", to="diffusers")
     found = load_file(tmp_path / "x.safetensors")
     wanted = lora_conversion_utils._convert_non_diffusers_minimax_h3_lora_to_diffusers(dict(lora))
     assert found.keys() == wanted.keys()
@@ -69,7 +69,7 @@ def test_loras_of_h3_are_what_diffusers_makes_of_them(names, lora, tmp_path):
         if key.endswith("lora_B.weight"):
             a = key.replace("lora_B", "lora_A")
             torch.testing.assert_close(found[key] @ found[a], wanted[key] @ wanted[a])
-    convert_adapter(path, tmp_path / "y.safetensors", to="same-as-input")
+    convert(path, tmp_path / "y.safetensors", to="same-as-input")
     _equal(load_file(tmp_path / "y.safetensors"), lora)
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from loraport.adapters.adapter import LoraAdapter, check_dropped
 from loraport.adapters.carried import check_passthrough
@@ -12,10 +13,11 @@ from loraport.adapters.loaders import loader_notes, ways_to_load
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.shared_names import check_one_meant
 from loraport.errors import UnsupportedError
-from loraport.models.architecture import Architecture
-from loraport.models.checkpoint import AUTO, Checkpoint
+from loraport.models.checkpoint import open_checkpoint
 from loraport.wording import count
 from loraport.writable import check_output, with_settings
+
+PathLike = str | Path
 
 
 @dataclass(frozen=True)
@@ -47,44 +49,45 @@ class Conversion:
     warnings: tuple[str, ...]
 
 
-def convert_adapter(
-    path: str | Path,
-    output: str | Path,
+def convert(
+    lora: PathLike,
+    output: PathLike,
     *,
     to: str = "universal",
-    model: Checkpoint | Architecture | None = None,
-    expert: str | None = None,
+    model: PathLike | None = None,
+    expert: Literal["high", "low"] | None = None,
     adapter: str | None = None,
     drop: str | None = None,
     allow_partial: bool = False,
     scale: float | None = None,
     overwrite: bool = False,
-    architecture: str = AUTO,
+    architecture: str = "auto",
 ) -> Conversion:
-    """Write a LoRA in another dialect, without changing what it does.
+    """Write a LoRA in another dialect without changing what it does.
 
     Args:
-        path: the LoRA.
+        lora: the file to read.
         output: the file to write.
-        to: an output profile.
-        model: a model it must fit; needed where updates are functions of the weights they were trained on (DoRA, ...),
-            which are then those of this model, and where a layer has a bias alone and its size follows from nothing
-            else, and where the LoRA may be of several families.
-        expert: as for `open_adapter`.
-        adapter: the same.
-        drop: the same.
-        allow_partial: the same.
-        scale: the same.
-        overwrite: whether `output` may exist.
-        architecture: without a model, the family it is for; "auto" to recognise it.
+        to: names in the output: `universal`, `diffusers`, `kohya`, `original`, `fastvideo` or `same-as-input`.
+        model: the model it belongs to, to check the names and sizes against; needed for DoRA and other kinds that are
+            functions of the weights they were trained on, and where the LoRA may be of several families.
+        expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
+        adapter: which adapter, for a file that names several.
+        drop: regular expression; layers and keys that match are left out.
+        allow_partial: leave out what cannot be matched.
+        scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
+        overwrite: replace an existing file.
+        architecture: the family it is for, where that is not to be recognised: its name, or `any` for one that is not
+            known, whose layers are those of `model`.
 
     Raises:
-        LoraportError: as `open_adapter`, `render_adapter` and `write_adapter` do.
+        LoraportError: see `loraport.errors`; the output is then as it was before.
     """
     output = Path(output)
-    lora = open_adapter(
-        path,
-        model,
+    known = None if model is None else open_checkpoint(model, expert=expert, architecture=architecture)
+    found = open_adapter(
+        lora,
+        known,
         expert=expert,
         adapter=adapter,
         drop=drop,
@@ -92,47 +95,45 @@ def convert_adapter(
         scale=scale,
         architecture=architecture,
     )
-    check_dropped(drop, [lora])
-    lora.check_weights()
-    if model is None:
-        check_one_meant(lora, to)
-    inputs = list(with_settings("input LoRA", lora.path))
-    if isinstance(model, Checkpoint):
-        inputs += [("model", file) for file in {ref.file for ref in model.tensors.values()}]
+    check_dropped(drop, [found])
+    found.check_weights()
+    check_one_meant(found, to)
+    inputs = list(with_settings("input LoRA", found.path))
+    if known is not None:
+        inputs += [("model", file) for file in {ref.file for ref in known.tensors.values()}]
     check_output(output, inputs, overwrite=overwrite)
-    profile = profile_of(to, lora.dialect).of(lora.architecture.family)
-    check_passthrough(lora.passthrough, profile, lora.architecture.family)
-    _check_memory(lora, profile)
+    profile = profile_of(to, found.dialect).of(found.architecture.family)
+    check_passthrough(found.passthrough, profile, found.architecture.family)
+    _check_memory(found, profile)
     from loraport.adapters.exact import render_exact, scale_stays_in_header  # and torch, when there is work for it
     from loraport.adapters.render import write_adapter
 
-    known = model.architecture if isinstance(model, Checkpoint) else model
-    tensors, folded = render_exact(lora, profile, known)
+    tensors, folded = render_exact(found, profile, None if known is None else known.architecture)
     write_adapter(
         output,
         tensors,
         converted_metadata(
-            lora.metadata,
+            found.metadata,
             profile.name,
             alpha_stays=profile.dialect.has_alpha_tensors,
-            header_stays=scale_stays_in_header(lora, profile),
-            rank=lora.max_rank,
+            header_stays=scale_stays_in_header(found, profile),
+            rank=found.max_rank,
         ),
         overwrite=overwrite,
     )
-    ranks = {name: layer.rank for name, layer in lora.layers.items() if layer.factored or profile.factor_matrices}
-    content = content_of(to, ranks, lora.passthrough, lora.architecture, lora.dialect)
+    ranks = {name: layer.rank for name, layer in found.layers.items() if layer.factored or profile.factor_matrices}
+    content = content_of(to, ranks, found.passthrough, found.architecture, found.dialect)
     return Conversion(
         output,
-        lora.dialect.title,
+        found.dialect.title,
         profile.dialect.of(tensors).title,
-        len(lora.layers),
-        tuple(key for item in lora.passthrough for key in item.keys),
-        lora.dropped,
+        len(found.layers),
+        tuple(key for item in found.passthrough for key in item.keys),
+        found.dropped,
         folded,
-        tuple(name for name, layer in lora.layers.items() if not layer.as_stored),
+        tuple(name for name, layer in found.layers.items() if not layer.as_stored),
         tuple(ways_to_load(output, content)),
-        lora.warnings + loader_notes(content),
+        found.warnings + loader_notes(content),
     )
 
 

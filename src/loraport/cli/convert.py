@@ -29,18 +29,9 @@ def convert(
     model: SourceModel = None,
 ) -> None:
     """Write a LoRA for another program: rename its keys, fold its scale into the factors, keep its effect."""
-    from loraport.adapters.convert import convert_adapter
-    from loraport.models.checkpoint import open_checkpoint
+    from loraport.adapters.convert import convert as carry_out
 
-    choice = given.checked()
-    done = convert_adapter(
-        lora,
-        output_file(output, lora),
-        model=None
-        if model is None
-        else open_checkpoint(model, expert=choice["expert"], architecture=choice["architecture"]),
-        **choice,
-    )
+    done = carry_out(lora, output_file(output, lora), model=model, **given.checked())
     changed = [f"the scale was written into {count(len(done.folded), 'layer')}"] if done.folded else []
     changed += [f"{count(len(done.multiplied), 'layer')} multiplied out"] if done.multiplied else []
     exact = " and ".join(changed) or "bit for bit"

@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from safetensors import safe_open
 from torch import Generator
 
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.parse import experts_in
 from loraport.comparing.clips import short
 from loraport.comparing.images import FirstFrame
@@ -176,7 +176,7 @@ def with_loras(pipeline: Any, family: Family, loras: Sequence[Placed]) -> Iterat
         loras: the files, their strengths, and which transformer each is for; none leaves the pipeline as it is.
 
     Raises:
-        LoraportError: as `convert_adapter` for a file that is no LoRA of the family.
+        LoraportError: as `convert` for a file that is no LoRA of the family.
         MismatchError: the loader refuses it. UnmatchedKeysError: the loader leaves out a layer.
     """
     asked = {f"lora{number}": one for number, one in enumerate(loras)}
@@ -201,7 +201,7 @@ def _load(pipeline: Any, family: Family, lora: Placed, name: str) -> None:
     chosen = lora.expert if two else None
     with tempfile.TemporaryDirectory(prefix="loraport-", ignore_cleanup_errors=True) as place:
         path = Path(place, "lora.safetensors")
-        convert_adapter(file, path, to="diffusers", architecture=family.name, expert=chosen)
+        convert(file, path, to="diffusers", architecture=family.name, expert=chosen)
         try:
             with warnings.catch_warnings():  # that there are two adapters is meant
                 warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")

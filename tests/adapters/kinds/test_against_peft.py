@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import pico
 from loraport.adapters import loading
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.loading.layers import stored_update
 from loraport.adapters.parse import open_adapter
 from loraport.cli.main import app
@@ -161,9 +161,9 @@ def test_convert_needs_the_model_and_says_so(case, made, tmp_path):
     files, found = made
     path, changes = found[case]
     with pytest.raises(UnsupportedError, match="--model") as caught:
-        convert_adapter(path, tmp_path / "out.safetensors")
+        convert(path, tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
-    convert_adapter(path, tmp_path / "out.safetensors", model=open_checkpoint(files.source))
+    convert(path, tmp_path / "out.safetensors", model=files.source)
     layer = open_adapter(tmp_path / "out.safetensors").layers["blocks.0.ffn.0"]
     _close(layer.load().dense(), changes["blocks.0.ffn.0.weight"])
     if case == "DoRA":  # the other way out that is named

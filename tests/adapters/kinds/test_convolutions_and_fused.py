@@ -9,7 +9,7 @@ from torch import Tensor
 
 import hunyuan
 from adapter_parts import WEIGHTS, Parts, cayley, close, gaussian, tucker, write_lycoris
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.parse import open_adapter
 from loraport.errors import MismatchError
 from loraport.models.checkpoint import open_checkpoint
@@ -26,7 +26,7 @@ class TestConvolutions:
         (item,) = adapter.passthrough
         assert (item.param, item.kind) == ("patch_embedding.weight", "diff")
         assert set(item.keys) == {f"lycoris_patch_embedding.{name}" for name in parts}
-        convert_adapter(adapter.path, tmp_path / "out.safetensors", model=source, overwrite=True)
+        convert(adapter.path, tmp_path / "out.safetensors", model=source.path, overwrite=True)
         (again,) = open_adapter(tmp_path / "out.safetensors", source).passthrough
         close(again.load(), item.load())
         return item.load()

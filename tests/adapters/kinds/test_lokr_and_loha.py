@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import pico
 from adapter_parts import LAYERS, Parts, close, factors, gaussian, write_lycoris
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.loading import load
 from loraport.adapters.loading.layers import stored_update
 from loraport.adapters.parse import open_adapter
@@ -255,5 +255,5 @@ def test_a_scalar_of_old_lycoris_counts(scalar, tmp_path):
     path = write_lycoris({LAYERS[0]: parts | {"scalar": torch.tensor(scalar)}}, tmp_path / "x.safetensors")
     close(open_adapter(path).layers[LAYERS[0]].load().dense(), scalar * update)
     for to in ("universal", "kohya"):
-        convert_adapter(path, tmp_path / "out.safetensors", to=to, overwrite=True)
+        convert(path, tmp_path / "out.safetensors", to=to, overwrite=True)
         close(open_adapter(tmp_path / "out.safetensors").layers[LAYERS[0]].load().dense(), scalar * update)

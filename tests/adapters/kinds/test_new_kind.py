@@ -8,7 +8,7 @@ import torch
 
 import makers
 from formats_page import PAGES, rows
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.grammar import _split, any_refused, grammar
 from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import OnSource
@@ -49,7 +49,7 @@ def test_its_own_files_are_enough(tmp_path, pico):
     layer = open_adapter(path, pico).layers["blocks.0.ffn.0"]
     assert (layer.kind, layer.rank, layer.scale) == ("outer", 1, 0.5)
     torch.testing.assert_close(layer.load().dense(), 0.5 * torch.outer(u, v))
-    convert_adapter(path, tmp_path / "out.safetensors")
+    convert(path, tmp_path / "out.safetensors")
     found = open_adapter(tmp_path / "out.safetensors", pico).layers["blocks.0.ffn.0"]
     torch.testing.assert_close(found.load().dense(), 0.5 * torch.outer(u, v))
     del tensors[f"{stem}.outer_v"]

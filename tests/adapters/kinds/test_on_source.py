@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 
 from adapter_parts import LAYERS, WEIGHTS, close, factors, gaussian, updates
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.describe import describe
 from loraport.adapters.parse import open_adapter
 
@@ -107,7 +107,7 @@ def test_replaced_weights(source, tmp_path):
     assert found.keys() == given.keys()
     for param, tensor in given.items():
         close(found[param], tensor - WEIGHTS[param])
-    convert_adapter(tmp_path / "x.safetensors", tmp_path / "out.safetensors", model=source)
+    convert(tmp_path / "x.safetensors", tmp_path / "out.safetensors", model=source.path)
     again = open_adapter(tmp_path / "out.safetensors", source)
     close(again.layers["blocks.0.self_attn.q"].load().dense(), found[params[0]])
     close({item.param: item.load() for item in again.passthrough}[params[1]], found[params[1]])

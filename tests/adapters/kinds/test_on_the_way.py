@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 import loraport
 import pico
 from adapter_parts import LAYERS, close, factors, gaussian, parts_of, write_lycoris
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.describe import describe
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.verify import verify_adapter
@@ -58,7 +58,7 @@ def test_convert_does_not_fill_the_memory(tmp_path):
             tensors |= {f"{stem}.{half}": torch.zeros(1).expand(181, 181) for half in ("lokr_w1", "lokr_w2")}
     torch.save(tensors, tmp_path / "x.pt")
     with pytest.raises(UnsupportedError, match="more memory than there is"):
-        convert_adapter(tmp_path / "x.pt", tmp_path / "out.safetensors", to="original")
+        convert(tmp_path / "x.pt", tmp_path / "out.safetensors", to="original")
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -118,4 +118,4 @@ def test_convert_says_what_it_multiplied_out(case, source, tmp_path):
     path = write_lycoris({LAYERS[0]: parts_of(case, 32, 32)}, tmp_path / "x.safetensors")
     plain = {f"{stem}.lora_up.weight": gaussian(32, 2), f"{stem}.lora_down.weight": gaussian(2, 32)}
     save_file(load_file(path) | plain, path)
-    assert convert_adapter(path, tmp_path / "out.safetensors", model=source).multiplied == (LAYERS[0],)
+    assert convert(path, tmp_path / "out.safetensors", model=source.path).multiplied == (LAYERS[0],)

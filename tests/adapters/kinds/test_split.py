@@ -3,7 +3,7 @@
 import pytest
 
 from adapter_parts import LAYERS, close, gaussian, write_lycoris
-from loraport.adapters.convert import convert_adapter
+from loraport.adapters.convert import convert
 from loraport.adapters.parse import open_adapter
 from loraport.errors import UnsupportedError
 
@@ -29,7 +29,7 @@ def test_sat_needs_its_scale(tmp_path):
     keys = CORPUS["cogvideox-sat"]["keys"]
     assert {key for layer in adapter.layers.values() for key in layer.keys} == set(keys)
     assert {(layer.rank, layer.shape) for layer in adapter.layers.values()} == {(4, (24, 24))}
-    convert_adapter(path, tmp_path / "out.safetensors", to="diffusers", scale=0.25)
+    convert(path, tmp_path / "out.safetensors", to="diffusers", scale=0.25)
     again = open_adapter(tmp_path / "out.safetensors").layers
     for name, layer in adapter.layers.items():
         close(again[name].load().dense(), layer.load().dense())
