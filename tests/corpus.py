@@ -1,14 +1,12 @@
-"""Key sets as trainers write them (`tests/adapters/corpus`), and files made of them."""
+"""Files made of key sets as trainers write them."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from makers import LoraFile
+from trainer_keys import CORPUS
 
-FILES = sorted((Path(__file__).parent / "adapters" / "corpus").glob("*.json"))
-CORPUS = {path.stem: json.loads(path.read_text("utf-8")) for path in FILES}
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 

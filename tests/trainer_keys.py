@@ -1,11 +1,9 @@
-"""Writes the corpus: for every trainer the names and shapes it would write for a two-block model, and what is expected.
+"""The corpus: for every trainer the names and shapes it would write for a two-block model, and what is expected.
 
 Made from the documented naming rules of each trainer, for width 24; no file of anybody's was copied.
-Run it after a change of the rules:  python tests/adapters/corpus/generate.py
 """
 
 import json
-from pathlib import Path
 
 D, F, R = 24, 48, 4
 
@@ -1314,10 +1312,3 @@ CORPUS = {
         alpha=1.0,
     ),
 }
-
-if __name__ == "__main__":
-    for name, content in CORPUS.items():
-        lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(shape)}" for key, shape in content.pop("keys").items())
-        head = json.dumps(content, indent=2)[:-2]
-        text = f'{head},\n  "keys": {{\n{lines}\n  }}\n}}\n'
-        Path(__file__).with_name(f"{name}.json").write_text(text, encoding="utf-8")
