@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 MOST_STATES = 5_000  # of one pattern, its repetitions written out
 DEEPEST = 50
-REPETITION = re.compile(r"[*+?]|\{(\d{0,4})(?:(,)(\d{0,4}))?\}", re.ASCII)
+_REPETITION = re.compile(r"[*+?]|\{(\d{0,4})(?:(,)(\d{0,4}))?\}", re.ASCII)
 
 Node = tuple  # ("one", pattern of one character) | ("start",) | ("end",) | ("all"|"any", nodes) | ("many", node, m, n)
 
@@ -15,100 +15,85 @@ class Refused(Exception):
     """Why a pattern cannot be evaluated."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Automaton:
-    """A pattern as a program.
+    """A pattern as states.
 
     Args:
-        program: its steps: ("one", regex), ("fork", a, b), ("start",), ("end",), ("found",).
+        states: ("found",), ("one", pattern of one character, then), ("start", then), ("end", then) or ("fork", thens);
+            `then` is the number of the next state. The first is ("found",).
+        first: where it begins.
     """
 
-    program: list[tuple]
+    states: list[tuple] = field(default_factory=lambda: [("found",)])
+    first: int = 0
     _steps: dict[tuple, frozenset[int]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, text: str) -> "Automaton":
         """Compile. Raises Refused."""
-        program: list[tuple] = []
-        _emit(_Parser(text).parse(), program)
-        program.append(("found",))
-        return cls(program)
+        automaton = cls()
+        automaton.first = automaton._build(_Parser(text).parse(), then=0)
+        return automaton
+
+    def _build(self, node: Node, then: int) -> int:
+        """The number of the state where a node begins that is followed by another."""
+        kind, *parts = node
+        if kind == "all":
+            for part in reversed(parts[0]):
+                then = self._build(part, then)
+            return then
+        if kind == "any":
+            return self._add("fork", *(self._build(choice, then) for choice in parts[0]))
+        if kind != "many":
+            return self._add(*node, then)
+        part, least, most = parts
+        if most is None:
+            again = self._add()
+            self.states[again] = ("fork", self._build(part, again), then)
+            most, then = least, again
+        after = then
+        for time in range(most):
+            start = self._build(part, then)
+            if start == then:
+                break  # an empty group, however often
+            then = start if time >= most - least else self._add("fork", start, after)
+        return then
+
+    def _add(self, *state: object) -> int:
+        if len(self.states) > MOST_STATES:
+            raise Refused("it is too large")
+        self.states.append(state)
+        return len(self.states) - 1
 
     def match(self, text: str) -> bool:
         """Whether a beginning of the text matches, as `re.match`."""
-        states = self._closure([0], first=True, last=not text)
+        reached = self._closure([self.first], first=True, last=not text)
         for position, char in enumerate(text):
-            if any(self.program[state][0] == "found" for state in states):
+            if 0 in reached:
                 return True
             last = position == len(text) - 1
-            step = (states, char, last)
+            step = (reached, char, last)
             if step not in self._steps:
-                after = [s + 1 for s in states if self.program[s][0] == "one" and self.program[s][1].match(char)]
+                ones = (self.states[number] for number in reached)
+                after = [then for _, one, then in ones if one.match(char)]
                 self._steps[step] = self._closure(after, first=False, last=last)
-            states = self._steps[step]
-        return any(self.program[state][0] == "found" for state in states)
+            reached = self._steps[step]
+        return 0 in reached
 
-    def _closure(self, states: list[int], *, first: bool, last: bool) -> frozenset[int]:
-        """All states that are reached without reading a character."""
+    def _closure(self, numbers: list[int], *, first: bool, last: bool) -> frozenset[int]:
+        """Of the states that are reached without reading a character those that read one, and the one that is found."""
         reached: set[int] = set()
-        todo = list(states)
+        todo = list(numbers)
         while todo:
-            state = todo.pop()
-            if state in reached:
+            number = todo.pop()
+            if number in reached:
                 continue
-            reached.add(state)
-            kind, *to = self.program[state]
-            if kind == "fork":
-                todo += to
-            elif (kind == "start" and first) or (kind == "end" and last):
-                todo.append(state + 1)
-        return frozenset(state for state in reached if self.program[state][0] in ("one", "found"))
-
-
-def _emit(node: Node, program: list[tuple]) -> None:
-    if len(program) > MOST_STATES:
-        raise Refused("it is too large")
-    kind = node[0]
-    if kind in ("one", "start", "end"):
-        program.append(node)
-    elif kind == "all":
-        for part in node[1]:
-            _emit(part, program)
-    elif kind == "any":
-        ends = []
-        for choice in node[1][:-1]:
-            fork = len(program)
-            program.append(())
-            _emit(choice, program)
-            ends.append(len(program))
-            program.append(())
-            program[fork] = ("fork", fork + 1, len(program))
-        _emit(node[1][-1], program)
-        for end in ends:
-            program[end] = ("fork", len(program))
-    else:
-        _, part, least, most = node
-        for _ in range(least):
-            before = len(program)
-            _emit(part, program)
-            if len(program) == before:
-                return  # an empty group, however often
-        if most is None:
-            fork = len(program)
-            program.append(())
-            _emit(part, program)
-            program.append(("fork", fork))
-            program[fork] = ("fork", fork + 1, len(program))
-            return
-        forks = []
-        for _ in range(most - least):
-            forks.append(len(program))
-            program.append(())
-            _emit(part, program)
-            if len(program) == forks[-1] + 1:
-                break
-        for fork in forks:
-            program[fork] = ("fork", fork + 1, len(program))
+            reached.add(number)
+            kind, *then = self.states[number]
+            if kind == "fork" or (kind == "start" and first) or (kind == "end" and last):
+                todo += then
+        return frozenset(number for number in reached if self.states[number][0] in ("one", "found"))
 
 
 @dataclass
@@ -137,7 +122,7 @@ class _Parser:
         parts: list[Node] = []
         while self._peek() not in ("", "|", ")"):
             atom = self._atom()
-            found = REPETITION.match(self.text, self.at)
+            found = _REPETITION.match(self.text, self.at)
             if found and found.group() not in ("{}", "{,}"):
                 if atom[0] in ("start", "end"):
                     raise Refused("nothing to repeat")
@@ -145,7 +130,7 @@ class _Parser:
                 atom = ("many", atom, *_times(found))
                 if self._peek() == "?":  # the shortest match instead of the longest: the same question
                     self.at += 1
-                if self._peek() == "+" or ((again := REPETITION.match(self.text, self.at)) and again.group() != "{}"):
+                if self._peek() == "+" or ((again := _REPETITION.match(self.text, self.at)) and again.group() != "{}"):
                     raise Refused("a repetition of a repetition")
             parts.append(atom)
         return ("all", parts)

@@ -1,5 +1,6 @@
 """Opening a LoRA file: recognise every key, refuse what is not understood, by name."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from loraport.adapters.kinds.base import Piece
 from loraport.adapters.known import ModelFacts
 from loraport.adapters.opened import open_file
 from loraport.adapters.passthrough import Passthrough
-from loraport.adapters.pattern import Search, dropping
+from loraport.adapters.pattern import dropping
 from loraport.adapters.peft_config import PEFT_FILE, AdapterConfig, read_config
 from loraport.adapters.pieces import choose, dialect_of, misnumbered, piece_of, sort_keys
 from loraport.adapters.refusals import (
@@ -213,14 +214,14 @@ def _check_shapes(own: Architecture, path: Path) -> None:
 def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None, whole: SavedWhole) -> list[str]:
     if drop is None:
         return []
-    found = dropping(drop)
+    found = dropping(drop).search
     parts = {key: piece.at.parts for key, ref in refs.items() if (piece := piece_of(key, ref, family, refs, whole))}
     return [key for key in refs if found(key) or (key in parts and all(found(part.module) for part in parts[key]))]
 
 
 def _drop_layers(done: Assembled, drop: str) -> bool:
     """Leave out single layers of a fused weight, where the key stays for the others; whether there are any."""
-    before, found = len(done.layers) + len(done.passthrough), Search(drop)
+    before, found = len(done.layers) + len(done.passthrough), re.compile(drop).search
     done.layers = {name: layer for name, layer in done.layers.items() if not found(name)}
     done.passthrough = [item for item in done.passthrough if not found(item.module)]
     return len(done.layers) + len(done.passthrough) < before

@@ -1,17 +1,15 @@
-"""The patterns of a PEFT configuration and of users, evaluated as Python does but in bounded time.
+"""The patterns of a PEFT configuration, evaluated as Python does but in bounded time; and what a user wants left out.
 
 PEFT takes the first pattern for which `re.match(rf"(.*\\.)?({pattern})$", module)` succeeds. Patterns come out of a
 file, and Python's matcher can need time exponential in their length. What an automaton cannot do, back references and
 looking around, is refused by name, and so is what is no regular expression at all.
 """
 
-import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 
-from loraport.adapters.automaton import REPETITION, Automaton, Refused
+from loraport.adapters.automaton import Automaton, Refused
 from loraport.adapters.scale import STATE_IT
 from loraport.errors import UnsupportedError, UsageError
 
@@ -58,7 +56,7 @@ class Patterns:
                 automaton = Automaton.of(rf"(.*\.)?({pattern})$")
             except Refused as refused:
                 raise self._refuse(pattern, str(refused)) from None
-            self._states += len(automaton.program)
+            self._states += len(automaton.states)
             if self._states > MOST_STATES_IN_ALL:
                 raise self._refuse(pattern, "the patterns together are too large to evaluate")
             self._compiled[pattern] = automaton
@@ -83,40 +81,12 @@ def _plain_match(pattern: str, module: str) -> bool:
     return all(want == "." or want[-1] == char for want, char in zip(wanted, module[start:], strict=True))
 
 
-@dataclass(frozen=True)
-class Search:
-    """A user's regular expression, to be found anywhere in names, in bounded time where an automaton can follow it.
-
-    What it cannot follow (looking around, references back) is left to Python's own matcher: a user may need it, and
-    only together with nested repetitions can it take for ever.
-
-    Args:
-        pattern: a valid regular expression.
-    """
-
-    pattern: str
-
-    def __call__(self, name: str) -> bool:
-        """Whether the pattern is found in a name."""
-        found = _searching(self.pattern)
-        return found.match(name) if isinstance(found, Automaton) else found.search(name) is not None
-
-
-@lru_cache(maxsize=32)
-def _searching(pattern: str) -> Automaton | re.Pattern[str]:
-    if len(REPETITION.findall(pattern)) > 1:  # a single one costs no more than the square of a name's length
-        with contextlib.suppress(Refused):
-            return Automaton.of(rf"[\s\S]*({pattern})")
-    return re.compile(pattern)
-
-
-def dropping(pattern: str) -> Search:
+def dropping(pattern: str) -> re.Pattern[str]:
     """What the user wants left out. Raises UsageError where the pattern is no regular expression."""
     try:
-        re.compile(pattern)
+        return re.compile(pattern)
     except re.error as error:
         raise UsageError("drop is no regular expression", values=f"{pattern}: {error}") from error
-    return Search(pattern)
 
 
 def nothing_dropped(pattern: str, where: str, name: str) -> UsageError:

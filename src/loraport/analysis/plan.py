@@ -1,11 +1,11 @@
 """What an analysis will look at, by headers alone: a job for each layer, with the updates of all LoRAs on it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraport.adapters.pattern import Search
 from loraport.adapters.update import LayerUpdate
 from loraport.analysis.depth import by_depth
 from loraport.analysis.results import AnalysedLora
@@ -160,7 +160,7 @@ def _labels(loras: Sequence[str]) -> list[str]:
 
 
 def _wanted(recipe: Recipe, name: str) -> bool:
-    return recipe.layers is None or bool(Search(recipe.layers)(name))
+    return recipe.layers is None or re.search(recipe.layers, name) is not None
 
 
 def _linear(pair: Pair) -> dict[str, tuple[int, int]]:

@@ -5,7 +5,7 @@ error before any work has begun.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from loraport.adapters.consumers import Content, content_of
 from loraport.adapters.dialect import SAME_AS_INPUT, check_profile, profile_of
 from loraport.adapters.loaders import loader_notes
 from loraport.adapters.passthrough import Passthrough
-from loraport.adapters.pattern import Search
 from loraport.containers.dtypes import written_as
 from loraport.engine.job import LayerJob
 from loraport.engine.job_cost import (
@@ -134,7 +133,7 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
     dtype = written_as(adapter.dtype) if recipe.dtype == "same" else recipe.dtype
 
     blends = not chosen.needs.nothing or params != type(params)()  # the LoRA as it is has no way to go from itself
-    meant = Search(recipe.layers) if recipe.layers else None
+    meant = re.compile(recipe.layers).search if recipe.layers else None
     expected: dict[tuple[bool, tuple[int, int], int, int], tuple[float, int, int]] = {}  # of layers of one size
     jobs = []
     for name, update in adapter.layers.items():
@@ -220,7 +219,7 @@ def _settle_rank(recipe: Recipe, rank_in: int, keeps: bool) -> RankRule:
     return recipe.rank_rule.for_input(rank_in, keeps)
 
 
-def _check_layers(meant: Search, recipe: Recipe, names: list[str]) -> None:
+def _check_layers(meant: Callable[[str], object], recipe: Recipe, names: list[str]) -> None:
     """A pattern that matches nothing would pass for the method while every layer is reused as it is."""
     if any(map(meant, names)):
         return

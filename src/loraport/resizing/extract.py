@@ -75,7 +75,7 @@ class Difference(Matrix):
         for rows, source, target in self.pairs:
             change = between(reader.read(source), reader.read(target), common_dtype(source, target))
             parts.append((rows, change.reshape(len(change), -1)))
-        return parts[0][1] if len(parts) == 1 and parts[0][0] == ((0, self.rows),) else join(parts, self.rows)
+        return join(parts, self.rows)
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def plan_extract(
     inputs = [pair for role, side in (("source", one), ("target", two)) for pair in _inputs(role, side)]
     family = one.architecture.family
     profile = profile_of(to).of(family)
-    search = None if drop is None else dropping(drop)
+    search = None if drop is None else dropping(drop).search
     pairs = {
         param: (ref, other)
         for param, ref in one.tensors.items()
@@ -127,7 +127,7 @@ def plan_extract(
         if search is None or not search(param)
     }
     if search is not None and not any(map(search, one.tensors)):
-        raise nothing_dropped(search.pattern, str(one.path), next(iter(one.tensors)))
+        raise nothing_dropped(drop, str(one.path), next(iter(one.tensors)))
     layers = {
         name: shape
         for name, shape in one.architecture.layers.items()
