@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.containers.access import kind_of, list_folder
-from loraport.containers.locate import Located
 from loraport.containers.names import ENDINGS
-from loraport.containers.references import TensorRef
+from loraport.containers.references import TensorFile, TensorRef
 from loraport.containers.shards import SHARD, shards_of_index
 from loraport.errors import FileError, UsageError
 
@@ -54,7 +53,7 @@ class Layout:
         return {file: output / file.name for file in (*self.files, *self.beside)}
 
 
-def layout_of(found: Located) -> Layout:
+def layout_of(found: TensorFile) -> Layout:
     """The files of what was located.
 
     Raises:
@@ -77,7 +76,7 @@ def _files_of(ref: TensorRef) -> set[Path]:
     return {ref.file, *(companion.file for _, companion in ref.companions)}
 
 
-def _indexes(found: Located, folder: Path) -> list[Path]:
+def _indexes(found: TensorFile, folder: Path) -> list[Path]:
     if found.path.suffix == ".json":
         return [found.path]
     one = next(iter(found.groups.values()), {})

@@ -1,7 +1,7 @@
 """From what a user names (file, folder, index, shard, zoo name, hub id) to the tensors that are meant."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 from loraport.containers.access import kind_of, list_folder, nearest_path
@@ -16,7 +16,7 @@ from loraport.containers.shards import (
     refuse_empty,
     with_scales,
 )
-from loraport.containers.stored import Group, TensorFile, list_stored
+from loraport.containers.stored import TensorFile, list_stored
 from loraport.errors import FileError, UsageError
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")  # as diffusers and transformers call their files
@@ -31,17 +31,7 @@ _MODEL = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Located:
-    """What was found: the path that was settled on, its weights by nesting, and remarks for the user."""
-
-    path: Path
-    groups: dict[tuple[str, ...], Group]
-    metadata: dict[str, str]
-    notes: tuple[str, ...] = ()
-
-
-def locate(spec: str | Path, *, nested: str | None = None, expert: Expert | None = None) -> Located:
+def locate(spec: str | Path, *, nested: str | None = None, expert: Expert | None = None) -> TensorFile:
     """Find the weights that `spec` means.
 
     Args:
@@ -72,7 +62,7 @@ def locate(spec: str | Path, *, nested: str | None = None, expert: Expert | None
     raise FileError("there is no such file or folder", where=str(spec), fix=nearest_path(path))
 
 
-def _file(path: Path) -> Located:
+def _file(path: Path) -> TensorFile:
     if path.name.endswith(".json"):
         return _located(path, by_index(path))
     if path.suffix == DISTRIBUTED:
@@ -98,11 +88,11 @@ def _index_of(shard: Path) -> Path | None:
     return next((shard.parent / name for name in names if kind_of(shard.parent / name) == "file"), None)
 
 
-def _located(path: Path, file: TensorFile, notes: tuple[str, ...] = ()) -> Located:
+def _located(path: Path, file: TensorFile, notes: tuple[str, ...] = ()) -> TensorFile:
     check_split(file)
     refuse_empty(file)
     groups = {nest: logical_group(group, file.metadata) for nest, group in file.groups.items()}
-    return Located(path, groups, file.metadata, notes)
+    return replace(file, path=path, groups=groups, notes=notes)
 
 
 def expert_folders(spec: str | Path) -> dict[Expert, Path]:
@@ -116,7 +106,7 @@ def expert_folders(spec: str | Path) -> dict[Expert, Path]:
     return {}
 
 
-def _folder(folder: Path, nested: str | None, expert: Expert | None) -> Located:
+def _folder(folder: Path, nested: str | None, expert: Expert | None) -> TensorFile:
     folder, notes = _descend(folder, nested, expert)
     models: dict[Path, re.Match[str]] = {}
     whole: set[str] = set()
@@ -151,8 +141,7 @@ def _folder(folder: Path, nested: str | None, expert: Expert | None) -> Located:
             values=f"no file that ends in {', '.join(ENDINGS)}, and no transformer folder",
             fix="name the file or the folder of the model itself",
         )
-    found = _file(chosen)
-    return Located(folder, found.groups, found.metadata, notes)
+    return replace(_file(chosen), path=folder, notes=notes)
 
 
 def _choose(models: dict[Path, re.Match[str]]) -> Path | None:

@@ -12,13 +12,15 @@ from loraport.containers.codecs.registry import ENCODED, codec_of, logical_group
 from loraport.containers.stored import (
     TensorFile,
     TensorRef,
-    chunks,
     file_identity,
     is_contiguous,
     list_stored,
+    pour,
     read_bytes,
 )
 from loraport.errors import UnsupportedError
+
+_LOOKED_AT = 4096  # bytes of a tensor at a time, to see whether it is zero
 
 __all__ = [
     "TensorFile",
@@ -119,7 +121,7 @@ def read_number(ref: TensorRef) -> float | bool:
 
 
 def all_zero(ref: TensorRef) -> bool:
-    """Whether a weight is all zero. Reads it up to the first chunk that shows that it is not.
+    """Whether a weight is all zero. Reads it up to the first piece that shows that it is not.
 
     Raises:
         FileError, UnsupportedError: it cannot be read.
@@ -127,7 +129,7 @@ def all_zero(ref: TensorRef) -> bool:
     """
     require_readable(ref)
     if ref.codec == "raw" and is_contiguous(ref):
-        return all(dtypes.all_zero(ref.dtype, bytes(part)) for part in chunks(ref))
+        return all(dtypes.all_zero(ref.dtype, bytes(part)) for part in pour(ref, memoryview(bytearray(_LOOKED_AT))))
     from loraport.containers.tensors import read_float  # only the numbers tell, and they want torch
 
     return not bool(read_float(ref).any())

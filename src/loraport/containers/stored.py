@@ -18,8 +18,6 @@ from loraport.containers.safetensors import CHUNK_BYTES, Span, read_header
 from loraport.containers.sent import bytes_sent, state_sent
 from loraport.errors import FileError, UnsupportedError
 
-_FIRST_BYTES = 4096  # of a tensor that are looked at before the rest is read
-
 
 @dataclass(frozen=True)
 class TensorRef:
@@ -82,12 +80,14 @@ Group = dict[str, TensorRef]
 
 @dataclass(frozen=True)
 class TensorFile:
-    """The tensors of one file: for torch files a group for every nested mapping, else one group `()`."""
+    """The tensors of one file, or of the files of one model: of torch files a group for every nested mapping, else one
+    group `()`. `notes` are remarks for the user on how it was found."""
 
     path: Path
     container: str
     groups: dict[tuple[str, ...], Group]
     metadata: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def list_stored(path: Path) -> TensorFile:
@@ -120,31 +120,40 @@ def is_contiguous(ref: TensorRef) -> bool:
     return bytes_sent(ref) is not None or span_of(ref).strides is None
 
 
-def chunks(ref: TensorRef) -> Iterator[memoryview]:
-    """The bytes of a contiguous tensor in pieces, a small one first, always in the same memory; no companions.
+def pour(ref: TensorRef, target: memoryview) -> Iterator[memoryview]:
+    """The bytes of a contiguous tensor piece by piece, one behind the other in the same memory, and from its beginning
+    again where that is full. Companions are not looked at.
+
+    Args:
+        ref: which tensor.
+        target: where the bytes go; no piece is longer.
 
     Raises:
         FileError: the file is gone, damaged, or changed since the reference was made.
     """
     sent = bytes_sent(ref)
     if sent is not None:
-        yield sent.data
+        for start in range(0, len(sent), len(target) or 1):
+            part = target[: len(sent) - start]
+            part[:] = sent.data[start : start + len(part)]
+            yield part
         return
-    pieces = pieces_of(ref, span_of(ref))
-    buffer = memoryview(bytearray(max((size for _, size in pieces), default=0)))
+    pieces, filled = pieces_of(ref, span_of(ref)), 0
     with open_file(ref.file) as file:
         for start, size in pieces:
-            first = min(size, _FIRST_BYTES)
-            for begin, end in ((0, first), (first, size)):
-                fill(file, start + begin, buffer[: end - begin], ref.name)
-                yield buffer[: end - begin]
+            done = 0
+            while done < size:
+                part = target[filled : filled + size - done]
+                fill(file, start + done, part, ref.name)
+                done, filled = done + len(part), (filled + len(part)) % len(target)
+                yield part
 
 
 def read_bytes(ref: TensorRef) -> bytes:
     """The bytes of a small tensor. Raises FileError; UnsupportedError where they do not follow each other."""
     if not is_contiguous(ref):
         raise UnsupportedError("a small tensor is stored in pieces", where=ref.name, fix="save it as safetensors")
-    return b"".join(map(bytes, chunks(ref)))
+    return b"".join(map(bytes, pour(ref, memoryview(bytearray(ref.own_bytes)))))
 
 
 def identifying(dtype: str, shape: tuple[int, ...]) -> bytes:

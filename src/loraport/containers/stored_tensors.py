@@ -1,9 +1,9 @@
 """Stored tensors as torch has them: their bytes, read one tensor at a time in bounded memory, and hashed meanwhile."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import prod
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Shaped, UInt8
@@ -11,23 +11,17 @@ from torch import Tensor
 
 from loraport.containers.access import open_file
 from loraport.containers.dtypes import FORMATS, name_of
-from loraport.containers.safetensors import Span
+from loraport.containers.safetensors import CHUNK_BYTES
 from loraport.containers.sent import bytes_sent
 from loraport.containers.stored import (
     TensorRef,
-    chunks,
     fill,
     identifying,
     is_contiguous,
-    pieces_of,
-    shape_of_rows,
+    pour,
     span_of,
 )
 from loraport.errors import FileError, UnsupportedError
-
-if TYPE_CHECKING:
-    from numpy import uint8
-    from numpy.typing import NDArray
 
 
 @runtime_checkable
@@ -59,39 +53,18 @@ def read_stored(
         FileError: the file is gone, damaged, or changed since the reference was made.
         UnsupportedError: a dtype that torch cannot hold.
     """
-    sent = bytes_sent(ref)
-    if sent is not None:
-        buffer = memory(len(sent))
-        buffer.numpy()[:] = sent
-        if state is not None:
-            state.update(identifying(ref.dtype, ref.shape))
-            state.update(buffer.numpy().data)
-        return buffer.view(_dtype_of(ref)).reshape(ref.shape_in_file)
-    span, dtype = _where(ref)
-    if state is not None:
-        state.update(identifying(ref.dtype, ref.shape))
-    if span.strides is not None:
-        whole = torch.empty(span.end - span.start, dtype=torch.uint8)
-        with open_file(ref.file) as file:
-            fill(file, span.start, whole.numpy().data, ref.name)
-        tensor = whole.view(dtype).as_strided(span.shape, span.strides)
-        if ref.rows is not None:
-            tensor = torch.cat([tensor[start:end] for start, end in ref.rows])
-        tensor = tensor.contiguous()
-        if state is not None:
-            state.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    dtype = _dtype_of(ref)
+    update = (lambda data: None) if state is None else state.update
+    update(identifying(ref.dtype, ref.shape))
+    if not is_contiguous(ref):
+        tensor = _strided(ref, dtype)
+        update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         return tensor
-    pieces = pieces_of(ref, span)
-    buffer = memory(sum(size for _, size in pieces))
-    target, done = buffer.numpy().data, 0
-    with open_file(ref.file) as file:
-        for position, size in pieces:
-            part = target[done : done + size]
-            fill(file, position, part, ref.name)
-            done += size
-            if state is not None:
-                state.update(part)
-    return buffer.view(dtype).reshape(shape_of_rows(span.shape, ref.rows))
+    _check_size(ref, dtype)
+    buffer = memory(prod(ref.shape_in_file) * dtype.itemsize)
+    for part in pour(ref, buffer.numpy().data):
+        update(part)
+    return buffer.view(dtype).reshape(ref.shape_in_file)
 
 
 def stream_stored(ref: TensorRef, state: Hash, count: int) -> Iterator[Shaped[Tensor, " k"]]:
@@ -106,36 +79,36 @@ def stream_stored(ref: TensorRef, state: Hash, count: int) -> Iterator[Shaped[Te
         FileError, UnsupportedError: as `read_stored`.
     """
     state.update(identifying(ref.dtype, ref.shape))
-    sent = bytes_sent(ref)
-    if sent is not None:
-        yield from _stream_sent(sent, state, torch.empty(count, dtype=_dtype_of(ref)))
-        return
-    span, dtype = _where(ref)
-    buffer = torch.empty(count, dtype=dtype)
-    target, filled = buffer.view(torch.uint8).numpy().data, 0
-    with open_file(ref.file) as file:
-        for position, size in pieces_of(ref, span):
-            done = 0
-            while done < size:
-                part = min(size - done, len(target) - filled)
-                fill(file, position + done, target[filled : filled + part], ref.name)
-                done, filled = done + part, filled + part
-                if filled == len(target):
-                    state.update(target)
-                    yield buffer
-                    filled = 0
+    dtype = _dtype_of(ref)
+    _check_size(ref, dtype)
+    buffer, filled = torch.empty(count, dtype=dtype), 0
+    target = buffer.view(torch.uint8).numpy().data
+    for part in pour(ref, target):
+        state.update(part)
+        filled += len(part)
+        if filled == len(target):
+            yield buffer
+            filled = 0
     if filled:
-        state.update(target[:filled])
         yield buffer[: filled // dtype.itemsize]
 
 
-def _stream_sent(sent: "NDArray[uint8]", state: Hash, buffer: Tensor) -> Iterator[Tensor]:
-    target = buffer.view(torch.uint8).numpy()
-    for start in range(0, len(sent), len(target)):
-        part = target[: min(len(target), len(sent) - start)]
-        part[:] = sent[start : start + len(part)]
-        state.update(part.data)
-        yield buffer[: len(part) // buffer.dtype.itemsize]
+def _strided(ref: TensorRef, dtype: torch.dtype) -> Tensor:
+    """A tensor whose numbers are not in order in the file."""
+    span = span_of(ref)
+    assert span.strides is not None
+    whole = torch.empty(span.end - span.start, dtype=torch.uint8)
+    with open_file(ref.file) as file:
+        fill(file, span.start, whole.numpy().data, ref.name)
+    tensor = whole.view(dtype).as_strided(span.shape, span.strides)
+    if ref.rows is not None:
+        tensor = take_rows(tensor, ref.rows)
+    return tensor.contiguous()
+
+
+def take_rows(tensor: Shaped[Tensor, "M *rest"], rows: Sequence[tuple[int, int]]) -> Shaped[Tensor, "m *rest"]:
+    """These half-open ranges of rows, one behind the other."""
+    return torch.cat([tensor[start:end] for start, end in rows])
 
 
 def _dtype_of(ref: TensorRef) -> torch.dtype:
@@ -149,25 +122,26 @@ def _dtype_of(ref: TensorRef) -> torch.dtype:
     return dtype
 
 
-def _where(ref: TensorRef) -> tuple[Span, torch.dtype]:
-    span, dtype = span_of(ref), _dtype_of(ref)
-    if span.strides is None and prod(span.shape) * dtype.itemsize != span.end - span.start:
+def _check_size(ref: TensorRef, dtype: torch.dtype) -> None:
+    if bytes_sent(ref) is not None:
+        return
+    span = span_of(ref)
+    if prod(span.shape) * dtype.itemsize != span.end - span.start:
         raise FileError(
             "the size of a tensor does not fit its shape",
             where=ref.name,
             values=f"{span.end - span.start:,} bytes for {ref.dtype} {list(span.shape)}",
             fix="download or export the file again",
         )
-    return span, dtype
 
 
 def hash_stored(ref: TensorRef, state: Hash) -> None:
-    """Feed `state` as `read_stored` does, in the memory of one chunk. Raises FileError."""
+    """Feed `state` as `read_stored` does, in the memory of one piece. Raises FileError."""
     if not is_contiguous(ref):
         read_stored(ref, state)
         return
     state.update(identifying(ref.dtype, ref.shape))
-    for part in chunks(ref):
+    for part in pour(ref, memoryview(bytearray(min(ref.own_bytes, CHUNK_BYTES)))):
         state.update(part)
 
 

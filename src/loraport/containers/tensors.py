@@ -22,7 +22,14 @@ from loraport.containers.references import (
 )
 from loraport.containers.sent import Place, place_of
 from loraport.containers.stored import is_contiguous
-from loraport.containers.stored_tensors import digest_tensor, hash_stored, in_memory, read_stored, stream_stored
+from loraport.containers.stored_tensors import (
+    digest_tensor,
+    hash_stored,
+    in_memory,
+    read_stored,
+    stream_stored,
+    take_rows,
+)
 from loraport.containers.sums import RunningSums, Sums
 from loraport.errors import NumericalError
 
@@ -45,6 +52,7 @@ __all__ = [
     "read_with_sums",
     "stored_with_sums",
     "subtract",
+    "take_rows",
 ]
 
 
@@ -63,7 +71,10 @@ def read_tensor(ref: TensorRef) -> Shaped[Tensor, "..."]:
         UnsupportedError: a dtype or a way of storing that is not read.
         NumericalError: a scale that is NaN or infinite.
     """
-    return read_stored(ref) if ref.codec == "raw" else _decode(ref, read_stored(ref))
+    if ref.codec == "raw":
+        return read_stored(ref)
+    require_readable(ref)
+    return _decode(ref, read_stored(ref))
 
 
 def read_float(ref: TensorRef) -> Float32[Tensor, "..."]:

@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from loraport.containers.locate import Located, locate
+from loraport.containers.locate import locate
 from loraport.containers.names import Expert
-from loraport.containers.references import TensorRef, refusal
+from loraport.containers.references import TensorFile, TensorRef, refusal
 from loraport.errors import MismatchError, UnsupportedError, UsageError, did_you_mean
 from loraport.models.architecture import Architecture, detect
 from loraport.models.families import families
@@ -164,7 +164,7 @@ def _bare(key: str, prefix: str) -> str:
 
 
 def _choose(
-    found: Located, models: Mapping[tuple[str, ...], Reading], nested: str | None
+    found: TensorFile, models: Mapping[tuple[str, ...], Reading], nested: str | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     names = {nest: ".".join(nest) for nest in models}
     if nested is not None and any(names.values()):
@@ -208,7 +208,7 @@ def _refuse_unreadable(path: Path, tensors: Mapping[str, TensorRef]) -> None:
             )
 
 
-def _not_as_stated(found: Located, architecture: str, like: Checkpoint | None) -> MismatchError:
+def _not_as_stated(found: TensorFile, architecture: str, like: Checkpoint | None) -> MismatchError:
     keys = [key for group in found.groups.values() for key in group]
     named = f"e.g. {', '.join(keys[:3])}"
     if architecture != ANY:
@@ -226,7 +226,7 @@ def _not_as_stated(found: Located, architecture: str, like: Checkpoint | None) -
     )
 
 
-def _not_a_model(found: Located, title: str | None = None) -> MismatchError:
+def _not_a_model(found: TensorFile, title: str | None = None) -> MismatchError:
     keys = [key for group in found.groups.values() for key in group]
     rules = key_rules()
     for group in found.groups.values():

@@ -11,12 +11,15 @@ from loraport.models.placement import Rows
 
 
 def join(pieces: Sequence[tuple[Rows, Shaped[Tensor, "_ *rest"]]], rows: int) -> Shaped[Tensor, "M *rest"]:
-    """A stored tensor from those of its modules; the rows of modules that are not given are zero.
+    """A stored tensor from those of its modules; the rows of modules that are not given are zero. A module that is all
+    of it is not copied.
 
     Args:
         pieces: the rows of a module in the stored tensor, and its own tensor.
         rows: how many rows the stored tensor has.
     """
+    if pieces[0][0] == ((0, rows),):
+        return pieces[0][1]
     dtype = reduce(torch.promote_types, (tensor.dtype for _, tensor in pieces))
     whole = torch.zeros(rows, *pieces[0][1].shape[1:], dtype=dtype)
     for ranges, tensor in pieces:

@@ -35,12 +35,10 @@ class JoinedUpdates(Matrix):
     Args:
         updates: each with its rows.
         rows: of the matrix.
-        whole: the only update is that of the whole weight, as it is.
     """
 
     updates: tuple[tuple[Rows, LayerUpdate], ...]
     rows: int
-    whole: bool
 
     @property
     def rank(self) -> int:
@@ -62,8 +60,6 @@ class JoinedUpdates(Matrix):
         from loraport.models.joining import join_factors
 
         loaded = [(rows, reader.load(update)) for rows, update in self.updates]
-        if self.whole:
-            return loaded[0][1]
         return LowRank(*join_factors([(rows, each.B, each.A) for rows, each in loaded], self.rows))
 
 
@@ -109,8 +105,7 @@ def plan_resize(
     )
     check_dropped(drop, [lora])
     lora.check_weights()
-    if model is None:
-        check_one_meant(lora, to)
+    check_one_meant(lora, to)
     family = (model or lora).architecture
     inputs = list(with_settings("input LoRA", lora.path))
     if model is not None:
@@ -138,8 +133,7 @@ def plan_resize(
 
 def _job(weight: StoredWeight, updates: Mapping[str, LayerUpdate]) -> WeightJob:
     parts = tuple((rows, updates[name]) for name, rows in weight.places.items())
-    whole = len(parts) == 1 and parts[0][0] == ((0, weight.shape[0]),)
-    matrix = JoinedUpdates(parts, weight.shape[0], whole)
+    matrix = JoinedUpdates(parts, weight.shape[0])
     dense = matrix.rank >= min(weight.shape)
     return WeightJob(weight, matrix, weight.shape, None, peak_bytes(weight.shape, dense))
 

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.adapters.stored_weights import StoredWeight
+from loraport.containers.tensors import take_rows
 from loraport.core.algorithm import ALGORITHM
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import Operator, wide
@@ -105,10 +106,7 @@ class Cutter:
 
 def layers_of(weight: StoredWeight, update: LowRank) -> dict[str, LowRank]:
     """The update of every layer of a weight; all of them share one factor."""
-    return {
-        name: LowRank(torch.cat([update.B[start:end] for start, end in rows]), update.A)
-        for name, rows in weight.places.items()
-    }
+    return {name: LowRank(take_rows(update.B, rows), update.A) for name, rows in weight.places.items()}
 
 
 def _operator(job: WeightJob, reader: InputReader, device: torch.device) -> Operator:

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 
-import torch
-from jaxtyping import Float32, Shaped
+from jaxtyping import Float32
 from torch import Tensor
 
 from loraport.adapters.kinds import KINDS
@@ -11,10 +10,9 @@ from loraport.adapters.kinds.base import OnSource
 from loraport.adapters.loading import change, load, stored
 from loraport.adapters.loading.base import Stored
 from loraport.adapters.update import LayerUpdate
-from loraport.containers.tensors import TensorRef, read_float
+from loraport.containers.tensors import TensorRef, read_float, take_rows
 from loraport.core.lowrank import LowRank
 from loraport.models.joining import join
-from loraport.models.placement import Rows
 
 Read = Callable[[TensorRef], Tensor]
 
@@ -48,8 +46,8 @@ def stored_update(layer: LayerUpdate) -> Stored:
     if layer.rows is None:
         return found
     if isinstance(found, Tensor):
-        return _take(found, layer.rows)
-    return _take(found[0], layer.rows), found[1]
+        return take_rows(found, layer.rows)
+    return take_rows(found[0], layer.rows), found[1]
 
 
 def _unscaled(layer: LayerUpdate, read: Read) -> LowRank:
@@ -58,7 +56,7 @@ def _unscaled(layer: LayerUpdate, read: Read) -> LowRank:
         update = change(kind, layer.parts, _source(layer, read), layer.settings)
     else:
         update = load(kind, layer.parts, layer.whole or layer.shape)
-    return update if layer.rows is None else LowRank(_take(update.B, layer.rows), update.A)
+    return update if layer.rows is None else LowRank(take_rows(update.B, layer.rows), update.A)
 
 
 def _source(layer: LayerUpdate, read: Read) -> Float32[Tensor, "m *rest"]:
@@ -66,9 +64,4 @@ def _source(layer: LayerUpdate, read: Read) -> Float32[Tensor, "m *rest"]:
     if not layer.weight:
         raise layer.source_missing()
     pieces = [(rows, read(ref)) for ref, rows in layer.weight]
-    total = sum(len(tensor) for _, tensor in pieces)
-    return pieces[0][1] if pieces[0][0] == ((0, total),) else join(pieces, total)
-
-
-def _take(tensor: Shaped[Tensor, "M *rest"], rows: Rows) -> Shaped[Tensor, "m *rest"]:
-    return torch.cat([tensor[start:end] for start, end in rows])
+    return join(pieces, sum(len(tensor) for _, tensor in pieces))

@@ -7,6 +7,7 @@ from torch import Tensor
 from loraport.containers.codecs.block_scales import Exponents, Mxfp8, SmallFloats
 from loraport.containers.decoding.base import Companions, decode
 from loraport.containers.stored import TensorRef
+from loraport.containers.stored_tensors import take_rows
 
 
 @decode.register(Mxfp8)
@@ -53,8 +54,7 @@ def untiled(scale: Float32[Tensor, "..."], ref: TensorRef, size: int = 32) -> Fl
 
 def rows_of(scale: Float32[Tensor, "all blocks"], ref: TensorRef) -> Float32[Tensor, "rows blocks"]:
     """The rows of scales that belong to the rows of `ref`; what fills up the last tile is left out."""
-    ranges = ref.rows if ref.rows is not None else ((0, ref.shape[0]),)
-    return torch.cat([scale[start:end] for start, end in ranges])
+    return take_rows(scale, ((0, ref.shape[0]),) if ref.rows is None else ref.rows)
 
 
 def by_blocks(weight: Float32[Tensor, "m n"], scale: Float32[Tensor, "m b"], size: int) -> Float32[Tensor, "m n"]:

@@ -10,6 +10,7 @@ from loraport.containers.codecs.scaled_fp8 import ScaledFp8
 from loraport.containers.codecs.scales import BY_SQUARES, side_of
 from loraport.containers.decoding.base import Companions, decode
 from loraport.containers.stored import TensorRef
+from loraport.containers.stored_tensors import take_rows
 from loraport.errors import NumericalError
 
 
@@ -65,4 +66,4 @@ def _of_rows(ref: TensorRef, scale: Float32[Tensor, "..."]) -> Float32[Tensor, "
         side = side_of(ref.shape[1], by.shape[1])
         ranges = ref.rows if ref.rows is not None else ((0, ref.shape[0]),)
         return by[torch.cat([torch.arange(start, end) for start, end in ranges]) // side]
-    return by if ref.rows is None else torch.cat([by[start:end] for start, end in ref.rows])
+    return by if ref.rows is None else take_rows(by, ref.rows)
