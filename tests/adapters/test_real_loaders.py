@@ -32,10 +32,7 @@ def _own_rng():
 
 def _model(*, image: bool = False):
     extra = {"image_dim": 20, "added_kv_proj_dim": 24} if image else {}
-    return diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
-        text_dim=16, freq_dim=8, ffn_dim=48, num_layers=2, rope_max_seq_len=32, cross_attn_norm=True, **extra,
-    )  # fmt: skip
+    return diffusers.WanTransformer3DModel(**networks.WAN, **extra)
 
 
 def _architecture(model):
@@ -63,23 +60,13 @@ def _compare(changes: dict, wanted: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("profile", "outside"),
+    ("profile", "more"),
     # diffusers reads kohya files of the blocks only
-    [("universal", False), ("universal", True), ("diffusers", False), ("diffusers", True), ("kohya", False)],
+    [(profile, more) for profile in ("universal", "diffusers") for more in ("", "outside", "image")] + [("kohya", "")],
 )
-def test_what_is_written_loads_and_adds_exactly_the_update(profile, outside, tmp_path, caplog):
-    made = makers.factors(outside=outside)
-    model = _model()
-    layers = {name: LowRank(b, a) for name, (b, a) in made.items()}
-    tensors = render_adapter(layers, (), profile, _architecture(model))
-    write_adapter(tmp_path / "x.safetensors", tensors, {"format": "pt"})
-    _compare(_fused(tmp_path / "x.safetensors", model, caplog), makers.deltas(made))
-
-
-@pytest.mark.parametrize("profile", ["universal", "diffusers"])
-def test_the_image_model(profile, tmp_path, caplog):
-    made = makers.factors(image=True)
-    model = _model(image=True)
+def test_what_is_written_loads_and_adds_exactly_the_update(profile, more, tmp_path, caplog):
+    made = makers.factors(outside=more == "outside", image=more == "image")
+    model = _model(image=more == "image")
     layers = {name: LowRank(b, a) for name, (b, a) in made.items()}
     tensors = render_adapter(layers, (), profile, _architecture(model))
     write_adapter(tmp_path / "x.safetensors", tensors, {"format": "pt"})

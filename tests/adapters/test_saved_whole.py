@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 import hunyuan
 import makers
+import networks
 from loraport.adapters.convert import convert
 from loraport.adapters.describe import describe
 from loraport.adapters.parse import open_adapter
@@ -37,10 +38,7 @@ CASES = {
 
 
 def _network():
-    return diffusers.WanTransformer3DModel(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
-        text_dim=16, freq_dim=8, ffn_dim=48, num_layers=2, rope_max_seq_len=32, cross_attn_norm=True,
-    )  # fmt: skip
+    return diffusers.WanTransformer3DModel(**networks.WAN)
 
 
 def _trained(case: str, folder, state):

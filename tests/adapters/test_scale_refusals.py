@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 import makers
 from loraport.adapters.parse import open_adapter
-from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError
+from loraport.errors import FileError, NumericalError, UnsupportedError
 from makers import KOHYA, PEFT, LoraFile, flat, refusal, same, spell
 
 
@@ -29,11 +29,6 @@ class TestAlphaTensors:
 
 
 class TestConfigurations:
-    def test_a_stale_rank_in_the_header(self, tmp_path, pico):
-        metadata = {"lora_adapter_metadata": json.dumps({"r": 16, "lora_alpha": 16})}
-        message = refusal(makers.universal(), tmp_path, pico, MismatchError, metadata=metadata)
-        assert "rank 16 in lora_adapter_metadata in the header, rank 4 found" in message
-
     @pytest.mark.parametrize(
         ("more", "word"),
         [

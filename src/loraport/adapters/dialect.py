@@ -3,7 +3,6 @@
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import Any
 
 from loraport.adapters.grammar import grammar
 from loraport.errors import UsageError
@@ -115,19 +114,10 @@ class Profile:
         return replace(self, dialect=replace(self.dialect, names=family.universal))
 
 
-def _profile(name: str, row: dict[str, Any]) -> Profile:
-    return Profile(
-        name,
-        Dialect(**row["dialect"]),
-        dict(row["carries"]),
-        bool(row.get("factor_matrices")),
-        bool(row.get("complete_biases")),
-        bool(row.get("comfyui")),
-    )
-
-
 _ROWS = read_yaml((resources.files("loraport.adapters") / "profiles.yaml").read_text("utf-8"))
-PROFILES: dict[str, Profile] = {name: _profile(name, row) for name, row in _ROWS.items()}
+PROFILES: dict[str, Profile] = {
+    name: Profile(name, **{**row, "dialect": Dialect(**row["dialect"])}) for name, row in _ROWS.items()
+}
 PROFILE_NAMES: tuple[str, ...] = (*PROFILES, SAME_AS_INPUT)
 
 

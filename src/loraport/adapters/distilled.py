@@ -22,7 +22,7 @@ _BEFORE = r"(?:(?:wan\d*|[a-z]?\d+[a-z]?|t2v|i2v|ti2v)-+)*"  # as in Wan2_1-T2V-
 _HUB = re.compile(r"models--([^/\\]+)")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Distilled:
     """A distilled model that is known by its name.
 
@@ -44,12 +44,12 @@ class Distilled:
     name: str
     family: str
     pattern: re.Pattern[str]
-    steps: int | None
+    steps: int | None = None
     times: tuple[float, ...]
-    shift: float | None
+    shift: float | None = None
     guidance: float
-    sampler: Literal["euler", "renoise"]
-    causal: bool
+    sampler: Literal["euler", "renoise"] = "euler"
+    causal: bool = False
     seen: str
     made: tuple[str, str] | None
 
@@ -77,20 +77,9 @@ def distilled_models() -> tuple[Distilled, ...]:
 
 
 def _read(row: dict[str, Any]) -> Distilled:
-    made = row.get("made")
-    return Distilled(
-        name=row["name"],
-        family=row["family"],
-        pattern=re.compile(rf"(?:^|/){_BEFORE}(?:{row['pattern']})(?![a-z0-9])"),
-        steps=row.get("steps"),
-        times=tuple(map(float, row.get("times", ()))),
-        shift=row.get("shift"),
-        guidance=float(row["guidance"]),
-        sampler=row.get("sampler", "euler"),
-        causal=row.get("causal", False),
-        seen=row["seen"],
-        made=None if made is None else (made[0], made[1]),
-    )
+    pattern = re.compile(rf"(?:^|/){_BEFORE}(?:{row['pattern']})(?![a-z0-9])")
+    times, made = tuple(map(float, row.get("times", ()))), row.get("made")
+    return Distilled(**{**row, "pattern": pattern, "times": times, "made": made and (made[0], made[1])})
 
 
 def known_model(names: Iterable[str | Path], family: str | None = None) -> Distilled | None:
