@@ -119,15 +119,15 @@ def plan_extract(
     inputs = [pair for role, side in (("source", one), ("target", two)) for pair in _inputs(role, side)]
     family = one.architecture.family
     profile = profile_of(to).of(family)
-    search = None if drop is None else dropping(drop).search
+    dropped = None if drop is None else dropping(drop)
     pairs = {
         param: (ref, other)
         for param, ref in one.tensors.items()
         if (other := two.tensors.get(param)) is not None and other.shape == ref.shape
-        if search is None or not search(param)
+        if dropped is None or not dropped.search(param)
     }
-    if search is not None and not any(map(search, one.tensors)):
-        raise nothing_dropped(drop, str(one.path), next(iter(one.tensors)))
+    if dropped is not None and not any(map(dropped.search, one.tensors)):
+        raise nothing_dropped(dropped.pattern, str(one.path), next(iter(one.tensors)))
     layers = {
         name: shape
         for name, shape in one.architecture.layers.items()
