@@ -1,7 +1,11 @@
-"""Writes the tables of consumers.md and that of families.md from the package: `python docs/tables.py`."""
+"""Writes the tables of families and of the programs that load LoRAs into docs/: `python docs/tables.py`.
+
+A table stands in a page between `<!-- made by docs/tables.py: NAME -->` and `<!-- end -->`. NAME is one of `tables()`.
+"""
 
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from loraport.adapters.consumers import ADDED, ALL, HOW, PARTS, Consumer, consumers, writable
@@ -9,10 +13,8 @@ from loraport.adapters.dialect import PROFILE_NAMES, SAME_AS_INPUT
 from loraport.models.families import families, recognised
 from loraport.models.family import Family
 
-PAGE = Path(__file__).parent / "consumers.md"
-BEGIN, END = "<!-- made by docs/tables.py from src/loraport/adapters/consumers.yaml -->", "<!-- end -->"
-FAMILIES = Path(__file__).parent / "families.md"
-FROM_FAMILIES = "<!-- made by docs/tables.py from src/loraport/models/data -->"
+DOCS = Path(__file__).parent
+MARK = re.compile(r"(<!-- made by docs/tables\.py: (.+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 UNREAD = {"quiet": "no", "warning": "no (log)", "count": "no (count)", "error": "**refused**"}
 LIMITS = {"outside": " inside the blocks", "reordered": " but for rows in another order"}
 CELLS = {
@@ -33,19 +35,30 @@ SHORT = {
 }
 
 
-def page() -> str:
-    """The whole page as it should be."""
-    before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    tables = [_parts(), _programs()] + [_family(name) for name in _families()]
-    return f"{before}{BEGIN}\n\n" + "\n\n".join(tables) + f"\n\n{END}{after}"
+def tables() -> dict[str, Callable[[], str]]:
+    """Name in the mark -> what makes the table."""
+    whole = {"families": _families_known, "which --to": _choice, "parts of a file": _parts, "versions": _programs}
+    return whole | {families()[name].title: partial(_family, name) for name in _families()}
 
 
-def families_page() -> str:
-    """The page of families as it should be."""
-    before, _, rest = FAMILIES.read_text("utf-8").partition(FROM_FAMILIES)
-    _, _, after = rest.partition(END)
-    return f"{before}{FROM_FAMILIES}\n\n{_known()}\n\nOnly recognised: {_recognised()}.\n\n{END}{after}"
+def pages() -> dict[Path, str]:
+    """Every page with a table, as it should be."""
+    made = tables()
+    found = {}
+    for path in sorted(DOCS.glob("*.md")):
+        text = path.read_text("utf-8")
+        if MARK.search(text):
+            found[path] = MARK.sub(lambda mark: f"{mark[1]}\n{made[mark[2]]()}\n\n{mark[3]}", text)
+    return found
+
+
+def placed() -> list[str]:
+    """The names of the tables, in the order in which the pages have them."""
+    return [name for text in pages().values() for _, name, _ in MARK.findall(text)]
+
+
+def _families_known() -> str:
+    return f"{_known()}\n\nOnly recognised: {_recognised()}."
 
 
 def _known() -> str:
@@ -109,6 +122,19 @@ def _families() -> list[str]:
     return list(dict.fromkeys(family for consumer in consumers() for family in consumer.families))
 
 
+def _choice() -> str:
+    names = [name for name in PROFILE_NAMES if name != SAME_AS_INPUT]
+    rows = [[consumer.name, *(_read(consumer, name) for name in names)] for consumer in consumers()]
+    return _table(["program", *(f"`{name}`" for name in names)], rows)
+
+
+def _read(consumer: Consumer, profile: str) -> str:
+    """The families of which a program reads a profile: their layers inside the blocks arrive."""
+    rows = {family: reading.profiles.get(profile) for family, reading in consumer.families.items()}
+    read = {families()[family].title: row for family, row in rows.items() if row is not None and ALL not in row}
+    return ", ".join(f"{title} (\\*)" if "partial" in row else title for title, row in read.items())
+
+
 def _parts() -> str:
     return _table(["word", "part of a file"], [[SHORT.get(part, part), title] for part, title in PARTS.items()])
 
@@ -130,7 +156,7 @@ def _family(family: str) -> str:
     known = [consumer for consumer in consumers() if family in consumer.families]
     profiles = [name for name in PROFILE_NAMES if any(name in each.families[family].profiles for each in known)]
     rows = [[each.name, *(_cell(each, family, name) for name in profiles)] for each in known]
-    lines = [f"### {families()[family].title}", "", "How a file is loaded at strength 1:", ""]
+    lines = [f"## {families()[family].title}", "", "How a file is loaded at strength 1:", ""]
     lines += [f"- {each.name}: `{each.families[family].load}`{_looked_at(each, family)}" for each in known]
     lines += ["", _table(["program", *(f"`{name}`" for name in profiles)], rows)]
     remarks: dict[tuple[str, str, str], list[str]] = {}
@@ -172,5 +198,5 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(), "utf-8")
-    FAMILIES.write_text(families_page(), "utf-8")
+    for each, text in pages().items():
+        each.write_text(text, "utf-8")
