@@ -34,7 +34,7 @@ from steps import steps
 from synthetic import write_pair
 
 SHAPES = ("512x512", "1536x1536", "1024x4096")
-PARTS = {"measured": "cost.md", "catalogue": "catalogue.md"}
+PARTS = {"measured": "cost-measured.md", "catalogue": "catalogue.md"}
 TRIES = 5  # of the rates of a machine, of which each one's best counts: other programs only slow it down
 PAGES = {part: Path(__file__).parents[1] / "docs" / name for part, name in PARTS.items()}
 
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--size", default="1.3B", help="of the block whose bytes are counted")
     parser.add_argument("--catalogue", action="store_true")
     parser.add_argument("--rates", metavar="NAME", help="measure this machine, and keep that under this name")
-    parser.add_argument("--write", action="store_true", help="into docs/cost.md or docs/catalogue.md")
+    parser.add_argument("--write", action="store_true", help="into docs/cost-measured.md or docs/catalogue.md")
     args = parser.parse_args()
     if args.rates:
         catalogue.remember(args.rates, [measure("cpu", None) for _ in range(TRIES)])
