@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loraport.core import lowrank
 from loraport.core.lowrank import LowRank
 from loraport.errors import NumericalError
 
@@ -105,3 +106,35 @@ def test_a_whole_matrix_is_not_multiplied_with_its_identity(shape):
     spoilt = LowRank.from_dense(matrix)
     (spoilt.A if shape[0] > shape[1] else spoilt.B)[3, 5] = 0.5
     assert close(spoilt.dense(), spoilt.B @ spoilt.A, 1e-6)
+
+
+@pytest.mark.parametrize("size", [(320, 300, 290), (300, 320, 290), (300, 310, 300), (280, 290, 600)])
+def test_factors_that_are_not_thin_are_taken_as_their_product(size, monkeypatch):
+    """Which is what adapters of full rank come as. Nothing in float64 that grows with the rank is done to them."""
+    real = torch.linalg.qr
+    monkeypatch.setattr(
+        torch.linalg, "qr", lambda X: real(X) if X.dtype == torch.float32 else pytest.fail("in float64")
+    )
+    x = make(*size, 0, torch.float32)
+    assert not x.thin
+    dense = x.dense().double()
+    U, S, Vh = (part.double() for part in x.svd())
+    q = min(size)
+    assert len(S) == q
+    assert close(U * S @ Vh, dense, 1e-5)
+    assert close(U.T @ U, torch.eye(q, dtype=torch.float64), 1e-5)
+    assert close(S, torch.linalg.svdvals(dense)[:q], 1e-5)
+    assert x.norm() == pytest.approx(float(dense.norm()), rel=1e-6)
+    assert x.inner(x) == pytest.approx(float(dense.square().sum()), rel=1e-5)
+    assert close(x.truncated(5).dense().double(), (U[:, :5] * S[:5]) @ Vh[:5], 1e-5)
+    x = make(*size, 0, torch.float32)
+    x.A[0, 0] = math.nan
+    with pytest.raises(NumericalError, match="NaN"):
+        x.svd()
+
+
+def test_a_norm_is_found_once(monkeypatch):
+    x = make(30, 20, 4, 0)
+    first = x.norm()
+    monkeypatch.setattr(lowrank, "wide", lambda *args: pytest.fail("again"))
+    assert x.norm() == x.to(torch.float64, "cpu").norm() == first

@@ -256,3 +256,64 @@ def test_what_is_not_finite_is_refused_by_name():
 def test_senseless_requests(arguments):
     with pytest.raises(ValueError, match=r"rank|share"):
         truncated_svd(DenseOperator(torch.ones(4, 4)), **arguments)
+
+
+class Counted(DenseOperator):
+    """Counts what is asked of it, and cannot be had as a matrix."""
+
+    def __init__(self, W):
+        super().__init__(W)
+        object.__setattr__(self, "asked", Counter())
+
+    @property
+    def T(self):
+        other = Counted(self.W.T)
+        object.__setattr__(other, "asked", self.asked)
+        return other
+
+    def apply(self, X):
+        self.asked["columns"] += X.shape[1]
+        return super().apply(X)
+
+    def gram_matrix(self):
+        self.asked["gram"] += 1
+        return super().gram_matrix()
+
+    def dense(self):
+        raise AssertionError("the whole matrix was asked for")
+
+
+@pytest.mark.parametrize(("shape", "rank"), [((520, 520), 70), ((700, 520), 40), ((520, 700), 40), ((520, 520), 260)])
+def test_a_high_rank_of_a_large_matrix_takes_its_gram_matrix_and_no_search(shape, rank):
+    op = Counted(gaussian(*shape, 1).float())
+    small = truncated_svd(op, rank=rank)
+    assert op.asked == {"gram": 1, "columns": rank + 8}
+    assert small.energy_kept == pytest.approx(best(op.W, rank), rel=1e-6)
+    assert small.energy_kept == pytest.approx(kept(op.W, small.update), abs=2e-6)
+
+
+def test_a_search_that_is_given_up_takes_no_whole_decomposition(monkeypatch):
+    monkeypatch.setattr(truncation, "_SPACE", 1 / 4)
+    op = Counted(gaussian(520, 520, 1).float())
+    small = truncated_svd(op, rank=40)
+    assert op.asked["gram"] == 1
+    assert op.asked["columns"] < 200
+    assert small.energy_kept == pytest.approx(best(op.W, 40), rel=1e-6)
+
+
+def test_a_hint_of_full_rank_is_not_decomposed(monkeypatch):
+    M = gaussian(300, 300, 1).float()
+    start = LowRank.from_dense(M)
+    monkeypatch.setattr(LowRank, "svd", lambda self: pytest.fail("for a hint"))
+    assert truncated_svd(DenseOperator(M), rank=8, start=start).energy_kept >= 0.999 * best(M, 8)
+
+
+@pytest.mark.parametrize("kind", ["square", "tall", "wide"])
+@pytest.mark.parametrize("inner", ["dense", "routed"])
+def test_the_gram_matrix_of_a_blend_as_a_whole(kind, inner):
+    m, n = {"square": (30, 30), "tall": (50, 30), "wide": (30, 50)}[kind]
+    dense = DenseOperator(gaussian(m, n, 3))
+    b = dense if inner == "dense" else Routed(None, dense, orthonormal(n, n, 2))
+    blend = Blend(LowRank(gaussian(m, 3, 4), gaussian(3, n, 5)), b, 0.4)
+    M = blend.dense()
+    assert float((blend.gram_matrix() - M.T @ M).tril().norm()) < 1e-11 * float((M.T @ M).norm())

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from loraport.core.basis import SpectralBasis
 from loraport.core.lowrank import LowRank
@@ -277,3 +278,26 @@ def test_a_distillation_lora_in_float32_equals_the_dense_route(shape):
         if not arbitrate:
             assert small.energy_kept == pytest.approx(1.0, abs=1e-6)
             assert distance(small.update.dense(), dense.update.dense()) < 1e-4
+
+
+@pytest.mark.parametrize("restore", [True, False])
+@pytest.mark.parametrize("shape", [(40, 16), (16, 40)])
+def test_the_gram_matrix_of_a_rectangular_update_is_that_of_the_matrix(shape, restore):
+    new = run(make(shape, 5, 3)[2], CasaParams(restore=restore)).update
+    core = (new.T if shape[0] < shape[1] else new).core
+    M, X = core.dense(), torch.eye(16, dtype=torch.float64)
+    for found in (core.gram_matrix(), core.gram(X)):
+        assert distance(found.tril(), (M.T @ M).tril()) < 1e-12
+
+
+def test_each_step_of_a_search_multiplies_small_matrices_only():
+    """What a LoRA has outside of the thin basis of a tall layer is multiplied with itself once, whatever its rank."""
+    core = run(make((40, 16), 5, 3)[2], CasaParams()).update.core
+    X = torch.eye(16, dtype=torch.float64)[:, :2]
+    counts = []
+    for _ in range(3):
+        with FlopCounterMode(display=False) as counter:
+            core.gram(X)
+        counts.append(counter.get_total_flops())
+    assert counts[0] - counts[1] == 2 * 40 * 5 * 5
+    assert counts[1] == counts[2]

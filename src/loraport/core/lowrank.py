@@ -3,15 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.core.operator import Operator, norm, wide
+from loraport.core.operator import Operator, dot, norm, wide
+from loraport.core.thin_svd import thin_svd
 from loraport.errors import NumericalError
 
 _SMALL = 256  # up to this rank a product costs less than looking at the factors
+_ROWS = 512  # of a product that are formed together where it is only summed up
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,7 @@ class LowRank(Operator):
     """The m x n matrix `B @ A`, with `B` (m x r) and `A` (r x n) of one dtype on one device.
 
     A LoRA update is one of these with alpha / rank already folded in. Rank 0 is the zero matrix.
-    Everything here costs O((m + n) r^2) at most; only `dense` forms the product.
+    Everything here costs O((m + n) r^2) at most, and only `dense` forms the product, as long as the factors are `thin`.
     """
 
     B: Float[Tensor, "m r"]
@@ -69,8 +72,14 @@ class LowRank(Operator):
         """A^T B^T, views of the same factors."""
         return LowRank(self.A.T, self.B.T)
 
+    @property
+    def thin(self) -> bool:
+        """Whether to work on the factors, (m + n) r^2 in float64, takes less time than on the product."""
+        m, n = self.shape
+        return self.rank <= _SMALL or 2 * self.rank * (m + n) <= m * n
+
     def dense(self) -> Float[Tensor, "m n"]:
-        """B @ A. The one method that forms the whole matrix."""
+        """B @ A, the whole matrix."""
         whole = self._whole()
         return self.B @ self.A if whole is None else whole[0] * whole[1]
 
@@ -83,10 +92,16 @@ class LowRank(Operator):
         return self.A.T @ (self.B.T @ Y)
 
     def norm(self) -> float:
-        """Frobenius norm by ||BA||^2 = <B^T B, A A^T>, r x r matrices in float64."""
+        """Frobenius norm by ||BA||^2 = <B^T B, A A^T>, r x r matrices in float64; of a product strip by strip."""
+        return self._norm
+
+    @cached_property  # asked for again and again, and nobody writes to the factors
+    def _norm(self) -> float:
         whole = self._whole()
         if whole is not None:
             return norm(whole[0]) * abs(whole[1])
+        if not self.thin:
+            return math.hypot(*(norm(rows @ self.A) for rows in self.B.split(_ROWS)))
         left, right = wide(self.B), wide(self.A)
         return math.sqrt(max(float(((left.T @ left) * (right @ right.T)).sum()), 0.0))
 
@@ -103,16 +118,23 @@ class LowRank(Operator):
 
     def inner(self, other: "LowRank") -> float:
         """Frobenius inner product <B A, B' A'>, in float64 where it is small."""
+        if not (self.thin or other.thin):
+            return dot(self.dense(), other.dense())
         left = wide(self.B).T @ wide(other.B)
         right = wide(self.A) @ wide(other.A).T
         return float((left * right).sum())
 
     def svd(self) -> tuple[Float[Tensor, "m q"], Float[Tensor, " q"], Float[Tensor, "q n"]]:
-        """Thin SVD (U, S, Vh) with q = min(m, n, r), exact: QR of both factors, then the SVD of an r x r core.
+        """Thin SVD (U, S, Vh) with q = min(m, n, r): QR of both factors, then the SVD of an r x r core.
+
+        Exact if the factors are thin; else that of the product, see `thin_svd`.
 
         Raises:
             NumericalError: a factor holds NaN or infinity.
         """
+        if not self.thin:
+            basis, q = thin_svd(self.dense(), name="a low-rank update"), min(*self.shape, self.rank)
+            return basis.U[:, :q], basis.S[:q], basis.Vh[:q]
         Q_left, R_left = torch.linalg.qr(wide(self.B))
         Q_right, R_right = torch.linalg.qr(wide(self.A).T)
         core = R_left @ R_right.T
@@ -163,4 +185,5 @@ class LowRank(Operator):
 
     def to(self, dtype: torch.dtype | None = None, device: torch.device | str | None = None) -> "LowRank":
         """The same factors in another dtype or on another device."""
-        return LowRank(self.B.to(device=device, dtype=dtype), self.A.to(device=device, dtype=dtype))
+        B, A = (factor.to(device=device, dtype=dtype) for factor in (self.B, self.A))
+        return self if B is self.B and A is self.A else LowRank(B, A)

@@ -48,6 +48,10 @@ class Operator(ABC):
         """M^T M X; an operator may know a cheaper way than two products."""
         return self.apply_t(self.apply(X))
 
+    def gram_matrix(self) -> Float[Tensor, "n n"]:
+        """M^T M; only its lower triangle counts."""
+        return self.gram(torch.eye(self.shape[1], dtype=self.dtype, device=self.device))
+
     @abstractmethod
     def norm(self) -> float:
         """Frobenius norm, accumulated in float64."""

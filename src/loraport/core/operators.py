@@ -10,6 +10,7 @@ from torch import Tensor
 
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import Operator, dot, norm, thin_product
+from loraport.core.thin_svd import gram
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,10 @@ class DenseOperator(Operator):
     def apply_t(self, Y: Float[Tensor, "m c"]) -> Float[Tensor, "n c"]:
         """W^T Y."""
         return thin_product(self.W.T, Y)
+
+    def gram_matrix(self) -> Float[Tensor, "n n"]:
+        """W^T W, the blocks on and below the diagonal."""
+        return gram(self.W)
 
     def norm(self) -> float:
         """Frobenius norm."""
@@ -229,6 +234,12 @@ class Blend(Operator):
         left = torch.addmm(self.met.T @ X, B.T @ B, inside, beta=u * t, alpha=u * u)
         result = torch.addmm(A.T @ left, self.met, inside, alpha=u * t)
         return result.add_(self.b.gram(X), alpha=t * t)
+
+    def gram_matrix(self) -> Float[Tensor, "n n"]:
+        """As `gram`, for all columns at once."""
+        u, t, (B, A) = 1.0 - self.t, self.t, (self.a.B, self.a.A)
+        left = torch.addmm(self.met.T, B.T @ B, A, beta=u * t, alpha=u * u)
+        return self.b.gram_matrix().mul_(t * t).addmm_(A.T, left).addmm_(self.met, A, alpha=u * t)
 
     def norm(self) -> float:
         """Frobenius norm: ||u a + t b||^2 expanded, u = 1 - t."""

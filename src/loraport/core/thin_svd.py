@@ -138,7 +138,7 @@ def _by_gram(W: Tensor) -> _Parts | None:
     n = W.shape[1]
     if W.dtype != torch.float32 or n < _SMALL:
         return None
-    V = _eigenvectors(gram(W))
+    V = eigenvectors(gram(W))
     if V is None:
         return None
     M = W @ V
@@ -155,7 +155,7 @@ def _by_gram(W: Tensor) -> _Parts | None:
         spent += ((n - tail) / n) ** 3
         if spent > _BUDGET:
             return None
-        rotation = _eigenvectors(gram(M[:, tail:]))
+        rotation = eigenvectors(gram(M[:, tail:]))
         if rotation is None:
             return None
         _turn(M[:, tail:], rotation)
@@ -175,8 +175,8 @@ def _by_gram(W: Tensor) -> _Parts | None:
     return U, S, V.T
 
 
-def _eigenvectors(G: Tensor) -> Tensor | None:
-    """Eigenvectors of a symmetric matrix given by its lower triangle, largest eigenvalue first."""
+def eigenvectors(G: Float[Tensor, "n n"]) -> Float[Tensor, "n n"] | None:
+    """Eigenvectors of a symmetric matrix given by its lower triangle, largest eigenvalue first; None if not found."""
     try:
         return torch.linalg.eigh(G, UPLO="L").eigenvectors.flip(1)
     except RuntimeError as error:

@@ -4,6 +4,8 @@ The right singular vectors are sought in a block Krylov space: start from the co
 (the LoRA's own, and a few random ones), multiply by M and M^T, keep everything that was seen, and take the best
 rank-r approximation within it (Rayleigh-Ritz). Flat spectra take more blocks than steep ones; the loop looks at
 the energy captured and stops when what is still missing is estimated below 4e-4 of it.
+
+High ranks, and spectra so flat that the space would grow too large, take the leading eigenvectors of M^T M instead.
 """
 
 from dataclasses import dataclass
@@ -14,8 +16,8 @@ from torch import Tensor
 
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import Operator, sent, wide
-from loraport.core.operators import Routed
-from loraport.core.thin_svd import thin_svd
+from loraport.core.operators import DenseOperator, Routed
+from loraport.core.thin_svd import eigenvectors, thin_svd
 from loraport.errors import NumericalError
 
 _EXTRA = 8  # random columns beside the hint, and columns beyond the rank: the usual oversampling of randomised SVDs
@@ -26,6 +28,12 @@ _MISSING = 4e-4  # share of the energy that may still be missing, by extrapolati
 _AHEAD = 4  # steps that an accelerator takes before anybody looks whether they were needed
 _DENSE = 1 / 4  # ranks beyond this share of min(m, n) take an exact SVD at once,
 _SPACE = 2 / 3  # and so does any rank whose Krylov space would grow beyond this one, since it then costs as much
+_BY_GRAM = (
+    512  # from this min(m, n) on the eigenvectors of M^T M are found sooner than those of M, and for ranks beyond
+)
+_SQUARE, _RECTANGULAR = 1 / 8, 1 / 16  # these shares of it also sooner than a Krylov space that holds them;
+_EXACT = 1 / 2  # ranks beyond this one make the products with them as dear as an SVD
+_SCALES = (1e-12, 1e12)  # norms whose squares, and what is left of them, are well inside float32
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ def truncated_svd(
 
     Returns:
         An update with at least 99.9 % of the energy that the best approximation of that rank has. `energy_kept`
-        is exact for the update returned. Full rank and `energy` use an exact SVD. Zero gives zeros.
+        is exact for the update returned. Full rank, `energy` and thin factors use an exact SVD. Zero gives zeros.
 
     Raises:
         ValueError: neither or both of rank and energy, or out of range.
@@ -87,11 +95,19 @@ def truncated_svd(
         zero = LowRank.zeros(m, n, count or 0, dtype=op.dtype, device=op.device)
         return Truncation(zero, 1.0 if total == 0.0 else 0.0, zero.rank)
     if isinstance(op, LowRank):
-        return _cut(*op.svd(), count, energy, total)
+        if op.thin:
+            return _cut(*op.svd(), count, energy, total)
+        op = DenseOperator(op.dense(), op.norm())
     if m < n:  # the Krylov space lives on the shorter side
         flipped = truncated_svd(op.T, rank=count, energy=energy, start=None if start is None else start.T, seed=seed)
         return Truncation(flipped.update.T, flipped.energy_kept, flipped.rank)
-    found = None if count is None or count > _DENSE * n else _krylov(op, count, start, seed, total)
+    found = None
+    by_gram = count is not None and n >= _BY_GRAM and count <= _EXACT * n and _SCALES[0] < total**0.5 < _SCALES[1]
+    most = _DENSE if not by_gram else _SQUARE if m == n else _RECTANGULAR
+    if count is not None and count <= most * n:
+        found = _krylov(op, count, start, seed, total)
+    if found is None and count is not None and by_gram:
+        found = _leading(op, count, total)
     if found is not None:
         return found
     svd = thin_svd(op.dense(), name=name)
@@ -124,8 +140,10 @@ def _cut(U: Tensor, S: Tensor, Vh: Tensor, count: int | None, energy: float | No
 
 
 def _krylov(op: Operator, rank: int, start: LowRank | None, seed: int, total: float) -> Truncation | None:
-    """None if the space grew so large that an exact SVD is cheaper."""
+    """None if the space grew so large that another way is cheaper."""
     n = op.shape[1]
+    if start is not None and not start.thin:
+        start = None  # its leading directions would cost more than they save
     generator = torch.Generator().manual_seed(seed)
     width = min(rank + _EXTRA, max(_BLOCK, 0 if start is None else start.rank + _EXTRA))
     room = torch.empty(n, _BLOCKS * width, dtype=op.dtype, device=op.device)
@@ -215,6 +233,13 @@ def _likely_last(energies: list[float], total: float) -> bool:
     gain, before = (energies[-i] - energies[-i - 1] for i in (1, 2))
     coming = energies[-1] + (gain * min(gain / before, 0.9) if before > 0 else 0.0)
     return _missing([*energies, coming], total) <= _MISSING * coming
+
+
+def _leading(op: Operator, rank: int, total: float) -> Truncation | None:
+    """By the leading eigenvectors of M^T M. None if they were not found."""
+    G = op.gram_matrix()
+    V = eigenvectors(G.cpu() if G.device.type == "mps" else G)
+    return None if V is None else _ritz(op, V[:, : rank + _EXTRA].to(G.device).contiguous(), rank, total)
 
 
 def _ritz(op: Operator, Y: Tensor, rank: int, total: float) -> Truncation:

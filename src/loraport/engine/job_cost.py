@@ -85,7 +85,8 @@ def peak_bytes(way: ChosenMethod, shape: tuple[int, int], rank: int) -> int:
 
 _STRIPS = 150_000_000  # bytes of the strips that what makes copies takes at once on a card,
 _OF_A_LAYER = 6  # and for an entry of a layer that is smaller than they are
-_EXACT = 1 / 4  # as in core.truncation: a rank beyond this share of the shorter side is cut by a whole decomposition
+# As in core.truncation: a rank beyond these shares of the shorter side is cut by the Gram matrix of the new update, or
+_BY_GRAM, _EXACT = 1 / 16, 1 / 4  # by a whole decomposition
 
 
 def card_bytes(way: ChosenMethod, shape: tuple[int, int], rank: int, rule: RankRule) -> int:
@@ -117,6 +118,8 @@ def matrices_on_a_card(way: ChosenMethod, shape: tuple[int, int], rank: int, rul
     whole = rule.kind == "full" or wanted > _EXACT * p or (rule.kind == "energy" and not method.keeps_rank)
     if whole:  # the new update as a matrix, its vectors, and both factors
         found += costs.matrix_bytes(m, n, 3) + costs.matrix_bytes(p, p)
+    elif wanted > _BY_GRAM * p:  # its Gram matrix with the vectors, and its products with these
+        found += costs.matrix_bytes(p, p, 3) + costs.matrix_bytes(m + n, wanted, 2)
     return found
 
 

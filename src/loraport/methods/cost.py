@@ -6,7 +6,9 @@ from dataclasses import dataclass
 _FLOAT32 = 4
 SLOWER = 5.0
 """So many times as long as an operation of a large product takes one of a thin factorisation; measured on a CPU."""
-_DENSE, _SPACE = 1 / 4, 2 / 3  # as in core.truncation: shares of the shorter side beyond which it decomposes exactly
+_DENSE, _SPACE = 1 / 4, 2 / 3  # as in core.truncation: shares of the shorter side beyond which it decomposes exactly,
+_BY_GRAM, _SQUARE, _RECTANGULAR, _EXACT = 512, 1 / 8, 1 / 16, 1 / 2  # or goes by the Gram matrix
+_SMALL = 256  # as in core.lowrank
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,10 @@ def thin_qr(m: int, n: int, times: int | float = 1) -> Cost:
 
 
 def factors(m: int, n: int, rank: int) -> Cost:
-    """Singular value decomposition of a product of two factors: two QR decompositions in float64 and a small core."""
+    """Singular value decomposition of a product of two factors: two QR decompositions in float64 and a small core; or
+    of the product itself, where the rank is high."""
+    if rank > _SMALL and 2 * rank * (m + n) > m * n:
+        return product(m, rank, n) + thin_basis(m, n)
     return thin_qr(m + n, rank, 2) + product(m + n, rank, rank, 2)
 
 
@@ -100,7 +105,8 @@ def truncation(m: int, n: int, rank: int, steps: int = 10, products: int = 2) ->
 
     A step multiplies a block by the matrix and its transpose, takes out what the space has already (half of it on
     average, twice), makes the block orthonormal (twice), and looks at the energies in the space, which is a small
-    eigenproblem in float64. Where the space would soon grow too large, an exact decomposition takes its place.
+    eigenproblem in float64. Where the space would soon grow too large, eigenvectors of the Gram matrix take its place,
+    or an exact decomposition.
 
     Args:
         m: rows of the matrix.
@@ -110,7 +116,12 @@ def truncation(m: int, n: int, rank: int, steps: int = 10, products: int = 2) ->
         products: of the matrix's size in a step.
     """
     p, block = min(m, n), rank + 8
-    fitting = 0 if rank > _DENSE * p else int(_SPACE * p) // block
+    by_gram = p >= _BY_GRAM and rank <= _EXACT * p
+    most = _DENSE if not by_gram else _SQUARE if m == n and products == 2 else _RECTANGULAR
+    fitting = 0 if rank > most * p else int(_SPACE * p) // block
+    if fitting < steps / 2 and by_gram:
+        inside = product(m + n, block, block) + Cost(decompositions=2 * 9.0 * block**3)
+        return product(p, max(m, n), p, 5 / 8) + Cost(decompositions=9.0 * p**3) + thin_product(m, n, block) + inside
     if fitting < steps / 2:
         return thin_basis(m, n)
     steps = min(steps, fitting)

@@ -25,7 +25,7 @@ from loraport.resizing.job import EXACT, WeightJob
 from loraport.store.index import entry_key
 from loraport.store.store import Store
 
-VERSION = 1  # raised whenever the same work would give other bytes than before
+VERSION = 2  # raised whenever the same work would give other bytes than before
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ class MaskedRestore(base.TransferMethod[MaskedRestoreParams]):
     """
 
     name = "masked-restore"
-    version = 1
+    version = 2
     summary = "undo as much drift as casa, away from random or from the weakest directions (a control)"
     reference = "a control for CASA, arXiv 2605.01929"
     Params = MaskedRestoreParams
@@ -63,12 +63,12 @@ class MaskedRestore(base.TransferMethod[MaskedRestoreParams]):
         return masked_restore_steps.transfer(inputs, params)
 
     def cost(self, shape: tuple[int, int], rank: int, params: MaskedRestoreParams, warm: bool) -> Cost:
-        """Casa's own work, the drift's routing, and four projections for each halving of the share."""
+        """Casa's own work, the drift's routing, a pass over it for each halving of the share, and four projections."""
         m, n = shape
         p = min(m, n)
-        each = product(m, n, p, 2) + elementwise(m, n, 6)
         own = Casa().cost(shape, rank, as_casa(params), False)
-        return own + product(m, n, p, 2) + each.times(HALVINGS) + truncation(m, n, rank)
+        energies = product(m, n, p, 1 if m == n else 2) + product(p, p, p) + elementwise(p, p, 2).times(HALVINGS)
+        return own + energies + product(m, n, p, 2) + elementwise(m, n, 6) + truncation(m, n, rank)
 
     def memory(self, shape: tuple[int, int], rank: int, params: MaskedRestoreParams) -> int:
         """Basis and drift; what is left of the drift, a projection of it, and the directions that they go by."""

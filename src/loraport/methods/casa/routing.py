@@ -10,6 +10,7 @@ the thin basis; `DriftRouting.residual_gram` and `TallUpdate` take care of that 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -127,7 +128,7 @@ class TallUpdate(Operator):
 
     basis: SpectralBasis
     K: Float[Tensor, "n n"]
-    rest: LowRank  # (I - U U^T) B, Q
+    rest: LowRank  # (I - U U^T) B, Q; its Gram matrix is asked for at each step of a search
     drift: Operator | None
     routing: DriftRouting
     nondominant: Float[Tensor, "n 1"]
@@ -156,6 +157,10 @@ class TallUpdate(Operator):
             outside += routing.residual_energy(nondominant) - 2 * dot(cross * marked, C_lora.A.T)
         norm = math.sqrt(square_sum(K) + max(outside, 0.0))
         return cls(basis, K, rest, drift, routing, nondominant.to(K.dtype)[:, None], cross, norm)
+
+    @cached_property
+    def _rest_gram(self) -> Float[Tensor, "r r"]:
+        return self.rest.B.T @ self.rest.B
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -198,7 +203,7 @@ class TallUpdate(Operator):
     def gram(self, Z: Float[Tensor, "n c"]) -> Float[Tensor, "n c"]:
         """M^T M Z from n x n matrices alone: K^T K Z and the Gram matrix of the part in the complement."""
         coordinates = self.rest.A @ Z
-        inner = (self.rest.B.T @ self.rest.B) @ coordinates
+        inner = self._rest_gram @ coordinates
         result = thin_product(self.K.T, thin_product(self.K, Z))
         if self.drift is not None:
             nondominant = self.nondominant * Z
@@ -206,6 +211,15 @@ class TallUpdate(Operator):
             gone = torch.addmm(self.cross @ coordinates, self.routing.residual_gram, nondominant, beta=-1.0)
             result.add_(gone.mul_(self.nondominant))
         return result.addmm_(self.rest.A.T, inner)
+
+    def gram_matrix(self) -> Float[Tensor, "n n"]:
+        """The same as a matrix."""
+        Q, result, inner = self.rest.A, gram(self.K), self._rest_gram @ self.rest.A
+        if self.drift is not None:
+            taken = self.nondominant * self.cross
+            result.add_(self.nondominant * self.routing.residual_gram * self.nondominant.T).sub_(taken @ Q)
+            inner.sub_(taken.T)
+        return result.addmm_(Q.T, inner)
 
     def norm(self) -> float:
         """Frobenius norm, by algebra on what is at hand."""
