@@ -173,3 +173,19 @@ def in_diffusers(updates: dict[str, Tensor]) -> dict[str, Tensor]:
     """Updates (or B factors) by Tencent's names as diffusers applies them, by its module names."""
     state = diffusers_state({f"{name}.weight": update for name, update in updates.items()})
     return {key.removesuffix(".weight"): update for key, update in state.items()}
+
+
+def loras(made: dict[str, tuple[Tensor, Tensor]]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A LoRA of B and A by Tencent's names: as it is, and on the layers of diffusers."""
+    original, split = {}, {}
+    for name, (b, a) in made.items():
+        original |= {f"{name}.lora_B.weight": b, f"{name}.lora_A.weight": a}
+        for other, part in in_diffusers({name: b}).items():
+            split |= {f"transformer.{other}.lora_B.weight": part, f"transformer.{other}.lora_A.weight": a.clone()}
+    return original, split
+
+
+def with_loras(state: dict[str, Tensor], made: dict[str, tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """The sums of a state dict of Tencent and the updates of B and A by its names, in float64."""
+    updates = {f"{name}.weight": b.double() @ a.double() for name, (b, a) in made.items()}
+    return {key: tensor.double() + updates.get(key, 0) for key, tensor in state.items()}

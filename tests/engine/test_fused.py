@@ -41,11 +41,9 @@ def pair(tmp_path_factory):
 def _loras(folder):
     """One LoRA in Tencent's names, one in diffusers' names and one in ComfyUI's: the same updates."""
     made = hunyuan.factors(2, RANK)
-    original, split, comfy = {}, {}, {}
+    original, split = hunyuan.loras(made)
+    comfy = {}
     for name, (b, a) in made.items():
-        original |= {f"{name}.lora_B.weight": b, f"{name}.lora_A.weight": a}
-        for other, part in hunyuan.in_diffusers({name: b}).items():
-            split |= {f"transformer.{other}.lora_B.weight": part, f"transformer.{other}.lora_A.weight": a.clone()}
         stem = f"diffusion_model.{hunyuan.comfyui_name(name)}"
         if "attn_q" in name and "qkv" not in name:
             # Three layers of their own A: ComfyUI's weight is fused, so the factors are joined by hand.

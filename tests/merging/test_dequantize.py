@@ -268,20 +268,8 @@ def test_scales_in_a_file_of_their_own(tmp_path):
 def test_fused_and_split_layers(tmp_path):
     """A LoRA on split projections into a fused int8 checkpoint, and the other way round."""
     state, made = hunyuan.model(1), hunyuan.factors(2, 3)
-    updates = {name: b.double() @ a.double() for name, (b, a) in made.items()}
-    original = {f"{name}.lora_B.weight": b for name, (b, _) in made.items()}
-    original |= {f"{name}.lora_A.weight": a for name, (_, a) in made.items()}
-    split = {}
-    for name, (b, a) in made.items():
-        for other, rows in hunyuan.in_diffusers({name: b}).items():
-            split |= {
-                f"transformer.{other}.lora_B.weight": rows.contiguous(),
-                f"transformer.{other}.lora_A.weight": a.clone(),
-            }
-    summed = {
-        key: t.double() + updates.get(key.removesuffix(".weight"), 0) * key.endswith("weight")
-        for key, t in state.items()
-    }
+    original, split = hunyuan.loras(made)
+    summed = hunyuan.with_loras(state, made)
     for lora, of, spelled in (
         (split, "fused", hunyuan.repackaged_state),
         (original, "apart", hunyuan.diffusers_state),

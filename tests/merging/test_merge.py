@@ -219,17 +219,7 @@ def test_squares_are_scaled_as_they_were(lora, tmp_path):
 def test_fused_and_split_layers(tmp_path):
     """A LoRA on split projections into a fused checkpoint, and the other way round: one result."""
     state, made = hunyuan.model(1), hunyuan.factors(2, 3)
-    updates = {name: b.double() @ a.double() for name, (b, a) in made.items()}
-    original = {f"{name}.lora_B.weight": b for name, (b, _) in made.items()}
-    original |= {f"{name}.lora_A.weight": a for name, (_, a) in made.items()}
-    split = {
-        f"transformer.{k}.lora_B.weight": t
-        for k, t in hunyuan.in_diffusers({n: b for n, (b, _) in made.items()}).items()
-    }
-    for name, (_, a) in made.items():
-        split |= {
-            f"transformer.{other}.lora_A.weight": a.clone() for other in hunyuan.in_diffusers({name: made[name][0]})
-        }
+    original, split = hunyuan.loras(made)
     fused = hunyuan.repackaged_state(state)
     for name, tensors in (
         ("original", original),
@@ -238,10 +228,7 @@ def test_fused_and_split_layers(tmp_path):
         ("apart", hunyuan.diffusers_state(state)),
     ):
         save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, tmp_path / f"{name}.safetensors")
-    summed = {
-        key: t.double() + updates.get(key.removesuffix(".weight"), 0) * key.endswith("weight")
-        for key, t in state.items()
-    }
+    summed = hunyuan.with_loras(state, made)
     for lora, into, wanted in (
         ("split", "fused", hunyuan.repackaged_state(summed)),
         ("original", "apart", hunyuan.diffusers_state(summed)),

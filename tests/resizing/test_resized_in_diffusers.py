@@ -26,10 +26,7 @@ def test_every_layer_has_its_scale(profile, tmp_path, caplog):
     assert len({layer.rank_out for layer in report.layers}) > 1
     wanted = {name: layer.load().dense() for name, layer in open_adapter(output).layers.items()}
     with torch.random.fork_rng():
-        model = diffusers.WanTransformer3DModel(
-            patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4,
-            text_dim=16, freq_dim=8, ffn_dim=48, num_layers=2, rope_max_seq_len=32, cross_attn_norm=True,
-        )  # fmt: skip
+        model = diffusers.WanTransformer3DModel(**networks.WAN)
         pipeline = diffusers.WanPipeline(tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=model)
         changes = networks.fused(pipeline, model, output, caplog)
     assert changes.keys() == {f"{diffusers_name(name)}.weight" for name in wanted}
