@@ -141,5 +141,5 @@ def test_a_pattern_that_drops_nothing_is_a_usage_error(files, tmp_path):
 
 
 def test_a_pattern_that_is_none_is_a_usage_error(files, tmp_path):
-    with pytest.raises(UsageError, match=r"drop is no regular expression"):
+    with pytest.raises(UsageError, match=r"drop is not a regular expression"):
         loraport.convert(files.lora, tmp_path / "out.safetensors", drop="(")

@@ -143,7 +143,7 @@ class TestNotes:
         tensors = spell(makers.factors(), "pipe.dit.", same, *PEFT) | {"pipe.dit.blocks.0.norm3.diff": torch.ones(24)}
         done = _convert(tensors, "same-as-input", tmp_path)
         assert done.warnings == ()
-        assert done.load == ("with whatever loads the input, at strength 1.0",)
+        assert done.load == ("with any program that loads the input, at strength 1.0",)
 
 
 class TestWaysToLoad:

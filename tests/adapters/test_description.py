@@ -79,7 +79,7 @@ def test_checkpoints(tmp_path, pico_path):
 @pytest.mark.parametrize(
     ("tensors", "kind", "word"),
     [
-        ({"a": torch.ones(1)}, "unknown", "no model of a known family"),
+        ({"a": torch.ones(1)}, "unknown", "not a model of a known family"),
         ({"double_blocks.0.img_attn.qkv.weight": torch.ones(2, 2)}, "unknown", "HunyuanVideo"),
         (makers.model() | {"blocks.0.ffn.0.weight_scale_2": torch.ones(1)}, "checkpoint", "nvfp4"),
     ],

@@ -172,7 +172,10 @@ def test_a_layer_of_a_fused_weight_can_be_left_out(tmp_path):
             _fused() | {f"{NAMES[1]}.lora_B.weight": _random(2048, 4), f"{NAMES[1]}.lora_A.weight": _random(4, 2048)},
             "twice",
         ),
-        ({f"{QKV}.qkv.lora_B.weight": _random(6145, 4), f"{QKV}.qkv.lora_A.weight": _random(4, 2048)}, "shared out"),
+        (
+            {f"{QKV}.qkv.lora_B.weight": _random(6145, 4), f"{QKV}.qkv.lora_A.weight": _random(4, 2048)},
+            "split among the layers",
+        ),
     ],
 )
 def test_what_is_no_lora_of_these_layers(made, word, tmp_path):

@@ -167,7 +167,7 @@ class TestWriting:
         monkeypatch.setattr(
             render_room, "write_safetensors", lambda p, t, m, hashes: real(p, {k: v + 1 for k, v in t.items()}, m)
         )
-        with pytest.raises(FileError, match="not what was meant"):
+        with pytest.raises(FileError, match="not what was intended"):
             write_adapter(path, {"a": torch.ones(2)}, {"format": "pt"})
         assert path.read_bytes() == before
         assert [item.name for item in tmp_path.iterdir()] == ["x.safetensors"]

@@ -193,7 +193,7 @@ class TestStrength:
     def test_a_change_that_overflows_is_named(self, tmp_path, pico):
         extra = {"diffusion_model.blocks.0.norm3.diff": torch.full((24,), 60000.0, dtype=torch.float16)}
         adapter = open_adapter(LoraFile(makers.universal() | extra).write(tmp_path), pico).scaled(2.0)
-        with pytest.raises(NumericalError, match=r"norm3\.diff does not fit into F16"):
+        with pytest.raises(NumericalError, match=r"norm3\.diff no longer fits into F16"):
             adapter.passthrough[0].load()
 
     @pytest.mark.parametrize("strength", [0.0, -2.0, float("nan"), 1e-300, 1e38])

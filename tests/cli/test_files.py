@@ -183,7 +183,7 @@ def test_of_two_experts_or_adapters_one_must_be_named(files: pico.Pico) -> None:
 def test_a_choice_that_chooses_nothing_is_said(files: pico.Pico) -> None:
     done = invoke("convert", files.lora, "-o", files.folder / "x.safetensors", "--adapter", "default")
     assert done.exit_code == 0, done.output
-    assert "'default' chose nothing" in done.stderr
+    assert "'default' selects nothing" in done.stderr
 
 
 def test_convert_into_a_folder_and_against_a_model(files: pico.Pico) -> None:

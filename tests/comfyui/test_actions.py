@@ -104,7 +104,7 @@ def test_a_verdict_is_words_whatever_the_file_is(actions, files, tmp_path):
     assert actions.verdict(files.source).startswith("NOT A LORA. source.safetensors: Wan")
     nonsense = tmp_path / "nonsense.safetensors"
     nonsense.write_text("no tensors in here", encoding="utf-8")
-    assert actions.verdict(nonsense).startswith("CANNOT BE USED. this is no safetensors file")
+    assert actions.verdict(nonsense).startswith("CANNOT BE USED. this is not a safetensors file")
     assert actions.verdict(tmp_path / "gone.safetensors").startswith("CANNOT BE USED. ")
 
 

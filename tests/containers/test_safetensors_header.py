@@ -58,7 +58,7 @@ def test_names_of_fp8_dtypes(tmp_path):
 BAD = {
     "overlap": ({"a": _entry(0, 16), "b": _entry(8, 24)}, 24, "overlaps"),
     "the same bytes twice": ({"a": _entry(0, 16), "b": _entry(0, 16)}, 16, "overlaps"),
-    "a hole": ({"a": _entry(0, 16), "b": _entry(24, 40)}, 40, "hole"),
+    "a gap": ({"a": _entry(0, 16), "b": _entry(24, 40)}, 40, "gap"),
     "cut short": ({"a": _entry(0, 16)}, 12, "cut short"),
     "something after the end": ({"a": _entry(0, 16)}, 20, "after the last tensor"),
     "size and shape": ({"a": _entry(0, 16, shape=[3])}, 16, "does not fit its shape"),
@@ -102,7 +102,7 @@ def test_no_header_at_all(content, tmp_path):
     [
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n", "Git LFS pointer"),
         (b"<!DOCTYPE html><html><head>", "web page"),
-        (b"hello there, this is text", "no safetensors file"),
+        (b"hello there, this is text", "not a safetensors file"),
     ],
 )
 @pytest.mark.parametrize("name", ["x.safetensors", "x"])

@@ -129,7 +129,7 @@ def test_a_part_of_a_gguf_file_among_others(renamed, tmp_path):
 
 
 def test_a_wrong_total_of_a_split_gguf_file(tmp_path):
-    with pytest.raises(FileError, match=rf"{len(MODEL)}, 99 said"):
+    with pytest.raises(FileError, match=rf"{len(MODEL)}, expected 99"):
         locate(parts_of_gguf(tmp_path, tensors=99)[0])
 
 

@@ -304,7 +304,7 @@ class TestWhatIsMeant:
     def test_one_lora_for_both_experts_is_said(self, files):
         plan = loraport.plan_experts(_recipe(files, lora=files / "plain.safetensors"))
         assert any("used for both experts" in text for text in plan.warnings)
-        assert not any("chose nothing" in text for one in plan.plans.values() for text in one.warnings)
+        assert not any("selects nothing" in text for one in plan.plans.values() for text in one.warnings)
 
     def test_distillation_loras(self, files, tmp_path):
         recipe = _recipe(files, target=None, target_lora=files / "style_high_noise.safetensors")

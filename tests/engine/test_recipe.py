@@ -75,7 +75,7 @@ def test_the_default_rank_is_the_inputs_but_at_least_32():
         ({"lora": 3}, "lora"),
         ({"params": [1]}, "params"),
         ({"expert": "middle"}, "high, low"),
-        ({"target": None, "target_lora": "d.safetensors:nan"}, "no number"),
+        ({"target": None, "target_lora": "d.safetensors:nan"}, "not a number"),
     ],
 )
 def test_a_bad_setting_is_named_however_the_recipe_is_made(change, word):

@@ -179,7 +179,7 @@ def test_names_of_families_are_checked(files, tmp_path):
     lora = _write(tmp_path, _lora(layers), "lora.safetensors")
     with pytest.raises(UsageError, match="no architecture of that name"):
         _transfer(lora, source, target, tmp_path, architecture="lumina")
-    with pytest.raises(MismatchError, match="this is no Wan"):
+    with pytest.raises(MismatchError, match="this is not Wan"):
         _transfer(lora, source, target, tmp_path, architecture="wan")
 
 

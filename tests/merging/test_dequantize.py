@@ -244,7 +244,7 @@ def test_what_can_be_rounded_anew_is_and_the_rest_becomes_plain(lora, tmp_path):
     assert (report.requantized, report.dequantized) == (1, 1)
     found = load_file(output)
     assert (found[key].dtype, found[f"{CHANGED}.weight"].dtype) == (torch.float8_e4m3fn, torch.float16)
-    with pytest.raises(NumericalError, match="does not fit into F16"):
+    with pytest.raises(NumericalError, match="no longer fits into F16"):
         loraport.merge(lora, tmp_path / "model.safetensors", output, strength=1e7, dequantize="float16", overwrite=True)
 
 

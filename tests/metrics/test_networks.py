@@ -115,7 +115,7 @@ class _Evil:
 
 def test_a_text_in_a_checkpoints_place_is_told(tmp_path):
     (tmp_path / "csd.pth").write_text("hello this is a text\n")
-    with pytest.raises(FileError, match="no torch file"):
+    with pytest.raises(FileError, match="nor a torch file"):
         Csd(tmp_path / "csd.pth")
 
 

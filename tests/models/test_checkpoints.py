@@ -197,7 +197,7 @@ class TestFolders:
 
 class TestContent:
     def test_a_choice_where_there_is_none_is_said_to_be_idle(self, pico_path):
-        assert "'generator' chose nothing" in open_checkpoint(pico_path, nested="generator").notes[0]
+        assert "'generator' selects nothing" in open_checkpoint(pico_path, nested="generator").notes[0]
 
     def test_more_and_less_than_expected(self, tmp_path):
         state = makers.model()
@@ -270,7 +270,7 @@ class TestContent:
         [
             ("double_blocks.0.img_attn.qkv.weight", "HunyuanVideo"),
             ("model.layers.3.self_attn.q_proj.weight", "language model"),
-            ("x", "no model of a known family"),
+            ("x", "not a model of a known family"),
         ],
     )
     def test_another_family(self, key, word, tmp_path):

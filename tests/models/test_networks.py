@@ -40,7 +40,7 @@ def test_every_naming_opens_to_the_same_layers(name, naming, prefix, tmp_path):
     found = open_checkpoint(networks.write(name, naming, tmp_path, prefix=prefix))
     assert (found.architecture.family.name, found.prefix) == (NETWORKS[name].family, prefix)
     assert found.architecture.title == NETWORKS[name].title
-    taken = any("were taken to be stored" in note for note in found.notes)
+    taken = any("were assumed to be stored" in note for note in found.notes)
     assert taken == (bool(found.architecture.family.alike) and naming != "diffusers")
     assert (found.unknown, found.missing, len(found.notes)) == ((), (), taken)
     require_same_size(found.architecture, networks.architecture(name, tmp_path / "own"))

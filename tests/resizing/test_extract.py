@@ -204,7 +204,7 @@ def test_a_wrong_pair_and_what_makes_no_sense(pair, tmp_path):
     save_file(pico.weights(1, width=24, ffn=48), tmp_path / "narrow.safetensors")
     with pytest.raises(MismatchError, match=r"differ in size|The source is"):
         loraport.extract(pair[0], tmp_path / "narrow.safetensors", output, rank=4, options=OFF)
-    with pytest.raises(UsageError, match="no regular expression"):
+    with pytest.raises(UsageError, match="not a regular expression"):
         loraport.extract(*pair, output, rank=4, drop="(", options=OFF)
     with pytest.raises(FileError, match="would replace the target"):
         loraport.extract(*pair, pair[1], rank=4, options=OFF.model_copy(update={"overwrite": True}))

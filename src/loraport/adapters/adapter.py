@@ -106,7 +106,7 @@ class LoraAdapter:
         stuck = next((item for item in self.passthrough if not can_be_scaled(item)), None)
         if stuck is not None:
             raise UnsupportedError(
-                "a strength cannot be applied to this kind of update of a text encoder, which is passed on as it is",
+                "a strength cannot be applied to this kind of text encoder update, which is passed on unchanged",
                 where=str(self.path),
                 values=stuck.keys[0],
                 fix=f"leave the text encoder out with --drop ^{stuck.keys[0].partition('.')[0]}, or the strength",

@@ -66,7 +66,7 @@ class AddedLora(Settings):
         """Refuse a strength that is no finite number. Raises UsageError."""
         if not math.isfinite(self.strength):
             raise UsageError(
-                "the strength of a LoRA is no number",
+                "the strength of a LoRA is not a number",
                 where=self.file,
                 values=str(self.strength),
                 fix=f"give a finite one, such as {self.file}:0.8",
@@ -86,15 +86,15 @@ def added_loras(given: Any) -> Any:
     several = (given,) if isinstance(given, one) or not isinstance(given, Sequence) else given
     for each in several:
         if not isinstance(each, one):
-            raise ValueError(f"a file or a table with its name is needed, not {type(each).__name__}")
+            raise ValueError(f"give a file, or a table with its name, not {type(each).__name__}")
     return tuple(AddedLora.parse(each) if isinstance(each, (str, os.PathLike)) else each for each in several)
 
 
 def _not_understood(file: str, tail: str) -> UsageError:
     near = did_you_mean(tail.partition("=")[0], OPTIONS)
-    form = f"FILE:STRENGTH, and behind that each once: {', '.join(f'{option}=...' for option in OPTIONS)}"
+    form = f"write FILE:STRENGTH, then each of these at most once: {', '.join(f'{option}=...' for option in OPTIONS)}"
     return UsageError(
-        "what stands behind the name of a LoRA is not understood",
+        "what follows the name of a LoRA is not understood",
         where=file,
         values=tail or "nothing",
         fix=f"{near} {form}" if near else form,
@@ -105,7 +105,7 @@ def _refuse_equals(name: str) -> None:
     """`few.safetensors=0.5` is a way to say it, unless a file has that name."""
     head, sign, tail = name.rpartition("=")
     if sign and not _exists(name) and _NUMBER.fullmatch(tail) and _is_file(head):
-        raise UsageError("the strength of a LoRA stands behind a colon", values=name, fix=f"write {head}:{tail}")
+        raise UsageError("the strength of a LoRA goes after a colon", values=name, fix=f"write {head}:{tail}")
 
 
 def _is_file(name: str) -> bool:

@@ -216,8 +216,8 @@ def rows_of(name: str) -> list[Consumer]:
             return found
     known = dict.fromkeys(title for row in consumers() for title in (row.program, *row.also))
     near = did_you_mean(wanted, [title.casefold() for title in known])
-    listed = f"looked at are {', '.join(known)}"
-    raise UsageError(f"no program is called {name!r} here", fix=f"{near} {listed}" if near else listed)
+    listed = f"known programs: {', '.join(known)}"
+    raise UsageError(f"no program named {name!r} is known here", fix=f"{near} {listed}" if near else listed)
 
 
 def _lost(entry: _Entry, row: _Row) -> str:

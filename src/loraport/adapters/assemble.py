@@ -142,7 +142,7 @@ def _rows(held: tuple[Part, ...], rows: int, known: Mapping[str, int], key: str,
     found = split(held, rows, known)
     if found is None:
         raise MismatchError(
-            f"{key} cannot be shared out among the layers that it stands for",
+            f"{key} cannot be split among the layers that it stands for",
             where=str(path),
             values=f"{rows} rows for {', '.join(part.module for part in held)}",
             fix="the file is damaged or for another model",
@@ -155,7 +155,7 @@ def _twice(name: str, first: str, second: str, path: Path) -> MismatchError:
         f"{name} occurs twice under different names",
         where=str(path),
         values=f"{first} and {second}",
-        fix="keep one of them, the other to be left out with --drop",
+        fix="keep one of them, and leave the other out with --drop",
     )
 
 
@@ -183,7 +183,7 @@ def _module(
         else:
             done.passthrough.append(_as_change(layer, role, of.model.shapes.get(module, claim.kernel), first))
             if not claim.fixed:  # a whole weight was written out already
-                done.warnings.append(f"{module} is no linear layer: its LoRA is passed on as it is, multiplied out")
+                done.warnings.append(f"{module} is not a linear layer: its LoRA is passed on, multiplied out")
     for part, piece in parts.items():
         if piece.key in done.leftover or (layer is not None and piece.key in layer.keys):
             continue
@@ -192,7 +192,7 @@ def _module(
             continue
         changed = rules.changes[part]
         if changed == "bias" and len(piece.ref.shape) != 1:
-            done.leftover[piece.key] = f"{list(piece.ref.shape)}, which is no bias"
+            done.leftover[piece.key] = f"{list(piece.ref.shape)}, which is not a bias"
             continue
         param = module if role == "param" or changed == "modulation" else f"{module}.{changed}"
         if part == SET_BIAS:

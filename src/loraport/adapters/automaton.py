@@ -152,7 +152,7 @@ class _Parser:
         self.at += 1
         if self._peek() == "?":
             if not self.text.startswith("?:", self.at):
-                raise Refused("a group of a kind that only a backtracking matcher can follow")
+                raise Refused("a kind of group that only a backtracking matcher can handle")
             self.at += 2
         self.depth += 1
         if self.depth > DEEPEST:
@@ -194,7 +194,7 @@ def _times(found: re.Match[str]) -> tuple[int, int | None]:
     least = int(found[1] or 0)
     most = least if found[2] is None else int(found[3]) if found[3] else None
     if most is not None and most < least:
-        raise Refused("a repetition from more to fewer")
+        raise Refused("a repetition whose maximum is below its minimum")
     return least, most
 
 

@@ -29,9 +29,9 @@ def families_of(refs: Mapping[str, TensorRef], path: Path, stated: str = AUTO) -
     check_architecture(stated)
     if stated == ANY:
         raise UsageError(
-            "names alone tell nothing without a model that has them",
+            "names alone say nothing without a model that has them",
             where=str(path),
-            fix="name the model with --model, or leave --architecture any out",
+            fix="name the model with --model, or leave out --architecture any",
         )
     if stated != AUTO:
         return [families()[stated]]
@@ -72,7 +72,7 @@ def doubts_about_family(possible: Sequence[Family]) -> list[str]:
         return []
     others = " or ".join(family.title for family in possible[1:])
     return [
-        f"taken for a LoRA of {possible[0].title}; by its names and sizes it may be one of {others} (--model decides)"
+        f"treated as a LoRA of {possible[0].title}; by its names and sizes it may be one of {others} (--model decides)"
     ]
 
 

@@ -59,7 +59,7 @@ def claim_of(module: str, parts: Mapping[str, Piece], path: Path, leftover: dict
             f"{module} has updates of several kinds: {' and '.join(claims)}",
             where=str(path),
             values=", ".join(parts[claim.used[0]].key for claim in claims.values()),
-            fix="keep one of them, the other to be left out with --drop",
+            fix="keep one of them, and leave the other out with --drop",
         )
     return next(iter(claims.items()), None)
 
@@ -106,7 +106,7 @@ def _scale(parts: Mapping[str, Piece], claim: Claim, scales: Scales) -> tuple[fl
             f"a {kind.title} does not say how strong it is",
             where=str(piece.ref.file),
             values=f"rank {claim.divisor}, {piece.key}",
-            fix=f"state lora_alpha / r of its training with --scale; where lora_alpha was not set it is 1, and so "
+            fix="give lora_alpha / r of its training with --scale; if lora_alpha was not set, it is 1, so use "
             f"--scale {1 / (claim.divisor or 1):g}",
         )
     return 1.0, claim.unscaled or ASSUMED

@@ -146,7 +146,7 @@ def _check_memory(lora: LoraAdapter, profile: Profile) -> None:
     free = psutil.virtual_memory().available
     if needed > free:
         raise UnsupportedError(
-            f"multiplied out, {count(len(whole), 'layer', 'takes/take')} more memory than there is",
+            f"multiplied out, {count(len(whole), 'layer', 'takes/take')} more memory than is available",
             where=str(lora.path),
             values=f"{needed / 1e9:,.0f} GB, {free / 1e9:,.0f} GB free",
             fix="transfer the file with --source SOURCE --target SOURCE --method direct, which cuts it to a rank",

@@ -152,16 +152,16 @@ def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
     scales = sorted({layer.scale for layer in layers})
     if len(ranks) > 1:
         found.append(
-            f"ranks differ from layer to layer, {ranks[0]} to {ranks[-1]}: diffusers before 0.40 mis-scales that"
+            f"ranks differ from layer to layer, {ranks[0]} to {ranks[-1]}: diffusers before 0.40 scales this wrongly"
         )
     ours = "loraport.version" in lora.metadata  # then the scale is inside, and no alpha is missing
     if not ours and any(layer.scale_source == ASSUMED for layer in layers):
-        found.append("without an alpha scale 1 is assumed, as every loader does")
+        found.append("there is no alpha, so scale 1 is assumed, as every loader does")
     if scales and scales[-1] >= LARGE_SCALE:
         found.append(f"alpha / rank is {scales[-1]:g}, which is unusually large")
     if scales and scales[0] <= SMALL_SCALE:
         factor = f"{1 / scales[0]:.0f} times too strongly"
-        found.append(f"alpha / rank is {scales[0]:g}: a loader that ignores alpha applies it {factor}")
+        found.append(f"alpha / rank is {scales[0]:g}: a loader that ignores alpha applies the LoRA {factor}")
     if len(scales) > 1:
         found.append(f"the scale differs from layer to layer, {scales[0]:g} to {scales[-1]:g}")
     whole = [layer.name for layer in layers if not layer.factored]
@@ -172,19 +172,17 @@ def _findings(lora: LoraAdapter, left_out: bool) -> list[str]:
         on_source = ["a parameter that is saved whole"]
     if on_source:
         found.append(
-            f"{' and '.join(on_source)} changes the weights by a function of what they were: convert needs --model "
-            "SOURCE, the model that it was trained on, which transfer has"
+            f"{' and '.join(on_source)} changes the weights by a function of the original weights: convert needs "
+            "the model it was trained on (--model SOURCE); transfer has it"
         )
     found += _empty(layers)
     oversized = [layer.name for layer in layers if layer.rank > min(layer.shape)]
     if oversized:
         found.append(f"layers smaller than their rank: {len(oversized)}, e.g. {oversized[0]}")
     if (expert := lora.training.expert) and lora.architecture.family.name == "wan":
-        found.append(f"trained on the time steps of Wan2.2's {expert}-noise expert alone: --expert {expert}")
+        found.append(f"trained only on the time steps of Wan2.2's {expert}-noise expert: --expert {expert}")
     if "loraport.recipe" in lora.metadata:
-        found.append(
-            "this LoRA was made by loraport: to transfer it, take the original instead, or the drift is undone twice"
-        )
+        found.append("this LoRA was made by loraport: transfer the original instead, or the drift is undone twice")
     return found
 
 
@@ -207,10 +205,10 @@ def _checkpoint(path: str | Path) -> FileDescription:
     findings = list(model.notes)
     if model.unknown:
         findings.append(
-            f"tensors that are no part of the known architecture: {len(model.unknown)}, e.g. {model.unknown[0]}"
+            f"tensors that are not part of the known architecture: {len(model.unknown)}, e.g. {model.unknown[0]}"
         )
     if model.missing:
-        findings.append(f"modules that are missing: {len(model.missing)}, e.g. {model.missing[0]}")
+        findings.append(f"missing modules: {len(model.missing)}, e.g. {model.missing[0]}")
     return FileDescription(
         path=str(path),
         kind="checkpoint",

@@ -98,7 +98,7 @@ def fit_passthrough(adapter: LoraAdapter, model: Checkpoint, role: str, *, allow
         dropped=(*adapter.dropped, *keys),
         warnings=(
             *adapter.warnings,
-            f"{count(len(keys), 'key', 'was/were')} left out for want of a place in the {role}, e.g. {keys[0]}",
+            f"{count(len(keys), 'key', 'was/were')} left out, having no place in the {role}, e.g. {keys[0]}",
         ),
     )
 

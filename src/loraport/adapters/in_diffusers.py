@@ -38,7 +38,7 @@ def biases_for_diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> list[
         Check(
             "biases as diffusers needs them",
             wrong if found else True,
-            "; ".join(found) + "; diffusers leaves them without memory" if found else f"{len(biased)} biases",
+            "; ".join(found) + "; diffusers allocates no memory for them" if found else f"{len(biased)} biases",
         )
     ]
 
@@ -89,7 +89,7 @@ def loaded_by_diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     a, b, biases = (halves[half] for half in _HALVES)
     empty = (a ^ b) | (biases - a) | ((a - biases) if biases else set())
     if empty:
-        return Check(name, wrong, f"{count(len(empty), 'layer')} would be left without memory, such as {min(empty)}")
+        return Check(name, wrong, f"{count(len(empty), 'layer')} would get no memory, such as {min(empty)}")
     amiss = [outcome.remark for outcome in lora.content.losses(_row_of_diffusers()).values() if outcome.wrong]
     taken = f"{pairs} of {count(len(lora.layers), 'layer')}{by}"
     if amiss:  # it finds the layer, and changes it otherwise than it is meant

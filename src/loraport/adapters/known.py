@@ -85,7 +85,7 @@ def shape_of(
             f"the update of {modules[0]} is far larger than any layer",
             where=str(piece.ref.file),
             values=f"{m:,} x {n:,}, by {piece.key} {list(piece.ref.shape)}",
-            fix="the file is damaged or not a LoRA; leave the layer out with --drop",
+            fix="the file is damaged or not a LoRA; if it is only this layer, leave it out with --drop",
         )
     return m, n
 

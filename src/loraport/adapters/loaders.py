@@ -36,8 +36,8 @@ def loader_notes(content: Content) -> tuple[str, ...]:
     notes += [_nobody(part, content) for part in lost_by_all]
     if content.mixed_ranks and any(consumer.program == "diffusers" for consumer in readers):
         notes.append(
-            "the ranks differ from layer to layer: diffusers before 0.40 scales all but one of them wrongly; "
-            "loraport resize --rank N gives all the same"
+            "the ranks differ from layer to layer, and diffusers before 0.40 scales all but one of them wrongly; "
+            "loraport resize --rank N makes them equal"
         )
     return tuple(note for note in notes if note)
 
@@ -70,7 +70,7 @@ def ways_to_load(
             continue
         text = load.replace("{path}", json.dumps(str(path), ensure_ascii=False)).replace("{name}", Path(path).name)
         ways.setdefault(consumer.program, f"{consumer.program}: {text}")
-    return list(ways.values())[:WAYS] or [f"with whatever loads the input, at strength {_number(strength)}"]
+    return list(ways.values())[:WAYS] or [f"with any program that loads the input, at strength {_number(strength)}"]
 
 
 def takers(content: Content) -> list[tuple[str, str]]:

@@ -82,7 +82,7 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _which(folder: Path, files: list[Path]) -> FileError:
-    listed = ", ".join(item.name for item in files[:8]) or "no safetensors and no torch file"
+    listed = ", ".join(item.name for item in files[:8]) or "neither a safetensors nor a torch file"
     return FileError(
         "cannot tell which file of the folder is the LoRA",
         where=str(folder),
@@ -102,9 +102,9 @@ def _choose(path: Path, nests: list[tuple[str, ...]], adapter: str | None) -> tu
         found = [nest for nest in nests if nest and nest[-1] == preferred]
         if len(found) == 1:
             others = ", ".join(_said(nest) for nest in nests if nest != found[0])
-            return found[0], (f"{_said(found[0])} was taken; the file also holds {others} (--adapter chooses)",)
+            return found[0], (f"using {_said(found[0])}; the file also holds {others} (--adapter chooses)",)
     raise UsageError(
-        "the file holds several LoRAs; name the one that is meant",
+        "the file holds several LoRAs; choose one",
         where=str(path),
         values=", ".join(map(_said, wanted or nests)),
         fix=f"adapter={_said(nests[-1])} (on the command line --adapter {_said(nests[-1])})",

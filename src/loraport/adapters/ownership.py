@@ -48,13 +48,13 @@ def own_config(
                 )
             why = why or other
         if why:
-            return None, [f"{config.source} does not belong to the file ({why}), so it was left out of account"]
+            return None, [f"{config.source} does not belong to the file ({why}), so it was ignored"]
     if config.dora and kinds and "dora" not in kinds:
         raise UnsupportedError(
-            "the configuration speaks of DoRA, and the file has no magnitudes",
+            "the configuration is for DoRA, but the file has no magnitudes",
             where=str(path),
             values=f"use_dora in the {config.source}",
-            fix="use a copy of the LoRA that was saved whole, or move a configuration that is another LoRA's away",
+            fix="use a complete copy of the LoRA, or move the configuration away if it belongs to another LoRA",
         )
     return config, []
 

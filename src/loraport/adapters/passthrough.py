@@ -97,7 +97,7 @@ class PassthroughUpdate(Passthrough):
     def shape_unknown(self) -> UnsupportedError:
         """What to say where only a model would tell the shape."""
         return UnsupportedError(
-            f"the LoRA changes {self.module}, which is no linear layer, and does not say what shape it has",
+            f"the LoRA changes {self.module}, which is not a linear layer, and does not say what shape it has",
             where=str(self.ref.file),
             values=f"{self.keys[0]} {list(self.ref.shape)}",
             fix=f"name the model with --model, or leave the layer out with --drop {self.module}",

@@ -86,7 +86,7 @@ def dropping(pattern: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except re.error as error:
-        raise UsageError("drop is no regular expression", values=f"{pattern}: {error}") from error
+        raise UsageError("drop is not a regular expression", values=f"{pattern}: {error}") from error
 
 
 def nothing_dropped(pattern: str, where: str, name: str) -> UsageError:
@@ -101,5 +101,5 @@ def nothing_dropped(pattern: str, where: str, name: str) -> UsageError:
         "nothing matches --drop",
         where=where,
         values=f"{pattern!r}; names are like {name}",
-        fix="give a regular expression that is found in a layer's name or a key of the file, or leave --drop out",
+        fix="give a regular expression that matches a layer's name or a key of the file, or leave --drop out",
     )

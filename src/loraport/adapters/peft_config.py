@@ -19,7 +19,8 @@ PEFT_PREFIX = "base_model.model."  # of every key that PEFT saves itself
 PEFT_FILE = "adapter_model"  # as PEFT calls the file, without its ending
 CONFIG_FILE = "adapter_config.json"  # beside it
 _NOT_ITS_OWN = (
-    "if the configuration is another LoRA's, move it out of the folder; else convert the LoRA with PEFT first"
+    "if the configuration belongs to another LoRA, move it out of the folder; otherwise convert the LoRA with "
+    "PEFT first"
 )
 # What PEFT calls alpha; the last kinds have none.
 _ALPHA = {"LORA": "lora_alpha", "LOKR": "alpha", "LOHA": "alpha", "OFT": "", "BOFT": "", "IA3": "", "VERA": ""}
@@ -83,13 +84,13 @@ class AdapterConfig:
             return None
         if alpha == 0:  # with kohya this means the rank; PEFT multiplies by it
             raise NumericalError(
-                "an alpha of 0 lets PEFT apply nothing of the layer",
+                "with an alpha of 0, PEFT applies nothing of the layer",
                 where=f"{modules[0]}, by {self.source} of {where}",
                 fix=STATE_IT,
             )
         if stated is not None and stated != rank:
             raise MismatchError(
-                "the stated rank is not the rank of the factors, so the scale cannot be known",
+                "the stated rank is not the rank of the factors, so the scale cannot be determined",
                 where=f"{modules[0]} in {where}",
                 values=f"rank {stated:g} in {self.place}, rank {rank} found",
                 fix=STATE_IT
@@ -168,7 +169,7 @@ def _config(fields: dict[str, Any], source: str, path: Path) -> AdapterConfig:
     start = str(fields.get("init_lora_weights") or "").lower()
     if start.startswith(_REBASED):
         raise UnsupportedError(
-            "the LoRA was trained on a base whose weights its initialisation changed",
+            "the LoRA was trained on a base whose weights were changed by its initialisation",
             where=str(path),
             values=f"init_lora_weights = {start}",
             fix="convert it with PEFT's save_pretrained(path_initial_model_for_weight_conversion=...)",
@@ -222,7 +223,7 @@ def _rank(value: Any, path: Path) -> float | None:
     rank = _number(value, path)
     if rank is not None and not rank > 0:
         raise FileError(
-            "the LoRA configuration states no possible rank", where=str(path), values=f"r = {rank:g}", fix=STATE_IT
+            "the LoRA configuration states an impossible rank", where=str(path), values=f"r = {rank:g}", fix=STATE_IT
         )
     return rank
 
@@ -241,7 +242,7 @@ def _number(value: Any, path: Path) -> float | None:
         return float(value)
     except OverflowError:
         raise FileError(
-            "the LoRA configuration holds a number beyond all measure",
+            "the LoRA configuration holds a number that is far too large",
             where=str(path),
             values=f"{str(value)[:40]}...",
             fix=STATE_IT,

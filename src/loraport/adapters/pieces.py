@@ -130,7 +130,7 @@ def choose(pieces: Sequence[Piece], what: str, wanted: str | None, path: Path) -
         raise UsageError(f"the file has no {what} {wanted!r}", where=str(path), values=", ".join(names))
     if len(names) > 1 and wanted is None:
         raise UsageError(
-            f"the file holds several LoRAs, one for each {what}; name the one that is meant",
+            f"the file holds several LoRAs, one for each {what}; choose one",
             where=str(path),
             values=", ".join(names),
             fix=f"{what}={names[0]} (on the command line --{what} {names[0]})",

@@ -20,7 +20,7 @@ from loraport.models.keymap import keymap_of
 from loraport.models.keys import MAX_LOOKED_AT, key_rules
 from loraport.wording import count
 
-NO_EXPERT = "the names in the file speak of no expert"
+NO_EXPERT = "no name in the file mentions an expert"
 SHOWN = 3  # how many modules with unmatched keys a message names
 
 
@@ -39,7 +39,7 @@ def refuse_kinds(path: Path, refs: Mapping[str, TensorRef]) -> None:
         kind = rules.kind_refused(key) or (reason and f"quantised ({reason})")
         if kind:
             raise UnsupportedError(
-                f"this is no plain LoRA but: {kind}, which is not supported yet",
+                f"this is not a plain LoRA but {kind}, which is not supported yet",
                 where=str(path),
                 values=f"first such key {key}",
                 fix="export it as a plain LoRA (A and B, or down and up)",
@@ -58,9 +58,9 @@ def idle_choices(pieces: Sequence[Piece], expert: str | None, adapter: str | Non
     """A choice in a file that offers none is not wrong, but may be a mistake."""
     found = []
     if expert is not None and all(piece.at.expert is None for piece in pieces):
-        found.append(f"{NO_EXPERT}, so {expert!r} chose nothing")
+        found.append(f"{NO_EXPERT}, so {expert!r} selects nothing")
     if adapter is not None and all(piece.adapter is None for piece in pieces):
-        found.append(f"the file names no adapters, so {adapter!r} chose nothing")
+        found.append(f"the file names no adapters, so {adapter!r} selects nothing")
     return found
 
 
@@ -81,12 +81,10 @@ def scale_doubts(
     if BY_HAND in scales:
         return found
     if config is not None and config.source != FROM_HEADER and dialect.alpha != "none":
-        found.append(f"the alpha tensors were taken; the {config.source} was not looked at")
+        found.append(f"the alpha tensors were used; the {config.source} was not looked at")
     alpha, rank = (metadata.get(f"ss_network_{name}", "None")[:20] for name in ("alpha", "dim"))
     if config is None and dialect.alpha == "none" and alpha != "None" and alpha.removesuffix(".0") != rank:
-        found.append(
-            f"the header speaks of ss_network_alpha = {alpha}, but there is no alpha tensor; scale 1 was taken"
-        )
+        found.append(f"the header states ss_network_alpha = {alpha}, but there is no alpha tensor; scale 1 was used")
     return found
 
 
@@ -119,7 +117,7 @@ def nearest_key(key: str, family: Family) -> str:
     if title:
         return f"a part of {title}"
     near = keymap_of(family).nearest(stem)
-    return f"nearest known: {near}{plain[len(stem) :]}" if near else "nothing like it is known"
+    return f"nearest known: {near}{plain[len(stem) :]}" if near else "no similar key is known"
 
 
 def unmatched_keys(
@@ -189,7 +187,7 @@ def not_a_lora(
         return unmatched_keys(path, dict.fromkeys(refs, ""), len(refs), role, architecture, family)
     known = [each.title for each in families().values()]
     other = f"the {role} is {architecture.title}" if architecture else f"known: {', '.join(known)}"
-    what = f"This LoRA is for {title}, {other}." if title else f"This is no LoRA of a known model, {other}."
+    what = f"This LoRA is for {title}, {other}." if title else f"This is not a LoRA of a known model, {other}."
     return MismatchError(
         what,
         where=str(path),

@@ -145,7 +145,7 @@ def fill_adapter(temporary: Path, path: Path, tensors: Mapping[str, Tensor], met
     written = {key: digest(ref) for key, ref in open_tensors(temporary).groups[()].items()}
     said = read_header(temporary).metadata
     if written != digests or _not_hashes(said) != _not_hashes(metadata):
-        raise FileError("the file that was written is not what was meant", where=str(path), fix="check the disk")
+        raise FileError("the written file is not what was intended", where=str(path), fix="check the disk")
 
 
 def _not_hashes(metadata: Mapping[str, str]) -> dict[str, str]:
@@ -163,7 +163,7 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 f"{key} would hold NaN or infinity",
                 where=str(path),
                 values=f"{int((~torch.isfinite(wide)).sum())} of {tensor.numel()} entries in {tensor.dtype}",
-                fix="a wider --dtype, or leave it out with --drop",
+                fix="use a wider --dtype, or leave it out with --drop",
             )
 
 
@@ -208,8 +208,8 @@ def _shape_of(bias: Passthrough, architecture: Architecture) -> tuple[int, int]:
     shape = architecture.shape_of(bias.module)
     if shape is None or len(shape) != 2:
         raise UnsupportedError(
-            f"{bias.module} has a bias and no factors, and nothing in the LoRA says how large the layer is: diffusers "
-            "could not load the file",
+            f"{bias.module} has a bias and no factors, and nothing in the LoRA says how large the layer is, so "
+            "diffusers could not load the file",
             where=str(bias.ref.file),
             values=bias.keys[0],
             fix=f"name the model with --model, or leave the bias out with --drop {bias.module}",

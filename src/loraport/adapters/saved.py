@@ -89,7 +89,9 @@ def said_of_saved(found: SavedWhole) -> list[str]:
     if not found.values:
         return []
     what = count(len(found.values), "parameter", "was/were")
-    return [f"{what} saved whole by PEFT, e.g. {next(iter(found.values))}: what changes is that less the source's own"]
+    return [
+        f"{what} saved whole by PEFT, e.g. {next(iter(found.values))}: the change is the difference to the source's own"
+    ]
 
 
 def _is_pefts(key: str) -> bool:

@@ -13,7 +13,7 @@ FROM_HEADER = "alpha in the header"
 FROM_CONFIG = "adapter_config.json beside the file"
 BY_HAND = "stated by hand"
 ASSUMED = "no alpha anywhere"
-STATE_IT = "state alpha / rank by hand with --scale"
+STATE_IT = "give alpha / rank with --scale"
 
 
 def scale_of(alpha: float, rank: int | float, *, rslora: bool = False, where: str = "") -> float:
@@ -24,14 +24,17 @@ def scale_of(alpha: float, rank: int | float, *, rslora: bool = False, where: st
     """
     if not math.isfinite(alpha) or alpha < 0:
         raise NumericalError(
-            "alpha must be a finite number, not negative", where=where, values=f"alpha = {alpha}", fix=STATE_IT
+            "alpha must be a finite number that is not negative", where=where, values=f"alpha = {alpha}", fix=STATE_IT
         )
     if alpha == 0:
         return 1.0
     scale = alpha / math.sqrt(rank) if rslora else alpha / rank
     if not SMALLEST_SCALE <= scale <= LARGEST_SCALE:
         raise NumericalError(
-            "the scale is beyond all measure", where=where, values=f"alpha = {alpha:g}, rank {rank:g}", fix=STATE_IT
+            "the scale is far too large or too small",
+            where=where,
+            values=f"alpha = {alpha:g}, rank {rank:g}",
+            fix=STATE_IT,
         )
     return scale
 
@@ -44,7 +47,7 @@ def check_factor(factor: float, what: str) -> float:
         )
     if not SMALLEST_SCALE <= factor <= LARGEST_SCALE:
         raise UsageError(
-            f"the {what} is beyond all measure",
+            f"the {what} is far too large or too small",
             values=f"{factor:g}",
             fix=f"give one from {SMALLEST_SCALE:g} to {LARGEST_SCALE:g}",
         )

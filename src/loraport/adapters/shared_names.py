@@ -30,11 +30,12 @@ def check_one_meant(lora: LoraAdapter, to: str) -> None:
     written = {family.title: _written(lora, family, to) for family in (lora.architecture.family, *lora.others)}
     if len({frozenset(names) for names in written.values()}) > 1:
         raise MismatchError(
-            f"the LoRA may be for {' or '.join(written)}: it changes layers that all of them have, and they call them "
-            "differently in the output",
+            f"the LoRA may be for {' or '.join(written)}: all of them have the layers that it changes, but under "
+            "different names in the output",
             where=str(lora.path),
             values=f"{next(iter(next(iter(written.values()))))} or {next(iter(list(written.values())[-1]))}",
-            fix=f"say which: --model MODEL, or --architecture {lora.architecture.family.name}; or --to same-as-input",
+            fix=f"choose one with --model MODEL or --architecture {lora.architecture.family.name}, or use --to "
+            "same-as-input",
         )
 
 

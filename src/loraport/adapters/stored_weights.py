@@ -85,7 +85,7 @@ def places_in(
         return lay_out(held, sizes, architecture.dimensions)
     except KeyError as error:
         raise UnsupportedError(
-            "a layer is stored together with others whose size is not known",
+            "a layer is stored together with others of unknown size",
             values=f"{', '.join(sizes)} beside {error.args[0]}",
-            fix="state the model (--model), or write another profile",
+            fix="name the model (--model), or write another profile",
         ) from None

@@ -147,14 +147,15 @@ def other_side(training: Training, source: str, target: str) -> str | None:
         told, here, there = _is_distilled(base), _is_distilled(_end(source)), _is_distilled(_end(target))
         if told and not here:
             return (
-                f"the header says that the LoRA was trained on {base}; the source is {_end(source)}. A LoRA trained on "
-                "a distilled model goes with that model as --source (and its training adapter as --source-lora)"
+                f"the header says that the LoRA was trained on {base}, but the source is {_end(source)}. For a "
+                "LoRA trained on a distilled model, give that model as --source (and its training adapter as "
+                "--source-lora)"
             )
         plainly = bool(_UNDISTILLED.search(base)) or (len(_words(base)) > 1 and _words(base) <= _words(_end(target)))
         if not told and here and not there and plainly:
             return (
-                f"the header says that the LoRA was trained on {base}; the source is {_end(source)}. The source is the "
-                "model that the LoRA was trained on: are --source and --target the wrong way round?"
+                f"the header says that the LoRA was trained on {base}, but the source is {_end(source)}. The "
+                "source is the model that the LoRA was trained on: are --source and --target the wrong way round?"
             )
     return None
 

@@ -111,9 +111,9 @@ def source_missing(what: str, name: str, ref: TensorRef, key: str) -> Unsupporte
         key: its key.
     """
     return UnsupportedError(
-        f"{what} changes {name} by a function of what it was trained on, and no such model is given",
+        f"{what} changes {name} by a function of the model it was trained on, which is not given",
         where=str(ref.file),
         values=key,
-        fix="name that model with --model SOURCE; or transfer the file with --source SOURCE, which cuts it to a "
-        "rank, and does so for the source itself with --target SOURCE --method direct",
+        fix="name that model with --model SOURCE, or transfer the file with --source SOURCE, which cuts it to a "
+        "rank (for the source itself, add --target SOURCE --method direct)",
     )

@@ -114,7 +114,7 @@ def _scale(lora: LoraAdapter) -> list[Check]:
     scales = sorted({layer.scale for layer in lora.layers.values()})
     sources = sorted({layer.scale_source for layer in lora.layers.values() if layer.scale != 1.0})
     wrong = False if _transferred(lora) else None  # a transfer promises both, a trainer neither
-    mixed = "; diffusers before 0.40 mis-scales mixed ranks" if len(ranks) > 1 else ""
+    mixed = "; diffusers before 0.40 scales mixed ranks wrongly" if len(ranks) > 1 else ""
     by = f" by {', '.join(sources)}; not every loader reads it" if sources else ""
     return [
         Check(

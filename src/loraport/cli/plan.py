@@ -249,7 +249,7 @@ def _state(cost: dict[str, Any], layers: int) -> str:
     if cost["warm"]:
         parts.append(f"{count(cost['warm'], 'layer')} decomposed in the cache")
     if not parts and not cost["known"]:
-        return "from nothing"
+        return "from scratch"
     return ", ".join(parts) or "nothing of it in the cache"
 
 

@@ -47,7 +47,7 @@ def kind_of(path: Path) -> str:
     if stat.S_ISDIR(mode):
         return "folder"
     what = next((name for test, name in _SPECIAL if test(mode)), "something special")
-    raise FileError(f"this is {what}, not a file", where=str(path), fix="save what it gives to a file, and name that")
+    raise FileError(f"this is {what}, not a file", where=str(path), fix="save its content to a file, and name that")
 
 
 def status(path: Path) -> os.stat_result:
@@ -72,7 +72,7 @@ def status(path: Path) -> os.stat_result:
 
 def open_file(path: Path) -> FileIO:
     """A regular file, opened for reading. Raises FileError."""
-    assert state_sent(path) is None, f"{path} is read, which another machine has sent tensors of"
+    assert state_sent(path) is None, f"{path} was read, although another machine sent tensors of it"
     status(path)
     try:
         return open(path, "rb", buffering=0)
@@ -104,9 +104,13 @@ def unreadable(path: Path, error: OSError | ValueError) -> FileError:
     if error.errno in _ABSENT:
         return FileError("the file cannot be read", where=str(path), values="no such file", fix=nearest_path(path))
     what = _WHAT.get(error.errno or 0, "the file cannot be read")
-    fix = {"the path is a loop of symbolic links": "remove the link, or name the file that it was meant for"}.get(what)
+    fix = {"the path is a loop of symbolic links": "remove the link, or name the file that it should point to"}.get(
+        what
+    )
     if error.errno in (errno.EACCES, errno.EPERM):
-        fix = windows.advice(path, error) or "give yourself the right to read it (chmod), or copy it to where you may"
+        fix = windows.advice(path, error) or (
+            "give yourself permission to read it (chmod), or copy it to where you have permission"
+        )
     shown = str(path) if len(str(path)) <= 300 else f"{str(path)[:300]}..."
     return FileError(what, where=shown, values=error.strerror or str(error), fix=fix or "check the path and the disk")
 

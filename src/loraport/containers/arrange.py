@@ -126,10 +126,10 @@ def refuse_shared(refs: Sequence[TensorRef]) -> None:
         for (_, end, changed, ref), (start, _, changes, other) in itertools.pairwise(places):
             if start < end and (changed or changes):
                 raise UnsupportedError(
-                    "two tensors of the torch file share their numbers, so that one cannot be changed alone",
+                    "two tensors of the torch file share their numbers, so one cannot be changed without the other",
                     where=str(file),
                     values=f"{'/'.join((*ref.nest, ref.key))} and {'/'.join((*other.nest, other.key))}",
-                    fix="save the weights that are meant by themselves, best as safetensors",
+                    fix="save only the weights you need, preferably as safetensors",
                 )
 
 

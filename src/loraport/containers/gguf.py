@@ -127,11 +127,11 @@ class _Reader:
 
     def header(self) -> GgufHeader:
         if self.take(4) != MAGIC:
-            raise self.damaged("it does not begin as a GGUF file", "")
+            raise self.damaged("it does not begin like a GGUF file", "")
         (version,) = self.numbers("I")
         if version not in (2, 3):
             raise UnsupportedError(
-                "a version of GGUF that is not read", where=self.where, values=str(version), fix="convert it again"
+                "a version of GGUF that is not supported", where=self.where, values=str(version), fix="convert it again"
             )
         tensors, pairs = self.count("Q", "tensors"), self.count("Q", "texts and numbers")
         metadata: dict[str, str] = {}
@@ -142,7 +142,7 @@ class _Reader:
         infos = [self.info() for _ in range(tensors)]
         align = metadata.get(_ALIGNMENT, _ALIGNED)
         if align not in {str(2**power) for power in range(21)}:
-            raise self.damaged("its alignment is no power of two", align[:40])
+            raise self.damaged("its alignment is not a power of two", align[:40])
         base = -(-self.position // int(align)) * int(align)
         found: dict[str, GgufTensor] = {}
         for name, shape, kind, offset, entry in infos:
@@ -176,9 +176,9 @@ class _Reader:
                 else:
                     self.skip(width * count, key)
             else:
-                raise self.damaged(f"{key!r} is a list of something unknown", str(item))
+                raise self.damaged(f"{key!r} is a list of an unknown type", str(item))
         else:
-            raise self.damaged(f"{key!r} is something unknown", str(kind))
+            raise self.damaged(f"{key!r} has an unknown type", str(kind))
 
     def info(self) -> tuple[str, tuple[int, ...], int, int, int]:
         name = self.text()
@@ -206,14 +206,14 @@ class _Reader:
         elif kind in _BLOCKS:
             blocks = _BLOCKS[kind]
             if not shape or shape[-1] % blocks.count:
-                raise self.damaged(f"the rows of {name!r} are no whole blocks of {blocks.name}", str(list(shape)))
+                raise self.damaged(f"the rows of {name!r} are not whole blocks of {blocks.name}", str(list(shape)))
             stored = (*shape[:-1], shape[-1] // blocks.count * blocks.nbytes)
             span = Span(blocks.name, stored, start, start + prod(stored))
         else:
             span = Span(f"format {kind}", (0,), start, start)
         if span.end > self.size:
             raise self.damaged(
-                "the file is cut short", f"{name!r} ends at byte {span.end:,}, the file has {self.size:,}"
+                "the file is cut short", f"{name!r} ends at byte {span.end:,}, but the file has {self.size:,}"
             )
         return GgufTensor(span, weight, entry)
 
@@ -259,8 +259,12 @@ class _Reader:
 
     def within(self, count: int, what: str) -> None:
         if count > self.left:
-            whole = "the file is cut short" if self.size < MAX_HEADER_BYTES else "the header is longer than any model's"
-            raise self.damaged(whole, f"{count:,} more bytes of {what} are announced at byte {self.position:,}")
+            whole = (
+                "the file is cut short"
+                if self.size < MAX_HEADER_BYTES
+                else ("the header is longer than that of any model")
+            )
+            raise self.damaged(whole, f"{count:,} more bytes of {what} announced at byte {self.position:,}")
 
     def damaged(self, what: str, values: str) -> FileError:
         return damaged(self.where, what, values)

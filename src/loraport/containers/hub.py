@@ -30,7 +30,7 @@ def download(repo: str, inside: str = "", folders: Sequence[str] = (), *, strict
         import huggingface_hub
     except ImportError:
         raise FileError(
-            "there is no such file or folder, and hub ids need the package huggingface_hub",
+            "no such file or folder, and hub ids need the package huggingface_hub",
             where=repo,
             fix="check the path, or: pip install 'loraport[hub]'",
         ) from None
@@ -52,7 +52,7 @@ def download(repo: str, inside: str = "", folders: Sequence[str] = (), *, strict
             "the hub repository has no model that can be read",
             where=repo,
             values=", ".join(INDEXES + FILES),
-            fix="name the folder inside it (owner/name/folder), or download the file and name that",
+            fix="name a folder inside it (owner/name/folder), or download the file and name that",
         )
     return found
 
@@ -77,8 +77,8 @@ def _kept(hub: ModuleType, repo: str, wanted: list[str], inside: str, reason: st
         if found is not None:
             return found
     raise FileError(
-        "there is no such file or folder here, and it could not be fetched as a hub id",
+        "no such file or folder here, and it could not be fetched as a hub id",
         where="/".join(part for part in (repo, inside) if part),
         values=reason,
-        fix="check the path, or the id and the network",
+        fix="check the path, or the hub id and the network",
     )

@@ -37,19 +37,19 @@ class Layout:
         if len(self.files) == 1 and output.suffix in ENDINGS and kind_of(output) != "folder":
             if output.suffix != first.suffix and first.suffix in ENDINGS:
                 raise UsageError(
-                    "the output keeps the layout of the checkpoint, and its name says another one",
+                    "the output keeps the layout of the checkpoint, but its name says another",
                     values=f"{output.name}, made from {first.name}",
                     fix=f"-o {output.with_suffix(first.suffix)}",
                 )
             return {first: output}
         if output.suffix in ENDINGS and kind_of(output) != "folder":
             raise UsageError(
-                "the checkpoint consists of several files, and so does the output",
+                "the checkpoint consists of several files, so the output does too",
                 values=f"{len(self.files)} files, and the name of one: {output.name}",
                 fix=f"name a folder: -o {output.with_suffix('')}",
             )
         if kind_of(output) == "file":
-            raise FileError("a folder is needed, and a file has this name", where=str(output), fix="name another one")
+            raise FileError("a folder is needed, but a file has this name", where=str(output), fix="name another one")
         return {file: output / file.name for file in (*self.files, *self.beside)}
 
 

@@ -59,7 +59,7 @@ def locate(spec: str | Path, *, nested: str | None = None, expert: Expert | None
         folders = [*([nested] if nested else []), *(EXPERTS[expert] if expert else ())]
         found = download(*hub, folders, strict=expert is not None)
         return locate(found, nested=nested)
-    raise FileError("there is no such file or folder", where=str(spec), fix=nearest_path(path))
+    raise FileError("no such file or folder", where=str(spec), fix=nearest_path(path))
 
 
 def _file(path: Path) -> TensorFile:
@@ -71,9 +71,9 @@ def _file(path: Path) -> TensorFile:
     if shard is not None:
         index = _index_of(path)
         if index is None:
-            note = f"{path.name} is one of {int(shard['count'])} shards, all of which were taken"
+            note = f"{path.name} is one of {int(shard['count'])} shards; all of them are used"
             return _located(path, by_names(path), (note,))
-        note = f"{path.name} is one of several shards; all of {index.name} was taken"
+        note = f"{path.name} is one of several shards; all of {index.name} is used"
         return _located(index, by_index(index), (note,))
     return _located(path, with_scales(list_stored(path)))
 
@@ -176,14 +176,14 @@ def _descend(folder: Path, nested: str | None, expert: Expert | None) -> tuple[P
         experts = [path.name for path in list_folder(folder) if path.name.endswith("_noise_model") and _is_folder(path)]
         if experts:
             raise UsageError(
-                "the folder holds two experts; name the one that is meant",
+                "the folder holds two experts; choose one",
                 where=str(folder),
                 values=", ".join(experts),
-                fix=f"give {folder / experts[0]}, or --expert where the command has it",
+                fix=f"give {folder / experts[0]}, or use --expert if the command has it",
             )
         return folder, ()
     if _is_folder(folder / "transformer_2"):
-        note = "the folder holds two experts; transformer (high noise) was taken, name transformer_2 for the other"
+        note = "the folder holds two experts; using transformer (high noise); name transformer_2 for the other"
         return folder / "transformer", (note,)
     return folder / "transformer", ()
 

@@ -101,14 +101,14 @@ def parse_entries(file: FileIO | BinaryIO, size: int, where: str) -> tuple[dict[
     length = int.from_bytes(begin, "little")
     if length > MAX_HEADER_BYTES:
         raise FileError(
-            "this is no safetensors file",
+            "this is not a safetensors file",
             where=where,
             values=f"it begins with {(begin + file.read(16)).decode('utf-8', 'backslashreplace')!r}",
             fix="give a file that ends in .safetensors and was saved as such",
         )
     if length > size - 8:
         raise damaged(
-            where, "the file is cut short", f"a header of {length:,} bytes is announced, the file has {size:,}"
+            where, "the file is cut short", f"a header of {length:,} bytes is announced, but the file has {size:,}"
         )
     raw = file.read(length)
     try:
@@ -229,7 +229,7 @@ def _check_layout(where: str, spans: dict[str, Span], base: int, size: int) -> N
         if span.start < position:
             raise damaged(where, f"{key!r} overlaps {last!r}", f"bytes {span.start:,} to {span.end:,}")
         if span.start > position:
-            raise damaged(where, f"there is a hole before {key!r}", f"bytes {position:,} to {span.start:,}")
+            raise damaged(where, f"there is a gap before {key!r}", f"bytes {position:,} to {span.start:,}")
         position, last = span.end, key
     if position != size:
         what = "the file is cut short" if position > size else "there is data after the last tensor"

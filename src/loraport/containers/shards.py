@@ -31,10 +31,10 @@ def by_names(path: Path) -> TensorFile:
     missing = [name for name in names if kind_of(path.parent / name) != "file"]
     if missing or path.name not in names:
         raise FileError(
-            f"this is one shard of {count}, and neither an index nor all the others are beside it",
+            f"this is one shard of {count}, but neither an index nor all the others are beside it",
             where=str(path),
             values=f"missing: {', '.join(missing[:4])}{' and more' if len(missing) > 4 else ''}" if missing else None,
-            fix="download the others too, and name any of them or the folder",
+            fix="download the others too, then name any of them or the folder",
         )
     files = [list_stored(path.parent / name) for name in names]
     tensors: dict[str, TensorRef] = {}
@@ -46,16 +46,16 @@ def by_names(path: Path) -> TensorFile:
                     f"{key} is in two shards",
                     where=str(path),
                     values=f"{tensors[key].file.name}, {ref.file.name}",
-                    fix="these are shards of different models; download them again",
+                    fix="these shards belong to different models; download them again",
                 )
             tensors[key] = ref
     said = files[0].metadata.get("split.tensors.count", str(len(tensors)))
     if said != str(len(tensors)):
         raise FileError(
-            "the parts of the GGUF file do not hold as many tensors as the first says",
+            "the parts of the GGUF file do not hold as many tensors as the first part says",
             where=str(path),
-            values=f"{len(tensors):,}, {said[:20]} said",
-            fix="these are parts of different models; download them again",
+            values=f"{len(tensors):,}, expected {said[:20]}",
+            fix="these parts belong to different models; download them again",
         )
     return _joined(path, files, tensors)
 
@@ -81,7 +81,7 @@ def by_index(path: Path) -> TensorFile:
                 f"{key} is not in the shard that the index gives",
                 where=str(path),
                 values=name,
-                fix="index and shards are of different models; download them again",
+                fix="index and shards belong to different models; download them again",
             )
         tensors[key] = ref
     return _joined(path, list(shards.values()), tensors)
@@ -123,9 +123,9 @@ def check_split(file: TensorFile, count: int = 1) -> None:
     parts = file.metadata.get("split.count", "0") if file.container == "gguf" else "0"
     if parts not in {"0", str(count)}:
         raise FileError(
-            f"this is one part of a GGUF file that was split into {parts[:9]}",
+            f"this is one part of a GGUF file split into {parts[:9]}",
             where=str(file.path),
-            fix="give the parts the names they had, such as model-00001-of-00002.gguf, in one folder",
+            fix="restore the original names of the parts, such as model-00001-of-00002.gguf, in one folder",
         )
 
 
@@ -140,7 +140,7 @@ def with_scales(file: TensorFile) -> TensorFile:
     place = file.path.with_name(f"{file.path.stem}_map{file.path.suffix}")
     if kind_of(place) != "file":
         raise FileError(
-            "the scales of this fp8 checkpoint are in a file of their own, which is not beside it",
+            "the scales of this fp8 checkpoint are in a separate file, which is not beside it",
             where=str(file.path),
             values=f"{place.name} is missing",
             fix="download it too",
@@ -161,17 +161,17 @@ def refuse_empty(file: TensorFile) -> None:
     empty = [name for name, shape in shapes.items() if 0 in shape]
     if len(empty) > len(shapes) / 2:
         raise FileError(
-            "the file holds names of weights without their numbers, as DeepSpeed leaves it at ZeRO stage 3",
+            "the file holds names of weights without their numbers, as DeepSpeed leaves them at ZeRO stage 3",
             where=str(file.path),
             values=f"{len(empty)} of {len(shapes)} tensors are empty, e.g. {empty[0]}",
-            fix="join its pieces with the zero_to_fp32.py that lies beside them, and name the result",
+            fix="join its pieces with the zero_to_fp32.py beside them, and name the result",
         )
 
 
 def distributed(folder: Path, name: str) -> UnsupportedError:
     """The error for a folder with pieces of torch.distributed.checkpoint."""
     return UnsupportedError(
-        "the model is saved in pieces by torch.distributed.checkpoint (FSDP), which is not read",
+        "the model was saved in pieces by torch.distributed.checkpoint (FSDP), which is not supported",
         where=str(folder),
         values=name,
         fix=f"join them: python -m torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pt",

@@ -261,9 +261,9 @@ def _refuse_stand_in(path: Path, begin: bytes) -> None:
     """What downloads leave behind under the right name when they go wrong."""
     if begin.startswith(b"version https://git-lfs"):
         raise FileError(
-            "this is a Git LFS pointer, a few lines that stand for the file",
+            "this is a Git LFS pointer, not the file itself",
             where=str(path),
-            fix="git lfs pull, or download the file itself",
+            fix="run git lfs pull, or download the file itself",
         )
     if b"\0" in begin[:8]:
         return  # the length of a header, whose upper bytes are zero; text has none
@@ -272,12 +272,12 @@ def _refuse_stand_in(path: Path, begin: bytes) -> None:
             "this is a web page, not a tensor file",
             where=str(path),
             values=f"it begins with {begin.decode('utf-8', 'replace').split()[0][:80]!r}",
-            fix="download the file itself; some need a log-in or a licence to be accepted",
+            fix="download the file itself; some files need a log-in or an accepted licence",
         )
     if begin.lstrip()[:1] in (b"{", b"["):
         raise FileError(
             "this is JSON, such as a server sends with an error, not a tensor file",
             where=str(path),
             values=f"it begins with {begin.decode('utf-8', 'replace').strip()[:120]!r}",
-            fix="download the file itself; some need a log-in or a licence to be accepted",
+            fix="download the file itself; some files need a log-in or an accepted licence",
         )

@@ -302,5 +302,5 @@ def _finite(tensor: Float[Tensor, "..."], stored: Shaped[Tensor, "..."], ref: Te
         f"{ref.key} holds {'numbers beyond the range of float32' if beyond else 'NaN or infinity'}",
         where=str(ref.file),
         values=f"{count:,} of {tensor.numel():,} entries, the first at {first}",
-        fix="the file was damaged or badly trained; use another copy",
+        fix="the file is damaged or badly trained; use another copy",
     )

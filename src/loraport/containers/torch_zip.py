@@ -64,16 +64,19 @@ def load_mapped(path: str) -> Any:
             "the file holds Python objects besides tensors, so it was not loaded; nothing in it was executed",
             where=path,
             values=reason,
-            fix="export the weights alone as safetensors, from a machine where you trust the file",
+            fix="export only the weights, as safetensors, on a machine where you trust the file",
         ) from None
     except UnicodeEncodeError as error:
         raise FileError(
-            "torch opens no file with such a name", where=path, values=error.reason, fix="rename the file or its folder"
+            "torch cannot open a file with such a name",
+            where=path,
+            values=error.reason,
+            fix="rename the file or its folder",
         ) from None
     except Exception as error:
         if windows.page_file_is_full(error):  # a mapping that could be written to is promised memory, all of it
             raise FileError(
-                "Windows has no room in its page file to map the torch file",
+                "the page file of Windows has no room to map the torch file",
                 where=path,
                 values=str(error)[:300],
                 fix="let Windows manage the size of the page file, or save the model as safetensors, which needs none",
@@ -87,7 +90,7 @@ def _damaged(path: str, error: Exception) -> FileError:
         "the torch file cannot be read",
         where=path,
         values=f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
-        fix="a file that torch wrote must not be called .safetensors; else save or download it again",
+        fix="a file written by torch must not be named .safetensors; otherwise save or download it again",
     )
 
 
@@ -109,7 +112,7 @@ def _collect(content: Any, path: str, found: dict[tuple[str, ...], dict[str, Ten
                 "the torch file holds more entries than any model has",
                 where=path,
                 values=f"more than {MAX_ITEMS:,}",
-                fix="save the weights alone, as safetensors",
+                fix="save only the weights, as safetensors",
             )
         inner = []
         for key, item in value.items():
@@ -120,10 +123,10 @@ def _collect(content: Any, path: str, found: dict[tuple[str, ...], dict[str, Ten
         waiting.extend(reversed(inner))
     if beyond and not found:
         raise UnsupportedError(
-            f"the torch file holds no tensors within {MAX_DEPTH} names, which is as deep as is looked",
+            f"the torch file holds no tensors within {MAX_DEPTH} names, and deeper ones are not searched",
             where=path,
             values=f"it goes on at {'/'.join(beyond)}",
-            fix="save the inner mapping by itself, best as safetensors",
+            fix="save the inner mapping by itself, preferably as safetensors",
         )
 
 
@@ -221,20 +224,20 @@ def _records(path: str) -> dict[int, int]:
                         "the torch file describes more than any model has",
                         where=path,
                         values=f"{info.file_size:,} bytes before the first number",
-                        fix="save the weights alone, as safetensors",
+                        fix="save only the weights, as safetensors",
                     )
                 if info.filename.rpartition("/")[2] == "byteorder" and archive.read(info)[:16] != b"little":
                     raise UnsupportedError(
-                        "the torch file has numbers with the high byte first",
+                        "the torch file stores numbers with the high byte first",
                         where=path,
-                        fix="load and save it again on a common machine (x86, ARM), as safetensors",
+                        fix="load it on a common machine (x86, ARM) and save it as safetensors",
                     )
                 places[begin_of(info, file)] = info.file_size
     except (FileError, UnsupportedError):
         raise
     except zipfile.BadZipFile:
         raise FileError(
-            "not a safetensors file, nor a torch file that can be read piece by piece",
+            "neither a safetensors file nor a torch file that can be read piece by piece",
             where=path,
             fix="save the weights again as safetensors",
         ) from None

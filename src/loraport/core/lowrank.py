@@ -140,7 +140,7 @@ class LowRank(Operator):
         core = R_left @ R_right.T
         if not bool(torch.isfinite(core).all()):
             raise NumericalError(
-                "a low-rank update holds NaN or infinity", fix="the file was damaged or badly trained; use another copy"
+                "a low-rank update holds NaN or infinity", fix="the file is damaged or badly trained; use another copy"
             )
         U, S, Vh = torch.linalg.svd(core, full_matrices=False)
         q = min(*self.shape, self.rank)

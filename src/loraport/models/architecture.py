@@ -180,7 +180,7 @@ def require_same_size(source: Architecture, target: Architecture, where: str | N
         else f"The source is {source.title}, the target is {target.title}.",
         where=where,
         values=values,
-        fix="both must be of one model, such as a base and what was distilled from it",
+        fix="both must be versions of one model, such as a base and what was distilled from it",
     )
 
 

@@ -145,8 +145,8 @@ def _alike(reading: Reading) -> tuple[str, ...]:
     how = "in turns, head by head" if reading.naming in own else "one after the other"
     files = "several files" if reading.naming in own else "one file"
     return (
-        f"query, key and value were taken to be stored {how}, as checkpoints of {reading.family.title} in {files} are: "
-        "names and shapes would be the same otherwise",
+        f"query, key and value were assumed to be stored {how}, as in checkpoints of {reading.family.title} in "
+        f"{files}; names and shapes do not tell",
     )
 
 
@@ -172,20 +172,20 @@ def _choose(
         if len(wanted) == 1:
             return wanted[0], ()
         raise UsageError(
-            f"the file has no single model called {nested!r}", where=str(found.path), values=_listed(names.values())
+            f"the file has no single model named {nested!r}", where=str(found.path), values=_listed(names.values())
         )
     ignored = nested is not None and found.path.name != nested
-    notes = (f"the file holds one model only, so {nested!r} chose nothing",) if ignored else ()
+    notes = (f"the file holds only one model, so {nested!r} selects nothing",) if ignored else ()
     if len(models) == 1:
         return next(iter(models)), notes
     for preferred in key_rules().nests:
         wanted = [nest for nest in models if nest and nest[-1] == preferred]
         if len(wanted) == 1:
             others = [name for nest, name in names.items() if nest != wanted[0]]
-            note = f"{names[wanted[0]]} was taken; the file also holds {_listed(others)} (choose with nested)"
+            note = f"using {names[wanted[0]]}; the file also holds {_listed(others)} (choose with nested)"
             return wanted[0], (note,)
     raise UsageError(
-        "the file holds several models; name the one that is meant",
+        "the file holds several models; choose one",
         where=str(found.path),
         values=_listed(names.values()),
         fix=f"nested={next(iter(names.values()))}",
@@ -204,7 +204,7 @@ def _refuse_unreadable(path: Path, tensors: Mapping[str, TensorRef]) -> None:
                 f"the checkpoint cannot be read: {reason}",
                 where=str(path),
                 values=f"{ref.key}, {ref.dtype} {list(ref.shape)}",
-                fix="use the bf16, fp16 or fp32 copy of the model, or one in fp8 with scales",
+                fix="use a bf16, fp16 or fp32 copy of the model, or one in fp8 with scales",
             )
 
 
@@ -213,13 +213,15 @@ def _not_as_stated(found: TensorFile, architecture: str, like: Checkpoint | None
     named = f"e.g. {', '.join(keys[:3])}"
     if architecture != ANY:
         return MismatchError(
-            f"this is no {families()[architecture].title}",
+            f"this is not {families()[architecture].title}",
             where=str(found.path),
             values=f"{count(len(keys), 'tensor')}, {named}",
-            fix="leave --architecture out, or state another",
+            fix="leave --architecture out, or name another",
         )
     return MismatchError(
-        "the two models have no layer of the same name" if like is not None else "this holds no matrix of a layer",
+        "the two models have no layer of the same name"
+        if like is not None
+        else "this holds no weight matrix of a layer",
         where=str(found.path) if like is None else f"{like.path} and {found.path}",
         values=f"{count(len(keys), 'tensor')}, {named}",
         fix="with --architecture any, source, target and LoRA must name their layers alike",
@@ -245,12 +247,12 @@ def _not_a_model(found: TensorFile, title: str | None = None) -> MismatchError:
         or next((other for family in families().values() if (other := family.lookalike(keys))), None)
     )
     known = [family.title for family in families().values()]
-    what = f"this is {title}, which is not supported" if title else "this is no model of a known family"
+    what = f"this is {title}, which is not supported" if title else "this is not a model of a known family"
     if title and set(known).intersection(re.split(", | or ", title)):
         what = f"this is {title} by some of its names, but cannot be read as such"
     return MismatchError(
         what,
         where=str(found.path),
         values=f"{count(len(keys), 'tensor')}, e.g. {', '.join(keys[:3])}" if keys else "no tensors",
-        fix=f"known families: {', '.join(known)}; others by their names alone, with --architecture any",
+        fix=f"use a known family ({', '.join(known)}), or --architecture any, which goes by names alone",
     )

@@ -36,7 +36,7 @@ def families() -> dict[str, Family]:
         family = _read_own(path)
         if family.name in known:
             raise FileError(
-                "a family of that name is there already",
+                "a family of this name already exists",
                 where=str(path),
                 values=f"{family.name}, {known[family.name].title}",
                 fix="give it another name in its first line",
@@ -83,10 +83,10 @@ def _read_own(path: Path) -> Family:
     except (OSError, ValueError, LookupError, TypeError, AttributeError, re.error, yaml.YAMLError) as error:
         said = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         raise FileError(
-            "this describes no family of models",
+            "this does not describe a family of models",
             where=str(path),
             values=" ".join(said.split()),
-            fix="docs/adding-an-architecture.md says what such a file holds",
+            fix="see docs/adding-an-architecture.md for what such a file holds",
         ) from error
     lacking = {"original", "diffusers"} - set(family.namings)
     if lacking or not any(template.repeated and template.role == "linear" for template in family.templates.values()):

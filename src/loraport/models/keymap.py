@@ -234,7 +234,7 @@ def _share(rows: str, pieces: int) -> str:
         return rows
     times, _, symbol = rows.rpartition("*")
     if int(times or 1) % pieces:
-        raise LoraportError(f"{rows} rows are not {pieces} equal pieces")
+        raise LoraportError(f"{rows} rows cannot be split into {pieces} equal pieces")
     return f"{int(times) // pieces}*{symbol}"
 
 

@@ -57,7 +57,7 @@ def test_convert_does_not_fill_the_memory(tmp_path):
             stem = f"diffusion_model.blocks.{block}.{layer}"
             tensors |= {f"{stem}.{half}": torch.zeros(1).expand(181, 181) for half in ("lokr_w1", "lokr_w2")}
     torch.save(tensors, tmp_path / "x.pt")
-    with pytest.raises(UnsupportedError, match="more memory than there is"):
+    with pytest.raises(UnsupportedError, match="more memory than is available"):
         convert(tmp_path / "x.pt", tmp_path / "out.safetensors", to="original")
     assert not (tmp_path / "out.safetensors").exists()
 

@@ -44,7 +44,7 @@ class TestRefused:
             ),
             ({"on_input": torch.tensor(1)}, UnmatchedKeysError, r"self_attn_q\.weight is missing"),
             ({"ia3_l": gaussian(32, 2)}, MismatchError, "one entry for each"),
-            ({"set_weight": torch.zeros(0, 3)}, MismatchError, "is no weight"),
+            ({"set_weight": torch.zeros(0, 3)}, MismatchError, "is not a weight"),
             ({"set_weight": gaussian(16, 32)}, MismatchError, "sizes contradict"),
             ({"lora_up.0.weight": gaussian(32, 2)}, UnmatchedKeysError, r"lora_down\.0\.weight is missing"),
             ({"vera_lambda_b": gaussian(32)}, UnmatchedKeysError, "vera_lambda_d is missing"),
@@ -63,7 +63,7 @@ class TestRefused:
                 MismatchError,
                 "does not fit its factors",
             ),
-            ({"diff_b": gaussian()}, UnmatchedKeysError, "which is no bias"),
+            ({"diff_b": gaussian()}, UnmatchedKeysError, "which is not a bias"),
         ],
     )
     def test_parts_that_are_not_whole(self, parts, error, words, source, tmp_path):
@@ -118,7 +118,7 @@ class TestRefused:
         for parts in cases:
             tensors = {f"lycoris_blocks_0_self_attn_q.{name}": torch.zeros(1).expand(s) for name, s in parts.items()}
             torch.save(tensors, tmp_path / "x.pt")
-            with pytest.raises(MismatchError, match=r"far larger than any layer|rank far beyond"):
+            with pytest.raises(MismatchError, match=r"far larger than any layer|rank far larger than the layer"):
                 open_adapter(tmp_path / "x.pt")
 
     def test_factors_and_a_function_on_one_layer(self, source, tmp_path):

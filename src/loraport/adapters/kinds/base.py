@@ -196,10 +196,10 @@ def check_rank(module: str, rank: int, shape: tuple[int, int], piece: Piece) -> 
     """Raise MismatchError for factors of a rank that no layer of that shape can use, before they fill the memory."""
     if rank > max(4 * max(shape), LARGEST_RANK):
         raise MismatchError(
-            f"the factors of {module} have a rank far beyond the size of the layer",
+            f"the factors of {module} have a rank far larger than the layer",
             where=str(piece.ref.file),
             values=f"rank {rank:,} for {shape[0]} x {shape[1]}, by {piece.key} {list(piece.ref.shape)}",
-            fix="the file is damaged or not a LoRA; leave the layer out with --drop",
+            fix="the file is damaged or not a LoRA; if it is only this layer, leave it out with --drop",
         )
 
 

@@ -23,7 +23,7 @@ class Diff(AdapterKind):
         ref = parts["diff"].ref
         shape = matrix_shape(ref)
         if shape is None:
-            raise MismatchError(f"{ref.key} is no matrix", where=str(ref.file), values=str(list(ref.shape)))
+            raise MismatchError(f"{ref.key} is not a matrix", where=str(ref.file), values=str(list(ref.shape)))
         why = "a whole matrix, which has no scale"
         return Claim({"diff": ref}, shape, min(shape), None, self.essential, why, fixed=True)
 

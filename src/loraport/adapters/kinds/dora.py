@@ -51,7 +51,7 @@ class Dora(OnSource):
             other = next((kind for kind in others if any(part in parts for part in kind.essential)), None)
             if other is not None:
                 raise UnsupportedError(
-                    f"{module} has a magnitude on {other.title}: DoRA is read on LoRA, LoHa and LoKr only",
+                    f"{module} has a magnitude on {other.title}: DoRA is only supported on LoRA, LoHa and LoKr",
                     where=str(parts[mine[0]].ref.file),
                     values=parts[mine[0]].key,
                     fix=f"leave the layer out with --drop {module}",

@@ -61,7 +61,7 @@ class Lokr(AdapterKind):
             sides.append(shape)
             ranks.append(min(*shape) if whole else min(shapes[1][0], *shape))
         (a, b), (c, d) = sides
-        why = "" if divisor is not None else "a LoKr of two whole matrices, whose alpha counts for nothing"
+        why = "" if divisor is not None else "a LoKr of two whole matrices, whose alpha has no effect"
         roles = {part: parts[part].ref for part in used}
         kernel = None
         core = parts.get("lokr_t2", parts.get("lokr_w2"))

@@ -24,7 +24,7 @@ class SetWeight(OnSource):
             return None
         ref = parts["set_weight"].ref
         if prod(ref.shape) == 0 or not ref.shape:
-            raise MismatchError(f"{ref.key} is no weight", where=str(ref.file), values=str(list(ref.shape)))
+            raise MismatchError(f"{ref.key} is not a weight", where=str(ref.file), values=str(list(ref.shape)))
         shape = (ref.shape[0], prod(ref.shape[1:]))
         why, kernel = "a whole weight, without a scale", None if len(ref.shape) == 2 else tuple(ref.shape)
         return Claim({"set_weight": ref}, shape, None, None, self.essential, why, fixed=True, kernel=kernel)

@@ -33,7 +33,7 @@ class Vera(AdapterKind):
         b, d = (parts[part] for part in self.essential)
         if any(part not in parts for part in self.shared):
             raise UnsupportedError(
-                "this is VeRA without its two random matrices, which PEFT makes anew from a seed",
+                "this is VeRA without its two random matrices, which PEFT regenerates from a seed",
                 where=str(b.ref.file),
                 values=f"{b.key}; no vera_A, vera_B",
                 fix="save it with save_projection=True, or turn it into a LoRA with PEFT's convert_to_lora",

@@ -67,9 +67,9 @@ def finite_update(update: Float32[Tensor, "m n"], ref: TensorRef) -> LowRank:
     """A whole update, as factors. Raises NumericalError, with the part to blame, where it is not finite."""
     if not torch.isfinite(update.sum()) and not torch.isfinite(update).all():
         raise NumericalError(
-            f"the update that {ref.key} makes of the source's weight is not finite",
+            f"the update that {ref.key} makes from the source's weight is not finite",
             where=str(ref.file),
-            fix="the file was damaged or badly trained; leave the layer out with --drop",
+            fix="the file is damaged or badly trained; if it is only this layer, leave it out with --drop",
         )
     return LowRank.from_dense(update)
 

@@ -38,7 +38,7 @@ def _inputs_turned(inputs: Float32[Tensor, "n m"], parts: Parts, settings: Numbe
         return inputs
     if "neumann" not in settings:
         raise UnsupportedError(
-            "PEFT's OFT can be read with its configuration only, which says how the rotations are made",
+            "PEFT's OFT can only be read with its configuration, which says how the rotations are made",
             where=str(parts["oft_R"].file),
             values=parts["oft_R"].key,
             fix="put the adapter_config.json that was saved with it beside the file",

@@ -35,10 +35,10 @@ def load_change(item: Passthrough) -> Shaped[Tensor, "..."]:
     scaled = (exact * item.scale).to(tensor.dtype)
     if not torch.isfinite(scaled.float()).all():
         raise NumericalError(
-            f"{item.keys[0]} does not fit into {item.ref.dtype} any more",
+            f"{item.keys[0]} no longer fits into {item.ref.dtype}",
             where=str(item.ref.file),
             values=f"scale {item.scale:g}, largest entry {float(exact.abs().max()):.3g}",
-            fix="a smaller --scale or --strength, or leave it out with --drop",
+            fix="use a smaller --scale or --strength, or leave it out with --drop",
         )
     return scaled
 

@@ -63,7 +63,7 @@ class GgufBlocks(Codec):
     def refusal(self, ref: TensorRef) -> str | None:
         """The package is missing; or rows of a weight whose rows the file does not have."""
         if self.name == self.folded and ref.rows is not None:
-            return "some rows of a GGUF tensor that was stored in another shape"
+            return "part of the rows of a GGUF tensor that was stored in another shape"
         if find_spec("gguf") is None:
             return f"GGUF {ref.dtype} needs the package gguf, which is not installed (pip install 'loraport[gguf]')"
         return None if _known(ref.dtype) else f"GGUF {ref.dtype} needs a newer package gguf (pip install -U gguf)"

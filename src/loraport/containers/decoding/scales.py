@@ -55,7 +55,7 @@ def odd_scale(ref: TensorRef, value: float) -> NumericalError:
         f"the scale of {ref.key} is {value:g}, which no quantisation makes",
         where=str(ref.file),
         values=", ".join(companion.key for _, companion in ref.companions),
-        fix="the file was damaged; use another copy",
+        fix="the file is damaged; use another copy",
     )
 
 
