@@ -179,7 +179,7 @@ class TestNests:
         adapter = open_adapter(path)
         assert _is(adapter, 3)
         assert adapter.warnings[0] == (
-            "generator_lora was taken; the file also holds critic_lora (--adapter chooses)"
+            "using generator_lora; the file also holds critic_lora (--adapter chooses)"
         )  # fmt: skip
         chosen = open_adapter(path, adapter="critic_lora")
         assert _is(chosen, 4)

@@ -107,7 +107,7 @@ class TestFactorsOnAConvolution:
         assert (item.param, item.kind, set(item.keys)) == ("patch_embedding.weight", "diff", set(made))
         torch.testing.assert_close(item.load(), wanted)
         torch.testing.assert_close(adapter.scaled(2.0).passthrough[0].load(), 2 * wanted)
-        assert any("patch_embedding is no linear layer" in text for text in adapter.warnings)
+        assert any("patch_embedding is not a linear layer" in text for text in adapter.warnings)
         for to in ("universal", "original", "same-as-input", "kohya"):
             convert(path, tmp_path / f"{to}.safetensors", to=to, model=pico.path)
             (item,) = open_adapter(tmp_path / f"{to}.safetensors", pico).passthrough
@@ -141,7 +141,7 @@ class TestFactorsOnAConvolution:
         words = ["transfer", files.lora, "-s", files.source, "-t", files.target, "-o", tmp_path / "out.safetensors"]
         done = _run(*words)
         assert done.exit_code == 0, done.output
-        assert "patch_embedding is no linear layer" in done.output
+        assert "patch_embedding is not a linear layer" in done.output
         change = load_file(tmp_path / "out.safetensors")[f"{PATCH}.diff"]
         torch.testing.assert_close(change, (up @ down / 16).reshape(32, 16, 1, 2, 2))
 

@@ -120,7 +120,7 @@ def test_the_shared_options_are_all_there_and_in_groups(command: str) -> None:
         (["transfer", "-o", "o"], "no LoRA is given"),
         (["transfer", "x.safetensors", "--fource"], "--force"),
         (["nonsense"], "nonsense"),
-        (["style.safetensors"], "loraport inspect style.safetensors says what it is"),
+        (["style.safetensors"], "loraport inspect style.safetensors describes it"),
         (["transfer", "x", "--source"], "loraport transfer --help"),
         (["merge", "x", "-o", "o"], "--into MODEL: Checkpoint to merge into."),
         (["convert", "x"], "--output FILE: File to write."),

@@ -171,8 +171,8 @@ class TestCrossedPairs:
         low = loraport.Experts(target_low=files / "target_low.safetensors")
         with pytest.raises(MismatchError, match="target of the high-noise expert was made from the other") as error:
             loraport.transfer_experts(recipe, low, options=OFF)
-        assert "made from the high-noise source as --target;" in error.value.fix
-        assert "exchange" not in error.value.fix
+        assert "made from the high-noise source as --target," in error.value.fix
+        assert "swap" not in error.value.fix
 
     @pytest.mark.parametrize(("role", "other"), [("source", "target"), ("target", "source")])
     def test_a_single_job_with_the_other_expert_at_hand(self, files, role, other):

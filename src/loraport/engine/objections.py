@@ -44,8 +44,8 @@ def doubts_about(adapter: LoraAdapter, recipe: Recipe) -> tuple[str, ...]:
         least, greatest = training.timesteps
         found.append(
             f"{adapter.path.name} is used for the {recipe.expert}-noise expert, but its header says it was "
-            f"trained on time steps {least} to {greatest}, those of the {training.expert}-noise one: did you swap "
-            "two LoRAs?"
+            f"trained on time steps {least} to {greatest}, those of the {training.expert}-noise one: "
+            "are two LoRAs swapped?"
         )
     return tuple(found)
 

@@ -23,7 +23,7 @@ def test_verify_and_drop(source, tmp_path):
     assert list(open_adapter(path, source, drop=r"self_attn\.k").layers) == ["blocks.0.self_attn.q"]
     found = describe(path)
     assert found.layers == 2
-    assert any("DoRA changes the weights by a function of what they were" in text for text in found.findings)
+    assert any("DoRA changes the weights by a function of the original weights" in text for text in found.findings)
     assert isinstance(open_adapter(path).layers["blocks.0.self_attn.q"].source_missing(), LoraportError)
 
 
