@@ -1,7 +1,9 @@
 """The kind of docs/adding-an-adapter-kind.md, run as it stands there."""
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -14,8 +16,6 @@ from loraport.adapters.kinds import KINDS
 from loraport.adapters.kinds.base import OnSource
 from loraport.adapters.loading import change, load
 from loraport.adapters.parse import open_adapter
-from loraport.containers.tensors import TensorRef, read_float
-from loraport.core.lowrank import LowRank
 from loraport.errors import UnmatchedKeysError
 from makers import LoraFile
 
@@ -23,12 +23,13 @@ PAGE = Path(__file__).parents[3] / "docs" / "adding-an-adapter-kind.md"
 
 
 @pytest.fixture
-def documented():
+def documented(monkeypatch):
     before = dict(KINDS)
     files = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    names = {"__name__": "example", "load": load, "LowRank": LowRank, "TensorRef": TensorRef, "read_float": read_float}
-    for code in files:
-        exec(compile(code, PAGE.name, "exec"), names)
+    for room, code in zip(("kinds", "loading"), files, strict=True):
+        file = ModuleType(f"loraport.adapters.{room}.outer")
+        monkeypatch.setitem(sys.modules, file.__name__, file)
+        exec(compile(code, PAGE.name, "exec"), vars(file))
     for cached in (grammar, any_refused, _split):
         cached.cache_clear()
     yield
