@@ -15,7 +15,8 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from loraport.engine.layer_work import Have, LayerKind, MethodNeeds, Work, seconds_of, steps_of
+from loraport.engine.job_cost import ChosenMethod
+from loraport.engine.layer_work import Have, LayerKind, Work, seconds_of, steps_of
 from loraport.engine.rates import Rates
 from loraport.methods import cost as costs
 from loraport.methods import registry
@@ -158,7 +159,7 @@ class Sums:
         chosen, params = registry.resolve(method)
         needs = chosen.needs(params)
         bases = frozenset({"source"} if needs.basis else ())
-        asked = MethodNeeds(chosen, params, needs, bases)
+        asked = ChosenMethod(chosen, params)
         first, other, lora, basis, kept = [], [], [], 0, 0
         for (m, n), count in shapes.items():
             written = 2 * RANK * (m + n)  # as much as of the LoRA is read

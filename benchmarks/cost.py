@@ -24,7 +24,8 @@ from pathlib import Path
 import catalogue
 import loraport
 from counting import counted
-from loraport.engine.layer_work import Have, LayerKind, MethodNeeds, Work, seconds_of, work_of
+from loraport.engine.job_cost import ChosenMethod
+from loraport.engine.layer_work import Have, LayerKind, Work, seconds_of, work_of
 from loraport.engine.measuring import measure
 from loraport.engine.plan import make_plan
 from loraport.engine.rates import Rates
@@ -170,7 +171,7 @@ def _predicted(pair, method: str, lora: int, run: str) -> tuple[Work, int]:
     plan = make_plan(recipe)
     parts = []
     for job in plan.jobs:
-        asked = MethodNeeds.of(job)
+        asked = ChosenMethod.of(job)
         have = Have(stores=True, keeps=True)
         if run == "further":
             have = Have(True, False, asked.bases, asked.method.prepared_key(asked.params) is not None, True, True)

@@ -64,12 +64,13 @@ MANY_TAIL = '''
             were already finished stay; the others are left as they were.
     """
 '''
-BODY = """    made = make_plan(recipe)
+BODY = """    made = make_plan(Recipe.build(_settings(locals())))
     from loraport.engine.run import run  # loads torch, after all refusals
 
     return run(made, output, options or RunOptions(), on_event)
 """
-MANY_BODY = """
+MANY_BODY = """    settings = _settings(locals())
+
     def recipe(lora: str) -> Recipe:
         return Recipe.build(settings | {"lora": lora})
 
@@ -107,12 +108,7 @@ def _function(*, many: bool) -> str:
             notes = ("output", "recursive", "skip_existing") if many else ("output",)
             lines += [_explained(note, (MANY if many else NOTES)[note]) for note in notes]
     lines += [_explained(name, NOTES[name]) for name in ("options", "on_event")]
-    indent = "        " if many else "            "
-    lines += [MANY_TAIL, "    settings = {\n"] if many else [TAIL, "    recipe = Recipe.build(\n        {\n"]
-    for name in Recipe.model_fields:
-        if not many or name != "lora":
-            lines.append(f'{indent}"{name}": {"dict(params or {})" if name == "params" else name},\n')
-    lines += ["    }\n", MANY_BODY] if many else ["        }\n    )\n", BODY]
+    lines += [MANY_TAIL, MANY_BODY] if many else [TAIL, BODY]
     return "".join(lines)
 
 

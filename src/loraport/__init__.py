@@ -53,48 +53,37 @@ if TYPE_CHECKING:
     from loraport.sweeping.run import SweepReport
 
 _HOMES = {
-    "transfer": "loraport.api",
-    "analyze": "loraport.analysis.api",
-    "amplify_head": "loraport.analysis.intervening",
-    "remove_drift": "loraport.analysis.intervening",
-    "PairAnalysis": "loraport.analysis.results",
-    "calibrate": "loraport.calibration.api",
-    "check": "loraport.checking.api",
-    "CheckResult": "loraport.checking.results",
-    "compare": "loraport.comparing.api",
-    "CompareReport": "loraport.comparing.report",
-    "CompareSettings": "loraport.comparing.settings",
-    "probe": "loraport.comparing.api",
-    "ProbeReport": "loraport.comparing.probe",
-    "plan": "loraport.api",
-    "plan_experts": "loraport.api",
-    "transfer_experts": "loraport.api",
-    "transfer_many": "loraport.api",
-    "inspect": "loraport.adapters.api",
-    "convert": "loraport.adapters.api",
-    "verify": "loraport.adapters.api",
-    "merge": "loraport.merging.api",
-    "MergeReport": "loraport.merging.run",
-    "resize": "loraport.resizing.api",
-    "extract": "loraport.resizing.api",
-    "Resized": "loraport.resizing.cut",
-    "sweep": "loraport.sweeping.api",
-    "Grid": "loraport.sweeping.grid",
-    "SweepReport": "loraport.sweeping.run",
-    "list_methods": "loraport.api",
-    "AddedLora": "loraport.adapters.added_lora",
-    "Experts": "loraport.engine.experts.asked",
-    "ExpertsPlan": "loraport.engine.experts.plan",
-    "ExpertsReport": "loraport.engine.experts.run",
-    "ManyReport": "loraport.engine.many.report",
-    "Outcome": "loraport.engine.many.report",
-    "Recipe": "loraport.engine.recipe",
-    "RunOptions": "loraport.engine.options",
-    "TransferPlan": "loraport.engine.plan",
-    "LayerReport": "loraport.engine.results",
-    "TransferReport": "loraport.engine.results",
-    "LoraportError": "loraport.errors",
+    "loraport.api": "transfer plan plan_experts transfer_experts transfer_many list_methods",
+    "loraport.analysis.api": "analyze",
+    "loraport.analysis.intervening": "amplify_head remove_drift",
+    "loraport.analysis.results": "PairAnalysis",
+    "loraport.calibration.api": "calibrate",
+    "loraport.checking.api": "check",
+    "loraport.checking.results": "CheckResult",
+    "loraport.comparing.api": "compare probe",
+    "loraport.comparing.report": "CompareReport",
+    "loraport.comparing.settings": "CompareSettings",
+    "loraport.comparing.probe": "ProbeReport",
+    "loraport.adapters.api": "inspect convert verify",
+    "loraport.merging.api": "merge",
+    "loraport.merging.run": "MergeReport",
+    "loraport.resizing.api": "resize extract",
+    "loraport.resizing.cut": "Resized",
+    "loraport.sweeping.api": "sweep",
+    "loraport.sweeping.grid": "Grid",
+    "loraport.sweeping.run": "SweepReport",
+    "loraport.adapters.added_lora": "AddedLora",
+    "loraport.engine.experts.asked": "Experts",
+    "loraport.engine.experts.plan": "ExpertsPlan",
+    "loraport.engine.experts.run": "ExpertsReport",
+    "loraport.engine.many.report": "ManyReport Outcome",
+    "loraport.engine.recipe": "Recipe",
+    "loraport.engine.options": "RunOptions",
+    "loraport.engine.plan": "TransferPlan",
+    "loraport.engine.results": "LayerReport TransferReport",
+    "loraport.errors": "LoraportError",
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "AddedLora",
@@ -143,9 +132,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'loraport' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_HOME_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -97,33 +97,7 @@ def transfer(
     Raises:
         LoraportError: see `loraport.errors`; the output is then left as it was.
     """
-    recipe = Recipe.build(
-        {
-            "lora": lora,
-            "source": source,
-            "target": target,
-            "source_lora": source_lora,
-            "target_lora": target_lora,
-            "nested_source": nested_source,
-            "nested_target": nested_target,
-            "architecture": architecture,
-            "force": force,
-            "strength": strength,
-            "scale": scale,
-            "expert": expert,
-            "adapter": adapter,
-            "drop": drop,
-            "allow_partial": allow_partial,
-            "method": method,
-            "params": dict(params or {}),
-            "amount": amount,
-            "layers": layers,
-            "rank": rank,
-            "to": to,
-            "dtype": dtype,
-        }
-    )
-    made = make_plan(recipe)
+    made = make_plan(Recipe.build(_settings(locals())))
     from loraport.engine.run import run  # loads torch, after all refusals
 
     return run(made, output, options or RunOptions(), on_event)
@@ -209,29 +183,7 @@ def transfer_many(
         LoraportError: the settings, the machine or the two models are wrong, which concerns all LoRAs. Outputs that
             were already finished stay; the others are left as they were.
     """
-    settings = {
-        "source": source,
-        "target": target,
-        "source_lora": source_lora,
-        "target_lora": target_lora,
-        "nested_source": nested_source,
-        "nested_target": nested_target,
-        "architecture": architecture,
-        "force": force,
-        "strength": strength,
-        "scale": scale,
-        "expert": expert,
-        "adapter": adapter,
-        "drop": drop,
-        "allow_partial": allow_partial,
-        "method": method,
-        "params": dict(params or {}),
-        "amount": amount,
-        "layers": layers,
-        "rank": rank,
-        "to": to,
-        "dtype": dtype,
-    }
+    settings = _settings(locals())
 
     def recipe(lora: str) -> Recipe:
         return Recipe.build(settings | {"lora": lora})
@@ -243,6 +195,12 @@ def transfer_many(
 
 
 # End of what is written.
+
+
+def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments of a function that are fields of a recipe."""
+    given = {name: value for name, value in arguments.items() if name in Recipe.model_fields}
+    return given | {"params": dict(arguments["params"] or {})}
 
 
 def plan(recipe: Recipe) -> TransferPlan:

@@ -134,14 +134,14 @@ def test_the_page_says_what_is_kept(shape):
 def _memory(shape: tuple[int, int], **settings: object) -> int:
     """What a plan reckons with, but for the constant."""
     method, params = registry.resolve(str(settings.get("method", "casa")))
-    way = job_cost.ChosenMethod(method, params, method.needs(params), params.model_dump())
+    way = job_cost.ChosenMethod(method, params)
     return job_cost.peak_bytes(way, shape, 32) - job_cost._SMALL_CHANGE
 
 
 def _on_a_card(shape: tuple[int, int], rule: RankRule, method: str = "casa") -> int:
     """What a plan reckons with of a card, but for strips and thin matrices."""
     found, params = registry.resolve(method)
-    way = job_cost.ChosenMethod(found, params, found.needs(params), params.model_dump())
+    way = job_cost.ChosenMethod(found, params)
     thin = costs.matrix_bytes(sum(shape), 32, 6) if rule.kind == "fixed" else 0
     return job_cost.matrices_on_a_card(way, shape, 0, rule) - thin
 

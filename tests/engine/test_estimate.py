@@ -55,16 +55,16 @@ def test_cold_further_and_again(files, tmp_path, method, keeps):
     save_file(pico.lora(9), files.folder / "second.safetensors")
     time.sleep(2 * reading._CLOCK_NS / 1e9)  # what is known of files that are younger is not kept
     layers = len(pico.LAYERS)
-    cold = estimate(make_plan(recipe(files, files.lora, method)), options)
+    cold = estimate([make_plan(recipe(files, files.lora, method))], options)
     assert (cold.finished, cold.warm, cold.known) == (0, 0, False)
     loraport.transfer(
         files.lora, source=files.source, target=files.target, output=tmp_path / "out.safetensors", method=method,
         options=options,
     )  # fmt: skip
     assert kept_bytes(tmp_path / "cache") == pytest.approx(cold.cache_bytes, rel=0.02)
-    further = estimate(make_plan(recipe(files, files.folder / "second.safetensors", method)), options)
+    further = estimate([make_plan(recipe(files, files.folder / "second.safetensors", method))], options)
     assert (further.finished, further.warm, further.known) == (0, layers if keeps else 0, True)
-    again = estimate(make_plan(recipe(files, files.lora, method)), options)
+    again = estimate([make_plan(recipe(files, files.lora, method))], options)
     assert (again.finished, again.cache_bytes) == (layers, 0)
     assert again.seconds <= further.seconds <= cold.seconds
     assert further.seconds == pytest.approx(further.next_seconds, rel=1e-6)
@@ -72,7 +72,7 @@ def test_cold_further_and_again(files, tmp_path, method, keeps):
 
 
 def test_without_a_cache_nothing_is_kept_and_nothing_known(files):
-    expected = estimate(make_plan(recipe(files, files.lora, "casa")), RunOptions(cache="off"))
+    expected = estimate([make_plan(recipe(files, files.lora, "casa"))], RunOptions(cache="off"))
     assert (expected.cache_bytes, expected.kept_layers, expected.known) == (0, 0, False)
 
 
@@ -119,7 +119,7 @@ def real_size(tmp_path_factory) -> pico.Pico:
 def test_a_method_that_decomposes_nothing_is_bound_by_reading_and_keeps_next_to_nothing(real_size, tmp_path):
     options = RunOptions(cache=str(tmp_path / "cache"), executor="serial", max_memory=10**9)
     plan = make_plan(recipe(real_size, real_size.lora, "matched-gain"))
-    expected = estimate(plan, options)
+    expected = estimate([plan], options)
     reading = 160 * 2 * 2 * 5120**2 / RATES.read
     assert reading < expected.seconds < 2 * reading
     assert expected.cache_bytes == 160 * 2 * 2 * 5120 * 16
@@ -130,7 +130,7 @@ def test_a_method_that_decomposes_nothing_is_bound_by_reading_and_keeps_next_to_
 def test_casa_of_a_real_size_is_bound_by_decompositions_and_pays_to_keep(real_size, tmp_path, monkeypatch):
     monkeypatch.setattr("loraport.engine.estimate.DEFAULT_MAX_BYTES", 10**12)
     options = RunOptions(cache=str(tmp_path / "cache"), executor="serial", max_memory=10**9)
-    expected = estimate(make_plan(recipe(real_size, real_size.lora, "casa")), options)
+    expected = estimate([make_plan(recipe(real_size, real_size.lora, "casa"))], options)
     assert expected.seconds > 160 * 9 * 5120**3 / RATES.decompositions
     assert expected.cache_bytes == pytest.approx(160 * 3 * 4 * 5120**2, rel=0.02)
     assert expected.cache_pays

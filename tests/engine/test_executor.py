@@ -17,7 +17,7 @@ import pico
 from loraport.adapters.update import LayerUpdate
 from loraport.engine import devices
 from loraport.engine.accelerators import with_the_cpu_behind
-from loraport.engine.executor import Limits, Slot, dispatch, executor_for, in_flight, local_slots, phases, workers_for
+from loraport.engine.executor import Limits, Slot, dispatch, executor_for, in_flight, local_slots, phases
 from loraport.engine.executors import NAMES, make_executor
 from loraport.engine.job import WIDE_ELEMENTS, LayerJob
 from loraport.engine.many.plan import LayerBatch
@@ -116,9 +116,10 @@ def test_an_error_comes_home_as_itself(executor, workers):
 
 def test_memory_limits_the_number_of_workers():
     options = RunOptions(device="cpu", workers=4, max_memory=250)
-    assert workers_for(JOBS, options) == 2
-    assert workers_for([replace(JOBS[0], peak_bytes=1000), *JOBS], options) == 1  # one always runs
-    assert workers_for(JOBS, RunOptions(device="cpu", executor="serial")) == 1
+    slots = executor_for(options).slots()
+    assert in_flight(JOBS, slots) == 2
+    assert in_flight([replace(JOBS[0], peak_bytes=1000), *JOBS], slots) == 1  # one always runs
+    assert in_flight(JOBS, executor_for(RunOptions(device="cpu", executor="serial")).slots()) == 1
 
 
 def test_the_names_are_the_files():

@@ -124,8 +124,7 @@ def show(result: CheckResult, console: Console) -> None:
     if console.verbose:
         _show_figures(result, console)
         _show_layers(result, console)
-    for message in result.warnings:
-        console.warning(message)
+    console.warning(*result.warnings)
 
 
 def _model(title: str, file: str) -> str:

@@ -98,9 +98,10 @@ class Console:
         if not self.quiet:
             print(printable(message), file=sys.stderr)
 
-    def warning(self, message: str) -> None:
+    def warning(self, *messages: str) -> None:
         """Say what the user should know, on stderr."""
-        self.remark(f"warning: {message}")
+        for message in messages:
+            self.remark(f"warning: {message}")
 
     def warnings_of(self, said: Mapping[str, Iterable[str]]) -> None:
         """What is to be said of each of several things, by name: once, and without names where it is true of all."""

@@ -45,7 +45,6 @@ def convert(
         lines.append(f"  dropped   {text.listing(done.dropped)}")
     lines.append(f"  output    {done.output}  ({size(done.output.stat().st_size)}, written and read back)")
     console.result(*lines, *text.under("load it", done.load))
-    for message in done.warnings:
-        console.warning(message)
+    console.warning(*done.warnings)
     warn_of_name(done.output, console)
     console.document(asdict(done))

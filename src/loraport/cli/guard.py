@@ -7,6 +7,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import typer
@@ -39,17 +40,7 @@ class Commands(Group):
     ) -> Any:
         """Run the command that `args` name, and exit with its code."""
         words = list(sys.argv[1:] if args is None else args)
-
-        def command() -> Any:
-            return Group.main(
-                self,
-                args=args,
-                prog_name=prog_name,
-                complete_var=complete_var,
-                standalone_mode=False,
-                windows_expand_args=windows_expand_args,
-            )
-
+        command = partial(super().main, args, prog_name, complete_var, False, windows_expand_args)
         sys.exit(guarded(command, as_json="--json" in words, verbose=_is_verbose(words), words=words))
 
 
@@ -179,10 +170,9 @@ def _bug(error: Exception, verbose: bool) -> LoraportError:
             with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(trace)
             fix = f"please report it, with this message and the traceback in {name}"
-    first = (str(error).strip().splitlines() or [""])[0]
     return LoraportError(
         "something went wrong; this is a fault of this program, not yours",
-        values=f"{type(error).__name__}: {first}",
+        values=f"{type(error).__name__}: {first_line(error)}",
         fix=fix,
     )
 

@@ -89,8 +89,7 @@ def merge(
             f"  memory    {size(ready.peak_bytes)} for the tensors in progress",
             *_formats(len(ready.requantized), len(ready.dequantized), ready.grown_bytes, dequantize),
         )
-        for message in ready.warnings:
-            console.warning(message)
+        console.warning(*ready.warnings)
         console.document(facts)
         return
     assert output is not None

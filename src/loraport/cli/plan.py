@@ -58,7 +58,7 @@ def plan(
 
 def _many(given: Given, console: Console) -> None:
     """Several LoRAs: one job, and one for each that is for both experts. What is wrong with one is its own."""
-    from loraport.engine.estimate import estimate_together
+    from loraport.engine.estimate import estimate
     from loraport.engine.experts.plan import make_experts_plan
     from loraport.engine.many.plan import make_many_plan
 
@@ -86,7 +86,7 @@ def _many(given: Given, console: Console) -> None:
     failures += many.failures.values()
     cost: dict[str, Any] = {}
     if many.plans:
-        cost = asdict(estimate_together(list(many.plans.values()), run_options, time.process_time()))
+        cost = asdict(estimate(list(many.plans.values()), run_options, time.process_time()))
     documents += show_many(plain, many, cost, console)
     console.document({"plans": documents, "cost": cost, "failed": len(failures)})
     if failures:
@@ -97,7 +97,7 @@ def _told(plan: "TransferPlan", run_options: RunOptions, console: Console, start
     """Say what a plan is and takes; `start` as for `estimate`."""
     from loraport.engine.estimate import estimate
 
-    facts = describe(plan, estimate(plan, run_options, start))
+    facts = describe(plan, estimate([plan], run_options, start))
     show(facts, console)
     return facts
 
@@ -111,8 +111,7 @@ def _both(both: "ExpertsPlan", run_options: RunOptions, console: Console) -> dic
     total = {name: sum(cost[name] for cost in costs) for name in summed}
     total |= {name: max(cost[name] for cost in costs) for name in ("peak_bytes", "card_bytes")}
     console.result("both experts", *text.needs(total))
-    for message in both.warnings:
-        console.warning(message)
+    console.warning(*both.warnings)
     return {"experts": facts, "cost": total, "warnings": list(both.warnings)}
 
 
@@ -220,8 +219,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
         if extra:
             lines.append(f"  only in the {side}: {text.listing(extra)}")
     console.result(*lines)
-    for message in facts["warnings"]:
-        console.warning(message)
+    console.warning(*facts["warnings"])
     if console.verbose:
         console.table(
             ["layer", "shape", "rank", "method", "operations", "memory"],

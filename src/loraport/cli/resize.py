@@ -62,9 +62,9 @@ def carry(
     from loraport.cli.progress import Progress
 
     if plan:
-        from loraport.engine.executor import workers_for
+        from loraport.engine.executor import executor_for, in_flight
 
-        side_by_side = workers_for(task.jobs, options)
+        side_by_side = in_flight(task.jobs, executor_for(options).slots())
         memory = sum(sorted((job.peak_bytes for job in task.jobs), reverse=True)[:side_by_side])
         operations, name = task.cost_of(amount), task.architecture.title
         console.result(
@@ -73,8 +73,7 @@ def carry(
             f"  work      about {text.operations(operations)} operations",
             f"  memory    {size(memory)}, {count(side_by_side, 'weight')} at a time",
         )
-        for message in task.warnings:
-            console.warning(message)
+        console.warning(*task.warnings)
         console.document(
             {
                 "model": name,

@@ -62,9 +62,7 @@ def show_report(
         lines += text.under("load it", report.load)
         lines += _sampled(facts)
     console.result(*lines)
-    for message in report.warnings:
-        if message not in said:
-            console.warning(message)
+    console.warning(*(message for message in report.warnings if message not in said))
 
 
 def _sampled(facts: Summary) -> list[str]:

@@ -16,7 +16,7 @@ from loraport.containers.names import named_path
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import METHOD, OUTPUT
 from loraport.errors import LoraportError
-from loraport.sweeping.cells import Cell, Refused, cells_of
+from loraport.sweeping.cells import Cell, cells_of
 from loraport.sweeping.grid import Grid
 from loraport.wording import count, share, size
 from loraport.writable import with_settings
@@ -101,7 +101,7 @@ def _params(texts: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _read(cells: Sequence[Cell | Refused], grid: Path | None) -> Iterator[tuple[str, Path]]:
+def _read(cells: Sequence[Cell], grid: Path | None) -> Iterator[tuple[str, Path]]:
     """What the command reads beside the models, as (role, path): no output may replace one of them."""
     if grid is not None:
         yield "grid", grid
@@ -109,13 +109,11 @@ def _read(cells: Sequence[Cell | Refused], grid: Path | None) -> Iterator[tuple[
         yield from with_settings("input LoRA", named_path(lora))
 
 
-def _plan(
-    cells: Sequence[Cell | Refused], folder: Path, grid: dict[str, Any], run_options: RunOptions, console: Console
-) -> None:
+def _plan(cells: Sequence[Cell], folder: Path, grid: dict[str, Any], run_options: RunOptions, console: Console) -> None:
     """A row for each cell, and what all take together."""
     import time
 
-    from loraport.engine.estimate import estimate_together
+    from loraport.engine.estimate import estimate
     from loraport.sweeping.index import Index
     from loraport.sweeping.run import plan_sweep
 
@@ -144,11 +142,10 @@ def _plan(
             documents.append(document | {"output": str(cell.output), "output_bytes": made.output_bytes})
     _show_errors(swept.many.failures.values(), console)
     console.table(["LoRA", "target", "settings", "state", "rank", "size", "output, or why there will be none"], rows)
-    for message in dict.fromkeys(said for made in swept.many.plans.values() for said in made.warnings):
-        console.warning(message)
+    console.warning(*dict.fromkeys(said for made in swept.many.plans.values() for said in made.warnings))
     cost: dict[str, Any] = {}
     if swept.many.plans:
-        cost = asdict(estimate_together(list(swept.many.plans.values()), run_options, began))
+        cost = asdict(estimate(list(swept.many.plans.values()), run_options, began))
         console.result(
             f"{count(len(swept.many.plans), 'cell')} to do in one job, "
             f"{sum(state == 'done' for state in swept.standing.values()) or 'none'} done already",

@@ -265,30 +265,22 @@ def with_the_cpu_behind(
         NumericalError: the device failed.
     """
     with full_precision:
-        return _with_the_cpu_behind(work, device, let_go)
-
-
-def _with_the_cpu_behind(
-    work: Callable[[torch.device], _Made], device: str, let_go: Callable[[], None]
-) -> tuple[_Made, bool]:
-    if device == "cpu":
-        return work(torch.device(device)), False
-    turns = _turns.setdefault(device, _Turns())
-    for by_itself in (False, True):
-        with turns.taken(by_itself=by_itself):
-            try:
-                return work(torch.device(device)), False
-            except RuntimeError as error:
-                if not is_out_of_memory(error):
-                    if not any(said in str(error) for said in _BROKEN):
-                        raise
-                    raise NumericalError(
-                        "a device failed",
-                        where=device,
-                        values=first_line(error),
-                        fix="run the command again (finished layers are kept), or continue with --device cpu",
-                    ) from error
-        # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.
-        let_go()
-        release_memory(device)
-    return work(torch.device("cpu")), True
+        turns = _turns.setdefault(device, _Turns())
+        for by_itself in (False, True) if device != "cpu" else ():
+            with turns.taken(by_itself=by_itself):
+                try:
+                    return work(torch.device(device)), False
+                except RuntimeError as error:
+                    if not is_out_of_memory(error):
+                        if not any(said in str(error) for said in _BROKEN):
+                            raise
+                        raise NumericalError(
+                            "a device failed",
+                            where=device,
+                            values=first_line(error),
+                            fix="run the command again (finished layers are kept), or continue with --device cpu",
+                        ) from error
+            # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.
+            let_go()
+            release_memory(device)
+        return work(torch.device("cpu")), device != "cpu"

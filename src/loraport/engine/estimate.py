@@ -21,13 +21,13 @@ from loraport.containers.references import TensorRef
 from loraport.engine.ahead import room_beside, threads_beside
 from loraport.engine.executor import Slot, executor_for, in_flight
 from loraport.engine.job import LayerJob
+from loraport.engine.job_cost import ChosenMethod
 from loraport.engine.keeping import layers_to_keep, worth_keeping
 from loraport.engine.known_digests import KnownDigests
 from loraport.engine.layer_work import (
     NOTHING,
     Have,
     LayerKind,
-    MethodNeeds,
     Work,
     after,
     is_warm,
@@ -92,24 +92,13 @@ class RunEstimate:
         return self.next_seconds < _PAYS * self.next_seconds_without
 
 
-def estimate(plan: TransferPlan, options: RunOptions, start: float = 0.0) -> RunEstimate:
-    """Look at plan, machine and cache; nothing of the inputs is read but a few megabytes, to see how fast they come.
+def estimate(plans: Sequence[TransferPlan], options: RunOptions, start: float = 0.0) -> RunEstimate:
+    """Look at plans, machine and cache; nothing of the inputs is read but a few megabytes, to see how fast they come.
 
     Args:
-        plan: what is to be done.
+        plans: of each LoRA of one job, at least one; a layer is read and decomposed for the first that changes it.
         options: with what.
         start: seconds that this process took until the plan stood, which a run will take as well.
-    """
-    return estimate_together([plan], options, start)
-
-
-def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start: float = 0.0) -> RunEstimate:
-    """As `estimate`, for LoRAs of one pair in one job, at least one: a layer is read and decomposed for the first.
-
-    Args:
-        plans: of each LoRA.
-        options: with what.
-        start: as for `estimate`.
     """
     program = int(psutil.Process().memory_info().rss)  # libraries loaded, but before the rates are measured
     if "torch" not in sys.modules:  # which a run loads, and a plan does without
@@ -124,7 +113,7 @@ def estimate_together(plans: Sequence[TransferPlan], options: RunOptions, start:
     lasting, device, several = [batch.lasting for batch in batches], slots[0].device, len(plans) > 1
     worth = worth_keeping(lasting, options, digests, lambda: rates, device=device, several=several)
     kept = frozenset() if root is None else layers_to_keep(worth, room)
-    asked = {way: MethodNeeds.of(job) for way, job in {_way(job): job for layer in layers for job in layer}.items()}
+    asked = {way: ChosenMethod.of(job) for way, job in {_way(job): job for layer in layers for job in layer}.items()}
     kinds = {id(job): LayerKind.of(job) for layer in layers for job in layer}
     have = [
         _with_hand(batch, [look_up(job, asked[_way(job)], root, digests, job.name in kept) for job in layer], asked)
@@ -204,7 +193,7 @@ def _way(job: LayerJob) -> _Way:
     return job.method, json.dumps(job.params, sort_keys=True)
 
 
-def _with_hand(batch: LayerBatch, states: Sequence[Have], asked: Mapping[_Way, MethodNeeds]) -> list[Have]:
+def _with_hand(batch: LayerBatch, states: Sequence[Have], asked: Mapping[_Way, ChosenMethod]) -> list[Have]:
     """What is there for each job of a layer, the ones before it done: matrices that it shares, or a basis."""
     found: list[Have] = []
     computed: set[int] = set()  # groups of which one had its matrices brought together

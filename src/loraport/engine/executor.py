@@ -107,11 +107,6 @@ def executor_for(options: RunOptions, on_event: Listener = ignore) -> Executor:
     return make_executor(options.executor, limits)
 
 
-def workers_for(jobs: Sequence[Job], options: RunOptions) -> int:
-    """How many of these jobs will be in flight at once when all are as large as the largest ones."""
-    return in_flight(jobs, executor_for(options).slots())
-
-
 def in_flight(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
     """How many of the largest jobs fit into the slots at once, at least one."""
     room, device = sum(slot.bytes for slot in slots), slots[0].device  # all of one kind

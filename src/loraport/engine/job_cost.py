@@ -1,6 +1,7 @@
 """What the work on one layer takes, by headers alone: operations, memory, and room in the cache."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from loraport.adapters.update import LayerUpdate
@@ -21,24 +22,31 @@ def cached_bytes(job: LayerJob) -> int:
 
 @dataclass(frozen=True)
 class ChosenMethod:
-    """What becomes of some layers: the method of the recipe, or direct reuse.
+    """A method with its settings: what becomes of some layers.
 
     Args:
         method: which.
         params: its settings.
-        needs: what it reads with them.
-        values: the settings as plain values.
     """
 
     method: TransferMethod[Any]
     params: Params
-    needs: Needs
-    values: dict[str, Any]
 
     @classmethod
-    def of(cls, method: TransferMethod[Any], params: Params) -> "ChosenMethod":
-        """That of a method with settings."""
-        return cls(method, params, method.needs(params), params.model_dump(mode="json"))
+    def of(cls, job: LayerJob) -> "ChosenMethod":
+        """That of a layer."""
+        return cls(*registry.resolve(job.method, job.params))
+
+    @cached_property
+    def needs(self) -> Needs:
+        """What it reads."""
+        return self.method.needs(self.params)
+
+    @cached_property
+    def bases(self) -> frozenset[str]:
+        """Sides whose basis it needs."""
+        sides = (("source", self.needs.basis), ("target", self.needs.target_basis))
+        return frozenset(side for side, wanted in sides if wanted)
 
 
 def further_cost(job: LayerJob) -> float:

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 from loraport.engine.ahead import threads_beside
 from loraport.engine.job import LayerJob
-from loraport.engine.job_cost import cached_bytes
+from loraport.engine.job_cost import ChosenMethod, cached_bytes
 from loraport.engine.known_digests import KnownDigests
-from loraport.engine.layer_work import NOTHING, Have, LayerKind, MethodNeeds, after, seconds_of, work_of
+from loraport.engine.layer_work import NOTHING, Have, LayerKind, after, seconds_of, work_of
 from loraport.engine.options import RunOptions
 from loraport.engine.rates import Rates
 
@@ -62,7 +62,7 @@ def _paying(jobs: Sequence[LayerJob], rates: Rates, likely: float, beside: float
 
 
 def _pays(job: LayerJob, kind: LayerKind, rates: Rates, likely: float, beside: float) -> bool:
-    asked = MethodNeeds.of(job)
+    asked = ChosenMethod.of(job)
 
     def seconds(have: Have) -> float:
         return seconds_of(work_of(kind, asked, have), rates, beside)

@@ -6,16 +6,13 @@ kept and fetched: as `worker` and `layer` go about it.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from loraport.engine.job import LayerJob
-from loraport.engine.job_cost import rank_bound
+from loraport.engine.job_cost import ChosenMethod, rank_bound
 from loraport.engine.keys import ADDED, basis_key, basis_role, prepared_key, result_key
 from loraport.engine.known_digests import KnownDigests
 from loraport.engine.rates import Rates
 from loraport.methods import cost as costs
-from loraport.methods import registry
-from loraport.methods.base import Needs, Params, TransferMethod
 from loraport.methods.cost import Cost
 from loraport.store.index import entry_path
 
@@ -44,31 +41,6 @@ class Have:
 
 
 NOTHING = Have()
-
-
-@dataclass(frozen=True)
-class MethodNeeds:
-    """A method with its settings, and what it says it needs: the same for all layers that it carries over.
-
-    Args:
-        method: of a layer.
-        params: its settings.
-        needs: of both.
-        bases: sides whose basis it needs.
-    """
-
-    method: TransferMethod[Any]
-    params: Params
-    needs: Needs
-    bases: frozenset[str]
-
-    @classmethod
-    def of(cls, job: LayerJob) -> "MethodNeeds":
-        """What a layer's method says."""
-        method, params = registry.resolve(job.method, job.params)
-        needs = method.needs(params)
-        sides = (("source", needs.basis), ("target", needs.target_basis))
-        return cls(method, params, needs, frozenset(side for side, wanted in sides if wanted))
 
 
 @dataclass(frozen=True)
@@ -135,7 +107,7 @@ def _has(root: Path | None, kind: str, key: str) -> bool:
     return root is not None and entry_path(root, kind, key).is_file()
 
 
-def look_up(job: LayerJob, asked: MethodNeeds, root: Path | None, remembered: KnownDigests, keeps: bool) -> Have:
+def look_up(job: LayerJob, asked: ChosenMethod, root: Path | None, remembered: KnownDigests, keeps: bool) -> Have:
     """What is there of a layer, as far as the digests of its weights are remembered.
 
     Args:
@@ -168,7 +140,7 @@ def look_up(job: LayerJob, asked: MethodNeeds, root: Path | None, remembered: Kn
     )
 
 
-def after(job: LayerJob, asked: MethodNeeds, have: Have) -> Have:
+def after(job: LayerJob, asked: ChosenMethod, have: Have) -> Have:
     """What another LoRA finds once this layer is done and kept."""
     has_pair = job.source is not None and job.target is not None
     bases = {role for role in asked.bases if job.source is not None and basis_role(job, role)}
@@ -180,18 +152,18 @@ def after(job: LayerJob, asked: MethodNeeds, have: Have) -> Have:
     )
 
 
-def is_warm(job: LayerJob, asked: MethodNeeds, have: Have) -> bool:
+def is_warm(job: LayerJob, asked: ChosenMethod, have: Have) -> bool:
     """Whether all is there that a method keeps; never for one that keeps nothing."""
     then = after(job, asked, have)
     return bool(then.bases or then.prepared) and have.bases >= then.bases and have.prepared >= then.prepared
 
 
-def work_of(kind: LayerKind, asked: MethodNeeds, have: Have) -> Work:
+def work_of(kind: LayerKind, asked: ChosenMethod, have: Have) -> Work:
     """`steps_of`, all together."""
     return sum(steps_of(kind, asked, have).values(), Work())
 
 
-def steps_of(kind: LayerKind, asked: MethodNeeds, have: Have) -> dict[str, Work]:
+def steps_of(kind: LayerKind, asked: ChosenMethod, have: Have) -> dict[str, Work]:
     """What a layer takes by step, as `worker` and `layer` go about it; a step that is left out is not in it.
 
     Args:

@@ -12,7 +12,7 @@ from loraport.adapters.refusals import NO_EXPERT
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.locate import expert_folders
 from loraport.containers.names import Expert
-from loraport.containers.references import TensorRef, common_dtype, file_identity
+from loraport.containers.references import TensorRef, file_identity
 from loraport.engine.objections import doubts_about, notes_on_names, refuse_a_second_time, refuse_on_sum
 from loraport.engine.recipe import Recipe
 from loraport.engine.target import Added, notes_on_added, open_added
@@ -83,19 +83,6 @@ class Inputs(Pair):
 def _more(side: Checkpoint, other: Checkpoint) -> list[str]:
     """Keys of no known layer that the other side does not have, whatever prefix either writes."""
     return [key for name, key in side.extra.items() if name not in other.extra]
-
-
-@dataclass(frozen=True)
-class WeightPair:
-    """The two weights of a layer; `target` is None where distillation LoRAs make the target of the source."""
-
-    source: TensorRef
-    target: TensorRef | None
-
-    @property
-    def common_dtype(self) -> str | None:
-        """The coarser dtype (torch name) when the two are stored in different ones."""
-        return None if self.target is None else common_dtype(self.source, self.target)
 
 
 def open_pair(recipe: Recipe, expert: Expert | None) -> Pair:
@@ -221,8 +208,11 @@ def _files(*inputs: Checkpoint | LoraAdapter | None) -> set[Path]:
     return found
 
 
-def weights_of(name: str, update: LayerUpdate, inputs: Inputs, recipe: Recipe) -> WeightPair | None:
-    """The layer's two weights; None when one is missing and the recipe allows that.
+def weights_of(
+    name: str, update: LayerUpdate, inputs: Inputs, recipe: Recipe
+) -> tuple[TensorRef, TensorRef | None] | None:
+    """The layer's two weights, one where there is no target checkpoint; None when one is missing and the recipe allows
+    that.
 
     Raises:
         UnmatchedKeysError: a checkpoint lacks the layer. MismatchError: the sizes differ.
@@ -248,7 +238,7 @@ def weights_of(name: str, update: LayerUpdate, inputs: Inputs, recipe: Recipe) -
                 fix="use the checkpoint of the size that the LoRA was trained on",
             )
         found[role] = ref
-    return WeightPair(found["source"], found.get("target"))
+    return found["source"], found.get("target")
 
 
 def _size(shape: tuple[int, ...]) -> str:

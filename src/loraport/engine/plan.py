@@ -17,6 +17,7 @@ from loraport.adapters.dialect import SAME_AS_INPUT, check_profile, profile_of
 from loraport.adapters.loaders import loader_notes
 from loraport.adapters.passthrough import Passthrough
 from loraport.containers.dtypes import written_as
+from loraport.containers.references import common_dtype
 from loraport.engine.job import LayerJob
 from loraport.engine.job_cost import (
     ChosenMethod,
@@ -128,7 +129,8 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
     check_passthrough(adapter.passthrough, profile_of(recipe.to, adapter.dialect).of(family), family)
     dropped = list(adapter.dropped)
     warnings = list(inputs.notes)
-    chosen, as_it_is = ChosenMethod.of(method, params), ChosenMethod.of(*registry.resolve("direct", {}))
+    chosen, as_it_is = ChosenMethod(method, params), ChosenMethod(*registry.resolve("direct", {}))
+    values = params.model_dump(mode="json")
     rank = _settle_rank(recipe, adapter.max_rank, keeps=method.keeps_rank or chosen.needs.nothing)
     dtype = written_as(adapter.dtype) if recipe.dtype == "same" else recipe.dtype
 
@@ -142,6 +144,7 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
             dropped += update.keys
             warnings.append(f"{name} is in the LoRA but not in both checkpoints; it was left out (--allow-partial)")
             continue
+        source, target = found
         way = chosen if meant is None or meant(name) else as_it_is
         needs, reads = way.needs, not way.needs.nothing
         m, n = update.shape
@@ -158,15 +161,15 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
                 name=name,
                 shape=(m, n),
                 method=way.method.name,
-                params=way.values if way is chosen else {},
+                params=values if way is chosen else {},
                 update=update,
-                source=found.source if reads else None,
-                target=found.target if needs.target or needs.drift or needs.target_basis else None,
+                source=source if reads else None,
+                target=target if needs.target or needs.drift or needs.target_basis else None,
                 target_updates=updates if reads else {},
                 source_updates=own if reads else {},
                 card_bytes=on_a_card,
                 has_drift=inputs.target is not None or bool(updates) or bool(own),
-                round_to=found.common_dtype,
+                round_to=None if target is None else common_dtype(source, target),
                 rank=rank,
                 amount=recipe.amount if way is chosen and blends else 1.0,
                 dtype=dtype,
@@ -185,7 +188,7 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
     return TransferPlan(
         recipe=recipe,
         method=method.name,
-        params=params.model_dump(mode="json"),
+        params=values,
         adapter=adapter,
         source=inputs.source,
         target=inputs.target,
@@ -216,7 +219,7 @@ def _settle_rank(recipe: Recipe, rank_in: int, keeps: bool) -> RankRule:
     preset = registry.preset_of(recipe.method)
     if recipe.rank == "auto" and preset is not None and preset.rank is not None:
         return RankRule("fixed", preset.rank)
-    return recipe.rank_rule.for_input(rank_in, keeps)
+    return RankRule.parse(recipe.rank).for_input(rank_in, keeps)
 
 
 def _check_layers(meant: Callable[[str], object], recipe: Recipe, names: list[str]) -> None:

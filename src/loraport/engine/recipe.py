@@ -232,8 +232,3 @@ class Recipe(Settings):
             else:
                 found.append(setting.flags[0] if value is True else shlex.join([setting.flags[0], str(value)]))
         return tuple(found)
-
-    @property
-    def rank_rule(self) -> RankRule:
-        """The parsed `rank`."""
-        return RankRule.parse(self.rank)

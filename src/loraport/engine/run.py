@@ -6,12 +6,10 @@ line, so that there is something to read after a failure too.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
-from loraport.adapters.render import write_adapter
+from loraport.adapters.render import fill_adapter, write_adapter
 from loraport.core.lowrank import LowRank
 from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned, ignore
 from loraport.engine.executor import Executor, executor_for
@@ -65,10 +63,6 @@ def run(
     return report
 
 
-Writer = Callable[[Path, Mapping[str, Tensor], Mapping[str, str]], None]
-"""Writes an output: its name, tensors and header."""
-
-
 @contextlib.contextmanager
 def carried_out(
     plan: TransferPlan,
@@ -78,18 +72,14 @@ def carried_out(
     *,
     measured: bool = False,
     checked: bool = False,
-    write: Writer | None = None,
+    temporary: Path | None = None,
 ) -> Iterator[TransferReport]:
     """A plan carried out, as `run` does. The block around it may still fail the run, which the log then tells.
 
     Args:
-        plan: as for `run`.
-        output: as for `run`.
-        options: as for `run`.
-        on_event: as for `run`.
-        measured: as for `run`.
+        plan, output, options, on_event, measured: as for `run`.
         checked: `check_kinship` found nothing to say against the pair of models.
-        write: how the output is written; by default under its name, at once.
+        temporary: where the output is written, for whoever gives it its name; by default it gets that at once.
 
     Raises:
         LoraportError: as `run`.
@@ -132,7 +122,7 @@ def carried_out(
         judge(plan, results, warn, measured=measured)
         report = make_report(plan, path, results, warnings, time.perf_counter() - began)
         if path is not None:
-            write_output(plan, path, results, report, reader, options, write)
+            write_output(plan, path, results, report, reader, options, temporary)
         del results  # while the block around it goes on
         yield report
         log.finished(report)
@@ -161,7 +151,7 @@ def write_output(
     report: TransferReport,
     reader: InputReader,
     options: RunOptions,
-    write: Writer | None = None,
+    temporary: Path | None = None,
 ) -> None:
     """Render the finished layers and write them, if no input changed meanwhile.
 
@@ -172,17 +162,17 @@ def write_output(
         report: about them.
         reader: of the plan's files.
         options: whether a file of this name may be replaced.
-        write: how; by default under its name, at once.
+        temporary: as for `carried_out`.
 
     Raises:
         FileError: an input changed, or the output cannot be written. NumericalError: as `run`.
     """
     tensors, metadata = render_output(plan, results, report)
     reader.check_unchanged()
-    if write is None:
+    if temporary is None:
         write_adapter(path, tensors, metadata, overwrite=options.overwrite)
     else:
-        write(path, tensors, metadata)
+        fill_adapter(temporary, path, tensors, metadata)
 
 
 @usual_torch()

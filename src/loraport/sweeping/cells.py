@@ -28,31 +28,19 @@ class Cell:
         lora: the file.
         target: its name.
         settings: those that differ between cells, by name.
-        recipe: of the transfer.
         output: the file that is made.
+        recipe: of the transfer; or why it makes no sense, as of a LoRA that is also a part of the target.
     """
 
     name: str
     lora: str
     target: str
     settings: Mapping[str, Any]
-    recipe: Recipe
     output: Path
+    recipe: Recipe | UsageError
 
 
-@dataclass(frozen=True)
-class Refused:
-    """A cell that makes no sense, such as a LoRA that is also a part of the target."""
-
-    name: str
-    lora: str
-    target: str
-    settings: Mapping[str, Any]
-    output: Path
-    error: UsageError
-
-
-def cells_of(loras: Iterable[str], grid: Grid, folder: Path, *, recursive: bool = False) -> list[Cell | Refused]:
+def cells_of(loras: Iterable[str], grid: Grid, folder: Path, *, recursive: bool = False) -> list[Cell]:
     """Every LoRA on every target with every combination of settings, in this order.
 
     Of the experts of Wan2.2 each has its own LoRAs and targets: where a grid has both, what is named after one of them
@@ -71,7 +59,7 @@ def cells_of(loras: Iterable[str], grid: Grid, folder: Path, *, recursive: bool 
     experts = {choice.values.get("expert") for choice in combinations}
     targets = list(zip(_target_names(grid), grid.targets, strict=True))
     fixed = {name: getattr(grid, name) for name in _FIXED}
-    cells: list[Cell | Refused] = []
+    cells: list[Cell] = []
     for lora, parts in find(list(loras) or grid.lora, folder, recursive=recursive):
         before = len(cells)
         for target, models in targets:
@@ -79,13 +67,13 @@ def cells_of(loras: Iterable[str], grid: Grid, folder: Path, *, recursive: bool 
                 if (_experts_of(lora, models) & experts) - {choice.values.get("expert")}:
                     continue
                 inside = Path(target, *([choice.label] if choice.label else []), *parts)
-                name, output = inside.with_suffix("").as_posix(), folder / inside
+                recipe: Recipe | UsageError
                 try:
                     recipe = Recipe.build({**fixed, **models, **choice.values, "lora": lora})
                 except UsageError as error:
-                    cells.append(Refused(name, lora, target, choice.varied, output, error))
-                else:
-                    cells.append(Cell(name, lora, target, choice.varied, recipe, output))
+                    recipe = error
+                name = inside.with_suffix("").as_posix()
+                cells.append(Cell(name, lora, target, choice.varied, folder / inside, recipe))
         if len(cells) == before:
             raise UsageError(
                 "a LoRA is named after one expert of Wan2.2, and every target after the other",
@@ -93,8 +81,9 @@ def cells_of(loras: Iterable[str], grid: Grid, folder: Path, *, recursive: bool 
                 values=", ".join(name for name, _ in targets),
                 fix="add the target of this expert, or sweep them one by one: --expert high, then --expert low",
             )
-    if all(isinstance(cell, Refused) for cell in cells):
-        raise next(cell.error for cell in cells if isinstance(cell, Refused))
+    refused = [cell.recipe for cell in cells if isinstance(cell.recipe, UsageError)]
+    if len(refused) == len(cells):
+        raise refused[0]
     return cells
 
 

@@ -17,10 +17,11 @@ from pydantic import BaseModel, ValidationError
 
 from loraport.containers.references import file_identity
 from loraport.engine.plan import TransferPlan
+from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
 from loraport.errors import FileError, LoraportError
 from loraport.files import file_digest, read_text, write_json, write_text
-from loraport.sweeping.cells import Cell, Refused
+from loraport.sweeping.cells import Cell
 from loraport.sweeping.figures import FIGURES, figures_of
 from loraport.version import __version__
 
@@ -76,9 +77,9 @@ class Row:
     version: str = __version__
 
     @classmethod
-    def of(cls, cell: Cell | Refused, folder: Path) -> "Row":
+    def of(cls, cell: Cell, folder: Path) -> "Row":
         """The row of a cell of which nothing is known yet."""
-        recipe = recipe_json(cell) if isinstance(cell, Cell) else None
+        recipe = recipe_json(cell.recipe) if isinstance(cell.recipe, Recipe) else None
         output = cell.output.relative_to(folder).as_posix()
         return cls(cell.name, cell.lora, cell.target, dict(cell.settings), output, recipe=recipe)
 
@@ -151,9 +152,9 @@ class Index:
         }
 
 
-def recipe_json(cell: Cell) -> dict[str, Any]:
+def recipe_json(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain values."""
-    found: dict[str, Any] = json.loads(json.dumps(cell.recipe.model_dump(mode="json")))
+    found: dict[str, Any] = json.loads(json.dumps(recipe.model_dump(mode="json")))
     return found
 
 

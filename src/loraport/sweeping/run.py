@@ -8,6 +8,7 @@ cell's recipe alone writes.
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, LoraportError
 from loraport.files import reason_of
 from loraport.partial import alone_in
-from loraport.sweeping.cells import Cell, Refused
+from loraport.sweeping.cells import Cell
 from loraport.sweeping.index import CSV, JSON, Index, Row
-from loraport.sweeping.standing import Standing, remembered, standing_of
+from loraport.sweeping.standing import Standing, standing_of, state_now
 from loraport.writable import check_claim, check_output, claim_folder
 
 
@@ -62,12 +63,12 @@ class SweepPlan:
         many: the work, by the same numbers, and why some cells have none.
     """
 
-    cells: tuple[Cell | Refused, ...]
+    cells: tuple[Cell, ...]
     standing: Mapping[int, Standing]
     many: ManyPlan
 
 
-def plan_sweep(cells: Sequence[Cell | Refused], index: Index, options: RunOptions) -> SweepPlan:
+def plan_sweep(cells: Sequence[Cell], index: Index, options: RunOptions) -> SweepPlan:
     """Look at what is there and match the files of the rest, by headers alone.
 
     Args:
@@ -82,13 +83,14 @@ def plan_sweep(cells: Sequence[Cell | Refused], index: Index, options: RunOption
     errors: dict[int, LoraportError] = {}
     standing: dict[int, Standing] = {}
     recipes: dict[int, Recipe] = {}
-    state_of = remembered()
+    state_of = cache(state_now)
     for number, cell in enumerate(cells):
-        if isinstance(cell, Refused):
-            errors[number] = cell.error
+        if isinstance(cell.recipe, LoraportError):
+            errors[number] = cell.recipe
             continue
+        row = index.earlier.get(cell.output.relative_to(index.folder).as_posix())
         try:
-            standing[number] = standing_of(cell, index.earlier.get(_path(cell, index)), state_of)
+            standing[number] = standing_of(cell.output, cell.recipe, row, state_of)
         except FileError as error:
             if not options.overwrite:
                 errors[number] = error
@@ -100,7 +102,7 @@ def plan_sweep(cells: Sequence[Cell | Refused], index: Index, options: RunOption
 
 
 def carry_sweep(
-    cells: Sequence[Cell | Refused],
+    cells: Sequence[Cell],
     folder: Path,
     grid: Mapping[str, Any],
     options: RunOptions,
@@ -123,83 +125,72 @@ def carry_sweep(
             cell in the same way. Outputs that were finished before stay, and so does the index.
     """
     check_options(options)
+    read = list(also)
     with contextlib.ExitStack() as held:
-        return _carry(cells, folder, grid, options, on_event, list(also), held)
+        new = not folder.is_dir()
+        if not new:
+            _hold(folder, held)
+        index = Index(folder, grid)
+        plan = plan_sweep(cells, index, options)
+        _refuse_if_all_fail(plan)
+        for name in (JSON, CSV):
+            check_output(folder / name, read, overwrite=True, what="index of the sweep")
+        claim_folder(folder, (JSON, CSV), "sweep")
+        if new:  # before that nothing is made, not even the folder
+            _hold(folder, held)
+        rows = [Row.of(cell, folder) for cell in cells]
+        index.rows = {row.output: row for row in rows}
+        for number, state in plan.standing.items():
+            if state == "done":
+                row, cell = index.earlier[rows[number].output], rows[number]
+                index.rows[row.output] = replace(row, name=cell.name, target=cell.target, settings=cell.settings)
+        errors: dict[int, LoraportError] = {}
 
+        def fail(number: int, error: LoraportError) -> None:
+            """Note it. What is there of an earlier sweep keeps its row: the index tells of the files in the folder."""
+            errors[number] = error
+            row = index.earlier.get(rows[number].output)
+            if row is None or not _is_still_there(row, cells[number].output):
+                row = rows[number].failed(error)
+            index.rows[row.output] = row
 
-def _carry(
-    cells: Sequence[Cell | Refused],
-    folder: Path,
-    grid: Mapping[str, Any],
-    options: RunOptions,
-    on_event: Listener,
-    read: Sequence[tuple[str, Path]],
-    held: contextlib.ExitStack,
-) -> SweepReport:
-    """The same; what is `held` of the folder is let go by the caller."""
-    new = not folder.is_dir()
-    if not new:
-        _hold(folder, held)
-    index = Index(folder, grid)
-    plan = plan_sweep(cells, index, options)
-    _refuse_if_all_fail(plan)
-    for name in (JSON, CSV):
-        check_output(folder / name, read, overwrite=True, what="index of the sweep")
-    claim_folder(folder, (JSON, CSV), "sweep")
-    if new:  # before that nothing is made, not even the folder
-        _hold(folder, held)
-    rows = [Row.of(cell, folder) for cell in cells]
-    index.rows = {row.output: row for row in rows}
-    for number, state in plan.standing.items():
-        if state == "done":
-            row, cell = index.earlier[rows[number].output], rows[number]
-            index.rows[row.output] = replace(row, name=cell.name, target=cell.target, settings=cell.settings)
-    errors: dict[int, LoraportError] = {}
+        for number, error in plan.many.failures.items():
+            fail(number, error)
+        by_output = {cell.output: number for number, cell in enumerate(cells)}
 
-    def fail(number: int, error: LoraportError) -> None:
-        """Note it. What is there from an earlier sweep keeps its row: the index tells of the files in the folder."""
-        errors[number] = error
-        before = index.earlier.get(rows[number].output)
-        stays = before is not None and _is_still_there(before, cells[number].output)
-        index.rows[rows[number].output] = before if before is not None and stays else rows[number].failed(error)
+        def listen(event: Event) -> None:
+            if isinstance(event, Finished) and event.report.output in by_output:
+                number = by_output[event.report.output]
+                try:
+                    row = rows[number].done(event.report, plan.many.plans[number], cells[number].output)
+                except LoraportError as error:
+                    fail(number, error)
+                else:
+                    index.put(row)
+            on_event(event)
 
-    for number, error in plan.many.failures.items():
-        fail(number, error)
-    by_output = {cell.output: number for number, cell in enumerate(cells)}
+        begun = {number for number, state in plan.standing.items() if state == "begun"}
+        outputs = {number: cell.output for number, cell in enumerate(cells)}
+        index.write()
+        try:
+            if plan.many.plans:
+                from loraport.engine.many.run import run_many  # loads torch, after all refusals
 
-    def listen(event: Event) -> None:
-        if isinstance(event, Finished) and event.report.output in by_output:
-            number = by_output[event.report.output]
-            try:
-                row = rows[number].done(event.report, plan.many.plans[number], cells[number].output)
-            except LoraportError as error:
-                fail(number, error)
-            else:
-                index.put(row)
-        on_event(event)
-
-    begun = {number for number, state in plan.standing.items() if state == "begun"}
-    outputs = {number: cell.output for number, cell in enumerate(cells)}
-    index.write()
-    try:
-        if plan.many.plans:
-            from loraport.engine.many.run import run_many  # loads torch, after all refusals
-
-            found = run_many(plan.many, outputs, folder, options, listen, also=read, replaced=begun)
-            for number, outcome in found.items():
-                if isinstance(outcome, LoraportError):
-                    fail(number, outcome)
-    except BaseException:
-        with contextlib.suppress(FileError):  # a full disk must not hide what went wrong first
-            index.write_all()
-        raise
-    index.write_all()
-    return SweepReport(
-        folder,
-        tuple(row.failed(errors[n]) if n in errors else index.rows[row.output] for n, row in enumerate(rows)),
-        frozenset(cells[number].name for number, state in plan.standing.items() if state == "done"),
-        {cells[number].name: error for number, error in sorted(errors.items())},
-    )
+                found = run_many(plan.many, outputs, folder, options, listen, also=read, replaced=begun)
+                for number, outcome in found.items():
+                    if isinstance(outcome, LoraportError):
+                        fail(number, outcome)
+        except BaseException:
+            with contextlib.suppress(FileError):  # a full disk must not hide what went wrong first
+                index.write_all()
+            raise
+        index.write_all()
+        return SweepReport(
+            folder,
+            tuple(row.failed(errors[n]) if n in errors else index.rows[row.output] for n, row in enumerate(rows)),
+            frozenset(cells[number].name for number, state in plan.standing.items() if state == "done"),
+            {cells[number].name: error for number, error in sorted(errors.items())},
+        )
 
 
 def _hold(folder: Path, held: contextlib.ExitStack) -> None:
@@ -219,10 +210,6 @@ def _hold(folder: Path, held: contextlib.ExitStack) -> None:
 def _is_still_there(row: Row, output: Path) -> bool:
     """Whether the output is there that an earlier sweep told of, as far as its size says."""
     return row.state == "done" and output.is_file() and output.stat().st_size == row.bytes
-
-
-def _path(cell: Cell, index: Index) -> str:
-    return cell.output.relative_to(index.folder).as_posix()
 
 
 def _refuse_if_all_fail(plan: SweepPlan) -> None:

@@ -2,25 +2,25 @@
 
 import os
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from loraport.containers.references import file_identity
+from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, LoraportError
 from loraport.files import file_digest
-from loraport.sweeping.cells import Cell
 from loraport.sweeping.index import Row, recipe_json
 
 Standing = Literal["open", "begun", "done"]
 _OTHERWISE = "name another folder with -o, or add --overwrite"
 
 
-def standing_of(cell: Cell, row: Row | None, state_of: Callable[[str], str | None]) -> Standing:
+def standing_of(output: Path, recipe: Recipe, row: Row | None, state_of: Callable[[str], str | None]) -> Standing:
     """Whether a cell is to be worked on.
 
     Args:
-        cell: which.
+        output: of the cell.
+        recipe: likewise.
         row: what the index in the folder says of its output; None where it says nothing.
         state_of: `state_now`, which may remember what it found.
 
@@ -31,18 +31,18 @@ def standing_of(cell: Cell, row: Row | None, state_of: Callable[[str], str | Non
     Raises:
         FileError: there is an output that is none of these.
     """
-    if not os.path.lexists(cell.output):
+    if not os.path.lexists(output):
         return "open"
     if row is None or row.state == "failed":
-        raise FileError("the output file already exists", where=str(cell.output), fix=_OTHERWISE)
-    recipe = recipe_json(cell)
-    if row.recipe != recipe:
+        raise FileError("the output file already exists", where=str(output), fix=_OTHERWISE)
+    now = recipe_json(recipe)
+    if row.recipe != now:
         before = row.recipe or {}
-        differing = [name for name, value in recipe.items() if before.get(name) != value]
+        differing = [name for name, value in now.items() if before.get(name) != value]
         raise FileError(
             "the output was made by an earlier sweep with other settings",
-            where=str(cell.output),
-            values=", ".join(f"{name}: {before.get(name)!r}, now {recipe[name]!r}" for name in differing[:3]),
+            where=str(output),
+            values=", ".join(f"{name}: {before.get(name)!r}, now {now[name]!r}" for name in differing[:3]),
             fix=_OTHERWISE,
         )
     if row.state == "pending":
@@ -50,16 +50,11 @@ def standing_of(cell: Cell, row: Row | None, state_of: Callable[[str], str | Non
     changed = [file for file, state in row.files.items() if state_of(file) != state]
     if changed:
         raise FileError(
-            "an input has changed since the output was made", where=str(cell.output), values=changed[0], fix=_OTHERWISE
+            "an input has changed since the output was made", where=str(output), values=changed[0], fix=_OTHERWISE
         )
-    if state_of(str(cell.output)) != row.identity and file_digest(cell.output) != row.sha256:
-        raise FileError("the output is not the file that the sweep made", where=str(cell.output), fix=_OTHERWISE)
+    if state_of(str(output)) != row.identity and file_digest(output) != row.sha256:
+        raise FileError("the output is not the file that the sweep made", where=str(output), fix=_OTHERWISE)
     return "done"
-
-
-def remembered() -> Callable[[str], str | None]:
-    """`state_now` that looks at each file once."""
-    return cache(state_now)
 
 
 def state_now(file: str) -> str | None:

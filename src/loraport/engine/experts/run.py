@@ -12,9 +12,6 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from torch import Tensor
-
-from loraport.adapters.render import fill_adapter
 from loraport.containers.names import EXPERTS, Expert
 from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned
 from loraport.engine.executor import executor_for
@@ -26,7 +23,7 @@ from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.results import SCHEMA, TransferReport
-from loraport.engine.run import Writer, carried_out
+from loraport.engine.run import carried_out
 from loraport.engine.surroundings import usual_torch
 from loraport.files import atomic_paths
 from loraport.store.digests import DigestMemo
@@ -92,27 +89,21 @@ def run_experts(
     reports: dict[Expert, TransferReport] = {}
     # The names are given before the runs end, so that whatever goes wrong is told in the log of each.
     with contextlib.ExitStack() as runs, contextlib.ExitStack() as files:
-        write = None
+        temporaries: Mapping[Path, Path] = {}
         if outputs is not None:
             paths = [outputs[expert] for expert in EXPERTS]
-            write = _writer(files.enter_context(atomic_paths(paths, overwrite=options.overwrite)))
+            temporaries = files.enter_context(atomic_paths(paths, overwrite=options.overwrite))
         for expert, one in plan.plans.items():
             path = None if outputs is None else outputs[expert]
+            temporary = None if path is None else temporaries[path]
             listener = _listener(plan, expert, on_event)
             with naming(expert):
                 reports[expert] = runs.enter_context(
-                    carried_out(one, path, settings[expert], listener, checked=True, write=write)
+                    carried_out(one, path, settings[expert], listener, checked=True, temporary=temporary)
                 )
     for report in reports.values():
         on_event(Finished(report))
     return ExpertsReport(reports, drift, (*plan.warnings, *doubts))
-
-
-def _writer(temporary: Mapping[Path, Path]) -> Writer:
-    def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        fill_adapter(temporary[path], path, tensors, metadata)
-
-    return write
 
 
 def _compare(plan: ExpertsPlan) -> tuple[dict[str, float], list[str]]:

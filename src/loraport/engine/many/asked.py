@@ -53,7 +53,7 @@ def holds_many(lora: str, *, recursive: bool = False) -> bool:
         if kind_of(folder) != "folder" or is_saved(folder):
             return False
         files = len(_files(folder))
-        return recursive or files > 1 or (files == 0 and any(map(_is_folder, list_folder(folder))))
+        return recursive or files > 1 or (files == 0 and any(map(os.path.isdir, list_folder(folder))))
     except FileError:
         return False  # it is refused where it is opened
 
@@ -90,7 +90,7 @@ def list_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -
             continue
         inside = list(_listed(root, folder, recursive, set()))
         if not inside:
-            more = "" if recursive or not any(map(_is_folder, list_folder(root))) else ", or --recursive"
+            more = "" if recursive or not any(map(os.path.isdir, list_folder(root))) else ", or --recursive"
             raise no_lora_in(root, more)
         found += [
             Asked(str(path), folder / path.relative_to(root).with_name(output_name(path.name))) for path in inside
@@ -135,7 +135,7 @@ def _listed(folder: Path, output: Path, recursive: bool, seen: set[str]) -> Iter
             return
         seen.add(os.path.realpath(folder))
         yield from _files(folder)
-        inside = [path for path in list_folder(folder) if not path.name.startswith(".") and _is_folder(path)]
+        inside = [path for path in list_folder(folder) if not path.name.startswith(".") and os.path.isdir(path)]
     except FileError:
         yield folder
         return
@@ -149,7 +149,7 @@ def _files(folder: Path) -> list[Path]:
     return [
         path
         for path in list_folder(folder)
-        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and not _is_folder(path)
+        if path.suffix.lower() in ENDINGS and not path.name.startswith(".") and not os.path.isdir(path)
     ]
 
 
@@ -158,10 +158,6 @@ def is_saved(folder: Path) -> bool:
     from loraport.adapters.opened import FILES  # with the grammar of keys, for which --help need not wait
 
     return any((folder / name).exists() for name in FILES)
-
-
-def _is_folder(path: Path) -> bool:
-    return os.path.isdir(path)
 
 
 def _refuse_collisions(asked: Iterable[Asked]) -> None:

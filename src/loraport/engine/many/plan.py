@@ -109,6 +109,10 @@ class Pairs:
             raise found
         return found
 
+    def refused(self, error: LoraportError) -> bool:
+        """Whether this is what `of` raised."""
+        return any(found is error for found in self._opened.values())
+
 
 def _models_of(recipe: Recipe) -> tuple[Hashable, ...]:
     """All of a recipe that `open_pair` looks at."""
@@ -119,11 +123,15 @@ def _models_of(recipe: Recipe) -> tuple[Hashable, ...]:
     )
 
 
-def plan_recipes(recipes: Mapping[int, Recipe]) -> ManyPlan:
+def plan_recipes(recipes: Mapping[int, Recipe], *, alike: bool = False) -> ManyPlan:
     """Match recipes that may differ in everything but their source. What is wrong with one of them is its own.
 
     Args:
         recipes: by number.
+        alike: they differ in the LoRA alone, so that what is wrong with the models is wrong with all, and raised.
+
+    Raises:
+        LoraportError: of recipes that are alike.
     """
     plans: dict[int, TransferPlan] = {}
     failures: dict[int, LoraportError] = {}
@@ -132,6 +140,8 @@ def plan_recipes(recipes: Mapping[int, Recipe]) -> ManyPlan:
         try:
             plans[number] = make_plan(recipe, pairs.of(recipe, expert_meant(recipe)))
         except LoraportError as error:
+            if alike and pairs.refused(error):
+                raise
             failures[number] = error
     return ManyPlan(plans, failures)
 
@@ -146,9 +156,7 @@ def make_many_plan(loras: Mapping[int, str], make: Callable[[str], Recipe]) -> M
     Raises:
         LoraportError: what is wrong with the settings or the models, and so with all.
     """
-    plans: dict[int, TransferPlan] = {}
     failures: dict[int, LoraportError] = {}
-    pairs = Pairs()
     recipes: dict[int, Recipe] = {}
     for number, lora in loras.items():
         try:
@@ -160,18 +168,8 @@ def make_many_plan(loras: Mapping[int, str], make: Callable[[str], Recipe]) -> M
     for recipe in list(recipes.values())[:1]:
         registry.resolve(recipe.method, recipe.params)
         check_profile(recipe.to)
-    for number, recipe in recipes.items():
-        try:
-            expert = expert_meant(recipe)
-        except LoraportError as error:
-            failures[number] = error
-            continue
-        pair = pairs.of(recipe, expert)
-        try:
-            plans[number] = make_plan(recipe, pair)
-        except LoraportError as error:
-            failures[number] = error
-    return ManyPlan(plans, failures)
+    plan = plan_recipes(recipes, alike=True)
+    return replace(plan, failures={**failures, **plan.failures})
 
 
 def batches_of(plans: Mapping[int, TransferPlan], stopped: set[int] | None = None) -> list[LayerBatch]:
