@@ -13,7 +13,6 @@ signatures of the public functions are made from it (`loraport.cli.flags`, `test
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import (
@@ -33,7 +32,6 @@ PathText = Annotated[str, BeforeValidator(lambda given: os.fspath(given) if isin
 """A path, or a name that stands for one (`zoo:source`, a hub id); kept as text."""
 
 
-@dataclass(frozen=True)
 class Setting:
     """How one field is explained and said.
 
@@ -47,14 +45,6 @@ class Setting:
         many: whether it may be said several times, each time a further value.
     """
 
-    help: str
-    flags: tuple[str, ...]
-    panel: str
-    metavar: str
-    default: str | None
-    path: bool
-    many: bool
-
     def __init__(
         self,
         help: str,
@@ -65,9 +55,8 @@ class Setting:
         path: bool = False,
         many: bool = False,
     ):
-        self.__dict__.update(
-            help=help, flags=flags, panel=panel, metavar=metavar, default=default, path=path, many=many
-        )
+        self.help, self.flags, self.panel, self.metavar = help, flags, panel, metavar
+        self.default, self.path, self.many = default, path, many
 
 
 class Settings(BaseModel):
@@ -223,11 +212,8 @@ def _refuse_switches(model: type[Settings], given: Mapping[str, Any]) -> None:
     """`strength: true` would be taken for 1: Python's truth values are numbers."""
     for name, value in given.items():
         field = model.model_fields.get(name)
-        if (
-            isinstance(value, bool)
-            and field is not None
-            and bool not in (field.annotation, *get_args(field.annotation))
-        ):
+        switch = any(isinstance(each, bool) for each in (value if isinstance(value, list | tuple) else [value]))
+        if switch and field is not None and bool not in (field.annotation, *get_args(field.annotation)):
             setting = model.described().get(name)
             raise UsageError(
                 f"bad setting {name}: it takes a value, not true or false",

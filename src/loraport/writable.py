@@ -89,9 +89,7 @@ def check_claim(folder: Path, patterns: Iterable[str], what: str) -> None:
     """Raise FileError where `claim_folder` would, and change nothing.
 
     Args:
-        folder: as there.
-        patterns: as there.
-        what: as there.
+        folder, patterns, what: as there.
     """
     check_folder(folder / MARK, what)
     if not (folder / MARK).is_file():

@@ -303,7 +303,7 @@ def test_every_layer_is_done_once_with_the_threads_that_are_its_own(cluster):
     done = _run([wide, *LAYERS], ray_work.threads, on_event=said.append)
     assert sorted(done) == sorted([("wide", "cpu", cores()), *((layer.name, "cpu", 1) for layer in LAYERS)])
     assert _said(said, Remarked) == [
-        f"Ray: the cluster at {cluster.address}; layers run on 3 CPUs of 2 machines, which read the files"
+        f"Ray: the cluster at {cluster.address}; layers run on 3 CPUs of 2 machines, reading the files"
     ]
     assert len(make_executor("ray", Limits()).slots()) == 3
 
@@ -588,7 +588,7 @@ def test_a_machine_that_does_not_see_the_files_is_sent_them(cluster, blind, file
     assert any(marks.glob("seeing *"))
     assert report.warnings == ()
     first, second = _said(events, Remarked)
-    assert first.endswith("layers run on 4 CPUs of 3 machines, of which 1 is sent what layers need")
+    assert first.endswith("layers run on 4 CPUs of 3 machines, 1 of 3 sent what layers need")
     assert second.startswith("sent what they need: ")
     assert f", since {files.folder}" in second
     assert second.endswith("cannot be read (no such file)")
@@ -654,7 +654,7 @@ def test_what_is_sent_stays_within_the_object_store(cluster, files, tmp_path, mo
     assert len(lying) == len(pico.LAYERS)
     assert all(size <= room or count == 1 for size, count, room in lying)
     (said,) = _said(events, Remarked)
-    assert said.endswith("3 CPUs of 2 machines, which are sent what layers need")
+    assert said.endswith("3 CPUs of 2 machines, 2 of 2 sent what layers need")
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import typer
 
 from loraport.cli import text
 from loraport.cli.console import Console
-from loraport.cli.entry import talking
+from loraport.cli.entry import entry
 from loraport.cli.flags import Given, command
 from loraport.cli.options import option
 from loraport.cli.plain_help import Command, Group
@@ -37,7 +37,7 @@ Folder = Annotated[str | None, option(
 
 
 @app.command("ls", cls=Command, epilog="    loraport cache ls -v")
-@talking
+@entry
 def ls(console: Console, folder: Folder = None) -> None:
     """Show how much is kept and where; with -v, every entry."""
     from loraport.store import index
@@ -74,7 +74,7 @@ def ls(console: Console, folder: Folder = None) -> None:
 
 
 @app.command("gc", cls=Command, epilog="    loraport cache gc --max-size 10GB --older-than 30d")
-@talking
+@entry
 def gc(
     console: Console,
     folder: Folder = None,
@@ -96,7 +96,7 @@ def gc(
 
 
 @app.command("clear", cls=Command, epilog="    loraport cache clear")
-@talking
+@entry
 def clear(console: Console, folder: Folder = None) -> None:
     """Drop everything. Only time is lost."""
     from loraport.store import index
@@ -106,7 +106,7 @@ def clear(console: Console, folder: Folder = None) -> None:
 
 
 @app.command("verify", cls=Command, epilog="    loraport cache verify --remove")
-@talking
+@entry
 def verify(
     console: Console,
     folder: Folder = None,

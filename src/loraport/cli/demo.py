@@ -5,7 +5,7 @@ from typing import Annotated
 
 from loraport.cli import text
 from loraport.cli.console import Console
-from loraport.cli.entry import talking
+from loraport.cli.entry import entry
 from loraport.cli.options import option
 from loraport.methods import DEFAULT
 
@@ -18,7 +18,7 @@ _FILES = {
 }  # fmt: skip
 
 
-@talking
+@entry
 def demo(
     console: Console,
     output: Annotated[Path, option(

@@ -1,6 +1,6 @@
 """Functions as commands: what every command can be told about talking, and the parameters of its own.
 
-    @talking
+    @entry
     def inspect(console: Console, files: ...) -> None: ...
 
 Commands with a flag for every field of some settings are made in `loraport.cli.flags`.
@@ -14,17 +14,12 @@ from loraport.cli import options
 from loraport.cli.console import Console
 
 
-def talking(function: Callable[..., None]) -> Any:
-    """Turn `function(console, ...)` into a command."""
-    return entry(function)
-
-
 def entry(
     function: Callable[..., None],
     flags: Sequence[inspect.Parameter] = (),
     given: Callable[[dict[str, Any]], Any] | None = None,
 ) -> Any:
-    """A function for typer to read.
+    """Turn `function(console, ...)` into a command for typer to read.
 
     Args:
         function: takes what `given` makes, if anything does, then the console, then the parameters of its own.

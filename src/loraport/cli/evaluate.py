@@ -5,7 +5,7 @@ from typing import Annotated
 
 from loraport.cli import text
 from loraport.cli.console import Console
-from loraport.cli.entry import talking
+from loraport.cli.entry import entry
 from loraport.cli.options import option
 from loraport.wording import count
 
@@ -20,7 +20,7 @@ Measure one method on one LoRA and target, against direct reuse at all its stren
     loraport evaluate --method casa --lora outline --target dmd"""
 
 
-@talking
+@entry
 def evaluate(
     console: Console,
     output: Annotated[Path, option(

@@ -6,7 +6,7 @@ import typer
 
 from loraport.cli import text
 from loraport.cli.console import Console
-from loraport.cli.entry import talking
+from loraport.cli.entry import entry
 from loraport.cli.options import argument
 from loraport.errors import LoraportError
 from loraport.wording import count, size
@@ -22,7 +22,7 @@ _HEADER = (
 _SHOWN = 160  # characters of a header field
 
 
-@talking
+@entry
 def inspect(
     console: Console,
     files: Annotated[list[str], argument("FILE", "LoRA files or models to describe.")],

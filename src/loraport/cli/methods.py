@@ -4,7 +4,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 from loraport.cli.console import Console
-from loraport.cli.entry import talking
+from loraport.cli.entry import entry
 from loraport.cli.options import argument
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ EXAMPLE = """List all methods and presets, then the settings of one:
     loraport methods casa"""
 
 
-@talking
+@entry
 def methods(
     console: Console,
     name: Annotated[str | None, argument("[NAME]", "Method or preset whose settings to show.", like="--method")] = None,

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 from loraport.cli.console import Console
-from loraport.cli.entry import talking
+from loraport.cli.entry import entry
 from loraport.cli.options import OUTPUT, argument, option
 from loraport.errors import UsageError
 from loraport.wording import count, size
@@ -27,7 +27,7 @@ _LOG = ".run.jsonl"
 _PAGE = ".html"
 
 
-@talking
+@entry
 def report(
     console: Console,
     logs: Annotated[list[Path], argument(

@@ -88,17 +88,9 @@ def _settings_of(
     methods = [*values.get("method", ()), *(presets or ())]
     if methods:
         values["method"] = methods
-    if settings:
-        values["params"] = _params(settings)
+    for name, value in map(parse_setting, settings or ()):
+        values.setdefault("params", {}).setdefault(name, []).append(value)
     return values if file is None else merged(read_grid(file), values)
-
-
-def _params(texts: Sequence[str]) -> dict[str, list[str]]:
-    """`name=value` texts as the values of each name. Raises UsageError."""
-    found: dict[str, list[str]] = {}
-    for name, value in map(parse_setting, texts):
-        found.setdefault(name, []).append(value)
-    return found
 
 
 def _read(cells: Sequence[Cell], grid: Path | None) -> Iterator[tuple[str, Path]]:

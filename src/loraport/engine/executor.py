@@ -66,11 +66,6 @@ class Limits:
     on_event: Listener = ignore
     data: RayData = "auto"
 
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """torch names of devices of this machine. Raises UsageError, as `devices.pick_devices`."""
-        return devices.pick_devices(self.device)
-
 
 @runtime_checkable
 class Executor(Protocol):
@@ -126,7 +121,7 @@ def local_slots(limits: Limits, workers: int | None = None) -> list[Slot]:
         workers: for each device, in place of what `limits` says.
     """
     found = []
-    for device in limits.devices:
+    for device in devices.pick_devices(limits.device):
         count = workers or limits.workers or (cores() if device == "cpu" else ON_ACCELERATOR)
         count = 1 if device == ONE_AT_A_TIME else count
         free = devices.usable_bytes(device)

@@ -26,10 +26,15 @@ _FILE = 32_000_000  # bytes
 def measure(device: str, root: Path | None) -> Rates:
     """Measure now. The files that this takes are in the cache folder for as long as it lasts, or in the system's."""
     clock = time.thread_time if device == "cpu" else time.perf_counter
+    generator = torch.Generator().manual_seed(0)
+    square = torch.randn(_EIGENPROBLEM, _EIGENPROBLEM, generator=generator, dtype=torch.float32)
+    factor = torch.ones(_PRODUCT, _PRODUCT, dtype=torch.float32, device=device)
+    one, other = (torch.ones(_SWEEP, dtype=torch.float32, device=device) for _ in range(2))
     with threads_of_torch(1), full_precision:
-        products = 2 * _PRODUCT**3 / _fastest(_product(device), clock)
-        decompositions = 9 * _EIGENPROBLEM**3 / _fastest(_eigenproblem(device), clock)
-        passes = 3 * 4 * _SWEEP / _fastest(_sweep(device), clock)
+        gram = (square.T @ square).to(device)
+        products = 2 * _PRODUCT**3 / _fastest(lambda: _done(factor @ factor), clock)
+        decompositions = 9 * _EIGENPROBLEM**3 / _fastest(lambda: _done(torch.linalg.eigh(gram).eigenvalues), clock)
+        passes = 3 * 4 * _SWEEP / _fastest(lambda: _done(one.add_(other)), clock)
         read, keep, fetch = _files(root)
     return Rates(products, decompositions, passes, read, keep, fetch)
 
@@ -41,23 +46,6 @@ def _fastest(work: Callable[[], object], clock: Callable[[], float]) -> float:
         work()
         times.append(clock() - began)
     return max(min(times), 1e-6)
-
-
-def _product(device: str) -> Callable[[], object]:
-    a = torch.ones(_PRODUCT, _PRODUCT, dtype=torch.float32, device=device)
-    return lambda: _done(a @ a)
-
-
-def _eigenproblem(device: str) -> Callable[[], object]:
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(_EIGENPROBLEM, _EIGENPROBLEM, generator=generator, dtype=torch.float32)
-    gram = (a.T @ a).to(device)
-    return lambda: _done(torch.linalg.eigh(gram).eigenvalues)
-
-
-def _sweep(device: str) -> Callable[[], object]:
-    a, b = (torch.ones(_SWEEP, dtype=torch.float32, device=device) for _ in range(2))
-    return lambda: _done(a.add_(b))
 
 
 def _done(result: torch.Tensor) -> float:

@@ -57,8 +57,7 @@ class DigestMemo:
         """Whether an earlier run remembered a digest, which this one believes.
 
         Args:
-            identity: as in `get`.
-            tensor: as in `get`.
+            identity, tensor: as in `get`.
         """
         with self._lock:
             self._page(identity)
@@ -68,8 +67,7 @@ class DigestMemo:
         """Remember a digest.
 
         Args:
-            identity: as in `get`.
-            tensor: as in `get`.
+            identity, tensor: as in `get`.
             digest: hexadecimal.
             lasting: also for later runs.
         """

@@ -55,14 +55,7 @@ def write_entry(path: Path, kind: str, key: str, tensors: Mapping[str, Tensor], 
 
     Raises:
         FileError: the disk is full or the folder cannot be written.
-        ValueError: a dtype that entries do not hold, or a `meta` key that is reserved.
     """
-    reserved = [name for name in meta if name.startswith(_PREFIX)]
-    if reserved:
-        raise ValueError(f"reserved names in the meta of a cache entry: {reserved}")
-    unknown = [f"{tensor.dtype} ({name})" for name, tensor in tensors.items() if name_of(tensor.dtype) is None]
-    if unknown:
-        raise ValueError(f"cache entries do not hold {unknown[0]}")
     turned = [name for name, tensor in tensors.items() if lies_turned(tensor)]
     ready = {name: tensor.T if name in turned else tensor for name, tensor in tensors.items()}
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in ready.items()}

@@ -74,12 +74,6 @@ def _listed(given: Any) -> list[Any]:
     return values
 
 
-def _no_switches(values: list[Any]) -> list[Any]:
-    if any(isinstance(value, bool) for value in values):
-        raise ValueError("it takes a value, not true or false")
-    return values
-
-
 def _each_once(values: tuple[Any, ...]) -> tuple[Any, ...]:
     for at, value in enumerate(values):
         if value in values[:at]:
@@ -118,8 +112,7 @@ def _axis(name: str) -> tuple[Any, Any]:
         f"{setting.help} May be repeated.", *setting.flags, panel=setting.panel, metavar=setting.metavar,
         default=default, many=True,
     )  # fmt: skip
-    listed, checked = BeforeValidator(_listed), BeforeValidator(_no_switches)
-    return Annotated[tuple[one, ...], checked, listed, AfterValidator(_each_once), again], ()
+    return Annotated[tuple[one, ...], BeforeValidator(_listed), AfterValidator(_each_once), again], ()
 
 
 _PARAMS = Annotated[

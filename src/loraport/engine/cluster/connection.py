@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport.engine.cluster.machines import LeftOut, Node, ask, choose
-from loraport.engine.devices import named_devices, usable_bytes
+from loraport.engine.devices import named_devices, pick_devices, usable_bytes
 from loraport.engine.events import Remarked, Warned
 from loraport.engine.executor import Limits
 from loraport.engine.options import RayData
@@ -192,7 +192,7 @@ def knock(address: str | None, seconds: float = _KNOCK_SECONDS) -> None:
 
 def _own(limits: Limits) -> dict[str, Any]:
     """The cluster for one run on this machine."""
-    cards = sum(device.startswith("cuda") for device in limits.devices)
+    cards = sum(device.startswith("cuda") for device in pick_devices(limits.device))
     return {
         "num_cpus": cores() if cards else limits.workers or cores(),
         "num_gpus": cards,
@@ -278,11 +278,7 @@ def announce(cluster: Cluster, left_out: Sequence[LeftOut], limits: Limits, *, s
     what = f"{cards} GPUs" if cards else f"{sum(node.cpus for node in cluster.nodes):g} CPUs"
     machines = f"{len(cluster.nodes)} machines" if len(cluster.nodes) > 1 else cluster.nodes[0].name
     sent = [node for node in cluster.nodes if node.unseen]
-    data = "which read the files" if len(cluster.nodes) > 1 else "which reads the files"
-    if sent:
-        which = "which are" if len(cluster.nodes) > 1 else "which is"
-        which = which if len(sent) == len(cluster.nodes) else f"of which {len(sent)} {'are' if len(sent) > 1 else 'is'}"
-        data = f"{which} sent what layers need"
+    data = f"{len(sent)} of {len(cluster.nodes)} sent what layers need" if sent else "reading the files"
     limits.on_event(Remarked(f"Ray: {where}; layers run on {what} of {machines}, {data}"))
     if limits.data != "store":
         for reason in dict.fromkeys(node.unseen for node in sent):

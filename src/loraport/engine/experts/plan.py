@@ -88,8 +88,7 @@ def check_experts_outputs(
     Args:
         plan: of both.
         outputs: the file of each, if any are written.
-        options: as there.
-        also: as there.
+        options, also: as there.
         beside: of each expert, as there.
     """
     inputs = [*also, *(found for one in plan.plans.values() for found in input_files(one))]
