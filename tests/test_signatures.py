@@ -46,7 +46,8 @@ MANY = {
 HEAD = """Carry a LoRA from the model it was trained on to another of its family, such as a distilled variant."""
 MANY_HEAD = """Carry many LoRAs over in one job. Each layer of the two models is read and decomposed once.
 
-    Each output is the one that `transfer` writes. A failure of one LoRA does not stop the others."""
+    Each output is the one that `transfer` writes. A failure of one LoRA does not stop the others. What is not explained
+    here is explained there, and holds for each LoRA."""
 TAIL = '''
     Returns:
         The report: per-layer results, totals, warnings.
@@ -99,15 +100,12 @@ def _function(*, many: bool) -> str:
     lines += ["    options: RunOptions | None = None,\n", "    on_event: Listener = ignore,\n"]
     lines.append(f") -> {'ManyReport' if many else 'TransferReport'}:\n")
     lines.append(f'    """{MANY_HEAD if many else HEAD}\n\n    Args:\n')
-    lines += [_explained("loras", MANY["loras"])] if many else []
-    for name, setting in Recipe.described().items():
-        if not many or name != "lora":
-            help = re.sub(r"--([a-z-]+)", lambda m: f"`{m[1].replace('-', '_')}`", setting.help)
-            lines.append(_explained(name, help))
-        if name == "target_lora":
-            notes = ("output", "recursive", "skip_existing") if many else ("output",)
-            lines += [_explained(note, (MANY if many else NOTES)[note]) for note in notes]
-    lines += [_explained(name, NOTES[name]) for name in ("options", "on_event")]
+    lines += [_explained(name, help) for name, help in MANY.items()] if many else []
+    for name, setting in Recipe.described().items() if not many else ():
+        help = re.sub(r"--([a-z-]+)", lambda m: f"`{m[1].replace('-', '_')}`", setting.help)
+        lines.append(_explained(name, help))
+        lines += [_explained("output", NOTES["output"])] if name == "target_lora" else []
+    lines += [_explained(name, NOTES[name]) for name in ("options", "on_event") if not many]
     lines += [MANY_TAIL, MANY_BODY] if many else [TAIL, BODY]
     return "".join(lines)
 

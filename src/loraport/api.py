@@ -135,46 +135,14 @@ def transfer_many(
 ) -> ManyReport:
     """Carry many LoRAs over in one job. Each layer of the two models is read and decomposed once.
 
-    Each output is the one that `transfer` writes. A failure of one LoRA does not stop the others.
+    Each output is the one that `transfer` writes. A failure of one LoRA does not stop the others. What is not explained
+    here is explained there, and holds for each LoRA.
 
     Args:
         loras: LoRAs to carry over: files, folders that hold one or several, or zoo:NAME.
-        source: model the LoRA was trained on, distilled or not: a safetensors file, a diffusers folder, a hub id, or
-            zoo:NAME.
-        target: model to carry it to, of the same family: a safetensors or .pt file, a diffusers folder, a hub id, or
-            zoo:NAME.
-        source_lora: LoRA that was on the source during training, such as a training adapter. It is not part of the
-            target; without `target`, the target is the source alone. May be repeated; takes the same choices as
-            `target_lora`.
-        target_lora: distillation LoRA that makes the target: added to `target` if given, otherwise to the source. May
-            be repeated. FILE:0.5:expert=high also sets options for this file (expert, adapter, scale).
         output: folder to write to. Files from a folder of LoRAs keep their relative paths.
         recursive: also take LoRAs from subfolders.
         skip_existing: skip LoRAs whose output exists.
-        nested_source: part of the source to read, such as generator or generator_ema in a .pt file, or transformer_2 in
-            a folder.
-        nested_target: part of the target to read, chosen in the same way.
-        architecture: family of the models, if it should not be detected. any: an unknown family, whose layers are
-            matched by name and shape alone.
-        force: go on even if source and target do not look like versions of one model, their drift is mostly rounding,
-            or the LoRA was transferred before.
-        strength: strength of the whole LoRA, applied before any method.
-        scale: the LoRA's own scale (alpha / rank), if its file does not state it or states it wrongly.
-        expert: Wan2.2 expert to use: its folder in a pipeline, its LoRA in every file that holds both.
-        adapter: name of the LoRA to use from files that hold several. Applies to every file that has it.
-        drop: leave out layers and keys that match, from the output and from the distillation LoRAs.
-        allow_partial: leave out what cannot be matched, instead of stopping with an error.
-        method: transfer method or preset; `loraport methods` lists them.
-        params: settings of the method, such as `{"q_dom": 0.5}`.
-        amount: how much of the method to apply: 0 reuses the LoRA as it is, 1 is the full method. Values in between
-            interpolate linearly.
-        layers: apply the method only to layers that match. The others keep their update unchanged.
-        rank: rank of the output. auto: the input's, but at least 32 if the method adds to it. energy=0.99: the rank
-            that keeps 99 %.
-        to: key names in the output: universal, diffusers, kohya, original, fastvideo or same-as-input.
-        dtype: number format of the output: same (as the input), float32, bfloat16 or float16.
-        options: how to use the machine: device, workers, memory, cache.
-        on_event: called with every `loraport.engine.events.Event`.
 
     Returns:
         The outcome of each LoRA, in the order given: its report or its error.

@@ -9,7 +9,8 @@ from typing import Any
 
 
 class LoraportError(Exception):
-    """Base of all expected failures.
+    """Base of all expected failures. Its texts name settings as on the command line: in Python `--max-memory` is the
+    parameter, or the field of `RunOptions`, that is called `max_memory`.
 
     Args:
         what: one sentence, what went wrong.
