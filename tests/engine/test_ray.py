@@ -28,7 +28,7 @@ import whole_commands
 from loraport.engine.apart import Kept
 from loraport.engine.cluster import connection, machines, task, underway
 from loraport.engine.cluster.connection import Cluster
-from loraport.engine.cluster.fetching import Fetching
+from loraport.engine.cluster.fetching import fetch_home
 from loraport.engine.cluster.machines import Node, choose, code
 from loraport.engine.cluster.resources import resources_of, slots_of
 from loraport.engine.cluster.task import Offer
@@ -42,6 +42,7 @@ from loraport.engine.worker import Worker
 from loraport.errors import FileError, NumericalError, UsageError
 from loraport.store.digests import DigestMemo
 from loraport.store.store import Store
+from loraport.store.writing import Behind
 from loraport.threads import cores
 from loraport.version import __version__
 from ray_work import Layer
@@ -753,7 +754,7 @@ def test_of_decompositions_on_their_way_home_no_more_wait_than_there_is_room_for
     import ray
 
     store = _Held(tmp_path)
-    fetching = Fetching(ray, store, room=2_500_000)
+    fetching = Behind(room=2_500_000)
 
     def offer(number: int) -> Offer:
         kept = Kept("basis", f"{number:064}", {"S": torch.full((250_000,), float(number))}, {})
@@ -767,12 +768,13 @@ def test_of_decompositions_on_their_way_home_no_more_wait_than_there_is_room_for
             ray.get(lost, timeout=10)
             time.sleep(0.5)
         pytest.fail("what the actor put outlives it")
-    fetching.take([offer(1), Offer(lost, 10**6), *map(offer, range(2, 9))])  # the store holds the first
+    offers = [offer(1), Offer(lost, 10**6), *map(offer, range(2, 9))]
+    fetch_home(ray, offers, store, fetching)  # the store holds the first
     store.may.set()
     fetching.finish()
     assert [int(entry.key) for entry in store.entries()] == [1], "beside it only the one that is lost fits"
-    larger = Fetching(ray, store, room=1)
-    larger.take([offer(9)])
+    larger = Behind(room=1)
+    fetch_home(ray, [offer(9)], store, larger)
     larger.finish()
     assert sorted(int(entry.key) for entry in store.entries()) == [1, 9]
     assert float(store.get("basis", f"{9:064}")["S"][0]) == 9.0

@@ -32,6 +32,17 @@ def test_what_waits_is_bounded_and_done_in_order() -> None:
     assert done == ["a", "b", "c"]
 
 
+def test_where_nobody_is_patient_what_finds_no_room_is_let_go() -> None:
+    behind, gate, done = Behind(room=10), threading.Event(), []
+    for name, size in (("a", 25), ("b", 1)):
+        behind.put(name, size, lambda name=name: (gate.wait(10), done.append(name)), patient=False)
+    gate.set()
+    behind.finish()
+    behind.put("c", 11, lambda: done.append("c"), patient=False)
+    behind.finish()
+    assert done == ["a", "c"]
+
+
 def test_an_error_comes_out_at_the_end_and_stops_nothing() -> None:
     behind, done = Behind(room=10), []
 

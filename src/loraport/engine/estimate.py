@@ -213,11 +213,11 @@ def _with_hand(batch: LayerBatch, states: Sequence[Have], asked: Mapping[_Way, C
 def _cache(plans: Sequence[TransferPlan], options: RunOptions) -> tuple[Path | None, KnownDigests]:
     """The cache folder, and the digests that are remembered in it."""
     identities = {file: state for plan in plans for file, state in plan.identities.items()}
+    root = None
     if options.cache != "off":
         with contextlib.suppress(FileError):  # the run will say why the folder cannot be used
             root = cache_root(options.cache_folder)
-            return root, KnownDigests(DigestMemo(root, trust=not options.verify_inputs), identities)
-    return None, KnownDigests(DigestMemo(None), identities)
+    return root, KnownDigests(DigestMemo(root, trust=not options.verify_inputs), identities)
 
 
 def _dealt(seconds: Sequence[float], lanes: int) -> float:

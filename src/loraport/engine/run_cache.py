@@ -43,9 +43,7 @@ def open_cache(
             root = cache_root(options.cache_folder)
         except FileError as error:
             warn(f"nothing is kept for later runs: {error.what} ({error.where}: {error.values})")
-    if root is None:
-        return NullStore(), InputReader(DigestMemo(None), identities, pinned=pinned)
-    store = Store(root, behind=room_behind(slots))
+    store = NullStore() if root is None else Store(root, behind=room_behind(slots))
     store.sweep()
     return store, InputReader(DigestMemo(root, trust=not options.verify_inputs), identities, pinned=pinned)
 

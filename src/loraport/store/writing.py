@@ -1,10 +1,9 @@
-"""Entries written by a thread of its own, while whoever made them goes on."""
+"""Work of a thread of its own, such as writing entries, while whoever has it done goes on."""
 
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 
 class Behind:
@@ -19,29 +18,32 @@ class Behind:
     def __init__(self, room: int):
         self._room = room
         self._used = 0
-        self._waiting: Counter[Path] = Counter()
+        self._waiting: Counter[Hashable] = Counter()
         self._error: BaseException | None = None
         self._changed = threading.Condition()
         self._pool = ThreadPoolExecutor(1, "loraport-store")
 
-    def put(self, path: Path, size: int, work: Callable[[], object]) -> None:
-        """Have something done; waits while there is no room.
+    def put(self, name: Hashable, size: int, work: Callable[[], object], *, patient: bool = True) -> None:
+        """Have something done.
 
         Args:
-            path: what it makes.
+            name: of what it makes, such as the path of a file.
             size: bytes that it holds until then.
             work: makes it.
+            patient: wait while there is no room; else it is let go.
         """
         with self._changed:
-            self._changed.wait_for(lambda: not self._used or self._used + size <= self._room)
+            if not patient and not self._has_room(size):
+                return
+            self._changed.wait_for(lambda: self._has_room(size))
             self._used += size
-            self._waiting[path] += 1
-        self._pool.submit(self._do, path, size, work)
+            self._waiting[name] += 1
+        self._pool.submit(self._do, name, size, work)
 
-    def wait(self, path: Path) -> None:
-        """Return when nothing is waiting to make this file."""
+    def wait(self, name: Hashable) -> None:
+        """Return when nothing is waiting to make this."""
         with self._changed:
-            self._changed.wait_for(lambda: path not in self._waiting)
+            self._changed.wait_for(lambda: name not in self._waiting)
 
     def finish(self) -> None:
         """Return when all is done. Raises what a piece of work raised."""
@@ -51,7 +53,18 @@ class Behind:
         if error is not None:
             raise error
 
-    def _do(self, path: Path, size: int, work: Callable[[], object]) -> None:
+    def stop(self, *, wait: bool) -> None:
+        """Let go of what waits.
+
+        Args:
+            wait: for what is being done.
+        """
+        self._pool.shutdown(wait=wait, cancel_futures=True)
+
+    def _has_room(self, size: int) -> bool:
+        return not self._used or self._used + size <= self._room
+
+    def _do(self, name: Hashable, size: int, work: Callable[[], object]) -> None:
         try:
             work()
         except BaseException as error:
@@ -59,7 +72,7 @@ class Behind:
         finally:
             with self._changed:
                 self._used -= size
-                self._waiting[path] -= 1
-                if not self._waiting[path]:
-                    del self._waiting[path]
+                self._waiting[name] -= 1
+                if not self._waiting[name]:
+                    del self._waiting[name]
                 self._changed.notify_all()

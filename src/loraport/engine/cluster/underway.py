@@ -10,7 +10,7 @@ from typing import Any
 
 from loraport.engine.apart import Done, outcome, take_home, told
 from loraport.engine.cluster.connection import Cluster, knock
-from loraport.engine.cluster.fetching import Fetching
+from loraport.engine.cluster.fetching import fetch_home
 from loraport.engine.cluster.machines import NODE_ID, SEES_ALL_CARDS, Node
 from loraport.engine.cluster.resources import resources_of, slots_of
 from loraport.engine.cluster.sending import away, bytes_read, pack
@@ -19,6 +19,7 @@ from loraport.engine.events import Warned
 from loraport.engine.executor import J, Limits, Slot, threads_for
 from loraport.errors import FileError, first_line
 from loraport.store.store import NullStore
+from loraport.store.writing import Behind
 
 RETRIES = 3
 """How often a layer is done again whose process or machine was lost."""
@@ -98,7 +99,7 @@ class Underway:
         self._waiting: deque[tuple[int, Any]] = deque()
         self._underway: dict[Future[Any], _Layer] = {}  # Python's own waiting hears Ctrl-C, Ray's breaks on it
         self._readers = ThreadPoolExecutor(_READERS, "loraport-sending")
-        self._fetching = Fetching(ray, getattr(work, "store", NullStore()), self._room)
+        self._store, self._fetching = getattr(work, "store", NullStore()), Behind(self._room)
         self._answered = self._looked = time.monotonic()
         self._silent: float | None = None
         self._lost = False
@@ -146,7 +147,7 @@ class Underway:
     def _taken_home(self, done: "Future[Any]", number: int, job: J) -> Done[Any]:
         result, offers = self._result(done, number, job)
         take_home(self._work, result)
-        self._fetching.take(offers)
+        fetch_home(self._ray, offers, self._store, self._fetching)
         return result
 
     def _way(self, sends: bool) -> _Way:
