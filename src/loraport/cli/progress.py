@@ -2,7 +2,6 @@
 
 import sys
 import time
-from types import TracebackType
 
 from loraport.cli import collector, text
 from loraport.cli.console import Console, printable, terminal
@@ -55,9 +54,7 @@ class Progress:
             self._bar = Bar()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.rich.stop()
 
@@ -70,17 +67,23 @@ class Progress:
         """Take one event. With the first the work has begun, and all that it needs is loaded."""
         collector.begin()
         if isinstance(event, events.Warned):
-            self._warn(event.message)
+            if event.message not in self._warned:
+                self._warned.append(event.message)
+                self._say(f"warning: {event.message}", "yellow")
         elif isinstance(event, events.Remarked):
-            self._remark(event.message)
+            self._say(event.message)
         elif isinstance(event, events.PlanReady):
             self._begin()
         elif isinstance(event, events.LayerDone):
-            self._advance(event)
-        elif isinstance(event, events.Step):
-            self._stage(event.message, event.done, event.total)
+            left = self._time_left(event, time.monotonic())
+            self._advance(f"{event.finished}/{event.layers} layers", event.done, event.total, left)
         elif isinstance(event, events.Written):
-            self._write(event)
+            self._advance(event.message, event.done, event.total)
+        elif isinstance(event, events.Step):
+            if self._bar is not None:
+                self._bar.show(event.message, event.done - 1, event.total)
+            else:
+                self._console.remark(f"[{event.done}/{event.total}] {event.message}")
 
     def _begin(self) -> None:
         self._began = time.monotonic()
@@ -88,45 +91,19 @@ class Progress:
         self._together = 0.0  # until when a layer counts as one of the first
         self._before = 0.0  # operations of layers from an earlier run, until then
 
-    def _warn(self, message: str) -> None:
-        if message in self._warned:
-            return
-        self._warned.append(message)
+    def _say(self, message: str, style: str | None = None) -> None:
         if self._bar is not None:
-            self._bar.rich.console.print(f"warning: {printable(message)}", markup=False, style="yellow")
-        else:
-            self._console.warning(message)
-
-    def _remark(self, message: str) -> None:
-        if self._bar is not None:
-            self._bar.rich.console.print(printable(message), markup=False)
+            self._bar.rich.console.print(printable(message), markup=False, style=style)
         else:
             self._console.remark(message)
 
-    def _stage(self, message: str, done: int, total: int) -> None:
-        """A step of a longer story, such as the demo's."""
-        if self._bar is not None:
-            self._bar.show(message, done - 1, total)
-        else:
-            self._console.remark(f"[{done}/{total}] {message}")
-
-    def _write(self, event: events.Written) -> None:
-        if self._bar is not None:
-            self._bar.show(event.message, event.done, event.total)
-        elif time.monotonic() - self._last_line >= _LINE_EVERY:
-            self._last_line = time.monotonic()
-            self._console.remark(f"{event.message}, {100 * event.done / max(event.total, 1):.0f} %")
-
-    def _advance(self, event: events.LayerDone) -> None:
+    def _advance(self, message: str, done: float, total: float, left: str = "") -> None:
         now = time.monotonic()
-        left = self._time_left(event, now)
-        name = f"{event.finished}/{event.layers} layers"
         if self._bar is not None:
-            self._bar.show(name, event.done, event.total, left)
+            self._bar.show(message, done, total, left)
         elif now - self._last_line >= _LINE_EVERY:
             self._last_line = now
-            percent = 100 * event.done / event.total if event.total else 100.0
-            self._console.remark(f"{name}, {percent:.0f} %{', ' + left if left else ''}")
+            self._console.remark(f"{message}, {100 * done / total if total else 100:.0f} %{', ' + left if left else ''}")
 
     def _time_left(self, event: events.LayerDone, now: float) -> str:
         """By the mean speed since the first layer was begun that is computed: neither layers from an earlier run, which

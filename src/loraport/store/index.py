@@ -164,7 +164,7 @@ def clear(root: Path) -> list[EntryInfo]:
     for file in list(_files(root / "digests")):
         if re.fullmatch(r"[0-9a-f]{64}\.json", file.name):
             remove(Path(file.path))
-    collect(root)
+    sweep(root)
     for kind in (*KINDS, "digests"):
         _remove_empty_folders(root / kind)
     return deleted
