@@ -103,7 +103,8 @@ class Progress:
             self._bar.show(message, done, total, left)
         elif now - self._last_line >= _LINE_EVERY:
             self._last_line = now
-            self._console.remark(f"{message}, {100 * done / total if total else 100:.0f} %{', ' + left if left else ''}")
+            share = f"{100 * done / total if total else 100:.0f} %"
+            self._console.remark(", ".join(filter(None, (message, share, left))))
 
     def _time_left(self, event: events.LayerDone, now: float) -> str:
         """By the mean speed since the first layer was begun that is computed: neither layers from an earlier run, which
