@@ -19,17 +19,17 @@ LORAS = {"target": None, "target_lora": [{"file": "few.safetensors"}]}
 @pytest.mark.parametrize(
     ("report", "words", "tone", "said"),
     [
-        (_report(), "converted", "plain", "hold it against the LoRA as it is"),
+        (_report(), "converted", "plain", "Compare it with the LoRA as it is"),
         (_report(FAR, **LORAS), "converted", "plain", "nearer to source + LoRA than reuse"),
-        (_report(FAR / 2, **LORAS), "converted", "plain", "hold it against the LoRA as it is"),
+        (_report(FAR / 2, **LORAS), "converted", "plain", "Compare it with the LoRA as it is"),
         (_report(method="mean_matched"), "converted", "plain", "measured of mean_matched"),
-        (_report(0.0), "nothing to carry over", "plain", "are the same"),
-        (_report(0.001, rounding=True), "only rounding to go by", "caution", "Rounding"),
+        (_report(0.0), "nothing to transfer", "plain", "are the same"),
+        (_report(0.001, rounding=True), "only rounding", "caution", "Rounding"),
         (_report(method="direct"), "the LoRA as it is", "good", "suited the target"),
         (_report(0.1, amount=0.0), "the LoRA as it is", "plain", "look at clips"),
         (_report(LARGE, method="direct"), "the LoRA as it is", "caution", "strength 1.25 was nearer"),
         (_report(None, method="direct", strength=0.5), "the LoRA as it is", "plain", "at strength 0.5"),
-        (_report(energy_kept_total=0.5), "converted", "caution", "hold it against"),
+        (_report(energy_kept_total=0.5), "converted", "caution", "Compare it with"),
     ],
 )
 def test_what_is_said(report: dict, words: str, tone: str, said: str):

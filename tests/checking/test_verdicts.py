@@ -263,7 +263,7 @@ def test_a_file_that_a_transfer_made(files: pico.Pico):
     loraport.transfer(files.lora, source=files.source, target=files.target, output=made, method="matched-gain")
     found = check(files, files.target, lora=made)
     assert (found.verdict, found.stage) == ("use as is", "headers")
-    assert "carried over already" in found.headline
+    assert "transferred already" in found.headline
 
 
 def test_the_strength_on_the_source_is_the_unit(files: pico.Pico):

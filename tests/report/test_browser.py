@@ -94,7 +94,7 @@ def test_a_row_opens_its_own_figures(browser, page):
         browser.ask("Input.dispatchKeyEvent", type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
     text = browser.run(OPENED.format("document.querySelector('.panel').innerText"))
     assert f"blocks.0.{EVIL} among all layers" in text
-    assert "The drift. " in text
+    assert "\nThe drift\n" in text
     assert browser.run("[...document.querySelectorAll('.panel svg')].every(each => each.ariaLabel.length > 20)")
     assert (
         browser.run("document.querySelectorAll('.panel svg[aria-label^=\"The drift. Map of 16 by 16\"]').length") == 1

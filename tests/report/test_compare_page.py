@@ -160,8 +160,8 @@ def test_the_page_stays_small_and_says_what_is_left_out(monkeypatch):
     monkeypatch.setattr(scenes, "BUDGET", sheets * 3 // 4)
     html = made()
     assert html.count('<div class="scene"') == 3
-    assert "1 of 4 prompts and seeds are left out" in html
-    assert "Mean over 4 clips" in html
+    assert "1 of 4 combinations of prompt and seed are left out" in html
+    assert "means over 4 clips" in html
     assert sum(map(len, re.findall(r"data:image/webp;base64,([^)]+)", html))) <= scenes.BUDGET
     monkeypatch.setattr(scenes, "BUDGET", 1)
     assert made().count('<div class="scene"') == 1  # never none

@@ -43,7 +43,8 @@ def test_a_row_opens_the_maps_of_its_layer():
         in first
     )
     assert "to 2.5 at receivers 4, senders from 71" in first
-    assert "<b>The drift.</b> look at The drift." in first
+    assert "<h3>The drift</h3>" in first
+    assert "<figcaption>look at The drift.</figcaption>" in first
     assert 'aria-label="The drift in lines. height over place: one from 0 to' in first
     assert "to 9.5 at receivers 4" in second
     assert first.count("<figure>") == first.count("<figcaption>") == 2 + (first.count("among all layers") > 0)
@@ -87,7 +88,7 @@ def test_figures_give_way_so_that_the_whole_page_stays_small(monkeypatch, room):
     whole, bare = render_page(report), render_page({**REPORT, "layers": layers})
     monkeypatch.setattr(frame, "WHOLE", room)
     page = render_page(report)
-    left = re.search(r"The last (\d+) figures of each layer are left out", page)
+    left = re.search(r"the last (\d+) figures of each layer are left out", page)
     assert len(page.encode()) <= max(room, len(bare))
     assert (left is None) == (page == whole)
     assert all(

@@ -28,14 +28,14 @@ def test_a_check_says_verdict_reasons_and_figures(tmp_path):
     for said in (
         "noir.safetensors on fast", "use at strength 1.25", "Use it at 1.25.",
         "The drift is small (threshold small drift: 0.05).", "All layers meet.", "small drift: the bundled pairs",
-        "6 layers, 5 of them in source and target", "regression, by weights: it looks so", "3 steps",
-        "0.16 % (rounding of the stored numbers)", "6 of 40 layers were looked at", "How to go on", "odd.key",
+        "6 layers, 5 of them in source and target", "regression (judged by weights): it looks so", "3 steps",
+        "0.16 % (rounding of the stored numbers)", "6 of 40 layers were looked at", "What to run next", "odd.key",
         "2.5 MB", "LoRA of rank 4",
     ):  # fmt: skip
         assert said in text, said
-    assert page.index("Use it at 1.25") < page.index("Why") < page.index("What went in") < page.index("Figures")
+    assert page.index("Use it at 1.25") < page.index("Why") < page.index(">Inputs<") < page.index("Figures")
     first = _text(_opened(page)[0])
-    assert "blocks.0.self_attn.q beside its null models" in first
+    assert "blocks.0.self_attn.q beside chance" in first
     assert "one standard deviation of unrelated ones" in first
 
 
@@ -69,8 +69,8 @@ def test_an_analysis_draws_the_model_and_each_layer(tmp_path):
     assert len(opened) == 20
     own = _text(opened[7])
     for said in (
-        "Spectrum and clusters", "Energy against rank", "How far drift turns directions",
-        "before and after drift: tail",
+        "Spectrum and clusters", "Energy against rank", "How far the drift turns directions",
+        "before and after the drift: tail",
         "Certificates of the leading clusters", "lora0: what a cluster sends", "lora1: what a cluster receives",
         "Drift in the clusters of lora0", "lora1 from cluster to cluster", "Interaction strength", "Alignment",
         "lora1: restored", "lora0: arbitrated",
@@ -100,7 +100,7 @@ def test_figures_that_do_not_fit_are_left_out_and_that_is_said(monkeypatch):
     monkeypatch.setattr(frame, "BUDGET", 40_000)
     page = render_analysis_page(findings.pair(1))
     assert sum(len(each) for each in re.findall(r'data-figures="([^"]+)"', page)) <= 40_000
-    left = int(re.search(r"The last (\d+) figures of each layer are left out", page)[1])
+    left = int(re.search(r"the last (\d+) figures of each layer are left out", page)[1])
     assert all(
         few.count("<figure>") == all_of.count("<figure>") - left
         for few, all_of in zip(_opened(page), _opened(whole), strict=True)

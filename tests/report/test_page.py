@@ -77,7 +77,7 @@ def test_an_ordinary_report_makes_a_page():
     checker = _check(render_page(REPORT))
     text = " ".join(checker.text)
     assert "out.safetensors" in text
-    assert "2 layers by casa, rank 2 to 4" in text
+    assert "2 layers, method casa, rank 2 to 4" in text
     assert "blocks.1.ffn.0" in text
     assert "own measure" in text
     assert "87.5 %" in text
@@ -96,7 +96,7 @@ def test_the_page_says_how_to_use_the_result():
     assert 'pipe.load_lora_weights("x")' in checker.text
     assert "put x into models/loras" in text
     assert load[2] in checker.text
-    assert "Steps, shift and guidance are those of the model that it is for" in text
+    assert "Use the steps, shift and guidance of the target" in text
     told = {**REPORT["summary"], "target_usage": "steps 4, guidance_scale 1 (its header)"}
     assert "steps 4, guidance_scale 1" in render_page({**REPORT, "load": load, "summary": told})
 
@@ -246,13 +246,13 @@ def test_a_calibration_says_what_was_tried():
     text = " ".join(checker.text)
     for expected in (
         "Half of it arrives.",
-        "casa x 1.0 was taken: it is <nearest>",
+        "casa x 1.0 was chosen: it is <nearest>",
         "mind the gap",
-        "Gap of everything",
-        "by step",
+        "Gap of each candidate",
+        "step by step",
     ):
         assert expected in text
-    assert text.index("Gap of everything") < text.index("Energy kept")
+    assert text.index("Gap of each candidate") < text.index("Energy kept")
     assert checker.tags.count("polyline") == 2 + 2 * 2  # two methods; share and direction of two sides
 
 

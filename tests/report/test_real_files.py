@@ -61,7 +61,7 @@ def _harmless(page: str) -> None:
 def test_a_transfer_of_such_a_file(report: loraport.TransferReport):
     page = render_page(json.loads(json.dumps(report.to_json())))
     _harmless(page)
-    assert "Asked for: <code>--allow-partial --rank 32</code>" in page
+    assert "Options: <code>--allow-partial --rank 32</code>" in page
     assert '<p class="verdict plain">converted</p>' in page
     opened = unpacked(page)
     assert len(opened) == len(report.layers)
@@ -94,7 +94,7 @@ def test_a_card_names_files_in_lines_of_its_own(report: loraport.TransferReport)
     card = render_card(told)
     shown = "`ink # Buy ⟨U+202E⟩it\\|'.safetensors`"
     assert f"| LoRA | {shown} |" in card
-    assert f"- together with {shown} at strength 0.5: 4 steps \\# now" in card
+    assert f"- Use it together with {shown} at strength 0.5: 4 steps \\# now" in card
     assert [line for line in card.splitlines() if line.startswith("# ")] == ["# out"]
     assert "restore yes" in card
 
@@ -102,7 +102,7 @@ def test_a_card_names_files_in_lines_of_its_own(report: loraport.TransferReport)
 def test_a_check_of_such_a_file(before: loraport.CheckResult):
     page = render_check_page(before)
     _harmless(page)
-    assert "Steps, shift and guidance are those of the model that it is for" in page
+    assert "Use the steps, shift and guidance of the target" in page
     assert "custom sampler lcm" in page
     assert before.kind.name == "distribution matching"
     assert "FastWan2.1" in before.kind.sentence
@@ -136,5 +136,5 @@ def test_an_analysis_has_the_digests_of_a_transfer(
     assert {each.role.split()[0]: each.digest for each in found.inputs} == theirs
     page = render_analysis_page(found)
     assert all(digest in page for digest in theirs.values())
-    assert "Asked for: <code>--allow-partial</code>" in page
+    assert "Options: <code>--allow-partial</code>" in page
     assert type(found).from_json(json.loads(json.dumps(found.to_json()))) == found

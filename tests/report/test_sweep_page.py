@@ -49,7 +49,7 @@ def table_of(page):
 def bars_of(page):
     """The labels and values of each chart, by its title."""
     found = {}
-    for drawing, title in re.findall(r'<figure><div class="bars">(.*?)<figcaption><b>(.*?)\.</b>', page, re.DOTALL):
+    for title, drawing in re.findall(r'<figure><h3>(.*?)</h3><div class="bars">(.*?)<figcaption>', page, re.DOTALL):
         found[title] = re.findall(r'<div class="\w+"><span>(.*?)</span>.*?<span>([^<]*)</span></div>', drawing)
     return found
 
@@ -69,7 +69,7 @@ def test_a_row_says_what_was_tried_and_what_came_of_it(tmp_path):
     told = {
         "LoRA": "style",
         "target": "fast",
-        "rank asked for": "16",
+        "rank requested": "16",
         "rank": "16",
         "layers": "1,200",
         "kept": "75.0 %",
@@ -82,7 +82,7 @@ def test_a_row_says_what_was_tried_and_what_came_of_it(tmp_path):
         "1.5",
         "1",
     )
-    assert (deep["LoRA"], deep["rank asked for"], deep["on"]) == ("deep/style", "32", "yes")
+    assert (deep["LoRA"], deep["rank requested"], deep["on"]) == ("deep/style", "32", "yes")
     assert (bad["state"], bad["why"], bad["kept"]) == ("failed", "no layers in common; blocks", "–")
     assert (pending["LoRA"], pending["state"]) == ("next", "pending")
     assert checker.fetched == ["fast/rank%3D16/style.html"]
@@ -104,7 +104,7 @@ def test_charts_compare_only_what_all_have(tmp_path):
     cells = [kept("a", 16, 0.5), kept("b", 16, 0.7), kept("c", 16, 0.1), kept("a", 32, 0.6), kept("b", 32, 0.9)]
     page = render_sweep_page(read(tmp_path, *cells, kept("c", 32, 0.9, state="failed")))
     assert bars_of(page) == {"Kept, fast": [("rank=16", "60 %"), ("rank=32", "75 %")]}
-    assert "means of the 2 LoRAs" in page
+    assert "means over the 2 LoRAs" in page
     assert bars_of(render_sweep_page(read(tmp_path, *cells[:3]))) == {}
     pair = [cell("a", target, "", {}) for target in ("fast", "turbo")]
     alone = bars_of(render_sweep_page(read(tmp_path, *pair)))

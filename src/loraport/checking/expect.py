@@ -49,25 +49,25 @@ def _expected(facts: Mapping[str, Any], stats: list[Mapping[str, Any]]) -> Expec
     drift = median(drifts) if drifts else None
     method, as_it_is = facts["method"], facts["method"] == "direct" or facts.get("amount") == 0.0
     if drifts and max(drifts) == 0.0:
-        text = "Source and target are the same in these layers, so that the file does what the LoRA does."
-        return Expectation("nothing to carry over", "plain", (text,))
+        text = "Source and target are the same in these layers, so the file does what the LoRA does."
+        return Expectation("nothing to transfer", "plain", (text,))
     if drifts and sum(bool(each.get("drift_is_rounding")) for each in stats) >= bounds["rounding"].value * len(drifts):
         text = (
-            "Rounding of the stored numbers explains most of what the two models differ by in these layers: there was "
-            "nothing that a method could read."
+            "Rounding of the stored numbers explains most of the difference between the two models in these layers, so "
+            "there was nothing a method could read."
         )
-        return Expectation("only rounding to go by", "caution", (text,), bounds["rounding"])
+        return Expectation("only rounding", "caution", (text,), bounds["rounding"])
     if as_it_is:
         return _reused(facts, drift)
-    moved = "" if drift is None else f" at a drift of {100 * drift:.1f} % of the weights (the middle layer)"
-    done = f"Converted with {method}{moved}."
+    moved = "" if drift is None else f" The weights of the target moved by {100 * drift:.1f} % (median layer)."
+    done = f"Converted with {method}.{moved}"
     if method != MEASURED_METHOD:
         return Expectation("converted", "plain", (done, f"What was measured of {method} is in docs/evidence.md."))
     bound = bounds["made_by_loras"]
     if facts.get("target") is None and facts.get("target_lora") and drift is not None and drift >= bound.value:
         text = (
-            "On the one measured target that LoRAs moved as far, this came nearer to source + LoRA than reuse: with "
-            "five LoRAs at no price in faults, with one that was held out at more of them."
+            "On the one measured target that LoRAs moved as far, converting came nearer to source + LoRA than reuse: "
+            "with five LoRAs at no price in faults, with one held-out LoRA at the price of more."
         )
         return Expectation("converted", "plain", (done, text), bound)
     bound = bounds["conversion"]
@@ -82,14 +82,14 @@ def _reused(facts: Mapping[str, Any], drift: float | None) -> Expectation:
     if drift is None:
         return Expectation("the LoRA as it is", "plain", (done,))
     large, keeps = bounds["large_drift"], bounds["keeps"]
-    moved = f"The weights moved by {100 * drift:.1f} % (the middle layer):"
+    moved = f"The weights of the target moved by {100 * drift:.1f} % (median layer)."
     if drift >= large.value:
-        text = f"{moved} where they moved as far, LoRAs acted too weakly, and strength {large.strength:g} was nearer."
+        text = f"{moved} Where they moved as far, LoRAs acted too weakly, and strength {large.strength:g} was nearer."
         return Expectation("the LoRA as it is", "caution", (done, text), large)
-    text = f"{moved} where they moved no farther, the strength that suits the source suited the target."
+    text = f"{moved} Where they moved no farther, the strength that suits the source also suited the target."
     if drift < keeps.value:
         return Expectation("the LoRA as it is", "good", (done, text), large)
     more = (
-        "From such drifts on some LoRAs kept much less of what they do, at any strength: look at clips, or calibrate."
+        "From this drift on, some LoRAs kept much less of what they do, at any strength: look at clips, or calibrate."
     )
     return Expectation("the LoRA as it is", "plain", (done, text, more), keeps)

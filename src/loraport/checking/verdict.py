@@ -38,10 +38,10 @@ def judge_headers(headers: Headers) -> Judgement | None:
         return _cannot("the LoRA is for another model", bound.reason(text, ""))
     if headers.transferred is not None:
         text = (
-            f"a transfer made this file for {headers.transferred}; what it takes back of the drift must not be taken "
-            "back twice. For another target, check the LoRA that it was made from"
+            f"a transfer made this file for {headers.transferred}, and the drift must not be undone twice; for another "
+            "target, check the LoRA it was made from"
         )
-        return Judgement("use as is", 1.0, "use it as it is: it was carried over already", (Reason(text),))
+        return Judgement("use as is", 1.0, "use it as it is: it was transferred already", (Reason(text),))
     return None
 
 
@@ -94,14 +94,14 @@ def kind_of(seen: Seen) -> Kind:
         return Kind("a LoRA", text, "weights")
     if by_name is not None:
         return Kind(by_name.name, f"{by_name.sentence}; {moved}", "names")
-    text = f"{moved}, in all directions; distribution matching and regression are not told apart by weights"
+    text = f"{moved}, in all directions; weights cannot tell distribution matching from regression"
     return Kind("not told", text, "weights")
 
 
 def _nothing_in_it(seen: Seen) -> Judgement | None:
     if "update" in seen.figures:
         return None
-    return _cannot("the LoRA does nothing", Reason("every update that was looked at is zero; was it saved whole?"))
+    return _cannot("the LoRA does nothing", Reason("every update that was looked at is zero; is the file complete?"))
 
 
 def _unrelated(seen: Seen) -> Judgement | None:
@@ -109,7 +109,7 @@ def _unrelated(seen: Seen) -> Judgement | None:
     if drift <= bound.value:
         return None
     text = (
-        f"in the middle layer the weights differ by {drift:.2f} of their norm: the target was not made of this source"
+        f"in the median layer the weights differ by {drift:.2f} of their norm: the target is not made from this source"
     )
     return _cannot("source and target are not versions of one model", bound.reason(text, "drift"))
 
@@ -120,8 +120,8 @@ def _same_weights(seen: Seen) -> Judgement | None:
     reasons = [Reason("source and target are the same in every layer of the LoRA that was looked at", "drift")]
     if seen.elsewhere:
         reasons.append(
-            Reason(f"they differ elsewhere, by {100 * seen.elsewhere:.1f} % in layers that the LoRA leaves alone: no "
-                   "method that works layer by layer can answer to that", "drift")
+            Reason(f"they differ elsewhere, by {100 * seen.elsewhere:.1f} % in layers that the LoRA leaves alone; no "
+                   "method that works layer by layer can respond to that", "drift")
         )  # fmt: skip
     return Judgement("use as is", 1.0, "use it as it is: its layers are the same in both models", tuple(reasons))
 
@@ -130,10 +130,10 @@ def _only_rounding(seen: Seen) -> Judgement | None:
     bound, share = thresholds()["rounding"], seen.value("rounding") or 0.0
     if share < bound.value:
         return None
-    text = f"rounding of the stored numbers explains {100 * share:.0f} % of what the weights differ by"
+    text = f"rounding of the stored numbers explains {100 * share:.0f} % of the difference between the weights"
     more = Reason(
-        "what else changed cannot be told from it, so that no method has anything to read; copies of a finer number "
-        "format would show more"
+        "no other change can be told from it, so no method has anything to read; copies in a finer number format "
+        "would show more"
     )
     headline = "use it as it is: the two models differ by little more than rounding"
     return Judgement("use as is", 1.0, headline, (bound.reason(text, "rounding"), more))
@@ -160,8 +160,8 @@ def _overlapping(seen: Seen) -> Judgement | None:
     spread, left = _uneven(seen, dose)
     if spread > bounds["uneven"].value and left is not None and left < spread:
         text = (
-            f"that differs between layers (by {spread:.2f}), so that no one strength suits them; {seen.method} leaves "
-            f"{left:.2f} of it"
+            f"this differs between layers (by {spread:.2f}), so no single strength suits them all; "
+            f"{seen.method} leaves {left:.2f} of the difference"
         )
         return Judgement("convert", 1.0, "convert it", (bounds["uneven"].reason(text, "dose"), first))
     strength = _rounded(1.0 - dose)
@@ -169,7 +169,7 @@ def _overlapping(seen: Seen) -> Judgement | None:
         return _cannot("the target holds this LoRA already", first)
     if strength == 1.0:
         return None
-    more = Reason(f"with {strength:g} the two together come to what the LoRA does on its source", "dose")
+    more = Reason(f"at strength {strength:g} the two add up to what the LoRA does on its source", "dose")
     return Judgement("use at strength", strength, f"use it at strength {strength:g}", (first, more))
 
 
@@ -178,8 +178,8 @@ def _on_source(seen: Seen) -> Judgement | None:
     if not kinds:
         return None
     text = (
-        f"{' and '.join(kinds)} is a function of the weights that it was trained on; on the target a program would "
-        "take it of other weights. What it does on its source is carried over as a plain LoRA"
+        f"{' and '.join(kinds)} is a function of the weights it was trained on; on the target a program would apply it "
+        "to other weights. A transfer writes what it does on its source as a plain LoRA"
     )
     return Judgement("convert", 1.0, "convert it to a plain LoRA", (Reason(text),))
 
@@ -190,7 +190,7 @@ def _made_by_loras(seen: Seen) -> Judgement | None:
     if kind_of(seen).name != "a LoRA" or drift < bound.value or seen.method != MEASURED_METHOD:
         return None
     moved = f"the target is made by LoRAs that move its weights by {100 * drift:.1f} %"
-    text = f"{moved}: there {seen.method} did more than reuse, for most LoRAs"
+    text = f"{moved}; on such a target {seen.method} did more than reuse for most LoRAs"
     return Judgement("convert", 1.0, "convert it", (bound.reason(text, "drift"),))
 
 
@@ -199,7 +199,7 @@ def _moved_far(seen: Seen) -> Judgement | None:
     bound, drift = thresholds()["large_drift"], seen.value("drift") or 0.0
     if drift < bound.value or bound.strength is None:
         return None
-    text = f"the weights moved by {100 * drift:.1f} % of their norm: where they moved as far, LoRAs acted too weakly"
+    text = f"the weights moved by {100 * drift:.1f} % of their norm; where they moved as far, LoRAs acted too weakly"
     headline = f"use it at strength {bound.strength:g}"
     return Judgement("use at strength", bound.strength, headline, (bound.reason(text, "drift"),))
 
@@ -208,10 +208,10 @@ def _as_it_is(seen: Seen) -> Judgement:
     """What is left: nothing that was measured asks for anything else."""
     asks, keeps, drift = thresholds()["large_drift"], thresholds()["keeps"], seen.value("drift") or 0.0
     moved = f"the weights moved by {100 * drift:.1f} % of their norm"
-    text = f"{moved}, and nothing that was measured asks for another strength"
+    text = f"{moved}, and no measurement asks for another strength"
     reasons = [asks.reason(text, "drift")]
     if drift >= keeps.value:
-        text = "how much a LoRA keeps of what it does differs there from LoRA to LoRA: look at clips, or calibrate"
+        text = "from this drift on, LoRAs kept unequal parts of what they do: look at clips, or calibrate"
         reasons.append(keeps.reason(text, "drift"))
     headline = "use it as it is: load it on the target at the strength that suits its source"
     return Judgement("use as is", 1.0, headline, tuple(reasons))

@@ -1,4 +1,4 @@
-"""The whole story on the bundled models, offline: carry a LoRA over, sample, compare, write a page.
+"""The whole story on the bundled models, offline: transfer a LoRA, sample, compare, write a page.
 
     from loraport.demo.run import run_demo
 
@@ -75,7 +75,7 @@ def run_demo(
     method: str = DEFAULT,
     on_event: Listener = ignore,
 ) -> DemoResult:
-    """Carry a bundled LoRA over to a bundled distilled model and show what comes of it.
+    """Transfer a bundled LoRA to a bundled distilled model and show what comes of it.
 
     Args:
         output: folder for the LoRA, the run log, the pictures and the page; files of an earlier demo are replaced.
@@ -96,7 +96,7 @@ def run_demo(
     file, log = output / f"{lora}-for-{target}.safetensors", output / "run.jsonl"
     claim_folder(output, (f"{lora}-for-{target}*.safetensors", "run.jsonl", "index.html", "comparison.*"), "the demo")
 
-    on_event(Step("carrying the LoRA over, from weights alone", 1, 6))
+    on_event(Step("transferring the LoRA, from weights alone", 1, 6))
     recipe = Recipe(lora=str(path(lora)), source=str(path(source.name)), target=str(path(target)), method=method)
     options = RunOptions(cache="off", overwrite=True, log=str(log))
     report = run(make_plan(recipe), file, options, on_event)
@@ -110,10 +110,12 @@ def run_demo(
         settings=CALIBRATION.model_copy(update={"seed": seed}),
         options=RunOptions(cache="off", overwrite=True, log="off"),
     )
-    took = f"by loraport calibrate, which took {calibration.chosen}"
+    took = f"by loraport calibrate, which chose {calibration.chosen}"
     trials = (
-        Trial("direct", "target + LoRA, reused as it is", "no transfer", "reused as it is", path(lora), show_best=True),
-        Trial("transferred", "target + LoRA, carried over", f"by loraport, method {method}", "carried over", file),
+        Trial(
+            "direct", "target + LoRA, reused unchanged", "no transfer", "reused unchanged", path(lora), show_best=True
+        ),
+        Trial("transferred", "target + LoRA, transferred", f"by loraport, method {method}", "transferred", file),
         Trial("calibrated", "target + LoRA, calibrated", took, "calibrated", calibrated, "result"),
     )
     with one_thread_each():
@@ -124,9 +126,9 @@ def run_demo(
         sets, curves = sampler.target_sets(goal, trials, sets)
 
     on_event(Step("drawing", 5, 6))
-    title = f"LoRA “{lora}”, carried over to “{target}”"
+    title = f"LoRA “{lora}”, transferred to “{target}”"
     comparison = sampler.comparison(sets, curves, title)
-    about_fit = f"{calibration.diagnosis.sentence} It took “{calibration.chosen}”: {calibration.choice.reason}."
+    about_fit = f"{calibration.diagnosis.sentence} It chose “{calibration.chosen}”: {calibration.choice.reason}."
     said = words.summarise(sets, report.to_json(), about_fit, lora=lora, target=goal, style=card.summary)
     result = DemoResult(
         output=output,

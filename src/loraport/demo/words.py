@@ -41,7 +41,7 @@ MEASURES = (
 )
 CLEAR = 2.0
 """A paired difference counts when it is larger than this many of its standard errors."""
-RIVALS = {"transferred": "carried over", "calibrated": "calibrated"}
+RIVALS = {"transferred": "transferred", "calibrated": "calibrated"}
 """Rows that are held against a strength slider, with the words for them."""
 LITTLE = 0.05
 """A difference below this share of the whole distance is called little."""
@@ -81,28 +81,28 @@ def summarise(
     verdict, nearer = _verdict("The transfer", moved, direct)
     fit_verdict, fit_nearer = _verdict("Calibration", fitted, direct)
     lead = (
-        f"With its own model the LoRA shows {_percent(shares['source+lora'])} of the style. Reused as it is on "
-        f"“{target.name}” it shows {_percent(shares['direct'])}, carried over from weights alone "
-        f"{_percent(shares['transferred'])}, calibrated {_percent(shares['calibrated'])}. {verdict} {fit_verdict}"
+        f"On its own model the LoRA shows {_percent(shares['source+lora'])} of the style. On “{target.name}” it shows "
+        f"{_percent(shares['direct'])} reused unchanged, {_percent(shares['transferred'])} transferred from weights "
+        f"alone, and {_percent(shares['calibrated'])} calibrated. {verdict} {fit_verdict}"
     )
     remarks = [
         f"The style: {style}. The target: {target.summary}.",
-        f"Distance to source + LoRA minus that of reuse, clip by clip: carried over {nearer}; calibrated {fit_nearer}.",
+        f"Distance to source + LoRA minus that of reuse, clip by clip: transferred {nearer}; calibrated {fit_nearer}.",
         *(_about_strength(by_key, key, words) for key, words in RIVALS.items()),
         calibration,
         _about_rank(report),
         _about_drift(report),
-        "Nearer is not better in every way: undoing what distillation did brings clips nearer and can bring ghosts and "
-        "blur back. Look at the clips.",
+        "Nearer is not better in every way: undoing the distillation brings clips nearer, but can also bring back "
+        "ghosts and blur. Look at the clips.",
         "Tiny models, one LoRA, one kind of score: this shows what the program does, not how well it does on a model "
         "of real size. Prompts and noise come from a seed, and the clips shown are the first eight, not the best.",
     ]
     clips = len(aim.scores["style"])
     return Words(
-        title=f"“{lora}”, carried over to “{target.name}”",
+        title=f"“{lora}”, transferred to “{target.name}”",
         lead=lead,
         remarks=tuple(remark for remark in remarks if remark),
-        legend=f"Six frames of 16 × 16 pixels, enlarged without smoothing; the first {min(8, clips)} of {clips} clips.",
+        legend=f"Six frames of 16 × 16 pixels, enlarged without smoothing: the first {min(8, clips)} of {clips} clips.",
     )
 
 
@@ -137,12 +137,12 @@ def _about_strength(by_key: Mapping[str, DemoRow], key: str, words: str) -> str:
     sign, _, number = _difference(moved, direct)
     result = (
         "the two are equally near to source + LoRA",
-        "the one reused as it is comes nearer to source + LoRA",
-        f"the one {words} is nearer to source + LoRA",
+        "the LoRA reused unchanged comes nearer to source + LoRA",
+        f"the {words} LoRA is nearer to source + LoRA",
     )[sign]
     return (
-        f"The rival is a strength slider. With each LoRA at its best strength ({direct.strength:g} reused as it is, "
-        f"{moved.strength:g} {words}), {result} ({number})."
+        f"The simple alternative is a strength slider. With each LoRA at its best strength ({direct.strength:g} reused "
+        f"unchanged, {moved.strength:g} {words}), {result} ({number})."
     )
 
 
@@ -159,9 +159,9 @@ def _about_rank(report: Mapping[str, Any]) -> str:
     if kept is None:
         return ""
     if kept > 0.9995:
-        return f"The file that was carried over has rank {after} (the input {before}), which loses nothing."
+        return f"The transferred file has rank {after} (the input {before}), which loses nothing."
     return (
-        f"The file that was carried over has rank {after} (the input {before}), which holds {100 * kept:.0f} % of the "
+        f"The transferred file has rank {after} (the input {before}), which holds {100 * kept:.0f} % of the "
         "energy of the exact result; the rest is lost to the rank."
     )
 

@@ -30,8 +30,8 @@ def layer_figures(layer: LayerAnalysis, *, brief: bool = False) -> list[Figure]:
         layer: of a `PairAnalysis`.
         brief: without the directions after a random update, since there are very many layers.
     """
-    drawn = [_spectrum(layer), _energy(layer), _rotation("drift", layer.drift)]
-    drawn += _windows("drift", layer.drift, null=not brief)
+    drawn = [_spectrum(layer), _energy(layer), _rotation("the drift", layer.drift)]
+    drawn += _windows("the drift", layer.drift, null=not brief)
     drawn += [_certificates(layer)] if layer.routing.certificates.shown else []
     if not layer.loras:
         drawn += [*_densities("", layer.routing), _heat("Drift from cluster to cluster", layer.routing.drift)]
@@ -59,7 +59,9 @@ def _spectrum(layer: LayerAnalysis) -> Figure:
     ends = [0, *itertools.accumulate(routing.cells)]
     middles = [(low + high + 1) / 2 for low, high in itertools.pairwise(ends)]
     series.append(Series(f"clusters of {routing.of}", _curve(middles, routing.sigma), "null", dots=True))
-    look = "Lines that lie on each other mean that singular values hardly move; dots far apart are clusters with gaps."
+    look = (
+        "If lines lie on each other, singular values hardly move; dots far apart are clusters with gaps between them."
+    )
     return Figure("Spectrum and clusters", look, Lines(tuple(series), "direction", "singular value", log=True))
 
 
@@ -72,7 +74,7 @@ def _energy(layer: LayerAnalysis) -> Figure:
     for at, one in enumerate(layer.loras):
         energy = one.update.energy
         series.append(Series(one.lora, _curve(energy.ranks, energy.kept), LORAS[at % len(LORAS)]))
-    look = "A curve near its null needs nearly full rank; one that rises at once would fit into a small LoRA."
+    look = "A curve near the dotted one needs nearly full rank; one that rises at once would fit into a small LoRA."
     return Figure("Energy against rank", look, Lines(tuple(series), "rank", "share of the squared norm", "share"))
 
 
@@ -82,17 +84,19 @@ def _rotation(name: str, update: UpdateAnalysis) -> Figure:
     series = (
         Series("measured", _curve(at, found.measured), "a"),
         Series("predicted to first order", _curve(at, [min(value, 1.5) for value in found.predicted]), "b"),
-        Series(f"measured of {GAUSSIAN}", _curve(at, found.gaussian), "null"),
+        Series(f"measured for {GAUSSIAN}", _curve(at, found.gaussian), "null"),
     )
-    look = "Where measured and predicted part, directions are so near in size that the routing alone cannot tell."
+    look = (
+        "Where measured and predicted differ, directions are so close in strength that the routing alone cannot tell."
+    )
     return Figure(f"How far {name} turns directions", look, Lines(series, "direction", "sine of the turn", level=1.0))
 
 
 def _windows(name: str, update: UpdateAnalysis, *, null: bool) -> list[Figure]:
     looks = {
         "head": "A clean diagonal means that the strongest directions stay what they were.",
-        "middle": "Blocks are directions of nearly one size, which mix with each other and with no others.",
-        "tail": "A wide band means that weak directions are no longer themselves.",
+        "middle": "Blocks are directions of nearly equal strength, which mix only with each other.",
+        "tail": "A wide band means that weak directions are no longer what they were.",
     }
     drawn = []
     for window in update.windows:
@@ -100,7 +104,7 @@ def _windows(name: str, update: UpdateAnalysis, *, null: bool) -> list[Figure]:
             _window(f"Directions before and after {name}: {window.place}", looks[window.place], window, null=False)
         )
         if null and window.place == "middle":
-            look = "Blocks that show here too say nothing of the distillation."
+            look = "Blocks that also appear here say nothing about the distillation."
             drawn.append(_window(f"The {window.place} after a random update of the same norm", look, window, null=True))
     return drawn
 
@@ -132,20 +136,20 @@ def _densities(prefix: str, routing: Routing) -> list[Figure]:
     for side, what in (("send", "sends"), ("receive", "receives")):
         series = [Series("drift", _curve(None, getattr(routing.drift, side)), "b")]
         rounding = getattr(routing.drift, f"{side}_rounding")
-        series += [_across("drift, null", routing.drift.gaussian, len(routing.cells))]
+        series += [_across("drift, by chance", routing.drift.gaussian, len(routing.cells))]
         series += [Series("rounding", _curve(None, rounding), "c")] if rounding is not None else []
         if routing.lora is not None:
             series.append(Series("LoRA", _curve(None, getattr(routing.lora, side)), "a"))
-            series.append(_across("LoRA, null", routing.lora.gaussian, len(routing.cells)))
-        look = f"A curve that falls from left to right {what} most in the head; a flat one does so everywhere."
+            series.append(_across("LoRA, by chance", routing.lora.gaussian, len(routing.cells)))
+        look = f"A curve that falls from left to right means that the head {what} most; a flat one, that all do alike."
         drawing = Lines(tuple(series), "cluster, strongest first", "density", log=True)
-        drawn.append(Figure(f"{prefix}what a cluster {what}", look, drawing))
+        drawn.append(Figure(f"{prefix}what a cluster {what}" if prefix else f"What a cluster {what}", look, drawing))
     return drawn
 
 
 def _heat(title: str, found: Densities) -> Figure:
     look = (
-        f"An L along the upper and left edge lives in the head; chance would give {found.map_gaussian:.2g} everywhere."
+        f"Strong upper and left edges mean a change of the head; chance would give {found.map_gaussian:.2g} everywhere."
     )
     return Figure(title, look, _cells(found.map, low=0.0))
 
@@ -153,17 +157,17 @@ def _heat(title: str, found: Densities) -> Figure:
 def _met(one: LoraAnalysis) -> list[Figure]:
     """Where the LoRA and the drift meet, and what CASA would do there."""
     meeting, acts = one.meeting, one.meeting.intervention
-    restored = f"Strong cells go back to the source: {100 * acts.restored.value:.0f} % of all entries."
+    restored = f"Strong cells go back to the source, in all {100 * acts.restored.value:.0f} % of the entries."
     arbitrated = (
-        f"In strong cells only the larger of the two stays: {100 * acts.arbitrated.value:.0f} % of all entries."
+        f"In strong cells only the larger change stays, in all for {100 * acts.arbitrated.value:.0f} % of the entries."
     )
     return [
         Figure(
-            "Interaction strength", "Strong cells are where both are large at once.", _cells(meeting.interaction, 0.0)
+            "Interaction strength", "In strong cells LoRA and drift are both large.", _cells(meeting.interaction, 0.0)
         ),
         Figure(
             "Alignment",
-            "One colour is pulling together, the other apart; with no pattern there is no bias.",
+            "Blue-green cells pull together, orange cells apart; without a pattern there is no bias.",
             _cells(meeting.alignment, diverging=True, high=1.0),
         ),
         Figure(f"{one.lora}: restored", restored, _cells(acts.restored_map, 0.0, 1.0, unit="share")),

@@ -22,18 +22,18 @@ from loraport.wording import count
 
 LORA_KINDS: tuple[Colour, ...] = ("a", "d", "c")
 OF_UPDATE: tuple[tuple[str, str, NumberUnit], ...] = (
-    ("relative", "norm, over the weight's", "share"),
-    ("largest", "largest singular value, over the weight's", "share"),
+    ("relative", "norm, relative to the weight's", "share"),
+    ("largest", "largest singular value, relative to the weight's", "share"),
     ("rigidity", "change of the singular values", "share"),
     ("head_concentration", "energy in the leading tenth of the head", "number"),
     ("intruders", "intruders among ten leading directions", "number"),
 )
 OF_MEETING: tuple[tuple[str, str, NumberUnit], ...] = (
-    ("cosine", "cosine of LoRA and drift, whatever its sign", "number"),
-    ("head_cosine", "the same in the head", "number"),
-    ("sign_agreement", "entries of one sign", "share"),
+    ("cosine", "cosine of LoRA and drift (absolute value)", "number"),
+    ("head_cosine", "the same, in the head", "number"),
+    ("sign_agreement", "entries with the same sign", "share"),
     ("interaction_in_head", "interaction in the head", "number"),
-    ("alignment_strength", "alignment within cells, whatever its sign", "number"),
+    ("alignment_strength", "alignment within cells (absolute value)", "number"),
 )
 OF_INTERVENTION: tuple[tuple[str, str, NumberUnit], ...] = (
     ("restored", "entries restored by CASA", "share"),
@@ -41,7 +41,9 @@ OF_INTERVENTION: tuple[tuple[str, str, NumberUnit], ...] = (
     ("drift_undone", "energy of the drift undone", "share"),
 )
 MANY = 200  # layers, of which all figures would not fit on a page
-BEYOND = "What ends at its mark is what any change of that size does; what passes it is this one's own."
+BEYOND = (
+    "A bar that ends at its mark shows what any change of that size does; what goes beyond it is special to this one."
+)
 
 
 def write_analysis_page(output: str | Path, analysis: PairAnalysis) -> Path:
@@ -61,7 +63,7 @@ def _page(analysis: PairAnalysis) -> Page:
         return layer_figures(by_name[row["name"]], brief=len(by_name) > MANY)
 
     target = name_of(analysis.target) if analysis.target else " + ".join(analysis.target_lora)
-    look = "Each row opens the layer's spectrum, densities, maps, rotations and certificates."
+    look = "A layer's own figures are its spectrum, densities, maps, rotations and certificates."
     return Page(
         words=Words(
             title=f"What {target or 'the target'} changed in {name_of(analysis.source)}",
@@ -97,8 +99,8 @@ def _lead(analysis: PairAnalysis) -> str:
     moved, rigid = _mean([each.relative for each in drift]), _mean([each.rigidity for each in drift])
     times = rigid.value / rigid.gaussian if rigid.gaussian > 0 else math.nan
     return (
-        f"The distillation moved the weights by {number(moved.value, 'share')} of their norm, in the mean over "
-        f"{count(len(drift), 'layer')}, and their singular values by {number(rigid.value, 'share')}: "
+        f"The distillation moved the weights by {number(moved.value, 'share')} of their norm (mean over "
+        f"{count(len(drift), 'layer')}). It moved their singular values by {number(rigid.value, 'share')}, which is "
         f"{number(times)} times what a random change of that size does."
     )
 
@@ -112,7 +114,7 @@ def _remarks(analysis: PairAnalysis) -> list[str]:
         cosine = _mean([each.meeting.cosine for each in found])
         beyond = sum(abs(each.meeting.cosine.value) > 3 * each.meeting.cosine.gaussian for each in found)
         said.append(
-            f"{lora.label}: cosine to the drift {number(cosine.value)} in the mean; in {beyond} of "
+            f"{lora.label}: the mean cosine to the drift is {number(cosine.value)}. In {beyond} of "
             f"{count(len(found), 'layer')} it is beyond three standard deviations of unrelated updates."
         )
     return said
@@ -126,9 +128,9 @@ def _figures(analysis: PairAnalysis) -> list[Figure]:
     drawn = [_beside("The drift", [layer.drift for layer in analysis.layers], "b"), _by_depth(analysis)]
     drawn += [
         _grid(analysis, "Drift by type and depth", _relative, "share",
-              "Strong layers moved most; a row or column of them is a part that the distillation rebuilt."),
+              "Strong layers moved most; a strong row or column is a part that the distillation rebuilt."),
         _grid(analysis, "Rigidity over its null", _rigidity, "number",
-              "One is what a random change does; strong layers have their singular values changed on purpose."),
+              "1 is what a random change does; in strong layers the singular values changed by more than chance."),
         _grid(analysis, "Certified directions", _certified, "share",
               "In strong layers the gaps in the spectrum prove that clusters are the same before and after."),
     ]  # fmt: skip
@@ -144,11 +146,11 @@ def _figures(analysis: PairAnalysis) -> list[Figure]:
             _beside(f"{name}", [each.update for each in found], kind),
             _meeting(f"{name} and the drift", found, kind),
             _grid(analysis, f"{name} by type and depth", size, "share",
-                  "Strong layers are those that the LoRA changes most."),
+                  "The LoRA changes strong layers most."),
             _grid(analysis, f"{name}: cosine to the drift", cosine, "number",
-                  "The one colour points along the drift, the other against it.", diverging=True),
+                  "In blue-green layers the LoRA points along the drift, in orange ones against it.", diverging=True),
             _grid(analysis, f"{name}: drift that CASA undoes", undone, "share",
-                  "Where it is strong, converting this LoRA weakens the distillation there."),
+                  "In strong layers, converting this LoRA weakens the distillation."),
         ]  # fmt: skip
     return [each for each in drawn if each is not None]
 
@@ -202,7 +204,7 @@ def _by_depth(analysis: PairAnalysis) -> Figure | None:
         series += [Series(label, points, kind)] if len(points) > 1 else []
     if not series:
         return None
-    look = "Where the drift is far above a LoRA, the distillation has changed more than the LoRA will."
+    look = "Where the drift is far above a LoRA, the distillation changed the weights more than the LoRA does."
     return Figure("Norms by depth", look, Lines(tuple(series), "block", "norm over the weight's", "share"))
 
 
@@ -246,7 +248,7 @@ def _table(analysis: PairAnalysis) -> Table:
         Column(
             "head_concentration", "in head", "the drift's energy in the leading tenth of the head, over an even spread"
         ),
-        Column("intruders", "intruders", "of ten leading directions after the drift, new ones", "count"),
+        Column("intruders", "intruders", "new ones among the ten leading directions after the drift", "count"),
         Column("certified", "certified", "share of the head's directions in clusters that are provably kept", "share"),
     ]
     for at, lora in enumerate(analysis.loras):

@@ -12,7 +12,7 @@ from loraport.wording import count
 
 KINDS: tuple[Colour, ...] = ("a", "d", "c")  # of methods; the LoRA as it is has its own colour
 COLUMNS = (
-    Column("name", "candidate", "method, and the strength that the LoRA was taken at", "text"),
+    Column("name", "candidate", "method, and strength of the LoRA", "text"),
     Column("gap", "gap", "distance from what the source shows with the LoRA; smaller is nearer"),
     Column("error", "error", "standard error of the gap, over samples"),
     Column("share_in_clips", "shown", "share of the source's change that finished clips show", "share"),
@@ -20,9 +20,13 @@ COLUMNS = (
 )
 SHARE = "share of the source's change"
 STEPS = {
-    "share": ("Arrives, by step", SHARE, "At the dashed line the target shows as much of the LoRA as the source does."),
+    "share": (
+        "How much arrives, step by step",
+        SHARE,
+        "At the dashed line the target shows as much of the LoRA as the source does.",
+    ),
     "cosine": (
-        "Direction, by step",
+        "Direction, step by step",
         "cosine to the source's change",
         "Near 1 it is the same change, whatever its size.",
     ),
@@ -41,10 +45,10 @@ def add(page: Page, told: Mapping[str, Any]) -> Page:
     done = (
         Fact("gap", told["measure"]),
         Fact("tried", count(len(ranking), "candidate")),
-        Fact("passes", f"{passes}, in {told['seconds'].get('all', 0):.0f} s"),
+        Fact("forward passes", f"{passes}, in {told['seconds'].get('all', 0):.0f} s"),
     )
     table = Table(COLUMNS, tuple({**each, "name": each["label"]} for each in ranking))
-    why = f"{chosen['label']} was taken: {told['reason']}."
+    why = f"{chosen['label']} was chosen: {told['reason']}."
     taken = "the LoRA as it is" if chosen["method"] == "direct" else _called(chosen)
     return replace(
         page,
@@ -57,7 +61,7 @@ def add(page: Page, told: Mapping[str, Any]) -> Page:
             *page.tables,
             (
                 "What was tried",
-                f"{chosen['label']} was taken; below it the others, the nearest to source + LoRA first.",
+                f"{chosen['label']} was chosen. Below it are the others, the nearest to source + LoRA first.",
                 table,
             ),
         ),
@@ -77,8 +81,8 @@ def _gaps(ranking: Sequence[Mapping[str, Any]], chosen: Mapping[str, Any]) -> Fi
         name = "the LoRA as it is" if label == "direct" else label
         series.append(Series(name, points, kind, tuple(row["error"] for row in rows)))
     drawing = Lines(tuple(series), "strength of the LoRA", "gap to source + LoRA", level=chosen["gap"])
-    look = "The dashed line is at what was taken; methods whose bands reach it are as near within the noise."
-    return Figure("Gap of everything that was tried", look, drawing)
+    look = "The dashed line marks the choice; methods whose bands reach it are as near within the noise."
+    return Figure("Gap of each candidate", look, drawing)
 
 
 def _called(candidate: Mapping[str, Any]) -> str:

@@ -85,13 +85,13 @@ def _what(facts: Mapping[str, Any]) -> list[str]:
         "trained on": f"{_code(name_of(facts['source']))}, {_plain(facts['source_title'])}",
         "for": f"{target}, {_plain(facts['target_title'])}",
         "method": f"{facts['method']}, amount {facts['amount']:g}" + (f" ({_plain(settings)})" if settings else ""),
-        "strength before it": f"{facts['strength']:g}",
-        "rank": f"{facts['rank_in']} before, {facts['rank_out']} now, which holds "
+        "strength before the method": f"{facts['strength']:g}",
+        "rank": f"{facts['rank_in']} in the input, {facts['rank_out']} in this file, which holds "
         f"{share(facts['energy_kept_total'])} of the update's squared norm",
-        "names, format": f"{facts['to']}, {facts['dtype']}",
+        "names of keys, number format": f"{facts['to']}, {facts['dtype']}",
     }
     return [
-        f"A LoRA carried over from one model to another by its weights alone, with loraport {__version__}.",
+        f"This LoRA was transferred from one model to another from weights alone, with loraport {__version__}.",
         "",
         "| | |",
         "|---|---|",
@@ -101,15 +101,15 @@ def _what(facts: Mapping[str, Any]) -> list[str]:
 
 def _use(report: Mapping[str, Any], file: Path) -> list[str]:
     facts = report["summary"]
-    lines = ["- strength 1.0, the one that it was made for"]
+    lines = ["- Load it at strength 1.0, for which it was made."]
     for each in facts["target_lora"]:
         usage = f": {_plain(each['usage'])}" if each["usage"] else ""
-        lines.append(f"- together with {_code(name_of(each['file']))} at strength {each['strength']:g}{usage}")
+        lines.append(f"- Use it together with {_code(name_of(each['file']))} at strength {each['strength']:g}{usage}")
     known, told = facts.get("target_known"), facts["target_usage"]
-    said = [f"as {known['name']}, {known['how']} ({known['seen']})"] if known else []
+    said = [f"{known['name']}: {known['how']} ({known['seen']})"] if known else []
     said += [told] if told else []
-    how = f": {_plain('; '.join(said))}" if said else ", which see for steps and guidance"
-    lines.append(f"- sampled as the model it is for{how}")
+    how = f": {_plain('; '.join(said))}" if said else ". Its page says how many steps and what guidance"
+    lines.append(f"- Sample as its model is sampled{how}.")
     for way in report["load"]:
         program, colon, text = way.partition(": ")
         if colon and str(file) in way:
@@ -129,7 +129,9 @@ def _trained(facts: Mapping[str, Any]) -> list[str]:
         "epochs": training.get("epochs"),
         "remark": training.get("comment"),
     }
-    return [f"- {name}: {_plain(str(text))}" for name, text in told.items() if text] or ["Its file does not say."]
+    return [f"- {name}: {_plain(str(text))}" for name, text in told.items() if text] or [
+        "The LoRA's file does not say how it was trained."
+    ]
 
 
 def _licences(facts: Mapping[str, Any]) -> list[str]:
@@ -138,8 +140,8 @@ def _licences(facts: Mapping[str, Any]) -> list[str]:
     names += [each["file"] for each in (*facts["target_lora"], *facts["source_lora"])]
     models = ", ".join(_code(name) for name in dict.fromkeys(name_of(each) for each in names))
     return [
-        "This file is made from the LoRA and from the weights of the models named here, and the licence of each has a "
-        "say in what may be done with it; some forbid commercial use.",
+        "This file is made from the LoRA and from the weights of the models named here. The licence of each has a say "
+        "in what may be done with it; some forbid commercial use.",
         "",
         f"- the LoRA {_code(name_of(facts['lora']))}: "
         + (_plain(own) if own else "its file names no licence; ask its author"),

@@ -1,4 +1,4 @@
-"""The page of a check: the verdict and its reasons, every quantity beside what chance would give, layer by layer."""
+"""The page of a check: the verdict and its reasons, every quantity beside its value by chance, layer by layer."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -38,28 +38,33 @@ GROUPS: tuple[tuple[str, str, Colour, str], ...] = (
         "pair",
         "The two models",
         "b",
-        "A bar that ends at its mark shows nothing but chance, or the rounding of the files.",
+        "A bar that ends at its mark shows only chance, or the rounding of the files.",
     ),
     (
         "lora",
         "The LoRA on them",
         "a",
-        "An overlap far beyond its mark means that the distillation holds some of the LoRA.",
+        "An overlap far beyond its mark means that the distillation already holds some of the LoRA.",
     ),
-    ("method", "What converting would change", "d", "Near zero, the method gives back the LoRA nearly as it is."),
+    (
+        "method",
+        "What converting would change",
+        "d",
+        "If the first number is near zero, the method returns the LoRA almost unchanged.",
+    ),
 )
 BY_DEPTH = (
-    ("drift", "Where the drift is high the target is farthest from the model that the LoRA was trained on."),
-    ("overlap", "Layers far above the null already hold a part of the LoRA; layers far below work against it."),
-    ("common", "Above one, the distillation changed the directions that the LoRA uses more than others."),
+    ("drift", "Where the drift is high, the target is farthest from the model the LoRA was trained on."),
+    ("overlap", "Layers far above the grey dots already hold part of the LoRA; layers far below them work against it."),
+    ("common", "Above 1, the distillation changed the directions that the LoRA uses more than others."),
 )
 FIGURES = (
     Column("name", "figure", "what was measured", "text"),
-    Column("value", "value", "over all layers that were looked at", "text"),
-    Column("nulls", "by chance", "what it would be if there were nothing to see", "text"),
-    Column("least", "least", "of a layer", "text"),
-    Column("most", "most", "of a layer", "text"),
-    Column("layers", "layers", "that it was measured on", "count"),
+    Column("value", "value", "over all layers looked at", "text"),
+    Column("nulls", "by chance", "the value if there were nothing to see", "text"),
+    Column("least", "smallest", "smallest value of a layer", "text"),
+    Column("most", "largest", "largest value of a layer", "text"),
+    Column("layers", "layers", "number of layers it was measured on", "count"),
     Column("help", "what it is", "", "text"),
 )
 
@@ -89,7 +94,7 @@ def _page(result: CheckResult) -> Page:
             commands=result.command,
         ),
         remarks_title="Why",
-        commands_title="How to go on",
+        commands_title="What to run next",
         verdict=Answer(result.verdict + strength, TONES[result.verdict]),
         warnings=result.warnings,
         use=ways(result.load, known),
@@ -99,7 +104,9 @@ def _page(result: CheckResult) -> Page:
         done=tuple(_done(result)),
         listings=tuple(_listings(result)),
         figures=(*_groups(result), *_by_depth(result)),
-        tables=(("Every figure", "Beside what chance alone would give.", _quantities(result)),)
+        tables=(
+            ("All figures", "Each number stands beside the value that chance alone would give.", _quantities(result)),
+        )
         if result.figures
         else (),
         layers=Layers(
@@ -124,7 +131,7 @@ def _sentence(text: str) -> str:
 def _listings(result: CheckResult) -> list[Listing]:
     dropped = () if result.coverage is None else result.coverage.dropped
     rests = [f"{each.threshold}: {each.measured}" for each in result.reasons if each.threshold and each.measured]
-    found = {"Keys that meet nothing": dropped, MEASURED_ON: tuple(rests)}
+    found = {"Keys of the LoRA that match no layer": dropped, MEASURED_ON: tuple(rests)}
     return [Listing(title, items) for title, items in found.items() if items]
 
 
@@ -144,11 +151,13 @@ def _done(result: CheckResult) -> list[Fact]:
     if covered is not None:
         met = f"{covered.met or 'none'} of them in source and target"
         facts.append(Fact("LoRA", f"{count(covered.layers, 'layer')}, {met}"))
-        facts.append(Fact("model", f"{count(covered.of_model, 'layer')}; the LoRA leaves the others alone"))
+        facts.append(Fact("model", f"{count(covered.of_model, 'layer')}; those without the LoRA stay as they are"))
         if covered.kept:
-            facts.append(Fact("passed on", f"{count(covered.kept, 'key')} of other things than layers"))
+            facts.append(Fact("passed through", f"{count(covered.kept, 'key')} that are no update of a layer"))
     if result.kind is not None:
-        facts.append(Fact("the target was made by", f"{result.kind.name}, by {result.kind.by}: {result.kind.sentence}"))
+        facts.append(
+            Fact("the target was made by", f"{result.kind.name} (judged by {result.kind.by}): {result.kind.sentence}")
+        )
     told = str(result.target_known) if result.load else ""  # how it is sampled is said under how to use it
     return [*facts, *(Fact("known", each) for each in result.known if not told or told not in each)]
 
@@ -221,8 +230,8 @@ def _layers(result: CheckResult) -> Table:
 def _own(result: CheckResult, table: Table) -> Callable[[Mapping[str, Any]], Sequence[Figure]]:
     """Draws one layer's own figures: beside their nulls, and among the other layers."""
     layers, quantities = {layer.name: layer for layer in result.layers}, {each.key: each for each in result.figures}
-    place = among("{} among the layers that were looked at", table)
-    look = "A bar that ends at its mark shows what chance would show."
+    place = among("{} among the layers looked at", table)
+    look = "A bar that ends at its mark shows only what chance would show."
 
     def drawn(row: Mapping[str, Any]) -> Sequence[Figure]:
         layer = layers[row["name"]]
@@ -230,7 +239,7 @@ def _own(result: CheckResult, table: Table) -> Callable[[Mapping[str, Any]], Seq
             Bar(quantities[key].title, value, layer.nulls.get(key, {}), _unit(quantities[key].unit))
             for key, value in layer.figures.items()
         )
-        beside = Figure(f"{layer.name} beside its null models", look, Bars(bars, each=True))
+        beside = Figure(f"{layer.name} beside chance", look, Bars(bars, each=True))
         return [each for each in (beside, place(row)) if each is not None]
 
     return drawn

@@ -131,12 +131,13 @@ class Page:
         inputs: what went in.
         flags: what was asked for besides files, as flags.
         done: what was done to it.
-        listings: keys that were carried over or left out, and the like.
+        listings: keys that were passed through or left out, and the like.
         figures: of the whole.
         tables: further tables, each with a sentence: (title, sentence, table).
         layers: the table of layers.
         facts: every setting and total.
         remarks_title: heading of the remarks.
+        done_title: heading of what was done.
         commands_title: heading of the commands.
     """
 
@@ -155,8 +156,9 @@ class Page:
     tables: tuple[tuple[str, str, Table], ...] = ()
     layers: Layers | None = None
     facts: tuple[Fact, ...] = ()
-    remarks_title: str = "What to see"
-    commands_title: str = "To repeat it"
+    remarks_title: str = "What to notice"
+    done_title: str = "What was done"
+    commands_title: str = "How to repeat it"
 
 
 def went_in(told: Iterable[Any]) -> tuple[Input, ...]:
@@ -187,7 +189,7 @@ def among(title: str, table: Table) -> Callable[[Mapping[str, Any]], Figure | No
             for each in columns
             if each.key in spreads and is_number(row.get(each.key))
         )
-        look = "A mark far outside the middle half is what sets this layer apart."
+        look = "A mark far outside the middle half shows what is unusual about this layer."
         return Figure(title.format(row["name"]), look, Boxes(places)) if places else None
 
     return drawn

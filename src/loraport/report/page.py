@@ -32,17 +32,19 @@ from loraport.wording import count, share
 MAPS = 3
 NO_WORDS = Words()
 DEPTHS: tuple[tuple[str, str, Colour], ...] = (("update_rel", "update of the LoRA", "a"), ("drift_rel", "drift", "b"))
-LAYERS = "One row a layer of the output. Spectra, rotations and null models of the pair are drawn by loraport analyze."
+LAYERS = (
+    "One row for each layer of the output. loraport analyze draws the spectra, rotations and null models of the pair."
+)
 ELSEWHERE = "the run log and the JSON document have the maps of all layers"
-NO_MAPS = "the method draws none, the update is zero, or an earlier version of the program left it in the cache"
+NO_MAPS = "the method draws none, the update is zero, or an earlier version of the program put the layer into the cache"
 LOOKS = {
-    "energy_kept": "Faint layers lose something to the rank; a larger --rank keeps it.",
-    "cosine": "Faint layers point elsewhere than the input's update: there the method changed most.",
-    "dominant_share": "Strong layers have much of their routing in rows and columns that are left to the target.",
-    "arbitrated_share": "Strong layers are those where LoRA and distillation want the same directions most.",
-    "drift_undone": "Strong layers go back towards the source: the distillation is weakened there.",
+    "energy_kept": "Faint layers lose part of their update to the rank; a larger --rank keeps it.",
+    "cosine": "In faint layers the update points away from that of the input: the method changed most there.",
+    "dominant_share": "In strong layers much of the routing is in dominant rows and columns, left to the target.",
+    "arbitrated_share": "In strong layers LoRA and distillation push the same directions the same way most often.",
+    "drift_undone": "Strong layers move back towards the source: the distillation is weaker there.",
 }
-"""What to look for in the map of a figure, by its key; others get what the figure says of itself."""
+"""What to look for in the map of a figure, by its key; others get the help of their column."""
 
 
 def write_page(
@@ -97,7 +99,7 @@ def _told(facts: Mapping[str, Any]) -> str | None:
 
 def _title(report: Mapping[str, Any]) -> str:
     output = report.get("output")
-    return Path(output).name if output else "A LoRA carried over"
+    return Path(output).name if output else "A transferred LoRA"
 
 
 def _lead(report: Mapping[str, Any], expected: Expectation | None) -> str:
@@ -113,7 +115,7 @@ def _done_in_numbers(report: Mapping[str, Any]) -> str:
         return f"{count(len(report.get('layers', [])), 'layer')} so far; the run has not finished."
     kept = summary.get("energy_kept_total")
     layers = count(summary.get("layers", len(report.get("layers", []))), "layer")
-    words = f"{layers} by {summary.get('method', 'transfer')}"
+    words = f"{layers}, method {summary.get('method', 'unknown')}"
     words += f", rank {summary.get('rank_in', '?')} to {summary.get('rank_out', '?')}"
     if summary.get("target_title"):
         words = f"A LoRA for {summary['target_title']}: {words}"
@@ -133,24 +135,27 @@ def _done(facts: Mapping[str, Any]) -> list[Fact]:
     if "method" not in facts:
         return []
     settings = [f"{name.replace('_', ' ')} {tables.written(name, at)}" for name, at in facts.get("params", {}).items()]
-    written = {"method": facts["method"]} | ({"its settings": " · ".join(settings)} if settings else {})
+    written = {"method": facts["method"]} | ({"method settings": " · ".join(settings)} if settings else {})
     for name, title in (
-        ("strength", "strength before it"),
-        ("amount", "amount of it"),
-        ("scale", "scale stated by hand"),
+        ("strength", "strength before the method"),
+        ("amount", "amount of the method"),
+        ("scale", "scale, as you gave it"),
     ):
         if facts.get(name) is not None:
             written[title] = f"{facts[name]:g}"
     if facts.get("rank_rule"):
-        written["rank"] = f"{facts['rank_rule']}: {facts.get('rank_in', '?')} before, {facts.get('rank_out', '?')} now"
-    written |= {title: facts[name] for name, title in (("to", "names"), ("dtype", "number format")) if facts.get(name)}
+        before, after = facts.get("rank_in", "?"), facts.get("rank_out", "?")
+        written["rank"] = f"{facts['rank_rule']}: {before} in the input, {after} in the output"
+    written |= {
+        title: facts[name] for name, title in (("to", "names of keys"), ("dtype", "number format")) if facts.get(name)
+    }
     return [Fact(name, str(value)) for name, value in written.items()]
 
 
 def _listings(report: Mapping[str, Any]) -> list[Listing]:
     facts = report.get("summary", {})
     found = {
-        "Carried over unchanged": report.get("passthrough", ()),
+        "Passed through unchanged": report.get("passthrough", ()),
         "Left out": report.get("dropped", ()),
         "Weights that only the source has": facts.get("extra_source", ()),
         "Weights that only the target has": facts.get("extra_target", ()),
@@ -180,7 +185,7 @@ def _by_depth(table: Table) -> Figure | None:
             series.append(Series(label, points, kind))
     if not series:
         return None
-    look = "Where the drift is far above the update, the distillation has changed more than the LoRA will."
+    look = "Where the drift is far above the update, the distillation changed the weights more than the LoRA does."
     return Figure(
         "Update and drift by depth", look, Lines(tuple(series), "block", "norm over the source weight's", unit="share")
     )
@@ -192,7 +197,7 @@ def _map(table: Table, column: Column) -> Figure:
     values = [value for row in grid.values for value in row if value is not None]
     whole = column.key in ("energy_kept", "cosine")  # of which 1 is the whole, so that all below stands out
     low, high = (min(0.9, *values), 1.0) if whole else (0.0, max(0.01, *values))
-    look = LOOKS.get(column.key, f"It is the {column.help}.")
+    look = LOOKS.get(column.key, f"The map shows the {column.help}.")
     drawing = Map(
         grid.values,
         "block",
@@ -244,7 +249,7 @@ def _along(table: Table) -> Callable[[Mapping[str, Any]], Figure | None]:
         if not series:
             return None
         series.append(Series("this layer", tuple(here), "d", dots=True))
-        look = "A step beside this block is a layer that is unlike its neighbours of the same type."
+        look = "A jump at this block means that the layer is unlike its neighbours of the same type."
         drawing = Lines(tuple(series), "block", "norm over the source weight's", "share")
         return Figure(f"{module} from block to block", look, drawing)
 

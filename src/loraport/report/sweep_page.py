@@ -21,15 +21,13 @@ DRAWN = ("energy_kept", "change")
 MOST_BARS, MOST_TARGETS = 30, 12  # of a chart, and of targets that have charts
 MOST_WORDS = 200  # characters of why a cell failed, in the table
 _LARGEST = 1 << 30
-_NAME = Column(
-    "name", "LoRA", "the LoRA, as its outputs are called; opens the page of the cell where it has one", "text"
-)
-_TARGET = Column("target", "target", "the model that it was carried over to", "text")
-_STATE = Column("state", "state", "done, failed, or pending: not done when the sweep was last at work", "text")
-_WHY = Column("why", "why", "why there is no output; above in full", "text")
-_WARNINGS = Column("warnings", "warnings", "how many there are; above they are in words", "count")
+_NAME = Column("name", "LoRA", "the LoRA, named as its outputs are; opens the page of the cell if there is one", "text")
+_TARGET = Column("target", "target", "the model it was transferred to", "text")
+_STATE = Column("state", "state", "done, failed, or pending (not done when the sweep last ran)", "text")
+_WHY = Column("why", "why", "why there is no output; the full text is above", "text")
+_WARNINGS = Column("warnings", "warnings", "number of warnings; their texts are above", "count")
 _COST = (
-    Column("seconds", "seconds", "work on its layers; the first of several cells at a layer pays for what they share"),
+    Column("seconds", "seconds", "work on its layers; work that several cells share counts for the first of them"),
     Column("size", "MB", "size of the output"),
 )
 
@@ -123,14 +121,15 @@ def _page(sweep: Sweep, pages: Collection[str]) -> Page:
         "Why cells failed": Counter(cell.why for cell in sweep.cells if cell.why),
         "Warnings": Counter(warning for cell in sweep.cells for warning in cell.warnings),
     }
-    again = "the same sweep again makes what is missing"
-    look = "One row a cell: a LoRA, a target, and the settings that differ."
+    again = "run the same sweep again to make what is missing"
+    look = "One row for each cell: a LoRA, a target, and the settings that differ."
     if len(targets) > MOST_TARGETS:
-        look += f" The figures above are those of the first {MOST_TARGETS} of {len(targets)} targets."
+        look += f" The figures above are for the first {MOST_TARGETS} of {len(targets)} targets."
     return Page(
         words=Words(title=sweep.folder, lead=f"{lead}, {', '.join(said)}." if said else f"{lead}."),
         verdict=Answer(f"{states['failed']} of {len(sweep.cells)} failed", "bad") if states["failed"] else None,
         warnings=(f"{count(states['pending'], 'cell', 'is/are')} pending: {again}.",) if states["pending"] else (),
+        done_title="Settings that differ",
         done=tuple(Fact(name, ", ".join(values)) for name, values in _varied(sweep.cells).items()),
         listings=tuple(
             Listing(title, tuple(f"{text} ({count(number, 'cell')})" for text, number in found.items()))
@@ -168,7 +167,7 @@ def _table(sweep: Sweep) -> Table:
     rows = [_row(cell) for cell in sweep.cells]
     titles = {column.title for column in sweep.columns}
     settings = [
-        Column(f"set {name}", f"{name} asked for" if name in titles else name, "as it was asked for", "text")
+        Column(f"set {name}", f"{name} requested" if name in titles else name, "as requested", "text")
         for name in _varied(sweep.cells)
     ]
     columns = (_NAME, _TARGET, *settings, _STATE, *sweep.columns, _WARNINGS, *_COST, _WHY)
@@ -219,11 +218,13 @@ def _beside_each_other(column: Column, target: str, bars: Mapping[str, Mapping[s
     found = {name: [values[lora] for lora in sorted(loras)] for name, values in bars.items()}
     means = {name: sum(values) / len(values) for name, values in found.items()}
     names = list(means) if len(means) <= MOST_BARS else sorted(means, key=lambda name: -means[name])[:MOST_BARS]
-    look = f"It is the {column.help}."
+    look = f"The bars show the {column.help}."
     if len(loras) > 1:
-        look += f" Bars are means of the {len(loras)} LoRAs that all have; the marks are the least and the most."
+        look += (
+            f" They are means over the {len(loras)} LoRAs that every bar has; marks show the smallest and the largest."
+        )
     if len(names) < len(means):
-        look += f" These are the {len(names)} largest of {len(means)}; the table has all."
+        look += f" Shown are the {len(names)} largest of {len(means)}; the table has all."
     unit = "number" if column.unit == "text" else column.unit
     drawing = Bars(
         tuple(
@@ -236,4 +237,4 @@ def _beside_each_other(column: Column, target: str, bars: Mapping[str, Mapping[s
 
 
 def _ends(values: Sequence[float]) -> dict[str, float]:
-    return {"least": min(values), "most": max(values)} if len(values) > 1 else {}
+    return {"smallest": min(values), "largest": max(values)} if len(values) > 1 else {}

@@ -131,12 +131,19 @@ def written(key: str, value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k}={written(k, v)}" for k, v in value.items() if v is not None)
     if isinstance(value, list | tuple):
+        value = [_only(key, item) for item in value]
         return ", ".join(f"({written(key, item)})" if isinstance(item, Mapping) else str(item) for item in value)
     if isinstance(value, float) and key.startswith("energy_kept"):
         return share(value)
     if isinstance(value, float):
         return f"{value:.3g}"
     return str(value)
+
+
+def _only(key: str, item: Any) -> Any:
+    """An item that says nothing besides what its list is called, as what it says."""
+    filled = {k: v for k, v in item.items() if v is not None} if isinstance(item, Mapping) else {}
+    return filled[key] if filled.keys() == {key} else item
 
 
 def _flat(layer: Mapping[str, Any]) -> dict[str, Any]:

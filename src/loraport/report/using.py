@@ -4,9 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-TARGETS_OWN = (
-    "Steps, shift and guidance are those of the model that it is for, not of the model that the LoRA was trained on."
-)
+TARGETS_OWN = "Use the steps, shift and guidance of the target, not those of the model the LoRA was trained on."
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,11 @@ def how_to_sample(known: Mapping[str, Any] | None, told: str | None) -> str:
         told: what files beside the target say.
     """
     if known is None:
-        return f"{TARGETS_OWN} " + (f"It says of itself: {told}." if told else "Steps as the target's authors say.")
+        return f"{TARGETS_OWN} " + (
+            f"Its own files say: {told}." if told else "The target's authors say how many steps."
+        )
     said = (
-        f"{TARGETS_OWN} If the target is what it is called, {known['name']}, its authors sample it so: {known['how']} "
+        f"{TARGETS_OWN} By its name the target is {known['name']}. Its authors sample that like this: {known['how']} "
     )
     said += f"({known['seen']})."
     return said + (f" Its own files say: {told}." if told else "")
