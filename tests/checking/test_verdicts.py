@@ -180,6 +180,19 @@ def test_a_few_keys_that_meet_nothing_are_counted(files: pico.Pico):
     assert found.coverage is not None
     assert found.coverage.layers == found.coverage.met + 1
     assert len(found.coverage.dropped) == 2
+    assert "only 20 of 21 layers" in found.reasons[-1].text
+
+
+def test_the_command_of_a_conversion_runs_where_keys_meet_nothing(files: pico.Pico):
+    lora = load_file(files.lora) | {"diffusion_model.blocks.0.self_attn.q.dora_scale": torch.ones(1, 32)}
+    del lora["diffusion_model.blocks.1.ffn.0.lora_A.weight"]
+    save_file(lora, files.folder / "half.safetensors")
+    found = check(files, files.target, lora=files.folder / "half.safetensors")
+    assert found.verdict == "convert"
+    words = shlex.split(found.command)[1:]
+    words[words.index("-o") + 1] = str(files.folder / "from-half.safetensors")
+    done = CliRunner().invoke(app, [*words, "--cache", "off"])
+    assert done.exit_code == 0, done.output
 
 
 WRONG = """

@@ -25,6 +25,7 @@ class Headers:
     Attributes:
         plan: of the transfer that could follow.
         coverage: where the LoRA meets the target.
+        partial: keys meet nothing, which a transfer refuses unless it is told to leave them out.
         transferred: for which model a transfer made this file already; None for an original.
         on_source: kinds of adapters in it that are functions of the weights they were trained on, in words.
         kind: how the target was made, where names tell.
@@ -35,6 +36,7 @@ class Headers:
 
     plan: TransferPlan
     coverage: Coverage
+    partial: bool
     transferred: str | None
     on_source: tuple[str, ...]
     kind: Kind | None
@@ -57,9 +59,11 @@ def read_headers(recipe: Recipe, pair: Pair | None = None) -> Headers:
         FileError, UsageError: a file cannot be read, or the question makes no sense.
     """
     asked = recipe.model_copy(update={"to": SAME_AS_INPUT, "force": True})
+    partial = False
     try:
         plan = make_plan(asked, pair)
     except UnmatchedKeysError as strict:
+        partial = True
         try:
             plan = make_plan(asked.model_copy(update={"allow_partial": True}), pair)
         except MismatchError:
@@ -69,6 +73,7 @@ def read_headers(recipe: Recipe, pair: Pair | None = None) -> Headers:
     return Headers(
         plan=plan,
         coverage=_coverage(plan),
+        partial=partial,
         transferred=_transferred(adapter.metadata),
         on_source=tuple(sorted(on_source)),
         kind=_kind_by_names(plan, target_known),

@@ -195,7 +195,7 @@ def _result(
         figures=() if weighed is None else tuple(weighed.figures.values()),
         layers=() if weighed is None else weighed.layers,
         layers_of=len(plan.jobs),
-        command=_command(recipe, judged.strength) if judged.verdict == "convert" else "",
+        command=_command(recipe, judged.strength, partial=headers.partial) if judged.verdict == "convert" else "",
         load=tuple(load),
         known=headers.known,
         warnings=headers.warnings,
@@ -217,7 +217,7 @@ def _named(file: str, strength: float) -> str:
     return f"{file} at strength {strength:g}"
 
 
-def _command(recipe: Recipe, strength: float | None) -> str:
+def _command(recipe: Recipe, strength: float | None, *, partial: bool) -> str:
     """The transfer that a conversion is."""
     words = ["loraport", "transfer", recipe.lora, "--source", recipe.source]
     words += ["--target", recipe.target] if recipe.target is not None else []
@@ -225,5 +225,6 @@ def _command(recipe: Recipe, strength: float | None) -> str:
         words += [part for each in loras for part in (flag, _spelt(each))]
     factor = (strength or 1.0) * recipe.strength
     words += ["--strength", f"{factor:g}"] if factor != 1.0 else []
+    words += ["--allow-partial"] if partial else []
     made = f"{Path(output_name(recipe.lora)).stem}-converted.safetensors"
     return " ".join([shlex.join(words), *recipe.flags("strength"), shlex.join(["-o", made])])

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loraport.checking.headers import Headers
 from loraport.checking.results import Kind, LayerCheck, Quantity, Reason, Verdict
@@ -70,10 +70,15 @@ class Seen:
 
 def judge(seen: Seen) -> Judgement:
     """The verdict on a LoRA whose layers were looked at."""
-    for rule in _RULES:
-        if (found := rule(seen)) is not None:
-            return found
-    return _as_it_is(seen)
+    found = next((found for rule in _RULES if (found := rule(seen)) is not None), None) or _as_it_is(seen)
+    if not seen.headers.partial or found.verdict == "cannot help":
+        return found
+    facts = seen.headers.coverage
+    text = (
+        f"only {facts.met} of {count(facts.layers, 'layer')} of the LoRA are found there, the others do nothing: is "
+        "this the model that it was trained on? A transfer leaves them out with --allow-partial"
+    )
+    return replace(found, reasons=(*found.reasons, Reason(text)))
 
 
 def kind_of(seen: Seen) -> Kind:
