@@ -133,7 +133,7 @@ def test_the_verdict_follows_the_numbers_either_way(shift, says):
         sets, report, "It took “direct”.", lora="x", target=catalogue.model_card("step"), style="a look"
     )
     assert says in summary.lead
-    assert any("86 %" in remark for remark in summary.remarks)
+    assert any("86.0 %" in remark for remark in summary.remarks)
     assert any("moved by 35.0 % of their norm" in remark for remark in summary.remarks)
     assert sum("slider" in remark for remark in summary.remarks) == 2
     assert "Calibration helped" in summary.lead

@@ -69,7 +69,7 @@ def test_a_row_says_what_was_tried_and_what_came_of_it(tmp_path):
     told = {
         "LoRA": "style",
         "target": "fast",
-        "rank requested": "16",
+        "rank set": "16",
         "rank": "16",
         "layers": "1,200",
         "kept": "75.0 %",
@@ -82,7 +82,7 @@ def test_a_row_says_what_was_tried_and_what_came_of_it(tmp_path):
         "1.5",
         "1",
     )
-    assert (deep["LoRA"], deep["rank requested"], deep["on"]) == ("deep/style", "32", "yes")
+    assert (deep["LoRA"], deep["rank set"], deep["on"]) == ("deep/style", "32", "yes")
     assert (bad["state"], bad["why"], bad["kept"]) == ("failed", "no layers in common; blocks", "–")
     assert (pending["LoRA"], pending["state"]) == ("next", "pending")
     assert checker.fetched == ["fast/rank%3D16/style.html"]
@@ -103,12 +103,15 @@ def test_charts_compare_only_what_all_have(tmp_path):
 
     cells = [kept("a", 16, 0.5), kept("b", 16, 0.7), kept("c", 16, 0.1), kept("a", 32, 0.6), kept("b", 32, 0.9)]
     page = render_sweep_page(read(tmp_path, *cells, kept("c", 32, 0.9, state="failed")))
-    assert bars_of(page) == {"Kept, fast": [("rank=16", "60 %"), ("rank=32", "75 %")]}
+    assert bars_of(page) == {"Share kept by the rank: fast": [("rank=16", "60 %"), ("rank=32", "75 %")]}
     assert "means over the 2 LoRAs" in page
     assert bars_of(render_sweep_page(read(tmp_path, *cells[:3]))) == {}
     pair = [cell("a", target, "", {}) for target in ("fast", "turbo")]
     alone = bars_of(render_sweep_page(read(tmp_path, *pair)))
-    assert alone == {"Kept": [("fast", "75 %"), ("turbo", "75 %")], "Change": [("fast", "0.25"), ("turbo", "0.25")]}
+    assert alone == {
+        "Share kept by the rank": [("fast", "75 %"), ("turbo", "75 %")],
+        "Change by the method": [("fast", "0.25"), ("turbo", "0.25")],
+    }
 
 
 def test_a_thousand_cells_stay_readable(tmp_path):
@@ -122,8 +125,11 @@ def test_a_thousand_cells_stay_readable(tmp_path):
     assert len(page.encode()) < 3_000_000
     assert len(table_of(page)) == len(opened(page).fetched) == 1000
     drawn = bars_of(page)
-    assert {title: len(bars) for title, bars in drawn.items()} == {"Kept, fast": 30, "Kept, turbo": 30}
-    assert drawn["Kept, fast"][0] == ("q=499", "499 %")
+    assert {title: len(bars) for title, bars in drawn.items()} == {
+        "Share kept by the rank: fast": 30,
+        "Share kept by the rank: turbo": 30,
+    }
+    assert drawn["Share kept by the rank: fast"][0] == ("q=499", "499 %")
     assert "the 30 largest of 500" in page
 
 

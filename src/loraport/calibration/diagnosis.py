@@ -90,7 +90,7 @@ class Diagnosis:
     @property
     def sentence(self) -> str:
         """For people."""
-        text = f"In finished clips the LoRA shows {_change(self.before.clips, self.after.clips)} of the change that it "
+        text = f"In finished clips the LoRA shows {_change(self.before.clips, self.after.clips)} of the change it "
         text += "makes in the source"
         if self.before.whole is None or self.after.whole is None:
             return text + "."

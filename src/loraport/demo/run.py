@@ -128,7 +128,9 @@ def run_demo(
     on_event(Step("drawing", 5, 6))
     title = f"LoRA “{lora}”, transferred to “{target}”"
     comparison = sampler.comparison(sets, curves, title)
-    about_fit = f"{calibration.diagnosis.sentence} It chose “{calibration.chosen}”: {calibration.choice.reason}."
+    about_fit = (
+        f"{calibration.diagnosis.sentence} Calibration chose “{calibration.chosen}”: {calibration.choice.reason}."
+    )
     said = words.summarise(sets, report.to_json(), about_fit, lora=lora, target=goal, style=card.summary)
     result = DemoResult(
         output=output,

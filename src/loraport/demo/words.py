@@ -9,6 +9,7 @@ from torch import Tensor
 
 from loraport.evaluate.looks import mean_and_error
 from loraport.report import Measure, Words
+from loraport.wording import share
 from loraport.zoo.catalogue import ModelCard
 
 MEASURES = (
@@ -125,10 +126,10 @@ def _verdict(what: str, moved: DemoRow, direct: DemoRow) -> tuple[str, str]:
     if sign == 0:
         return f"{what} made no difference that these clips could show.", f"{number}, within the noise"
     before = mean_and_error(direct.scores["to_aim"])[0]
-    share = abs(change) / before if before > 0 else 0.0
-    done = ("helped" if sign < 0 else "hurt") + (" a little" if share < LITTLE else "")
+    moved_by = abs(change) / before if before > 0 else 0.0
+    done = ("helped" if sign < 0 else "hurt") + (" a little" if moved_by < LITTLE else "")
     where = "nearer to" if sign < 0 else "farther from"
-    return f"{what} {done}: its clips are {_percent(share)} {where} those of source + LoRA.", number
+    return f"{what} {done}: its clips are {_percent(moved_by)} {where} those of source + LoRA.", number
 
 
 def _about_strength(by_key: Mapping[str, DemoRow], key: str, words: str) -> str:
@@ -161,7 +162,7 @@ def _about_rank(report: Mapping[str, Any]) -> str:
     if kept > 0.9995:
         return f"The transferred file has rank {after} (the input {before}), which loses nothing."
     return (
-        f"The transferred file has rank {after} (the input {before}), which holds {100 * kept:.0f} % of the "
+        f"The transferred file has rank {after} (the input {before}), which holds {share(kept)} of the "
         "energy of the exact result; the rest is lost to the rank."
     )
 

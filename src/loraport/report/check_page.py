@@ -59,7 +59,7 @@ BY_DEPTH = (
     ("common", "Above 1, the distillation changed the directions that the LoRA uses more than others."),
 )
 FIGURES = (
-    Column("name", "figure", "what was measured", "text"),
+    Column("figure", "figure", "what was measured", "text"),
     Column("value", "value", "over all layers looked at", "text"),
     Column("nulls", "by chance", "the value if there were nothing to see", "text"),
     Column("least", "smallest", "smallest value of a layer", "text"),
@@ -203,7 +203,7 @@ def _quantities(result: CheckResult) -> Table:
         unit = _unit(each.unit)
         rows.append(
             {
-                "name": each.title,
+                "figure": each.title,
                 "value": number(each.value, unit),
                 "nulls": ", ".join(f"{number(null.value, unit)} ({null.name})" for null in each.nulls) or None,
                 "least": number(each.low, unit),

@@ -37,6 +37,14 @@ LAYERS = (
 )
 ELSEWHERE = "the run log and the JSON document have the maps of all layers"
 NO_MAPS = "the method draws none, the update is zero, or an earlier version of the program put the layer into the cache"
+TITLES = {
+    "energy_kept": "Energy kept by the rank",
+    "cosine": "Cosine of the new and the old update",
+    "dominant_share": "Share in dominant rows and columns",
+    "arbitrated_share": "Share of entries arbitrated",
+    "drift_undone": "Share of the drift undone",
+}
+"""Titles of maps, by the key of the figure; others have that of their column."""
 LOOKS = {
     "energy_kept": "Faint layers lose part of their update to the rank; a larger --rank keeps it.",
     "cosine": "In faint layers the update points away from that of the input: the method changed most there.",
@@ -208,7 +216,7 @@ def _map(table: Table, column: Column) -> Figure:
         low,
         high,
     )
-    return Figure(column.title[:1].upper() + column.title[1:], look, drawing)
+    return Figure(TITLES.get(column.key, column.title[:1].upper() + column.title[1:]), look, drawing)
 
 
 def _layers(report: Mapping[str, Any], table: Table) -> Layers:

@@ -17,7 +17,7 @@ from loraport.report.frame import render, write
 from loraport.report.tables import Table, written
 from loraport.wording import count
 
-DRAWN = ("energy_kept", "change")
+DRAWN = {"energy_kept": "Share kept by the rank", "change": "Change by the method"}
 MOST_BARS, MOST_TARGETS = 30, 12  # of a chart, and of targets that have charts
 MOST_WORDS = 200  # characters of why a cell failed, in the table
 _LARGEST = 1 << 30
@@ -167,7 +167,7 @@ def _table(sweep: Sweep) -> Table:
     rows = [_row(cell) for cell in sweep.cells]
     titles = {column.title for column in sweep.columns}
     settings = [
-        Column(f"set {name}", f"{name} requested" if name in titles else name, "as requested", "text")
+        Column(f"set {name}", f"{name} set" if name in titles else name, "as requested", "text")
         for name in _varied(sweep.cells)
     ]
     columns = (_NAME, _TARGET, *settings, _STATE, *sweep.columns, _WARNINGS, *_COST, _WHY)
@@ -232,8 +232,8 @@ def _beside_each_other(column: Column, target: str, bars: Mapping[str, Mapping[s
             for name in names
         )
     )
-    title = column.title[:1].upper() + column.title[1:]
-    return Figure(f"{title}, {target}" if target else title, look, drawing)
+    title = DRAWN[column.key]
+    return Figure(f"{title}: {target}" if target else title, look, drawing)
 
 
 def _ends(values: Sequence[float]) -> dict[str, float]:
