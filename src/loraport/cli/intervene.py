@@ -1,7 +1,9 @@
 """`loraport intervene`: checkpoints with a part of the drift taken away, or made stronger."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -69,15 +71,9 @@ def remove_drift(
 ) -> None:  # fmt: skip
     """Remove the drift except in its dominant directions."""
     from loraport.analysis import intervening
-    from loraport.cli.progress import Progress
 
-    choice, options = given.make(_CHOICE).values(), given.make(RunOptions)
-    with Progress(console) as progress:
-        done = intervening.remove_drift(
-            **choice, output=output, quantile=quantile, layers=layers, requantize=requantize, dequantize=dequantize,
-            options=options, on_event=progress,
-        )  # fmt: skip
-    _show(done, console)
+    own: dict[str, Any] = {"quantile": quantile, "layers": layers, "requantize": requantize, "dequantize": dequantize}
+    _carry(partial(intervening.remove_drift, output=output, **own), given, console)
 
 
 @app.command("amplify-head", cls=Command, epilog=EXAMPLE)
@@ -101,18 +97,23 @@ def amplify_head(
 ) -> None:  # fmt: skip
     """Amplify the drift where it is strongest within the head."""
     from loraport.analysis import intervening
+
+    own: dict[str, Any] = {
+        "share": share,
+        "factor": factor,
+        "layers": layers,
+        "requantize": requantize,
+        "dequantize": dequantize,
+    }
+    _carry(partial(intervening.amplify_head, output=output, **own), given, console)
+
+
+def _carry(intervene: "Callable[..., MergeReport]", given: Given, console: Console) -> None:
+    """Do it, and say what was done."""
     from loraport.cli.progress import Progress
 
-    choice, options = given.make(_CHOICE).values(), given.make(RunOptions)
     with Progress(console) as progress:
-        done = intervening.amplify_head(
-            **choice, output=output, share=share, factor=factor, layers=layers, requantize=requantize,
-            dequantize=dequantize, options=options, on_event=progress,
-        )  # fmt: skip
-    _show(done, console)
-
-
-def _show(done: "MergeReport", console: Console) -> None:
+        done = intervene(**given.make(_CHOICE).values(), options=given.make(RunOptions), on_event=progress)
     written = sum(file.stat().st_size for file in done.files)
     console.result(
         f"changed {count(done.tensors, 'tensor')}",

@@ -41,8 +41,8 @@ def _mean(layers: Iterable[LayerReport], key: str) -> float | None:
     return sum(values) / len(values) if values else None
 
 
-def _against_the_input(layers: Iterable[LayerReport], facts: Summary) -> dict[str, float | None]:
-    """Change and cosine of all layers together.
+def _against_the_input(layers: Iterable[LayerReport], facts: Summary) -> dict[str, float]:
+    """Change and cosine of all layers together, where each tells enough.
 
     A layer tells cosine c and ratio of norms r of the method in full, and the norm of what it came to at the amount a:
     D + a (D' - D), of squared norm |D|^2 ((1 - a)^2 + a^2 r^2 + 2 a (1 - a) r c).
@@ -52,24 +52,26 @@ def _against_the_input(layers: Iterable[LayerReport], facts: Summary) -> dict[st
         exact = float(layer.stats["exact_norm"])
         if exact == 0.0 and "norm_ratio" not in layer.stats:
             continue  # the LoRA leaves it alone
-        ratio, cosine = _method(layer, facts)
-        if ratio is None or cosine is None:
-            return {"change": None, "cosine": None}
+        told = _method(layer, facts)
+        if told is None:
+            return {}
+        ratio, cosine = told
         square = (1 - a) ** 2 + (a * ratio) ** 2 + 2 * a * (1 - a) * ratio * cosine
         if square <= 0.0:
-            return {"change": None, "cosine": None}
+            return {}
         own = exact**2 / square
         given, made, along = given + own, made + exact**2, along + own * (1 - a + a * ratio * cosine)
     if given <= 0.0 or made <= 0.0:
-        return {"change": None, "cosine": None}
+        return {}
     change = math.sqrt(max(given + made - 2 * along, 0.0) / given)
     return {"change": change, "cosine": along / math.sqrt(given * made)}
 
 
-def _method(layer: LayerReport, facts: Summary) -> tuple[float | None, float | None]:
+def _method(layer: LayerReport, facts: Summary) -> tuple[float, float] | None:
     """Ratio of norms and cosine, new over the input's, of the method in full."""
     if layer.method == "direct":
         strength = float(facts.params["strength"]) if facts.method == "direct" else 1.0
         return abs(strength), math.copysign(1.0, strength)
-    ratio, cosine = layer.stats.get("norm_ratio"), layer.stats.get("cosine")
-    return (None if ratio is None else float(ratio)), (None if cosine is None else float(cosine))
+    if not {"norm_ratio", "cosine"} <= layer.stats.keys():
+        return None
+    return float(layer.stats["norm_ratio"]), float(layer.stats["cosine"])
