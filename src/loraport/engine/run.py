@@ -23,7 +23,7 @@ from loraport.engine.reading import InputReader
 from loraport.engine.reporting import make_report
 from loraport.engine.results import TransferReport
 from loraport.engine.room import short_of_room
-from loraport.engine.run_cache import layers_kept, open_cache
+from loraport.engine.run_cache import layers_worth_keeping, open_cache
 from loraport.engine.run_log import TransferLog
 from loraport.engine.surroundings import usual_torch
 from loraport.engine.target import twins
@@ -113,7 +113,7 @@ def carried_out(
     sample = sample_for_kinship(plan)
     if not checked:
         check_kinship(plan, sample, reader, store, rounding=not measured)
-    work = Worker(store, reader, layers_kept(plan.jobs, options, store, reader, executor, warn))
+    work = Worker(store, reader, layers_worth_keeping(plan.jobs, options, store, reader, executor, warn))
     log.begin(path, plan, options)  # only now: a run that is refused leaves nothing, and no earlier log is lost
     if path is not None:
         remove_abandoned(path)
@@ -182,13 +182,17 @@ def compute(plan: TransferPlan, options: RunOptions) -> dict[str, LowRank]:
     Raises:
         UsageError, MismatchError, NumericalError: as `run`.
     """
+
+    def silent(message: str) -> None:
+        """Nobody is told."""
+
     executor = executor_for(options)
-    store, reader = open_cache(plan.identities, options, lambda message: None, executor)
+    store, reader = open_cache(plan.identities, options, silent, executor)
     sample = sample_for_kinship(plan)
     check_kinship(plan, sample, reader, store, rounding=False)
-    work = Worker(store, reader, layers_kept(plan.jobs, options, store, reader, executor, lambda message: None))
+    work = Worker(store, reader, layers_worth_keeping(plan.jobs, options, store, reader, executor, silent))
     try:
-        results = _run_jobs(plan, sample, work, executor, ignore, lambda message: None, TransferLog())
+        results = _run_jobs(plan, sample, work, executor, ignore, silent, TransferLog())
         reader.check_unchanged()
     finally:
         reader.memo.flush()

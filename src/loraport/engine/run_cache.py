@@ -48,7 +48,7 @@ def open_cache(
     return store, InputReader(DigestMemo(root, trust=not options.verify_inputs), identities, pinned=pinned)
 
 
-def layers_kept(
+def layers_worth_keeping(
     jobs: Sequence[LayerJob],
     options: RunOptions,
     store: Store,

@@ -23,7 +23,7 @@ from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.results import TransferReport
 from loraport.engine.room import short_of_room
-from loraport.engine.run_cache import layers_kept, open_cache
+from loraport.engine.run_cache import layers_worth_keeping, open_cache
 from loraport.engine.surroundings import usual_torch
 from loraport.engine.waiting import waiting
 from loraport.engine.worker import InHand, LayerResult, Worker
@@ -140,7 +140,7 @@ def run_many(
     run.expect(batches)
     first, several = [batch.first for batch in batches], len(plan.plans) > 1
     lasting = [batch.lasting for batch in batches if batch.first.source is not None]
-    kept = layers_kept(lasting, options, store, reader, executor, said.of_all, several=several)
+    kept = layers_worth_keeping(lasting, options, store, reader, executor, said.of_all, several=several)
     work = Worker(store, reader, kept)
     try:
         with waiting(folder) as place, overlapped(work, first, executor) as busy:
