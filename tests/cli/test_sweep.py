@@ -52,7 +52,7 @@ def test_a_row_for_each_cell_and_the_code_of_the_first_failure(files):
     plan = invoke(*words(files, *more, "--rank", "16", "--plan"))  # what is there, what is to be made, what will not be
     states = dict.fromkeys(good, "done already") | {(name, "rank=16"): "to do" for name in ("motion", "style")}
     assert (plan.exit_code, outcomes(plan.stdout)) == (5, states)
-    assert "2 cells to do in one job, 4 done already" in plan.stdout
+    assert "2 cells to do in one job, 4 already done" in plan.stdout
     cells = json.loads(invoke(*words(files, *more, "--rank", "16", "--plan", "--json")).stdout)["cells"]
     assert sorted(cell["lora"].rpartition("/")[2] for cell in cells if "error" in cell) == ["junk.safetensors"] * 3
     assert sum(cell.get("done", False) for cell in cells) == 4

@@ -239,7 +239,7 @@ def test_a_lora_that_does_not_load_is_said_and_nothing_is_written(stills, tmp_pa
         ({"target": None}, UsageError, "target is not given"),
         ({"target": "zoo:source"}, UsageError, "bundled"),
         ({"target": "nowhere/at/all"}, FileError, "no such target"),
-        ({"source": "source/transformer"}, UsageError, "no whole pipeline"),
+        ({"source": "source/transformer"}, UsageError, "not a complete pipeline"),
         ({"transferred": ["nowhere.safetensors"]}, FileError, "no such LoRA"),
         ({"device": "cuda:7"}, UsageError, "CUDA|device"),
     ],

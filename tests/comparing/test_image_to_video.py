@@ -155,7 +155,7 @@ def test_another_pipeline_of_the_family_is_taken_if_a_prompt_and_an_image_are_en
             with contextlib.nullcontext() if runs else pytest.raises(UnsupportedError, match="take"):
                 assert _pipeline_class(model, with_image=with_image)
     (tmp_path / "model_index.json").write_text("[]", "utf-8")
-    with pytest.raises(LoraportError, match="no object"):
+    with pytest.raises(LoraportError, match="not an object"):
         find_model(tmp_path, "source")
 
 
@@ -190,8 +190,8 @@ def test_the_command_line_takes_images(folder, tmp_path, capsys):
     ]  # fmt: skip
     images = ["--image", folder / "image0.png", "--image", folder / "image1.png", "--image", folder / "image2.png"]
     cases = {
-        "as many of both": [*images, "--prompts", tmp_path / "prompts.txt"],
-        "no prompt for an image": images,
+        "as many images as prompts": [*images, "--prompts", tmp_path / "prompts.txt"],
+        "an image has no prompt": images,
         "given twice": [*images, "--prompts", tmp_path / "prompts.txt", "--prompt", "c"],
         "the prompt is not given": [],
         "none is given": ["--prompt", "c", "--prompt", "d"],

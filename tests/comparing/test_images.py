@@ -55,7 +55,7 @@ def test_images_are_paired_with_prompts(folder):
 def test_without_prompts_the_text_beside_each_image_is_taken(folder):
     for number in (1, 2):
         (folder / f"shot{number}.txt").write_text(f"a cat,\n number {number}\n", encoding="utf-8")
-    with pytest.raises(UsageError, match=r"(?s)no prompt for an image.*shot10\.png.*shot10\.txt"):
+    with pytest.raises(UsageError, match=r"(?s)an image has no prompt.*shot10\.png.*shot10\.txt"):
         read_prompts(None, [folder])
     (folder / "shot10.txt").write_text("a cat, number 10", encoding="utf-8")
     assert pairs(read_prompts(None, [folder])) == [
@@ -87,7 +87,7 @@ def test_lines_of_json_name_the_image_of_a_prompt(folder):
     assert pairs(read_prompts(file)) == [("a cat", "shot2.PNG")]
     with pytest.raises(UsageError, match=r"(?s)a line at a time.*\.jsonl"):
         read_prompts(file.with_suffix(".json"))
-    with pytest.raises(UsageError, match="some have none"):
+    with pytest.raises(UsageError, match="some do not"):
         read_prompts(written(rows[0], {"prompt": "b"}))
 
 
@@ -99,8 +99,8 @@ def test_what_is_no_image_is_said(folder):
     Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(folder / "deep.png")
     (folder / "folder.png").mkdir()
     told = {
-        "torn": "cannot be read", "text": "no kind of image", "empty": "no kind of image", "deep": "more than 8 bits",
-        "folder": "no such image", "none": "no such image",
+        "torn": "cannot be read", "text": "not a kind of image", "empty": "not a kind of image",
+        "deep": "more than 8 bits", "folder": "no such image", "none": "no such image",
     }  # fmt: skip
     for name, words in told.items():
         with pytest.raises(FileError, match=rf"(?s){words}") as said:

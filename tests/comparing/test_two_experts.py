@@ -172,12 +172,12 @@ def test_what_nobody_said_is_taken_by_name_and_said(pair, tmp_path):
     high, low = (pair / f"style_{expert}_noise.safetensors" for expert in ("high", "low"))
     plain, late, early = (tmp_path / f"{name}.safetensors" for name in ("plain", "x_low_noise", "x-HIGH-noise"))
     cases = {
-        (high, None): (high, low, "is taken for the low-noise expert"),
-        (low, None): (high, low, "is taken for the high-noise expert"),
+        (high, None): (high, low, "is used for the low-noise expert"),
+        (low, None): (high, low, "is used for the high-noise expert"),
         (high, high): (high, high, ""),
-        (plain, None): (plain, None, "into the high-noise expert alone.*--lora-low FILE"),
-        (early, None): (early, None, "into the high-noise expert alone"),
-        (late, None): (None, late, "for the low-noise expert, and is loaded into no other"),
+        (plain, None): (plain, None, "only into the high-noise expert.*--lora-low FILE"),
+        (early, None): (early, None, "only into the high-noise expert"),
+        (late, None): (None, late, "for the low-noise expert and is loaded only into that one"),
         (pair / "both.safetensors", None): (pair / "both.safetensors",) * 2 + ("holds LoRAs for both",),
     }
     for (one, other), (first, second, words) in cases.items():
@@ -188,7 +188,7 @@ def test_what_nobody_said_is_taken_by_name_and_said(pair, tmp_path):
     assert (made.high, made.low, made.note) == (plain, late, "")
     (_, *several) = find_files(plain, None, [high, low, late], [], two_experts=True)
     assert [one.by_expert for one in several] == [{"high": high, "low": low}, {"low": late}]  # each pair once
-    with pytest.raises(UsageError, match="change them over"):
+    with pytest.raises(UsageError, match="swap them"):
         find_files(low, high, [], [], two_experts=True)
 
 
@@ -203,9 +203,9 @@ def test_pairs_have_names_of_their_own(pair):
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        ({"transferred_low": ["made_low_noise"]}, UsageError, "not as many"),
+        ({"transferred_low": ["made_low_noise"]}, UsageError, "different numbers of transferred files"),
         ({"lora_low": "nowhere"}, FileError, "no such LoRA"),
-        ({"target": "target/transformer"}, UsageError, "two transformers, and the target one.*folder with both"),
+        ({"target": "target/transformer"}, UsageError, "two transformers, but the target has one.*folder with both"),
         ({"target": "target/transformer/diffusion_pytorch_model.safetensors"}, UsageError, "folder with both"),
         ({"target_lora": ("style_high_noise", "apart_low_noise")}, UsageError, "named after the low-noise expert"),
     ],
@@ -231,9 +231,9 @@ def test_one_and_two_transformers_do_not_mix(pair, single, tmp_path):
     for changes in ({"lora_low": low}, {"transferred_low": [low]}, {"target_lora_low": low}):
         with pytest.raises(UsageError, match=f"(?s)low-noise one of two.*--{next(iter(changes)).replace('_', '-')}"):
             run(pair, tmp_path / "out", **one, **changes)
-    with pytest.raises(MismatchError, match="target has two transformers, and the source one"):
+    with pytest.raises(MismatchError, match="target has two transformers, but the source has one"):
         run(pair, tmp_path / "out", source=single)
-    with pytest.raises(UsageError, match="source has two transformers, and the target one"):
+    with pytest.raises(UsageError, match="source has two transformers, but the target has one"):
         run(pair, tmp_path / "out", target=single)
     assert not (tmp_path / "out").exists()
 

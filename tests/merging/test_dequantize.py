@@ -259,7 +259,7 @@ def test_scales_in_a_file_of_their_own(tmp_path):
     parts = {"lora_B": made[name][0], "lora_A": made[name][1]}
     save_file({f"{name}.{key}.weight": tensor for key, tensor in parts.items()}, tmp_path / "lora.safetensors")
     words = tmp_path / "lora.safetensors", tmp_path / "mp_states_fp8.pt", tmp_path / "out"
-    with pytest.raises(UnsupportedError, match="takes every layer for fp8"):
+    with pytest.raises(UnsupportedError, match="assumes that every layer is fp8"):
         loraport.merge(*words, dequantize="bfloat16")
     assert loraport.merge(*words, requantize=True).requantized == 1
 

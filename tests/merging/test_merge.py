@@ -96,7 +96,7 @@ def test_a_sum_is_rounded_once(lora, tmp_path):
         lost += float((found[key].double() - wanted[key]).norm() ** 2)
     change = sum(float((0.6 * change).norm() ** 2) for change in WANTED.values())
     assert report.lost == pytest.approx((lost / change) ** 0.5, rel=1e-3)
-    assert "hold the same LoRA, so that it counts 2 times" in report.warnings[0]
+    assert "hold the same LoRA, so it counts 2 times" in report.warnings[0]
 
 
 def test_shards_stay_shards(lora, tmp_path):
@@ -294,9 +294,9 @@ def test_refusals_leave_nothing(lora, tmp_path):
         loraport.merge(lora, path, path, overwrite=True)
     with pytest.raises(FileError, match="would replace the input LoRA"):
         loraport.merge(lora, path, lora, overwrite=True)
-    with pytest.raises(UsageError, match="nothing is to be merged"):
+    with pytest.raises(UsageError, match="there is nothing to merge"):
         loraport.merge(lora, path, output, strength=0.0)
-    with pytest.raises(UsageError, match="nothing is to be merged"):
+    with pytest.raises(UsageError, match="there is nothing to merge"):
         loraport.merge([f"{lora}:0", lora], path, output)
     with pytest.raises(UsageError, match="given twice"):
         loraport.merge([lora, f"{lora}:0.5"], path, output)

@@ -322,5 +322,5 @@ def test_what_cannot_be_is_said_before_anything_is_done(tmp_path):
     with pytest.raises(UsageError, match="an adapter of this name"):
         load_transferred_lora(pipe, lora, source=source, options=OPTIONS)
     pipe.fuse_lora()
-    with pytest.raises(UsageError, match="fused and still there"):
+    with pytest.raises(UsageError, match="fused but still loaded"):
         load_transferred_lora(pipe, lora, source=source, adapter_name="more", options=OPTIONS)

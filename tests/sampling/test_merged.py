@@ -78,7 +78,7 @@ def test_a_bundled_model_takes_them_too():
 
 def test_refusals(folder, tmp_path):
     file, _ = _lora(tmp_path / "one.safetensors", 1)
-    with pytest.raises(UsageError, match=r"in memory already(.|\n)*give its folder"):
+    with pytest.raises(UsageError, match=r"already in memory(.|\n)*give its folder"):
         as_runnable(tinywan.transformer(), HOW, role="target", added=(AddedLora(file=file),))
     with pytest.raises(LoraportError, match="nothing"):
         open_runnable(folder, HOW, added=(AddedLora(file=str(tmp_path / "nothing.pt")),)).open()

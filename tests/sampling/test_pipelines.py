@@ -166,9 +166,9 @@ def test_what_is_in_memory_and_cannot_be_run_is_refused(lora):
     ):
         with pytest.raises(UsageError, match=says):
             as_runnable(pipeline, settings, role="source")
-    with pytest.raises(UsageError, match="nothing that can be run"):
+    with pytest.raises(UsageError, match="not something that can be run"):
         as_runnable(pipeline.text_encoder, FROM)
-    with pytest.raises(UsageError, match="says itself"):
+    with pytest.raises(UsageError, match="already says how it is run"):
         as_runnable(as_runnable(pipeline, FROM), FROM)
     with pytest.raises(UsageError, match="given twice"):
         SamplingSettings(schedule=FAST, latents=SIZE, steps=3)

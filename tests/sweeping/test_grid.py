@@ -90,7 +90,7 @@ def test_a_target_is_needed():
         Grid(source="s", target=[{"name": "fast"}])
     with pytest.raises(UsageError, match="name of a target"):
         Grid(source="s", target=[{"name": "../fast", "target": "t"}])
-    with pytest.raises(UsageError, match="5 is no model"):
+    with pytest.raises(UsageError, match="5 is neither a model"):
         Grid(source="s", target=5)
     assert Grid(source="s", target_lora="few").targets[0]["target"] is None
 

@@ -206,7 +206,7 @@ def test_two_at_work_in_one_folder(files, tmp_path):
 
     def again(event):
         if isinstance(event, Finished) and not refused:
-            with pytest.raises(FileError, match="another sweep is at work") as error:
+            with pytest.raises(FileError, match="another sweep is running") as error:
                 sweep(files, tmp_path / "made", method="direct")
             refused.append(error)
 

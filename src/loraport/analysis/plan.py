@@ -140,10 +140,10 @@ def _expert(recipe: Recipe) -> Any:
     """Which expert of Wan2.2, where no LoRA says it. Raises UsageError."""
     if recipe.expert is None and recipe.nested_source is None and len(expert_folders(recipe.source)) > 1:
         raise UsageError(
-            "the source has two experts, and nothing says which one is meant",
+            "the source has two experts, and none is chosen",
             where=recipe.source,
             values=", ".join(folder.name for folder in expert_folders(recipe.source).values()),
-            fix="--expert high or low",
+            fix="use --expert high or low",
         )
     return recipe.expert
 
@@ -181,7 +181,7 @@ def _nothing(recipe: Recipe, known: Sequence[str]) -> UsageError | MismatchError
         return UsageError(
             "no layer matches --layers",
             values=f"{recipe.layers!r}; layers are named like {', '.join(known[:4])}",
-            fix="give a regular expression that is found in such names, such as self_attn or ^blocks\\.0\\.",
+            fix="give a regular expression that matches such names, such as self_attn or ^blocks\\.0\\.",
         )
     return MismatchError("source and target have no linear layer in common", where=f"{recipe.source}, {recipe.target}")
 

@@ -170,9 +170,9 @@ class PairAnalysis:
         schema = given.pop("schema", None)
         if schema != SCHEMA:
             raise FileError(
-                "this is no analysis that this version reads",
+                "this is not an analysis that this version can read",
                 values=f"schema {schema!r}, not {SCHEMA}",
-                fix="make it anew with loraport analyze",
+                fix="make it again with loraport analyze",
             )
         return checked(cls, given)
 
@@ -191,7 +191,7 @@ def checked(kind: type, document: Any) -> Any:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise FileError(
-            "this is no analysis", where=where, values=first["msg"], fix="make it anew with loraport analyze"
+            "this is not an analysis", where=where, values=first["msg"], fix="make it again with loraport analyze"
         ) from None
 
 

@@ -215,11 +215,11 @@ def run_analysis(plan: AnalysisPlan, options: RunOptions | None = None, on_event
 def _doubts(layers: tuple[LayerAnalysis, ...]) -> list[str]:
     drifts = {layer.name: layer.drift.relative.value for layer in layers}
     if not any(drifts.values()):
-        return ["the target equals the source in every layer that was looked at; was the same model named twice?"]
+        return ["source and target are equal in every layer that was looked at; did you name the same model twice?"]
     said = unrelated(drifts)
     if said is None:
         return []
-    return [f"source and target do not look like versions of one model, and then the figures mean little: {said}"]
+    return [f"source and target do not look like versions of one model, so the figures mean little: {said}"]
 
 
 def _report(job: AnalysisJob, result: AnalysedLayer) -> LayerReport:

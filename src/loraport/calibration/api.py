@@ -92,7 +92,7 @@ def calibrate(
     base = as_runnable(source, source_sampling, role="source")
     added = added_loras(target_lora)
     if target is None and not added:
-        raise UsageError("the target is not given", fix="give target, or the LoRAs that make it: target_lora")
+        raise UsageError("the target is not given", fix="give target, or the LoRAs that make it (target_lora)")
     goal = as_runnable(source if target is None else target, target_sampling, role="target", added=added)
     if target is None:
         goal = replace(goal, name=" + ".join([goal.name, *(Path(each.file).name for each in added)]))
@@ -106,8 +106,8 @@ def calibrate(
     check_outputs(path, as_it_is, options)
     if as_it_is.passthrough:
         progress.warn(
-            f"{count(len(as_it_is.passthrough), 'tensor')} of the LoRA, of other things than linear layers: "
-            "in the output, and off while measuring"
+            f"{count(len(as_it_is.passthrough), 'tensor')} of the LoRA for other things than linear layers: in "
+            "the output, but off while measuring"
         )
     try:
         conditions = _conditions(base, goal, prompts, settings, progress)
@@ -174,8 +174,9 @@ def _choice(
     gap = gap_for(ours)
     if gap is None:
         progress.warn(
-            "the source does not tell its own clips with the LoRA from those without, within the noise of "
-            f"{count(len(ours.alone), 'clip')}; the choice goes by the distance of latents, which favours weak effects"
+            f"within the noise of {count(len(ours.alone), 'clip')}, the source does not tell its own clips with "
+            "the LoRA from those without; the choice is made by the distance of latents, which favours weak "
+            "effects"
         )
     return choose(candidates, theirs, ours, times, gap or LatentDistance())
 
@@ -188,7 +189,7 @@ def _recipe(
         if model.checkpoint is None and not model.added:
             raise UsageError(
                 f"it is not known where the weights of the {role} lie on the disk", where=model.name,
-                fix=f"{role}_sampling=SamplingSettings(checkpoint=FOLDER), or checkpoint=FOLDER in a Runnable",
+                fix=f"give {role}_sampling=SamplingSettings(checkpoint=FOLDER), or checkpoint=FOLDER in a Runnable",
             )  # fmt: skip
     goal = None if made_of_source else target.checkpoint
     files = {"lora": lora, "source": source.checkpoint, "target": goal, "target_lora": target.added}

@@ -36,7 +36,9 @@ class Tried(NamedTuple):
         made = cls(name, *dials[:2])
         if not name or len(dials) > 2 or not (0 < made.strength < float("inf") and 0 < made.amount <= 1):
             raise UsageError(
-                "a method to be tried is not understood", values=spec, fix="such as casa, casa:1.25 or casa:1.25:0.5"
+                "a method to try is not understood",
+                values=spec,
+                fix="write, for example, casa, casa:1.25 or casa:1.25:0.5",
             )
         return made
 

@@ -115,7 +115,7 @@ def _kind_by_names(plan: TransferPlan, known: KnownModel | None) -> Kind | None:
     """A distillation LoRA says what the target is; else the target's name may."""
     made = ""
     if known is not None and known.made is not None:
-        made = f"by its name it is {known.name}, made by {known.made} ({known.made_seen})"
+        made = f"judging by its name, it is {known.name}, made by {known.made} ({known.made_seen})"
     if plan.target is None:
         if not plan.added:
             return Kind(
@@ -135,8 +135,8 @@ def _swapped(recipe: Recipe) -> list[str]:
     if recipe.target is None or kind_by_name(recipe.target) is not None or kind_by_name(recipe.source) is None:
         return []
     return [
-        f"by its name the source ({recipe.source}) is a distilled model, and the target ({recipe.target}) is none; the "
-        "source is the model that the LoRA was trained on: are --source and --target the wrong way round?"
+        f"by its name the source ({recipe.source}) is a distilled model, but the target ({recipe.target}) is not. "
+        "The source is the model that the LoRA was trained on: are --source and --target the wrong way round?"
     ]
 
 

@@ -107,7 +107,7 @@ def _expert(recipe: Recipe) -> Expert | None:
     except UsageError as error:
         if "--expert both" not in (error.fix or ""):
             raise
-        fix = "check the LoRA on one of them after the other: --expert high, then --expert low"
+        fix = "check the LoRA on each in turn: --expert high, then --expert low"
         raise UsageError(error.what, where=error.where, values=error.values, fix=fix) from None
 
 

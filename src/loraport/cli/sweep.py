@@ -140,7 +140,7 @@ def _plan(cells: Sequence[Cell], folder: Path, grid: dict[str, Any], run_options
         cost = asdict(estimate(list(swept.many.plans.values()), run_options, began))
         console.result(
             f"{count(len(swept.many.plans), 'cell')} to do in one job, "
-            f"{sum(state == 'done' for state in swept.standing.values()) or 'none'} done already",
+            f"{sum(state == 'done' for state in swept.standing.values()) or 'none'} already done",
             *text.needs(cost, shared=True),
         )
     console.document({"cells": documents, "cost": cost, "failed": len(swept.many.failures)})
@@ -163,8 +163,8 @@ def _tell(report: "SweepReport", console: Console) -> None:
     console.table([*head, "output, or why there is none"], rows)
     facts = report.to_json()
     console.result(
-        f"{count(facts['done'], 'cell')} of {len(report.cells)} there, "
-        f"{facts['kept'] or 'none'} of them from before; {facts['failed'] or 'none'} failed",
+        f"{count(facts['done'], 'cell')} of {len(report.cells)} done, {facts['kept'] or 'none'} of them by "
+        f"earlier runs; {facts['failed'] or 'none'} failed",
         f"  index     {facts['index']}",
         f"  table     {facts['table']}",
     )

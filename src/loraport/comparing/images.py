@@ -71,7 +71,7 @@ def said_of_shapes(images: Sequence[FirstFrame], size: tuple[int, int] | None) -
     others = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
     return (
         f"{odd[0].file.name}{others}: {odd[0].width} x {odd[0].height}, which the pipeline stretches to clips of "
-        f"{wide} x {high}. Crop it before, or say another --width and --height.",
+        f"{wide} x {high}. Crop it first, or set another --width and --height.",
     )
 
 
@@ -105,13 +105,13 @@ def _read(file: Path) -> "tuple[str, Picture]":
         with Image.open(io.BytesIO(data)) as held:
             if held.mode.startswith(DEEP):
                 raise FileError(
-                    "the image has more than 8 bits a channel", where=str(file), values=f"Pillow calls it {held.mode}",
-                    fix="save it with 8 bits a channel",
+                    "the image has more than 8 bits per channel", where=str(file),
+                    values=f"Pillow calls it {held.mode}", fix="save it with 8 bits per channel",
                 )  # fmt: skip
             image = ImageOps.exif_transpose(held).convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         unknown = isinstance(error, UnidentifiedImageError)  # whose words are of an object in memory
-        reason = "no kind of image that Pillow knows" if unknown else str(error)
+        reason = "not a kind of image that Pillow knows" if unknown else str(error)
         raise FileError(
             "the image cannot be read", where=str(file), values=(reason.strip().splitlines() or [""])[0][:200],
             fix="save it as PNG or JPEG",

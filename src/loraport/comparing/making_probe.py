@@ -58,8 +58,8 @@ class Inputs:
         """
         if self.moments is None or self.total is None:
             raise NumericalError(
-                "one of the two transformers makes none of the steps, so that no probe can be made of it",
-                fix="more --source-steps",
+                "one of the two transformers makes none of the steps, so no probe can be made for it",
+                fix="use more --source-steps",
             )
         square, mean = (one.double().cpu() / self.count for one in (self.moments, self.total))
         ridge = RIDGE * square.diagonal().mean() * torch.eye(len(square), dtype=torch.float64)
@@ -72,8 +72,8 @@ def last_layer(pipeline: Any, family: Family, expert: Expert = "high") -> Any:
     """The layer that the probe changes; of two transformers that of one. Raises UnsupportedError if none is known."""
     if not family.diffusers.output:
         raise UnsupportedError(
-            f"a colour probe is not made for {family.title}",
-            fix="its yaml does not name the last layer (output); docs/adding-an-architecture.md",
+            f"a colour probe cannot be made for {family.title}",
+            fix="name the last layer (output) in its yaml file; see docs/adding-an-architecture.md",
         )
     network = getattr(pipeline, EXPERTS[expert][0])
     return network.get_submodule(family.spell(family.diffusers.output, "diffusers"))
@@ -142,7 +142,7 @@ def outputs_for(
 
 def _no_picture(family: Family) -> UnsupportedError:
     return UnsupportedError(
-        f"the output of the network does not reach the decoder as a picture of its own in {family.title}",
+        f"in {family.title} the output of the network does not reach the decoder as a separate picture",
         fix="a colour probe cannot be made for it",
     )
 
@@ -194,7 +194,7 @@ def _colour(pipeline: Any, ndim: int, colour: Float[np.ndarray, " 3"]) -> Float[
 def write_probe(file: Path, family: Family, read: Float[Tensor, " w"], put: Float[Tensor, " d"]) -> None:
     """Write the update `put read` of the last layer, in the universal spelling. Raises NumericalError."""
     if not bool(torch.isfinite(read).all() and torch.isfinite(put).all()):
-        raise NumericalError("the probe has numbers that are not finite", fix="--precision float32")
+        raise NumericalError("the probe has numbers that are not finite", fix="use --precision float32")
     place = family.place(family.diffusers.output, family.universal)
     if place.index is not None:
         raise MismatchError("the last layer is part of a fused weight", where=place.name)

@@ -47,7 +47,7 @@ class Model:
         found = self.by_image if with_image else self.by_prompt
         if not found and with_image:
             raise UsageError(
-                "an image is given, and the model makes clips of a prompt alone", where=str(self.path),
+                "an image is given, but the model makes clips from a prompt alone", where=str(self.path),
                 values=self.by_prompt, fix="leave --image out, or give the image-to-video model",
             )  # fmt: skip
         if not found:
@@ -88,7 +88,7 @@ def find_model(spec: str | Path, role: str, base: Model | None = None) -> Model:
     whole = (path / INDEX).is_file()
     if not whole and base is None:
         raise UsageError(
-            f"the {role} is no whole pipeline", where=str(path), values=f"no {INDEX}",
+            f"the {role} is not a complete pipeline", where=str(path), values=f"no {INDEX}",
             fix="give the diffusers folder of the model, with text encoder, scheduler and VAE",
         )  # fmt: skip
     two = (path / "transformer_2").is_dir()
@@ -101,8 +101,8 @@ def find_model(spec: str | Path, role: str, base: Model | None = None) -> Model:
     index = _index(lender or path)
     if two and whole and index.get("boundary_ratio") is None:
         raise UsageError(
-            f"the {role} has two transformers, of which its pipeline uses one", where=str(path / INDEX),
-            values="no boundary_ratio", fix="write it there: 0.875 for Wan2.2-T2V-A14B, 0.9 for Wan2.2-I2V-A14B",
+            f"the {role} has two transformers, but its pipeline uses only one", where=str(path / INDEX),
+            values="no boundary_ratio", fix="add it there: 0.875 for Wan2.2-T2V-A14B, 0.9 for Wan2.2-I2V-A14B",
         )  # fmt: skip
     return Model(str(spec), path, lender, family, *_classes(index, family), channels, two)
 
@@ -127,12 +127,12 @@ def _check_alike(base: Model, path: Path, family: Family, channels: int | None, 
         )
     if two and not base.two_experts:
         raise MismatchError(
-            "the target has two transformers, and the source one", where=str(path), values=f"source: {base.path}",
+            "the target has two transformers, but the source has one", where=str(path), values=f"source: {base.path}",
             fix=f"give one of them: {path / 'transformer'}",
         )  # fmt: skip
     if base.two_experts and not two:
         raise UsageError(
-            "the source has two transformers, and the target one", where=str(path), values=f"source: {base.path}",
+            "the source has two transformers, but the target has one", where=str(path), values=f"source: {base.path}",
             fix="give a folder with both: transformer and transformer_2, as diffusers names them",
         )  # fmt: skip
     if None not in (channels, base.in_channels) and channels != base.in_channels:
@@ -152,7 +152,7 @@ def _check_runs(family: Family) -> None:
         lacking = "loads no LoRAs" if "Modular" not in (family.diffusers.pipeline or "Modular") else "has no pipeline"
         raise UnsupportedError(
             f"diffusers {lacking} for {family.title}",
-            values=f"what is run: {', '.join(sorted(one.title for one in families().values() if runs(one)))}",
+            values=f"supported: {', '.join(sorted(one.title for one in families().values() if runs(one)))}",
         )
 
 
@@ -164,7 +164,7 @@ def _index(folder: Path) -> Mapping[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise FileError("the pipeline's index cannot be read", where=str(file), values=str(error)) from error
     if not isinstance(held, dict):
-        raise FileError("the pipeline's index cannot be read", where=str(file), values="it is no object")
+        raise FileError("the pipeline's index cannot be read", where=str(file), values="it is not an object")
     return held
 
 
@@ -179,7 +179,7 @@ def _downloaded(path: Path, role: str) -> Path:
             return Path(DiffusionPipeline.download(repository))
         except (OSError, ValueError, RuntimeError) as error:
             raise FileError(
-                f"the {role} is neither there nor could it be downloaded",
+                f"the {role} does not exist here and could not be downloaded",
                 where=str(path),
                 values=first_line(error)[:200],
                 fix="check the path, or the id and the network",

@@ -48,7 +48,9 @@ class DeviceSetup:
         try:
             found = torch.device(device)
         except RuntimeError as error:
-            raise UsageError("there is no such device", values=device, fix="auto, cpu, cuda, cuda:1 or mps") from error
+            raise UsageError(
+                "there is no such device", values=device, fix="use auto, cpu, cuda, cuda:1 or mps"
+            ) from error
         if found.type == "cuda" and not torch.cuda.is_available():
             raise UsageError("there is no CUDA device here", values=device, fix="--device cpu")
         if found.type == "cpu" and offload != "none":
@@ -106,8 +108,8 @@ def _load(model: Model, place: DeviceSetup, *, with_image: bool) -> Pipeline:
     ) as error:  # fmt: skip
         if is_out_of_memory(error):
             raise FileError(
-                "the model does not fit in the memory", where=model.name, values=first_line(error)[:200],
-                fix="--offload model, or sequential, which needs least; --precision bfloat16",
+                "the model does not fit in memory", where=model.name, values=first_line(error)[:200],
+                fix="use --offload model, or sequential, which needs least memory, or --precision bfloat16",
             ) from error  # fmt: skip
         raise FileError(
             "the pipeline could not be loaded", where=model.name, values=first_line(error)[:200],
@@ -132,10 +134,10 @@ def _pipeline_class(model: Model, *, with_image: bool) -> Any:
     pictured = [one.name for one in takes[:1]] == ["image"] and named != usual  # FLUX.2's is content without one
     if not given <= {one.name for one in takes} or needed - given or (pictured and not with_image):
         raise UnsupportedError(
-            f"{' and '.join(sorted(given))} are not what the pipeline takes" if with_image else
+            f"the pipeline does not take {' and '.join(sorted(given))}" if with_image else
             "the pipeline takes more than a prompt", where=str(model.base or model.path),
             values=f"{named}: {', '.join(one.name for one in takes[:3]) or 'not known to diffusers'}",
-            fix="leave --image out" if with_image else "--image FILE, if it is an image that it takes",
+            fix="leave --image out" if with_image else "use --image FILE, if it takes an image",
         )  # fmt: skip
     return kind
 

@@ -71,13 +71,13 @@ def find_files(
         extra = [("--lora-low", lora_low)] if lora_low is not None else []
         for flag, given in [*extra, *(("--transferred-low", each) for each in transferred_low)]:
             raise UsageError(
-                "the models have one transformer each, and something is given for the low-noise one of two",
+                "the models have one transformer each, but a file is given for a low-noise one",
                 values=f"{flag} {given}", fix=f"leave {flag} out",
             )  # fmt: skip
         return tuple(LoraFiles(lora_file(each)) for each in (lora, *transferred))
     if transferred_low and len(transferred_low) != len(transferred):
         raise UsageError(
-            "there are not as many transferred files for the one expert as for the other",
+            "the two experts have different numbers of transferred files",
             values=f"{len(transferred)} by --transferred, {len(transferred_low)} by --transferred-low",
             fix="name them in pairs, in the same order",
         )
@@ -95,7 +95,7 @@ def _files(given: str | Path, low: str | Path | None, flag: str) -> LoraFiles:
         if (expert_named(file.name), expert_named(second.name)) == ("low", "high"):
             raise UsageError(
                 "each of the two files is named after the expert that the other is given for",
-                values=f"{flag} {given}, {flag}-low {low}", fix="change them over",
+                values=f"{flag} {given}, {flag}-low {low}", fix="swap them",
             )  # fmt: skip
         return LoraFiles(file, second)
     from loraport.adapters.parse import experts_in
@@ -109,11 +109,11 @@ def _files(given: str | Path, low: str | Path | None, flag: str) -> LoraFiles:
         beside = renamed_for(file, other)
         if beside != file and beside.is_file():
             pair = (file, beside) if own == "high" else (beside, file)
-            return LoraFiles(*pair, f"{beside.name}, beside {file.name}, is taken for the {HALF[other]} expert")
+            return LoraFiles(*pair, f"{beside.name}, beside {file.name}, is used for the {HALF[other]} expert")
     if own == "low":
-        return LoraFiles(None, file, f"{file.name} is for the low-noise expert, and is loaded into no other")
+        return LoraFiles(None, file, f"{file.name} is for the low-noise expert and is loaded only into that one")
     return LoraFiles(
         file, None,
-        f"{file.name} is loaded into the high-noise expert alone, as diffusers does; {flag}-low FILE names that of the "
-        "other (the same file for both)",
+        f"{file.name} is loaded only into the high-noise expert, as diffusers does; {flag}-low FILE names the one "
+        "for the other (name the same file for both)",
     )  # fmt: skip

@@ -122,9 +122,9 @@ def measure(
         first = dose(plain, tinted, colour)
         if abs(first[0]) < LEAST:
             raise NumericalError(
-                "the source does not show the probe either, so there is no dose to speak of",
+                "the source does not show the probe either, so there is no dose to measure",
                 where=str(source.model.path), values=f"{100 * first[0]:.1f} % of the colour",
-                fix="another --colour, or more steps",
+                fix="try another --colour, or more steps",
             )  # fmt: skip
         with opened(target.model, place, with_image=needs_image) as pipeline:
             set_sampling(pipeline, target.settings)

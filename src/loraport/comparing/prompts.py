@@ -57,7 +57,7 @@ def read_prompts(
         raise UsageError("there is no prompt", where=str(given) if isinstance(given, str | Path) else None)
     if len(set(pairs)) != len(pairs):
         text, image = next(pair for pair in pairs if pairs.count(pair) > 1)
-        raise UsageError("a prompt is there twice", values=text[:200] + ("" if image is None else f", with {image}"))
+        raise UsageError("a prompt is given twice", values=text[:200] + ("" if image is None else f", with {image}"))
     looked = {image: FirstFrame.of(image) for _, image in pairs if image is not None}
     return tuple(Prompt(text, None if image is None else looked[image]) for text, image in pairs)
 
@@ -71,7 +71,8 @@ def _paired(texts: Sequence[str], images: Sequence[Path]) -> list[tuple[str, Pat
         raise UsageError(
             "it is not clear which image belongs to which prompt",
             values=f"{count(len(texts), 'prompt')}, {count(len(images), 'image')}",
-            fix="as many of both, in the same order; or one image for all prompts, or one prompt for all images",
+            fix="give as many images as prompts, in the same order, or one image for all prompts, or one prompt "
+            "for all images",
         )
     return list(zip(texts, images, strict=True))
 
@@ -82,8 +83,8 @@ def _beside(image: Path) -> str:
     text = " ".join(_text(file, "text of an image").split()) if file.is_file() else ""
     if not text:
         raise UsageError(
-            "there is no prompt for an image", where=str(image),
-            fix=f"--prompt TEXT for all, --prompts FILE with one for each, or a text in {file.name} beside it",
+            "an image has no prompt", where=str(image),
+            fix=f"use --prompt TEXT for all, --prompts FILE with one for each, or a text in {file.name} beside it",
         )  # fmt: skip
     return text
 
@@ -102,8 +103,10 @@ def _of_file(file: Path) -> list[tuple[str, Path | None]]:
     """The rows of a file."""
     if file.suffix.lower() == ".json":
         raise UsageError(
-            "prompts in JSON are read a line at a time", where=str(file),
-            fix=f'{{"prompt": "a cat sits", "image": "cat.png"}} a line, in a file whose name ends in {ROWS}',
+            "prompts in JSON must be one object per line", where=str(file),
+            fix=
+                'write {"prompt": "a cat sits", "image": "cat.png"} on each line, in a file whose name ends in '
+                f'{ROWS}',
         )  # fmt: skip
     held = _text(file, "file of prompts")
     if file.suffix.lower() != ROWS:
@@ -119,14 +122,14 @@ def _of_file(file: Path) -> list[tuple[str, Path | None]]:
                     fix='{"prompt": "a cat sits", "image": "cat.png"}',
                 ) from error  # fmt: skip
     if len({image is None for _, image in made}) > 1:
-        raise UsageError("some of the prompts have an image, and some have none", where=str(file))
+        raise UsageError("some prompts have an image and some do not", where=str(file))
     return made
 
 
 def _row(row: Any, folder: Path) -> tuple[str, Path | None]:
     """Raises ValueError."""
     if not isinstance(row, dict) or not all(isinstance(value, str) for value in row.values()):
-        raise ValueError("it is no object with texts")
+        raise ValueError("it is not an object with texts")
     if set(row) - FIELDS:
         raise ValueError(f"{sorted(set(row) - FIELDS)[0][:80]}: nothing of that name is known")
     text = row.get("prompt", "").strip()

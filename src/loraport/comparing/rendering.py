@@ -112,13 +112,14 @@ def render(pipeline: Any, family: Family, settings: SamplingSettings, shot: Shot
     except (ValueError, TypeError, IndexError, RuntimeError, ImportError, MemoryError) as error:
         if is_out_of_memory(error):
             raise FileError(
-                "out of memory while a clip was made", values=first_line(error)[:200],
-                fix="--offload model or sequential, or a smaller --width, --height or --frames; what is finished is "
-                "kept",
+                "out of memory while making a clip", values=first_line(error)[:200],
+                fix=
+                    "use --offload model or sequential, or a smaller --width, --height or --frames; finished "
+                    "clips are kept",
             ) from error  # fmt: skip
         raise MismatchError(
-            "the pipeline refuses what it is asked for", where=type(pipeline).__name__, values=first_line(error)[:200],
-            fix="another --height, --width or --frames, if it is the size; what is finished is kept",
+            "the pipeline refuses these settings", where=type(pipeline).__name__, values=first_line(error)[:200],
+            fix="if it is the size, use another --height, --width or --frames; finished clips are kept",
         ) from error  # fmt: skip
     return _pixels(made)
 
@@ -158,7 +159,7 @@ def _pixels(made: Any) -> UInt8[np.ndarray, "f h w 3"]:
     if not np.isfinite(frames).all():
         raise NumericalError(
             "the clip has pixels that are not finite",
-            fix="--precision float32 or bfloat16; or the LoRA and the model do not belong together",
+            fix="use --precision float32 or bfloat16; or the LoRA does not belong to this model",
         )
     frames = frames.clip(0, 1)
     if frames.shape[-1] == 4:  # Qwen-Image-2.1
@@ -211,7 +212,7 @@ def _load(pipeline: Any, family: Family, lora: Placed, name: str) -> None:
         except (ValueError, RuntimeError, KeyError, NotImplementedError, TypeError, AttributeError) as error:
             raise MismatchError(
                 "diffusers does not load this LoRA", where=str(file), values=first_line(error)[:200],
-                fix="loraport inspect says what it is; is it of this size of the model?",
+                fix="loraport inspect describes it; is it for this size of the model?",
             ) from error  # fmt: skip
         with safe_open(path, framework="pt") as held:
             wanted = sum(key.endswith(".lora_A.weight") for key in held.keys())  # noqa: SIM118 - it has no iterator
@@ -219,7 +220,7 @@ def _load(pipeline: Any, family: Family, lora: Placed, name: str) -> None:
     if placed < wanted:
         raise UnmatchedKeysError(
             "diffusers left layers of the LoRA out", where=str(file), values=f"{placed} of {wanted} are on the model",
-            fix=f"loraport verify {file} --for diffusers says which",
+            fix=f"loraport verify {file} --for diffusers lists them",
         )  # fmt: skip
 
 

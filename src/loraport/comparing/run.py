@@ -139,7 +139,7 @@ def _read(clips: ClipFolder, made: Mapping[str, Any]) -> UInt8[np.ndarray, "f h 
     frames = clips.read(made)
     if frames is None:
         raise FileError(
-            "a clip is gone that was there before", where=str(clips.path(made)), fix="run the same command again"
+            "a clip that existed before is gone", where=str(clips.path(made)), fix="run the same command again"
         )
     return frames
 
@@ -167,7 +167,7 @@ def _judge(
                     raise UsageError(
                         "source and target made clips of different sizes", where=variant.label,
                         values=f"{_by(reference.clip.shape)}, {_by(frames.shape)} (frames x height x width)",
-                        fix="say the size for both: --frames, --height, --width",
+                        fix="set the size for both: --frames, --height, --width",
                     )  # fmt: skip
                 own = variant.key == REFERENCE
                 look = reference if own else judges.look(frames, fps)
@@ -182,7 +182,7 @@ def _by(shape: Sequence[int]) -> str:
 def _few(prompts: int, seeds: int) -> tuple[str, ...]:
     """What so few clips do not say."""
     if prompts * seeds == 1:
-        return ("One prompt and one seed: no number here has an interval, and another seed may turn the order round.",)
+        return ("One prompt and one seed: no number here has an interval, and another seed may reverse the order.",)
     if prompts < 5:
         what = f"{prompts} prompts are few" if prompts > 1 else "One prompt is one case"
         return (f"{what}: the intervals are too narrow, and say nothing of other prompts.",)

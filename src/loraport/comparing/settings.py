@@ -140,6 +140,6 @@ class CompareSettings(Settings):
         """Refuse strengths that are said twice. Raises UsageError."""
         if not self.strengths or len(set(self.strengths)) != len(self.strengths):
             raise UsageError(
-                "the strengths are to be different numbers",
+                "the strengths must be different numbers",
                 values=", ".join(f"{s:g}" for s in self.strengths) or "none",
             )

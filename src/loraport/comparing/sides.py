@@ -42,8 +42,8 @@ class Side:
     def tell(self, on_event: Listener) -> None:
         """Say before the first clip what the user did not say of its sampling."""
         if self.known:
-            flags = "--target-steps, --target-times and the like say otherwise"
-            on_event(Remarked(f"by its name the target is sampled as {self.known}; {flags}"))
+            flags = "--target-steps, --target-times and the like override it"
+            on_event(Remarked(f"judging by its name, the target is sampled as {self.known}; {flags}"))
 
     @property
     def name(self) -> str:
@@ -88,11 +88,11 @@ def find_sides(
         UsageError: there is no target, or nobody knows how it is sampled. Else as `find_model` and `loras_for`.
     """
     if target is None and not target_lora and not target_lora_low:
-        raise UsageError("the target is not given", fix="--target MODEL, or --target-lora FILE on the source")
+        raise UsageError("the target is not given", fix="give --target MODEL, or --target-lora FILE for the source")
     for one in (*target_lora, *target_lora_low):
         if one.expert or one.adapter or one.scale is not None:
             raise UsageError(
-                "compare takes a distillation LoRA as its file is", where=one.file, fix="FILE:STRENGTH alone"
+                "compare uses a distillation LoRA file as it is", where=one.file, fix="give only FILE:STRENGTH"
             )
         lora_file(one.file)
     first = find_model(source, "source")
@@ -102,7 +102,7 @@ def find_sides(
         high, low = loras_for(high, "high"), loras_for(high, "low")
     elif low and not second.two_experts:
         raise UsageError(
-            "the target has one transformer, and a LoRA is given for the low-noise one of two",
+            "the target has one transformer, but a LoRA is given for a low-noise one",
             values=f"--target-lora-low {low[0].file}", fix="--target-lora",
         )  # fmt: skip
     names = [*([] if target is None else [str(target)]), *(one.file for one in (*high, *low))]
@@ -113,7 +113,9 @@ def find_sides(
     if settled.steps is None and settled.times is None:
         raise UsageError(
             "it is not known how the target is sampled", where=", ".join(names),
-            fix="as its authors say: --target-steps 4 --target-guidance 1, perhaps --target-shift or --target-times",
+            fix=
+                "follow its authors, for example: --target-steps 4 --target-guidance 1, perhaps --target-shift or "
+                "--target-times",
         )  # fmt: skip
     words = f"{known.name}, as {known.seen} says" if known is not None and settled != target_sampling else ""
     return {

@@ -61,7 +61,7 @@ def thin_svd(W: Float[Tensor, "m n"], *, name: str = "matrix") -> SpectralBasis:
         found = thin_svd(W.cpu(), name=name)
         return replace(found, driver=f"{found.driver} on the CPU").to(W.device)
     raise NumericalError(
-        "no driver found the singular value decomposition of a weight",
+        "no driver could compute the singular value decomposition of a weight",
         where=name,
         values=f"{W.shape[0]} x {W.shape[1]}, largest entry {float(W.abs().max()):.3g}",
     )

@@ -89,7 +89,7 @@ def truncated_svd(
         raise NumericalError(
             "the new update holds NaN or infinity",
             where=name,
-            fix="leave the layer out with --drop, or reuse it as it is: --layers with a pattern of the others",
+            fix="leave the layer out with --drop, or reuse it unchanged, using --layers with a pattern for the others",
         )
     if total == 0.0 or count == 0:
         zero = LowRank.zeros(m, n, count or 0, dtype=op.dtype, device=op.device)

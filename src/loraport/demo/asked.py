@@ -23,7 +23,7 @@ def cards_of(lora: str, target: str) -> tuple[LoraCard, ModelCard, ModelCard]:
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UsageError(
-            "the demo samples the models and needs more than the transfer itself",
+            "the demo samples the models, which needs more packages than a transfer",
             values=f"not installed: {', '.join(missing)}",
             fix="pip install 'loraport[diffusers,report]'",
         )

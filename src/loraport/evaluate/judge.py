@@ -126,7 +126,7 @@ def open_judge(file: Path | None = None, clip: ClipSize = TINY) -> Judge:
     known = state["body.10.weight"].shape[1] // 64
     if known != cells(clip):
         raise MismatchError(
-            "the classifier was trained on clips of another size than these models make",
+            "the classifier was trained on clips of a different size from what these models make",
             where=str(file),
             values=f"it reads {known} cells, {clip.frames} frames of {clip.side} x {clip.side} have {cells(clip)}",
             fix="give the family's own classifier: --judge FAMILY/classifier.safetensors",

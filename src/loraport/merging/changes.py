@@ -126,8 +126,8 @@ def said_of_the_whole(layout: Layout) -> str | None:
     for file in layout.beside:
         if file.name == "config.json" and '"quantization_config"' in read_text(file, "configuration", most=_MAX_BYTES):
             return (
-                f"{file.name} says how the model is quantised (quantization_config), and is copied as it is: a program "
-                "that goes by it may take the layers that are plain numbers now for quantised ones"
+                f"{file.name} says how the model is quantised (quantization_config) and is copied unchanged: a "
+                "program that relies on it may take layers that are now plain numbers for quantised ones"
             )
     return None
 
@@ -135,9 +135,9 @@ def said_of_the_whole(layout: Layout) -> str | None:
 def _undecided(refused: Sequence[MergedTensor], changing: int) -> UnsupportedError:
     first, is_or_are = refused[0].ref, "is" if len(refused) == 1 else "are"
     larger = sum(put.nbytes - it.ref.nbytes for it in refused for put in replace(it, plain="BF16").puts)
-    fix = f"add --dequantize bfloat16, which writes these as plain numbers ({size(larger)} more)"
+    fix = f"add --dequantize bfloat16, which writes them as plain numbers ({size(larger)} more)"
     if all(can_encode(tensor.ref) for tensor in refused):
-        fix += ", or --requantize, which rounds them anew and tells the loss"
+        fix += ", or --requantize, which rounds them again and reports the loss"
     return UnsupportedError(
         f"{len(refused)} of {count(changing, 'tensor')} that change {is_or_are} quantised ({first.stored_as})",
         where=str(first.file),
@@ -150,8 +150,8 @@ def _refuse_scales_elsewhere(ref: TensorRef) -> None:
     """Raise UnsupportedError for Tencent's HunyuanVideo, whose loader turns every layer into fp8 again."""
     if ref.container == "torch" and any(companion.file != ref.file for _, companion in ref.companions):
         raise UnsupportedError(
-            "the scales are in a file of their own, and the loader of such files takes every layer for fp8",
+            "the scales are in a separate file, and the loader of such files assumes that every layer is fp8",
             where=str(ref.file),
             values=ref.key,
-            fix="--requantize instead of --dequantize; or merge into the bf16 copy",
+            fix="use --requantize instead of --dequantize, or merge into the bf16 copy",
         )

@@ -168,7 +168,7 @@ def make_merge_plan(
         warnings.append(of_all)
     if left_out:
         what = count(len(left_out), "key", "changes/change")
-        warnings.append(f"{what} a text encoder, which is no part of it: {left_out[0]}")
+        warnings.append(f"{what} a text encoder, which is not part of it: {left_out[0]}")
     dropped = [key for _, found, _ in opened for key in found.dropped]
     if dropped and allow_partial:
         warnings.append(f"{count(len(dropped), 'key', 'was/were')} left out, e.g. {dropped[0]}")
@@ -188,13 +188,13 @@ def make_merge_plan(
 def _check_request(loras: Sequence[AddedLora], strength: float, expert: Expert | None, adapter: str | None) -> None:
     """Raise UsageError where nothing would be added, or the same twice."""
     if not loras:
-        raise UsageError("nothing is to be merged", fix="name a LoRA")
+        raise UsageError("there is nothing to merge", fix="name a LoRA")
     seen = set()
     for given in loras:
         factor = strength * given.strength
         if factor == 0.0:
             raise UsageError(
-                "nothing is to be merged",
+                "there is nothing to merge",
                 where=given.file,
                 values=f"strength {factor:g}",
                 fix="give a strength that is not 0, or leave the LoRA out",
@@ -203,7 +203,7 @@ def _check_request(loras: Sequence[AddedLora], strength: float, expert: Expert |
         chosen = file, high_or_low or expert, name or adapter
         if chosen in seen:
             raise UsageError(
-                "a LoRA is given twice", values=given.file, fix="give it once, at the sum of the strengths"
+                "a LoRA is given twice", values=given.file, fix="give it once, with the strengths added up"
             )
         seen.add(chosen)
 

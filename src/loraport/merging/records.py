@@ -73,7 +73,7 @@ def counted_twice(plan: MergePlan, told: Sequence[Mapping[str, object]]) -> list
     for one in told:
         names.setdefault(one["digest"], []).append(one["lora"])
     twins = [
-        f"{' and '.join(map(str, same))} hold the same LoRA, so that it counts {len(same)} times"
+        f"{' and '.join(map(str, same))} hold the same LoRA, so it counts {len(same)} times"
         for same in names.values()
         if len(same) > 1
     ]
@@ -97,6 +97,6 @@ def _together(adapter: LoraAdapter, factor: float, before: float) -> str:
     """What a LoRA comes to that is inside the checkpoint already."""
     kind = next((layer.kind for layer in adapter.layers.values() if layer.weight), None)
     if kind is not None:
-        return f"as a function of the weights ({kind}) it is now one of the changed ones, and no strength takes it out"
+        return f"as a function of the weights ({kind}) it now depends on the changed ones, and no strength removes it"
     total = factor + before
-    return "it is taken out now" if abs(total) < 1e-9 * abs(before) else f"it comes to {total:g} in all"
+    return "it is now taken out" if abs(total) < 1e-9 * abs(before) else f"it comes to {total:g} in all"

@@ -112,9 +112,7 @@ def run_merge(
         on_event(Warned(message))
     losses, continued = _write(plan, places, told, overwrite, on_event)
     if not any(loss.change for loss in losses):
-        said.append(
-            "every update is zero, or too small for these numbers, so that the output is the checkpoint as it was"
-        )
+        said.append("every update is zero, or too small for these numbers, so the output is the checkpoint as it was")
         on_event(Warned(said[-1]))
     most = max(losses, key=lambda loss: loss.share)
     changed = math.sqrt(sum(loss.change**2 for loss in losses))
@@ -122,8 +120,8 @@ def run_merge(
     if lost > _MUCH * changed > 0:
         finer = ", or merge with --dequantize bfloat16" if plan.requantized else ""
         said.append(
-            f"rounding to the checkpoint's numbers changes the weights by {percent(lost / changed)} of what the LoRA "
-            f"changes, so that much of its effect may be gone; load it beside the model instead{finer}"
+            f"rounding to the checkpoint's numbers changes the weights by {percent(lost / changed)} of what the "
+            f"LoRA changes, so much of its effect may be lost; load it beside the model instead{finer}"
         )
         on_event(Warned(said[-1]))
     return MergeReport(
@@ -214,7 +212,10 @@ def _kept_if_stopped(
         elif will_stay(first):
             where = first.parent if len(temporaries) == 1 else first.parent.with_name(".*.partial")
             on_event(
-                Warned(f"what is written so far stays in {where}, for the same merge to go on; remove it if none shall")
+                Warned(
+                    f"what is written so far stays in {where} for the same merge to resume; remove it if you will "
+                    "not resume"
+                )
             )
         raise
 
@@ -251,10 +252,10 @@ def _merge(tensor: MergedTensor, copies: Mapping[Path, Rewriting], journals: Map
     del before
     if not bool(torch.isfinite(encoded.numbers).all()):
         raise NumericalError(
-            f"{tensor.terms[0].name} does not fit into {tensor.plain or tensor.ref.dtype} any more",
+            f"{tensor.terms[0].name} no longer fits into {tensor.plain or tensor.ref.dtype}",
             where=tensor.ref.name,
             values=f"largest number {float(exact.abs().max()):.3g}",
-            fix="a smaller --strength, or a copy of the checkpoint in another format (bf16)",
+            fix="use a smaller --strength, or a copy of the checkpoint in another format (bf16)",
         )
     error = _distance(encoded.numbers, exact)
     loss = Loss(tensor.terms[0].name, change, error)

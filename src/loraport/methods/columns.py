@@ -30,6 +30,6 @@ NORM_RATIO = Column(
 DRIFT_UNDONE = Column(
     "drift_undone",
     "drift undone",
-    "share of the drift's squared norm that is taken away, before the update is cut to a rank",
+    "share of the drift's squared norm that is removed, before the update is cut to a rank",
     "share",
 )

@@ -99,7 +99,7 @@ def _resolved(
         raise UsageError(
             f"a setting of {method.name} does not fit: {'.'.join(str(part) for part in problem['loc'])}",
             values=f"{problem['input']!r}: {problem['msg']}",
-            fix=f"loraport methods {method.name} says what its settings are",
+            fix=f"loraport methods {method.name} lists its settings",
         ) from error
 
 

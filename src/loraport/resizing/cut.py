@@ -160,12 +160,12 @@ def _nothing(task: Task) -> MismatchError:
         return MismatchError(
             "source and target hold the same numbers: there is nothing to extract",
             where=" and ".join(dict.fromkeys(str(file) for role, file in task.inputs if role in ("source", "target"))),
-            fix="was the same model named twice?",
+            fix="did you name the same model twice?",
         )
     return MismatchError(
         "every update of the LoRA is zero: there is nothing to write",
         where=str(task.inputs[0][1]),
-        fix="was it trained, and saved whole?",
+        fix="was it trained, and saved completely?",
     )
 
 

@@ -62,6 +62,6 @@ def strangers(layers: Mapping[str, tuple[TensorRef, TensorRef]]) -> Iterator[str
     found = unrelated(ratios)
     if found is not None:
         yield (
-            f"source and target do not look like versions of one model, and a LoRA holds little of what is between "
-            f"two that are none: {found}"
+            "source and target do not look like versions of one model, and a LoRA holds little of the difference "
+            f"between unrelated models: {found}"
         )

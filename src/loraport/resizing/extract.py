@@ -140,7 +140,7 @@ def plan_extract(
     check_passthrough(passthrough, profile, family)
     weights = stored_weights(layers, profile.dialect.names, one.architecture)
     if not weights and not passthrough:
-        raise MismatchError("the two checkpoints do not differ in anything that a LoRA changes", where=str(two.path))
+        raise MismatchError("the two checkpoints do not differ in anything that a LoRA can change", where=str(two.path))
     common = Counter(pairs[f"{name}.weight"][1].dtype for name in layers).most_common(1)
     return Task(
         what="extract",
@@ -187,16 +187,16 @@ def _said(source: Checkpoint, target: Checkpoint, pairs: Mapping[str, tuple[Tens
         alone = [name for name in side.tensors if name not in other.tensors]
         alone += [key for name, key in side.extra.items() if name not in other.extra]
         if alone:
-            yield f"{count(len(alone), 'tensor', 'is/are')} in the {role} alone, and in no LoRA: {alone[0]}"
+            yield (f"{count(len(alone), 'tensor', 'is/are')} only in the {role}, and cannot be in the LoRA: {alone[0]}")
     both = [name for name in source.tensors if name in target.tensors]
     shapes = [name for name in both if source.tensors[name].shape != target.tensors[name].shape]
     if shapes:
-        yield f"{count(len(shapes), 'tensor')} of another shape in the target, left out: {shapes[0]}"
+        yield f"{count(len(shapes), 'tensor')} with another shape in the target, left out: {shapes[0]}"
     largest = max(pairs, key=lambda name: prod(pairs[name][0].shape), default=None)
     if largest is not None:
         coarse = [ref for ref in pairs[largest] if rounding_floor(ref) > _COARSE]
         if coarse:
             yield (
-                f"{coarse[0].file.name} is quantised ({coarse[0].stored_as}): its rounding is in the difference, "
-                "and extracted with it; bf16 copies have less of it"
+                f"{coarse[0].file.name} is quantised ({coarse[0].stored_as}): its rounding is part of the "
+                "difference and extracted with it; bf16 copies have less of it"
             )

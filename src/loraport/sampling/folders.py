@@ -49,7 +49,7 @@ def check_config(config: Mapping[str, Any], role: str, where: str) -> None:
             f"the {role} takes an image besides the prompt, which this command cannot give it",
             where=where,
             values=f"{config['in_channels']} channels in, {config['out_channels']} out",
-            fix="plug your own code in through loraport.calibration.Denoiser",
+            fix="plug in your own code through loraport.calibration.Denoiser",
         )
 
 
@@ -58,7 +58,7 @@ def two_experts(role: str, where: str) -> MismatchError:
     return MismatchError(
         f"the {role} has two transformers, one for early and one for late steps, which cannot be calibrated together",
         where=where,
-        fix="plug your own code in through loraport.calibration.Denoiser, which picks one of them by the time",
+        fix="plug in your own code through loraport.calibration.Denoiser, which picks one of them by the time",
     )
 
 

@@ -64,8 +64,8 @@ def write_network(network: nn.Module, folder: Path, *, without: str | None = Non
     index = {"metadata": {"total_size": total}, "weight_map": places}
     write_json(folder / f"{STEM}.safetensors.index.json", index)
     return tuple(
-        f"the target is quantised in memory ({kind}), and the rounding of that is a part of the drift; name the files "
-        "of the unquantised model with target= to leave it out"
+        f"the target is quantised in memory ({kind}), and its rounding is part of the drift; to leave it out, "
+        "name the files of the unquantised model with target="
         for kind in sorted(quantised)
     )
 
@@ -80,10 +80,10 @@ def active_adapters(network: nn.Module) -> tuple[str, ...]:
     for path, layer in _tuned(network).items():
         if layer.merged:
             raise UsageError(
-                "adapters on the pipeline are fused and still there",
+                "adapters on the pipeline are fused but still loaded",
                 where=path,
                 values=", ".join(layer.merged_adapters),
-                fix="call unload_lora_weights() after fuse_lora(), which keeps what was fused; or unfuse_lora()",
+                fix="call unload_lora_weights() after fuse_lora(), which keeps what was fused, or call unfuse_lora()",
             )
         if not layer.disable_adapters:
             found |= dict.fromkeys(name for name in layer.active_adapters if _has(layer, name))
@@ -140,7 +140,7 @@ def _with_adapters(weight: Tensor, layer: Any, active: list[str], where: str) ->
     for name in added:
         if not hasattr(layer, "get_delta_weight") or name in getattr(layer, "lora_variant", {}):
             raise UnsupportedError(
-                "an adapter on the pipeline cannot be told as a change of the weight", where=where,
+                "an adapter on the pipeline cannot be expressed as a change of the weight", where=where,
                 values=f"{name}, {type(layer).__name__}",
                 fix="fuse it: fuse_lora(), then unload_lora_weights()",
             )  # fmt: skip
@@ -171,7 +171,7 @@ def _numbers(tensor: Tensor, module: nn.Module, where: str) -> tuple[Tensor, str
         known = type(found) in _PLAIN and found.is_floating_point()
         if not known or found.shape != (module.out_features, module.in_features):
             raise UnsupportedError(
-                "a weight of the pipeline is stored in a way that is not known here", where=where,
+                "a weight of the pipeline is stored in an unknown way", where=where,
                 values=f"{type(tensor).__module__}.{type(tensor).__name__}, {tensor.dtype} {list(tensor.shape)}",
                 fix="name the files of the model with target=",
             )  # fmt: skip

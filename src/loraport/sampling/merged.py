@@ -49,5 +49,5 @@ def add_loras(network: "WanTransformer3DModel", added: Sequence[AddedLora], fold
         for name, change in changes.items():
             weight = parameters.get(name)
             if weight is None or weight.numel() != change.numel():
-                raise MismatchError("the model cannot take a change of the distillation LoRA", where=name)
+                raise MismatchError("the model cannot take one of the changes of the distillation LoRA", where=name)
             weight.copy_((weight.float() + change.to(weight.device).reshape(weight.shape)).to(weight.dtype))

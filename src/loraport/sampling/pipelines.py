@@ -50,15 +50,17 @@ def as_runnable(
     """
     if added and not isinstance(model, (str, Path)):
         raise UsageError(
-            f"distillation LoRAs are merged into a {role} that is loaded for it, and this one is in memory already",
+            f"distillation LoRAs are merged into a {role} loaded for that purpose, but this one is already in "
+            "memory",
             values=", ".join(each.file for each in added),
-            fix="give its folder instead; or a loraport.calibration.Runnable that has them merged and names them "
-            "(added=)",
+            fix=
+                "give its folder instead, or a loraport.calibration.Runnable that has them merged and names them "
+                "(added=)",
         )  # fmt: skip
     if isinstance(model, Runnable):
         if settings != NO_SETTINGS:
             raise UsageError(
-                f"the {role} is a Runnable, which says itself how it is run",
+                f"the {role} is a Runnable, which already says how it is run",
                 values=f"{role}_sampling is given too", fix="put schedule and latents into the Runnable",
             )  # fmt: skip
         return model
@@ -72,7 +74,7 @@ def as_runnable(
     if isinstance(model, WanPipeline):
         return _of_pipeline(model, settings, role)
     raise UsageError(
-        f"the {role} is nothing that can be run", values=f"a {type(model).__module__}.{type(model).__name__}",
+        f"the {role} is not something that can be run", values=f"a {type(model).__module__}.{type(model).__name__}",
         fix="give a folder, a WanPipeline, a WanTransformer3DModel, or a loraport.calibration.Runnable with your code",
     )  # fmt: skip
 
@@ -97,15 +99,16 @@ def _of_transformer(
 ) -> Runnable:
     if settings.device != "auto" or settings.offload:
         raise UsageError(
-            f"the {role} is in memory already and stays where it is",
+            f"the {role} is already in memory and stays where it is",
             values="a device or offload is given too",
-            fix="move it before (.to(device), .enable_group_offload(...)), or give its folder instead",
+            fix="move it first (.to(device), .enable_group_offload(...)), or give its folder instead",
         )
     if getattr(network, "peft_config", None):
         raise UsageError(
             f"the {role} has adapters on it", where=name, values=", ".join(network.peft_config),
-            fix="calibration puts the LoRA on itself: call unload_lora_weights() before, or fuse what belongs to it "
-            "(fuse_lora(), then unload_lora_weights())",
+            fix=
+                "calibration attaches the LoRA itself: call unload_lora_weights() first, or fuse what belongs to "
+                "the model (fuse_lora(), then unload_lora_weights())",
         )  # fmt: skip
     check_config(network.config, role, name)
     return Runnable(

@@ -44,7 +44,7 @@ def conditions_for(
         return tiny_prompts(seed)
     if prompts is None:
         raise UsageError(
-            "no prompts are given, and this model has none built in",
+            "no prompts are given, and this model has no built-in ones",
             fix=f"--prompts FILE: safetensors with {PROMPTED} and {EMPTY}, or text (one a line) "
             "beside a source folder with its text encoder",
         )
@@ -78,7 +78,7 @@ def read_embeddings(file: Path) -> Conditions:
     if PROMPTED not in held or EMPTY not in held:
         raise FileError(
             "the embeddings are not complete", where=str(file), values=f"holds {', '.join(held) or 'nothing'}",
-            fix=f"it needs {PROMPTED} and {EMPTY}, as WanPipeline.encode_prompt returns them",
+            fix=f"give {PROMPTED} and {EMPTY}, as WanPipeline.encode_prompt returns them",
         )  # fmt: skip
     prompted, empty = held[PROMPTED].float(), held[EMPTY].float()[:1]
     if prompted.ndim != 3 or empty.ndim != 3 or prompted.shape[1:] != empty.shape[1:] or not len(prompted):

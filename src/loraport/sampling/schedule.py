@@ -147,7 +147,7 @@ class SamplingSettings(Settings):
         if self.schedule is not None and given:
             raise UsageError("time steps are given twice", values=f"a whole schedule, and {', '.join(given)}")
         if self.times is not None and (self.steps is not None or self.shift is not None):
-            raise UsageError("the times are given one by one, so that steps and shift contradict them")
+            raise UsageError("the times are given one by one, so steps and shift contradict them")
 
     def given(self, guidance: float = 1.0) -> Schedule | None:
         """The schedule, if the settings say all of it.
@@ -190,8 +190,9 @@ def settle(settings: SamplingSettings, scheduler: "SchedulerMixin | None", *, ro
     if settings.steps is None:
         raise UsageError(
             f"the time steps of the {role} are not given", where=where,
-            fix=f"say how it is sampled: --{role}-steps 30 or --{role}-times 1000,757,522; in Python "
-            f"{role}_sampling=SamplingSettings(steps=30)",
+            fix=
+                f"give --{role}-steps 30 or --{role}-times 1000,757,522, for example; in Python "
+                f"{role}_sampling=SamplingSettings(steps=30)",
         )  # fmt: skip
     if settings.shift is not None or scheduler is None:
         found = Schedule.even(settings.steps, shift=1.0 if settings.shift is None else settings.shift)
@@ -260,7 +261,7 @@ def _not_understood(why: str, role: str, where: str) -> UsageError:
     return UsageError(
         f"the time steps of the {role} cannot be taken from its scheduler",
         where=where or None,
-        values=f"{why}; understood: FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler with use_flow_sigmas",
+        values=f"{why}; supported: FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler with use_flow_sigmas",
         fix=f"give them: --{role}-shift or --{role}-times; in Python {role}_sampling=SamplingSettings(steps=..., "
         "shift=...) or SamplingSettings(schedule=Schedule(...))",
     )  # fmt: skip

@@ -41,7 +41,8 @@ class WanDenoiser:
         dtype, width = self.network.dtype, self.network.config.text_dim
         if condition.shape[-1] != width:
             raise MismatchError(
-                "the prompts do not fit the model", values=f"{condition.shape[-1]} numbers a token, it takes {width}",
+                "the prompts do not fit the model", values=
+                    f"{condition.shape[-1]} numbers per token, but it takes {width}",
                 fix="encode them with the text encoder that belongs to the model",
             )  # fmt: skip
         moment = torch.full((len(latents),), time * TIMESTEPS, device=self.device)
@@ -53,7 +54,7 @@ class WanDenoiser:
         try:
             module = self.network.get_submodule(families()["wan"].spell(layer, "diffusers"))
         except (KeyError, AttributeError):
-            raise MismatchError("the LoRA has a layer that the model has not", where=layer) from None
+            raise MismatchError("the LoRA has a layer that the model does not have", where=layer) from None
         if not isinstance(module, nn.Linear):
             raise MismatchError("not a linear layer in the model", where=layer, values=type(module).__name__)
         return module
@@ -113,7 +114,7 @@ def check_together(source: Runnable, target: Runnable) -> None:
         raise MismatchError(
             "source and target take different latents",
             values=f"source {_by(source.latents)}, target {_by(target.latents)} (channels x frames x height x width)",
-            fix="both must be the same model, one distilled from the other, sampled at one size",
+            fix="both must be versions of one model, one distilled from the other, sampled at one size",
         )
 
 
@@ -175,7 +176,7 @@ def out_of_memory(error: BaseException) -> LoraportError:
     return FileError(
         "out of memory on the device",
         values=next(iter(str(error).splitlines()), type(error).__name__),
-        fix="add --offload, a smaller --latents or --batch 1; what is finished is kept in the cache",
+        fix="use --offload, a smaller --latents or --batch 1; finished work is kept in the cache",
     )
 
 
@@ -203,7 +204,8 @@ def settle_latents(
     if latents is None:
         raise UsageError(
             "the size of the clips is not given",
-            fix="frames, height, width in latents: --latents 5x32x56, in Python SamplingSettings(latents=(5, 32, 56))",
+            fix="give frames, height and width in latents: --latents 5x32x56, in Python "
+            "SamplingSettings(latents=(5, 32, 56))",
         )
     patch = config["patch_size"]
     if any(size <= 0 or size % step for size, step in zip(latents, patch, strict=True)):

@@ -145,9 +145,9 @@ def _check_identity(own: Mapping[str, str], kind: str, key: str) -> None:
     if not version.isdecimal():
         raise DamagedEntry("not written by loraport")
     if int(version) > FORMAT_VERSION:
-        raise NewerEntry(f"written in format {version}, this program knows up to {FORMAT_VERSION}")
+        raise NewerEntry(f"written in format {version}, but this program knows only up to {FORMAT_VERSION}")
     if int(version) < FORMAT_VERSION:
-        raise OlderEntry(f"written in format {version}, which is not read any more")
+        raise OlderEntry(f"written in format {version}, which is no longer read")
     if (own.get("kind"), own.get("key")) != (kind, key):
         raise DamagedEntry(f"belongs to another place: {own.get('kind')} {own.get('key')}")
 

@@ -84,7 +84,7 @@ def cache_root(chosen: str | os.PathLike[str] | None = None) -> Path:
             "the cache folder cannot be used",
             where=root,
             values=reason,
-            fix="name another one (--cache DIR, or LORAPORT_CACHE=DIR), or none (--cache off)",
+            fix="name another one (--cache DIR or LORAPORT_CACHE=DIR), or use none (--cache off)",
         )
     return Path(root)
 
@@ -103,7 +103,7 @@ def _why_unusable(root: str) -> str | None:
         if os.path.lexists(above):
             return f"{above} is not a folder"
         above = os.path.dirname(above) or os.curdir
-    return None if os.access(above, os.W_OK | os.X_OK) else f"no permission to write into {above}"
+    return None if os.access(above, os.W_OK | os.X_OK) else f"no permission to write to {above}"
 
 
 def entry_path(root: Path, kind: str, key: str) -> Path:

@@ -76,10 +76,10 @@ def cells_of(loras: Iterable[str], grid: Grid, folder: Path, *, recursive: bool 
                 cells.append(Cell(name, lora, target, choice.varied, folder / inside, recipe))
         if len(cells) == before:
             raise UsageError(
-                "a LoRA is named after one expert of Wan2.2, and every target after the other",
+                "a LoRA is named after one expert of Wan2.2, but every target after the other",
                 where=lora,
                 values=", ".join(name for name, _ in targets),
-                fix="add the target of this expert, or sweep them one by one: --expert high, then --expert low",
+                fix="add the target of this expert, or sweep one expert at a time: --expert high, then --expert low",
             )
     refused = [cell.recipe for cell in cells if isinstance(cell.recipe, UsageError)]
     if len(refused) == len(cells):
@@ -103,7 +103,7 @@ def find(loras: Sequence[str], folder: Path, *, recursive: bool = False) -> list
         UsageError: there is none, or two would get one name nevertheless.
     """
     if not loras:
-        raise UsageError("no LoRA is given", fix="name files, folders of them, or patterns; or `lora` in the grid")
+        raise UsageError("no LoRA is given", fix="name files, folders of them, or patterns, or set `lora` in the grid")
     found: dict[str, tuple[str, tuple[tuple[str, ...], int]]] = {}
     given = _expanded(loras)
     for lora in given:

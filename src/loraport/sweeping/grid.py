@@ -38,12 +38,12 @@ class Target(Settings):
         """Refuse a target that names nothing, and a name that is none of a folder. Raises UsageError."""
         if self.name is not None and not re.fullmatch(r"[\w.+@=-]*\w[\w.+@=-]*", self.name):
             raise UsageError(
-                "the name of a target becomes that of a folder",
+                "the name of a target must be usable as the name of a folder",
                 values=repr(self.name),
-                fix="letters, digits and any of . + @ = - _",
+                fix="use letters, digits and any of . + @ = - _",
             )
         if self.target is None and not self.target_lora:
-            raise UsageError("a target names neither a model nor a LoRA", fix="target: MODEL, or target_lora: FILE")
+            raise UsageError("a target names neither a model nor a LoRA", fix="give target: MODEL or target_lora: FILE")
 
     @classmethod
     def parse(cls, text: str | os.PathLike[str]) -> "Target":
@@ -89,13 +89,13 @@ def _targets(given: Any) -> list[Any]:
         elif isinstance(each, Mapping | Target):
             found.append(each)
         else:
-            raise ValueError(f"{each!r} is no model, such as fast.safetensors, and no target with fields")
+            raise ValueError(f"{each!r} is neither a model, such as fast.safetensors, nor a target with fields")
     return found
 
 
 def _params(given: Any) -> Any:
     if not isinstance(given, Mapping):
-        raise ValueError("settings of the method by name are needed, such as {q_dom: [0.5, 0.6]}")
+        raise ValueError("give parameters of the method by name, such as {q_dom: [0.5, 0.6]}")
     return {name: _listed(value) for name, value in given.items()}
 
 

@@ -169,7 +169,7 @@ def _read(path: Path) -> tuple[Row, ...]:
             "the index of the sweep cannot be understood",
             where=str(path),
             values=_said(error),
-            fix="name another folder, or remove it: outputs that are there are then replaced with --overwrite only",
+            fix="name another folder, or remove the index; existing outputs are then only replaced with --overwrite",
         ) from error
 
 

@@ -55,7 +55,7 @@ def distinct_paths(paths: Sequence[tuple[tuple[str, ...], int]], of: Sequence[st
                 "two outputs would get the same name",
                 where="/".join(ends[alike[0]]),
                 values=" and ".join(of[at] for at in alike if _folded(ends[at]) == _folded(ends[alike[0]])),
-                fix="leave one out, or give each a name of its own",
+                fix="leave one out, or give each its own name",
             )
         for at in longer:
             lengths[at] += 1

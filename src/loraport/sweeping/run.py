@@ -201,9 +201,9 @@ def _hold(folder: Path, held: contextlib.ExitStack) -> None:
         raise FileError("the folder cannot be opened", where=str(folder), values=reason_of(error)) from error
     if not alone:
         raise FileError(
-            "another sweep is at work in the folder",
+            "another sweep is running in the folder",
             where=str(folder),
-            fix="wait until it has ended, or name another folder: -o FOLDER",
+            fix="wait until it has finished, or name another folder: -o FOLDER",
         )
 
 

@@ -176,7 +176,7 @@ def _data() -> Path:
 
 def _unknown(name: str, known: list[str], what: str) -> UsageError:
     return UsageError(
-        f"no bundled {what} is called {name!r}",
+        f"no bundled {what} is named {name!r}",
         values=f"bundled: {', '.join(known)}",
         fix=did_you_mean(name, known, cutoff=0.4),
     )

@@ -15,7 +15,7 @@ class Identity(base.TransferMethod[IdentityParams]):
 
     name = "identity"
     version = 1
-    summary = "take the update apart and put it together again (a control)"
+    summary = "take the update apart and put it back together (a control)"
     reference = "a control; every published comparison of converted LoRAs needs it"
     Params = IdentityParams
     columns = (COSINE,)

@@ -46,7 +46,7 @@ class MaskedRestore(base.TransferMethod[MaskedRestoreParams]):
     columns = (
         DRIFT_UNDONE,
         Column(
-            "drift_undone_by_casa", "undone by casa", "share of the drift's squared norm that casa takes away", "share"
+            "drift_undone_by_casa", "undone by casa", "share of the drift's squared norm that casa removes", "share"
         ),
     )
 

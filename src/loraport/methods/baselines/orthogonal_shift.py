@@ -26,7 +26,7 @@ class OrthogonalShift(base.TransferMethod[OrthogonalShiftParams]):
 
     name = "orthogonal-shift"
     version = 1
-    summary = "take out of the update what is parallel to the drift"
+    summary = "remove the part of the update that is parallel to the drift"
     reference = "after orthogonal_shift of apanariello4/merge-and-rebase"
     Params = OrthogonalShiftParams
     columns = (COSINE, Column("cosine_to_drift", "along drift", "cosine between the input's update and the drift"))

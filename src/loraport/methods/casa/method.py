@@ -43,7 +43,7 @@ class Casa(base.TransferMethod[CasaParams]):
 
     name = "casa"
     version = 3
-    summary = "undo the drift away from its dominant directions, arbitrate on them"
+    summary = "undo the drift outside its dominant directions, and arbitrate on them"
     reference = "CASA, arXiv 2605.01929 (ICML 2026)"
     Params = CasaParams
     columns = (
