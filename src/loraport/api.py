@@ -180,8 +180,8 @@ def plan_experts(recipe: Recipe, experts: Experts | None = None) -> ExpertsPlan:
     """Match the files of both experts of Wan2.2, reading headers only.
 
     Args:
-        recipe: of the high-noise expert; folders and files that hold both experts serve both.
-        experts: what is another file for the low-noise one.
+        recipe: recipe of the high-noise expert; folders and files that hold both experts serve both.
+        experts: separate files for the low-noise expert.
 
     Raises:
         LoraportError: see `loraport.errors`.
@@ -197,21 +197,21 @@ def transfer_experts(
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> "ExpertsReport":
-    """Carry the LoRAs of both experts of Wan2.2 over, in one job: two files or none.
+    """Carry over the LoRAs of both experts of Wan2.2 in one job: two files or none.
 
     Args:
-        recipe: of the high-noise expert; folders and files that hold both experts serve both.
-        experts: what is another file for the low-noise one.
+        recipe: recipe of the high-noise expert; folders and files that hold both experts serve both.
+        experts: separate files for the low-noise expert.
         output: names the two files: NAME.safetensors stands for NAME_high_noise.safetensors and
             NAME_low_noise.safetensors. None computes and reports only.
         options: how to use the machine: device, workers, memory, cache.
         on_event: called with every `loraport.engine.events.Event`.
 
     Returns:
-        The reports of both, and how far each target is from each source.
+        The reports of both, and the distance of each target from each source.
 
     Raises:
-        LoraportError: see `loraport.errors`; both outputs are then as they were before.
+        LoraportError: see `loraport.errors`; both outputs are then left as they were.
     """
     outputs = None if output is None else outputs_of(Path(output))
     made = plan_experts(recipe, experts)

@@ -1,12 +1,12 @@
-"""A LoRA onto a pipeline of diffusers that is in memory: transferred and loaded in one call.
+"""Transfer a LoRA to a diffusers pipeline in memory and load it there, in one call.
 
     from loraport.diffusers import load_transferred_lora
 
     report = load_transferred_lora(pipe, "style.safetensors", source="Wan-AI/Wan2.1-T2V-1.3B-Diffusers")
     pipe.set_adapters("style", 0.8)
 
-Whatever is not said here is `loraport.transfer`: this writes the pipeline's weights to a temporary file, calls it, and
-gives the result to the pipeline's own loader.
+This writes the pipeline's weights to a temporary file, calls `loraport.transfer`, and gives the result to the
+pipeline's own loader. Whatever is not described here is as in `loraport.transfer`.
 """
 
 import re
@@ -60,34 +60,35 @@ def load_transferred_lora(
 ) -> TransferReport | ExpertsReport:
     """Carry a LoRA to the model of a pipeline and load it there, as an adapter at strength 1.
 
-    The target is the pipeline as it computes now, with the adapters that are active on it, such as a distillation
-    LoRA; they stay active beside the new one. Afterwards `set_adapters`, `fuse_lora`, `unload_lora_weights` and the
-    like are those of any LoRA. The pipeline may be offloaded or quantised. Its weights are written to a temporary
-    folder meanwhile (where the environment variable TMPDIR says), which takes the room of the unquantised model,
-    unless `target` names files that hold them.
+    The target is the pipeline as it computes now, with the adapters active on it, such as a distillation LoRA. They
+    stay active beside the new one. Afterwards `set_adapters`, `fuse_lora`, `unload_lora_weights` and the like work as
+    for any LoRA. The pipeline may be offloaded or quantised. Meanwhile its weights are written to a temporary folder
+    (set by the environment variable TMPDIR), which takes as much space as the unquantised model, unless `target` names
+    files that hold them.
 
     Args:
-        pipe: a pipeline of diffusers with a transformer, of a family that loraport knows.
-        lora: the LoRA, as in `loraport.transfer`.
-        source: the model that the LoRA was trained on: files or a hub id.
-        target: files or a hub id with the weights of the pipeline, for those who have them unquantised, or no room for
+        pipe: diffusers pipeline with a transformer, of a family that loraport knows.
+        lora: LoRA, as in `loraport.transfer`.
+        source: model that the LoRA was trained on: files or a hub id.
+        target: files or a hub id with the weights of the pipeline, if you have them unquantised, or have no room for
             the temporary ones. Nobody checks that they are the same.
-        adapter_name: of the new adapter; by default the name of the LoRA's file, with _ for all but letters and digits.
-        hotswap: put it in the place of the adapter of that name, which then is no part of the target, as the argument
-            of `load_lora_weights` does.
-        expert: of Wan2.2 that alone gets a LoRA. By default each transformer of the pipeline gets one.
-        experts: what is another file for the low-noise expert, as in `loraport.transfer_experts`.
-        output: also keep the file; of a pair, as `loraport.transfer_experts` names them.
+        adapter_name: name of the new adapter. By default, the name of the LoRA's file, with _ for everything but
+            letters and digits.
+        hotswap: replace the adapter of this name, as the argument of `load_lora_weights` does. That adapter is then not
+            part of the target.
+        expert: the only expert of Wan2.2 to get a LoRA. By default, each transformer of the pipeline gets one.
+        experts: separate files for the low-noise expert, as in `loraport.transfer_experts`.
+        output: also keep the file; for a pair, named as `loraport.transfer_experts` names them.
         settings: further arguments of `loraport.transfer` by name, such as `{"method": "direct", "rank": 64}`.
         options: how to use the machine.
         on_event: called with every `loraport.engine.events.Event`.
 
     Returns:
-        The report of the transfer; of a pipeline with two transformers that of both. `load` in it says how the adapter
-        is called.
+        The report of the transfer; for a pipeline with two transformers, that of both. Its `load` says how the adapter
+        is named.
 
     Raises:
-        UsageError: no pipeline with a transformer and LoRAs, or the name is taken or is none.
+        UsageError: not a pipeline with a transformer and LoRAs, or the name is taken or not valid.
         LoraportError: as `loraport.transfer`. The pipeline is then as it was.
     """
     parts = _parts(pipe, expert)

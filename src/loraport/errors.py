@@ -1,7 +1,7 @@
-"""Everything that can go wrong through no fault of ours, as one tree with one exit code a class.
+"""Everything that can go wrong through no fault of ours, as one tree with one exit code per class.
 
 A message says what happened, where, with which values, and what to do next. Code that raises one of
-these never needs a traceback to be understood; anything else that escapes is a bug of ours (exit 1).
+these never needs a traceback to be understood. Anything else that escapes is a bug of ours (exit 1).
 """
 
 from collections.abc import Iterable
@@ -84,7 +84,7 @@ class MismatchError(LoraportError):
 
 
 class UnmatchedKeysError(MismatchError):
-    """Keys of the LoRA that name no layer of the model, or halves of a pair without the other half."""
+    """Keys of the LoRA that name no layer of the model, or one half of a pair without the other."""
 
 
 class UnsupportedError(MismatchError):
@@ -92,13 +92,13 @@ class UnsupportedError(MismatchError):
 
 
 class NumericalError(LoraportError):
-    """NaN or infinity, a decomposition that no driver could do, or a quality gate that was not met."""
+    """NaN or infinity, a decomposition that no driver could compute, or a quality gate that was not met."""
 
     exit_code = 4
 
 
 class FileError(LoraportError):
-    """A file is missing, damaged, unsafe, already there, or could not be written."""
+    """A file is missing, damaged, unsafe, already exists, or could not be written."""
 
     exit_code = 5
 
@@ -110,7 +110,7 @@ class Interrupted(LoraportError):
 
 
 def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The nearest of the known names as a question, for `fix`; None where none is near."""
+    """The nearest known name as a question, for `fix`; None if none is near."""
     import difflib
 
     near = difflib.get_close_matches(name[:200], list(known), n=1, cutoff=cutoff)

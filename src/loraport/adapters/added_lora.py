@@ -1,6 +1,6 @@
-"""How a LoRA is named that is a part of the target or of the source: a file, its strength, and which LoRA of the file.
+"""How to name a LoRA that is part of the target or of the source: a file, its strength, and which LoRA of the file.
 
-In text: FILE, FILE:STRENGTH, and behind that any of expert, adapter and scale: `pair.safetensors:0.8:expert=high`.
+In text: FILE or FILE:STRENGTH, then any of expert, adapter and scale: `pair.safetensors:0.8:expert=high`.
 """
 
 import math
@@ -22,7 +22,7 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infin
 
 
 class AddedLora(Settings):
-    """One LoRA that is a part of the target or of the source: strength times its update. Raises UsageError."""
+    """One LoRA that is part of the target or of the source: strength times its update. Raises UsageError."""
 
     file: Annotated[PathText, Setting("LoRA: a file, a folder, or zoo:NAME.", path=True)]
     strength: Annotated[
@@ -40,10 +40,10 @@ class AddedLora(Settings):
 
     @classmethod
     def parse(cls, text: str | os.PathLike[str]) -> "AddedLora":
-        """Read FILE[:STRENGTH][:NAME=VALUE]. A file that is there under the longer name is meant by it.
+        """Read FILE[:STRENGTH][:NAME=VALUE]. If a file with the longer name exists, it is that file.
 
         Raises:
-            UsageError: an option that is not known, or a strength that is no number.
+            UsageError: an unknown option, or a strength that is not a number.
         """
         name = os.fspath(text)
         settings: dict[str, Any] = {}
@@ -63,7 +63,7 @@ class AddedLora(Settings):
         return cls(file=name, **settings)
 
     def check(self) -> None:
-        """Refuse a strength that is no finite number. Raises UsageError."""
+        """Refuse a strength that is not a finite number. Raises UsageError."""
         if not math.isfinite(self.strength):
             raise UsageError(
                 "the strength of a LoRA is not a number",
@@ -74,7 +74,7 @@ class AddedLora(Settings):
 
     @property
     def identity(self) -> tuple[str, str | None, str | None]:
-        """What is one and the same LoRA: the place of the file, however it was named, and the choice in it."""
+        """What makes it the same LoRA as another: the place of the file, however it was named, and the choice in it."""
         return os.path.realpath(self.file) if _exists(self.file) else self.file, self.expert, self.adapter
 
 

@@ -15,7 +15,7 @@ __all__ = ["convert", "inspect", "verify"]
 
 
 def inspect(path: PathLike) -> FileDescription:
-    """Say what a file is, from its header: dialect, model, ranks, scales, and what is odd. Raises FileError."""
+    """Describe a file from its header: dialect, model, ranks, scales, and anything odd. Raises FileError."""
     return describe(path)
 
 
@@ -32,20 +32,19 @@ def verify(
     """Check a LoRA: header against content, every number finite, every key known, and the loader of diffusers.
 
     Args:
-        path: the file.
-        model: also check that it fits this model.
-        load: also hand the file to diffusers' own loader, if installed.
+        path: LoRA file.
+        model: also check that the LoRA fits this model.
+        load: also load the file with diffusers, if installed.
         expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
-        adapter: which adapter, for a file that names several.
-        architecture: family of the model, where that is not to be recognised: its name, or `any` for one that is not
-            known.
-        consumer: also say, by what is known of a program, whether everything would arrive there; its name.
+        adapter: name of the adapter to check, for a file that holds several.
+        architecture: family of the model, if it should not be detected; `any` for an unknown one.
+        consumer: name of a program; also check, by what is known of it, whether it would load everything.
 
     Returns:
-        One check a line; `passed` is False where something is wrong and None for a remark.
+        The checks in order. `passed` is False where something is wrong and None for a remark.
 
     Raises:
-        LoraportError: the file is damaged, no plain LoRA, or holds several LoRAs of which none was named.
+        LoraportError: the file is damaged, not a plain LoRA, or holds several LoRAs of which none was named.
     """
     fits = None if model is None else open_checkpoint(model, expert=expert, architecture=architecture)
     rows = [] if consumer is None else rows_of(consumer)

@@ -33,29 +33,30 @@ def analyze(
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> PairAnalysis:
-    """What a distillation did to the weights of a model, and what LoRAs do there, in its singular directions.
+    """Show what a distillation did to the weights of a model and what LoRAs do there, in its singular directions.
 
     Every figure stands beside null models: a random update of the same norm, and the rounding of the stored numbers.
-    A layer is in memory at a time; what is kept of it is small. The same call again takes finished layers from the
-    cache, and the decompositions that a transfer with `casa` left there.
+    One layer is in memory at a time, and what is kept of it is small. The same call again takes finished layers from
+    the cache, and the decompositions that a transfer with `casa` left there.
 
     Args:
-        source: the model that the LoRAs were trained on.
-        target: another of its family, such as a distilled one.
-        loras: LoRAs of the source, one or several. Without any all linear layers are looked at, else those that one
-            of them changes.
-        source_lora: LoRAs that are a part of the source alone, as for `transfer`.
+        source: model that the LoRAs were trained on.
+        target: another model of its family, such as a distilled one.
+        loras: LoRAs of the source, one or several, to analyze the layers they change. Without any, all linear layers
+            are analyzed.
+        source_lora: LoRAs that are part of the source only, as for `transfer`.
         target_lora: distillation LoRAs that make the target, as for `transfer`.
-        nested_source: part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.
-        nested_target: part of the target to read, in the same way.
-        architecture: family of the models, where that is not to be recognised.
-        strength: take the LoRAs this strong.
-        scale: the LoRAs' own scale, alpha / rank, where their files do not say it or say it wrong.
-        expert: which expert of Wan2.2, of folders and LoRAs that hold two.
-        adapter: which LoRA, of files that hold several by name.
+        nested_source: part of the source to read, such as generator or generator_ema in a .pt file, or transformer_2 in
+            a folder.
+        nested_target: part of the target to read, chosen in the same way.
+        architecture: family of the models, if it should not be detected.
+        strength: strength at which to take the LoRAs.
+        scale: the LoRAs' own scale (alpha / rank), if their files do not state it or state it wrongly.
+        expert: Wan2.2 expert to use, for folders and LoRAs that hold both.
+        adapter: name of the LoRA to use, for files that hold several.
         drop: regular expression; layers and keys of the LoRAs that match are left out.
-        allow_partial: leave out what cannot be matched, instead of refusing.
-        layers: regular expression; look at layers alone whose names match.
+        allow_partial: leave out what cannot be matched, instead of raising an error.
+        layers: regular expression; analyze only layers whose names match.
         options: how to use the machine: device, workers, memory, cache.
         on_event: called with every `loraport.engine.events.Event`.
 

@@ -1,6 +1,6 @@
-"""Checkpoints in which a part of the drift is taken away or made stronger, layer by layer, in the target's own layout.
+"""Checkpoints with part of the drift removed or made stronger, layer by layer, in the target's own layout.
 
-The files are written as a merge writes them: all of them or none, the same command again goes on, and what is not
+The files are written as a merge writes them: all of them or none. The same command again resumes, and what is not
 touched stays bit for bit.
 """
 
@@ -40,25 +40,25 @@ def remove_drift(
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> "MergeReport":
-    """Write the target without the drift outside of its dominant directions (Eq. 22 of the paper).
+    """Write the target without the drift outside its dominant directions (Eq. 22 of the paper).
 
     Args:
-        source: the model that the target was made from.
+        source: model that the target was made from.
         target: the distilled model, a checkpoint.
-        output: a file for a target in one file, else a folder.
-        quantile: of the head directions' densities; what is below counts as non-dominant.
+        output: file to write for a target in one file, otherwise a folder.
+        quantile: quantile of the head directions' densities; directions below it count as non-dominant.
         nested_source: part of the source to read.
         nested_target: part of the target to change.
-        architecture: family of both, where that is not to be recognised.
-        expert: which expert of Wan2.2, of folders that hold two.
-        layers: regular expression; other layers stay as they are.
-        requantize: also write weights of fp8, which are rounded anew.
-        dequantize: the format in which other quantised weights are written, as plain numbers.
+        architecture: family of the models, if it should not be detected.
+        expert: Wan2.2 expert to use, for folders that hold both.
+        layers: regular expression; layers that do not match stay as they are.
+        requantize: also write fp8 weights, which are rounded again.
+        dequantize: format in which other quantised weights are written, as plain numbers.
         options: cache, and `overwrite`.
         on_event: called with every `loraport.engine.events.Event`.
 
     Raises:
-        LoraportError: see `loraport.errors`; what stood under the output's names then still does.
+        LoraportError: see `loraport.errors`; existing files under the output's names are then unchanged.
     """
     _check_share("quantile", quantile)
     plan = make_analysis_plan([], _settings(source, target, nested_source, nested_target, architecture, expert, layers))
@@ -90,23 +90,23 @@ def amplify_head(
     """Write the target with the strongest entries of the drift within the head made stronger (B.2.2 of the paper).
 
     Args:
-        source: the model that the target was made from.
+        source: model that the target was made from.
         target: the distilled model, a checkpoint.
-        output: a file for a target in one file, else a folder.
-        share: of the entries within the head, those of the largest energy.
-        factor: what they are multiplied by; 1 changes nothing, 0 takes them out. The paper does not say its own.
+        output: file to write for a target in one file, otherwise a folder.
+        share: share of the entries within the head to amplify, taking those of the largest energy.
+        factor: factor for these entries; 1 changes nothing, 0 removes them. The paper does not state its own.
         nested_source: part of the source to read.
         nested_target: part of the target to change.
-        architecture: family of both, where that is not to be recognised.
-        expert: which expert of Wan2.2, of folders that hold two.
-        layers: regular expression; other layers stay as they are.
-        requantize: also write weights of fp8, which are rounded anew.
-        dequantize: the format in which other quantised weights are written, as plain numbers.
+        architecture: family of the models, if it should not be detected.
+        expert: Wan2.2 expert to use, for folders that hold both.
+        layers: regular expression; layers that do not match stay as they are.
+        requantize: also write fp8 weights, which are rounded again.
+        dequantize: format in which other quantised weights are written, as plain numbers.
         options: cache, and `overwrite`.
         on_event: called with every `loraport.engine.events.Event`.
 
     Raises:
-        LoraportError: see `loraport.errors`; what stood under the output's names then still does.
+        LoraportError: see `loraport.errors`; existing files under the output's names are then unchanged.
     """
     _check_share("share", share)
     plan = make_analysis_plan([], _settings(source, target, nested_source, nested_target, architecture, expert, layers))

@@ -56,10 +56,10 @@ class LoraAnalysis:
     """One LoRA in one layer.
 
     Attributes:
-        lora: its label, of `PairAnalysis.loras`.
+        lora: its label in `PairAnalysis.loras`.
         update: the LoRA's update by itself.
-        routing: over the clusters that it makes.
-        meeting: with the drift.
+        routing: routing over the clusters that it makes.
+        meeting: how it meets the drift.
     """
 
     lora: str
@@ -75,15 +75,15 @@ class LayerAnalysis:
     Attributes:
         name: canonical name, "blocks.7.self_attn.q".
         kind: the name without the block's number, "self_attn.q".
-        block: number of the block; None outside of blocks.
+        block: number of the block; None outside blocks.
         shape: (out, in).
         weight_norm: Frobenius norm of the source weight.
-        at: indices of the singular values that are given.
-        singular_values: of the source weight, at these.
+        at: indices of the singular values given.
+        singular_values: singular values of the source weight at these indices.
         head: number of directions that hold 90 % of the squared singular values.
         drift: target minus source.
-        routing: over the clusters that the drift itself makes.
-        loras: of the LoRAs that change this layer.
+        routing: routing over the clusters that the drift itself makes.
+        loras: the LoRAs that change this layer.
         seconds: time spent.
         cached: taken from an earlier run.
     """
@@ -108,9 +108,9 @@ class AnalysedLora:
     """A LoRA of an analysis.
 
     Attributes:
-        label: how the layers name it: the name of its file, with a number where two have the same.
+        label: how the layers name it: the name of its file, with a number if two have the same name.
         file: the file.
-        layers: how many of the analysed layers it changes.
+        layers: number of analysed layers that it changes.
     """
 
     label: str
@@ -120,21 +120,21 @@ class AnalysedLora:
 
 @dataclass(frozen=True)
 class PairAnalysis:
-    """An analysis of a pair of models and LoRAs.
+    """An analysis of a pair of models and of LoRAs.
 
     Attributes:
-        source: the model that the LoRAs were trained on.
-        source_title: in words.
-        target: the other one; None where LoRAs make it of the source.
-        target_title: in words.
-        target_lora: the distillation LoRAs that are a part of it, each with its strength.
-        loras: what was analysed on them.
-        layers: in the order of the model.
+        source: model that the LoRAs were trained on.
+        source_title: that model in words.
+        target: the other model; None if LoRAs make it from the source.
+        target_title: that model in words.
+        target_lora: the distillation LoRAs that are part of it, each with its strength.
+        loras: the LoRAs analysed.
+        layers: the layers, in the order of the model.
         settings: thresholds that decide figures (tau, q_dom, q_act, head_energy).
         warnings: sentences for the user.
-        version: of loraport.
+        version: version of loraport.
         seconds: wall time.
-        inputs: what went in, with the digests of what was used of each.
+        inputs: the inputs, with the digests of what was used of each.
         flags: what was asked for besides files, as flags.
     """
 

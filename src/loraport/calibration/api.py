@@ -57,36 +57,36 @@ def calibrate(
 ) -> CalibrationReport:
     """Choose method and strength for a LoRA on a distilled model by running both models on noise.
 
-    No data and no labels: prompts, noise from a seed, forward passes. What is chosen is a recipe, and the file is the
-    one that `loraport.transfer` writes for it.
+    It needs no data and no labels: only prompts, noise from a seed, and forward passes. The choice is a recipe, and the
+    file is the one that `loraport.transfer` writes for it.
 
     Args:
-        lora: the LoRA file, or `zoo:NAME`.
-        source: the model that the LoRA was trained on: `zoo:NAME`, a diffusers folder of Wan; diffusers' own
-            `WanPipeline` or `WanTransformer3DModel` in memory, which is used as it is and left as it was; or a
-            `Runnable` of your own.
-        target: the distilled model, likewise. May be left out where `target_lora` makes it of the source.
-        target_lora: distillation LoRAs to be added to the target, or to the source; as in `loraport.transfer`.
-        output: the file to write; None computes and reports only.
+        lora: LoRA file, or `zoo:NAME`.
+        source: model that the LoRA was trained on: `zoo:NAME`, or a diffusers folder of Wan; a `WanPipeline` or
+            `WanTransformer3DModel` of diffusers in memory, which is used as it is and left as it was; or a `Runnable`
+            of your own.
+        target: the distilled model, given in the same ways. May be left out if `target_lora` makes it from the source.
+        target_lora: distillation LoRAs to add to the target, or to the source; as in `loraport.transfer`.
+        output: file to write; None computes and reports only.
         prompts: file of embeddings or of text (see `loraport.sampling.prompts`), a list of texts, or the conditions
             themselves; the bundled models bring their own. Texts need a text encoder: that of the source's folder or
-            pipeline, else the target's.
-        settings: what is tried, and on how much.
-        source_sampling: time steps, size and device of a source that does not say so itself. A pipeline or a folder
-            with a scheduler needs `SamplingSettings(latents=(5, 32, 56), steps=30)`.
-        target_sampling: of the target.
+            pipeline, otherwise the target's.
+        settings: what to try, and on how much.
+        source_sampling: time steps, size and device of a source that does not say so itself. A pipeline, or a folder
+            with a scheduler, needs `SamplingSettings(latents=(5, 32, 56), steps=30)`.
+        target_sampling: the same for the target.
         to: output profile, as in `loraport.transfer`.
-        dtype: of the output's tensors: `same` or a torch name.
-        options: device of the transfer, cache, whether an existing file is replaced; see `RunOptions`. What the models
-            said is kept in the cache, so the same call goes on where it was interrupted.
+        dtype: number format of the output's tensors: `same` or a torch name.
+        options: device of the transfer, cache, and whether to replace an existing file; see `RunOptions`. The answers
+            of the models are kept in the cache, so the same call resumes where it was interrupted.
         on_event: called with every `loraport.engine.events.Event`.
 
     Returns:
         The report: the choice, the diagnosis, and the report of the transfer.
 
     Raises:
-        LoraportError: see `loraport.errors`. What a transfer would be refused for is refused before any model runs; no
-            output file is left behind.
+        LoraportError: see `loraport.errors`. Whatever would stop a transfer is refused before any model runs. No output
+            file is left behind.
     """
     began = time.perf_counter()
     base = as_runnable(source, source_sampling, role="source")

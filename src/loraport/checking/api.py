@@ -34,32 +34,32 @@ def check(
     deep: bool = False,
     options: RunOptions | None = None,
 ) -> CheckResult:
-    """Say whether a LoRA works on a model as it is: from headers, then from a few layers. Nothing is written.
+    """Tell whether a LoRA works on a model as it is, from headers, then from a few layers. Nothing is written.
 
     Args:
-        lora: the LoRA: a file, a folder, or zoo:NAME.
+        lora: LoRA: a file, a folder, or zoo:NAME.
         source: model that it was trained on.
-        target: model that it is to be used on; may be left out where `target_lora` makes it of the source.
-        source_lora: LoRAs that were on the source while this one was trained; as in `loraport.transfer`.
+        target: model to use it on; may be left out if `target_lora` makes it from the source.
+        source_lora: LoRAs that were on the source during training; as in `loraport.transfer`.
         target_lora: distillation LoRAs that make the target; as in `loraport.transfer`.
         nested_source: part of the source to read, as in `loraport.transfer`.
         nested_target: part of the target to read.
-        architecture: family of the models, where it is not to be recognised.
-        strength: at which the LoRA is used on its source; the strength that is named is in the same units.
-        scale: the LoRA's own scale, where its file does not say it or says it wrong.
-        expert: which expert of Wan2.2.
-        adapter: which LoRA of a file that holds several by name.
+        architecture: family of the models, if it should not be detected.
+        strength: strength at which the LoRA is used on its source. A recommended strength is in the same units.
+        scale: the LoRA's own scale (alpha / rank), if its file does not state it or states it wrongly.
+        expert: Wan2.2 expert to use.
+        adapter: name of the LoRA to use, for a file that holds several.
         drop: leave out layers and keys that match.
-        method: the one whose change is measured, and that a conversion would be done with.
-        params: its settings.
-        deep: look at every layer, not at a sample. The cost is about that of a transfer.
+        method: method whose change is measured, and with which a conversion would be done.
+        params: parameters of the method.
+        deep: look at every layer instead of a sample. The cost is about that of a transfer.
         options: device, workers, memory.
 
     Returns:
         The verdict, its reasons and every figure. Files that do not fit each other are a verdict too.
 
     Raises:
-        FileError: a file is missing, damaged, or changes meanwhile.
+        FileError: a file is missing, damaged, or changes during the check.
         UsageError: the question makes no sense.
         NumericalError: a weight holds NaN or infinity.
     """

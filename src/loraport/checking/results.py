@@ -39,9 +39,9 @@ class Quantity:
         help: what it is, in one sentence.
         unit: "share" (of 1), "factor", or "cosine" (-1 to 1).
         of: what it describes: "pair" (the two models), "lora" (this LoRA on the pair), "method".
-        value: of all these layers together.
-        low: least of a layer.
-        high: greatest of a layer.
+        value: over all these layers together.
+        low: smallest value of a layer.
+        high: largest value of a layer.
         layers: how many layers it was measured on.
         nulls: null models beside it.
     """
@@ -86,9 +86,9 @@ class Coverage:
     Attributes:
         keys: in the LoRA's file.
         layers: linear layers that the LoRA changes.
-        met: of these, the ones that source and target both have in that size.
-        kept: keys of other things than linear layers, which are passed on as they are.
-        dropped: keys that meet nothing, or were left out by request.
+        met: layers of these that source and target both have in that size.
+        kept: keys for other things than linear layers, which are passed on unchanged.
+        dropped: keys that match nothing, or were left out by request.
         of_model: linear layers of the source.
     """
 
@@ -102,7 +102,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Kind:
-    """How the target was made of the source, as far as weights and names tell.
+    """How the target was made from the source, as far as weights and names tell.
 
     Attributes:
         name: such as "distribution matching", "regression", "a LoRA", "rounding only", "unrelated", "not told".
@@ -121,8 +121,8 @@ class Reason:
 
     Attributes:
         text: the sentence.
-        figure: key of the figure it rests on; "" where it rests on headers.
-        threshold: name of the threshold that decided, "" where none did.
+        figure: key of the figure it rests on; "" if it rests on headers.
+        threshold: name of the threshold that decided; "" if none did.
         bound: its value.
         measured: on which pairs the threshold was measured, and by which command.
     """
@@ -141,29 +141,29 @@ class CheckResult:
     Attributes:
         lora: the LoRA file.
         source: the model it was trained on.
-        source_title: that model in words; "" where it could not be opened.
-        target: the distilled model; None where LoRAs make it of the source.
+        source_title: that model in words; "" if it could not be opened.
+        target: the distilled model; None if LoRAs make it from the source.
         target_title: that model in words.
         target_lora: the distillation LoRAs that make the target, with their strengths, in words.
         verdict: what to do.
-        strength: at which strength to use the LoRA on the target, as it is or converted; None with "cannot help".
+        strength: strength at which to use the LoRA on the target, as it is or converted; None with "cannot help".
         headline: the verdict in one sentence.
-        reasons: why, the weightiest first.
+        reasons: why, the most important first.
         stage: what was looked at.
-        coverage: where the LoRA meets the target; None where the files could not be matched.
-        kind: how the target was made; None where no weights were looked at and no name tells.
+        coverage: where the LoRA meets the target; None if the files could not be matched.
+        kind: how the target was made; None if no weights were looked at and no name tells.
         figures: every quantity, with its nulls.
         layers: the layers that were looked at, in the model's order.
         layers_of: how many layers could have been looked at.
-        command: how to go on, a command line; "" where there is nothing to run.
-        load: how to use the LoRA on the target, a program a line.
+        command: how to go on, as a command line; "" if there is nothing to run.
+        load: how to use the LoRA on the target, one program a line.
         known: what names and headers say: how the LoRA was trained, how the target is sampled.
         warnings: what else the user should know.
         seconds: wall time.
-        inputs: what went in; digests as far as earlier runs remember them, and of a LoRA that is soon read. None where
-            the files could not be matched.
+        inputs: the inputs, with digests as far as earlier runs remember them (that of a LoRA is quickly computed). None
+            if the files could not be matched.
         flags: what was asked for besides files, as flags.
-        target_known: the well-known model that the target is by its name, with how its authors sample it.
+        target_known: the well-known model that the target is, judging by its name, and how its authors sample it.
         target_usage: how the target is sampled, as files beside it say.
     """
 

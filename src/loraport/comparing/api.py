@@ -46,28 +46,28 @@ def compare(
     device: str = "auto",
     on_event: Listener = ignore,
 ) -> "CompareReport":
-    """Make the same clips by every variant, measure them, and write a page; the same call again makes what is missing.
+    """Make the same clips with every variant, measure them, and write a page. The same call makes what is missing.
 
     Args:
-        lora: the LoRA that was trained on the source.
+        lora: LoRA that was trained on the source.
         source: diffusers folder of the pipeline, or a hub id.
-        target: the same; or a folder of its transformer (of two experts, with both), or its file, which takes the
+        target: the same; or a folder of its transformer (of two experts, with both), or its file, combined with the
             other parts of the source.
-        target_lora: distillation LoRAs that make the target, of the source where no target is given.
+        target_lora: distillation LoRAs that make the target; added to the source if no target is given.
         transferred: files made from the LoRA for the target.
-        lora_low: of Wan2.2 with two experts the LoRA for the low-noise one, where `lora` is for the other; without it
-            what is named after an expert (`style_high_noise`) takes the file beside it that is named after the other,
-            and another one is loaded into the high-noise expert alone.
-        target_lora_low: distillation LoRAs of the low-noise expert, where `target_lora` do not serve both.
-        transferred_low: those of `transferred` for the low-noise expert, in the same order, as `lora_low`.
+        lora_low: for Wan2.2 with two experts, the LoRA for the low-noise one, if `lora` is for the high-noise one.
+            Without it, a file named after an expert (`style_high_noise`) is used with the file beside it that is named
+            after the other; any other file is loaded only into the high-noise expert.
+        target_lora_low: distillation LoRAs for the low-noise expert, if `target_lora` do not serve both.
+        transferred_low: files of `transferred` for the low-noise expert, in the same order; as `lora_low`.
         output: a folder.
-        prompts: the texts, or a file of them (`loraport.comparing.prompts.read_prompts`); None for the texts that lie
-            beside the images.
-        images: what the clips begin with, for image-to-video: files, or folders of them; one for every prompt, in the
+        prompts: texts, or a file of them (`loraport.comparing.prompts.read_prompts`); None for the texts beside the
+            images.
+        images: first images of the clips, for image-to-video: files, or folders of them; one for every prompt in the
             same order, one for all, or several for a single prompt.
-        settings: which clips, and what to judge by.
+        settings: which clips to make, and what to judge by.
         source_sampling: how the source is sampled.
-        target_sampling: how the target is; what is known of it is filled in.
+        target_sampling: how the target is sampled; what is known of it is filled in.
         device: auto, cpu, cuda, cuda:1 or mps.
         on_event: called with every event.
 
@@ -123,17 +123,17 @@ def probe(
 
     Args:
         source: diffusers folder of the pipeline, or a hub id.
-        target: the same; or a transformer's folder or file, which takes the other parts of the source.
+        target: the same; or a transformer's folder or file, combined with the other parts of the source.
         target_lora: distillation LoRAs that make the target.
-        target_lora_low: those of the low-noise expert of Wan2.2, where `target_lora` do not serve both.
-        output: the probe, a safetensors file; of two experts the name to which `_high_noise` and `_low_noise` are
-            added.
+        target_lora_low: distillation LoRAs for the low-noise expert of Wan2.2, if `target_lora` do not serve both.
+        output: probe to write, a safetensors file; for two experts, the name to which `_high_noise` and `_low_noise`
+            are added.
         colour: red, green, blue or light.
-        prompt: what is shown. Models whose videos begin with an image are given a grey one.
-        seed: of the noise.
+        prompt: prompt to render. Models whose videos begin with an image are given a grey one.
+        seed: seed of the noise.
         settings: size of the clips, offloading, precision.
         source_sampling: how the source is sampled.
-        target_sampling: how the target is.
+        target_sampling: how the target is sampled.
         device: auto, cpu, cuda, cuda:1 or mps.
         overwrite: replace existing files.
         on_event: called with every event.

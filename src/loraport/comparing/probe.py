@@ -1,6 +1,6 @@
 """How much of one colour a target shows: the dose of a pair in four renders.
 
-`making_probe.py` makes a LoRA whose only effect is the colour. What the mean of a clip moves by is its dose.
+`making_probe.py` makes a LoRA whose only effect is the colour. The shift of the mean of a clip is its dose.
 """
 
 import tempfile
@@ -36,17 +36,17 @@ class ProbeReport:
     """The dose of a pair.
 
     Attributes:
-        file: the probe; of two transformers that for the high-noise one.
-        file_low: that for the low-noise one; None where there is one transformer.
+        file: the probe; with two transformers, the one for the high-noise expert.
+        file_low: the probe for the low-noise expert; None with one transformer.
         family: title.
         layer: canonical name of the layer that it changes.
         colour: its name.
-        spread: standard deviation of what should be 1 everywhere; the colour is as uneven. The larger one of two
-            transformers.
+        spread: standard deviation of what should be 1 everywhere; the colour is as uneven. With two transformers, the
+            larger one.
         source, target: share of the asked colour that the mean of the clip takes.
-        aside: of both, the mean change in other directions than the colour's, in the same unit.
+        aside: for both, the mean change in directions other than that of the colour, in the same unit.
         ratio: target over source: the dose.
-        known: what was known of the target's sampling; "" where the user said all.
+        known: what was known of the sampling of the target; "" if the user set everything.
     """
 
     file: Path

@@ -17,22 +17,22 @@ class CompareReport:
 
     Attributes:
         page: the HTML file.
-        folder: where everything lies.
+        folder: where everything is.
         family: title of the family.
-        prompts: what was to be shown, with the images that the clips begin with.
-        seeds: how many a prompt.
-        variants: in order.
-        measures: of the table, in order.
+        prompts: what was asked for, with the images that the clips begin with.
+        seeds: number of seeds per prompt.
+        variants: the variants, in order.
+        measures: measures of the table, in order.
         scores: key of the variant -> key of the measure -> score.
         clips: (variant, prompt, seed) -> numbers of that clip.
         sampling: how source and target were sampled.
-        known: what was known of the target's sampling, and from whom; "" where the user said all.
+        known: what was known of the sampling of the target, and from whom; "" if the user set everything.
         models: source and target, as they were named.
         files: LoRA file -> its SHA-256.
-        fps: frames a second of a video, as its measures take it.
-        made: clips that were made in this run.
-        found: clips that were there.
-        not_measured: what is not measured for want of a package -> what brings it.
+        fps: frames per second of a video, as its measures use it.
+        made: clips made in this run.
+        found: clips that already existed.
+        not_measured: what is not measured for lack of a package -> what brings it.
         warnings: sentences for the user.
         two_experts: whether the models are Wan2.2 with two transformers.
     """

@@ -66,8 +66,8 @@ class LayerReport:
         seconds: time spent.
         cached: taken from an earlier run.
         device: where it was computed, by this run or the earlier one; the CPU where a GPU ran out of memory.
-        maps: what the method can draw of the layer; `layer_maps` says what each of them shows. None of a layer that
-            was kept by an earlier version of the program.
+        maps: what the method can draw of the layer; `layer_maps` says what each map shows. None for a layer kept by an
+            earlier version of the program.
     """
 
     name: str
@@ -90,14 +90,14 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class UsedWith:
-    """A LoRA that is a part of the target, so that the output is to be used together with it; or one of the source.
+    """A LoRA that is part of the target, so that the output must be used together with it; or one of the source.
 
     Attributes:
         file: the LoRA.
-        strength: how strong it was taken, and is to be used.
-        expert: which of the two LoRAs in it, where it holds those of both Wan2.2 experts.
-        adapter: which of several by name.
-        usage: steps, guidance and the like, where the LoRA says how it is sampled.
+        strength: strength at which it was taken, and must be used.
+        expert: which of its LoRAs, if it holds those of both Wan2.2 experts.
+        adapter: which of its LoRAs, if it holds several by name.
+        usage: steps, guidance and the like, if the LoRA says how it is sampled.
     """
 
     file: str
@@ -119,13 +119,12 @@ class InputFile:
     Attributes:
         role: "LoRA", "source", "target", "distillation LoRA" or "LoRA of the source".
         file: as it was opened.
-        title: the model in words; of a LoRA the one that it fits.
+        title: the model in words; for a LoRA, the model that it fits.
         kind: what it is: "checkpoint", or the kinds of its adapters with their ranks.
-        bytes: of its files together; None where one is not there any more.
-        digest: SHA-256 over the digests of the tensors that were used, by name, as the output's header has it; None
-            where none was used.
-        strength: of a LoRA.
-        header: where there is no digest: SHA-256 over names, number formats and shapes of all its tensors.
+        bytes: size of its files together; None if one no longer exists.
+        digest: SHA-256 over the digests of the tensors used, by name, as in the output's header; None if none was used.
+        strength: strength of a LoRA.
+        header: if there is no digest: SHA-256 over names, number formats and shapes of all its tensors.
     """
 
     role: str
@@ -140,15 +139,15 @@ class InputFile:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A well-known distilled model that a target is by its name, and how its authors sample it.
+    """A well-known distilled model that a target is, judging by its name, and how its authors sample it.
 
     Attributes:
         name: for people.
         how: steps or times, shift, guidance, in words.
         seen: who says so.
-        made: how it was made of its source; None where nobody says so.
+        made: how it was made from its source; None if nobody says so.
         made_seen: who says that.
-        ways: program -> what to type or click there; none for a program that cannot sample it so.
+        ways: program -> what to type or click there; empty for a program that cannot sample it this way.
     """
 
     name: str
@@ -167,35 +166,35 @@ class Summary:
     """The totals of a run, and what was asked for.
 
     Attributes:
-        method: as resolved; a preset's own method.
-        params: its settings, all of them.
+        method: method as resolved; for a preset, the preset's method.
+        params: all of its parameters.
         amount: 0 is direct reuse, 1 the full method.
         strength: factor on the whole LoRA, before the method.
-        scale: the LoRA's own scale where it was stated by hand.
+        scale: the LoRA's own scale, if it was given by hand.
         layers: number of layers in the output.
         rank_in: largest rank in the input.
         rank_out: rank of the output, the same in every layer.
         rank_rule: what was asked for (`auto`, `48`, `energy=0.99`).
         energy_kept_min: share of the squared norm of the exact update that the rank holds, in the worst layer.
-        energy_kept_mean: the same in the mean over layers.
-        energy_kept_total: the same of all exact updates together.
+        energy_kept_mean: the same for the mean over layers.
+        energy_kept_total: the same for all exact updates together.
         dtype: torch name of the output's number format.
         to: output profile.
         lora: the LoRA file.
-        training: what its header says of how it was trained: trainer, base, steps, ... (`adapters.training.Training`).
+        training: what its header says about its training: trainer, base, steps, ... (`adapters.training.Training`).
         source: the model it was trained on.
         source_title: that model in words.
-        target: the distilled model; None where LoRAs make it of the source.
+        target: the distilled model; None if LoRAs make it from the source.
         target_title: that model in words.
-        target_usage: how it is sampled (steps, guidance, scheduler), where a file beside it says so.
-        source_lora: the LoRAs that the LoRA was trained on top of; they are no part of the target.
-        target_lora: the distillation LoRAs that make the target, of the source or of `target`.
+        target_usage: how it is sampled (steps, guidance, scheduler), if a file beside it says so.
+        source_lora: the LoRAs that the LoRA was trained on top of; they are not part of the target.
+        target_lora: the distillation LoRAs that make the target, from the source or from `target`.
         extra_source: weights that only the source has.
         extra_target: weights that only the target has.
-        cached_layers: layers that were taken from an earlier run.
+        cached_layers: layers taken from an earlier run.
         seconds: wall time.
-        target_known: the well-known model that the target is by its name; None where it is none, or says itself how it
-            is sampled.
+        target_known: the well-known model that the target is, judging by its name; None if it is none, or says itself
+            how it is sampled.
         flags: what was asked for besides files, as flags; () for the usual settings.
     """
 
@@ -243,12 +242,12 @@ class TransferReport:
         summary: totals and settings.
         columns: what the figures of the layers mean, as far as any layer has them.
         maps: what the maps of the layers show, likewise.
-        layers: one report a transferred layer, in the order of the model.
-        passthrough: keys taken over unchanged.
+        layers: one report per transferred layer, in the order of the model.
+        passthrough: keys passed on unchanged.
         dropped: keys left out, by request or by `allow_partial`.
         load: how to load the output, one program a line.
         warnings: sentences for the user.
-        inputs: what went in.
+        inputs: the input files.
     """
 
     output: Path | None

@@ -33,30 +33,31 @@ def merge(
     overwrite: bool = False,
     on_event: Listener = ignore,
 ) -> "MergeReport":
-    """Bake LoRAs into a checkpoint, exactly and in its own layout. Memory is that of its largest tensor.
+    """Bake LoRAs into a checkpoint, exactly and in its own layout. It takes the memory of the largest tensor.
 
     Args:
-        lora: what is baked in: one or several, each as FILE, FILE:STRENGTH or an `AddedLora`.
-        into: the checkpoint: a file, a folder, an index, a hub id or zoo:NAME. DoRA and other kinds that are functions
-            of the weights they change are taken of its weights.
-        output: a file for a checkpoint in one file, else a folder, in which the files have the names they had.
-        strength: factor on all of them; may be negative.
-        nested: part of the checkpoint to change: generator or generator_ema of a .pt file, transformer_2 of a folder.
-        architecture: its family, where that is not to be recognised.
-        expert: which expert of Wan2.2, of folders and LoRAs that hold two.
-        adapter: which LoRA, of files that hold several by name.
-        scale: the LoRAs' own scale, alpha / rank, where their files do not say it or say it wrong.
+        lora: LoRAs to bake in: one or several, each as FILE, FILE:STRENGTH or an `AddedLora`.
+        into: checkpoint to merge into: a file, a folder, an index, a hub id or zoo:NAME. DoRA and other kinds that are
+            functions of the weights they change are computed from its weights.
+        output: file to write for a checkpoint in one file, otherwise a folder, in which the files keep their names.
+        strength: factor on all LoRAs; may be negative.
+        nested: part of the checkpoint to change, such as generator or generator_ema in a .pt file, or transformer_2 in
+            a folder.
+        architecture: family of the checkpoint, if it should not be detected.
+        expert: Wan2.2 expert to use, for folders and LoRAs that hold both.
+        adapter: name of the LoRA to use, for files that hold several.
+        scale: the LoRAs' own scale (alpha / rank), if their files do not state it or state it wrongly.
         drop: regular expression; layers and keys that match are left out.
-        allow_partial: leave out what cannot be matched, instead of refusing.
-        requantize: also change weights of fp8, which are rounded anew; the report tells the loss.
-        dequantize: also change quantised weights of every other kind (all, without `requantize`): they are written as
-            plain numbers of this format, and what belonged to their old one is left out.
+        allow_partial: leave out what cannot be matched, instead of raising an error.
+        requantize: also change fp8 weights, which are rounded again; the report states the loss.
+        dequantize: also change quantised weights of every other kind (of all kinds, without `requantize`). They are
+            written as plain numbers of this format, and what belonged to their old format is left out.
         overwrite: replace existing files.
         on_event: called with every `loraport.engine.events.Event`.
 
     Raises:
-        LoraportError: see `loraport.errors`; what stood under the output's names then still does. What is written so
-            far waits in hidden folders beside them, where the same call goes on.
+        LoraportError: see `loraport.errors`; existing files under the output's names are then unchanged. What is
+            written so far waits in hidden folders beside them, and the same call resumes from it.
     """
     plan = make_merge_plan(
         added_loras(lora),

@@ -1,7 +1,7 @@
-"""A merge carried out: the checkpoint's files copied, with other numbers in the tensors that change.
+"""Carry out a merge: copy the checkpoint's files, with other numbers in the tensors that change.
 
-At any moment one tensor is in memory. All files get their names when everything has been written, or none does. Where
-it is stopped the files wait under hidden names, and the same merge goes on with them (`journal.py`).
+One tensor is in memory at a time. All files get their names when everything has been written, or none does. If it is
+stopped, the files wait under hidden names, and the same merge resumes with them (`journal.py`).
 """
 
 import contextlib
@@ -46,17 +46,17 @@ class MergeReport:
     Attributes:
         output: the file or folder written.
         files: all files written.
-        tensors: how many tensors changed.
-        untouched: how many are bit for bit as they were.
-        requantized: how many of those that changed are stored in 8 bits.
-        dequantized: how many of them became plain numbers.
-        grown_bytes: by how much the files became larger.
-        lost: Frobenius norm of what rounding to the checkpoint's formats took away or added, over that of the update.
+        tensors: number of tensors that changed.
+        untouched: number of tensors that are bit for bit as they were.
+        requantized: number of changed tensors that are stored in 8 bits.
+        dequantized: number of changed tensors that became plain numbers.
+        grown_bytes: number of bytes by which the files became larger.
+        lost: Frobenius norm of what rounding to the checkpoint's formats removed or added, over that of the update.
         lost_most: the same for the tensor that lost most.
         lost_in: the name of that tensor.
         left_out: keys of the LoRAs that change nothing in the checkpoint.
         warnings: sentences for the user.
-        continued: how many of the tensors that changed had been written by an earlier run that was stopped.
+        continued: number of changed tensors that an earlier, stopped run had already written.
         seconds: wall time.
     """
 

@@ -36,30 +36,31 @@ def resize(
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> "Resized":
-    """Write a LoRA of any kind at another rank: the best approximation, with the share that it keeps.
+    """Write a LoRA of any kind at another rank: the best approximation, and the share that it keeps.
 
-    Exactly one of `rank`, `energy` and `max_size` is given.
+    Give exactly one of `rank`, `energy` and `max_size`.
 
     Args:
-        lora: the file to read.
-        output: the file to write.
-        rank: the same for every layer; none gets more than it has.
-        energy: share of the squared norm that each layer keeps, with the smallest rank that does.
-        max_size: bytes of the file at most, or such as "300MB"; ranks go where they hold the most energy a byte.
-        to: names in the output, as for `transfer`.
+        lora: file to read.
+        output: file to write.
+        rank: same rank for every layer; no layer gets more than it has.
+        energy: share of the squared norm to keep in each layer, with the smallest rank that does.
+        max_size: most bytes of the file, as a number or such as "300MB"; ranks go where they hold the most energy per
+            byte.
+        to: key names in the output, as for `transfer`.
         dtype: number format of the output.
-        model: the model it was trained on: needed for DoRA and other kinds that are functions of its weights.
+        model: model it was trained on; needed for DoRA and other kinds that are functions of its weights.
         expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
-        adapter: which adapter, for a file that names several.
+        adapter: name of the adapter to use, for a file that holds several.
         drop: regular expression; layers and keys that match are left out.
         allow_partial: leave out what cannot be matched.
-        scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
-        architecture: the family it is for, where that is not to be recognised.
+        scale: the LoRA's own scale (alpha / rank), if its file does not state it or states it wrongly.
+        architecture: family of the LoRA, if it should not be detected.
         options: how to use the machine: device, workers, memory, cache; `overwrite` replaces an existing file.
         on_event: called with every `loraport.engine.events.Event`.
 
     Raises:
-        LoraportError: see `loraport.errors`; the output is then as it was before.
+        LoraportError: see `loraport.errors`; the output is then left as it was.
     """
     amount = Amount.model_validate({"rank": rank, "energy": energy, "max_size": max_size})
     task = plan_resize(
@@ -97,30 +98,32 @@ def extract(
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> "Resized":
-    """Write what makes one checkpoint of another as a LoRA: the difference, cut to a rank.
+    """Write what turns one checkpoint into another as a LoRA: the difference, cut to a rank.
 
-    Exactly one of `rank`, `energy` and `max_size` is given. Changes of biases, norms, convolutions and modulations are
+    Give exactly one of `rank`, `energy` and `max_size`. Changes of biases, norms, convolutions and modulations are
     in the file as they are.
 
     Args:
-        source: the checkpoint that the LoRA is for.
-        target: what the LoRA makes of it.
-        output: the file to write.
-        rank: the same for every layer.
-        energy: share of the squared norm that each layer keeps, with the smallest rank that does.
-        max_size: bytes of the file at most, or such as "300MB"; ranks go where they hold the most energy a byte.
-        nested_source: part of the source to read: generator or generator_ema of a .pt file, transformer_2 of a folder.
-        nested_target: part of the target to read, in the same way.
-        architecture: family of both, where that is not to be recognised.
-        expert: which expert of Wan2.2, of folders that hold two.
-        to: names in the output, as for `transfer`.
-        dtype: number format of the factors; "same" for that of the target, bfloat16 where it has 8 bits.
-        drop: regular expression; layers and parameters in whose names it is found are left out.
+        source: checkpoint that the LoRA is for.
+        target: checkpoint that the LoRA turns it into.
+        output: file to write.
+        rank: same rank for every layer.
+        energy: share of the squared norm to keep in each layer, with the smallest rank that does.
+        max_size: most bytes of the file, as a number or such as "300MB"; ranks go where they hold the most energy per
+            byte.
+        nested_source: part of the source to read, such as generator or generator_ema in a .pt file, or transformer_2 in
+            a folder.
+        nested_target: part of the target to read, chosen in the same way.
+        architecture: family of the models, if it should not be detected.
+        expert: Wan2.2 expert to use, for folders that hold both.
+        to: key names in the output, as for `transfer`.
+        dtype: number format of the factors; "same" for that of the target, or bfloat16 if it has 8 bits.
+        drop: regular expression; layers and parameters whose names match are left out.
         options: how to use the machine: device, workers, memory, cache; `overwrite` replaces an existing file.
         on_event: called with every `loraport.engine.events.Event`.
 
     Raises:
-        LoraportError: see `loraport.errors`; the output is then as it was before.
+        LoraportError: see `loraport.errors`; the output is then left as it was.
     """
     amount = Amount.model_validate({"rank": rank, "energy": energy, "max_size": max_size})
     task = plan_extract(

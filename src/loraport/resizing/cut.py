@@ -34,16 +34,16 @@ from loraport.resizing.weight import Cutter, WeightResult, layers_of
 
 @dataclass(frozen=True)
 class Resized:
-    """A LoRA that was cut to a rule.
+    """A LoRA that was cut by a rule.
 
     Attributes:
         output: the file written.
-        rule: what was asked for.
-        layers: a report for each stored weight that is in it; fused layers are one.
+        rule: the rule that was asked for.
+        layers: a report for each stored weight in it; fused layers count as one.
         left_out: weights without a term: unchanged, or not worth their bytes.
         passthrough: keys or parameters whose change is written as it is.
-        energy_kept: share of the squared norm of all weights together.
-        size: of the file, in bytes.
+        energy_kept: share of the squared norm kept over all weights together.
+        size: size of the file in bytes.
         dtype: torch name of the factors' dtype.
         to: output profile.
         load: how to load it, one program a line.

@@ -22,17 +22,17 @@ def sweep(
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> SweepReport:
-    """Carry LoRAs over to several targets with several settings, in one job. The same call again makes what is missing.
+    """Carry LoRAs to several targets with several settings, in one job. The same call again makes what is missing.
 
-    Each file is the one that `transfer` writes for the recipe of its cell. What is wrong with one cell does not stop
-    the others.
+    Each file is the one that `transfer` writes for the recipe of its cell. A failure of one cell does not stop the
+    others.
 
     Args:
-        loras: files, folders, patterns such as `loras/*.safetensors`, zoo:NAME; () for those of the grid.
+        loras: files, folders, patterns such as `loras/*.safetensors`, or zoo:NAME; () for those of the grid.
         grid: targets and settings by the names of the fields of `Recipe`, each with one value or a list of them, as in
             docs/sweep.md: `{"source": S, "target": [T, U], "rank": [16, 32], "params": {"q_dom": [0.5, 0.6]}}`.
-        output: the folder for the outputs, `sweep.json` (a row for each cell) and `sweep.csv`.
-        recursive: of a folder of LoRAs also those in the folders inside.
+        output: folder for the outputs, `sweep.json` (a row for each cell) and `sweep.csv`.
+        recursive: also take LoRAs from subfolders.
         options: how to use the machine: device, workers, memory, cache.
         on_event: called with every `loraport.engine.events.Event`.
 
@@ -40,8 +40,8 @@ def sweep(
         A row for each cell, and the error of each that failed.
 
     Raises:
-        LoraportError: what is wrong with the settings, the machine or the folder, and so with every cell. Outputs that
-            were finished before stay; the others are as they were.
+        LoraportError: the settings, the machine or the folder are wrong, which concerns every cell. Outputs that were
+            already finished stay; the others are left as they were.
     """
     asked = Grid.model_validate(dict(grid) if isinstance(grid, Mapping) else grid)
     named = [loras] if isinstance(loras, str | Path) else loras

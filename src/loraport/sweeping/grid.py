@@ -130,10 +130,10 @@ Axes = create_model(
 
 
 class Grid(Axes):  # type: ignore[valid-type,misc]  # made from the fields of a recipe
-    """The settings of a sweep: LoRAs, targets and values that are tried against each other. Raises UsageError.
+    """The settings of a sweep: LoRAs, targets and values to combine. Raises UsageError.
 
-    The fields are those of `loraport.Recipe`; those of `AXES`, `target` and every setting of the method may have
-    several values, and every combination is one cell. `settings` holds alternatives, each a grid of its own.
+    The fields are those of `loraport.Recipe`. The fields in `AXES`, `target` and every parameter of the method may have
+    several values; every combination is one cell. `settings` holds alternatives, each a grid of its own.
     """
 
     lora: Annotated[

@@ -32,9 +32,9 @@ class SweepReport:
 
     Attributes:
         folder: where the outputs and the index are.
-        cells: a row for each cell of this sweep, in their order.
-        kept: names of the cells that were finished before.
-        errors: what went wrong, by the name of the cell.
+        cells: a row for each cell of this sweep, in order.
+        kept: names of the cells finished by earlier runs.
+        errors: the error of each failed cell, by its name.
     """
 
     folder: Path

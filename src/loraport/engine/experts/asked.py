@@ -13,9 +13,9 @@ from loraport.settings import PathText, Setting, Settings
 
 
 class Experts(Settings):
-    """What a job on both experts takes besides a recipe, which then speaks of the high-noise one. Raises UsageError.
+    """What a job on both experts takes besides a recipe, which is that of the high-noise one. Raises UsageError.
 
-    Everything may be left out where a folder or a file of the recipe holds both experts.
+    Anything may be left out if a folder or a file of the recipe holds both experts.
     """
 
     expert: Annotated[

@@ -37,9 +37,9 @@ class ExpertsReport:
     """The outcome of a job on both experts.
 
     Attributes:
-        reports: of each expert, the high-noise one first.
-        drift: how far each target is from each source, over the source's norm in the middle of a few layers, by
-            "source, target"; empty where nothing was compared.
+        reports: the report of each expert, the high-noise one first.
+        drift: distance of each target from each source, over the source's norm in the middle of a few layers, by
+            "source, target"; empty if nothing was compared.
         warnings: sentences for the user about the two together.
     """
 

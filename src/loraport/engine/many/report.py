@@ -10,13 +10,13 @@ from loraport.errors import LoraportError
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one LoRA: a report, an error, or the reason why nothing was to be done.
+    """What became of one LoRA: a report, an error, or the reason why there was nothing to do.
 
     Attributes:
-        lora: as it was named.
-        output: the file that is made of it.
-        report: of its transfer.
-        error: why there is none.
+        lora: the LoRA, as it was named.
+        output: the file made from it.
+        report: the report of its transfer.
+        error: why it failed.
         skipped: why there was nothing to do.
     """
 
@@ -39,7 +39,7 @@ class ManyReport:
     """The outcome of a job on many LoRAs.
 
     Attributes:
-        outcomes: of each LoRA, in the order in which they were named.
+        outcomes: the outcome of each LoRA, in the order given.
     """
 
     outcomes: tuple[Outcome, ...]
