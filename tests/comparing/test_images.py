@@ -85,7 +85,7 @@ def test_lines_of_json_name_the_image_of_a_prompt(folder):
             read_prompts(written(rows[0], odd))
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps(rows[0]).encode() + b"\r\n")  # as Windows writes it
     assert pairs(read_prompts(file)) == [("a cat", "shot2.PNG")]
-    with pytest.raises(UsageError, match=r"(?s)a line at a time.*\.jsonl"):
+    with pytest.raises(UsageError, match=r"(?s)one object per line.*\.jsonl"):
         read_prompts(file.with_suffix(".json"))
     with pytest.raises(UsageError, match="some do not"):
         read_prompts(written(rows[0], {"prompt": "b"}))

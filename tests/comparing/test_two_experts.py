@@ -229,7 +229,7 @@ def test_one_and_two_transformers_do_not_mix(pair, single, tmp_path):
     low = pair / "style_low_noise.safetensors"
     one = {"source": single, "target": single}
     for changes in ({"lora_low": low}, {"transferred_low": [low]}, {"target_lora_low": low}):
-        with pytest.raises(UsageError, match=f"(?s)low-noise one of two.*--{next(iter(changes)).replace('_', '-')}"):
+        with pytest.raises(UsageError, match=f"(?s)for a low-noise one.*--{next(iter(changes)).replace('_', '-')}"):
             run(pair, tmp_path / "out", **one, **changes)
     with pytest.raises(MismatchError, match="target has two transformers, but the source has one"):
         run(pair, tmp_path / "out", source=single)

@@ -46,7 +46,7 @@ def compare(
     device: str = "auto",
     on_event: Listener = ignore,
 ) -> "CompareReport":
-    """Make the same clips with every variant, measure them, and write a page. The same call makes what is missing.
+    """Make the same clips with every variant, measure them, and write a page. Call it again to make what is missing.
 
     Args:
         lora: LoRA that was trained on the source.
