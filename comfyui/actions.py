@@ -15,7 +15,7 @@ def output_name(lora: str, target: str, wanted: str = "") -> str:
 
     Args:
         lora: name of the LoRA in ComfyUI's list.
-        target: name of the model it is carried to, or of the LoRA that makes it.
+        target: name of the model it is transferred to, or of the LoRA that makes it.
         wanted: what the user typed; empty for STEM_for_TARGET in the subfolder of the LoRA.
 
     Raises:
@@ -51,7 +51,7 @@ def transfer(
     overwrite: bool,
     on_progress: Callable[[float], None],
 ) -> str:
-    """Carry a LoRA over.
+    """Transfer a LoRA.
 
     Args:
         settings: arguments of `loraport.transfer` by name.

@@ -39,7 +39,7 @@ class RefusedError(Exception):
 
 
 class TransferLora:
-    """Carries a LoRA over from the model it was trained on to another of its family, such as a distilled one."""
+    """Transfers a LoRA from the model it was trained on to another of its family, such as a distilled one."""
 
     DESCRIPTION = (
         "Rewrites a LoRA that was trained on one model for another of its family, such as a distilled one. The result "

@@ -38,16 +38,16 @@ NOTES = {
     "on_event": "called with every `loraport.engine.events.Event`.",
 }
 MANY = {
-    "loras": "LoRAs to carry over: files, folders that hold one or several, or zoo:NAME.",
+    "loras": "LoRAs to transfer: files, folders that hold one or several, or zoo:NAME.",
     "output": "folder to write to. Files from a folder of LoRAs keep their relative paths.",
     "recursive": "also take LoRAs from subfolders.",
     "skip_existing": "skip LoRAs whose output exists.",
 }
-HEAD = """Carry a LoRA from the model it was trained on to another of its family, such as a distilled variant."""
-MANY_HEAD = """Carry many LoRAs over in one job. Each layer of the two models is read and decomposed once.
+HEAD = """Transfer a LoRA from the model it was trained on to another of its family, such as a distilled variant."""
+MANY_HEAD = """Transfer many LoRAs in one job. Each layer of the two models is read and decomposed once.
 
     Each output is the one that `transfer` writes. A failure of one LoRA does not stop the others. What is not explained
-    here is explained there, and holds for each LoRA."""
+    here is explained there and applies to each LoRA."""
 TAIL = '''
     Returns:
         The report: per-layer results, totals, warnings.

@@ -1,4 +1,4 @@
-"""loraport: carry a LoRA from a base diffusion model to its distilled variant, from weights alone.
+"""loraport: transfer a LoRA from a base diffusion model to its distilled variant, from weights alone.
 
     import loraport
 

@@ -52,13 +52,13 @@ def transfer(
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> TransferReport:
-    """Carry a LoRA from the model it was trained on to another of its family, such as a distilled variant.
+    """Transfer a LoRA from the model it was trained on to another of its family, such as a distilled variant.
 
     Args:
-        lora: LoRA to carry over: a file, a folder, or zoo:NAME.
+        lora: LoRA to transfer: a file, a folder, or zoo:NAME.
         source: model the LoRA was trained on, distilled or not: a safetensors file, a diffusers folder, a hub id, or
             zoo:NAME.
-        target: model to carry it to, of the same family: a safetensors or .pt file, a diffusers folder, a hub id, or
+        target: model to transfer it to, of the same family: a safetensors or .pt file, a diffusers folder, a hub id, or
             zoo:NAME.
         source_lora: LoRA that was on the source during training, such as a training adapter. It is not part of the
             target; without `target`, the target is the source alone. May be repeated; takes the same choices as
@@ -133,13 +133,13 @@ def transfer_many(
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> ManyReport:
-    """Carry many LoRAs over in one job. Each layer of the two models is read and decomposed once.
+    """Transfer many LoRAs in one job. Each layer of the two models is read and decomposed once.
 
     Each output is the one that `transfer` writes. A failure of one LoRA does not stop the others. What is not explained
-    here is explained there, and holds for each LoRA.
+    here is explained there and applies to each LoRA.
 
     Args:
-        loras: LoRAs to carry over: files, folders that hold one or several, or zoo:NAME.
+        loras: LoRAs to transfer: files, folders that hold one or several, or zoo:NAME.
         output: folder to write to. Files from a folder of LoRAs keep their relative paths.
         recursive: also take LoRAs from subfolders.
         skip_existing: skip LoRAs whose output exists.
@@ -197,7 +197,7 @@ def transfer_experts(
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> "ExpertsReport":
-    """Carry over the LoRAs of both experts of Wan2.2 in one job: two files or none.
+    """Transfer the LoRAs of both experts of Wan2.2 in one job: two files or none.
 
     Args:
         recipe: recipe of the high-noise expert; folders and files that hold both experts serve both.

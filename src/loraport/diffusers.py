@@ -58,7 +58,7 @@ def load_transferred_lora(
     options: RunOptions = OPTIONS,
     on_event: Listener = ignore,
 ) -> TransferReport | ExpertsReport:
-    """Carry a LoRA to the model of a pipeline and load it there, as an adapter at strength 1.
+    """Transfer a LoRA to the model of a pipeline and load it there, as an adapter at strength 1.
 
     The target is the pipeline as it computes now, with the adapters active on it, such as a distillation LoRA. They
     stay active beside the new one. Afterwards `set_adapters`, `fuse_lora`, `unload_lora_weights` and the like work as

@@ -81,7 +81,7 @@ def test_twenty_mixed_files_give_twenty_rows(files: pico.Pico, mixed: list[str])
     for name, word in NO_LORA.items():
         assert word in told[name], told[name]
     assert "already exists" in told["there"]
-    assert f"{len(made)} of 20 LoRAs carried over into" in done.stdout
+    assert f"{len(made)} of 20 LoRAs transferred into" in done.stdout
     assert (files.folder / "made" / "there.safetensors").read_text() == "precious"
     paths = [path for path in (files.folder / "made").rglob("*") if path.is_file()]
     names = [path.relative_to(files.folder / "made").with_suffix("").as_posix() for path in paths]

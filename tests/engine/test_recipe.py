@@ -189,7 +189,7 @@ def test_the_same_file_twice_is_noticed_under_any_name(tmp_path, monkeypatch):
     for tail in (":drop=x", ":0.5:0.5", ":scale=1:scale=1", ":", ":middle"):
         with pytest.raises(UsageError, match=r"not understood(.|\n)*expert=\.\.\."):
             _taken(f"fast.pt{tail}")
-    with pytest.raises(UsageError, match="to carry over"):
+    with pytest.raises(UsageError, match="to transfer is also"):
         Recipe(lora="./link.pt", source="s", target_lora="fast.pt")
     Recipe(lora="fast.pt", source="s", adapter="one", target_lora="fast.pt:adapter=other")  # two LoRAs of one file
     with pytest.raises(UsageError, match="twice"):

@@ -140,7 +140,7 @@ def test_what_is_named_after_an_expert_is_tried_with_that_one_alone():
 def test_a_lora_that_is_a_part_of_one_target_is_refused_there_alone():
     cells = cells_of(["x.pt"], Grid(source="s", target=["+ x.pt", "t"]), Path("made"))
     assert [type(cell.recipe) for cell in cells] == [UsageError, Recipe]
-    with pytest.raises(UsageError, match="to carry over"):
+    with pytest.raises(UsageError, match="to transfer is also"):
         cells_of(["x.pt"], Grid(source="s", target="+ x.pt"), Path("made"))
 
 

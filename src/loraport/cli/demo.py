@@ -31,7 +31,7 @@ def demo(
     )] = DEFAULT,
     seed: Annotated[int, option("--seed", metavar="N", least=0, help="Seed of prompts and noise.", default=True)] = 0,
 ) -> None:  # fmt: skip
-    """Carry a bundled LoRA to a bundled distilled model, and show in pictures what changes."""
+    """Transfer a bundled LoRA to a bundled distilled model, and show in pictures what changes."""
     from loraport.cli.progress import Progress
     from loraport.cli.summary import show_layers
     from loraport.demo.asked import cards_of
@@ -45,7 +45,7 @@ def demo(
         done = run_demo(output, lora=lora, target=target, method=method, seed=seed, on_event=progress)
     if console.verbose:
         show_layers(done.report, console)
-    lines = [f"carried the LoRA {lora} over to {target} and sampled both in {text.duration(done.seconds)}", ""]
+    lines = [f"transferred the LoRA {lora} to {target} and sampled both in {text.duration(done.seconds)}", ""]
     lines += [done.lead, *(f"- {remark}" for remark in done.remarks), ""]
     files = {name: str(getattr(done, name)) for name in _FILES}
     console.result(*lines, *(f"  {_FILES[name]:<10} {file}" for name, file in files.items()))

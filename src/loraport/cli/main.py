@@ -12,7 +12,7 @@ _EXAMPLE = """First time? Watch the whole story on small bundled models, offline
 
     loraport demo
 
-Then carry a LoRA over:
+Then transfer a LoRA:
 
     loraport transfer style.safetensors --source Wan-AI/Wan2.1-T2V-1.3B --target fast.safetensors -o style-fast.safetensors
 
@@ -21,7 +21,7 @@ Exit codes: 0 done and verified, 1 a bug, 2 usage, 3 inputs do not fit, 4 numeri
 app = typer.Typer(
     cls=Commands,
     name="loraport",
-    help="Carry a LoRA from a base diffusion model to its distilled variant, from weights alone.",
+    help="Transfer a LoRA from a base diffusion model to its distilled variant, from weights alone.",
     epilog=_EXAMPLE,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -51,12 +51,12 @@ def _top(
 
 # What each says of itself in its first paragraph, so that this list needs none of them loaded.
 _JOB = {
-    "transfer": "Carry LoRAs from the model they were trained on to its distilled variant, or to another model of its "
-    "family.",
+    "transfer": "Transfer LoRAs from the model they were trained on to another of its family, such as a distilled "
+    "variant.",
     "check": "Tell whether a LoRA works on a model, and why: use as is, use at a strength, convert, or cannot help.",
     "calibrate": "Choose method and strength for a LoRA by running both models on noise, without data or labels.",
     "plan": "Show what a transfer would do: coverage, time, memory, disk. Takes the same options and changes nothing.",
-    "sweep": "Carry LoRAs to several targets with several settings: one job, one folder, one index.",
+    "sweep": "Transfer LoRAs to several targets with several settings: one job, one folder, one index.",
     "analyze": "Show what a distillation did to the weights and what LoRAs do there, beside null models.",
     "compare": "Make the same clips with source and target, with and without the LoRA, and show them on one page.",
     "probe": "Make a LoRA whose only effect is a colour, and measure how much of it the target shows, in four renders.",
@@ -73,7 +73,7 @@ _FILES = {
 }
 _MORE = {
     "methods": "List methods and presets, or show the settings of one.",
-    "demo": "Carry a bundled LoRA to a bundled distilled model, and show in pictures what changes.",
+    "demo": "Transfer a bundled LoRA to a bundled distilled model, and show in pictures what changes.",
     "evaluate": "Measure methods on the tiny models: function, quality and motion, with intervals and controls.",
     "intervene": "Write a target with part of its drift removed or made stronger.",
     "cache": "Manage the work kept from earlier runs: decompositions of source models and finished layers.",

@@ -40,7 +40,7 @@ def show_report(
     base = alone if facts.target is None else facts.target_title
     target = " plus ".join([base, *(Path(used.file).name for used in facts.target_lora)])
     lines = [
-        f"carried {Path(facts.lora).name} over to {target}",
+        f"transferred {Path(facts.lora).name} to {target}",
         *([f"  trained   {trained}"] if (trained := plan.adapter.training.sentence()) else []),
         f"  layers    {_layers(report)}",
         f"  keys      {count(len(report.passthrough), 'key')} passed through, {len(report.dropped) or 'none'} dropped",

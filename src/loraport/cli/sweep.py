@@ -62,7 +62,7 @@ def sweep(
     recursive: options.Recursive = False,
     plan: Annotated[bool, option("--plan", help="Print what it would do and take; change nothing.")] = False,
 ) -> None:  # fmt: skip
-    """Carry LoRAs to several targets with several settings: one job, one folder, one index."""
+    """Transfer LoRAs to several targets with several settings: one job, one folder, one index."""
     output = required(output, "output", "name the folder to write to: -o FOLDER")
     asked = Grid.model_validate(_settings_of(given, grid, preset, settings))
     cells = cells_of(loras or (), asked, output, recursive=recursive)

@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     from loraport.engine.many.report import Outcome
     from loraport.engine.results import TransferReport
 
-EXAMPLE = """Carry a LoRA over, then again with a larger rank, which has more room for what the distillation took away:
+EXAMPLE = """Transfer a LoRA, then again with a larger rank, which has more room for what the distillation took away:
 
     loraport transfer style.safetensors -s Wan2.1-T2V-1.3B/ -t FastWan2.1-T2V-1.3B/ -o style-fast.safetensors
 
     loraport transfer style.safetensors -s base.safetensors -t fast.pt --rank energy=0.99 -o style-fast.safetensors
 
-Carry over a folder of LoRAs and its subfolders. Each layer of the two models is read and decomposed once for all of them:
+Transfer a folder of LoRAs and its subfolders. Each layer of the two models is read and decomposed once for all of them:
 
     loraport transfer loras/ --recursive --skip-existing -s base.safetensors -t fast.pt -o loras-fast/
 
-Carry over both experts of Wan2.2 at once, into style-fast_high_noise.safetensors and style-fast_low_noise.safetensors:
+Transfer both experts of Wan2.2 at once, into style-fast_high_noise.safetensors and style-fast_low_noise.safetensors:
 
     loraport transfer style_high.safetensors --lora-low style_low.safetensors -s Wan2.2-T2V-A14B/ -t fast/ -o style-fast.safetensors
 
@@ -64,7 +64,7 @@ def transfer(
     recursive: options.Recursive = False,
     skip_existing: options.SkipExisting = False,
 ) -> None:
-    """Carry LoRAs from the model they were trained on to its distilled variant, or to another model of its family."""
+    """Transfer LoRAs from the model they were trained on to another of its family, such as a distilled variant."""
     output = required(output, "output", "name the file to write: -o FILE; of several LoRAs a folder")
     check_skip(given.make(RunOptions), skip_existing=skip_existing)
     beside = {what: file for what, file in (("page", page), ("card", card)) if file is not None}
@@ -176,7 +176,7 @@ def _pairs(
     for each, pair in pairs.items():
         first = done.setdefault((pair["high"].lora, pair["low"].lora), each)
         if first is not each:
-            rows[each] = Outcome(each.lora, each.output, skipped=f"carried over with {first.lora}")
+            rows[each] = Outcome(each.lora, each.output, skipped=f"transferred with {first.lora}")
         elif skip_existing and _is_made(each.output, pair):
             rows[each] = Outcome(each.lora, each.output, skipped=EXISTS)
         else:
@@ -223,7 +223,7 @@ def _tell(rows: "Mapping[Asked, Outcome | ExpertsReport]", folder: Path, console
 
 def _in_short(loras: int, skipped: int, failed: int, folder: Path) -> str:
     """The last line of a job: how many outputs there are now, and what became of the rest."""
-    parts = [f"{loras - skipped - failed} of {count(loras, 'LoRA')} carried over into {folder}"]
+    parts = [f"{loras - skipped - failed} of {count(loras, 'LoRA')} transferred into {folder}"]
     parts += [f"{skipped} skipped"] if skipped else []
     parts += [f"{failed} not: the table says why, the errors above what to do"] if failed else []
     return ", ".join(parts)

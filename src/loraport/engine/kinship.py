@@ -103,7 +103,7 @@ def unrelated(ratios: Mapping[str, float]) -> str | None:
         return None
     worst = max(ratios, key=lambda name: ratios[name])
     return (
-        f"the weights differ by {middle:.2f} of their own norm in the middle layer, {ratios[worst]:.2f} in "
+        f"the weights differ by {middle:.2f} of their own norm in the median layer, {ratios[worst]:.2f} in "
         f"{worst}; a distilled model stays well below {UNRELATED}"
     )
 

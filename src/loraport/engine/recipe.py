@@ -29,7 +29,7 @@ class Recipe(Settings):
     The meaning of every field stands beside it; `loraport transfer --help` and `help(loraport.transfer)` show all.
     """
 
-    lora: Annotated[PathText, Setting("LoRA to carry over: a file, a folder, or zoo:NAME.", path=True)]
+    lora: Annotated[PathText, Setting("LoRA to transfer: a file, a folder, or zoo:NAME.", path=True)]
     source: Annotated[
         PathText,
         Setting(
@@ -41,7 +41,7 @@ class Recipe(Settings):
     target: Annotated[
         PathText | None,
         Setting(
-            "Model to carry it to, of the same family: a safetensors or .pt file, a diffusers folder, a hub id, or "
+            "Model to transfer it to, of the same family: a safetensors or .pt file, a diffusers folder, a hub id, or "
             "zoo:NAME.",
             "--target", "-t", panel=MODELS, metavar="MODEL", path=True,
         ),
@@ -197,7 +197,7 @@ class Recipe(Settings):
                 chosen = self._chosen(each)
                 if chosen == carried:
                     raise UsageError(
-                        f"the LoRA to carry over is also given as a {what}",
+                        f"the LoRA to transfer is also given as a {what}",
                         values=each.file,
                         fix="remove it there, or name the LoRA you meant",
                     )

@@ -63,7 +63,7 @@ def refuse_rounding(
         f"the drift is mostly the rounding of quantised weights, in {len(noisy)} of {count(len(reading), 'layer')}",
         where=f"source {first.source.file} ({first.source.stored_as}), "
         f"target {first.target.file} ({first.target.stored_as})",
-        values=f"in the middle one the weights differ by {share(drift)}, and rounding is {share(explained)} of that",
+        values=f"in the median layer the weights differ by {share(drift)}, and rounding is {share(explained)} of that",
         fix="use bf16 copies of both models, reuse the LoRA as it is (--method direct, with a --strength), which "
         "needs no weights, or continue with --force",
     )

@@ -22,7 +22,7 @@ def sweep(
     options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> SweepReport:
-    """Carry LoRAs to several targets with several settings, in one job. The same call again makes what is missing.
+    """Transfer LoRAs to several targets with several settings, in one job. The same call again makes what is missing.
 
     Each file is the one that `transfer` writes for the recipe of its cell. A failure of one cell does not stop the
     others.

@@ -102,5 +102,5 @@ def exchanged(what: str, where: str, found: Mapping[str, Mapping[str, float]], f
     """The refusal, with the figures: pairing in words -> drift of its layers."""
     told = ", ".join(f"{median(ratios.values()):.3f} {name}" for name, ratios in found.items() if ratios)
     return MismatchError(
-        what, where=where, values=f"drift over the source's norm, in the middle layer: {told}", fix=fix
+        what, where=where, values=f"drift over the source's norm, in the median layer: {told}", fix=fix
     )

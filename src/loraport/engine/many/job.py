@@ -24,7 +24,7 @@ def carry_many(
     skip_existing: bool = False,
     also: Iterable[tuple[str, Path]] = (),
 ) -> ManyReport:
-    """Carry many LoRAs over, as `loraport.transfer_many`.
+    """Transfer many LoRAs, as `loraport.transfer_many`.
 
     Args:
         asked: of `find_loras`.
