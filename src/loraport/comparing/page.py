@@ -53,8 +53,8 @@ def page_of(report: CompareReport, clip: Clips) -> Page:
     return Page(
         words=Words(
             title=f"{lora.name}, side by side",
-            lead=f"{report.family}: what the LoRA does on the source it was trained on, and what of it arrives on the "
-            "target.",
+            lead=f"{report.family}: what the LoRA does on the source it was trained on, and how much of it arrives on "
+            "the target.",
         ),
         warnings=report.warnings,
         side_by_side=side,

@@ -185,5 +185,5 @@ def _few(prompts: int, seeds: int) -> tuple[str, ...]:
         return ("One prompt and one seed: no number here has an interval, and another seed may reverse the order.",)
     if prompts < 5:
         what = f"{prompts} prompts are few" if prompts > 1 else "One prompt is one case"
-        return (f"{what}: the intervals are too narrow, and say nothing of other prompts.",)
+        return (f"{what}: the intervals are too narrow, and say nothing about other prompts.",)
     return ()

@@ -38,7 +38,11 @@ class MatchedGain(base.TransferMethod[MatchedGainParams]):
     Params = MatchedGainParams
     columns = (
         Column("gain", "gain", "factor on the update: the ratio of the two weights' norms to the given power"),
-        Column("given_back", "given back", "norm of what the drift cancels and is added again, over the update's"),
+        Column(
+            "given_back",
+            "given back",
+            "norm of what the drift cancels and the method adds again, over that of the update",
+        ),
         COSINE,
         NORM_RATIO,
     )
@@ -46,7 +50,7 @@ class MatchedGain(base.TransferMethod[MatchedGainParams]):
         LayerMap(
             "pairs",
             "Gain by singular pair",
-            "Peaks are pairs along which the drift points against the LoRA, and which get it back; 1 is no change.",
+            "Peaks are pairs along which the drift points against the LoRA; the method restores that. 1 is no change.",
             "output over input",
             "singular pair of the update",
             lines=("gain",),

@@ -51,14 +51,21 @@ class Casa(base.TransferMethod[CasaParams]):
         Column("clusters", "clusters", "sets of head directions that the LoRA mixes with each other", "count"),
         Column("largest_cluster", "largest", "directions in the largest of these clusters", "count"),
         Column("dominant_share", "dominant", "share of the routing matrix in dominant rows and columns", "share"),
-        Column("arbitrated_share", "arbitrated", "share of its entries where only the larger one stays", "share"),
+        Column(
+            "arbitrated_share",
+            "arbitrated",
+            "share of its entries where only the larger of LoRA and drift stays",
+            "share",
+        ),
         Column(
             "unsettled_share",
             "unsettled",
-            "share of it that would change sides with other rounding errors, as of another device",
+            "share of it that other rounding errors, such as those of another device, would decide otherwise",
             "share",
         ),
-        Column("unsettled_hits", "unsettled hits", "share of the arbitrated entries that such errors move", "share"),
+        Column(
+            "unsettled_hits", "unsettled hits", "share of the arbitrated entries that such errors would change", "share"
+        ),
         DRIFT_UNDONE,
         COSINE,
         NORM_RATIO,
@@ -68,15 +75,15 @@ class Casa(base.TransferMethod[CasaParams]):
         LayerMap(
             "drift",
             "The drift",
-            "Singular directions of the source's weight in bands, strongest first: strong cells are where the "
-            "distillation changed the layer most; 1 is an even spread.",
+            "Bands of singular directions of the source's weight, strongest first. In strong cells the distillation "
+            "changed the layer most; 1 is an even spread.",
             *_AXES,
             high=2.0,
         ),
         LayerMap(
             "update",
             "The LoRA's update",
-            "A strong upper or left edge is a LoRA that works on the strongest directions; 1 is an even spread.",
+            "A strong upper or left edge means that the LoRA works on the strongest directions; 1 is an even spread.",
             *_AXES,
             high=2.0,
         ),
@@ -91,15 +98,15 @@ class Casa(base.TransferMethod[CasaParams]):
         LayerMap(
             "arbitrated",
             "Entries arbitrated",
-            "In strong cells LoRA and drift want the same most often, and only the larger of the two stays.",
+            "In strong cells LoRA and drift most often push the same way, and only the larger of the two stays.",
             *_AXES,
             unit="share",
         ),
         LayerMap(
             "sends",
             "What the directions send",
-            "A line that falls is a change of what the layer makes of its strongest inputs; 1 is an even spread.",
-            "norm over an even spread's",
+            "A falling line means that mostly the response to the strongest inputs changes; 1 is an even spread.",
+            "norm relative to an even spread",
             "sending direction",
             lines=_CHANGES,
             level=1.0,
@@ -107,8 +114,8 @@ class Casa(base.TransferMethod[CasaParams]):
         LayerMap(
             "receives",
             "What the directions receive",
-            "A line that falls is a change of the layer's strongest outputs; 1 is an even spread.",
-            "norm over an even spread's",
+            "A falling line means that mostly the layer's strongest outputs change; 1 is an even spread.",
+            "norm relative to an even spread",
             "receiving direction",
             lines=_CHANGES,
             level=1.0,
