@@ -58,8 +58,7 @@ def transfer(
         lora: LoRA to transfer: a file, a folder, or zoo:NAME.
         source: model the LoRA was trained on, distilled or not: a safetensors file, a diffusers folder, a hub id, or
             zoo:NAME.
-        target: model to transfer it to, of the same family: a safetensors or .pt file, a diffusers folder, a hub id, or
-            zoo:NAME.
+        target: target model, of the same family: a safetensors or .pt file, a diffusers folder, a hub id, or zoo:NAME.
         source_lora: LoRA that was on the source during training, such as a training adapter. It is not part of the
             target; without `target`, the target is the source alone. May be repeated; takes the same choices as
             `target_lora`.

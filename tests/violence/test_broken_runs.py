@@ -146,7 +146,7 @@ def test_a_disk_too_small_for_the_output(case, small_disk: Path) -> None:
     done = case.run("-o", output)
     assert done.code == 5, done.stderr
     assert done.errors == 1
-    assert "will be written, and the disk of" in done.stderr  # before the work
+    assert "will be written, but the disk of" in done.stderr  # before the work
     assert str(small_disk) in done.stderr
     assert "Traceback" not in done.stderr
     assert not output.exists()

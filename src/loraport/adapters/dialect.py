@@ -127,7 +127,7 @@ def check_profile(profile: str) -> None:
         names = ", ".join(PROFILE_NAMES)
         raise UsageError(
             f"there is no output profile {profile!r}",
-            fix=f"one of: {names}; universal is that of ComfyUI and most other programs",
+            fix=f"use one of: {names}; universal is for ComfyUI and most other programs",
         )
 
 

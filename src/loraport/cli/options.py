@@ -61,7 +61,7 @@ def required(value: Value | None, name: str, fix: str) -> Value:
 
 
 Loras = Annotated[
-    list[str] | None, argument("LORA", "LoRA files to transfer. transfer, plan and sweep also take folders of them.")
+    list[str] | None, argument("LORA", "LoRA files. transfer, plan, sweep and check also take folders of them.")
 ]
 Output = Annotated[
     str | None,

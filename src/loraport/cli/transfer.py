@@ -65,7 +65,7 @@ def transfer(
     skip_existing: options.SkipExisting = False,
 ) -> None:
     """Transfer LoRAs from the model they were trained on to another of its family, such as a distilled variant."""
-    output = required(output, "output", "name the file to write: -o FILE; of several LoRAs a folder")
+    output = required(output, "output", "name the file to write, or a folder for several LoRAs: -o FILE")
     check_skip(given.make(RunOptions), skip_existing=skip_existing)
     beside = {what: file for what, file in (("page", page), ("card", card)) if file is not None}
     if len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive):
@@ -225,7 +225,7 @@ def _in_short(loras: int, skipped: int, failed: int, folder: Path) -> str:
     """The last line of a job: how many outputs there are now, and what became of the rest."""
     parts = [f"{loras - skipped - failed} of {count(loras, 'LoRA')} transferred into {folder}"]
     parts += [f"{skipped} skipped"] if skipped else []
-    parts += [f"{failed} not: the table says why, the errors above what to do"] if failed else []
+    parts += [f"{failed} failed: the table says why, and the errors above say what to do"] if failed else []
     return ", ".join(parts)
 
 

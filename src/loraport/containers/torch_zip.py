@@ -209,7 +209,7 @@ def _records(path: str) -> dict[int, int]:
                     "this is a zip archive that torch did not write",
                     where=path,
                     values=f"it holds {as_text(', '.join(names[:3])[:200]) or 'nothing'}",
-                    fix="unpack it, and give the file that is inside",
+                    fix="unpack it and give the file inside",
                 )
             for info in archive.infolist():
                 if info.compress_type != zipfile.ZIP_STORED:

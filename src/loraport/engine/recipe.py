@@ -41,8 +41,7 @@ class Recipe(Settings):
     target: Annotated[
         PathText | None,
         Setting(
-            "Model to transfer it to, of the same family: a safetensors or .pt file, a diffusers folder, a hub id, or "
-            "zoo:NAME.",
+            "Target model, of the same family: a safetensors or .pt file, a diffusers folder, a hub id, or zoo:NAME.",
             "--target", "-t", panel=MODELS, metavar="MODEL", path=True,
         ),
     ] = None  # fmt: skip

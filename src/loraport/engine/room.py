@@ -26,8 +26,8 @@ def short_of_room(
     need = sum(plan.output_bytes for plan in plans) * (2 if twice else 1)
     free = None if folder is None else _free(folder)
     if free is not None and need > free:
-        more = ", as much again for a while included" if twice else ""
-        yield f"up to {size(need)} will be written{more}, and the disk of {folder} has {size(free)} free"
+        more = ", including as much again for a while" if twice else ""
+        yield f"up to {size(need)} will be written{more}, but the disk of {folder} has only {size(free)} free"
     largest = max(job.peak_bytes for plan in plans for job in plan.jobs)
     if options.max_memory is not None and largest > options.max_memory and executor.slots()[0].device == "cpu":
         yield (

@@ -146,7 +146,7 @@ class Grid(Axes):  # type: ignore[valid-type,misc]  # made from the fields of a 
         tuple[Target, ...],
         BeforeValidator(_targets),
         Setting(
-            "Model to transfer them to. May be repeated. 'MODEL + LORA:0.5' adds a distillation LoRA to this model, "
+            "Target model. May be repeated. 'MODEL + LORA:0.5' adds a distillation LoRA to this model, "
             "'+ LORA' adds one to the source.",
             "--target", "-t", panel=MODELS, metavar="MODEL", path=True, many=True,
         ),
