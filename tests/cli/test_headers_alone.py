@@ -90,7 +90,7 @@ REFUSED = {
     ),
     "there is no such image": (f"{COMPARE.format('wan')} --image no.png",),
     "and none is given": (COMPARE.format("i2v"),),
-    "this is no folder with a network": (f"{COMPARE.format('wan')} --clip {{folder}}",),
+    "this is not a folder with a network": (f"{COMPARE.format('wan')} --clip {{folder}}",),
     "there is no such file of weights": (f"{COMPARE.format('wan')} --csd no.pth",),
     "was not made from": ("demo --target source",),
     "no output profile": ("convert {lora} --to no -o {new}", f"transfer {{lora}} {FITS} --to no -o {{new}}"),

@@ -96,7 +96,7 @@ def test_a_checkpoint_of_csd_that_lacks_a_weight_is_refused(tmp_path):
     with pytest.raises(FileError, match="missing"):
         Csd(tmp_path / "csd.safetensors")
     save_file({"weight": torch.zeros(2)}, tmp_path / "other.safetensors")
-    with pytest.raises(FileError, match="no checkpoint of CSD"):
+    with pytest.raises(FileError, match="not a CSD checkpoint"):
         Csd(tmp_path / "other.safetensors")
 
 
@@ -115,7 +115,7 @@ class _Evil:
 
 def test_a_text_in_a_checkpoints_place_is_told(tmp_path):
     (tmp_path / "csd.pth").write_text("hello this is a text\n")
-    with pytest.raises(FileError, match="nor a torch file"):
+    with pytest.raises(FileError, match="not a torch file"):
         Csd(tmp_path / "csd.pth")
 
 
@@ -186,7 +186,7 @@ def test_consistency_is_vbenchs():
 
 
 def test_what_is_missing_or_of_another_kind_is_said(tmp_path):
-    with pytest.raises(FileError, match="no folder"):
+    with pytest.raises(FileError, match="not a folder"):
         Judges.open(JudgeWeights(clip=tmp_path))
     dino_folder(tmp_path / "dino")
     with pytest.raises(FileError, match="another kind"):

@@ -52,7 +52,7 @@ def test_a_predictor_for_another_clip_is_refused(tmp_path):
     with pytest.raises(FileError, match="another CLIP"):
         Aesthetic(tmp_path / "l14.safetensors", tower)
     save_file({"weight": torch.zeros(768)}, tmp_path / "other.safetensors")
-    with pytest.raises(FileError, match="no aesthetic predictor"):
+    with pytest.raises(FileError, match="not LAION's aesthetic predictor"):
         Aesthetic(tmp_path / "other.safetensors", tower)
     with pytest.raises(UsageError, match="CLIP's features"):
         Judges.open(JudgeWeights(aesthetic=tmp_path / "l14.safetensors"))

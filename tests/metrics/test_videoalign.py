@@ -214,7 +214,7 @@ def _without(folder, tmp_path, change):
         ),
         (lambda place: (place / "prompt_template.py").write_text("def (:"), "text of the reward cannot be read"),
         (lambda place: (place / "checkpoints/checkpoint-11352/model.pth").write_bytes(b"torn"), "cannot be read"),
-        (lambda place: [file.unlink() for file in place.glob("checkpoints/*/model.*")], "no checkpoint of VideoAlign"),
+        (lambda place: [file.unlink() for file in place.glob("checkpoints/*/model.*")], "no VideoAlign checkpoint"),
     ],
 )  # fmt: skip
 def test_what_is_missing_or_of_another_kind_is_said(reward, tmp_path, change, words):
@@ -235,7 +235,7 @@ def test_a_lora_or_a_weight_that_is_missing_is_said(reward, tmp_path):
     for part, words in (
         ("layers.1.mlp.up_proj.lora_A", "without its layer"),
         ("merger.ln_q", "2 missing"),
-        ("rm_head", "no checkpoint of VideoAlign"),
+        ("rm_head", "not a VideoAlign checkpoint"),
     ):
         place = _without(reward[0], tmp_path / part, lose(part))
         with pytest.raises(FileError, match=words):

@@ -32,15 +32,15 @@ class Aesthetic:
         weight, bias = state.get("weight"), state.get("bias")
         if weight is None or bias is None or weight.ndim != 2 or len(weight) != 1 or bias.shape != (1,):
             raise FileError(
-                "this is no aesthetic predictor of LAION", where=str(file),
+                "this is not LAION's aesthetic predictor", where=str(file),
                 values=f"keys: {', '.join(list(state)[:3])}",
-                fix="it holds one weight and one bias: sa_0_4_vit_l_14_linear.pth",
+                fix="give sa_0_4_vit_l_14_linear.pth, which holds one weight and one bias",
             )  # fmt: skip
         if weight.shape[1] != width:
             raise FileError(
                 "the aesthetic predictor was made for another CLIP", where=str(file),
-                values=f"it takes {weight.shape[1]} features, the CLIP that was given makes {width}",
-                fix="--clip with CLIP ViT-L/14 (openai/clip-vit-large-patch14)",
+                values=f"it takes {weight.shape[1]} features, but the given CLIP makes {width}",
+                fix="use --clip with CLIP ViT-L/14 (openai/clip-vit-large-patch14)",
             )  # fmt: skip
         self.weight, self.bias = weight[0], bias
 

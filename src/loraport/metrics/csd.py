@@ -50,8 +50,10 @@ class Csd(Tower):
         vision = {key.removeprefix("backbone."): tensor for key, tensor in state.items() if key.startswith("backbone.")}
         if style is None or "conv1.weight" not in vision:
             raise FileError(
-                "this is no checkpoint of CSD", where=str(file), values=f"keys: {', '.join(list(state)[:3])}, ...",
-                fix="it holds backbone.* and last_layer_style: the authors' checkpoint.pth, or a safetensors copy",
+                "this is not a CSD checkpoint", where=str(file), values=f"keys: {', '.join(list(state)[:3])}, ...",
+                fix=
+                    "give the authors' checkpoint.pth, or a safetensors copy; it holds backbone.* and "
+                    "last_layer_style",
             )  # fmt: skip
         network = vision_network(vision, file)
         super().__init__(network, network.config, device)

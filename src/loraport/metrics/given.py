@@ -54,9 +54,9 @@ class JudgeWeights:
             FileError: one is not there, or of another kind.
         """
         if self.aesthetic is not None and self.clip is None:
-            raise UsageError("the aesthetic predictor needs CLIP's features", fix="--clip with CLIP ViT-L/14")
+            raise UsageError("the aesthetic predictor needs CLIP's features", fix="use --clip with CLIP ViT-L/14")
         if (self.videoalign is None) != (self.qwen is None):
-            raise UsageError("VideoAlign needs two folders", fix="--videoalign FOLDER --qwen FOLDER")
+            raise UsageError("VideoAlign needs two folders", fix="give --videoalign FOLDER and --qwen FOLDER")
         by_transformers = (self.clip, self.dino, self.csd, self.videoalign)
         if any(given is not None for given in by_transformers) and not installed("transformers"):
             raise UsageError(
@@ -76,8 +76,8 @@ def check_network(folder: Path, types: Sequence[str]) -> None:
     file = folder / "config.json"
     if not file.is_file():
         raise FileError(
-            "this is no folder with a network to judge by", where=str(folder),
-            fix="give the folder that the hub's repository of the model is downloaded to, with its config.json",
+            "this is not a folder with a network to judge by", where=str(folder),
+            fix="give the folder to which the model's hub repository was downloaded, with its config.json",
         )  # fmt: skip
     try:
         found = json.loads(file.read_text(encoding="utf-8")).get("model_type")
@@ -85,14 +85,18 @@ def check_network(folder: Path, types: Sequence[str]) -> None:
         raise FileError("the network's configuration cannot be read", where=str(file), values=str(error)) from error
     if found not in types:
         raise FileError(
-            "the network is of another kind", where=str(file), values=f"{str(found)[:80]}; wanted: {', '.join(types)}"
+            "the network is of another kind", where=str(file), values=f"{str(found)[:80]}; expected: {', '.join(types)}"
         )
 
 
 def check_file(file: Path) -> None:
     """Raises FileError unless there is such a file."""
     if not file.is_file():
-        what = "a folder was given where weights are one file" if file.is_dir() else "there is no such file of weights"
+        what = (
+            "a folder was given where one file of weights is needed"
+            if file.is_dir()
+            else "there is no such file of weights"
+        )
         raise FileError(what, where=str(file), fix="give the path of the .pth or .safetensors file")
 
 

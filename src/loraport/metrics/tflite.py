@@ -37,7 +37,7 @@ class TfLite:
         shapes = tuple(tuple(int(n) for n in each["shape"][1:]) for each in found)
         if shapes[: len(outputs)] != outputs:
             raise FileError(
-                "this is another network", where=str(weights), values=f"outputs {shapes}, expected {outputs}"
+                "this is a different network", where=str(weights), values=f"outputs {shapes}, expected {outputs}"
             )
         self._get = [each["index"] for each in found[: len(outputs)]]
 

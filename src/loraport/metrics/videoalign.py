@@ -58,16 +58,16 @@ class VideoAlign:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(base, local_files_only=True)
             config: Any = Qwen2VLConfig.from_pretrained(base, local_files_only=True)
         if not self.tokenizer.chat_template:
-            raise FileError("the tokenizer has no chat template", where=str(base), fix="take that of Qwen2-VL-Instruct")
+            raise FileError("the tokenizer has no chat template", where=str(base), fix="use that of Qwen2-VL-Instruct")
         self.tokenizer.add_special_tokens({"additional_special_tokens": list(TOKENS.values())})
         file = find_checkpoint(place)
         state = merged(read_state(file, keep_dtype=True), self.reward.scale)
         head, words = state.pop("rm_head.weight", None), state.get("language_model.embed_tokens.weight")
         if head is None or words is None:
-            raise FileError("this is no checkpoint of VideoAlign", where=str(file), values=", ".join(list(state)[:3]))
+            raise FileError("this is not a VideoAlign checkpoint", where=str(file), values=", ".join(list(state)[:3]))
         if len(words) != len(self.tokenizer):
             raise FileError(
-                "the tokenizer is not the one of the reward", where=str(base),
+                "the tokenizer is not the one of the reward model", where=str(base),
                 values=f"{len(self.tokenizer)} tokens, {len(words)} in the checkpoint",
                 fix="give the folder of Qwen/Qwen2-VL-2B-Instruct",
             )  # fmt: skip
@@ -144,7 +144,7 @@ def _network(config: Any, state: dict[str, Tensor], file: Path) -> Any:
     missing, unknown = sorted(told["missing_keys"]), sorted(told["unexpected_keys"])
     if missing or unknown:
         raise FileError(
-            "the weights do not make the network", where=str(file),
+            "the weights do not fit the network", where=str(file),
             values=f"{len(missing)} missing, {len(unknown)} unknown, e.g. {[*missing, *unknown][0]}",
         )  # fmt: skip
     round_frequencies(network)

@@ -76,7 +76,7 @@ class Reward:
             raise FileError(
                 "this is a reward of another kind", where=str(file),
                 values=", ".join(name for name, is_so in wrong.items() if is_so),
-                fix="the one that is published (KwaiVGI/VideoReward) is read at three special tokens",
+                fix="use the published one (KwaiVGI/VideoReward), which is read at three special tokens",
             )  # fmt: skip
         return found
 
@@ -123,7 +123,7 @@ def find_files(folder: Path) -> tuple[Path, Path]:
     texts = [file for file in files if file.is_file()]
     if not places or not texts:
         raise FileError(
-            "VideoAlign is not here", where=str(folder),
+            "VideoAlign is not in this folder", where=str(folder),
             values=f"no {'model_config.json' if not places else 'prompt_template.py'}",
             fix="give a clone of KwaiVGI/VideoAlign with KwaiVGI/VideoReward downloaded into its checkpoints/",
         )  # fmt: skip
@@ -135,7 +135,7 @@ def find_checkpoint(place: Path) -> Path:
     files = sorted(place.glob("checkpoint-*/model.*"), key=lambda file: _number(file.parent.name))
     held = [file for file in files if file.suffix in (".pth", ".safetensors")]
     if not held:
-        raise FileError("there is no checkpoint of VideoAlign", where=str(place), values="no checkpoint-*/model.pth")
+        raise FileError("there is no VideoAlign checkpoint", where=str(place), values="no checkpoint-*/model.pth")
     return held[-1]
 
 

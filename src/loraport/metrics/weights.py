@@ -53,7 +53,7 @@ def read_state(file: Path, *, keep_dtype: bool = False) -> dict[str, Tensor]:
     except (SafetensorError, OSError, pickle.UnpicklingError, *BROKEN) as error:
         raise FileError(
             "the weights cannot be read", where=str(file), values=_reason(error),
-            fix="give safetensors, or a torch file that holds tensors alone",
+            fix="give safetensors, or a torch file that holds only tensors",
         ) from error  # fmt: skip
     nest = next((name for name in NESTS if isinstance(held, Mapping) and isinstance(held.get(name), Mapping)), None)
     inner = held[nest] if nest is not None else held
@@ -94,10 +94,10 @@ def require_shapes(
 def _reason(error: Exception) -> str:
     """What torch says in its first line; of objects beside tensors, which was met first, which it says further down."""
     if isinstance(error, LookupError):  # only a number or a letter, from inside the reader
-        return "it is no torch file, or a damaged one"
+        return "it is not a torch file, or a damaged one"
     named = re.search(r"GLOBAL (\S+)", str(error))
     if named:
-        return f"it holds more than tensors: {named[1]}, of which nothing was run"
+        return f"it holds more than tensors: {named[1]}; nothing of it was run"
     return (str(error).strip().splitlines() or [""])[0][:200]
 
 
