@@ -33,7 +33,13 @@ def test_a_check_says_verdict_reasons_and_figures(tmp_path):
         "2.5 MB", "LoRA of rank 4",
     ):  # fmt: skip
         assert said in text, said
-    assert page.index("Use it at 1.25") < page.index("Why") < page.index(">Inputs<") < page.index("Figures")
+    assert (
+        page.index("Use it at 1.25")
+        < page.index("What to run next")
+        < page.index("Why")
+        < page.index(">Inputs<")
+        < page.index("Figures")
+    )
     first = _text(_opened(page)[0])
     assert "blocks.0.self_attn.q beside chance" in first
     assert "one standard deviation of unrelated ones" in first

@@ -45,8 +45,11 @@ def drift_figures(layer: Projected, after: Turned, energies: Float[Tensor, " p"]
 
 
 def lora_figures(layer: Projected, lora: ProjectedLora) -> UpdateAnalysis:
-    """The null model, Gaussian factors of the same rank, is decomposed like the LoRA. Beside a prediction to first
-    order, which turns directions less, every LoRA would seem to turn them more than chance does (docs/log.md)."""
+    """The null model, Gaussian factors of the same rank, is decomposed like the LoRA.
+
+    Beside a prediction to first order, which turns directions less, every LoRA would seem to turn them more than chance
+    does (docs/log-running.md).
+    """
     about, update, generator = layer.about, lora.update, layer.generator
     S, size, rank = about.S, lora.update.norm, min(lora.rank, len(about.S))
     random = nulls.gaussian(about.shape, size, S, generator, rank=rank)

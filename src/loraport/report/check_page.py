@@ -95,6 +95,7 @@ def _page(result: CheckResult) -> Page:
         ),
         remarks_title="Why",
         commands_title="What to run next",
+        commands_first=True,
         verdict=Answer(result.verdict + strength, TONES[result.verdict]),
         warnings=result.warnings,
         use=ways(result.load, known),

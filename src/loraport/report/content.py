@@ -139,6 +139,7 @@ class Page:
         remarks_title: heading of the remarks.
         done_title: heading of what was done.
         commands_title: heading of the commands.
+        commands_first: whether they stand above everything else, since they are the answer.
     """
 
     words: Words
@@ -159,6 +160,7 @@ class Page:
     remarks_title: str = "What to notice"
     done_title: str = "What was done"
     commands_title: str = "How to repeat it"
+    commands_first: bool = False
 
 
 def went_in(told: Iterable[Any]) -> tuple[Input, ...]:
