@@ -14,7 +14,7 @@ from loraport.adapters.update import LayerUpdate
 from loraport.containers.references import TensorRef, refusal
 from loraport.errors import MismatchError, UnmatchedKeysError, UnsupportedError
 from loraport.models.architecture import Architecture
-from loraport.models.families import families
+from loraport.models.families import families, foreign
 from loraport.models.family import Family
 from loraport.models.keymap import keymap_of
 from loraport.models.keys import MAX_LOOKED_AT, key_rules
@@ -180,8 +180,7 @@ def not_a_lora(
                 values=f"{count(len(refs), 'tensor')}, e.g. {next(iter(refs))}",
                 fix="give the LoRA's own file",
             )
-    told = [other for family in families().values() if (other := family.lookalike(refs))]
-    title = title or key_rules().kind_foreign(refs) or next(iter(told), None)
+    title = title or foreign(refs)
     if title is None and any(rules.split_suffix(key) for key in islice(refs, MAX_LOOKED_AT)):
         family = architecture.family if architecture else next(iter(families().values()))
         return unmatched_keys(path, dict.fromkeys(refs, ""), len(refs), role, architecture, family)

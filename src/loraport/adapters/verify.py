@@ -60,7 +60,7 @@ def verify_adapter(
     if model is not None:
         checks.append(_fit(lora, model, expert, adapter))
     checks += biases_for_diffusers(lora, refs)
-    checks += _programs(lora)
+    checks += [Check(title, True if title == IN_FULL else None, names) for title, names in takers(lora.content)]
     if load and all(check.passed is not False for check in checks):
         checks.append(loaded_by_diffusers(lora, refs))
     return tuple(checks)
@@ -75,7 +75,8 @@ def _header(lora: LoraAdapter) -> list[Check]:
     layers = summary.get("layers") if isinstance(summary, dict) else None
     if layers is not None:
         # Layers that were added for their bias alone are not counted there.
-        fewer = _has_biases(lora) and isinstance(layers, int) and layers < len(lora.layers)
+        biases = any(item.param.endswith(".bias") for item in lora.passthrough)
+        fewer = biases and isinstance(layers, int) and layers < len(lora.layers)
         same = fewer or layers == len(lora.layers)
         checks.append(Check("every layer is there", same, f"{count(len(lora.layers), 'layer')}, header {layers}"))
     stated = lora.metadata.get("ss_network_dim")
@@ -167,17 +168,8 @@ def _fit(lora: LoraAdapter, model: Checkpoint, expert: str | None, adapter: str 
     return Check(FITS, True, model.architecture.title)
 
 
-def _programs(lora: LoraAdapter) -> list[Check]:
-    """Which programs take how much of the file, where it is spelled as an output of ours."""
-    return [Check(title, True if title == IN_FULL else None, names) for title, names in takers(lora.content)]
-
-
 def _transferred(lora: LoraAdapter) -> bool:
     return "loraport.recipe" in lora.metadata
-
-
-def _has_biases(lora: LoraAdapter) -> bool:
-    return any(item.param.endswith(".bias") for item in lora.passthrough)
 
 
 def _in_one_line(error: LoraportError) -> str:

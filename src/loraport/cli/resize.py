@@ -44,13 +44,9 @@ def resize(
 ) -> None:  # fmt: skip
     """Write a LoRA at another rank: one rank for all layers, or chosen by the share to keep or by file size."""
     amount, options = given.make(Amount), given.make(RunOptions)
-    choice = given.make(_CHOICE).values()
-    from loraport.models.checkpoint import open_checkpoint
     from loraport.resizing.resize import plan_resize
 
-    expert, family = choice["expert"], choice["architecture"]
-    fits = None if model is None else open_checkpoint(model, expert=expert, architecture=family)
-    task = plan_resize(lora, to=to, model=fits, **choice)
+    task = plan_resize(lora, to=to, model=model, **given.make(_CHOICE).values())
     place = None if output is None else output_file(output, lora)
     carry(task, amount, place, options, console, plan=plan)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from loraport.containers.access import kind_of, list_folder
 from loraport.containers.names import ENDINGS
-from loraport.containers.references import TensorFile, TensorRef
+from loraport.containers.references import TensorFile
 from loraport.containers.shards import SHARD, shards_of_index
 from loraport.errors import FileError, UsageError
 
@@ -60,7 +60,7 @@ def layout_of(found: TensorFile) -> Layout:
         FileError: a folder or an index that cannot be read.
     """
     refs = [ref for group in found.groups.values() for ref in group.values()]
-    files = {file for ref in refs for file in _files_of(ref)}
+    files = {file for ref in refs for file in ref.files}
     folder = next(iter(files)).parent
     index = next(
         (path for path in _indexes(found, folder) if {file.name for file in files} <= shards_of_index(path)), None
@@ -70,10 +70,6 @@ def layout_of(found: TensorFile) -> Layout:
     alone = index is None and len(files) == 1 and kind_of(found.path) == "file"
     settings = [] if alone else [path for path in list_folder(folder) if path.suffix == ".json" and _settings(path)]
     return Layout(tuple(sorted(files)), (*([index] if index is not None else []), *settings))
-
-
-def _files_of(ref: TensorRef) -> set[Path]:
-    return {ref.file, *(companion.file for _, companion in ref.companions)}
 
 
 def _indexes(found: TensorFile, folder: Path) -> list[Path]:

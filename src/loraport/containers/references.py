@@ -57,8 +57,7 @@ def identity(ref: TensorRef) -> tuple[str, str]:
     Raises:
         FileError: a file is gone.
     """
-    files = dict.fromkeys([ref.file, *(companion.file for _, companion in ref.companions)])
-    return "\n".join(file_identity(file) for file in files), place(ref)
+    return "\n".join(map(file_identity, ref.files)), place(ref)
 
 
 def place(ref: TensorRef) -> str:

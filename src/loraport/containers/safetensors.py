@@ -86,7 +86,8 @@ def parse_header(file: FileIO | BinaryIO, size: int, where: str) -> SafetensorsH
         raise damaged(where, "the header's metadata is not a table", type(metadata).__name__)
     spans = {key: _span(where, key, entry, base) for key, entry in entries.items()}
     _check_layout(where, spans, base, size)
-    return SafetensorsHeader(spans, {str(key): _text(value) for key, value in metadata.items()}, base)
+    texts = {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
+    return SafetensorsHeader(spans, texts, base)
 
 
 def parse_entries(file: FileIO | BinaryIO, size: int, where: str) -> tuple[dict[str, Any], int]:
@@ -244,10 +245,6 @@ def _naturals(value: Any) -> list[int] | None:
         if type(item) is not int or not 0 <= item < 2**62:
             return None
     return value
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -66,10 +66,9 @@ def by_index(path: Path) -> TensorFile:
     Raises:
         FileError: the index is none, or a shard is missing or has not what it should have.
     """
-    weight_map = _read_weight_map(path)
     shards: dict[str, TensorFile] = {}
     tensors: dict[str, TensorRef] = {}
-    for key, name in weight_map.items():
+    for key, name in _read_index(path)["weight_map"].items():
         if name not in shards:
             shard = path.parent / name
             if not kind_of(shard):
@@ -89,7 +88,7 @@ def by_index(path: Path) -> TensorFile:
 
 def shards_of_index(path: Path) -> set[str]:
     """The names of the files that an index lists, relative to its folder. Raises FileError."""
-    return set(_read_weight_map(path).values())
+    return set(_read_index(path)["weight_map"].values())
 
 
 def index_with(path: Path, names: Mapping[str, str | None], grown: int) -> str:
@@ -103,10 +102,9 @@ def index_with(path: Path, names: Mapping[str, str | None], grown: int) -> str:
     Raises:
         FileError: it is no index.
     """
-    weight_map = _read_weight_map(path)
-    content: Any = json.loads(read_text(path, "index", most=MAX_INDEX_BYTES))
+    content = _read_index(path)
     content["weight_map"] = {
-        name: file for key, file in weight_map.items() if (name := names.get(key, key)) is not None
+        name: file for key, file in content["weight_map"].items() if (name := names.get(key, key)) is not None
     }
     size = content["metadata"].get("total_size") if isinstance(content.get("metadata"), dict) else None
     if isinstance(size, int):
@@ -178,7 +176,8 @@ def distributed(folder: Path, name: str) -> UnsupportedError:
     )
 
 
-def _read_weight_map(path: Path) -> dict[str, str]:
+def _read_index(path: Path) -> dict[str, Any]:
+    """What an index says. Its `weight_map` leads from keys to names of files inside the folder."""
     try:
         content: Any = json.loads(read_text(path, "index", most=MAX_INDEX_BYTES))
     except (ValueError, RecursionError) as error:
@@ -190,4 +189,4 @@ def _read_weight_map(path: Path) -> dict[str, str]:
         inside = PurePosixPath(name.replace("\\", "/"))
         if inside.is_absolute() or ".." in inside.parts or ":" in name:
             raise FileError("the index points outside its folder", where=str(path), values=name[:200])
-    return {str(key): str(name) for key, name in weight_map.items()}
+    return content | {"weight_map": {str(key): str(name) for key, name in weight_map.items()}}

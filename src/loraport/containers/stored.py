@@ -70,6 +70,11 @@ class TensorRef:
         return self.dtype if self.codec == "raw" else f"{self.dtype}, {self.codec}"
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold it and its companions, each once."""
+        return tuple(dict.fromkeys((self.file, *(companion.file for _, companion in self.companions))))
+
+    @property
     def name(self) -> str:
         """File and key, for messages."""
         return f"{'/'.join((*self.nest, self.key))} in {self.file}"

@@ -30,6 +30,7 @@ from loraport.merging.changes import MergedTensor, Term
 from loraport.merging.journal import Journal, Loss, job_of
 from loraport.merging.plan import MergePlan
 from loraport.merging.records import counted_twice, headers_of, indexes_of, told_of
+from loraport.models.joining import parts
 from loraport.models.placement import Rows
 from loraport.partial import forget, will_stay
 from loraport.store.digests import DigestMemo
@@ -275,21 +276,16 @@ def _add(whole: Float[Tensor, "..."], term: Term) -> None:
     if update.rank >= min(update.shape):  # a whole matrix
         _onto(whole, term.rows, update.dense())
         return
-    position = 0
-    for start, end in term.rows or ((0, len(whole)),):
-        part = update.B[position : position + end - start]
-        whole[start:end].view(end - start, -1).addmm_(part, update.A)
-        position += end - start
+    for place, part in parts(term.rows or ((0, len(whole)),), update.B):
+        whole[place].view(len(part), -1).addmm_(part, update.A)
 
 
 def _onto(whole: Float[Tensor, "..."], rows: Rows | None, change: Float[Tensor, "..."]) -> None:
     if rows is None:
         whole += change.reshape(whole.shape)
         return
-    position = 0
-    for start, end in rows:
-        whole[start:end] += change[position : position + end - start].reshape(whole[start:end].shape)
-        position += end - start
+    for place, part in parts(rows, change):
+        whole[place] += part.reshape(whole[place].shape)
 
 
 def _distance(one: Float[Tensor, "..."], two: Float[Tensor, "..."]) -> float:

@@ -10,7 +10,7 @@ from loraport.containers.names import Expert
 from loraport.containers.references import TensorFile, TensorRef, refusal
 from loraport.errors import MismatchError, UnsupportedError, UsageError, did_you_mean
 from loraport.models.architecture import Architecture, detect
-from loraport.models.families import families
+from loraport.models.families import families, foreign
 from loraport.models.family import Family
 from loraport.models.keymap import keymap_of
 from loraport.models.keys import key_rules
@@ -230,10 +230,9 @@ def _not_as_stated(found: TensorFile, architecture: str, like: Checkpoint | None
 
 def _not_a_model(found: TensorFile, title: str | None = None) -> MismatchError:
     keys = [key for group in found.groups.values() for key in group]
-    rules = key_rules()
     for group in found.groups.values():
         _refuse_unreadable(found.path, {key: ref for key, ref in group.items() if ref.codec != "raw"})
-    parts = [key for key in keys if rules.adapter_keys.search(key)]
+    parts = [key for key in keys if key_rules().adapter_keys.search(key)]
     if parts:
         return MismatchError(
             "a checkpoint is needed here, but this file is a LoRA",
@@ -241,11 +240,7 @@ def _not_a_model(found: TensorFile, title: str | None = None) -> MismatchError:
             values=f"{count(len(keys), 'key')}, e.g. {parts[0]}",
             fix="give the model's own weights (a distillation LoRA goes to --target-lora)",
         )
-    title = (
-        title
-        or rules.kind_foreign(keys)
-        or next((other for family in families().values() if (other := family.lookalike(keys))), None)
-    )
+    title = title or foreign(keys)
     known = [family.title for family in families().values()]
     what = f"this is {title}, which is not supported" if title else "this is not a model of a known family"
     if title and set(known).intersection(re.split(", | or ", title)):

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -12,7 +12,7 @@ import yaml
 
 from loraport.errors import FileError
 from loraport.models.family import COUNTER, Alike, DiffusersClasses, Family, Lookalike, Template
-from loraport.models.keys import read_yaml
+from loraport.models.keys import key_rules, read_yaml
 from loraport.models.placement import Place
 
 ROLES = ("linear", "conv", "norm", "embedding", "param")
@@ -51,6 +51,12 @@ def recognised() -> dict[str, Family]:
     text = (resources.files("loraport.models") / "data" / RECOGNISED).read_text("utf-8")
     found = [_read({**row, "only_recognised": True}) for row in read_yaml(text)["recognised"]]
     return {family.name: family for family in found if family.name not in families()}
+
+
+def foreign(keys: Collection[str]) -> str | None:
+    """The title of a model that no family here describes, as far as keys betray it."""
+    told = (family.lookalike(keys) for family in families().values())
+    return key_rules().kind_foreign(keys) or next(filter(None, told), None)
 
 
 def _own_files() -> list[Path]:

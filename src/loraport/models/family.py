@@ -1,7 +1,7 @@
 """What is known of a family of models: its layers, their names in every naming, and how to tell it by its sizes."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -225,22 +225,14 @@ class Family:
             found += [t.of_block(n) for n in range(min(counts.get(called, 0), MAX_BLOCKS)) for t in repeated]
         return found
 
-    def lookalike(self, keys: Iterable[str] = (), dimensions: Mapping[str, int] | None = None) -> str | None:
+    def lookalike(self, keys: Collection[str] = (), dimensions: Mapping[str, int] | None = None) -> str | None:
         """The title of the other family that keys or dimensions betray, None where they are of this one."""
-        told_by_names = [other for other in self.lookalikes if other.pattern is not None]
-        for key in keys if told_by_names else ():
-            for other in told_by_names:
-                if other.pattern is not None and other.pattern.search(key):
-                    return other.title
-        known = dimensions or {}
-        return next(
-            (
-                other.title
-                for other in self.lookalikes
-                if other.sizes and all(known.get(k) == v for k, v in other.sizes.items())
-            ),
-            None,
-        )
+        known = (dimensions or {}).items()
+        for other in self.lookalikes:
+            named = other.pattern is not None and any(map(other.pattern.search, keys))
+            if named or (other.sizes and other.sizes.items() <= known):
+                return other.title
+        return None
 
 
 def numbered(path: str, separator: str) -> Iterable[tuple[str, int]]:

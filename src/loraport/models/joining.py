@@ -1,6 +1,6 @@
 """Tensors of modules put together to those of stored weights: what `placement.py` says, done."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 
 import torch
@@ -23,11 +23,15 @@ def join(pieces: Sequence[tuple[Rows, Shaped[Tensor, "_ *rest"]]], rows: int) ->
     dtype = reduce(torch.promote_types, (tensor.dtype for _, tensor in pieces))
     whole = torch.zeros(rows, *pieces[0][1].shape[1:], dtype=dtype)
     for ranges, tensor in pieces:
-        position = 0
-        for start, end in ranges:
-            whole[start:end] = tensor[position : position + end - start]
-            position += end - start
+        for place, part in parts(ranges, tensor):
+            whole[place] = part
     return whole
+
+
+def parts(rows: Rows, tensor: Shaped[Tensor, "m *rest"]) -> Iterator[tuple[slice, Shaped[Tensor, "_ *rest"]]]:
+    """The tensor of a module range by range: the rows of the stored tensor, and what belongs there."""
+    sizes = [end - start for start, end in rows]
+    return zip((slice(start, end) for start, end in rows), tensor.split(sizes), strict=True)
 
 
 def join_factors(

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal
 from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import DType
-from loraport.models.checkpoint import open_checkpoint
 from loraport.resizing.extract import plan_extract
 from loraport.resizing.resize import plan_resize
 from loraport.resizing.rule import Amount
@@ -67,7 +66,7 @@ def resize(
         lora,
         to=to,
         dtype=dtype,
-        model=None if model is None else open_checkpoint(model, expert=expert, architecture=architecture),
+        model=model,
         expert=expert,
         adapter=adapter,
         drop=drop,

@@ -14,8 +14,9 @@ from loraport.adapters.shared_names import check_one_meant
 from loraport.adapters.stored_weights import StoredWeight, stored_weights
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.dtypes import written_as
+from loraport.containers.names import Expert
 from loraport.containers.references import TensorRef, file_identity
-from loraport.models.checkpoint import AUTO, Checkpoint
+from loraport.models.checkpoint import AUTO, open_checkpoint
 from loraport.models.placement import Rows
 from loraport.resizing.job import Matrix, WeightJob, peak_bytes
 from loraport.resizing.task import Task
@@ -68,8 +69,8 @@ def plan_resize(
     *,
     to: str = "same-as-input",
     dtype: str = "same",
-    model: Checkpoint | None = None,
-    expert: str | None = None,
+    model: str | Path | None = None,
+    expert: Expert | None = None,
     adapter: str | None = None,
     drop: str | None = None,
     allow_partial: bool = False,
@@ -82,7 +83,7 @@ def plan_resize(
         path: the LoRA.
         to: output profile.
         dtype: torch name of the factors' dtype; "same" for that of the input.
-        model: what it must fit; needed for kinds that are functions of the weights they were trained on.
+        model: the model it must fit; needed for kinds that are functions of the weights they were trained on.
         expert: as for `open_adapter`.
         adapter: the same.
         drop: the same.
@@ -93,9 +94,10 @@ def plan_resize(
     Raises:
         LoraportError: as `open_adapter`; UnsupportedError for what the profile has no spelling for.
     """
+    known = None if model is None else open_checkpoint(model, expert=expert, architecture=architecture)
     lora = open_adapter(
         path,
-        model,
+        known,
         expert=expert,
         adapter=adapter,
         drop=drop,
@@ -106,10 +108,10 @@ def plan_resize(
     check_dropped(drop, [lora])
     lora.check_weights()
     check_one_meant(lora, to)
-    family = (model or lora).architecture
+    family = (known or lora).architecture
     inputs = list(with_settings("input LoRA", lora.path))
-    if model is not None:
-        inputs += [("model", file) for file in {ref.file for ref in model.tensors.values()}]
+    if known is not None:
+        inputs += [("model", file) for file in {ref.file for ref in known.tensors.values()}]
     profile = profile_of(to, lora.dialect).of(family.family)
     check_passthrough(lora.passthrough, profile, family.family)
     shapes = {name: update.shape for name, update in lora.layers.items()}
