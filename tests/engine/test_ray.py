@@ -537,7 +537,7 @@ def test_a_machine_that_does_not_answer_is_waited_for_aloud_and_then_left_out(cl
     assert waiting.startswith("waiting up to 25 s for machines of the Ray cluster to answer: ")
     assert "of 2 machines" in first
     (warning,) = _said(said, Warned)
-    assert warning.endswith("takes no part: it does not answer within 25 s")
+    assert warning.endswith("takes no part: it did not answer within 25 s")
 
 
 # Machines that do not see the files.

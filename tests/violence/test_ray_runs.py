@@ -61,7 +61,7 @@ def test_told_to_end_in_the_middle_of_a_cluster(case, undisturbed, alone, agents
     if name == "SIGINT":
         lines = [line for line in again.stderr.splitlines() if not line.startswith("waiting up to ")]
         first, *others = lines  # where the work is done, and nothing of Ray's own
-        assert first.startswith("Ray: a cluster of this machine, for this run; layers run on 2 CPUs of ")
+        assert first.startswith("Ray: a cluster on this machine, for this run; layers run on 2 CPUs of ")
         assert all(" layers, " in line for line in others), again.stderr
 
 

@@ -99,4 +99,4 @@ def _together(adapter: LoraAdapter, factor: float, before: float) -> str:
     if kind is not None:
         return f"as a function of the weights ({kind}) it now depends on the changed ones, and no strength removes it"
     total = factor + before
-    return "it is now taken out" if abs(total) < 1e-9 * abs(before) else f"it comes to {total:g} in all"
+    return "it is taken out now" if abs(total) < 1e-9 * abs(before) else f"it comes to {total:g} in all"
