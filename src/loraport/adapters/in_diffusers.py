@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.checks import Check
@@ -57,7 +57,7 @@ def loaded_by_diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
         from diffusers import loaders
 
         loader = getattr(loaders, classes.loader) if classes.loader else None
-        network = None if loader else getattr(diffusers, classes.model)
+        network: Any = None if loader else getattr(diffusers, classes.model)
     except (ImportError, OSError, RuntimeError) as error:  # packages that do not go together, no temporary folder
         return Check(name, None, f"not looked at: diffusers cannot be imported: {first_line(error)[:160]}")
     from loraport.containers.tensors import read_tensor
