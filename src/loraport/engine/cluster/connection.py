@@ -274,9 +274,9 @@ def announce(cluster: Cluster, left_out: Sequence[LeftOut], limits: Limits, *, s
 
     address = ray.get_runtime_context().gcs_address
     where = "a cluster on this machine, for this run" if started else f"the cluster at {address}"
-    cards = sum(node.cards for node in cluster.nodes)
-    what = f"{cards} GPUs" if cards else f"{sum(node.cpus for node in cluster.nodes):g} CPUs"
-    machines = f"{len(cluster.nodes)} machines" if len(cluster.nodes) > 1 else cluster.nodes[0].name
+    cards, cpus = sum(node.cards for node in cluster.nodes), sum(node.cpus for node in cluster.nodes)
+    what = count(cards, "GPU") if cards else f"{cpus:g} CPU{'' if cpus == 1 else 's'}"
+    machines = count(len(cluster.nodes), "machine") if len(cluster.nodes) > 1 else cluster.nodes[0].name
     sent = [node for node in cluster.nodes if node.unseen]
     data = f"{len(sent)} of {len(cluster.nodes)} sent what layers need" if sent else "reading the files"
     limits.on_event(Remarked(f"Ray: {where}; layers run on {what} of {machines}, {data}"))
