@@ -19,6 +19,7 @@ from loraport.engine.events import Finished, LayerDone
 from loraport.engine.options import RunOptions
 from loraport.errors import FileError, NumericalError, UsageError
 from loraport.sweeping import index
+from loraport.sweeping.grid import Grid
 from loraport.sweeping.index import Index
 from loraport.sweeping.run import plan_sweep
 
@@ -220,7 +221,7 @@ def test_two_at_work_in_one_folder(files, tmp_path):
 def test_a_plan_says_that_the_index_is_somebody_elses(files, tmp_path):
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "sweep.csv").write_text("mine")
-    index = Index(tmp_path / "made", {})
+    index = Index(tmp_path / "made", Grid(source="s", target="t"))
     with pytest.raises(FileError, match="did not make"):
         plan_sweep([], index, PLAIN)
 

@@ -67,16 +67,15 @@ def sweep(
     asked = Grid.model_validate(_settings_of(given, grid, preset, settings))
     cells = cells_of(loras or (), asked, output, recursive=recursive)
     run_options = given.make(RunOptions)
-    plain = asked.model_dump(mode="json", exclude_defaults=True)
     if plan:
-        _plan(cells, output, plain, run_options, console)
+        _plan(cells, output, asked, run_options, console)
         return
     from loraport.cli.progress import Progress
     from loraport.sweeping.run import carry_sweep
 
     read = list(_read(cells, grid))
     with Progress(console) as progress:
-        report = carry_sweep(cells, output, plain, run_options, progress, also=read)
+        report = carry_sweep(cells, output, asked, run_options, progress, also=read)
     _tell(report, console)
 
 
@@ -101,7 +100,7 @@ def _read(cells: Sequence[Cell], grid: Path | None) -> Iterator[tuple[str, Path]
         yield from with_settings("input LoRA", named_path(lora))
 
 
-def _plan(cells: Sequence[Cell], folder: Path, grid: dict[str, Any], run_options: RunOptions, console: Console) -> None:
+def _plan(cells: Sequence[Cell], folder: Path, grid: Grid, run_options: RunOptions, console: Console) -> None:
     """A row for each cell, and what all take together."""
     import time
 

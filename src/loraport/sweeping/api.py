@@ -47,5 +47,4 @@ def sweep(
     named = [loras] if isinstance(loras, str | Path) else loras
     folder = Path(output)
     cells = cells_of(map(str, named), asked, folder, recursive=recursive)
-    plain = asked.model_dump(mode="json", exclude_defaults=True)
-    return carry_sweep(cells, folder, plain, options or RunOptions(), on_event)
+    return carry_sweep(cells, folder, asked, options or RunOptions(), on_event)

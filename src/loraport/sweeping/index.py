@@ -23,6 +23,7 @@ from loraport.errors import FileError, LoraportError
 from loraport.files import file_digest, read_text, write_json, write_text
 from loraport.sweeping.cells import Cell
 from loraport.sweeping.figures import FIGURES, figures_of
+from loraport.sweeping.grid import Grid
 from loraport.version import __version__
 
 JSON, CSV = "sweep.json", "sweep.csv"
@@ -112,7 +113,7 @@ class _Document(BaseModel):
 class Index:
     """The rows of a sweep by the path of the output in its folder."""
 
-    def __init__(self, folder: Path, grid: Mapping[str, Any]):
+    def __init__(self, folder: Path, grid: Grid):
         self.folder, self.grid = folder, grid
         self.rows: dict[str, Row] = {}
         self.earlier = {row.output: row for row in _read(folder / JSON)}
@@ -146,7 +147,7 @@ class Index:
         return {
             "schema": SCHEMA,
             "version": __version__,
-            "grid": self.grid,
+            "grid": self.grid.model_dump(mode="json", exclude_defaults=True),
             "columns": [asdict(column) for column in FIGURES],
             "cells": [asdict(row) for row in self.all],
         }

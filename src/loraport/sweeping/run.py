@@ -21,6 +21,7 @@ from loraport.errors import FileError, LoraportError
 from loraport.files import reason_of
 from loraport.partial import alone_in
 from loraport.sweeping.cells import Cell
+from loraport.sweeping.grid import Grid
 from loraport.sweeping.index import CSV, JSON, Index, Row
 from loraport.sweeping.standing import Standing, standing_of, state_now
 from loraport.writable import check_claim, check_output, claim_folder
@@ -104,7 +105,7 @@ def plan_sweep(cells: Sequence[Cell], index: Index, options: RunOptions) -> Swee
 def carry_sweep(
     cells: Sequence[Cell],
     folder: Path,
-    grid: Mapping[str, Any],
+    grid: Grid,
     options: RunOptions,
     on_event: Listener,
     *,
@@ -115,7 +116,7 @@ def carry_sweep(
     Args:
         cells: of `cells_of`.
         folder: where outputs and index go.
-        grid: what was asked for, as plain values, for the index.
+        grid: what was asked for, for the index.
         options: how to use the machine.
         on_event: told about every step, from this thread.
         also: further files that the command reads, as (role, path): no output may replace one of them.
