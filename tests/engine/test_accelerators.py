@@ -204,7 +204,7 @@ def test_a_card_that_is_full_before_it_is_begun_with_is_said(asked, monkeypatch)
     with pytest.raises(UsageError, match="cuda:0 has no memory left") as raised:
         local_slots(Limits("auto"))
     assert raised.value.values == "CUDA error: out of memory"
-    assert raised.value.fix == "--device cpu, or stop whatever else uses it"
+    assert raised.value.fix == "use --device cpu, or stop whatever else uses it"
 
 
 def test_a_device_that_cannot_be_measured_is_reckoned_as_the_cpu(tmp_path, monkeypatch):

@@ -98,7 +98,7 @@ def calibrate(
         goal = replace(goal, name=" + ".join([goal.name, *(Path(each.file).name for each in added)]))
     check_together(base, goal)
     progress = ProgressReporter(on_event, 1 + 3 * settings.rounds)
-    progress.stage("what is tried")
+    progress.stage("computing the candidates")
     recipe = _recipe(lora, base, goal, to, dtype, made_of_source=target is None)
     plans = {tried: plan_for(recipe, tried) for tried in coarse(settings)}
     path = None if output is None else Path(output)
@@ -125,14 +125,14 @@ def calibrate(
             if not further:
                 break
             plans = {tried: plan_for(recipe, tried) for tried in further}
-            progress.stage(f"{choice.chosen.label} is the best so far; around it")
+            progress.stage(f"{choice.chosen.label} is the best so far; trying others around it")
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
             raise out_of_memory(error) from error
         raise
     for problem in store.take_problems():
         progress.warn(problem.message)
-    progress.stage(f"{choice.chosen.label} it is" if path is None else f"writing {path.name}")
+    progress.stage(f"choosing {choice.chosen.label}" if path is None else f"writing {path.name}")
     plan = choice.chosen.candidate.plan
     report = run(plan, path, options, on_event, measured=True)
     return CalibrationReport(
@@ -160,12 +160,12 @@ def _choice(
 ) -> Choice:
     """Ask the target, then the source, and rank. What a model has said before it does not say again."""
     times = target.model.schedule.times[:-1]
-    progress.stage(f"{target.model.name}: clips with {count(len(candidates), 'candidate')}")
+    progress.stage(f"{target.model.name}: making clips with {count(len(candidates), 'candidate')}")
     with target:
         theirs = ask_target(
             target, candidates, samples, diagnosis=min(settings.diagnosis, settings.samples), tick=progress.tick
         )
-    progress.stage(f"{source.model.name}: clips with the LoRA, and what it makes of the others")
+    progress.stage(f"{source.model.name}: making clips with the LoRA, and judging the others")
     with source:
         ours = ask_source(
             source, candidates[0].update, theirs, times, samples,

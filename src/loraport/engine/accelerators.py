@@ -91,8 +91,8 @@ def _working(device: str) -> Iterator[None]:
         raise UsageError(
             f"{device} has no memory left" if full else f"PyTorch {torch.__version__} does not work on {device}",
             values=first_line(error),
-            fix="--device cpu, or "
-            + ("stop whatever else uses it" if full else "use a PyTorch built for this GPU and its driver"),
+            fix="use --device cpu, or "
+            + ("stop whatever else uses it" if full else "a PyTorch built for this GPU and its driver"),
         ) from error
 
 

@@ -208,7 +208,9 @@ def _ranks_for_size(task: Task, energies: Mapping[str, Float64[Tensor, " q"]], m
         largest = {max(costs, key=lambda name: costs[name]), max(costs, key=len)}
         enough = max(_fixed_bytes(task, {name: 1}, 10**15) for name in largest) + max(costs.values())
         raise UsageError(
-            "the file would be too small to hold anything", values=f"{most:,} bytes", fix=f"--max-size {enough}"
+            "the file would be too small to hold anything",
+            values=f"{most:,} bytes",
+            fix=f"--max-size {enough}",
         )
     return ranks
 

@@ -41,7 +41,7 @@ class Amount(Settings):
             raise UsageError(
                 "exactly one of rank, energy and max_size is needed",
                 values=" and ".join(given) or "none",
-                fix="--rank 32, or --energy 0.95, or --max-size 300MB",
+                fix="give, for example, --rank 32, --energy 0.95 or --max-size 300MB",
             )
 
     def __str__(self) -> str:
