@@ -1,6 +1,7 @@
 """`inspect` and `verify`: what files are, without and with reading their numbers."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -79,6 +80,18 @@ def test_verify_a_written_lora(files: pico.Pico) -> None:
     assert done.exit_code == 0, done.output
     assert "all numbers are finite" in done.stdout
     assert json.loads(invoke("verify", output, "--no-load", "--json").stdout)["ok"] is True
+
+
+def test_verify_takes_a_folder(files: pico.Pico) -> None:
+    (files.folder / "made" / "inside").mkdir(parents=True)
+    for name in ("one", "two", "inside/three"):
+        shutil.copy(files.lora, files.folder / "made" / f"{name}.safetensors")
+    done = invoke("verify", files.folder / "made", "--no-load")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "2 of 2 files pass"), done.output
+    (files.folder / "made" / "inside" / "four.safetensors").write_bytes(b"")
+    done = invoke("verify", files.folder / "made", "--no-load", "--recursive")
+    assert (done.exit_code, done.stdout.splitlines()[-1]) == (5, "3 of 4 files pass")
+    assert "the file is empty" in done.stderr
 
 
 def test_verify_names_what_is_wrong(files: pico.Pico) -> None:

@@ -1,5 +1,6 @@
 """`loraport verify`: is this file what its header says, and will it load?"""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -8,6 +9,7 @@ from loraport.cli import text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import Model, argument, option
+from loraport.engine.many.asked import holds_many, list_loras
 from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, LoraportError, MismatchError
 from loraport.wording import count
@@ -22,7 +24,11 @@ EXAMPLE = """Check a file after a copy or download, then against the model it is
 
     loraport verify style-fast.safetensors --model FastWan2.1-T2V-1.3B/
 
-See what a program would make of it:
+Check everything that a transfer of a folder wrote:
+
+    loraport verify --recursive loras-fast/
+
+See what a program would make of a file:
 
     loraport verify style-fast.safetensors --for ComfyUI"""
 _TITLES = {"error": "refused", "wrong": "wrongly", "unknown": "not known"}
@@ -33,7 +39,8 @@ _MARKS = {True: "ok", False: "FAILED", None: "note"}
 def verify(
     given: Given,
     console: Console,
-    files: Annotated[list[str], argument("FILE", "LoRA files to check.")],
+    files: Annotated[list[str], argument("FILE", "LoRA files to check, or folders of them.")],
+    recursive: Annotated[bool, option("--recursive", help="Also check LoRAs in subfolders.")] = False,
     model: Model = None,
     consumer: Annotated[str | None, option(
         "--for", metavar="PROGRAM",
@@ -58,6 +65,8 @@ def verify(
     choice = given.checked()
     architecture = choice.pop("architecture")
     rows = [] if consumer is None else rows_of(consumer)
+    if any(holds_many(file, recursive=recursive) for file in files):
+        files = [each.lora for each in list_loras(files, Path(), recursive=recursive)]
     fits = None if model is None else open_checkpoint(model, expert=choice["expert"], architecture=architecture)
     documents: list[dict[str, Any]] = []
     failures: list[LoraportError] = []
@@ -84,6 +93,8 @@ def verify(
             documents[-1] |= {"ok": short is None, "for": [_facts(arrival) for arrival in arrivals]}
             if short is not None:
                 failures.append(_short(file, short))
+    if len(files) > 1:
+        console.result(f"{len(files) - len(failures)} of {len(files)} files pass")
     console.document(documents[0] if len(files) == 1 else {"files": documents})
     for failure in failures if not console.as_json else []:
         console.error(failure)
