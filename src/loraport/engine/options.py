@@ -1,6 +1,6 @@
 """How a run uses the machine: `RunOptions`. What is computed is in `recipe.py`.
 
-Nothing here can change the result: device, workers, cache and paths are the machine's business. Each field is the one
+Nothing here can change the result: device, workers, cache and paths concern only the machine. Each field is the only
 place where its setting is defined: type, default, flag, help and documentation.
 """
 
@@ -107,5 +107,5 @@ class RunOptions(Settings):
 
     @property
     def cache_folder(self) -> str | None:
-        """The folder that `cache` names, if it names one."""
+        """The folder named by `cache`, if any."""
         return None if self.cache in ("auto", "on", "off") else self.cache

@@ -1,7 +1,7 @@
-"""From a recipe to work orders, by headers alone: names, shapes, dtypes and costs, no tensor data.
+"""From a recipe to work orders, from headers alone: names, shapes, dtypes and costs, no tensor data.
 
-Every key of the input LoRA ends in exactly one place: a job, passed through, or dropped; anything else is an
-error before any work has begun.
+Every key of the input LoRA ends in exactly one place: a job, passed through, or dropped. Anything else is an error
+before any work has begun.
 """
 
 import re
@@ -46,23 +46,23 @@ class TransferPlan:
 
     Attributes:
         recipe: the request.
-        method: resolved from it.
+        method: the method, resolved from it.
         params: the method's settings.
         adapter: the input LoRA.
         source: the model it was trained on.
-        target: the checkpoint of the other; None where LoRAs make it of the source.
-        added: the distillation LoRAs that are added to the target, or to the source.
-        source_added: the LoRAs that are a part of the source alone.
-        jobs: one a layer, in the model's order.
-        passthrough: tensors taken over unchanged.
+        target: checkpoint of the target; None if LoRAs make it from the source.
+        added: the distillation LoRAs added to the target, or to the source.
+        source_added: the LoRAs that are part of the source only.
+        jobs: one per layer, in the model's order.
+        passthrough: tensors passed on unchanged.
         dropped: keys left out.
-        rank: settled rule.
+        rank: the rank rule, settled.
         dtype: torch name of the output's dtype.
         extra_source: weights that only the source has.
         extra_target: weights that only the target has.
-        content: what of the output decides which programs take it.
+        content: what in the output decides which programs take it.
         warnings: sentences for the user.
-        identities: file -> `file_identity` of every file that is read, as it was when it was opened.
+        identities: file -> `file_identity` of every file that is read, as it was when opened.
     """
 
     recipe: Recipe
@@ -91,7 +91,7 @@ class TransferPlan:
 
     @property
     def output_bytes(self) -> int:
-        """Size of the output's layers when the rank is known beforehand (full rank otherwise)."""
+        """Size of the output's layers if the rank is known beforehand (full rank otherwise)."""
         ranks = [rank_bound(job) for job in self.jobs]
         uniform = max(ranks, default=0)
         size = 4 if self.dtype == "float32" else 2
@@ -99,20 +99,20 @@ class TransferPlan:
 
     @property
     def cache_bytes(self) -> int:
-        """What the decompositions of all layers, and what the method makes of them, take in the cache."""
+        """Size in the cache of the decompositions of all layers and of what the method makes from them."""
         return sum(cached_bytes(job) for job in self.jobs)
 
 
 def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
-    """Match a recipe's files against each other and write the work orders.
+    """Match the files of a recipe with each other and write the work orders.
 
     Args:
         recipe: files and settings.
-        pair: its models, where they are open already.
+        pair: its models, if they are already open.
 
     Raises:
-        FileError, UnsupportedError: a file cannot be read or is of a kind that is refused, or the output
-            profile has no spelling for something that is carried over.
+        FileError, UnsupportedError: a file cannot be read or is of a kind that is refused, or the output profile has
+            no spelling for something that must be written.
         MismatchError, UnmatchedKeysError: the files do not fit each other.
         UsageError: an unknown method, parameter or profile, or a `layers` pattern that matches nothing.
     """

@@ -1,7 +1,7 @@
 """What to compute: `Recipe`. How to go about it is in `options.py`.
 
 Everything in a recipe can change the result, so it enters the keys of cached results and the header of the output.
-Each field is the one place where its setting is defined: type, default, flag, help and documentation.
+Each field is the only place where its setting is defined: type, default, flag, help and documentation.
 """
 
 import shlex
@@ -26,7 +26,7 @@ Pattern = Annotated[str | None, AfterValidator(regular_expression)]
 class Recipe(Settings):
     """One transfer, described by files and settings. Raises UsageError where they make no sense.
 
-    The meaning of every field stands beside it; `loraport transfer --help` and `help(loraport.transfer)` show all.
+    Each field says what it means; `loraport transfer --help` and `help(loraport.transfer)` show them all.
     """
 
     lora: Annotated[PathText, Setting("LoRA to transfer: a file, a folder, or zoo:NAME.", path=True)]
@@ -216,10 +216,10 @@ class Recipe(Settings):
         return cls.model_validate(settings)
 
     def flags(self, *without: str) -> tuple[str, ...]:
-        """What is asked for besides files, as on the command line; settings at their defaults are left out.
+        """The settings other than files, as command-line flags; settings at their defaults are left out.
 
         Args:
-            without: settings that say nothing here.
+            without: settings to leave out.
         """
         found = []
         for name, setting in type(self).described().items():

@@ -1,4 +1,4 @@
-"""What a transfer method is: it says what it needs of a layer and turns that into the layer's new update."""
+"""What a transfer method is: it says what it needs of a layer, and turns that into the layer's new update."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -127,10 +127,10 @@ class LayerOutput:
     """The new update of a layer.
 
     Args:
-        update: the exact one, as an operator; the engine cuts it to the output's rank.
+        update: the exact update, as an operator; the engine cuts it to the output's rank.
         stats: a value for each of the method's `columns` that applies to this layer.
-        start: an update with about the same row space, where the search for the best low rank begins.
-        maps: for each of the method's `maps` that applies to this layer its numbers.
+        start: an update with about the same row space, from which the search for the best low rank starts.
+        maps: the numbers of each of the method's `maps` that applies to this layer.
     """
 
     update: "Operator"
@@ -140,7 +140,7 @@ class LayerOutput:
 
 
 class TransferMethod(ABC, Generic[P]):
-    """A way to carry an update from source to target. One file, one class, marked with `@register`.
+    """A way to transfer an update from source to target. One file, one class, marked with `@register`.
 
     Attributes:
         name: what the user types.
@@ -148,9 +148,9 @@ class TransferMethod(ABC, Generic[P]):
         summary: what it does, in half a sentence.
         reference: where it comes from.
         Params: its settings.
-        columns: the figures that it reports of a layer.
+        columns: the figures that it reports for a layer.
         maps: what it can draw of a layer.
-        keeps_rank: its updates have the input's rank at most, so that the output needs no more.
+        keeps_rank: its updates have at most the input's rank, so the output needs no more.
     """
 
     name: ClassVar[str]
@@ -174,13 +174,13 @@ class TransferMethod(ABC, Generic[P]):
     def cost(self, shape: tuple[int, int], rank: int, params: P, warm: bool) -> Cost:
         """Work of `transfer` and of cutting its update to `rank`, for a layer of this shape (out, in).
 
-        Reading the weights, their difference and their bases are the engine's and not counted.
+        Reading the weights, their difference and their bases is the engine's work and not counted.
 
         Args:
             shape: (out, in) of the weight.
-            rank: of the input's update or of the output, whichever is larger.
+            rank: rank of the input's update or of the output, whichever is larger.
             params: the settings.
-            warm: what `prepare` computes is there already.
+            warm: whether what `prepare` computes is already there.
         """
 
     def steps(self, shape: tuple[int, int], rank: int, params: P, warm: bool) -> dict[str, Cost]:
@@ -212,15 +212,15 @@ class TransferMethod(ABC, Generic[P]):
         """Tensors that depend on source and target but not on the LoRA, at most 2 min(m, n)^2 entries in all.
 
         Optional: `transfer` computes them if `inputs.prepared` is None. A caller that keeps them under (source
-        weight, target weight, method, version, `prepared_key`) saves the next LoRA that work. Of `inputs.update`
-        only the shape is read. Opaque: hand them back as they are.
+        weight, target weight, method, version, `prepared_key`) saves the next LoRA that work. Only the shape of
+        `inputs.update` is read. The tensors are opaque: pass them back unchanged.
         """
         return {}
 
 
 @dataclass(frozen=True)
 class Preset:
-    """A method with some settings made, under a name of its own.
+    """A method with some settings chosen, under its own name.
 
     Args:
         name: what the user types.
