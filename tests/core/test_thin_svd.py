@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loraport.core import thin_svd as module
-from loraport.core.thin_svd import gram, thin_svd
+from loraport.core.thin_svd import gram, singular_values, thin_svd
 from loraport.errors import NumericalError
 
 P = 192
@@ -68,6 +68,30 @@ def test_random_matrices(shape):
     svd = thin_svd(W)
     check(W, svd)
     assert svd.driver == "gram"
+
+
+@pytest.mark.parametrize("shape", [(P, P), (3 * P, P), (P, 3 * P)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_values_alone(kind, shape):
+    W = matrix(spectrum(kind), *shape)
+    found, exact = singular_values(W).double().square(), torch.linalg.svdvals(W.double()).square()
+    assert found.shape == exact.shape
+    assert bool((found.diff() <= 0).all())
+    assert float((found.cumsum(0) - exact.cumsum(0)).abs().max()) <= 1e-5 * float(exact.sum())
+
+
+def test_values_alone_of_a_usual_difference_need_no_vectors(monkeypatch):
+    W = torch.randn(300, 200, generator=torch.Generator().manual_seed(0))
+    for name in ("eigh", "svd", "svdvals"):
+        monkeypatch.delattr(torch.linalg, name)
+    assert singular_values(W).square().sum() == pytest.approx(float(W.square().sum()), rel=1e-6)
+
+
+def test_values_alone_of_what_has_a_low_rank_have_no_tail():
+    """Else a share of the energy would be looked for in rounding errors."""
+    for kind in ("mostly zero", "rank deficient"):
+        W, held = matrix(spectrum(kind), 2 * P, P), int((spectrum(kind) > 0).sum())
+        assert float(singular_values(W)[held:].square().sum()) < 1e-9 * float(W.square().sum())
 
 
 def test_usual_weights_take_the_fast_driver_and_odd_ones_do_not():

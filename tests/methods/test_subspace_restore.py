@@ -27,3 +27,15 @@ def test_by_projections(side: str, padded: int) -> None:
     left = (D - 0.7 * part).norm() ** 2
     assert made.stats["drift_undone"] == pytest.approx(float(1 - left / D.norm() ** 2))
     assert made.update.rank <= 9 + padded
+
+
+@pytest.mark.parametrize("shape", [(300, 280), (280, 300)], ids=str)
+def test_an_update_of_full_rank_works_everywhere_and_is_not_taken_apart_in_float64(shape, monkeypatch):
+    g, qr = torch.Generator().manual_seed(0), torch.linalg.qr
+    update, drift = (torch.randn(shape, generator=g) for _ in range(2))
+    monkeypatch.setattr(torch.linalg, "qr", lambda X: qr(X) if X.dtype == torch.float32 else pytest.fail("in float64"))
+    inputs = LayerInputs("x", LowRank.from_dense(update), None, None, DenseOperator(drift))
+    made = SubspaceRestore().transfer(inputs, SubspaceRestoreParams(share=0.5))
+    torch.testing.assert_close(made.update.dense(), update - 0.5 * drift, atol=1e-4, rtol=0)
+    assert made.update.rank == 280
+    assert made.stats["drift_undone"] == pytest.approx(0.75, abs=1e-5)

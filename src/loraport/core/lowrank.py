@@ -178,6 +178,10 @@ class LowRank(Operator):
         m, n = self.shape
         return LowRank.sum([self, LowRank.zeros(m, n, extra, dtype=self.dtype, device=self.device)])
 
+    def no_wider(self) -> "LowRank":
+        """The same matrix with at most as many columns of B as its shorter side is long: multiplied out, if need be."""
+        return self if self.rank <= min(self.shape) else LowRank.from_dense(self.dense())
+
     def scaled(self, factor: float) -> "LowRank":
         """The matrix times `factor`, its root put on both sides and its sign on B."""
         root = math.sqrt(abs(factor))

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraport.core.basis import SpectralBasis
-from loraport.core.operator import column_norms, sent, strips
+from loraport.core.operator import column_norms, sent, strips, wide
 from loraport.errors import NumericalError
 
 # Columns of W V that belong to singular values of a share s of the largest miss orthogonality by about eps / s^2 in
@@ -20,6 +20,8 @@ _FAINT = 0.03  # and below this one to all others as well, whose errors they hav
 _SMALL = 128  # the library takes 1.4 ms there and the eigenproblem 2.0; at 192 it is 5.4 against 2.1
 _BUDGET = 2.0  # eigenproblems of full size spent on tails; the library's SVD takes 1.8 to 2.7 of them
 _TOLERANCE = 100.0  # units in the last place on random probes; sound bases show at most 24, a lost direction 5e5
+_NOISE = 2e-6  # of the largest eigenvalue of a Gram matrix, in float32: what is less is rounding.
+_MANY, _LOST = 0.05, 0.02  # mean over largest square, and a share of squares that are less: errors are 1e-6 of the sum
 _PROBES = 16  # a product with 4 to 16 columns takes the same time, with 32 half as much again
 _SCALES = (1e-12, 1e12)  # of the largest singular value: outside, squares of the small ones leave float32
 
@@ -65,6 +67,28 @@ def thin_svd(W: Float[Tensor, "m n"], *, name: str = "matrix") -> SpectralBasis:
         where=name,
         values=f"{W.shape[0]} x {W.shape[1]}, largest entry {float(W.abs().max()):.3g}",
     )
+
+
+def singular_values(W: Float[Tensor, "m n"], *, name: str = "matrix") -> Float[Tensor, " p"]:
+    """Singular values of W, descending, on the CPU: exact to about 1e-6 of what all their squares add up to.
+
+    Of many values of like size, in float32, the eigenvalues of W^T W alone are enough, which take half of the time of
+    `thin_svd` and a third of LAPACK's own way on a small matrix, and less on large ones.
+
+    Args:
+        W: the matrix.
+        name: of its layer, for messages.
+
+    Raises:
+        NumericalError: as `thin_svd`.
+    """
+    if W.shape[0] < W.shape[1]:
+        return singular_values(W.T, name=name)
+    if W.dtype == torch.float32 and W.shape[1] >= _SMALL and W.device.type != "mps":
+        squares = _eigenvalues(gram(W))
+        if squares is not None and _told_apart(squares):
+            return squares.where(squares > _NOISE * float(squares[0]), 0.0).sqrt_()
+    return thin_svd(W, name=name).S.cpu()
 
 
 def gram(W: Float[Tensor, "m n"], blocks: int = 4) -> Float[Tensor, "n n"]:
@@ -183,6 +207,25 @@ def eigenvectors(G: Float[Tensor, "n n"]) -> Float[Tensor, "n n"] | None:
         if not _gives_up(error):
             raise
         return None
+
+
+def _eigenvalues(G: Float[Tensor, "n n"]) -> Float[Tensor, " n"] | None:
+    """Those of a symmetric matrix given by its lower triangle, on the CPU, the largest first; None if not found."""
+    try:
+        return torch.linalg.eigvalsh(G, UPLO="L").flip(0).cpu()
+    except RuntimeError as error:
+        if not _gives_up(error):
+            raise
+        return None
+
+
+def _told_apart(squares: Float[Tensor, " n"]) -> bool:
+    """Whether the errors of eigenvalues of a Gram matrix in float32, some eps of the largest, count for nothing."""
+    largest, many = float(squares[0]), len(squares)
+    if not _SCALES[0] < max(largest, 0.0) ** 0.5 < _SCALES[1]:
+        return False
+    lost = int((squares <= _NOISE * largest).sum())
+    return lost <= _LOST * many and float(wide(squares).sum()) > _MANY * many * largest
 
 
 def _turn(X: Tensor, rotation: Tensor) -> None:

@@ -233,9 +233,7 @@ def _added(job: LayerJob, side: str, digests: Mapping[str, str], reader: InputRe
     """What all LoRAs of a side together add to this layer, to the same bits in whatever order they were given."""
     found = LowRank.zeros(*job.shape)
     for _, update in ordered_updates(job, side, digests):
-        found = LowRank.sum([found, reader.load(update)])
-        if found.rank > min(job.shape):
-            found = LowRank.from_dense(found.dense())
+        found = LowRank.sum([found, reader.load(update)]).no_wider()
     return found.to(device=device)
 
 

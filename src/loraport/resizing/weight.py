@@ -15,7 +15,7 @@ from loraport.core.algorithm import ALGORITHM
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import Operator, wide
 from loraport.core.operators import DenseOperator
-from loraport.core.thin_svd import thin_svd
+from loraport.core.thin_svd import singular_values, thin_svd
 from loraport.core.truncation import truncated_svd
 from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.executor import Slot
@@ -25,7 +25,7 @@ from loraport.resizing.job import EXACT, WeightJob
 from loraport.store.index import entry_key
 from loraport.store.store import Store
 
-VERSION = 2  # raised whenever the same work would give other bytes than before
+VERSION = 3  # raised whenever the same work would give other bytes than before
 
 
 @dataclass(frozen=True)
@@ -138,12 +138,9 @@ def _compute(op: Operator, job: WeightJob) -> dict[str, Tensor]:
 
 
 def _values(op: Operator, name: str) -> Float[Tensor, " q"]:
-    if isinstance(op, LowRank):
+    if isinstance(op, LowRank) and op.thin:
         return op.svd()[1].cpu()
-    dense = op.dense()
-    if dense.is_cuda:  # whose library takes the values alone by rotations, and has no other way where they do not end
-        return thin_svd(dense, name=name).S.cpu()
-    return torch.linalg.svdvals(dense.cpu())
+    return singular_values(op.dense(), name=name)
 
 
 def _key(job: WeightJob, digests: Mapping[str, str]) -> str:

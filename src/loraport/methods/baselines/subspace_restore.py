@@ -31,7 +31,7 @@ class SubspaceRestore(base.TransferMethod[SubspaceRestoreParams]):
     """
 
     name = "subspace-restore"
-    version = 1
+    version = 2
     summary = "undo the drift on the directions that the LoRA reads and writes"
     reference = "ours"
     Params = SubspaceRestoreParams

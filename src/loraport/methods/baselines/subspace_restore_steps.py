@@ -17,8 +17,8 @@ def transfer(inputs: base.LayerInputs, params: SubspaceRestoreParams) -> base.La
     size, energy = update.norm(), drift.norm() ** 2
     if size == 0 or energy == 0:
         return base.LayerOutput(update, {"cosine": 1.0, "norm_ratio": 1.0, "drift_undone": 0.0}, update)
-    part = _part(drift, *_spans(update), params.side)
-    new = LowRank.sum([update, part.scaled(-params.share)])
+    part = _part(drift, *_spans(update), params.side).no_wider()
+    new = LowRank.sum([update, part.scaled(-params.share)]).no_wider()
     stats: dict[str, base.Stat] = {
         "drift_undone": min(params.share * (2 - params.share) * part.norm() ** 2 / energy, 1.0),
         "cosine": cosine(update, new),
@@ -29,9 +29,13 @@ def transfer(inputs: base.LayerInputs, params: SubspaceRestoreParams) -> base.La
 
 def _spans(update: LowRank) -> tuple[Float[Tensor, "m s"], Float[Tensor, "n s"]]:
     """Orthonormal bases of the columns and the rows of an update; directions that are rounding are left out."""
+    least = max(update.shape) * torch.finfo(update.dtype).eps
+    if not update.thin:
+        u, s, vh = update.svd()
+        return u[:, s > s[0] * least], vh[s > s[0] * least].T
     left, right = torch.linalg.qr(wide(update.B)), torch.linalg.qr(wide(update.A.T))
     u, s, vh = torch.linalg.svd(left.R @ right.R.T, full_matrices=False)
-    kept = s > s[0] * max(update.shape) * torch.finfo(update.dtype).eps
+    kept = s > s[0] * least
     return (left.Q @ u[:, kept]).to(update.B), (right.Q @ vh[kept].T).to(update.B)
 
 
