@@ -90,7 +90,7 @@ def _guarded(
             return _UNREAD
         raise
     except Exception as error:
-        if received:  # it came while a library was being loaded, which then says that it could not be
+        if received:  # a library made another error of it, and a debugger is at work, so that it is not raised again
             return _fail(_interrupted(), as_json)
         return _fail(_refusal(error) or _bug(error, verbose), as_json)
 
