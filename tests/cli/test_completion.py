@@ -80,38 +80,86 @@ def test_what_is_wrong_with_the_machine_is_not_said_at_a_tab(tmp_path: Path):
     assert _told(["loraport plan --architecture "], LORAPORT_FAMILIES=str(own)) == [(0, [], [])]
 
 
-@pytest.mark.skipif(shutil.which("bash") is None or os.name == "nt", reason="there is no bash")
-def test_a_real_shell_completes_names_and_files(tmp_path: Path):
-    import pty
+@pytest.mark.parametrize(
+    ("shell", "between", "env"),
+    [
+        ("fish", "\t", {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
+        ("powershell", ":::", {"_TYPER_COMPLETE_WORD_TO_COMPLETE": ""}),
+    ],
+)
+def test_each_line_that_a_shell_gets_is_a_name(shell: str, between: str, env: dict[str, str]):
+    asked = {"_LORAPORT_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_ARGS": "loraport transfer --method ", **env}
+    done = subprocess.run(
+        [sys.executable, "-m", "loraport"], capture_output=True, text=True, encoding="utf-8", check=True,
+        env={**os.environ, "COLUMNS": "80", **asked},
+    )  # fmt: skip
+    assert dict(line.split(between) for line in done.stdout.splitlines()) == loraport.list_methods()
 
+
+def _needs(shell: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(shell) is None or os.name == "nt", reason=f"there is no {shell}")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    """A new user's environment, with the program and two files at home."""
     program = tmp_path / "bin" / "loraport"
     program.parent.mkdir()
-    program.write_text(
-        f"#!{shutil.which('bash')}\nexec '{sys.executable}' -c 'from loraport.cli.main import run; run()' \"$@\"\n",
-        encoding="utf-8",
-    )
+    program.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m loraport \"$@\"\n", encoding="utf-8")
     program.chmod(0o755)
-    (tmp_path / "style.safetensors").touch()
-    env = {
+    for name in ("style.safetensors", "my style.safetensors"):
+        (tmp_path / name).touch()
+    return {
         "PATH": f"{program.parent}:{os.environ['PATH']}", "HOME": str(tmp_path), "TERM": "dumb", "PS1": "> ",
         "PYTHONPATH": str(Path(loraport.__file__).parents[1]), "LORAPORT_CACHE": str(tmp_path / "cache"),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("shell", [pytest.param(name, marks=_needs(name)) for name in ("bash", "zsh")])
+def test_a_real_shell_completes_names_and_files(shell: str, home: dict[str, str]):
+    import pty
+
     ours, theirs = pty.openpty()
-    shell = subprocess.Popen(
-        ["bash", "--norc", "--noprofile", "-i"], stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=env,
-        start_new_session=True,
-    )  # fmt: skip
+    process = subprocess.Popen(
+        [shell, "-i"], stdin=theirs, stdout=theirs, stderr=theirs, cwd=home["HOME"], env=home, start_new_session=True
+    )
     os.close(theirs)
     try:
-        _typed(ours, "loraport --install-completion\n", "bash completion installed")
-        _typed(ours, "source ~/.bashrc\n", "")
-        _typed(ours, "loraport transfer --method matched\t", "matched-gain")
-        _typed(ours, "\x15loraport inspect sty\t", "inspect style.safetensors")
+        _typed(ours, "loraport --install-completion\n", f"{shell} completes loraport")
+        _typed(ours, f"exec {shell} -i\n", "")
+        _typed(ours, "PS1='> '; echo rea''dy\n", "ready")
+        _typed(ours, "loraport tr\t", "ansfer")
+        _typed(ours, "\x15loraport convert x --to ko\t", "hya")
+        _typed(ours, "\x15loraport transfer --method=matched\t", "matched-gain")
+        _typed(ours, "\x15loraport inspect --model sty\t", "style.safetensors")
+        _typed(ours, "\x15loraport transfer --source=my\t", "--source=my\\ style.safetensors")
         _typed(ours, "\x15exit\n", "exit")
     finally:
         os.close(ours)
-        shell.terminate()
-        shell.wait()
+        process.terminate()
+        process.wait()
+
+
+@_needs("fish")
+def test_fish_completes_names_and_files(home: dict[str, str]):
+    def run(command: str) -> str:
+        return subprocess.run(
+            ["fish", "-c", command], capture_output=True, text=True, encoding="utf-8", check=True, env=home,
+            cwd=home["HOME"],
+        ).stdout  # fmt: skip
+
+    assert "fish completes loraport" in run("loraport --install-completion")
+    wanted = {
+        "loraport tr": ["transfer"],
+        "loraport convert x --to ko": ["kohya"],
+        "loraport transfer --method ma": ["masked-restore", "matched-gain"],
+        "loraport transfer --method=mat": ["--method=matched-gain"],
+        "loraport inspect sty": ["style.safetensors"],
+        "loraport transfer --source=my": ["--source=my style.safetensors"],
+    }
+    told = run("; echo; ".join(f"complete -C '{line}'" for line in wanted))
+    found = [[line.split("\t")[0] for line in part.splitlines()] for part in told.split("\n\n")]
+    assert dict(zip(wanted, found, strict=True)) == wanted
 
 
 def _typed(terminal: int, text: str, wanted: str) -> None:

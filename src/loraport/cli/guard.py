@@ -14,6 +14,7 @@ import typer
 
 from loraport.cli.console import Console
 from loraport.cli.plain_help import Group
+from loraport.cli.shells import taught
 from loraport.cli.signals import ended_by_signals
 from loraport.errors import FileError, Interrupted, LoraportError, UsageError, first_line
 from loraport.windows import page_file_is_full
@@ -29,6 +30,10 @@ _UNREAD = 128 + 13
 
 class Commands(Group):
     """The top-level group: every way out of the program passes `main`."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Options of the program itself."""
+        return taught(super().get_params(ctx))
 
     def main(  # type: ignore[override]  # what typer takes besides is nothing, and nothing is swallowed here
         self,
