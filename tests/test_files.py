@@ -104,7 +104,7 @@ def test_a_name_that_is_taken_meanwhile_is_not_taken_away(tmp_path):
 @pytest.mark.parametrize("name", ["x" * 300, "a\0b", "file/out.txt"])
 def test_a_name_that_cannot_be_is_said_so_before_the_work(tmp_path, name):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(FileError, match="cannot be written there"):
+    with pytest.raises(FileError, match=r"cannot be written there|cannot have this name on Windows"):
         writable.check_output(tmp_path / name, overwrite=True)
 
 

@@ -1,4 +1,4 @@
-"""What Windows would refuse, by its rules about files kept here, and by its names, paths and numbers."""
+"""What Windows refuses: by its rules about files, kept here elsewhere, and by its names, paths and numbers."""
 
 import mmap
 import os
@@ -30,7 +30,9 @@ from loraport.store import index
 from loraport.store.store import Store
 from loraport.writable import check_output
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="what is open is read from /proc")
+by_the_rules = pytest.mark.skipif(
+    os.name != "nt" and not Path("/proc/self/fd").exists(), reason="what is open is read from /proc"
+)
 WRITER = """
 import sys, time
 from pathlib import Path
@@ -54,7 +56,7 @@ def named_as_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "WINDOWS", True)
 
 
-@needs_proc
+@by_the_rules
 def test_the_rules_are_kept(tmp_path: Path, rules) -> None:
     path, other = tmp_path / "open", tmp_path / "other"
     path.write_bytes(b"content")
@@ -72,7 +74,7 @@ def test_the_rules_are_kept(tmp_path: Path, rules) -> None:
         os.open(tmp_path, os.O_RDONLY)
 
 
-@needs_proc
+@by_the_rules
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])
 def test_a_transfer_holds_nothing_open_that_it_replaces(tmp_path: Path, ending: str, rules) -> None:
     made = pico.write(tmp_path / "pico")
@@ -93,7 +95,7 @@ def test_a_transfer_holds_nothing_open_that_it_replaces(tmp_path: Path, ending: 
     assert index.clear(tmp_path / "cache") != []
 
 
-@needs_proc
+@by_the_rules
 def test_an_output_that_is_in_use_is_named_and_stays(tmp_path: Path, rules) -> None:
     path, other = tmp_path / "high.bin", tmp_path / "low.bin"
     files.write_bytes(path, b"old")
@@ -116,7 +118,7 @@ def test_an_output_that_is_in_use_is_named_and_stays(tmp_path: Path, rules) -> N
     assert sorted(tmp_path.iterdir()) == [path, other]
 
 
-@needs_proc
+@by_the_rules
 def test_a_file_that_is_looked_at_for_a_moment_is_waited_for(tmp_path: Path, rules, monkeypatch) -> None:
     path = tmp_path / "out.bin"
     path.write_bytes(b"old")
@@ -126,7 +128,7 @@ def test_a_file_that_is_looked_at_for_a_moment_is_waited_for(tmp_path: Path, rul
     assert path.read_bytes() == b"new"
 
 
-@needs_proc
+@by_the_rules
 def test_leftovers_go_once_nobody_holds_them(tmp_path: Path, rules) -> None:
     path = index.entry_path(tmp_path, "basis", "ab" * 32)
     path.parent.mkdir(parents=True)
@@ -141,7 +143,7 @@ def test_leftovers_go_once_nobody_holds_them(tmp_path: Path, rules) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-@needs_proc
+@by_the_rules
 def test_an_entry_that_another_process_reads_is_kept(tmp_path: Path, rules) -> None:
     store, key, tensors = Store(tmp_path, reserve_bytes=0), "ab" * 32, {"x": torch.ones(3)}
     assert store.put("basis", key, tensors)
@@ -155,7 +157,8 @@ def test_an_entry_that_another_process_reads_is_kept(tmp_path: Path, rules) -> N
 @pytest.mark.parametrize(
     "name",
     [r"C:\loras\con.safetensors", r"out\Aux\x.safetensors", "nul", "COM1.run.jsonl", "style:fast.safetensors",
-     r"C:\what?.safetensors", r"D:\loras \x.safetensors", r"\\server\share\a|b", "x.", "tab\t.bin"],
+     r"C:\what?.safetensors", r"D:\loras \x.safetensors", r"\\server\share\a|b", "x.", "tab\t.bin",
+     "x" * 256],
 )  # fmt: skip
 def test_names_that_windows_does_not_have(name: str, named_as_windows) -> None:
     assert windows.refused_name(PureWindowsPath(name)) is not None
@@ -172,6 +175,7 @@ def test_names_that_windows_has(name: str, named_as_windows) -> None:
 
 def test_a_name_is_refused_before_the_work_and_only_there(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "style:fast.safetensors"
+    monkeypatch.setattr(windows, "WINDOWS", False)
     check_output(path, overwrite=False)
     monkeypatch.setattr(windows, "WINDOWS", True)
     with pytest.raises(FileError, match="on Windows") as caught:
@@ -227,6 +231,7 @@ def test_a_page_file_that_is_full_is_no_damaged_file(tmp_path: Path, monkeypatch
 
 
 def test_no_more_worker_processes_than_windows_has(monkeypatch) -> None:
+    monkeypatch.setattr(windows, "WINDOWS", False)
     assert len(LayerExecutor(Limits(workers=100)).slots()) == 100
     monkeypatch.setattr(windows, "WINDOWS", True)
     count = len(LayerExecutor(Limits(workers=100)).slots())

@@ -16,8 +16,10 @@ def keep(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the functions that remove, rename and open refuse what they refuse there, in this process.
 
     What processes that this one started hold open counts as well. Nothing is known of locks on folders, and they
-    cannot be opened.
+    cannot be opened. On Windows itself nothing is done, as the system keeps them.
     """
+    if os.name == "nt":
+        return
     monkeypatch.setattr("loraport.partial.fcntl", None)
     monkeypatch.setattr("loraport.windows.WINDOWS", True)
     monkeypatch.setattr("loraport.windows._WAITS", (0.0, 0.01))

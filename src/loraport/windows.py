@@ -14,6 +14,7 @@ WINDOWS = os.name == "nt"
 
 _WAITS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.4)  # seconds; a virus scanner or an indexer looks at a new file for as long
 _LONGEST = 259  # characters of a path
+_LONGEST_NAME = 255  # characters of a file or folder in it
 _LONGER = 60  # that the temporary name of a file is longer at most
 _DEVICES = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³]) *(\..*)?", re.IGNORECASE | re.DOTALL)
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
@@ -49,6 +50,8 @@ def refused_name(path: PurePath) -> str | None:
             return f"a name cannot have {forbidden[0]!r} in it"
         if part[-1] in " .":
             return f"{part!r} ends in a space or a dot"
+        if len(part) > _LONGEST_NAME:
+            return f"a name has {_LONGEST_NAME} characters at most, this one {len(part)}"
     return None
 
 

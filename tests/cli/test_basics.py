@@ -70,6 +70,7 @@ def loraport(*words: str, **options) -> subprocess.CompletedProcess:
         capture_output=True,
         text=True,
         encoding="utf-8",
+        errors="backslashreplace",  # of an odd locale
         check=False,
         **options,
     )
