@@ -165,7 +165,8 @@ class TransferLora:
             report = actions.transfer(settings, output, device=device, overwrite=overwrite, on_progress=on_progress)
         except loraport.LoraportError as error:
             raise RefusedError(error.message) from None
-        made = comfy.utils.load_torch_file(str(output), safe_load=True)
+        loaded = comfy.utils.load_torch_file(str(output), safe_load=True)
+        made = {key: tensor.clone() for key, tensor in loaded.items()}  # Windows replaces no file that is mapped
         return {"ui": {"text": (report,)}, "result": (made, name.replace("/", os.sep), report)}
 
 
