@@ -1,5 +1,6 @@
 """What the nodes do, on paths: nothing of ComfyUI in here."""
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -8,6 +9,14 @@ import loraport
 from loraport.engine.events import Event, LayerDone
 
 SUFFIX = ".safetensors"
+_INPUTS = {"output": "save_as", "target-lora": "distillation_lora"} | {
+    name: name for name in ("source", "target", "method", "strength", "amount", "rank", "device", "overwrite")
+}
+
+
+def in_words_of_the_node(text: str) -> str:
+    """A message in which options of the command line are called what the inputs of the node are, where it has them."""
+    return re.sub(r"--([a-z]+(?:-[a-z]+)*)", lambda found: _INPUTS.get(found[1], found[0]), text)
 
 
 def output_name(lora: str, target: str, wanted: str = "") -> str:
@@ -83,7 +92,7 @@ def transfer(
         f"{output.name}: {facts.layers} layers by {facts.method}, rank {facts.rank_in} -> {facts.rank_out}, "
         f"{facts.energy_kept_total:.2%} of the new update kept"
     ]
-    return "\n".join(lines + [f"note: {text}" for text in report.warnings])
+    return "\n".join(lines + [f"note: {in_words_of_the_node(text)}" for text in report.warnings])
 
 
 def verdict(lora: Path, model: Path | None = None) -> str:

@@ -37,6 +37,11 @@ def _path(name: str, *folders: str) -> Path:
 class RefusedError(Exception):
     """A message for the user. ComfyUI shows the text of an exception; the cause behind it is of no use to anybody."""
 
+    __module__ = "loraport"  # the page shows it in front of the text, and would show the path of this file
+
+    def __init__(self, error: loraport.LoraportError):
+        super().__init__(actions.in_words_of_the_node(error.message))
+
 
 class TransferLora:
     """Transfers a LoRA from the model it was trained on to another of its family, such as a distilled one."""
@@ -164,7 +169,7 @@ class TransferLora:
             }
             report = actions.transfer(settings, output, device=device, overwrite=overwrite, on_progress=on_progress)
         except loraport.LoraportError as error:
-            raise RefusedError(error.message) from None
+            raise RefusedError(error) from None
         loaded = comfy.utils.load_torch_file(str(output), safe_load=True)
         made = {key: tensor.clone() for key, tensor in loaded.items()}  # Windows replaces no file that is mapped
         return {"ui": {"text": (report,)}, "result": (made, name.replace("/", os.sep), report)}
@@ -199,7 +204,7 @@ class CheckLora:
             fits = None if model == NONE else _path(model, *_MODELS)
             text = actions.verdict(_path(lora, "loras"), fits)
         except loraport.LoraportError as error:
-            raise RefusedError(error.message) from None
+            raise RefusedError(error) from None
         return {"ui": {"text": (text,)}, "result": (text,)}
 
 

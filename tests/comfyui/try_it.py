@@ -39,9 +39,23 @@ def write_files(server: Server) -> None:
     (server.loras / "nonsense.safetensors").write_text("no tensors in here", encoding="utf-8")
 
 
+def example() -> Prompt:
+    """The example of the pack as the page sends it when it is queued."""
+    page = json.loads((PACK / "example_workflows" / "transfer_lora.json").read_text(encoding="utf-8"))
+    origin = {link: [str(node), slot] for link, node, slot, *_ in page["links"]}
+    prompt = {}
+    for node in page["nodes"]:
+        linked = {each["name"]: origin[each["link"]] for each in node.get("inputs", ()) if each["link"] is not None}
+        inputs = node.get("widgets_values_named", {}) | linked
+        if node["type"] != "Note":
+            prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    del prompt["9"]["inputs"]["control_after_generate"]  # what the page does with the seed
+    return prompt
+
+
 def workflow(name: str, *, strength: float = 1.0) -> Prompt:
-    """The example of the pack on the tiny files: without text encoder and decoder, and with the patched model saved."""
-    prompt = json.loads((PACK / "example_workflows" / "transfer_lora.json").read_text(encoding="utf-8"))
+    """The example on the tiny files: without text encoder and decoder, and with the patched model saved."""
+    prompt = example()
     pair = {"source": "tiny.safetensors", "target": "tiny-fast.safetensors"}
     prompt["1"]["inputs"] |= {"lora": "tiny-style.safetensors", "save_as": name, **pair}
     prompt["3"]["inputs"]["unet_name"] = pair["target"]
@@ -109,6 +123,9 @@ async def try_all(server: Server) -> None:
     assert progress[-1]["value"] == progress[-1]["max"] == 1000, progress[-1]
     made = loras / "fast.safetensors"
     assert "20 layers by casa" in shown["2"]["text"][0], shown["2"]
+    assert shown["2"] == shown["1"], shown
+    maps = Path(f"/proc/{server.process.pid}/maps")
+    assert not maps.exists() or str(made) not in maps.read_text(), "mapped: Windows could not replace it"
     print("the example workflow runs, with progress:", shown["2"]["text"][0])
 
     again = server.base / "again.safetensors"
@@ -170,9 +187,9 @@ async def try_all(server: Server) -> None:
     for change, message in (
         ({"lora": "nonsense.safetensors"}, "nonsense.safetensors"),
         ({"lora": "long-style.safetensors"}, "blocks.2"),
-        ({"target": "none"}, "the target is not given"),
+        ({"target": "none"}, "(target) or distillation LoRAs for the source (distillation_lora)"),
         ({"save_as": "../outside"}, "leads out of the LoRA folder"),
-        ({"save_as": "mine"}, "already exists"),
+        ({"save_as": "mine"}, "add overwrite"),
     ):
         prompt = only(workflow("wrong"), "1")
         prompt["1"]["inputs"] |= change
@@ -181,6 +198,7 @@ async def try_all(server: Server) -> None:
         said = told[-1]["data"]["exception_message"]
         assert message in said, said
         assert "Traceback" not in said
+        assert "--" not in said, "an option of the command line"
         assert 'File "' not in said, said
         print(f"refused: {change}:", said.strip().replace("\n", " / "))
     assert sorted(loras.rglob("*")) == sorted(before), "something was left behind"
