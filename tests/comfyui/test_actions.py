@@ -82,6 +82,13 @@ def test_earlier_results_are_replaced_and_other_files_are_not(actions, files):
     assert other.read_bytes() == output.read_bytes()
 
 
+def test_messages_name_inputs_where_the_node_has_them(actions):
+    said = "add --overwrite, --output, (--target-lora), --force or --allow-partial"
+    assert actions.in_words_of_the_node(said) == (
+        "add overwrite, save_as, (distillation_lora), --force or --allow-partial"
+    )
+
+
 def test_a_cancel_leaves_nothing(actions, files):
     class Cancelled(Exception):
         pass
