@@ -16,8 +16,10 @@ class Dense:
     hit: Tensor
 
 
-def casa(W, drift, update, *, U, S, Vh, k, tau, q_dom, q_act, restore=True, arbitrate=True, density="head") -> Dense:
-    """U and Vh are square (completed); arbitration is confined to the thin core, as the default rules say."""
+def casa(
+    W, drift, update, *, U, S, Vh, k, tau, q_dom, q_act, restore=True, arbitrate=True, density="head", everywhere=False
+) -> Dense:
+    """U and Vh are square (completed); unless `everywhere`, arbitration is confined to the thin core."""
     m, n = W.shape
     p = min(m, n)
     lora, fft = U.T @ update @ Vh.T, U.T @ drift @ Vh.T
@@ -42,7 +44,7 @@ def casa(W, drift, update, *, U, S, Vh, k, tau, q_dom, q_act, restore=True, arbi
     context = torch.ones(m, n, dtype=W.dtype)
     context[:k, :k] = cosine[labels][:, labels]
     score = (lora * fft).abs() * context
-    thin = torch.zeros(m, n, dtype=torch.bool)
+    thin = torch.full((m, n), everywhere)
     thin[:p, :p] = True
     candidates = dominant & thin & (lora * fft > 0)
     hit = torch.zeros_like(candidates)

@@ -62,12 +62,7 @@ def distance(a, b):
     return float((a - b).norm() / max(float(b.norm()), 1e-30))
 
 
-@settings(deadline=None, max_examples=30)
-@given(layers, params_of_any_kind)
-def test_equals_the_dense_oracle(layer, params):
-    if params.complete_basis:
-        params = params.model_copy(update={"complete_basis": False})
-    W, D, inputs = make(*layer)
+def check_by_the_oracle(W, D, inputs, params):
     full = inputs.basis.completed()
     k = inputs.basis.head(params.head_energy) if W.shape[0] == W.shape[1] or params.cut_nonsquare else min(W.shape)
     expected = oracle.casa(
@@ -84,6 +79,7 @@ def test_equals_the_dense_oracle(layer, params):
         restore=params.restore,
         arbitrate=params.arbitrate,
         density=params.density,
+        everywhere=params.complete_basis,
     )
     output = run(inputs, params)
     scale = float(D.norm() + inputs.update.norm())
@@ -95,6 +91,44 @@ def test_equals_the_dense_oracle(layer, params):
         coordinates = full.U.T @ D @ full.Vh.T
         undone = float(coordinates[~expected.dominant].square().sum() / D.square().sum())
         assert output.stats["drift_undone"] == pytest.approx(undone, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=30)
+@given(layers, params_of_any_kind)
+def test_equals_the_dense_oracle(layer, params):
+    check_by_the_oracle(*make(*layer), params)
+
+
+WEIGHTS = {
+    "of low rank": lambda W: W[:, :1] @ W[:1] + W[:, -1:] @ W[-1:],
+    "repeated singular values": lambda W: 2 * thin_svd(W).U @ thin_svd(W).Vh,
+    "an empty row": lambda W: W * (torch.arange(len(W)) != len(W) // 2)[:, None],
+    "small": lambda W: 1e-4 * W,
+}
+DRIFTS = {
+    "in one row": lambda D: D * (torch.arange(len(D)) == len(D) // 2)[:, None],
+    "of rank one": lambda D: D[:, :1] @ D[:1],
+    "enormous": lambda D: 1e6 * D,
+    "tiny": lambda D: 1e-7 * D,
+}
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.tuples(st.sampled_from(SHAPES), st.sampled_from([1, 4, 30]), st.integers(0, 2**16)),
+    params_of_any_kind,
+    st.sampled_from(sorted(WEIGHTS)),
+    st.sampled_from(sorted(DRIFTS)),
+    st.sampled_from([1.0, -1.0, 1e-6, 1e6]),
+)
+def test_equals_the_dense_oracle_on_layers_that_no_model_has(layer, params, weight, drift, strength):
+    W, D, inputs = make(*layer)
+    W, D = WEIGHTS[weight](W), DRIFTS[drift](D)
+    if float(W.norm()) == 0.0 or float(D.norm()) == 0.0:
+        return
+    update = inputs.update.scaled(strength * float(W.norm()))
+    update.A[len(update.A) // 2] *= len(update.A) == 1  # a direction of nothing, if there are several
+    check_by_the_oracle(W, D, LayerInputs("layer", update, thin_svd(W), None, DenseOperator(D)), params)
 
 
 @settings(deadline=None, max_examples=25)
