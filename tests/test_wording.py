@@ -45,7 +45,7 @@ def test_one_layer_is_one_in_messages_and_on_the_page(tmp_path):
     output = tmp_path / "out.safetensors"
     loraport.transfer(files.lora, source=files.source, target=files.target, output=output)
     page = render_page(read_run(output.with_suffix(".run.jsonl")))
-    assert "1 layer by casa" in page
+    assert "1 layer, method casa" in page
     assert "100.0 %" not in page
     said = [check.found for check in verify_adapter(output)]
     assert "2 keys, 1 layer" in said

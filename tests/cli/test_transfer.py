@@ -293,7 +293,7 @@ def test_a_page_about_a_transfer(files: pico.Pico) -> None:
     assert transfer(files, "--report", page).exit_code == 0
     text = page.read_text(encoding="utf-8")
     assert "blocks.1.ffn.2" in text
-    assert "layers by casa" in text
+    assert "layers, method casa" in text
     for words in (["--report", page], ["--report", files.source, "--overwrite"], ["--report", files.folder]):
         before = files.source.read_bytes()
         done = transfer(files, "-o", files.folder / "other.safetensors", *words)
