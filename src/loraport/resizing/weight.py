@@ -112,7 +112,7 @@ def layers_of(weight: StoredWeight, update: LowRank) -> dict[str, LowRank]:
 def _operator(job: WeightJob, reader: InputReader, device: torch.device) -> Operator:
     matrix = job.matrix.read(reader)
     if isinstance(matrix, LowRank):
-        if matrix.rank < min(matrix.shape):
+        if matrix.thin and matrix.rank < min(matrix.shape):
             return matrix.to(device=device)
         matrix = matrix.dense()
     return DenseOperator(matrix.to(device))
@@ -138,7 +138,7 @@ def _compute(op: Operator, job: WeightJob) -> dict[str, Tensor]:
 
 
 def _values(op: Operator, name: str) -> Float[Tensor, " q"]:
-    if isinstance(op, LowRank) and op.thin:
+    if isinstance(op, LowRank):
         return op.svd()[1].cpu()
     return singular_values(op.dense(), name=name)
 
