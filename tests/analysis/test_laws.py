@@ -281,6 +281,19 @@ def test_meeting_against_the_whole_matrices():
         assert float((torch.tensor(grid, dtype=torch.float64) * areas).sum()) == pytest.approx(share.value, abs=1e-3)
 
 
+def test_a_drift_that_the_cache_spares_a_square_layer_changes_no_bit():
+    """Of such a layer the routing matrix is kept, so that the drift itself is there in some runs and not in others."""
+    basis, D = weight(SQUARE), 0.05 * random(*SQUARE, seed=30)
+    routing = DriftRouting.of(basis, DenseOperator(D), basis.head(0.9), "head")
+    loras = {str(seed): LowRank(random(24, 3, seed=seed), random(3, 24, seed=seed + 1)) for seed in range(9)}
+    along = [
+        [lora.along for lora in project(tensors, CasaParams(), seed=4).loras.values()]
+        for drift in (DenseOperator(D), None)
+        for tensors in [LayerTensors("blocks.0.ffn.2", SQUARE, basis, routing, drift, loras, None)]
+    ]
+    assert along[0] == along[1] == pytest.approx([float((lora.dense() * D).sum()) for lora in loras.values()])
+
+
 def test_an_intruder_is_seen_and_a_gaussian_of_its_norm_is_none():
     basis = weight(SQUARE)
     strange = LowRank(basis.U[:, 12:] @ torch.ones(12, 1).double(), torch.ones(1, 12).double() @ basis.Vh[12:])

@@ -147,7 +147,8 @@ def _rounding(
 
 
 def _product(layer: LayerTensors, update: LowRank, drift: Coordinates, basis: SpectralBasis, given: LowRank) -> float:
-    """<update, drift>; what both have outside of the thin basis is in the drift itself alone."""
-    if layer.drift is not None:
+    """<update, drift>. What both have outside of the thin basis is in the drift itself alone; a square layer has
+    nothing there, and whether its drift is at hand hangs on the cache, which must not show in the last digit."""
+    if layer.drift is not None and basis.U.shape[0] != basis.U.shape[1]:
         return inner(update, layer.drift)
     return dot((basis.U.T @ given.B).T @ drift.C, given.A @ basis.Vh.T)
