@@ -109,9 +109,16 @@ class Interrupted(LoraportError):
     exit_code = 130
 
 
-def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str | None:
+def did_you_mean(name: str, known: Iterable[str]) -> str | None:
     """The nearest known name as a question, for `fix`; None if none is near."""
     import difflib
 
-    near = difflib.get_close_matches(name[:200], list(known), n=1, cutoff=cutoff)
+    near = difflib.get_close_matches(name[:200], list(known), n=1)
     return f"did you mean {near[0]!r}?" if near else None
+
+
+def one_of(name: str, known: Iterable[str]) -> str:
+    """What to use instead of a name that is none of a few, for `fix`: the nearest, and all of them."""
+    known = list(known)
+    near = did_you_mean(name, known)
+    return f"{near} otherwise one of {', '.join(known)}" if near else f"use one of {', '.join(known)}"

@@ -24,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from loraport.errors import UsageError, did_you_mean
+from loraport.errors import UsageError, one_of
 
 Model = TypeVar("Model", bound="Settings")
 
@@ -188,7 +188,7 @@ def _refusal(model: type[Settings], error: ValidationError) -> UsageError:
         return UsageError(
             f"bad setting {said}",
             values=_shown(first["input"]),
-            fix=did_you_mean(str(first["input"]), words) or f"use {', '.join(words)}",
+            fix=one_of(str(first["input"]), words),
         )
     message = re.sub(r"^(Value error, |Input )", "", first["msg"])
     return UsageError(
@@ -203,8 +203,7 @@ def unknown_setting(name: str, known: Mapping[str, Setting], where: str | None =
     return UsageError(
         f"there is no setting named {name!r}",
         where=where,
-        values=f"known: {', '.join(known)}",
-        fix=did_you_mean(name, known) or "use one of the known names",
+        fix=one_of(name, known),
     )
 
 

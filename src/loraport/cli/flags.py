@@ -24,7 +24,7 @@ from loraport.cli import options
 from loraport.cli.entry import entry
 from loraport.containers.names import named_path
 from loraport.engine.recipe import METHOD, Recipe
-from loraport.errors import LoraportError, UsageError
+from loraport.errors import LoraportError, UsageError, one_of
 from loraport.settings import Setting, Settings, choices
 from loraport.writable import with_settings
 
@@ -164,10 +164,7 @@ def _preset_or(method: str | None, preset: str) -> str:
 
     found = registry.preset_of(preset)
     if found is None:
-        raise UsageError(
-            f"there is no preset named {preset!r}", values=f"known: {', '.join(registry.presets())}",
-            fix="loraport methods",
-        )  # fmt: skip
+        raise UsageError(f"there is no preset named {preset!r}", fix=one_of(preset, registry.presets()))
     owner = found.method
     if method not in (None, owner):
         raise UsageError(

@@ -84,7 +84,7 @@ def merge(
         }
         console.result(
             f"{count(len(ready.tensors), 'tensor')} of {ready.model.architecture.title} would change",
-            f"  files     {text.listing([file.name for file in ready.layout.files])}",
+            f"  reads     {text.listing([file.name for file in ready.layout.files])}",
             f"  writes    {size(ready.output_bytes)}",
             f"  memory    {size(ready.peak_bytes)} for the tensors in progress",
             *_formats(len(ready.requantized), len(ready.dequantized), ready.grown_bytes, dequantize),

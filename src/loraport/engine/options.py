@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from loraport.engine.devices import named_devices
 from loraport.engine.executors import NAMES as EXECUTORS
 from loraport.engine.recipe import MACHINE, OUTPUT
-from loraport.errors import UsageError, did_you_mean
+from loraport.errors import UsageError, one_of
 from loraport.settings import PathText, Setting, Settings, parse_size
 
 RayData = Literal["auto", "paths", "store"]
@@ -19,9 +19,7 @@ RayData = Literal["auto", "paths", "store"]
 
 def _executor(name: str) -> str:
     if name not in EXECUTORS:
-        raise UsageError(
-            "unknown executor", values=name, fix=did_you_mean(name, EXECUTORS) or f"use {', '.join(EXECUTORS)}"
-        )
+        raise UsageError(f"there is no executor named {name!r}", fix=one_of(name, EXECUTORS))
     return name
 
 

@@ -3,11 +3,10 @@
 A new task is one more entry in `TASKS`; nothing else has to know.
 """
 
-import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from loraport.errors import UsageError
+from loraport.errors import UsageError, one_of
 from loraport.zoo import world
 
 Statistic = Literal["look", "hole", "sway"]
@@ -66,12 +65,7 @@ def get(style: str) -> LoraTask:
     """The task of this name. Raises UsageError, with the nearest name, if there is none."""
     if style in TASKS:
         return TASKS[style]
-    near = difflib.get_close_matches(style, TASKS, n=1)
-    raise UsageError(
-        f"there is no task for the style {style!r}",
-        values=f"known: {', '.join(TASKS)}",
-        fix=f"did you mean {near[0]!r}?" if near else None,
-    )
+    raise UsageError(f"there is no task for the style {style!r}", fix=one_of(style, TASKS))
 
 
 def draw_prompts(task: LoraTask, count: int, *, seed: int) -> list[world.Prompt]:

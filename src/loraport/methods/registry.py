@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from loraport import methods
-from loraport.errors import UsageError, did_you_mean
+from loraport.errors import UsageError, one_of
 from loraport.methods.base import METHODS, PRESETS, Params, Preset, TransferMethod
 
 _STEPS = re.compile(r"_steps$|\.casa\.(?!method$)")  # mathematics, which brings torch along
@@ -127,8 +127,5 @@ def _load_all() -> None:
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> UsageError:
-    return UsageError(
-        f"there is no {kind} named {name!r}",
-        values=f"known: {', '.join(known)}",
-        fix=did_you_mean(name, known) or "loraport methods lists them",
-    )
+    fix = f"{one_of(name, known)}; loraport methods explains them"
+    return UsageError(f"there is no {kind} named {name!r}", fix=fix)

@@ -8,7 +8,7 @@ from pathlib import Path
 from loraport.containers.locate import locate
 from loraport.containers.names import Expert
 from loraport.containers.references import TensorFile, TensorRef, refusal
-from loraport.errors import MismatchError, UnsupportedError, UsageError, did_you_mean
+from loraport.errors import MismatchError, UnsupportedError, UsageError, one_of
 from loraport.models.architecture import Architecture, detect
 from loraport.models.families import families, foreign
 from loraport.models.family import Family
@@ -113,11 +113,7 @@ def check_architecture(architecture: str) -> None:
     """Raise UsageError unless it is "auto", "any" or the name of a family."""
     names = (AUTO, ANY, *families())
     if architecture not in names:
-        raise UsageError(
-            "there is no architecture of that name",
-            values=architecture,
-            fix=did_you_mean(architecture, names) or f"one of: {', '.join(names)}",
-        )
+        raise UsageError("there is no architecture of that name", values=architecture, fix=one_of(architecture, names))
 
 
 def _read_for(architecture: str, like: Checkpoint | None, tensors: Mapping[str, TensorRef]) -> Reading | None:

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 from typing import NamedTuple
 
-from loraport.errors import FileError, UsageError, did_you_mean
+from loraport.errors import FileError, UsageError, one_of
 
 DISTILLATIONS = "distillations"
 """Folder of the LoRAs that make a distilled model of its parent, beside the folder of models."""
@@ -175,8 +175,4 @@ def _data() -> Path:
 
 
 def _unknown(name: str, known: list[str], what: str) -> UsageError:
-    return UsageError(
-        f"no bundled {what} is named {name!r}",
-        values=f"bundled: {', '.join(known)}",
-        fix=did_you_mean(name, known, cutoff=0.4),
-    )
+    return UsageError(f"no bundled {what} is named {name!r}", fix=one_of(name, known))

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from loraport.errors import UsageError
+from loraport.errors import UsageError, one_of
 from loraport.zoo.catalogue import TINY, ClipSize
 from loraport.zoo.world import BACKGROUND_RGB, CHANNELS, COLOUR_RGB, FRAMES, HEADING, SIZE, STYLES
 
@@ -74,7 +74,7 @@ def render(
         UsageError: unknown style.
     """
     if style not in STYLES:
-        raise UsageError(f"the tiny world has no style {style!r}", values=f"known: {', '.join(STYLES)}")
+        raise UsageError(f"the tiny world has no style {style!r}", fix=one_of(style, STYLES))
     scene = _scene(prompts, style, generator, copies, clip)
     image = _LOOKS.get(style, _draw_plain)(scene)
     return (image * 2 - 1).clamp(-1, 1)

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
-from loraport.errors import UsageError
+from loraport.errors import UsageError, one_of
 from loraport.zoo.catalogue import TINY, data_file
 
 FRAMES, SIZE = TINY
@@ -78,7 +78,7 @@ class Prompt:
     def __post_init__(self):
         for value, known in zip(self._values(), ATTRIBUTES, strict=True):
             if value not in known:
-                raise UsageError(f"the tiny world knows no {value!r}", values=f"known: {', '.join(known)}")
+                raise UsageError(f"the tiny world knows no {value!r}", fix=one_of(value, known))
 
     @property
     def text(self) -> str:
