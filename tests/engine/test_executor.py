@@ -127,9 +127,9 @@ def test_the_names_are_the_files():
     for name in ("process", "serial", "thread"):
         (first, *_) = _executor(name).slots()
         assert (first.device, first.threads) == ("cpu", 1)
-    with pytest.raises(UsageError, match="unknown executor") as caught:
+    with pytest.raises(UsageError, match="no executor named") as caught:
         executor_for(RunOptions(executor="rays"))
-    assert caught.value.fix == "did you mean 'ray'?"
+    assert (caught.value.fix or "").startswith("did you mean 'ray'?")
 
 
 def test_a_worker_that_is_killed_is_said():

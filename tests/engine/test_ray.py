@@ -821,6 +821,6 @@ def test_a_cluster_whose_head_is_lost_is_said_before_ray_ends_the_program():
     joined, told, *_ = (line for line in ran.stdout.splitlines() if not line.startswith("waiting up to "))
     assert re.fullmatch(r"Ray: joined the cluster at \S+:\d+, of 1 machine", joined)
     assert "layers run on 2 CPUs of" in told
-    assert "the Ray cluster is lost\n  where: its head at " in ran.stdout
+    assert "the connection to the Ray cluster was lost\n  where: its head at " in ran.stdout
     assert "run the same command again" in ran.stdout
     assert ran.stdout.endswith("went on\n")

@@ -67,7 +67,7 @@ def test_labels_are_names_on_every_system():
         ({"strength": [True]}, "takes a value"),
         ({"rank": ["many"]}, "many"),
         ({"method": ["cassa"]}, "did you mean 'casa'"),
-        ({"dtype": ["int4"]}, "use same, float32, bfloat16, float16"),
+        ({"dtype": ["int4"]}, "use one of same, float32, bfloat16, float16"),
         ({"to": "nonsense"}, "nonsense"),
         ({"layers": ["("]}, "regular expression"),
         ({"params": {"q_domm": [0.5]}}, "q_dom"),
