@@ -6,7 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.main import get_command
@@ -272,6 +275,22 @@ def command():
     assert guard.guarded(ours["command"], as_json=False, verbose=False) == 130
     assert "run the same command again to resume" in capsys.readouterr().err
     assert ours["done"] == ["cleaned", "up"]
+    assert sys.gettrace() is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nobody is told to end by a signal there")
+def test_a_signal_leaves_no_lock_taken() -> None:
+    """The one that a future is changed under: a worker thread would wait for it, and the program for the thread."""
+    left: list[object] = []
+    condition = threading.Condition()
+    condition._lock = SimpleNamespace(  # a signal comes when the lock has just been taken, inside Condition.__enter__
+        __enter__=partial(signal.raise_signal, signal.SIGTERM), __exit__=lambda *error: left.append(error)
+    )
+    ours = {"__name__": "loraport.somewhere", "condition": condition, "done": []}
+    exec("def command():\n    with condition:\n        done.append('held')\n    done.append('work')\n", ours)
+    assert guard.guarded(ours["command"], as_json=False, verbose=False) == 143
+    assert ours["done"] == []
+    assert len(left) == 1  # given back
     assert sys.gettrace() is None
 
 

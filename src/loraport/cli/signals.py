@@ -29,8 +29,10 @@ def ended_by_signals() -> Iterator[list[int]]:
         echo = received[-1:] == [number] and number != signal.SIGINT and time.monotonic() - last < _ECHO
         received.append(number)
         last = time.monotonic()
-        if not echo:
-            _raise_again_if_swallowed(frame)
+        if echo:
+            return
+        comes_again = _raise_again_if_swallowed(frame)
+        if not (comes_again and len(received) == 1 and _takes_a_lock(frame)):
             raise KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
@@ -47,8 +49,23 @@ def ended_by_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _raise_again_if_swallowed(frame: FrameType | None) -> None:
+def _takes_a_lock(frame: FrameType | None) -> bool:
+    """Whether Python's own code is about to take or to give back a lock, which an exception would leave taken for ever.
+
+    A worker thread then waits for its future's lock, and the program for the thread. Where that code waits for
+    something it does so with its locks in order.
+    """
+    return (
+        frame is not None
+        and frame.f_globals.get("__name__") in ("threading", "queue", "concurrent.futures._base")
+        and frame.f_code.co_name not in ("wait", "join", "_wait_for_tstate_lock")
+    )
+
+
+def _raise_again_if_swallowed(frame: FrameType | None) -> bool:
     """See to it that KeyboardInterrupt, raised in `frame`, arrives in the code of this package that called it.
+
+    Returns whether it will.
 
     Libraries swallow it, or make another error of it, most of all while they are imported. Then it is raised once more
     as soon as a line of ours is next.
@@ -56,7 +73,7 @@ def _raise_again_if_swallowed(frame: FrameType | None) -> None:
     while frame is not None and not str(frame.f_globals.get("__name__")).startswith("loraport."):
         frame = frame.f_back
     if frame is None or sys.gettrace() is not None:  # a debugger, which we leave alone
-        return
+        return False
 
     def watch(ours: FrameType, event: str, value: Any) -> None:
         if event != "exception" or not issubclass(value[0], KeyboardInterrupt):
@@ -66,3 +83,4 @@ def _raise_again_if_swallowed(frame: FrameType | None) -> None:
 
     frame.f_trace = watch
     sys.settrace(lambda frame, event, value: None)
+    return True
