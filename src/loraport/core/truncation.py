@@ -28,11 +28,9 @@ _MISSING = 4e-4  # share of the energy that may still be missing, by extrapolati
 _AHEAD = 4  # steps that an accelerator takes before anybody looks whether they were needed
 _DENSE = 1 / 4  # ranks beyond this share of min(m, n) take an exact SVD at once,
 _SPACE = 2 / 3  # and so does any rank whose Krylov space would grow beyond this one, since it then costs as much
-_BY_GRAM = (
-    512  # from this min(m, n) on the eigenvectors of M^T M are found sooner than those of M, and for ranks beyond
-)
-_SQUARE, _RECTANGULAR = 1 / 8, 1 / 16  # these shares of it also sooner than a Krylov space that holds them;
-_EXACT = 1 / 2  # ranks beyond this one make the products with them as dear as an SVD
+# From this min(m, n) on the eigenvectors of M^T M are found sooner than those of M, for ranks beyond these shares of it
+# also sooner than a Krylov space that holds them, and up to the last share products with them cost less than an SVD.
+_BY_GRAM, _SQUARE, _RECTANGULAR, _EXACT = 512, 1 / 8, 1 / 16, 1 / 2
 _SCALES = (1e-12, 1e12)  # norms whose squares, and what is left of them, are well inside float32
 
 

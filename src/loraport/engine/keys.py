@@ -40,8 +40,6 @@ def _identity(job: LayerJob, digests: Mapping[str, str]) -> dict[str, Any]:
         rows["source_lora"] = updates_by(job, "source", digests)
     if job.update.settings:
         rows["settings"] = dict(job.update.settings)
-    if job.amount < 1.0:
-        rows["blended"] = "in the core"  # other bytes than before, and for these layers alone
     return rows | {
         "version": RESULT_VERSION,
         "algorithm": ALGORITHM,

@@ -90,7 +90,7 @@ def notes_on_added(added: Added, lora: LoraAdapter, role: str) -> list[str]:
 
     Args:
         added: the LoRA.
-        lora: the one that is carried over.
+        lora: the one that is transferred.
         role: what it is, in words.
     """
     name, found = f"{role} {Path(added.given.file).name}", added.adapter

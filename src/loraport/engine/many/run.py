@@ -1,4 +1,4 @@
-"""Many LoRAs carried over in one job: each layer of the pair is read once and decomposed once, for all of them.
+"""Many LoRAs transferred in one job: each layer of the pair is read once and decomposed once, for all of them.
 
 Each output is the file that a transfer of that LoRA alone would write. What goes wrong with one LoRA, or with its
 file, ends that one alone. Finished layers wait on the disk beside the outputs until their LoRA has all of them, so
