@@ -3,9 +3,11 @@
 import functools
 import gc
 import os
+import signal
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 import shape_checks
@@ -19,6 +21,15 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # written, as images of containers do, each would compile the whole source for itself.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+# A shell ignores these for what it starts in the background or under nohup, and so would whatever tests start.
+for _name, _usual in {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}.items():
+    if hasattr(signal, _name) and signal.getsignal(getattr(signal, _name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, _name), _usual)
+
+# The same examples in every run, so that a failure is due to a change. `--hypothesis-profile default` takes others.
+hypothesis.settings.register_profile("same", derandomize=True)
+hypothesis.settings.load_profile("same")
 
 # Of whole clusters of Ray.
 LONGEST = ("test_ray_runs.py", "test_ray.py")

@@ -37,8 +37,8 @@ class SmallMap:
         if not numbers or not all(map(math.isfinite, numbers)):
             return None
         low, high = min(numbers), max(numbers)
-        scale = _STEPS / (high - low) if high > low else 0.0
-        levels = bytes(round((value - low) * scale) for value in numbers)
+        span = high - low or 1.0  # no quotient of 255 and it: that of a tiny one is infinite
+        levels = bytes(round((value - low) / span * _STEPS) for value in numbers)
         columns = len(given.values[0])
         return cls(len(given.values), columns, given.of, _short(low), _short(high), levels)
 
