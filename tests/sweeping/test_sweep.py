@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import loraport
+import makers
 import pico
 from loraport import files as writing
 from loraport.engine import devices
@@ -317,6 +318,14 @@ class TestWhatIsThere:
         with pytest.raises(FileError, match="an input has changed"):
             self.make(files, tmp_path / "made")
         assert output.read_bytes() == whole
+
+    def test_the_scale_that_stands_beside_a_lora_has_changed(self, files, tmp_path):
+        beside = files.lora.with_name("adapter_config.json")
+        beside.write_text(json.dumps(makers.peft_config(lora_alpha=4)))
+        self.make(files, tmp_path / "made")
+        beside.write_text(json.dumps(makers.peft_config(lora_alpha=8)))
+        with pytest.raises(FileError, match="an input has changed"):
+            self.make(files, tmp_path / "made")
 
     def test_no_input_is_replaced(self, files, tmp_path):
         loras = tmp_path / "target"

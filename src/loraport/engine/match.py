@@ -8,6 +8,7 @@ from pathlib import Path
 from loraport.adapters.adapter import LoraAdapter, check_dropped
 from loraport.adapters.fit import fit_passthrough
 from loraport.adapters.parse import experts_in, open_adapter
+from loraport.adapters.peft_config import CONFIG_FILE
 from loraport.adapters.refusals import NO_EXPERT
 from loraport.adapters.update import LayerUpdate
 from loraport.containers.locate import expert_folders
@@ -193,14 +194,14 @@ def _identities(files: Iterable[Path]) -> dict[Path, str]:
 
 
 def _files(*inputs: Checkpoint | LoraAdapter | None) -> set[Path]:
-    """Every file that tensors are read from."""
+    """Every file that tensors are read from, and what may say their scale beside a LoRA."""
     found: set[Path] = set()
     refs: list[TensorRef] = []
     for one in inputs:
         if isinstance(one, Checkpoint):
             refs += one.tensors.values()
         elif one is not None:
-            found.add(one.path)
+            found |= {one.path, one.path.parent / CONFIG_FILE}
             refs += [ref for layer in one.layers.values() for ref in layer.refs.values()]
             refs += [item.ref for item in one.passthrough]
     for ref in refs:
