@@ -279,12 +279,14 @@ def command():
 
 
 @pytest.mark.skipif(os.name == "nt", reason="nobody is told to end by a signal there")
-def test_a_signal_leaves_no_lock_taken() -> None:
+@pytest.mark.parametrize("names", [("SIGTERM",), ("SIGTERM", "SIGINT")])
+def test_a_signal_leaves_no_lock_taken(names: tuple[str, ...]) -> None:
     """The one that a future is changed under: a worker thread would wait for it, and the program for the thread."""
     left: list[object] = []
     condition = threading.Condition()
-    condition._lock = SimpleNamespace(  # a signal comes when the lock has just been taken, inside Condition.__enter__
-        __enter__=partial(signal.raise_signal, signal.SIGTERM), __exit__=lambda *error: left.append(error)
+    signals = map(signal.raise_signal, (getattr(signal, name) for name in names))
+    condition._lock = SimpleNamespace(  # they come when the lock has just been taken, inside Condition.__enter__
+        __enter__=partial(list, signals), __exit__=lambda *error: left.append(error)
     )
     ours = {"__name__": "loraport.somewhere", "condition": condition, "done": []}
     exec("def command():\n    with condition:\n        done.append('held')\n    done.append('work')\n", ours)
@@ -292,6 +294,37 @@ def test_a_signal_leaves_no_lock_taken() -> None:
     assert ours["done"] == []
     assert len(left) == 1  # given back
     assert sys.gettrace() is None
+
+
+@pytest.mark.skipif(os.name == "nt", reason="nobody is told to end by a signal there")
+def test_a_signal_does_not_come_between_a_process_and_what_it_is_told() -> None:
+    """A worker that was just begun would say that it understands nothing, or be known to nobody and waited for."""
+    done: list[str] = []
+    python = {"__name__": "multiprocessing.util", "begin": partial(signal.raise_signal, signal.SIGTERM), "done": done}
+    exec("def spawn():\n    begin()\n    done.append('told')\n", python)
+    ours = {"__name__": "loraport.somewhere", "spawn": python["spawn"], "done": done}
+    exec("def command():\n    spawn()\n    done.append('work')\n", ours)
+    assert guard.guarded(ours["command"], as_json=False, verbose=False) == 143
+    assert done == ["told"]
+
+
+def test_ctrl_c_while_an_object_goes_is_no_traceback(capsys: pytest.CaptureFixture) -> None:
+    """As a second one comes while the workers of the first are waited for, in a generator that nobody needs now."""
+
+    def layers():
+        try:
+            yield
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    done = []
+    ours = {"__name__": "loraport.somewhere", "layers": layers, "done": done}
+    exec("def command():\n    for each in layers():\n        break\n    done.append('work')\n", ours)
+    hook = sys.unraisablehook
+    assert guard.guarded(ours["command"], as_json=False, verbose=False) == 130
+    assert done == []
+    assert capsys.readouterr().err.startswith("error: interrupted")
+    assert sys.unraisablehook is hook
 
 
 @pytest.mark.skipif(os.name == "nt", reason="nobody is told to end by a signal there")
@@ -333,6 +366,19 @@ def test_ctrl_c_before_the_program_is_loaded_ends_it_without_a_word() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a process that Ctrl-C ends has a number of its own there")
+def test_ctrl_c_when_all_is_done_ends_the_program_without_a_word() -> None:
+    code = (
+        "import atexit, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "atexit.register(signal.raise_signal, signal.SIGINT)\n"
+        "sys.argv[1:] = ['--version']\n"
+        "from loraport.cli.start import run; run()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout[:9], done.stderr) == (-signal.SIGINT, "loraport ", "")
 
 
 def test_out_of_memory_is_not_a_bug(capsys: pytest.CaptureFixture) -> None:

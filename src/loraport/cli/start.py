@@ -1,4 +1,7 @@
-"""How the program begins: until its parts are loaded, Ctrl-C ends it without a word, as nothing has been done yet."""
+"""How the program begins: except for the time of a command (`signals.py`) Ctrl-C ends it without a word.
+
+Before, nothing has been done yet; afterwards everything has been.
+"""
 
 import os
 import signal
@@ -6,12 +9,10 @@ import signal
 
 def run() -> None:
     """Entry point of the console script and of `python -m loraport`."""
-    before = signal.getsignal(signal.SIGINT)
-    if before is signal.default_int_handler:  # else whoever started us ignores it
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started us ignores it
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if "_LORAPORT_COMPLETE" in os.environ:
         os.environ["TERMINAL_WIDTH"] = "10000"  # typer breaks what it says of a name, and each line would be a name
     from loraport.cli import main
 
-    signal.signal(signal.SIGINT, before)
     main.run()
