@@ -15,8 +15,6 @@ from loraport.engine.plan import make_plan, sample_for_kinship
 from loraport.engine.recipe import Recipe
 from loraport.engine.run import compute, run
 from loraport.errors import FileError, LoraportError, MismatchError, NumericalError, UnmatchedKeysError
-from loraport.report import render_page
-from loraport.store.store import Store
 from whole_commands import remembered
 
 
@@ -144,21 +142,6 @@ def test_a_second_lora_for_the_same_pair_does_no_decomposition(files, tmp_path, 
     report = _transfer(files, output, options, lora=second)
     assert report.summary.cached_layers == 0
     assert [layer.maps for layer in report.layers] == [layer.maps for layer in alone.layers]
-
-
-def test_layers_that_an_earlier_version_kept_have_no_maps_and_the_page_says_so(files, tmp_path, options, monkeypatch):
-    put = Store.put
-
-    def without(self, kind, key, tensors, meta=None):
-        put(self, kind, key, tensors, {name: text for name, text in (meta or {}).items() if name != "maps"})
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Store, "put", without)
-        _transfer(files, tmp_path / "out.safetensors", options)
-    again = _transfer(files, tmp_path / "out.safetensors", options)
-    assert again.summary.cached_layers == len(pico.LAYERS)
-    assert (again.maps, [layer.maps for layer in again.layers]) == ((), [{}] * len(pico.LAYERS))
-    assert "No layer has maps of its own here" in render_page(again.to_json())
 
 
 def test_target_equal_to_source_gives_the_lora_back(files, tmp_path, options):

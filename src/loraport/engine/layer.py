@@ -148,10 +148,8 @@ def load_layer(
     del weight, target
     if found.key is not None and kept is None:
         assert drift_norm is not None
-        tensors = method.prepare(inputs, params)
-        if tensors:
-            kept = Prepared(tensors, drift_norm)
-            cache.keep_prepared(found.key, kept, norm)
+        kept = Prepared(method.prepare(inputs, params), drift_norm)
+        cache.keep_prepared(found.key, kept, norm)
     return LayerMatrices(replace(inputs, prepared=None if kept is None else kept.tensors), norm, drift_norm)
 
 

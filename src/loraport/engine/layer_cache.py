@@ -131,9 +131,7 @@ class LayerCache:
         if key is None:
             return None, None
         kept = self.store.get("prepared", key)
-        if kept is None or "drift_norm" not in kept.meta:
-            return key, None
-        return key, Prepared(dict(kept), float(kept.meta["drift_norm"]))
+        return key, None if kept is None else Prepared(dict(kept), float(kept.meta["drift_norm"]))
 
 
 def norms_kept(job: LayerJob, known: KnownDigests, store: Store) -> tuple[float, float] | None:
@@ -155,7 +153,4 @@ def norms_kept(job: LayerJob, known: KnownDigests, store: Store) -> tuple[float,
     method, params = registry.resolve(job.method, job.params)
     key = prepared_key(method, params, job, {"source": source, "target": target})
     texts = None if key is None else store.peek("prepared", key)
-    try:
-        return None if texts is None else (float(texts["drift_norm"]), float(texts["weight_norm"]))
-    except (KeyError, ValueError):
-        return None
+    return None if texts is None else (float(texts["drift_norm"]), float(texts["weight_norm"]))

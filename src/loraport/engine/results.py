@@ -66,8 +66,7 @@ class LayerReport:
         seconds: time spent.
         cached: taken from an earlier run.
         device: where it was computed, by this run or the earlier one; the CPU where a GPU ran out of memory.
-        maps: what the method can draw of the layer; `layer_maps` says what each map shows. None for a layer kept by an
-            earlier version of the program.
+        maps: what the method can draw of the layer; `layer_maps` says what each map shows.
     """
 
     name: str

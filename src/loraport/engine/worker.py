@@ -169,8 +169,8 @@ class Worker:
         began = time.perf_counter() - brought.seconds
         kept = brought.kept
         if kept is not None:
-            facts = {"device": "unknown"} | json.loads(kept.meta["report"])
-            maps = SmallMap.read_all(json.loads(kept.meta.get("maps", "{}")))
+            facts = json.loads(kept.meta["report"])
+            maps = SmallMap.read_all(json.loads(kept.meta["maps"]))
             update = LowRank(kept["B"], kept["A"])
         else:
             update, facts, maps = self._compute(job, brought, device)

@@ -36,7 +36,7 @@ LAYERS = (
     "One row for each layer of the output. loraport analyze draws the spectra, rotations and null models of the pair."
 )
 ELSEWHERE = "the run log and the JSON document have the maps of all layers"
-NO_MAPS = "the method draws none, the update is zero, or an earlier version of the program put the layer into the cache"
+NO_MAPS = "the method draws none, or the update is zero"
 TITLES = {
     "energy_kept": "Energy kept by the rank",
     "cosine": "Cosine of the new and the old update",
