@@ -24,7 +24,7 @@ from loraport.sweeping.cells import Cell
 from loraport.sweeping.grid import Grid
 from loraport.sweeping.index import CSV, JSON, Index, Row
 from loraport.sweeping.standing import Standing, standing_of, state_now
-from loraport.writable import check_claim, check_output, claim_folder
+from loraport.writable import check_claim, claim_folder
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,6 @@ def carry_sweep(
         index = Index(folder, grid)
         plan = plan_sweep(cells, index, options)
         _refuse_if_all_fail(plan)
-        for name in (JSON, CSV):
-            check_output(folder / name, read, overwrite=True, what="index of the sweep")
         claim_folder(folder, (JSON, CSV), "sweep")
         if new:  # before that nothing is made, not even the folder
             _hold(folder, held)

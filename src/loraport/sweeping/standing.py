@@ -35,10 +35,9 @@ def standing_of(output: Path, recipe: Recipe, row: Row | None, state_of: Callabl
         return "open"
     if row is None or row.state == "failed":
         raise FileError("the output file already exists", where=str(output), fix=_OTHERWISE)
-    now = recipe_json(recipe)
-    if row.recipe != now:
-        before = row.recipe or {}
-        differing = [name for name, value in now.items() if before.get(name) != value]
+    now, before = recipe_json(recipe), row.recipe or {}
+    differing = [name for name, value in now.items() if before.get(name) != value]
+    if set(differing) - {"force"}:  # advised where another cell is refused; it changes no byte of one that is not
         raise FileError(
             "the output was made by an earlier sweep with other settings",
             where=str(output),
