@@ -1,12 +1,14 @@
 """Real-shaped Wan pairs on disk: a source, a target that drifted from it, and LoRAs, without any real weights.
 
     python benchmarks/synthetic.py OUT --size 1.3B --blocks 2
+    python benchmarks/synthetic.py OUT --size 14B --blocks 40 --whole --distinct 1
 
 Every linear weight is `H_m diag(S) H_n` with `H` fast orthogonal transforms (signs, permutation, Hartley), so
 its singular values are known without an SVD and a layer costs a few FFTs. Spectrum, drift and LoRA imitate
 what is known of Wan2.1-1.3B and its distilled variants: singular values from 8 to 0.07 with most of them
 on a slope, a drift of 3 to 10 % of the weight that leans on the head rows and columns, a LoRA of about 1 %.
-Written layer by layer; memory stays at a few layers whatever the number of blocks.
+Written layer by layer; memory stays at a few layers whatever the number of blocks. `--whole` adds the layers outside
+the blocks. With `--distinct` only so many blocks are made, and the others are these with their rows moved on: quick.
 """
 
 import argparse
@@ -58,6 +60,11 @@ DIFFUSERS = {
     "modulation": "scale_shift_table",
     "head.head": "proj_out",
     "head.modulation": "scale_shift_table",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
 }
 
 
@@ -96,14 +103,18 @@ def write_pair(
     rank: int = 32,
     loras: int = 2,
     seed: int = 0,
+    whole: bool = False,
+    distinct: int | None = None,
     device: str = "cpu",
 ) -> Pair:
     """Write source, target and different LoRAs (all bf16) into a folder; what is there already is kept.
 
     Args:
         size: a key of `SIZES`. naming: `original` or `diffusers` spelling of the checkpoints' keys; the
-            LoRAs are always in `diffusion_model.<original name>` spelling. device: where the weights are made; their
-            last bits depend on it.
+            LoRAs are always in `diffusion_model.<original name>` spelling. whole: with the embeddings and projections
+            of texts and times. distinct: blocks that are made; a further one is an earlier one with its rows moved on
+            (all are made without it; with it, these blocks are held in memory). device: where the weights are made;
+            their last bits depend on it.
     """
     facts = {
         "version": VERSION,
@@ -113,6 +124,8 @@ def write_pair(
         "rank": rank,
         "loras": loras,
         "seed": seed,
+        "whole": whole,
+        "distinct": distinct,
     }
     pair = Pair(
         folder / "source.safetensors",
@@ -131,17 +144,17 @@ def write_pair(
             factors[f"diffusion_model.{name}.lora_A.weight"] = A.bfloat16()
             factors[f"diffusion_model.{name}.lora_B.weight"] = B.bfloat16()
         save_file(factors, path)
-    shapes = _shapes(dims, blocks, naming)
+    shapes = _shapes(dims, blocks, naming, whole)
     with Bf16Writer(pair.source, shapes) as source, Bf16Writer(pair.target, shapes) as target:
-        for name, before, after in _tensors(dims, blocks, naming, seed, device):
+        for name, before, after in _tensors(dims, blocks, naming, seed, device, whole, distinct):
             source.add(name, before)
             target.add(name, after)
     manifest.write_text(json.dumps(facts), encoding="utf-8")
     return pair
 
 
-def _small(size: Size, blocks: int) -> dict[str, tuple[int, ...]]:
-    """Everything that is neither a linear weight of a block nor one of the embeddings, by original names."""
+def _small(size: Size, blocks: int, whole: bool) -> dict[str, tuple[int, ...]]:
+    """Everything that is no linear weight of a block, by original names; embeddings only of a whole model."""
     width = size.width
     found: dict[str, tuple[int, ...]] = {
         "patch_embedding.weight": (width, 16, 1, 2, 2),
@@ -150,6 +163,15 @@ def _small(size: Size, blocks: int) -> dict[str, tuple[int, ...]]:
         "head.head.bias": (64,),
         "head.modulation": (1, 2, width),
     }
+    embeddings = {
+        "text_embedding.0": (width, 4096),
+        "text_embedding.2": (width, width),
+        "time_embedding.0": (width, 256),
+        "time_embedding.2": (width, width),
+        "time_projection.1": (6 * width, width),
+    }
+    for name, shape in embeddings.items() if whole else ():
+        found |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
     for block in range(blocks):
         stem = f"blocks.{block}"
         found[f"{stem}.modulation"] = (1, 6, width)
@@ -172,18 +194,29 @@ def _spelled(name: str, naming: str) -> str:
     return ".".join(part for part in (stem, block, DIFFUSERS.get(inner, inner), suffix) if part)
 
 
-def _shapes(size: Size, blocks: int, naming: str) -> dict[str, tuple[int, ...]]:
+def _shapes(size: Size, blocks: int, naming: str, whole: bool) -> dict[str, tuple[int, ...]]:
     big = {f"{name}.weight": shape for name, shape in layers(size, blocks).items()}
-    return {_spelled(name, naming): shape for name, shape in (_small(size, blocks) | big).items()}
+    return {_spelled(name, naming): shape for name, shape in (_small(size, blocks, whole) | big).items()}
 
 
-def _tensors(size: Size, blocks: int, naming: str, seed: int, device: str) -> Iterator[tuple[str, Tensor, Tensor]]:
-    for name, shape in _small(size, blocks).items():
+def _tensors(
+    size: Size, blocks: int, naming: str, seed: int, device: str, whole: bool, distinct: int | None
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    for name, shape in _small(size, blocks, whole).items():
         before = torch.randn(shape, generator=seeded(seed, name)) * 0.02
         yield _spelled(name, naming), before, before * 1.01
+    kinds = list(linears(size))
+    made: dict[str, tuple[Tensor, Tensor]] = {}
     for number, (name, (m, n)) in enumerate(layers(size, blocks).items()):
-        drift = 0.03 + 0.07 * (number * 7 % 10) / 9  # 3 to 10 %, in no order
-        source, target = weight_pair(m, n, drift, seeded(seed, name), device=device)
+        round_, first = divmod(number, len(kinds) * (distinct or blocks))
+        if round_:
+            like = f"blocks.{first // len(kinds)}.{kinds[first % len(kinds)]}"
+            source, target = (weight.roll(round_, 0) for weight in made[like])
+        else:
+            drift = 0.03 + 0.07 * (number * 7 % 10) / 9  # 3 to 10 %, in no order
+            source, target = weight_pair(m, n, drift, seeded(seed, name), device=device)
+            if distinct is not None:
+                made[name] = source.bfloat16(), target.bfloat16()
         yield _spelled(f"{name}.weight", naming), source, target
 
 
@@ -232,9 +265,19 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=32)
     parser.add_argument("--loras", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--whole", action="store_true", help="with the layers outside the blocks")
+    parser.add_argument("--distinct", type=int, help="make only so many blocks; the others are like them")
     args = parser.parse_args()
     pair = write_pair(
-        args.out, args.size, args.blocks, naming=args.naming, rank=args.rank, loras=args.loras, seed=args.seed
+        args.out,
+        args.size,
+        args.blocks,
+        naming=args.naming,
+        rank=args.rank,
+        loras=args.loras,
+        seed=args.seed,
+        whole=args.whole,
+        distinct=args.distinct,
     )
     print(*(pair.source, pair.target, *pair.loras), sep="\n")
 

@@ -51,3 +51,12 @@ def test_a_layer_depends_on_its_name_only(synthetic, tmp_path):
     one = load_file(synthetic.write_pair(tmp_path / "one", "pico", 1).source)
     two = load_file(synthetic.write_pair(tmp_path / "two", "pico", 2).source)
     assert all(torch.equal(two[key], one[key]) for key in one)
+
+
+def test_a_whole_model_has_every_layer_of_wan_and_no_two_alike(synthetic, tmp_path):
+    pair = synthetic.write_pair(tmp_path, "pico", 3, whole=True, distinct=2)
+    assert not open_checkpoint(pair.source).missing
+    weights = load_file(pair.source)
+    first, third = (weights[f"blocks.{block}.self_attn.q.weight"] for block in (0, 2))
+    assert torch.equal(first.roll(1, 0), third)
+    assert not torch.equal(first, third)

@@ -65,6 +65,13 @@ def test_the_second_run_takes_finished_layers(files: pico.Pico) -> None:
     assert transfer(files, "--overwrite", "--cache", "off", "--json").exit_code == 0
 
 
+def test_a_plan_without_a_cache_does_not_say_what_one_would_be_worth(files: pico.Pico) -> None:
+    assert "  cache     " in plan(files).stdout
+    done = plan(files, "--cache", "off")
+    assert done.exit_code == 0, done.output
+    assert "  cache     " not in done.stdout
+
+
 def test_verbose_shows_a_table_and_quiet_nothing(files: pico.Pico) -> None:
     table = transfer(files, "-v").stdout
     assert all(name in table for name in pico.LAYERS)

@@ -98,7 +98,7 @@ def _told(plan: "TransferPlan", run_options: RunOptions, console: Console, start
     from loraport.engine.estimate import estimate
 
     facts = describe(plan, estimate([plan], run_options, start))
-    show(facts, console)
+    show(facts, console, cached=run_options.cache != "off")
     return facts
 
 
@@ -192,8 +192,8 @@ def describe(plan: "TransferPlan", expected: "RunEstimate | None" = None) -> dic
     }
 
 
-def show(facts: dict[str, Any], console: Console) -> None:
-    """A plan for people."""
+def show(facts: dict[str, Any], console: Console, *, cached: bool) -> None:
+    """A plan for people; whether the cache is worth it only where one is used."""
     cover, cost = facts["coverage"], facts["cost"]
     own, added = (
         "".join(f" plus {each['file']} at strength {each['strength']:g}" for each in facts[side])
@@ -212,7 +212,7 @@ def show(facts: dict[str, Any], console: Console) -> None:
         f"  work      about {text.duration(cost['seconds'])}, {_state(cost, cover['layers'])}",
         f"  memory    {text.memory(cost)}",
         f"  disk      {size(cost['output_bytes'])} for the output, {size(cost['cache_bytes'])} for the cache",
-        f"  cache     {_advice(cost, cover['layers'])}",
+        *([f"  cache     {_advice(cost, cover['layers'])}"] if cached else []),
     ]
     for side in ("source", "target"):
         extra = facts[f"extra_{side}"]
