@@ -56,6 +56,16 @@ def test_layers_from_an_earlier_run_do_not_count_whenever_they_come(clock, capsy
     assert _lines(capsys) == ["6/10 layers, 60 %, about 40.0 s left"]
 
 
+def test_a_layer_from_an_earlier_run_between_others_does_not_hide_the_time(clock, capsys):
+    told = progress.Progress(Console())
+    clock.now += 10
+    told(_done(1, 10, seconds=10.0))
+    _lines(capsys)
+    clock.now += 10
+    told(_done(2, 10, seconds=0.0, cached=True))
+    assert _lines(capsys) == ["2/10 layers, 20 %, about 1 min 20 s left"]
+
+
 def test_layers_of_a_batch_come_together_each_with_its_own_time(clock, capsys):
     told = progress.Progress(Console())
     clock.now += 100

@@ -109,9 +109,8 @@ class Progress:
     def _time_left(self, event: events.LayerDone, now: float) -> str:
         """By the mean speed since the first layer was begun that is computed: neither layers from an earlier run, which
         would flatter it, nor the time until workers have started count."""
-        if event.layer.cached:
-            if self._first is None:
-                self._before = event.done
+        if event.layer.cached and self._first is None:
+            self._before = event.done
             return ""
         if self._first is None or now < self._together:  # those of a batch come together, each with its own time
             first = now if self._first is None else self._first
