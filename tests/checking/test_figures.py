@@ -13,8 +13,9 @@ import loraport
 import pico
 from loraport.analysis import routing_maps
 from loraport.analysis.coordinates import Coordinates
-from loraport.checking import figures, sample, spectra
+from loraport.checking import figures, look, sample, spectra
 from loraport.checking.thresholds import thresholds
+from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
 from loraport.engine import kinship, rounding
@@ -120,6 +121,16 @@ def test_the_head_of_check_is_that_of_analyze(shape: tuple[int, int]):
     upright, D = (basis, D) if shape[0] >= shape[1] else (basis.T, D.T)
     update = Coordinates.of_routing(DriftRouting.of(upright, DenseOperator(D), len(basis.S), "head"))
     assert routing_maps.concentration(update.C, update.rest_energy, max(shape), 3) == pytest.approx(mine)
+
+
+def test_a_whole_matrix_is_not_decomposed_for_the_directions_that_it_has_all_of():
+    W, D, X = torch.randn(3, 300, 280, generator=torch.Generator().manual_seed(1)).unbind()
+    whole, thin = (
+        look.of_lora(update, DenseOperator(D), float(W.norm()), float(D.norm()))
+        for update in (LowRank.from_dense(X), LowRank(X[:, :4], W[:4]))
+    )
+    assert figures.values(thin).keys() - figures.values(whole).keys() == {"common"}
+    assert figures.values(whole)["overlap"] == pytest.approx(float((X * D).sum() / X.norm() / D.norm()), rel=1e-3)
 
 
 def test_a_sample_has_every_type_and_every_depth(tmp_path: Path):

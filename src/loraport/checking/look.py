@@ -23,7 +23,7 @@ from loraport.checking.sample import Chosen
 from loraport.containers.references import TensorRef
 from loraport.core.basis import SpectralBasis, directions_holding
 from loraport.core.lowrank import LowRank
-from loraport.core.operator import norm, square_sum, wide
+from loraport.core.operator import dot, norm, square_sum, wide
 from loraport.core.operators import DenseOperator, Operator
 from loraport.core.thin_svd import thin_svd
 from loraport.engine.accelerators import with_the_cpu_behind
@@ -128,7 +128,7 @@ class Looker:
         check_norms(job.name, source, moved)
         pair = _of_pair(job, W, T, moved)
         seen = {n: update for n, update in updates.items() if update.norm() > 0.0}
-        loras = {n: _of_lora(update, drift, source, moved) for n, update in seen.items()}
+        loras = {n: of_lora(update, drift, source, moved) for n, update in seen.items()}
         if look.chosen.decompose and source > 0.0:
             basis = thin_svd(W, name=job.name)
             generator = torch.Generator().manual_seed(zlib.crc32(job.name.encode()))
@@ -216,20 +216,28 @@ def _of_pair(job: LayerJob, W: Float[Tensor, "m n"], T: Float[Tensor, "m n"], dr
     }  # fmt: skip
 
 
-def _of_lora(update: LowRank, drift: Operator, weight: float, moved: float) -> LayerSums:
-    """Norm of the update, its product with the drift, and the drift's energy on its directions."""
+def of_lora(update: LowRank, drift: Operator, weight: float, moved: float) -> LayerSums:
+    """Norm of the update, its product with the drift, and the drift's energy on its directions where it has few.
+
+    Args:
+        update: of the LoRA, not zero.
+        drift: target minus source.
+        weight: norm of the source's weight.
+        moved: norm of the drift.
+    """
+    size, shape = update.norm(), update.shape
+    found = {
+        "of_weight2": weight**2, "of_drift2": moved**2, "update2": size**2,
+        "chance2": spectra.chance_of_overlap(size, moved, shape) ** 2,
+    }  # fmt: skip
+    if not update.thin:  # it has all directions, and to find them would take longer than everything else
+        return found | {"product": dot(update.dense(), drift.dense())}
     U, S, Vh = update.svd()
-    rank = max(int((1e-6 * S[0] < S).sum()), 1) if S.numel() else 0
-    U, Vh = U[:, :rank], Vh[:rank]
-    read = drift.apply(Vh.T)
-    common = U.T @ read
-    size = norm(S)
-    m, n = update.shape
-    return {
-        "of_weight2": weight**2, "of_drift2": moved**2, "update2": size**2, "rank": float(rank), "loras": 1.0,
+    rank = int((1e-6 * S[0] < S).sum())
+    common = U[:, :rank].T @ drift.apply(Vh[:rank].T)
+    return found | {
         "product": float((wide(common.diagonal()) * wide(S[:rank])).sum()),
-        "chance2": spectra.chance_of_overlap(size, moved, (m, n)) ** 2,
-        "common2": square_sum(common), "common_even2": moved**2 * rank**2 / (m * n),
+        "common2": square_sum(common), "common_even2": moved**2 * rank**2 / math.prod(shape),
     }  # fmt: skip
 
 
