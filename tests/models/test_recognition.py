@@ -88,6 +88,23 @@ def test_one_look_up_for_all_families_agrees_with_each_of_their_tables():
         assert known_to(f"transformer.{path}") == wanted, path
 
 
+def test_every_name_is_known_behind_any_prefix():
+    prefixes = ["base_model.model.", "model.diffusion_model.", "generator.model.", "transformer_1."]
+    for family in families().values():
+        for path in sorted(family.paths()):
+            for prefix in prefixes:
+                at = keymap_of(family).resolve(prefix + path.replace("<>", "1"))
+                assert at is not None, (family.name, prefix, path)
+                assert at.prefix == prefix
+
+
+def test_no_name_of_a_family_betrays_it_to_be_another():
+    for family in {**recognised(), **families()}.values():
+        for path in sorted(family.paths()):
+            keys = [path.replace("<>", "1") + end for end in (".weight", ".lora_A.weight", "_lora.down.weight")]
+            assert family.lookalike(keys) is None, (family.name, path)
+
+
 SEEN = {
     "FLUX.1 12B": _lora(IMAGE, 3072, 19) | _lora({"attn.to_q": 1}, 3072, 38, "single_transformer_blocks"),
     "Stable Diffusion 3 medium 2B": _lora(IMAGE | TEXT, 1536, 24),
