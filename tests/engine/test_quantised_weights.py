@@ -243,6 +243,9 @@ def test_one_model_in_two_formats_has_no_drift_to_read(formats, files, tmp_path)
     with pytest.raises(NumericalError, match="mostly the rounding"):
         loraport.transfer(files.lora, **pair, method="casa")
     assert loraport.transfer(files.lora, **pair, method="direct").warnings == ()
+    grid = {"source": paths[0], "target": paths[1], "method": ["casa", "prolora"]}
+    report = loraport.sweep(files.lora, grid, output=tmp_path / "made", options=OPTIONS)
+    assert [row.state for row in report.cells] == ["failed", "done"]  # the latter reads both weights, and no drift
 
 
 @pytest.mark.parametrize("share", ["a few", "most"])

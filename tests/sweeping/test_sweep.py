@@ -293,7 +293,8 @@ class TestWhatIsThere:
         report = self.make(files, tmp_path / "made", rank=3, options=PLAIN.model_copy(update={"overwrite": True}))
         assert report.cells[0].figures["rank_out"] == 3
         assert self.make(files, tmp_path / "made", rank=3).kept == {"target/style"}
-        assert self.make(files, tmp_path / "made", rank=3, force=True).kept == {"target/style"}
+        allowed = {"force": True, "allow_partial": True}
+        assert self.make(files, tmp_path / "made", rank=3, **allowed).kept == {"target/style"}
 
     def test_what_an_earlier_sweep_made_keeps_its_row(self, files, tmp_path):
         loras = [files.lora, files.folder / "motion.safetensors"]

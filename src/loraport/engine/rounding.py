@@ -51,7 +51,7 @@ def refuse_rounding(
     Raises:
         NumericalError: so it is, and weights are quantised.
     """
-    reading = [job for job in jobs if _reads_drift(job)]
+    reading = [job for job in jobs if reads_drift(job)]
     noisy = [job for job in reading if quantised(job) and shares.get(job.name, 0.0) >= MOSTLY]
     if force or 2 * len(noisy) <= len(reading):
         return
@@ -69,7 +69,8 @@ def refuse_rounding(
     )
 
 
-def _reads_drift(job: LayerJob) -> bool:
+def reads_drift(job: LayerJob) -> bool:
+    """Whether a layer's method reads the drift, so that rounding in it matters."""
     method, params = registry.resolve(job.method, job.params)
     return method.needs(params).drift
 

@@ -13,6 +13,9 @@ from loraport.sweeping.index import Row, recipe_json
 
 Standing = Literal["open", "begun", "done"]
 _OTHERWISE = "name another folder with -o, or add --overwrite"
+_ALLOWED = ("force", "allow_partial")
+"""Settings that are advised where a cell is refused. What was made without them needed none, and is the same with them.
+"""
 
 
 def standing_of(output: Path, recipe: Recipe, row: Row | None, state_of: Callable[[str], str | None]) -> Standing:
@@ -36,8 +39,9 @@ def standing_of(output: Path, recipe: Recipe, row: Row | None, state_of: Callabl
     if row is None or row.state == "failed":
         raise FileError("the output file already exists", where=str(output), fix=_OTHERWISE)
     now, before = recipe_json(recipe), row.recipe or {}
-    differing = [name for name, value in now.items() if before.get(name) != value]
-    if set(differing) - {"force"}:  # advised where another cell is refused; it changes no byte of one that is not
+    other = [name for name, value in now.items() if before.get(name) != value]
+    differing = [name for name in other if name not in _ALLOWED or not now[name]]
+    if differing:
         raise FileError(
             "the output was made by an earlier sweep with other settings",
             where=str(output),

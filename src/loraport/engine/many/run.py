@@ -23,6 +23,7 @@ from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
 from loraport.engine.results import TransferReport
 from loraport.engine.room import short_of_room
+from loraport.engine.rounding import reads_drift
 from loraport.engine.run_cache import layers_worth_keeping, open_cache
 from loraport.engine.surroundings import usual_torch
 from loraport.engine.waiting import waiting
@@ -30,8 +31,10 @@ from loraport.engine.worker import InHand, LayerResult, Worker
 from loraport.errors import LoraportError
 from loraport.store.store import Store
 
-LookedAt = dict[tuple[tuple[TensorRef | None, TensorRef | None, str | None], ...], LoraportError | None]
-"""What a look at some weights said, by source, target and the dtype that both are rounded to."""
+Weights = tuple[tuple[TensorRef | None, TensorRef | None, str | None], ...]
+LookedAt = dict[tuple[Weights, bool], LoraportError | None]
+"""What a look at some weights said, by source, target and the dtype that both are rounded to, and whether the method
+reads their drift: others do not mind what is in it."""
 
 
 @dataclass(frozen=True)
@@ -172,16 +175,17 @@ def _check_pair(plan: TransferPlan, reader: InputReader, store: Store, looked_at
     """`check_kinship`, once for LoRAs that look at the same weights. The reader holds those of the first."""
     sample = sample_for_kinship(plan)
     weights = tuple((job.source, job.target, job.round_to) for job in sample)
-    if weights not in looked_at:
+    look = weights, any(map(reads_drift, sample))
+    if look not in looked_at:
         try:
             check_kinship(plan, sample, reader, store, rounding=True)
-            looked_at[weights] = None
+            looked_at[look] = None
         except LoraportError as error:
-            looked_at[weights] = error
-        held = next(iter(looked_at))
+            looked_at[look] = error
+        held, _ = next(iter(looked_at))
         for job, these in zip(sample, weights, strict=True):
             if these not in held:
                 reader.drop(job.refs.values())
-    said = looked_at[weights]
+    said = looked_at[look]
     if said is not None:
         raise said
