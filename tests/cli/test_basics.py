@@ -389,6 +389,18 @@ def test_out_of_memory_is_not_a_bug(capsys: pytest.CaptureFixture) -> None:
     assert "--max-memory" in capsys.readouterr().err
 
 
+def test_a_limit_on_threads_is_not_a_bug(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*given: object) -> None:
+        raise RuntimeError("can't start new thread")  # as Python says it, where a container has a limit
+
+    def command() -> None:
+        threading.Thread(target=print).start()
+
+    monkeypatch.setattr("threading._start_new_thread", refused)
+    assert guard.guarded(command, as_json=False, verbose=False) == 5
+    assert "the limit on processes" in capsys.readouterr().err
+
+
 def test_methods() -> None:
     page = invoke("methods").stdout
     for name in ("casa", "direct", "released-code"):

@@ -149,6 +149,12 @@ def _refusal(error: Exception) -> FileError | None:
         return FileError(
             "out of memory", values=said, fix="use a smaller --max-memory or --workers 1; finished work is kept"
         )
+    if isinstance(error, RuntimeError) and "can't start new thread" in said:
+        return FileError(
+            "the system lets the program start no more threads",
+            values=said,
+            fix="raise the limit on processes or memory (ulimit -u, -v), or use --workers 1; finished work is kept",
+        )
     if isinstance(error, OSError):
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
         return FileError(
