@@ -23,6 +23,7 @@ from makers import PEFT, LoraFile, same, spell
 DOCS = Path(__file__).parents[2] / "docs"
 V = "diffusion_model."
 BIAS = {f"{V}blocks.0.self_attn.q.diff_b": torch.ones(24)}
+HEAD = {f"{V}head.head.diff_b": torch.ones(16)}
 NORM = {f"{V}blocks.0.norm3.diff": torch.ones(24), f"{V}blocks.0.self_attn.norm_k.w_norm": torch.ones(24)}
 MODULATION = {f"{V}blocks.1.diff_m": torch.ones(1, 6, 24)}
 TEXT = {"lora_te_x.lora_up.weight": torch.ones(1)}
@@ -89,6 +90,7 @@ class TestNotes:
             ("universal", IMAGE, ["image projections are left out by FastVideo"]),
             ("universal", makers.universal() | BIAS, ["biases are left out by DiffSynth-Studio, CASA's loader,",
                                                       "FastVideo 0.2.1 (set_lora_adapter), VideoX-Fun and InvokeAI"]),
+            ("universal", makers.universal() | HEAD | BIAS, ["biases are left out by LightX2V (lora_dynamic_apply)"]),
             ("universal", makers.universal() | NORM, ["diffusers leaves out norms/convolutions",
                                                       "norms/convolutions are left out by DiffSynth-Studio"]),
             ("universal", makers.universal() | MODULATION, ["no program applies the modulation from this file",

@@ -52,7 +52,7 @@ def sort_keys(
         pieces += [Piece(key, refs[key], suffix.part, None, suffix.adapter, at) for at in places.values()]
         unmatched += [] if places else [key]
     prefixes = {piece.at.prefix for piece in pieces}
-    if "transformer_2." in prefixes and "transformer." in prefixes:
+    if "transformer_2." in prefixes:
         # diffusers writes the pair like this; alone, "transformer." says nothing about experts.
         pieces = [
             replace(piece, at=replace(piece.at, expert="high")) if piece.at.prefix == "transformer." else piece

@@ -126,14 +126,16 @@ class TestSeveralLayersInOneWeight:
         return layers
 
     @pytest.mark.parametrize("flat", [False, True])
-    @pytest.mark.parametrize("axis", ["rows", "inputs"])
-    def test_dora(self, axis, flat, model, tmp_path):
+    @pytest.mark.parametrize(
+        ("axis", "part"), [("rows", "dora_scale"), ("inputs", "dora_scale"), ("rows", "lora_magnitude_vector")]
+    )
+    def test_dora(self, axis, part, flat, model, tmp_path):
         checkpoint, weight = model
         up, down = gaussian(72, 3, seed=1), gaussian(3, 24, seed=2)
         dim, shape = (1, (72, 1)) if axis == "rows" else (0, (1, 24))
         size = 1 + gaussian(*shape, seed=3, size=0.2)
         changed = weight + up @ down
-        parts = {"lora_B.weight": up, "lora_A.weight": down, "dora_scale": size.reshape(-1) if flat else size}
+        parts = {"lora_B.weight": up, "lora_A.weight": down, part: size.reshape(-1) if flat else size}
         wanted = size * changed / changed.norm(dim=dim, keepdim=True) - weight
         layers = self._check(parts, wanted, checkpoint, tmp_path)
         # norms of rows are each layer's own; those of inputs need all three weights
