@@ -16,6 +16,7 @@ import pico
 import windows_rules
 from loraport import files, windows
 from loraport.adapters.added_lora import AddedLora
+from loraport.adapters.consumers import filled
 from loraport.cli import guard
 from loraport.cli.recipe_file import read_recipe
 from loraport.containers.access import status
@@ -228,6 +229,11 @@ def test_a_page_file_that_is_full_is_no_damaged_file(tmp_path: Path, monkeypatch
         (RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."), "out of memory"),
     ):
         assert says in guard._refusal(raised).what
+
+
+def test_a_path_to_type_has_slashes_that_nobody_doubles() -> None:
+    path = PureWindowsPath(r"C:\loras\a b.safetensors")
+    assert filled("add {path}, called {name}", path) == 'add "C:/loras/a b.safetensors", called a b.safetensors'
 
 
 def test_no_more_worker_processes_than_windows_has(monkeypatch) -> None:

@@ -171,6 +171,17 @@ def parse_size(given: str | int, *, name: str) -> int:
     return size
 
 
+_WRONG = dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "it must be a whole number")
+_WRONG |= dict.fromkeys(("float_parsing", "float_type", "finite_number"), "it must be a number")
+_WRONG |= {
+    "greater_than_equal": "it must be {ge:g} or more",
+    "greater_than": "it must be more than {gt:g}",
+    "less_than_equal": "it must be {le:g} or less",
+    "less_than": "it must be less than {lt:g}",
+}
+"""What pydantic's kinds of errors say here."""
+
+
 def _refusal(model: type[Settings], error: ValidationError) -> UsageError:
     """The first thing that is wrong, as a message for people."""
     first = error.errors(include_url=False)[0]
@@ -190,7 +201,8 @@ def _refusal(model: type[Settings], error: ValidationError) -> UsageError:
             values=_shown(first["input"]),
             fix=one_of(str(first["input"]), words),
         )
-    message = re.sub(r"^(Value error, |Input )", "", first["msg"])
+    said_of = _WRONG.get(first["type"])
+    message = said_of.format(**first.get("ctx", {})) if said_of else first["msg"].removeprefix("Value error, ")
     return UsageError(
         f"bad setting {said}: {message}" if name else message,
         values=_shown(first["input"]),

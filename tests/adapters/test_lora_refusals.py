@@ -53,7 +53,7 @@ class TestBadKeys:
         tensors = spell(made, "", same, ".lora_A.one.weight", ".lora_B.one.weight")
         tensors |= spell(made, "", same, ".lora_A.two.weight", ".lora_B.two.weight")
         path = LoraFile(tensors).write(tmp_path)
-        with pytest.raises(UsageError, match="adapter=one"):
+        with pytest.raises(UsageError, match="--adapter one or --adapter two"):
             open_adapter(path, pico)
         chosen = open_adapter(path, pico, adapter="two")
         assert len(chosen.layers) == 20

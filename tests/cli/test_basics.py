@@ -140,7 +140,12 @@ def test_the_shared_options_are_all_there_and_in_groups(command: str) -> None:
         (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--amount", "1.5"], "amount"),
         (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--layers", "("], "regular expression"),
         (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--dtype", "fp7"], "dtype"),
-        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--workers", "0"], "--workers"),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--workers", "0"], "(--workers): it must be 1 or more"),
+        (
+            ["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--workers", "two"],
+            "(--workers): it must be a whole",
+        ),
+        (["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--strength", "big"], "(--strength): it must be a number"),
         (
             ["transfer", "x", "-s", "a", "-t", "b", "-o", "o", "--executor", "magic"],
             "use one of process, ray, serial, thread",
@@ -435,6 +440,25 @@ def test_sizes(written: str, size: int) -> None:
 def test_sizes_that_are_none(written: str) -> None:
     with pytest.raises(UsageError):
         parse_size(written, name="x")
+
+
+def test_errors_that_say_the_same_are_one_message(capsys: pytest.CaptureFixture) -> None:
+    errors: list[LoraportError] = [
+        MismatchError("for another model", where=f"{name}.safetensors", values=f"layer {name}", fix="give another")
+        for name in ("a", "b", "b")
+    ]
+    Console().errors([*errors, FileError("the file is empty", where="c.safetensors")])
+    assert capsys.readouterr().err.splitlines() == [
+        *("error: for another model", "  where: a.safetensors, b.safetensors"),
+        *("  found: layer a (in the first)", "  try:   give another"),
+        *("error: the file is empty", "  where: c.safetensors"),
+    ]
+
+
+def test_a_reason_that_is_too_long_for_a_cell_ends_at_its_end() -> None:
+    error = MismatchError("This LoRA is for FLUX.", values="18 keys, e.g. " + 100 * "x")
+    assert text.reason(error) == "This LoRA is for FLUX"
+    assert text.reason(MismatchError("it is cut.", values="3 of 9")) == "it is cut: 3 of 9"
 
 
 def test_durations_and_sizes() -> None:

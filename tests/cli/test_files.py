@@ -44,6 +44,9 @@ def test_inspect_finds_what_is_odd(files: pico.Pico) -> None:
     assert "alpha / rank is 16" in done.stdout
     assert "stranger" in done.stdout
     assert "refused" in done.stdout
+    factors = {f"unet.down.0.to_k.lora_{half}.weight": torch.ones(4, 4) for half in "AB"}
+    save_file(factors, files.lora)
+    assert "  what      a LoRA\n" in invoke("inspect", files.lora).stdout  # of what, nobody knows
 
 
 def test_inspect_several_goes_on_after_a_bad_one(files: pico.Pico) -> None:
@@ -185,7 +188,8 @@ def test_of_two_experts_or_adapters_one_must_be_named(files: pico.Pico) -> None:
                       ["transfer", files.lora, *pair, "-o", output], ["plan", files.lora, *pair]):  # fmt: skip
             refused = invoke(*words)
             assert refused.exit_code == 2, refused.output
-            assert f"--{what} " in refused.stderr
+            first, second = ("high", "low") if what == "expert" else "ab"
+            assert f"try:   --{what} {first} or --{what} {second}\n" in refused.stderr
             done = invoke(*words, f"--{what}", name)
             assert done.exit_code == 0, done.output
             output.unlink(missing_ok=True)
@@ -207,6 +211,7 @@ def test_convert_into_a_folder_and_against_a_model(files: pico.Pico) -> None:
     save_file(pico.weights(1, width=48), files.source)
     done = invoke("convert", files.lora, "-o", files.folder / "x.safetensors", "--model", files.source)
     assert done.exit_code == 3, done.output
+    assert "use the model of the size" in done.stderr
 
 
 def test_a_mistyped_path_is_met_with_its_neighbour(files: pico.Pico, monkeypatch: pytest.MonkeyPatch) -> None:

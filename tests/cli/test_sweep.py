@@ -48,7 +48,6 @@ def test_a_row_for_each_cell_and_the_code_of_the_first_failure(files):
     bad = {("junk", f"rank={rank}"): "failed" for rank in (8, 12)}
     assert outcomes(done.stdout) == good | bad
     assert done.stderr.count("error: ") == 1
-    assert "(the same in 2 cells)" in done.stderr
     plan = invoke(*words(files, *more, "--rank", "16", "--plan"))  # what is there, what is to be made, what will not be
     states = dict.fromkeys(good, "done already") | {(name, "rank=16"): "to do" for name in ("motion", "style")}
     assert (plan.exit_code, outcomes(plan.stdout)) == (5, states)

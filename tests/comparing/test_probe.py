@@ -19,7 +19,7 @@ from loraport.comparing.prompts import Prompt
 from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
 from loraport.comparing.settings import COLOURS
 from loraport.comparing.variants import Placed
-from loraport.errors import LoraportError, NumericalError, UnsupportedError, UsageError
+from loraport.errors import LoraportError, UnsupportedError, UsageError
 from loraport.models.families import families
 from loraport.sampling.schedule import SamplingSettings
 from networks import NETWORKS
@@ -226,12 +226,13 @@ def test_the_dose_of_a_pair_and_of_a_model_with_itself(tmp_path):
 @pytest.mark.slow
 def test_a_decoder_that_shows_no_colour_is_said_and_leaves_no_file(videos, tmp_path):
     sampling = SamplingSettings(steps=2, guidance=1)
-    with pytest.raises(NumericalError, match="does not show the probe"):
-        loraport.probe(
-            source=videos / "source", target=videos / "target", output=tmp_path / "probe.safetensors",
-            settings=loraport.CompareSettings(height=32, width=32, frames=1), source_sampling=sampling,
-            target_sampling=sampling, device="cpu",
-        )  # fmt: skip
+    for height, says in ((32, "does not show the probe"), (33, "refuses these settings")):
+        with pytest.raises(LoraportError, match=says):
+            loraport.probe(
+                source=videos / "source", target=videos / "target", output=tmp_path / "probe.safetensors",
+                settings=loraport.CompareSettings(height=height, width=32, frames=1), source_sampling=sampling,
+                target_sampling=sampling, device="cpu",
+            )  # fmt: skip
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,6 +1,5 @@
 """What of one file would arrive in one program: its keys, one by one, held against the program's row."""
 
-import json
 import re
 import shlex
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from loraport.adapters.consumers import (
     Outcome,
     Support,
     consumers,
+    filled,
     part_of_change,
     parts_of_layer,
     writable,
@@ -153,10 +153,7 @@ class Arrival:
     @property
     def load(self) -> str:
         """How the file is loaded at strength 1."""
-        if self.reading is None:
-            return ""
-        path = json.dumps(str(self.lora.path), ensure_ascii=False)
-        return self.reading.load.replace("{path}", path).replace("{name}", self.lora.path.name)
+        return "" if self.reading is None else filled(self.reading.load, self.lora.path)
 
     @cached_property
     def _row(self) -> _Row:

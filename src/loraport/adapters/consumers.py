@@ -1,10 +1,12 @@
 """Programs that load LoRAs, as the rows of consumers.yaml have it: what each makes of a file, and how it is loaded."""
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
+from pathlib import PurePath
 from typing import Any
 
 from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT, Dialect
@@ -87,6 +89,11 @@ class Support:
     profiles: dict[str, dict[str, Outcome]]
     looked_at: dict[str, str] = field(default_factory=dict)
     shift: str = ""
+
+
+def filled(load: str, path: PurePath) -> str:
+    """A way to load with the file in it, in quotes, and with slashes on Windows too: no program doubles those."""
+    return load.replace("{path}", json.dumps(path.as_posix(), ensure_ascii=False)).replace("{name}", path.name)
 
 
 @dataclass(frozen=True, eq=False)  # a row is itself, so that it can be a key

@@ -88,6 +88,7 @@ def convert(
     found = open_adapter(
         lora,
         known,
+        role="model",
         expert=expert,
         adapter=adapter,
         drop=drop,

@@ -1,10 +1,9 @@
 """What a user is told about the programs that may load a file: how to load it, and what would be missing there."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from loraport.adapters.consumers import ALL, PARTS, Consumer, Content, Outcome, consumers, writable
+from loraport.adapters.consumers import ALL, PARTS, Consumer, Content, Outcome, consumers, filled, writable
 from loraport.adapters.dialect import SAME_AS_INPUT
 from loraport.containers.names import Expert
 
@@ -68,8 +67,7 @@ def ways_to_load(
         load = _at_strength(load, strength)
         if not load:
             continue
-        text = load.replace("{path}", json.dumps(str(path), ensure_ascii=False)).replace("{name}", Path(path).name)
-        ways.setdefault(consumer.program, f"{consumer.program}: {text}")
+        ways.setdefault(consumer.program, f"{consumer.program}: {filled(load, Path(path))}")
     return list(ways.values())[:WAYS] or [f"with any program that loads the input, at strength {_number(strength)}"]
 
 

@@ -82,11 +82,11 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _which(folder: Path, files: list[Path]) -> FileError:
-    listed = ", ".join(item.name for item in files[:8]) or "neither a safetensors nor a torch file"
+    more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     return FileError(
         "cannot tell which file of the folder is the LoRA",
         where=str(folder),
-        values=listed,
+        values=", ".join(item.name for item in files[:3]) + more or "neither a safetensors nor a torch file",
         fix="name the file itself",
     )
 
@@ -107,7 +107,7 @@ def _choose(path: Path, nests: list[tuple[str, ...]], adapter: str | None) -> tu
         "the file holds several LoRAs; choose one",
         where=str(path),
         values=", ".join(map(_said, wanted or nests)),
-        fix=f"adapter={_said(nests[-1])} (on the command line --adapter {_said(nests[-1])})",
+        fix=f"--adapter {_said(nests[-1])}",
     )
 
 

@@ -133,7 +133,7 @@ def choose(pieces: Sequence[Piece], what: str, wanted: str | None, path: Path) -
             f"the file holds several LoRAs, one for each {what}; choose one",
             where=str(path),
             values=", ".join(names),
-            fix=f"{what}={names[0]} (on the command line --{what} {names[0]})",
+            fix=" or ".join(f"--{what} {name}" for name in names[:2]),
         )
     kept = [piece for piece in pieces if label[piece.key] in (None, wanted or (names[0] if names else None))]
     keys = {piece.key for piece in kept}

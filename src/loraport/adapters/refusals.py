@@ -184,12 +184,11 @@ def not_a_lora(
     if title is None and any(rules.split_suffix(key) for key in islice(refs, MAX_LOOKED_AT)):
         family = architecture.family if architecture else next(iter(families().values()))
         return unmatched_keys(path, dict.fromkeys(refs, ""), len(refs), role, architecture, family)
-    known = [each.title for each in families().values()]
-    other = f"the {role} is {architecture.title}" if architecture else f"known: {', '.join(known)}"
-    what = f"This LoRA is for {title}, {other}." if title else f"This is not a LoRA of a known model, {other}."
+    known = ", ".join(each.title for each in families().values())
+    what = f"This LoRA is for {title}, " if title else "This is not a LoRA of a known model, "
     return MismatchError(
-        what,
+        what + (f"the {role} is {architecture.title}." if architecture else "which is not supported."),
         where=str(path),
-        values=f"{count(len(refs), 'key')}, e.g. {', '.join(islice(refs, 3))}",
-        fix=f"give a LoRA that was trained on the {role}" if architecture else "give a LoRA of one of these models",
+        values=f"{count(len(refs), 'key')}, e.g. {next(iter(refs))}",
+        fix=f"give a LoRA that was trained on the {role}" if architecture else f"give a LoRA of one of these: {known}",
     )

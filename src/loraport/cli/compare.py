@@ -75,7 +75,7 @@ def compare(
     )] = None,
 ) -> None:  # fmt: skip
     """Make the same clips with source and target, with and without the LoRA, and show them on one page."""
-    lora, output = required(lora, "lora", "add --lora"), required(output, "output", "add --output")
+    lora, output = required(lora, "LoRA", "add --lora FILE"), required(output, "output", "add -o FOLDER")
     given_prompts = prompts or prompt or None
     required(given_prompts or image or None, "prompt", "add --prompt TEXT, or --prompts FILE")
     if prompts is not None and prompt:

@@ -112,6 +112,18 @@ class Console:
         for message, names in whose.items():
             self.warning(message if len(names) == len(said) else f"{text.listing(names)}: {message}")
 
+    def errors(self, errors: Iterable[LoraportError]) -> None:
+        """Every message of a job on many once, with the places it is about. With --json they are in the document."""
+        alike: dict[object, list[LoraportError]] = {}
+        for error in errors if not self.as_json else ():
+            alike.setdefault((error.what, error.fix), []).append(error)
+        for same in alike.values():
+            places = list(dict.fromkeys(error.where for error in same if error.where is not None))
+            values = same[0].values
+            if any(error.values != values for error in same):
+                values = f"{values} (in the first)"
+            self.error(LoraportError(same[0].what, where=text.listing(places) or None, values=values, fix=same[0].fix))
+
     def error(self, error: LoraportError) -> None:
         """The one message of something that failed: on stderr for people, on stdout as JSON. Never quiet."""
         if self.as_json:

@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from loraport.cli import options
@@ -131,12 +129,8 @@ def _option(kind: Any, setting: Setting, default: Any = None, words: Sequence[st
 
 
 def _plain(field: FieldInfo) -> Any:
-    """What typer reads a value as: a switch, a number, or text for the model to understand."""
-    if any(isinstance(note, BeforeValidator) for note in field.metadata):
-        return str
-    annotation = field.annotation
-    kinds = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-    return next((kind for kind in (bool, int, float) if kind in kinds), str)
+    """What typer reads a value as: a switch, or text for the model to understand."""
+    return bool if bool in (field.annotation, *get_args(field.annotation)) else str
 
 
 def _given(models: tuple[type[Settings], ...], said: dict[str, Any]) -> Given:

@@ -14,7 +14,8 @@ from loraport.wording import count, size
 EXAMPLE = """See which trainer wrote a file, for which model, and whether anything looks odd:
 
     loraport inspect downloaded.safetensors"""
-_KINDS = {"lora": "a LoRA for", "checkpoint": "a model:", "unknown": "nothing that is known"}
+_KINDS = {"lora": "a LoRA", "checkpoint": "a model", "unknown": "nothing that is known"}
+_OF = {"lora": " for ", "checkpoint": ": ", "unknown": " "}
 _HEADER = (
     *("modelspec.title", "ss_output_name", "ss_network_module", "loraport.version", "loraport.method"),
     *("loraport.merged", "loraport.resize", "loraport.extract"),
@@ -57,7 +58,7 @@ def _lines(facts: dict[str, Any], verbose: int) -> list[str]:
             lines.append(f"  {name:<9} {value}")
 
     lines = [str(facts["path"])]
-    row("what", f"{_KINDS[facts['kind']]} {facts['title']}".rstrip())
+    row("what", _KINDS[facts["kind"]] + (f"{_OF[facts['kind']]}{facts['title']}" if facts["title"] else ""))
     row("names", facts["dialect"])
     if facts["layers"]:
         row("layers", f"{facts['layers']} linear layers")

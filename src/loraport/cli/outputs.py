@@ -32,7 +32,10 @@ def _is_folder(given: str) -> bool:
 def warn_of_name(path: Path, console: Console) -> None:
     """Say that programs will overlook the file that was written, if its name is one they overlook."""
     if path.suffix != ".safetensors":
-        console.warning(f"{path.name} does not end in .safetensors, and many programs list only such files")
+        console.warning(
+            f"{path.name} does not end in .safetensors: many programs do not list such a file, or read it as another "
+            "format"
+        )
 
 
 def write_beside(beside: Mapping[str, Path], facts: Mapping[str, Any]) -> None:

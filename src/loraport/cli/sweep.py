@@ -131,7 +131,7 @@ def _plan(cells: Sequence[Cell], folder: Path, grid: Grid, run_options: RunOptio
             made = swept.many.plans[number]
             rows.append([*row, "to do", str(made.rank), size(made.output_bytes), str(cell.output)])
             documents.append(document | {"output": str(cell.output), "output_bytes": made.output_bytes})
-    _show_errors(swept.many.failures.values(), console)
+    console.errors(swept.many.failures.values())
     console.table(["LoRA", "target", "settings", "state", "rank", "size", "output, or why there will be none"], rows)
     console.warning(*dict.fromkeys(said for made in swept.many.plans.values() for said in made.warnings))
     cost: dict[str, Any] = {}
@@ -157,7 +157,7 @@ def _tell(report: "SweepReport", console: Console) -> None:
             error = report.errors.get(row.name)
             cells += ["failed", *_figures(row), "" if error is None else text.reason(error)]
         rows.append(cells)
-    _show_errors(report.errors.values(), console)
+    console.errors(report.errors.values())
     head = ["LoRA", "target", "settings", "outcome", "rank", "kept", "change", "drift", "time"]
     console.table([*head, "output, or why there is none"], rows)
     facts = report.to_json()
@@ -169,19 +169,6 @@ def _tell(report: "SweepReport", console: Console) -> None:
     )
     console.document(facts | {"cells": [asdict(row) for row in report.cells]})
     _exit(report.errors.values())
-
-
-def _show_errors(errors: Iterable[LoraportError], console: Console) -> None:
-    """Of those that differ in the place alone the first, in full. With --json they are in the document."""
-    if console.as_json:
-        return
-    alike: dict[object, list[LoraportError]] = {}
-    for error in errors:
-        alike.setdefault((error.what, error.values, error.fix), []).append(error)
-    for first, *more in alike.values():
-        console.error(first)
-        if more:
-            console.remark(f"  (the same in {len(more) + 1} cells)")
 
 
 def _exit(errors: Iterable[LoraportError]) -> None:

@@ -72,5 +72,7 @@ def listing(names: list[str] | tuple[str, ...], most: int = 5) -> str:
 
 def reason(error: LoraportError, most: int = 100) -> str:
     """What went wrong, in a cell of a table."""
-    said = error.what if error.values is None else f"{error.what.rstrip('.')}: {error.values}"
-    return said if len(said) <= most else f"{said[: most - 3]}..."
+    what = error.what.rstrip(".")
+    if error.values is not None and len(what) + len(error.values) < most:
+        return f"{what}: {error.values}"
+    return what if len(what) <= most else f"{what[: most - 3]}..."

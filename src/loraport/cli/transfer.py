@@ -195,7 +195,7 @@ def _tell(rows: "Mapping[Asked, Outcome | ExpertsReport]", folder: Path, console
     from loraport.engine.many.report import Outcome
 
     cells: list[list[str]] = []
-    failures = []
+    failures: list[LoraportError] = []
     for asked, found in rows.items():
         name = str(asked.output.relative_to(folder).with_name(Path(asked.lora).name))
         if not isinstance(found, Outcome):
@@ -207,11 +207,10 @@ def _tell(rows: "Mapping[Asked, Outcome | ExpertsReport]", folder: Path, console
                 show_layers(found.report, console)
         elif found.error is not None:
             failures.append(found.error)
-            if not console.as_json:
-                console.error(found.error)
             cells.append([name, "failed", "", "", "", text.reason(found.error)])
         else:
             cells.append([name, "skipped", "", "", "", found.skipped or ""])
+    console.errors(failures)
     console.table(["LoRA", "outcome", "layers", "rank", "energy kept", "output, or why there is none"], cells)
     skipped = sum(isinstance(found, Outcome) and found.skipped is not None for found in rows.values())
     console.result(_in_short(len(rows), skipped, len(failures), folder))

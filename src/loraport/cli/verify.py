@@ -96,8 +96,7 @@ def verify(
     if len(files) > 1:
         console.result(f"{len(files) - len(failures)} of {len(files)} files pass")
     console.document(documents[0] if len(files) == 1 else {"files": documents})
-    for failure in failures if not console.as_json else []:
-        console.error(failure)
+    console.errors(failures)
     if failures:
         raise typer.Exit(failures[0].exit_code)
 

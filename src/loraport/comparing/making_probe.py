@@ -24,7 +24,7 @@ from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
-from loraport.comparing.rendering import Shot, call_arguments
+from loraport.comparing.rendering import Shot, call
 from loraport.containers.names import EXPERTS, Expert
 from loraport.errors import MismatchError, NumericalError, UnsupportedError
 from loraport.models.family import Family
@@ -162,9 +162,7 @@ def _at_decoder(
     handle = last_layer(pipeline, family).register_forward_hook(replaced)
     pipeline.vae.decode = arrived
     try:
-        with torch.random.fork_rng(), torch.inference_mode():
-            torch.manual_seed(shot.seed)
-            pipeline(**call_arguments(pipeline, family, one_step, shot))
+        call(pipeline, family, one_step, shot)
     except _Arrived as found:
         return found.latents.clone()
     finally:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraport.containers.access import nearest_path
 from loraport.containers.names import Expert, expert_named, named_path, renamed_for
 from loraport.errors import FileError, UsageError
 
@@ -42,7 +43,8 @@ def lora_file(spec: str | Path) -> Path:
     """The file that a LoRA's name means. Raises FileError."""
     path = named_path(spec)
     if not path.is_file():
-        raise FileError("there is no such LoRA file", where=str(spec))
+        fix = "name the file in it" if path.is_dir() else nearest_path(path)
+        raise FileError("there is no such LoRA file", where=str(spec), fix=fix)
     return path
 
 

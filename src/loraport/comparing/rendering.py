@@ -102,13 +102,28 @@ def render(pipeline: Any, family: Family, settings: SamplingSettings, shot: Shot
 
     Raises:
         NumericalError: pixels that are not finite.
+        LoraportError: as `call`.
+    """
+    return _pixels(call(pipeline, family, settings, shot))
+
+
+def call(pipeline: Any, family: Family, settings: SamplingSettings, shot: Shot) -> Any:
+    """What the pipeline makes.
+
+    Args:
+        pipeline: as for `render`.
+        family: the same.
+        settings: the same.
+        shot: the same.
+
+    Raises:
         FileError: no memory for it.
         MismatchError: the pipeline refuses what it is asked for.
     """
     try:
         with torch.random.fork_rng(), torch.inference_mode():
             torch.manual_seed(shot.seed)  # for samplers that draw fresh noise from the global state
-            made = pipeline(**call_arguments(pipeline, family, settings, shot))
+            return pipeline(**call_arguments(pipeline, family, settings, shot))
     except (ValueError, TypeError, IndexError, RuntimeError, ImportError, MemoryError) as error:
         if is_out_of_memory(error):
             raise FileError(
@@ -121,7 +136,6 @@ def render(pipeline: Any, family: Family, settings: SamplingSettings, shot: Shot
             "the pipeline refuses these settings", where=type(pipeline).__name__, values=first_line(error)[:200],
             fix="if it is the size, use another --height, --width or --frames; finished clips are kept",
         ) from error  # fmt: skip
-    return _pixels(made)
 
 
 def call_arguments(pipeline: Any, family: Family, settings: SamplingSettings, shot: Shot) -> dict[str, Any]:

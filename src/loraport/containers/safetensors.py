@@ -22,6 +22,7 @@ from loraport.containers.access import damaged, open_file, status, unreadable
 from loraport.containers.dtypes import FORMATS
 from loraport.errors import FileError
 from loraport.files import NO_ROOM, atomic_path
+from loraport.wording import count
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -97,7 +98,7 @@ def parse_entries(file: FileIO | BinaryIO, size: int, where: str) -> tuple[dict[
         FileError: no header, a header that is cut short, or one that is no table.
     """
     if size < 8:
-        raise damaged(where, "the file is shorter than a header", f"{size} bytes")
+        raise damaged(where, "the file is shorter than a header", count(size, "byte"))
     begin = file.read(8)
     length = int.from_bytes(begin, "little")
     if length > MAX_HEADER_BYTES:

@@ -234,7 +234,7 @@ def _not_a_model(found: TensorFile, title: str | None = None) -> MismatchError:
             "a checkpoint is needed here, but this file is a LoRA",
             where=str(found.path),
             values=f"{count(len(keys), 'key')}, e.g. {parts[0]}",
-            fix="give the model's own weights (a distillation LoRA goes to --target-lora)",
+            fix="give the model's own weights; a distillation LoRA is given as --target-lora FILE, beside its model",
         )
     title = title or foreign(keys)
     known = [family.title for family in families().values()]

@@ -98,6 +98,7 @@ def plan_resize(
     lora = open_adapter(
         path,
         known,
+        role="model",
         expert=expert,
         adapter=adapter,
         drop=drop,
