@@ -72,11 +72,11 @@ def transfer(
             matched by name and shape alone.
         force: go on even if source and target do not look like versions of one model, their drift is mostly rounding,
             or the LoRA was transferred before.
-        strength: strength of the whole LoRA, applied before any method.
+        strength: strength of the whole LoRA.
         scale: the LoRA's own scale (alpha / rank), if its file does not state it or states it wrongly.
         expert: Wan2.2 expert to use: its folder in a pipeline, its LoRA in every file that holds both.
         adapter: name of the LoRA to use from files that hold several. Applies to every file that has it.
-        drop: leave out layers and keys that match, from the output and from the distillation LoRAs.
+        drop: leave out layers and keys that match, of every LoRA given.
         allow_partial: leave out what cannot be matched, instead of stopping with an error.
         method: transfer method or preset; `loraport methods` lists them.
         params: settings of the method, such as `{"q_dom": 0.5}`.

@@ -228,6 +228,11 @@ def test_the_wrong_family_and_the_wrong_size_are_refused_by_headers_alone(files:
 def test_a_target_of_another_size_and_a_lora_for_a_model(files: pico.Pico):
     save_file(pico.weights(5, width=48, ffn=96), files.folder / "wide.safetensors")
     assert check(files, files.folder / "wide.safetensors").verdict == "cannot help"
+    wrong = loraport.check(files.lora, source=files.source, target=files.lora)
+    assert str(files.lora) not in wrong.reasons[0].text  # which stands above
+    other = files.lora.rename(files.folder / "other.safetensors")
+    wrong = loraport.check(files.folder / "wide.safetensors", source=files.source, target=other)
+    assert f"but this file is a LoRA: {other}" in wrong.reasons[0].text
     found = check(files, files.lora)
     assert found.verdict == "cannot help"
     assert "--target-lora" in found.reasons[1].text

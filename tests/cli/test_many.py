@@ -99,6 +99,7 @@ def test_a_plan_of_them_changes_nothing(files: pico.Pico, mixed: list[str]) -> N
     done = invoke(*words(files, "plan"))
     assert sorted(files.folder.rglob("*")) == before
     assert "10 LoRAs in one job" in done.stdout  # what the numbers of a LoRA are, a plan does not look at
+    assert done.stderr.count("  try:   ") == len(NO_LORA) - 1
     assert done.exit_code != 0
     facts = json.loads(invoke(*words(files, "plan", "--json")).stdout)
     assert (len(facts["plans"]), facts["failed"]) == (20, len(NO_LORA) - 1)
@@ -120,6 +121,15 @@ def test_choices_that_contradict_each_other(files: pico.Pico, mixed: list[str]) 
     assert invoke(*words(files, "transfer", "--report", files.folder / "page.html")).exit_code == 2
     assert invoke(*words(files, "transfer", "--log", files.folder / "log.jsonl")).exit_code == 2
     assert invoke(*words(files, "transfer", "--method", "nonsense")).stderr.count("error: ") == 1
+
+
+def test_what_lies_further_down_is_said(files: pico.Pico, mixed: list[str]) -> None:
+    folder = files.folder / "mixed"
+    done = invoke("check", folder, "-s", files.source, "-t", files.target)
+    assert "1 LoRA is in subfolders, which --recursive takes too" in done.stderr
+    (folder / "model_index.json").write_text("{}")
+    refused = invoke(*words(files, "transfer"))
+    assert (refused.exit_code, "this folder is a model" in refused.stderr) == (2, True)
 
 
 def test_one_lora_whose_output_exists(files: pico.Pico) -> None:

@@ -106,7 +106,8 @@ def _scale(parts: Mapping[str, Piece], claim: Claim, scales: Scales) -> tuple[fl
             f"a {kind.title} does not say how strong it is",
             where=str(piece.ref.file),
             values=f"rank {claim.divisor}, {piece.key}",
-            fix="give lora_alpha / r of its training with --scale; if lora_alpha was not set, it is 1, so use "
+            fix="give lora_alpha / r of its training with --scale (of transfer, check and convert); if lora_alpha was "
+            "not set, it is 1, so use "
             f"--scale {1 / (claim.divisor or 1):g}",
         )
     return 1.0, claim.unscaled or ASSUMED

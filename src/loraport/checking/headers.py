@@ -86,9 +86,10 @@ def read_headers(recipe: Recipe, pair: Pair | None = None) -> Headers:
     )
 
 
-def refusal_reasons(error: MismatchError) -> tuple[Reason, ...]:
-    """Why nothing can be done with these files, and what can be done about that."""
-    said = error.what if error.values is None else f"{error.what.rstrip('.')}: {error.values}"
+def refusal_reasons(error: MismatchError, lora: str) -> tuple[Reason, ...]:
+    """Why nothing can be done with these files, and what can be done about that. `lora`: which is named already."""
+    elsewhere = error.where if error.where is not None and not error.where.startswith(lora) else None
+    said = ": ".join(part for part in (error.what.rstrip("."), elsewhere, error.values) if part)
     return (Reason(said), *([Reason(f"what may help: {error.fix}")] if error.fix else []))
 
 

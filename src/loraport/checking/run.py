@@ -156,7 +156,7 @@ def _refused(recipe: Recipe, error: MismatchError, seconds: float) -> CheckResul
         verdict="cannot help",
         strength=None,
         headline="the files do not fit each other",
-        reasons=refusal_reasons(error),
+        reasons=refusal_reasons(error, recipe.lora),
         stage="headers",
         seconds=seconds,
     )

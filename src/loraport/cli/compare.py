@@ -12,6 +12,7 @@ from loraport.engine.experts.asked import Experts
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import MODELS, OUTPUT, Recipe
 from loraport.errors import UsageError
+from loraport.settings import Setting, Settings
 from loraport.wording import count
 
 if TYPE_CHECKING:
@@ -36,13 +37,28 @@ Compare image-to-video models on every image of a folder, each with the text bes
 The same command again makes what is missing."""  # noqa: E501
 
 FILES = Recipe.part("source", "target", "target_lora")
+
+
+class Pipelines(Settings):
+    """How the models are explained where they are run: as `FILES` says, but for the help."""
+
+    source: Annotated[str | None, Setting(
+        "Model the LoRA was trained on: a diffusers folder with text encoder, scheduler and VAE, or a hub id.",
+        "--source", "-s", panel=MODELS, metavar="MODEL", path=True,
+    )] = None  # fmt: skip
+    target: Annotated[str | None, Setting(
+        "Target model, of the same family: such a folder, or its transformer alone (a folder or file).",
+        "--target", "-t", panel=MODELS, metavar="MODEL", path=True,
+    )] = None  # fmt: skip
+
+
 LOW = Experts.part("lora_low", "target_lora_low")
 MACHINE = RunOptions.part("device")
 SHOWN = ("frame_difference", "colour", "distance", "ssim", "first_frame")
 """Measures of the short table; the page has them all."""
 
 
-@command(FILES, LOW, CompareSettings, *ROLES.values(), MACHINE)
+@command(FILES, Pipelines, LOW, CompareSettings, *ROLES.values(), MACHINE)
 def compare(
     given: Given,
     console: Console,

@@ -14,7 +14,7 @@ _EXAMPLE = """First time? Watch the whole story on small bundled models, offline
 
 Then transfer a LoRA:
 
-    loraport transfer style.safetensors --source Wan-AI/Wan2.1-T2V-1.3B --target fast.safetensors -o style-fast.safetensors
+    loraport transfer style.safetensors -s BASE -t FAST -o fast.safetensors
 
 Exit codes: 0 done and verified, 1 a bug, 2 usage, 3 inputs do not fit, 4 numerical failure, 5 files or disk, 130 interrupted (run again to resume; 129 and 143 are the same for SIGHUP and SIGTERM). The verdicts of `check` have their own codes, 10 to 12."""  # noqa: E501
 

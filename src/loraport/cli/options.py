@@ -69,9 +69,7 @@ Output = Annotated[
         "--output", "-o", metavar="FILE", panel=OUTPUT, help="File to write; for several LoRAs, a folder."
     ),
 ]  # fmt: skip
-Recursive = Annotated[
-    bool, option("--recursive", help="Also take LoRAs from subfolders; outputs keep their relative paths.")
-]
+Recursive = Annotated[bool, option("--recursive", help="Also take LoRAs from subfolders.")]
 SkipExisting = Annotated[bool, option("--skip-existing", panel=OUTPUT, help="Skip LoRAs whose output exists.")]
 Model = Annotated[str | None, option("--model", metavar="MODEL", help="Also check that the LoRA fits this model.")]
 SourceModel = Annotated[

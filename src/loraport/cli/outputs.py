@@ -1,13 +1,23 @@
 """Where a command writes, and what is to be said about the name."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from loraport.cli.console import Console
-from loraport.engine.many.asked import output_name
+from loraport.engine.many.asked import Asked, find_loras, list_loras, output_name
 from loraport.errors import UsageError
+from loraport.wording import count
+
+
+def find(given: Sequence[str], folder: Path, console: Console, *, recursive: bool) -> list[Asked]:
+    """The LoRAs of a job on many, as `find_loras`. It is said how many more there are in subfolders."""
+    found = find_loras(given, folder, recursive=recursive)
+    more = 0 if recursive else len(list_loras(given, folder, recursive=True)) - len(found)
+    if more:
+        console.remark(f"{count(more, 'LoRA', 'is/are')} in subfolders, which --recursive takes too")
+    return found
 
 
 def output_file(given: str, lora: str) -> Path:

@@ -11,8 +11,9 @@ from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.experts import pair_of
 from loraport.cli.flags import Given, command
+from loraport.cli.outputs import find
 from loraport.engine.experts.asked import Experts
-from loraport.engine.many.asked import find_loras, holds_many
+from loraport.engine.many.asked import holds_many
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.errors import LoraportError
@@ -40,7 +41,7 @@ def plan(
 ) -> None:
     """Show what a transfer would do: coverage, time, memory, disk. Takes the same options and changes nothing."""
     if len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive):
-        asked = find_loras(given.loras, Path(output or ""), recursive=recursive)
+        asked = find(given.loras, Path(output or ""), console, recursive=recursive)
         loras = tuple(each.lora for each in asked if not (skip_existing and each.output.exists()))
         _many(replace(given, loras=loras), console)
         return
@@ -80,10 +81,9 @@ def _many(given: Given, console: Console) -> None:
             documents.append(_both(both, run_options, console))
     if failures and len(failures) == len(given.loras):
         raise failures[0]
-    for failure in failures if not console.as_json else ():
-        console.error(failure)
     many = make_many_plan(dict(enumerate(plain)), given.recipe)
     failures += many.failures.values()
+    console.errors(failures)
     cost: dict[str, Any] = {}
     if many.plans:
         cost = asdict(estimate(list(many.plans.values()), run_options, time.process_time()))

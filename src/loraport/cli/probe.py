@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated
 
-from loraport.cli.compare import FILES
+from loraport.cli.compare import FILES, Pipelines
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import option, required
@@ -24,7 +24,7 @@ ASKED = CompareSettings.part("negative", "height", "width", "frames", "offload",
 LOW = Experts.part("target_lora_low")
 
 
-@command(FILES, LOW, ASKED, *ROLES.values(), MACHINE)
+@command(FILES, Pipelines, LOW, ASKED, *ROLES.values(), MACHINE)
 def probe(
     given: Given,
     console: Console,

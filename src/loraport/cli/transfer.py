@@ -12,9 +12,9 @@ from loraport.cli.console import Console
 from loraport.cli.experts import Pair, carry_experts, pair_of
 from loraport.cli.flags import Given, command
 from loraport.cli.options import option, required
-from loraport.cli.outputs import output_file, warn_of_name, write_beside
+from loraport.cli.outputs import find, output_file, warn_of_name, write_beside
 from loraport.engine.experts.asked import Experts, outputs_of
-from loraport.engine.many.asked import EXISTS, Asked, check_options, check_skip, find_loras, holds_many
+from loraport.engine.many.asked import EXISTS, Asked, check_options, check_skip, holds_many
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import OUTPUT, Recipe
 from loraport.errors import Interrupted, LoraportError, UsageError
@@ -121,7 +121,7 @@ def _many(
     given: Given, folder: Path, beside: Beside, console: Console, *, recursive: bool, skip_existing: bool
 ) -> None:
     """Many LoRAs into one folder. One that fails does not stop the others; the first failure sets the code."""
-    asked = find_loras(given.loras, folder, recursive=recursive)
+    asked = find(given.loras, folder, console, recursive=recursive)
     if beside:
         what = next(iter(beside))
         raise UsageError(

@@ -94,7 +94,7 @@ class Recipe(Settings):
     ] = False  # fmt: skip
     strength: Annotated[
         float,
-        Setting("Strength of the whole LoRA, applied before any method.", "--strength", panel=LORA, metavar="X"),
+        Setting("Strength of the whole LoRA.", "--strength", panel=LORA, metavar="X"),
     ] = 1.0
     scale: Annotated[
         float | None,
@@ -121,7 +121,7 @@ class Recipe(Settings):
     drop: Annotated[
         Pattern,
         Setting(
-            "Leave out layers and keys that match, from the output and from the distillation LoRAs.",
+            "Leave out layers and keys that match, of every LoRA given.",
             "--drop", panel=LORA, metavar="REGEX",
         ),
     ] = None  # fmt: skip

@@ -67,7 +67,7 @@ def find_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -
         recursive: also look into the folders inside.
 
     Raises:
-        UsageError: there is no LoRA in a folder, or two would get the same name.
+        UsageError: there is no LoRA in a folder, or two would get the same name; the folder is a model.
     """
     found = list_loras(given, folder, recursive=recursive)
     if not folder.is_dir() and (folder.exists() or folder.suffix in ENDINGS):
@@ -80,7 +80,7 @@ def list_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -
     """As `find_loras`, whatever the names are and whether they collide.
 
     Raises:
-        UsageError: there is no LoRA in a folder.
+        UsageError: there is no LoRA in a folder, or it is a model.
     """
     found: list[Asked] = []
     for lora in given:
@@ -88,6 +88,10 @@ def list_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -
         if not holds_many(lora, recursive=recursive):
             found.append(Asked(lora, folder / output_name(lora)))
             continue
+        if (root / "model_index.json").exists():
+            raise UsageError(
+                "LoRAs are needed here, but this folder is a model", where=lora, fix="give the LoRA's own file"
+            )
         inside = list(_listed(root, folder, recursive, set()))
         if not inside:
             more = "" if recursive or not any(map(os.path.isdir, list_folder(root))) else ", or --recursive"
