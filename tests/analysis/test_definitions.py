@@ -178,6 +178,7 @@ def test_where_lora_and_drift_meet(given):
     close(meeting.head_cosine.value, (head * own).sum() / head.norm() / own.norm())
     p = len(given.S)
     close(meeting.sign_agreement.value, (C[:p, :p] * mine[:p, :p] > 0).double().mean())
+    close(meeting.sign_deviation, 0.5 / p)  # of p x p signs thrown like coins
     h = -(-k // 10)
     first = torch.zeros(k, k, dtype=torch.bool)
     first[:h], first[:, :h] = True, True

@@ -58,6 +58,17 @@ def head(W: torch.Tensor, update: torch.Tensor) -> float:
     return float(C_head / C.sum()) / (1 - (1 - h / m) * (1 - h / n))
 
 
+def common(drift: torch.Tensor, update: torch.Tensor) -> float:
+    U, S, Vh = torch.linalg.svd(update)
+    r = int((S > 1e-6 * S[0]).sum())
+    return float((U[:, :r].T @ drift @ Vh[:r].T).square().mean() / drift.square().mean())
+
+
+def directions(drift: torch.Tensor, share: float) -> int:
+    held = torch.linalg.svdvals(drift).square().cumsum(0)
+    return 1 + int((held < share * held[-1]).sum())
+
+
 @pytest.mark.parametrize("name", ["blocks.0.self_attn.q", "blocks.1.ffn.0", "blocks.1.ffn.2"])
 def test_every_figure_of_a_layer(files: pico.Pico, found: loraport.CheckResult, name: str):
     W, drift, update = dense(files, name)
@@ -74,6 +85,8 @@ def test_every_figure_of_a_layer(files: pico.Pico, found: loraport.CheckResult, 
         "rigidity_lora": rigidity(W, update),
         "head_drift": head(W, drift),
         "head_lora": head(W, update),
+        "common": common(drift, update),
+        "directions_drift": directions(drift, 0.99 * (1 - layer.figures["rounding"])) / min(W.shape),
     }
     assert {key: layer.figures[key] for key in expected} == pytest.approx(expected, rel=2e-4, abs=1e-6)
     sigma = layer.nulls["dose"]["one standard deviation of unrelated ones"]
@@ -93,7 +106,10 @@ def test_what_the_method_changes_is_what_a_transfer_writes(files: pico.Pico, fou
     written = new[f"diffusion_model.{name}.lora_B.weight"] @ new[f"diffusion_model.{name}.lora_A.weight"]
     _, _, update = dense(files, name)
     (layer,) = (each for each in found.layers if each.name == name)
-    assert layer.figures["change"] == pytest.approx(float((written - update).norm() / update.norm()), rel=1e-3)
+    along, size = float((written * update).sum()), float(update.norm())
+    assert layer.figures["change"] == pytest.approx(float((written - update).norm()) / size, rel=1e-3)
+    assert layer.figures["method_dose"] == pytest.approx(along / size**2, rel=1e-3)
+    assert layer.figures["method_cosine"] == pytest.approx(along / size / float(written.norm()), rel=1e-3)
 
 
 def test_figures_of_all_layers_are_ratios_of_sums(files: pico.Pico, found: loraport.CheckResult):

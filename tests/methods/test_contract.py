@@ -74,6 +74,10 @@ def test_a_method_reports_what_it_declares_and_reads_what_it_asks_for(name, shap
         assert isinstance(value, str) == (column.unit == "text"), column
         assert column.unit != "count" or isinstance(value, int), column
         assert column.unit != "share" or -1e-9 <= value <= 1 + 1e-9, column
+    old, new = layer(shape).update.dense(), output.update.dense()
+    sizes = {"norm_ratio": new.norm() / old.norm(), "cosine": (new * old).sum() / (new.norm() * old.norm())}
+    for key in sizes.keys() & output.stats.keys():
+        assert output.stats[key] == pytest.approx(float(sizes[key]), abs=1e-9), key
 
 
 @pytest.mark.parametrize("shape", SHAPES)
