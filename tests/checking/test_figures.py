@@ -60,7 +60,7 @@ def head(W: torch.Tensor, update: torch.Tensor) -> float:
 
 def common(drift: torch.Tensor, update: torch.Tensor) -> float:
     U, S, Vh = torch.linalg.svd(update)
-    r = int((S > 1e-6 * S[0]).sum())
+    r = int((1e-6 * S[0] < S).sum())
     return float((U[:, :r].T @ drift @ Vh[:r].T).square().mean() / drift.square().mean())
 
 

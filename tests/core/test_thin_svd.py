@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from loraport.core import thin_svd as module
+from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import gram, singular_values, thin_svd
+from loraport.core.truncation import truncated_svd
 from loraport.errors import NumericalError
 
 P = 192
@@ -146,6 +148,8 @@ def test_library_failures_are_caught(monkeypatch):
     monkeypatch.setattr(torch.linalg, "svd", fail)
     with pytest.raises(NumericalError):
         thin_svd(W)
+    with pytest.raises(NumericalError, match=r"blocks\.0"):
+        truncated_svd(DenseOperator(W[:9]), energy=0.9, name="blocks.0")
 
 
 def test_drivers_are_called_what_they_are_on_each_device():

@@ -143,8 +143,7 @@ class LowRank(Operator):
                 "a low-rank update holds NaN or infinity", fix="the file is damaged or badly trained; use another copy"
             )
         U, S, Vh = torch.linalg.svd(core, full_matrices=False)
-        q = min(*self.shape, self.rank)
-        parts = Q_left @ U[:, :q], S[:q], Vh[:q] @ Q_right.T
+        parts = Q_left @ U, S, Vh @ Q_right.T
         U, S, Vh = (part.to(device=self.device, dtype=self.dtype) for part in parts)
         return U, S, Vh
 

@@ -97,7 +97,8 @@ def truncated_svd(
             return _cut(*op.svd(), count, energy, total)
         op = DenseOperator(op.dense(), op.norm())
     if m < n:  # the Krylov space lives on the shorter side
-        flipped = truncated_svd(op.T, rank=count, energy=energy, start=None if start is None else start.T, seed=seed)
+        hint = None if start is None else start.T
+        flipped = truncated_svd(op.T, rank=count, energy=energy, start=hint, seed=seed, name=name)
         return Truncation(flipped.update.T, flipped.energy_kept, flipped.rank)
     found = None
     by_gram = count is not None and n >= _BY_GRAM and count <= _EXACT * n and _SCALES[0] < total**0.5 < _SCALES[1]
@@ -131,8 +132,7 @@ def _cut(U: Tensor, S: Tensor, Vh: Tensor, count: int | None, energy: float | No
     if count is None:
         assert energy is not None
         count = min(int((held < energy * float(held[-1]) * (1 - 1e-12)).sum()) + 1, S.numel())
-    update = LowRank.from_svd(U[:, :count], S[:count], Vh[:count])
-    update = update.padded(max(count, update.rank))
+    update = LowRank.from_svd(U[:, :count], S[:count], Vh[:count]).padded(count)
     kept = float(held[min(count, S.numel()) - 1]) / total
     return Truncation(update, min(kept, 1.0), count)
 

@@ -42,4 +42,4 @@ def norm_ratio(source: Operator, target: Operator) -> float:
 def _rounding(S: torch.Tensor) -> float:
     """Singular values of float32 factors below this are rounding errors of the largest."""
     largest = float(S[0]) if S.numel() else 0.0
-    return largest * float(torch.finfo(torch.float32).eps) * max(S.numel(), 1)
+    return largest * float(torch.finfo(torch.float32).eps) * S.numel()

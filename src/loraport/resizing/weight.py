@@ -125,14 +125,13 @@ def _compute(op: Operator, job: WeightJob) -> dict[str, Tensor]:
     facts = {"norm": torch.tensor(norm, dtype=torch.float64), "kept": torch.tensor(1.0, dtype=torch.float64)}
     if job.rank is None:
         return facts | {"S": _values(op, job.weight.name)}
-    rank = min(job.rank, *op.shape)
     if isinstance(op, LowRank) or min(op.shape) > EXACT:
-        cut = truncated_svd(op, rank=rank, name=job.weight.name)
+        cut = truncated_svd(op, rank=job.rank, name=job.weight.name)
         update, kept = cut.update, cut.energy_kept
     else:
         basis = thin_svd(op.dense(), name=job.weight.name)
-        update = LowRank.from_svd(basis.U[:, :rank], basis.S[:rank], basis.Vh[:rank])
-        kept = min(float(wide(basis.S[:rank]).square().sum()) / norm**2, 1.0) if norm > 0 else 1.0
+        update = LowRank.from_svd(basis.U[:, : job.rank], basis.S[: job.rank], basis.Vh[: job.rank])
+        kept = min(float(wide(basis.S[: job.rank]).square().sum()) / norm**2, 1.0) if norm > 0 else 1.0
     facts["kept"] = torch.tensor(kept, dtype=torch.float64)
     return facts | {"B": update.B.cpu().contiguous(), "A": update.A.cpu().contiguous()}
 
