@@ -61,6 +61,7 @@ def test_the_base_is_the_target_and_what_it_was_trained_on_is_still_known(tmp_pa
             input_metadata=metadata, recipe={}, inputs={}, method="casa 1", summary={}, rank=4, target_title=target
         )
 
+    assert transferred({}, "Wan fast")["ss_base_model_version"] == "Wan fast"
     found = transferred(trained, "Wan fast")
     assert found["ss_base_model_version"] == found["base_model"] == "Wan fast"
     assert "sshs_model_hash" not in found

@@ -7,9 +7,11 @@ from safetensors.torch import load_file, save_file
 import networks
 from loraport.adapters.convert import convert
 from loraport.adapters.parse import open_adapter
+from loraport.containers.tensors import read_tensor
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
 from makers import LoraFile
+from storage import write_gguf
 
 pytest.importorskip("diffusers")
 from diffusers.loaders import lora_conversion_utils, single_file_utils
@@ -28,6 +30,17 @@ def test_checkpoints_of_h3_become_those_of_diffusers(naming, layout):
     state = networks.respell(networks.canonical("minimax_h3"), H3, naming)
     found = single_file_utils.convert_minimax_h3_transformer_checkpoint_to_diffusers(state, settings, layout)
     _equal(found, networks.state("minimax_h3"))
+
+
+def test_a_gguf_file_of_h3_in_parts_has_the_rows_of_single_files(tmp_path):
+    own = networks.canonical("minimax_h3")
+    state = networks.respell(own, H3, "original")
+    for number in (1, 2):
+        part = {key: (state[key].numpy(), "F32") for key in list(state)[number - 1 :: 2]}
+        path = write_gguf(tmp_path / f"x-{number:05}-of-00002.gguf", part, split=(number - 1, 2, len(state)))
+    found = open_checkpoint(path.parent)
+    assert found.naming == "original"
+    _equal({key: read_tensor(ref) for key, ref in found.tensors.items()}, own)
 
 
 def test_single_files_of_wan_with_vace_become_those_of_diffusers():
