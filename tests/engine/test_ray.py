@@ -8,6 +8,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -232,6 +233,22 @@ def test_addresses_that_no_machine_of_a_cluster_has(address, says):
     assert caught.value.where == f"RAY_ADDRESS={address}"
     for fine in (None, "auto", "local", "head:6379", "[::1]:6379"):
         connection.check_address(fine)
+
+
+def test_sigterm_that_ray_takes_while_a_cluster_starts_is_heard_by_whoever_had_it():
+    def start() -> None:
+        with connection._signals_as_they_are():
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))  # as Ray does
+            signal.raise_signal(signal.SIGTERM)
+
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+    try:
+        with pytest.raises(SystemExit):
+            start()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert heard == [signal.SIGTERM]
 
 
 def test_whoever_is_not_the_head_of_a_cluster_is_known_at_once():

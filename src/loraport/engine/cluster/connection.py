@@ -204,16 +204,24 @@ def _own(limits: Limits) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _signals_as_they_are() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; whoever had it before gets it back."""
+    """Ray takes SIGTERM for itself and ends the program by it; whoever had it before hears it, and gets it back."""
     names = [name for name in ("SIGTERM", "SIGBREAK") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         names = []
     before = {name: signal.getsignal(getattr(signal, name)) for name in names}
-    try:
-        yield
-    finally:
+
+    def give_back() -> None:
         for name, handler in before.items():
             signal.signal(getattr(signal, name), handler)
+
+    try:
+        yield
+    except SystemExit:  # Ray's answer to it, after it has ended its processes
+        give_back()
+        signal.raise_signal(signal.SIGTERM)
+        raise
+    finally:
+        give_back()
 
 
 def survey(
