@@ -101,12 +101,25 @@ def test_nothing_of_the_process_is_touched_or_said(files: pico.Pico, tmp_path: P
 
 
 def test_reports_and_errors_travel(files: pico.Pico, tmp_path: Path) -> None:
-    report = carried(files, None)
-    assert pickle.loads(pickle.dumps(report)) == report
+    plan = loraport.plan(loraport.Recipe(lora=str(files.lora), source=str(files.source), target=str(files.target)))
+    for each in (carried(files, None), plan):
+        assert pickle.loads(pickle.dumps(each)) == each
     with pytest.raises(FileError) as caught:
         carried(files, files.lora)
     error = pickle.loads(pickle.dumps(caught.value))
     assert (type(error), error.to_json()) == (FileError, caught.value.to_json())
+
+
+def test_a_notebook_shows_a_few_lines_of_a_result_and_not_its_layers(files: pico.Pico, tmp_path: Path) -> None:
+    models = {"source": str(files.source), "target": str(files.target)}
+    plan = loraport.plan(loraport.Recipe(lora=str(files.lora), **models))
+    grid = {**models, "strength": [1.0]}
+    for each in (
+        plan, plan.source, plan.adapter, carried(files, None), loraport.check(files.lora, **models),
+        loraport.resize(files.lora, tmp_path / "small.safetensors", rank=2), loraport.analyze(**models),
+        loraport.sweep(files.lora, grid, output=tmp_path / "sweep"),
+    ):  # fmt: skip
+        assert len(repr(each)) < 4000, type(each)
 
 
 def test_a_broken_diffusers_is_no_reason_to_fail(files: pico.Pico, tmp_path: Path) -> None:

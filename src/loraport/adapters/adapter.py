@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -46,12 +46,12 @@ class LoraAdapter:
     path: Path
     dialect: Dialect
     architecture: Architecture
-    layers: dict[LayerName, LayerUpdate]
-    passthrough: tuple[Passthrough, ...]
+    layers: dict[LayerName, LayerUpdate] = field(repr=False)
+    passthrough: tuple[Passthrough, ...] = field(repr=False)
     dropped: tuple[str, ...]
     metadata: dict[str, str]
     dtype: str
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] = field(repr=False)
     warnings: tuple[str, ...] = ()
     expert: str | None = None
     nest: tuple[str, ...] = ()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ class PairAnalysis:
     target_title: str
     target_lora: tuple[str, ...]
     loras: tuple[AnalysedLora, ...]
-    layers: tuple[LayerAnalysis, ...]
+    layers: tuple[LayerAnalysis, ...] = field(repr=False)
     settings: dict[str, float]
     warnings: tuple[str, ...]
     version: str

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -28,8 +28,8 @@ class Candidate:
     """
 
     tried: Tried
-    plan: TransferPlan
-    update: dict[str, LowRank]
+    plan: TransferPlan = field(repr=False)
+    update: dict[str, LowRank] = field(repr=False)
 
     @property
     def label(self) -> str:

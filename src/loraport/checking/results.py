@@ -1,7 +1,7 @@
 """What a check finds: a verdict, the reasons for it, and every figure that they rest on."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from loraport.engine.results import InputFile, KnownModel
@@ -180,8 +180,8 @@ class CheckResult:
     stage: Stage
     coverage: Coverage | None = None
     kind: Kind | None = None
-    figures: tuple[Quantity, ...] = ()
-    layers: tuple[LayerCheck, ...] = ()
+    figures: tuple[Quantity, ...] = field(default=(), repr=False)
+    layers: tuple[LayerCheck, ...] = field(default=(), repr=False)
     layers_of: int = 0
     command: str = ""
     load: tuple[str, ...] = ()

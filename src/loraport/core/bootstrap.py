@@ -6,7 +6,7 @@ Everything that is compared on the same units shares the draws, so a difference 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ class Estimate:
     """
 
     value: float
-    draws: Float[Tensor, " r"]
+    draws: Float[Tensor, " r"] = field(repr=False)
 
     @property
     def error(self) -> float:

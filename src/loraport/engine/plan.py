@@ -6,7 +6,7 @@ before any work has begun.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ class TransferPlan:
     target: Checkpoint | None
     added: tuple[Added, ...]
     source_added: tuple[Added, ...]
-    jobs: tuple[LayerJob, ...]
+    jobs: tuple[LayerJob, ...] = field(repr=False)
     passthrough: tuple[Passthrough, ...]
     dropped: tuple[str, ...]
     rank: RankRule

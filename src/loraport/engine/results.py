@@ -79,7 +79,7 @@ class LayerReport:
     seconds: float
     cached: bool
     device: str = "cpu"
-    maps: dict[str, SmallMap] = field(default_factory=dict)
+    maps: dict[str, SmallMap] = field(default_factory=dict, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -251,14 +251,14 @@ class TransferReport:
 
     output: Path | None
     summary: Summary
-    columns: tuple[Column, ...]
-    layers: tuple[LayerReport, ...]
+    columns: tuple[Column, ...] = field(repr=False)
+    layers: tuple[LayerReport, ...] = field(repr=False)
     passthrough: tuple[str, ...]
     dropped: tuple[str, ...]
     load: tuple[str, ...]
     warnings: tuple[str, ...]
     inputs: tuple[InputFile, ...] = ()
-    maps: tuple[LayerMap, ...] = ()
+    maps: tuple[LayerMap, ...] = field(default=(), repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -30,10 +30,10 @@ class Architecture:
             not tell; "" if it is none of the known ones.
     """
 
-    family: Family
+    family: Family = field(repr=False)
     title: str
-    layers: dict[LayerName, tuple[int, int]]
-    modules: dict[str, Shape]
+    layers: dict[LayerName, tuple[int, int]] = field(repr=False)
+    modules: dict[str, Shape] = field(repr=False)
     dimensions: dict[str, int]
     misfits: dict[str, str] = field(default_factory=dict)
     lookalike: str | None = None

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraport.containers.locate import locate
@@ -40,8 +40,8 @@ class Checkpoint:
     architecture: Architecture
     naming: str
     prefix: str
-    tensors: dict[str, TensorRef]
-    unknown: tuple[str, ...]
+    tensors: dict[str, TensorRef] = field(repr=False)
+    unknown: tuple[str, ...] = field(repr=False)
     nested: str = ""
     notes: tuple[str, ...] = ()
 

@@ -101,7 +101,7 @@ class Alike:
     shards: bool
 
 
-@dataclass(frozen=True, eq=False)  # a family is itself, so that tables can be kept for it
+@dataclass(frozen=True)
 class Family:
     """A family of models that share module names, whatever their size.
 
@@ -144,7 +144,12 @@ class Family:
     added: tuple[str, ...] = ()
     only_recognised: bool = False
     unnamed: bool = False
-    _found: dict[str, tuple[Template, int | None] | None] = field(default_factory=dict, init=False, repr=False)
+    _found: dict[str, tuple[Template, int | None] | None] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def __hash__(self) -> int:  # so that tables can be kept for it
+        return hash(self.name)
 
     @cached_property
     def _patterns(self) -> dict[str, str]:

@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,9 @@ class Resized:
 
     output: Path
     rule: str
-    layers: tuple[LayerReport, ...]
+    layers: tuple[LayerReport, ...] = field(repr=False)
     left_out: tuple[str, ...]
-    passthrough: tuple[str, ...]
+    passthrough: tuple[str, ...] = field(repr=False)
     energy_kept: float
     size: int
     dtype: str

@@ -65,14 +65,14 @@ class Row:
     settings: Mapping[str, Any]
     output: str
     state: State = "pending"
-    recipe: Mapping[str, Any] | None = None
+    recipe: Mapping[str, Any] | None = field(default=None, repr=False)
     sha256: str | None = None
     bytes: int | None = None
     seconds: float | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
-    inputs: tuple[Mapping[str, Any], ...] = ()
-    files: Mapping[str, str] = field(default_factory=dict)
+    inputs: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    files: Mapping[str, str] = field(default_factory=dict, repr=False)
     identity: str | None = None
     error: Mapping[str, Any] | None = None
     version: str = __version__
