@@ -112,12 +112,12 @@ def verdict(lora: Path, model: Path | None = None) -> str:
         lines += [f"note: {text}" for text in facts.findings]
         if facts.refused:
             return "\n".join([f"CANNOT BE USED. {facts.refused}", *lines])
-        checks = loraport.verify(lora, model=model, load=False)
+        found = loraport.verify(lora, model=model, load=False)
     except loraport.LoraportError as error:
         return f"CANNOT BE USED. {error.message}"
     marks = {True: "ok", False: "FAILED", None: "note"}
-    lines += [f"{marks[check.passed]}: {check.name}: {check.found}" for check in checks]
-    bad = [check.name for check in checks if check.passed is False]
+    lines += [f"{marks[check.passed]}: {check.name}: {check.found}" for check in found.checks]
+    bad = [check.name for check in found.checks if check.passed is False]
     return "\n".join([f"NOT IN ORDER: {', '.join(bad)}" if bad else "IN ORDER", *lines])
 
 

@@ -1,8 +1,11 @@
 """The public functions and the commands of the same names: as many choices here as there, and they arrive."""
 
 import inspect
+import json
+import os
 import re
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -12,6 +15,7 @@ import pico
 from loraport.cli.convert import convert as convert_command
 from loraport.cli.transfer import transfer as transfer_command
 from loraport.cli.verify import verify as verify_command
+from loraport.diffusers import load_transferred_lora
 from loraport.engine.options import RunOptions
 from loraport.errors import UnmatchedKeysError, UsageError
 
@@ -69,10 +73,57 @@ def test_a_function_takes_what_its_command_takes(function, command, other_names)
     assert {other_names.get(name, name) for name in theirs} - set(ours) == set()
 
 
+PUBLIC = [getattr(loraport, name) for name in loraport.__all__ if inspect.isfunction(getattr(loraport, name))]
+RECIPE = loraport.Recipe(lora="a", source="b", target="c")
+ANY_MODEL = {loraport.calibrate: {"source", "target"}, load_transferred_lora: {"pipe"}}
+
+
+@pytest.mark.parametrize("function", [*PUBLIC, load_transferred_lora], ids=lambda function: function.__name__)
+def test_a_value_of_a_wrong_type_is_a_usage_error_that_names_the_argument(function):
+    parameters = inspect.signature(function).parameters
+    needed = {name: "x" for name, each in parameters.items() if each.default is each.empty}
+    needed |= {name: value for name, value in {"recipe": RECIPE, "grid": {}}.items() if name in needed}
+    for name in parameters.keys() - ANY_MODEL.get(function, set()):
+        with pytest.raises(UsageError) as caught:
+            function(**needed | {name: object()})
+        assert name in caught.value.what
+
+
+class OtherPath(os.PathLike):
+    def __init__(self, path):
+        self.path = path
+
+    def __fspath__(self):
+        return str(self.path)
+
+
+def test_a_value_of_a_type_that_means_the_same_is_taken(files, tmp_path):
+    """A generator of paths, a path of another library, what numpy counts with."""
+    loras = (path for path in files.folder.iterdir() if path == files.lora)
+    folder = tmp_path / "many"
+    assert not loraport.transfer_many(loras, source=files.source, target=files.target, output=folder).failed
+    done = loraport.resize(files.lora, OtherPath(tmp_path / "small.safetensors"), rank=np.int64(2), scale=1)
+    assert {layer.rank_out for layer in done.layers} == {2}
+
+
+def test_a_word_that_is_none_of_a_few_is_refused(files, tmp_path):
+    output = tmp_path / "out.safetensors"
+    for job in (
+        lambda: loraport.convert(files.lora, output, expert="hgih"),
+        lambda: loraport.merge(files.lora, files.source, output, expert="hgih"),
+        lambda: loraport.verify(files.lora, load=False, expert="hgih"),
+    ):
+        with pytest.raises(UsageError, match="expert"):
+            job()
+    assert not output.exists()
+
+
 def test_convert_leaves_out_what_it_is_told_to(files, tmp_path):
     output = tmp_path / "out.safetensors"
     done = loraport.convert(files.lora, output, to="diffusers", drop=r"ffn")
     assert len(done.dropped) == 2 * 2 * pico.BLOCKS
+    told = json.loads(json.dumps(done.to_json()))
+    assert (told["output"], told["dropped"]) == (str(output), list(done.dropped))
     assert not any("ffn" in key for key in load_file(output))
     tensors = load_file(files.lora)
     tensors["diffusion_model.blocks.0.nonsense.lora_A.weight"] = torch.ones(pico.RANK, pico.WIDTH)
@@ -91,13 +142,13 @@ def test_convert_and_verify_take_one_lora_of_several(two_in_one, tmp_path):
     assert loraport.convert(two_in_one, output, adapter="motion").layers == len(pico.LINEARS)
     assert all("blocks.1." in key for key in load_file(output))
     checks = loraport.verify(two_in_one, load=False, adapter="motion")
-    assert not any(check.passed is False for check in checks)
+    assert checks.ok
 
 
 def test_verify_asks_the_loader_unless_told_not_to(files):
     name = "diffusers loads it"
-    assert name in [check.name for check in loraport.verify(files.lora)]
-    assert name not in [check.name for check in loraport.verify(files.lora, load=False)]
+    assert name in [check.name for check in loraport.verify(files.lora).checks]
+    assert name not in [check.name for check in loraport.verify(files.lora, load=False).checks]
 
 
 def test_convert_and_verify_take_one_expert_of_two(files, tmp_path):
@@ -114,7 +165,7 @@ def test_convert_and_verify_take_one_expert_of_two(files, tmp_path):
     written = load_file(output)
     assert all(torch.equal(written[key], tensor) for key, tensor in pico.lora(4).items())
     checks = loraport.verify(files.lora, load=False, expert="low")
-    assert not any(check.passed is False for check in checks)
+    assert checks.ok
 
 
 def test_a_pattern_that_drops_nothing_is_a_usage_error(files, tmp_path):

@@ -126,7 +126,8 @@ def test_a_broken_diffusers_is_no_reason_to_fail(files: pico.Pico, tmp_path: Pat
     """As where no folder for temporary files can be written: torch's compiler, which it imports, wants one."""
     (tmp_path / "diffusers").mkdir()
     (tmp_path / "diffusers" / "__init__.py").write_text("raise FileNotFoundError(2, 'No usable temporary directory')")
-    code = f"import loraport; print([c.found for c in loraport.verify({str(files.lora)!r}) if 'diffusers' in c.name])"
+    found = f"loraport.verify({str(files.lora)!r}).checks"
+    code = f"import loraport; print([check.found for check in {found} if 'diffusers' in check.name])"
     paths = os.pathsep.join([str(tmp_path), *sys.path])
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=True

@@ -65,18 +65,19 @@ MANY_TAIL = '''
             were already finished stay; the others are left as they were.
     """
 '''
-BODY = """    made = make_plan(Recipe.build(_settings(locals())))
+BODY = """    check_arguments(transfer, locals(), besides=Recipe.model_fields)
+    made = make_plan(Recipe.build(_settings(locals())))
     from loraport.engine.run import run  # loads torch, after all refusals
 
     return run(made, output, options or RunOptions(), on_event)
 """
-MANY_BODY = """    settings = _settings(locals())
+MANY_BODY = """    check_arguments(transfer_many, locals(), besides=Recipe.model_fields)
+    settings = _settings(locals())
 
     def recipe(lora: str) -> Recipe:
         return Recipe.build(settings | {"lora": lora})
 
-    named = [loras] if isinstance(loras, str | Path) else loras
-    asked = find_loras(map(str, named), Path(output), recursive=recursive)
+    asked = find_loras(as_paths(loras), Path(output), recursive=recursive)
     options = options or RunOptions()
     return carry_many(asked, recipe, Path(output), options, on_event, skip_existing=skip_existing)
 """
@@ -89,7 +90,7 @@ def written() -> str:
 
 def _function(*, many: bool) -> str:
     name, given = ("transfer_many", "loras") if many else ("transfer", "lora")
-    lines = [f"def {name}(\n", f"    {given}: PathLike{' | Sequence[PathLike]' if many else ''},\n", "    *,\n"]
+    lines = [f"def {name}(\n", f"    {given}: PathLike{' | Iterable[PathLike]' if many else ''},\n", "    *,\n"]
     for name, setting in Recipe.described().items():
         if name != "lora":
             kind, default = _kind(name, setting), _default(name)

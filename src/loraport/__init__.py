@@ -12,11 +12,15 @@ Everything here is loaded on first use, so that importing the package costs noth
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from loraport.errors import LoraportError
 from loraport.version import __version__
 
 if TYPE_CHECKING:
     from loraport.adapters.added_lora import AddedLora
     from loraport.adapters.api import convert, inspect, verify
+    from loraport.adapters.checks import Check, Verification
+    from loraport.adapters.convert import Conversion
+    from loraport.adapters.describe import FileDescription
     from loraport.analysis.api import analyze
     from loraport.analysis.intervening import amplify_head, remove_drift
     from loraport.analysis.results import PairAnalysis
@@ -29,6 +33,8 @@ if TYPE_CHECKING:
         transfer_many,
     )
     from loraport.calibration.api import calibrate
+    from loraport.calibration.report import CalibrationReport
+    from loraport.calibration.settings import CalibrationSettings
     from loraport.checking.api import check
     from loraport.checking.results import CheckResult
     from loraport.comparing.api import compare, probe
@@ -43,11 +49,11 @@ if TYPE_CHECKING:
     from loraport.engine.plan import TransferPlan
     from loraport.engine.recipe import Recipe
     from loraport.engine.results import LayerReport, TransferReport
-    from loraport.errors import LoraportError
     from loraport.merging.api import merge
     from loraport.merging.run import MergeReport
     from loraport.resizing.api import extract, resize
     from loraport.resizing.cut import Resized
+    from loraport.sampling.schedule import SamplingSettings
     from loraport.sweeping.api import sweep
     from loraport.sweeping.grid import Grid
     from loraport.sweeping.run import SweepReport
@@ -58,6 +64,8 @@ _HOMES = {
     "loraport.analysis.intervening": "amplify_head remove_drift",
     "loraport.analysis.results": "PairAnalysis",
     "loraport.calibration.api": "calibrate",
+    "loraport.calibration.report": "CalibrationReport",
+    "loraport.calibration.settings": "CalibrationSettings",
     "loraport.checking.api": "check",
     "loraport.checking.results": "CheckResult",
     "loraport.comparing.api": "compare probe",
@@ -65,10 +73,14 @@ _HOMES = {
     "loraport.comparing.settings": "CompareSettings",
     "loraport.comparing.probe": "ProbeReport",
     "loraport.adapters.api": "inspect convert verify",
+    "loraport.adapters.checks": "Check Verification",
+    "loraport.adapters.convert": "Conversion",
+    "loraport.adapters.describe": "FileDescription",
     "loraport.merging.api": "merge",
     "loraport.merging.run": "MergeReport",
     "loraport.resizing.api": "resize extract",
     "loraport.resizing.cut": "Resized",
+    "loraport.sampling.schedule": "SamplingSettings",
     "loraport.sweeping.api": "sweep",
     "loraport.sweeping.grid": "Grid",
     "loraport.sweeping.run": "SweepReport",
@@ -81,18 +93,22 @@ _HOMES = {
     "loraport.engine.options": "RunOptions",
     "loraport.engine.plan": "TransferPlan",
     "loraport.engine.results": "LayerReport TransferReport",
-    "loraport.errors": "LoraportError",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "AddedLora",
+    "CalibrationReport",
+    "CalibrationSettings",
+    "Check",
     "CheckResult",
     "CompareReport",
     "CompareSettings",
+    "Conversion",
     "Experts",
     "ExpertsPlan",
     "ExpertsReport",
+    "FileDescription",
     "Grid",
     "LayerReport",
     "LoraportError",
@@ -104,9 +120,11 @@ __all__ = [
     "Recipe",
     "Resized",
     "RunOptions",
+    "SamplingSettings",
     "SweepReport",
     "TransferPlan",
     "TransferReport",
+    "Verification",
     "__version__",
     "amplify_head",
     "analyze",

@@ -1,6 +1,6 @@
 """The public functions of transfers: each does what the command of its name does, and returns instead of printing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,7 @@ from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
 from loraport.methods import DEFAULT, registry
+from loraport.settings import as_paths, check_arguments
 
 if TYPE_CHECKING:
     from loraport.engine.experts.run import ExpertsReport
@@ -96,6 +97,7 @@ def transfer(
     Raises:
         LoraportError: see `loraport.errors`; the output is then left as it was.
     """
+    check_arguments(transfer, locals(), besides=Recipe.model_fields)
     made = make_plan(Recipe.build(_settings(locals())))
     from loraport.engine.run import run  # loads torch, after all refusals
 
@@ -103,7 +105,7 @@ def transfer(
 
 
 def transfer_many(
-    loras: PathLike | Sequence[PathLike],
+    loras: PathLike | Iterable[PathLike],
     *,
     source: PathLike,
     target: PathLike | None = None,
@@ -150,13 +152,13 @@ def transfer_many(
         LoraportError: the settings, the machine or the two models are wrong, which concerns all LoRAs. Outputs that
             were already finished stay; the others are left as they were.
     """
+    check_arguments(transfer_many, locals(), besides=Recipe.model_fields)
     settings = _settings(locals())
 
     def recipe(lora: str) -> Recipe:
         return Recipe.build(settings | {"lora": lora})
 
-    named = [loras] if isinstance(loras, str | Path) else loras
-    asked = find_loras(map(str, named), Path(output), recursive=recursive)
+    asked = find_loras(as_paths(loras), Path(output), recursive=recursive)
     options = options or RunOptions()
     return carry_many(asked, recipe, Path(output), options, on_event, skip_existing=skip_existing)
 
@@ -167,11 +169,12 @@ def transfer_many(
 def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Those of the arguments of a function that are fields of a recipe."""
     given = {name: value for name, value in arguments.items() if name in Recipe.model_fields}
-    return given | {"params": dict(arguments["params"] or {})}
+    return given | {"params": arguments["params"] or {}}
 
 
 def plan(recipe: Recipe) -> TransferPlan:
     """Match the files of a recipe and list the work, reading headers only. Raises LoraportError."""
+    check_arguments(plan, locals())
     return make_plan(recipe)
 
 
@@ -185,6 +188,7 @@ def plan_experts(recipe: Recipe, experts: Experts | None = None) -> ExpertsPlan:
     Raises:
         LoraportError: see `loraport.errors`.
     """
+    check_arguments(plan_experts, locals())
     return make_experts_plan(recipes_of(recipe, experts or Experts()))
 
 
@@ -212,6 +216,7 @@ def transfer_experts(
     Raises:
         LoraportError: see `loraport.errors`; both outputs are then left as they were.
     """
+    check_arguments(transfer_experts, locals())
     outputs = None if output is None else outputs_of(Path(output))
     made = plan_experts(recipe, experts)
     from loraport.engine.experts.run import run_experts  # loads torch, after all refusals

@@ -28,6 +28,7 @@ from loraport.engine.results import TransferReport
 from loraport.engine.run import run
 from loraport.errors import MismatchError, UsageError, first_line
 from loraport.sampling.in_memory import activate, active_adapters, write_network
+from loraport.settings import check_arguments
 from loraport.writable import check_output
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ else:
     Pipeline = Network = object  # named for type checkers only, so that diffusers loads late
 
 PathLike = str | Path
-OPTIONS = RunOptions()
 PARTS: dict[Expert, str] = {"high": "transformer", "low": "transformer_2"}
 
 
@@ -55,7 +55,7 @@ def load_transferred_lora(
     experts: Experts | None = None,
     output: PathLike | None = None,
     settings: Mapping[str, Any] | None = None,
-    options: RunOptions = OPTIONS,
+    options: RunOptions | None = None,
     on_event: Listener = ignore,
 ) -> TransferReport | ExpertsReport:
     """Transfer a LoRA to the model of a pipeline and load it there, as an adapter at strength 1.
@@ -91,7 +91,8 @@ def load_transferred_lora(
         UsageError: not a pipeline with a transformer and LoRAs, or the name is taken or not valid.
         LoraportError: as `loraport.transfer`. The pipeline is then as it was.
     """
-    parts = _parts(pipe, expert)
+    check_arguments(load_transferred_lora, locals())
+    options, parts = options or RunOptions(), _parts(pipe, expert)
     name = re.sub(r"\W", "_", Path(lora).stem) if adapter_name is None else adapter_name
     _check_name(name, parts, hotswap=hotswap)
     before = {part: active_adapters(network) for part, network in parts.items()}

@@ -100,12 +100,12 @@ def test_the_way_out_works(program, tensors, to, tmp_path):
 
 def test_the_function_says_it_as_a_check(tmp_path):
     path = LoraFile(ALL_PARTS).write(tmp_path)
-    checks = {check.name: check for check in loraport.verify(path, load=False, consumer="comfyui")}
+    checks = {check.name: check for check in loraport.verify(path, load=False, consumer="comfyui").checks}
     assert (checks["arrives in ComfyUI"].passed, checks["arrives in ComfyUI"].found) == (
         False,
         "in part: 62 of 63 keys",
     )
-    assert "arrives in ComfyUI" not in {check.name for check in loraport.verify(path, load=False)}
+    assert "arrives in ComfyUI" not in {check.name for check in loraport.verify(path, load=False).checks}
 
 
 def test_programs_are_found_whatever_the_case_and_the_nearest_is_named():

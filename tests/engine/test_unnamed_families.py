@@ -170,7 +170,7 @@ def test_convert_and_verify_take_it_too(files, tmp_path):
     one, two = load_file(path), load_file(tmp_path / "y.safetensors")
     assert one.keys() == two.keys()
     assert all(torch.equal(two[key], tensor) for key, tensor in one.items())
-    checks = loraport.verify(tmp_path / "y.safetensors", model=source, architecture="any")
+    checks = loraport.verify(tmp_path / "y.safetensors", model=source, architecture="any").checks
     assert {check.name: check.passed for check in checks}["fits the model"] is True
 
 

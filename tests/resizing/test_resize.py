@@ -180,4 +180,4 @@ def test_what_makes_no_sense(lora, tmp_path):
     told = json.loads(open_adapter(output).metadata["loraport.resize"])
     assert told["rule"] == "rank=2"
     assert open_adapter(output).metadata["ss_tag"] == "x"
-    assert loraport.verify(output)[0].passed is not False
+    assert loraport.verify(output).checks[0].passed is not False

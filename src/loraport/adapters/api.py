@@ -4,18 +4,20 @@ printing."""
 from typing import Literal
 
 from loraport.adapters.arrival import Arrival, rows_of
-from loraport.adapters.checks import Check
+from loraport.adapters.checks import Check, Verification
 from loraport.adapters.convert import PathLike, convert
 from loraport.adapters.describe import FileDescription, describe
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.verify import verify_adapter
 from loraport.models.checkpoint import open_checkpoint
+from loraport.settings import check_arguments
 
 __all__ = ["convert", "inspect", "verify"]
 
 
 def inspect(path: PathLike) -> FileDescription:
     """Describe a file from its header: dialect, model, ranks, scales, and anything odd. Raises FileError."""
+    check_arguments(inspect, locals())
     return describe(path)
 
 
@@ -28,7 +30,7 @@ def verify(
     adapter: str | None = None,
     architecture: str = "auto",
     consumer: str | None = None,
-) -> tuple[Check, ...]:
+) -> Verification:
     """Check a LoRA: header against content, every number finite, every key known, and the loader of diffusers.
 
     Args:
@@ -41,16 +43,20 @@ def verify(
         consumer: name of a program; also check, by what is known of it, whether it would load everything.
 
     Returns:
-        The checks in order. `passed` is False where something is wrong and None for a remark.
+        Every check, and whether all is well. `passed` of a check is False where something is wrong and None for a
+            remark.
 
     Raises:
         LoraportError: the file is damaged, not a plain LoRA, or holds several LoRAs of which none was named.
     """
+    check_arguments(verify, locals())
     fits = None if model is None else open_checkpoint(model, expert=expert, architecture=architecture)
     rows = [] if consumer is None else rows_of(consumer)
     checks = verify_adapter(path, fits, load=load, expert=expert, adapter=adapter)
-    if not rows or any(check.passed is False for check in checks):
-        return checks
+    found = Verification(str(path), checks)
+    if not rows or not found.ok:
+        return found
     lora = open_adapter(path, fits, role="model", expert=expert, adapter=adapter, architecture=architecture)
     told = [Arrival(lora, row) for row in rows]
-    return checks + tuple(Check(f"arrives in {each.consumer.name}", each.arrives, each.summary) for each in told)
+    arrivals = tuple(Check(f"arrives in {each.consumer.name}", each.arrives, each.summary) for each in told)
+    return Verification(str(path), checks + arrivals)

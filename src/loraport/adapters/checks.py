@@ -1,6 +1,7 @@
 """What is found out about a LoRA file, a fact a line."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -17,3 +18,26 @@ class Check:
     name: str
     passed: bool | None
     found: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found out about a file.
+
+    Attributes:
+        path: the file.
+        checks: everything that was looked at, in order.
+    """
+
+    path: str
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is wrong; there may be remarks."""
+        return all(check.passed is not False for check in self.checks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        checks = [{"name": check.name, "ok": check.passed, "found": check.found} for check in self.checks]
+        return {"path": self.path, "ok": self.ok, "checks": checks}

@@ -1,8 +1,8 @@
 """From one dialect to another: names only. Factors stay bit for bit unless a scale must go into them."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from loraport.adapters.adapter import LoraAdapter, check_dropped
 from loraport.adapters.carried import check_passthrough
@@ -14,6 +14,7 @@ from loraport.adapters.parse import open_adapter
 from loraport.adapters.shared_names import check_one_meant
 from loraport.errors import UnsupportedError
 from loraport.models.checkpoint import open_checkpoint
+from loraport.settings import check_arguments
 from loraport.wording import count
 from loraport.writable import check_output, with_settings
 
@@ -47,6 +48,11 @@ class Conversion:
     multiplied: tuple[str, ...]
     load: tuple[str, ...]
     warnings: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        lists = {name: list(value) for name, value in asdict(self).items() if isinstance(value, tuple)}
+        return asdict(self) | lists | {"output": str(self.output)}
 
 
 def convert(
@@ -83,6 +89,7 @@ def convert(
     Raises:
         LoraportError: see `loraport.errors`; the output is then as it was before.
     """
+    check_arguments(convert, locals())
     output = Path(output)
     known = None if model is None else open_checkpoint(model, expert=expert, architecture=architecture)
     found = open_adapter(

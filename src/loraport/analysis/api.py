@@ -1,6 +1,6 @@
 """`loraport.analyze`."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -9,6 +9,8 @@ from loraport.analysis.plan import make_analysis_plan
 from loraport.analysis.results import PairAnalysis
 from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
+from loraport.engine.recipe import Recipe
+from loraport.settings import as_paths, check_arguments
 
 PathLike = str | Path
 
@@ -16,7 +18,7 @@ PathLike = str | Path
 def analyze(
     source: PathLike,
     target: PathLike | None = None,
-    loras: PathLike | Sequence[PathLike] = (),
+    loras: PathLike | Iterable[PathLike] = (),
     *,
     source_lora: PathLike | AddedLora | Sequence[PathLike | AddedLora] = (),
     target_lora: PathLike | AddedLora | Sequence[PathLike | AddedLora] = (),
@@ -63,7 +65,7 @@ def analyze(
     Raises:
         LoraportError: see `loraport.errors`.
     """
-    named = [loras] if isinstance(loras, str | Path) else loras
+    check_arguments(analyze, locals(), besides=Recipe.model_fields)
     settings = {
         "source": source,
         "target": target,
@@ -80,7 +82,7 @@ def analyze(
         "allow_partial": allow_partial,
         "layers": layers,
     }
-    plan = make_analysis_plan([str(lora) for lora in named], settings)
+    plan = make_analysis_plan(as_paths(loras), settings)
     from loraport.analysis.run import run_analysis  # loads torch, after all refusals
 
     return run_analysis(plan, options, on_event)

@@ -6,13 +6,14 @@ touched stays bit for bit.
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraport.analysis.plan import make_analysis_plan
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
 from loraport.errors import UsageError
+from loraport.settings import check_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,7 @@ def remove_drift(
     nested_source: str | None = None,
     nested_target: str | None = None,
     architecture: str = "auto",
-    expert: str | None = None,
+    expert: Literal["high", "low"] | None = None,
     layers: str | None = None,
     requantize: bool = False,
     dequantize: PlainFormat | None = None,
@@ -60,6 +61,7 @@ def remove_drift(
     Raises:
         LoraportError: see `loraport.errors`; existing files under the output's names are then unchanged.
     """
+    check_arguments(remove_drift, locals())
     _check_share("quantile", quantile)
     plan = make_analysis_plan([], _settings(source, target, nested_source, nested_target, architecture, expert, layers))
     record = {"intervention": "remove-drift", "quantile": quantile, "layers": layers}
@@ -80,7 +82,7 @@ def amplify_head(
     nested_source: str | None = None,
     nested_target: str | None = None,
     architecture: str = "auto",
-    expert: str | None = None,
+    expert: Literal["high", "low"] | None = None,
     layers: str | None = None,
     requantize: bool = False,
     dequantize: PlainFormat | None = None,
@@ -108,6 +110,7 @@ def amplify_head(
     Raises:
         LoraportError: see `loraport.errors`; existing files under the output's names are then unchanged.
     """
+    check_arguments(amplify_head, locals())
     _check_share("share", share)
     plan = make_analysis_plan([], _settings(source, target, nested_source, nested_target, architecture, expert, layers))
     record = {"intervention": "amplify-head", "share": share, "factor": factor, "layers": layers}

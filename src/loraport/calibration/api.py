@@ -5,10 +5,9 @@ written is an ordinary transfer. The two models are never in memory together unl
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from loraport.adapters.added_lora import AddedLora, added_loras
 from loraport.calibration.candidates import AS_IT_IS, Candidate, around, coarse, computed, plan_for
@@ -20,9 +19,10 @@ from loraport.calibration.progress import ProgressReporter
 from loraport.calibration.report import CalibrationReport
 from loraport.calibration.session import Session
 from loraport.calibration.settings import CalibrationSettings
+from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
 from loraport.engine.output import check_outputs
-from loraport.engine.recipe import Recipe
+from loraport.engine.recipe import DType, Recipe
 from loraport.engine.run import run
 from loraport.engine.run_cache import open_cache
 from loraport.errors import UsageError
@@ -32,9 +32,10 @@ from loraport.sampling.prompts import conditions_for
 from loraport.sampling.runner import draw_noise
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
 from loraport.sampling.wan import check_together, is_out_of_memory, out_of_memory
+from loraport.settings import check_arguments
 from loraport.wording import count
 
-SETTINGS, OPTIONS = CalibrationSettings(), RunOptions()
+SETTINGS = CalibrationSettings()
 NOISE = 7_000_500_000
 """Seeds of noise begin here, far from those of anybody who scores the result on noise of their own."""
 
@@ -51,9 +52,9 @@ def calibrate(
     source_sampling: SamplingSettings = NO_SETTINGS,
     target_sampling: SamplingSettings = NO_SETTINGS,
     to: str = "universal",
-    dtype: str = "same",
-    options: RunOptions = OPTIONS,
-    on_event: Callable[[Any], None] = lambda event: None,
+    dtype: DType = "same",
+    options: RunOptions | None = None,
+    on_event: Listener = ignore,
 ) -> CalibrationReport:
     """Choose method and strength for a LoRA on a distilled model by running both models on noise.
 
@@ -88,7 +89,8 @@ def calibrate(
         LoraportError: see `loraport.errors`. Whatever would stop a transfer is refused before any model runs. No output
             file is left behind.
     """
-    began = time.perf_counter()
+    check_arguments(calibrate, locals())
+    began, options = time.perf_counter(), options or RunOptions()
     base = as_runnable(source, source_sampling, role="source")
     added = added_loras(target_lora)
     if target is None and not added:

@@ -10,6 +10,7 @@ from loraport.checking.run import check_recipe
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.methods import DEFAULT
+from loraport.settings import check_arguments
 
 PathLike = str | Path
 
@@ -63,6 +64,7 @@ def check(
         UsageError: the question makes no sense.
         NumericalError: a weight holds NaN or infinity.
     """
+    check_arguments(check, locals(), besides=Recipe.model_fields)
     recipe = Recipe.build(
         {
             "lora": lora,
@@ -79,7 +81,7 @@ def check(
             "adapter": adapter,
             "drop": drop,
             "method": method,
-            "params": dict(params or {}),
+            "params": params or {},
         }
     )
     return check_recipe(recipe, options or RunOptions(), deep=deep)

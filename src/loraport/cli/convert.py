@@ -1,6 +1,5 @@
 """`loraport convert`: other names for the same LoRA."""
 
-from dataclasses import asdict
 from typing import Annotated
 
 from loraport.cli import text
@@ -47,4 +46,4 @@ def convert(
     console.result(*lines, *text.under("load it", done.load))
     console.warning(*done.warnings)
     warn_of_name(done.output, console)
-    console.document(asdict(done))
+    console.document(done.to_json())

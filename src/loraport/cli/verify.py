@@ -58,6 +58,7 @@ def verify(
     a failure (3) if that program would leave something out or refuse the file.
     """
     from loraport.adapters.arrival import Arrival, rows_of
+    from loraport.adapters.checks import Verification
     from loraport.adapters.parse import open_adapter
     from loraport.adapters.verify import verify_adapter
     from loraport.models.checkpoint import open_checkpoint
@@ -80,8 +81,7 @@ def verify(
         lines = [f"  {check.name:<30} {_MARKS[check.passed]:<8} {check.found}" for check in checks]
         console.result(file, *lines)
         bad = [check for check in checks if check.passed is False]
-        found = [{"name": check.name, "ok": check.passed, "found": check.found} for check in checks]
-        documents.append({"path": file, "ok": not bad, "checks": found})
+        documents.append(Verification(file, checks).to_json())
         if bad:
             failures.append(_failure(file, bad[0]))
         elif rows:

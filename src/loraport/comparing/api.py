@@ -16,6 +16,7 @@ from loraport.engine.events import Listener, ignore
 from loraport.errors import UsageError
 from loraport.sampling.folders import need_diffusers
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
+from loraport.settings import as_paths, check_arguments
 from loraport.writable import check_output
 
 if TYPE_CHECKING:
@@ -74,11 +75,12 @@ def compare(
     Raises:
         LoraportError: see `loraport.errors`. Clips that are finished stay in the folder.
     """
+    check_arguments(compare, locals())
     need_diffusers()
-    transferred, transferred_low = _several(transferred), _several(transferred_low)
+    transferred, transferred_low = as_paths(transferred), as_paths(transferred_low)
     for each in (lora, *transferred):
         lora_file(each)
-    asked = read_prompts(prompts, _several(images))
+    asked = read_prompts(prompts, as_paths(images))
     added = (added_loras(target_lora), added_loras(target_lora_low))
     sides = find_sides(source, target, added[0], source_sampling, target_sampling, added[1])
     two = sides["source"].model.two_experts
@@ -143,6 +145,7 @@ def probe(
             picture of its own. NumericalError: the source does not show the colour either, or one of two experts makes
             no step.
     """
+    check_arguments(probe, locals())
     need_diffusers()
     if colour not in COLOURS:
         raise UsageError("there is no such colour for a probe", values=colour, fix=", ".join(COLOURS))
@@ -159,7 +162,3 @@ def probe(
         sides, files, colour=colour, prompt=prompt, seed=seed, settings=settings, device=device, overwrite=overwrite,
         on_event=on_event,
     )  # fmt: skip
-
-
-def _several(given: PathLike | Sequence[PathLike]) -> Sequence[PathLike]:
-    return [given] if isinstance(given, str | Path) else given

@@ -8,6 +8,7 @@ from loraport.adapters.added_lora import AddedLora, added_loras
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.events import Listener, ignore
 from loraport.merging.plan import make_merge_plan
+from loraport.settings import check_arguments
 
 if TYPE_CHECKING:
     from loraport.merging.run import MergeReport
@@ -59,6 +60,7 @@ def merge(
         LoraportError: see `loraport.errors`; existing files under the output's names are then unchanged. What is
             written so far waits in hidden folders beside them, and the same call resumes from it.
     """
+    check_arguments(merge, locals())
     plan = make_merge_plan(
         added_loras(lora),
         into,

@@ -9,6 +9,7 @@ from loraport.engine.recipe import DType
 from loraport.resizing.extract import plan_extract
 from loraport.resizing.resize import plan_resize
 from loraport.resizing.rule import Amount
+from loraport.settings import check_arguments
 
 if TYPE_CHECKING:
     from loraport.resizing.cut import Resized
@@ -61,6 +62,7 @@ def resize(
     Raises:
         LoraportError: see `loraport.errors`; the output is then left as it was.
     """
+    check_arguments(resize, locals())
     amount = Amount.model_validate({"rank": rank, "energy": energy, "max_size": max_size})
     task = plan_resize(
         lora,
@@ -124,6 +126,7 @@ def extract(
     Raises:
         LoraportError: see `loraport.errors`; the output is then left as it was.
     """
+    check_arguments(extract, locals())
     amount = Amount.model_validate({"rank": rank, "energy": energy, "max_size": max_size})
     task = plan_extract(
         source,

@@ -1,11 +1,12 @@
 """The public function."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
+from loraport.settings import as_paths, check_arguments
 from loraport.sweeping.cells import cells_of
 from loraport.sweeping.grid import Grid
 from loraport.sweeping.run import SweepReport, carry_sweep
@@ -14,7 +15,7 @@ PathLike = str | Path
 
 
 def sweep(
-    loras: PathLike | Sequence[PathLike],
+    loras: PathLike | Iterable[PathLike],
     grid: Grid | Mapping[str, Any],
     *,
     output: PathLike,
@@ -43,8 +44,8 @@ def sweep(
         LoraportError: the settings, the machine or the folder are wrong, which concerns every cell. Outputs that were
             already finished stay; the others are left as they were.
     """
+    check_arguments(sweep, locals())
     asked = Grid.model_validate(dict(grid) if isinstance(grid, Mapping) else grid)
-    named = [loras] if isinstance(loras, str | Path) else loras
     folder = Path(output)
-    cells = cells_of(map(str, named), asked, folder, recursive=recursive)
+    cells = cells_of(as_paths(loras), asked, folder, recursive=recursive)
     return carry_sweep(cells, folder, asked, options or RunOptions(), on_event)
