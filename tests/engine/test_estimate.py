@@ -129,12 +129,21 @@ def test_a_method_that_decomposes_nothing_is_bound_by_reading_and_keeps_next_to_
 
 def test_casa_of_a_real_size_is_bound_by_decompositions_and_pays_to_keep(real_size, tmp_path, monkeypatch):
     monkeypatch.setattr("loraport.engine.estimate.DEFAULT_MAX_BYTES", 10**12)
+    monkeypatch.setattr("loraport.engine.estimate.RESERVE_BYTES", -(10**12))  # whatever disk this is
     options = RunOptions(cache=str(tmp_path / "cache"), executor="serial", max_memory=10**9)
     expected = estimate([make_plan(recipe(real_size, real_size.lora, "casa"))], options)
     assert expected.seconds > 160 * 9 * 5120**3 / RATES.decompositions
     assert expected.cache_bytes == pytest.approx(160 * 3 * 4 * 5120**2, rel=0.02)
     assert expected.cache_pays
     assert expected.next_seconds < 0.1 * expected.seconds
+
+
+def test_nothing_is_kept_but_finished_layers_where_the_disk_has_no_room(real_size, tmp_path, monkeypatch):
+    monkeypatch.setattr("loraport.engine.estimate.RESERVE_BYTES", 10**18)
+    options = RunOptions(cache=str(tmp_path / "cache"), executor="serial", max_memory=10**9)
+    expected = estimate([make_plan(recipe(real_size, real_size.lora, "casa"))], options)
+    assert expected.kept_layers == 0
+    assert expected.cache_bytes == expected.output_bytes
 
 
 CARD = Rates(products=4e13, decompositions=6e12, passes=1e12, read=1e9, keep=1e9, fetch=3e9)

@@ -199,6 +199,13 @@ def test_the_checksum_sees_order_and_texts(store: Store, change) -> None:
     assert not path.exists()
 
 
+def test_a_cache_has_room_for_what_the_disk_has(store: Store) -> None:
+    held = put_one(store).stat().st_size
+    assert index.room(store.root, 1000, 0) == 900
+    assert index.room(store.root, 10**18, 10**18) == held  # a full disk
+    assert held < index.room(store.root, 10**18, 0) < 10**18
+
+
 def test_a_full_disk_stops_caching_once_and_nothing_else(tmp_path: Path) -> None:
     store = Store(tmp_path, reserve_bytes=10**18)
     assert not store.put("basis", key_of(0), tensors())

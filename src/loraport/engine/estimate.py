@@ -43,7 +43,7 @@ from loraport.engine.rates import rates_of
 from loraport.errors import FileError
 from loraport.methods import cost as costs
 from loraport.store.digests import DigestMemo
-from loraport.store.index import DEFAULT_MAX_BYTES, cache_root
+from loraport.store.index import DEFAULT_MAX_BYTES, RESERVE_BYTES, cache_root, room
 from loraport.threads import cores
 
 _OVERHEAD = 0.005  # seconds a layer for all that is neither counted nor large: opening files, JSON, events
@@ -109,10 +109,9 @@ def estimate(plans: Sequence[TransferPlan], options: RunOptions, start: float = 
     executor = executor_for(options)
     slots = executor.slots()
     rates = rates_of(slots[0].device, root)
-    room = int(DEFAULT_MAX_BYTES * 0.9)
     lasting, device, several = [batch.lasting for batch in batches], slots[0].device, len(plans) > 1
     worth = worth_keeping(lasting, options, digests, lambda: rates, device=device, several=several)
-    kept = frozenset() if root is None else layers_to_keep(worth, room)
+    kept = frozenset() if root is None else layers_to_keep(worth, room(root, DEFAULT_MAX_BYTES, RESERVE_BYTES))
     asked = {way: ChosenMethod.of(job) for way, job in {_way(job): job for layer in layers for job in layer}.items()}
     kinds = {id(job): LayerKind.of(job) for layer in layers for job in layer}
     have = [

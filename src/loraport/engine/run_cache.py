@@ -13,10 +13,11 @@ from loraport.engine.overlap import room_behind
 from loraport.engine.rates import rates_of
 from loraport.engine.reading import InputReader
 from loraport.errors import FileError
+from loraport.store import index
 from loraport.store.digests import DigestMemo
 from loraport.store.index import cache_root
 from loraport.store.store import NullStore, Store
-from loraport.wording import count
+from loraport.wording import count, size
 
 
 def open_cache(
@@ -69,12 +70,12 @@ def layers_worth_keeping(
 
 def kept_layers(jobs: Sequence[LayerJob], store: Store, warn: Callable[[str], None]) -> frozenset[str]:
     """The layers whose decompositions the cache has room for; that it has none for the others is said."""
-    keep = layers_to_keep(jobs, int(store.max_bytes * 0.9))
+    room = index.room(store.root, store.max_bytes, store.reserve_bytes)
+    keep = layers_to_keep(jobs, room)
     kept = sum(job.name in keep for job in jobs)  # two sources, such as the experts of Wan2.2, have layers of one name
     if kept < len(jobs) and not isinstance(store, NullStore):
         warn(
-            f"the decompositions of all layers take {sum(map(cached_bytes, jobs)) / 1e9:.0f} GB and the cache "
-            f"holds {store.max_bytes / 1e9:.0f} GB, so decompositions of {kept} of {count(len(jobs), 'layer')} "
-            "are kept"
+            f"the decompositions of all layers take {size(sum(map(cached_bytes, jobs)))} and the cache has room for "
+            f"{size(room)}, so decompositions of {kept} of {count(len(jobs), 'layer')} are kept"
         )
     return keep

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,7 @@ KINDS = {
 """Kinds of entries, and what people call them."""
 
 DEFAULT_MAX_BYTES = 30 * 10**9
+RESERVE_BYTES = 10**9  # left free on the disk, so that the cache never takes the room the output needs
 _ENTRY = re.compile(r"^[0-9a-f]{64}\.safetensors$")
 _LEFTOVER = re.compile(r"^\.[0-9a-f]{64}\.(safetensors|json)\..*\.partial$")
 
@@ -126,6 +128,22 @@ def entries(root: Path) -> list[EntryInfo]:
                     key = file.name.removesuffix(".safetensors")
                     found.append(EntryInfo(kind, key, Path(file.path), status.st_size, status.st_mtime))
     return sorted(found, key=lambda entry: (entry.used, entry.key))
+
+
+def free_bytes(root: Path) -> int:
+    """What is free on the disk where a cache is or will be. Raises OSError."""
+    folder = next((place for place in (root, *root.parents) if place.is_dir()), Path(os.curdir))
+    return shutil.disk_usage(folder).free
+
+
+def room(root: Path, max_bytes: int, reserve_bytes: int) -> int:
+    """Bytes of decompositions that a cache can hold: nine tenths of its bound, or what it has and nine tenths of what
+    the disk can take. The rest is for finished layers, which a full cache would no longer keep."""
+    bound = max_bytes // 10 * 9
+    with contextlib.suppress(OSError):
+        free = max(free_bytes(root) - reserve_bytes, 0)
+        return min(bound, sum(entry.bytes for entry in entries(root)) + free // 10 * 9)
+    return bound
 
 
 def collect(root: Path, *, max_bytes: int | None = None, older_than: float | None = None) -> list[EntryInfo]:

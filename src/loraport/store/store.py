@@ -6,7 +6,6 @@ read-only disk is reported once and the run goes on without caching.
 """
 
 import os
-import shutil
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,10 +19,8 @@ from loraport.core.reused import ReusedMemory
 from loraport.errors import FileError
 from loraport.store import index
 from loraport.store.entry import DamagedEntry, Entry, NewerEntry, OlderEntry, peek_entry, read_entry, write_entry
-from loraport.store.index import DEFAULT_MAX_BYTES, EntryInfo
+from loraport.store.index import DEFAULT_MAX_BYTES, RESERVE_BYTES, EntryInfo
 from loraport.store.writing import Behind
-
-RESERVE_BYTES = 10**9  # left free on the disk, so that the cache never takes the room the output needs
 
 
 @dataclass(frozen=True)
@@ -204,8 +201,7 @@ class Store:
     def _check_room(self, size: int) -> None:
         if size > self.max_bytes:
             raise FileError("entry too large", values=f"{size:,} bytes, the cache is bounded to {self.max_bytes:,}")
-        folder = next((place for place in (self.root, *self.root.parents) if place.is_dir()), Path(os.curdir))
-        free = shutil.disk_usage(folder).free
+        free = index.free_bytes(self.root)
         if free < size + self.reserve_bytes:
             raise FileError(
                 "not enough room for the cache",
