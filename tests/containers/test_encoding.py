@@ -54,6 +54,16 @@ def test_rounded_to_the_nearest(shared_by: str, dtype: torch.dtype, tmp_path: Pa
     assert torch.equal(found.tensors[0][1].float()[~alone], stored.float()[~alone])
 
 
+def test_a_row_of_zeros_under_a_scale_of_zero(tmp_path: Path) -> None:
+    """As it is, and with numbers in it."""
+    before = torch.tensor([[1.0, -2.0], [0.0, 0.0]])
+    stored = {"a.weight": before.to(torch.float8_e4m3fn), "a.weight_scale": torch.tensor([[1.0], [0.0]])}
+    save_file(stored, tmp_path / "x.safetensors")
+    ref = open_tensors(tmp_path / "x.safetensors").groups[()]["a.weight"]
+    assert torch.equal(encode(ref, read_float(ref)).numbers, before)
+    assert torch.equal(encode(ref, before + 1).numbers, before + 1)
+
+
 def test_what_headers_say_can_be_encoded_is_what_has_an_encoder() -> None:
     nobody = encoding.encode.dispatch(object)
     for codec in CODECS:
