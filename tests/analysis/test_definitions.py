@@ -207,7 +207,10 @@ def test_the_intervention_is_what_casa_does(given):
 
 def test_certificates_hold_what_was_measured(given):
     U, _, V = given.after(given.D)
+    largest, size = float(torch.linalg.matrix_norm(given.D, 2)), float(given.D.norm())
     for each in given.found.routing.certificates.shown:
+        reach, apart = math.sqrt(2) * min(math.sqrt(each.size) * largest, size), each.gap - largest
+        assert each.bound == (None if apart <= 0 else pytest.approx(reach / apart, rel=1e-3))
         if each.size == 1:
             at = each.first
             turns = [1 - float(old[:, at] @ new[:, at]) ** 2 for old, new in ((given.U, U), (given.V, V))]

@@ -327,8 +327,9 @@ def test_gaussian_loras_are_like_their_null_whether_little_is_turned_or_much(siz
     for figures in zip(*(each.windows for each in found), strict=True):
         aligned, chance = means((each.aligned.value, each.aligned.gaussian) for each in figures)
         assert float(aligned) == pytest.approx(float(chance), abs=0.08), figures[0].place
-    rigid, chance = means((each.rigidity.value, each.rigidity.gaussian) for each in found)
-    assert float(rigid) == pytest.approx(float(chance), rel=0.15)
+    for figures in ([each.rigidity for each in found], [each.largest for each in found]):
+        own, chance = means((each.value, each.gaussian) for each in figures)
+        assert float(own) == pytest.approx(float(chance), rel=0.15)
     turn, chance = (
         means(rows).mean() for rows in zip(*((f.rotation.measured, f.rotation.gaussian) for f in found), strict=True)
     )

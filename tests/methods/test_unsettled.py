@@ -1,5 +1,6 @@
 """What CASA says of its own sensitivity, against decisions that were made from a better decomposition."""
 
+import pytest
 import torch
 
 from loraport.core.basis import SpectralBasis
@@ -52,14 +53,15 @@ def test_a_spectrum_with_wide_gaps_is_settled():
         assert _changes((thin_svd(W), _in_float64(W)), drift, update) == (0.0, 0.0)
 
 
-def test_what_is_foretold_is_of_the_size_of_what_is_found():
+@pytest.mark.parametrize("unit", [1.0, 64.0])
+def test_what_is_foretold_is_of_the_size_of_what_is_found(unit):
     """Singular values close enough for float32 to turn directions, and an update of the size of their gaps."""
     width = 3e-3
     pairs = []
     for seed in range(20):
         W, drift, update = _layer(seed, 1 + torch.linspace(width, 0, N, dtype=torch.float64))
         update = update.scaled(0.4 * width / update.norm())
-        pairs.append(_changes((thin_svd(W), _in_float64(W)), drift, update))
+        pairs.append(_changes((thin_svd(unit * W), _in_float64(unit * W)), unit * drift, update.scaled(unit)))
     foretold, found = (sum(values) / len(values) for values in zip(*pairs, strict=True))
     assert found > 0
     assert found / 10 < foretold < 10 * found
