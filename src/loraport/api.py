@@ -77,7 +77,7 @@ def transfer(
         scale: the LoRA's own scale (alpha / rank), if its file does not state it or states it wrongly.
         expert: Wan2.2 expert to use: its folder in a pipeline, its LoRA in every file that holds both.
         adapter: name of the LoRA to use from files that hold several. Applies to every file that has it.
-        drop: leave out layers and keys that match, of every LoRA given.
+        drop: leave out layers and keys that match, from LoRAs and output.
         allow_partial: leave out what cannot be matched, instead of stopping with an error.
         method: transfer method or preset; `loraport methods` lists them.
         params: settings of the method, such as `{"q_dom": 0.5}`.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import option, required
-from loraport.cli.sampling import ROLES, sampling_of
+from loraport.cli.sampling import OF_PIPELINES, sampling_of
 from loraport.comparing.settings import CLIPS, CompareSettings
 from loraport.engine.experts.asked import Experts
 from loraport.engine.options import RunOptions
@@ -58,7 +58,7 @@ SHOWN = ("frame_difference", "colour", "distance", "ssim", "first_frame")
 """Measures of the short table; the page has them all."""
 
 
-@command(FILES, Pipelines, LOW, CompareSettings, *ROLES.values(), MACHINE)
+@command(FILES, Pipelines, LOW, CompareSettings, *OF_PIPELINES, MACHINE)
 def compare(
     given: Given,
     console: Console,

@@ -7,7 +7,7 @@ from loraport.cli.compare import FILES, Pipelines
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import option, required
-from loraport.cli.sampling import ROLES, sampling_of
+from loraport.cli.sampling import OF_PIPELINES, sampling_of
 from loraport.comparing.settings import CompareSettings
 from loraport.engine.experts.asked import Experts
 from loraport.engine.options import RunOptions
@@ -24,7 +24,7 @@ ASKED = CompareSettings.part("negative", "height", "width", "frames", "offload",
 LOW = Experts.part("target_lora_low")
 
 
-@command(FILES, Pipelines, LOW, ASKED, *ROLES.values(), MACHINE)
+@command(FILES, Pipelines, LOW, ASKED, *OF_PIPELINES, MACHINE)
 def probe(
     given: Given,
     console: Console,

@@ -13,23 +13,30 @@ from loraport.settings import Setting, Settings
 _OF_ONE = ("steps", "times", "shift", "guidance", "sampler")  # said for each model; the rest for both
 
 
-def _of(role: str) -> type[Settings]:
+def _of(role: str, default: str | None = None) -> type[Settings]:
+    """The settings of one model; `default`: what its defaults are, where they are none of the sampler's here."""
     fields: dict[str, Any] = {}
     for name in _OF_ONE:
         field = copy.copy(SamplingSettings.model_fields[name])
-        field.metadata = [_said_of(role, name, note) for note in field.metadata]
+        field.metadata = [_said_of(role, name, note, default) for note in field.metadata]
         fields[f"{role}_{name}"] = (field.annotation, field)
     return create_model(f"{role.title()}Sampling", __base__=Settings, **fields)
 
 
-def _said_of(role: str, name: str, note: Any) -> Any:
+def _said_of(role: str, name: str, note: Any, default: str | None) -> Any:
     if not isinstance(note, Setting):
         return note
     help = f"{role.title()}: {note.help[:1].lower()}{note.help[1:]}"
-    return Setting(help, f"--{role}-{name}", panel=note.panel, metavar=note.metavar, default=note.default)
+    default = note.default and (default or note.default)
+    return Setting(help, f"--{role}-{name}", panel=note.panel, metavar=note.metavar, default=default)
 
 
 ROLES = {role: _of(role) for role in ("source", "target")}
+OF_PIPELINES = (
+    _of("source", "the pipeline's own"),
+    _of("target", "known by the model's name, else the pipeline's own"),
+)
+"""The same, where pipelines of diffusers sample."""
 
 
 def sampling_of(given: Given, both: Mapping[str, Any] | None = None) -> dict[str, SamplingSettings]:

@@ -121,7 +121,7 @@ class Recipe(Settings):
     drop: Annotated[
         Pattern,
         Setting(
-            "Leave out layers and keys that match, of every LoRA given.",
+            "Leave out layers and keys that match, from LoRAs and output.",
             "--drop", panel=LORA, metavar="REGEX",
         ),
     ] = None  # fmt: skip
