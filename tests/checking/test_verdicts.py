@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -230,7 +231,7 @@ def test_a_target_of_another_size_and_a_lora_for_a_model(files: pico.Pico):
     assert check(files, files.folder / "wide.safetensors").verdict == "cannot help"
     wrong = loraport.check(files.lora, source=files.source, target=files.lora)
     assert str(files.lora) not in wrong.reasons[0].text  # which stands above
-    other = files.lora.rename(files.folder / "other.safetensors")
+    other = shutil.copy(files.lora, files.folder / "other.safetensors")
     wrong = loraport.check(files.folder / "wide.safetensors", source=files.source, target=other)
     assert f"but this file is a LoRA: {other}" in wrong.reasons[0].text
     found = check(files, files.lora)

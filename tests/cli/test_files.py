@@ -226,6 +226,8 @@ def test_a_mistyped_path_is_met_with_its_neighbour(files: pico.Pico, monkeypatch
     (files.folder.parent / "models" / "nowhere2.html").touch()  # a page is not what was meant
     assert "try:   check the path" in invoke("inspect", "models/nowhere.safetensors").stderr
     assert "did you mean models?" in invoke("inspect", "modles/source.safetensors").stderr
+    for file in ("https://example.org/style.safetensors", "https://example.org/owner/name"):
+        assert "try:   download it first" in invoke("inspect", file).stderr
 
 
 def test_a_name_that_programs_overlook_is_said(files: pico.Pico) -> None:

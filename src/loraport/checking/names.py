@@ -18,7 +18,7 @@ def kind_by_name(*names: str) -> Kind | None:
     for pattern, kind, remark in _rules():
         for end in ends:
             if found := pattern.search(end):
-                return Kind(kind, f"{remark} ({found[0]!r} in {end})", "names")
+                return Kind(kind, f"{end} says {found[0]!r}: {remark}", "names")
     return None
 
 

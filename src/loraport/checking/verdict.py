@@ -183,8 +183,8 @@ def _on_source(seen: Seen) -> Judgement | None:
     if not kinds:
         return None
     text = (
-        f"{' and '.join(kinds)} is a function of the weights it was trained on; on the target a program would apply it "
-        "to other weights. A transfer writes what it does on its source as a plain LoRA"
+        f"what {' and '.join(kinds)} does depends on the weights it was trained on, and the target has others. "
+        "A transfer writes what it does on its source as a plain LoRA"
     )
     return Judgement("convert", 1.0, "convert it to a plain LoRA", (Reason(text),))
 

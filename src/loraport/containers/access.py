@@ -127,6 +127,8 @@ def nearest_path(path: Path) -> str:
     advice = windows.advice(path)
     if advice is not None:
         return advice
+    if path.parts and path.parts[0] in ("http:", "https:"):
+        return "download it first; a model on the Hugging Face Hub is named OWNER/NAME"
     while not os.path.isdir(path.parent) and path.parent != path:
         path = path.parent  # to the first part that is wrong
     try:
