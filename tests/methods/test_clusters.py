@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import connected_components as reference
 
-from loraport.methods.casa import clusters
+from loraport.methods.casa import arbitration, clusters
 from loraport.methods.casa.clusters import (
     Clusters,
     _next,
@@ -64,6 +64,9 @@ def test_looking_near_the_diagonal_finds_all_edges(k, size, tau, error, seed):
     assert torch.equal(edges(C, S, tau), _all_edges(C, S, tau))
     draws = torch.randn(3, k, generator=torch.Generator().manual_seed(0))
     turned, into = turns(S, error)
+    nearest = (S[:, None] - S).abs().fill_diagonal_(torch.inf).min(dim=1).values
+    assert torch.equal(turned, (error / nearest.clamp_min(1e-6)).clamp_max(1.0))
+    assert k == 1 or torch.equal((S - S[into]).abs(), nearest)
     moved = C + (turned * draws[0])[:, None] * C[into] + (turned * draws[1]) * C[:, into]
     again = _all_edges(moved, S + error * draws[2], tau)
     assert int((redrawn_edges(C, S, tau, error) != again).sum()) <= 2  # sums in another order, beside tau
@@ -123,6 +126,20 @@ def test_many_values_are_not_sorted_on_a_device(monkeypatch):
     assert "sort" not in ops
     expected = [quantile(x, q, among_largest=count) for q in (0.0, 0.31, 0.5, 1.0) for count in (5000, 777)]
     assert [each.there.item() for each in found] == [each.item() for each in expected]
+
+
+@pytest.mark.parametrize("piece", [1, 200])
+def test_worked_on_in_small_pieces_the_same_entries_are_arbitrated(monkeypatch, piece):
+    """As those of real layers are: rows of the head, rows that only begin there, and rows beyond it."""
+    g = torch.Generator().manual_seed(0)
+    lora, fft = (torch.randn(50, 40, generator=g) for _ in range(2))
+    labels = torch.arange(24) // 3
+    rows, cols = (torch.zeros(side, dtype=torch.bool).index_fill_(0, torch.arange(6, 12), True) for side in (50, 40))
+    asked = lora, fft, Clusters(labels, 8), rows, cols, 0.5
+    whole = arbitration.arbitrated_entries(*asked)
+    monkeypatch.setattr(arbitration, "_CHUNK", piece)
+    assert len(whole) > 50
+    assert torch.equal(arbitration.arbitrated_entries(*asked), whole)
 
 
 def test_dominant_clusters_count_once_each():
