@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import loraport
 import pico
-from loraport.analysis import routing_maps
+from loraport.analysis import nulls, routing_maps
 from loraport.analysis.coordinates import Coordinates
 from loraport.checking import figures, look, sample, spectra
 from loraport.checking.thresholds import thresholds
@@ -147,6 +147,19 @@ def test_a_whole_matrix_is_not_decomposed_for_the_directions_that_it_has_all_of(
     )
     assert figures.values(thin).keys() - figures.values(whole).keys() == {"common"}
     assert figures.values(whole)["overlap"] == pytest.approx(float((X * D).sum() / X.norm() / D.norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(120, 60), (60, 120)])
+def test_the_rounding_of_check_is_that_of_analyze(shape: tuple[int, int]):
+    generator = torch.Generator().manual_seed(1)
+    W, D = (torch.randn(shape, generator=generator) for _ in range(2))
+    basis, size = thin_svd(W), float(D.norm())
+    sums = {"drift2": size**2, "noise2": 0.1 * size**2}
+    mine = look._spectrum_of_drift(W, W + D, DenseOperator(D), basis, sums, "BF16", generator)
+    upright, noise = basis if shape[0] >= shape[1] else basis.T, math.sqrt(0.1) * size
+    theirs = nulls.rounding(upright, "BF16", noise, basis.head(0.9), generator)
+    assert math.sqrt(mine["stretch_round2"] / mine["S2"]) == pytest.approx(theirs.rigidity, rel=0.1)
+    assert mine["head_round2"] / mine["head_round_even2"] == pytest.approx(theirs.concentration, rel=0.1)
 
 
 def test_a_sample_has_every_type_and_every_depth(tmp_path: Path):
