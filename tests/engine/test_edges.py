@@ -18,11 +18,11 @@ def files(tmp_path) -> pico.Pico:
     return pico.write(tmp_path / "pico")
 
 
-def transfer(files, lora, method):
+def transfer(files, lora, method, rank="auto"):
     """The updates of the output by layer, and the report."""
     output = files.folder / "out.safetensors"
     report = loraport.transfer(
-        lora, source=files.source, target=files.target, output=output, method=method, options=OPTIONS
+        lora, source=files.source, target=files.target, output=output, method=method, rank=rank, options=OPTIONS
     )
     tensors = load_file(output)
     names = [key.removesuffix(DOWN) for key in tensors if key.endswith(DOWN)]
@@ -77,6 +77,8 @@ def test_a_layer_whose_update_is_zero_is_a_layer_that_the_lora_does_not_have(fil
         else:
             assert float((matrix - plain[name]).norm()) <= 1e-4 * float(plain[name].norm())
     assert not any("every update is zero" in warning for warning in report.warnings)
+    _, report = transfer(files, files.folder / "partly.safetensors", method, rank="energy=0.1")
+    assert report.summary.rank_out < report.summary.rank_in  # which the zeros have
 
 
 @pytest.mark.parametrize("method", ["casa", "matched-gain"])

@@ -199,7 +199,7 @@ class Worker:
         given = brought.given
         assert given is not None, "an update that is needed was not read"
         if given.norm() == 0.0:
-            return *_untouched(job, given, device), {}
+            return *_untouched(job, device), {}
         layer = self._matrices(job, method, params, brought, device, given)
         given, stats = layer.inputs.update, _relative_norms(job, layer)
         output = method.transfer(layer.inputs, params)
@@ -243,12 +243,11 @@ def _is_weight(role: str) -> bool:
     return role in ("source", "target") or role.startswith("weight.")
 
 
-def _untouched(job: LayerJob, update: LowRank, device: torch.device) -> tuple[LowRank, dict[str, Any]]:
+def _untouched(job: LayerJob, device: torch.device) -> tuple[LowRank, dict[str, Any]]:
     """A zero update is one that the LoRA does not have: file formats pad with zeros, and a file with such a layer
-    must give what the file without it gives. So every method leaves the layer alone."""
-    rank = min(int(job.rank.value), update.rank) if job.rank.kind == "fixed" else update.rank
-    zero = LowRank.zeros(*job.shape, rank=rank, dtype=getattr(torch, job.dtype))
-    return zero, {"rank_out": rank, "energy_kept": 1.0, "stats": {"exact_norm": 0.0}, "device": str(device)}
+    must give what the file without it gives. So every method leaves the layer alone, and the others set the rank."""
+    zero = LowRank.zeros(*job.shape, rank=1, dtype=getattr(torch, job.dtype))
+    return zero, {"rank_out": 1, "energy_kept": 1.0, "stats": {"exact_norm": 0.0}, "device": str(device)}
 
 
 def _shrink(exact: Operator, job: LayerJob, start: LowRank, seed: int) -> Truncation:
