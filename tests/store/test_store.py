@@ -13,6 +13,7 @@ import torch
 
 from loraport.errors import FileError
 from loraport.store import index
+from loraport.store.digests import DigestMemo
 from loraport.store.entry import Entry
 from loraport.store.index import entry_key
 from loraport.store.store import NullStore, Store
@@ -285,12 +286,15 @@ def test_gc_by_age_and_leftovers(store: Store) -> None:
 
 
 def test_clear_deletes_entries_and_nothing_else(store: Store) -> None:
-    path = put_one(store)
+    path, memo = put_one(store), DigestMemo(store.root)
+    memo.put("file", "a", "ab" * 8)
+    memo.flush()
     strangers = [store.root / "basis" / "notes.txt", path.parent / "mine.safetensors", store.root / "result.txt"]
     for stranger in strangers:
         stranger.write_text("keep me")
     assert len(index.clear(store.root)) == 1
     assert store.entries() == []
+    assert DigestMemo(store.root).get("file", "a") is None
     assert all(stranger.exists() for stranger in strangers)
 
 
