@@ -39,9 +39,9 @@ def threads_of_torch(count: int) -> Iterator[None]:
 
 
 def one_thread_each() -> contextlib.AbstractContextManager[None]:
-    """Let each operation run on one thread, so that batches of a tiny model can run side by side.
+    """Let each operation run on one thread: for batches of a tiny model side by side, and the many tensors of a file.
 
-    Its operations are so small that threads within one mostly wait for each other: twice as slow when the machine is
+    The operations are so small that threads within one mostly wait for each other: twice as slow when the machine is
     idle, fifteen times when it is busy. It also makes results independent of the number of cores.
     """
     return threads_of_torch(1)

@@ -14,6 +14,7 @@ from loraport.adapters.parse import open_adapter
 from loraport.adapters.render import render_adapter, write_adapter
 from loraport.core.lowrank import LowRank
 from loraport.errors import FileError, NumericalError, UnsupportedError, UsageError
+from loraport.threads import threads_of_torch
 from makers import PEFT, LoraFile, flat, same, spell
 
 EXTRA = {
@@ -316,3 +317,18 @@ class TestConversion:
         convert(path, tmp_path / "x.safetensors", to="kohya")
         found = load_file(tmp_path / "x.safetensors")["lora_unet_blocks_0_ffn_0.lora_up.weight"]
         assert torch.equal(found.float(), tiny["blocks.0.ffn.0"][0].float())
+
+
+def test_the_tensors_of_a_file_are_looked_at_in_one_thread(tmp_path, monkeypatch):
+    """Two threads wait for each other at each of thousands of small operations: minutes on a busy machine."""
+    seen, is_finite = [], torch.isfinite
+
+    def looked_at(tensor):
+        seen.append(torch.get_num_threads())
+        return is_finite(tensor)
+
+    monkeypatch.setattr(torch, "isfinite", looked_at)
+    with threads_of_torch(2):
+        write_adapter(tmp_path / "a.safetensors", {"x": torch.ones(3)}, {})
+        assert torch.get_num_threads() == 2
+    assert seen == [1]

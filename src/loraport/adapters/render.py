@@ -21,6 +21,7 @@ from loraport.errors import FileError, MismatchError, NumericalError, Unsupporte
 from loraport.files import atomic_path
 from loraport.models.architecture import Architecture, LayerName
 from loraport.models.family import Family
+from loraport.threads import one_thread_each
 
 
 def render_adapter(
@@ -46,7 +47,8 @@ def render_adapter(
         UnsupportedError: the profile has no spelling for something that is carried.
         NumericalError: a factor that is not finite in `dtype`.
     """
-    factors = {name: Factors(_cast(u.B, dtype, name), _cast(u.A, dtype, name)) for name, u in layers.items()}
+    with one_thread_each():
+        factors = {name: Factors(_cast(u.B, dtype, name), _cast(u.A, dtype, name)) for name, u in layers.items()}
     return render(factors, {}, passthrough, profile_of(profile, input_dialect).of(architecture.family), architecture)
 
 
@@ -136,7 +138,8 @@ def fill_adapter(temporary: Path, path: Path, tensors: Mapping[str, Tensor], met
         NumericalError: as `write_adapter`.
         FileError: the same.
     """
-    check_finite(path, tensors)
+    with one_thread_each():
+        check_finite(path, tensors)
     digests = {key: digest_tensor(tensor) for key, tensor in tensors.items()}
     ours = "loraport.version" in metadata
     if ours:
