@@ -177,8 +177,11 @@ def test_convert_does_not_write_over_its_input(case, kind: str) -> None:
     assert {name: digest for name, digest in _contents(files.folder).items() if name in before} == before
 
 
-def test_a_device_is_no_output(case) -> None:
-    case.refuses("not a regular file", more=("-o", "/dev/null", "--overwrite"))
+def test_a_pipe_is_no_output(case) -> None:
+    name = case.files.folder / "pipe"  # and not /dev/null, which a program with a fault would replace for all others
+    os.mkfifo(name)
+    case.refuses("not a regular file", more=("-o", name, "--overwrite"))
+    assert name.is_fifo()
 
 
 def test_a_stream_of_the_process_is_no_output(case) -> None:
