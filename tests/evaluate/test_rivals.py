@@ -129,8 +129,10 @@ def test_matched_gain_is_the_ratio_of_norms_and_what_the_drift_cancels(shape, fa
 def test_matched_gain_gives_back_exactly_what_a_parallel_drift_cancels():
     inputs, _ = _inputs((12, 12), 0.3)
     opposed = replace(inputs, drift=inputs.update.scaled(-0.4))
-    new = _new("matched-gain", opposed, power=0.0)
-    torch.testing.assert_close(new - 0.4 * inputs.update.dense(), inputs.update.dense(), atol=1e-8, rtol=0)
+    method, params = registry.resolve("matched-gain", {"power": 0.0})
+    new = method.transfer(opposed, params)
+    torch.testing.assert_close(new.update.dense(), 1.4 * inputs.update.dense(), atol=1e-8, rtol=0)
+    assert new.stats["given_back"] == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize("name", [name for name in registry.names() if registry.get(name).keeps_rank])
