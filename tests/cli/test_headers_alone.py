@@ -152,7 +152,7 @@ def test_python_functions_load_torch_once_there_is_work_for_it(files: pico.Pico)
         "    except loraport.LoraportError as error: print(error)\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
-    later = "calibrate,CompareReport,ExpertsReport,MergeReport,ProbeReport,Resized"
+    later = "calibrate,CalibrationReport,CompareReport,ExpertsReport,MergeReport,ProbeReport,Resized"
     words = [sys.executable, "-c", code, later, files.lora, files.source, files.target]
     done = subprocess.run(list(map(str, words)), capture_output=True, text=True, encoding="utf-8", check=True)
     assert done.stdout.splitlines()[-1] == "[]"
