@@ -73,7 +73,7 @@ def kept_layers(jobs: Sequence[LayerJob], store: Store, warn: Callable[[str], No
     room = index.room(store.root, store.max_bytes, store.reserve_bytes)
     keep = layers_to_keep(jobs, room)
     kept = sum(job.name in keep for job in jobs)  # two sources, such as the experts of Wan2.2, have layers of one name
-    if kept < len(jobs) and not isinstance(store, NullStore):
+    if kept < len(jobs) and room > 0 and not isinstance(store, NullStore):  # a finished layer says if there is none
         warn(
             f"the decompositions of all layers take {size(sum(map(cached_bytes, jobs)))} and the cache has room for "
             f"{size(room)}, so decompositions of {kept} of {count(len(jobs), 'layer')} are kept"
