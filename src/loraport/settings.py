@@ -220,7 +220,10 @@ def parse_size(given: str | int, *, name: str) -> int:
 
 _WRONG = dict.fromkeys(("int_parsing", "int_type", "int_from_float"), "it must be a whole number")
 _WRONG |= dict.fromkeys(("float_parsing", "float_type", "finite_number"), "it must be a number")
+_WRONG |= dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false")
 _WRONG |= {
+    "string_type": "it must be text",
+    "dict_type": "it must be names with values",
     "greater_than_equal": "it must be {ge:g} or more",
     "greater_than": "it must be more than {gt:g}",
     "less_than_equal": "it must be {le:g} or less",
