@@ -10,7 +10,7 @@ from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.flags import Given, command
 from loraport.cli.options import option
-from loraport.cli.outputs import find
+from loraport.cli.outputs import asked_loras
 from loraport.engine.many.asked import holds_many
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import OUTPUT, Recipe
@@ -46,7 +46,7 @@ def check(
     """Tell whether a LoRA works on a model, and why: use as is, use at a strength, convert, or cannot help."""
     loras = list(given.loras)
     if any(holds_many(lora, recursive=recursive) for lora in loras):
-        loras = [each.lora for each in find(loras, Path(), console, recursive=recursive)]
+        loras = [each.lora for each in asked_loras(loras, Path(), console, recursive=recursive)]
     recipes, machine = [given.recipe(lora) for lora in loras], given.make(_MACHINE).values()
     overwrite = machine.pop("overwrite")
     if page is not None:

@@ -1,4 +1,4 @@
-"""Where a command writes, and what is to be said about the name."""
+"""Which LoRAs a command takes, where it writes, and what is to be said about both."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -11,7 +11,7 @@ from loraport.errors import UsageError
 from loraport.wording import count
 
 
-def find(given: Sequence[str], folder: Path, console: Console, *, recursive: bool) -> list[Asked]:
+def asked_loras(given: Sequence[str], folder: Path, console: Console, *, recursive: bool) -> list[Asked]:
     """The LoRAs of a job on many, as `find_loras`. It is said how many more there are in subfolders."""
     found = find_loras(given, folder, recursive=recursive)
     more = 0 if recursive else len(list_loras(given, folder, recursive=True)) - len(found)

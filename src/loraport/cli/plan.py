@@ -11,7 +11,7 @@ from loraport.cli import options, text
 from loraport.cli.console import Console
 from loraport.cli.experts import pair_of
 from loraport.cli.flags import Given, command
-from loraport.cli.outputs import find
+from loraport.cli.outputs import asked_loras
 from loraport.engine.experts.asked import Experts
 from loraport.engine.many.asked import holds_many
 from loraport.engine.options import RunOptions
@@ -41,7 +41,7 @@ def plan(
 ) -> None:
     """Show what a transfer would do: coverage, time, memory, disk. Takes the same options and changes nothing."""
     if len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive):
-        asked = find(given.loras, Path(output or ""), console, recursive=recursive)
+        asked = asked_loras(given.loras, Path(output or ""), console, recursive=recursive)
         loras = tuple(each.lora for each in asked if not (skip_existing and each.output.exists()))
         _many(replace(given, loras=loras), console)
         return

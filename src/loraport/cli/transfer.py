@@ -12,7 +12,7 @@ from loraport.cli.console import Console
 from loraport.cli.experts import Pair, carry_experts, pair_of
 from loraport.cli.flags import Given, command
 from loraport.cli.options import option, required
-from loraport.cli.outputs import find, output_file, warn_of_name, write_beside
+from loraport.cli.outputs import asked_loras, output_file, warn_of_name, write_beside
 from loraport.engine.experts.asked import Experts, outputs_of
 from loraport.engine.many.asked import EXISTS, Asked, check_options, check_skip, holds_many
 from loraport.engine.options import RunOptions
@@ -121,7 +121,7 @@ def _many(
     given: Given, folder: Path, beside: Beside, console: Console, *, recursive: bool, skip_existing: bool
 ) -> None:
     """Many LoRAs into one folder. One that fails does not stop the others; the first failure sets the code."""
-    asked = find(given.loras, folder, console, recursive=recursive)
+    asked = asked_loras(given.loras, folder, console, recursive=recursive)
     if beside:
         what = next(iter(beside))
         raise UsageError(
