@@ -3,7 +3,6 @@
 The cluster is a real one, of two machines as Ray counts them, whose processes are all on this one.
 """
 
-import contextlib
 import importlib.util
 import os
 import re
@@ -746,7 +745,7 @@ def test_a_machine_without_room_for_what_it_offers_finishes_its_layers(cluster, 
 
 
 class _Lying:
-    """An actor, whose objects are gone with it."""
+    """An actor, whose objects are gone with its machine."""
 
     def put(self, number: int) -> list:
         import ray
@@ -777,14 +776,10 @@ def test_of_decompositions_on_their_way_home_no_more_wait_than_there_is_room_for
         kept = Kept("basis", f"{number:064}", {"S": torch.full((250_000,), float(number))}, {})
         return Offer(ray.put(kept), kept.bytes)
 
-    mortal = ray.remote(_Lying).options(num_cpus=0).remote()
+    machine = cluster.add_node(num_cpus=1, **MACHINE, resources={"mortal": 1})
+    mortal = ray.remote(_Lying).options(num_cpus=0, resources={"mortal": 1}).remote()
     (lost,) = mortal.put.remote(0).future().result(120)
-    ray.kill(mortal)
-    with contextlib.suppress(ray.exceptions.RayError):
-        for _ in range(120):  # it takes a moment until that is known
-            ray.get(lost, timeout=10)
-            time.sleep(0.5)
-        pytest.fail("what the actor put outlives it")
+    cluster.remove_node(machine, allow_graceful=False)
     offers = [offer(1), Offer(lost, 10**6), *map(offer, range(2, 9))]
     fetch_home(ray, offers, store, fetching)  # the store holds the first
     store.may.set()
