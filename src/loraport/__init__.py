@@ -38,21 +38,20 @@ if TYPE_CHECKING:
     from loraport.checking.api import check
     from loraport.checking.results import CheckResult
     from loraport.comparing.api import compare, probe
-    from loraport.comparing.probe import ProbeReport
-    from loraport.comparing.report import CompareReport
+    from loraport.comparing.report import CompareReport, ProbeReport
     from loraport.comparing.settings import CompareSettings
     from loraport.engine.experts.asked import Experts
     from loraport.engine.experts.plan import ExpertsPlan
-    from loraport.engine.experts.run import ExpertsReport
+    from loraport.engine.experts.report import ExpertsReport
     from loraport.engine.many.report import ManyReport, Outcome
     from loraport.engine.options import RunOptions
     from loraport.engine.plan import TransferPlan
     from loraport.engine.recipe import Recipe
     from loraport.engine.results import LayerReport, TransferReport
     from loraport.merging.api import merge
-    from loraport.merging.run import MergeReport
+    from loraport.merging.report import MergeReport
     from loraport.resizing.api import extract, resize
-    from loraport.resizing.cut import Resized
+    from loraport.resizing.report import Resized
     from loraport.sampling.schedule import SamplingSettings
     from loraport.sweeping.api import sweep
     from loraport.sweeping.grid import Grid
@@ -69,17 +68,16 @@ _HOMES = {
     "loraport.checking.api": "check",
     "loraport.checking.results": "CheckResult",
     "loraport.comparing.api": "compare probe",
-    "loraport.comparing.report": "CompareReport",
+    "loraport.comparing.report": "CompareReport ProbeReport",
     "loraport.comparing.settings": "CompareSettings",
-    "loraport.comparing.probe": "ProbeReport",
     "loraport.adapters.api": "inspect convert verify",
     "loraport.adapters.checks": "Check Verification",
     "loraport.adapters.convert": "Conversion",
     "loraport.adapters.describe": "FileDescription",
     "loraport.merging.api": "merge",
-    "loraport.merging.run": "MergeReport",
+    "loraport.merging.report": "MergeReport",
     "loraport.resizing.api": "resize extract",
-    "loraport.resizing.cut": "Resized",
+    "loraport.resizing.report": "Resized",
     "loraport.sampling.schedule": "SamplingSettings",
     "loraport.sweeping.api": "sweep",
     "loraport.sweeping.grid": "Grid",
@@ -87,7 +85,7 @@ _HOMES = {
     "loraport.adapters.added_lora": "AddedLora",
     "loraport.engine.experts.asked": "Experts",
     "loraport.engine.experts.plan": "ExpertsPlan",
-    "loraport.engine.experts.run": "ExpertsReport",
+    "loraport.engine.experts.report": "ExpertsReport",
     "loraport.engine.many.report": "ManyReport Outcome",
     "loraport.engine.recipe": "Recipe",
     "loraport.engine.options": "RunOptions",

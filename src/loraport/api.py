@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from loraport.adapters.added_lora import AddedLora
 from loraport.engine.events import Listener, ignore
 from loraport.engine.experts.asked import Experts, outputs_of, recipes_of
 from loraport.engine.experts.plan import ExpertsPlan, make_experts_plan
+from loraport.engine.experts.report import ExpertsReport
 from loraport.engine.many.asked import find_loras
 from loraport.engine.many.job import carry_many
 from loraport.engine.many.report import ManyReport
@@ -17,9 +18,6 @@ from loraport.engine.recipe import Recipe
 from loraport.engine.results import TransferReport
 from loraport.methods import DEFAULT, registry
 from loraport.settings import as_paths, check_arguments
-
-if TYPE_CHECKING:
-    from loraport.engine.experts.run import ExpertsReport
 
 PathLike = str | Path
 
@@ -199,7 +197,7 @@ def transfer_experts(
     output: PathLike | None = None,
     options: RunOptions | None = None,
     on_event: Listener = ignore,
-) -> "ExpertsReport":
+) -> ExpertsReport:
     """Transfer the LoRAs of both experts of Wan2.2 in one job: two files or none.
 
     Args:

@@ -20,7 +20,7 @@ from loraport.api import transfer_experts
 from loraport.containers.names import EXPERTS, Expert
 from loraport.engine.events import Listener, ignore
 from loraport.engine.experts.asked import Experts, outputs_of
-from loraport.engine.experts.run import ExpertsReport
+from loraport.engine.experts.report import ExpertsReport
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe

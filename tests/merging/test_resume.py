@@ -19,7 +19,7 @@ import pico
 from loraport.containers.safetensors import read_header
 from loraport.engine.events import Warned, Written
 from loraport.errors import FileError, NumericalError
-from loraport.merging.run import MergeReport
+from loraport.merging.report import MergeReport
 from storage import write_gguf
 
 resource = pytest.importorskip("resource", reason="nothing stays where folders cannot be locked")

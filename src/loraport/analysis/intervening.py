@@ -13,13 +13,13 @@ from loraport.containers.dtypes import PlainFormat
 from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
 from loraport.errors import UsageError
+from loraport.merging.report import MergeReport
 from loraport.settings import check_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from loraport.core.basis import SpectralBasis
-    from loraport.merging.run import MergeReport
     from loraport.methods.casa.routing import DriftRouting
 
 PathLike = str | Path
@@ -40,7 +40,7 @@ def remove_drift(
     dequantize: PlainFormat | None = None,
     options: RunOptions | None = None,
     on_event: Listener = ignore,
-) -> "MergeReport":
+) -> MergeReport:
     """Write the target without the drift outside its dominant directions (Eq. 22 of the paper).
 
     Args:
@@ -88,7 +88,7 @@ def amplify_head(
     dequantize: PlainFormat | None = None,
     options: RunOptions | None = None,
     on_event: Listener = ignore,
-) -> "MergeReport":
+) -> MergeReport:
     """Write the target with the strongest entries of the drift within the head made stronger (B.2.2 of the paper).
 
     Args:

@@ -25,7 +25,8 @@ from loraport.engine.reading import InputReader
 from loraport.engine.run_cache import kept_layers, open_cache
 from loraport.merging.changes import Change, Term, as_stored, gone_with
 from loraport.merging.plan import MergePlan, whole_tensors
-from loraport.merging.run import MergeReport, run_merge
+from loraport.merging.report import MergeReport
+from loraport.merging.run import run_merge
 from loraport.methods import registry
 from loraport.methods.casa.routing import DriftRouting
 from loraport.store.store import Store

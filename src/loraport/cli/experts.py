@@ -17,7 +17,7 @@ from loraport.errors import UsageError
 from loraport.wording import count
 
 if TYPE_CHECKING:
-    from loraport.engine.experts.run import ExpertsReport
+    from loraport.engine.experts.report import ExpertsReport
 
 Pair = Mapping[Expert, Recipe]
 

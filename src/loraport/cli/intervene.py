@@ -17,7 +17,7 @@ from loraport.engine.recipe import METHOD, Recipe
 from loraport.wording import count, percent, size
 
 if TYPE_CHECKING:
-    from loraport.merging.run import MergeReport
+    from loraport.merging.report import MergeReport
 
 EXAMPLE = """See how much of a distilled model lies outside the dominant directions of its drift, by removing that part:
 

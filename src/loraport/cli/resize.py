@@ -14,7 +14,7 @@ from loraport.resizing.rule import Amount
 from loraport.wording import count, share, size
 
 if TYPE_CHECKING:
-    from loraport.resizing.cut import Resized
+    from loraport.resizing.report import Resized
     from loraport.resizing.task import Task
 
 EXAMPLE = """Keep the best 40 MB of a LoRA, or cut it to rank 16:

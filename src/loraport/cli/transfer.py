@@ -21,7 +21,7 @@ from loraport.errors import Interrupted, LoraportError, UsageError
 from loraport.wording import count, share
 
 if TYPE_CHECKING:
-    from loraport.engine.experts.run import ExpertsReport
+    from loraport.engine.experts.report import ExpertsReport
     from loraport.engine.many.report import Outcome
     from loraport.engine.results import TransferReport
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loraport.adapters.added_lora import AddedLora, added_loras
 from loraport.comparing.pairs import find_files, lora_file
 from loraport.comparing.plan import ComparePlan
 from loraport.comparing.prompts import read_prompts
+from loraport.comparing.report import CompareReport, ProbeReport
 from loraport.comparing.settings import COLOURS, CompareSettings
 from loraport.comparing.sides import find_sides
 from loraport.comparing.variants import list_variants
@@ -18,10 +18,6 @@ from loraport.sampling.folders import need_diffusers
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
 from loraport.settings import as_paths, check_arguments
 from loraport.writable import check_output
-
-if TYPE_CHECKING:
-    from loraport.comparing.probe import ProbeReport
-    from loraport.comparing.report import CompareReport
 
 PathLike = str | Path
 DEFAULTS = CompareSettings()
@@ -46,7 +42,7 @@ def compare(
     target_sampling: SamplingSettings = NO_SETTINGS,
     device: str = "auto",
     on_event: Listener = ignore,
-) -> "CompareReport":
+) -> CompareReport:
     """Make the same clips with every variant, measure them, and write a page. Call it again to make what is missing.
 
     Args:
@@ -120,7 +116,7 @@ def probe(
     device: str = "auto",
     overwrite: bool = False,
     on_event: Listener = ignore,
-) -> "ProbeReport":
+) -> ProbeReport:
     """Make the probe of a source, and measure how much of it the target shows.
 
     Args:

@@ -5,9 +5,7 @@
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -17,6 +15,7 @@ from loraport.comparing.making_probe import inputs_of, outputs_for, write_probe
 from loraport.comparing.opening import DeviceSetup, opened
 from loraport.comparing.prompts import Prompt
 from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
+from loraport.comparing.report import ProbeReport
 from loraport.comparing.settings import COLOURS, CompareSettings
 from loraport.comparing.sides import Side
 from loraport.comparing.variants import Placed, Role
@@ -29,42 +28,6 @@ PUSH = 0.2
 """How much the channels of the colour are raised, of 1: far from where they are cut off at middling grey."""
 LEAST = 0.02  # of the colour, which the source has to show
 GREY = (128, 128, 128)
-
-
-@dataclass(frozen=True)
-class ProbeReport:
-    """The dose of a pair.
-
-    Attributes:
-        file: the probe; with two transformers, the one for the high-noise expert.
-        file_low: the probe for the low-noise expert; None with one transformer.
-        family: title.
-        layer: canonical name of the layer that it changes.
-        colour: its name.
-        spread: standard deviation of what should be 1 everywhere; the colour is as uneven. With two transformers, the
-            larger one.
-        source, target: share of the asked colour that the mean of the clip takes.
-        aside: for both, the mean change in directions other than that of the colour, in the same unit.
-        ratio: target over source: the dose.
-        known: what was known of the sampling of the target; "" if the user set everything.
-    """
-
-    file: Path
-    family: str
-    layer: str
-    colour: str
-    spread: float
-    source: float
-    target: float
-    aside: tuple[float, float]
-    ratio: float
-    known: str = ""
-    file_low: Path | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        low = None if self.file_low is None else str(self.file_low)
-        return {**vars(self), "file": str(self.file), "file_low": low, "aside": list(self.aside)}
 
 
 def measure(

@@ -1,14 +1,29 @@
-"""What a comparison found, as plain values."""
+"""What a comparison or a probe found, as plain values."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loraport.comparing.prompts import Prompt
-from loraport.comparing.scoring import Score
 from loraport.comparing.variants import Variant
 from loraport.metrics.measures import ClipMeasure
 from loraport.sampling.schedule import SamplingSettings
+
+
+@dataclass(frozen=True)
+class ClipMean:
+    """A mean over clips.
+
+    Attributes:
+        mean: over prompts, of the means of their seeds.
+        low, high: 95 % interval; None where there is a single prompt or, of a single prompt, a single clip.
+        clips: how many have this number.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+    clips: int = 1
 
 
 @dataclass(frozen=True)
@@ -44,7 +59,7 @@ class CompareReport:
     seeds: int
     variants: tuple[Variant, ...]
     measures: tuple[ClipMeasure, ...]
-    scores: dict[str, dict[str, Score]]
+    scores: dict[str, dict[str, ClipMean]]
     clips: dict[tuple[str, int, int], dict[str, float]]
     sampling: dict[str, SamplingSettings]
     known: str
@@ -98,6 +113,42 @@ class CompareReport:
             "not_measured": self.not_measured,
             "warnings": list(self.warnings),
         }
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """The dose of a pair.
+
+    Attributes:
+        file: the probe; with two transformers, the one for the high-noise expert.
+        file_low: the probe for the low-noise expert; None with one transformer.
+        family: title.
+        layer: canonical name of the layer that it changes.
+        colour: its name.
+        spread: standard deviation of what should be 1 everywhere; the colour is as uneven. With two transformers, the
+            larger one.
+        source, target: share of the asked colour that the mean of the clip takes.
+        aside: for both, the mean change in directions other than that of the colour, in the same unit.
+        ratio: target over source: the dose.
+        known: what was known of the sampling of the target; "" if the user set everything.
+    """
+
+    file: Path
+    family: str
+    layer: str
+    colour: str
+    spread: float
+    source: float
+    target: float
+    aside: tuple[float, float]
+    ratio: float
+    known: str = ""
+    file_low: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        low = None if self.file_low is None else str(self.file_low)
+        return {**vars(self), "file": str(self.file), "file_low": low, "aside": list(self.aside)}
 
 
 def said(settings: SamplingSettings) -> dict[str, Any]:

@@ -1,32 +1,16 @@
 """What the clips of each variant measure, with intervals over prompts and seeds."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from loraport.comparing.report import ClipMean
 from loraport.core.bootstrap import Bootstrap
 
 
-@dataclass(frozen=True)
-class Score:
-    """A mean over clips.
-
-    Attributes:
-        mean: over prompts, of the means of their seeds.
-        low, high: 95 % interval; None where there is a single prompt or, of a single prompt, a single clip.
-        clips: how many have this number.
-    """
-
-    mean: float
-    low: float | None = None
-    high: float | None = None
-    clips: int = 1
-
-
-def scores_of(found: Mapping[tuple[int, int], Mapping[str, float]], prompts: int, seeds: int) -> dict[str, Score]:
+def scores_of(found: Mapping[tuple[int, int], Mapping[str, float]], prompts: int, seeds: int) -> dict[str, ClipMean]:
     """Means and intervals of one variant, over the clips that have the number.
 
     Prompts are drawn again, each with all of its seeds; of a single prompt its seeds are.
@@ -46,9 +30,9 @@ def scores_of(found: Mapping[tuple[int, int], Mapping[str, float]], prompts: int
     return made
 
 
-def _score(means: Float[Tensor, "1 units"], clips: int) -> Score:
+def _score(means: Float[Tensor, "1 units"], clips: int) -> ClipMean:
     units = means.shape[1]
     if units < 2:
-        return Score(means.item(), clips=clips)
+        return ClipMean(means.item(), clips=clips)
     estimate = Bootstrap.of(units).mean(means)
-    return Score(estimate.value, *estimate.interval(), clips=clips)
+    return ClipMean(estimate.value, *estimate.interval(), clips=clips)

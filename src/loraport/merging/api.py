@@ -2,16 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from loraport.adapters.added_lora import AddedLora, added_loras
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.events import Listener, ignore
 from loraport.merging.plan import make_merge_plan
+from loraport.merging.report import MergeReport
 from loraport.settings import check_arguments
-
-if TYPE_CHECKING:
-    from loraport.merging.run import MergeReport
 
 PathLike = str | Path
 
@@ -33,7 +31,7 @@ def merge(
     dequantize: PlainFormat | None = None,
     overwrite: bool = False,
     on_event: Listener = ignore,
-) -> "MergeReport":
+) -> MergeReport:
     """Bake LoRAs into a checkpoint, exactly and in its own layout. It takes the memory of the largest tensor.
 
     Args:

@@ -8,7 +8,6 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from jaxtyping import Float
@@ -29,6 +28,7 @@ from loraport.merging.changes import MergedTensor, Term
 from loraport.merging.journal import Journal, Loss, job_of
 from loraport.merging.plan import MergePlan
 from loraport.merging.records import counted_twice, headers_of, indexes_of, told_of
+from loraport.merging.report import MergeReport
 from loraport.models.joining import parts
 from loraport.models.placement import Rows
 from loraport.partial import forget, will_stay
@@ -37,53 +37,6 @@ from loraport.wording import percent
 
 _STRIP = 1 << 15  # numbers that are compared at a time: they stay in the processor's cache, and in one thread of torch
 _MUCH = 0.5  # rounding of this size, relative to the update, is warned of
-
-
-@dataclass(frozen=True)
-class MergeReport:
-    """What a merge did.
-
-    Attributes:
-        output: the file or folder written.
-        files: all files written.
-        tensors: number of tensors that changed.
-        untouched: number of tensors that are bit for bit as they were.
-        requantized: number of changed tensors that are stored in 8 bits.
-        dequantized: number of changed tensors that became plain numbers.
-        grown_bytes: number of bytes by which the files became larger.
-        lost: Frobenius norm of what rounding to the checkpoint's formats removed or added, over that of the update.
-        lost_most: the same for the tensor that lost most.
-        lost_in: the name of that tensor.
-        left_out: keys of the LoRAs that change nothing in the checkpoint.
-        warnings: sentences for the user.
-        continued: number of changed tensors that an earlier, stopped run had already written.
-        seconds: wall time.
-    """
-
-    output: Path
-    files: tuple[Path, ...]
-    tensors: int
-    untouched: int
-    requantized: int
-    dequantized: int
-    grown_bytes: int
-    lost: float
-    lost_most: float
-    lost_in: str
-    left_out: tuple[str, ...]
-    warnings: tuple[str, ...]
-    continued: int
-    seconds: float
-
-    def to_json(self) -> dict[str, object]:
-        """Plain values, ready for JSON."""
-        return {
-            **{name: getattr(self, name) for name in self.__dataclass_fields__},
-            "output": str(self.output),
-            "files": [str(file) for file in self.files],
-            "left_out": list(self.left_out),
-            "warnings": list(self.warnings),
-        }
 
 
 @usual_torch()

@@ -1,18 +1,16 @@
 """`loraport.resize` and `loraport.extract`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import DType
 from loraport.resizing.extract import plan_extract
+from loraport.resizing.report import Resized
 from loraport.resizing.resize import plan_resize
 from loraport.resizing.rule import Amount
 from loraport.settings import check_arguments
-
-if TYPE_CHECKING:
-    from loraport.resizing.cut import Resized
 
 PathLike = str | Path
 
@@ -35,7 +33,7 @@ def resize(
     architecture: str = "auto",
     options: RunOptions | None = None,
     on_event: Listener = ignore,
-) -> "Resized":
+) -> Resized:
     """Write a LoRA of any kind at another rank: the best approximation, and the share that it keeps.
 
     Give exactly one of `rank`, `energy` and `max_size`.
@@ -98,7 +96,7 @@ def extract(
     drop: str | None = None,
     options: RunOptions | None = None,
     on_event: Listener = ignore,
-) -> "Resized":
+) -> Resized:
     """Write what turns one checkpoint into another as a LoRA: the difference, cut to a rank.
 
     Give exactly one of `rank`, `energy` and `max_size`. Changes of biases, norms, convolutions and modulations are

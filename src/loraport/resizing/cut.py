@@ -4,9 +4,8 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float64
@@ -27,48 +26,10 @@ from loraport.engine.run_cache import open_cache
 from loraport.engine.surroundings import usual_torch
 from loraport.errors import MismatchError, UsageError
 from loraport.resizing.job import WeightJob
+from loraport.resizing.report import Resized
 from loraport.resizing.rule import Amount
 from loraport.resizing.task import Task, passes
 from loraport.resizing.weight import Cutter, WeightResult, layers_of
-
-
-@dataclass(frozen=True)
-class Resized:
-    """A LoRA that was cut by a rule.
-
-    Attributes:
-        output: the file written.
-        rule: the rule that was asked for.
-        layers: a report for each stored weight in it; fused layers count as one.
-        left_out: weights without a term: unchanged, or not worth their bytes.
-        passthrough: keys or parameters whose change is written as it is.
-        energy_kept: share of the squared norm kept over all weights together.
-        size: size of the file in bytes.
-        dtype: torch name of the factors' dtype.
-        to: output profile.
-        load: how to load it, one program a line.
-        warnings: sentences for the user.
-        seconds: wall time.
-    """
-
-    output: Path
-    rule: str
-    layers: tuple[LayerReport, ...] = field(repr=False)
-    left_out: tuple[str, ...]
-    passthrough: tuple[str, ...] = field(repr=False)
-    energy_kept: float
-    size: int
-    dtype: str
-    to: str
-    load: tuple[str, ...]
-    warnings: tuple[str, ...]
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
-        return values | lists | {"output": str(self.output), "layers": [layer.to_json() for layer in self.layers]}
 
 
 @usual_torch()

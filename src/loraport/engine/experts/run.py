@@ -7,22 +7,21 @@ resumes.
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from loraport.containers.names import EXPERTS, Expert
 from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned
 from loraport.engine.executor import executor_for
 from loraport.engine.experts.nearer import OTHER, distances, exchanged, nearer
 from loraport.engine.experts.plan import ExpertsPlan, check_experts_outputs, naming, options_of
+from loraport.engine.experts.report import ExpertsReport
 from loraport.engine.job import LayerJob
 from loraport.engine.kinship import check_kinship
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.reading import InputReader
-from loraport.engine.results import SCHEMA, TransferReport
+from loraport.engine.results import TransferReport
 from loraport.engine.run import carried_out
 from loraport.engine.surroundings import usual_torch
 from loraport.files import atomic_paths
@@ -30,31 +29,6 @@ from loraport.store.digests import DigestMemo
 from loraport.store.store import NullStore
 
 _TARGETS = {"high": "--target", "low": "--target-low"}
-
-
-@dataclass(frozen=True)
-class ExpertsReport:
-    """The outcome of a job on both experts.
-
-    Attributes:
-        reports: the report of each expert, the high-noise one first.
-        drift: distance of each target from each source, over the source's norm in the middle of a few layers, by
-            "source, target"; empty if nothing was compared.
-        warnings: sentences for the user about the two together.
-    """
-
-    reports: Mapping[Expert, TransferReport]
-    drift: Mapping[str, float]
-    warnings: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {
-            "schema": SCHEMA,
-            "experts": {expert: report.to_json() for expert, report in self.reports.items()},
-            "drift": dict(self.drift),
-            "warnings": list(self.warnings),
-        }
 
 
 @usual_torch()
