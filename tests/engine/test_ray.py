@@ -31,7 +31,7 @@ from loraport.engine.cluster.connection import Cluster
 from loraport.engine.cluster.fetching import fetch_home
 from loraport.engine.cluster.machines import Node, choose, code
 from loraport.engine.cluster.resources import resources_of, slots_of
-from loraport.engine.cluster.task import Offer
+from loraport.engine.cluster.task import Begun, Offer
 from loraport.engine.events import LayerDone, Remarked, Warned
 from loraport.engine.executor import Limits, Slot
 from loraport.engine.executors import make_executor
@@ -367,6 +367,24 @@ def test_a_layer_whose_process_is_killed_each_time_is_an_error_that_names_it_and
     assert caught.value.where.startswith(f"layer 1, on {os.uname().nodename} (")
     assert "tried 2 times" in caught.value.values
     assert len(list(tmp_path.iterdir())) == 2
+
+
+class _Forgetful(Begun):
+    """An actor that does not survive the question."""
+
+    def of(self, number: int) -> list[str]:
+        os._exit(1)
+
+
+@pytest.mark.slow
+def test_the_error_is_the_same_when_what_remembers_the_machines_is_killed_too(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(underway, "RETRIES", 0)
+    monkeypatch.setattr(underway, "Begun", _Forgetful)
+    work = ray_work.Dying(ray_work.threads, ("layer 1",), tmp_path, deaths=99)
+    with pytest.raises(FileError, match="killed each time") as caught:
+        _run(LAYERS[:2], work)
+    assert caught.value.where == "layer 1, on a machine of the Ray cluster"
+    assert "tried 1 time;" in caught.value.values
 
 
 @pytest.mark.slow

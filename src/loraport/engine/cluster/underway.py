@@ -1,5 +1,7 @@
 """The layers of one run under way on a Ray cluster: handed out, lost and done again, taken home."""
 
+import concurrent.futures
+import contextlib
 import os
 import time
 from collections import deque
@@ -20,6 +22,7 @@ from loraport.engine.executor import J, Limits, Slot, threads_for
 from loraport.errors import FileError, first_line
 from loraport.store.store import NullStore
 from loraport.store.writing import Behind
+from loraport.wording import count
 
 RETRIES = 3
 """How often a layer is done again whose process or machine was lost."""
@@ -292,14 +295,21 @@ class Underway:
         except errors.RayTaskError as error:
             raise error.cause from error
         except errors.RayError as error:
-            tried: list[str] = self._begun.of.remote(number).future().result(SAID_SECONDS)
+            tried = self._tried(number)
             killed = isinstance(error, errors.WorkerCrashedError | errors.NodeDiedError | errors.OutOfMemoryError)
             raise FileError(
                 "the process of a layer was killed each time it was tried" if killed else "Ray lost a layer",
                 where=f"{job.title}, on {' and '.join(dict.fromkeys(tried)) or 'a machine of the Ray cluster'}",
-                values=f"tried {max(len(tried), RETRIES + 1)} times; {first_line(error)}"
+                values=f"tried {count(max(len(tried), RETRIES + 1), 'time')}; {first_line(error)}"
                 if killed
                 else first_line(error),
                 fix="if memory ran out, use fewer layers at a time (--workers 1) or a smaller --max-memory; "
                 "finished layers are kept",
             ) from error
+
+    def _tried(self, number: int) -> list[str]:
+        """Where a layer was begun; empty where what remembers it was killed as well, or is too busy to say."""
+        with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError, self._ray.exceptions.RayError):
+            places: list[str] = self._begun.of.remote(number).future().result(SAID_SECONDS)
+            return places
+        return []
