@@ -257,7 +257,8 @@ def _advice(cost: dict[str, Any], layers: int) -> str:
     if cost["cache_pays"]:
         room = f" (kept of {cost['kept_layers']} of {layers} layers)" if cost["kept_layers"] < layers else ""
         return f"worth it: another LoRA for this pair takes about {with_it} with it, {without} without{room}"
-    return f"of little use: another LoRA for this pair takes about {with_it} with it, {without} without (--cache off)"
+    later = f"another LoRA for this pair takes about {with_it} with it, {without} without (--cache off)"
+    return f"of little use: {later}; LoRAs in one command share the work"
 
 
 def _model(checkpoint: "Checkpoint") -> dict[str, str]:
