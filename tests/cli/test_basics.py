@@ -1,5 +1,6 @@
 """The program itself: help, version, messages, exit codes. No models needed."""
 
+import importlib
 import json
 import os
 import re
@@ -244,6 +245,32 @@ def test_a_limit_on_threads_is_not_a_bug(capsys: pytest.CaptureFixture, monkeypa
     monkeypatch.setattr("threading._start_new_thread", refused)
     assert guard.guarded(command, as_json=False, verbose=False) == 5
     assert "the limit on processes" in capsys.readouterr().err
+
+
+LAZY = """def __getattr__(name):
+    try:
+        import sentence_of_nobody
+    except ImportError as error:
+        raise RuntimeError(f"Failed to import diffusers.{name} because of the following error:\\n{error}") from error
+"""
+
+
+@pytest.mark.parametrize("package", [LAZY, "import sentence_of_nobody"], ids=["as diffusers says it", "plain"])
+def test_a_package_that_cannot_be_imported_is_not_a_bug(package: str, tmp_path: Path) -> None:
+    (tmp_path / "diffusers").mkdir()
+    (tmp_path / "diffusers" / "__init__.py").write_text(package, encoding="utf-8")
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    command = [sys.executable, "-m", "loraport", "evaluate", "-o", str(tmp_path / "made")]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 2, done.stderr
+    assert "error: a package that this needs cannot be imported" in done.stderr
+    assert "found: No module named 'sentence_of_nobody'" in done.stderr
+    assert "pip install" in done.stderr
+
+
+def test_a_missing_part_of_our_own_is_a_bug(capsys: pytest.CaptureFixture) -> None:
+    assert guard.guarded(lambda: importlib.import_module("loraport.nowhere"), as_json=False, verbose=True) == 1
+    assert "fault of this program" in capsys.readouterr().err
 
 
 def test_methods() -> None:

@@ -136,9 +136,17 @@ def _is_file(word: str) -> bool:
     return word.startswith("zoo:") or "." in word or os.path.exists(word)
 
 
-def _refusal(error: Exception) -> FileError | None:
-    """What is no fault of the program although nobody foresaw it there: the system says no, or an input is absurd."""
+def _refusal(error: Exception) -> LoraportError | None:
+    """What is no fault of the program although nobody foresaw it there: the system says no, a package is broken, or an
+    input is absurd."""
     said = first_line(error)
+    if _is_of_a_package(error):
+        return UsageError(
+            "a package that this needs cannot be imported",
+            where=said,
+            values=first_line(_innermost(error)),
+            fix='install versions that go together: pip install -U torch "loraport[diffusers]"',
+        )
     if page_file_is_full(error):
         return FileError(
             "the page file of Windows is full",
@@ -168,6 +176,19 @@ def _refusal(error: Exception) -> FileError | None:
     if isinstance(error, UnicodeError):
         return FileError("a name or a text is not valid Unicode", values=said, fix="rename the file, or write it again")
     return None
+
+
+def _is_of_a_package(error: Exception) -> bool:
+    """Whether it says that something else than this program cannot be imported; diffusers says it in its own way."""
+    if isinstance(error, ImportError):
+        return (error.name or "").partition(".")[0] != __package__.partition(".")[0]
+    return isinstance(error, RuntimeError) and str(error).startswith("Failed to import ")
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """What an error began with."""
+    before = error.__cause__ or error.__context__
+    return error if before is None else _innermost(before)
 
 
 def _bug(error: Exception, verbose: bool) -> LoraportError:
