@@ -22,6 +22,8 @@ from loraport.errors import NumericalError, UsageError
 from pretended_device import DEVICE, pretended_device
 
 MATMUL = torch.backends.cuda.matmul
+OF_A_CARD = getattr(torch, "AcceleratorError", RuntimeError)
+"""What torch raises for what a card says; 2.6 has no type for it."""
 
 
 def _told() -> list[str]:
@@ -170,7 +172,7 @@ def test_what_finds_no_room_by_itself_is_tried_again_when_torch_has_given_back_w
 
 def test_a_device_that_failed_cannot_hide_why_where_its_memory_is_given_back(monkeypatch):
     def fail() -> None:
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+        raise OF_A_CARD("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(torch.cuda, "empty_cache", fail)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -195,7 +197,7 @@ def test_a_card_that_is_full_before_it_is_begun_with_is_said(asked, monkeypatch)
     """A process takes some hundred MB of a card before it has a tensor there."""
 
     def full(device: object) -> None:
-        raise torch.AcceleratorError("CUDA error: out of memory\nCompile with ...")
+        raise OF_A_CARD("CUDA error: out of memory\nCompile with ...")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
@@ -226,7 +228,7 @@ def test_asking_which_cards_there_are_begins_with_none_of_them(monkeypatch):
     """torch takes hundreds of MB of each card that it begins with, and may not begin with one that another has."""
 
     def begin(device: str) -> None:
-        raise torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
+        raise OF_A_CARD("CUDA error: CUDA-capable device(s) is/are busy or unavailable")
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -52,9 +52,13 @@ CHANGING: dict[str, Callable[[tuple[Any, ...], dict[str, Any]], bool]] = {
     "bincount": lambda args, kwargs: (args[1] if len(args) > 1 else kwargs.get("weights")) is not None,
     "median": lambda args, kwargs: len(args) > 1,
     "cumsum": lambda args, kwargs: args[0].is_floating_point(),
+    "index_reduce": lambda args, kwargs: True,
+    "kthvalue": lambda args, kwargs: True,
 }
 """Of the operations that torch names, when one of them may give other bits on CUDA."""
-ELSEWHERE = {"bmm", "__getitem__", "gather", "index_select", "repeat_interleave", "resize_"}
+NOT_ALWAYS = {"index_reduce", "kthvalue"}
+"""Not named by torch 2.13; by 2.6, or by 2.15."""
+ELSEWHERE = {"bmm", "mm", "mv", "__getitem__", "gather", "index_select", "repeat_interleave", "resize_"}
 """Named for sparse or quantised tensors, or for what is differentiated, which nothing is here."""
 _CALLED = {name.strip("_"): changes for name, changes in CHANGING.items()}
 
@@ -63,7 +67,7 @@ def test_the_list_is_that_of_this_version_of_torch():
     told = torch.use_deterministic_algorithms.__doc__ or ""
     named = set(re.findall(r":(?:func|class):`torch\.(?:Tensor\.)?([a-z_]+)`", told))
     assert named - {"set_deterministic_debug_mode"} <= CHANGING.keys() | ELSEWHERE
-    assert CHANGING.keys() <= named
+    assert CHANGING.keys() - NOT_ALWAYS <= named
 
 
 def refuse_changing(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -112,9 +112,8 @@ def bound(device: str, count: int | None) -> None:
         with contextlib.suppress(RuntimeError):  # a device that failed, which has been said
             torch.cuda.set_per_process_memory_fraction(before, device)
         return
-    if device not in _bounded:  # an older torch does not say
-        told = getattr(torch.cuda, "get_per_process_memory_fraction", None)
-        _bounded[device] = 1.0 if told is None else float(told(device))
+    if device not in _bounded:
+        _bounded[device] = float(torch.cuda.get_per_process_memory_fraction(device))
     _, total = torch.cuda.mem_get_info(device)
     torch.cuda.set_per_process_memory_fraction(min(count / total, _bounded[device]), device)
 

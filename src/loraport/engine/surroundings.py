@@ -12,6 +12,9 @@ import torch
 @contextlib.contextmanager
 def usual_torch() -> Iterator[None]:
     """No inference mode, and new tensors on the CPU. Also a decorator."""
-    elsewhere = torch.get_default_device().type != "cpu"  # by `torch.set_default_device`, or `with torch.device(...)`
+    chosen = (
+        torch.get_default_device()
+    )  # by `torch.set_default_device`; earlier torch leaves out `with torch.device(...)`
+    elsewhere = chosen.type != "cpu" or torch.empty(0).device.type != "cpu"
     with torch.inference_mode(False), torch.device("cpu") if elsewhere else contextlib.nullcontext():
         yield
