@@ -145,7 +145,7 @@ def _refusal(error: Exception) -> LoraportError | None:
             "a package that this needs cannot be imported",
             where=said,
             values=first_line(_innermost(error)),
-            fix='install versions that go together: pip install -U torch "loraport[diffusers]"',
+            fix='install versions that go together: pip install -U torch "loraport[diffusers,gguf,hub,report]"',
         )
     if page_file_is_full(error):
         return FileError(

@@ -12,9 +12,7 @@ import torch
 @contextlib.contextmanager
 def usual_torch() -> Iterator[None]:
     """No inference mode, and new tensors on the CPU. Also a decorator."""
-    chosen = (
-        torch.get_default_device()
-    )  # by `torch.set_default_device`; earlier torch leaves out `with torch.device(...)`
-    elsewhere = chosen.type != "cpu" or torch.empty(0).device.type != "cpu"
+    chosen = torch.get_default_device()  # by `torch.set_default_device`, or `with torch.device(...)`
+    elsewhere = chosen.type != "cpu" or torch.empty(0).device.type != "cpu"  # torch 2.6 does not tell of the latter
     with torch.inference_mode(False), torch.device("cpu") if elsewhere else contextlib.nullcontext():
         yield

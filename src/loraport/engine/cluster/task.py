@@ -16,6 +16,8 @@ from loraport.errors import FileError
 SAID_SECONDS = 10.0
 """Until where a layer is begun is known; the layer does not depend on it."""
 
+_UNKNOWN = (TimeoutError, concurrent.futures.TimeoutError)  # one and the same from Python 3.11 on
+
 
 @dataclass(frozen=True)
 class Home:
@@ -38,6 +40,21 @@ class Begun:
     def of(self, number: int) -> list[str]:
         """All places where it was begun, a killed try each but the last."""
         return self._places.get(number, [])
+
+
+def places_of(begun: Any, number: int) -> list[str]:
+    """Where a layer was begun, or nothing where that is not known in time.
+
+    Args:
+        begun: a `Begun`, which may have been killed as well.
+        number: of the layer.
+    """
+    import ray
+
+    with contextlib.suppress(*_UNKNOWN, ray.exceptions.RayError):
+        places: list[str] = begun.of.remote(number).future().result(SAID_SECONDS)
+        return places
+    return []
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,7 @@ def in_task(
     context = ray.get_runtime_context()
     place = f"{os.uname().nodename if hasattr(os, 'uname') else 'a machine'} ({ray.util.get_node_ip_address()})"
     # By `future`: while a task waits in `ray.get`, Ray gives its CPU and memory to another.
-    with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError, ray.exceptions.RayError):
+    with contextlib.suppress(*_UNKNOWN, ray.exceptions.RayError):
         begun.at.remote(number, place).future().result(SAID_SECONDS)
     stand_in(home.folder)
     if slot.device == "cuda":

@@ -1,7 +1,5 @@
 """The layers of one run under way on a Ray cluster: handed out, lost and done again, taken home."""
 
-import concurrent.futures
-import contextlib
 import os
 import time
 from collections import deque
@@ -16,7 +14,7 @@ from loraport.engine.cluster.fetching import fetch_home
 from loraport.engine.cluster.machines import NODE_ID, SEES_ALL_CARDS, Node
 from loraport.engine.cluster.resources import resources_of, slots_of
 from loraport.engine.cluster.sending import away, bytes_read, pack
-from loraport.engine.cluster.task import SAID_SECONDS, Begun, Home, Offer, in_task
+from loraport.engine.cluster.task import Begun, Home, Offer, in_task, places_of
 from loraport.engine.events import Warned
 from loraport.engine.executor import J, Limits, Slot, threads_for
 from loraport.errors import FileError, first_line
@@ -295,7 +293,7 @@ class Underway:
         except errors.RayTaskError as error:
             raise error.cause from error
         except errors.RayError as error:
-            tried = self._tried(number)
+            tried = places_of(self._begun, number)
             killed = isinstance(error, errors.WorkerCrashedError | errors.NodeDiedError | errors.OutOfMemoryError)
             raise FileError(
                 "the process of a layer was killed each time it was tried" if killed else "Ray lost a layer",
@@ -306,10 +304,3 @@ class Underway:
                 fix="if memory ran out, use fewer layers at a time (--workers 1) or a smaller --max-memory; "
                 "finished layers are kept",
             ) from error
-
-    def _tried(self, number: int) -> list[str]:
-        """Where a layer was begun; empty where what remembers it was killed as well, or is too busy to say."""
-        with contextlib.suppress(TimeoutError, concurrent.futures.TimeoutError, self._ray.exceptions.RayError):
-            places: list[str] = self._begun.of.remote(number).future().result(SAID_SECONDS)
-            return places
-        return []
