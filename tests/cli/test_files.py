@@ -91,6 +91,9 @@ def test_verify_takes_a_folder(files: pico.Pico) -> None:
         shutil.copy(files.lora, files.folder / "made" / f"{name}.safetensors")
     done = invoke("verify", files.folder / "made", "--no-load")
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (0, "2 of 2 files pass"), done.output
+    assert "checks ok)" in done.stdout
+    assert "all numbers are finite" not in done.stdout
+    assert "all numbers are finite" in invoke("verify", files.folder / "made", "--no-load", "-v").stdout
     (files.folder / "made" / "inside" / "four.safetensors").write_bytes(b"")
     done = invoke("verify", files.folder / "made", "--no-load", "--recursive")
     assert (done.exit_code, done.stdout.splitlines()[-1]) == (5, "3 of 4 files pass")

@@ -55,7 +55,8 @@ def verify(
     """Check LoRA files: every key known, every number finite, and content as the header of a transfer states.
 
     A note is no failure: something that not every loader takes, in a file that never promised more. With --for it is
-    a failure (3) if that program would leave something out or refuse the file.
+    a failure (3) if that program would leave something out or refuse the file. Of several files only failures and
+    notes are listed; -v lists all.
     """
     from loraport.adapters.arrival import Arrival, rows_of
     from loraport.adapters.checks import Verification
@@ -78,8 +79,10 @@ def verify(
             documents.append({"path": file, "ok": False, "error": error.to_json()})
             failures.append(error)
             continue
-        lines = [f"  {check.name:<30} {_MARKS[check.passed]:<8} {check.found}" for check in checks]
-        console.result(file, *lines)
+        shown = [check for check in checks if not check.passed or len(files) == 1 or console.verbose]
+        passed = count(len(checks) - len(shown), "check")
+        lines = [f"  {check.name:<30} {_MARKS[check.passed]:<8} {check.found}" for check in shown]
+        console.result(f"{file}  ({passed} ok)" if len(shown) < len(checks) else file, *lines)
         bad = [check for check in checks if check.passed is False]
         documents.append(Verification(file, checks).to_json())
         if bad:
