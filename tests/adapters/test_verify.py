@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import makers
+import networks
 from loraport.adapters.convert import convert
 from loraport.adapters.header import CONTENT, build_metadata
 from loraport.adapters.parse import open_adapter
@@ -149,6 +150,22 @@ class TestNotes:
         assert _outcomes(tmp_path / "out.safetensors", False) == set()
         write_adapter(tmp_path / "out.safetensors", tensors, _metadata() | {"loraport.summary": '{"layers": ["20"]}'})
         assert _outcomes(tmp_path / "out.safetensors", False) == {"every layer is there"}
+
+    def test_layers_that_fill_a_fused_weight_are_none_too_many(self, tmp_path):
+        names = [f"transformer_blocks.{block}.attn.to_{x}" for block in range(2) for x in "qv"]
+        made = networks.factors("hunyuan_video", dict.fromkeys(names, (24, 24)))
+        layers = {name: LowRank(b, a) for name, (b, a) in made.items()}
+        architecture = networks.architecture("hunyuan_video", tmp_path)
+        path = tmp_path / "out.safetensors"
+        write_adapter(path, render_adapter(layers, (), "universal", architecture), _metadata(layers=4))
+        assert _outcomes(path, False) == set()
+        write_adapter(path, load_file(path), _metadata(layers=3))
+        assert "every layer is there" in _outcomes(path, False)
+
+    def test_whole_matrices_are_spelled_as_stated(self, tmp_path):
+        path = LoraFile({"diffusion_model.blocks.0.ffn.0.diff": torch.ones(48, 24)}).write(tmp_path)
+        convert(path, tmp_path / "out.safetensors", to="kohya")
+        assert _outcomes(tmp_path / "out.safetensors", False) == set()
 
     def test_of_two_experts_one_must_be_named(self, tmp_path):
         both = [f"diffusion_model.transformer_{n}." for n in (1, 2)]

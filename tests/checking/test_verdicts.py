@@ -320,6 +320,18 @@ def test_one_bad_lora_among_several(files: pico.Pico):
     assert done.exit_code == 5
     assert "use as is" in done.stdout
     assert "no such file" in done.stdout
+    quiet = CliRunner().invoke(app, [*words, str(files.source), "--quiet"])
+    assert quiet.stdout == ""
+    assert "no such file" in quiet.stderr
+
+
+@pytest.mark.parametrize("method", ["direct", "identity"])
+def test_a_method_that_reads_no_weights_has_the_same_verdict(files: pico.Pico, method: str):
+    settings = {"lora": str(files.lora), "source": str(files.source), "target": str(files.target)}
+    usual, found = (loraport.check(**settings, method=name) for name in ("casa", method))
+    assert (found.verdict, found.figure("drift")) == (usual.verdict, usual.figure("drift"))
+    assert usual.figure("change").value > 0.05
+    assert found.figure("change").value == pytest.approx(0.0, abs=1e-3)
 
 
 def test_the_command_says_what_the_function_finds(files: pico.Pico):

@@ -72,6 +72,14 @@ def test_a_lora_and_folders_with_both_are_one_job(files: pico.Pico, pair: list[o
     assert [one["summary"]["cached_layers"] for one in facts["experts"].values()] == [20, 20]
 
 
+@pytest.mark.parametrize("flag", ["--report", "--card", "--log"])
+def test_what_is_written_of_each_expert_needs_a_name(files: pico.Pico, pair: list[object], flag: str) -> None:
+    combined(files.lora)
+    done = invoke("transfer", files.lora, *pair, "-o", files.folder / "out.safetensors", flag, "")
+    assert done.exit_code == 2
+    assert "name a file" in done.stderr
+
+
 def test_a_plan_of_both(files: pico.Pico, pair: list[object]) -> None:
     done = invoke("plan", files.lora, *pair, "--expert", "both")
     assert done.exit_code == 0, done.output

@@ -74,10 +74,11 @@ def _header(lora: LoraAdapter) -> list[Check]:
     summary = read_json(lora.metadata, "loraport.summary")
     layers = summary.get("layers") if isinstance(summary, dict) else None
     if layers is not None:
-        # Layers that were added for their bias alone are not counted there.
+        # Layers that were added for their bias alone, or to fill a fused weight, are not counted there.
+        filled = sum(lora.layers[name].is_zero() for name in lora.fused)
         biases = any(item.param.endswith(".bias") for item in lora.passthrough)
-        fewer = biases and isinstance(layers, int) and layers < len(lora.layers)
-        same = fewer or layers == len(lora.layers)
+        least = 0 if biases else len(lora.layers) - filled
+        same = isinstance(layers, int) and least <= layers <= len(lora.layers)
         checks.append(Check("every layer is there", same, f"{count(len(lora.layers), 'layer')}, header {layers}"))
     stated = lora.metadata.get("ss_network_dim")
     if stated is not None and _transferred(lora):
@@ -102,6 +103,7 @@ def _header(lora: LoraAdapter) -> list[Check]:
 def _spelled_as(lora: LoraAdapter, dialect: Dialect) -> bool:
     """Whether the file is spelled in a dialect. Two namings of a family may agree on all layers of a file."""
     family = lora.architecture.family
+    dialect = dialect.of(lora.keys)
     if lora.dialect != dialect and lora.dialect.names in family.namings:
         alike = all(family.spell(x, lora.dialect.names) == family.spell(x, dialect.names) for x in lora.layers)
         return alike and replace(lora.dialect, names=dialect.names) == dialect

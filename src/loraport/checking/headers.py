@@ -1,6 +1,6 @@
 """The first stage: what file headers alone say. Whatever is hopeless ends here, in a second and without torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loraport.adapters.dialect import SAME_AS_INPUT
 from loraport.adapters.grammar import grammar
@@ -14,6 +14,8 @@ from loraport.engine.recipe import Recipe
 from loraport.engine.results import KnownModel
 from loraport.engine.target import known_target, target_usage
 from loraport.errors import MismatchError, UnmatchedKeysError
+from loraport.methods import DEFAULT, registry
+from loraport.settings import FrozenDict
 
 MADE_BY_TRANSFER = "loraport.recipe"
 
@@ -61,11 +63,11 @@ def read_headers(recipe: Recipe, pair: Pair | None = None) -> Headers:
     asked = recipe.model_copy(update={"to": SAME_AS_INPUT, "force": True})
     partial = False
     try:
-        plan = make_plan(asked, pair)
+        plan = _planned(asked, pair)
     except UnmatchedKeysError as strict:
         partial = True
         try:
-            plan = make_plan(asked.model_copy(update={"allow_partial": True}), pair)
+            plan = _planned(asked.model_copy(update={"allow_partial": True}), pair)
         except MismatchError:
             raise strict from None
     adapter, target_known = plan.adapter, known_target(plan.source, plan.target, plan.added, recipe)
@@ -84,6 +86,15 @@ def read_headers(recipe: Recipe, pair: Pair | None = None) -> Headers:
             *_swapped(recipe),
         ),
     )
+
+
+def _planned(recipe: Recipe, pair: Pair | None) -> TransferPlan:
+    """The plan of a transfer, with both weights of every layer even where the method reads none of them."""
+    method, params = registry.resolve(recipe.method, recipe.params)
+    if not method.needs(params).nothing:
+        return make_plan(recipe, pair)
+    plan = make_plan(recipe.model_copy(update={"method": DEFAULT, "params": FrozenDict()}), pair)
+    return replace(plan, recipe=recipe, method=method.name, params=params.model_dump(mode="json"))
 
 
 def refusal_reasons(error: MismatchError, lora: str) -> tuple[Reason, ...]:

@@ -68,6 +68,7 @@ def check(
             console.result(f"  page      {page}")
         console.document(result.to_json() | ({} if page is None else {"page": str(page)}))
         raise typer.Exit(result.exit_code)
+    console.errors(errors)
     show_many(loras, found, console)
     documents = [each.to_json() if isinstance(each, CheckResult) else {"error": each.to_json()} for each in found]
     console.document({"checks": documents, "failed": len(errors)})

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Literal
 
+from loraport.errors import UsageError
 from loraport.zoo import catalogue
 
 ZOO = "zoo:"
@@ -85,5 +86,11 @@ def renamed_for(path: Path, expert: Expert) -> Path:
 
 
 def named_for(path: Path, expert: Expert) -> Path:
-    """The file beside `path` that is named after it and an expert, as ai-toolkit names LoRAs: NAME_high_noise."""
+    """The file beside `path` that is named after it and an expert, as ai-toolkit names LoRAs: NAME_high_noise.
+
+    Raises:
+        UsageError: it has no name, as "" and "/" have none.
+    """
+    if not path.name:
+        raise UsageError("a file of each expert cannot be named after a folder", where=str(path), fix="name a file")
     return path.with_name(f"{without_expert(path.stem)}_{expert}_noise{path.suffix}")
