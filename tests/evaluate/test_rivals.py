@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from scipy.linalg import polar
 from torch import Generator
 
 from loraport.core.lowrank import LowRank
@@ -27,11 +28,13 @@ RIVALS = (
 SHAPES = ((12, 12), (20, 12), (12, 20))
 
 
-def _inputs(shape: tuple[int, int], drift: float, factored: bool = False) -> tuple[LayerInputs, torch.Tensor]:
+def _inputs(
+    shape: tuple[int, int], drift: float, factored: bool = False, weight: float = 1.0
+) -> tuple[LayerInputs, torch.Tensor]:
     m, n = shape
     generator = Generator().manual_seed(m * 31 + n)
     draw = lambda *size: torch.randn(*size, generator=generator, dtype=torch.float64)  # noqa: E731
-    W = draw(m, n)
+    W = weight * draw(m, n)
     D = drift * draw(m, 3) @ draw(3, n) if factored else drift * draw(m, n)
     op = LowRank.from_dense(D).truncated(3) if factored else DenseOperator(D)
     return LayerInputs(
@@ -50,10 +53,11 @@ def _new(name: str, inputs: LayerInputs, **settings: float | bool) -> torch.Tens
     return method.transfer(inputs, params).update.dense()
 
 
+@pytest.mark.parametrize("weight", [1.0, 0.0])
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", RIVALS)
-def test_without_drift_the_update_comes_back(name, shape):
-    inputs, _ = _inputs(shape, 0.0)
+def test_without_drift_the_update_comes_back(name, shape, weight):
+    inputs, _ = _inputs(shape, 0.0, weight=weight)
     torch.testing.assert_close(_new(name, inputs), inputs.update.dense(), atol=1e-8, rtol=0)
 
 
@@ -81,9 +85,44 @@ def test_masks_undo_as_much_drift_as_casa(mask):
     assert 0 < stats["drift_undone"] < 1
 
 
-def test_orthogonal_shift_is_orthogonal():
-    inputs, D = _inputs((12, 20), 0.3)
-    assert float((_new("orthogonal-shift", inputs) * D).sum()) == pytest.approx(0, abs=1e-9)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("mask", ["random-mask", "reversed-mask"])
+def test_masks_spare_as_many_rows_as_columns_of_the_routing_matrix(mask, shape):
+    inputs, D = _inputs(shape, 0.3)
+    basis = inputs.require_basis()
+    undone = inputs.update.dense() - _new(mask, inputs)
+    energies = (basis.U.T @ D @ basis.Vh.T).square()
+    spared = []
+    for side, left in enumerate((basis.U.T @ undone, basis.Vh @ undone.T)):
+        spared.append(left.norm(dim=1) < 1e-9)
+        density = energies.sum(1 - side)
+        weakest = density[spared[-1]].max() < density[~spared[-1]].min()
+        assert weakest == (mask == "reversed-mask")
+    assert 0 < spared[0].sum() == spared[1].sum() < 12
+    U, V = basis.U[:, spared[0]], basis.Vh[spared[1]].T
+    rest = D - U @ U.T @ D
+    torch.testing.assert_close(undone, rest - rest @ V @ V.T, atol=1e-9, rtol=0)
+
+
+def test_a_random_mask_is_drawn_for_each_layer_and_seed():
+    inputs, _ = _inputs((60, 60), 0.3)
+    first, again = (_new("random-mask", inputs, seed=1) for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, _new("random-mask", inputs, seed=2))
+    assert not torch.equal(first, _new("random-mask", replace(inputs, name="other"), seed=1))
+
+
+@pytest.mark.parametrize("factored", [False, True])
+def test_drift_is_taken_out_by_the_share_that_was_asked_for(factored):
+    inputs, D = _inputs((12, 20), 0.3, factored)
+    update = inputs.update.dense()
+    new = _new("uniform-shrink", inputs, share=0.3, strength=1.5)
+    torch.testing.assert_close(new, 1.5 * update - 0.3 * D, atol=1e-8, rtol=0)
+    torch.testing.assert_close(_new("uniform-shrink", inputs, share=0.0), update, atol=1e-8, rtol=0)
+    for beta in (1.0, 0.25):
+        parallel = (update * D).sum() / D.square().sum() * D
+        new = _new("orthogonal-shift", inputs, beta=beta)
+        torch.testing.assert_close(new, update - beta * parallel, atol=1e-8, rtol=0)
 
 
 def test_prolora_with_everything_in_the_main_subspace_is_the_update():
@@ -93,17 +132,67 @@ def test_prolora_with_everything_in_the_main_subspace_is_the_update():
         torch.testing.assert_close(new, inputs.update.dense(), atol=1e-8, rtol=0)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_prolora_by_projections(shape):
+    inputs, _ = _inputs(shape, 0.3)
+    source, target = inputs.require_basis(), inputs.require_target_basis()
+    method, params = registry.resolve("prolora", {"energy": 0.5})
+    k = method.transfer(inputs, params).stats["main_subspace"]
+    assert source.S[: k - 1].square().sum() < 0.5 * source.S.square().sum() <= source.S[:k].square().sum()
+
+    def moved(X, of_source, of_target):  # into the main subspace, and the rest into the rest
+        s, t = of_source @ of_source.T, of_target @ of_target.T
+        one = torch.eye(len(X), dtype=X.dtype)
+        return t @ s @ X, (one - t) @ (one - s) @ X
+
+    update = inputs.update.dense()
+    main, rest = moved(update, source.U[:, :k], target.U[:, :k])
+    right = source.Vh[:k].T, target.Vh[:k].T
+    four = [part.T for rows in (main, rest) for part in moved(rows.T, *right)]
+    torch.testing.assert_close(_new("prolora", inputs, energy=0.5), four[0] + four[3], atol=1e-9, rtol=0)
+    torch.testing.assert_close(_new("prolora", inputs, energy=0.5, mixed=True), sum(four), atol=1e-9, rtol=0)
+
+
 def test_prolora_without_drift_loses_the_mixed_terms_only():
     inputs, _ = _inputs((12, 12), 0.0)
     torch.testing.assert_close(_new("prolora", inputs, mixed=True), inputs.update.dense(), atol=1e-8, rtol=0)
     assert _new("prolora", inputs).norm() < 0.98 * inputs.update.norm()
 
 
-def test_cross_lora_projects():
-    inputs, _ = _inputs((12, 12), 0.3)
-    new = _new("cross-lora", inputs, energy=0.5)
-    assert new.norm() < inputs.update.norm()
-    torch.testing.assert_close(_new("cross-lora", inputs, energy=1.0), inputs.update.dense(), atol=1e-8, rtol=0)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cross_lora_projects(shape):
+    inputs, _ = _inputs(shape, 0.3)
+    W, update = inputs.target.dense(), inputs.update.dense()
+    U, S, Vh = torch.linalg.svd(W, full_matrices=False)
+    for energy in (0.5, 1.0):
+        k = int((S.square().cumsum(0) < energy * S.square().sum() * (1 - 1e-12)).sum()) + 1
+        projected = U[:, :k] @ U[:, :k].T @ update @ Vh[:k].T @ Vh[:k]
+        torch.testing.assert_close(_new("cross-lora", inputs, energy=energy), projected, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("largest", [1, 3, 64])
+def test_cluster_transport_by_polar_factors(shape, largest):
+    inputs, _ = _inputs(shape, 0.3)
+    source, target = inputs.require_basis(), inputs.require_target_basis()
+    clusters: list[list[int]] = []
+    for i, value in enumerate(source.S.tolist()):
+        old = clusters[-1] if clusters else []
+        if old and len(old) < largest and source.S[old[-1]] - value <= 0.2 * source.S[old[-1]]:
+            old.append(i)
+        else:
+            clusters.append([i])
+
+    def turn(s, t):
+        one = torch.eye(len(s), dtype=s.dtype)
+        outside = (one - t @ t.T) @ (one - s @ s.T)
+        return outside + sum(t[:, c] @ torch.from_numpy(polar(t[:, c].T @ s[:, c])[0]) @ s[:, c].T for c in clusters)
+
+    expected = turn(source.U, target.U) @ inputs.update.dense() @ turn(source.Vh.T, target.Vh.T).T
+    method, params = registry.resolve("cluster-transport", {"gap": 0.2, "largest": largest})
+    made = method.transfer(inputs, params)
+    assert made.stats["clusters"] == len(clusters)
+    torch.testing.assert_close(made.update.dense(), expected, atol=1e-8, rtol=0)
 
 
 def test_cluster_transport_keeps_the_norm_and_one_cluster_is_direct_reuse():
