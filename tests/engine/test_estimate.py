@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
 
 import loraport
 import pico
@@ -205,6 +206,35 @@ def test_rates_are_measured_once_and_found_again(tmp_path, monkeypatch):
     (kept,) = (tmp_path / "machine").iterdir()
     kept.write_text("{}", encoding="utf-8")  # damaged: measured again
     assert rates_of("cpu", tmp_path) == RATES
+
+
+def test_rates_are_of_the_work_whose_time_was_taken(tmp_path, monkeypatch):
+    counted = []
+
+    def in_a_second(work, clock):
+        with FlopCounterMode(display=False) as flops:
+            work()
+        counted.append(flops.get_total_flops())
+        return 1.0
+
+    monkeypatch.setattr(measuring, "_fastest", in_a_second)
+    for name, size in {"_SWEEP": 1000, "_EIGENPROBLEM": 8, "_FILE": 4_000_000}.items():
+        monkeypatch.setattr(measuring, name, size)
+    assert measure("cpu", None).products == counted[0]
+    rates = measuring._file_rates(tmp_path)
+    weight, entry = sorted(tmp_path.rglob("*.safetensors"), key=lambda path: len(path.parts))
+    sizes = [weight.stat().st_size, entry.stat().st_size, entry.stat().st_size]
+    assert rates == pytest.approx(sizes, rel=1e-3)
+
+
+def test_cards_of_one_name_share_their_rates_and_no_other_has_them(tmp_path, monkeypatch):
+    monkeypatch.setattr("loraport.engine.accelerators.card_names", lambda: ["slow", "fast", "fast"])
+    monkeypatch.setattr("loraport.engine.accelerators.name_of", lambda device: "slow" if device[-1] == "0" else "fast")
+    asked = []
+    monkeypatch.setattr(measuring, "measure", lambda device, root: asked.append(device) or RATES)
+    for device in ("cuda:0", "cuda:1", "cuda:2", "cpu", "cuda:0"):
+        assert rates_of(device, tmp_path) == RATES
+    assert asked == ["cuda:0", "cuda:1", "cpu"]
 
 
 def test_for_a_card_that_another_machine_has_this_processor_is_measured(tmp_path, monkeypatch):

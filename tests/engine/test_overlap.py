@@ -237,9 +237,11 @@ def test_max_memory_bounds_the_device_of_every_layer_and_is_lifted_afterwards(fi
     told = []
     monkeypatch.setattr("loraport.engine.worker.bound", lambda *given: told.append(given))
     monkeypatch.setattr("loraport.engine.overlap.bound", lambda *given: told.append(given))
+    monkeypatch.setattr("loraport.engine.overlap.release_memory", lambda device: told.append(f"{device} freed"))
+    monkeypatch.setattr("loraport.engine.overlap.release_pinned", lambda: told.append("host freed"))
     options = _options("off", executor="serial", max_memory=10**9)
     run(_plan(files, method="direct"), tmp_path / "out.safetensors", options)
-    assert told == [("cpu:0", 10**9)] * len(pico.LAYERS) + [("cpu:0", None)]
+    assert told == [("cpu:0", 10**9)] * len(pico.LAYERS) + [("cpu:0", None), "cpu:0 freed", "host freed"]
 
 
 def test_where_no_memory_can_be_pinned_there_is_ordinary_memory():

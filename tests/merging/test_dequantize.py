@@ -174,12 +174,13 @@ def test_a_torch_file(way, lora, tmp_path):
     turned = state[f"{PLAIN}.weight"].T.contiguous().T
     other = {"head": state["head.head.weight"]}  # shares its numbers with one that stays
     path, output = tmp_path / "model.pt", tmp_path / "out.pt"
-    torch.save({"generator": state | {f"{PLAIN}.weight": turned}, "other": other, "step": 3}, path)
+    torch.save({"module": {"generator": state | {f"{PLAIN}.weight": turned}}, "other": other, "step": 3}, path)
     loraport.merge(lora, path, output, strength=0.7, dequantize="bfloat16")
     found = torch.load(output, weights_only=True)
+    generator = found["module"]["generator"]
     assert found["step"] == 3
-    assert found["other"]["head"].data_ptr() == found["generator"]["head.head.weight"].data_ptr()
-    _check(state, found["generator"], numbers[CHANGED], torch.bfloat16)
+    assert found["other"]["head"].data_ptr() == generator["head.head.weight"].data_ptr()
+    _check(state, generator, numbers[CHANGED], torch.bfloat16)
     report = loraport.merge(lora, output, tmp_path / "back.pt", strength=-0.7)
     assert (report.dequantized, report.requantized) == (0, 0)
 
