@@ -22,7 +22,7 @@ from loraport.adapters.added_lora import AddedLora
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.errors import UsageError
-from loraport.settings import Setting
+from loraport.settings import Setting, Settings
 
 API = Path(loraport.__file__).with_name("api.py")  # not imported here, since it may be what is to be mended
 BEGIN, END = "# The fields of Recipe, written by tests/test_signatures.py.\n", "# End of what is written.\n"
@@ -101,12 +101,11 @@ def _function(*, many: bool) -> str:
     lines += ["    options: RunOptions | None = None,\n", "    on_event: Listener = ignore,\n"]
     lines.append(f") -> {'ManyReport' if many else 'TransferReport'}:\n")
     lines.append(f'    """{MANY_HEAD if many else HEAD}\n\n    Args:\n')
-    lines += [_explained(name, help) for name, help in MANY.items()] if many else []
+    lines += [_filled(f"{name}: {note}") for name, note in MANY.items()] if many else []
     for name, setting in Recipe.described().items() if not many else ():
-        help = re.sub(r"--([a-z-]+)", lambda m: f"`{m[1].replace('-', '_')}`", setting.help)
-        lines.append(_explained(name, help))
-        lines += [_explained("output", NOTES["output"])] if name == "target_lora" else []
-    lines += [_explained(name, NOTES[name]) for name in ("options", "on_event") if not many]
+        lines.append(_filled(setting.in_python(name)))
+        lines += [_filled(f"output: {NOTES['output']}")] if name == "target_lora" else []
+    lines += [_filled(f"{name}: {NOTES[name]}") for name in ("options", "on_event") if not many]
     lines += [MANY_TAIL, MANY_BODY] if many else [TAIL, BODY]
     return "".join(lines)
 
@@ -143,10 +142,8 @@ def _quoted(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def _explained(name: str, help: str) -> str:
-    begins = name not in NOTES and name not in MANY and re.match(r"[A-Z][a-z]+[ ,]", help)  # no name, such as LoRA
-    text = help[:1].lower() + help[1:] if begins else help
-    return textwrap.fill(f"{name}: {text}", 120, initial_indent=" " * 8, subsequent_indent=" " * 12) + "\n"
+def _filled(text: str) -> str:
+    return textwrap.fill(text, 120, initial_indent=" " * 8, subsequent_indent=" " * 12) + "\n"
 
 
 def _in_the_file() -> str:
@@ -217,6 +214,18 @@ def test_every_field_is_explained_once():
             assert all(flag.startswith("-") for flag in setting.flags)
     flags = [flag for model in (Recipe, RunOptions) for it in model.described().values() for flag in it.flags]
     assert len(set(flags)) == len(flags)
+
+
+def test_help_shows_every_field_of_a_public_class_and_its_type():
+    public = [getattr(loraport, name) for name in loraport.__all__]
+    shown = [it for it in public if inspect.isclass(it) and issubclass(it, Settings)]
+    assert Recipe in shown
+    for model in shown:
+        assert all(f"\n    {name}: " in inspect.getdoc(model) for name in model.described()), model
+        assert "--" not in inspect.getdoc(model), model
+        assert inspect.signature(model).parameters.keys() == model.model_fields.keys()
+        assert not re.search("Annotated| at 0x", str(inspect.signature(model))), model
+    assert "workers: int | None = None" in str(inspect.signature(RunOptions))
 
 
 def test_parts_of_a_recipe_in_other_functions_have_its_defaults():

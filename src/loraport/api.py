@@ -75,13 +75,13 @@ def transfer(
         scale: the LoRA's own scale (alpha / rank), if its file does not state it or states it wrongly.
         expert: Wan2.2 expert to use: its folder in a pipeline, its LoRA in every file that holds both.
         adapter: name of the LoRA to use from files that hold several. Applies to every file that has it.
-        drop: leave out layers and keys that match, from LoRAs and output.
+        drop: regular expression; leave out layers and keys that match, from LoRAs and output.
         allow_partial: leave out what cannot be matched, instead of stopping with an error.
         method: transfer method or preset; `loraport methods` lists them.
         params: settings of the method, such as `{"q_dom": 0.5}`.
         amount: how much of the method to apply: 0 reuses the LoRA as it is, 1 is the full method. Values in between
             interpolate linearly.
-        layers: apply the method only to layers that match. The others keep their update unchanged.
+        layers: regular expression; apply the method only to layers that match. The others keep their update unchanged.
         rank: rank of the output. auto: the input's, but at least 32 if the method adds to it. energy=0.99: the rank
             that keeps 99 %.
         to: key names in the output: universal, diffusers, kohya, original, fastvideo or same-as-input.

@@ -13,11 +13,12 @@ signatures of the public functions are made from it (`loraport.cli.flags`, `test
 import inspect
 import os
 import re
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin
+from types import SimpleNamespace, UnionType
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -67,11 +68,35 @@ class Setting:
         self.help, self.flags, self.panel, self.metavar = help, flags, panel, metavar
         self.default, self.path, self.many = default, path, many
 
+    def in_python(self, name: str) -> str:
+        """What a docstring says of the parameter called `name`. Flags are parameters there."""
+        said = re.sub(r"--([a-z-]+)", lambda flag: f"`{flag[1].replace('-', '_')}`", self.help)
+        if re.match(r"[A-Z][a-z]+[ ,]", said):  # no name, such as LoRA
+            said = said[0].lower() + said[1:]
+        return f"{name}: {'regular expression; ' if self.metavar == 'REGEX' else ''}{said}"
+
 
 class Settings(BaseModel):
     """Base of all settings: frozen, and checked however they are made. Raises UsageError."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls) -> None:  # type: ignore[override]  # no class here is made with arguments
+        """Let `help` show what the fields mean, and their types without what checks them."""
+        lines = [
+            setting.in_python(name) + (f" Default: {setting.default}." if setting.default else "")
+            for name, setting in cls.described().items()
+        ]
+        filled = "\n".join(
+            textwrap.fill(line, 120, initial_indent=" " * 4, subsequent_indent=" " * 8) for line in lines
+        )
+        if cls.__doc__ and lines:
+            cls.__doc__ = f"{inspect.cleandoc(cls.__doc__)}\n\nArgs:\n{filled}"
+        whole = inspect.signature(cls)
+        plain = get_type_hints(SimpleNamespace(__annotations__={k: v.annotation for k, v in cls.model_fields.items()}))
+        shown = [each.replace(annotation=plain[each.name]) for each in whole.parameters.values()]
+        cls.__signature__ = whole.replace(parameters=shown)
 
     @model_validator(mode="wrap")
     @classmethod

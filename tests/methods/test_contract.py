@@ -1,5 +1,6 @@
 """What holds for every method there is, without naming one."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -197,10 +198,42 @@ def test_the_example_in_the_documents_is_a_method(tmp_path, no_trace):
 
 
 def test_two_methods_of_one_name_are_an_error(no_trace):
-    class Other(base.TransferMethod):
+    class Other(type(registry.get("casa"))):
         """Another."""
-
-        name = "casa"
 
     with pytest.raises(ValueError, match="casa"):
         base.register(Other)
+
+
+def test_a_method_that_does_not_say_all_is_an_error(no_trace):
+    with pytest.raises(TypeError, match="does not say its version, Params"):
+        base.register(type("Mine", (base.TransferMethod,), {"name": "mine", "summary": "", "reference": ""}))
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda update: update, "must return a LayerOutput"),
+        (lambda update: base.LayerOutput(update.dense(), {}, update), "an Operator as its update"),
+        (lambda update: base.LayerOutput(update.T, {}, update), r"made \(32, 64\) of blocks.0.ffn.0, .* \(64, 32\)"),
+        (lambda update: base.LayerOutput(update, {"mine": 1.0}, update), "'mine' .* its columns do not declare"),
+        (lambda update: base.LayerOutput(update, {"cosine": math.nan}, update), "'cosine' as nan .* a finite number"),
+    ],
+)
+def test_what_is_wrong_with_a_method_is_said_and_nothing_is_written(made, words, tmp_path, no_trace):
+    class Mine(type(registry.get("casa"))):
+        """Returns what no method may."""
+
+        name = "mine"
+
+        def transfer(self, inputs, params):
+            return made(inputs.update)
+
+    base.register(Mine)
+    files = pico.write(tmp_path / "pico")
+    with pytest.raises((TypeError, ValueError), match=words):
+        loraport.transfer(
+            files.lora, source=files.source, target=files.target, output=tmp_path / "made.safetensors", method="mine",
+            layers="ffn", options=RunOptions(cache="off", workers=1),
+        )  # fmt: skip
+    assert not (tmp_path / "made.safetensors").exists()

@@ -24,10 +24,7 @@ Pattern = Annotated[str | None, AfterValidator(regular_expression)]
 
 
 class Recipe(Settings):
-    """One transfer, described by files and settings. Raises UsageError where they make no sense.
-
-    Each field says what it means; `loraport transfer --help` and `help(loraport.transfer)` show them all.
-    """
+    """One transfer, described by files and settings. Raises UsageError where they make no sense."""
 
     lora: Annotated[PathText, Setting("LoRA to transfer: a file, a folder, or zoo:NAME.", path=True)]
     source: Annotated[

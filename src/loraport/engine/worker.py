@@ -10,6 +10,7 @@ how an interrupted run resumes, and why device, workers and paths are not in the
 """
 
 import json
+import math
 import time
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +34,7 @@ from loraport.engine.rounding import MOSTLY, rounding_share
 from loraport.engine.small_maps import SmallMap, packed_maps
 from loraport.errors import NumericalError
 from loraport.methods import registry
-from loraport.methods.base import Params, TransferMethod
+from loraport.methods.base import LayerOutput, Params, TransferMethod
 from loraport.store.entry import Entry
 from loraport.store.store import Store
 
@@ -203,6 +204,7 @@ class Worker:
         layer = self._matrices(job, method, params, brought, device, given)
         given, stats = layer.inputs.update, _relative_norms(job, layer)
         output = method.transfer(layer.inputs, params)
+        _check_output(output, method, job)
         exact: Operator = output.update
         if job.amount < 1.0:
             exact = blended(given, exact, job.amount)
@@ -271,6 +273,20 @@ def _relative_norms(job: LayerJob, layer: LayerMatrices) -> dict[str, Any]:
         if share >= 0.01:
             stats["drift_rounding"] = share
     return stats
+
+
+def _check_output(output: LayerOutput, method: TransferMethod, job: LayerJob) -> None:
+    """Say what is wrong with a method here, or it writes a broken file or fails where nobody looks for the cause."""
+    if not isinstance(output, LayerOutput) or not isinstance(output.update, Operator):
+        raise TypeError(f"{method.name} must return a LayerOutput with an Operator as its update, for {job.name} too")
+    if tuple(output.update.shape) != job.shape:
+        raise ValueError(f"{method.name} made {tuple(output.update.shape)} of {job.name}, which is {job.shape}")
+    declared = {column.key for column in method.columns}
+    for key, value in output.stats.items():
+        if key not in declared:
+            raise ValueError(f"{method.name} reports {key!r} for {job.name}, which its columns do not declare")
+        if not isinstance(value, str) and not (isinstance(value, int | float) and math.isfinite(value)):
+            raise ValueError(f"{method.name} reports {key!r} as {value!r} for {job.name}: give a finite number or text")
 
 
 def _check_cast(update: LowRank, job: LayerJob) -> None:

@@ -250,8 +250,12 @@ def register(method: M) -> M:
     """Class decorator: makes a method known by its name to the engine, the command line and Python.
 
     Raises:
+        TypeError: something that every method must say is missing.
         ValueError: another method has that name.
     """
+    missing = [each for each in ("name", "version", "summary", "reference", "Params") if not hasattr(method, each)]
+    if missing:
+        raise TypeError(f"the method {method.__name__} does not say its {', '.join(missing)}")
     if method.name in METHODS and type(METHODS[method.name]).__qualname__ != method.__qualname__:
         raise ValueError(f"two methods are named {method.name!r}")
     METHODS[method.name] = method()

@@ -23,7 +23,9 @@ Numbers = Mapping[str, float]
 @singledispatch
 def load(kind: AdapterKind, parts: Parts, shape: tuple[int, int]) -> LowRank:
     """The update in float32 without a scale, exactly. Raises NumericalError where it holds NaN or infinity."""
-    raise TypeError(f"{kind.title} needs the weight")
+    if isinstance(kind, OnSource):
+        raise TypeError(f"{kind.title} needs the weight")
+    raise TypeError(f"no function is registered that loads {kind.title}: is its file of loading/ imported?")
 
 
 @singledispatch
