@@ -8,7 +8,7 @@ import loraport
 import makers
 import pico
 from loraport.adapters.describe import describe
-from loraport.adapters.training import LONGEST, Training, other_side, plain, read_training
+from loraport.adapters.training import LONGEST, Training, other_side, plain, read_training, swapped_by_name
 from makers import LoraFile
 
 MUSUBI = {
@@ -133,6 +133,16 @@ TURBO, BASE = "Tongyi-MAI/Z-Image-Turbo", "Tongyi-MAI/Z-Image"
 def test_a_base_that_is_plainly_the_other_side_is_said(named, source, target, words):
     said = other_side(Training(base=(named,)), source, target)
     assert (words in said and named in said) if words else said is None
+
+
+def test_a_pair_that_is_swapped_by_its_names_is_said():
+    nothing = Training()
+    assert "wrong way round" in str(swapped_by_name(nothing, "krea2_turbo.safetensors", "krea2_raw.safetensors"))
+    assert "wrong way round" in str(swapped_by_name(nothing, "x/Rolling-Forcing", "x/Wan2.1-T2V-1.3B"))
+    assert swapped_by_name(nothing, "krea2_raw.safetensors", "krea2_turbo.safetensors") is None
+    assert swapped_by_name(nothing, TURBO, "z_image_lightning.safetensors") is None
+    assert swapped_by_name(nothing, "ostris/Z-Image-De-Turbo", BASE) is None
+    assert swapped_by_name(Training(base=(TURBO,)), TURBO, BASE) is None
 
 
 def test_inspect_plan_and_report_tell_it(tmp_path):

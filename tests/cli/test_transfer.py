@@ -154,7 +154,10 @@ def test_several_need_a_folder_and_different_names(files: pico.Pico) -> None:
     (other / files.lora.name).write_bytes(files.lora.read_bytes())
     words = ["-s", files.source, "-t", files.target, "-o"]
     assert invoke("transfer", files.lora, other / files.lora.name, *words, files.folder / "made").exit_code == 2
-    assert invoke("transfer", files.lora, files.source, *words, files.target).exit_code == 2
+    refused = invoke("transfer", files.lora, files.source, *words, files.target)
+    assert refused.exit_code == 2
+    assert "source.safetensors" in refused.stderr
+    assert "--source and --target" in refused.stderr
 
 
 def test_an_existing_folder_as_output(files: pico.Pico) -> None:

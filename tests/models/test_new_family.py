@@ -144,7 +144,8 @@ def test_fused_layers_and_two_kinds_of_blocks_are_yaml_too(tmp_path):
     assert found.layers["single.1.proj_mlp"].shape == (48, 24)
     biases = {item.param: item.load().tolist() for item in found.passthrough}
     assert biases["single.2.proj_mlp.bias"] == list(range(72, 120))
-    convert(path, tmp_path / "split.safetensors", to="diffusers")
+    done = convert(path, tmp_path / "split.safetensors", to="diffusers")
+    assert done.load == ("with a program that reads the diffusers profile, at strength 1.0",)
     convert(tmp_path / "split.safetensors", tmp_path / "again.safetensors", to="kohya")
     again = load_file(tmp_path / "again.safetensors")
     assert all(torch.equal(again[key], tensor) for key, tensor in lora.items() if "diff_b" not in key)

@@ -36,10 +36,11 @@ _PLACEHOLDERS = {"sd_1.5", "sd_2.1", "sdxl_1.0", "sdxl_"}
 _MUSUBI = re.compile(r"(^|\.)networks\.\w+_(wan|framepack|hv_1_5|qwen_image|flux_2|flux_kontext|zimage|kandinsky5)$")
 # In the names of models that need few steps, and in those of models that do not although the former stands there too.
 _DISTILLED = re.compile(
-    r"turbo|lightning|schnell|distil|causvid|accvideo|fastwan|lightx2v|self[-_ ]?forcing|"
-    r"(?<![a-z])(lcm|dmd2?|rcm|(few|\d{1,2})[-_ ]?steps?)(?![a-z])",
+    r"turbo|lightning|schnell|distil|causvid|accvideo|fastwan|lightx2v|(self|rolling)[-_ ]?forcing|"
+    r"krea[-_ ]?realtime|longlive|(?<![a-z])(lcm|dmd2?|rcm|(few|\d{1,2})[-_ ]?steps?)(?![a-z])",
     re.IGNORECASE,
 )
+_SWAPPED = "The source is the model that the LoRA was trained on: are --source and --target the wrong way round?"
 _UNDISTILLED = re.compile(r"(?<![a-z])((base|raw|dev)(?![a-z])|(de|un)[-_ ]?(distil|turbo))", re.IGNORECASE)
 
 
@@ -153,11 +154,23 @@ def other_side(training: Training, source: str, target: str) -> str | None:
             )
         plainly = bool(_UNDISTILLED.search(base)) or (len(_words(base)) > 1 and _words(base) <= _words(_end(target)))
         if not told and here and not there and plainly:
-            return (
-                f"the header says that the LoRA was trained on {base}, but the source is {_end(source)}. The "
-                "source is the model that the LoRA was trained on: are --source and --target the wrong way round?"
-            )
+            return f"the header says that the LoRA was trained on {base}, but the source is {_end(source)}. {_SWAPPED}"
     return None
+
+
+def swapped_by_name(training: Training, source: str, target: str) -> str | None:
+    """A sentence where the source is distilled by its name and the target is not, as if the two were swapped.
+
+    Weights cannot tell: the drift of the one to the other is that of the other to the one, but for its sign.
+
+    Args:
+        training: of the LoRA; a distilled model in its header speaks for such a source.
+        source: the name that the user gave the model it was trained on, a path or a hub id.
+        target: that of the model it is carried to.
+    """
+    if any(map(_is_distilled, (_end(target), *training.base))) or not _is_distilled(_end(source)):
+        return None
+    return f"by its name the source ({source}) is a distilled model, but the target ({target}) is not. {_SWAPPED}"
 
 
 def plain(value: Any) -> str:

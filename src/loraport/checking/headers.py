@@ -81,10 +81,7 @@ def read_headers(recipe: Recipe, pair: Pair | None = None) -> Headers:
         kind=_kind_by_names(plan, target_known),
         known=_known(plan, target_known),
         target_known=target_known,
-        warnings=(
-            *(text for text in plan.warnings if not text.endswith("was left out (--allow-partial)")),
-            *_swapped(recipe),
-        ),
+        warnings=tuple(text for text in plan.warnings if not text.endswith("was left out (--allow-partial)")),
     )
 
 
@@ -139,17 +136,6 @@ def _kind_by_names(plan: TransferPlan, known: KnownModel | None) -> Kind | None:
     if known is not None and known.made is not None:
         return Kind(known.made, made, "names")
     return kind_by_name(str(plan.recipe.target), plan.target.path.name)
-
-
-def _swapped(recipe: Recipe) -> list[str]:
-    """A doubt where names say that the source is distilled and the target is not. Weights cannot tell: the drift of
-    the one to the other is that of the other to the one, but for its sign."""
-    if recipe.target is None or kind_by_name(recipe.target) is not None or kind_by_name(recipe.source) is None:
-        return []
-    return [
-        f"by its name the source ({recipe.source}) is a distilled model, but the target ({recipe.target}) is not. "
-        "The source is the model that the LoRA was trained on: are --source and --target the wrong way round?"
-    ]
 
 
 def _known(plan: TransferPlan, known: KnownModel | None) -> tuple[str, ...]:

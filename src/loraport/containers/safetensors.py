@@ -105,7 +105,7 @@ def parse_entries(file: FileIO | BinaryIO, size: int, where: str) -> tuple[dict[
         raise FileError(
             "this is not a safetensors file",
             where=where,
-            values=f"it begins with {(begin + file.read(16)).decode('utf-8', 'backslashreplace')!r}",
+            values=f"it begins with {(begin + file.read(16)).decode('utf-8', 'replace')!r}",
             fix="give a file that ends in .safetensors and was saved as such",
         )
     if length > size - 8:

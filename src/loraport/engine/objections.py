@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from loraport.adapters.adapter import LoraAdapter
-from loraport.adapters.training import other_side
+from loraport.adapters.training import other_side, swapped_by_name
 from loraport.engine.recipe import Recipe
 from loraport.engine.target import Added
 from loraport.errors import MismatchError, UnsupportedError
@@ -35,10 +35,12 @@ def refuse_on_sum(adapter: LoraAdapter, own: Iterable[Added], recipe: Recipe) ->
 
 
 def doubts_about(adapter: LoraAdapter, recipe: Recipe) -> tuple[str, ...]:
-    """Where the header says that the LoRA was trained on something else than the recipe takes for its model."""
+    """Where the header or the names say that the LoRA was trained on something else than the recipe's source."""
     training = adapter.training
     target = recipe.target or " ".join(each.file for each in recipe.target_lora)
     said = None if recipe.source_lora else other_side(training, recipe.source, target)  # else it was thought of
+    if said is None and recipe.target and not recipe.source_lora:
+        said = swapped_by_name(training, recipe.source, recipe.target)
     found = [] if said is None else [said]
     if training.timesteps and recipe.expert and training.expert not in (None, recipe.expert):
         least, greatest = training.timesteps

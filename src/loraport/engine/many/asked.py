@@ -71,7 +71,12 @@ def find_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -
     """
     found = list_loras(given, folder, recursive=recursive)
     if not folder.is_dir() and (folder.exists() or folder.suffix in ENDINGS):
-        raise UsageError("several LoRAs need an output folder", values=str(folder), fix="-o FOLDER")
+        named = ", ".join(each.lora for each in found[:3]) + (" ..." if len(found) > 3 else "")
+        raise UsageError(
+            "several LoRAs need an output folder",
+            values=f"{folder} for {named}",
+            fix="-o FOLDER; models are given as --source and --target",
+        )
     _refuse_collisions(found)
     return found
 
