@@ -215,6 +215,21 @@ def test_what_is_left_is_not_brought_behind_ones_back():
     assert "c" not in brought
 
 
+def test_at_the_end_nothing_is_brought_any_more():
+    jobs, begun, brought = [_Sized(name) for name in "abcd"], threading.Event(), []
+
+    def bring(job: Job) -> None:
+        begun.set()
+        brought.append(job.name)
+
+    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=100, threads=1) as ahead:
+        ahead.take(jobs[0], bring)
+        assert begun.wait(60)
+    count = len(brought)
+    assert not [each for each in threading.enumerate() if each.name.startswith("loraport-ahead")]
+    assert len(brought) == count
+
+
 def test_in_another_process_nothing_is_brought():
     assert pickle.loads(pickle.dumps(Ahead([], str, lambda job: 0, 1, 1))) is None
 

@@ -12,6 +12,7 @@ from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
 from loraport.methods import registry
 from loraport.methods.base import LayerInputs
+from loraport.methods.baselines.cluster_transport_steps import spectral_clusters
 
 RIVALS = (
     "identity",
@@ -125,6 +126,16 @@ def test_drift_is_taken_out_by_the_share_that_was_asked_for(factored):
         torch.testing.assert_close(new, update - beta * parallel, atol=1e-8, rtol=0)
 
 
+def test_an_update_along_the_drift_leaves_nothing_whatever_rounding_makes_of_it():
+    method, params = registry.resolve("orthogonal-shift")
+    for n in range(2, 40):
+        inputs, _ = _inputs((n, n), 0.3)
+        made = method.transfer(replace(inputs, drift=inputs.update.scaled(-0.7)), params)
+        assert made.update.dense().norm() < 1e-9 * inputs.update.norm()
+        assert made.stats["cosine_to_drift"] == pytest.approx(-1)
+        assert isinstance(made.stats["cosine"], float)
+
+
 def test_prolora_with_everything_in_the_main_subspace_is_the_update():
     inputs, _ = _inputs((12, 12), 0.3)
     for mixed in (False, True):
@@ -168,6 +179,12 @@ def test_cross_lora_projects(shape):
         k = int((S.square().cumsum(0) < energy * S.square().sum() * (1 - 1e-12)).sum()) + 1
         projected = U[:, :k] @ U[:, :k].T @ update @ Vh[:k].T @ Vh[:k]
         torch.testing.assert_close(_new("cross-lora", inputs, energy=energy), projected, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize(("gap", "largest", "labels"), [(0.25, 9, "00012"), (0.25, 2, "00123"), (0.24, 9, "01123")])
+def test_neighbours_within_the_gap_are_one_cluster(gap, largest, labels):
+    S = torch.tensor([4.0, 3.0, 3.0, 1.0, 0.0])  # 3 is less than 4 by a quarter of 4
+    assert "".join(map(str, spectral_clusters(S, gap, largest).tolist())) == labels
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from adapter_parts import LAYERS, WEIGHTS, close, factors, gaussian, updates
+from adapter_parts import LAYERS, WEIGHTS, close, factors, gaussian, parts_of, updates, write_lycoris
 from loraport.adapters.convert import convert
 from loraport.adapters.describe import describe
 from loraport.adapters.parse import open_adapter
@@ -111,3 +111,12 @@ def test_replaced_weights(source, tmp_path):
     again = open_adapter(tmp_path / "out.safetensors", source)
     close(again.layers["blocks.0.self_attn.q"].load().dense(), found[params[0]])
     close({item.param: item.load() for item in again.passthrough}[params[1]], found[params[1]])
+
+
+@pytest.mark.parametrize("case", ["OFT", "BOFT", "IA3", "replaced"])
+def test_what_has_no_scale_is_the_same_under_one_that_is_stated(case, source, tmp_path):
+    path, name = tmp_path / "x.safetensors", LAYERS[1]
+    write_lycoris({name: parts_of(case, *WEIGHTS[f"{name}.weight"].shape)}, path)
+    plain, stated = (open_adapter(path, source, scale=scale).layers[name] for scale in (None, 3.0))
+    assert torch.equal(plain.load().dense(), stated.load().dense())
+    assert not plain.factored

@@ -114,6 +114,12 @@ class TestRefused:
             {"lora_up.0.weight": (huge, 4), "lora_down.0.weight": (4, huge)},
             {"lora_up.weight": (huge, 2), "lora_down.weight": (2, huge), "dora_scale": (huge, 1)},
             {"set_weight": (huge, huge)},
+            {"lora_up.weight": (32, huge), "lora_down.weight": (huge, 32), "lora_mid.weight": (huge, huge, 1)},
+            {"lora_up.0.weight": (32, huge), "lora_down.0.weight": (huge, 32)},
+            {"lokr_w1": (4, 4), "lokr_w2_a": (8, huge), "lokr_w2_b": (huge, 8)},
+            {"hada_w1_a": (32, 2), "hada_w1_b": (2, 32), "hada_w2_a": (32, huge), "hada_w2_b": (huge, 32)},
+            {"hada_w1_a": (32, huge), "hada_w1_b": (huge, 32), "hada_w2_a": (32, 2), "hada_w2_b": (2, 32)},
+            {"vera_lambda_b": (32,), "vera_lambda_d": (huge,), "vera_A": (huge, 32), "vera_B": (32, huge)},
         ]
         for parts in cases:
             tensors = {f"lycoris_blocks_0_self_attn_q.{name}": torch.zeros(1).expand(s) for name, s in parts.items()}
