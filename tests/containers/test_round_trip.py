@@ -8,9 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from loraport.containers.arrange import Put
 from loraport.containers.locate import locate
+from loraport.containers.rewrite import rewriting
 from loraport.containers.safetensors import write_safetensors
 from loraport.containers.tensors import TensorRef, digest, digest_tensor, open_tensors, read_float
+from loraport.errors import FileError
 from storage import WAYS, matrix, write_gguf
 
 SHAPE = (64, 96)
@@ -79,3 +82,13 @@ def test_the_digest_of_plain_numbers_is_that_of_what_was_read(tmp_path):
     group = open_tensors(one_file(tmp_path, tensors)).groups[()]
     written = again(group, tmp_path / "again.safetensors")
     assert digest(written["a.weight"]) == digest_tensor(read_float(group["a.weight"])) != digest(group["a.weight"])
+
+
+def test_a_copy_that_is_not_what_was_written_is_refused(tmp_path):
+    """As from a disk that fails: the header of the copy has another name."""
+    path, out = one_file(tmp_path, {"a.weight": torch.ones(4), "b.weight": torch.zeros(4)}), tmp_path / "copy"
+    ref = open_tensors(path).groups[()]["a.weight"]
+    copying = rewriting(path, out, [Put.in_place(ref)], [], None, lambda count: None)
+    with pytest.raises(FileError, match="does not hold what was written"), copying as copy:
+        copy.put(ref, torch.full((4,), 2.0))
+        out.write_bytes(out.read_bytes().replace(b"b.weight", b"c.weight"))

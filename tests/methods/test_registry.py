@@ -40,12 +40,35 @@ def test_settings_are_text_with_or_without_the_name_in_front():
         ("casa", {"q_dom": "much"}, "q_dom"),
         ("casa", {"q_dom": "1.5"}, "1.5"),
         ("casa", {"density": "whole"}, "density"),
+        ("masked-restore", {"seed": str(2**63)}, "seed"),
     ],
 )
 def test_what_does_not_fit_is_a_usage_error_that_says_so(name, settings, message):
     with pytest.raises(UsageError) as caught:
         registry.resolve(name, settings)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", registry.names())
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan"])
+def test_no_setting_is_a_number_that_is_not_finite(name, number):
+    for parameter, field in registry.get(name).Params.model_fields.items():
+        if field.annotation is float:
+            with pytest.raises(UsageError, match=parameter):
+                registry.resolve(name, {parameter: number})
+
+
+@pytest.mark.parametrize("name", ["masked-restore", "revert"])
+@pytest.mark.parametrize("number", ["-1", "0", "0.3", "1", "1.5"])
+def test_what_is_as_in_casa_has_the_bounds_of_casa(name, number):
+    def taken(method: str, parameter: str) -> bool:
+        try:
+            return bool(registry.resolve(method, {parameter: number}))
+        except UsageError:
+            return False
+
+    for parameter in ("q_dom", "tau", "head_energy"):
+        assert taken(name, parameter) == taken("casa", parameter), parameter
 
 
 def test_unknown_method():

@@ -23,9 +23,9 @@ Stat = float | int | str
 
 
 class Params(BaseModel):
-    """Base of all parameter sets: frozen, and an unknown name is an error."""
+    """Base of all parameter sets: frozen; an unknown name is an error, and so is a number that is not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
     def described(cls) -> dict[str, str]:

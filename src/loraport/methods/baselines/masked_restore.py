@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from loraport.methods import base
 from loraport.methods.casa.method import Casa
 from loraport.methods.casa.params import CasaParams
@@ -24,10 +26,10 @@ class MaskedRestoreParams(base.Params):
     """
 
     mask: Literal["random", "reversed"] = "random"
-    seed: int = 0
-    q_dom: float = 0.5
-    tau: float = 0.5
-    head_energy: float = 0.9
+    seed: int = Field(default=0, ge=-(2**63), lt=2**63)
+    q_dom: float = Field(default=0.5, ge=0, le=1)
+    tau: float = Field(default=0.5, ge=0)
+    head_energy: float = Field(default=0.9, gt=0, le=1)
 
 
 @base.register
