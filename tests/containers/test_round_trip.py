@@ -88,7 +88,12 @@ def test_a_copy_that_is_not_what_was_written_is_refused(tmp_path):
     """As from a disk that fails: the header of the copy has another name."""
     path, out = one_file(tmp_path, {"a.weight": torch.ones(4), "b.weight": torch.zeros(4)}), tmp_path / "copy"
     ref = open_tensors(path).groups[()]["a.weight"]
-    copying = rewriting(path, out, [Put.in_place(ref)], [], None, lambda count: None)
-    with pytest.raises(FileError, match="does not hold what was written"), copying as copy:
-        copy.put(ref, torch.full((4,), 2.0))
-        out.write_bytes(out.read_bytes().replace(b"b.weight", b"c.weight"))
+
+    def copied(spoil: bytes) -> None:
+        with rewriting(path, out, [Put.in_place(ref)], [], None, lambda count: None) as copy:
+            copy.put(ref, torch.full((4,), 2.0))
+            out.write_bytes(out.read_bytes().replace(b"b.weight", spoil))
+
+    copied(b"b.weight")
+    with pytest.raises(FileError, match="does not hold what was written"):
+        copied(b"c.weight")
