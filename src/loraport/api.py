@@ -82,8 +82,8 @@ def transfer(
         amount: how much of the method to apply: 0 reuses the LoRA as it is, 1 is the full method. Values in between
             interpolate linearly.
         layers: regular expression; apply the method only to layers that match. The others keep their update unchanged.
-        rank: rank of the output. auto: the input's, but at least 32 if the method adds to it. energy=0.99: the rank
-            that keeps 99 %.
+        rank: rank of the output: a number, same (as the input), full, or energy=0.99 for the rank that keeps 99 %.
+            auto: the input's, but at least 32 if the method adds to it.
         to: key names in the output: universal, diffusers, kohya, original, fastvideo or same-as-input.
         dtype: number format of the output: same (as the input), float32, bfloat16 or float16.
         options: how to use the machine: device, workers, memory, cache.

@@ -16,7 +16,14 @@ __all__ = ["convert", "inspect", "verify"]
 
 
 def inspect(path: PathLike) -> FileDescription:
-    """Describe a file from its header: dialect, model, ranks, scales, and anything odd. Raises FileError."""
+    """Describe a file from its header: dialect, model, ranks, scales, and anything odd.
+
+    A file that can be read and not used is described too, with the reason in `refused`.
+
+    Raises:
+        FileError: it is missing or damaged.
+        UsageError: no bundled model or LoRA has that name.
+    """
     check_arguments(inspect, locals())
     return describe(path)
 
@@ -38,7 +45,7 @@ def verify(
         model: also check that the LoRA fits this model.
         load: also load the file with diffusers, if installed.
         expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
-        adapter: name of the adapter to check, for a file that holds several.
+        adapter: name of the LoRA to check, for a file that holds several.
         architecture: family of the model, if it should not be detected; `any` for an unknown one.
         consumer: name of a program; also check, by what is known of it, whether it would load everything.
 

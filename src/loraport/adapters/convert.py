@@ -72,22 +72,22 @@ def convert(
     """Write a LoRA in another dialect without changing what it does.
 
     Args:
-        lora: the file to read.
-        output: the file to write.
-        to: names in the output: `universal`, `diffusers`, `kohya`, `original`, `fastvideo` or `same-as-input`.
-        model: the model it belongs to, to check the names and sizes against; needed for DoRA and other kinds that are
+        lora: file to read.
+        output: file to write.
+        to: key names in the output: `universal`, `diffusers`, `kohya`, `original`, `fastvideo` or `same-as-input`.
+        model: model it was trained on, to check the names and sizes against; needed for DoRA and other kinds that are
             functions of the weights they were trained on, and where the LoRA may be of several families.
         expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
-        adapter: which adapter, for a file that names several.
+        adapter: name of the LoRA to use, for a file that holds several.
         drop: regular expression; layers and keys that match are left out.
         allow_partial: leave out what cannot be matched.
-        scale: the LoRA's own scale, alpha / rank, where its file does not say it or says it wrong.
+        scale: the LoRA's own scale (alpha / rank), if its file does not state it or states it wrongly.
         overwrite: replace an existing file.
-        architecture: the family it is for, where that is not to be recognised: its name, or `any` for one that is not
-            known, whose layers are those of `model`.
+        architecture: family of the LoRA, if it should not be detected. any: an unknown family, whose layers are those
+            of `model`.
 
     Raises:
-        LoraportError: see `loraport.errors`; the output is then as it was before.
+        LoraportError: see `loraport.errors`; the output is then left as it was.
     """
     check_arguments(convert, locals())
     output = Path(output)

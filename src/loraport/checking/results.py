@@ -160,8 +160,8 @@ class CheckResult:
         known: what names and headers say: how the LoRA was trained, how the target is sampled.
         warnings: what else the user should know.
         seconds: wall time.
-        inputs: the inputs, with digests as far as earlier runs remember them (that of a LoRA is quickly computed). None
-            if the files could not be matched.
+        inputs: the inputs, with digests as far as earlier runs remember them (that of a LoRA is quickly computed).
+            Empty if the files could not be matched.
         flags: what was asked for besides files, as flags.
         target_known: the well-known model that the target is, judging by its name, and how its authors sample it.
         target_usage: how the target is sampled, as files beside it say.

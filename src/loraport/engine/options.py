@@ -97,7 +97,7 @@ class RunOptions(Settings):
     log: Annotated[
         PathText | None,
         Setting(
-            "Run log to write, one line per layer.",
+            "Run log to write, one line per layer; off: none.",
             "--log", panel=MACHINE, metavar="FILE|off", default="beside the output",
         ),
     ] = None  # fmt: skip

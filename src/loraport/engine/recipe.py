@@ -158,8 +158,8 @@ class Recipe(Settings):
         str,
         BeforeValidator(lambda given: str(given) if type(given) is int else given),
         Setting(
-            "Rank of the output. auto: the input's, but at least 32 if the method adds to it. energy=0.99: the "
-            "rank that keeps 99 %.",
+            "Rank of the output: a number, same (as the input), full, or energy=0.99 for the rank that keeps 99 %. "
+            "auto: the input's, but at least 32 if the method adds to it.",
             "--rank", "-r", panel=OUTPUT, metavar="N|same|full|energy=X",
         ),
     ] = "auto"  # fmt: skip

@@ -49,7 +49,7 @@ def resize(
         dtype: number format of the output.
         model: model it was trained on; needed for DoRA and other kinds that are functions of its weights.
         expert: `high` or `low`, for a file that holds the LoRAs of both Wan2.2 experts.
-        adapter: name of the adapter to use, for a file that holds several.
+        adapter: name of the LoRA to use, for a file that holds several.
         drop: regular expression; layers and keys that match are left out.
         allow_partial: leave out what cannot be matched.
         scale: the LoRA's own scale (alpha / rank), if its file does not state it or states it wrongly.
