@@ -97,7 +97,7 @@ class TestNotes:
                                                             "LightX2V does with --to original"]),
             ("universal", makers.universal() | TEXT, ["diffusers does not load the file",
                                                       "with --to diffusers it does"]),
-            ("original", makers.universal(), ["of the original profile is not read by diffusers (--to universal is)"]),
+            ("original", makers.universal(), ["of the original profile is not read by diffusers (--to universal is read)"]),
             ("original", makers.universal() | MODULATION, ["the whole file is refused by", "Wan2GP"]),
             ("kohya", ONE_LAYER, ["diffusers does not load the file, because of layers missing in its blocks"]),
             ("kohya", makers.universal() | NORM, ["because of norms/convolutions", "musubi-tuner", "Wan2GP"]),
@@ -129,7 +129,7 @@ class TestNotes:
         tensors = {f"{name}.lora_{half}.weight": t for name, (b, a) in hunyuan.factors().items()
                    for half, t in (("A", a), ("B", b))}  # fmt: skip
         done = _convert(tensors, "universal", tmp_path / "a")
-        assert done.warnings == ("a file of the universal profile is not read by diffusers (--to diffusers is)",)
+        assert done.warnings == ("a file of the universal profile is not read by diffusers (--to diffusers is read)",)
         assert [way.partition(": ")[0] for way in done.load] == ["ComfyUI"]
         done = _convert(tensors, "diffusers", tmp_path / "b")
         assert done.warnings == ()

@@ -166,7 +166,7 @@ def _other_profile(consumer: Consumer, content: Content) -> str:
 
 def _stranger(consumer: Consumer, content: Content) -> str:
     other = _other_profile(consumer, content)
-    return f"{consumer.name} (--to {other} is)" if other else consumer.name
+    return f"{consumer.name} (--to {other} is read)" if other else consumer.name
 
 
 def _others(losses: _Losses, known: Sequence[str]) -> str:
