@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,8 @@ class TransferLog:
 
     def finished(self, report: TransferReport) -> None:
         """All is done. The layers have been told one by one."""
-        self._append({"event": "finished", **{k: v for k, v in report.to_json().items() if k != "layers"}})
+        told = replace(report, layers=()).to_json()
+        self._append({"event": "finished", **{k: v for k, v in told.items() if k != "layers"}})
 
     def failed(self, error: BaseException) -> None:
         """Nothing came of it. A full disk must not hide what went wrong first."""
