@@ -97,7 +97,7 @@ class TestNotes:
                                                             "LightX2V does with --to original"]),
             ("universal", makers.universal() | TEXT, ["diffusers does not load the file",
                                                       "with --to diffusers it does"]),
-            ("original", makers.universal(), ["of the original profile is not read by diffusers (--to universal is read)"]),
+            ("original", makers.universal(), ["original profile is not read by diffusers (--to universal is read)"]),
             ("original", makers.universal() | MODULATION, ["the whole file is refused by", "Wan2GP"]),
             ("kohya", ONE_LAYER, ["diffusers does not load the file, because of layers missing in its blocks"]),
             ("kohya", makers.universal() | NORM, ["because of norms/convolutions", "musubi-tuner", "Wan2GP"]),
