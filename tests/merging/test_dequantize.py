@@ -185,6 +185,19 @@ def test_a_torch_file(way, lora, tmp_path):
     assert (report.dequantized, report.requantized) == (0, 0)
 
 
+def test_a_torch_shard_of_which_nothing_changes_but_what_goes(lora, tmp_path):
+    state, numbers = _stored("int8, rows")
+    state[f"{CHANGED}.input_scale"] = torch.ones(())
+    names, second = [f"pytorch_model-0000{n}-of-00002.bin" for n in (1, 2)], (".bias", ".input_scale")
+    (tmp_path / "model").mkdir()
+    for n, name in enumerate(names):
+        part = {key: tensor for key, tensor in state.items() if key.endswith(second) == bool(n)}
+        torch.save(part, tmp_path / "model" / name)
+    loraport.merge(lora, tmp_path / "model", tmp_path / "out", strength=0.7, dequantize="bfloat16")
+    after = [torch.load(tmp_path / "out" / name, weights_only=True) for name in names]
+    _check(state, after[0] | after[1], numbers[CHANGED], torch.bfloat16)
+
+
 def test_settings_and_markers_go_with_the_last_layer_that_they_speak_of(lora, tmp_path):
     tensors = {"fp8, tensor": "scale_weight", "int8, rows": "weight_scale"}
     state, _ = _stored("fp8, tensor")

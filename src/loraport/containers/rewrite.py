@@ -117,7 +117,7 @@ def rewriting(
         OSError: the copy cannot be written.
     """
     container = next((ref.container for ref in (*(put.ref for put in puts), *dropped)), "")
-    if room_beside(puts, dropped):
+    if _by_torch(puts, dropped):
         target.touch()
         with _opened(target.with_name(_NUMBERS)) as out:
             copy = Rewriting(source, out, puts, places_of(puts), strided=False)
@@ -146,10 +146,12 @@ def rewriting(
 
 def room_beside(puts: Sequence[Put], dropped: Sequence[TensorRef]) -> int:
     """The bytes that lie beside the copy while it is in work: the new numbers, where torch writes the file."""
+    return max((end for _, end in places_of(puts).values()), default=0) if _by_torch(puts, dropped) else 0
+
+
+def _by_torch(puts: Sequence[Put], dropped: Sequence[TensorRef]) -> bool:
     torch_file = any(ref.container == "torch" for ref in (*(put.ref for put in puts), *dropped))
-    if not torch_file or not (dropped or any(put.moves for put in puts)):
-        return 0
-    return max(end for _, end in places_of(puts).values())
+    return torch_file and (bool(dropped) or any(put.moves for put in puts))
 
 
 def _opened(target: Path) -> BufferedRandom:
