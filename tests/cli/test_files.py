@@ -140,7 +140,7 @@ def test_verify_calls_nothing_wrong_in_a_sound_file_of_others(files: pico.Pico) 
 def test_verify_for_a_program_says_what_would_arrive(files: pico.Pico) -> None:
     done = invoke("verify", files.lora, "--no-load", "--for", "comfyui")
     assert done.exit_code == 0, done.output
-    assert "for ComfyUI (0.3.64 and 0.33.0, core nodes: run), as a LoRA for Wan" in done.stdout
+    assert "for ComfyUI (0.3.64 and 0.33.0, core nodes: its code was run), as a LoRA for Wan" in done.stdout
     assert "matched   40 of 40 keys" in done.stdout
     assert "scale     1 at strength 1" in done.stdout
     kohya = files.lora.with_name("made-kohya.safetensors")

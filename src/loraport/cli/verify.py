@@ -125,7 +125,7 @@ def _lines(arrival: "Arrival") -> list[str]:
     from loraport.adapters.consumers import HOW
 
     lora, name = arrival.lora, arrival.consumer.name
-    seen = "; ".join(f"{version}: {HOW[how]}" for version, how in arrival.looked_at.items())
+    seen = "; ".join(f"{version}: its code was {HOW[how]}" for version, how in arrival.looked_at.items())
     if arrival.reading is None:
         known = arrival.lora.content.family in arrival.consumer.families
         what = "this spelling of LoRAs" if known else "LoRAs"
