@@ -1,6 +1,7 @@
 """The two interventions: against their closed forms, on files, and what cannot be written."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from loraport.core.basis import SpectralBasis
 from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
 from loraport.engine.options import RunOptions
-from loraport.errors import UnsupportedError, UsageError
+from loraport.errors import FileError, UnsupportedError, UsageError
 from loraport.methods.casa.routing import DriftRouting
 
 OFF = RunOptions(cache="off")
@@ -119,6 +120,11 @@ def test_what_is_refused(files, tmp_path):
     with pytest.raises(UnsupportedError, match="quantised"):
         remove_drift(files.source, small, tmp_path / "no.safetensors", layers=SOME, options=OFF)
     assert not (tmp_path / "no.safetensors").exists()
+    source = tmp_path / "source.safetensors"
+    shutil.copy(files.source, source)
+    with pytest.raises(FileError, match="would replace the source"):
+        remove_drift(source, files.target, source, layers=SOME, options=OFF.model_copy(update={"overwrite": True}))
+    assert source.read_bytes() == files.source.read_bytes()
 
 
 def test_the_commands(files, tmp_path):

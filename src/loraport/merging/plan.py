@@ -100,6 +100,7 @@ class MergePlan:
         """Every file that is read, as (role, file)."""
         yield from (("checkpoint", file) for file in (*self.layout.files, *self.layout.beside))
         yield from (("input LoRA", adapter.path) for _, adapter, _ in self.loras)
+        yield from (("source", file) for file in self.identities)  # of which a change of another kind is made
 
 
 def make_merge_plan(
