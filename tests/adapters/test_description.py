@@ -1,6 +1,8 @@
 """`describe`: what a file is, and what is odd about it, from its header."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,6 +65,14 @@ def test_a_file_that_cannot_be_used_is_described_all_the_same(tmp_path):
     found = describe(LoraFile(tensors).write(tmp_path))
     assert (found.kind, found.layers, found.unknown) == ("lora", 20, ["mystery"])
     assert "mystery" in found.refused
+
+
+def test_a_folder_is_what_its_only_file_is(tmp_path, pico_path):
+    path = LoraFile(makers.universal()).write(tmp_path / "lora", "style.safetensors")
+    assert replace(describe(path.parent), path="") == replace(describe(path), path="")
+    (tmp_path / "model").mkdir()
+    shutil.copy(pico_path, tmp_path / "model" / "wan.safetensors")
+    assert describe(tmp_path / "model").kind == "checkpoint"
 
 
 def test_checkpoints(tmp_path, pico_path):

@@ -8,7 +8,7 @@ from typing import Any
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.grammar import grammar
 from loraport.adapters.kinds import KINDS
-from loraport.adapters.opened import FILES, open_file
+from loraport.adapters.opened import FILES, in_folder, open_file
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.scale import ASSUMED
 from loraport.adapters.training import Training, read_training
@@ -93,8 +93,13 @@ def _looks_like_lora(path: str | Path) -> bool:
     path = named_path(path)
     kind = kind_of(path)
     if kind == "folder":
-        return any(kind_of(path / name) == "file" for name in FILES)
-    if kind != "file" or path.suffix == ".json":
+        if any(kind_of(path / name) == "file" for name in FILES):
+            return True
+        try:
+            path = in_folder(path)
+        except FileError:
+            return False
+    elif kind != "file" or path.suffix == ".json":
         return False
     rules = grammar()
     keys = [key for group in open_tensors(path).groups.values() for key in group]

@@ -49,7 +49,7 @@ def open_file(path: Path, adapter: str | None = None) -> Opened:
         UsageError: several LoRAs in a torch file, and none of them is the usual one.
     """
     if kind_of(path) == "folder":
-        path = _in_folder(path)
+        path = in_folder(path)
     file = open_tensors(path)
     rules = grammar()
 
@@ -64,8 +64,12 @@ def open_file(path: Path, adapter: str | None = None) -> Opened:
     return Opened(path, groups[nest], file.metadata, nest, _names(adapter, nest), notes)
 
 
-def _in_folder(folder: Path) -> Path:
-    """PEFT's and diffusers' names first, each as safetensors if there is one; else the only file."""
+def in_folder(folder: Path) -> Path:
+    """PEFT's and diffusers' names first, each as safetensors if there is one; else the only file.
+
+    Raises:
+        FileError: there are none or several.
+    """
     for ending in (".safetensors", ".bin"):
         named = [folder / f"{stem}{ending}" for stem in STEMS if kind_of(folder / f"{stem}{ending}") == "file"]
         if len(named) == 1:
