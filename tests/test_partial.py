@@ -115,7 +115,8 @@ def test_a_job_is_given_what_it_left_and_nobody_else(tmp_path: Path) -> None:
     fail("two", b"other half")
     with contextlib.suppress(KeyError), partial_file(path, "two") as temporary:
         assert temporary.read_bytes() == b"other half"
-        forget(temporary)
+        for _ in range(2):  # what is of no job is forgotten already
+            forget(temporary)
         raise KeyError
     assert _partials(tmp_path) == []
 

@@ -62,6 +62,18 @@ def test_each_file_is_the_one_that_a_transfer_alone_writes(files, tmp_path, meth
         assert {name: (tmp_path / executor / name).read_bytes() for name in THREE} == alone
 
 
+def test_layers_wait_on_the_disk_until_their_lora_is_whole_and_no_longer(files, tmp_path):
+    made, counts = tmp_path / "made", {LayerDone: [], Finished: []}
+
+    def listen(event):
+        if type(event) in counts:
+            counts[type(event)].append(len(list(made.glob("*.partial/*.safetensors"))))
+
+    many(files, made, options=RunOptions(cache="off", log="off", executor="serial"), on_event=listen)
+    assert max(counts[LayerDone]) > len(pico.LAYERS)
+    assert counts[Finished][-1] == 0
+
+
 @pytest.mark.parametrize("method", ["casa", "matched-gain"])
 def test_every_weight_is_read_once_and_decomposed_once(files, tmp_path, method, monkeypatch):
     from loraport.engine import layer, reading

@@ -59,6 +59,11 @@ def _new(name: str, inputs: LayerInputs, **settings: float | bool) -> torch.Tens
 @pytest.mark.parametrize("name", RIVALS)
 def test_without_drift_the_update_comes_back(name, shape, weight):
     inputs, _ = _inputs(shape, 0.0, weight=weight)
+    method, params = registry.resolve(name)
+    stats = method.transfer(inputs, params).stats
+    assert stats.get("drift_undone") == stats.get("drift_undone_by_casa", stats.get("drift_undone"))
+    assert (stats.get("cosine", 1), stats.get("norm_ratio", 1)) == pytest.approx((1, 1))
+    assert stats.get("cosine_to_drift", 0) == 0
     torch.testing.assert_close(_new(name, inputs), inputs.update.dense(), atol=1e-8, rtol=0)
 
 

@@ -156,7 +156,12 @@ def test_shards_and_their_index(way, lora, tmp_path):
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text('{"quantization_config": {"quant_method": "torchao"}}')
+    other = {"weight_map": {key: "model.fp16-00001-of-00001.safetensors" for key in state}}
+    (folder / "model.safetensors.index.fp16.json").write_text(json.dumps(other))
+    (folder / "notes.json").mkdir()
     report = loraport.merge(lora, folder, tmp_path / "out", strength=0.7, dequantize="float32")
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    assert made == {*names, "model.safetensors.index.json", "config.json"}
     assert any("quantization_config" in text for text in report.warnings)
     after = {name: load_file(tmp_path / "out" / name) for name in names}
     whole = {key: tensor for part in after.values() for key, tensor in part.items()}

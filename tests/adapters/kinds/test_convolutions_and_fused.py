@@ -31,20 +31,20 @@ class TestConvolutions:
         close(again.load(), item.load())
         return item.load()
 
-    def _core(self, rank: int, seed: int) -> Tensor:
-        return gaussian(rank, rank, *self.KERNEL, seed=seed)
+    def _core(self, up: int, down: int, seed: int) -> Tensor:
+        return gaussian(up, down, *self.KERNEL, seed=seed)
 
     def test_locon_with_a_core(self, source, tmp_path):
-        up, down, mid = gaussian(32, 3, 1, 1, 1, seed=1), gaussian(3, 16, 1, 1, 1, seed=2), self._core(3, 3)
+        up, down, mid = gaussian(32, 4, 1, 1, 1, seed=1), gaussian(3, 16, 1, 1, 1, seed=2), self._core(4, 3, 3)
         parts = {"lora_up.weight": up, "lora_down.weight": down, "lora_mid.weight": mid, "alpha": torch.tensor(1.5)}
-        wanted = 0.5 * tucker(up.reshape(32, 3).T, down.reshape(3, 16), mid)
+        wanted = 0.5 * tucker(up.reshape(32, 4).T, down.reshape(3, 16), mid)
         close(self._change(parts, source, tmp_path), wanted)
 
     def test_loha_with_cores(self, source, tmp_path):
         parts = {"alpha": torch.tensor(3.0)}
         halves = []
         for n in (1, 2):
-            a, b, core = gaussian(2, 32, seed=n), gaussian(2, 16, seed=n + 5), self._core(2, n + 9)
+            a, b, core = gaussian(n, 32, seed=n), gaussian(n + 1, 16, seed=n + 5), self._core(n, n + 1, n + 9)
             parts |= {f"hada_w{n}_a": a, f"hada_w{n}_b": b, f"hada_t{n}": core}
             halves.append(tucker(a, b, core))
         close(self._change(parts, source, tmp_path), 1.5 * halves[0] * halves[1])
@@ -53,7 +53,7 @@ class TestConvolutions:
     def test_lokr(self, form, source, tmp_path):
         w1 = gaussian(4, 4, seed=1)
         if form == "core":
-            a, b, core = gaussian(2, 8, seed=2), gaussian(2, 4, seed=3), self._core(2, 4)
+            a, b, core = gaussian(3, 8, seed=2), gaussian(2, 4, seed=3), self._core(3, 2, 4)
             own = {"lokr_w2_a": a, "lokr_w2_b": b, "lokr_t2": core}
             w2 = tucker(a, b, core)
         elif form == "whole":

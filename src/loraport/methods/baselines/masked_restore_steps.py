@@ -25,7 +25,7 @@ def transfer(inputs: base.LayerInputs, params: MaskedRestoreParams) -> base.Laye
     energies = _Energies.of(basis, D)
     generator = Generator().manual_seed(params.seed + zlib.crc32(inputs.name.encode()))
     orders = [_order(energies.entries.sum(dim=1 - side), params.mask, generator) for side in (0, 1)]
-    total, undone, rest = square_sum(D), 1.0, D
+    total, undone, rest = square_sum(D), 0.0, D
     if total > 0:
         low, high, share = 0.0, 1.0, 1.0
         for _ in range(HALVINGS):
