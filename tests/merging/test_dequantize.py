@@ -156,7 +156,7 @@ def test_shards_and_their_index(way, lora, tmp_path):
     }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text('{"quantization_config": {"quant_method": "torchao"}}')
-    other = {"weight_map": {key: "model.fp16-00001-of-00001.safetensors" for key in state}}
+    other = {"weight_map": dict.fromkeys(state, "model.fp16-00001-of-00001.safetensors")}
     (folder / "model.safetensors.index.fp16.json").write_text(json.dumps(other))
     (folder / "notes.json").mkdir()
     report = loraport.merge(lora, folder, tmp_path / "out", strength=0.7, dequantize="float32")

@@ -46,6 +46,7 @@ def child(request: dict) -> None:
     os.chdir(request["cwd"])
     os.environ.update(request["env"])
     if request.get("file_limit") is not None:
+        sys.dont_write_bytecode = True  # it would be cut at the limit, and others would import what is left
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["file_limit"],) * 2)
     from loraport.cli.main import app
 
