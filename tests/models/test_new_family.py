@@ -145,7 +145,9 @@ def test_fused_layers_and_two_kinds_of_blocks_are_yaml_too(tmp_path):
     biases = {item.param: item.load().tolist() for item in found.passthrough}
     assert biases["single.2.proj_mlp.bias"] == list(range(72, 120))
     done = convert(path, tmp_path / "split.safetensors", to="diffusers")
-    assert done.load == ("with a program that reads the diffusers profile, at strength 1.0",)
+    assert done.load == ("with any program that reads the diffusers profile, at strength 1.0",)
+    kept = convert(tmp_path / "split.safetensors", tmp_path / "kept.safetensors", to="same-as-input")
+    assert kept.load == ("with any program that loads the input, at strength 1.0",)
     convert(tmp_path / "split.safetensors", tmp_path / "again.safetensors", to="kohya")
     again = load_file(tmp_path / "again.safetensors")
     assert all(torch.equal(again[key], tensor) for key, tensor in lora.items() if "diff_b" not in key)

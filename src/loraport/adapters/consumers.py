@@ -131,12 +131,14 @@ class Content:
         profile: the column of the rows that it belongs to; None where no row speaks of its spelling.
         parts: the parts it has -> whether some of that lies outside the blocks.
         mixed_ranks: whether its ranks differ from layer to layer.
+        as_input: whether its names are those of the input.
     """
 
     family: str
     profile: str | None
     parts: dict[str, bool] = field(default_factory=dict)
     mixed_ranks: bool = False
+    as_input: bool = False
 
     def reading(self, consumer: Consumer) -> Support | None:
         """What a program makes of such files, or None where nobody has looked."""
@@ -208,7 +210,7 @@ def content_of(
         biased = {item.module for item in passthrough if architecture.role(item.module) == "linear"}
         complete = biased in (set(), set(ranks)) and not any(item.kind == "diff_m" for item in passthrough)
         known = _profile_of_spelling(dialect, complete, family)
-    return Content(family.name, known, parts, len(set(ranks.values())) > 1)
+    return Content(family.name, known, parts, len(set(ranks.values())) > 1, profile == SAME_AS_INPUT)
 
 
 def parts_of_layer(name: LayerName, family: Family) -> list[str]:

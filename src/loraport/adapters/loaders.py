@@ -68,9 +68,8 @@ def ways_to_load(
         if not load:
             continue
         ways.setdefault(consumer.program, f"{consumer.program}: {filled(load, Path(path))}")
-    same = content.profile in (None, SAME_AS_INPUT)
-    who = "any program that loads the input" if same else f"a program that reads the {content.profile} profile"
-    return list(ways.values())[:WAYS] or [f"with {who}, at strength {_number(strength)}"]
+    reads = "loads the input" if content.as_input else f"reads the {content.profile} profile"
+    return list(ways.values())[:WAYS] or [f"with any program that {reads}, at strength {_number(strength)}"]
 
 
 def takers(content: Content) -> list[tuple[str, str]]:
