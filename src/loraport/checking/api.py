@@ -50,9 +50,9 @@ def check(
         scale: the LoRA's own scale (alpha / rank), if its file does not state it or states it wrongly.
         expert: Wan2.2 expert to use.
         adapter: name of the LoRA to use, for a file that holds several.
-        drop: leave out layers and keys that match.
+        drop: regular expression; layers and keys that match are left out.
         method: method whose change is measured, and with which a conversion would be done.
-        params: parameters of the method.
+        params: settings of the method, as in `loraport.transfer`.
         deep: look at every layer instead of a sample. The cost is about that of a transfer.
         options: device, workers, memory.
 
