@@ -13,7 +13,7 @@ FROM_HEADER = "alpha in the header"
 FROM_CONFIG = "adapter_config.json beside the file"
 BY_HAND = "stated by hand"
 ASSUMED = "no alpha anywhere"
-STATE_IT = "give alpha / rank with --scale"
+STATE_IT = "give alpha / rank with --scale (of transfer, check and convert)"
 
 
 def scale_of(alpha: float, rank: int | float, *, rslora: bool = False, where: str = "") -> float:

@@ -234,7 +234,8 @@ def _not_a_model(found: TensorFile, title: str | None = None) -> MismatchError:
             "a checkpoint is needed here, but this file is a LoRA",
             where=str(found.path),
             values=f"{count(len(keys), 'key')}, e.g. {parts[0]}",
-            fix="give the model's own weights; a distillation LoRA is given as --target-lora FILE, beside its model",
+            fix="give the model's own weights; transfer and check take a distillation LoRA beside its model, as "
+            "--target-lora FILE",
         )
     title = title or foreign(keys)
     known = [family.title for family in families().values()]
