@@ -235,11 +235,13 @@ def test_refusals(run, made, tmp_path):
         ({"samples": 1}, "samples"),
         ({"strengths": (0.0,)}, "strengths"),
         ({"seed": -1}, "seed"),
+        ({"seed": 10**12}, "seed"),  # as other programs have them; each of the clips has one of its own
     ):
         with pytest.raises(UsageError, match=says):
             CalibrationSettings(**changes)
     with pytest.raises(UsageError, match="casa:much"):
         CalibrationSettings(methods=("casa:much",))
+    run(output=None, settings=_with(seed=10**12 - 1))
 
 
 def test_a_renoising_target_is_calibrated_too(run, made):

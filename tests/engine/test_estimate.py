@@ -209,18 +209,20 @@ def test_rates_are_measured_once_and_found_again(tmp_path, monkeypatch):
 
 
 def test_rates_are_of_the_work_whose_time_was_taken(tmp_path, monkeypatch):
-    counted = []
+    counted, clocks = [], []
 
     def in_a_second(work, clock):
         with FlopCounterMode(display=False) as flops:
             work()
         counted.append(flops.get_total_flops())
+        clocks.append(clock)
         return 1.0
 
     monkeypatch.setattr(measuring, "_fastest", in_a_second)
     for name, size in {"_SWEEP": 1000, "_EIGENPROBLEM": 8, "_FILE": 4_000_000}.items():
         monkeypatch.setattr(measuring, name, size)
     assert measure("cpu", None).products == counted[0]
+    assert set(clocks[:3]) == {time.thread_time}  # another program that is busy slows none of it down
     rates = measuring._file_rates(tmp_path)
     weight, entry = sorted(tmp_path.rglob("*.safetensors"), key=lambda path: len(path.parts))
     sizes = [weight.stat().st_size, entry.stat().st_size, entry.stat().st_size]

@@ -98,7 +98,9 @@ class CalibrationSettings(Settings):
         ),
     ] = "likelihood"  # fmt: skip
     batch: Annotated[int, Field(ge=1), Setting("Clips per pass.", "--batch", panel=RUNNING, metavar="N")] = 16
-    seed: Annotated[int, Field(ge=0), Setting("Seed of prompts and noise.", "--seed", panel=CHOICE, metavar="N")] = 0
+    seed: Annotated[
+        int, Field(ge=0, lt=10**12), Setting("Seed of prompts and noise.", "--seed", panel=CHOICE, metavar="N")
+    ] = 0  # of each a million seeds of torch are made, which has 64 bits for them
 
     def check(self) -> None:
         """Refuse methods that are not understood. Raises UsageError."""
