@@ -92,6 +92,7 @@ def test_progress_is_told_in_order(result):
         ({"target": "source"}, "not made"),
         ({"clips": 3}, "clips"),
         ({"lora": "zigzag"}, "loraport evaluate --lora zigzag"),
+        ({"seed": 10**12}, "seed"),
     ],
 )
 def test_bad_requests_are_refused_before_any_work(tmp_path, bad, says):

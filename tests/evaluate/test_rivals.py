@@ -129,6 +129,9 @@ def test_drift_is_taken_out_by_the_share_that_was_asked_for(factored):
         parallel = (update * D).sum() / D.square().sum() * D
         new = _new("orthogonal-shift", inputs, beta=beta)
         torch.testing.assert_close(new, update - beta * parallel, atol=1e-8, rtol=0)
+        method, params = registry.resolve("orthogonal-shift", {"beta": beta})
+        cosine = float((new * update).sum() / new.norm() / update.norm())
+        assert method.transfer(inputs, params).stats["cosine"] == pytest.approx(cosine)
 
 
 def test_an_update_along_the_drift_leaves_nothing_whatever_rounding_makes_of_it():

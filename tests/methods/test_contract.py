@@ -1,6 +1,7 @@
 """What holds for every method there is, without naming one."""
 
 import math
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,17 @@ def test_a_method_draws_what_it_declares(name, shape):
         numbers = [value for row in found.values for value in row]
         assert about.unit != "share" or (min(numbers) >= -1e-6 and max(numbers) <= 1 + 1e-6), key
         assert about.high is None or about.unit != "share" or about.high == 1.0
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_update_of_zeros_has_figures_like_any_other(name, rank):
+    method, params = registry.resolve(name)
+    plain = layer((24, 16), rank=rank)
+    output = method.transfer(replace(plain, update=plain.update.scaled(0.0)), params)
+    assert output.update.dense().isfinite().all()
+    assert all(isinstance(value, str) or math.isfinite(value) for value in output.stats.values())
+    assert not method.keeps_rank or not output.update.dense().any()
 
 
 @pytest.mark.parametrize("name", NAMES)

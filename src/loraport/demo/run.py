@@ -86,12 +86,14 @@ def run_demo(
         on_event: called with every `Step` and every event of the transfer.
 
     Raises:
-        UsageError: unknown names, a target that was not made from the LoRA's source, or diffusers is not installed.
+        UsageError: unknown names, a target that was not made from the LoRA's source, a seed that is none, or diffusers
+            is not installed.
         FileError: the folder cannot be written.
     """
     began = time.perf_counter()
     card, source, goal = cards_of(lora, target)
     _check(card, goal, clips)
+    settings = CALIBRATION.model_copy(update={"seed": seed})
     output = Path(output)
     file, log = output / f"{lora}-for-{target}.safetensors", output / "run.jsonl"
     claim_folder(output, (f"{lora}-for-{target}*.safetensors", "run.jsonl", "index.html", "comparison.*"), "the demo")
@@ -107,7 +109,7 @@ def run_demo(
         source=path(source.name),
         target=path(target),
         output=calibrated,
-        settings=CALIBRATION.model_copy(update={"seed": seed}),
+        settings=settings,
         options=RunOptions(cache="off", overwrite=True, log="off"),
     )
     took = f"by loraport calibrate, which chose {calibration.chosen}"
