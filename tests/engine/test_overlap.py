@@ -7,7 +7,7 @@ import pickle
 import shutil
 import threading
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -213,6 +213,16 @@ def test_what_is_left_is_not_brought_behind_ones_back():
         ahead.leave(jobs[1])  # is on its way
         assert brought[-1] == "b"
     assert "c" not in brought
+
+
+def test_what_is_brought_has_as_many_threads_as_where_it_is_computed(monkeypatch):
+    """How many there are may decide how a sum is rounded."""
+    monkeypatch.setattr("loraport.engine.ahead.cores", lambda: 3)
+    jobs = [_Sized("narrow"), _Sized("wide", shape=(10**5, 10**5)), _Sized("narrow again")]
+    with Ahead(jobs, lambda job: torch.get_num_threads(), lambda job: 1, room=100, threads=1) as ahead:
+        ahead.take(jobs[0], str)
+        wait([ahead._pool.submit(int)])  # by then the others lie ready
+        assert [ahead.take(job, str) for job in jobs[1:]] == [3, 1]
 
 
 def test_at_the_end_nothing_is_brought_any_more():

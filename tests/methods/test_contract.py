@@ -1,7 +1,6 @@
 """What holds for every method there is, without naming one."""
 
 import math
-import math
 import re
 from dataclasses import replace
 from pathlib import Path
