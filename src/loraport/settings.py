@@ -249,6 +249,7 @@ _WRONG |= dict.fromkeys(("bool_type", "bool_parsing"), "it must be true or false
 _WRONG |= {
     "string_type": "it must be text",
     "dict_type": "it must be names with values",
+    "literal_error": "it must be {expected}",
     "greater_than_equal": "it must be {ge:g} or more",
     "greater_than": "it must be more than {gt:g}",
     "less_than_equal": "it must be {le:g} or less",
@@ -276,13 +277,18 @@ def _refusal(model: type[Settings], error: ValidationError) -> UsageError:
             values=_shown(first["input"]),
             fix=one_of(str(first["input"]), words),
         )
-    said_of = _WRONG.get(first["type"])
-    message = said_of.format(**first.get("ctx", {})) if said_of else first["msg"].removeprefix("Value error, ")
+    message = plainly(first)
     return UsageError(
         f"bad setting {said}: {message}" if name else message,
         values=_shown(first["input"]),
         fix=setting.help if setting is not None else None,
     )
+
+
+def plainly(error: Mapping[str, Any]) -> str:
+    """What one of pydantic's errors says of a value, in a few words."""
+    said = _WRONG.get(error["type"])
+    return said.format(**error.get("ctx", {})) if said else str(error["msg"]).removeprefix("Value error, ")
 
 
 def unknown_setting(name: str, known: Mapping[str, Setting], where: str | None = None) -> UsageError:

@@ -37,9 +37,9 @@ def test_settings_are_text_with_or_without_the_name_in_front():
         ("cassa", {}, "did you mean 'casa'"),
         ("casa", {"q_don": "0.5"}, "did you mean 'q_dom'"),
         ("casa", {"direct.strength": "1"}, "belongs to another method"),
-        ("casa", {"q_dom": "much"}, "q_dom"),
-        ("casa", {"q_dom": "1.5"}, "1.5"),
-        ("casa", {"density": "whole"}, "density"),
+        ("casa", {"q_dom": "much"}, "q_dom\n  found: 'much': it must be a number"),
+        ("casa", {"q_dom": "1.5"}, "'1.5': it must be 1 or less"),
+        ("casa", {"density": "whole"}, "'whole': it must be 'head' or 'full'"),
         ("masked-restore", {"seed": str(2**63)}, "seed"),
     ],
 )

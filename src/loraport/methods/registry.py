@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from loraport import methods
 from loraport.errors import UsageError, one_of
 from loraport.methods.base import METHODS, PRESETS, Params, Preset, TransferMethod
+from loraport.settings import plainly
 
 _STEPS = re.compile(r"_steps$|\.casa\.(?!method$)")  # mathematics, which brings torch along
 _MODULES = sorted(
@@ -98,7 +99,7 @@ def _resolved(
         problem = error.errors()[0]
         raise UsageError(
             f"a setting of {method.name} does not fit: {'.'.join(str(part) for part in problem['loc'])}",
-            values=f"{problem['input']!r}: {problem['msg']}",
+            values=f"{problem['input']!r}: {plainly(problem)}",
             fix=f"loraport methods {method.name} lists its settings",
         ) from error
 
