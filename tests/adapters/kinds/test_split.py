@@ -1,6 +1,7 @@
 """Several pairs of factors on one weight, SAT's files among them."""
 
 import pytest
+import torch
 
 from adapter_parts import LAYERS, close, gaussian, write_lycoris
 from loraport.adapters.convert import convert
@@ -16,6 +17,15 @@ def test_split_factors_are_zero_where_every_pair_is(zero, tmp_path):
         parts |= {f"lora_{name}.weight": tensor * (name not in zero) for name, tensor in pair.items()}
     layer = open_adapter(write_lycoris({LAYERS[0]: parts}, tmp_path / "x.safetensors")).layers[LAYERS[0]]
     assert layer.is_zero() == (not layer.load().dense().any()) == (len(zero) == 2)
+
+
+def test_split_factors_stay_factors_however_large_their_rank(tmp_path):
+    parts = {f"lora_up.{n}.weight": gaussian(16, 90, seed=n) for n in range(2)}
+    parts |= {f"lora_down.{n}.weight": gaussian(90, 32, seed=n + 2) for n in range(2)}
+    layer = open_adapter(write_lycoris({LAYERS[0]: parts}, tmp_path / "x.safetensors")).layers[LAYERS[0]]
+    assert (layer.factored, layer.rank, layer.shape) == (True, 180, (32, 32))
+    wanted = [parts[f"lora_up.{n}.weight"] @ parts[f"lora_down.{n}.weight"] for n in range(2)]
+    close(layer.load().dense(), torch.cat(wanted))
 
 
 def test_sat_needs_its_scale(tmp_path):
