@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from loraport import partial
 from loraport.files import write_bytes
 from loraport.partial import forget, partial_file, remove_abandoned
 from loraport.store import index
@@ -64,6 +65,25 @@ def test_leftovers_go_once_their_writer_is_dead(tmp_path: Path, writer) -> None:
     write_bytes(path, b"whole")
     assert _partials(tmp_path) == []
     assert path.read_bytes() == b"whole"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no folder is locked")
+def test_a_folder_that_was_taken_for_abandoned_before_it_was_locked_is_made_anew(tmp_path: Path, monkeypatch) -> None:
+    path, lock, removed = tmp_path / "out", partial._lock, []
+
+    def late(handle: int) -> bool | None:
+        if not removed:
+            removed.extend(_partials(tmp_path))
+            removed[0].rmdir()
+            removed[0].mkdir()  # of somebody else
+        return lock(handle)
+
+    monkeypatch.setattr(partial, "_lock", late)
+    with partial_file(path) as temporary:
+        assert temporary.parent not in removed
+        assert remove_abandoned(path) == 1
+        temporary.write_bytes(b"whole")
+    assert _partials(tmp_path) == []
 
 
 def test_leftovers_in_the_cache(tmp_path: Path, writer) -> None:
