@@ -192,3 +192,14 @@ def test_one_transfer_whatever_the_naming(name, method, tmp_path):
         assert others.keys() == found[0].keys()
         for layer, update in found[0].items():
             assert (others[layer] - update).norm() <= 1e-6 * update.norm(), layer
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_extraction_that_diffusers_is_known_to_refuse_is_sound(name, tmp_path):
+    state = image_families.random_state(CASES[name].network(), 1)
+    noise = image_families.random_state(CASES[name].network(), 2)
+    source = _save(state, tmp_path / "source.safetensors")
+    target = _save({key: tensor + 0.02 * noise[key] for key, tensor in state.items()}, tmp_path / "target.safetensors")
+    done = loraport.extract(source, target, tmp_path / "x.safetensors", rank=4, options=RunOptions(cache="off"))
+    assert any("diffusers" in text for text in done.warnings)
+    assert loraport.verify(done.output, model=target, load=True).ok

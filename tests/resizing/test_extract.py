@@ -12,6 +12,7 @@ from torch import Tensor
 
 import hunyuan
 import loraport
+import networks
 import pico
 from adapter_parts import gaussian
 from loraport.adapters.parse import open_adapter
@@ -99,6 +100,26 @@ def test_merged_again_it_is_the_target(pair, tmp_path):
     for name, update in _updates(tmp_path / "back.safetensors").items():
         down, up = (lora[f"diffusion_model.{name}.lora_{x}.weight"].double() for x in "AB")
         assert (update - 0.7 * up @ down).norm() <= 1e-5 * update.norm()
+
+
+def test_a_model_of_which_only_some_layers_have_a_bias(tmp_path):
+    source = networks.canonical("minimax_h3")
+    target = {key: tensor + gaussian(*tensor.shape, seed=5, size=0.02) for key, tensor in source.items()}
+    files = [
+        networks.write("minimax_h3", "diffusers", tmp_path / role, state)
+        for role, state in (("source", source), ("target", target))
+    ]
+    loraport.extract(*files, tmp_path / "whole.safetensors", energy=1.0, options=OFF)
+    assert loraport.verify(tmp_path / "whole.safetensors", model=files[1], load=False).ok
+    loraport.merge(tmp_path / "whole.safetensors", files[0], tmp_path / "again.safetensors")
+    wanted = load_file(files[1])
+    for key, tensor in load_file(tmp_path / "again.safetensors").items():
+        assert (tensor - wanted[key]).norm() <= 1e-6 * wanted[key].norm(), key
+    blank = load_file(tmp_path / "whole.safetensors")
+    bias = next(key for key in blank if "attn.out_proj.diff_b" in key)
+    save_file(blank | {bias: blank[bias] + 1.0}, tmp_path / "no blank.safetensors")
+    with pytest.raises(MismatchError, match=r"attn\.out_proj\.bias"):
+        loraport.merge(tmp_path / "no blank.safetensors", files[0], tmp_path / "no.safetensors")
 
 
 def test_what_is_no_layer_is_carried(pair, tmp_path):

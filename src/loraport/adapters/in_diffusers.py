@@ -66,7 +66,9 @@ def loaded_by_diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     spelled = [PROFILES[profile].of(family).dialect for profile in _read_in_full(family.name)]
     promised = "loraport.version" in lora.metadata and plain in spelled
     # Files of our own that diffusers is known to refuse were written with a warning.
+    losses = lora.content.losses(_row_of_diffusers()).values()
     warned = any(item.kind == "text_encoder" for item in lora.passthrough) or any(map(family.is_added, lora.layers))
+    warned = warned or any(outcome.refused for outcome in losses)
     wrong = False if promised and not warned else None
     if loader:
         try:
@@ -90,7 +92,7 @@ def loaded_by_diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> Check:
     empty = (a ^ b) | (biases - a) | ((a - biases) if biases else set())
     if empty:
         return Check(name, wrong, f"{count(len(empty), 'layer')} would get no memory, such as {min(empty)}")
-    amiss = [outcome.remark for outcome in lora.content.losses(_row_of_diffusers()).values() if outcome.wrong]
+    amiss = [outcome.remark for outcome in losses if outcome.wrong]
     taken = f"{pairs} of {count(len(lora.layers), 'layer')}{by}"
     if amiss:  # it finds the layer, and changes it otherwise than it is meant
         return Check(name, None, f"{taken}, some of it wrongly: {'; '.join(amiss)}")

@@ -32,7 +32,7 @@ from loraport.adapters.saved import SavedWhole, said_of_saved, saved_whole
 from loraport.adapters.scale import FROM_CONFIG, FROM_HEADER, FROM_METADATA, check_factor
 from loraport.adapters.shared_names import shared_title
 from loraport.containers.names import Expert, named_path
-from loraport.containers.references import TensorRef, refusal
+from loraport.containers.references import TensorRef, all_zero, refusal
 from loraport.errors import FileError, MismatchError, UsageError
 from loraport.models.architecture import Architecture, detect
 from loraport.models.checkpoint import AUTO, Checkpoint
@@ -120,10 +120,14 @@ def open_adapter(
         own = replace(own, title=shared_title([own.title, *(title_in(refs, each, path) for each in possible[1:])]))
     if known is not None:
         misfits = check_fit(done, own, model if model is not None else known, role, path)
+        homeless = [item for item in done.passthrough if misfits.keys() & set(item.keys)]
         if layers_alone:
-            besides += [key for item in done.passthrough for key in item.keys if key in misfits]
-            done.passthrough = [item for item in done.passthrough if not misfits.keys() & set(item.keys)]
-        problems.update({key: why for key, why in misfits.items() if key not in besides})
+            besides += [key for item in homeless for key in item.keys]
+        else:
+            homeless = _blank(homeless)
+            dropped += [key for item in homeless for key in item.keys if key not in dropped]
+        done.passthrough = [item for item in done.passthrough if item not in homeless]
+        problems.update({key: why for key, why in misfits.items() if key not in (*besides, *dropped)})
     if problems and not allow_partial:
         raise unmatched_keys(path, problems, len(refs), role, known, family)
     done, gone = _without(done, problems)
@@ -193,6 +197,13 @@ def _config(path: Path, metadata: Mapping[str, str], dialect: Dialect, scale: fl
 def _besides(keys: Sequence[str], family: Family) -> list[str]:
     """Keys of parts that variants of the family have besides its own layers."""
     return [key for key in keys if any(has.search(key) for has in family.additions.values())]
+
+
+def _blank(passthrough: Sequence[Passthrough]) -> list[Passthrough]:
+    """Biases of zero, which files for diffusers have for every layer, whether or not the layer has a bias."""
+    zero = [item for item in passthrough if item.as_stored and item.param.endswith(".bias") and all_zero(item.ref)]
+    other = {key for item in passthrough if item not in zero for key in item.keys}  # of a fused weight
+    return [item for item in zero if not other & set(item.keys)]
 
 
 def _said(besides: Sequence[str]) -> list[str]:
