@@ -228,6 +228,18 @@ def test_settings_and_markers_go_with_the_last_layer_that_they_speak_of(lora, tm
     assert read_header(both).metadata["title"] == "x"
 
 
+def test_that_weights_were_turned_is_said_as_long_as_any_is(lora, tmp_path):
+    """Weights that have no settings of their own are not taken for plain integers because another one is gone."""
+    state, _ = _stored("int8, convrot")
+    save_file(pico.lora(3), tmp_path / "all.safetensors")
+    path, one, both = (tmp_path / f"{name}.safetensors" for name in ("model", "one", "both"))
+    save_file(state, path, {"activation_rotation": "convrot_hadamard_v1", "title": "x"})
+    loraport.merge(lora, path, one, dequantize="bfloat16")
+    assert read_header(one).metadata.keys() >= {"activation_rotation", "title"}
+    loraport.merge(tmp_path / "all.safetensors", one, both, dequantize="bfloat16")
+    assert "activation_rotation" not in read_header(both).metadata
+
+
 def test_names_of_other_programs(lora, tmp_path):
     """quanto and torchao have two names for a weight and its numbers; plain ones have the usual name in both."""
     state, numbers = _stored("fp8, rows")

@@ -48,6 +48,12 @@ class TestRefused:
             ({"set_weight": gaussian(16, 32)}, MismatchError, "sizes contradict"),
             ({"lora_up.0.weight": gaussian(32, 2)}, UnmatchedKeysError, r"lora_down\.0\.weight is missing"),
             ({"vera_lambda_b": gaussian(32)}, UnmatchedKeysError, "vera_lambda_d is missing"),
+            (
+                {"vera_lambda_b": gaussian(0), "vera_lambda_d": gaussian(2)}
+                | {"vera_A": gaussian(2, 32), "vera_B": gaussian(32, 2)},
+                MismatchError,
+                "do not fit the matrices",
+            ),
             ({"hada_t1": gaussian(2, 2, 2, 2)}, UnmatchedKeysError, "missing"),
             (
                 {
