@@ -168,7 +168,8 @@ def test_names_that_windows_does_not_have(name: str, named_as_windows) -> None:
 @pytest.mark.parametrize(
     "name",
     [r"C:\loras\style.safetensors", r"..\.\out.safetensors", r"\\server\share\x.safetensors", "console.bin", ".hidden",
-     r"\\?\C:\long\x.safetensors", "com10.bin", "größe, ein Stil (v2).safetensors", "C:/loras/x.safetensors"],
+     r"\\?\C:\long\x.safetensors", "com10.bin", "größe, ein Stil (v2).safetensors", "C:/loras/x.safetensors",
+     "x" * 255],
 )  # fmt: skip
 def test_names_that_windows_has(name: str, named_as_windows) -> None:
     assert windows.refused_name(PureWindowsPath(name)) is None

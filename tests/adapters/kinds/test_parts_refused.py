@@ -54,6 +54,18 @@ class TestRefused:
                 MismatchError,
                 "do not fit the matrices",
             ),
+            (
+                {"vera_lambda_b": gaussian(32), "vera_lambda_d": gaussian(2)}
+                | {"vera_A": gaussian(2, 32), "vera_B": gaussian(32)},
+                MismatchError,
+                "do not fit the matrices",
+            ),
+            (
+                {"lora_up.0.weight": gaussian(32, 3), "lora_down.0.weight": gaussian(2, 32)},
+                MismatchError,
+                "do not fit each other",
+            ),
+            ({"lora_up.0.weight": gaussian(32), "lora_down.0.weight": gaussian(2, 32)}, MismatchError, "do not fit"),
             ({"hada_t1": gaussian(2, 2, 2, 2)}, UnmatchedKeysError, "missing"),
             (
                 {

@@ -46,7 +46,6 @@ class ScaledFp8(Codec):
             if key.endswith(".weight") and key not in claim.used and key.removesuffix(".weight") in settings:
                 claim.weights[key] = logical(ref, "fp8 whose scale is missing", {})
                 claim.used.add(key)
-        claim.used.intersection_update(group)
         return claim
 
     def rounding_floor(self, ref: TensorRef) -> float:
