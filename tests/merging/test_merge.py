@@ -21,6 +21,7 @@ from adapter_parts import factors, gaussian, parts_of, write_lycoris
 from loraport.containers import rewrite
 from loraport.containers.safetensors import read_header
 from loraport.containers.tensors import open_tensors, read_tensor
+from loraport.containers.torch_zip import begin_of
 from loraport.engine.events import Written
 from loraport.errors import FileError, MismatchError, NumericalError, UnsupportedError, UsageError
 from loraport.merging import run
@@ -123,11 +124,18 @@ def test_shards_stay_shards(lora, tmp_path):
         loraport.merge(lora, folder, folder, overwrite=True)
 
 
-def test_a_nest_of_a_torch_file(lora, tmp_path):
+@pytest.mark.parametrize("repacked", [False, True])
+def test_a_nest_of_a_torch_file(repacked, lora, tmp_path):
     path, output = tmp_path / "model.pt", tmp_path / "out.pt"
     other = {key: tensor + 1 for key, tensor in STATE.items()}
     turned = STATE | {"blocks.0.ffn.0.weight": STATE["blocks.0.ffn.0.weight"].T.contiguous().T}
     torch.save({"generator": other, "generator_ema": turned, "step": 3}, path)
+    if repacked:  # as other programs pack, with a checksum before the numbers instead of behind them
+        with zipfile.ZipFile(path) as archive:
+            records = {name: archive.read(name) for name in archive.namelist()}
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, data in records.items():
+                archive.writestr(name, data)
     with pytest.raises(UsageError, match="keeps the layout"):
         loraport.merge(lora, path, tmp_path / "out.safetensors")
     loraport.merge(lora, path, output, nested="generator_ema")
@@ -135,8 +143,12 @@ def test_a_nest_of_a_torch_file(lora, tmp_path):
     assert found["step"] == 3
     assert all(torch.equal(found["generator"][key], tensor) for key, tensor in other.items())
     _check(found["generator_ema"], _dense(STATE, 1.0), STATE)
-    with zipfile.ZipFile(output) as archive:
+    with zipfile.ZipFile(output) as archive, output.open("rb") as file:
         assert archive.testzip() is None
+        for info in archive.infolist():  # each checksum stands in a second place
+            assert bool(info.flag_bits & 8) != repacked
+            file.seek(info.header_offset + 14 if repacked else begin_of(info, file) + info.file_size + 4)
+            assert file.read(4) == info.CRC.to_bytes(4, "little")
     torch.save({"generator": STATE, "generator_ema": dict(STATE)}, path)
     with pytest.raises(UnsupportedError, match="share their numbers"):
         loraport.merge(lora, path, output, nested="generator", overwrite=True)
