@@ -353,6 +353,17 @@ def test_a_closed_pipe_is_no_crash_and_no_bug(words: str) -> None:
     assert done.stderr.split() == [str(128 + signal.SIGPIPE)]
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no such shell")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_streams_that_are_closed_from_the_start_are_no_bug(closed: str) -> None:
+    for words, code in (("methods casa", 0), ("inspect missing.safetensors --json", 5)):
+        line = f'"{sys.executable}" -m loraport {words} {closed}'
+        done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+        assert done.returncode == code, done.stderr
+        assert "fault" not in done.stdout + done.stderr
+        assert "Traceback" not in done.stderr
+
+
 def test_a_real_process_with_an_odd_locale(tmp_path: Path) -> None:
     done = loraport("inspect", "größe 日本.safetensors", cwd=tmp_path, env={"LC_ALL": "C", "PYTHONUTF8": "0"})
     assert done.returncode == 5

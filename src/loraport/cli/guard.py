@@ -58,6 +58,9 @@ def guarded(command: Callable[[], Any], *, as_json: bool, verbose: bool, words: 
         verbose: a fault of the program is told with its traceback.
         words: that the user wrote, for what is to be done about them.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - it must outlive this function
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # odd names on a narrow console must not be a crash
