@@ -10,8 +10,8 @@ def count(number: int, noun: str, verb: str = "") -> str:
 
 def share(value: float | int) -> str:
     """A share as a percentage that does not round a loss away: 99.99 %, but 100 % only when nothing is lost."""
-    if value >= 1.0:
-        return "100 %"
+    if value >= 1.0:  # norms may be several times those that they are compared with
+        return f"{100 * value:.0f} %"
     if 0 < abs(value) < 0.0005:
         return "< 0.1 %"
     digits = 1 if value < 0.99 else 2 if value < 0.999 else 4

@@ -200,6 +200,13 @@ class TestOtherFiles:
         assert message.startswith(f"This LoRA is for {title}")
         assert "the source is Wan (2 blocks, width 24)" in message
 
+    def test_another_family_than_the_one_asked_for(self, tmp_path):
+        with pytest.raises(MismatchError) as refused:
+            open_adapter(LoraFile(makers.universal()).write(tmp_path), architecture="z_image")
+        message = str(refused.value)
+        assert message.startswith("This LoRA is for Wan (2 blocks, width 24), one for Z-Image is needed.")
+        assert "give a LoRA for Z-Image" in message
+
     def test_vace_in_names_of_wan2gp(self, tmp_path, pico):
         tensors = spell(makers.factors(), "", lambda name: name.replace(".0.", ".0.vace.", 1), *PEFT)
         tensors = {key: tensor for key, tensor in tensors.items() if ".vace." in key}

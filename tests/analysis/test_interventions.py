@@ -109,6 +109,8 @@ def test_amplify_by_one_changes_nothing_and_by_two_moves_along_the_drift(files, 
 def test_what_is_refused(files, tmp_path):
     with pytest.raises(UsageError, match="share"):
         remove_drift(files.source, files.target, tmp_path / "no.safetensors", quantile=2.0)
+    with pytest.raises(UsageError, match="finite"):
+        amplify_head(files.source, files.target, tmp_path / "no.safetensors", factor=float("nan"))
     small = tmp_path / "fp8.safetensors"
     save_file(
         {

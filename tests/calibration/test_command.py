@@ -35,6 +35,8 @@ def test_what_is_shown_to_people(tmp_path):
     [
         (["zoo:outline", "-s", "zoo:source", "-t", "zoo:step"], 2, "output"),
         (["zoo:outline", "-s", "zoo:source", "-t", "zoo:step", "-o", "x", "--latents", "5"], 2, "latents"),
+        (["zoo:outline", "-s", "zoo:source", "-t", "zoo:step", "-o", "x", "--latents", "5x32"], 2, "found: 5x32"),
+        (["zoo:outline", "-s", "zoo:source", "-t", "zoo:step", "-o", "x", "--source-times", "9,10"], 2, "found: 9, 10"),
         (["zoo:outline", "-s", "zoo:source", "-t", "zoo:step", "-o", "x", "--target-times", "a"], 2, "target-times"),
         (["zoo:outline", "-s", "zoo:source", "-t", "zoo:step", "-o", "x", "--strengths", "0"], 2, "strengths"),
         (["zoo:outline", "-s", "zoo:source", "-t", "zoo:step", "-o", "x", "--methods", "cassa"], 2, "casa"),

@@ -88,6 +88,7 @@ def open_adapter(
     refuse_kinds(path, refs)
     possible = [known.family] if known else families_of(refs, path, architecture)
     family = possible[0]
+    asked = None if architecture == AUTO else family
     if family.only_recognised:
         raise not_a_lora(path, refs, known, role, title_in(refs, family, path))
     whole = saved_whole(refs, path, metadata)
@@ -99,7 +100,7 @@ def open_adapter(
     if not pieces:
         if path.stem == PEFT_FILE:
             read_config(path, metadata, "")  # an adapter that is not read is refused by its own name
-        raise not_a_lora(path, refs, known, role, title_of(refs, family, path))
+        raise not_a_lora(path, refs, known, role, title_of(refs, family, path), asked)
     if known is not None and unmatched and (title := title_of(refs, family, path)):
         # Names that families share are not enough: another one knows the rest as well.
         raise not_a_lora(path, refs, known, role, title)

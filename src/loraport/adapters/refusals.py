@@ -158,7 +158,12 @@ def unmatched_keys(
 
 
 def not_a_lora(
-    path: Path, refs: Mapping[str, TensorRef], architecture: Architecture | None, role: str, title: str | None
+    path: Path,
+    refs: Mapping[str, TensorRef],
+    architecture: Architecture | None,
+    role: str,
+    title: str | None,
+    asked: Family | None = None,
 ) -> MismatchError:
     """The error for a file without a single layer that is known here: say what it is instead, as far as that shows.
 
@@ -168,6 +173,7 @@ def not_a_lora(
         architecture: the model that it should fit, None where there is none.
         role: what that is called.
         title: the model of another known family that it is for.
+        asked: without a model, the family that it should be for, None where any will do.
     """
     rules = grammar()
     plain = [key for key in islice(refs, MAX_LOOKED_AT) if rules.split_suffix(key) is None]
@@ -182,13 +188,16 @@ def not_a_lora(
             )
     title = title or foreign(refs)
     if title is None and any(rules.split_suffix(key) for key in islice(refs, MAX_LOOKED_AT)):
-        family = architecture.family if architecture else next(iter(families().values()))
+        family = architecture.family if architecture else asked or next(iter(families().values()))
         return unmatched_keys(path, dict.fromkeys(refs, ""), len(refs), role, architecture, family)
     known = ", ".join(each.title for each in families().values())
     what = f"This LoRA is for {title}, " if title else "This is not a LoRA of a known model, "
+    if architecture:
+        why, fix = f"the {role} is {architecture.title}.", f"give a LoRA that was trained on the {role}"
+    elif asked:
+        why, fix = f"one for {asked.title} is needed.", f"give a LoRA for {asked.title}"
+    else:
+        why, fix = "which is not supported.", f"give a LoRA of one of these: {known}"
     return MismatchError(
-        what + (f"the {role} is {architecture.title}." if architecture else "which is not supported."),
-        where=str(path),
-        values=f"{count(len(refs), 'key')}, e.g. {next(iter(refs))}",
-        fix=f"give a LoRA that was trained on the {role}" if architecture else f"give a LoRA of one of these: {known}",
+        what + why, where=str(path), values=f"{count(len(refs), 'key')}, e.g. {next(iter(refs))}", fix=fix
     )

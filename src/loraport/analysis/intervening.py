@@ -4,6 +4,7 @@ The files are written as a merge writes them: all of them or none. The same comm
 touched stays bit for bit.
 """
 
+import math
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -112,6 +113,8 @@ def amplify_head(
     """
     check_arguments(amplify_head, locals())
     _check_share("share", share)
+    if not math.isfinite(factor):
+        raise UsageError("the factor must be a finite number", values=f"{factor}", fix="give a factor such as 2")
     plan = make_analysis_plan([], _settings(source, target, nested_source, nested_target, architecture, expert, layers))
     record = {"intervention": "amplify-head", "share": share, "factor": factor, "layers": layers}
     from loraport.analysis.interventions import strongest_head_blocks  # the same

@@ -209,7 +209,7 @@ def _merge(tensor: MergedTensor, copies: Mapping[Path, Rewriting], journals: Map
             f"{tensor.terms[0].name} no longer fits into {tensor.plain or tensor.ref.dtype}",
             where=tensor.ref.name,
             values=f"largest number {float(exact.abs().max()):.3g}",
-            fix="use a smaller --strength, or a copy of the checkpoint in another format (bf16)",
+            fix="use a smaller --strength or --factor, or a copy of the checkpoint in another format (bf16)",
         )
     loss = Loss(tensor.terms[0].name, change, error)
     for ref, stored in encoded.tensors:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,10 @@ def numbers(given: object) -> object:
 
 
 def _size(given: object) -> object:
-    return tuple(given.lower().split("x")) if isinstance(given, str) else given
+    parts = given.lower().split("x") if isinstance(given, str) else given
+    if isinstance(parts, list | tuple) and len(parts) != 3:
+        raise ValueError("it must be frames, height and width")
+    return parts
 
 
 class SamplingSettings(Settings):
@@ -148,6 +152,13 @@ class SamplingSettings(Settings):
             raise UsageError("time steps are given twice", values=f"a whole schedule, and {', '.join(given)}")
         if self.times is not None and (self.steps is not None or self.shift is not None):
             raise UsageError("the times are given one by one, so steps and shift contradict them")
+        falling = all(a > b for a, b in itertools.pairwise((*(self.times or ()), 0.0)))
+        if self.times and (self.times[0] > TIMESTEPS or not falling):
+            raise UsageError(
+                f"the times must fall, from {TIMESTEPS} or less, and stay above 0",
+                values=", ".join(f"{time:g}" for time in self.times),
+                fix="give time steps such as 1000,757,522",
+            )
 
     def given(self, guidance: float = 1.0) -> Schedule | None:
         """The schedule, if the settings say all of it.
