@@ -41,6 +41,9 @@ def test_settings_are_text_with_or_without_the_name_in_front():
         ("casa", {"q_dom": "1.5"}, "'1.5': it must be 1 or less"),
         ("casa", {"density": "whole"}, "'whole': it must be 'head' or 'full'"),
         ("masked-restore", {"seed": str(2**63)}, "seed"),
+        ("matched-gain", {"power": "1e5"}, "power"),
+        ("matched-gain", {"give_back": "1e300"}, "give_back"),
+        ("orthogonal-shift", {"beta": "1e150"}, "beta"),
     ],
 )
 def test_what_does_not_fit_is_a_usage_error_that_says_so(name, settings, message):

@@ -16,8 +16,8 @@ class MatchedGainParams(base.Params):
         give_back: share of what the drift takes from the update's own singular pairs that is added again.
     """
 
-    power: float = Field(default=2.0, ge=0)
-    give_back: float = Field(default=1.0, ge=0)
+    power: float = Field(default=2.0, ge=0, le=100)
+    give_back: float = Field(default=1.0, ge=0, le=100)
 
 
 @base.register

@@ -17,7 +17,7 @@ class OrthogonalShiftParams(base.Params):
         beta: share of the parallel part that is taken out.
     """
 
-    beta: float = Field(default=1.0, ge=0)
+    beta: float = Field(default=1.0, ge=0, le=100)
 
 
 @base.register
