@@ -231,6 +231,7 @@ REFUSED = {
     "do not name": FP8 | {"a.comfy_quant": comfy(b"\xff\xfe")},
     "do not name ": FP8 | {"a.comfy_quant": comfy({"format": "x\n" * 20})},
     "do not name  ": FP8 | {"a.comfy_quant": comfy([1])},
+    "do not name   ": INT8 | {"a.weight_scale": torch.ones(12, 1), "a.comfy_quant": comfy({"bits": 8})},
     "pre_quant_scale": FP8 | {"a.pre_quant_scale": torch.ones(20)},
     "scale is missing": {"a.weight": FP8["a.weight"], "a.comfy_quant": comfy({"format": "float8_e4m3fn"})},
     "bitsandbytes": {"a.weight": torch.ones(120, 1, dtype=torch.uint8), "a.weight.absmax": torch.ones(3)}

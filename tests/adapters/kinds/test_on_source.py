@@ -113,10 +113,11 @@ def test_replaced_weights(source, tmp_path):
     close({item.param: item.load() for item in again.passthrough}[params[1]], found[params[1]])
 
 
-@pytest.mark.parametrize("case", ["OFT", "BOFT", "IA3", "replaced"])
+@pytest.mark.parametrize("case", ["OFT", "BOFT", "IA3", "replaced", "diff"])
 def test_what_has_no_scale_is_the_same_under_one_that_is_stated(case, source, tmp_path):
     path, name = tmp_path / "x.safetensors", LAYERS[1]
-    write_lycoris({name: parts_of(case, *WEIGHTS[f"{name}.weight"].shape)}, path)
+    shape = WEIGHTS[f"{name}.weight"].shape
+    write_lycoris({name: {"diff": gaussian(*shape)} if case == "diff" else parts_of(case, *shape)}, path)
     plain, stated = (open_adapter(path, source, scale=scale).layers[name] for scale in (None, 3.0))
     assert torch.equal(plain.load().dense(), stated.load().dense())
     assert not plain.factored
