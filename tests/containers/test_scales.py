@@ -123,6 +123,12 @@ def test_scales_that_do_not_fit_are_refused_by_their_shape(numbers, name, tmp_pa
     assert f"with scales of the shape {list(scale.shape)}" in refusal(ref)
 
 
+@pytest.mark.parametrize("shape", [(10, 16), (12, 16)])
+def test_only_squares_of_128_have_a_rest_at_the_edges(shape, tmp_path):
+    ref = opened(tmp_path / "x.safetensors", {"a.weight": stored("e4m3", shape), "a.weight_scale": scales(3, 4)})
+    assert (refusal(ref) is None) == (shape[0] % 4 == 0)
+
+
 @pytest.mark.parametrize("first", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("numbers", ["e4m3", "int8"])
 def test_two_scales_contradict_each_other(numbers, first, tmp_path):

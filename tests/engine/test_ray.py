@@ -104,6 +104,7 @@ def test_two_layers_share_a_card_unless_they_are_large_or_wide():
     assert _needs(100, (4, 4), cards, workers=3) == (1, 0.3333, 100)
     assert _needs(100, (4, 4), cards, memory=160) == (1, 0.625, 100)
     assert _needs(100, (4, 4), replace(cards, cpus=4.0)) == (0.5, 0.5, 100)
+    assert _needs(300, (4, 4), cards, replace(cards, card_bytes=400)) == (1, 0.75, 300)  # it fits on either
 
 
 def test_layers_that_share_a_card_are_bound_to_its_memory_together():

@@ -129,6 +129,8 @@ def test_a_nest_of_a_torch_file(repacked, lora, tmp_path):
     path, output = tmp_path / "model.pt", tmp_path / "out.pt"
     other = {key: tensor + 1 for key, tensor in STATE.items()}
     turned = STATE | {"blocks.0.ffn.0.weight": STATE["blocks.0.ffn.0.weight"].T.contiguous().T}
+    beside = [f"blocks.0.self_attn.{name}.weight" for name in "qkv"]  # views of one storage
+    turned |= dict(zip(beside, torch.stack([STATE[key] for key in beside]).unbind(), strict=True))
     torch.save({"generator": other, "generator_ema": turned, "step": 3}, path)
     if repacked:  # as other programs pack, with a checksum before the numbers instead of behind them
         with zipfile.ZipFile(path) as archive:

@@ -21,6 +21,23 @@ class TestRefused:
                 MismatchError,
                 "does not fit its factors",
             ),
+            (
+                {"dora_scale": gaussian(32, 1), "magnitude": gaussian(32)}
+                | {"lora_up.weight": gaussian(32, 2), "lora_down.weight": gaussian(2, 32)},
+                MismatchError,
+                "does not fit its factors",
+            ),
+            (
+                {"a1.weight": gaussian(32, 0), "a2.weight": gaussian(0, 32)}
+                | {"b1.weight": gaussian(32, 0), "b2.weight": gaussian(0, 32)},
+                MismatchError,
+                "do not fit each other",
+            ),
+            (
+                {f"hada_w{n}_a": gaussian(32, 0) for n in (1, 2)} | {f"hada_w{n}_b": gaussian(0, 32) for n in (1, 2)},
+                MismatchError,
+                "do not fit each other",
+            ),
             ({"oft_blocks": gaussian(8, 4, 3)}, MismatchError, "not blocks"),
             ({"oft_blocks": gaussian(3, 5, 4, 4)}, MismatchError, "not blocks"),
             ({"oft_blocks": gaussian(8, 4, 4), "rescale": gaussian(31, 1)}, MismatchError, "not blocks"),
