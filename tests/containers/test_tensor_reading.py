@@ -3,12 +3,14 @@
 import os
 import pickle
 from dataclasses import replace
+from io import FileIO
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from loraport.containers.stored import fill
 from loraport.containers.tensors import (
     digest,
     digest_tensor,
@@ -172,3 +174,19 @@ def test_a_file_read_tensor_by_tensor_stays_out_of_memory(name, tmp_path):
         grown = max(grown, _resident() - before)
         del held
     assert grown < 4 * one, "a file of 24 such tensors must not stay resident"
+
+
+def test_what_the_system_reads_in_small_pieces_is_put_together(tmp_path):
+    """As it does with more than two gigabytes."""
+
+    class Short(FileIO):
+        def readinto(self, buffer):
+            return super().readinto(memoryview(buffer)[:3])
+
+    (tmp_path / "x").write_bytes(bytes(range(40)))
+    target = bytearray(11)
+    with Short(tmp_path / "x") as file:
+        fill(file, 20, memoryview(target), "x")
+        assert bytes(target) == bytes(range(20, 31))
+        with pytest.raises(FileError, match="cut short"):
+            fill(file, 30, memoryview(target), "x")
