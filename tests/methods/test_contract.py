@@ -20,6 +20,7 @@ from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe
 from loraport.engine.results import COLUMNS, layer_columns
 from loraport.engine.small_maps import packed_maps
+from loraport.errors import NumericalError
 from loraport.methods import base, registry
 from loraport.methods.base import LayerInputs
 from loraport.methods.maps import BANDS
@@ -228,7 +229,8 @@ def test_a_method_that_does_not_say_all_is_an_error(no_trace):
         (lambda update: base.LayerOutput(update.dense(), {}, update), "an Operator as its update"),
         (lambda update: base.LayerOutput(update.T, {}, update), r"made \(32, 64\) of blocks.0.ffn.0, .* \(64, 32\)"),
         (lambda update: base.LayerOutput(update, {"mine": 1.0}, update), "'mine' .* its columns do not declare"),
-        (lambda update: base.LayerOutput(update, {"cosine": math.nan}, update), "'cosine' as nan .* a finite number"),
+        (lambda update: base.LayerOutput(update, {"cosine": None}, update), "'cosine' as None .* a number or text"),
+        (lambda update: base.LayerOutput(update, {"cosine": math.nan}, update), "'cosine' as nan"),
     ],
 )
 def test_what_is_wrong_with_a_method_is_said_and_nothing_is_written(made, words, tmp_path, no_trace):
@@ -242,7 +244,7 @@ def test_what_is_wrong_with_a_method_is_said_and_nothing_is_written(made, words,
 
     base.register(Mine)
     files = pico.write(tmp_path / "pico")
-    with pytest.raises((TypeError, ValueError), match=words):
+    with pytest.raises((TypeError, ValueError, NumericalError), match=words):
         loraport.transfer(
             files.lora, source=files.source, target=files.target, output=tmp_path / "made.safetensors", method="mine",
             layers="ffn", options=RunOptions(cache="off", workers=1),

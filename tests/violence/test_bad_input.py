@@ -102,6 +102,15 @@ def test_an_alpha_that_is_not_finite(case) -> None:
     case.refuses(4, "alpha")
 
 
+@pytest.mark.parametrize("size", [1e25, 1e30, 1e37])
+def test_numbers_too_large_to_be_computed_with(case, size: float) -> None:
+    def blow_up(tensors: dict) -> None:
+        tensors[f"{Q}.lora_A.weight"] *= size
+
+    edit(case.files.lora, blow_up)
+    case.refuses(4, "blocks.0.self_attn.q", more=("--method", "casa"))
+
+
 def test_numbers_too_large_for_the_output(case) -> None:
     def blow_up(tensors: dict) -> None:
         tensors[f"{Q}.lora_A.weight"] *= 1e12

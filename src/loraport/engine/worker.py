@@ -285,8 +285,14 @@ def _check_output(output: LayerOutput, method: TransferMethod, job: LayerJob) ->
     for key, value in output.stats.items():
         if key not in declared:
             raise ValueError(f"{method.name} reports {key!r} for {job.name}, which its columns do not declare")
-        if not isinstance(value, str) and not (isinstance(value, int | float) and math.isfinite(value)):
-            raise ValueError(f"{method.name} reports {key!r} as {value!r} for {job.name}: give a finite number or text")
+        if not isinstance(value, int | float | str):
+            raise ValueError(f"{method.name} reports {key!r} as {value!r} for {job.name}: give a number or text")
+        if not isinstance(value, str) and not math.isfinite(value):  # where numbers are too large, so are their squares
+            raise NumericalError(
+                f"{method.name} reports {key!r} as {value!r}",
+                where=job.name,
+                fix="check the numbers and the scale of the LoRA, --scale and --strength: float32 ends at 3e38",
+            )
 
 
 def _check_cast(update: LowRank, job: LayerJob) -> None:
