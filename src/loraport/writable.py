@@ -75,14 +75,14 @@ def claim_folder(folder: Path, patterns: Iterable[str], what: str) -> None:
     Args:
         folder: may be there already.
         patterns: of the files that will be written; such files in a folder without the mark are somebody else's.
-        what: the command, for messages.
+        what: what makes them, for messages.
 
     Raises:
         FileError: there are such files, or the folder cannot be written.
     """
     check_claim(folder, patterns, what)
     if not (folder / MARK).is_file():
-        write_text(folder / MARK, f"Results of {what}; the next one replaces them.\n")
+        write_text(folder / MARK, f"Results of the {what}; the next one replaces them.\n")
 
 
 def check_claim(folder: Path, patterns: Iterable[str], what: str) -> None:
@@ -96,7 +96,7 @@ def check_claim(folder: Path, patterns: Iterable[str], what: str) -> None:
         taken = sorted(path.name for pattern in patterns for path in folder.glob(pattern))
         if taken:
             raise FileError(
-                f"the folder holds files that {what} did not make and would replace",
+                f"the folder holds files that the {what} did not make and would replace",
                 where=str(folder),
                 values=", ".join(taken[:5]),
                 fix="name another folder: -o FOLDER",

@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from loraport.calibration import CalibrationSettings
-from loraport.errors import UsageError
+from loraport.errors import FileError, UsageError
 from loraport.evaluate import tables
 from loraport.evaluate.clips import Scale
 from loraport.evaluate.evidence import make_evidence
 from loraport.evaluate.family import open_family
-from loraport.evaluate.judge import ClipClassifier, Judge
+from loraport.evaluate.judge import ClipClassifier, Judge, open_judge
 from loraport.evaluate.run import evaluate
 from loraport.evaluate.tasks import TASKS, draw_prompts
 from loraport.evaluate.transfers import training_prompts
@@ -181,3 +182,19 @@ def test_held_out_pairs_get_the_rows_of_all_pairs_and_those_that_were_named():
     assert {row.reach for row in rows} == {"all"}
     assert {"direct", "casa", "random-mask", "casa, first half of the blocks"} <= {row.label for row in rows}
     assert "prolora" in {row.label for row in chosen(["prolora"], quick=False, held_out=True)}
+
+
+@pytest.mark.parametrize(("target", "held_out"), [("dmd-2", False), ("dmd", True)])
+def test_pairs_of_which_none_is_to_be_measured_are_refused(judge, tmp_path, target, held_out):
+    family = open_family().pick((target,), ("outline",))
+    with pytest.raises(UsageError, match="held out"):
+        make_evidence(family, judge, ROWS, tmp_path, scale=Scale(prompts=2, seeds=1), held_out=held_out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_no_judge_is_refused(tmp_path):
+    save_file({"other": torch.zeros(2)}, tmp_path / "other.safetensors")
+    (tmp_path / "text.txt").write_text("a cat sits")
+    for file in tmp_path.iterdir():
+        with pytest.raises(FileError, match="no classifier"):
+            open_judge(file)

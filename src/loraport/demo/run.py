@@ -96,7 +96,7 @@ def run_demo(
     settings = CALIBRATION.model_copy(update={"seed": seed})
     output = Path(output)
     file, log = output / f"{lora}-for-{target}.safetensors", output / "run.jsonl"
-    claim_folder(output, (f"{lora}-for-{target}*.safetensors", "run.jsonl", "index.html", "comparison.*"), "the demo")
+    claim_folder(output, (f"{lora}-for-{target}*.safetensors", "run.jsonl", "index.html", "comparison.*"), "demo")
 
     on_event(Step("transferring the LoRA, from weights alone", 1, 6))
     recipe = Recipe(lora=str(path(lora)), source=str(path(source.name)), target=str(path(target)), method=method)

@@ -7,6 +7,7 @@ from typing import Any
 
 from loraport import files, writable
 from loraport.engine.events import Step
+from loraport.errors import UsageError
 from loraport.evaluate import curves, drift, foretell, plots, tables, variants
 from loraport.evaluate.clips import Scale
 from loraport.evaluate.family import Family, Lora, Model
@@ -58,9 +59,18 @@ def make_evidence(
         on_event: told about every finished cell.
 
     Raises:
-        LoraportError: a transfer failed or the folder cannot be written.
+        LoraportError: a transfer failed, the folder cannot be written, or no pair is left to measure.
     """
-    writable.claim_folder(output, ("evidence.json", "tables.md", "*-against-*.png", "sheet-*.png", "work"), "evaluate")
+    if not any(
+        held_out == (lora.held_out or target.card.held_out) for target in family.targets for lora in family.loras
+    ):
+        raise UsageError(
+            f"what was named is {'not ' if held_out else ''}held out",
+            fix="leave out --held-out" if held_out else "add --held-out",
+        )
+    writable.claim_folder(
+        output, ("evidence.json", "tables.md", "*-against-*.png", "sheet-*.png", "work"), "evaluation"
+    )
     if not held_out:
         family = family.for_choosing()
     names = [target.name for target in family.targets]

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from loraport.errors import FileError, MismatchError
+from loraport.errors import FileError, MismatchError, first_line
 from loraport.evaluate.tasks import ATTRIBUTES
 from loraport.zoo.catalogue import TINY, ClipSize
 
@@ -116,14 +117,17 @@ def open_judge(file: Path | None = None, clip: ClipSize = TINY) -> Judge:
     """Load the classifier, the bundled one by default.
 
     Raises:
-        FileError: there is no such file.
+        FileError: there is no such file, or it is something else.
         MismatchError: it was trained on clips of another size.
     """
     file = file or bundled_judge()
     if not file.is_file():
         raise FileError("no such classifier", where=str(file))
-    state = {key: value.float() for key, value in load_file(file).items()}
-    known = state["body.10.weight"].shape[1] // 64
+    try:
+        state = {key: value.float() for key, value in load_file(file).items()}
+        known = state["body.10.weight"].shape[1] // 64
+    except (SafetensorError, KeyError, IndexError) as error:
+        raise FileError("this is no classifier of clips", where=str(file), values=first_line(error)) from error
     if known != cells(clip):
         raise MismatchError(
             "the classifier was trained on clips of a different size from what these models make",
