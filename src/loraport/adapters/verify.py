@@ -75,9 +75,8 @@ def _header(lora: LoraAdapter) -> list[Check]:
     layers = summary.get("layers") if isinstance(summary, dict) else None
     if layers is not None:
         # Layers that were added for their bias alone, or to fill a fused weight, are not counted there.
-        filled = sum(lora.layers[name].is_zero() for name in lora.fused)
-        biases = any(item.param.endswith(".bias") for item in lora.passthrough)
-        least = 0 if biases else len(lora.layers) - filled
+        weights = {layer.keys[0] for layer in lora.layers.values()}
+        least = 0 if any(item.param.endswith(".bias") for item in lora.passthrough) else len(weights)
         same = isinstance(layers, int) and least <= layers <= len(lora.layers)
         checks.append(Check("every layer is there", same, f"{count(len(lora.layers), 'layer')}, header {layers}"))
     stated = lora.metadata.get("ss_network_dim")
