@@ -3,10 +3,12 @@
 import base64
 import gzip
 import re
+from dataclasses import replace
 
 import pytest
 
 import findings
+from loraport.analysis.quantities import Measured
 from loraport.report import frame
 from loraport.report.analysis_page import render_analysis_page, write_analysis_page
 from loraport.report.check_page import render_check_page, write_check_page
@@ -90,6 +92,14 @@ def test_an_analysis_without_loras_or_layers():
     third = _opened(render_analysis_page(findings.pair(1, loras=3)))[0]
     assert third.count("after lora2") == third.count("after lora0") > 0  # none is left out where colours end
     assert "No layer was analysed" in render_analysis_page(findings.pair(0))
+
+
+def test_an_analysis_of_equal_models_is_beside_no_random_change():
+    pair, zero = findings.pair(1, loras=0), Measured(0.0, 0.0)
+    equal = [replace(each, drift=replace(each.drift, relative=zero, rigidity=zero)) for each in pair.layers]
+    text = _text(render_analysis_page(replace(pair, layers=tuple(equal))))
+    assert "moved the weights by 0 % of their norm (mean over 10 layers)." in text
+    assert "times what a random change" not in text
 
 
 @pytest.mark.parametrize("render", [lambda: render_check_page(findings.check(EVIL)),

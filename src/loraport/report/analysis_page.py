@@ -3,7 +3,6 @@
 The whole model is drawn here; what a layer's row opens is in `analysis_figures.py`.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -97,11 +96,13 @@ def _lead(analysis: PairAnalysis) -> str:
         return "No layer was analysed."
     drift = [layer.drift for layer in analysis.layers]
     moved, rigid = _mean([each.relative for each in drift]), _mean([each.rigidity for each in drift])
-    times = rigid.value / rigid.gaussian if rigid.gaussian > 0 else math.nan
+    share, layers = number(moved.value, "share"), count(len(drift), "layer")
+    said = f"The distillation moved the weights by {share} of their norm (mean over {layers})."
+    if rigid.gaussian == 0:  # both models are equal
+        return said
     return (
-        f"The distillation moved the weights by {number(moved.value, 'share')} of their norm (mean over "
-        f"{count(len(drift), 'layer')}). It moved their singular values by {number(rigid.value, 'share')}, which is "
-        f"{number(times)} times what a random change of that size does."
+        f"{said} It moved their singular values by {number(rigid.value, 'share')}, which is "
+        f"{number(rigid.value / rigid.gaussian)} times what a random change of that size does."
     )
 
 

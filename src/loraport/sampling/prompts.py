@@ -77,7 +77,7 @@ def read_embeddings(file: Path) -> Conditions:
         raise FileError("the embeddings cannot be read", where=str(file), values=str(error)) from error
     if PROMPTED not in held or EMPTY not in held:
         raise FileError(
-            "the embeddings are not complete", where=str(file), values=f"holds {', '.join(held) or 'nothing'}",
+            "the embeddings are not complete", where=str(file), values=f"holds {', '.join([*held][:5]) or 'nothing'}",
             fix=f"give {PROMPTED} and {EMPTY}, as WanPipeline.encode_prompt returns them",
         )  # fmt: skip
     prompted, empty = held[PROMPTED].float(), held[EMPTY].float()[:1]
