@@ -99,11 +99,11 @@ def test_a_row_says_what_was_tried_and_what_came_of_it(tmp_path):
 def test_charts_compare_only_what_all_have(tmp_path):
     def kept(lora, rank, share, **more):
         more = {"figures": {"energy_kept": share}} | more
-        return cell(lora, label=f"rank={rank}", settings={"rank": rank}, **more)
+        return cell(lora, label=f"casa,rank={rank}", settings={"rank": rank}, **more)
 
     cells = [kept("a", 16, 0.5), kept("b", 16, 0.7), kept("c", 16, 0.1), kept("a", 32, 0.6), kept("b", 32, 0.9)]
     page = render_sweep_page(read(tmp_path, *cells, kept("c", 32, 0.9, state="failed")))
-    assert bars_of(page) == {"Share kept by the rank: fast": [("rank=16", "60 %"), ("rank=32", "75 %")]}
+    assert bars_of(page) == {"Share kept by the rank: fast": [("casa, rank=16", "60 %"), ("casa, rank=32", "75 %")]}
     assert "means over the 2 LoRAs" in page
     assert bars_of(render_sweep_page(read(tmp_path, *cells[:3]))) == {}
     pair = [cell("a", target, "", {}) for target in ("fast", "turbo")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loraport.core.bootstrap import Estimate
-from loraport.evaluate.run import SHOWN, Evidence, ScoredCell
+from loraport.evaluate.run import ANCHORS, HIGHER_IS_BETTER, SHOWN, Evidence, ScoredCell
 from loraport.report import Comparison, Measure, Row, Score, figures
 
 if TYPE_CHECKING:
@@ -22,13 +22,14 @@ _COLOURS = {
     "ours": "#c2185b",
 }
 _MARKERS = "osD^v<>PX*hd8p"
+_ANCHORED, _DARK = {"B": "x", "C": "+"}, "#444444"
 
 
 def quality_against_function(evidence: Evidence, *, function: str, quality: str, labels: Sequence[str]) -> bytes:
     """A PNG with one panel a (LoRA, target): every method as a point with 95 % intervals on both axes.
 
-    The grey cross is source + LoRA (B), the grey plus the target without the LoRA (C); the line joins the strengths of
-    direct reuse.
+    Better is always up. The dark cross is source + LoRA (B), the dark plus the target without the LoRA (C); the line
+    joins the strengths of direct reuse.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -44,9 +45,10 @@ def quality_against_function(evidence: Evidence, *, function: str, quality: str,
         panel = axes[rows.index(lora)][columns.index(target)]
         panel.set_axis_on()
         _panel(evidence, panel, lora, target, function, quality, labels, marks)
+    anchors = {ANCHORS[name]: (marker, _DARK) for name, marker in _ANCHORED.items()}
     handles = [
         axes.flat[0].plot([], [], marker=marker, color=colour, linestyle="", label=label)[0]
-        for label, (marker, colour) in marks.items()
+        for label, (marker, colour) in (anchors | marks).items()
     ]
     figure.legend(handles=handles, loc="outside right upper", fontsize=7, frameon=False)
     FigureCanvasAgg(figure)
@@ -66,9 +68,9 @@ def _panel(
     marks: dict[str, tuple[str, str]],
 ) -> None:
     cells = [cell for cell in evidence.of_pair(lora, target) if cell.label in labels]
-    for cell, shape in ((evidence.cell(lora, "", "B"), "x"), (evidence.cell(lora, target, "C"), "+")):
+    for cell in (evidence.cell(lora, "", "B"), evidence.cell(lora, target, "C")):
         x, y = cell.estimates[function], cell.estimates[quality]
-        panel.plot([x.value], [y.value], shape, color="#444444", markersize=9, markeredgewidth=2)
+        panel.plot([x.value], [y.value], _ANCHORED[cell.label], color=_DARK, markersize=9, markeredgewidth=2)
     reuse = [cell for cell in evidence.curve(lora, target).values() if cell in cells]
     path = [(cell.estimates[function].value, cell.estimates[quality].value) for cell in reuse]
     panel.plot(*zip(*path, strict=True), color=_COLOURS["direct"], linewidth=0.8, alpha=0.6)
@@ -92,7 +94,7 @@ def _panel(
     panel.set_xlabel(f"function: {function}", fontsize=8)
     panel.set_ylabel(f"quality: {quality}", fontsize=8)
     panel.tick_params(labelsize=7)
-    if quality == "frechet":
+    if not HIGHER_IS_BETTER[quality]:
         panel.invert_yaxis()
 
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from loraport.engine.results import Column
 from loraport.errors import FileError
 from loraport.files import read_text
-from loraport.report.charts import Bar, Bars
+from loraport.report.charts import Bar, Bars, Colour
 from loraport.report.content import Answer, Fact, Figure, Layers, Listing, Page, Words, is_number
 from loraport.report.frame import render, write
 from loraport.report.tables import Table, written
@@ -226,12 +226,9 @@ def _beside_each_other(column: Column, target: str, bars: Mapping[str, Mapping[s
     if len(names) < len(means):
         look += f" Shown are the {len(names)} largest of {len(means)}; the table has all."
     unit = "number" if column.unit == "text" else column.unit
-    drawing = Bars(
-        tuple(
-            Bar(name or "as it is", means[name], _ends(found[name]), unit, "a" if column.unit == "share" else "b")
-            for name in names
-        )
-    )
+    colour: Colour = "a" if column.unit == "share" else "b"
+    labels = {name: name.replace(",", ", ") or "as it is" for name in names}  # lines end between settings
+    drawing = Bars(tuple(Bar(labels[name], means[name], _ends(found[name]), unit, colour) for name in names))
     title = DRAWN[column.key]
     return Figure(f"{title}: {target}" if target else title, look, drawing)
 
