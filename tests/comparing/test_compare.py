@@ -57,7 +57,11 @@ def test_stills_are_compared_and_what_is_there_is_kept(stills, tmp_path):
     told = json.loads((tmp_path / "out" / "compare.json").read_text("utf-8"))
     assert told["variants"][2]["scores"]["distance"]["mean"] == report.scores["target+lora@1"]["distance"].mean
     assert (tmp_path / "out" / "index.html").stat().st_size > 5000
+    assert told["size"] == [1, SIZE["height"], SIZE["width"]]
+    assert (told["precision"], told["device"], told["negative"]) == ("float32", "cpu", None)
     page = (tmp_path / "out" / "index.html").read_text("utf-8")
+    assert f"{SIZE['width']} x {SIZE['height']}" in page
+    assert "on cpu, weights in float32" in page
     assert ("not measured" in page) == bool(told["not_measured"])
     assert all(words in html.unescape(page) for words in told["not_measured"].values())
     before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out" / "clips").iterdir()}

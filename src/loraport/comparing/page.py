@@ -13,6 +13,7 @@ from loraport.report import frame
 from loraport.report.comparison import Measure
 from loraport.report.content import Fact, Input, Page, Words
 from loraport.report.scenes import Given, Interval, Making, Scene, SideBySide
+from loraport.wording import count
 
 ROLES = {"source": "the source", "target": "the target"}
 Clips = Callable[[str, int, int], UInt8[np.ndarray, "f h w 3"]]
@@ -111,6 +112,11 @@ def _done(report: CompareReport) -> list[Fact]:
     if report.known:
         facts.append(Fact("known of the target", report.known))
     facts += [Fact("prompts", str(len(report.prompts))), Fact("seeds a prompt", str(report.seeds))]
+    if report.negative is not None:
+        facts.append(Fact("negative prompt", report.negative))
+    frames, height, width = report.size
+    facts.append(Fact("size", f"{width} x {height}" + (f", {count(frames, 'frame')}" if frames > 1 else "")))
+    facts.append(Fact("rendered", f"on {report.device}, weights in {report.precision}"))
     if any(measure.video for measure in report.measures):
         facts.append(Fact("frames a second", f"{report.fps:g}, as measured"))
     if report.not_measured:

@@ -45,6 +45,10 @@ class CompareReport:
         models: source and target, as they were named.
         files: LoRA file -> its SHA-256.
         fps: frames per second of a video, as its measures use it.
+        size: frames, height and width of a clip.
+        negative: the negative prompt; None for the pipeline's own.
+        precision: number format of the weights.
+        device: where the clips were made.
         made: clips made in this run.
         found: clips that already existed.
         not_measured: what is not measured for lack of a package -> what brings it.
@@ -66,6 +70,10 @@ class CompareReport:
     models: dict[str, str]
     files: dict[Path, str]
     fps: float
+    size: tuple[int, int, int]
+    negative: str | None
+    precision: str
+    device: str
     made: int
     found: int
     not_measured: dict[str, str] = field(default_factory=dict)
@@ -108,6 +116,10 @@ class CompareReport:
             "models": self.models,
             "files": {str(file): digest for file, digest in self.files.items()},
             "fps": self.fps,
+            "size": list(self.size),
+            "negative": self.negative,
+            "precision": self.precision,
+            "device": self.device,
             "made": self.made,
             "found": self.found,
             "not_measured": self.not_measured,

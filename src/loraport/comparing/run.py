@@ -62,6 +62,7 @@ def carry_out(plan: ComparePlan, device: str, on_event: Listener) -> CompareRepo
     judges = Judges.open(plan.weights, str(place.device))
     fps = settings.fps or float(sides["source"].model.family.diffusers.fps)
     judged = _judge(judges, clips, names, plan, fps, on_event)
+    frames, height, width, _ = _read(clips, next(iter(names.values()))).shape
     few = _few(len(plan.prompts), settings.seeds)
     for sentence in few:
         on_event(Warned(sentence))
@@ -72,7 +73,7 @@ def carry_out(plan: ComparePlan, device: str, on_event: Listener) -> CompareRepo
         prompts=plan.prompts,
         seeds=settings.seeds,
         variants=plan.variants,
-        measures=judges.measures(video=len(_read(clips, next(iter(names.values())))) > 1, image=plan.with_images),
+        measures=judges.measures(video=frames > 1, image=plan.with_images),
         scores={
             v.key: scores_of({(p, s): judged[v.key, p, s] for p, s in shots}, len(plan.prompts), settings.seeds)
             for v in plan.variants
@@ -83,6 +84,10 @@ def carry_out(plan: ComparePlan, device: str, on_event: Listener) -> CompareRepo
         models={role: side.name for role, side in sides.items()},
         files=digests,
         fps=fps,
+        size=(frames, height, width),
+        negative=settings.negative,
+        precision=str(place.dtype).removeprefix("torch."),
+        device=str(place.device),
         made=len(missing),
         found=len(names) - len(missing),
         not_measured=judges.missing(),
