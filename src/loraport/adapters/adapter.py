@@ -32,7 +32,7 @@ class LoraAdapter:
         architecture: the model it was made for, as far as its shapes tell.
         layers: canonical layer -> update, in the model's order.
         passthrough: what is passed on unchanged.
-        dropped: raw keys left out by request.
+        dropped: raw keys left out: by request, of other LoRAs in the file, or because they change nothing.
         metadata: the header's text.
         dtype: of most factors, safetensors spelling ("BF16").
         keys: all raw keys.

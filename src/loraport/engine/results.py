@@ -243,7 +243,7 @@ class TransferReport:
         maps: what the maps of the layers show, likewise.
         layers: one report per transferred layer, in the order of the model.
         passthrough: keys passed on unchanged.
-        dropped: keys left out, by request or by `allow_partial`.
+        dropped: keys left out, by request or by `allow_partial`; and biases of zero of layers that have none.
         load: how to load the output, one program a line.
         warnings: sentences for the user.
         inputs: the input files.
