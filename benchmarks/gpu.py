@@ -50,6 +50,7 @@ def main() -> int:
     parser.add_argument("--tiny", action="store_true", help="models of a few kilobytes, to try the script")
     parser.add_argument("--work", type=Path, help="for models, 5 GB; by default in memory where there is room")
     parser.add_argument("--out", type=Path, default=Path("gpu.json"))
+    parser.add_argument("--traces", type=Path, help="folder for what the profiler saw of a few layers, some MB each")
     args = parser.parse_args()
     if args.device.startswith("cuda") and not torch.cuda.is_available():
         print("not checked: PyTorch sees no CUDA device here")
@@ -57,8 +58,16 @@ def main() -> int:
     faulthandler.dump_traceback_later(args.budget + 60, exit=True)  # a call that never returns
     warnings.filterwarnings("ignore", message=".*[Pp]rofiler.*")
     work = Path(tempfile.mkdtemp(prefix="gpu-", dir=args.work or _roomy()))
+    if args.traces is not None:
+        args.traces.mkdir(parents=True, exist_ok=True)
     session = Session(
-        args.device, tiny=args.tiny, budget=args.budget, out=args.out, work=work, blocks=1 if args.tiny else args.blocks
+        args.device,
+        tiny=args.tiny,
+        budget=args.budget,
+        out=args.out,
+        work=work,
+        blocks=1 if args.tiny else args.blocks,
+        traces=args.traces,
     )
     try:
         session.keep("machine", _machine(args.device))

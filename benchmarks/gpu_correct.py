@@ -1,6 +1,10 @@
 """Is what a card computes right: fresh processes, equal bytes, agreement with the CPU, several cards, full memory."""
 
+import importlib.util
+import os
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 
 import torch
@@ -48,6 +52,7 @@ def correct(session: Session) -> None:
     session.step("what is left", lambda: _left(session), 20)
     session.step("full memory", lambda: _full(session), 40)
     session.step("several devices", lambda: _devices(session), 60)
+    session.step("Ray", lambda: _ray(session), 90)
 
 
 def _fresh(session: Session) -> dict[str, object]:
@@ -168,3 +173,29 @@ def _devices(session: Session) -> dict[str, object]:
         session.check(f"--device {named} gives the bytes of one card", same, ", ".join(used))
         found[named] = used
     return found
+
+
+def _ray(session: Session) -> dict[str, object]:
+    """Layers as tasks on the cards of a Ray cluster of this machine give the bytes of a run without it."""
+    if importlib.util.find_spec("ray") is None:
+        session.leave_out("cards under Ray", "Ray is not installed")
+        return {}
+    files, told = [], ""
+    for executor in ("thread", "ray"):
+        pair, out = session.pair("1.3B", 1), session.work / f"by-{executor}.safetensors"
+        models = ["--source", str(pair.source), "--target", str(pair.target), "-o", str(out), "--overwrite"]
+        kind = session.device.partition(":")[0]  # Ray itself says which card
+        options = ["--device", kind, "--cache", "off", "--log", "off", "--executor", executor]
+        folder = tempfile.mkdtemp(prefix="ray")  # of a short path, as its sockets need
+        done = subprocess.run(
+            command("transfer", str(pair.loras[0]), *models, *options),
+            capture_output=True,
+            text=True,
+            env=os.environ | {"RAY_ADDRESS": "local", "RAY_TMPDIR": folder},
+        )
+        shutil.rmtree(folder, ignore_errors=True)
+        if not session.check(f"--executor {executor} ends well", done.returncode == 0, done.stderr.strip()[-600:]):
+            return {"ended": done.returncode}
+        files.append(out.read_bytes())
+        told = done.stderr.strip().partition("\n")[0]
+    return {"equal": session.check("the bytes of a run under Ray are those of one without", len(set(files)) == 1, told)}

@@ -31,10 +31,21 @@ class Session:
         out: JSON file with all figures, rewritten after every step.
         work: folder for models and outputs.
         blocks: of the 14B pair.
+        traces: folder for what the profiler saw, for chrome://tracing or Perfetto; None for none.
     """
 
-    def __init__(self, device: str, *, tiny: bool, budget: float, out: Path, work: Path, blocks: int):
-        self.device, self.tiny, self.work, self.blocks = device, tiny, work, blocks
+    def __init__(
+        self,
+        device: str,
+        *,
+        tiny: bool,
+        budget: float,
+        out: Path,
+        work: Path,
+        blocks: int,
+        traces: Path | None = None,
+    ):
+        self.device, self.tiny, self.work, self.blocks, self.traces = device, tiny, work, blocks, traces
         self.cuda = device.startswith("cuda")
         self.figures: dict[str, Any] = {}
         self.not_checked: list[str] = []
@@ -226,6 +237,17 @@ def busy_share(profiler: "torch.profiler.profile", *, cuda: bool) -> tuple[float
         if computes and event.time_range.end > event.time_range.start:
             spans.append((event.time_range.start, event.time_range.end))
     return union(spans)
+
+
+def costliest(profiler: "torch.profiler.profile", count: int = 12) -> list[tuple[str, float, int]]:
+    """(name, seconds, calls) of what a card does, copies too, the most time first."""
+    found: dict[str, tuple[float, int]] = {}
+    for event in profiler.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            spent, calls = found.get(event.name, (0.0, 0))
+            found[event.name] = spent + (event.time_range.end - event.time_range.start) / 1e6, calls + 1
+    largest = sorted(found.items(), key=lambda item: -item[1][0])[:count]
+    return [(name, spent, calls) for name, (spent, calls) in largest]
 
 
 def union(spans: "list[tuple[float, float]]") -> tuple[float, float, float]:

@@ -1,7 +1,9 @@
 """How fast a card is, where its time goes, how busy it is and how much of its memory is used."""
 
 import importlib.util
+import json
 import re
+import subprocess
 import time
 import warnings
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import published_dense
 from gpu_correct import transfer
-from gpu_session import Clock, Session, Watch, busy_share, pinning
+from gpu_session import Clock, Session, Watch, busy_share, command, costliest, pinning
 from loraport.containers.tensors import open_tensors, read_float_with_digest
 from loraport.store.store import Store
 from matrices import weight_pair
@@ -104,6 +106,8 @@ def speed(session: Session) -> None:
     session.step("models of 14B shapes", lambda: str(session.pair("14B", session.blocks).source), 60)
     session.step("warm-up", lambda: _run(session, "warm-up", method="casa", lora=2, drop=_all_but("self_attn.q")), 20)
     session.step("reading both files once", lambda: _reading(session), 30)
+    for method in ("direct", "matched-gain", "casa"):
+        session.step(f"plan of {method}", lambda m=method: _planned(session, m), 20)  # type: ignore[misc]
     for method in ("direct", "matched-gain"):
         session.step(f"{method}, 14B", lambda m=method: _run(session, f"{m}, 14B", method=m), 40)  # type: ignore[misc]
     session.step("casa first, 14B", lambda: _run(session, "casa first, 14B", method="casa"), 40)
@@ -111,7 +115,8 @@ def speed(session: Session) -> None:
     kept = session.step("casa first, kept", lambda: _run(session, "casa first, kept", method="casa", cache=cache), 50)
     if kept:
         session.step("casa further, 14B", lambda: _run(session, "casa further, 14B", lora=1, cache=cache), 30)
-    session.step("one worker, 14B", lambda: _run(session, "one worker, 14B", method="casa", workers=1), 50)
+    for count, name in ((1, "one worker"), (4, "four workers")):
+        session.step(f"{name}, 14B", lambda n=name, c=count: _run(session, f"{n}, 14B", method="casa", workers=c), 50)  # type: ignore[misc]
 
 
 def _run(session: Session, name: str, **settings: object) -> dict[str, Any]:
@@ -151,6 +156,17 @@ def _run(session: Session, name: str, **settings: object) -> dict[str, Any]:
         "on": sorted({layer.device for layer in report.layers}),
         "warnings": list(report.warnings),
     }
+
+
+def _planned(session: Session, method: str) -> float:
+    """Seconds that `plan` expects of a first LoRA, with the rates that it measures itself."""
+    pair = session.pair("14B", session.blocks)
+    models = ["--source", str(pair.source), "--target", str(pair.target), "--device", session.device]
+    words = ["plan", str(pair.loras[0]), *models, "--method", method, "--cache", str(session.work / "rates"), "--json"]
+    done = subprocess.run(command(*words), capture_output=True, text=True, check=True)
+    cost = json.loads(done.stdout)["cost"]
+    session.say(f"   plan of {method}: {cost['seconds']:.2f} s, {cost['card_bytes'] / GIGA:.2f} GB of the card")
+    return float(cost["seconds"])
 
 
 def _reading(session: Session) -> dict[str, float]:
@@ -196,6 +212,9 @@ def where(session: Session) -> None:
     cache = session.work / "cache"
     if cache.is_dir():
         session.step("busy, further", lambda: _busy(session, "further", lora=2, cache=str(cache)), 30)
+    for name, settings in (("first", {}), ("further", {"cache": str(cache)}), ("direct", {"method": "direct"})):
+        if session.traces is not None and (name != "further" or cache.is_dir()):
+            session.step(f"trace, {name}", lambda: _trace(session, name, **settings), 60)  # noqa: B023
 
 
 def _steps(session: Session, shape: tuple[int, int]) -> dict[str, float]:
@@ -263,12 +282,28 @@ def _busy(session: Session, name: str, **settings: object) -> dict[str, float]:
         session.leave_out(f"how busy the card is, {name}", "the profiler saw no kernel, as where it may not look")
         return {}
     share = covered / span
+    kernels = costliest(profiler)
     session.say(
         f"   {name}: {'the card' if session.cuda else 'anything'} ran for {covered:.2f} s of the {span:.2f} s from its "
         f"first to its last work, {share:.0%} (kernels add up to {summed:.2f} s; the whole call, being profiled, took "
         f"{wall:.2f} s)"
     )
-    return {"covered": covered, "span": span, "sum": summed, "wall": wall, "share": share}
+    for kernel, spent, calls in kernels[:6]:
+        session.say(f"      {spent:.3f} s in {calls} calls of {kernel[:110]}")
+    return {"covered": covered, "span": span, "sum": summed, "wall": wall, "share": share, "kernels": kernels}
+
+
+def _trace(session: Session, name: str, **settings: object) -> dict[str, str]:
+    """What the program asks of the card and when, thread by thread, into a file. Slower than without."""
+    assert session.traces is not None
+    every = torch.profiler._ExperimentalConfig(profile_all_threads=True)
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if session.cuda else [])]
+    with profile(activities=kinds, experimental_config=every) as profiler:
+        transfer(session, "14B", session.blocks, "out", **{"lora": 1, **settings})
+        session.wait()
+    path = session.traces / f"{name}.json.gz"
+    profiler.export_chrome_trace(str(path))
+    return {"file": path.name}
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
