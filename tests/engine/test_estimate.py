@@ -21,12 +21,15 @@ from loraport.engine.estimate import estimate
 from loraport.engine.executor import Slot
 from loraport.engine.job import WIDE_ELEMENTS
 from loraport.engine.keeping import layers_to_keep, worth_keeping
+from loraport.engine.layer_work import Work, seconds_of
 from loraport.engine.many.plan import LayerBatch
 from loraport.engine.measuring import measure
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
 from loraport.engine.rates import Rates, rates_of
 from loraport.engine.recipe import Recipe
+from loraport.methods import cost as costs
+from loraport.store.writing import WRITERS
 
 RATES = Rates(products=1e11, decompositions=1e11, passes=2e10, read=5e8, keep=2e8, fetch=1e9)
 
@@ -249,8 +252,28 @@ def test_for_a_card_that_another_machine_has_this_processor_is_measured(tmp_path
 
 def test_a_measurement_is_of_this_machine_and_leaves_no_files(tmp_path):
     found = measure("cpu", tmp_path)
-    assert all(rate > 1e6 for rate in vars(found).values())
+    assert all(rate > 1e6 for name, rate in vars(found).items() if name != "column")
+    assert found.column == 0.0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_eigenproblem_of_a_card_takes_time_for_each_column():
+    """Of an H200: two sizes that are measured say within a quarter what the others take."""
+    seconds = {768: 7.8e-3, 1024: 10.5e-3, 1536: 19.1e-3, 2048: 24.8e-3, 3072: 58.6e-3, 4096: 89.9e-3, 5120: 196.7e-3}
+    cubic, column = measuring._of_eigenproblems({n: seconds[n] for n in measuring._EIGENPROBLEMS})
+    rates = replace(CARD, decompositions=9 / cubic, column=column)
+    for n, taken in seconds.items():
+        assert seconds_of(Work(costs.eigenproblem(n)), rates) == pytest.approx(taken, rel=0.25)
+    assert measuring._of_eigenproblems({100: 1.0}) == (1e-6, 0.0)
+    assert measuring._of_eigenproblems({10: 1.0, 100: 5.0}) == (5e-6, 0.0)  # the larger one takes less for a column
+    assert measuring._of_eigenproblems({10: 1e-6, 100: 5.0})[1] == 0.0
+
+
+def test_what_is_kept_beside_a_device_is_written_by_several():
+    work = Work(keep=8 * 10**9)
+    assert seconds_of(work, CARD) == 8.0
+    assert seconds_of(work, CARD, beside=8) == 8.0 / WRITERS
+    assert seconds_of(work, CARD, beside=2) == 4.0
 
 
 def test_what_a_run_has_read_itself_is_no_sign_of_an_earlier_one(files, tmp_path, monkeypatch):

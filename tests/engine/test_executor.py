@@ -190,13 +190,24 @@ def test_layers_are_admitted_to_a_gpu_by_what_they_take_there():
     assert (batch.bytes_on("cuda:0"), batch.bytes_on("cpu")) == (60, 130)
 
 
-def test_wide_layers_run_one_at_a_time_on_each_device():
+def test_wide_layers_run_one_at_a_time_on_the_cpu():
     wide = _job("wide", shape=(WIDE_ELEMENTS, 2))
-    slots = [Slot("cuda:0", 1, 50), Slot("cuda:0", 1, 50), Slot("cuda:1", 1, 70)]
-    (narrow, at_once), (broad, alone) = phases([JOBS[0], wide], slots, 16)
+    slots = [Slot("cpu", 1, 50), Slot("cpu", 1, 50)]
+    (narrow, at_once), (broad, alone) = phases([wide, JOBS[0]], slots)
     assert (narrow, broad) == ([JOBS[0]], [wide])
     assert at_once == slots
-    assert alone == [Slot("cuda:0", 16, 100), Slot("cuda:1", 16, 70)]
+    assert alone == [Slot("cpu", 1, 100)]
+
+
+@pytest.mark.parametrize("name", ["serial", "thread"])
+def test_on_a_device_wide_layers_run_beside_the_others_in_the_given_order(monkeypatch, name):
+    """Each with its own number of threads, should the CPU take it over."""
+    monkeypatch.setattr(devices, "pick_devices", lambda wanted: ("cpu:0",))
+    jobs = [JOBS[0], _job("wide", shape=(WIDE_ELEMENTS, 2)), JOBS[1]]
+    ((some, _),) = phases(jobs, [Slot("cuda:0", 1, 50)] * 2)
+    assert some == jobs
+    done = list(_executor(name, 1).run(jobs, _threads))
+    assert done == [("layer 0", 1), ("wide", cores()), ("layer 1", 1)]
 
 
 def _held_by(job: LayerJob, slot: Slot) -> tuple[int, float, float]:

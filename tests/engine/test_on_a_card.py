@@ -14,11 +14,16 @@ from test_same_bits import refuse_changing
 import loraport
 import pico
 from loraport.containers.tensors import open_tensors
+from loraport.core.basis import SpectralBasis
 from loraport.core.operator import sent
+from loraport.core.thin_svd import thin_svd
 from loraport.engine import accelerators
+from loraport.engine.executor import Slot
 from loraport.engine.options import RunOptions
 from loraport.engine.reading import InputReader
+from loraport.engine.run_cache import open_cache
 from loraport.store.digests import DigestMemo
+from loraport.store.index import entry_key
 from pretended_device import CUDA, Pinned, pretended_cuda
 
 SOME = r"^blocks\.0\.(self_attn\.q|ffn\.0)$"
@@ -106,6 +111,27 @@ def test_a_weight_goes_to_a_card_from_pinned_memory(tmp_path, monkeypatch):
         reader = InputReader(DigestMemo(None), pinned=True)
         assert torch.equal(reader.read(ref, device=torch.device("cuda:0")).cpu(), reader.read(ref))
     assert pinned.sent == 1
+
+
+def test_what_was_kept_goes_to_a_card_from_pinned_memory(tmp_path, monkeypatch):
+    """The basis of a further LoRA: three tensors, for which nobody waits."""
+    found = thin_svd(torch.randn(9, 5, generator=torch.Generator().manual_seed(0)))
+    key = entry_key({"of": "a layer"})
+    pinned = Pinned()
+    with pretended_cuda(monkeypatch, pinned=pinned) as asked:
+        store, _ = open_cache({}, RunOptions(cache=str(tmp_path), device="cuda:0"), print, _Slots())
+        store.put("basis", key, {"U": found.U, "S": found.S, "Vh": found.Vh})
+        store.finish()
+        entry = store.get("basis", key)
+        basis = SpectralBasis(entry["U"], entry["S"], entry["Vh"]).to("cuda:0")
+        assert (pinned.sent, asked["waits"]) == (3, 0)
+        assert {part.device for part in (basis.U, basis.S, basis.Vh)} == {CUDA}
+        assert torch.equal(basis.U.cpu(), found.U)
+
+
+class _Slots:
+    def slots(self) -> list[Slot]:
+        return [Slot("cuda:0", 1, 10**9)]
 
 
 def _transferred(files: pico.Pico, device: str, folder: Path) -> bytes:

@@ -95,12 +95,12 @@ def test_a_limit_of_memory_or_layers_makes_each_layer_ask_for_more():
     assert _needs(100, workers=16) == (0.5, 0, 100)
 
 
-def test_two_layers_share_a_card_unless_they_are_large_or_wide():
+def test_two_layers_share_a_card_unless_they_are_large():
     cards = _node(cpus=32.0, cards=4, card_bytes=800)
     assert _needs(100, (4, 4), cards) == (1, 0.5, 100)
     assert _needs(600, (4, 4), cards) == (1, 0.75, 600)
     assert _needs(5000, (4, 4), cards) == (1, 1.0, 1000)
-    assert _needs(100, WIDE, cards) == (8, 1.0, 100)
+    assert _needs(100, WIDE, cards) == (1, 0.5, 100)
     assert _needs(100, (4, 4), cards, workers=3) == (1, 0.3333, 100)
     assert _needs(100, (4, 4), cards, memory=160) == (1, 0.625, 100)
     assert _needs(100, (4, 4), replace(cards, cpus=4.0)) == (0.5, 0.5, 100)

@@ -32,6 +32,13 @@ def test_what_waits_is_bounded_and_done_in_order() -> None:
     assert done == ["a", "b", "c"]
 
 
+def test_several_threads_do_several_pieces_at_once() -> None:
+    behind, together = Behind(room=10, threads=3), threading.Barrier(3)
+    for name in "abc":
+        behind.put(name, 1, lambda: together.wait(10))  # raises where fewer come
+    behind.finish()
+
+
 def test_where_nobody_is_patient_what_finds_no_room_is_let_go() -> None:
     behind, gate, done = Behind(room=10), threading.Event(), []
     for name, size in (("a", 25), ("b", 1)):

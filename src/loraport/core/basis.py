@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraport.core.operator import wide
+from loraport.core.operator import moved, wide
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class SpectralBasis:
 
     def to(self, device: torch.device | str) -> "SpectralBasis":
         """The same basis on another device."""
-        return SpectralBasis(self.U.to(device), self.S.to(device), self.Vh.to(device), self.driver)
+        U, S, Vh = (moved(part, device) for part in (self.U, self.S, self.Vh))
+        return SpectralBasis(U, S, Vh, self.driver)
 
     def head(self, energy: float) -> int:
         """Smallest k with sum_{i<k} S_i^2 >= energy * sum S_i^2 (Eq. 3 of the paper)."""

@@ -88,6 +88,11 @@ def sent(x: Tensor, like: Tensor) -> Tensor:
     return x.to(like.device, non_blocking=like.device.type != "mps")
 
 
+def moved(x: Tensor, device: torch.device | str) -> Tensor:
+    """x on another device. From pinned memory, which is not copied first, nobody waits for it."""
+    return x.to(device, non_blocking=x.device.type == "cpu" and x.is_pinned())
+
+
 def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """x in float64, on the CPU where its device has none (MPS). For small matrices and vectors."""
     return (x.cpu() if x.device.type == "mps" else x).double()

@@ -139,15 +139,16 @@ def estimate(plans: Sequence[TransferPlan], options: RunOptions, start: float = 
         again = [job for job in sample if reading[job.name] < weights_bytes(job)]
         first = sum(seconds_of(Work(costs.elementwise(*job.shape, 6), weights_bytes(job)), rates) for job in again)
         last = copies * out / rates.keep
-        narrow = [batch for batch in batches if not batch.wide]
-        lanes = in_flight(narrow, slots) if narrow else 1
         if beside:
-            lanes = places  # the second layer on a device hides what the first waits for
-        together = float(lanes) if beside else max(cores() * _SPREAD, 1.0)
-        wide = sum(spent for batch, spent in zip(batches, seconds, strict=True) if batch.wide)
-        dealt = _dealt([spent for batch, spent in zip(batches, seconds, strict=True) if not batch.wide], lanes)
+            dealt = _dealt(seconds, places)  # a second layer on a device hides what the first waits for
+        else:
+            narrow = [batch for batch in batches if not batch.wide]
+            lanes = in_flight(narrow, slots) if narrow else 1
+            dealt = _dealt([spent for batch, spent in zip(batches, seconds, strict=True) if not batch.wide], lanes)
+            wide = sum(spent for batch, spent in zip(batches, seconds, strict=True) if batch.wide)
+            dealt += wide / max(cores() * _SPREAD, 1.0)
         busy = start + first + last + sum(seconds)
-        return max(start + first + last + dealt + wide / together, start + read / disk), busy
+        return max(start + first + last + dealt, start + read / disk), busy
 
     output, largest = sum(plan.output_bytes for plan in plans), max(plan.output_bytes for plan in plans)
     seconds, busy = timed(layers, have, output)
@@ -241,15 +242,13 @@ def _working_bytes(
 
 
 def _card_bytes(unfinished: Sequence[LayerBatch], slots: Sequence[Slot]) -> int:
-    """Of the layers that are in work on one card; wide ones are there alone."""
+    """Of the layers that are in work on one card."""
     device = slots[0].device
     if not device.startswith("cuda"):
         return 0
     here = [slot for slot in slots if slot.device == device]
-    narrow = [batch for batch in unfinished if not batch.wide]
-    largest = sorted((batch.bytes_on(device) for batch in narrow), reverse=True)
-    widest = max((batch.bytes_on(device) for batch in unfinished if batch.wide), default=0)
-    return max(sum(largest[: in_flight(narrow, here)]), widest)
+    largest = sorted((batch.bytes_on(device) for batch in unfinished), reverse=True)
+    return sum(largest[: in_flight(unfinished, here)])
 
 
 def _disk_rate(plan: TransferPlan) -> float:

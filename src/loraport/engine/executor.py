@@ -140,23 +140,24 @@ def threads_for(job: Job, cores: int) -> int:
     return cores if job.wide else 1
 
 
-def phases(jobs: Sequence[J], slots: Sequence[Slot], cores: int) -> Iterator[tuple[list[J], list[Slot]]]:
+def phases(jobs: Sequence[J], slots: Sequence[Slot]) -> Iterator[tuple[list[J], list[Slot]]]:
     """Which jobs may run at the same time, and where.
 
-    Narrow jobs run side by side, one thread each; wide ones one at a time on each device, with all cores.
+    On the CPU narrow jobs run side by side, one thread each, then wide ones one at a time with all cores. On an
+    accelerator all of them run side by side: their threads have little to do there.
 
     Args:
         slots: those of the executor.
-        cores: of the machine that the slots are on.
     """
+    if slots[0].device != "cpu":
+        yield list(jobs), list(slots)
+        return
     narrow = [job for job in jobs if not job.wide]
     wide = [job for job in jobs if job.wide]
     if narrow:
-        yield narrow, [replace(slot, threads=threads_for(narrow[0], cores)) for slot in slots]
+        yield narrow, list(slots)
     if wide:
-        room, threads = _room(slots), threads_for(wide[0], cores)
-        first = {slot.device: slot for slot in reversed(slots)}
-        yield wide, [replace(first[device], threads=threads, bytes=room[device]) for device in room]
+        yield wide, [replace(slots[0], bytes=_room(slots)[slots[0].device])]
 
 
 def dispatch(
@@ -168,7 +169,7 @@ def dispatch(
     """Keep the slots busy within the memory of their devices, and yield results as they come.
 
     Args:
-        submit: begins a job in a slot that is free.
+        submit: begins a job in a slot that is free, which says how many threads that job is given.
         takes: bytes of the slot's device that a job takes there.
     """
     waiting, free, room = deque(jobs), list(slots), _room(slots)
@@ -187,7 +188,7 @@ def dispatch(
             free.remove(slot)
             used[slot.device] += takes(job, slot)
             waiting.popleft()
-            running[submit(job, slot)] = job, slot
+            running[submit(job, replace(slot, threads=threads_for(job, cores())))] = job, slot
 
     try:
         fill()

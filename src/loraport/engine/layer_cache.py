@@ -12,6 +12,7 @@ from torch import Tensor
 
 from loraport.containers.references import TensorRef
 from loraport.core.basis import SpectralBasis
+from loraport.core.operator import moved
 from loraport.engine.accelerators import to_host
 from loraport.engine.job import LayerJob
 from loraport.engine.keys import basis_key, basis_role, prepared_key
@@ -30,7 +31,7 @@ class Prepared:
 
     def to(self, device: torch.device) -> "Prepared":
         """The same on another device."""
-        return Prepared({name: tensor.to(device) for name, tensor in self.tensors.items()}, self.drift_norm)
+        return Prepared({name: moved(tensor, device) for name, tensor in self.tensors.items()}, self.drift_norm)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from loraport.engine.rates import Rates
 from loraport.methods import cost as costs
 from loraport.methods.cost import Cost
 from loraport.store.index import entry_path
+from loraport.store.writing import WRITERS
 
 
 @dataclass(frozen=True)
@@ -220,6 +221,9 @@ def seconds_of(work: Work, rates: Rates, beside: float = 0.0) -> float:
     """
     cost = work.cost
     computing = cost.products / rates.products + cost.decompositions / rates.decompositions
+    computing += cost.columns * rates.column
     computing += cost.passes / rates.passes + costs.SLOWER * cost.factorisations / rates.products
     reading, writing = work.read / rates.read + work.fetch / rates.fetch, work.keep / rates.keep
-    return max(computing, reading / beside, writing) if beside else computing + reading + writing
+    if beside:
+        return max(computing, reading / beside, writing / min(beside, WRITERS))
+    return computing + reading + writing

@@ -35,8 +35,8 @@ def overlapped(work: Worker, jobs: Sequence[LayerJob], executor: Executor) -> It
 
     Args:
         work: what is to be done.
-        jobs: as they are given to the executor.
-        executor: which does the narrow ones first.
+        jobs: as they are given to the executor, which begins with the first.
+        executor: that does them.
     """
     slots = executor.slots()
     try:
@@ -44,8 +44,7 @@ def overlapped(work: Worker, jobs: Sequence[LayerJob], executor: Executor) -> It
             with full_precision:
                 yield work
             return
-        order = sorted(jobs, key=lambda job: job.wide)
-        with full_precision, Ahead(order, work.bring, _brought_bytes, room_beside(), threads_beside()) as ahead:
+        with full_precision, Ahead(jobs, work.bring, _brought_bytes, room_beside(), threads_beside()) as ahead:
             yield replace(work, ahead=ahead)
     finally:
         for slot in slots:

@@ -17,7 +17,7 @@ from loraport.errors import FileError
 from loraport.files import write_bytes
 from loraport.threads import cores
 
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,12 @@ class Rates:
 
     Args:
         products: floating-point operations of float32 matrix products.
-        decompositions: those of a symmetric eigenproblem, counted as 9 n^3.
+        decompositions: those of a symmetric eigenproblem, counted as 9 n^3, beside what each column takes.
         passes: bytes read or written element by element.
         read: bytes of stored weights, from the system's memory of the file: read, hashed, and turned into float32.
         keep: bytes written into the cache.
         fetch: bytes read back from it and checked.
+        column: seconds (and no rate) for each column of an eigenproblem, on an accelerator.
     """
 
     products: float
@@ -39,6 +40,7 @@ class Rates:
     read: float
     keep: float
     fetch: float
+    column: float = 0.0
 
 
 def rates_of(device: str, root: Path | None) -> Rates:

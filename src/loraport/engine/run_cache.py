@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from loraport.engine import accelerators
 from loraport.engine.executor import Executor
 from loraport.engine.job import LayerJob
 from loraport.engine.job_cost import cached_bytes
@@ -44,7 +45,8 @@ def open_cache(
             root = cache_root(options.cache_folder)
         except FileError as error:
             warn(f"nothing is kept for later runs: {error.what} ({error.where}: {error.values})")
-    store = NullStore() if root is None else Store(root, behind=room_behind(slots))
+    memory = accelerators.pinned if pinned else None
+    store = NullStore() if root is None else Store(root, behind=room_behind(slots), memory=memory)
     store.sweep()
     return store, InputReader(DigestMemo(root, trust=not options.verify_inputs), identities, pinned=pinned)
 

@@ -19,6 +19,8 @@ class Cost:
         products: floating-point operations of float32 matrix products.
         decompositions: those of symmetric eigenproblems, 9 n^3 each (tridiagonal form, its solution, and back); in
             float64 they count twice.
+        columns: of these matrices, if they are of a layer's size: an accelerator takes some time for each, however long
+            it is.
         passes: bytes that are read or written by operations element by element over matrices of the layer's size, and
             of matrices that are multiplied with a few columns, which takes as long as reading them.
         factorisations: operations of thin QR decompositions and their like; in float64 they count twice.
@@ -28,6 +30,7 @@ class Cost:
     decompositions: float = 0.0
     passes: float = 0.0
     factorisations: float = 0.0
+    columns: float = 0.0
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
@@ -35,12 +38,17 @@ class Cost:
             self.decompositions + other.decompositions,
             self.passes + other.passes,
             self.factorisations + other.factorisations,
+            self.columns + other.columns,
         )
 
     def times(self, count: int | float) -> "Cost":
         """The same work so many times."""
         return Cost(
-            self.products * count, self.decompositions * count, self.passes * count, self.factorisations * count
+            self.products * count,
+            self.decompositions * count,
+            self.passes * count,
+            self.factorisations * count,
+            self.columns * count,
         )
 
     @property
@@ -74,6 +82,11 @@ def thin_qr(m: int, n: int, times: int | float = 1) -> Cost:
     return Cost(factorisations=4.0 * m * n**2 * times)
 
 
+def eigenproblem(n: int, times: int | float = 1) -> Cost:
+    """Eigenvectors of a symmetric n x n matrix, so many times."""
+    return Cost(decompositions=9.0 * n**3 * times, columns=float(n * times))
+
+
 def factors(m: int, n: int, rank: int) -> Cost:
     """Singular value decomposition of a product of two factors: two QR decompositions in float64 and a small core; or
     of the product itself, where the rank is high."""
@@ -87,7 +100,7 @@ def thin_basis_steps(m: int, n: int) -> dict[str, Cost]:
     p, longer = min(m, n), max(m, n)
     return {
         "Gram product": product(p, longer, p, 5 / 8),
-        "eigenproblem": Cost(decompositions=1.02 * 9.0 * p**3),
+        "eigenproblem": eigenproblem(p, 1.02),
         "back product": product(longer, p, p),
         "repair of the tail": product(longer, p, p, 0.5)
         + elementwise(m, n, 13)
@@ -121,7 +134,7 @@ def truncation(m: int, n: int, rank: int, steps: int = 10, products: int = 2) ->
     fitting = 0 if rank > most * p else int(_SPACE * p) // block
     if fitting < steps / 2 and by_gram:
         inside = product(m + n, block, block) + Cost(decompositions=2 * 9.0 * block**3)
-        return product(p, max(m, n), p, 5 / 8) + Cost(decompositions=9.0 * p**3) + thin_product(m, n, block) + inside
+        return product(p, max(m, n), p, 5 / 8) + eigenproblem(p) + thin_product(m, n, block) + inside
     if fitting < steps / 2:
         return thin_basis(m, n)
     steps = min(steps, fitting)

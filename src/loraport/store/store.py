@@ -7,7 +7,7 @@ read-only disk is reported once and the run goes on without caching.
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from loraport.errors import FileError
 from loraport.store import index
 from loraport.store.entry import DamagedEntry, Entry, NewerEntry, OlderEntry, peek_entry, read_entry, write_entry
 from loraport.store.index import DEFAULT_MAX_BYTES, RESERVE_BYTES, EntryInfo
-from loraport.store.writing import Behind
+from loraport.store.writing import WRITERS, Behind
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,7 @@ class Store:
         reserve_bytes: free space on the disk that caching leaves alone.
         behind: bytes of entries that may wait for a thread to write them, while whoever put them goes on; call
             `finish` at the end. None writes at once, as a store that was sent to another process does.
+        memory: gives so many bytes to read an entry into; None for ordinary memory, which is used again.
     """
 
     def __init__(
@@ -63,13 +64,14 @@ class Store:
         *,
         reserve_bytes: int = RESERVE_BYTES,
         behind: int | None = None,
+        memory: Callable[[int], Tensor] | None = None,
     ):
         self.root = Path(root)
         self.max_bytes = DEFAULT_MAX_BYTES if max_bytes is None else max_bytes
         self.reserve_bytes = reserve_bytes
         self._problems: list[StoreProblem] = []
-        self._behind = None if behind is None else Behind(behind)
-        self._memory = ReusedMemory()
+        self._behind = None if behind is None else Behind(behind, WRITERS)
+        self._memory = ReusedMemory().take if memory is None else memory
         self._closed = False  # True once writing failed
         self._unreadable = False  # True once reading failed for reasons that lie outside the entry
         self._total: int | None = None  # bytes in the cache as far as this process knows; None before the first put
@@ -97,7 +99,7 @@ class Store:
         if self._behind is not None:
             self._behind.wait(path)
         try:
-            entry = read_entry(path, kind, key, expect=expect, memory=self._memory.take)
+            entry = read_entry(path, kind, key, expect=expect, memory=self._memory)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except NewerEntry as error:

@@ -57,9 +57,9 @@ def resources_of(job: J, cluster: Cluster, limits: Limits) -> Resources:
         return Resources(_share(cpus, count), 0, memory)
     cards = max(node.cards for node in cluster.nodes)
     room = min(_allowed(node.card_bytes, limits) for node in cluster.nodes)
-    count = 1 if job.wide else limits.workers or ON_ACCELERATOR
+    count = limits.workers or ON_ACCELERATOR
     part = min(max(_floor(1 / count), math.ceil(_FINEST * job.bytes_on("cuda") / max(room, 1)) / _FINEST), 1.0)
-    own = cpus / cards if job.wide else min(cpus / cards / count, 1.0)
+    own = min(cpus / cards / count, 1.0)
     bound = None if limits.memory is None else int(part * room)
     return Resources(float(int(own)) if own >= 1 else _floor(own), part, min(job.peak_bytes, largest), bound)
 

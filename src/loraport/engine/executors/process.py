@@ -16,7 +16,6 @@ from loraport.engine.apart import Done, done_apart, outcome, take_home, told
 from loraport.engine.executor import J, Limits, Result, Slot, Work, dispatch, local_slots, phases
 from loraport.engine.job import Job
 from loraport.errors import FileError, UsageError
-from loraport.threads import cores
 
 if TYPE_CHECKING:
     from multiprocessing.synchronize import Event
@@ -67,7 +66,7 @@ class LayerExecutor:
                     task.add_done_callback(taken)
                     return task
 
-                for some, slots in phases(jobs, self._slots, cores()):
+                for some, slots in phases(jobs, self._slots):
                     with contextlib.closing(dispatch(some, slots, submit, _taken_of)) as done:
                         for each in done:
                             yield outcome(each)

@@ -1,9 +1,10 @@
 """One layer after the other, in this thread."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from loraport.engine.devices import warm_up
-from loraport.engine.executor import J, Limits, Result, Slot, Work, local_slots, phases
+from loraport.engine.executor import J, Limits, Result, Slot, Work, local_slots, phases, threads_for
 from loraport.threads import cores, threads_of_torch
 
 
@@ -18,9 +19,11 @@ class LayerExecutor:
         return self._slots
 
     def run(self, jobs: Sequence[J], work: Work[J, Result]) -> Iterator[Result]:
-        """Yield results in the order of the jobs, narrow ones first."""
+        """Yield results in the order of the jobs; on the CPU narrow ones first."""
         warm_up(self._slots[0].device)  # before other threads bring what it will need
-        for some, (slot, *_) in phases(jobs, self._slots, cores()):
-            with threads_of_torch(slot.threads):
-                for job in some:
-                    yield work(job, slot)
+        for some, (slot, *_) in phases(jobs, self._slots):
+            for job in some:
+                threads = threads_for(job, cores())
+                with threads_of_torch(threads):
+                    done = work(job, replace(slot, threads=threads))
+                yield done

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from loraport.engine.devices import warm_up
-from loraport.engine.executor import J, Limits, Result, Slot, Work, dispatch, in_slot, local_slots, phases
+from loraport.engine.executor import J, Limits, Result, Slot, Work, dispatch, in_slot, local_slots, phases, threads_for
 from loraport.threads import cores, threads_of_torch
 
 
@@ -22,8 +22,8 @@ class LayerExecutor:
         """Yield results as they come. After an error, layers in work are waited for and no more are begun."""
         for device in dict.fromkeys(slot.device for slot in self._slots):
             warm_up(device)
-        for some, slots in phases(jobs, self._slots, cores()):
-            with threads_of_torch(slots[0].threads), ThreadPoolExecutor(len(slots), "loraport") as pool:
+        for some, slots in phases(jobs, self._slots):
+            with threads_of_torch(threads_for(some[0], cores())), ThreadPoolExecutor(len(slots), "loraport") as pool:
 
                 def submit(job: J, slot: Slot, pool: ThreadPoolExecutor = pool) -> "Future[Result]":
                     return pool.submit(in_slot, work, job, slot)
