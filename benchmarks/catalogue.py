@@ -17,6 +17,7 @@ from typing import Any
 
 from loraport.engine.job_cost import ChosenMethod
 from loraport.engine.layer_work import Have, LayerKind, Work, seconds_of, steps_of
+from loraport.engine.measuring import of_eigenproblems
 from loraport.engine.rates import Rates
 from loraport.methods import cost as costs
 from loraport.methods import registry
@@ -53,7 +54,6 @@ class Machine:
         memory: bytes for the matrices of layers.
         beside: reading and keeping go on beside the computing, on other processors.
         waits: seconds that a step takes besides its work, by name: launches and small synchronisations.
-        least: seconds that a step takes at least.
     """
 
     title: str
@@ -62,15 +62,10 @@ class Machine:
     memory: float
     beside: bool = False
     waits: dict[str, float] = field(default_factory=dict)
-    least: dict[str, float] = field(default_factory=dict)
 
     def seconds(self, steps: dict[str, Work]) -> dict[str, float]:
         """Of each step, on one lane."""
-        found = {}
-        for name, cost in steps.items():
-            spent = seconds_of(cost, self.rates) + self.waits.get(name, 0.0)
-            found[name] = max(spent, self.least.get(name, 0.0))
-        return found
+        return {name: seconds_of(cost, self.rates) + self.waits.get(name, 0.0) for name, cost in steps.items()}
 
     def wall(self, seconds: dict[str, float]) -> float:
         """How long the machine takes for steps whose seconds add up to these."""
@@ -96,22 +91,23 @@ def _of_rates(name: str, told: dict[str, Any]) -> Machine:
 def _of_timings(name: str, told: dict[str, Any]) -> Machine:
     """A card, of the seconds that single steps took on one square layer."""
     n, rank, spent = told["timings"]["side"], told["timings"]["rank"], told["timings"]["seconds"]
+    eigenproblems = {int(size): seconds for size, seconds in told["timings"]["eigenproblems"].items()}
     casa, params = registry.resolve("casa")
-    parts = casa.steps((n, n), rank, params, False) | costs.thin_basis_steps(n, n)
-    kept = casa.kept_bytes((n, n), params)
+    parts, basis = casa.steps((n, n), rank, params, False), costs.basis_bytes(n, n)
+    operations, column = of_eigenproblems(eigenproblems)
     weights = sum(2 * 2 * m * k * count for (m, k), count in MODELS[told["timings"]["model"]].items())
     rates = Rates(
         products=told["products"],
-        decompositions=parts["eigenproblem"].decompositions / spent["eigenproblem"],
+        decompositions=9 / operations,
         passes=parts["decisions"].passes / (spent["decisions"] - spent["components"]),
         read=weights / spent["reading the pair, all workers"],
-        keep=kept / spent["storing"],
-        fetch=kept / spent["fetching"],
+        keep=basis / spent["storing the basis"],
+        fetch=basis / spent["fetching it"],
+        column=column,
     )
     cut = seconds_of(Work(parts["truncated SVD"]), rates)
     waits = {"decisions": spent["components"], "truncated SVD": max(spent["truncated SVD"] - cut, 0.0)}
-    least = {"eigenproblem": spent["least eigenproblem"]}
-    return Machine(name, 1, rates, told["memory"], beside=True, waits=waits, least=least)
+    return Machine(name, 1, rates, told["memory"], beside=True, waits=waits)
 
 
 def remember(name: str, found: list[Rates]) -> None:

@@ -169,7 +169,7 @@ def test_one_process_of_several_keeps_nothing_of_a_device_for_later(tmp_path, mo
     with pretended_device():
         other(job, Slot("meta", 1, 10**9))
     assert released == ["meta"]
-    with pretended_device(), Ahead([job], worker.bring, lambda job: 1, 10, 1) as ahead:
+    with pretended_device(), Ahead([job], worker.bring, lambda job: 1, 10, 1, lambda job: 1) as ahead:
         replace(worker, ahead=ahead)(job, Slot("meta", 1, 10**9))
     assert released == ["meta"]
 

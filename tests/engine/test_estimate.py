@@ -260,13 +260,13 @@ def test_a_measurement_is_of_this_machine_and_leaves_no_files(tmp_path):
 def test_an_eigenproblem_of_a_card_takes_time_for_each_column():
     """Of an H200: two sizes that are measured say within a quarter what the others take."""
     seconds = {768: 7.8e-3, 1024: 10.5e-3, 1536: 19.1e-3, 2048: 24.8e-3, 3072: 58.6e-3, 4096: 89.9e-3, 5120: 196.7e-3}
-    cubic, column = measuring._of_eigenproblems({n: seconds[n] for n in measuring._EIGENPROBLEMS})
+    cubic, column = measuring.of_eigenproblems({n: seconds[n] for n in measuring._EIGENPROBLEMS})
     rates = replace(CARD, decompositions=9 / cubic, column=column)
     for n, taken in seconds.items():
         assert seconds_of(Work(costs.eigenproblem(n)), rates) == pytest.approx(taken, rel=0.25)
-    assert measuring._of_eigenproblems({100: 1.0}) == (1e-6, 0.0)
-    assert measuring._of_eigenproblems({10: 1.0, 100: 5.0}) == (5e-6, 0.0)  # the larger one takes less for a column
-    assert measuring._of_eigenproblems({10: 1e-6, 100: 5.0})[1] == 0.0
+    assert measuring.of_eigenproblems({100: 1.0}) == (1e-6, 0.0)
+    assert measuring.of_eigenproblems({10: 1.0, 100: 5.0}) == (5e-6, 0.0)  # the larger one takes less for a column
+    assert measuring.of_eigenproblems({10: 1e-6, 100: 5.0})[1] == 0.0
 
 
 def test_what_is_kept_beside_a_device_is_written_by_several():

@@ -200,14 +200,16 @@ def test_wide_layers_run_one_at_a_time_on_the_cpu():
 
 
 @pytest.mark.parametrize("name", ["serial", "thread"])
-def test_on_a_device_wide_layers_run_beside_the_others_in_the_given_order(monkeypatch, name):
-    """Each with its own number of threads, should the CPU take it over."""
-    monkeypatch.setattr(devices, "pick_devices", lambda wanted: ("cpu:0",))
+@pytest.mark.parametrize(("device", "threads"), [("mps", cores()), ("cuda:0", 1)])
+def test_on_a_device_wide_layers_run_beside_the_others_in_the_given_order(monkeypatch, name, device, threads):
+    """Apple's GPU leaves decompositions to the CPU, CUDA small ones only."""
+    monkeypatch.setattr(devices, "pick_devices", lambda wanted: (device,))
+    monkeypatch.setattr(devices, "usable_bytes", lambda device: 10_000)
+    monkeypatch.setattr(f"loraport.engine.executors.{name}.warm_up", lambda device: None)
     jobs = [JOBS[0], _job("wide", shape=(WIDE_ELEMENTS, 2)), JOBS[1]]
-    ((some, _),) = phases(jobs, [Slot("cuda:0", 1, 50)] * 2)
+    ((some, _),) = phases(jobs, [Slot(device, 1, 50)] * 2)
     assert some == jobs
-    done = list(_executor(name, 1).run(jobs, _threads))
-    assert done == [("layer 0", 1), ("wide", cores()), ("layer 1", 1)]
+    assert list(_executor(name, 1).run(jobs, _threads)) == [("layer 0", 1), ("wide", threads), ("layer 1", 1)]
 
 
 def _held_by(job: LayerJob, slot: Slot) -> tuple[int, float, float]:
@@ -324,15 +326,18 @@ def test_devices_that_cannot_be_named_together(wanted, says):
 
 
 def test_the_cpu_takes_over_where_a_device_is_full_and_nowhere_else():
-    tried, freed = [], []
+    tried, freed, threads = [], [], []
 
     def work(device: torch.device) -> str:
         tried.append(device.type)
         if device.type != "cpu":
             raise torch.OutOfMemoryError("CUDA out of memory")
+        threads.append(torch.get_num_threads())
         return "made"
 
-    assert with_the_cpu_behind(work, "mps", lambda: freed.append(True)) == ("made", True)
+    torch.set_num_threads(1)
+    assert with_the_cpu_behind(work, "mps", lambda: freed.append(True), threads=2) == ("made", True)
+    assert (threads, torch.get_num_threads()) == ([2], 1)
     assert (tried, freed) == (["mps", "mps", "cpu"], [True, True])
     assert with_the_cpu_behind(work, "cpu") == ("made", False)
 

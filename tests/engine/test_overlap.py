@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from loraport.engine import accelerators, devices, reading
 from loraport.engine.accelerators import bound, pinned, to_host, with_the_cpu_behind
 from loraport.engine.ahead import Ahead
 from loraport.engine.events import LayerDone
+from loraport.engine.executor import threads_for
 from loraport.engine.job import Job
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
@@ -38,6 +40,10 @@ def files(tmp_path) -> pico.Pico:
 @pytest.fixture
 def device(monkeypatch) -> None:
     monkeypatch.setattr(devices, "pick_devices", lambda wanted: ("cpu:0",))
+
+
+def _one(job: Job) -> int:
+    return 1
 
 
 def _plan(files: pico.Pico, **settings):
@@ -163,7 +169,7 @@ class _Bringer:
 def test_no_more_lies_ready_than_there_is_room():
     jobs = [_Sized(str(n)) for n in range(12)]
     bring = _Bringer()
-    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=30, threads=3) as ahead:
+    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=30, threads=3, threads_of=_one) as ahead:
         for job in jobs:
             assert ahead.take(job, bring) == job.name
             with bring.lock:
@@ -176,7 +182,7 @@ def test_no_more_lies_ready_than_there_is_room():
 def test_an_error_comes_to_whoever_asks_for_the_job_and_no_other():
     jobs = [_Sized("a"), _Sized("bad"), _Sized("c")]
     bring = _Bringer()
-    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=100, threads=1) as ahead:
+    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=100, threads=1, threads_of=_one) as ahead:
         assert ahead.take(jobs[0], bring) == "a"
         with pytest.raises(NumericalError, match="odd"):
             ahead.take(jobs[1], bring)
@@ -188,7 +194,7 @@ def test_an_error_comes_to_whoever_asks_for_the_job_and_no_other():
 def test_a_job_that_nobody_takes_leaves_its_room():
     jobs = [_Sized(name, peak_bytes=100) for name in "abc"]
     bring = _Bringer()
-    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=10, threads=1) as ahead:
+    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=10, threads=1, threads_of=_one) as ahead:
         ahead.take(jobs[0], bring)  # the next one is on its way
         ahead.leave(jobs[1])
         assert ahead.take(jobs[2], lambda job: "late") in ("c", "late")
@@ -205,7 +211,7 @@ def test_what_is_left_is_not_brought_behind_ones_back():
             assert go.wait(60)
         brought.append(job.name)
 
-    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=100, threads=1) as ahead:
+    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=100, threads=1, threads_of=_one) as ahead:
         ahead.take(jobs[0], bring)
         assert begun.wait(60)
         ahead.leave(jobs[2])  # waits behind the second
@@ -215,11 +221,11 @@ def test_what_is_left_is_not_brought_behind_ones_back():
     assert "c" not in brought
 
 
-def test_what_is_brought_has_as_many_threads_as_where_it_is_computed(monkeypatch):
+def test_what_is_brought_has_as_many_threads_as_where_it_is_computed():
     """How many there are may decide how a sum is rounded."""
-    monkeypatch.setattr("loraport.engine.ahead.cores", lambda: 3)
     jobs = [_Sized("narrow"), _Sized("wide", shape=(10**5, 10**5)), _Sized("narrow again")]
-    with Ahead(jobs, lambda job: torch.get_num_threads(), lambda job: 1, room=100, threads=1) as ahead:
+    threads_of = partial(threads_for, device="mps", cores=3)
+    with Ahead(jobs, lambda job: torch.get_num_threads(), lambda job: 1, 100, 1, threads_of) as ahead:
         ahead.take(jobs[0], str)
         wait([ahead._pool.submit(int)])  # by then the others lie ready
         assert [ahead.take(job, str) for job in jobs[1:]] == [3, 1]
@@ -232,7 +238,7 @@ def test_at_the_end_nothing_is_brought_any_more():
         begun.set()
         brought.append(job.name)
 
-    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=100, threads=1) as ahead:
+    with Ahead(jobs, bring, lambda job: job.peak_bytes, room=100, threads=1, threads_of=_one) as ahead:
         ahead.take(jobs[0], bring)
         assert begun.wait(60)
     count = len(brought)
@@ -241,7 +247,7 @@ def test_at_the_end_nothing_is_brought_any_more():
 
 
 def test_in_another_process_nothing_is_brought():
-    assert pickle.loads(pickle.dumps(Ahead([], str, lambda job: 0, 1, 1))) is None
+    assert pickle.loads(pickle.dumps(Ahead([], str, lambda job: 0, 1, 1, _one))) is None
 
 
 def test_a_bound_on_memory_is_one_of_the_tensors_of_a_gpu(monkeypatch):

@@ -17,7 +17,7 @@ from loraport.core.lowrank import LowRank
 from loraport.core.operator import norm
 from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.events import LayerDone, Listener, Warned, ignore
-from loraport.engine.executor import Slot, executor_for
+from loraport.engine.executor import Slot, executor_for, threads_for
 from loraport.engine.inputs import joined_digests, model_files
 from loraport.engine.job import LayerJob
 from loraport.engine.keys import matrices_key
@@ -33,6 +33,7 @@ from loraport.methods import registry
 from loraport.methods.casa.routing import DriftRouting
 from loraport.store.index import entry_key
 from loraport.store.store import Store
+from loraport.threads import cores
 from loraport.version import __version__
 
 VERSION = 4
@@ -72,7 +73,7 @@ class Analyser:
 
     def __call__(self, job: AnalysisJob, slot: Slot) -> AnalysedLayer:
         """Do one job; the CPU takes over where a device has too little memory."""
-        return with_the_cpu_behind(partial(self._run, job), slot.device)[0]
+        return with_the_cpu_behind(partial(self._run, job), slot.device, threads=threads_for(job, "cpu", cores()))[0]
 
     def result_keys(self, job: AnalysisJob) -> list[str | None]:
         """Under which key the job's result is kept; None where a digest is not remembered. Nothing is read."""

@@ -27,7 +27,7 @@ from loraport.core.operator import dot, norm, square_sum, wide
 from loraport.core.operators import DenseOperator, Operator
 from loraport.core.thin_svd import thin_svd
 from loraport.engine.accelerators import with_the_cpu_behind
-from loraport.engine.executor import Slot
+from loraport.engine.executor import Slot, threads_for
 from loraport.engine.job import Job, LayerJob
 from loraport.engine.layer import check_norms, read_weight
 from loraport.engine.reading import InputReader
@@ -35,6 +35,7 @@ from loraport.engine.rounding import rounding_share
 from loraport.methods import registry
 from loraport.methods.base import LayerInputs
 from loraport.store.store import Store
+from loraport.threads import cores
 
 ALL_BUT = 0.99
 """Of a drift's energy besides rounding, that the directions counted in `rank` hold."""
@@ -113,7 +114,7 @@ class Looker:
             FileError: an input cannot be read or changed.
             NumericalError, MismatchError: as `check_norms`.
         """
-        return with_the_cpu_behind(partial(self._look, look), slot.device)[0]
+        return with_the_cpu_behind(partial(self._look, look), slot.device, threads=threads_for(look, "cpu", cores()))[0]
 
     def _look(self, look: Look, device: torch.device) -> SeenLayer:
         job = look.chosen.job

@@ -12,6 +12,7 @@ from torch import Tensor
 from loraport.core.operator import lies_turned, strips
 from loraport.engine.precision import full_precision
 from loraport.errors import NumericalError, UsageError, first_line
+from loraport.threads import threads_of_torch
 
 _Made = TypeVar("_Made")
 _SHARE = 0.85  # of what is free; the allocator loses some between blocks
@@ -244,7 +245,11 @@ _turns: dict[str, _Turns] = {}
 
 
 def with_the_cpu_behind(
-    work: Callable[[torch.device], _Made], device: str, let_go: Callable[[], None] = lambda: None
+    work: Callable[[torch.device], _Made],
+    device: str,
+    let_go: Callable[[], None] = lambda: None,
+    *,
+    threads: int = 1,
 ) -> tuple[_Made, bool]:
     """Do work on a device in full precision, and on the CPU if the device has too little memory for it.
 
@@ -256,6 +261,7 @@ def with_the_cpu_behind(
         work: given the device.
         device: its name.
         let_go: called between two tries, to give back what else holds the device's memory.
+        threads: that an operation may use where the CPU takes over.
 
     Returns:
         What came of it, and whether the CPU took over.
@@ -282,4 +288,7 @@ def with_the_cpu_behind(
             # Outside of the handler, since the error holds on to the frames and with them to the device's tensors.
             let_go()
             release_memory(device)
-        return work(torch.device("cpu")), device != "cpu"
+        if device == "cpu":
+            return work(torch.device("cpu")), False
+        with threads_of_torch(threads):
+            return work(torch.device("cpu")), True

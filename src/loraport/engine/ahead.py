@@ -41,6 +41,7 @@ class Ahead(Generic[J, Brought]):
         size: bytes that what is brought for a job takes.
         room: bytes that may lie ready or be on their way; one job may take more.
         threads: that bring.
+        threads_of: of an operation for a job, as where it is computed: they may decide how a sum is rounded.
 
     Use it as a context manager; the threads begin with the first `take`.
     """
@@ -52,9 +53,10 @@ class Ahead(Generic[J, Brought]):
         size: Callable[[J], int],
         room: int,
         threads: int,
+        threads_of: Callable[[J], int],
     ):
         self._waiting = list(reversed(jobs))
-        self._bring, self._size, self._room = bring, size, room
+        self._bring, self._size, self._room, self._threads_of = bring, size, room, threads_of
         self._ready: dict[int, Future[Brought]] = {}
         self._taken: set[int] = set()
         self._used = 0
@@ -115,7 +117,7 @@ class Ahead(Generic[J, Brought]):
             self._waiting.pop()
 
     def _begin(self, job: J) -> Brought:
-        set_threads_of_torch(cores() if job.wide else 1)  # as where it is computed: it may decide how a sum is rounded
+        set_threads_of_torch(self._threads_of(job))
         return self._bring(job)
 
 

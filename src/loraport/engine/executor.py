@@ -130,21 +130,22 @@ def local_slots(limits: Limits, workers: int | None = None) -> list[Slot]:
     return found
 
 
-def threads_for(job: Job, cores: int) -> int:
+def threads_for(job: Job, device: str, cores: int) -> int:
     """CPU threads of a layer, whoever works on it: they change the rounding of a product.
 
     Args:
         job: the layer.
+        device: where it is worked on. A CUDA device leaves the CPU small matrices only, which more threads slow down.
         cores: of the machine that it is worked on.
     """
-    return cores if job.wide else 1
+    return cores if job.wide and not device.startswith("cuda") else 1
 
 
 def phases(jobs: Sequence[J], slots: Sequence[Slot]) -> Iterator[tuple[list[J], list[Slot]]]:
     """Which jobs may run at the same time, and where.
 
     On the CPU narrow jobs run side by side, one thread each, then wide ones one at a time with all cores. On an
-    accelerator all of them run side by side: their threads have little to do there.
+    accelerator all of them run side by side.
 
     Args:
         slots: those of the executor.
@@ -188,7 +189,7 @@ def dispatch(
             free.remove(slot)
             used[slot.device] += takes(job, slot)
             waiting.popleft()
-            running[submit(job, replace(slot, threads=threads_for(job, cores())))] = job, slot
+            running[submit(job, replace(slot, threads=threads_for(job, slot.device, cores())))] = job, slot
 
     try:
         fill()

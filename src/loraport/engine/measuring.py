@@ -39,11 +39,11 @@ def measure(device: str, root: Path | None) -> Rates:
         spent = {n: _fastest(partial(_decompose, _gram(n, generator, device)), clock) for n in sizes}
         passes = 3 * 4 * _SWEEP / _fastest(lambda: _done(one.add_(other)), clock)
         read, keep, fetch = _files(root)
-    operations, column = _of_eigenproblems(spent)
+    operations, column = of_eigenproblems(spent)
     return Rates(products, 9 / operations, passes, read, keep, fetch, column)
 
 
-def _of_eigenproblems(spent: Mapping[int, float]) -> tuple[float, float]:
+def of_eigenproblems(spent: Mapping[int, float]) -> tuple[float, float]:
     """(a, b) where an eigenproblem of n columns takes a n^3 + b n seconds; of one size, b is 0.
 
     Args:

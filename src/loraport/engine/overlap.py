@@ -7,16 +7,18 @@ On the CPU the same cores would do both, and the system reads and writes files b
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from loraport.containers.references import TensorRef
 from loraport.engine.accelerators import bound, release_memory, release_pinned
 from loraport.engine.ahead import Ahead, room_beside, threads_beside
-from loraport.engine.executor import Executor, Slot
+from loraport.engine.executor import Executor, Slot, threads_for
 from loraport.engine.job import LayerJob
 from loraport.engine.job_cost import cached_bytes
 from loraport.engine.precision import full_precision
 from loraport.engine.worker import Worker
 from loraport.methods.cost import matrix_bytes
+from loraport.threads import cores
 
 
 def room_behind(slots: Sequence[Slot]) -> int | None:
@@ -44,7 +46,9 @@ def overlapped(work: Worker, jobs: Sequence[LayerJob], executor: Executor) -> It
             with full_precision:
                 yield work
             return
-        with full_precision, Ahead(jobs, work.bring, _brought_bytes, room_beside(), threads_beside()) as ahead:
+        threads_of = partial(threads_for, device=slots[0].device, cores=cores())
+        ahead = Ahead(jobs, work.bring, _brought_bytes, room_beside(), threads_beside(), threads_of)
+        with full_precision, ahead:
             yield replace(work, ahead=ahead)
     finally:
         for slot in slots:

@@ -23,7 +23,7 @@ from loraport.core.operators import Operator, blended
 from loraport.core.truncation import Truncation, truncated_svd
 from loraport.engine.accelerators import bound, release_memory, with_the_cpu_behind
 from loraport.engine.ahead import Ahead
-from loraport.engine.executor import Slot
+from loraport.engine.executor import Slot, threads_for
 from loraport.engine.job import LayerJob
 from loraport.engine.keys import matrices_key, result_key, seed_of
 from loraport.engine.layer import LayerMatrices, load_layer
@@ -37,6 +37,7 @@ from loraport.methods import registry
 from loraport.methods.base import LayerOutput, Params, TransferMethod
 from loraport.store.entry import Entry
 from loraport.store.store import Store
+from loraport.threads import cores
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,9 @@ class Worker:
         let_go = (lambda: None) if self.in_hand is None else self.in_hand.let_go
         try:
             brought = self.bring(job) if self.ahead is None else self.ahead.take(job, self.bring)
-            result, taken_over = with_the_cpu_behind(partial(self._run, job, brought), slot.device, let_go)
+            result, taken_over = with_the_cpu_behind(
+                partial(self._run, job, brought), slot.device, let_go, threads=threads_for(job, "cpu", cores())
+            )
         finally:
             self.reader.drop(job.refs.values())
             if self.ahead is None:  # one process of several, and the others may be short of what torch keeps for later

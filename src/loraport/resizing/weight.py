@@ -18,12 +18,13 @@ from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import singular_values, thin_svd
 from loraport.core.truncation import truncated_svd
 from loraport.engine.accelerators import with_the_cpu_behind
-from loraport.engine.executor import Slot
+from loraport.engine.executor import Slot, threads_for
 from loraport.engine.reading import InputReader
 from loraport.errors import NumericalError
 from loraport.resizing.job import EXACT, WeightJob
 from loraport.store.index import entry_key
 from loraport.store.store import Store
+from loraport.threads import cores
 
 VERSION = 3  # raised whenever the same work would give other bytes than before
 
@@ -67,7 +68,7 @@ class Cutter:
 
     def __call__(self, job: WeightJob, slot: Slot) -> WeightResult:
         """Do one job; the CPU takes over where a device has too little memory."""
-        return with_the_cpu_behind(partial(self._run, job), slot.device)[0]
+        return with_the_cpu_behind(partial(self._run, job), slot.device, threads=threads_for(job, "cpu", cores()))[0]
 
     def result_keys(self, job: WeightJob) -> list[str | None]:
         """Under which key the job's result is kept; None where a digest is not remembered. Nothing is read."""

@@ -191,9 +191,8 @@ class Underway:
     def _begin(self, layer: _Layer, parcel: Any) -> None:
         job, way = layer.job, layer.way
         taken = resources_of(job, self._cluster, self._limits)
-        slot = Slot(
-            "cuda" if taken.cards else "cpu", threads_for(job, self._cluster.cores), job.peak_bytes, taken.card_bytes
-        )
+        device = "cuda" if taken.cards else "cpu"
+        slot = Slot(device, threads_for(job, device, self._cluster.cores), job.peak_bytes, taken.card_bytes)
         asked = {"num_cpus": taken.cpus, "num_gpus": taken.cards, "memory": taken.memory}
         where = {NODE_ID: f"in({','.join(node.id for node in way.nodes)})"}
         task = self._task.options(**self._always, **asked, label_selector=where)

@@ -23,7 +23,7 @@ class LayerExecutor:
         warm_up(self._slots[0].device)  # before other threads bring what it will need
         for some, (slot, *_) in phases(jobs, self._slots):
             for job in some:
-                threads = threads_for(job, cores())
+                threads = threads_for(job, slot.device, cores())
                 with threads_of_torch(threads):
                     done = work(job, replace(slot, threads=threads))
                 yield done

@@ -23,7 +23,8 @@ class LayerExecutor:
         for device in dict.fromkeys(slot.device for slot in self._slots):
             warm_up(device)
         for some, slots in phases(jobs, self._slots):
-            with threads_of_torch(threads_for(some[0], cores())), ThreadPoolExecutor(len(slots), "loraport") as pool:
+            threads = threads_for(some[0], slots[0].device, cores())
+            with threads_of_torch(threads), ThreadPoolExecutor(len(slots), "loraport") as pool:
 
                 def submit(job: J, slot: Slot, pool: ThreadPoolExecutor = pool) -> "Future[Result]":
                     return pool.submit(in_slot, work, job, slot)
