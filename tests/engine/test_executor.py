@@ -257,8 +257,8 @@ def test_layers_in_flight_on_a_gpu_go_by_its_own_memory(monkeypatch):
     with pytest.raises(UsageError, match="no such CUDA device"):
         devices.pick_devices("cuda:3")
     slots = local_slots(Limits("cuda:0,cuda:1"))
-    assert slots == [Slot(device, 1, 42_500_000_000) for device in ("cuda:0", "cuda:0", "cuda:1", "cuda:1")]
-    assert [slot.bytes for slot in local_slots(Limits("cuda:0", memory=10_000))] == [5_000, 5_000]
+    assert slots == [Slot(device, 1, 21_250_000_000) for device in ("cuda:0", "cuda:1") for _ in range(4)]
+    assert [slot.bytes for slot in local_slots(Limits("cuda:0", memory=10_000))] == [2_500] * 4
     assert len(local_slots(Limits("cuda:0", workers=5))) == 5
 
 
@@ -298,7 +298,7 @@ def test_each_gpu_that_is_named_gives_slots_of_its_own_memory(monkeypatch):
         assert executor_for(options).slots() == [
             *[Slot("cuda:0", 1, 42_500)] * 2, *[Slot("cuda:1", 1, 17_000)] * 2,
         ]  # fmt: skip
-    assert {slot.bytes for slot in local_slots(Limits("cuda:0,cuda:1", memory=50_000))} == {25_000, 17_000}
+    assert {slot.bytes for slot in local_slots(Limits("cuda:0,cuda:1", memory=50_000))} == {12_500, 8_500}
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,11 @@ J = TypeVar("J", bound=Job)
 Result = TypeVar("Result")
 Work = Callable[[J, "Slot"], Result]
 
-ON_ACCELERATOR = 2
-"""Layers in flight on a GPU: one computes while the next is read. More only contend for it."""
+ON_ACCELERATOR = 4
+"""Layers in flight on a GPU: while the host decides about one, others compute. An H200 is 12 % quicker than with 2."""
+
+APART_ON_ACCELERATOR = 2
+"""Likewise where each is in a process of its own, which takes memory of the GPU for itself and shares no time of it."""
 
 ONE_AT_A_TIME = "mps"
 """A kind of device whose library ends the program when two threads use it (pytorch#197805)."""
@@ -114,15 +117,17 @@ def in_flight(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
     return max(count, 1)
 
 
-def local_slots(limits: Limits, workers: int | None = None) -> list[Slot]:
+def local_slots(limits: Limits, workers: int | None = None, *, on_accelerator: int = ON_ACCELERATOR) -> list[Slot]:
     """Slots on the devices of this machine, one thread each.
 
     Args:
+        limits: what the user allows.
         workers: for each device, in place of what `limits` says.
+        on_accelerator: for each GPU, where `limits` says nothing.
     """
     found = []
     for device in devices.pick_devices(limits.device):
-        count = workers or limits.workers or (cores() if device == "cpu" else ON_ACCELERATOR)
+        count = workers or limits.workers or (cores() if device == "cpu" else on_accelerator)
         count = 1 if device == ONE_AT_A_TIME else count
         free = devices.usable_bytes(device)
         room = free if limits.memory is None else limits.memory if device == "cpu" else min(limits.memory, free)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 from loraport.engine.cluster.connection import Cluster
-from loraport.engine.executor import ON_ACCELERATOR, J, Limits, Slot
+from loraport.engine.executor import APART_ON_ACCELERATOR, J, Limits, Slot
 
 _FINEST = 10_000  # Ray counts in ten-thousandths
 
@@ -14,7 +14,7 @@ def slots_of(cluster: Cluster, limits: Limits) -> list[Slot]:
     found: list[Slot] = []
     for node in cluster.nodes:
         if cluster.on_cards:
-            count, room = limits.workers or ON_ACCELERATOR, _allowed(node.card_bytes, limits)
+            count, room = limits.workers or APART_ON_ACCELERATOR, _allowed(node.card_bytes, limits)
             first = len({slot.device for slot in found})
             found += [Slot(f"cuda:{first + at // count}", 1, room // count) for at in range(node.cards * count)]
         else:
@@ -57,7 +57,7 @@ def resources_of(job: J, cluster: Cluster, limits: Limits) -> Resources:
         return Resources(_share(cpus, count), 0, memory)
     cards = max(node.cards for node in cluster.nodes)
     room = min(_allowed(node.card_bytes, limits) for node in cluster.nodes)
-    count = limits.workers or ON_ACCELERATOR
+    count = limits.workers or APART_ON_ACCELERATOR
     part = min(max(_floor(1 / count), math.ceil(_FINEST * job.bytes_on("cuda") / max(room, 1)) / _FINEST), 1.0)
     own = min(cpus / cards / count, 1.0)
     bound = None if limits.memory is None else int(part * room)
