@@ -25,6 +25,7 @@ import torch
 
 import gpu_correct
 import gpu_speed
+import gpu_variants
 from gpu_session import Session
 from gpu_targets import verdict
 
@@ -36,6 +37,7 @@ PARTS = {
     "where": gpu_speed.where,
     "memory": gpu_speed.memory,
     "dense": gpu_speed.dense,
+    "variants": gpu_variants.variants,
 }
 """By importance: what comes last is left out where the budget ends."""
 
