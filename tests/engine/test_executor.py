@@ -17,7 +17,16 @@ import pico
 from loraport.adapters.update import LayerUpdate
 from loraport.engine import devices
 from loraport.engine.accelerators import with_the_cpu_behind
-from loraport.engine.executor import Limits, Slot, dispatch, executor_for, in_flight, local_slots, phases
+from loraport.engine.executor import (
+    Limits,
+    Slot,
+    dispatch,
+    executor_for,
+    for_tensors,
+    in_flight,
+    local_slots,
+    phases,
+)
 from loraport.engine.executors import NAMES, make_executor
 from loraport.engine.job import WIDE_ELEMENTS, LayerJob
 from loraport.engine.many.plan import LayerBatch
@@ -222,8 +231,9 @@ def test_processes_that_share_a_gpu_are_bound_to_its_memory_together(monkeypatch
     """Each is told what its own tensors may take; torch binds one process by itself."""
     monkeypatch.setattr(devices, "pick_devices", lambda wanted: ("cuda:0",))
     monkeypatch.setattr(devices, "usable_bytes", lambda device: 10_000)
+    monkeypatch.setattr("loraport.engine.executor.BESIDE_TENSORS", 100)
     jobs = [replace(JOBS[0], name=f"{size}", card_bytes=size) for size in (100, 500, 450, 100, 100, 2000)]
-    executor = make_executor("process", Limits("cuda:0", workers=2, memory=800))
+    executor = make_executor("process", Limits("cuda:0", workers=2, memory=1000))
     held = list(executor.run(jobs, _held_by))
     assert max(most for most, _, _ in held) == 800
     for _, moment, _ in held:
@@ -258,7 +268,7 @@ def test_layers_in_flight_on_a_gpu_go_by_its_own_memory(monkeypatch):
         devices.pick_devices("cuda:3")
     slots = local_slots(Limits("cuda:0,cuda:1"))
     assert slots == [Slot(device, 1, 21_250_000_000) for device in ("cuda:0", "cuda:1") for _ in range(4)]
-    assert [slot.bytes for slot in local_slots(Limits("cuda:0", memory=10_000))] == [2_500] * 4
+    assert [slot.bytes for slot in local_slots(Limits("cuda:0", memory=10_000))] == [1_250] * 4
     assert len(local_slots(Limits("cuda:0", workers=5))) == 5
 
 
@@ -298,7 +308,16 @@ def test_each_gpu_that_is_named_gives_slots_of_its_own_memory(monkeypatch):
         assert executor_for(options).slots() == [
             *[Slot("cuda:0", 1, 42_500)] * 2, *[Slot("cuda:1", 1, 17_000)] * 2,
         ]  # fmt: skip
-    assert {slot.bytes for slot in local_slots(Limits("cuda:0,cuda:1", memory=50_000))} == {12_500, 8_500}
+    monkeypatch.setattr("loraport.engine.executor.BESIDE_TENSORS", 10_000)
+    slots = local_slots(Limits("cuda:0,cuda:1", memory=60_000))
+    assert {(slot.bytes, slot.most) for slot in slots} == {(12_500, 50_000), (8_500, 50_000)}
+
+
+def test_what_a_gpu_is_allowed_includes_what_cuda_takes_there():
+    """A 14B model on 6 GB: three of its largest layers at once, in one process."""
+    assert for_tensors(6 * 10**9) == 4_500_000_000
+    assert for_tensors(6 * 10**9, 2) == 3_000_000_000
+    assert for_tensors(2 * 10**9) == 1_000_000_000  # half, if nothing else
 
 
 @pytest.mark.parametrize(

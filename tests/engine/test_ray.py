@@ -25,6 +25,7 @@ import loraport
 import pico
 import ray_work
 import whole_commands
+from loraport.engine import executor as layer_executor
 from loraport.engine.apart import Kept
 from loraport.engine.cluster import connection, machines, task, underway
 from loraport.engine.cluster.connection import Cluster
@@ -95,7 +96,8 @@ def test_a_limit_of_memory_or_layers_makes_each_layer_ask_for_more():
     assert _needs(100, workers=16) == (0.5, 0, 100)
 
 
-def test_two_layers_share_a_card_unless_they_are_large():
+def test_two_layers_share_a_card_unless_they_are_large(monkeypatch):
+    monkeypatch.setattr(layer_executor, "BESIDE_TENSORS", 0)
     cards = _node(cpus=32.0, cards=4, card_bytes=800)
     assert _needs(100, (4, 4), cards) == (1, 0.5, 100)
     assert _needs(600, (4, 4), cards) == (1, 0.75, 600)
@@ -107,11 +109,12 @@ def test_two_layers_share_a_card_unless_they_are_large():
     assert _needs(300, (4, 4), cards, replace(cards, card_bytes=400)) == (1, 0.75, 300)  # it fits on either
 
 
-def test_layers_that_share_a_card_are_bound_to_its_memory_together():
+def test_layers_that_share_a_card_are_bound_to_its_memory_together(monkeypatch):
     """Each is told what its own tensors may take; torch binds one process by itself."""
+    monkeypatch.setattr(layer_executor, "BESIDE_TENSORS", 50)  # of each of two processes
     cluster = _cluster(_node(cpus=32.0, cards=4, card_bytes=800))
     for size, bound in ((100, 200), (250, 250), (5000, 400)):
-        assert resources_of(Layer("layer", (4, 4), size), cluster, Limits(memory=400)).card_bytes == bound
+        assert resources_of(Layer("layer", (4, 4), size), cluster, Limits(memory=500)).card_bytes == bound
     assert resources_of(Layer("layer", (4, 4), 100), cluster, Limits()).card_bytes is None
 
 

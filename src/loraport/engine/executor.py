@@ -117,22 +117,40 @@ def in_flight(jobs: Sequence[Job], slots: Sequence[Slot]) -> int:
     return max(count, 1)
 
 
-def local_slots(limits: Limits, workers: int | None = None, *, on_accelerator: int = ON_ACCELERATOR) -> list[Slot]:
+def local_slots(limits: Limits, workers: int | None = None, *, apart: bool = False) -> list[Slot]:
     """Slots on the devices of this machine, one thread each.
 
     Args:
         limits: what the user allows.
         workers: for each device, in place of what `limits` says.
-        on_accelerator: for each GPU, where `limits` says nothing.
+        apart: each is in a process of its own.
     """
     found = []
     for device in devices.pick_devices(limits.device):
+        on_accelerator = APART_ON_ACCELERATOR if apart else ON_ACCELERATOR
         count = workers or limits.workers or (cores() if device == "cpu" else on_accelerator)
         count = 1 if device == ONE_AT_A_TIME else count
-        free = devices.usable_bytes(device)
-        room = free if limits.memory is None else limits.memory if device == "cpu" else min(limits.memory, free)
-        found += [Slot(device, 1, room // count, limits.memory)] * count
+        room, most = devices.usable_bytes(device), limits.memory
+        if most is not None and device.startswith("cuda"):
+            most = for_tensors(most, count if apart else 1)
+        if most is not None:
+            room = most if device == "cpu" else min(most, room)
+        found += [Slot(device, 1, room // count, most)] * count
     return found
+
+
+BESIDE_TENSORS = 1_500_000_000
+"""Bytes of a CUDA device that its driver and libraries take for each process; on an H200."""
+
+
+def for_tensors(limit: int, processes: int = 1) -> int:
+    """What tensors may take of the memory of a CUDA device that the user allows.
+
+    Args:
+        limit: bytes that the program may take there.
+        processes: of it that compute there.
+    """
+    return max(limit - processes * BESIDE_TENSORS, limit // 2)
 
 
 def threads_for(job: Job, device: str, cores: int) -> int:

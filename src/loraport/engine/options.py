@@ -71,8 +71,8 @@ class RunOptions(Settings):
         Annotated[int, Field(gt=0)] | None,
         BeforeValidator(lambda given: parse_size(given, name="--max-memory") if isinstance(given, str) else given),
         Setting(
-            "Most memory that the layers in progress may take together, such as 16GB. On a GPU, the limit for all "
-            "tensors.",
+            "Most memory that the layers in progress may take together, such as 16GB. On a GPU, most that the "
+            "program may take there.",
             "--max-memory", panel=MACHINE, metavar="SIZE", default="60 % of what is free; 85 % on a GPU",
         ),
     ] = None  # fmt: skip

@@ -1,10 +1,11 @@
 """What a layer asks of a machine of a Ray cluster, from its own figures, and how many layers a machine has room for."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loraport.engine.cluster.connection import Cluster
-from loraport.engine.executor import APART_ON_ACCELERATOR, J, Limits, Slot
+from loraport.engine.cluster.machines import Node
+from loraport.engine.executor import APART_ON_ACCELERATOR, J, Limits, Slot, for_tensors
 
 _FINEST = 10_000  # Ray counts in ten-thousandths
 
@@ -14,7 +15,7 @@ def slots_of(cluster: Cluster, limits: Limits) -> list[Slot]:
     found: list[Slot] = []
     for node in cluster.nodes:
         if cluster.on_cards:
-            count, room = limits.workers or APART_ON_ACCELERATOR, _allowed(node.card_bytes, limits)
+            count, room = _on_a_card(limits), _allowed_there(node, limits)
             first = len({slot.device for slot in found})
             found += [Slot(f"cuda:{first + at // count}", 1, room // count) for at in range(node.cards * count)]
         else:
@@ -56,8 +57,8 @@ def resources_of(job: J, cluster: Cluster, limits: Limits) -> Resources:
         count = 1 if job.wide else limits.workers or max(int(cpus), 1)
         return Resources(_share(cpus, count), 0, memory)
     cards = max(node.cards for node in cluster.nodes)
-    room = min(_allowed(node.card_bytes, limits) for node in cluster.nodes)
-    count = limits.workers or APART_ON_ACCELERATOR
+    room = min(_allowed_there(node, limits) for node in cluster.nodes)
+    count = _on_a_card(limits)
     part = min(max(_floor(1 / count), math.ceil(_FINEST * job.bytes_on("cuda") / max(room, 1)) / _FINEST), 1.0)
     own = min(cpus / cards / count, 1.0)
     bound = None if limits.memory is None else int(part * room)
@@ -66,6 +67,16 @@ def resources_of(job: J, cluster: Cluster, limits: Limits) -> Resources:
 
 def _allowed(memory: int, limits: Limits) -> int:
     return max(memory if limits.memory is None else min(memory, limits.memory), 1)
+
+
+def _on_a_card(limits: Limits) -> int:
+    return limits.workers or APART_ON_ACCELERATOR
+
+
+def _allowed_there(node: Node, limits: Limits) -> int:
+    """Bytes of a card that tensors may take."""
+    most = None if limits.memory is None else for_tensors(limits.memory, _on_a_card(limits))
+    return _allowed(node.card_bytes, replace(limits, memory=most))
 
 
 def _share(whole: float, count: int) -> float:

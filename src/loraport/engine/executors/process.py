@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from loraport import windows
 from loraport.engine.apart import Done, done_apart, outcome, take_home, told
-from loraport.engine.executor import APART_ON_ACCELERATOR, J, Limits, Result, Slot, Work, dispatch, local_slots, phases
+from loraport.engine.executor import J, Limits, Result, Slot, Work, dispatch, local_slots, phases
 from loraport.engine.job import Job
 from loraport.errors import FileError, UsageError
 
@@ -29,7 +29,7 @@ class LayerExecutor:
     def __init__(self, limits: Limits):
         if _is_starting():
             raise _unguarded()
-        slots = local_slots(limits, on_accelerator=APART_ON_ACCELERATOR)
+        slots = local_slots(limits, apart=True)
         self._slots = slots[:_MOST] if windows.WINDOWS else slots
 
     def slots(self) -> list[Slot]:
