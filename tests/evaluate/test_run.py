@@ -192,6 +192,13 @@ def test_pairs_of_which_none_is_to_be_measured_are_refused(judge, tmp_path, targ
     assert not list(tmp_path.iterdir())
 
 
+def test_that_nothing_can_be_drawn_is_said_before_the_work(judge, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="matplotlib"):
+        make_evidence(open_family(), judge, ROWS, tmp_path / "out", scale=Scale(prompts=2, seeds=1))
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_file_that_is_no_judge_is_refused(tmp_path):
     save_file({"other": torch.zeros(2)}, tmp_path / "other.safetensors")
     (tmp_path / "text.txt").write_text("a cat sits")

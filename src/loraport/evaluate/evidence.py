@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from loraport import files, writable
+from loraport.calibration.plot import check_drawing
 from loraport.engine.events import Step
 from loraport.errors import UsageError
 from loraport.evaluate import curves, drift, foretell, plots, tables, variants
@@ -59,8 +60,10 @@ def make_evidence(
         on_event: told about every finished cell.
 
     Raises:
-        LoraportError: a transfer failed, the folder cannot be written, or no pair is left to measure.
+        LoraportError: a transfer failed, the folder cannot be written, no pair is left to measure, or matplotlib is
+            not installed.
     """
+    check_drawing()
     if not any(
         held_out == (lora.held_out or target.card.held_out) for target in family.targets for lora in family.loras
     ):
