@@ -2,15 +2,12 @@
 
 import contextlib
 import hashlib
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
-
-import torch
 
 from gpu_session import Session
 from gpu_speed import run_timed
-from loraport.engine import worker
+from loraport.engine import accelerators
 
 WORKERS = (1, 2, 4, 6)
 
@@ -40,29 +37,16 @@ def _first(session: Session, name: str, count: int, streams: bool) -> dict[str, 
 
 
 def _run(session: Session, name: str, count: int, streams: bool, **settings: object) -> dict[str, Any]:
-    with _a_stream_each() if streams and session.cuda else contextlib.nullcontext():
+    with contextlib.nullcontext() if streams else _one_stream():
         return run_timed(session, name, workers=count, **settings)
 
 
 @contextlib.contextmanager
-def _a_stream_each() -> Iterator[None]:
-    """Every thread that works on layers has a stream of its own meanwhile."""
-    own, real = threading.local(), worker.with_the_cpu_behind
-
-    def wrapped(work: Callable[[torch.device], Any], *given: Any, **more: Any) -> Any:
-        def inside(device: torch.device) -> Any:
-            if device.type != "cuda":
-                return work(device)
-            streams = own.__dict__.setdefault("streams", {})
-            if device not in streams:
-                streams[device] = torch.cuda.Stream(device)
-            with torch.cuda.stream(streams[device]):
-                return work(device)
-
-        return real(inside, *given, **more)
-
-    worker.with_the_cpu_behind = wrapped
+def _one_stream() -> Iterator[None]:
+    """All layers share the usual stream meanwhile."""
+    real = accelerators.own_stream
+    accelerators.own_stream = contextlib.nullcontext
     try:
         yield
     finally:
-        worker.with_the_cpu_behind = real
+        accelerators.own_stream = real

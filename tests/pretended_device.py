@@ -7,6 +7,7 @@ from or to the CPU. It also counts the bytes of its tensors, and may have room f
 `pretended_mps`) where that makes a difference.
 """
 
+import threading
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -292,8 +293,16 @@ def pretended_mps() -> Iterator[None]:
 
 
 class _Stream:
+    """All that is asked of the device is done at once, so that streams differ by nothing."""
+
     def __init__(self, log: Counter[str], pinned: Pinned) -> None:
         self._log, self._pinned = log, pinned
+
+    def __enter__(self) -> None:
+        self._log["stream"] += 1
+
+    def __exit__(self, *error: object) -> None:
+        pass
 
     def synchronize(self) -> None:
         self._log["synchronize"] += 1
@@ -339,7 +348,10 @@ def pretended_cuda(
     say("device_count", index + 1)
     say("get_device_name", "a pretended card")
     say("mem_get_info", (10**10, 10**10))
-    say("current_stream", _Stream(asked, host))
+    for name in ("current_stream", "Stream", "stream"):
+        say(name, _Stream(asked, host))
+    monkeypatch.setattr("loraport.engine.accelerators._own", threading.local())
+    monkeypatch.setattr("loraport.engine.accelerators._idle_streams", {})
     if hasattr(torch.accelerator, "empty_host_cache"):
         monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: asked.update(["empty_host_cache"]))
     counted = Memory() if memory is None else memory

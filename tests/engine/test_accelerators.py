@@ -1,5 +1,7 @@
 """A device as it may fail: no room, libraries that give up, products that lost their digits, none there at all."""
 
+import contextlib
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +26,26 @@ from pretended_device import DEVICE, pretended_device
 MATMUL = torch.backends.cuda.matmul
 OF_A_CARD = getattr(torch, "AcceleratorError", RuntimeError)
 """What torch raises for what a card says; 2.6 has no type for it."""
+
+
+@pytest.fixture
+def streams(monkeypatch) -> list[str]:
+    """Names of the streams that are made, in order, and `in NAME` where one is entered."""
+    log: list[str] = []
+
+    def made(device: str) -> str:
+        log.append(f"{device} #{sum(not each.startswith('in ') for each in log)}")
+        return log[-1]
+
+    def entered(stream: str) -> contextlib.AbstractContextManager[None]:
+        log.append(f"in {stream}")
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "Stream", made)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(accelerators, "_own", threading.local())
+    monkeypatch.setattr(accelerators, "_idle_streams", {})
+    return log
 
 
 def _told() -> list[str]:
@@ -143,19 +165,53 @@ def test_a_device_without_room_or_broken_is_no_library_that_gives_up(error, monk
         thin_svd(torch.eye(150).to(DEVICE))
 
 
-def test_a_device_that_fails_is_said_with_what_to_do(monkeypatch):
+def test_a_device_that_fails_is_said_with_what_to_do(monkeypatch, streams):
     def work(device: torch.device) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
 
     with pytest.raises(NumericalError, match="--device cpu") as raised:
         with_the_cpu_behind(work, "cuda:0")
     assert raised.value.values == "CUDA error: an illegal memory access was encountered"
+    monkeypatch.setattr(accelerators, "_own", threading.local())
+    monkeypatch.setattr(torch.cuda, "Stream", work)
+    with pytest.raises(NumericalError, match="--device cpu"):  # before the work begins
+        with_the_cpu_behind(str, "cuda:0")
     monkeypatch.setattr(accelerators, "_bounded", {"cuda:0": 1.0})
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *given: work(DEVICE))
     accelerators.bound("cuda:0", None)  # what is cleaned up afterwards hides it not
 
 
-def test_what_finds_no_room_by_itself_is_tried_again_when_torch_has_given_back_what_it_kept(monkeypatch):
+def test_every_thread_has_a_stream_of_its_own_and_leaves_it_to_those_after_it(streams):
+    inside, leave = threading.Barrier(3), threading.Event()
+
+    def work() -> None:
+        for _ in range(2):
+            with accelerators.own_stream("cuda:0"):
+                inside.wait(10)
+            assert leave.wait(10)
+
+    with accelerators.own_stream("cpu"):
+        pass
+    for _ in range(2):
+        leave.clear()
+        both = [threading.Thread(target=work) for _ in range(2)]
+        for each in both:
+            each.start()
+        inside.wait(10)
+        leave.set()
+        inside.wait(10)
+        for each in both:
+            each.join()
+        del both, each
+        gc.collect()
+    with accelerators.own_stream("cuda:1"):
+        pass
+    made = [name for name in streams if not name.startswith("in ")]
+    assert made == ["cuda:0 #0", "cuda:0 #1", "cuda:1 #2"]
+    assert [streams.count(f"in {name}") for name in made] == [4, 4, 1]
+
+
+def test_what_finds_no_room_by_itself_is_tried_again_when_torch_has_given_back_what_it_kept(monkeypatch, streams):
     """Libraries take memory past torch, which may hold all that is left."""
     monkeypatch.setattr(accelerators, "_turns", {})
     emptied: list[str] = []

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
@@ -242,6 +243,28 @@ class _Turns:
 
 
 _turns: dict[str, _Turns] = {}
+_own = threading.local()
+_idle_streams: dict[str, list[torch.cuda.Stream]] = {}
+"""Of threads that ended. They are used again, since torch keeps memory for each stream that a library has worked in."""
+
+
+@contextlib.contextmanager
+def own_stream(device: str) -> Iterator[None]:
+    """What this thread asks of a CUDA device within the block goes into a stream of its own, always the same one.
+
+    The kernels of an eigenproblem leave much of a device idle, which those of another layer then use; and whoever waits
+    for a value waits for its own layer alone. A tensor must not be handed to another thread.
+    """
+    if not device.startswith("cuda"):
+        yield
+        return
+    streams: dict[str, torch.cuda.Stream] = _own.__dict__.setdefault("streams", {})
+    if device not in streams:
+        idle = _idle_streams.setdefault(device, [])
+        streams[device] = idle.pop() if idle else torch.cuda.Stream(device)
+        weakref.finalize(threading.current_thread(), idle.append, streams[device]).atexit = False
+    with torch.cuda.stream(streams[device]):
+        yield
 
 
 def with_the_cpu_behind(
@@ -251,7 +274,8 @@ def with_the_cpu_behind(
     *,
     threads: int = 1,
 ) -> tuple[_Made, bool]:
-    """Do work on a device in full precision, and on the CPU if the device has too little memory for it.
+    """Do work on a device in full precision and a stream of its own, and on the CPU if the device has too little
+    memory for it.
 
     What finds no room is tried once more when other work of this process on the device is done, and torch has given
     back what it kept for later: libraries take memory past torch, and a piece of it may be too small where all of it
@@ -274,7 +298,8 @@ def with_the_cpu_behind(
         for by_itself in (False, True) if device != "cpu" else ():
             with turns.taken(by_itself=by_itself):
                 try:
-                    return work(torch.device(device)), False
+                    with own_stream(device):
+                        return work(torch.device(device)), False
                 except RuntimeError as error:
                     if not is_out_of_memory(error):
                         if not any(said in str(error) for said in _BROKEN):
