@@ -14,7 +14,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from loraport.cli import guard, text
+from loraport.cli import guard, start, text
 from loraport.cli.console import Console
 from loraport.cli.later import Later, loaded
 from loraport.cli.main import app
@@ -383,3 +383,16 @@ def test_a_wide_table_shows_the_columns_that_fit_and_names_the_others(
     assert "91.9 %" in said
     assert "no room for figure" in said
     assert max(map(len, said.split("no room")[0].splitlines())) <= 40
+
+
+@pytest.mark.parametrize(("own", "then"), [(None, "1"), ("0", "0")])
+def test_torch_is_told_to_use_large_pages_unless_the_user_says_otherwise(monkeypatch, own, then):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "to be taken back")
+    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    if own is not None:
+        monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", own)
+    monkeypatch.setattr(signal, "signal", lambda *given: None)
+    told = []
+    monkeypatch.setattr("loraport.cli.main.run", lambda: told.append(os.environ["THP_MEM_ALLOC_ENABLE"]))
+    start.run()
+    assert told == [then]
