@@ -26,6 +26,7 @@ import torch
 import gpu_correct
 import gpu_speed
 import gpu_variants
+import gpu_where
 from gpu_session import Session
 from gpu_targets import verdict
 
@@ -34,7 +35,7 @@ PARTS = {
     "eigen": gpu_speed.eigen,
     "correct": gpu_correct.correct,
     "speed": gpu_speed.speed,
-    "where": gpu_speed.where,
+    "where": gpu_where.where,
     "memory": gpu_speed.memory,
     "dense": gpu_speed.dense,
     "variants": gpu_variants.variants,

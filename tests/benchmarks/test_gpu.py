@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import gpu_session
-import gpu_speed
 import gpu_targets
+import gpu_where
 from loraport.engine.events import LayerDone, Warned
 
 SCRIPT = Path(gpu_session.__file__).with_name("gpu.py")
@@ -50,9 +50,9 @@ def test_only_what_layers_take_is_multiplied(monkeypatch):
 
 def test_a_profiler_that_sees_nothing_is_no_idle_card(tmp_path, monkeypatch):
     one = session(tmp_path)
-    monkeypatch.setattr(gpu_speed, "transfer", lambda *given, **more: None)
-    monkeypatch.setattr(gpu_speed, "busy_share", lambda profiler, cuda: (0.0, 0.0, 0.0))
-    one.step("busy, first", lambda: gpu_speed._busy(one, "first"))
+    monkeypatch.setattr(gpu_where, "transfer", lambda *given, **more: None)
+    monkeypatch.setattr(gpu_where, "busy_share", lambda profiler, cuda: (0.0, 0.0, 0.0))
+    one.step("busy, first", lambda: gpu_where._busy(one, "first"))
     assert "the profiler saw no kernel" in one.not_checked[0]
     (line,) = (line for line in gpu_targets.verdict(one).splitlines() if "busy" in line)
     assert "unmeasured" in line
