@@ -15,6 +15,7 @@ from loraport.adapters import loading
 from loraport.adapters.convert import convert
 from loraport.adapters.loading.layers import stored_update
 from loraport.adapters.parse import open_adapter
+from loraport.adapters.verify import verify_adapter
 from loraport.cli.main import app
 from loraport.errors import UnsupportedError
 from loraport.models.checkpoint import open_checkpoint
@@ -117,6 +118,14 @@ def test_the_update_is_what_peft_merges(case, made):
         if name.removesuffix(".weight") not in adapter.layers and change.any():
             _close(others.pop(name), change)
     assert not others
+
+
+@pytest.mark.parametrize("case", CONFIGS)
+def test_a_file_is_verified_as_one_for_the_model_that_is_named(case, made):
+    files, found = made
+    checks = {check.name: check for check in verify_adapter(found[case][0], open_checkpoint(files.source))}
+    assert [check for check in checks.values() if check.passed is False] == []
+    assert checks["fits the model"].passed
 
 
 def _run(*words: object) -> str:
