@@ -67,6 +67,7 @@ class Pretended(Tensor):
     """A tensor on the device; the one on the CPU that stands behind it is `there`."""
 
     there: Tensor
+    stream: str = "the usual"
 
     @staticmethod
     def __new__(cls, there: Tensor, device: torch.device = DEVICE) -> "Pretended":
@@ -227,9 +228,11 @@ class _Named(TorchFunctionMode):
     """A device by another name than "meta". torch would ask for its library before it comes to us, so everything is
     done with twins that are called "meta"."""
 
-    def __init__(self, device: torch.device, memory: Memory, pinned: Pinned | None = None) -> None:
+    def __init__(
+        self, device: torch.device, memory: Memory, pinned: Pinned | None = None, stream: "_Stream | None" = None
+    ) -> None:
         super().__init__()
-        self._device, self._memory, self._pinned = device, memory, pinned
+        self._device, self._memory, self._pinned, self._stream = device, memory, pinned, stream
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -244,6 +247,7 @@ class _Named(TorchFunctionMode):
                 return self._pinned.holds(args[0])
         if func == Tensor.new_tensor and own:  # which torch puts on the device past everybody
             made = Pretended(torch.tensor(args[1], dtype=kwargs.get("dtype", own[0].dtype)), self._device)
+            made.stream = own[0].stream
             self._memory.take(made, "new_tensor")
             return made
         if own and func in (Tensor.tolist, Tensor.numpy):
@@ -255,6 +259,8 @@ class _Named(TorchFunctionMode):
         asks = func.__name__ == "__get__" and func != Tensor.T.__get__  # type: ignore[attr-defined]
         if asks or func is torch.device:
             return func(*args, **kwargs)
+        now = Pretended.stream if self._stream is None else self._stream.now
+        assert all(one.stream == now for one in own), f"{func.__name__} of a tensor that another stream made"
         twins = {id(one): Pretended(one.there) for one in own}
         originals = {id(twins[id(one)]): one for one in own}
         names = {self._device, str(self._device)}
@@ -268,6 +274,7 @@ class _Named(TorchFunctionMode):
             if not isinstance(one, Pretended) or id(one) in originals:
                 return originals.get(id(one), one)
             made = Pretended(one.there, self._device)
+            made.stream = now
             self._memory.take(made, func.__name__)
             return made
 
@@ -293,16 +300,18 @@ def pretended_mps() -> Iterator[None]:
 
 
 class _Stream:
-    """All that is asked of the device is done at once, so that streams differ by nothing."""
+    """That of a thread. All that is asked of the device is done at once, but no tensor may be used where another stream
+    made it."""
 
     def __init__(self, log: Counter[str], pinned: Pinned) -> None:
-        self._log, self._pinned = log, pinned
+        self._log, self._pinned, self.now = log, pinned, Pretended.stream
 
     def __enter__(self) -> None:
         self._log["stream"] += 1
+        self.now = "its own"
 
     def __exit__(self, *error: object) -> None:
-        pass
+        self.now = Pretended.stream
 
     def synchronize(self) -> None:
         self._log["synchronize"] += 1
@@ -348,13 +357,14 @@ def pretended_cuda(
     say("device_count", index + 1)
     say("get_device_name", "a pretended card")
     say("mem_get_info", (10**10, 10**10))
+    stream = _Stream(asked, host)
     for name in ("current_stream", "Stream", "stream"):
-        say(name, _Stream(asked, host))
+        say(name, stream)
     monkeypatch.setattr("loraport.engine.accelerators._own", threading.local())
     monkeypatch.setattr("loraport.engine.accelerators._idle_streams", {})
     if hasattr(torch.accelerator, "empty_host_cache"):
         monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: asked.update(["empty_host_cache"]))
     counted = Memory() if memory is None else memory
-    with _Device(watch, counted, host) as device, _Named(torch.device("cuda", index), counted, host):
+    with _Device(watch, counted, host) as device, _Named(torch.device("cuda", index), counted, host, stream):
         yield asked
         asked["waits"] = sum(device.waits.values())

@@ -211,6 +211,16 @@ def test_every_thread_has_a_stream_of_its_own_and_leaves_it_to_those_after_it(st
     assert [streams.count(f"in {name}") for name in made] == [4, 4, 1]
 
 
+def test_a_stream_that_another_thread_was_quicker_to_take_up_is_not_missed(streams, monkeypatch):
+    class JustTaken(list[str]):
+        def __len__(self) -> int:
+            return 1
+
+    monkeypatch.setattr(accelerators, "_idle_streams", {"cuda:0": JustTaken()})
+    with accelerators.own_stream("cuda:0"):
+        assert streams == ["cuda:0 #0", "in cuda:0 #0"]
+
+
 def test_what_finds_no_room_by_itself_is_tried_again_when_torch_has_given_back_what_it_kept(monkeypatch, streams):
     """Libraries take memory past torch, which may hold all that is left."""
     monkeypatch.setattr(accelerators, "_turns", {})

@@ -90,6 +90,44 @@ def test_what_a_card_writes_is_not_there_before_it_is_waited_for(monkeypatch):
             torch.empty(6).copy_(there, non_blocking=True)
 
 
+def test_a_tensor_that_passes_to_another_stream_is_noticed(monkeypatch):
+    with pretended_cuda(monkeypatch):
+        with accelerators.own_stream("cuda:0"):
+            there = torch.ones(2, device="cuda:0")
+        with pytest.raises(AssertionError, match="another stream"):
+            there.cpu()
+
+
+def test_what_loras_and_methods_share_at_a_layer_stays_in_its_stream(tmp_path, monkeypatch):
+    """The matrices in hand, and the bases that are held for another method."""
+    files = pico.write(tmp_path / "pico")
+    grid = {
+        "source": files.source, "target": files.target, "method": ["casa", "prolora"], "strength": [1.0, 0.5],
+        "layers": SOME, "drop": r"^blocks\.0\.cross_attn",
+    }  # fmt: skip
+    with pretended_cuda(monkeypatch) as asked:
+        report = loraport.sweep([files.lora], grid, output=tmp_path / "out", options=_options("cuda:0"))
+    assert not report.errors
+    assert len(list((tmp_path / "out").rglob("*.safetensors"))) == 4
+    assert asked["stream"] > 0
+
+
+def test_a_run_on_the_cpu_begins_with_no_card(tmp_path, monkeypatch):
+    """To say whether memory is pinned torch takes hold of a card, and fails where that one is full."""
+    files = pico.write(tmp_path / "pico")
+
+    def begin(tensor: torch.Tensor, *device: Any) -> bool:
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(torch.Tensor, "is_pinned", begin)
+    options = _options("cpu").model_copy(update={"cache": str(tmp_path / "cache")})
+    for strength in (1.0, 0.5):  # the second finds what the first kept
+        loraport.transfer(
+            files.lora, source=files.source, target=files.target, output=tmp_path / "out.safetensors", method="casa",
+            strength=strength, options=options,
+        )  # fmt: skip
+
+
 def test_what_is_kept_of_a_card_is_waited_for_and_what_is_sent_is_not(monkeypatch):
     pinned = Pinned()
     with pretended_cuda(monkeypatch, pinned=pinned) as asked:

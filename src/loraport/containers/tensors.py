@@ -133,7 +133,10 @@ class AsRead:
         step = max(size * count // max(self.stored.numel(), 1), 1)
         for at in range(0, count, step):
             part = self.stored[at : at + step]
-            there = part.float().to(device) if device.type == "mps" else part.to(device, non_blocking=part.is_pinned())
+            if device.type in ("cpu", "mps"):  # whether memory is pinned torch would ask the first card that there is
+                there = part.float().to(device)
+            else:
+                there = part.to(device, non_blocking=part.is_pinned())
             yield slice(at, at + len(part)), there.float()
 
 

@@ -89,8 +89,10 @@ def sent(x: Tensor, like: Tensor) -> Tensor:
 
 
 def moved(x: Tensor, device: torch.device | str) -> Tensor:
-    """x on another device. From pinned memory, which is not copied first, nobody waits for it."""
-    return x.to(device, non_blocking=x.device.type == "cpu" and x.is_pinned())
+    """x on another device. From pinned memory, which is not copied first, nobody waits for CUDA. Only on the way there
+    is it asked whether memory is pinned: to answer, torch takes hold of a card, and fails where that one is full."""
+    on_its_way = torch.device(device).type == "cuda" and x.device.type == "cpu"
+    return x.to(device, non_blocking=on_its_way and x.is_pinned())
 
 
 def wide(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:

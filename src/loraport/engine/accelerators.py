@@ -261,7 +261,10 @@ def own_stream(device: str) -> Iterator[None]:
     streams: dict[str, torch.cuda.Stream] = _own.__dict__.setdefault("streams", {})
     if device not in streams:
         idle = _idle_streams.setdefault(device, [])
-        streams[device] = idle.pop() if idle else torch.cuda.Stream(device)
+        try:
+            streams[device] = idle.pop()
+        except IndexError:  # none, or another thread was quicker
+            streams[device] = torch.cuda.Stream(device)
         weakref.finalize(threading.current_thread(), idle.append, streams[device]).atexit = False
     with torch.cuda.stream(streams[device]):
         yield
