@@ -312,5 +312,6 @@ def test_a_plan_for_a_gpu_says_what_the_layers_in_work_take_of_it(files):
     assert [estimating._card_bytes(jobs, [Slot(device, 1, 100)]) for device in ("cpu", "mps")] == [0, 0]
     assert estimating._working_bytes(0, [], jobs, two) == 102
     assert estimating._working_bytes(0, [], jobs, [Slot("cpu", 1, 1000)] * 2) == 102 + 101
-    assert text.memory({"peak_bytes": 2e9, "card_bytes": 1.5e9}) == "2.0 GB at most, and 1.5 GB of a GPU"
+    said = text.memory({"peak_bytes": 2e9, "card_bytes": 1.5e9})
+    assert said == "2.0 GB at most, and 1.5 GB of a GPU besides CUDA itself"
     assert text.memory({"peak_bytes": 2e9, "card_bytes": 0}) == "2.0 GB at most"

@@ -19,8 +19,8 @@ def parse_duration(text: str, *, name: str) -> float:
 
 def memory(cost: Mapping[str, Any]) -> str:
     """What a plan takes of the host, and of a GPU where one computes."""
-    card = cost.get("card_bytes", 0)
-    return f"{size(cost['peak_bytes'])} at most" + (f", and {size(card)} of a GPU" if card else "")
+    card, said = cost.get("card_bytes", 0), f"{size(cost['peak_bytes'])} at most"
+    return said + (f", and {size(card)} of a GPU besides CUDA itself" if card else "")
 
 
 def duration(seconds: float | int) -> str:

@@ -1,6 +1,6 @@
 """The next layers brought from files while the layers before them are computed.
 
-A device computes one layer at a time and should not wait for disks and hashing in between; those are the work of the
+A device has a few layers in flight and should not wait for disks and hashing in between; those are the work of the
 host's other cores. What lies ready is bounded by its size, and a layer that was not brought in time is brought by
 whoever asks for it, so that nothing depends on how far ahead the threads are.
 """

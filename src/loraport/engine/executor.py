@@ -58,7 +58,8 @@ class Limits:
     Attributes:
         device: as the user says it, such as `auto` or `cuda:0,cuda:1`.
         workers: layers in flight on each device; None for as many as are useful.
-        memory: bytes that all layers in flight on a device may take; None for what is free.
+        memory: bytes that all layers in flight on a device may take, and of a CUDA device the program as a whole; None
+            for what is free.
         on_event: told what the user should know of the machines that do the work.
         data: how machines of a Ray cluster come by what they read, as `RunOptions.ray_data`.
     """

@@ -1,6 +1,6 @@
 """What overlaps where a device computes: the host brings the next layers and writes what is kept, meanwhile.
 
-A device's work waits in one stream, whoever asks for it; reading, hashing and checking are done by threads beside it.
+Each layer in flight waits for its own work on the device; reading, hashing and checking are done by threads beside it.
 On the CPU the same cores would do both, and the system reads and writes files behind the program's back already.
 """
 
