@@ -101,6 +101,17 @@ def test_every_job_is_done_once_with_one_thread(executor):
     assert sorted(done) == sorted((job.name, 1) for job in JOBS)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+@pytest.mark.parametrize("executor", ["serial", "thread", "process"])
+def test_of_no_job_nothing_comes(executor, device, monkeypatch):
+    """As of an extraction where only biases changed."""
+    monkeypatch.setattr(devices, "pick_devices", lambda wanted: (device,))
+    monkeypatch.setattr(devices, "usable_bytes", lambda device: 10_000)
+    if executor != "process":
+        monkeypatch.setattr(f"loraport.engine.executors.{executor}.warm_up", lambda device: None)
+    assert list(_executor(executor, 2).run([], _threads)) == []
+
+
 def test_process_workers_give_the_same():
     done = list(_executor("process", 2).run(JOBS[:3], _threads))
     assert sorted(done) == sorted((job.name, 1) for job in JOBS[:3])

@@ -174,7 +174,7 @@ def phases(jobs: Sequence[J], slots: Sequence[Slot]) -> Iterator[tuple[list[J], 
     Args:
         slots: those of the executor.
     """
-    if slots[0].device != "cpu":
+    if jobs and slots[0].device != "cpu":
         yield list(jobs), list(slots)
         return
     narrow = [job for job in jobs if not job.wide]
