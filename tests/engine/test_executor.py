@@ -117,10 +117,11 @@ def test_process_workers_give_the_same():
     assert sorted(done) == sorted((job.name, 1) for job in JOBS[:3])
 
 
-def test_wide_layers_get_all_cores_and_the_setting_is_put_back():
+@pytest.mark.parametrize("executor", ["serial", "thread"])
+def test_wide_layers_get_all_cores_and_the_setting_is_put_back(executor):
     before = torch.get_num_threads()
     wide = _job("wide", shape=(WIDE_ELEMENTS, 2))
-    done = dict(_executor("thread").run([wide, *JOBS], _threads))
+    done = dict(_executor(executor).run([wide, *JOBS], _threads))
     assert done.pop("wide") == cores()
     assert set(done.values()) == {1}
     assert torch.get_num_threads() == before

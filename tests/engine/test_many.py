@@ -185,6 +185,33 @@ def test_a_layer_that_takes_more_than_it_may_is_said(files, tmp_path):
     assert files_in(tmp_path / "made") == THREE
 
 
+def test_what_is_said_of_one_lora_has_its_name(files, tmp_path):
+    """Before the work, of those with a layer that the target lacks; and of what it found."""
+    folder, target = files.folder / "loras", load_file(files.target)
+    del target["blocks.1.ffn.0.weight"]
+    save_file(target, files.target)
+    zeros = {key: torch.zeros_like(tensor) for key, tensor in load_file(folder / "half.safetensors").items()}
+    save_file(zeros, folder / "half.safetensors")
+    told = []
+    many(files, tmp_path / "made", allow_partial=True, on_event=told.append)
+    said = [each.message for each in told if isinstance(each, Warned)]
+    starts = {"motion": "blocks.1.ffn.0 is in", "old/half": "blocks.1.ffn.0 is in", "half": "every update is zero"}
+    assert len(said) == len(starts)
+    for name, start in starts.items():
+        assert any(text.startswith(f"{folder / name}.safetensors: {start}") for text in said)
+
+
+def test_existing_outputs_are_kept_or_replaced(files, tmp_path):
+    made = tmp_path / "made"
+    many(files, made)
+    (made / "half.safetensors").write_bytes(b"another")
+    report = many(files, made)
+    assert all("already exists" in str(each.error) for each in report.outcomes)
+    assert (made / "half.safetensors").read_bytes() == b"another"
+    assert not many(files, made, options=RunOptions(cache="off", log="off", overwrite=True)).failed
+    assert (made / "half.safetensors").read_bytes() != b"another"
+
+
 def test_each_output_has_its_log(files, tmp_path):
     many(files, tmp_path / "made", options=RunOptions(cache="off"))
     lines = [json.loads(line) for line in (tmp_path / "made" / "half.run.jsonl").read_text().splitlines()]

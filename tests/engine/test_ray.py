@@ -93,6 +93,7 @@ def test_a_limit_of_memory_or_layers_makes_each_layer_ask_for_more():
     assert _needs(300, memory=250) == (1, 0, 1000)
     assert _needs(100, workers=2) == (4, 0, 100)
     assert _needs(100, workers=3) == (3, 0, 100)  # never more than three, since Ray gives out whole ones
+    assert _needs(100, (4, 4), _node(cpus=3.0), workers=2) == (2, 0, 100)  # Ray refuses one and a half
     assert _needs(100, workers=16) == (0.5, 0, 100)
 
 

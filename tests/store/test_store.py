@@ -179,6 +179,7 @@ def test_an_entry_of_an_older_format_is_a_miss_and_no_problem(store: Store) -> N
     path = put_one(store)
     edit_header(path, "loraport.store.version", "2")
     assert [problem.what for problem in store.verify()] == ["older"]
+    assert path.exists()
     assert store.get("basis", key_of(0)) is None
     assert store.take_problems() == []
     put_one(store)
@@ -249,6 +250,26 @@ def test_an_entry_that_cannot_be_read_is_said_once_and_kept(store: Store, monkey
     monkeypatch.undo()
     assert path.exists()
     assert [problem.what for problem in store.take_problems()] == ["unreadable"]
+
+
+def test_what_another_process_removes_meanwhile_is_no_error(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between listing it and asking for its size, and between reading it and marking it as used."""
+    put_one(store)
+    listed, touched = index._files, index.touch
+
+    def removed(folder: Path) -> list[os.DirEntry]:
+        files = list(listed(folder))
+        for file in files:
+            os.unlink(file.path)
+        return files
+
+    monkeypatch.setattr(index, "_files", removed)
+    assert store.entries() == []
+    monkeypatch.undo()
+    put_one(store)
+    monkeypatch.setattr(index, "touch", lambda path: (path.unlink(), touched(path)))
+    assert store.get("basis", key_of(0)) is not None
+    assert store.take_problems() == []
 
 
 def test_the_bound_drops_the_least_recently_used(tmp_path: Path) -> None:

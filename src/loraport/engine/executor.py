@@ -182,7 +182,7 @@ def phases(jobs: Sequence[J], slots: Sequence[Slot]) -> Iterator[tuple[list[J], 
     if narrow:
         yield narrow, list(slots)
     if wide:
-        yield wide, [replace(slots[0], bytes=_room(slots)[slots[0].device])]
+        yield wide, [replace(slots[0], bytes=sum(slot.bytes for slot in slots))]
 
 
 def dispatch(
