@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -274,6 +275,26 @@ def test_what_is_kept_beside_a_device_is_written_by_several():
     assert seconds_of(work, CARD) == 8.0
     assert seconds_of(work, CARD, beside=8) == 8.0 / WRITERS
     assert seconds_of(work, CARD, beside=2) == 4.0
+
+
+def test_what_is_brought_of_the_cache_beside_a_device_takes_memory_of_the_host(files, tmp_path, monkeypatch):
+    options = RunOptions(cache=str(tmp_path / "cache"), log="off", executor="serial")
+    save_file(pico.lora(9), files.folder / "second.safetensors")
+    time.sleep(2 * reading._CLOCK_NS / 1e9)  # what is known of files that are younger is not kept
+    loraport.transfer(
+        files.lora, source=files.source, target=files.target, output=tmp_path / "out.safetensors", method="casa",
+        options=options,
+    )  # fmt: skip
+    further = make_plan(recipe(files, files.folder / "second.safetensors", "casa"))
+    program = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=0))
+    monkeypatch.setattr(estimating.psutil, "Process", lambda: program)
+    peaks = {}
+    for device in ("cpu", "cpu:0"):  # the latter counts as a device beside the host
+        monkeypatch.setattr("loraport.engine.devices.pick_devices", lambda wanted, device=device: (device,))
+        peaks[device] = estimate([further], options).peak_bytes
+    bases = sum(4 * (m + n + 1) * min(m, n) for m, n in (job.shape for job in further.jobs))
+    weights = sum(job.source.nbytes + job.target.nbytes for job in further.jobs)
+    assert peaks["cpu:0"] > peaks["cpu"] + weights + bases
 
 
 def test_what_a_run_has_read_itself_is_no_sign_of_an_earlier_one(files, tmp_path, monkeypatch):

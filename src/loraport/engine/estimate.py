@@ -165,9 +165,9 @@ def estimate(plans: Sequence[TransferPlan], options: RunOptions, start: float = 
     ]
     lying = 0  # what was brought for the next layers, and what waits to be written
     if beside:
-        lying = sum(
-            min(room_beside(), sum(getattr(work_at(*each), what) for each in every)) for what in ("read", "keep")
-        )
+        work = [work_at(*each) for each in every]
+        brought, waiting = sum(part.read + part.fetch for part in work), sum(part.keep for part in work)
+        lying = min(room_beside(), brought) + min(room_beside(), waiting)
     unfinished = [batch for batch, states in zip(batches, have, strict=True) if not all(each.result for each in states)]
     return RunEstimate(
         seconds=seconds,
