@@ -11,7 +11,10 @@ import loraport
 import pico
 from loraport.engine.events import Finished, LayerDone, Warned
 from loraport.engine.many.asked import find_loras, output_name
+from loraport.engine.many.plan import batches_of
 from loraport.engine.options import RunOptions
+from loraport.engine.plan import make_plan
+from loraport.engine.recipe import Recipe
 from loraport.errors import FileError, MismatchError, NumericalError, UsageError
 
 FIRST_BLOCK = {name: shape for name, shape in pico.LAYERS.items() if name.startswith("blocks.0.")}
@@ -210,6 +213,17 @@ def test_existing_outputs_are_kept_or_replaced(files, tmp_path):
     assert (made / "half.safetensors").read_bytes() == b"another"
     assert not many(files, made, options=RunOptions(cache="off", log="off", overwrite=True)).failed
     assert (made / "half.safetensors").read_bytes() != b"another"
+    with pytest.raises(UsageError, match="either skipped or replaced"):
+        many(files, made, skip_existing=True, options=RunOptions(overwrite=True))
+
+
+def test_a_layer_takes_what_is_finished_of_the_other_loras_as_well(files):
+    named = {"lora": str(files.lora), "source": str(files.source), "target": str(files.target)}
+    for dtype in ("float32", "bfloat16"):
+        plan = make_plan(Recipe.build({**named, "method": "matched-gain", "dtype": dtype}))
+        alone, three = (batches_of(dict.fromkeys(range(count), plan)) for count in (1, 3))
+        more = sum(batch.peak_bytes for batch in three) - sum(batch.peak_bytes for batch in alone)
+        assert more == 2 * plan.output_bytes
 
 
 def test_each_output_has_its_log(files, tmp_path):

@@ -20,7 +20,7 @@ import loraport
 import pico
 from loraport.engine import accelerators, devices, reading
 from loraport.engine.accelerators import bound, pinned, to_host, with_the_cpu_behind
-from loraport.engine.ahead import Ahead
+from loraport.engine.ahead import Ahead, room_beside
 from loraport.engine.events import LayerDone
 from loraport.engine.executor import threads_for
 from loraport.engine.job import Job
@@ -174,9 +174,16 @@ def test_no_more_lies_ready_than_there_is_room():
             assert ahead.take(job, bring) == job.name
             with bring.lock:
                 bring.now -= job.peak_bytes
+        assert ahead._used == 0
     assert sorted(bring.brought) == sorted(job.name for job in jobs)
     assert bring.most <= 40  # and what is being taken
     assert bring.brought[0] in ("0", "1", "2")
+
+
+def test_the_host_gives_a_share_of_its_memory_and_never_much(monkeypatch):
+    for free, room in ((10**9, 150_000_000), (10**12, 2 * 2**30)):
+        monkeypatch.setattr(devices, "usable_bytes", lambda device, free=free: free)
+        assert room_beside() == room
 
 
 def test_an_error_comes_to_whoever_asks_for_the_job_and_no_other():

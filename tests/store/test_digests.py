@@ -78,7 +78,8 @@ def test_a_damaged_page_counts_as_empty(tmp_path: Path) -> None:
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     memo = DigestMemo(tmp_path / "file")
-    memo.put("f", "a", HEX)
+    for file in "fg":
+        memo.put(file, "a", HEX)
     memo.flush()
     assert memo.get("f", "a") == HEX
 

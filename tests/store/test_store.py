@@ -266,7 +266,7 @@ def test_what_another_process_removes_meanwhile_is_no_error(store: Store, monkey
     monkeypatch.setattr(index, "_files", removed)
     assert store.entries() == []
     monkeypatch.undo()
-    put_one(store)
+    assert not index.remove(put_one(store).with_suffix(".gone"))
     monkeypatch.setattr(index, "touch", lambda path: (path.unlink(), touched(path)))
     assert store.get("basis", key_of(0)) is not None
     assert store.take_problems() == []
@@ -391,6 +391,8 @@ def test_default_root(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert index.cache_root().name == "loraport"
     monkeypatch.setenv("HOME", str(tmp_path))
     assert index.cache_root("~/mine") == tmp_path / "mine"
+    monkeypatch.chdir(tmp_path)
+    assert index.cache_root("neither/is/there") == Path("neither/is/there")
 
 
 @pytest.mark.parametrize("chosen", ["~nobody-of-this-name/cache", "/dev/null/cache", "/dev/null", "x" * 300, "a\0b"])
