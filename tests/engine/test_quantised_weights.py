@@ -9,6 +9,7 @@ from torch import Tensor
 import loraport
 import pico
 from adapter_parts import parts_of, write_lycoris
+from loraport.engine import overlap
 from loraport.engine.events import LayerDone
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
@@ -65,6 +66,13 @@ def test_a_model_in_scaled_fp8_is_the_model_written_out(layout, role, files, tmp
         assert len(report.layers) == len(pico.LAYERS)
     for name, update in found[0].items():
         torch.testing.assert_close(update, found[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_brought_ahead_in_fp8_is_counted_as_the_float32_that_it_becomes(files, tmp_path):
+    save_file(rounded(load_file(files.target), *LIGHTX2V)[0], tmp_path / "fp8.safetensors")
+    named = {"lora": str(files.lora), "source": str(files.source), "target": str(tmp_path / "fp8.safetensors")}
+    for job in make_plan(Recipe.build({**named, "method": "matched-gain"})).jobs:
+        assert overlap._brought_bytes(job) >= 2 * 4 * job.shape[0] * job.shape[1]
 
 
 def test_a_model_in_gguf_is_the_model_written_out(files, tmp_path):
