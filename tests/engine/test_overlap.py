@@ -6,6 +6,7 @@ The slots call themselves `cpu:0`, so that they count as a device beside the hos
 import pickle
 import shutil
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -137,11 +138,19 @@ def test_an_interrupted_run_keeps_what_it_finished(files, tmp_path, device):
 
 
 def test_a_full_disk_behind_is_said_and_the_file_is_made(files, tmp_path, device, monkeypatch):
+    worked = threading.Event()
+
     def full(self: Store, size: int) -> None:
+        assert worked.wait(60)
+        time.sleep(0.05)  # the run is at its end by then, and waits
         raise FileError("not enough room for the cache", values="none")
 
+    def listen(event: object) -> None:
+        if isinstance(event, LayerDone) and event.finished == event.layers:
+            worked.set()
+
     monkeypatch.setattr(Store, "_check_room", full)
-    report = run(_plan(files), tmp_path / "out.safetensors", _options(tmp_path / "cache"))
+    report = run(_plan(files), tmp_path / "out.safetensors", _options(tmp_path / "cache"), listen)
     assert len([text for text in report.warnings if "takes no more entries" in text]) == 1
 
 

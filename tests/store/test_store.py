@@ -310,11 +310,14 @@ def test_clear_deletes_entries_and_nothing_else(store: Store) -> None:
     path, memo = put_one(store), DigestMemo(store.root)
     memo.put("file", "a", "ab" * 8)
     memo.flush()
+    leftover = path.parent / f".{path.name}.abc.partial"
+    leftover.write_bytes(b"half")
     strangers = [store.root / "basis" / "notes.txt", path.parent / "mine.safetensors", store.root / "result.txt"]
     for stranger in strangers:
         stranger.write_text("keep me")
     assert len(index.clear(store.root)) == 1
     assert store.entries() == []
+    assert not leftover.exists()
     assert DigestMemo(store.root).get("file", "a") is None
     assert all(stranger.exists() for stranger in strangers)
 

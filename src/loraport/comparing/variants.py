@@ -70,7 +70,11 @@ def list_variants(
     """
     files = [tuple((at, file.resolve()) for at, file in one.by_expert.items()) for one in (lora, *transferred)]
     if len(set(files)) != len(files):
-        raise UsageError("a LoRA is named twice", values=", ".join(str(one.named) for one in (lora, *transferred)))
+        raise UsageError(
+            "a LoRA is named twice",
+            values=", ".join(str(one.named) for one in (lora, *transferred)),
+            fix="name each file once",
+        )
     found = [Variant(REFERENCE, "source + LoRA", "source", lora, kind="reference")]
     if source_alone:
         found.append(Variant("source", "source alone", "source"))

@@ -151,7 +151,11 @@ class SamplingSettings(Settings):
         if self.schedule is not None and given:
             raise UsageError("time steps are given twice", values=f"a whole schedule, and {', '.join(given)}")
         if self.times is not None and (self.steps is not None or self.shift is not None):
-            raise UsageError("the times are given one by one, so steps and shift contradict them")
+            raise UsageError(
+                "the times are given one by one, so steps and shift contradict them",
+                values=", ".join(name for name in ("times", "steps", "shift") if name in given),
+                fix="leave out the times, or both steps and shift",
+            )
         falling = all(a > b for a, b in itertools.pairwise((*(self.times or ()), 0.0)))
         if self.times and (self.times[0] > TIMESTEPS or not falling):
             raise UsageError(
