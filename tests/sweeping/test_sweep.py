@@ -99,9 +99,11 @@ def test_every_weight_is_decomposed_once_for_all_cells(files, tmp_path, monkeypa
     monkeypatch.setattr(
         layer, "thin_svd", lambda weight, name: decomposed.append(name) or decomposes(weight, name=name)
     )
-    report = sweep(files, tmp_path / "made", settings=SETTINGS)
-    assert report.errors == {}
-    assert sorted(decomposed) == sorted(FEW)
+    options = RunOptions(cache=str(tmp_path / "cache"), log="off", executor="serial")
+    for settings in (SETTINGS, [{"method": "casa", "rank": 4}, {"method": "casa", "rank": 6}]):  # kept for the second
+        report = sweep(files, tmp_path / "made", settings=settings, options=options)
+        assert report.errors == {}
+        assert sorted(decomposed) == sorted(FEW)
 
 
 def test_the_index_says_everything_of_a_cell(files, tmp_path):
