@@ -76,6 +76,13 @@ def test_cold_further_and_again(files, tmp_path, method, keeps):
     assert cold.next_seconds == pytest.approx(further.next_seconds, rel=0.2)
 
 
+def test_what_does_not_depend_on_the_lora_is_counted_once_for_many(files, tmp_path):
+    plan = make_plan(recipe(files, files.lora, "casa"))
+    options = RunOptions(cache=str(tmp_path / "cache"))
+    one, three = (estimate([plan] * count, options).cache_bytes for count in (1, 3))
+    assert three - one == 2 * plan.output_bytes
+
+
 def test_without_a_cache_nothing_is_kept_and_nothing_known(files):
     expected = estimate([make_plan(recipe(files, files.lora, "casa"))], RunOptions(cache="off"))
     assert (expected.cache_bytes, expected.kept_layers, expected.known) == (0, 0, False)
@@ -140,7 +147,8 @@ def test_casa_of_a_real_size_is_bound_by_decompositions_and_pays_to_keep(real_si
     assert expected.seconds > 160 * 9 * 5120**3 / RATES.decompositions
     assert expected.cache_bytes == pytest.approx(160 * 3 * 4 * 5120**2, rel=0.02)
     assert expected.cache_pays
-    assert expected.next_seconds < 0.1 * expected.seconds
+    fetching = 160 * 3 * 4 * 5120**2 / RATES.fetch
+    assert fetching < expected.next_seconds < 0.1 * expected.seconds
 
 
 def test_nothing_is_kept_but_finished_layers_where_the_disk_has_no_room(real_size, tmp_path, monkeypatch):

@@ -208,7 +208,9 @@ def test_layers_are_admitted_to_a_gpu_by_what_they_take_there():
             list(dispatch(jobs, slots, lambda job, slot, pool=pool, held=held: pool.submit(held, job, slot)))
         assert max(len(moment[device]) for moment in held.seen) == most
         assert in_flight(jobs, slots) == most
-    batch = LayerBatch((4, 4), 130, dict(enumerate(jobs[:2])), set())  # what is finished lies on the host
+    batch = LayerBatch(
+        (4, 4), 130, {0: jobs[0], 1: replace(jobs[1], card_bytes=50)}, set()
+    )  # what is finished lies on the host
     assert (batch.bytes_on("cuda:0"), batch.bytes_on("cpu")) == (60, 130)
 
 
