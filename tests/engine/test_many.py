@@ -182,8 +182,9 @@ def test_a_folder_that_cannot_be_written_is_said_once(files, tmp_path):
 def test_a_layer_that_takes_more_than_it_may_is_said(files, tmp_path):
     told = []
     options = RunOptions(cache="off", log="off", max_memory=1000)
-    many(files, tmp_path / "made", options=options, on_event=told.append)
+    report = many(files, tmp_path / "made", options=options, on_event=told.append)
     (said,) = [each.message for each in told if isinstance(each, Warned)]
+    assert [each.report.warnings for each in report.outcomes] == [(said,)] * 3
     assert "more than the 1.0 kB of --max-memory" in said
     assert files_in(tmp_path / "made") == THREE
 

@@ -111,6 +111,11 @@ def test_threads(tmp_path: Path) -> None:
 def test_pickle(tmp_path: Path) -> None:
     memo = pickle.loads(pickle.dumps(DigestMemo(tmp_path, batch=5)))
     assert memo.root == tmp_path
+    memo.put("f", "a", HEX)
+    memo.flush()
+    for trust in (True, False):  # --verify-inputs holds for every process
+        there = pickle.loads(pickle.dumps(DigestMemo(tmp_path, trust=trust)))
+        assert there.get("f", "a") == (HEX if trust else None)
 
 
 def test_a_file_whose_name_is_no_valid_text(tmp_path: Path) -> None:
