@@ -44,7 +44,7 @@ def verify_adapter(
         UsageError: it holds several LoRAs and none was named.
     """
     try:
-        lora, fit = _opened(path, model, expert, adapter)
+        lora = _opened(path, model, expert, adapter)
     except UnmatchedKeysError as error:
         return (Check(KEYS, False, _in_one_line(error)),)
     except NumericalError as error:
@@ -55,8 +55,8 @@ def verify_adapter(
     checks += _scale(lora)
     checks += _content(lora, refs)
     checks += _empty(lora)
-    if fit is not None:
-        checks.append(fit)
+    if model is not None:
+        checks.append(_fit(lora, model, expert, adapter))
     checks += biases_for_diffusers(lora, refs)
     checks += [Check(title, True if title == IN_FULL else None, names) for title, names in takers(lora.content)]
     if load and all(check.passed is not False for check in checks):
@@ -159,22 +159,28 @@ def _empty(lora: LoraAdapter) -> list[Check]:
     return [Check("it changes something", None, whole if len(zero) == len(lora.layers) else found)]
 
 
-def _opened(
-    path: str | Path, model: Checkpoint | None, expert: str | None, adapter: str | None
-) -> tuple[LoraAdapter, Check | None]:
-    """The file as one for the model, whose layers say what names and shapes alone leave open; by itself if it is none.
+def _opened(path: str | Path, model: Checkpoint | None, expert: str | None, adapter: str | None) -> LoraAdapter:
+    """The file by itself; where names and shapes leave open what it is, as one for the model.
 
     Of a family that is not known the layers are those that the model names.
     """
-    fit = None
-    if model is not None:
-        try:
-            lora = open_adapter(path, model, role="model", expert=expert, adapter=adapter)
-            return lora, Check(FITS, True, model.architecture.title)
-        except MismatchError as error:
-            fit = Check(FITS, False, _in_one_line(error))
     by_names = model if model is not None and model.architecture.family.unnamed else None
-    return open_adapter(path, by_names, role="model", expert=expert, adapter=adapter), fit
+    try:
+        return open_adapter(path, by_names, role="model", expert=expert, adapter=adapter)
+    except UnmatchedKeysError:
+        raise
+    except MismatchError:
+        if model is None or model is by_names:
+            raise
+    return open_adapter(path, model, role="model", expert=expert, adapter=adapter)
+
+
+def _fit(lora: LoraAdapter, model: Checkpoint, expert: str | None, adapter: str | None) -> Check:
+    try:
+        open_adapter(lora.path, model, role="model", expert=expert, adapter=adapter)
+    except MismatchError as error:
+        return Check(FITS, False, _in_one_line(error))
+    return Check(FITS, True, model.architecture.title)
 
 
 def _transferred(lora: LoraAdapter) -> bool:
