@@ -268,6 +268,7 @@ def test_in_another_process_nothing_is_brought():
 
 def test_a_bound_on_memory_is_one_of_the_tensors_of_a_gpu(monkeypatch):
     set_to = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (7_000_000_000, 8_000_000_000))
     monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, device: set_to.append(share))
     monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 0.9, raising=False)
@@ -280,15 +281,22 @@ def test_a_bound_on_memory_is_one_of_the_tensors_of_a_gpu(monkeypatch):
     assert set_to == [0.75, 0.9, 0.9]
 
 
-def test_max_memory_bounds_the_device_of_every_layer_and_is_lifted_afterwards(files, tmp_path, device, monkeypatch):
+@pytest.mark.parametrize("executor", ["serial", "thread"])
+def test_max_memory_bounds_the_device_and_is_lifted_afterwards(files, tmp_path, device, monkeypatch, executor):
+    """Of every command that computes layers there; what else a transfer gives back comes last."""
     told = []
-    monkeypatch.setattr("loraport.engine.worker.bound", lambda *given: told.append(given))
-    monkeypatch.setattr("loraport.engine.overlap.bound", lambda *given: told.append(given))
+    for module in ("executor.devices", f"executors.{executor}", "overlap"):
+        monkeypatch.setattr(f"loraport.engine.{module}.bound", lambda *given: told.append(given))
     monkeypatch.setattr("loraport.engine.overlap.release_memory", lambda device: told.append(f"{device} freed"))
     monkeypatch.setattr("loraport.engine.overlap.release_pinned", lambda: told.append("host freed"))
-    options = _options("off", executor="serial", max_memory=10**9)
+    options = _options("off", executor=executor, max_memory=10**9, workers=1)
     run(_plan(files, method="direct"), tmp_path / "out.safetensors", options)
-    assert told == [("cpu:0", 10**9)] * len(pico.LAYERS) + [("cpu:0", None), "cpu:0 freed", "host freed"]
+    first, end = told.index(("cpu:0", 10**9)), told.index(("cpu:0", None))
+    assert first < end
+    assert told[end:] == [("cpu:0", None), ("cpu:0", None), "cpu:0 freed", "host freed"]
+    told.clear()
+    loraport.resize(files.lora, tmp_path / "small.safetensors", rank=2, options=options)
+    assert (told[0], told[-1]) == (("cpu:0", 10**9), ("cpu:0", None))
 
 
 def test_where_no_memory_can_be_pinned_there_is_ordinary_memory():

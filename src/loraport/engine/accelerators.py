@@ -105,9 +105,10 @@ _bounded: dict[str, float] = {}
 def bound(device: str, count: int | None) -> None:
     """Let the tensors of this process take no more than so many bytes of a CUDA device; None lifts a bound set here.
 
-    What would take more runs out of memory. What the driver and the libraries take beside is not in it.
+    What would take more runs out of memory. What the driver and the libraries take beside is not in it. Where there is
+    no such device whoever computes there says so.
     """
-    if not device.startswith("cuda") or (count is None and device not in _bounded):
+    if not (device.startswith("cuda") and torch.cuda.is_available()) or (count is None and device not in _bounded):
         return
     if count is None:
         before = _bounded.pop(device)

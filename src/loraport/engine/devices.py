@@ -77,6 +77,12 @@ def usable_bytes(device: str) -> int:
     return int(psutil.virtual_memory().available * _HOST_SHARE)
 
 
+def bound(device: str, count: int | None) -> None:
+    """Let the tensors of this process take no more than so many bytes of a device: see `accelerators.bound`."""
+    if device.startswith("cuda"):
+        _accelerators().bound(device, count)
+
+
 def warm_up(device: str) -> None:
     """Make the libraries for decompositions ready, from one thread: see `accelerators.warm_up`."""
     if device.startswith("cuda"):

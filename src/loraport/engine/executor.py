@@ -241,8 +241,10 @@ def files_read(work: object) -> dict[Path, str]:
 
 
 def in_slot(work: Work[J, Result], job: J, slot: Slot) -> Result:
-    """`work(job, slot)` with the slot's number of threads set in the calling thread, which keeps it."""
+    """`work(job, slot)` with the slot's number of threads set in the calling thread, and its bound on a GPU's memory in
+    this process, which keep them."""
     set_threads_of_torch(slot.threads)
+    devices.bound(slot.device, slot.most)
     return work(job, slot)
 
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 from functools import partial
 
 from loraport.containers.references import TensorRef
-from loraport.engine.accelerators import bound, release_memory, release_pinned
+from loraport.engine.accelerators import release_memory, release_pinned
 from loraport.engine.ahead import Ahead, room_beside, threads_beside
+from loraport.engine.devices import bound
 from loraport.engine.executor import Executor, Slot, threads_for
 from loraport.engine.job import LayerJob
 from loraport.engine.job_cost import cached_bytes
@@ -52,7 +53,7 @@ def overlapped(work: Worker, jobs: Sequence[LayerJob], executor: Executor) -> It
             yield replace(work, ahead=ahead)
     finally:
         for slot in slots:
-            bound(slot.device, None)
+            bound(slot.device, None)  # an executor that was left in the middle has not yet
         try:
             work.store.finish()
         finally:

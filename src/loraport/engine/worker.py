@@ -21,7 +21,7 @@ import torch
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Operator, blended
 from loraport.core.truncation import Truncation, truncated_svd
-from loraport.engine.accelerators import bound, release_memory, with_the_cpu_behind
+from loraport.engine.accelerators import release_memory, with_the_cpu_behind
 from loraport.engine.ahead import Ahead
 from loraport.engine.executor import Slot, threads_for
 from loraport.engine.job import LayerJob
@@ -112,7 +112,6 @@ class Worker:
 
     def __call__(self, job: LayerJob, slot: Slot) -> LayerResult:
         """Do one job. A device that runs out of memory hands this layer to the CPU, and says so."""
-        bound(slot.device, slot.most)
         let_go = (lambda: None) if self.in_hand is None else self.in_hand.let_go
         try:
             brought = self.bring(job) if self.ahead is None else self.ahead.take(job, self.bring)

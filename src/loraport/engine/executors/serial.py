@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from loraport.engine.devices import warm_up
+from loraport.engine.devices import bound, warm_up
 from loraport.engine.executor import J, Limits, Result, Slot, Work, local_slots, phases, threads_for
 from loraport.threads import cores, threads_of_torch
 
@@ -20,10 +20,15 @@ class LayerExecutor:
 
     def run(self, jobs: Sequence[J], work: Work[J, Result]) -> Iterator[Result]:
         """Yield results in the order of the jobs; on the CPU narrow ones first."""
-        warm_up(self._slots[0].device)  # before other threads bring what it will need
-        for some, (slot, *_) in phases(jobs, self._slots):
-            for job in some:
-                threads = threads_for(job, slot.device, cores())
-                with threads_of_torch(threads):
-                    done = work(job, replace(slot, threads=threads))
-                yield done
+        device, most = self._slots[0].device, self._slots[0].most
+        warm_up(device)  # before other threads bring what it will need
+        try:
+            bound(device, most)
+            for some, (slot, *_) in phases(jobs, self._slots):
+                for job in some:
+                    threads = threads_for(job, device, cores())
+                    with threads_of_torch(threads):
+                        done = work(job, replace(slot, threads=threads))
+                    yield done
+        finally:
+            bound(device, None)

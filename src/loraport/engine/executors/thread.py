@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from loraport.engine.devices import warm_up
+from loraport.engine.devices import bound, warm_up
 from loraport.engine.executor import J, Limits, Result, Slot, Work, dispatch, in_slot, local_slots, phases, threads_for
 from loraport.threads import cores, threads_of_torch
 
@@ -20,13 +20,18 @@ class LayerExecutor:
 
     def run(self, jobs: Sequence[J], work: Work[J, Result]) -> Iterator[Result]:
         """Yield results as they come. After an error, layers in work are waited for and no more are begun."""
-        for device in dict.fromkeys(slot.device for slot in self._slots):
+        found = dict.fromkeys(slot.device for slot in self._slots)
+        for device in found:
             warm_up(device)
-        for some, slots in phases(jobs, self._slots):
-            threads = threads_for(some[0], slots[0].device, cores())
-            with threads_of_torch(threads), ThreadPoolExecutor(len(slots), "loraport") as pool:
+        try:
+            for some, slots in phases(jobs, self._slots):
+                threads = threads_for(some[0], slots[0].device, cores())
+                with threads_of_torch(threads), ThreadPoolExecutor(len(slots), "loraport") as pool:
 
-                def submit(job: J, slot: Slot, pool: ThreadPoolExecutor = pool) -> "Future[Result]":
-                    return pool.submit(in_slot, work, job, slot)
+                    def submit(job: J, slot: Slot, pool: ThreadPoolExecutor = pool) -> "Future[Result]":
+                        return pool.submit(in_slot, work, job, slot)
 
-                yield from dispatch(some, slots, submit)
+                    yield from dispatch(some, slots, submit)
+        finally:
+            for device in found:
+                bound(device, None)
