@@ -7,7 +7,7 @@ from typing import Any
 
 from gpu_session import Session
 from gpu_speed import run_timed
-from loraport.engine import accelerators
+from loraport.engine import on_device
 
 WORKERS = (1, 2, 4, 6)
 
@@ -44,9 +44,9 @@ def _run(session: Session, name: str, count: int, streams: bool, **settings: obj
 @contextlib.contextmanager
 def _one_stream() -> Iterator[None]:
     """All layers share the usual stream meanwhile."""
-    real = accelerators.own_stream
-    accelerators.own_stream = contextlib.nullcontext
+    real = on_device.own_stream
+    on_device.own_stream = contextlib.nullcontext
     try:
         yield
     finally:
-        accelerators.own_stream = real
+        on_device.own_stream = real

@@ -360,8 +360,8 @@ def pretended_cuda(
     stream = _Stream(asked, host)
     for name in ("current_stream", "Stream", "stream"):
         say(name, stream)
-    monkeypatch.setattr("loraport.engine.accelerators._own", threading.local())
-    monkeypatch.setattr("loraport.engine.accelerators._idle_streams", {})
+    monkeypatch.setattr("loraport.engine.on_device._own", threading.local())
+    monkeypatch.setattr("loraport.engine.on_device._idle_streams", {})
     if hasattr(torch.accelerator, "empty_host_cache"):
         monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: asked.update(["empty_host_cache"]))
     counted = Memory() if memory is None else memory

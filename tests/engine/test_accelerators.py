@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from loraport.core.thin_svd import thin_svd
-from loraport.engine import accelerators, measuring, precision
+from loraport.engine import accelerators, measuring, on_device, precision
 from loraport.engine.accelerators import (
     is_out_of_memory,
     pick,
     pinned,
     usable_bytes,
-    with_the_cpu_behind,
 )
 from loraport.engine.executor import Limits, local_slots
+from loraport.engine.on_device import with_the_cpu_behind
 from loraport.engine.precision import full_precision
 from loraport.engine.rates import rates_of
 from loraport.errors import NumericalError, UsageError
@@ -43,8 +43,8 @@ def streams(monkeypatch) -> list[str]:
 
     monkeypatch.setattr(torch.cuda, "Stream", made)
     monkeypatch.setattr(torch.cuda, "stream", entered)
-    monkeypatch.setattr(accelerators, "_own", threading.local())
-    monkeypatch.setattr(accelerators, "_idle_streams", {})
+    monkeypatch.setattr(on_device, "_own", threading.local())
+    monkeypatch.setattr(on_device, "_idle_streams", {})
     return log
 
 
@@ -172,7 +172,7 @@ def test_a_device_that_fails_is_said_with_what_to_do(monkeypatch, streams):
     with pytest.raises(NumericalError, match="--device cpu") as raised:
         with_the_cpu_behind(work, "cuda:0")
     assert raised.value.values == "CUDA error: an illegal memory access was encountered"
-    monkeypatch.setattr(accelerators, "_own", threading.local())
+    monkeypatch.setattr(on_device, "_own", threading.local())
     monkeypatch.setattr(torch.cuda, "Stream", work)
     with pytest.raises(NumericalError, match="--device cpu"):  # before the work begins
         with_the_cpu_behind(str, "cuda:0")
@@ -186,11 +186,11 @@ def test_every_thread_has_a_stream_of_its_own_and_leaves_it_to_those_after_it(st
 
     def work() -> None:
         for _ in range(2):
-            with accelerators.own_stream("cuda:0"):
+            with on_device.own_stream("cuda:0"):
                 inside.wait(10)
             assert leave.wait(10)
 
-    with accelerators.own_stream("cpu"):
+    with on_device.own_stream("cpu"):
         pass
     for _ in range(2):
         leave.clear()
@@ -204,7 +204,7 @@ def test_every_thread_has_a_stream_of_its_own_and_leaves_it_to_those_after_it(st
             each.join()
         del both, each
         gc.collect()
-    with accelerators.own_stream("cuda:1"):
+    with on_device.own_stream("cuda:1"):
         pass
     made = [name for name in streams if not name.startswith("in ")]
     assert made == ["cuda:0 #0", "cuda:0 #1", "cuda:1 #2"]
@@ -216,16 +216,16 @@ def test_a_stream_that_another_thread_was_quicker_to_take_up_is_not_missed(strea
         def __len__(self) -> int:
             return 1
 
-    monkeypatch.setattr(accelerators, "_idle_streams", {"cuda:0": JustTaken()})
-    with accelerators.own_stream("cuda:0"):
+    monkeypatch.setattr(on_device, "_idle_streams", {"cuda:0": JustTaken()})
+    with on_device.own_stream("cuda:0"):
         assert streams == ["cuda:0 #0", "in cuda:0 #0"]
 
 
 def test_what_finds_no_room_by_itself_is_tried_again_when_torch_has_given_back_what_it_kept(monkeypatch, streams):
     """Libraries take memory past torch, which may hold all that is left."""
-    monkeypatch.setattr(accelerators, "_turns", {})
+    monkeypatch.setattr(on_device, "_turns", {})
     emptied: list[str] = []
-    monkeypatch.setattr(accelerators, "release_memory", emptied.append)
+    monkeypatch.setattr(on_device, "release_memory", emptied.append)
 
     def work(device: torch.device) -> str:
         if not emptied:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import bench_layer
 import loraport.containers.tensors
 import loraport.core.operator
-from loraport.engine import accelerators
+from loraport.engine import on_device
 from loraport.engine.ahead import Ahead
 from loraport.engine.executor import Slot
 from loraport.engine.job import LayerJob
@@ -112,7 +112,7 @@ def test_a_layer_that_finds_no_room_is_computed_on_the_cpu(tmp_path, monkeypatch
     job, worker = _job(tmp_path, 96, 64)
     alone = worker(job, Slot("cpu", 1, 10**9))
     memory = Memory(room=4 * 96 * 64 * 2)
-    monkeypatch.setattr(accelerators, "_turns", {})
+    monkeypatch.setattr(on_device, "_turns", {})
     with pretended_device(memory=memory):
         found = worker(job, Slot("meta", 1, 10**9))
     assert "ran out of memory" in found.warnings[0]
@@ -129,7 +129,7 @@ def test_a_whole_run_on_a_card(tmp_path, monkeypatch):
     options = RunOptions(cache=str(cache), log="off", executor="serial", overwrite=True, device="cuda:0")
     run(plan, out, options.model_copy(update={"device": "cpu", "cache": "off"}))
     alone, found = load_file(out), []
-    monkeypatch.setattr(accelerators, "_turns", {})
+    monkeypatch.setattr(on_device, "_turns", {})
     for memory, more in ((Memory(), {}), (Memory(), {"max_memory": 10**9}), (Memory(room=400_000), {"cache": "off"})):
         with pretended_cuda(monkeypatch, memory) as asked:
             report = run(plan, out, options.model_copy(update=more))

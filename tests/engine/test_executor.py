@@ -16,7 +16,6 @@ import torch
 import pico
 from loraport.adapters.update import LayerUpdate
 from loraport.engine import devices
-from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.executor import (
     Limits,
     Slot,
@@ -30,6 +29,7 @@ from loraport.engine.executor import (
 from loraport.engine.executors import NAMES, make_executor
 from loraport.engine.job import WIDE_ELEMENTS, LayerJob
 from loraport.engine.many.plan import LayerBatch
+from loraport.engine.on_device import with_the_cpu_behind
 from loraport.engine.options import RunOptions
 from loraport.engine.rank import RankRule
 from loraport.errors import FileError, NumericalError, UsageError

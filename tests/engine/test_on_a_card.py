@@ -17,7 +17,7 @@ from loraport.containers.tensors import open_tensors
 from loraport.core.basis import SpectralBasis
 from loraport.core.operator import sent
 from loraport.core.thin_svd import thin_svd
-from loraport.engine import accelerators
+from loraport.engine import accelerators, on_device
 from loraport.engine.executor import Slot
 from loraport.engine.options import RunOptions
 from loraport.engine.reading import InputReader
@@ -92,7 +92,7 @@ def test_what_a_card_writes_is_not_there_before_it_is_waited_for(monkeypatch):
 
 def test_a_tensor_that_passes_to_another_stream_is_noticed(monkeypatch):
     with pretended_cuda(monkeypatch):
-        with accelerators.own_stream("cuda:0"):
+        with on_device.own_stream("cuda:0"):
             there = torch.ones(2, device="cuda:0")
         with pytest.raises(AssertionError, match="another stream"):
             there.cpu()
@@ -195,7 +195,7 @@ def test_what_numbers_the_program_around_it_prefers_changes_no_byte(device, tmp_
     files = pico.write(tmp_path / "pico")
     made = []
     for preferred in (torch.float32, torch.bfloat16):
-        monkeypatch.setattr(accelerators, "_turns", {})
+        monkeypatch.setattr(on_device, "_turns", {})
         torch.set_default_dtype(preferred)
         try:
             with pretended_cuda(monkeypatch) if device != "cpu" else contextlib.nullcontext():

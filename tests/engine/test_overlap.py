@@ -19,12 +19,13 @@ from safetensors.torch import save_file
 
 import loraport
 import pico
-from loraport.engine import accelerators, devices, reading
-from loraport.engine.accelerators import bound, pinned, to_host, with_the_cpu_behind
+from loraport.engine import devices, on_device, reading
+from loraport.engine.accelerators import bound, pinned, to_host
 from loraport.engine.ahead import Ahead, room_beside
 from loraport.engine.events import LayerDone
 from loraport.engine.executor import threads_for
 from loraport.engine.job import Job
+from loraport.engine.on_device import with_the_cpu_behind
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe
@@ -330,7 +331,7 @@ def test_what_finds_no_room_beside_others_is_tried_again_by_itself():
     with ThreadPoolExecutor(3) as pool:
         made = [pool.submit(with_the_cpu_behind, work, "cpu:0") for work in (first, second)]
         assert failed.wait(10)
-        while not accelerators._turns["cpu:0"]._by_itself:  # the second does not wait yet
+        while not on_device._turns["cpu:0"]._by_itself:  # the second does not wait yet
             threading.Event().wait(0.001)
         made.append(pool.submit(with_the_cpu_behind, third, "cpu:0"))
         going_on.set()

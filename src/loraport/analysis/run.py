@@ -15,7 +15,6 @@ from loraport.analysis.results import LayerAnalysis, PairAnalysis, checked
 from loraport.containers.references import rounding_floor
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import norm
-from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.events import LayerDone, Listener, Warned, ignore
 from loraport.engine.executor import Slot, executor_for, threads_for
 from loraport.engine.inputs import joined_digests, model_files
@@ -23,6 +22,7 @@ from loraport.engine.job import LayerJob
 from loraport.engine.keys import matrices_key
 from loraport.engine.kinship import unrelated
 from loraport.engine.layer import load_layer
+from loraport.engine.on_device import with_the_cpu_behind
 from loraport.engine.options import RunOptions
 from loraport.engine.reading import InputReader
 from loraport.engine.results import InputFile, LayerReport

@@ -26,10 +26,10 @@ from loraport.core.lowrank import LowRank
 from loraport.core.operator import dot, norm, square_sum, wide
 from loraport.core.operators import DenseOperator, Operator
 from loraport.core.thin_svd import thin_svd
-from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.executor import Slot, threads_for
 from loraport.engine.job import Job, LayerJob
 from loraport.engine.layer import check_norms, read_weight
+from loraport.engine.on_device import with_the_cpu_behind
 from loraport.engine.reading import InputReader
 from loraport.engine.rounding import rounding_share
 from loraport.methods import registry

@@ -21,13 +21,14 @@ import torch
 from loraport.core.lowrank import LowRank
 from loraport.core.operators import Operator, blended
 from loraport.core.truncation import Truncation, truncated_svd
-from loraport.engine.accelerators import release_memory, with_the_cpu_behind
+from loraport.engine.accelerators import release_memory
 from loraport.engine.ahead import Ahead
 from loraport.engine.executor import Slot, threads_for
 from loraport.engine.job import LayerJob
 from loraport.engine.keys import matrices_key, result_key, seed_of
 from loraport.engine.layer import LayerMatrices, load_layer
 from loraport.engine.layer_cache import Found, LayerCache
+from loraport.engine.on_device import with_the_cpu_behind
 from loraport.engine.reading import InputReader
 from loraport.engine.results import LayerReport
 from loraport.engine.rounding import MOSTLY, rounding_share

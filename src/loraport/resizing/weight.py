@@ -17,8 +17,8 @@ from loraport.core.operator import Operator, wide
 from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import singular_values, thin_svd
 from loraport.core.truncation import truncated_svd
-from loraport.engine.accelerators import with_the_cpu_behind
 from loraport.engine.executor import Slot, threads_for
+from loraport.engine.on_device import with_the_cpu_behind
 from loraport.engine.reading import InputReader
 from loraport.errors import NumericalError
 from loraport.resizing.job import EXACT, WeightJob
