@@ -66,13 +66,13 @@ MANY_TAIL = '''
     """
 '''
 BODY = """    check_arguments(transfer, locals(), besides=Recipe.model_fields)
-    made = make_plan(Recipe.build(_settings(locals())))
+    made = make_plan(Recipe.build(recipe_settings(locals())))
     from loraport.engine.run import run  # loads torch, after all refusals
 
     return run(made, output, options or RunOptions(), on_event)
 """
 MANY_BODY = """    check_arguments(transfer_many, locals(), besides=Recipe.model_fields)
-    settings = _settings(locals())
+    settings = recipe_settings(locals())
 
     def recipe(lora: str) -> Recipe:
         return Recipe.build(settings | {"lora": lora})

@@ -14,7 +14,7 @@ from loraport.engine.many.job import carry_many
 from loraport.engine.many.report import ManyReport
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, make_plan
-from loraport.engine.recipe import Recipe
+from loraport.engine.recipe import Recipe, recipe_settings
 from loraport.engine.results import TransferReport
 from loraport.methods import DEFAULT, registry
 from loraport.settings import as_paths, check_arguments
@@ -96,7 +96,7 @@ def transfer(
         LoraportError: see `loraport.errors`; the output is then left as it was.
     """
     check_arguments(transfer, locals(), besides=Recipe.model_fields)
-    made = make_plan(Recipe.build(_settings(locals())))
+    made = make_plan(Recipe.build(recipe_settings(locals())))
     from loraport.engine.run import run  # loads torch, after all refusals
 
     return run(made, output, options or RunOptions(), on_event)
@@ -151,7 +151,7 @@ def transfer_many(
             were already finished stay; the others are left as they were.
     """
     check_arguments(transfer_many, locals(), besides=Recipe.model_fields)
-    settings = _settings(locals())
+    settings = recipe_settings(locals())
 
     def recipe(lora: str) -> Recipe:
         return Recipe.build(settings | {"lora": lora})
@@ -162,12 +162,6 @@ def transfer_many(
 
 
 # End of what is written.
-
-
-def _settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of the arguments of a function that are fields of a recipe."""
-    given = {name: value for name, value in arguments.items() if name in Recipe.model_fields}
-    return given | {"params": arguments["params"] or {}}
 
 
 def plan(recipe: Recipe) -> TransferPlan:

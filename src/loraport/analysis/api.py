@@ -9,7 +9,7 @@ from loraport.analysis.plan import make_analysis_plan
 from loraport.analysis.results import PairAnalysis
 from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
-from loraport.engine.recipe import Recipe
+from loraport.engine.recipe import Recipe, recipe_settings
 from loraport.settings import as_paths, check_arguments
 
 PathLike = str | Path
@@ -66,23 +66,7 @@ def analyze(
         LoraportError: see `loraport.errors`.
     """
     check_arguments(analyze, locals(), besides=Recipe.model_fields)
-    settings = {
-        "source": source,
-        "target": target,
-        "source_lora": source_lora,
-        "target_lora": target_lora,
-        "nested_source": nested_source,
-        "nested_target": nested_target,
-        "architecture": architecture,
-        "strength": strength,
-        "scale": scale,
-        "expert": expert,
-        "adapter": adapter,
-        "drop": drop,
-        "allow_partial": allow_partial,
-        "layers": layers,
-    }
-    plan = make_analysis_plan(as_paths(loras), settings)
+    plan = make_analysis_plan(as_paths(loras), recipe_settings(locals()))
     from loraport.analysis.run import run_analysis  # loads torch, after all refusals
 
     return run_analysis(plan, options, on_event)

@@ -7,12 +7,13 @@ touched stays bit for bit.
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from loraport.analysis.plan import make_analysis_plan
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
+from loraport.engine.recipe import recipe_settings
 from loraport.errors import UsageError
 from loraport.merging.report import MergeReport
 from loraport.settings import check_arguments
@@ -64,7 +65,7 @@ def remove_drift(
     """
     check_arguments(remove_drift, locals())
     _check_share("quantile", quantile)
-    plan = make_analysis_plan([], _settings(source, target, nested_source, nested_target, architecture, expert, layers))
+    plan = make_analysis_plan([], recipe_settings(locals()))
     record = {"intervention": "remove-drift", "quantile": quantile, "layers": layers}
     from loraport.analysis.interventions import nondominant_drift  # loads torch, after all refusals
     from loraport.analysis.part_of_drift import write
@@ -115,7 +116,7 @@ def amplify_head(
     _check_share("share", share)
     if not math.isfinite(factor):
         raise UsageError("the factor must be a finite number", values=f"{factor}", fix="give a factor such as 2")
-    plan = make_analysis_plan([], _settings(source, target, nested_source, nested_target, architecture, expert, layers))
+    plan = make_analysis_plan([], recipe_settings(locals()))
     record = {"intervention": "amplify-head", "share": share, "factor": factor, "layers": layers}
     from loraport.analysis.interventions import strongest_head_blocks  # the same
     from loraport.analysis.part_of_drift import write
@@ -129,23 +130,3 @@ def amplify_head(
 def _check_share(name: str, value: float) -> None:
     if not 0.0 <= value <= 1.0:
         raise UsageError(f"the {name} is a share", values=f"{value:g}", fix=f"give a {name} from 0 to 1")
-
-
-def _settings(
-    source: PathLike,
-    target: PathLike,
-    nested_source: str | None,
-    nested_target: str | None,
-    architecture: str,
-    expert: str | None,
-    layers: str | None,
-) -> dict[str, Any]:
-    return {
-        "source": source,
-        "target": target,
-        "nested_source": nested_source,
-        "nested_target": nested_target,
-        "architecture": architecture,
-        "expert": expert,
-        "layers": layers,
-    }

@@ -8,7 +8,7 @@ from loraport.adapters.added_lora import AddedLora
 from loraport.checking.results import CheckResult
 from loraport.checking.run import check_recipe
 from loraport.engine.options import RunOptions
-from loraport.engine.recipe import Recipe
+from loraport.engine.recipe import Recipe, recipe_settings
 from loraport.methods import DEFAULT
 from loraport.settings import check_arguments
 
@@ -65,23 +65,5 @@ def check(
         NumericalError: a weight holds NaN or infinity.
     """
     check_arguments(check, locals(), besides=Recipe.model_fields)
-    recipe = Recipe.build(
-        {
-            "lora": lora,
-            "source": source,
-            "target": target,
-            "source_lora": source_lora,
-            "target_lora": target_lora,
-            "nested_source": nested_source,
-            "nested_target": nested_target,
-            "architecture": architecture,
-            "strength": strength,
-            "scale": scale,
-            "expert": expert,
-            "adapter": adapter,
-            "drop": drop,
-            "method": method,
-            "params": params or {},
-        }
-    )
+    recipe = Recipe.build(recipe_settings(locals()))
     return check_recipe(recipe, options or RunOptions(), deep=deep)

@@ -5,6 +5,7 @@ Each field is the only place where its setting is defined: type, default, flag, 
 """
 
 import shlex
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -228,3 +229,9 @@ class Recipe(Settings):
             else:
                 found.append(setting.flags[0] if value is True else shlex.join([setting.flags[0], str(value)]))
         return tuple(found)
+
+
+def recipe_settings(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments of a function (`locals()` in its first lines) that are settings of a recipe."""
+    given = {name: value for name, value in arguments.items() if name in Recipe.model_fields}
+    return given | ({"params": given["params"] or {}} if "params" in given else {})
