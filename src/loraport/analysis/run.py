@@ -15,7 +15,7 @@ from loraport.analysis.results import LayerAnalysis, PairAnalysis, checked
 from loraport.containers.references import rounding_floor
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import norm
-from loraport.engine.events import LayerDone, Listener, Warned, ignore
+from loraport.engine.events import LayerDone, Listener, Warnings, ignore
 from loraport.engine.executor import Slot, executor_for, threads_for
 from loraport.engine.inputs import joined_digests, model_files
 from loraport.engine.job import LayerJob
@@ -176,13 +176,7 @@ def run_analysis(plan: AnalysisPlan, options: RunOptions | None = None, on_event
     """
     began = time.perf_counter()
     options = options or RunOptions()
-    warnings: list[str] = []
-
-    def warn(message: str) -> None:
-        if message not in warnings:
-            warnings.append(message)
-            on_event(Warned(message))
-
+    warn = Warnings(on_event)
     for message in plan.warnings:
         warn(message)
     executor = executor_for(options, on_event)
@@ -210,7 +204,7 @@ def run_analysis(plan: AnalysisPlan, options: RunOptions | None = None, on_event
     for message in _doubts(layers):
         warn(message)
     inputs = _with_digests(plan, digests)
-    return _pair(plan, layers, inputs, tuple(warnings), time.perf_counter() - began)
+    return _pair(plan, layers, inputs, tuple(warn.told), time.perf_counter() - began)
 
 
 def _doubts(layers: tuple[LayerAnalysis, ...]) -> list[str]:

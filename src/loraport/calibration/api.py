@@ -148,7 +148,7 @@ def calibrate(
         passes={"source": other.passes, "target": turn.passes},
         seconds={"source": other.seconds, "target": turn.seconds, "all": time.perf_counter() - began},
         found=len(other.found) + len(turn.found),
-        warnings=tuple(progress.warnings),
+        warnings=tuple(progress.warn.told),
     )
 
 

@@ -70,5 +70,23 @@ Event = PlanReady | LayerDone | Warned | Remarked | Step | Written | Finished
 Listener = Callable[[Event], None]
 
 
+class Warnings:
+    """Tells the user sentences as they come up, each once.
+
+    Attributes:
+        told: until now, for the report.
+    """
+
+    def __init__(self, on_event: Callable[[Warned], None]):
+        self.told: list[str] = []
+        self._on_event = on_event
+
+    def __call__(self, message: str) -> None:
+        """Something that the user should know."""
+        if message not in self.told:
+            self.told.append(message)
+            self._on_event(Warned(message))
+
+
 def ignore(event: Event) -> None:
     """The listener that listens to nothing."""

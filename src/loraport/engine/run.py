@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loraport.adapters.render import fill_adapter, write_adapter
 from loraport.core.lowrank import LowRank
-from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warned, ignore
+from loraport.engine.events import Event, Finished, LayerDone, Listener, PlanReady, Warnings, ignore
 from loraport.engine.executor import Executor, executor_for
 from loraport.engine.job import LayerJob
 from loraport.engine.kinship import check_kinship, judge_pair
@@ -87,13 +87,7 @@ def carried_out(
     began = time.perf_counter()
     path = None if output is None else Path(output)
     check_outputs(path, plan, options)
-    warnings: list[str] = []
-
-    def warn(message: str) -> None:
-        if message not in warnings:
-            warnings.append(message)
-            on_event(Warned(message))
-
+    warn = Warnings(on_event)
     on_event(PlanReady(plan))
     for message in plan.warnings:
         warn(message)
@@ -120,7 +114,7 @@ def carried_out(
     try:
         results = _run_jobs(plan, sample, work, executor, on_event, warn, log)
         judge(plan, results, warn, measured=measured)
-        report = make_report(plan, path, results, warnings, time.perf_counter() - began)
+        report = make_report(plan, path, results, warn.told, time.perf_counter() - began)
         if path is not None:
             write_output(plan, path, results, report, reader, options, temporary)
         del results  # while the block around it goes on

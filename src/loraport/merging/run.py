@@ -19,7 +19,7 @@ from loraport.containers.references import file_identity
 from loraport.containers.rewrite import Rewriting, rewriting, room_beside
 from loraport.containers.tensors import TensorRef, encode, encode_plainly, read_float, read_numbers
 from loraport.core.operator import norm
-from loraport.engine.events import Listener, Warned, Written, ignore
+from loraport.engine.events import Listener, Warned, Warnings, Written, ignore
 from loraport.engine.reading import InputReader
 from loraport.engine.surroundings import usual_torch
 from loraport.errors import FileError, NumericalError
@@ -60,23 +60,21 @@ def run_merge(
     path = Path(output)
     places = plan.placed(path, overwrite=overwrite)
     told = told_of(plan)
-    said = list(dict.fromkeys([*plan.warnings, *counted_twice(plan, told)]))
-    for message in said:
-        on_event(Warned(message))
+    warn = Warnings(on_event)
+    for message in (*plan.warnings, *counted_twice(plan, told)):
+        warn(message)
     losses, continued = _write(plan, places, told, overwrite, on_event)
     if not any(loss.change for loss in losses):
-        said.append("every update is zero, or too small for these numbers, so the output is the checkpoint as it was")
-        on_event(Warned(said[-1]))
+        warn("every update is zero, or too small for these numbers, so the output is the checkpoint as it was")
     most = max(losses, key=lambda loss: loss.share)
     changed = math.sqrt(sum(loss.change**2 for loss in losses))
     lost = math.sqrt(sum(loss.error**2 for loss in losses))
     if lost > _MUCH * changed > 0:
         finer = ", or merge with --dequantize bfloat16" if plan.requantized else ""
-        said.append(
+        warn(
             f"rounding to the checkpoint's numbers changes the weights by {percent(lost / changed)} of what the "
             f"LoRA changes, so much of its effect may be lost; load it beside the model instead{finer}"
         )
-        on_event(Warned(said[-1]))
     return MergeReport(
         output=path,
         files=tuple(places.values()),
@@ -89,7 +87,7 @@ def run_merge(
         lost_most=most.share,
         lost_in=most.name,
         left_out=plan.left_out,
-        warnings=tuple(said),
+        warnings=tuple(warn.told),
         continued=continued,
         seconds=time.perf_counter() - began,
     )

@@ -18,7 +18,7 @@ from loraport.adapters.render import render_adapter, write_adapter
 from loraport.containers.safetensors import HASHES
 from loraport.core.allotment import allot, rank_for_energy
 from loraport.core.lowrank import LowRank
-from loraport.engine.events import LayerDone, Listener, Warned
+from loraport.engine.events import LayerDone, Listener, Warnings
 from loraport.engine.executor import executor_for
 from loraport.engine.options import RunOptions
 from loraport.engine.results import LayerReport
@@ -44,13 +44,7 @@ def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_
     """
     began = time.perf_counter()
     task.check_output(output, overwrite=options.overwrite)
-    warnings: list[str] = []
-
-    def warn(message: str) -> None:
-        if message not in warnings:
-            warnings.append(message)
-            on_event(Warned(message))
-
+    warn = Warnings(on_event)
     for message in task.warnings:
         warn(message)
     store, reader = open_cache(task.identities, options, warn)
@@ -105,7 +99,7 @@ def carry_out(task: Task, amount: Amount, output: Path, options: RunOptions, on_
         dtype=task.dtype,
         to=task.to,
         load=tuple(ways_to_load(output, content)),
-        warnings=tuple(warnings),
+        warnings=tuple(warn.told),
         seconds=time.perf_counter() - began,
     )
 

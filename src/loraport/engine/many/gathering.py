@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from loraport.engine.events import Event, Finished, LayerDone, Listener, Warned
+from loraport.engine.events import Event, Finished, LayerDone, Listener, Warned, Warnings
 from loraport.engine.job_cost import further_cost, rank_bound
 from loraport.engine.many.plan import LayerBatch, ManyPlan
 from loraport.engine.options import RunOptions
@@ -25,7 +25,7 @@ class Said:
 
     def __init__(self, plans: Mapping[int, TransferPlan], on_event: Listener):
         self._plans, self._on_event = plans, on_event
-        self._of_all: list[str] = []
+        self.of_all = Warnings(on_event)  # about the machine or the models
         own = [one.warnings for one in plans.values()]
         for message in own[0] if own else ():
             if all(message in each for each in own):
@@ -35,19 +35,13 @@ class Said:
                 if len(own) > 1 and not all(message in each for each in own):
                     self.of_one(number, message)
 
-    def of_all(self, message: str) -> None:
-        """Say something about the machine or the models."""
-        if message not in self._of_all:
-            self._of_all.append(message)
-            self._on_event(Warned(message))
-
     def of_one(self, number: int, message: str) -> None:
         """Say something about a LoRA."""
         self._on_event(Warned(f"{self._plans[number].recipe.lora}: {message}"))
 
     def before(self, number: int) -> list[str]:
         """What was said until now that concerns a LoRA, for its report."""
-        return list(dict.fromkeys([*self._plans[number].warnings, *self._of_all]))
+        return list(dict.fromkeys([*self._plans[number].warnings, *self.of_all.told]))
 
 
 class Gathering:
