@@ -110,6 +110,27 @@ def test_what_a_name_says_of_the_sampling_is_said_before_any_clip(stills, tmp_pa
     assert others == ["loading the source"] * 2
 
 
+def test_what_a_pipeline_takes_not_is_said_before_any_clip(stills, tmp_path):
+    told = []
+
+    def listen(event):
+        told.append(event.message)
+        if isinstance(event, Step):
+            raise KeyboardInterrupt
+
+    settings = loraport.CompareSettings(frames=9, negative="red", **SIZE)
+    models = {"source": stills / "source", "target": stills / "target", "settings": settings, "target_sampling": TARGET}
+    with pytest.raises(KeyboardInterrupt):
+        run(stills, tmp_path / "out", settings=settings, on_event=listen)
+    with pytest.raises(KeyboardInterrupt):
+        loraport.probe(**models, output=tmp_path / "red.safetensors", device="cpu", on_event=listen)
+    ignored = "ZImagePipeline takes no --frames, so it is ignored."
+    assert told == [
+        ignored, "loading the source",
+        ignored, "asking the pipeline which output is which colour",
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_videos_from_the_command_line(videos, tmp_path, capsys):
     from loraport.cli.main import app

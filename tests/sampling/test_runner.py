@@ -67,7 +67,7 @@ def test_times_are_shifted_towards_noise():
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ({"schedule": Schedule((1.0, 0.0)), "steps": 3}, "given twice"),
+        ({"schedule": Schedule((1.0, 0.0)), "steps": 3}, r"(?s)given twice.*try: "),
         ({"times": (1000.0, 500.0), "steps": 3}, "contradict"),
         ({"times": (1000.0, 500.0), "shift": 3.0}, "contradict"),
         ({"steps": 0}, "steps"),

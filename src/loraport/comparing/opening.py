@@ -4,7 +4,7 @@ import contextlib
 import gc
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -153,6 +153,18 @@ def clip_size(model: Model, settings: CompareSettings) -> tuple[int, int] | None
     asked = {"width": settings.width, "height": settings.height}
     wide, high = (said or (call[name].default if name in call else None) for name, said in asked.items())
     return (wide, high) if isinstance(wide, int) and isinstance(high, int) else None
+
+
+def said_of_unused(models: Iterable[Model], settings: CompareSettings, *, with_image: bool) -> tuple[str, ...]:
+    """What was asked of all clips and a pipeline has no name for, a sentence each."""
+    asked = {"--frames": ("num_frames", settings.frames), "--negative": ("negative_prompt", settings.negative)}
+    kinds = dict.fromkeys(_pipeline_class(model, with_image=with_image) for model in models)
+    return tuple(
+        f"{kind.__name__} takes no {flag}, so it is ignored."
+        for kind in kinds
+        for flag, (name, value) in asked.items()
+        if value is not None and name not in inspect.signature(kind.__call__).parameters
+    )
 
 
 def _transformer(kind: Any, path: Path, base: Path, dtype: torch.dtype) -> Any:

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 
 from loraport.comparing.images import FirstFrame
 from loraport.comparing.making_probe import inputs_of, outputs_for, write_probe
-from loraport.comparing.opening import DeviceSetup, opened
+from loraport.comparing.opening import DeviceSetup, opened, said_of_unused
 from loraport.comparing.prompts import Prompt
 from loraport.comparing.rendering import Shot, render, set_sampling, with_loras
 from loraport.comparing.report import ProbeReport
@@ -20,7 +20,7 @@ from loraport.comparing.settings import COLOURS, CompareSettings
 from loraport.comparing.sides import Side
 from loraport.comparing.variants import Placed, Role
 from loraport.containers.names import Expert
-from loraport.engine.events import Listener, Step
+from loraport.engine.events import Listener, Step, Warned
 from loraport.errors import NumericalError
 from loraport.files import atomic_paths
 
@@ -62,6 +62,8 @@ def measure(
     source, target = sides["source"], sides["target"]
     target.tell(on_event)
     family, needs_image = source.model.family, not source.model.by_prompt
+    for sentence in said_of_unused((source.model, target.model), settings, with_image=needs_image):
+        on_event(Warned(sentence))
     with tempfile.TemporaryDirectory(prefix="loraport-", ignore_cleanup_errors=True) as folder:
         image = _grey(Path(folder, "grey.png")) if needs_image else None
         shot = Shot(Prompt(prompt, image), seed, settings.negative, settings.height, settings.width, settings.frames)

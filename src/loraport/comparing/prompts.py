@@ -48,7 +48,10 @@ def read_prompts(
     pairs = _of_file(Path(given)) if isinstance(given, str | Path) else _alone(given or ())
     files = find_images(images)
     if files and any(image is not None for _, image in pairs):
-        raise UsageError("images are given twice", where=str(given), values=", ".join(map(str, images)))
+        raise UsageError(
+            "images are given twice", where=str(given), values=", ".join(map(str, images)),
+            fix="leave out --image, or the images in the file",
+        )  # fmt: skip
     if files and given is None:
         pairs = [(_beside(image), image) for image in files]
     elif files and pairs:
@@ -57,7 +60,10 @@ def read_prompts(
         raise UsageError("there is no prompt", where=str(given) if isinstance(given, str | Path) else None)
     if len(set(pairs)) != len(pairs):
         text, image = next(pair for pair in pairs if pairs.count(pair) > 1)
-        raise UsageError("a prompt is given twice", values=text[:200] + ("" if image is None else f", with {image}"))
+        raise UsageError(
+            "a prompt is given twice", values=text[:200] + ("" if image is None else f", with {image}"),
+            fix="give it once; --seeds makes more clips of it",
+        )  # fmt: skip
     looked = {image: FirstFrame.of(image) for _, image in pairs if image is not None}
     return tuple(Prompt(text, None if image is None else looked[image]) for text, image in pairs)
 

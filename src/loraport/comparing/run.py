@@ -10,7 +10,7 @@ from jaxtyping import UInt8
 
 from loraport.comparing.clips import ClipFolder, short
 from loraport.comparing.images import said_of_shapes
-from loraport.comparing.opening import DeviceSetup, clip_size, opened
+from loraport.comparing.opening import DeviceSetup, clip_size, opened, said_of_unused
 from loraport.comparing.page import write_compare_page
 from loraport.comparing.plan import ComparePlan
 from loraport.comparing.rendering import Shot, as_large, made_of, render, set_sampling, with_loras
@@ -45,7 +45,8 @@ def carry_out(plan: ComparePlan, device: str, on_event: Listener) -> CompareRepo
         on_event(Remarked(note))
     size = clip_size(sides["source"].model, settings) if plan.with_images else None
     stretched = said_of_shapes([prompt.image for prompt in plan.prompts if prompt.image is not None], size)
-    for sentence in stretched:
+    unused = said_of_unused((one.model for one in sides.values()), settings, with_image=plan.with_images)
+    for sentence in (*stretched, *unused):
         on_event(Warned(sentence))
     Judges.open(plan.weights)  # what cannot judge is said before hours of work
     gc.collect()
@@ -91,7 +92,7 @@ def carry_out(plan: ComparePlan, device: str, on_event: Listener) -> CompareRepo
         made=len(missing),
         found=len(names) - len(missing),
         not_measured=judges.missing(),
-        warnings=(*few, *stretched),
+        warnings=(*few, *stretched, *unused),
         two_experts=sides["source"].model.two_experts,
     )
     write_json(plan.folder / NUMBERS, report.to_json())

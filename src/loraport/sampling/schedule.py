@@ -43,8 +43,9 @@ class Schedule:
         falling = all(a > b for a, b in zip(self.times, self.times[1:], strict=False))
         if len(self.times) < 2 or not falling or self.times[0] > 1 or self.times[-1] != 0:
             raise UsageError(
-                "the times of a schedule must fall from at most 1 to 0", values=", ".join(f"{t:g}" for t in self.times)
-            )
+                "the times of a schedule must fall from at most 1 to 0", values=", ".join(f"{t:g}" for t in self.times),
+                fix="Schedule((1.0, 0.757, 0.522, 0.0)), for example, makes three steps",
+            )  # fmt: skip
 
     @property
     def steps(self) -> int:
@@ -149,7 +150,10 @@ class SamplingSettings(Settings):
         spoken = {name: getattr(self, name) for name in ("steps", "times", "shift", "guidance", "sampler")}
         given = [name for name, value in spoken.items() if value is not None]
         if self.schedule is not None and given:
-            raise UsageError("time steps are given twice", values=f"a whole schedule, and {', '.join(given)}")
+            raise UsageError(
+                "parts of the schedule are given twice", values=f"a whole schedule, and {', '.join(given)}",
+                fix="leave out either the schedule, which holds times, guidance and sampler, or the others",
+            )  # fmt: skip
         if self.times is not None and (self.steps is not None or self.shift is not None):
             raise UsageError(
                 "the times are given one by one, so steps and shift contradict them",
