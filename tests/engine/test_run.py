@@ -15,6 +15,7 @@ from loraport.engine.plan import make_plan, sample_for_kinship
 from loraport.engine.recipe import Recipe
 from loraport.engine.run import compute, run
 from loraport.errors import FileError, LoraportError, MismatchError, NumericalError, UnmatchedKeysError
+from loraport.methods import registry
 from whole_commands import remembered
 
 
@@ -188,6 +189,24 @@ def test_the_output_has_one_rank_and_says_what_it_kept(files, tmp_path, options,
         assert layer.energy_kept == pytest.approx(kept, abs=1e-4)
         if rank == "energy=0.9":
             assert layer.energy_kept >= 0.9
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_the_plan_says_the_rank_that_is_written(files, tmp_path, options, method):
+    """Exactly, where an update that reads the drift fills what it is given."""
+    cases = [{}, {"rank": "4"}, {"rank": "full"}, {"amount": 0.5}, {"layers": "self_attn"}]
+    if "side" in registry.get(method).Params.model_fields:
+        cases.append({"params": {"side": "inputs"}})
+    if method == "prolora":
+        cases.append({"params": {"mixed": True}})
+    for number, settings in enumerate(cases):
+        output = tmp_path / f"{number}.safetensors"
+        _transfer(files, output, options, method=method, **settings)
+        recipe = Recipe(lora=str(files.lora), source=str(files.source), target=str(files.target), method=method)
+        planned = make_plan(recipe.model_copy(update=settings))
+        written = next(tensor.shape[0] for key, tensor in load_file(output).items() if "lora_A" in key)
+        assert planned.rank_out == written, settings
+        assert planned.output_bytes <= output.stat().st_size
 
 
 def test_layers_outside_the_pattern_keep_their_update_and_dropped_ones_go(files, tmp_path, options):

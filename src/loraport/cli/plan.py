@@ -136,7 +136,7 @@ def show_many(loras: list[str], many: "ManyPlan", cost: dict[str, Any], console:
             continue
         one = many.plans[number]
         documents.append(describe(one))
-        rank = f"{one.adapter.max_rank} -> {one.rank}"
+        rank = f"{one.adapter.max_rank} -> {one.rank_out}"
         rows.append([lora, "yes", str(len(one.jobs)), rank, size(one.output_bytes), ""])
     console.table(["LoRA", "fits", "layers", "rank", "output", "why not"], rows)
     console.warnings_of({loras[number]: one.warnings for number, one in many.plans.items()})
@@ -172,6 +172,7 @@ def describe(plan: "TransferPlan", expected: "RunEstimate | None" = None) -> dic
         },
         "rank": str(plan.rank),
         "rank_in": adapter.max_rank,
+        "rank_out": plan.rank_out,
         "dtype": plan.dtype,
         "to": plan.recipe.to,
         "extra_source": list(plan.extra_source),
@@ -208,7 +209,7 @@ def show(facts: dict[str, Any], console: Console, *, cached: bool) -> None:
         f"  method    {facts['method']}" + (f" at amount {facts['amount']:g}" if facts["amount"] != 1 else ""),
         f"  coverage  {count(cover['layers'], 'layer')}, from {count(cover['keys'], 'key')} in the file; "
         f"{count(len(cover['passthrough']), 'key')} passed through, {len(cover['dropped']) or 'none'} dropped",
-        f"  rank      {facts['rank_in']} in, {facts['rank']} out, {facts['dtype']}, names: {facts['to']}",
+        f"  rank      {facts['rank_in']} in, {facts['rank_out']} out, {facts['dtype']}, names: {facts['to']}",
         f"  work      about {text.duration(cost['seconds'])}, {_state(cost, cover['layers'])}",
         f"  memory    {text.memory(cost)}",
         f"  disk      {size(cost['output_bytes'])} for the output, {size(cost['cache_bytes'])} for the cache",

@@ -129,7 +129,7 @@ def _plan(cells: Sequence[Cell], folder: Path, grid: Grid, run_options: RunOptio
             documents.append(document | {"output": str(cell.output), "done": True})
         else:
             made = swept.many.plans[number]
-            rows.append([*row, "to do", str(made.rank), size(made.output_bytes), str(cell.output)])
+            rows.append([*row, "to do", str(made.rank_out), size(made.output_bytes), str(cell.output)])
             documents.append(document | {"output": str(cell.output), "output_bytes": made.output_bytes})
     console.errors(swept.many.failures.values())
     console.table(["LoRA", "target", "settings", "state", "rank", "size", "output, or why there will be none"], rows)

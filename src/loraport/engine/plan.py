@@ -90,12 +90,15 @@ class TransferPlan:
         return sum(job.cost for job in self.jobs)
 
     @property
+    def rank_out(self) -> int:
+        """Rank of the output at most."""
+        return max(rank_bound(job) for job in self.jobs)
+
+    @property
     def output_bytes(self) -> int:
         """Size of the output's layers if the rank is known beforehand (full rank otherwise)."""
-        ranks = [rank_bound(job) for job in self.jobs]
-        uniform = max(ranks, default=0)
         size = 4 if self.dtype == "float32" else 2
-        return sum(size * uniform * sum(job.shape) for job in self.jobs)
+        return sum(size * self.rank_out * sum(job.shape) for job in self.jobs)
 
     @property
     def cache_bytes(self) -> int:

@@ -56,3 +56,7 @@ class ClusterTransport(base.TransferMethod[ClusterTransportParams]):
         m, n = shape
         p = min(m, n)
         return product(m + n, p, 20 * min(params.largest, p) + 4 * rank) + factors(m, n, rank)
+
+    def most_rank(self, rank: int, params: ClusterTransportParams) -> int:
+        """Turned factors are as many."""
+        return rank

@@ -51,3 +51,7 @@ class CrossLora(base.TransferMethod[CrossLoraParams]):
         """Two projections of thin factors."""
         m, n = shape
         return product(m + n, min(m, n), rank, 2) + factors(m, n, rank)
+
+    def most_rank(self, rank: int, params: CrossLoraParams) -> int:
+        """Projections add no direction."""
+        return rank
