@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hunyuan
+import loraport
 import makers
 import networks
 from loraport.adapters.convert import convert
@@ -158,9 +159,11 @@ class TestBiasesThatStandAlone:
         path = LoraFile(makers.universal() | {f"{V}{extra}.diff_b": torch.ones(rows)}).write(tmp_path)
         done = convert(path, tmp_path / "x.safetensors", to="same-as-input")
         assert "diffusers does not load the file, because of biases" in "".join(done.warnings)
-        failed = [check.name for check in verify_adapter(done.output, load=True) if check.passed is False]
-        assert failed == ["biases as diffusers needs them"]
-        assert None in [c.passed for c in verify_adapter(path) if c.name == failed[0]]  # in the input: worth knowing
+        resized = loraport.resize(path, tmp_path / "resized.safetensors", rank=2).output
+        for file in (path, done.output, resized):  # worth knowing, but nobody promised diffusers anything
+            found = {check.name: check.passed for check in verify_adapter(file, load=True)}
+            assert found["biases as diffusers needs them"] is None
+            assert False not in found.values()
         with pytest.raises((KeyError, AssertionError)):  # and that is so
             _loaded(done.output)
 

@@ -97,6 +97,12 @@ def converted_metadata(
     return {**kept, "format": "pt", "loraport.version": __version__, PROFILE: profile}
 
 
+def stated_profile(metadata: Mapping[str, str]) -> str:
+    """The output profile that a file was written in, as its header says; "None" where it does not."""
+    recipe = read_json(metadata, "loraport.recipe")
+    return str(metadata.get(PROFILE, recipe.get("to") if isinstance(recipe, dict) else None))
+
+
 def content_digest(digests: Mapping[str, str]) -> str:
     """One digest for a whole file, from its keys and the digest of each tensor."""
     lines = "".join(f"{key} {digests[key]}\n" for key in sorted(digests))

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.checks import Check
 from loraport.adapters.consumers import ALL, Consumer, consumers
-from loraport.adapters.dialect import PROFILES
+from loraport.adapters.dialect import PROFILES, SAME_AS_INPUT
+from loraport.adapters.header import stated_profile
 from loraport.containers.references import TensorRef
 from loraport.errors import first_line
 from loraport.wording import count
@@ -33,7 +34,8 @@ def biases_for_diffusers(lora: LoraAdapter, refs: dict[str, TensorRef]) -> list[
     alone, without = sorted(biased - factored), sorted(factored - biased)
     found = [f"{len(alone)} without factors ({alone[0]})"] if alone else []
     found += [f"missing in {count(len(without), 'layer')} ({without[0]})"] if without else []
-    wrong = False if "loraport.version" in lora.metadata else None
+    promised = "loraport.version" in lora.metadata and stated_profile(lora.metadata) != SAME_AS_INPUT
+    wrong = False if promised else None
     return [
         Check(
             "biases as diffusers needs them",

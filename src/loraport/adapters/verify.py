@@ -6,7 +6,7 @@ from pathlib import Path
 from loraport.adapters.adapter import LoraAdapter
 from loraport.adapters.checks import Check
 from loraport.adapters.dialect import PROFILES, Dialect
-from loraport.adapters.header import CONTENT, PROFILE, content_digest, read_json
+from loraport.adapters.header import CONTENT, content_digest, read_json, stated_profile
 from loraport.adapters.in_diffusers import biases_for_diffusers, loaded_by_diffusers
 from loraport.adapters.loaders import IN_FULL, takers
 from loraport.adapters.parse import open_adapter
@@ -87,7 +87,7 @@ def _header(lora: LoraAdapter) -> list[Check]:
         checks.append(Check("rank as stated", right, f"rank {rank}, header {stated}"))
     recipe = read_json(lora.metadata, "loraport.recipe")
     recipe = recipe if isinstance(recipe, dict) else {}
-    profile = PROFILES.get(str(lora.metadata.get(PROFILE, recipe.get("to"))))
+    profile = PROFILES.get(stated_profile(lora.metadata))
     if profile is not None and lora.layers:
         same = _spelled_as(lora, profile.of(lora.architecture.family).dialect)
         checks.append(Check("names as stated", same, f"{lora.dialect.title}, header {profile.name}"))
