@@ -167,6 +167,25 @@ def test_the_same_call_again_makes_nothing_anew(files, tmp_path):
     assert (len(fewer.cells), len(rows)) == (4, 12)  # what earlier calls made is still told of
 
 
+def test_the_same_call_from_another_folder_makes_nothing_anew(files, tmp_path, monkeypatch):
+    few = files.folder / "few.safetensors"
+    sweep(files, tmp_path / "made", method="direct", target=[files.target, f"+ {few}"], loras=files.lora)
+    monkeypatch.chdir(files.folder)
+    again = loraport.sweep(
+        files.lora.name, {"source": files.source.name, "target": [files.target.name, "+ few.safetensors"],
+        "method": "direct"}, output=tmp_path / "made", options=PLAIN,
+    )  # fmt: skip
+    assert len(again.kept) == 2
+    beside = loraport.sweep(
+        files.lora.name, {"source": files.source.name, "target": files.target.name, "method": "direct"},
+        output="made", options=PLAIN,
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert beside.kept == frozenset()
+    again = sweep(files, files.folder / "made", method="direct", target=files.target, loras=files.lora)
+    assert len(again.kept) == 1
+
+
 def test_interrupted_it_goes_on(files, tmp_path):
     settings = {
         "target": files.target,

@@ -99,7 +99,7 @@ class Row:
             figures=figures_of(report),
             warnings=report.warnings,
             inputs=tuple(asdict(each) for each in report.inputs),
-            files={str(path): identity for path, identity in plan.identities.items()},
+            files={os.path.abspath(path): identity for path, identity in plan.identities.items()},
             identity=file_identity(output),
         )
 
@@ -154,9 +154,18 @@ class Index:
 
 
 def recipe_json(recipe: Recipe) -> dict[str, Any]:
-    """A recipe as plain values."""
+    """A recipe as plain values; whatever exists by its whole path, which is the same from every folder."""
     found: dict[str, Any] = json.loads(json.dumps(recipe.model_dump(mode="json")))
+    for name in [name for name, setting in Recipe.described().items() if setting.path and found[name]]:
+        if isinstance(found[name], str):
+            found[name] = _whole_path(found[name])
+        else:
+            found[name] = [each | {"file": _whole_path(each["file"])} for each in found[name]]
     return found
+
+
+def _whole_path(name: str) -> str:
+    return os.path.abspath(name) if os.path.lexists(name) else name
 
 
 def _read(path: Path) -> tuple[Row, ...]:
