@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraport.adapters.added_lora import AddedLora
+from loraport.arguments import as_paths, check_arguments
 from loraport.engine.events import Listener, ignore
 from loraport.engine.experts.asked import Experts, outputs_of, recipes_of
 from loraport.engine.experts.plan import ExpertsPlan, make_experts_plan
@@ -17,7 +18,6 @@ from loraport.engine.plan import TransferPlan, make_plan
 from loraport.engine.recipe import Recipe, recipe_settings
 from loraport.engine.results import TransferReport
 from loraport.methods import DEFAULT, registry
-from loraport.settings import as_paths, check_arguments
 
 PathLike = str | Path
 

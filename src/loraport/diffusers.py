@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from loraport.api import transfer_experts
+from loraport.arguments import check_arguments
 from loraport.containers.names import EXPERTS, Expert
 from loraport.engine.events import Listener, ignore
 from loraport.engine.experts.asked import Experts, outputs_of
@@ -28,7 +29,6 @@ from loraport.engine.results import TransferReport
 from loraport.engine.run import run
 from loraport.errors import MismatchError, UsageError, first_line
 from loraport.sampling.in_memory import activate, active_adapters, write_network
-from loraport.settings import check_arguments
 from loraport.writable import check_output
 
 if TYPE_CHECKING:

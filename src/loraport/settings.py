@@ -14,11 +14,9 @@ import inspect
 import os
 import re
 import textwrap
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from numbers import Integral
-from pathlib import Path
-from types import SimpleNamespace, UnionType
-from typing import Annotated, Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Annotated, Any, Literal, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 from pydantic import (
     BaseModel,
@@ -29,17 +27,13 @@ from pydantic import (
     model_validator,
 )
 
+from loraport.arguments import shown
 from loraport.errors import UsageError, one_of
 
 Model = TypeVar("Model", bound="Settings")
 
 PathText = Annotated[str, BeforeValidator(lambda given: os.fspath(given) if isinstance(given, os.PathLike) else given)]
 """A path, or a name that stands for one (`zoo:source`, a hub id); kept as text."""
-
-
-def as_paths(given: str | os.PathLike[str] | Iterable[str | os.PathLike[str]]) -> list[str]:
-    """One path or several, as a list of texts."""
-    return [os.fspath(each) for each in ([given] if isinstance(given, str | os.PathLike) else given)]
 
 
 class Setting:
@@ -152,44 +146,6 @@ def _remade(model: type[Model], values: dict[str, Any]) -> Model:
     return model.model_validate(values)
 
 
-def check_arguments(function: Callable[..., Any], given: Mapping[str, Any], *, besides: Collection[str] = ()) -> None:
-    """Refuse a value that the annotations of a public function do not allow, before it fails somewhere inside.
-
-    Args:
-        function: which is called.
-        given: its arguments by name, such as `locals()` in its first line.
-        besides: those that are checked elsewhere, such as the fields of a recipe.
-
-    Raises:
-        UsageError: names the argument, and the types that it may have.
-    """
-    for name, parameter in inspect.signature(function).parameters.items():
-        value = given[name]
-        if name not in besides and not _fits(value, parameter.annotation):
-            known = re.sub(r"\w+\.|Callable(?=\[)\[.*\]", "", inspect.formatannotation(parameter.annotation))
-            raise UsageError(
-                f"{function.__name__}() does not take this as {name}",
-                values=f"{_shown(value)} ({type(value).__name__})",
-                fix=f"give {known or 'a function'}",
-            )
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a value is of the type of an annotation."""
-    origin, inner = get_origin(kind), get_args(kind)
-    if origin in (Union, UnionType):
-        return any(_fits(value, each) for each in inner)
-    if origin is Literal:
-        return value in inner
-    if origin in (Sequence, Iterable):
-        known = value if isinstance(value, Sequence) else ()
-        return isinstance(value, origin) and not isinstance(value, str) and all(_fits(each, inner[0]) for each in known)
-    if isinstance(value, bool) and kind is not object:  # Python's truth values are numbers
-        return kind is bool
-    wider: dict[Any, Any] = {int: Integral, float: (float, int), Path: os.PathLike}
-    return isinstance(value, wider.get(kind, origin or kind))
-
-
 class FrozenDict(dict[str, Any]):
     """A dictionary that does not change, nor do the lists and dictionaries in it. It can be a key itself."""
 
@@ -274,13 +230,13 @@ def _refusal(model: type[Settings], error: ValidationError) -> UsageError:
         words = choices(model.model_fields[name].annotation)
         return UsageError(
             f"bad setting {said}",
-            values=_shown(first["input"]),
+            values=shown(first["input"]),
             fix=one_of(str(first["input"]), words),
         )
     message = plainly(first)
     return UsageError(
         f"bad setting {said}: {message}" if name else message,
-        values=_shown(first["input"]),
+        values=shown(first["input"]),
         fix=setting.help if setting is not None else None,
     )
 
@@ -323,8 +279,3 @@ def choices(annotation: Any) -> list[str]:
         return choices(inner[0])
     parts = [part for part in inner if part is not type(None)]
     return choices(parts[0]) if len(parts) == 1 < len(inner) else []
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

@@ -9,8 +9,8 @@ from loraport.adapters.convert import PathLike, convert
 from loraport.adapters.describe import FileDescription, describe
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.verify import verify_adapter
+from loraport.arguments import check_arguments
 from loraport.models.checkpoint import open_checkpoint
-from loraport.settings import check_arguments
 
 __all__ = ["convert", "inspect", "verify"]
 

@@ -12,9 +12,9 @@ from loraport.adapters.header import converted_metadata
 from loraport.adapters.loaders import loader_notes, ways_to_load
 from loraport.adapters.parse import open_adapter
 from loraport.adapters.shared_names import check_one_meant
+from loraport.arguments import check_arguments
 from loraport.errors import UnsupportedError
 from loraport.models.checkpoint import open_checkpoint
-from loraport.settings import check_arguments
 from loraport.wording import count
 from loraport.writable import check_output, with_settings
 

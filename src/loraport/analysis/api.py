@@ -7,10 +7,10 @@ from typing import Literal
 from loraport.adapters.added_lora import AddedLora
 from loraport.analysis.plan import make_analysis_plan
 from loraport.analysis.results import PairAnalysis
+from loraport.arguments import as_paths, check_arguments
 from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe, recipe_settings
-from loraport.settings import as_paths, check_arguments
 
 PathLike = str | Path
 

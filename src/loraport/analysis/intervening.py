@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loraport.analysis.plan import make_analysis_plan
+from loraport.arguments import check_arguments
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import recipe_settings
 from loraport.errors import UsageError
 from loraport.merging.report import MergeReport
-from loraport.settings import check_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loraport.adapters.added_lora import AddedLora, added_loras
+from loraport.arguments import check_arguments
 from loraport.calibration.candidates import AS_IT_IS, Candidate, around, coarse, computed, plan_for
 from loraport.calibration.choice import Choice, choose, gap_for
 from loraport.calibration.diagnosis import Diagnosis
@@ -32,7 +33,6 @@ from loraport.sampling.prompts import conditions_for
 from loraport.sampling.runner import draw_noise
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
 from loraport.sampling.wan import check_together, is_out_of_memory, out_of_memory
-from loraport.settings import check_arguments
 from loraport.wording import count
 
 SETTINGS = CalibrationSettings()

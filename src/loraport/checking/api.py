@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from loraport.adapters.added_lora import AddedLora
+from loraport.arguments import check_arguments
 from loraport.checking.results import CheckResult
 from loraport.checking.run import check_recipe
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe, recipe_settings
 from loraport.methods import DEFAULT
-from loraport.settings import check_arguments
 
 PathLike = str | Path
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraport.adapters.added_lora import AddedLora, added_loras
+from loraport.arguments import as_paths, check_arguments
 from loraport.comparing.pairs import find_files, lora_file
 from loraport.comparing.plan import ComparePlan
 from loraport.comparing.prompts import read_prompts
@@ -16,7 +17,6 @@ from loraport.engine.events import Listener, ignore
 from loraport.errors import UsageError
 from loraport.sampling.folders import need_diffusers
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
-from loraport.settings import as_paths, check_arguments
 from loraport.writable import check_output
 
 PathLike = str | Path

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from loraport.adapters.added_lora import AddedLora, added_loras
+from loraport.arguments import check_arguments
 from loraport.containers.dtypes import PlainFormat
 from loraport.engine.events import Listener, ignore
 from loraport.merging.plan import make_merge_plan
 from loraport.merging.report import MergeReport
-from loraport.settings import check_arguments
 
 PathLike = str | Path
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
+from loraport.arguments import check_arguments
 from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import DType
@@ -10,7 +11,6 @@ from loraport.resizing.extract import plan_extract
 from loraport.resizing.report import Resized
 from loraport.resizing.resize import plan_resize
 from loraport.resizing.rule import Amount
-from loraport.settings import check_arguments
 
 PathLike = str | Path
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from loraport.arguments import as_paths, check_arguments
 from loraport.engine.events import Listener, ignore
 from loraport.engine.options import RunOptions
-from loraport.settings import as_paths, check_arguments
 from loraport.sweeping.cells import cells_of
 from loraport.sweeping.grid import Grid
 from loraport.sweeping.run import SweepReport, carry_sweep
