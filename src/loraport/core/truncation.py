@@ -147,17 +147,19 @@ def _krylov(op: Operator, rank: int, start: LowRank | None, seed: int, total: fl
     room = torch.empty(n, _BLOCKS * width, dtype=op.dtype, device=op.device)
     V = room[:, :0]  # orthonormal: the space
     image = _first_block(n, rank, width, start, generator, V)
-    H = torch.empty(0, 0, dtype=torch.float64)  # V^T M^T M V, whose leading eigenvalues are energies captured
+    inside = V.T @ image
+    H = torch.empty(0, 0, dtype=op.dtype)  # V^T M^T M V, whose leading eigenvalues are energies captured
     energies: list[float] = []
     unseen: list[Tensor] = []  # columns of H that were computed since the last look
     while V.shape[1] + width <= _SPACE * n:
-        block = _new_directions(image, V)
+        block = _new_directions(image, V, inside)
         image = op.gram(block)
-        unseen.append(torch.cat([wide(V.T @ image), wide(block.T @ image)]))
         if V.shape[1] + width > room.shape[1]:
             room = torch.cat([V, torch.empty_like(room)], dim=1)
         V = room[:, : V.shape[1] + width]
         V[:, -width:] = block
+        inside = V.T @ image
+        unseen.append(inside)
         if len(unseen) == _looks(op) or V.shape[1] + width > _SPACE * n:
             for columns in _on_cpu(unseen):
                 H = _bordered(H, columns)
@@ -165,12 +167,13 @@ def _krylov(op: Operator, rank: int, start: LowRank | None, seed: int, total: fl
                     continue
                 both = torch.linalg.eigh(H) if _likely_last(energies, total) else None
                 values = torch.linalg.eigvalsh(H) if both is None else both.eigenvalues
-                energies.append(float(values[-rank:].sum()))
+                energies.append(float(wide(values[-rank:]).sum()))
                 if _missing(energies, total) <= _MISSING * energies[-1]:
                     vectors = (both or torch.linalg.eigh(H)).eigenvectors[:, -(rank + _EXTRA) :]
-                    return _ritz(op, V[:, : len(H)] @ sent(vectors.to(V.dtype), V), rank, total)
+                    return _ritz(op, V[:, : len(H)] @ sent(vectors, V), rank, total)
             unseen.clear()
-        image = image / torch.linalg.vector_norm(image, dim=0).clamp_min(torch.finfo(op.dtype).tiny)
+        size = torch.linalg.vector_norm(image, dim=0).clamp_min(torch.finfo(op.dtype).tiny)
+        image, inside = image / size, inside / size
     return None
 
 
@@ -200,18 +203,20 @@ def _first_block(
     return torch.cat([known.to(like.device, like.dtype), sent(random.to(like.dtype), like)], dim=1)
 
 
-def _new_directions(X: Float[Tensor, "n c"], V: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
-    """Orthonormal columns that span what X adds to V. Twice, since once leaves the rounding of large parts of V."""
-    for _ in range(2):
-        X = torch.addmm(X, V, V.T @ X, alpha=-1.0)
+def _new_directions(
+    X: Float[Tensor, "n c"], V: Float[Tensor, "n d"], inside: Float[Tensor, "d c"]
+) -> Float[Tensor, "n c"]:
+    """Orthonormal columns that span what X adds to V, `inside` being V^T X. Twice, since once leaves the rounding of
+    large parts of V."""
+    for again in (False, True):
+        X = torch.addmm(X, V, V.T @ X if again else inside, alpha=-1.0)
         X = torch.linalg.qr(X).Q if X.device.type != "mps" else torch.linalg.qr(X.cpu()).Q.to(X.device)
     return X
 
 
 def _bordered(H: Float[Tensor, "d d"], columns: Float[Tensor, "e c"]) -> Float[Tensor, "e e"]:
     """H with further columns, and the rows that mirror them."""
-    d = len(H)
-    return torch.cat([torch.cat([H, columns[:d]], dim=1), torch.cat([columns[:d].T, columns[d:]], dim=1)], dim=0)
+    return torch.cat([torch.cat([H, columns[: len(H)]], dim=1), columns.T], dim=0)
 
 
 def _missing(energies: list[float], total: float) -> float:

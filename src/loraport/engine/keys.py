@@ -17,7 +17,7 @@ from loraport.methods.base import Params, TransferMethod
 from loraport.store.index import entry_key
 
 ADDED = ("source_lora.", "target_lora.")  # roles of the tensors of LoRAs that are a part of a model
-RESULT_VERSION = 4
+RESULT_VERSION = 5
 """Raised whenever the same job would give other bytes than before."""
 
 

@@ -118,8 +118,8 @@ def truncation(m: int, n: int, rank: int, steps: int = 10, products: int = 2) ->
 
     A step multiplies a block by the matrix and its transpose, takes out what the space has already (half of it on
     average, twice), makes the block orthonormal (twice), and looks at the energies in the space, which is a small
-    eigenproblem in float64. Where the space would soon grow too large, eigenvectors of the Gram matrix take its place,
-    or an exact decomposition.
+    eigenproblem. Where the space would soon grow too large, eigenvectors of the Gram matrix take its place, or an exact
+    decomposition.
 
     Args:
         m: rows of the matrix.
@@ -138,8 +138,8 @@ def truncation(m: int, n: int, rank: int, steps: int = 10, products: int = 2) ->
     if fitting < steps / 2:
         return thin_basis(m, n)
     steps = min(steps, fitting)
-    each = thin_product(m, n, block, products) + thin_product(p, steps * block // 2, block, 5) + thin_qr(p, block, 2)
-    looks = Cost(decompositions=2 * 9.0 * block**3 * (steps**2 * (steps + 1) ** 2 / 4 + steps**3))
+    each = thin_product(m, n, block, products) + thin_product(p, steps * block // 2, block, 4) + thin_qr(p, block, 2)
+    looks = Cost(decompositions=9.0 * block**3 * (steps**2 * (steps + 1) ** 2 / 4 + steps**3))
     return each.times(steps) + looks + thin_product(m, n, block)
 
 
