@@ -46,7 +46,7 @@ def assemble(
     family: Family,
     config: AdapterConfig | None,
     path: Path,
-    scale: float | None = None,
+    scale: float | None,
     model: ModelFacts = NO_MODEL,
 ) -> Assembled:
     """Put the pieces of all modules together.

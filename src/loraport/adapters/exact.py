@@ -14,7 +14,7 @@ from loraport.models.architecture import Architecture
 
 
 def render_exact(
-    lora: LoraAdapter, profile: Profile, model: Architecture | None = None
+    lora: LoraAdapter, profile: Profile, model: Architecture | None
 ) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """The tensors of a LoRA in another profile, in their stored dtype; and the layers whose scale was folded in.
 

@@ -143,7 +143,7 @@ def open_adapter(
         passthrough=(*done.passthrough, *texts_passed),
         dropped=(*dropped, *besides, *gone),
         metadata=metadata,
-        dtype=_common_dtype(done, pieces),
+        dtype=_common_dtype(pieces),
         keys=tuple(refs),
         warnings=(
             *opened.notes,
@@ -257,7 +257,7 @@ def _without(done: Assembled, problems: Mapping[str, str]) -> tuple[Assembled, l
     return Assembled(layers, passthrough, warnings=done.warnings), gone
 
 
-def _common_dtype(done: Assembled, pieces: Sequence[Piece]) -> str:
+def _common_dtype(pieces: Sequence[Piece]) -> str:
     # Whole matrices are mostly of small layers, often in another dtype.
     essential = {part for kind in KINDS.values() for part in kind.essential if part not in grammar().changes}
     numbers = [piece for piece in pieces if refusal(piece.ref) is None] or pieces

@@ -62,7 +62,7 @@ def sort_keys(
 
 
 def piece_of(
-    key: str, ref: TensorRef, family: Family, refs: Mapping[str, TensorRef], whole: SavedWhole = NONE_SAVED
+    key: str, ref: TensorRef, family: Family, refs: Mapping[str, TensorRef], whole: SavedWhole
 ) -> Piece | None:
     """A key as a part of a known module; None where it is none.
 

@@ -16,7 +16,7 @@ ASSUMED = "no alpha anywhere"
 STATE_IT = "give alpha / rank with --scale (of transfer, check and convert)"
 
 
-def scale_of(alpha: float, rank: int | float, *, rslora: bool = False, where: str = "") -> float:
+def scale_of(alpha: float, rank: int | float, *, rslora: bool = False, where: str) -> float:
     """alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA; an alpha of 0 means the rank.
 
     Raises:

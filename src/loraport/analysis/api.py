@@ -69,4 +69,4 @@ def analyze(
     plan = make_analysis_plan(as_paths(loras), recipe_settings(locals()))
     from loraport.analysis.run import run_analysis  # loads torch, after all refusals
 
-    return run_analysis(plan, options, on_event)
+    return run_analysis(plan, options or RunOptions(), on_event)

@@ -15,7 +15,7 @@ from loraport.analysis.results import LayerAnalysis, PairAnalysis, checked
 from loraport.containers.references import rounding_floor
 from loraport.core.lowrank import LowRank
 from loraport.core.operator import norm
-from loraport.engine.events import LayerDone, Listener, Warnings, ignore
+from loraport.engine.events import LayerDone, Listener, Warnings
 from loraport.engine.executor import Slot, executor_for, threads_for
 from loraport.engine.inputs import joined_digests, model_files
 from loraport.engine.job import LayerJob
@@ -161,7 +161,7 @@ def _key(job: AnalysisJob, digests: dict[str, str]) -> str:
 
 
 @usual_torch()
-def run_analysis(plan: AnalysisPlan, options: RunOptions | None = None, on_event: Listener = ignore) -> PairAnalysis:
+def run_analysis(plan: AnalysisPlan, options: RunOptions, on_event: Listener) -> PairAnalysis:
     """Look at every layer.
 
     Args:
@@ -175,7 +175,6 @@ def run_analysis(plan: AnalysisPlan, options: RunOptions | None = None, on_event
         FileError: an input changed meanwhile.
     """
     began = time.perf_counter()
-    options = options or RunOptions()
     warn = Warnings(on_event)
     for message in plan.warnings:
         warn(message)

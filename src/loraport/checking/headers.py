@@ -47,7 +47,7 @@ class Headers:
     warnings: tuple[str, ...]
 
 
-def read_headers(recipe: Recipe, pair: Pair | None = None) -> Headers:
+def read_headers(recipe: Recipe, pair: Pair | None) -> Headers:
     """Match the files of a recipe against each other.
 
     Keys that meet nothing are no error here: how many they are is what is asked.

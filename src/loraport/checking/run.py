@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 Checked = CheckResult | LoraportError
 
 
-def check_recipe(recipe: Recipe, options: RunOptions, *, deep: bool = False) -> CheckResult:
+def check_recipe(recipe: Recipe, options: RunOptions, *, deep: bool) -> CheckResult:
     """Check one LoRA.
 
     Args:

@@ -72,7 +72,7 @@ def find_sides(
     target_lora: Sequence[AddedLora],
     source_sampling: SamplingSettings,
     target_sampling: SamplingSettings,
-    target_lora_low: Sequence[AddedLora] = (),
+    target_lora_low: Sequence[AddedLora],
 ) -> dict[Role, Side]:
     """Source and target.
 

@@ -104,7 +104,7 @@ def arranged(
     containers = {ref.container for ref in (*(put.ref for put in puts), *dropped)}
     if containers == {"gguf"}:
         assert not dropped
-        return _gguf(source, size, puts)
+        return _gguf(source, puts)
     assert containers == {"safetensors"}
     return _safetensors(source, size, puts, dropped, metadata)
 
@@ -195,7 +195,7 @@ def _safetensors(
     return Arrangement({0: header}, runs, places, len(header) + position)
 
 
-def _gguf(source: Path, size: int, puts: Sequence[Put]) -> Arrangement:
+def _gguf(source: Path, puts: Sequence[Put]) -> Arrangement:
     """Tensors in their order, each moved by what those before it have grown. The header keeps its length, since
     nothing but formats and places is another one."""
     found = read_gguf(source)

@@ -81,7 +81,7 @@ class GgufHeader:
         return int(self.metadata.get(_ALIGNMENT, _ALIGNED))
 
 
-def place_in_header(header: bytearray, tensor: GgufTensor, offset: int, dtype: str | None = None) -> None:
+def place_in_header(header: bytearray, tensor: GgufTensor, offset: int, dtype: str | None) -> None:
     """Write another place of a tensor into a header, and another format.
 
     Args:

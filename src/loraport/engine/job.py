@@ -48,7 +48,7 @@ class Job:
 
 @dataclass(frozen=True)
 class LayerJob(Job):
-    """All that `worker.run_job` needs to know about one layer.
+    """All that `engine.worker.Worker` needs to know about one layer.
 
     Attributes:
         name: canonical layer name.

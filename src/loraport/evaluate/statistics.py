@@ -52,7 +52,7 @@ def _across(clips: Float[Tensor, "n 3 f h w"], prompts: Int[Tensor, "n 4"]) -> F
     return side - side.mean(1, keepdim=True)
 
 
-def sway_template(clip: ClipSize = TINY) -> Float[Tensor, " f"]:
+def sway_template(clip: ClipSize) -> Float[Tensor, " f"]:
     """Mean difference between drawn zigzag and drawn straight paths, across the heading, in pixels."""
     drawn = world.prompt_indices(world.draw_prompts(_DRAWN, seed=1))
     bent, straight = (

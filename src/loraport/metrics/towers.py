@@ -123,7 +123,7 @@ class Dino(Tower):
 
     def prepared(self, frames: UInt8[np.ndarray, "n h w 3"], as_vbench: bool) -> Float[Tensor, "n 3 i j"]:
         """VBench: the shorter side 224 and nothing cut off but what makes no whole patch; else the middle square."""
-        side = 224 if self.size > 224 else self.size  # DINOv2 was trained at 518 and is used at 224
+        side = min(self.size, 224)  # DINOv2 was trained at 518 and is used at 224
         if as_vbench:
             return resized(frames, side, crop=False, bicubic=False, antialias=False, multiple=self.patch)
         larger = resized(frames, side * 256 // 224, crop=False, bicubic=True)

@@ -23,7 +23,7 @@ LORAS: tuple[Colour, ...] = ("a", "d")
 _CELL_AXES = ("sending cluster", "receiving cluster")
 
 
-def layer_figures(layer: LayerAnalysis, *, brief: bool = False) -> list[Figure]:
+def layer_figures(layer: LayerAnalysis, *, brief: bool) -> list[Figure]:
     """Everything that one layer has to show, what matters least last.
 
     Args:

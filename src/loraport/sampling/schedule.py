@@ -255,7 +255,7 @@ def schedule_of(scheduler: "SchedulerMixin", steps: int, *, role: str = "model",
     return Schedule(times, sampler="renoise" if facts.get("stochastic_sampling") else "euler")
 
 
-def scheduler_in(folder: Path, *, role: str = "model") -> "SchedulerMixin | None":
+def scheduler_in(folder: Path, *, role: str) -> "SchedulerMixin | None":
     """The scheduler that lies in a diffusers folder, or None where there is none.
 
     Raises:

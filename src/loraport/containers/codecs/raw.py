@@ -14,10 +14,6 @@ class Raw(Codec):
         """All of it."""
         return Claim(dict(group), set(group))
 
-    def rounding_floor(self, ref: TensorRef) -> float:
-        """That of the number format."""
-        return dtypes.rounding_floor(ref.dtype)
-
     def refusal(self, ref: TensorRef) -> str | None:
         """Integers and formats that are not known are no weights."""
         if ref.dtype not in dtypes.FORMATS:

@@ -25,7 +25,7 @@ def scales_of(group: Group, module: str) -> dict[str, TensorRef]:
     return {key: group[key] for suffix in SUFFIXES if (key := module + suffix) in group}
 
 
-def sharing(weight: TensorRef, scale: TensorRef, side: object = None) -> str | None:
+def sharing(weight: TensorRef, scale: TensorRef, side: object) -> str | None:
     """What a codec's name ends in by the way in which the numbers of a weight share scales.
 
     Args:

@@ -43,7 +43,7 @@ def stem_of(name: str) -> str:
     return stem if dot and f".{ending.lower()}" in ENDINGS else name
 
 
-def holds_many(lora: str, *, recursive: bool = False) -> bool:
+def holds_many(lora: str, *, recursive: bool) -> bool:
     """Whether this is a folder of LoRAs, and not a LoRA: a file, or a folder as PEFT and diffusers save one.
 
     A folder with a single file of another name is that LoRA, unless the folders inside are looked into as well.
@@ -81,7 +81,7 @@ def find_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -
     return found
 
 
-def list_loras(given: Iterable[str], folder: Path, *, recursive: bool = False) -> list[Asked]:
+def list_loras(given: Iterable[str], folder: Path, *, recursive: bool) -> list[Asked]:
     """As `find_loras`, whatever the names are and whether they collide.
 
     Raises:

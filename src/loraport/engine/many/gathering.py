@@ -55,7 +55,7 @@ class Gathering:
         reader: InputReader,
         said: Said,
         on_event: Listener,
-        of_machines: Sequence[Event] = (),
+        of_machines: Sequence[Event],
     ):
         self.done: dict[int, TransferReport | LoraportError] = dict(plan.failures)
         self.stopped: set[int] = set()

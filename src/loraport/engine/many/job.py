@@ -21,7 +21,7 @@ def carry_many(
     options: RunOptions,
     on_event: Listener,
     *,
-    skip_existing: bool = False,
+    skip_existing: bool,
     also: Iterable[tuple[str, Path]] = (),
 ) -> ManyReport:
     """Transfer many LoRAs, as `loraport.transfer_many`.
