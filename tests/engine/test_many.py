@@ -9,12 +9,15 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import pico
+from loraport.engine import devices
 from loraport.engine.events import Finished, LayerDone, Warned
+from loraport.engine.executor import executor_for
 from loraport.engine.many.asked import find_loras, output_name
 from loraport.engine.many.plan import batches_of
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe
+from loraport.engine.room import short_of_room
 from loraport.errors import FileError, MismatchError, NumericalError, UsageError
 
 FIRST_BLOCK = {name: shape for name, shape in pico.LAYERS.items() if name.startswith("blocks.0.")}
@@ -187,6 +190,19 @@ def test_a_layer_that_takes_more_than_it_may_is_said(files, tmp_path):
     assert [each.report.warnings for each in report.outcomes] == [(said,)] * 3
     assert "more than the 1.0 kB of --max-memory" in said
     assert files_in(tmp_path / "made") == THREE
+
+
+def test_a_layer_that_takes_more_of_a_card_than_it_may_is_said(files, monkeypatch):
+    """There is none here: what a plan and the slots say of one."""
+    monkeypatch.setattr(devices, "pick_devices", lambda wanted: ("cuda:0",))
+    monkeypatch.setattr(devices, "usable_bytes", lambda device: 10**9)
+    plan = make_plan(Recipe(lora=str(files.lora), source=str(files.source), target=str(files.target)))
+    largest = max(job.bytes_on("cuda:0") for job in plan.jobs)
+    for most, count in ((2 * largest, 0), (2 * largest - 2, 1)):  # of so little, half is for tensors
+        options = RunOptions(device="cuda:0", max_memory=most)
+        said = list(short_of_room([plan], None, options, executor_for(options), twice=False))
+        assert len(said) == count
+        assert all("that --max-memory leaves there for tensors" in one for one in said)
 
 
 def test_what_is_said_of_one_lora_has_its_name(files, tmp_path):

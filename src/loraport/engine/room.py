@@ -28,11 +28,19 @@ def short_of_room(
     if free is not None and need > free:
         more = ", including as much again for a while" if twice else ""
         yield f"up to {size(need)} will be written{more}, but the disk of {folder} has only {size(free)} free"
-    largest = max(job.peak_bytes for plan in plans for job in plan.jobs)
-    if options.max_memory is not None and largest > options.max_memory and executor.slots()[0].device == "cpu":
+    if options.max_memory is None:
+        return
+    slot = executor.slots()[0]
+    largest = max(job.bytes_on(slot.device) for plan in plans for job in plan.jobs)
+    if slot.device == "cpu" and largest > options.max_memory:
         yield (
             f"the largest layer takes {size(largest)}, more than the {size(options.max_memory)} of --max-memory: "
             "such layers are computed one at a time"
+        )
+    if slot.device.startswith("cuda") and slot.most is not None and largest > slot.most:
+        yield (
+            f"the largest layer takes about {size(largest)} on {slot.device}, more than the {size(slot.most)} that "
+            "--max-memory leaves there for tensors: layers that find no room are computed on the CPU"
         )
 
 
