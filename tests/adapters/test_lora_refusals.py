@@ -48,6 +48,14 @@ class TestBadKeys:
         tensors = makers.universal() | {self.Q: torch.zeros(3, 24)}
         assert "do not fit each other" in refusal(tensors, tmp_path, pico, MismatchError)
 
+    def test_layers_that_do_not_fit_each_other(self, tmp_path, pico):
+        tensors = makers.universal() | {self.Q.replace("lora_A", "lora_B"): torch.zeros(26, 4)}
+        message = refusal(tensors, tmp_path, pico, MismatchError)
+        assert "sizes contradict each other at blocks.0.self_attn.q" in message
+        assert "try:   the file is damaged" in message
+        adapter = open_adapter(LoraFile(tensors).write(tmp_path), pico, drop=r"blocks\.0\.self_attn\.q")
+        assert len(adapter.layers) == 19
+
     def test_two_adapter_names(self, tmp_path, pico):
         made = makers.factors()
         tensors = spell(made, "", same, ".lora_A.one.weight", ".lora_B.one.weight")

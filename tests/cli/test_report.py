@@ -82,6 +82,14 @@ def test_what_is_no_run_log_is_told_in_a_sentence(content, words, code, said, tm
     assert sorted(tmp_path.glob("*.htm*")) == []
 
 
+def test_in_place_of_an_output_its_log_is_named(tmp_path):
+    (tmp_path / "x.safetensors").write_bytes(b"\x80\x81")
+    (tmp_path / "x.run.jsonl").touch()
+    done = run("report", tmp_path / "x.safetensors")
+    assert done.exit_code == 5
+    assert f"give {tmp_path / 'x.run.jsonl'}" in " ".join(done.output.split())
+
+
 def test_several_logs_have_no_one_page(made, tmp_path):
     done = run("report", made, "-o", tmp_path / "page.html")
     assert done.exit_code == 2

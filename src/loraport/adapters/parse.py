@@ -220,7 +220,10 @@ def _check_shapes(own: Architecture, path: Path) -> None:
         raise MismatchError(f"This LoRA is for {own.title}, which is not supported.", where=str(path))
     if own.misfits:
         name, wrong = next(iter(own.misfits.items()))
-        raise MismatchError(f"the sizes contradict each other at {name}", where=str(path), values=wrong)
+        raise MismatchError(
+            f"the sizes contradict each other at {name}", where=str(path), values=wrong,
+            fix="the file is damaged, or joined of LoRAs for different models; --drop leaves layers out",
+        )  # fmt: skip
 
 
 def _dropped(refs: Mapping[str, TensorRef], family: Family, drop: str | None, whole: SavedWhole) -> list[str]:

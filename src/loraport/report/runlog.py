@@ -22,7 +22,9 @@ def read_run(path: Path) -> dict[str, Any]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise FileError("not a run log", where=str(path), fix=_GIVE) from error
+        beside = path.with_suffix(".run.jsonl")  # of an output
+        fix = f"give {beside}" if beside.is_file() else _GIVE
+        raise FileError("not a run log", where=str(path), fix=fix) from error
     except OSError as error:
         raise FileError("the run log cannot be read", where=str(path), values=reason_of(error)) from error
     events = []
