@@ -20,9 +20,9 @@ def cached_bytes(job: LayerJob) -> int:
     return method.kept_bytes(job.shape, params)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ChosenMethod:
-    """A method with its settings: what becomes of some layers.
+    """A method with its settings: what becomes of some layers. Known by itself, since settings need have no hash.
 
     Args:
         method: which.

@@ -7,6 +7,7 @@ before any work has begun.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from loraport.adapters.consumers import Content, content_of
 from loraport.adapters.dialect import SAME_AS_INPUT, check_profile, profile_of
 from loraport.adapters.loaders import loader_notes
 from loraport.adapters.passthrough import Passthrough
+from loraport.adapters.update import LayerUpdate
 from loraport.containers.dtypes import written_as
-from loraport.containers.references import common_dtype
+from loraport.containers.references import TensorRef, common_dtype
 from loraport.engine.job import LayerJob
 from loraport.engine.job_cost import (
     ChosenMethod,
@@ -28,7 +30,7 @@ from loraport.engine.job_cost import (
     peak_bytes,
     rank_bound,
 )
-from loraport.engine.match import Pair, open_inputs, weights_of
+from loraport.engine.match import Inputs, Pair, open_inputs, weights_of
 from loraport.engine.rank import RankRule
 from loraport.engine.recipe import Recipe
 from loraport.engine.target import Added
@@ -133,53 +135,19 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
     dropped = list(adapter.dropped)
     warnings = list(inputs.notes)
     chosen, as_it_is = ChosenMethod(method, params), ChosenMethod(*registry.resolve("direct", {}))
-    values = params.model_dump(mode="json")
     rank = _settle_rank(recipe, adapter.max_rank, keeps=method.keeps_rank or chosen.needs.nothing)
     dtype = written_as(adapter.dtype) if recipe.dtype == "same" else recipe.dtype
 
-    blends = not chosen.needs.nothing or params != type(params)()  # the LoRA as it is has no way to go from itself
     meant = re.compile(recipe.layers).search if recipe.layers else None
-    expected: dict[tuple[bool, tuple[int, int], int, int], tuple[float, int, int]] = {}  # of layers of one size
     jobs = []
     for name, update in adapter.layers.items():
-        found = weights_of(name, update, inputs, recipe)
-        if found is None:
+        weights = weights_of(name, update, inputs, recipe)
+        if weights is None:
             dropped += update.keys
             warnings.append(f"{name} is in the LoRA but not in both checkpoints; it was left out (--allow-partial)")
             continue
-        source, target = found
         way = chosen if meant is None or meant(name) else as_it_is
-        needs, reads = way.needs, not way.needs.nothing
-        m, n = update.shape
-        hinted = max(update.rank, rank.most(min(m, n)))
-        updates = {at: more for at, each in enumerate(inputs.added) if (more := each.update(name)) is not None}
-        own = {at: more for at, each in enumerate(inputs.source_added) if (more := each.update(name)) is not None}
-        alike = (way is chosen, (m, n), hinted, update.rank)
-        if alike not in expected:
-            on_a_card = card_bytes(way, (m, n), update.rank, rank)
-            expected[alike] = cold_cost(way, (m, n), hinted), peak_bytes(way, (m, n), hinted), on_a_card
-        operations, peak, on_a_card = expected[alike]
-        jobs.append(
-            LayerJob(
-                name=name,
-                shape=(m, n),
-                method=way.method.name,
-                params=values if way is chosen else {},
-                update=update,
-                source=source if reads else None,
-                target=target if needs.target or needs.drift or needs.target_basis else None,
-                target_updates=updates if reads else {},
-                source_updates=own if reads else {},
-                card_bytes=on_a_card,
-                has_drift=inputs.target is not None or bool(updates) or bool(own),
-                round_to=None if target is None else common_dtype(source, target),
-                rank=rank,
-                amount=recipe.amount if way is chosen and blends else 1.0,
-                dtype=dtype,
-                cost=operations,
-                peak_bytes=peak + function_bytes(update),
-            )
-        )
+        jobs.append(_job(update, weights, inputs, way, recipe.amount, rank, dtype))
     if not jobs:
         raise MismatchError("no layer of the LoRA is left to transfer", where=str(adapter.path))
     one_rank = dict.fromkeys((job.name for job in jobs), 1)
@@ -191,7 +159,7 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
     return TransferPlan(
         recipe=recipe,
         method=method.name,
-        params=values,
+        params=params.model_dump(mode="json"),
         adapter=adapter,
         source=inputs.source,
         target=inputs.target,
@@ -208,6 +176,53 @@ def make_plan(recipe: Recipe, pair: Pair | None = None) -> TransferPlan:
         warnings=tuple(warnings),
         identities=inputs.identities,
     )
+
+
+def _job(
+    update: LayerUpdate,
+    weights: tuple[TensorRef, TensorRef | None],
+    inputs: Inputs,
+    way: ChosenMethod,
+    amount: float,
+    rank: RankRule,
+    dtype: str,
+) -> LayerJob:
+    """The work order of one layer: of its weights only what its method needs."""
+    (source, target), needs, name = weights, way.needs, update.name
+    target_updates, source_updates = (
+        {at: more for at, each in enumerate(loras) if (more := each.update(name)) is not None}
+        for loras in (inputs.added, inputs.source_added)
+    )
+    blends = not needs.nothing or way.params != type(way.params)()  # the LoRA as it is has no way to go from itself
+    most = max(update.rank, rank.most(min(update.shape)))
+    operations, peak, on_a_card = _expected(way, update.shape, most, update.rank, rank)
+    return LayerJob(
+        name=name,
+        shape=update.shape,
+        method=way.method.name,
+        params=way.params.model_dump(mode="json"),
+        update=update,
+        source=None if needs.nothing else source,
+        target=target if needs.target or needs.drift or needs.target_basis else None,
+        target_updates={} if needs.nothing else target_updates,
+        source_updates={} if needs.nothing else source_updates,
+        card_bytes=on_a_card,
+        has_drift=inputs.target is not None or bool(target_updates) or bool(source_updates),
+        round_to=None if target is None else common_dtype(source, target),
+        rank=rank,
+        amount=amount if blends else 1.0,
+        dtype=dtype,
+        cost=operations,
+        peak_bytes=peak + function_bytes(update),
+    )
+
+
+@lru_cache(maxsize=128)  # a model has thousands of layers of some ten sizes
+def _expected(
+    way: ChosenMethod, shape: tuple[int, int], most: int, rank_in: int, rule: RankRule
+) -> tuple[float, int, int]:
+    """Operations, memory of the host and memory of a card."""
+    return cold_cost(way, shape, most), peak_bytes(way, shape, most), card_bytes(way, shape, rank_in, rule)
 
 
 def sample_for_kinship(plan: TransferPlan) -> list[LayerJob]:
