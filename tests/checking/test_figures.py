@@ -19,6 +19,7 @@ from loraport.core.lowrank import LowRank
 from loraport.core.operators import DenseOperator
 from loraport.core.thin_svd import thin_svd
 from loraport.engine import kinship, rounding
+from loraport.engine.options import RunOptions
 from loraport.engine.plan import make_plan
 from loraport.engine.recipe import Recipe
 from loraport.methods.casa.routing import DriftRouting
@@ -97,6 +98,16 @@ def test_what_went_in_is_told_with_sizes(files: pico.Pico, found: loraport.Check
     told = {each.role: (Path(each.file), each.bytes) for each in found.inputs}
     named = {"LoRA": files.lora, "source": files.source, "target": files.target}
     assert told == {role: (path, path.stat().st_size) for role, path in named.items()}
+
+
+@pytest.mark.parametrize("cache", [None, "auto", "on"])
+def test_digests_that_a_transfer_left_in_the_cache_are_told(files: pico.Pico, cache: str | None):
+    pair = {"source": files.source, "target": files.target}
+    made = loraport.transfer(files.lora, **pair)
+    found = loraport.check(files.lora, **pair, options=RunOptions(cache=cache))
+    assert {each.role: each.digest for each in found.inputs} == {each.role: each.digest for each in made.inputs}
+    other = loraport.check(files.lora, **pair, options=RunOptions(cache=cache, verify_inputs=True))
+    assert [each.role for each in other.inputs if each.digest is not None] == ["LoRA"]  # which is read here
 
 
 def test_what_the_method_changes_is_what_a_transfer_writes(files: pico.Pico, found: loraport.CheckResult):

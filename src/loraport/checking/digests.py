@@ -2,12 +2,9 @@
 
 from loraport.containers.references import TensorRef
 from loraport.engine.inputs import joined_digests, owner_of
-from loraport.engine.known_digests import KnownDigests
+from loraport.engine.known_digests import KnownDigests, remembered
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan
-from loraport.errors import FileError
-from loraport.store.digests import DigestMemo
-from loraport.store.index import cache_root
 
 SOON_READ = 256 * 2**20
 """Bytes of a LoRA up to which it is read for its digest."""
@@ -25,7 +22,7 @@ def known_digests(plan: TransferPlan, options: RunOptions, *, read: bool) -> dic
     Raises:
         FileError: the LoRA cannot be read.
     """
-    known = KnownDigests(DigestMemo(_root(options)), plan.identities)
+    _, known = remembered(options, plan.identities)
     layers = [(job.name, job.refs) for job in plan.jobs]
     size = sum(ref.nbytes for _, refs in layers for role, ref in refs.items() if owner_of(role) == "lora")
     soon = read and size <= SOON_READ
@@ -50,12 +47,3 @@ def _digest(ref: TensorRef, known: KnownDigests, *, read: bool) -> str | None:
 
         found = digest(ref)
     return found
-
-
-def _root(options: RunOptions) -> str | None:
-    if options.cache == "off":
-        return None
-    try:
-        return str(cache_root(options.cache))
-    except FileError:
-        return None  # nothing is remembered there

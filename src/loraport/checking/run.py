@@ -2,7 +2,7 @@
 
 import shlex
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +16,8 @@ from loraport.checking.verdict import Judgement, Seen, judge, judge_headers, kin
 from loraport.containers.names import Expert
 from loraport.engine.inputs import inputs_of
 from loraport.engine.many.asked import output_name
-from loraport.engine.match import Pair, expert_meant, open_pair
+from loraport.engine.many.plan import Pairs
+from loraport.engine.match import expert_meant
 from loraport.engine.options import RunOptions
 from loraport.engine.recipe import Recipe
 from loraport.engine.target import target_usage
@@ -60,10 +61,10 @@ def check_recipes(recipes: Sequence[Recipe], options: RunOptions, *, deep: bool 
     began = time.perf_counter()
     done: dict[int, Checked] = {}
     found: dict[int, Headers] = {}
-    opened = _pairs()
+    pairs = Pairs()
     for number, recipe in enumerate(recipes):
         try:
-            headers = read_headers(recipe, opened(recipe))
+            headers = read_headers(recipe, pairs.of(recipe, _expert(recipe)))
         except MismatchError as error:
             done[number] = _refused(recipe, error, time.perf_counter() - began)
             continue
@@ -79,25 +80,6 @@ def check_recipes(recipes: Sequence[Recipe], options: RunOptions, *, deep: bool 
     if found:
         done |= _by_weights(recipes, found, options, deep, began)
     return [done[number] for number in range(len(recipes))]
-
-
-def _pairs() -> Callable[[Recipe], Pair]:
-    """Opens the pair of models of a recipe, once for each expert."""
-    known: dict[str | None, Pair | LoraportError] = {}
-
-    def opened(recipe: Recipe) -> Pair:
-        expert = _expert(recipe)
-        if expert not in known:
-            try:
-                known[expert] = open_pair(recipe, expert)
-            except LoraportError as error:
-                known[expert] = error
-        pair = known[expert]
-        if isinstance(pair, LoraportError):
-            raise pair
-        return pair
-
-    return opened
 
 
 def _expert(recipe: Recipe) -> Expert | None:

@@ -23,7 +23,7 @@ from loraport.engine.executor import Slot, executor_for, in_flight
 from loraport.engine.job import LayerJob
 from loraport.engine.job_cost import ChosenMethod
 from loraport.engine.keeping import layers_to_keep, worth_keeping
-from loraport.engine.known_digests import KnownDigests
+from loraport.engine.known_digests import remembered
 from loraport.engine.layer_work import (
     NOTHING,
     Have,
@@ -40,10 +40,8 @@ from loraport.engine.many.plan import LayerBatch, batches_of
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.rates import rates_of
-from loraport.errors import FileError
 from loraport.methods import cost as costs
-from loraport.store.digests import DigestMemo
-from loraport.store.index import DEFAULT_MAX_BYTES, RESERVE_BYTES, cache_root, room
+from loraport.store.index import DEFAULT_MAX_BYTES, RESERVE_BYTES, room
 from loraport.threads import cores
 
 _OVERHEAD = 0.005  # seconds a layer for all that is neither counted nor large: opening files, JSON, events
@@ -105,7 +103,8 @@ def estimate(plans: Sequence[TransferPlan], options: RunOptions, start: float = 
         program, start = program + _TORCH_BYTES, start + _TORCH_SECONDS
     batches = batches_of(dict(enumerate(plans)))
     layers = [tuple(batch.jobs.values()) for batch in batches]
-    root, digests = _cache(plans, options)
+    identities = {file: state for plan in plans for file, state in plan.identities.items()}
+    root, digests = remembered(options, identities)
     executor = executor_for(options)
     slots = executor.slots()
     rates = rates_of(slots[0].device, root)
@@ -208,16 +207,6 @@ def _with_hand(batch: LayerBatch, states: Sequence[Have], asked: Mapping[_Way, C
             computed.add(group)
             bases |= asked[_way(job)].bases & {"source"}
     return found
-
-
-def _cache(plans: Sequence[TransferPlan], options: RunOptions) -> tuple[Path | None, KnownDigests]:
-    """The cache folder, and the digests that are remembered in it."""
-    identities = {file: state for plan in plans for file, state in plan.identities.items()}
-    root = None
-    if options.cache != "off":
-        with contextlib.suppress(FileError):  # the run will say why the folder cannot be used
-            root = cache_root(options.cache_folder)
-    return root, KnownDigests(DigestMemo(root, trust=not options.verify_inputs), identities)
 
 
 def _dealt(seconds: Sequence[float], lanes: int) -> float:

@@ -4,11 +4,15 @@ Work in another process has a memory of its own. What is known of a job's tensor
 them is learned here (`apart.py`), so that nobody digests what somebody else has digested.
 """
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from loraport.containers.references import TensorRef, file_identity, place
+from loraport.engine.options import RunOptions
+from loraport.errors import FileError
 from loraport.store.digests import DigestMemo
+from loraport.store.index import cache_root
 
 Pages = dict[tuple[str, str], str]
 """Digests and checksums by their pages in the memory of digests."""
@@ -84,3 +88,17 @@ def beside(page: tuple[str, str], digest: str) -> tuple[str, str]:
     """The page of the checksum of a tensor: that of what has this digest."""
     state, place = page
     return state, f"{place} xxh3 of {digest}"
+
+
+def remembered(options: RunOptions, identities: Mapping[Path, str]) -> tuple[Path | None, KnownDigests]:
+    """The cache folder, if it can be used, and the digests that earlier runs left in it.
+
+    Args:
+        options: which folder, and whether what earlier runs say is believed.
+        identities: as for `KnownDigests`.
+    """
+    root = None
+    if options.cache != "off":
+        with contextlib.suppress(FileError):  # a run says why the folder cannot be used
+            root = cache_root(options.cache_folder)
+    return root, KnownDigests(DigestMemo(root, trust=not options.verify_inputs), identities)
