@@ -266,11 +266,14 @@ def test_a_lora_that_does_not_load_is_said_and_nothing_is_written(stills, tmp_pa
         ({"target": "nowhere/at/all"}, FileError, "no such target"),
         ({"source": "source/transformer"}, UsageError, "not a complete pipeline"),
         ({"transferred": ["nowhere.safetensors"]}, FileError, "no such LoRA"),
+        ({"transferred": "source/transformer"}, MismatchError, "a LoRA is needed"),
+        ({"target_lora": "source/transformer"}, MismatchError, "a LoRA is needed"),
         ({"device": "cuda:7"}, UsageError, "CUDA|device"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_loaded(stills, tmp_path, changes, error, words):
-    changes = {name: stills / given if given == "source/transformer" else given for name, given in changes.items()}
+    model = stills / "source" / "transformer"
+    changes = {name: model if given == "source/transformer" else given for name, given in changes.items()}
     with pytest.raises(error, match=words):
         run(stills, tmp_path / "out", **changes)
     assert not (tmp_path / "out").exists()

@@ -9,14 +9,14 @@ import pytest
 from loraport.adapters.distilled import distilled_models, known_model
 from loraport.comparing.clips import model_digest
 from loraport.comparing.images import FirstFrame
-from loraport.comparing.pairs import LoraFiles
+from loraport.comparing.pairs import LoraFiles, lora_file
 from loraport.comparing.prompts import Prompt
 from loraport.comparing.rendering import Shot
 from loraport.comparing.scoring import scores_of
 from loraport.comparing.settings import CompareSettings
 from loraport.comparing.usual_sampling import filled, usual_sampling
 from loraport.comparing.variants import list_variants
-from loraport.errors import UsageError
+from loraport.errors import FileError, UsageError
 from loraport.files import file_digest
 from loraport.sampling.schedule import SamplingSettings
 
@@ -130,3 +130,12 @@ def test_a_model_that_changes_is_another(tmp_path):
 def test_the_digest_of_a_file_is_what_other_tools_say_of_it(tmp_path: Path):
     (tmp_path / "lora.safetensors").write_bytes(b"weights")
     assert file_digest(tmp_path / "lora.safetensors") == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_a_folder_means_the_lora_in_it(tmp_path: Path):
+    file = tmp_path / "saved" / "pytorch_lora_weights.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(b"weights")
+    assert lora_file(file.parent) == lora_file(file) == file
+    with pytest.raises(FileError, match="cannot tell which file"):
+        lora_file(tmp_path)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraport.adapters.added_lora import AddedLora, added_loras
+from loraport.adapters.parse import open_adapter
 from loraport.arguments import as_paths, check_arguments
-from loraport.comparing.pairs import find_files, lora_file
+from loraport.comparing.pairs import find_files, lora_file, part_of
 from loraport.comparing.plan import ComparePlan
 from loraport.comparing.prompts import read_prompts
 from loraport.comparing.report import CompareReport, ProbeReport
@@ -92,6 +93,10 @@ def compare(
     )
     for side in sides.values():
         side.model.pipeline(with_image=plan.with_images)
+    files = [(file, expert) for one in loras for expert, file in one.by_expert.items()]
+    for file, expert in (*files, *((one.file, one.expert) for one in sides["target"].placed)):
+        chosen = part_of(file, expert, two_experts=two)
+        open_adapter(file, expert=chosen, architecture=sides["source"].model.family.name)
     plan.weights.check()
     if plan.folder.exists() and not plan.folder.is_dir():
         raise UsageError("the output is a file, not a folder", where=str(output), fix="name another with --output")

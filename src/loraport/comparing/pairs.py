@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from loraport.adapters.opened import in_folder
+from loraport.adapters.parse import experts_in
 from loraport.containers.access import nearest_path
 from loraport.containers.names import Expert, expert_named, named_path, renamed_for
 from loraport.errors import FileError, UsageError
@@ -40,12 +42,24 @@ class LoraFiles:
 
 
 def lora_file(spec: str | Path) -> Path:
-    """The file that a LoRA's name means. Raises FileError."""
+    """The file that a LoRA's name means, or the one in a folder as PEFT and diffusers save it. Raises FileError."""
     path = named_path(spec)
+    if path.is_dir():
+        return in_folder(path)
     if not path.is_file():
-        fix = "name the file in it" if path.is_dir() else nearest_path(path)
-        raise FileError("there is no such LoRA file", where=str(spec), fix=fix)
+        raise FileError("there is no such LoRA file", where=str(spec), fix=nearest_path(path))
     return path
+
+
+def part_of(file: Path, expert: Expert, *, two_experts: bool) -> Expert | None:
+    """The part of a LoRA that is loaded into a transformer; None where the whole file is.
+
+    Args:
+        file: of the LoRA.
+        expert: which transformer.
+        two_experts: whether the model has two.
+    """
+    return expert if two_experts and len(experts_in(file)) == 2 else None
 
 
 def find_files(
@@ -100,8 +114,6 @@ def _files(given: str | Path, low: str | Path | None, flag: str) -> LoraFiles:
                 values=f"{flag} {given}, {flag}-low {low}", fix="swap them",
             )  # fmt: skip
         return LoraFiles(file, second)
-    from loraport.adapters.parse import experts_in
-
     inside = experts_in(file)
     if len(inside) == 2:
         return LoraFiles(file, file, f"{file.name} holds LoRAs for both experts, and each is loaded into its own")

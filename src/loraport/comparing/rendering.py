@@ -16,9 +16,9 @@ from safetensors import safe_open
 from torch import Generator
 
 from loraport.adapters.convert import convert
-from loraport.adapters.parse import experts_in
 from loraport.comparing.clips import short
 from loraport.comparing.images import FirstFrame
+from loraport.comparing.pairs import part_of
 from loraport.comparing.prompts import Prompt
 from loraport.comparing.variants import Placed
 from loraport.containers.names import EXPERTS
@@ -212,8 +212,8 @@ def with_loras(pipeline: Any, family: Family, loras: Sequence[Placed]) -> Iterat
 def _load(pipeline: Any, family: Family, lora: Placed, name: str) -> None:
     file, (part, _) = lora.file, EXPERTS[lora.expert]
     second = {"load_into_transformer_2": True} if lora.expert == "low" else {}
-    two = getattr(pipeline, "transformer_2", None) is not None and len(experts_in(file)) == 2
-    chosen = lora.expert if two else None
+    two = getattr(pipeline, "transformer_2", None) is not None
+    chosen = part_of(file, lora.expert, two_experts=two)
     with tempfile.TemporaryDirectory(prefix="loraport-", ignore_cleanup_errors=True) as place:
         path = Path(place, "lora.safetensors")
         convert(file, path, to="diffusers", architecture=family.name, expert=chosen)
