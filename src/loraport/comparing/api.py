@@ -4,15 +4,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraport.adapters.added_lora import AddedLora, added_loras
-from loraport.adapters.parse import open_adapter
 from loraport.arguments import as_paths, check_arguments
-from loraport.comparing.pairs import find_files, lora_file, part_of
+from loraport.comparing.pairs import check_lora, find_files, lora_file
 from loraport.comparing.plan import ComparePlan
 from loraport.comparing.prompts import read_prompts
 from loraport.comparing.report import CompareReport, ProbeReport
 from loraport.comparing.settings import COLOURS, CompareSettings
 from loraport.comparing.sides import find_sides
-from loraport.comparing.variants import list_variants
+from loraport.comparing.variants import Placed, Role, list_variants
 from loraport.containers.names import EXPERTS, Expert, named_for
 from loraport.engine.events import Listener, ignore
 from loraport.errors import UsageError
@@ -93,10 +92,10 @@ def compare(
     )
     for side in sides.values():
         side.model.pipeline(with_image=plan.with_images)
-    files = [(file, expert) for one in loras for expert, file in one.by_expert.items()]
-    for file, expert in (*files, *((one.file, one.expert) for one in sides["target"].placed)):
-        chosen = part_of(file, expert, two_experts=two)
-        open_adapter(file, expert=chosen, architecture=sides["source"].model.family.name)
+    loaded: list[tuple[Role, Placed]] = [("target", one) for one in sides["target"].placed]
+    loaded += [(variant.role, one) for variant in plan.variants for one in variant.placed]
+    for role, file, expert in dict.fromkeys((role, one.file, one.expert) for role, one in loaded):
+        check_lora(file, expert, sides[role].model, role)
     plan.weights.check()
     if plan.folder.exists() and not plan.folder.is_dir():
         raise UsageError("the output is a file, not a folder", where=str(output), fix="name another with --output")

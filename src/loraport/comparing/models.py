@@ -9,6 +9,7 @@ from typing import Any
 from loraport.containers.names import hub_id, named_path
 from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError, first_line
 from loraport.metrics.given import installed
+from loraport.models.architecture import Architecture
 from loraport.models.checkpoint import open_checkpoint
 from loraport.models.families import families
 from loraport.models.family import Family
@@ -26,21 +27,24 @@ class Model:
         name: what the user called it.
         path: a folder of a pipeline or of a transformer, or a file.
         base: the pipeline that lends the other parts, for a path that is no whole pipeline.
-        family: what it is.
+        architecture: what it is; of two transformers the first.
         by_prompt: class of the pipeline that runs it by a prompt alone; "" where nothing does.
         by_image: class of the one that is given an image besides; "" where nothing is.
-        in_channels: what its transformer takes; None where its headers do not tell.
         two_experts: whether it is Wan2.2 with a transformer for each part of the schedule.
     """
 
     name: str
     path: Path
     base: Path | None
-    family: Family
+    architecture: Architecture
     by_prompt: str
     by_image: str
-    in_channels: int | None = None
     two_experts: bool = False
+
+    @property
+    def family(self) -> Family:
+        """Which models are alike."""
+        return self.architecture.family
 
     def pipeline(self, *, with_image: bool) -> str:
         """The class that runs it. Raises UsageError where an image is missing, or of no use."""
@@ -93,9 +97,9 @@ def find_model(spec: str | Path, role: str, base: Model | None = None) -> Model:
         )  # fmt: skip
     two = (path / "transformer_2").is_dir()
     found = open_checkpoint(path, expert="high" if two else None).architecture
-    family, channels = found.family, found.dimensions.get("in_channels")
+    family = found.family
     if base is not None:
-        _check_alike(base, path, family, channels, two=two)
+        _check_alike(base, path, found, two=two)
     _check_runs(family)
     lender = None if whole or base is None else base.path
     index = _index(lender or path)
@@ -104,7 +108,7 @@ def find_model(spec: str | Path, role: str, base: Model | None = None) -> Model:
             f"the {role} has two transformers, but its pipeline uses only one", where=str(path / INDEX),
             values="no boundary_ratio", fix="add it there: 0.875 for Wan2.2-T2V-A14B, 0.9 for Wan2.2-I2V-A14B",
         )  # fmt: skip
-    return Model(str(spec), path, lender, family, *_classes(index, family), channels, two)
+    return Model(str(spec), path, lender, found, *_classes(index, family), two)
 
 
 def _classes(index: Mapping[str, Any], family: Family) -> tuple[str, str]:
@@ -119,8 +123,9 @@ def _classes(index: Mapping[str, Any], family: Family) -> tuple[str, str]:
     )
 
 
-def _check_alike(base: Model, path: Path, family: Family, channels: int | None, *, two: bool) -> None:
+def _check_alike(base: Model, path: Path, found: Architecture, *, two: bool) -> None:
     """Raises MismatchError or UsageError unless source and target can be run alike."""
+    family = found.family
     if family.name != base.family.name:
         raise MismatchError(
             "source and target are of different families", values=f"{base.family.title}, {family.title}"
@@ -135,10 +140,11 @@ def _check_alike(base: Model, path: Path, family: Family, channels: int | None, 
             "the source has two transformers, but the target has one", where=str(path), values=f"source: {base.path}",
             fix="give a folder with both: transformer and transformer_2, as diffusers names them",
         )  # fmt: skip
-    if None not in (channels, base.in_channels) and channels != base.in_channels:
+    channels = [one.dimensions.get("in_channels") for one in (base.architecture, found)]
+    if None not in channels and channels[0] != channels[1]:
         raise MismatchError(
             "the transformers of source and target take different things, as one for text-to-video and one for "
-            "image-to-video do", where=str(path), values=f"channels in: {base.in_channels} and {channels}",
+            "image-to-video do", where=str(path), values=f"channels in: {channels[0]} and {channels[1]}",
         )  # fmt: skip
 
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.adapters.opened import in_folder
-from loraport.adapters.parse import experts_in
+from loraport.adapters.parse import experts_in, open_adapter
+from loraport.comparing.models import Model
 from loraport.containers.access import nearest_path
 from loraport.containers.names import Expert, expert_named, named_path, renamed_for
 from loraport.errors import FileError, UsageError
@@ -60,6 +61,24 @@ def part_of(file: Path, expert: Expert, *, two_experts: bool) -> Expert | None:
         two_experts: whether the model has two.
     """
     return expert if two_experts and len(experts_in(file)) == 2 else None
+
+
+def check_lora(file: Path, expert: Expert, model: Model, role: str) -> None:
+    """Refuse by headers what would be refused once the model is loaded.
+
+    Args:
+        file: of the LoRA.
+        expert: which transformer it is for.
+        model: the model.
+        role: `source` or `target`, for messages.
+
+    Raises:
+        LoraportError: as `open_adapter`: not a LoRA, or of another family or size. UnsupportedError: a function of the
+            weights it was trained on.
+    """
+    part, own = part_of(file, expert, two_experts=model.two_experts), model.architecture
+    open_adapter(file, expert=part, architecture=own.family.name).check_weights()
+    open_adapter(file, own, role=role, expert=part, allow_partial=True)  # by size; other layers a pipeline may allow
 
 
 def find_files(
