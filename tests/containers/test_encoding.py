@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 from loraport.containers import encoding
 from loraport.containers.codecs.registry import CODECS, ENCODED
+from loraport.containers.encoded import encoded
 from loraport.containers.references import can_encode
-from loraport.containers.tensors import encode, open_tensors, read_float
+from loraport.containers.tensors import open_tensors, read_float
 
 SCALES = {
     "a tensor": ((), 48, 40),
@@ -32,14 +33,14 @@ def test_rounded_to_the_nearest(shared_by: str, dtype: torch.dtype, tmp_path: Pa
     ref = open_tensors(tmp_path / "x.safetensors").groups[()]["a.weight"]
     assert can_encode(ref)
     before = read_float(ref)
-    same = encode(ref, before)
+    same = encoded(ref, before)
     assert torch.equal(same.tensors[0][1].float(), stored.float())
     assert torch.equal(same.tensors[1][1], scale)
     largest = torch.finfo(dtype).max
     numbers = before.clone()
     numbers[-1, -1] = 3 * largest  # does not fit under its scale
-    found = encode(ref, numbers)
-    assert torch.equal(found.numbers, encode(ref, found.numbers).numbers)
+    found = encoded(ref, numbers)
+    assert torch.equal(found.numbers, encoded(ref, found.numbers).numbers)
     assert found.numbers[-1, -1] == pytest.approx(3 * largest)
     # Within half a step of the format, or of its smallest step under the scale that its neighbours made larger.
     by = found.tensors[1][1].reshape(-1, *([scale_shape[1]] if len(scale_shape) > 1 else [1]))
@@ -60,8 +61,8 @@ def test_a_row_of_zeros_under_a_scale_of_zero(tmp_path: Path) -> None:
     stored = {"a.weight": before.to(torch.float8_e4m3fn), "a.weight_scale": torch.tensor([[1.0], [0.0]])}
     save_file(stored, tmp_path / "x.safetensors")
     ref = open_tensors(tmp_path / "x.safetensors").groups[()]["a.weight"]
-    assert torch.equal(encode(ref, read_float(ref)).numbers, before)
-    assert torch.equal(encode(ref, before + 1).numbers, before + 1)
+    assert torch.equal(encoded(ref, read_float(ref)).numbers, before)
+    assert torch.equal(encoded(ref, before + 1).numbers, before + 1)
 
 
 def test_what_headers_say_can_be_encoded_is_what_has_an_encoder() -> None:

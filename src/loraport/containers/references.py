@@ -1,6 +1,7 @@
 """Weights in files by what headers say: which there are, what they are called, how they are stored. No torch.
 
-Everything above this room that wants no numbers comes in here, the rest through `tensors.py`.
+Everything above this room that wants no numbers comes in here, what wants them through `tensors.py`, and what stores
+others through `encoded.py`.
 """
 
 from dataclasses import replace

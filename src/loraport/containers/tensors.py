@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float, Float32, Shaped, UInt8
 from torch import Tensor
 
-from loraport.containers import encoding
 from loraport.containers.codecs.registry import codec_of
 from loraport.containers.decoding import decode
 from loraport.containers.references import (
@@ -35,14 +34,11 @@ from loraport.errors import NumericalError
 
 __all__ = [
     "AsRead",
-    "Encoded",
     "Sums",
     "TensorRef",
     "can_stream",
     "digest",
     "digest_tensor",
-    "encode",
-    "encode_plainly",
     "file_identity",
     "open_tensors",
     "read_float",
@@ -226,45 +222,6 @@ def read_numbers(ref: TensorRef) -> Float[Tensor, "..."]:
         return read_float(ref)
     stored = read_stored(ref)
     return _finite(stored, stored, ref)
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """Numbers as they will be stored.
-
-    Args:
-        tensors: each stored tensor with its content: the weight's own, and its companions'.
-        numbers: what is read back.
-    """
-
-    tensors: tuple[tuple[TensorRef, Tensor], ...]
-    numbers: Tensor
-
-
-def encode(ref: TensorRef, numbers: Float[Tensor, "..."]) -> Encoded:
-    """Other numbers in the place of a tensor, stored in the same way.
-
-    Args:
-        ref: which, whole; `can_encode` is true of it.
-        numbers: of its shape.
-    """
-    codec, companions = codec_of(ref), {role: read_float(companion) for role, companion in ref.companions}
-    stored, scales = encoding.encode(codec, ref, numbers, companions)
-    back = stored.double() if numbers.dtype == torch.float64 else decode(codec, ref, stored, scales)
-    beside = [(other, encoding.cast(scales[role], other.dtype)) for role, other in ref.companions]
-    return Encoded(((ref, stored), *beside), back)
-
-
-def encode_plainly(ref: TensorRef, numbers: Float[Tensor, "..."], dtype: str) -> Encoded:
-    """The same as numbers of a plain format, which need no companions.
-
-    Args:
-        ref: which, whole.
-        numbers: of its shape.
-        dtype: the format, as safetensors spells it.
-    """
-    stored = encoding.cast(numbers, dtype)
-    return Encoded(((ref, stored),), stored.to(numbers.dtype))
 
 
 def digest(ref: TensorRef) -> str:

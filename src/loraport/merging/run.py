@@ -15,9 +15,10 @@ from torch import Tensor
 
 from loraport.adapters.passthrough import Passthrough
 from loraport.containers.arrange import Put
+from loraport.containers.encoded import encoded, encoded_plainly
 from loraport.containers.references import file_identity
 from loraport.containers.rewrite import Rewriting, rewriting, room_beside
-from loraport.containers.tensors import TensorRef, encode, encode_plainly, read_float, read_numbers
+from loraport.containers.tensors import TensorRef, read_float, read_numbers
 from loraport.core.operator import norm
 from loraport.engine.events import Listener, Warned, Warnings, Written, ignore
 from loraport.engine.reading import InputReader
@@ -199,9 +200,9 @@ def _merge(tensor: MergedTensor, copies: Mapping[Path, Rewriting], journals: Map
     for term in tensor.terms:
         _add(exact, term)
     change = _distance(exact, before)
-    encoded = encode(tensor.ref, exact) if tensor.plain is None else encode_plainly(tensor.ref, exact, tensor.plain)
+    made = encoded(tensor.ref, exact) if tensor.plain is None else encoded_plainly(tensor.ref, exact, tensor.plain)
     del before
-    error = _distance(encoded.numbers, exact)
+    error = _distance(made.numbers, exact)
     if not math.isfinite(error):
         raise NumericalError(
             f"{tensor.terms[0].name} no longer fits into {tensor.plain or tensor.ref.dtype}",
@@ -210,7 +211,7 @@ def _merge(tensor: MergedTensor, copies: Mapping[Path, Rewriting], journals: Map
             fix="use a smaller --strength or --factor, or a copy of the checkpoint in another format (bf16)",
         )
     loss = Loss(tensor.terms[0].name, change, error)
-    for ref, stored in encoded.tensors:
+    for ref, stored in made.tensors:
         journals[ref.file].add(ref, copies[ref.file].put(ref, stored), loss)
     return loss
 
