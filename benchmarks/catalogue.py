@@ -19,9 +19,9 @@ from loraport.engine.job_cost import ChosenMethod
 from loraport.engine.layer_work import Have, LayerKind, Work, seconds_of, steps_of
 from loraport.engine.measuring import of_eigenproblems
 from loraport.engine.rates import Rates
+from loraport.machine import cores
 from loraport.methods import cost as costs
 from loraport.methods import registry
-from loraport.threads import cores
 from synthetic import SIZES, linears
 
 LORAS, TARGETS, RANK = 100_000, 20, 32

@@ -12,7 +12,19 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "src" / "loraport"
 
 # `partial` is a part of `files`; `threads` belongs to the process, and rooms that do not know each other set it.
-GROUND = {"arguments", "errors", "files", "partial", "settings", "threads", "version", "windows", "wording", "writable"}
+GROUND = {
+    "arguments",
+    "errors",
+    "files",
+    "partial",
+    "settings",
+    "machine",
+    "threads",
+    "version",
+    "windows",
+    "wording",
+    "writable",
+}
 # Bottom to top: a room may import itself, the ground, and what stands here; never a room further down the list.
 MAY_IMPORT = {
     "core": set(),

@@ -1,7 +1,6 @@
 """How many threads an operation may use: a setting of the whole process, which several rooms share."""
 
 import contextlib
-import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -9,11 +8,6 @@ from typing import Any
 _FUNCTIONS = ("sqrt", "exp", "log", "sin", "cos", "tanh", "erf", "expm1", "log1p")
 _one_at_a_time = threading.Lock()
 _called = threading.Event()
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def set_threads_of_torch(count: int) -> None:

@@ -33,7 +33,7 @@ from loraport.engine.on_device import with_the_cpu_behind
 from loraport.engine.options import RunOptions
 from loraport.engine.rank import RankRule
 from loraport.errors import FileError, NumericalError, UsageError
-from loraport.threads import cores
+from loraport.machine import cores
 
 UPDATE = LayerUpdate("layer", "lora", {}, 1.0, "no alpha", 4, ("layer.lora_A.weight",), (4, 4))
 

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import loraport
 import pico
-from loraport.engine import devices
+from loraport.engine import devices, room
 from loraport.engine.events import Finished, LayerDone, Warned
 from loraport.engine.executor import executor_for
 from loraport.engine.many.asked import find_loras, output_name
@@ -203,6 +203,17 @@ def test_a_layer_that_takes_more_of_a_card_than_it_may_is_said(files, monkeypatc
         said = list(short_of_room([plan], None, options, executor_for(options), twice=False))
         assert len(said) == count
         assert all("that --max-memory leaves there for tensors" in one for one in said)
+
+
+def test_a_layer_that_takes_more_memory_than_is_free_is_said(files, monkeypatch):
+    plan = make_plan(Recipe(lora=str(files.lora), source=str(files.source), target=str(files.target)))
+    largest = max(job.bytes_on("cpu") for job in plan.jobs)
+    options = RunOptions(device="cpu")
+    for free, count in ((largest, 0), (largest - 1, 1)):
+        monkeypatch.setattr(room, "free_memory", lambda free=free: free)
+        said = list(short_of_room([plan], None, options, executor_for(options), twice=False))
+        assert len(said) == count
+        assert all("of memory is free: if the system ends this program" in one for one in said)
 
 
 def test_what_is_said_of_one_lora_has_its_name(files, tmp_path):

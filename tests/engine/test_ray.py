@@ -41,10 +41,10 @@ from loraport.engine.known_digests import KnownDigests
 from loraport.engine.options import RunOptions
 from loraport.engine.worker import Worker
 from loraport.errors import FileError, NumericalError, UsageError
+from loraport.machine import cores
 from loraport.store.digests import DigestMemo
 from loraport.store.store import Store
 from loraport.store.writing import Behind
-from loraport.threads import cores
 from loraport.version import __version__
 from ray_work import Layer
 from whole_commands import COMMANDS, many, remembered, transferred

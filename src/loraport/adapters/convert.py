@@ -14,6 +14,7 @@ from loraport.adapters.parse import open_adapter
 from loraport.adapters.shared_names import check_one_meant
 from loraport.arguments import check_arguments
 from loraport.errors import UnsupportedError
+from loraport.machine import free_memory
 from loraport.models.checkpoint import open_checkpoint
 from loraport.wording import count
 from loraport.writable import check_output, with_settings
@@ -147,11 +148,9 @@ def convert(
 
 def _check_memory(lora: LoraAdapter, profile: Profile) -> None:
     """Raise UnsupportedError where whole matrices would take more memory than there is."""
-    import psutil
-
     whole = [layer.shape for layer in lora.layers.values() if not layer.factored]
     needed = sum(4 * m * n + (4 * min(m, n) ** 2 if profile.factor_matrices else 0) for m, n in whole)
-    free = psutil.virtual_memory().available
+    free = free_memory()
     if needed > free:
         raise UnsupportedError(
             f"multiplied out, {count(len(whole), 'layer', 'takes/take')} more memory than is available",

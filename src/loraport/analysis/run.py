@@ -29,11 +29,11 @@ from loraport.engine.results import InputFile, LayerReport
 from loraport.engine.run_cache import kept_layers, open_cache
 from loraport.engine.surroundings import usual_torch
 from loraport.errors import FileError
+from loraport.machine import cores
 from loraport.methods import registry
 from loraport.methods.casa.routing import DriftRouting
 from loraport.store.index import entry_key
 from loraport.store.store import Store
-from loraport.threads import cores
 from loraport.version import __version__
 
 VERSION = 4

@@ -32,10 +32,10 @@ from loraport.engine.layer import check_norms, read_weight
 from loraport.engine.on_device import with_the_cpu_behind
 from loraport.engine.reading import InputReader
 from loraport.engine.rounding import rounding_share
+from loraport.machine import cores
 from loraport.methods import registry
 from loraport.methods.base import LayerInputs
 from loraport.store.store import Store
-from loraport.threads import cores
 
 ALL_BUT = 0.99
 """Of a drift's energy besides rounding, that the directions counted in `rank` hold."""

@@ -12,7 +12,8 @@ from typing import Any, Generic, TypeVar
 
 from loraport.engine import devices
 from loraport.engine.job import Job
-from loraport.threads import cores, set_threads_of_torch
+from loraport.machine import cores
+from loraport.threads import set_threads_of_torch
 
 _THREADS = 8  # more do not read faster
 _SHARE = 0.15  # of the memory of the host that is ours to use; what is pinned takes up to twice its size

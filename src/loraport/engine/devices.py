@@ -7,9 +7,8 @@ import os
 import sys
 from typing import Any
 
-import psutil
-
 from loraport.errors import UsageError
+from loraport.machine import free_memory
 
 _HOST_SHARE = 0.6  # of the free memory; the rest is for the system's cache of the files that are read
 _DRIVERS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd", "/dev/dxg")  # of NVIDIA, of AMD, of either under Windows
@@ -74,7 +73,7 @@ def usable_bytes(device: str) -> int:
     """Memory that layers in flight on a device may take together."""
     if device.startswith("cuda"):
         return _accelerators().usable_bytes(device)
-    return int(psutil.virtual_memory().available * _HOST_SHARE)
+    return int(free_memory() * _HOST_SHARE)
 
 
 def bound(device: str, count: int | None) -> None:

@@ -40,9 +40,9 @@ from loraport.engine.many.plan import LayerBatch, batches_of
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.rates import rates_of
+from loraport.machine import cores
 from loraport.methods import cost as costs
 from loraport.store.index import DEFAULT_MAX_BYTES, RESERVE_BYTES, room
-from loraport.threads import cores
 
 _OVERHEAD = 0.005  # seconds a layer for all that is neither counted nor large: opening files, JSON, events
 _SPREAD = 0.8  # of the cores' joint speed is left when one layer has them all

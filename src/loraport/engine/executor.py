@@ -17,7 +17,8 @@ from loraport.engine.executors import make_executor
 from loraport.engine.job import Job
 from loraport.engine.known_digests import KnownDigests
 from loraport.engine.options import RayData, RunOptions
-from loraport.threads import cores, set_threads_of_torch
+from loraport.machine import cores
+from loraport.threads import set_threads_of_torch
 
 J = TypeVar("J", bound=Job)
 Result = TypeVar("Result")

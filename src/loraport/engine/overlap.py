@@ -18,8 +18,8 @@ from loraport.engine.job import LayerJob
 from loraport.engine.job_cost import cached_bytes
 from loraport.engine.precision import full_precision
 from loraport.engine.worker import Worker
+from loraport.machine import cores
 from loraport.methods.cost import matrix_bytes
-from loraport.threads import cores
 
 
 def room_behind(slots: Sequence[Slot]) -> int | None:

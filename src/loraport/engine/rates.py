@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loraport.errors import FileError
 from loraport.files import write_bytes
-from loraport.threads import cores
+from loraport.machine import cores
 
 _VERSION = 2
 

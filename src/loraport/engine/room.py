@@ -8,6 +8,7 @@ from pathlib import Path
 from loraport.engine.executor import Executor
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan
+from loraport.machine import free_memory
 from loraport.wording import size
 
 
@@ -28,11 +29,14 @@ def short_of_room(
     if free is not None and need > free:
         more = ", including as much again for a while" if twice else ""
         yield f"up to {size(need)} will be written{more}, but the disk of {folder} has only {size(free)} free"
-    if options.max_memory is None:
-        return
     slot = executor.slots()[0]
-    largest = max(job.bytes_on(slot.device) for plan in plans for job in plan.jobs)
-    if slot.device == "cpu" and largest > options.max_memory:
+    largest = max((job.bytes_on(slot.device) for plan in plans for job in plan.jobs), default=0)
+    if slot.device == "cpu" and options.executor != "ray" and largest > free_memory():
+        yield (
+            f"the largest layer takes about {size(largest)}, and only {size(free_memory())} of memory is free: "
+            "if the system ends this program, close others or take a method that needs less, such as direct"
+        )
+    elif slot.device == "cpu" and options.max_memory is not None and largest > options.max_memory:
         yield (
             f"the largest layer takes {size(largest)}, more than the {size(options.max_memory)} of --max-memory: "
             "such layers are computed one at a time"

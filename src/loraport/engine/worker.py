@@ -34,11 +34,11 @@ from loraport.engine.results import LayerReport
 from loraport.engine.rounding import MOSTLY, rounding_share
 from loraport.engine.small_maps import SmallMap, packed_maps
 from loraport.errors import NumericalError
+from loraport.machine import cores
 from loraport.methods import registry
 from loraport.methods.base import LayerOutput, Params, TransferMethod
 from loraport.store.entry import Entry
 from loraport.store.store import Store
-from loraport.threads import cores
 
 
 @dataclass(frozen=True)

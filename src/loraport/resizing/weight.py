@@ -21,10 +21,10 @@ from loraport.engine.executor import Slot, threads_for
 from loraport.engine.on_device import with_the_cpu_behind
 from loraport.engine.reading import InputReader
 from loraport.errors import NumericalError
+from loraport.machine import cores
 from loraport.resizing.job import EXACT, WeightJob
 from loraport.store.index import entry_key
 from loraport.store.store import Store
-from loraport.threads import cores
 
 VERSION = 4  # raised whenever the same work would give other bytes than before
 

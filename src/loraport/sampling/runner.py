@@ -12,9 +12,10 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from loraport.errors import NumericalError
+from loraport.machine import cores
 from loraport.sampling.denoiser import Conditions, Denoiser, Runnable
 from loraport.sampling.schedule import Schedule
-from loraport.threads import cores, one_thread_each
+from loraport.threads import one_thread_each
 
 
 def draw_noise(shape: tuple[int, ...], seeds: Sequence[int]) -> Float[Tensor, "n ..."]:

@@ -19,7 +19,7 @@ from loraport.engine.events import Remarked, Warned
 from loraport.engine.executor import Limits
 from loraport.engine.options import RayData
 from loraport.errors import FileError, UsageError
-from loraport.threads import cores
+from loraport.machine import cores
 from loraport.version import __version__
 from loraport.wording import count
 

@@ -22,7 +22,7 @@ from loraport.engine.events import Listener, Remarked
 from loraport.engine.options import RayData
 from loraport.engine.rates import processor_name
 from loraport.errors import FileError
-from loraport.threads import cores
+from loraport.machine import cores
 from loraport.version import __version__
 
 NODE_ID = "ray.io/node-id"

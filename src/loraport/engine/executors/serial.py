@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from loraport.engine.devices import bound, warm_up
 from loraport.engine.executor import J, Limits, Result, Slot, Work, local_slots, phases, threads_for
-from loraport.threads import cores, threads_of_torch
+from loraport.machine import cores
+from loraport.threads import threads_of_torch
 
 
 class LayerExecutor:
