@@ -122,6 +122,9 @@ KREA2_DIFFUSERS = {
     "ff.up": (F, D),
     "ff.down": (D, F),
 }
+KREA2_FUSED = {"attn.to_qkv": (D + 2 * KV, D)} | {
+    name: shape for name, shape in KREA2_DIFFUSERS.items() if name not in ("attn.to_q", "attn.to_k", "attn.to_v")
+}
 # Z-Image: fused and split projections; two refiners beside the layers.
 Z_IMAGE_MLP = {"feed_forward.w1": (F, D), "feed_forward.w2": (D, F), "feed_forward.w3": (F, D)}
 Z_IMAGE = {"attention.qkv": (3 * D, D), "attention.out": (D, D)} | Z_IMAGE_MLP
@@ -783,6 +786,20 @@ CORPUS = {
         metadata={"format": "pt", "lora_adapter_metadata": META},
         expect={"names": "diffusers", "scale": 2.0},
     ),
+    "ltx2-simpletuner-connectors": entry(
+        "SimpleTuner for LTX-2 in ComfyUI's format, when it trained the text connectors too (its issue 2349)",
+        keys("diffusion_model.", LTX2, AB, extra=ALPHA)
+        | keys(
+            "diffusion_model.connectors.audio_connector.",
+            blocks({name: shape for name, shape in LTX.items() if "attn1" in name}, "transformer_blocks"),
+            AB,
+            extra=ALPHA,
+        ),
+        layers=2 * 28,
+        passthrough=2 * 4 * 3,
+        alpha=4.0,
+        expect={"prefix": "diffusion_model.", "family": "ltx2"},
+    ),
     "ltx2-kohya": entry(
         "musubi-tuner's way for LTX-2",
         kohya(LTX2),
@@ -917,6 +934,27 @@ CORPUS = {
         layers=16,
         alpha=2.0,
         expect={"names": "diffusers", "scale": 1.0},
+    ),
+    "krea2-simpletuner-fused": entry(
+        "SimpleTuner for Krea 2 with fuse_qkv_projections, which its guide sets (its issue 3222)",
+        keys(
+            "transformer.",
+            blocks({"attn.to_qkv": (D + 2 * KV, D), "attn.to_out.0": (D, D)}, "transformer_blocks")
+            | blocks({"attn.to_qkv": (48, 16), "attn.to_out.0": (16, 16)}, "text_fusion.layerwise_blocks")
+            | blocks({"attn.to_qkv": (48, 16), "attn.to_out.0": (16, 16)}, "text_fusion.refiner_blocks"),
+            AB,
+        ),
+        layers=3 * 2 * 4,
+        expect={"names": "diffusers", "prefix": "transformer."},
+    ),
+    "dora-krea2-lycoris-fused": entry(
+        "SimpleTuner LyCORIS for Krea 2 with fused projections and DoRA (ComfyUI's issue 16234)",
+        lokr("lycoris_", blocks(KREA2_FUSED, "transformer_blocks"), flat=True, extra=ALPHA)
+        | each("lycoris_", blocks(KREA2_FUSED, "transformer_blocks"), lambda m, n: {".dora_scale": [m, 1]}, flat=True),
+        layers=16,
+        needs_source=True,
+        alpha=2.0,
+        expect={"names": "diffusers"},
     ),
     "z-image-ai-toolkit": entry(
         "ai-toolkit for Z-Image: split projections, refiners and modulation among them",
@@ -1106,6 +1144,23 @@ CORPUS = {
         layers=2 * 14 + 2 * 5,
         alpha=1.0,
         expect={"names": "diffusers", "scale": 0.25, "family": "hunyuan_video"},
+    ),
+    "hunyuan-video-onetrainer-embedding": entry(
+        "OneTrainer for HunyuanVideo with a trained word, whose vectors lie beside the LoRA",
+        kohya(HUNYUAN_1_BLOCKS_DIFFUSERS, "lora_transformer_")
+        | {"bundle_emb.[word].llama": [2, 32], "bundle_emb.[word].clip_l": [2, 16]},
+        layers=2 * 14 + 2 * 5,
+        passthrough=2,
+        alpha=1.0,
+        expect={"family": "hunyuan_video"},
+    ),
+    "hunyuan-video-i2v-tencent": entry(
+        "Tencent's trainer for HunyuanVideo-I2V: flattened names behind a prefix of its own",
+        kohya(HUNYUAN_1_BLOCKS, "Hunyuan_video_I2V_lora_"),
+        layers=2 * 12 + 2 * 5,
+        alpha=4.0,
+        dtype="BF16",
+        expect={"names": "original", "prefix": "Hunyuan_video_I2V_lora_", "flat": True, "scale": 1.0},
     ),
     "hunyuan-video-framepack-musubi": entry(
         "musubi-tuner for FramePack, whose network has the names of diffusers",

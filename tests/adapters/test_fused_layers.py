@@ -42,6 +42,17 @@ def test_a_fused_lora_is_its_rows_with_one_a(tmp_path):
     assert {key for layer in lora.layers.values() for key in layer.keys} == set(made)
 
 
+def test_a_weight_that_only_a_trainer_fuses_is_its_rows_too(tmp_path):
+    """SimpleTuner's to_qkv of Krea 2, whose keys and values have fewer rows than its queries."""
+    stem = "transformer.transformer_blocks.0.attn.to_"
+    made = {f"{stem}qkv.lora_A.weight": _random(4, 24), f"{stem}qkv.lora_B.weight": _random(48, 4, seed=1)}
+    made |= {f"{stem}out.0.lora_A.weight": _random(4, 24), f"{stem}out.0.lora_B.weight": _random(24, 4)}
+    found = _dense(LoraFile(made).write(tmp_path))
+    whole = (made[f"{stem}qkv.lora_B.weight"] @ made[f"{stem}qkv.lora_A.weight"]).double()
+    for name, (start, end) in {"wq": (0, 24), "wk": (24, 36), "wv": (36, 48)}.items():
+        torch.testing.assert_close(found[f"blocks.0.attn.{name}"], whole[start:end])
+
+
 @pytest.mark.parametrize("to", ["universal", "same-as-input"])
 def test_it_comes_back_bit_for_bit_and_at_its_own_rank(to, tmp_path):
     made = _fused()

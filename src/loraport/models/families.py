@@ -114,8 +114,8 @@ def _read(data: Any) -> Family:
                 raise ValueError(f"{data['family']}: {template.name} is defined twice")
             templates[template.name] = template
     counters = {"n": "blocks", **data.get("counters", {})}
-    aliases = dict(data.get("aliases", {}))
-    if nowhere := set(aliases.values()) - templates.keys():
+    aliases = {a: (held,) if isinstance(held, str) else tuple(held) for a, held in data.get("aliases", {}).items()}
+    if nowhere := {name for held in aliases.values() for name in held} - templates.keys():
         raise ValueError(f"{data['family']}: aliases of modules that it does not have: {sorted(map(str, nowhere))}")
     used = {template.counter for template in templates.values()} - {""}
     if used - counters.keys():

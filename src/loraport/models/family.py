@@ -111,7 +111,7 @@ class Family:
         namings: the systematic ways to spell its modules; "original" first.
         templates: canonical name with "<n>" -> module.
         universal: the naming that ComfyUI reads, for the output profile universal.
-        aliases: further spellings in LoRA files -> canonical name.
+        aliases: further spellings in LoRA files -> canonical names of the modules that it holds, one or several.
         counters: letter of a block number -> what such blocks are called in `Architecture.dimensions`.
         diffusers: its classes there.
         lookalikes: families that share names with this one.
@@ -131,7 +131,7 @@ class Family:
     namings: tuple[str, ...]
     templates: dict[str, Template]
     universal: str
-    aliases: dict[str, str] = field(default_factory=dict)
+    aliases: dict[str, tuple[str, ...]] = field(default_factory=dict)
     counters: dict[str, str] = field(default_factory=dict)
     diffusers: DiffusersClasses = DiffusersClasses()
     lookalikes: tuple[Lookalike, ...] = ()

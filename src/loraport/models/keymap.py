@@ -172,10 +172,9 @@ def build(family: Family) -> KeyMap:
             spelling = Spelling(tuple(ordered), counters[spelled], frozenset({naming}))
             own = alike.setdefault(naming, {}) if naming in family.alike else None
             _add(dotted, flat, spelled, spelling, own)
-    for alias, name in family.aliases.items():
-        template = family.templates[name]
-        part = Part(name, template.shape[0])
-        _add(dotted, flat, alias, Spelling((part,), template.counter, frozenset({MIXED})))
+    for alias, names in family.aliases.items():
+        held = tuple(Part(name, family.templates[name].shape[0]) for name in names)
+        _add(dotted, flat, alias, Spelling(held, family.templates[names[0]].counter, frozenset({MIXED})))
     return KeyMap(dotted, flat, alike)
 
 
