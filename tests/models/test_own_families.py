@@ -1,5 +1,7 @@
 """Families of the user's own: a yaml file outside the package, and every way in which it may be wrong."""
 
+import os
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -93,3 +95,16 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, monkeypatch):
     with pytest.raises(FileError, match="cannot be read") as caught:
         families()
     assert "nowhere" in str(caught.value.where)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows everybody's home")
+def test_a_user_without_a_home_folder_has_none(monkeypatch):
+    """As in a container that runs under a number that nobody gave a name."""
+
+    def unknown(number):
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("HOME", "XDG_CONFIG_HOME", "LORAPORT_FAMILIES"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert "wan" in families()

@@ -62,21 +62,29 @@ def foreign(keys: Collection[str]) -> str | None:
 def _own_files() -> list[Path]:
     """The user's own yaml files: in `$LORAPORT_FAMILIES`, else in the operating system's place for settings."""
     chosen = os.environ.get(OWN_FAMILIES)
+    path = Path(chosen) if chosen else _own_folder()
     try:
-        if chosen:
-            path = Path(chosen).expanduser()
-            return [path] if path.is_file() else _yaml_files(path)
-        import platformdirs
-
-        folder = Path(platformdirs.user_config_dir("loraport", appauthor=False)) / "families"
-        return _yaml_files(folder) if folder.is_dir() else []
+        if path is None or not (chosen or path.is_dir()):
+            return []
+        path = path.expanduser()
+        return [path] if path.is_file() else _yaml_files(path)
     except (OSError, RuntimeError, ValueError) as error:
         raise FileError(
             "the folder of families cannot be read",
-            where=str(chosen),
+            where=str(path),
             values=str(error),
             fix=f"name a folder of yaml files, or one such file, in {OWN_FAMILIES}; or unset it",
         ) from error
+
+
+def _own_folder() -> Path | None:
+    """None for a user without a home folder, as in a container that runs under any number."""
+    import platformdirs
+
+    try:
+        return Path(platformdirs.user_config_dir("loraport", appauthor=False)) / "families"
+    except (RuntimeError, KeyError):
+        return None
 
 
 def _yaml_files(folder: Path) -> list[Path]:
