@@ -194,7 +194,11 @@ def test_the_output_has_one_rank_and_says_what_it_kept(files, tmp_path, options,
 @pytest.mark.parametrize("method", registry.names())
 def test_the_plan_says_the_rank_that_is_written(files, tmp_path, options, method):
     """Exactly, where an update that reads the drift fills what it is given."""
-    cases = [{}, {"rank": "4"}, {"rank": "full"}, {"amount": 0.5}, {"layers": "self_attn"}]
+    wide = files.folder / "wide.safetensors"
+    save_file(pico.lora(9, rank=40), wide)  # than the layers are
+    cases: list[dict[str, Any]] = [
+        {}, {"rank": "4"}, {"rank": "full"}, {"amount": 0.5}, {"layers": "self_attn"}, {"lora": str(wide)},
+    ]  # fmt: skip
     if "side" in registry.get(method).Params.model_fields:
         cases.append({"params": {"side": "inputs"}})
     if method == "prolora":

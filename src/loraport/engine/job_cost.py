@@ -134,7 +134,7 @@ def matrices_on_a_card(way: ChosenMethod, shape: tuple[int, int], rank: int, rul
 def rank_bound(job: LayerJob) -> int:
     """Rank of a layer's output at most."""
     method, params = registry.resolve(job.method, job.params)
-    own, most = method.most_rank(job.update.rank, params), job.rank.most(min(job.shape))
+    own, most = method.most_rank(job.shape, job.update.rank, params), job.rank.most(min(job.shape))
     if own is None or job.amount < 1 or job.rank.kind == "full":
         return most
     return own if job.rank.kind == "fixed" and own <= job.rank.value else min(own, most)  # not cut, so as wide as it is

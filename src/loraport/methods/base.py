@@ -195,7 +195,7 @@ class TransferMethod(ABC, Generic[P]):
         bases = (needs.basis + needs.target_basis) * costs.basis_bytes(m, n)
         return costs.matrix_bytes(m, n, matrices) + bases + costs.matrix_bytes(m + n, rank, 6)
 
-    def most_rank(self, rank: int, params: P) -> int | None:
+    def most_rank(self, shape: tuple[int, int], rank: int, params: P) -> int | None:
         """Rank of the new update at most, for an input's update of rank `rank`; None where only the shape bounds it."""
         return rank if self.keeps_rank else None
 

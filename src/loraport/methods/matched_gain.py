@@ -81,3 +81,7 @@ class MatchedGain(base.TransferMethod[MatchedGainParams]):
             "drift along the update": thin_product(m, n, rank),
             "decomposition of the update": factors(m, n, rank).times(2),
         }
+
+    def most_rank(self, shape: tuple[int, int], rank: int, params: MatchedGainParams) -> int:
+        """The update's singular vectors."""
+        return min(rank, *shape)

@@ -57,6 +57,6 @@ class ClusterTransport(base.TransferMethod[ClusterTransportParams]):
         p = min(m, n)
         return product(m + n, p, 20 * min(params.largest, p) + 4 * rank) + factors(m, n, rank)
 
-    def most_rank(self, rank: int, params: ClusterTransportParams) -> int:
+    def most_rank(self, shape: tuple[int, int], rank: int, params: ClusterTransportParams) -> int:
         """Turned factors are as many."""
         return rank

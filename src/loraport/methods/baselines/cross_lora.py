@@ -52,6 +52,6 @@ class CrossLora(base.TransferMethod[CrossLoraParams]):
         m, n = shape
         return product(m + n, min(m, n), rank, 2) + factors(m, n, rank)
 
-    def most_rank(self, rank: int, params: CrossLoraParams) -> int:
+    def most_rank(self, shape: tuple[int, int], rank: int, params: CrossLoraParams) -> int:
         """Projections add no direction."""
         return rank

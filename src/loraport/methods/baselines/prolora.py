@@ -48,6 +48,6 @@ class ProLora(base.TransferMethod[ProLoraParams]):
         m, n = shape
         return product(m + n, min(m, n), rank, 8) + factors(m, n, 2 * rank)
 
-    def most_rank(self, rank: int, params: ProLoraParams) -> int:
+    def most_rank(self, shape: tuple[int, int], rank: int, params: ProLoraParams) -> int:
         """The part inside the main subspaces and the rest are a term each."""
         return rank if params.mixed else 2 * rank

@@ -54,6 +54,6 @@ class SubspaceRestore(base.TransferMethod[SubspaceRestoreParams]):
         m, n = shape
         return factors(m, n, rank) + product(m, n, rank, 2) + elementwise(m, n, 2) + factors(m, n, 3 * rank)
 
-    def most_rank(self, rank: int, params: SubspaceRestoreParams) -> int:
+    def most_rank(self, shape: tuple[int, int], rank: int, params: SubspaceRestoreParams) -> int:
         """The update, and the drift on each side."""
-        return (3 if params.side == "both" else 2) * rank
+        return min((3 if params.side == "both" else 2) * rank, *shape)
