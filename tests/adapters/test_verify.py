@@ -105,9 +105,14 @@ class TestFaults:
 
     def test_another_model_is_found(self, written, tmp_path):
         save_file(makers.model(blocks=1), tmp_path / "half.safetensors")
-        assert _outcomes(written, False, open_checkpoint(tmp_path / "half.safetensors")) == {"fits the model"}
+        other = open_checkpoint(tmp_path / "half.safetensors")
+        assert _outcomes(written, False, other) == {"fits the model"}
+        assert all(".:" not in check.found for check in verify_adapter(written, other))
 
     def test_what_is_no_lora_is_said_as_everywhere(self, tmp_path, pico_path):
+        (tmp_path / "model_index.json").touch()
+        with pytest.raises(FileError, match="this folder is a model"):
+            verify_adapter(tmp_path)
         with pytest.raises(FileError):
             verify_adapter(tmp_path / "x.safetensors")
         with pytest.raises(MismatchError, match="a checkpoint"):

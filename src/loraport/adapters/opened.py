@@ -86,6 +86,9 @@ def in_folder(folder: Path) -> Path:
 
 
 def _which(folder: Path, files: list[Path]) -> FileError:
+    if (folder / "model_index.json").exists():
+        said = "a LoRA is needed here, but this folder is a model"
+        return FileError(said, where=str(folder), fix="give the LoRA's own file")
     more = f" and {len(files) - 3} more" if len(files) > 3 else ""
     return FileError(
         "cannot tell which file of the folder is the LoRA",

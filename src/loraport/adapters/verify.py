@@ -188,4 +188,4 @@ def _transferred(lora: LoraAdapter) -> bool:
 
 
 def _in_one_line(error: LoraportError) -> str:
-    return ": ".join(part for part in (error.what, error.values) if part)
+    return ": ".join(part for part in (error.what.rstrip("."), error.values) if part)
