@@ -1029,6 +1029,17 @@ CORPUS = {
         metadata={"format": "pt", "lora_adapter_metadata": META},
         expect={"names": "diffusers", "scale": 2.0},
     ),
+    "flux2-musubi-converted": entry(
+        "musubi-tuner's convert_lora.py on one for FLUX.2 klein 9B (its issue 905)",
+        keys(
+            "diffusion_model.",
+            blocks({name.replace("attn.", "attn_"): shape for name, shape in FLUX2_DOUBLE.items()}, "double_blocks")
+            | blocks(FLUX2_SINGLE, "single_blocks"),
+            AB,
+        ),
+        layers=2 * 12 + 2 * 2,
+        expect={"names": "original", "family": "flux2"},
+    ),
     "lokr-flux2-ai-toolkit": entry(
         "ai-toolkit LoKr for FLUX.2: over the fused projections",
         lokr("diffusion_model.", FLUX2, extra=ALPHA),

@@ -27,7 +27,7 @@ SORTS = (
     *("loha-peft", "lokr-musubi", "minimax-h3-diffsynth", "musubi", "peft", "sdxl", "z-image-kohya"),
 )
 # Names that follow no naming come back in the nearest one; LoKr, LoHa and VeRA come back as plain factors.
-MIXED = ("hybrid", "krea2-simpletuner-fused")
+MIXED = ("flux2-musubi-converted", "hybrid", "krea2-simpletuner-fused")
 ROUND = [name for name in GOOD if name not in MIXED and not name.startswith(("lokr", "loha", "split", "vera"))]
 
 

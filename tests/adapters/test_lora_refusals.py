@@ -197,7 +197,7 @@ class TestOtherFiles:
     @pytest.mark.parametrize(
         ("key", "title"),
         [
-            ("transformer.double_blocks.0.img_attn_qkv.lora_A.weight", "HunyuanVideo"),
+            ("transformer.double_blocks.0.img_mlp.fc1.lora_A.weight", "HunyuanVideo"),
             ("lora_unet_down_blocks_0_attentions_0_proj_in.lora_down.weight", "a Stable Diffusion UNet"),
             ("lora_unet_single_blocks_0_modulation_lin.lora_down.weight", "FLUX"),
             ("diffusion_model.transformer_blocks.0.attn2.to_q.lora_A.weight", "LTX"),
