@@ -67,6 +67,23 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+_DEVICE_IS_FULL = ("out of memory", "ALLOC_FAILED", "STATUS_NOT_INITIALIZED", "cublasCreate", "cusolverDnCreate")
+"""What torch's libraries say when a device has no room, some of them for what they begin with."""
+_HOST_IS_FULL = ("can't allocate memory", "not enough memory")  # torch, and torch on Windows
+
+
+def is_device_full(error: BaseException) -> bool:
+    """Whether a device had no room; not all of torch's libraries say so by the type of the error."""
+    named = type(error).__name__ == "OutOfMemoryError"  # of torch, which is not loaded for this
+    return isinstance(error, RuntimeError) and (named or any(said in str(error) for said in _DEVICE_IS_FULL))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, on a device or beside the processor, where torch has no class of its own for it."""
+    full = isinstance(error, RuntimeError) and any(said in str(error) for said in _HOST_IS_FULL)
+    return full or isinstance(error, MemoryError) or is_device_full(error)
+
+
 def _rebuild(cls: type[LoraportError], what: str, where: str | None, values: str | None, fix: str | None):
     return cls(what, where=where, values=values, fix=fix)
 

@@ -379,6 +379,8 @@ def test_what_can_be_seen_through_stands_before_white():
     [
         (IndexError("index 33 is out of bounds"), MismatchError, "index 33"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), FileError, "out of memory"),
+        (RuntimeError("DefaultCPUAllocator: not enough memory: you tried"), FileError, "out of memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), FileError, "out of memory"),
     ],
 )
 def test_what_a_pipeline_says_is_no_bug_of_ours(raised, error, words):

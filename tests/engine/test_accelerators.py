@@ -11,7 +11,6 @@ import torch
 from loraport.core.thin_svd import thin_svd
 from loraport.engine import accelerators, measuring, on_device, precision
 from loraport.engine.accelerators import (
-    is_out_of_memory,
     pick,
     pinned,
     usable_bytes,
@@ -20,7 +19,7 @@ from loraport.engine.executor import Limits, local_slots
 from loraport.engine.on_device import with_the_cpu_behind
 from loraport.engine.precision import full_precision
 from loraport.engine.rates import rates_of
-from loraport.errors import NumericalError, UsageError
+from loraport.errors import NumericalError, UsageError, is_device_full
 from pretended_device import DEVICE, pretended_device
 
 MATMUL = torch.backends.cuda.matmul
@@ -120,7 +119,7 @@ def test_the_setting_comes_back_when_the_last_has_left():
     ],
 )
 def test_what_the_libraries_say_when_there_is_no_room(said, room):
-    assert is_out_of_memory(RuntimeError(said)) != room
+    assert is_device_full(RuntimeError(said)) != room
 
 
 _REFUSES = "cusolver error: CUSOLVER_STATUS_INVALID_VALUE, when calling `cusolverDnXsyevd_bufferSize(handle)`"

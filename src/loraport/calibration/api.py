@@ -26,13 +26,13 @@ from loraport.engine.output import check_outputs
 from loraport.engine.recipe import DType, Recipe
 from loraport.engine.run import run
 from loraport.engine.run_cache import open_cache
-from loraport.errors import UsageError
+from loraport.errors import FileError, UsageError, first_line, is_out_of_memory
 from loraport.sampling.denoiser import Conditions, Runnable
 from loraport.sampling.pipelines import Model, as_runnable
 from loraport.sampling.prompts import conditions_for
 from loraport.sampling.runner import draw_noise
 from loraport.sampling.schedule import NO_SETTINGS, SamplingSettings
-from loraport.sampling.wan import check_together, is_out_of_memory, out_of_memory
+from loraport.sampling.wan import check_together
 from loraport.wording import count
 
 SETTINGS = CalibrationSettings()
@@ -130,7 +130,11 @@ def calibrate(
             progress.stage(f"{choice.chosen.label} is the best so far; trying others around it")
     except (RuntimeError, MemoryError) as error:
         if is_out_of_memory(error):
-            raise out_of_memory(error) from error
+            raise FileError(
+                "out of memory on the device",
+                values=first_line(error),
+                fix="use --offload, a smaller --latents or --batch 1; finished work is kept in the cache",
+            ) from error
         raise
     for problem in store.take_problems():
         progress.warn(problem.message)

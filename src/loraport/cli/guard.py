@@ -16,7 +16,7 @@ from loraport.cli.console import Console
 from loraport.cli.plain_help import Group
 from loraport.cli.shells import taught
 from loraport.cli.signals import ended_by_signals
-from loraport.errors import FileError, Interrupted, LoraportError, UsageError, first_line
+from loraport.errors import FileError, Interrupted, LoraportError, UsageError, first_line, is_out_of_memory
 from loraport.windows import page_file_is_full
 
 try:
@@ -156,7 +156,7 @@ def _refusal(error: Exception) -> LoraportError | None:
             values=said,
             fix="let Windows manage the size of the page file, or use --workers 1; finished work is kept",
         )
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return FileError(
             "out of memory", values=said, fix="use a smaller --max-memory or --workers 1; finished work is kept"
         )
@@ -209,14 +209,6 @@ def _bug(error: Exception, verbose: bool) -> LoraportError:
         "something went wrong; this is a fault of this program, not yours",
         values=f"{type(error).__name__}: {first_line(error)}",
         fix=fix,
-    )
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    text = str(error)
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and any(said in text for said in ("can't allocate memory", "not enough memory", "out of memory"))
     )
 
 

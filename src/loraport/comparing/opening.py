@@ -14,8 +14,7 @@ from safetensors import SafetensorError
 
 from loraport.comparing.models import Model
 from loraport.comparing.settings import CompareSettings
-from loraport.errors import FileError, UnsupportedError, UsageError, first_line
-from loraport.sampling.wan import is_out_of_memory
+from loraport.errors import FileError, UnsupportedError, UsageError, first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

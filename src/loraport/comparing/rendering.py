@@ -22,10 +22,17 @@ from loraport.comparing.pairs import part_of
 from loraport.comparing.prompts import Prompt
 from loraport.comparing.variants import Placed
 from loraport.containers.names import EXPERTS
-from loraport.errors import FileError, LoraportError, MismatchError, NumericalError, UnmatchedKeysError, first_line
+from loraport.errors import (
+    FileError,
+    LoraportError,
+    MismatchError,
+    NumericalError,
+    UnmatchedKeysError,
+    first_line,
+    is_out_of_memory,
+)
 from loraport.models.family import Family
 from loraport.sampling.schedule import TIMESTEPS, SamplingSettings
-from loraport.sampling.wan import is_out_of_memory
 
 
 @dataclass(frozen=True)

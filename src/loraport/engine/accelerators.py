@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from loraport.core.operator import lies_turned, strips
-from loraport.errors import UsageError, first_line
+from loraport.errors import UsageError, first_line, is_device_full
 
 _SHARE = 0.85  # of what is free; the allocator loses some between blocks
 
@@ -83,7 +83,7 @@ def _working(device: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        full = is_out_of_memory(error)
+        full = is_device_full(error)
         raise UsageError(
             f"{device} has no memory left" if full else f"PyTorch {torch.__version__} does not work on {device}",
             values=first_line(error),
@@ -182,15 +182,6 @@ def _on_host(tensor: Tensor) -> Tensor:
     for end, part in zip(ends, parts, strict=True):
         end.copy_(part.contiguous(), non_blocking=room.is_pinned())
     return room
-
-
-_NO_ROOM = ("out of memory", "ALLOC_FAILED", "STATUS_NOT_INITIALIZED", "cublasCreate", "cusolverDnCreate")
-"""What torch's libraries say when there is no room, some of them for what they begin with."""
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device had no room; not all of torch's libraries say so by the type of the error."""
-    return isinstance(error, torch.cuda.OutOfMemoryError) or any(said in str(error) for said in _NO_ROOM)
 
 
 def release_memory(device: str) -> None:

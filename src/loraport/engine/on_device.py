@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import torch
 
-from loraport.engine.accelerators import is_out_of_memory, release_memory
+from loraport.engine.accelerators import release_memory
 from loraport.engine.precision import full_precision
-from loraport.errors import NumericalError, first_line
+from loraport.errors import NumericalError, first_line, is_device_full
 from loraport.threads import threads_of_torch
 
 _Made = TypeVar("_Made")
@@ -103,7 +103,7 @@ def with_the_cpu_behind(
                     with own_stream(device):
                         return work(torch.device(device)), False
                 except RuntimeError as error:
-                    if not is_out_of_memory(error):
+                    if not is_device_full(error):
                         if not any(said in str(error) for said in _BROKEN):
                             raise
                         raise NumericalError(

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraport.adapters.added_lora import AddedLora
-from loraport.errors import FileError, LoraportError, MismatchError, UsageError
+from loraport.errors import FileError, MismatchError, UsageError
 from loraport.models.families import families
 from loraport.sampling.denoiser import Runnable
 from loraport.sampling.folders import CARD, config_of, find_folder, need_diffusers, two_experts
@@ -166,24 +166,7 @@ def _load(folder: Path, settings: SamplingSettings, added: tuple[AddedLora, ...]
         raise FileError(
             "the model could not be loaded", where=str(folder), values=str(error).splitlines()[0]
         ) from error
-    except torch.cuda.OutOfMemoryError as error:
-        raise out_of_memory(error) from error
     return WanDenoiser(network, device)
-
-
-def out_of_memory(error: BaseException) -> LoraportError:
-    """The message for a device that is too small."""
-    return FileError(
-        "out of memory on the device",
-        values=next(iter(str(error).splitlines()), type(error).__name__),
-        fix="use --offload, a smaller --latents or --batch 1; finished work is kept in the cache",
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on a device or beside the processor, where PyTorch has no class of its own for it."""
-    plain = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return plain or isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError))
 
 
 def _device(name: str) -> torch.device:
