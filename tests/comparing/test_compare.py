@@ -261,7 +261,8 @@ def test_a_lora_of_another_size_is_said_before_anything_is_loaded(stills, tmp_pa
         ({"transferred": ["nowhere.safetensors"]}, FileError, "no such LoRA"),
         ({"transferred": "source/transformer"}, MismatchError, "a LoRA is needed"),
         ({"target_lora": "source/transformer"}, MismatchError, "a LoRA is needed"),
-        ({"device": "cuda:7"}, UsageError, "CUDA|device"),
+        ({"device": "cuda:63"}, UsageError, "cannot use this device"),
+        ({"device": "cuda:0,cuda:1"}, UsageError, "one device"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_loaded(stills, tmp_path, changes, error, words):

@@ -54,6 +54,8 @@ def test_a_bundled_distillation_kept_as_a_lora_runs(tmp_path):
         (SamplingSettings(), "--target-steps"),
         (SamplingSettings(schedule=TIMES), "--latents"),
         (SamplingSettings(schedule=TIMES, latents=(2, 7, 8)), "patches"),
+        (SamplingSettings(schedule=TIMES, latents=(2, 8, 8), device="cuda:63"), "cannot use this device"),
+        (SamplingSettings(schedule=TIMES, latents=(2, 8, 8), device="cuda:0,cuda:1"), "one device"),
     ],
 )
 def test_a_plain_folder_needs_to_be_told_how_it_runs(folders, settings, says):

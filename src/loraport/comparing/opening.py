@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from loraport.comparing.models import Model
 from loraport.comparing.settings import CompareSettings
 from loraport.errors import FileError, UnsupportedError, UsageError, first_line, is_out_of_memory
+from loraport.sampling.wan import device_for
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -41,17 +42,8 @@ class DeviceSetup:
     @classmethod
     def of(cls, device: str, precision: str, offload: str) -> "DeviceSetup":
         """From what the user says. Raises UsageError."""
-        if device == "auto":
-            mps = torch.backends.mps.is_available()
-            device = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-        try:
-            found = torch.device(device)
-        except RuntimeError as error:
-            raise UsageError(
-                "there is no such device", values=device, fix="use auto, cpu, cuda, cuda:1 or mps"
-            ) from error
-        if found.type == "cuda" and not torch.cuda.is_available():
-            raise UsageError("there is no CUDA device here", values=device, fix="--device cpu")
+        mps = device == "auto" and torch.backends.mps.is_available()
+        found = device_for("mps" if mps else device)
         if found.type == "cpu" and offload != "none":
             raise UsageError("nothing can be offloaded from the CPU", values=f"--offload {offload}", fix="leave it out")
         if precision == "auto":

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from loraport.adapters.added_lora import AddedLora
-from loraport.errors import FileError, MismatchError, UsageError
+from loraport.errors import FileError, MismatchError, UsageError, first_line
 from loraport.models.families import families
 from loraport.sampling.denoiser import Runnable
 from loraport.sampling.folders import CARD, config_of, find_folder, need_diffusers, two_experts
@@ -92,7 +92,7 @@ def open_runnable(
         scheduler = scheduler_in(folder, role=role)
     schedule = settle(settings, scheduler, role=role, where=str(folder))
     latents = settle_latents(settings.latents, config, role)
-    device = _device(settings.device)
+    device = device_for(settings.device)
     encode = None
     if has_encoder(folder):
         encode = partial(encode_by_folder, folder, device=device)
@@ -149,7 +149,7 @@ def _of_card(card: catalogue.Sampling, settings: SamplingSettings) -> Schedule:
 
 
 def _load(folder: Path, settings: SamplingSettings, added: tuple[AddedLora, ...]) -> WanDenoiser:
-    device = _device(settings.device)
+    device = device_for(settings.device)
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     try:
         with torch.random.fork_rng(devices=[]):  # diffusers fills weights at random before it loads them
@@ -169,10 +169,18 @@ def _load(folder: Path, settings: SamplingSettings, added: tuple[AddedLora, ...]
     return WanDenoiser(network, device)
 
 
-def _device(name: str) -> torch.device:
-    if name != "auto":
-        return torch.device(name)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device_for(name: str) -> torch.device:
+    """The one device that a model runs on, for `auto` CUDA where there is any. Raises UsageError if it is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # the latter from a PyTorch without CUDA
+        raise UsageError(
+            "PyTorch cannot use this device here", values=f"{name}; {first_line(error)[:80]}",
+            fix="use auto, cpu, or one device that is there, such as cuda:0",
+        ) from error  # fmt: skip
+    return torch.device(name)
 
 
 def is_small(config: Mapping[str, Any], device: torch.device) -> bool:
