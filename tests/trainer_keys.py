@@ -1268,6 +1268,19 @@ CORPUS = {
         keys("transformer.", blocks({f"attn.to_{x}": (D, D) for x in "qkv"}, "mode_blocks.image"), AB),
         error="FLUX.3",
     ),
+    "longcat": entry(
+        "the LoRAs that come with LongCat-Video: a word of their own for each dot",
+        keys(
+            "lora",
+            {
+                f"___lorahyphen___blocks___lorahyphen___{n}___lorahyphen___{kind}___lorahyphen___proj": (D, D)
+                for n in range(2)
+                for kind in ("attn", "cross_attn")
+            },
+            DOWN_UP,
+        ),
+        error="LongCat-Video",
+    ),
     "wan-chained-prefixes": entry(
         "SimpleTuner: the pipeline's prefix, then PEFT's",
         keys("transformer.base_model.model.", blocks(DIFFUSERS), AB),

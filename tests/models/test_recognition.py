@@ -121,6 +121,7 @@ SEEN = {
     "HunyuanDiT 1.5B": _lora({"attn1.to_q": 1, "ff.net.0.proj": 4}, 1408, 40, "blocks"),
     "HiDream": _lora({"block.attn1.to_q": 1}, 2560, 16, "double_stream_blocks", "diffusion_model."),
     "FLUX.3": _lora({"attn.to_q": 1, "ff.linear_in": 6}, 3072, 5, "mode_blocks.image"),
+    "LongCat-Video 13.6B": _lora({"attn.qkv": 3, "cross_attn.q_linear": 1}, 4096, 48, "blocks", ""),
     "PixArt": _lora({"attn1.to_q": 1, "ff.net.0.proj": 4}, 1152, 28),
     "a Stable Diffusion UNet": _lora(
         {"attn1.to_q": 1}, 640, 2, "down_blocks.1.attentions.0.transformer_blocks", "unet."
