@@ -128,6 +128,17 @@ def read_text(path: Path, what: str, *, most: int) -> str:
         raise FileError(f"the {what} cannot be read", where=str(path), values=reason, fix="check the name") from error
 
 
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in a small JSON file that another program wrote. Raises FileError where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"the {what} cannot be read", where=str(path), values=str(error)) from error
+    if not isinstance(found, dict):
+        raise FileError(f"the {what} cannot be read", where=str(path), values="it is not an object")
+    return found
+
+
 def file_digest(path: Path) -> str:
     """SHA-256 of a file. Raises FileError."""
     digest = hashlib.sha256()

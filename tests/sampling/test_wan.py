@@ -79,6 +79,10 @@ def test_what_cannot_be_run_is_refused(folders, tmp_path):
     config.write_text(json.dumps(facts | {"_class_name": "FluxTransformer2DModel"}))
     with pytest.raises(MismatchError, match="not a Wan transformer"):
         open_runnable(folders[0], SamplingSettings(schedule=TIMES, latents=(2, 8, 8)))
+    for text in ("{broken", "[1]", "\xa6"):  # the last is no UTF-8
+        config.write_text(text, encoding="latin-1")
+        with pytest.raises(FileError, match="configuration of the model cannot be read"):
+            open_runnable(folders[0], SamplingSettings(schedule=TIMES, latents=(2, 8, 8)))
     small, large = (
         open_runnable(folders[1], SamplingSettings(schedule=TIMES, latents=size)) for size in ((2, 8, 8), (2, 8, 16))
     )

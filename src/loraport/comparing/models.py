@@ -1,6 +1,5 @@
 """What is compared, by its headers: a pipeline of diffusers, or a transformer with another one's pipeline around it."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from loraport.containers.names import hub_id, named_path
 from loraport.errors import FileError, MismatchError, UnsupportedError, UsageError, first_line
+from loraport.files import read_json
 from loraport.metrics.given import installed
 from loraport.models.architecture import Architecture
 from loraport.models.checkpoint import open_checkpoint
@@ -102,7 +102,7 @@ def find_model(spec: str | Path, role: str, base: Model | None = None) -> Model:
         _check_alike(base, path, found, two=two)
     _check_runs(family)
     lender = None if whole or base is None else base.path
-    index = _index(lender or path)
+    index = read_json((lender or path) / INDEX, "pipeline's index")
     if two and whole and index.get("boundary_ratio") is None:
         raise UsageError(
             f"the {role} has two transformers, but its pipeline uses only one", where=str(path / INDEX),
@@ -160,18 +160,6 @@ def _check_runs(family: Family) -> None:
             f"diffusers {lacking} for {family.title}",
             values=f"supported: {', '.join(sorted(one.title for one in families().values() if runs(one)))}",
         )
-
-
-def _index(folder: Path) -> Mapping[str, Any]:
-    """What a pipeline's folder says of it. Raises FileError."""
-    file = folder / INDEX
-    try:
-        held = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError("the pipeline's index cannot be read", where=str(file), values=str(error)) from error
-    if not isinstance(held, dict):
-        raise FileError("the pipeline's index cannot be read", where=str(file), values="it is not an object")
-    return held
 
 
 def _downloaded(path: Path, role: str) -> Path:

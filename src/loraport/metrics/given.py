@@ -1,12 +1,12 @@
 """What the user gives to judge by, looked at without loading any of it: torch is not needed for a refusal."""
 
 import importlib.util
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from loraport.errors import FileError, UsageError
+from loraport.files import read_json
 
 KINDS = {"clip": ("clip",), "dino": ("vit", "dinov2")}
 """Folders with a network of transformers, and what its configuration calls it."""
@@ -79,10 +79,7 @@ def check_network(folder: Path, types: Sequence[str]) -> None:
             "this is not a folder with a network to judge by", where=str(folder),
             fix="give the folder to which the model's hub repository was downloaded, with its config.json",
         )  # fmt: skip
-    try:
-        found = json.loads(file.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise FileError("the network's configuration cannot be read", where=str(file), values=str(error)) from error
+    found = read_json(file, "network's configuration").get("model_type")
     if found not in types:
         raise FileError(
             "the network is of another kind", where=str(file), values=f"{str(found)[:80]}; expected: {', '.join(types)}"

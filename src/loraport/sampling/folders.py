@@ -1,12 +1,12 @@
 """Which folder a model that is to be run lies in, and what keeps it from being run: known before anything is loaded."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from loraport.containers.names import named_path
 from loraport.errors import FileError, MismatchError, UsageError
+from loraport.files import read_json
 from loraport.zoo import catalogue
 
 CARD = "model.json"
@@ -32,7 +32,7 @@ def config_of(folder: Path, role: str) -> dict[str, Any]:
     file = next((file for file in (folder / "transformer/config.json", folder / "config.json") if file.is_file()), None)
     if file is None:
         raise FileError(f"the {role} has no transformer/config.json", where=str(folder), fix="give a diffusers folder")
-    config = json.loads(file.read_text(encoding="utf-8"))
+    config = read_json(file, f"configuration of the {role}")
     if config.get("_class_name") != "WanTransformer3DModel":
         raise MismatchError(
             f"the {role} is not a Wan transformer", where=str(file), values=str(config.get("_class_name")),

@@ -3,14 +3,14 @@
 import copy
 import dataclasses
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from loraport.errors import FileError, UsageError
+from loraport.errors import UsageError
+from loraport.files import read_json
 from loraport.settings import PathText, Setting, Settings
 
 if TYPE_CHECKING:
@@ -265,10 +265,7 @@ def scheduler_in(folder: Path, *, role: str) -> "SchedulerMixin | None":
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return None
-    try:
-        name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
-    except (ValueError, AttributeError, OSError) as error:
-        raise FileError("the scheduler's configuration cannot be read", where=str(file), values=str(error)) from error
+    name = read_json(file, "scheduler's configuration").get("_class_name")
     if name not in KNOWN:
         raise _not_understood(f"a {name}", role, str(file))
     import diffusers
