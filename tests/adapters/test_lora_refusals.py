@@ -96,6 +96,8 @@ REFUSED = {
     "or in parts": "lora_unet_blocks_0_ffn_0.oft_blocks.0",
     "GLoRA with a Tucker core": "lora_unet_patch_embedding.bm.weight",
     "LoKr with a Tucker core of its first matrix": "lycoris_patch_embedding.lokr_t1",
+    "T-LoRA": "lycoris_blocks_0_attn1_to_q.lambda_layer",
+    "AdaLoRA": "base_model.model.blocks.0.attn1.to_q.lora_E",
     "Stand-In": "diffusion_model.blocks.0.self_attn.q_loras.down.weight",
     "a weight in another shape": "diffusion_model.patch_embedding.reshape_weight",
     "LoRA on an embedding": "base_model.model.text_embedding.lora_embedding_A",
