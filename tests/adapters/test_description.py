@@ -91,6 +91,10 @@ def test_checkpoints(tmp_path, pico_path):
     [
         ({"a": torch.ones(1)}, "unknown", "not a model of a known family"),
         ({"double_blocks.0.img_attn.qkv.weight": torch.ones(2, 2)}, "unknown", "HunyuanVideo"),
+        ({"blk.0.attn_q.weight": torch.ones(2, 2)}, "unknown", "a language model"),
+        ({"encoder.block.0.layer.0.SelfAttention.q.weight": torch.ones(2, 2)}, "unknown", "a language model"),
+        ({"decoder.middle.0.residual.2.weight": torch.ones(2, 2, 3, 3, 3)}, "unknown", "a VAE"),
+        ({f"encoder.{x}.weight": torch.ones(2, 2) for x in ("conv_in", "down_blocks.0.conv1")}, "unknown", "a VAE"),
         (makers.model() | {"blocks.0.ffn.0.weight_scale_2": torch.ones(1)}, "checkpoint", "nvfp4"),
     ],
 )
