@@ -248,6 +248,7 @@ REFUSED = {
     "a scale of another program (scales)": INT8 | {"a.scales": torch.ones(12, 1)},
     "SDNQ": {"a.weight": torch.ones(60, dtype=torch.uint8), "a.scale": torch.ones(12, 1)}
     | {"a.svd_up": torch.ones(12, 2), "a.svd_down": torch.ones(2, 20)},
+    "int8 of TurboDiffusion": {"a.int8_weight": INT8["a.weight"], "a.scale": torch.ones(1, 1)},
     "HQQ": {"a.W_q": torch.ones(6, 20, dtype=torch.uint8)},
     "NVIDIA ModelOpt": {"a.weight": FP8["a.weight"], "a.weight_quantizer._scale": torch.tensor(0.1)},
     "packed bytes": {"a.weight": torch.ones(12, 20, dtype=torch.uint8)},

@@ -31,6 +31,7 @@ _MARKS = tuple(
         ("GPTQ or AWQ", "qweight|qzeros|g_idx"),
         ("HQQ", r"W_q(\..+)?"),
         ("SDNQ", "svd_up|svd_down|zero_point"),
+        ("int8 of TurboDiffusion", "int8_weight"),
         ("NVIDIA ModelOpt", r"weight_quantizer\._(double_)?scale"),
         ("torchao", r"_weight_\w+|(weight\.)?(int_data|tensor_impl(_.+)?)"),
         ("quanto", r"(weight\.)?(_data|_scale|_shift)(\._data)?"),
