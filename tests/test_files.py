@@ -125,6 +125,29 @@ def test_an_output_has_the_permissions_of_a_new_file_and_the_mask_stays(tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "plain"]
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_drive_that_refuses_what_others_do_takes_an_output(overwrite, tmp_path, monkeypatch):
+    """Drives of Windows under WSL refuse chmod, shared folders of virtual machines fsync, many second names."""
+
+    def refusing(reason):
+        def refuse(*given, **named):
+            raise OSError(reason, os.strerror(reason))
+
+        return refuse
+
+    for name, reason in (("chmod", errno.EPERM), ("fsync", errno.EINVAL), ("link", errno.EPERM)):
+        monkeypatch.setattr(os, name, refusing(reason))
+    for text in (b"first", b"second")[: 1 + overwrite]:
+        with files.atomic_path(tmp_path / "out", overwrite=overwrite) as temporary:
+            temporary.write_bytes(text)
+        assert (tmp_path / "out").read_bytes() == text
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    monkeypatch.setattr(os, "fsync", refusing(errno.EIO))
+    with pytest.raises(FileError, match="could not write"):
+        files.write_bytes(tmp_path / "out", b"lost")
+    assert (tmp_path / "out").read_bytes() != b"lost"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such folders")
 def test_a_folder_that_may_be_written_but_not_listed_takes_an_output(tmp_path, monkeypatch):
     """The name was given, and then the folder could not be opened to be flushed: a failure that was none."""

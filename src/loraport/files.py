@@ -276,7 +276,11 @@ def _write_error(path: Path, error: OSError, need_bytes: int) -> FileError:
 
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
-        os.fsync(file.fileno())
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # how some network drives say that they
+                raise  # do no such thing; anything else means that the data may be lost
 
 
 def _flush_folder(folder: Path) -> None:
@@ -293,10 +297,12 @@ def _flush_folder(folder: Path) -> None:
 def _make_ordinary(temporary: Path) -> None:
     """Give a file the permissions of a new one, since some writers make private files.
 
-    A new one shows what they are: to ask for the mask of the process is to change it, for all its threads.
+    A new one shows what they are: to ask for the mask of the process is to change it, for all its threads. A drive that
+    has its own permissions for all files (of Windows under WSL, of a network) may refuse, which is no failure.
     """
     new = temporary.with_name("new")
     with new.open("wb") as file:
         mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     new.unlink()
-    os.chmod(temporary, mode)
+    with contextlib.suppress(OSError):
+        os.chmod(temporary, mode)
