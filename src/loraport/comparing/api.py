@@ -11,7 +11,7 @@ from loraport.comparing.prompts import read_prompts
 from loraport.comparing.report import CompareReport, ProbeReport
 from loraport.comparing.settings import COLOURS, CompareSettings
 from loraport.comparing.sides import find_sides
-from loraport.comparing.variants import Placed, Role, list_variants
+from loraport.comparing.variants import list_variants
 from loraport.containers.names import EXPERTS, Expert, named_for
 from loraport.engine.events import Listener, ignore
 from loraport.errors import UsageError
@@ -92,8 +92,7 @@ def compare(
     )
     for side in sides.values():
         side.model.pipeline(with_image=plan.with_images)
-    loaded: list[tuple[Role, Placed]] = [("target", one) for one in sides["target"].placed]
-    loaded += [(variant.role, one) for variant in plan.variants for one in variant.placed]
+    loaded = ((variant.role, one) for variant in plan.variants for one in variant.placed)
     for role, file, expert in dict.fromkeys((role, one.file, one.expert) for role, one in loaded):
         check_lora(file, expert, sides[role].model, role)
     plan.weights.check()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from loraport.adapters.added_lora import AddedLora
 from loraport.adapters.distilled import known_model
 from loraport.comparing.models import Model, find_model
-from loraport.comparing.pairs import lora_file
+from loraport.comparing.pairs import check_lora, lora_file
 from loraport.comparing.usual_sampling import filled, usual_sampling
 from loraport.comparing.variants import Placed, Role
 from loraport.engine.events import Listener, Remarked
@@ -85,7 +85,8 @@ def find_sides(
         target_lora_low: those of the low-noise one of two transformers, where the others do not serve both.
 
     Raises:
-        UsageError: there is no target, or nobody knows how it is sampled. Else as `find_model` and `loras_for`.
+        UsageError: there is no target, or nobody knows how it is sampled. Else as `find_model`, `loras_for` and
+            `check_lora`.
     """
     if target is None and not target_lora and not target_lora_low:
         raise UsageError("the target is not given", fix="give --target MODEL, or --target-lora FILE for the source")
@@ -118,7 +119,7 @@ def find_sides(
                 "--target-times",
         )  # fmt: skip
     words = f"{known.name}, as {known.seen} says" if known is not None and settled != target_sampling else ""
-    return {
-        "source": Side(first, source_sampling),
-        "target": Side(second, settled, high, low, words),
-    }
+    made = Side(second, settled, high, low, words)
+    for placed in made.placed:
+        check_lora(placed.file, placed.expert, second, "target")
+    return {"source": Side(first, source_sampling), "target": made}
