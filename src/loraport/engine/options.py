@@ -50,7 +50,8 @@ class RunOptions(Settings):
         Field(ge=1, le=10_000),
         Setting(
             "Number of layers to process at a time on each device.",
-            "--workers", panel=MACHINE, metavar="N", default="by cores and memory; two on a GPU; always one on mps",
+            "--workers", panel=MACHINE, metavar="N",
+            default="by cores and memory; four on a GPU (two with process and ray); always one on mps",
         ),
     ] = None  # fmt: skip
     executor: Annotated[
