@@ -100,7 +100,7 @@ class TransferPlan:
     def output_bytes(self) -> int:
         """Size of the output's layers if the rank is known beforehand (full rank otherwise)."""
         size = 4 if self.dtype == "float32" else 2
-        return sum(size * self.rank_out * sum(job.shape) for job in self.jobs)
+        return size * self.rank_out * sum(sum(job.shape) for job in self.jobs)
 
     @property
     def cache_bytes(self) -> int:
