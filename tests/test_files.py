@@ -166,3 +166,12 @@ def test_a_name_that_begins_with_a_tilde_is_no_home_folder(tmp_path, monkeypatch
     writable.check_output(Path("~style.safetensors"), overwrite=False)
     with pytest.raises(FileError, match="home folder that does not exist"):
         writable.check_output(Path("~nobody/style.safetensors"), overwrite=False)
+
+
+def test_a_text_may_be_marked_as_utf_8_and_must_be(tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + "ein Gem\u00e4lde".encode())  # as Windows writes it
+    assert files.read_text(path, "file of prompts", most=100) == "ein Gem\u00e4lde"
+    path.write_bytes("ein Gem\u00e4lde".encode("cp1252"))
+    with pytest.raises(FileError, match=r"(?s)the file of prompts is not UTF-8 text.*save it as UTF-8"):
+        files.read_text(path, "file of prompts", most=100)

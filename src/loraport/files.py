@@ -122,8 +122,12 @@ def read_text(path: Path, what: str, *, most: int) -> str:
             data = file.read(most + 1)
         if len(data) > most:
             raise FileError(f"the {what} is far too large", where=str(path), values=f"more than {most:,} bytes")
-        return data.decode("utf-8")
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the name
+        return data.decode("utf-8-sig")  # Windows may mark it as UTF-8 with a first character
+    except UnicodeDecodeError as error:
+        raise FileError(
+            f"the {what} is not UTF-8 text", where=str(path), fix="save it as UTF-8, or name another file"
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = reason_of(error)
         raise FileError(f"the {what} cannot be read", where=str(path), values=reason, fix="check the name") from error
 

@@ -127,7 +127,7 @@ def test_every_command_that_transfers_takes_it(files: pico.Pico, recipe: Path) -
         ("!!python/object/apply:os.system ['true']", "not valid YAML"),
         ("amount: .nan\nlora: a\nsource: b\ntarget: c\n", "amount"),
         ("lora: a\nsource: b\ntarget: c\nscale: 1e999\n", "scale"),
-        (b"\xff\xfe\x00", "cannot be read"),
+        (b"\xff\xfe\x00", "save it as UTF-8"),
         ("x" * (1 << 21), "too large"),
     ],
 )

@@ -86,18 +86,13 @@ def _paired(texts: Sequence[str], images: Sequence[Path]) -> list[tuple[str, Pat
 def _beside(image: Path) -> str:
     """The text in the file that is named as the image is, as trainers of LoRAs keep captions."""
     file = image.with_suffix(".txt")
-    text = " ".join(_text(file, "text of an image").split()) if file.is_file() else ""
+    text = " ".join(read_text(file, "text of an image", most=MOST).split()) if file.is_file() else ""
     if not text:
         raise UsageError(
             "an image has no prompt", where=str(image),
             fix=f"use --prompt TEXT for all, --prompts FILE with one for each, or a text in {file.name} beside it",
         )  # fmt: skip
     return text
-
-
-def _text(file: Path, what: str) -> str:
-    """Of a file, without the mark that editors on Windows begin one with."""
-    return read_text(file, what, most=MOST).removeprefix("\ufeff")
 
 
 def _alone(lines: Sequence[str]) -> list[tuple[str, Path | None]]:
@@ -114,7 +109,7 @@ def _of_file(file: Path) -> list[tuple[str, Path | None]]:
                 'write {"prompt": "a cat sits", "image": "cat.png"} on each line, in a file whose name ends in '
                 f'{ROWS}',
         )  # fmt: skip
-    held = _text(file, "file of prompts")
+    held = read_text(file, "file of prompts", most=MOST)
     if file.suffix.lower() != ROWS:
         return _alone(held.splitlines())
     made: list[tuple[str, Path | None]] = []
