@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from typer.testing import CliRunner
 
 import pico
 from loraport.cli.main import app
+from loraport.engine import room
 
 
 def invoke(*words: object):
@@ -185,6 +187,20 @@ def test_plan_changes_nothing(files: pico.Pico) -> None:
     assert facts["coverage"]["layers"] == 20
     assert all(facts["cost"][name] > 0 for name in ("operations", "seconds", "peak_bytes", "output_bytes"))
     assert len(facts["layers"]) == 20
+
+
+def test_a_plan_says_what_the_run_would_say_of_too_little_room(files: pico.Pico, monkeypatch) -> None:
+    """Of memory and of the disk, of one LoRA and of several."""
+    disk = shutil.disk_usage(files.folder)._replace(free=1000)
+    monkeypatch.setattr(room, "free_memory", lambda: 1000)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda path: disk)
+    other = shutil.copy(files.lora, files.folder / "other.safetensors")
+    for more in ((), (other,)):
+        facts = json.loads(plan(files, *more, "-o", files.folder / "made", "--json").stdout)
+        of_disk, of_memory = facts["warnings"]
+        assert "will be written" in of_disk
+        assert "only 1.0 kB of memory is free" in of_memory
+        assert of_memory in plan(files, *more, "-o", files.folder / "made").stderr.replace("\n", " ")
 
 
 def test_a_plan_reads_no_tensor_data(files: pico.Pico, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -213,7 +213,7 @@ def test_a_layer_that_takes_more_memory_than_is_free_is_said(files, monkeypatch)
         monkeypatch.setattr(room, "free_memory", lambda free=free: free)
         said = list(short_of_room([plan], None, options, executor_for(options), twice=False))
         assert len(said) == count
-        assert all("of memory is free: if the system ends this program" in one for one in said)
+        assert all("of memory is free: if the system ends" in one for one in said)
 
 
 def test_what_is_said_of_one_lora_has_its_name(files, tmp_path):

@@ -1,6 +1,7 @@
 """`loraport plan`: what a transfer would do and cost. Reads headers, changes nothing."""
 
 import time
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,10 +41,11 @@ def plan(
     skip_existing: options.SkipExisting = False,
 ) -> None:
     """Show what a transfer would do: coverage, time, memory, disk. Takes the same options and changes nothing."""
+    folder = None if output is None else Path(output).absolute()
     if len(given.loras) > 1 or holds_many(given.loras[0], recursive=recursive):
         asked = asked_loras(given.loras, Path(output or ""), console, recursive=recursive)
         loras = tuple(each.lora for each in asked if not (skip_existing and each.output.exists()))
-        _many(replace(given, loras=loras), console)
+        _many(replace(given, loras=loras), folder, console)
         return
     (lora,), run_options = given.loras, given.make(RunOptions)
     pair = pair_of(given, lora)
@@ -51,13 +53,13 @@ def plan(
     from loraport.engine.plan import make_plan
 
     if pair is not None:
-        console.document(_both(make_experts_plan(pair), run_options, console))
+        console.document(_both(make_experts_plan(pair), run_options, folder, console))
     else:
         made = make_plan(given.recipe(lora))
-        console.document(_told(made, run_options, console, time.process_time()))
+        console.document(_told(made, run_options, folder, console, time.process_time()))
 
 
-def _many(given: Given, console: Console) -> None:
+def _many(given: Given, folder: Path | None, console: Console) -> None:
     """Several LoRAs: one job, and one for each that is for both experts. What is wrong with one is its own."""
     from loraport.engine.estimate import estimate
     from loraport.engine.experts.plan import make_experts_plan
@@ -78,7 +80,7 @@ def _many(given: Given, console: Console) -> None:
         if both is None:
             plain.append(lora)
         else:
-            documents.append(_both(both, run_options, console))
+            documents.append(_both(both, run_options, folder, console))
     if failures and len(failures) == len(given.loras):
         raise failures[0]
     many = make_many_plan(dict(enumerate(plain)), given.recipe)
@@ -88,24 +90,39 @@ def _many(given: Given, console: Console) -> None:
     if many.plans:
         cost = asdict(estimate(list(many.plans.values()), run_options, time.process_time()))
     documents += show_many(plain, many, cost, console)
-    console.document({"plans": documents, "cost": cost, "failed": len(failures)})
+    short = _short_of_room(many.plans.values(), run_options, folder)
+    console.warning(*short)
+    console.document({"plans": documents, "cost": cost, "warnings": short, "failed": len(failures)})
     if failures:
         raise typer.Exit(failures[0].exit_code)
 
 
-def _told(plan: "TransferPlan", run_options: RunOptions, console: Console, start: float) -> dict[str, Any]:
+def _told(
+    plan: "TransferPlan", run_options: RunOptions, output: Path | None, console: Console, start: float
+) -> dict[str, Any]:
     """Say what a plan is and takes; `start` as for `estimate`."""
     from loraport.engine.estimate import estimate
 
     facts = describe(plan, estimate([plan], run_options, start))
+    facts["warnings"] += _short_of_room([plan], run_options, None if output is None else output.parent)
     show(facts, console, cached=run_options.cache != "off")
     return facts
 
 
-def _both(both: "ExpertsPlan", run_options: RunOptions, console: Console) -> dict[str, Any]:
+def _short_of_room(plans: Collection["TransferPlan"], run_options: RunOptions, folder: Path | None) -> list[str]:
+    """What may be too large for this machine, as the run would say it."""
+    if not plans:
+        return []
+    from loraport.engine.executor import executor_for
+    from loraport.engine.room import short_of_room
+
+    return list(short_of_room(plans, folder, run_options, executor_for(run_options), twice=len(plans) > 1))
+
+
+def _both(both: "ExpertsPlan", run_options: RunOptions, output: Path | None, console: Console) -> dict[str, Any]:
     """Say what the plans of both experts are, and take in sum; they are carried out one after the other."""
     starts = {"high": time.process_time(), "low": 0.0}
-    facts = {expert: _told(plan, run_options, console, starts[expert]) for expert, plan in both.plans.items()}
+    facts = {expert: _told(plan, run_options, output, console, starts[expert]) for expert, plan in both.plans.items()}
     costs = [one["cost"] for one in facts.values()]
     summed = ("operations", "seconds", "output_bytes", "cache_bytes")
     total = {name: sum(cost[name] for cost in costs) for name in summed}

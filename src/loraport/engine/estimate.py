@@ -47,7 +47,7 @@ from loraport.store.index import DEFAULT_MAX_BYTES, RESERVE_BYTES, room
 _OVERHEAD = 0.005  # seconds a layer for all that is neither counted nor large: opening files, JSON, events
 _SPREAD = 0.8  # of the cores' joint speed is left when one layer has them all
 _OUTPUT_COPIES = 1.25  # the output's tensors, and what is in the making: padded, cast, read back for the check
-_TORCH_SECONDS, _TORCH_BYTES = 1.2, 190_000_000  # that loading it takes; measured
+_TORCH_SECONDS, TORCH_BYTES = 1.2, 190_000_000  # that loading it takes; measured
 _LOOK = 4_000_000  # bytes that are read to see how fast they come
 _PAYS = 0.7  # a cache pays when the next LoRA takes less than this share of the time it takes without
 
@@ -100,7 +100,7 @@ def estimate(plans: Sequence[TransferPlan], options: RunOptions, start: float = 
     """
     program = int(psutil.Process().memory_info().rss)  # libraries loaded, but before the rates are measured
     if "torch" not in sys.modules:  # which a run loads, and a plan does without
-        program, start = program + _TORCH_BYTES, start + _TORCH_SECONDS
+        program, start = program + TORCH_BYTES, start + _TORCH_SECONDS
     batches = batches_of(dict(enumerate(plans)))
     layers = [tuple(batch.jobs.values()) for batch in batches]
     identities = {file: state for plan in plans for file, state in plan.identities.items()}

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from loraport.engine.estimate import TORCH_BYTES
 from loraport.engine.executor import Executor
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan
@@ -31,10 +33,11 @@ def short_of_room(
         yield f"up to {size(need)} will be written{more}, but the disk of {folder} has only {size(free)} free"
     slot = executor.slots()[0]
     largest = max((job.bytes_on(slot.device) for plan in plans for job in plan.jobs), default=0)
-    if slot.device == "cpu" and options.executor != "ray" and largest > free_memory():
+    needed, left = largest + (0 if "torch" in sys.modules else TORCH_BYTES), free_memory()
+    if slot.device == "cpu" and options.executor != "ray" and needed > left:
         yield (
-            f"the largest layer takes about {size(largest)}, and only {size(free_memory())} of memory is free: "
-            "if the system ends this program, close others or take a method that needs less, such as direct"
+            f"computing the largest layer takes about {size(needed)}, and only {size(left)} of memory is free: "
+            "if the system ends this program, close others, or use a method that needs less (--method direct)"
         )
     elif slot.device == "cpu" and options.max_memory is not None and largest > options.max_memory:
         yield (
