@@ -12,7 +12,7 @@ from loraport.analysis.results import AnalysedLora
 from loraport.containers.locate import expert_folders
 from loraport.containers.references import TensorRef, common_dtype
 from loraport.engine.inputs import lora_file, model_files
-from loraport.engine.job import Job, LayerJob
+from loraport.engine.job import SMALL_CHANGE, Job, LayerJob
 from loraport.engine.match import Pair, expert_meant, open_inputs, open_pair, weights_of
 from loraport.engine.rank import RankRule
 from loraport.engine.recipe import Recipe
@@ -24,7 +24,6 @@ from loraport.methods.casa.params import CasaParams
 METHOD = "casa"
 """Whose basis and routing of the drift are used, and found in the cache where a transfer left them."""
 PARAMS = CasaParams()
-_SMALL_CHANGE = 16_000_000  # bytes a layer: buffers of the reader and of the libraries
 
 
 @dataclass(frozen=True)
@@ -216,4 +215,4 @@ def _peak_bytes(shape: tuple[int, int], loras: int) -> int:
     """While the weights are read and decomposed, or afterwards, in matrices of the shorter side alone."""
     (m, n), p = shape, min(shape)
     reading = max(costs.matrix_bytes(m, n, 4) + costs.matrix_bytes(p, p, 6), costs.matrix_bytes(m, n, 5))
-    return max(reading, costs.matrix_bytes(p, p, 22 + 2 * loras)) + _SMALL_CHANGE
+    return max(reading, costs.matrix_bytes(p, p, 22 + 2 * loras)) + SMALL_CHANGE

@@ -1,4 +1,4 @@
-"""Devices of this machine: which to use, and how much memory they have. The only place that picks one.
+"""Devices of this machine: which to use, and how much memory they have. The only place that picks one for a transfer.
 
 torch is asked where a device that is no CPU may be meant (`accelerators.py`), so that a plan for the CPU does without.
 """

@@ -14,6 +14,9 @@ The number of threads changes the rounding of matrix products, so it may depend 
 machine but never on the number of workers: that is what keeps every executor at the same bytes.
 """
 
+SMALL_CHANGE = 16_000_000
+"""Bytes that work on a layer takes besides its matrices: buffers of the reader and of the libraries."""
+
 
 class Job:
     """What an executor knows of the work it hands out.

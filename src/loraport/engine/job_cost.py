@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import Any
 
 from loraport.adapters.update import LayerUpdate
-from loraport.engine.job import LayerJob
+from loraport.engine.job import SMALL_CHANGE, LayerJob
 from loraport.engine.rank import RankRule
 from loraport.methods import cost as costs
 from loraport.methods import registry
@@ -63,9 +63,6 @@ def cold_cost(way: ChosenMethod, shape: tuple[int, int], rank: int) -> float:
     return cost.weight
 
 
-_SMALL_CHANGE = 16_000_000  # bytes a layer: buffers of the reader and of the libraries
-
-
 def function_bytes(update: LayerUpdate) -> int:
     """Bytes besides itself of an update that is a function of the source's weight: that weight, changed and not."""
     return costs.matrix_bytes(*(update.whole or update.shape), 3) if update.weight else 0
@@ -80,7 +77,7 @@ def peak_bytes(way: ChosenMethod, shape: tuple[int, int], rank: int) -> int:
     m, n = shape
     method, params, needs = way.method, way.params, way.needs
     if needs.nothing:
-        return method.memory(shape, rank, params) + _SMALL_CHANGE
+        return method.memory(shape, rank, params) + SMALL_CHANGE
     pair = costs.matrix_bytes(m, n, 3.5)
     p = min(m, n)
     decomposing = 0
@@ -88,7 +85,7 @@ def peak_bytes(way: ChosenMethod, shape: tuple[int, int], rank: int) -> int:
         decomposing = costs.matrix_bytes(m, n, 4) + costs.matrix_bytes(p, p, 6)
     if needs.basis and needs.target_basis:
         decomposing += costs.basis_bytes(m, n)  # the first is there while the second is found
-    return max(pair, decomposing, method.memory(shape, rank, params)) + _SMALL_CHANGE
+    return max(pair, decomposing, method.memory(shape, rank, params)) + SMALL_CHANGE
 
 
 _STRIPS = 150_000_000  # bytes of the strips that what makes copies takes at once on a card,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraport.adapters.stored_weights import StoredWeight
 from loraport.containers.references import TensorRef
-from loraport.engine.job import Job
+from loraport.engine.job import SMALL_CHANGE, Job
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -93,4 +93,4 @@ def peak_bytes(shape: tuple[int, int], whole: bool) -> int:
         whole: whether it is decomposed as a whole matrix, or by its factors.
     """
     m, n = shape
-    return 4 * m * n * (6 if whole else 1) + (24 * min(m, n) ** 2 if whole else 0) + 16_000_000
+    return 4 * m * n * (6 if whole else 1) + (24 * min(m, n) ** 2 if whole else 0) + SMALL_CHANGE
