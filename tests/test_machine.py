@@ -91,6 +91,25 @@ def test_a_part_of_a_core_counts_as_one(quota, count, tmp_path, monkeypatch):
     assert machine.cores() == count
 
 
+@pytest.mark.parametrize(("quota", "given", "threads"), [(100_000, None, "1"), (100_000, "3", "3"), (9**9, None, None)])
+def test_the_program_starts_no_more_threads_than_there_are_cores(quota, given, threads, tmp_path):
+    """Libraries count the cores that they see: ten times as slow on one of two, and worse on two of many."""
+    (tmp_path / "own").write_text(V2)
+    (tmp_path / "cpu.max").write_text(f"{quota} 100000")
+    code = (
+        "import os, sys; from pathlib import Path; from loraport import machine\n"
+        "machine._OWN, machine._MOUNTED = Path('own'), Path()\n"
+        "machine.cores_in_sight = lambda: 2\n"
+        "from loraport.cli import main, start\n"
+        "main.run = lambda: print(os.environ.get('OMP_NUM_THREADS')); start.run()"
+    )
+    variables = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    variables |= {} if given is None else {"OMP_NUM_THREADS": given}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=variables, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(threads)
+
+
 MOUNTED = Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 

@@ -14,8 +14,12 @@ _OWN, _MOUNTED = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 def cores() -> int:
     """CPU cores that this process may use; a part of one counts as one."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(math.ceil(min([there, *map(_cores_of, _groups("cpu"))])), 1)
+    return max(math.ceil(min([cores_in_sight(), *map(_cores_of, _groups("cpu"))])), 1)
+
+
+def cores_in_sight() -> int:
+    """CPU cores that this process may run on, which is what libraries count, whatever share of them it is given."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def free_memory() -> int:
