@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Generator, Tensor
 
-from loraport.errors import FileError, MismatchError, UsageError
+from loraport.errors import FileError, MismatchError, UsageError, first_line
 from loraport.files import read_text
 from loraport.sampling.denoiser import Conditions, Runnable
 from loraport.zoo import world
@@ -128,7 +128,7 @@ def encode_by_folder(folder: Path, texts: Sequence[str], device: torch.device) -
         pipeline.to(device)
     except (OSError, ValueError, ImportError) as error:
         raise FileError(
-            "the text encoder could not be loaded", where=str(folder), values=str(error).strip().splitlines()[0],
+            "the text encoder could not be loaded", where=str(folder), values=first_line(error),
             fix=f"repair the folder, or encode the prompts elsewhere and give a file with {PROMPTED} and {EMPTY}",
         ) from error  # fmt: skip
     return encode_by(pipeline, texts)

@@ -163,9 +163,7 @@ def _load(folder: Path, settings: SamplingSettings, added: tuple[AddedLora, ...]
         else:
             network.to(device)
     except OSError as error:
-        raise FileError(
-            "the model could not be loaded", where=str(folder), values=str(error).splitlines()[0]
-        ) from error
+        raise FileError("the model could not be loaded", where=str(folder), values=first_line(error)) from error
     return WanDenoiser(network, device)
 
 

@@ -18,7 +18,7 @@ from loraport.engine.devices import named_devices, pick_devices, usable_bytes
 from loraport.engine.events import Remarked, Warned
 from loraport.engine.executor import Limits
 from loraport.engine.options import RayData
-from loraport.errors import FileError, UsageError
+from loraport.errors import FileError, UsageError, first_line
 from loraport.machine import cores
 from loraport.version import __version__
 from loraport.wording import count
@@ -126,7 +126,7 @@ def _connect(ray: Any, limits: Limits, *, start: bool) -> bool | None:
             raise UsageError(
                 "the Ray cluster does not answer",
                 where=address or "the address that `ray start` left on this machine",
-                values=str(error).strip().splitlines()[0],
+                values=first_line(error),
                 fix="start it (ray start), forget it (ray stop, unset RAY_ADDRESS), or use a cluster for this run "
                 "only (RAY_ADDRESS=local)",
             ) from error
