@@ -135,7 +135,7 @@ def test_texts_need_an_encoder_of_the_source_or_the_target(folders, tmp_path):
         conditions_for(folder, bare, tinywan.TEXTS)
     prompts = tmp_path / "latin.txt"
     prompts.write_bytes("ein Kätzchen".encode("latin-1"))
-    with pytest.raises(FileError, match="prompts cannot be read"):
+    with pytest.raises(FileError, match="prompts is not UTF-8"):
         conditions_for(whole, bare, prompts)
 
 
