@@ -135,7 +135,7 @@ def _memory(shape: tuple[int, int], **settings: object) -> int:
     """What a plan reckons with, but for the constant."""
     method, params = registry.resolve(str(settings.get("method", "casa")))
     way = job_cost.ChosenMethod(method, params)
-    return job_cost.peak_bytes(way, shape, 32) - job_cost._SMALL_CHANGE
+    return job_cost.peak_bytes(way, shape, 32) - job_cost.SMALL_CHANGE
 
 
 def _on_a_card(shape: tuple[int, int], rule: RankRule, method: str = "casa") -> int:

@@ -242,7 +242,8 @@ def test_a_limit_on_threads_is_not_a_bug(capsys: pytest.CaptureFixture, monkeypa
     def command() -> None:
         threading.Thread(target=print).start()
 
-    monkeypatch.setattr("threading._start_new_thread", refused)
+    old, new = "_start_new_thread", "_start_joinable_thread"  # of Python before 3.13, and since
+    monkeypatch.setattr(threading, new if hasattr(threading, new) else old, refused)
     assert guard.guarded(command, as_json=False, verbose=False) == 5
     assert "the limit on processes" in capsys.readouterr().err
 
