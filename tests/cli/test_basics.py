@@ -236,7 +236,7 @@ def test_out_of_memory_is_not_a_bug(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_a_limit_on_threads_is_not_a_bug(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refused(*given: object) -> None:
+    def refused(*given: object, **named: object) -> None:
         raise RuntimeError("can't start new thread")  # as Python says it, where a container has a limit
 
     def command() -> None:
