@@ -67,6 +67,7 @@ CASES = {
     ),
     "more is used than allowed": (V2, second(GIGA, GIGA + 1), math.inf, -1),
     "what nobody understands": (V2, second("much", "some", "files\n\n", "a lot"), math.inf, math.inf),
+    "half of it": ("0:\n0\n\n0::/\n", second("max", 0, "", "50000"), math.inf, math.inf),
     "nothing there": ("", {}, math.inf, math.inf),
     "groups for other things": ("9:name=systemd:/\n8:pids:/\n", first(GIGA, 0, "", 50000), math.inf, math.inf),
 }
@@ -82,6 +83,12 @@ def test_what_the_groups_allow(name, tmp_path, monkeypatch):
     assert min(map(machine._bytes_of, machine._groups("memory")), default=math.inf) == memory
     free = psutil.virtual_memory().available
     assert machine.free_memory() == (max(memory, 0) if memory <= GIGA else pytest.approx(free, rel=0.3))
+
+
+def test_a_group_may_be_named_by_any_bytes(tmp_path, monkeypatch):
+    groups(monkeypatch, tmp_path, V2, second(cpu="50000 100000"))
+    (tmp_path / "own").write_bytes(b"0::/\xff\n")
+    assert machine.cores() == 1
 
 
 @pytest.mark.parametrize(("quota", "count"), [(150_000, 2), (200_000, 2), (1_000, 1), (6_400_000, 64), (0, 64)])

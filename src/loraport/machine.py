@@ -35,7 +35,8 @@ def _groups(controller: str) -> Iterator[Path]:
     In a container the group may be named as the machine sees it, which is not there; the folder above all is.
     """
     for line in _text(_OWN).splitlines():
-        _, controllers, name = line.split(":", 2)
+        _, _, told = line.partition(":")
+        controllers, _, name = told.partition(":")
         if controllers and controller not in controllers.split(","):
             continue
         inside = PurePosixPath(name.lstrip("/"))
@@ -45,11 +46,11 @@ def _groups(controller: str) -> Iterator[Path]:
 
 def _cores_of(group: Path) -> float:
     """That a group allows; infinite where it says nothing."""
-    told = _text(group / "cpu.max").split() or [
-        _text(group / f"cpu.cfs_{each}_us").strip() for each in ("quota", "period")
-    ]
+    told = _text(group / "cpu.max").partition(" ")[::2]
+    if not told[0]:
+        told = _text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")
     quota, period = map(_number, told)
-    return quota / period if 0 < quota < math.inf and period > 0 else math.inf
+    return quota / period if 0 < quota < math.inf and 0 < period < math.inf else math.inf
 
 
 def _bytes_of(group: Path) -> float:
@@ -62,16 +63,17 @@ def _bytes_of(group: Path) -> float:
         return math.inf
     kept = dict(line.rpartition(" ")[::2] for line in _text(group / "memory.stat").splitlines())
     # The first version counts the groups below as well only in what is called a total.
-    files = sum(int(kept.get(f"total_{each}", kept.get(each, 0))) for each in ("active_file", "inactive_file"))
-    return limit - used + files
+    files = [_number(kept.get(f"total_{each}", kept.get(each, "0"))) for each in ("active_file", "inactive_file")]
+    return limit - used + sum(files)
 
 
 def _number(text: str) -> float:
+    """Infinite for "max" and whatever else is no number."""
     return int(text) if text.strip().lstrip("-").isdecimal() else math.inf
 
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
+        return file.read_text(encoding="utf-8", errors="surrogateescape")  # a group's name may be any bytes
     except OSError:
         return ""

@@ -90,7 +90,7 @@ def _many(given: Given, folder: Path | None, console: Console) -> None:
     if many.plans:
         cost = asdict(estimate(list(many.plans.values()), run_options, time.process_time()))
     documents += show_many(plain, many, cost, console)
-    short = _short_of_room(many.plans.values(), run_options, folder)
+    short = _short_of_room(many.plans.values(), run_options, folder, twice=True) if many.plans else []
     console.warning(*short)
     console.document({"plans": documents, "cost": cost, "warnings": short, "failed": len(failures)})
     if failures:
@@ -104,19 +104,19 @@ def _told(
     from loraport.engine.estimate import estimate
 
     facts = describe(plan, estimate([plan], run_options, start))
-    facts["warnings"] += _short_of_room([plan], run_options, None if output is None else output.parent)
+    facts["warnings"] += _short_of_room([plan], run_options, output and output.parent, twice=False)
     show(facts, console, cached=run_options.cache != "off")
     return facts
 
 
-def _short_of_room(plans: Collection["TransferPlan"], run_options: RunOptions, folder: Path | None) -> list[str]:
-    """What may be too large for this machine, as the run would say it."""
-    if not plans:
-        return []
+def _short_of_room(
+    plans: Collection["TransferPlan"], run_options: RunOptions, folder: Path | None, *, twice: bool
+) -> list[str]:
+    """What may be too large for this machine, as the run would say it; arguments as of `engine.room.short_of_room`."""
     from loraport.engine.executor import executor_for
     from loraport.engine.room import short_of_room
 
-    return list(short_of_room(plans, folder, run_options, executor_for(run_options), twice=len(plans) > 1))
+    return list(short_of_room(plans, folder, run_options, executor_for(run_options), twice=twice))
 
 
 def _both(both: "ExpertsPlan", run_options: RunOptions, output: Path | None, console: Console) -> dict[str, Any]:

@@ -40,6 +40,7 @@ from loraport.engine.many.plan import LayerBatch, batches_of
 from loraport.engine.options import RunOptions
 from loraport.engine.plan import TransferPlan, sample_for_kinship
 from loraport.engine.rates import rates_of
+from loraport.engine.room import TORCH_BYTES
 from loraport.machine import cores
 from loraport.methods import cost as costs
 from loraport.store.index import DEFAULT_MAX_BYTES, RESERVE_BYTES, room
@@ -47,7 +48,7 @@ from loraport.store.index import DEFAULT_MAX_BYTES, RESERVE_BYTES, room
 _OVERHEAD = 0.005  # seconds a layer for all that is neither counted nor large: opening files, JSON, events
 _SPREAD = 0.8  # of the cores' joint speed is left when one layer has them all
 _OUTPUT_COPIES = 1.25  # the output's tensors, and what is in the making: padded, cast, read back for the check
-_TORCH_SECONDS, TORCH_BYTES = 1.2, 190_000_000  # that loading it takes; measured
+_TORCH_SECONDS = 1.2  # that loading it takes; measured
 _LOOK = 4_000_000  # bytes that are read to see how fast they come
 _PAYS = 0.7  # a cache pays when the next LoRA takes less than this share of the time it takes without
 
